@@ -1,0 +1,269 @@
+"""Named sets of ablations, and the enumerations that a sweep runs over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lensprune.ablation.components import (
+    MLP,
+    Attention,
+    Component,
+    Head,
+    KVGroup,
+    Layer,
+    check_component,
+)
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookedModel, ModelFacts, NamedHook
+
+__all__ = [
+    "CLEAN",
+    "OVER",
+    "Ablation",
+    "AblationKind",
+    "Variant",
+    "cumulative",
+    "each_attention",
+    "each_head",
+    "each_kv_group",
+    "each_layer",
+    "each_mlp",
+    "enumerate_variants",
+    "layer_range",
+    "parse_indices",
+]
+
+AblationKind = Literal["skip", "zero", "mean", "resample"]
+"""``skip``: the branch adds nothing, resid_post = resid_pre (layers, attention, MLP). ``zero``: the activation is 0;
+for a layer, attention or MLP the activation is its contribution to the residual stream, so zero equals skip there.
+``mean``: the activation's mean over reference prompts. ``resample``: its value on a donor prompt, position by position."""
+
+BRANCH_KINDS: tuple[str, ...] = get_args(AblationKind)
+HEAD_KINDS: tuple[str, ...] = ("zero", "mean", "resample")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One component changed in one way."""
+
+    component: Component
+    kind: AblationKind
+
+    def __post_init__(self) -> None:
+        if self.kind not in BRANCH_KINDS:
+            raise unknown_name("ablation", str(self.kind), BRANCH_KINDS)
+        if self.kind == "skip" and isinstance(self.component, (Head, KVGroup)):
+            raise UserError(
+                f"skip bypasses a residual branch, and {self.component.label} is not one: use zero, mean or resample"
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{self.component.label}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named set of changes to the model; no change at all is the clean model.
+
+    `hooks` are the user's own ``(hook_name, function)`` pairs; they run after the ablations at the same hook point.
+    """
+
+    name: str
+    ablations: tuple[Ablation, ...] = ()
+    hooks: tuple[NamedHook, ...] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.ablations and not self.hooks
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any ablation is `mean` or `resample`."""
+        return any(a.kind in ("mean", "resample") for a in self.ablations)
+
+    @property
+    def component(self) -> str:
+        """Label of what is changed, for tables: the single component's kind, ``range``, ``hooks`` or empty."""
+        kinds = {type(a.component).__name__ for a in self.ablations}
+        if not kinds:
+            return "hooks" if self.hooks else ""
+        if len(self.ablations) > 1:
+            return "range"
+        return _TABLE_NAMES[kinds.pop()]
+
+    @property
+    def layer(self) -> int | None:
+        """The layer of a single-component variant, else ``None``."""
+        return self.ablations[0].component.layer if len(self.ablations) == 1 else None
+
+    @property
+    def head(self) -> int | None:
+        """The head (or group) index of a single-head variant, else ``None``."""
+        if len(self.ablations) != 1:
+            return None
+        component = self.ablations[0].component
+        if isinstance(component, Head):
+            return component.head
+        return component.group if isinstance(component, KVGroup) else None
+
+    @property
+    def ablation(self) -> str:
+        """The ablation kinds, joined by ``+``; empty for clean."""
+        return "+".join(sorted({a.kind for a in self.ablations}))
+
+    def check(self, facts: ModelFacts) -> None:
+        """Raise `UserError` if a component does not exist in the model."""
+        for ablation in self.ablations:
+            check_component(ablation.component, facts)
+
+
+_TABLE_NAMES = {"Layer": "layer", "Attention": "attention", "MLP": "mlp", "Head": "head", "KVGroup": "kv_group"}
+
+CLEAN = Variant("clean")
+
+ModelLike = HookedModel | ModelFacts | Any
+
+
+def _facts(model: ModelLike) -> ModelFacts:
+    if isinstance(model, ModelFacts):
+        return model
+    from lensprune.models import as_hooked_model
+
+    return as_hooked_model(model).facts
+
+
+def _each(
+    model: ModelLike, kind: str, layers: Sequence[int] | None, components: Callable[[ModelFacts, int], Iterable[Component]]
+) -> list[Variant]:
+    facts = _facts(model)
+    variants = []
+    for layer in range(facts.n_layers) if layers is None else layers:
+        check_component(Layer(layer), facts)
+        for component in components(facts, layer):
+            check_component(component, facts)
+            ablation = Ablation(component, kind)  # type: ignore[arg-type]
+            variants.append(Variant(ablation.name, (ablation,)))
+    return variants
+
+
+def each_layer(model: ModelLike, kind: str = "skip", layers: Sequence[int] | None = None) -> list[Variant]:
+    """One variant per layer (paper §3: one layer removed at a time)."""
+    return _each(model, kind, layers, lambda facts, layer: [Layer(layer)])
+
+
+def each_attention(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
+    """One variant per attention branch."""
+    return _each(model, kind, layers, lambda facts, layer: [Attention(layer)])
+
+
+def each_mlp(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
+    """One variant per MLP branch."""
+    return _each(model, kind, layers, lambda facts, layer: [MLP(layer)])
+
+
+def each_head(
+    model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+) -> list[Variant]:
+    """One variant per query head."""
+    return _each(
+        model, kind, layers, lambda facts, layer: [Head(layer, h) for h in (range(facts.n_heads) if heads is None else heads)]
+    )
+
+
+def each_kv_group(
+    model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, groups: Sequence[int] | None = None
+) -> list[Variant]:
+    """One variant per key/value group, all its query heads together."""
+    return _each(
+        model,
+        kind,
+        layers,
+        lambda facts, layer: [KVGroup(layer, g) for g in (range(facts.n_key_value_heads) if groups is None else groups)],
+    )
+
+
+def layer_range(model: ModelLike, first: int, last: int, kind: str = "skip") -> Variant:
+    """Layers `first` to `last`, both included, in one variant named ``L{first}-{last}.{kind}``."""
+    facts = _facts(model)
+    if first > last:
+        raise UserError(f"layer range {first}-{last} is empty: the first layer must not exceed the last")
+    ablations = tuple(Ablation(Layer(layer), kind) for layer in range(first, last + 1))  # type: ignore[arg-type]
+    name = ablations[0].name if first == last else f"L{first}-{last}.{kind}"
+    variant = Variant(name, ablations)
+    variant.check(facts)
+    return variant
+
+
+def cumulative(
+    model: ModelLike, kind: str = "skip", start: Literal["bottom", "top"] = "top", at_most: int | None = None
+) -> list[Variant]:
+    """Remove 1, 2, … `at_most` layers (default: all) from one end of the model."""
+    facts = _facts(model)
+    if start not in ("bottom", "top"):
+        raise unknown_name("end of the model", str(start), ["bottom", "top"])
+    last = facts.n_layers - 1
+    count = facts.n_layers if at_most is None else at_most
+    if not 1 <= count <= facts.n_layers:
+        raise UserError(f"cannot remove {count} layers: {facts.name} has {facts.n_layers}, choose 1 to {facts.n_layers}")
+    if start == "bottom":
+        return [layer_range(facts, 0, n - 1, kind) for n in range(1, count + 1)]
+    return [layer_range(facts, last - n + 1, last, kind) for n in range(1, count + 1)]
+
+
+OVER: dict[str, Callable[..., list[Variant]]] = {
+    "layers": each_layer,
+    "attention": each_attention,
+    "mlp": each_mlp,
+    "heads": each_head,
+    "kv-groups": each_kv_group,
+}
+"""The command line's ``--over`` names."""
+
+
+def enumerate_variants(
+    model: ModelLike,
+    over: str,
+    kind: str | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> list[Variant]:
+    """The variants of ``--over``: `layers`, `attention`, `mlp`, `heads` or `kv-groups`.
+
+    Args:
+        kind: the ablation; ``None`` takes skip for layers and zero for everything else.
+        layers: restrict to these layers.
+        heads: restrict to these heads (or groups); only for `heads` and `kv-groups`.
+    """
+    if over not in OVER:
+        raise unknown_name("value for over", over, OVER)
+    kind = kind or ("skip" if over == "layers" else "zero")
+    if over == "heads":
+        return each_head(model, kind, layers, heads)
+    if over == "kv-groups":
+        return each_kv_group(model, kind, layers, heads)
+    if heads is not None:
+        raise UserError(f"heads are given but the sweep is over {over}: use over='heads' or over='kv-groups'")
+    return OVER[over](model, kind, layers)
+
+
+def parse_indices(text: str, size: int, what: str = "layer") -> list[int]:
+    """Parse ``"0,10,20-29"`` into a sorted list of distinct indices below `size`.
+
+    Raises:
+        UserError: not a list of numbers and ranges, or an index out of range.
+    """
+    indices: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise UserError(f"cannot read {what}s {text!r} at {part.strip()!r}: write numbers and ranges like 0,10,20-29")
+        first, last = int(low), int(high) if dash else int(low)
+        if first > last:
+            raise UserError(f"{what} range {part.strip()} is empty: the first must not exceed the last")
+        if last >= size:
+            raise UserError(f"{what} {last} is out of range: there are {what}s 0 to {size - 1}")
+        indices.update(range(first, last + 1))
+    return sorted(indices)

@@ -1,0 +1,47 @@
+"""The contract of every executor: requests × variants in, responses out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import Variant
+from lensprune.protocols.requests import Request, Response
+
+__all__ = ["Executor", "ProgressCallback", "VariantResponses"]
+
+ProgressCallback = Callable[[int], None]
+"""Called with the number of (variant, request) rows finished since the last call."""
+
+
+@dataclass(frozen=True)
+class VariantResponses:
+    """The answers of one variant, aligned with the requests it was given."""
+
+    variant: Variant
+    responses: tuple[Response, ...]
+
+
+class Executor(Protocol):
+    """Runs requests under variants.
+
+    `run` yields each variant once, as soon as all its requests are answered; the order may differ from the one
+    given. `reference` supplies the activations that `mean` and `resample` need.
+
+    Raises:
+        HookNeverFired: a hook of a variant did not fire.
+        UserError: a variant needs a reference and none was given, or names a part the model lacks.
+    """
+
+    name: str
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        variants: Sequence[Variant],
+        *,
+        reference: ReferenceActivations | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[VariantResponses]: ...

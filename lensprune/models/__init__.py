@@ -1,0 +1,1 @@
+"""Load a model, or wrap one that the user loaded."""

@@ -1,0 +1,1 @@
+"""How an item is asked and scored."""

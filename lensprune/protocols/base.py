@@ -1,0 +1,59 @@
+"""From an item to requests, and from responses back to one outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lensprune.protocols.requests import Request
+from lensprune.tasks.base import Item, ProtocolName
+
+__all__ = ["Failure", "ItemRequests", "Outcome", "Prompt"]
+
+Failure = Literal["none", "no_answer", "degenerate", "wrong_answer", "non_finite"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The strings behind one request: lm-eval's ``arguments`` of an instance."""
+
+    context: str
+    continuation: str = ""
+
+
+@dataclass(frozen=True)
+class ItemRequests:
+    """All requests of one item under one protocol, aligned with `prompts`.
+
+    `truncated_tokens` counts context tokens cut on the left to fit the model's context (0 if none).
+    """
+
+    item: Item
+    protocol: ProtocolName
+    prompts: tuple[Prompt, ...]
+    requests: tuple[Request, ...]
+    truncated_tokens: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one variant did on one item.
+
+    `gold_logprob` (nats) and `margin` (gold minus best other, nats) are ``None`` under generate; `metrics` holds
+    every metric by lm-eval's name (``acc``, ``acc_norm``, ``exact_match,strict-match``, …); `correct` is the
+    task's primary one. `n_tokens` counts scored (likelihood) or generated tokens; `text` is the model's answer.
+    """
+
+    item_id: str
+    cluster: str | None
+    target: str
+    prediction: str | None
+    correct: bool
+    gold_logprob: float | None
+    margin: float | None
+    failure: Failure
+    n_tokens: int
+    text: str
+    metrics: Mapping[str, float]

@@ -1,0 +1,131 @@
+"""What a task is: items, few-shot examples, and one prompt format for each protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+__all__ = [
+    "Doc",
+    "FewshotSampler",
+    "Filter",
+    "GenerationFormat",
+    "Item",
+    "LoadedTask",
+    "MultipleChoiceFormat",
+    "PromptFormat",
+    "ProtocolName",
+    "Task",
+]
+
+Doc = Mapping[str, Any]
+ProtocolName = Literal["default", "continuation", "generate"]
+FewshotSampler = Literal["random", "first_n"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question. `cluster` groups items that are not independent (MMLU's subject); `fewshot` holds the
+    examples drawn for this item, in prompt order."""
+
+    id: str
+    doc: Doc
+    cluster: str | None = None
+    fewshot: tuple[Doc, ...] = ()
+
+
+class Filter(Protocol):
+    """Extracts the answer from a generated text; ``None`` when there is none (lm-eval's ``[invalid]``)."""
+
+    name: str
+
+    def __call__(self, text: str) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class MultipleChoiceFormat:
+    """A prompt whose options are scored by log-likelihood, in lm-eval's terms.
+
+    `context` is ``doc_to_text``, `choices` ``doc_to_choice``, `gold` the index of the right choice. With
+    `per_choice_context` (winogrande) `choices` gives one context per option and `continuation` the shared text.
+    `primary_metric` decides `correct`: ``acc`` (argmax of summed log-probabilities, ties to the lowest index)
+    or ``acc_norm`` (divided by the choice's length in characters).
+    """
+
+    context: Callable[[Doc], str]
+    choices: Callable[[Doc], Sequence[str]]
+    gold: Callable[[Doc], int]
+    description: Callable[[Doc], str] = lambda doc: ""
+    continuation: Callable[[Doc], str] | None = None
+    target_delimiter: str = " "
+    fewshot_delimiter: str = "\n\n"
+    metrics: tuple[str, ...] = ("acc", "acc_norm")
+    primary_metric: Literal["acc", "acc_norm"] = "acc"
+
+    @property
+    def per_choice_context(self) -> bool:
+        return self.continuation is not None
+
+
+@dataclass(frozen=True)
+class GenerationFormat:
+    """A prompt that is answered by greedy generation.
+
+    `target` is the few-shot answer text (``doc_to_target``) and the reference that `matches` compares with.
+    `filters` are tried separately, each giving one metric ``exact_match,<filter name>``; the first one
+    whose name is `primary_filter` decides `correct`. `matches(prediction, target)` is lm-eval's exact_match with
+    the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g. ``"18"``).
+    """
+
+    context: Callable[[Doc], str]
+    target: Callable[[Doc], str]
+    filters: tuple[Filter, ...]
+    matches: Callable[[str, str], bool]
+    primary_filter: str
+    until: tuple[str, ...]
+    max_new_tokens: int
+    display_gold: Callable[[Doc], str]
+    description: Callable[[Doc], str] = lambda doc: ""
+    target_delimiter: str = " "
+    fewshot_delimiter: str = "\n\n"
+
+
+PromptFormat = MultipleChoiceFormat | GenerationFormat
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark: where its rows come from, how each protocol asks them, and its chance level.
+
+    `chance(doc, protocol)` is the expected accuracy of an uninformed guess on one item (0 for an open answer).
+    `load` turns parameters into rows: ``load(source, split, params) -> rows``; columns are checked against
+    `columns` first.
+    """
+
+    name: str
+    summary: str
+    formats: Mapping[ProtocolName, PromptFormat]
+    chance: Callable[[Doc, ProtocolName], float]
+    load: Callable[..., tuple[list[Doc], list[Doc]]]
+    default_shots: int = 0
+    fewshot_sampler: FewshotSampler = "random"
+    fixed_fewshot: Sequence[Doc] | None = None
+    item_id: Callable[[Doc, int], str] = lambda doc, index: str(index)
+    cluster: Callable[[Doc], str | None] = lambda doc: None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task with its items, ready for a protocol."""
+
+    task: Task
+    items: tuple[Item, ...]
+    fewshot_pool: tuple[Doc, ...]
+    shots: int
+    seed: int
+    data_source: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,36 @@
+"""Shared fixtures: tiny models of every family, the real model, and the folder of benchmark rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.families import save_folder
+
+torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory):
+    """Function: family name → local model folder, written once a session."""
+    folders: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in folders:
+            folders[family] = save_folder(family, tmp_path_factory.mktemp(family) / family)
+        return folders[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real benchmark rows: LENSPRUNE_DATA_DIR, or ``shared/benchmarks`` next to the checkout."""
+    named = os.environ.get("LENSPRUNE_DATA_DIR")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "benchmarks"
+    if not folder.is_dir():
+        pytest.skip("no folder of benchmark rows: set LENSPRUNE_DATA_DIR")
+    return folder

@@ -1,0 +1,91 @@
+"""Tiny random models, one per architecture family, with a byte-level tokenizer that reads any text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ["<unk>", "<bos>", "<eos>", "<pad>"]
+VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+
+CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "llama": lambda: transformers.LlamaConfig(**_COMMON),
+    "qwen2": lambda: transformers.Qwen2Config(**_COMMON),
+    "qwen3": lambda: transformers.Qwen3Config(**_COMMON),
+    "gemma2": lambda: transformers.Gemma2Config(**_COMMON, sliding_window=8, query_pre_attn_scalar=8),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**_COMMON, sliding_window=8, query_pre_attn_scalar=8),
+    "mistral": lambda: transformers.MistralConfig(**_COMMON, sliding_window=8),
+    "phi3": lambda: transformers.Phi3Config(**_COMMON),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCAB_SIZE, n_embd=32, n_layer=3, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2
+    ),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(**_COMMON, num_local_experts=4),
+}
+FAMILIES = tuple(CONFIGS)
+CORE_FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte; no token is added by itself."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(SPECIAL_TOKENS + alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+
+
+def hf_model(family: str, seed: int = 0, scale: float = 4.0, **overrides: Any) -> PreTrainedModel:
+    """A random fp32 model; weights are scaled up so that ablations move the logits visibly."""
+    torch.manual_seed(seed)
+    config = CONFIGS[family]()
+    for key, value in overrides.items():
+        setattr(config, key, value)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(scale)
+            elif "bias" in name:
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def save_folder(family: str, folder: Path, seed: int = 0, **overrides: Any) -> Path:
+    """Write model and tokenizer in Hugging Face's layout, as `load_model` reads them."""
+    model = hf_model(family, seed, **overrides)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
