@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Float, Int
 
-__all__ = ["MeanMode", "ReferenceActivations"]
+from lensprune.ablation.components import MLP, Attention, Component, Layer
+from lensprune.ablation.variants import Variant
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookedModel, NamedHook
+
+__all__ = ["MeanMode", "ReferenceActivations", "collect_reference", "site_of"]
 
 MeanMode = Literal["pooled", "per_position"]
+
+CONTRIBUTION = "contribution"
+
+
+def site_of(component: Component) -> str:
+    """Name of the activation that an ablation of `component` replaces.
+
+    A hook name for branches and heads; for a layer ``blocks.{l}.contribution``, which stands for
+    ``hook_resid_post − hook_resid_pre``.
+    """
+    block = f"blocks.{component.layer}"
+    if isinstance(component, Layer):
+        return f"{block}.{CONTRIBUTION}"
+    if isinstance(component, Attention):
+        return f"{block}.hook_attn_out"
+    if isinstance(component, MLP):
+        return f"{block}.hook_mlp_out"
+    return f"{block}.attn.hook_z"
 
 
 @dataclass(frozen=True)
 class ReferenceActivations:
-    """Activations of the clean model on reference prompts, one entry per hook point.
+    """Activations of the clean model on reference prompts, one entry per site (see `site_of`).
 
-    `pooled[name]`: mean over all non-padding positions, shape of one position's activation. `per_position[name]`:
-    [pos, …], mean over the prompts that reach the position. `donor[name]`: [pos, …], the donor prompt's activations.
-    `description` and `digest` go into the run's spec.
+    `pooled[site]`: mean over all positions of all prompts. `per_position[site]`: [pos, …], the mean over the prompts
+    that reach a position, for every position that at least two prompts reach (one, if there is one prompt).
+    `donor[site]`: [pos, …], the donor prompt's activations. `digest` identifies prompts, mode and donor.
+
+    Past the last calibrated position, decode steps included, ``per_position`` falls back on the pooled mean. Past the
+    donor's end, `resample` goes round through the donor's positions 1, 2, …: position 0, often an attention sink, only
+    ever replaces position 0.
     """
 
     mode: MeanMode = "pooled"
@@ -28,3 +58,127 @@ class ReferenceActivations:
     donor: Mapping[str, torch.Tensor] = field(default_factory=dict)
     description: str = ""
     digest: str = ""
+
+    def mean(self, site: str, position_ids: Int[torch.Tensor, "batch pos"]) -> Float[torch.Tensor, "batch pos ..."]:
+        """Mean activation of `site` for tokens at `position_ids`."""
+        pooled = self._get(self.pooled, site).to(position_ids.device)
+        if self.mode == "pooled":
+            return pooled.expand(*position_ids.shape, *pooled.shape)
+        table = self._get(self.per_position, site).to(position_ids.device)
+        values = table[position_ids.clamp(0, len(table) - 1)]
+        calibrated = (position_ids < len(table)).view(*position_ids.shape, *[1] * pooled.ndim)
+        return torch.where(calibrated, values, pooled)
+
+    def resample(self, site: str, position_ids: Int[torch.Tensor, "batch pos"]) -> Float[torch.Tensor, "batch pos ..."]:
+        """Donor activation of `site` for tokens at `position_ids`."""
+        donor = self._get(self.donor, site).to(position_ids.device)
+        cycle = max(len(donor) - 1, 1)
+        wrapped = torch.where(position_ids < len(donor), position_ids, 1 + (position_ids - 1) % cycle)
+        return donor[wrapped.clamp(0, len(donor) - 1)]
+
+    @staticmethod
+    def _get(table: Mapping[str, torch.Tensor], site: str) -> torch.Tensor:
+        if site not in table:
+            raise UserError(f"the reference has no activations for {site}: collect it for this variant")
+        return table[site]
+
+
+class _Recorder:
+    """Keeps one prompt's activations at the wanted sites."""
+
+    def __init__(self, sites: Iterable[str]) -> None:
+        self.sites = sorted(set(sites))
+        self.values: dict[str, torch.Tensor] = {}
+
+    def hooks(self) -> list[NamedHook]:
+        hooks: list[NamedHook] = []
+        for site in self.sites:
+            if site.endswith(CONTRIBUTION):
+                block = site.removesuffix(f".{CONTRIBUTION}")
+                hooks.append((f"{block}.hook_resid_pre", self._keep(site)))
+                hooks.append((f"{block}.hook_resid_post", self._subtract(site)))
+            else:
+                hooks.append((site, self._keep(site)))
+        return hooks
+
+    def _keep(self, site: str) -> Any:
+        def keep(activation: torch.Tensor, hook: Any) -> None:
+            self.values[site] = activation.detach().clone()
+
+        return keep
+
+    def _subtract(self, site: str) -> Any:
+        def subtract(activation: torch.Tensor, hook: Any) -> None:
+            self.values[site] = activation.detach() - self.values[site]
+
+        return subtract
+
+
+def collect_reference(
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    variants: Sequence[Variant],
+    *,
+    mode: MeanMode = "pooled",
+    donor_seed: int = 0,
+    description: str = "",
+) -> ReferenceActivations:
+    """Run the clean model over reference prompts and keep what the variants' `mean` and `resample` need.
+
+    Prompts run one at a time, so no padding enters a mean. Sums are kept in float64. The donor prompt is
+    ``random.Random(donor_seed)``'s choice among the prompts.
+
+    Args:
+        prompts: token ids of each reference prompt; never the scored items.
+        variants: only their sites are recorded.
+
+    Raises:
+        UserError: no prompts, an empty prompt, or an unknown mode.
+    """
+    if mode not in get_args(MeanMode):
+        raise unknown_name("mean mode", str(mode), get_args(MeanMode))
+    if not prompts:
+        raise UserError("mean and resample ablation need reference prompts, and there are none: give few-shot examples or a text file")
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise UserError("a reference prompt is empty after tokenisation: remove it")
+    ablations = [a for v in variants for a in v.ablations]
+    mean_sites = {site_of(a.component) for a in ablations if a.kind == "mean"}
+    donor_sites = {site_of(a.component) for a in ablations if a.kind == "resample"}
+    donor_index = random.Random(donor_seed).randrange(len(prompts))
+    sums: dict[str, torch.Tensor] = {}
+    counts = torch.zeros(max(len(p) for p in prompts), dtype=torch.float64)
+    donor: dict[str, torch.Tensor] = {}
+    for index, prompt in enumerate(prompts):
+        wanted = mean_sites | (donor_sites if index == donor_index else set())
+        if not wanted:
+            continue
+        recorder = _Recorder(wanted)
+        ids = torch.tensor([list(prompt)], device=model.facts.device)
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        with torch.inference_mode(), model.hooks(recorder.hooks()):
+            model.forward(ids, torch.ones_like(ids), positions, logits_to_keep=1)
+        counts[: ids.shape[1]] += 1
+        for site in mean_sites:
+            value = recorder.values[site][0].double().cpu()
+            if site not in sums:
+                sums[site] = torch.zeros(len(counts), *value.shape[1:], dtype=torch.float64)
+            sums[site][: len(value)] += value
+        if index == donor_index:
+            donor = {site: recorder.values[site][0] for site in donor_sites}
+    dtype = next(iter(model.module.parameters())).dtype
+    needed = min(2, len(prompts))
+    calibrated = int((counts >= needed).sum())
+    pooled, per_position = {}, {}
+    for site, total in sums.items():
+        pooled[site] = (total.sum(0) / counts.sum()).to(model.facts.device, dtype)
+        shaped = counts[:calibrated].view(-1, *[1] * (total.ndim - 1))
+        per_position[site] = (total[:calibrated] / shaped).to(model.facts.device, dtype)
+    identity = repr(([list(p) for p in prompts], mode, donor_seed, model.facts.weights_hash))
+    return ReferenceActivations(
+        mode=mode,
+        pooled=pooled,
+        per_position=per_position if mode == "per_position" else {},
+        donor=donor,
+        description=description or f"{len(prompts)} prompts, {int(sum(len(p) for p in prompts))} tokens",
+        digest=hashlib.sha256(identity.encode()).hexdigest(),
+    )

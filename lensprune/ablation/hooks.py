@@ -1,0 +1,132 @@
+"""From a variant to TransformerLens hooks: the definition of what each ablation does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+
+from lensprune.ablation.components import Head, KVGroup, Layer, heads_of
+from lensprune.ablation.reference import ReferenceActivations, site_of
+from lensprune.ablation.variants import Ablation, Variant
+from lensprune.errors import HookNeverFired, UserError, unknown_name
+from lensprune.models.base import HookedModel, HookFunction, NamedHook
+
+__all__ = ["BatchState", "VariantHooks"]
+
+
+@dataclass
+class BatchState:
+    """What the hooks need to know of the forward pass that is running; the executor sets it before each.
+
+    `position_ids` counts each row's tokens from its first real one; padding has position 0.
+    """
+
+    position_ids: Int[torch.Tensor, "batch pos"] | None = None
+
+
+class VariantHooks:
+    """The hooks of one variant, with a record of which ones fired.
+
+    Order at one hook point: the ablation's writes, then the user's hooks, then reads. Where a skipped layer
+    reads its input, the user's changes to that input are therefore in it.
+
+    Raises:
+        UserError: a component or hook name that the model lacks, or a missing reference.
+    """
+
+    def __init__(
+        self, model: HookedModel, variant: Variant, state: BatchState, reference: ReferenceActivations | None = None
+    ) -> None:
+        variant.check(model.facts)
+        if variant.needs_reference and reference is None:
+            raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+        known = model.hook_names()
+        for name, _ in variant.hooks:
+            if name not in known:
+                raise unknown_name("hook", name, known)
+        self._variant = variant
+        self._model = model
+        self._state = state
+        self._reference = reference
+        self._fired: list[bool] = []
+        self._residuals: dict[int, torch.Tensor] = {}
+        writes: list[NamedHook] = []
+        reads: list[NamedHook] = []
+        for ablation in variant.ablations:
+            if isinstance(ablation.component, Layer):
+                block = f"blocks.{ablation.component.layer}"
+                reads.append((f"{block}.hook_resid_pre", self._read_residual(ablation.component.layer)))
+                writes.append((f"{block}.hook_resid_post", self._replace_contribution(ablation)))
+            elif isinstance(ablation.component, (Head, KVGroup)):
+                writes.append((site_of(ablation.component), self._replace_heads(ablation)))
+            else:
+                writes.append((site_of(ablation.component), self._replace_branch(ablation)))
+        self.named: Sequence[NamedHook] = [
+            (name, self._counted(function)) for name, function in [*writes, *variant.hooks, *reads]
+        ]
+
+    def check_fired(self) -> None:
+        """Raise `HookNeverFired` if any hook did not run since construction."""
+        silent = [name for (name, _), fired in zip(self.named, self._fired, strict=True) if not fired]
+        if silent:
+            raise HookNeverFired(
+                f"{self._variant.name}: {', '.join(silent)} never fired, so the numbers would be those of the clean model"
+            )
+
+    def _counted(self, function: HookFunction) -> HookFunction:
+        index = len(self._fired)
+        self._fired.append(False)
+
+        def counted(activation: torch.Tensor, hook: Any) -> torch.Tensor | None:
+            self._fired[index] = True
+            return function(activation, hook)
+
+        return counted
+
+    def _replacement(self, ablation: Ablation, like: torch.Tensor) -> torch.Tensor:
+        """[batch, pos, …] value that takes the place of the activation at `ablation`'s site."""
+        if ablation.kind in ("skip", "zero"):
+            return torch.zeros_like(like)
+        site = site_of(ablation.component)
+        assert self._reference is not None
+        assert self._state.position_ids is not None
+        table = self._reference.mean if ablation.kind == "mean" else self._reference.resample
+        return table(site, self._state.position_ids).to(like.dtype)
+
+    def _read_residual(self, layer: int) -> HookFunction:
+        def read(activation: torch.Tensor, hook: Any) -> None:
+            self._residuals[layer] = activation
+
+        return read
+
+    def _replace_contribution(self, ablation: Ablation) -> HookFunction:
+        layer = ablation.component.layer
+
+        def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+            residual = self._residuals.pop(layer)
+            if ablation.kind in ("skip", "zero"):
+                return residual
+            return residual + self._replacement(ablation, residual)
+
+        return replace
+
+    def _replace_branch(self, ablation: Ablation) -> HookFunction:
+        def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+            return self._replacement(ablation, activation)
+
+        return replace
+
+    def _replace_heads(self, ablation: Ablation) -> HookFunction:
+        assert isinstance(ablation.component, (Head, KVGroup))
+        heads = heads_of(ablation.component, self._model.facts)
+
+        def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+            changed = activation.clone()
+            changed[..., heads, :] = self._replacement(ablation, activation)[..., heads, :]
+            return changed
+
+        return replace

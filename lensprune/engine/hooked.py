@@ -1,0 +1,121 @@
+"""The reference executor: TransformerLens hooks, one variant at a time, one whole forward pass per batch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from lensprune.ablation.hooks import BatchState, VariantHooks
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import Variant
+from lensprune.engine.base import ProgressCallback, VariantResponses
+from lensprune.engine.batching import batches_by_length, pad_left
+from lensprune.engine.scoring import eos_token_ids, pad_token_id, score_continuation
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import (
+    GenerateRequest,
+    GenerateResponse,
+    LoglikelihoodRequest,
+    Request,
+    Response,
+)
+from lensprune.protocols.stopping import StopMatcher
+
+__all__ = ["HookedExecutor"]
+
+
+class HookedExecutor:
+    """Runs every variant from scratch through the model's hook points.
+
+    Rows are left-padded, with attention mask and position ids. `max_tokens` bounds rows × length of a batch; decoding
+    keeps the rows of its prompt batch. Requests that need the same forward pass (the letters of one question) share it.
+    """
+
+    name = "hooked"
+
+    def __init__(self, model: HookedModel, max_tokens: int = 2048) -> None:
+        self.model = model
+        self.max_tokens = max_tokens
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        variants: Sequence[Variant],
+        *,
+        reference: ReferenceActivations | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[VariantResponses]:
+        """Yield the responses of each variant, in the order given. See `Executor`."""
+        likelihood = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
+        generation = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
+        for variant in variants:
+            state = BatchState()
+            hooks = VariantHooks(self.model, variant, state, reference)
+            responses: dict[int, Response] = {}
+            with torch.inference_mode(), self.model.hooks(hooks.named):
+                for answered in (self._score(likelihood, state), self._generate(generation, state)):
+                    for index, response in answered:
+                        responses[index] = response
+                        if progress is not None:
+                            progress(1)
+            if requests:
+                hooks.check_fired()
+            yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
+
+    def _score(
+        self, requests: dict[int, LoglikelihoodRequest], state: BatchState
+    ) -> Iterator[tuple[int, Response]]:
+        by_input: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, request in requests.items():
+            by_input[(request.context_ids + request.continuation_ids)[:-1]].append(index)
+        inputs = list(by_input)
+        for batch in batches_by_length([len(row) for row in inputs], self.max_tokens):
+            rows = [inputs[i] for i in batch]
+            padded = pad_left(rows, pad_token_id(self.model), self.model.facts.device)
+            state.position_ids = padded.position_ids
+            kept = max(len(requests[i].continuation_ids) for row in rows for i in by_input[row])
+            logits = self.model.forward(
+                padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept
+            )
+            for row, row_logits in zip(rows, logits, strict=True):
+                for index in by_input[row]:
+                    continuation = requests[index].continuation_ids
+                    yield index, score_continuation(row_logits[-len(continuation) :], continuation)
+
+    def _generate(self, requests: dict[int, GenerateRequest], state: BatchState) -> Iterator[tuple[int, Response]]:
+        indices = list(requests)
+        lengths = [len(requests[i].context_ids) + requests[i].max_new_tokens for i in indices]
+        for batch in batches_by_length(lengths, self.max_tokens):
+            yield from self._generate_batch({indices[i]: requests[indices[i]] for i in batch}, state)
+
+    def _generate_batch(
+        self, requests: dict[int, GenerateRequest], state: BatchState
+    ) -> Iterator[tuple[int, Response]]:
+        tokenizer, device = self.model.tokenizer, self.model.facts.device
+        eos = eos_token_ids(self.model)
+        matchers = {i: StopMatcher(tokenizer, r.until, eos) for i, r in requests.items()}
+        padded = pad_left([r.context_ids for r in requests.values()], pad_token_id(self.model), device)
+        input_ids, mask, positions = padded.input_ids, padded.attention_mask, padded.position_ids
+        cache = self.model.new_cache()
+        open_rows = dict(enumerate(requests))
+        while open_rows:
+            state.position_ids = positions
+            logits = self.model.forward(input_ids, mask, positions, cache=cache, logits_to_keep=1)[:, -1]
+            finite = torch.isfinite(logits).all(-1).tolist()
+            tokens = logits.argmax(-1)
+            for row, index in list(open_rows.items()):
+                matcher, request = matchers[index], requests[index]
+                if finite[row]:
+                    reason = matcher.push(int(tokens[row]))
+                    if reason is None and len(matcher.token_ids) >= request.max_new_tokens:
+                        reason = "length"
+                else:
+                    reason = "non_finite"
+                if reason is not None:
+                    del open_rows[row]
+                    yield index, GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
+            input_ids = tokens[:, None]
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            positions = positions[:, -1:] + 1

@@ -1,0 +1,48 @@
+"""From logits to responses: what both executors share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import LoglikelihoodResponse
+
+__all__ = ["eos_token_ids", "pad_token_id", "score_continuation"]
+
+
+def score_continuation(
+    logits: Float[torch.Tensor, "continuation d_vocab"], continuation: Sequence[int]
+) -> LoglikelihoodResponse:
+    """Sum the log-probabilities (nats, fp32) of `continuation`; row t of `logits` predicts token t.
+
+    A logit that is NaN or infinite makes the whole response NaN.
+    """
+    targets = torch.tensor(list(continuation), device=logits.device)
+    if not bool(torch.isfinite(logits).all()):
+        return LoglikelihoodResponse(math.nan, False, len(targets))
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    total = logprobs.gather(1, targets[:, None]).sum()
+    return LoglikelihoodResponse(float(total), bool((logits.argmax(-1) == targets).all()), len(targets))
+
+
+def eos_token_ids(model: HookedModel) -> frozenset[int]:
+    """Every token that ends a generation: the tokenizer's EOS and those of the model's generation config."""
+    found = {model.tokenizer.eos_token_id}
+    hf = getattr(model.module, "original_model", None)
+    for config in (getattr(hf, "generation_config", None), getattr(hf, "config", None)):
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, (list, tuple)) else [ids])
+    return frozenset(i for i in found if isinstance(i, int))
+
+
+def pad_token_id(model: HookedModel) -> int:
+    """A token to fill masked positions with; any valid id does, since masks hide it."""
+    tokenizer = model.tokenizer
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if isinstance(candidate, int):
+            return candidate
+    return 0
