@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "MultipleChoiceFormat",
     "PromptFormat",
     "ProtocolName",
+    "RowRequest",
+    "Rows",
     "Task",
 ]
 
@@ -38,7 +41,8 @@ class Item:
 class Filter(Protocol):
     """Extracts the answer from a generated text; ``None`` when there is none (lm-eval's ``[invalid]``)."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, text: str) -> str | None: ...
 
@@ -76,6 +80,8 @@ class GenerationFormat:
     `filters` are tried separately, each giving one metric ``exact_match,<filter name>``; the first one
     whose name is `primary_filter` decides `correct`. `matches(prediction, target)` is lm-eval's exact_match with
     the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g. ``"18"``).
+    `is_answer(prediction)` tells an answer, right or wrong, from a text that holds none (a letter task's
+    "I think"); it names the failure and never changes a metric.
     """
 
     context: Callable[[Doc], str]
@@ -89,9 +95,37 @@ class GenerationFormat:
     description: Callable[[Doc], str] = lambda doc: ""
     target_delimiter: str = " "
     fewshot_delimiter: str = "\n\n"
+    is_answer: Callable[[str], bool] = bool
 
 
 PromptFormat = MultipleChoiceFormat | GenerationFormat
+
+
+@dataclass(frozen=True)
+class RowRequest:
+    """What a task is asked to load. `shots` is 0 where no few-shot pool is needed; `limit` is advice for
+    tasks that generate their rows (the loader of tasks cuts the list anyway)."""
+
+    data_dir: Path | None = None
+    split: str | None = None
+    limit: int | None = None
+    shots: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a task, in order, and where they came from.
+
+    `fewshot_is_evaluated` marks a few-shot pool that is the evaluated split itself, so that an item never sees
+    its own answer. `parameters` are those that only the rows decide (they are added to the task's).
+    """
+
+    docs: Sequence[Doc]
+    fewshot: Sequence[Doc]
+    source: str
+    fewshot_is_evaluated: bool = False
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,21 +133,30 @@ class Task:
     """A benchmark: where its rows come from, how each protocol asks them, and its chance level.
 
     `chance(doc, protocol)` is the expected accuracy of an uninformed guess on one item (0 for an open answer).
-    `load` turns parameters into rows: ``load(source, split, params) -> rows``; columns are checked against
-    `columns` first.
+    `load` turns a request into rows. `fixed_fewshot`, where given, is the few-shot pool whatever the rows are.
+
+    `exclude_self`: draw one example more than asked and drop the item itself, even though the pool is another
+    split. That is what lm-eval does for tasks without a test split, and it changes which examples are drawn.
+    `by_cluster`: each cluster is a task of its own in lm-eval (MMLU's subjects), so `limit`, the few-shot pool
+    and the item's index count within the cluster.
+    `lm_eval`: for each protocol in which lm-eval has this task, the name it has there; prompts are equal byte
+    for byte. MMLU's names hold ``{cluster}``.
     """
 
     name: str
     summary: str
     formats: Mapping[ProtocolName, PromptFormat]
     chance: Callable[[Doc, ProtocolName], float]
-    load: Callable[..., tuple[list[Doc], list[Doc]]]
+    load: Callable[[RowRequest], Rows]
     default_shots: int = 0
     fewshot_sampler: FewshotSampler = "random"
     fixed_fewshot: Sequence[Doc] | None = None
+    exclude_self: bool = False
+    by_cluster: bool = False
     item_id: Callable[[Doc, int], str] = lambda doc, index: str(index)
     cluster: Callable[[Doc], str | None] = lambda doc: None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    lm_eval: Mapping[ProtocolName, str] = field(default_factory=dict)
     licence: str = ""
     source: str = ""
 

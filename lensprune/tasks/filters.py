@@ -1,0 +1,116 @@
+"""Answer extraction and comparison, as lm-eval 0.4.13 does them."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+__all__ = [
+    "FLEXIBLE_NUMBER",
+    "FilterChain",
+    "RegexFilter",
+    "exact_match",
+    "first_line",
+    "remove_whitespace",
+    "take_first",
+]
+
+FLEXIBLE_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
+"""The pattern of lm-eval's ``flexible-extract``: with ``group_select=-1``, the last number of the text."""
+
+
+@dataclass(frozen=True)
+class RegexFilter:
+    """lm-eval's ``regex``: the `group_select`-th match of `pattern`; of several groups the first non-empty one.
+
+    The result is stripped. ``None`` stands for lm-eval's fallback ``[invalid]``.
+    """
+
+    name: str
+    pattern: str
+    group_select: int = 0
+    _compiled: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_compiled", re.compile(self.pattern))
+
+    def __call__(self, text: str) -> str | None:
+        matches = self._compiled.findall(text)
+        if not matches:
+            return None
+        match = matches[self.group_select]
+        if isinstance(match, tuple):
+            match = next((group for group in match if group), None)
+        return None if match is None else match.strip()
+
+
+def remove_whitespace(text: str) -> str:
+    """lm-eval's ``remove_whitespace``."""
+    return text.strip()
+
+
+def take_first(texts: Sequence[str]) -> str:
+    """lm-eval's ``take_first``: the first of several sampled responses.
+
+    Raises:
+        IndexError: there is no response.
+    """
+    return texts[0]
+
+
+@dataclass(frozen=True)
+class FilterChain:
+    """Filters applied one after the other; ``None`` as soon as one of them finds nothing."""
+
+    name: str
+    steps: tuple[Callable[[str], str | None], ...]
+
+    def __call__(self, text: str) -> str | None:
+        found: str | None = text
+        for step in self.steps:
+            if found is None:
+                return None
+            found = step(found)
+        return found
+
+
+def first_line(name: str = "get_response") -> FilterChain:
+    """The filter of lm-eval's ``mmlu_generative``: the first line, without white space at either end."""
+    return FilterChain(
+        name,
+        (
+            RegexFilter(name, r"^(.*?)(?=\n|$)"),
+            remove_whitespace,
+            RegexFilter(name, r"^(.*?)\s*$"),
+        ),
+    )
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def exact_match(
+    prediction: str,
+    reference: str,
+    *,
+    regexes_to_ignore: Sequence[str] = (),
+    ignore_case: bool = False,
+    ignore_punctuation: bool = False,
+    ignore_numbers: bool = False,
+) -> bool:
+    """lm-eval's ``exact_match``: both sides normalised, then compared as strings.
+
+    The order is lm-eval's: `regexes_to_ignore` removed one after the other, lower case, ASCII punctuation, digits.
+    """
+    sides = [prediction, reference]
+    for pattern in regexes_to_ignore:
+        sides = [re.sub(pattern, "", side) for side in sides]
+    if ignore_case:
+        sides = [side.lower() for side in sides]
+    if ignore_punctuation:
+        sides = [side.translate(_PUNCTUATION) for side in sides]
+    if ignore_numbers:
+        sides = [side.translate(str.maketrans("", "", string.digits)) for side in sides]
+    return sides[0] == sides[1]

@@ -1,0 +1,198 @@
+"""Where rows come from: local JSON Lines, bundled data, the Hugging Face hub; and the checks on them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lensprune.errors import UserError, nearest
+from lensprune.tasks.base import Doc, RowRequest, Rows
+
+__all__ = ["Dataset", "bundled_folder", "hub_rows", "is_offline", "read_jsonl", "require_columns"]
+
+
+def is_offline() -> bool:
+    """Whether ``LENSPRUNE_OFFLINE`` forbids every network access."""
+    return os.environ.get("LENSPRUNE_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
+def bundled_folder() -> Path:
+    """The folder of data that ships with the package, in a wheel and in a checkout."""
+    packaged = Path(str(files("lensprune"))) / "data"
+    return packaged if packaged.is_dir() else Path(str(files("lensprune"))).parent / "data"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line; blank lines are skipped.
+
+    Raises:
+        UserError: the file is missing, unreadable or empty, or a line is not a JSON object (with its number).
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                row = _parse_line(path, number, line)
+                rows.append(row)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not rows:
+        raise UserError(f"{path}: the file holds no rows")
+    return rows
+
+
+def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {number} is not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}: line {number} holds a JSON {type(row).__name__}, expected an object with columns")
+    return row
+
+
+def require_columns(rows: Sequence[Doc], columns: Sequence[str], where: str) -> None:
+    """Check that every row has every column.
+
+    Raises:
+        UserError: names the first row without one, the column, and the nearest column that is there.
+    """
+    for number, row in enumerate(rows, start=1):
+        for column in columns:
+            if column not in row:
+                close = nearest(column, row, n=1)
+                hint = f"; the nearest is {close[0]!r}" if close else ""
+                raise UserError(f"{where}: row {number} has no column {column!r} (it has {', '.join(row)}{hint})")
+
+
+def hub_rows(path: str, config: str | None, split: str) -> list[dict[str, Any]]:
+    """Rows of a split of a dataset on the Hugging Face hub; code from the hub is never run.
+
+    Raises:
+        UserError: ``LENSPRUNE_OFFLINE`` is set, or the dataset cannot be loaded.
+    """
+    label = f"{path}{f' ({config})' if config else ''}, split {split!r}"
+    if is_offline():
+        raise UserError(f"LENSPRUNE_OFFLINE is set, so {label} cannot be fetched: give --data-dir FOLDER")
+    # Importing datasets takes a second or more, and local rows never need it.
+    import datasets  # noqa: PLC0415
+
+    try:
+        loaded = datasets.load_dataset(path, config, split=split)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{label} cannot be loaded from the hub ({reason[0] if reason else type(error).__name__}): "
+            "check the network, or give --data-dir FOLDER"
+        ) from error
+    rows = [dict(row) for row in loaded]
+    if not rows:
+        raise UserError(f"{label}: the split holds no rows")
+    return rows
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset in the hub's column schema: a task's `load`.
+
+    Rows are taken from ``<data_dir>/<folder>/<split>.jsonl``, else from ``<bundled data>/<folder>/<split>.jsonl``,
+    else from the hub. Within a folder the evaluated split is the first of `splits` that has a file, the few-shot
+    split the first of `fewshot_splits`; without one, few-shot examples come from the evaluated split.
+
+    Args:
+        folder: name of the folder below ``--data-dir``.
+        columns: columns that every row must have.
+        hub: dataset id on the hub, with `config`; ``None`` for data that is not there.
+        splits: evaluated split, by preference (the first one is the hub's).
+        fewshot_splits: split of the few-shot examples, by preference (the first one is the hub's).
+        process: applied to every row after the check of columns.
+        keep: rows for which it is false are left out.
+    """
+
+    folder: str
+    columns: tuple[str, ...]
+    hub: str | None = None
+    config: str | None = None
+    splits: tuple[str, ...] = ("test",)
+    fewshot_splits: tuple[str, ...] = ("train",)
+    process: Callable[[Doc], Doc] = lambda row: row
+    keep: Callable[[Doc], bool] = lambda row: True
+
+    def __call__(self, request: RowRequest) -> Rows:
+        """Read the evaluated rows, and the few-shot pool if shots are asked for.
+
+        Raises:
+            UserError: no source has the rows, or they are not as described.
+        """
+        folder = self._local_folder(request.data_dir)
+        reader: Callable[[str], tuple[list[Doc], str]]
+        if folder is not None:
+            available = sorted(path.stem for path in folder.glob("*.jsonl"))
+            split = self._choose(request.split, self.splits, available, folder)
+            shot_split = next((name for name in self.fewshot_splits if name in available), None)
+            reader = self._local_reader(folder)
+        elif self.hub is not None:
+            split = request.split or self.splits[0]
+            shot_split = self.fewshot_splits[0] if self.fewshot_splits else None
+            reader = self._hub_reader()
+        else:
+            where = f"in {request.data_dir} or " if request.data_dir else ""
+            raise UserError(f"no rows for {self.folder!r} {where}in the bundled data: give --data-dir FOLDER")
+        docs, source = reader(split)
+        shared = shot_split is None or shot_split == split
+        fewshot: list[Doc] = []
+        if request.shots:
+            fewshot = docs if shot_split is None or shared else reader(shot_split)[0]
+        return Rows(docs, fewshot, source, fewshot_is_evaluated=shared)
+
+    def _local_folder(self, data_dir: Path | None) -> Path | None:
+        if data_dir is not None:
+            if not data_dir.is_dir():
+                raise UserError(f"data folder {str(data_dir)!r} does not exist")
+            if (data_dir / self.folder).is_dir():
+                return data_dir / self.folder
+        bundled = bundled_folder() / self.folder
+        return bundled if bundled.is_dir() else None
+
+    def _choose(self, asked: str | None, preferred: Sequence[str], available: Sequence[str], folder: Path) -> str:
+        if asked is not None:
+            if asked not in available:
+                raise UserError(f"{folder}: no {asked}.jsonl; splits there: {', '.join(available) or 'none'}")
+            return asked
+        for name in preferred:
+            if name in available:
+                return name
+        wanted = " or ".join(f"{name}.jsonl" for name in preferred)
+        raise UserError(f"{folder}: expected {wanted}; splits there: {', '.join(available) or 'none'}")
+
+    def _local_reader(self, folder: Path) -> Callable[[str], tuple[list[Doc], str]]:
+        def read(split: str) -> tuple[list[Doc], str]:
+            path = folder / f"{split}.jsonl"
+            return self._checked(read_jsonl(path), str(path)), str(path)
+
+        return read
+
+    def _hub_reader(self) -> Callable[[str], tuple[list[Doc], str]]:
+        def read(split: str) -> tuple[list[Doc], str]:
+            where = f"hub:{self.hub}{f'/{self.config}' if self.config else ''}:{split}"
+            return self._checked(hub_rows(str(self.hub), self.config, split), where), where
+
+        return read
+
+    def _checked(self, rows: Sequence[Mapping[str, Any]], where: str) -> list[Doc]:
+        require_columns(rows, self.columns, where)
+        kept = [self.process(row) for row in rows if self.keep(row)]
+        if not kept:
+            raise UserError(f"{where}: none of its {len(rows)} rows belongs to this task")
+        return kept
