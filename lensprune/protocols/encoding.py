@@ -1,0 +1,86 @@
+"""Strings to token ids by lm-eval 0.4.13's rules, truncation included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lensprune.errors import UserError
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
+
+__all__ = ["Encoder", "generate_request", "loglikelihood_request"]
+
+Encoder = Callable[[str, bool | None], list[int]]
+"""``encode(text, add_special_tokens)``; ``None`` follows the model's BOS policy."""
+
+
+def loglikelihood_request(
+    encode: Encoder, prefix_id: int, max_length: int, context: str, continuation: str, where: str
+) -> tuple[LoglikelihoodRequest, int]:
+    """Encode one (context, continuation) pair (``TemplateLM.loglikelihood``, ``HFLM._loglikelihood_tokens``).
+
+    Spaces at the end of the context move to the continuation; the continuation's ids are those of the whole text
+    past the number of context ids; an empty context becomes the prefix token. What exceeds `max_length` + 1 tokens is
+    cut from the left of the context (the last token is never fed to the model).
+
+    Args:
+        where: names the item in an error.
+
+    Returns:
+        The request, and the number of context tokens cut.
+
+    Raises:
+        UserError: no token is left to score, or none to condition on; or the continuation alone exceeds the context.
+    """
+    if context == "":
+        continuation_ids = encode(continuation, False)
+        # A continuation that spells the prefix token itself is not given a second one.
+        if continuation_ids[:1] == [prefix_id]:
+            context_ids, continuation_ids = continuation_ids[:1], continuation_ids[1:]
+        else:
+            context_ids = [prefix_id]
+    else:
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        context_ids = encode(stripped, None)
+        continuation_ids = encode(stripped + continuation, None)[len(context_ids) :]
+    if not continuation_ids:
+        raise UserError(f"{where}: the continuation {continuation!r} has no token of its own after the context")
+    if not context_ids:
+        raise UserError(
+            f"{where}: the context {context!r} is nothing but white space, so there is no token to start from"
+        )
+    if len(continuation_ids) > max_length:
+        raise UserError(
+            f"{where}: the continuation has {len(continuation_ids)} tokens and the model's context only {max_length}"
+        )
+    cut = max(0, len(context_ids) + len(continuation_ids) - (max_length + 1))
+    return LoglikelihoodRequest(tuple(context_ids[cut:]), tuple(continuation_ids)), cut
+
+
+def generate_request(
+    encode: Encoder,
+    prefix_id: int,
+    max_length: int,
+    context: str,
+    until: tuple[str, ...],
+    max_new_tokens: int,
+    where: str,
+) -> tuple[GenerateRequest, int]:
+    """Encode one prompt for generation (``HFLM.generate_until``): room for `max_new_tokens` is kept free on the right.
+
+    Returns:
+        The request, and the number of context tokens cut on the left.
+
+    Raises:
+        UserError: `max_new_tokens` is not positive, or leaves no room for a prompt.
+    """
+    if max_new_tokens <= 0:
+        raise UserError(f"{where}: the number of new tokens must be positive, not {max_new_tokens}")
+    room = max_length - max_new_tokens
+    if room <= 0:
+        raise UserError(
+            f"{where}: {max_new_tokens} new tokens leave no room for a prompt in a context of {max_length} tokens"
+        )
+    ids = encode(context, None) or [prefix_id]
+    cut = max(0, len(ids) - room)
+    return GenerateRequest(tuple(ids[cut:]), tuple(until), max_new_tokens), cut

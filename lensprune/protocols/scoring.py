@@ -1,0 +1,153 @@
+"""From a model's responses back to one outcome an item, with lm-eval 0.4.13's metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.protocols.base import Failure, ItemRequests, Outcome
+from lensprune.protocols.degenerate import is_degenerate
+from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse, Response
+from lensprune.tasks.base import GenerationFormat, Item, LoadedTask, MultipleChoiceFormat, ProtocolName
+from lensprune.tasks.prompts import format_of
+
+__all__ = ["LIKELIHOOD_METRICS", "score_choices", "score_generation", "score_items"]
+
+LIKELIHOOD_METRICS = ("acc", "acc_norm", "acc_bytes")
+
+
+def score_items(
+    task: LoadedTask, protocol: ProtocolName, item_requests: Sequence[ItemRequests], responses: Sequence[Response]
+) -> list[Outcome]:
+    """One outcome for each of `item_requests`, in order.
+
+    Args:
+        responses: the answers to all requests of all items, concatenated in the same order.
+
+    Raises:
+        UserError: the task lacks the protocol.
+        LensPruneError: the number or the kind of the responses does not fit the requests.
+    """
+    fmt = format_of(task.task, protocol)
+    expected = sum(len(item.requests) for item in item_requests)
+    if len(responses) != expected:
+        raise LensPruneError(f"{expected} requests were asked and {len(responses)} responses came back")
+    outcomes, start = [], 0
+    for asked in item_requests:
+        own = responses[start : start + len(asked.requests)]
+        start += len(asked.requests)
+        if isinstance(fmt, MultipleChoiceFormat):
+            likelihoods = [r for r in own if isinstance(r, LoglikelihoodResponse)]
+            if len(likelihoods) != len(own):
+                raise LensPruneError(f"item {asked.item.id}: a generation came back where a log-likelihood was asked")
+            outcomes.append(score_choices(fmt, asked.item, likelihoods))
+        else:
+            (response,) = own
+            if not isinstance(response, GenerateResponse):
+                raise LensPruneError(f"item {asked.item.id}: a log-likelihood came back where a generation was asked")
+            outcomes.append(score_generation(fmt, asked.item, response))
+    return outcomes
+
+
+def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[LoglikelihoodResponse]) -> Outcome:
+    """Score the options of one item (``ConfigurableTask.process_results``, ``multiple_choice``).
+
+    ``acc`` takes the highest summed log-probability, ``acc_norm`` divides by the option's length in characters,
+    ``acc_bytes`` by its length in bytes; ties go to the lowest index. `margin` is gold minus best other of the plain
+    sums, whichever metric decides `correct`. A log-probability that is not finite makes every metric 0 and the
+    failure ``non_finite``.
+    """
+    choices = list(fmt.choices(item.doc))
+    gold = fmt.gold(item.doc)
+    if not 0 <= gold < len(choices):
+        raise UserError(f"item {item.id}: the right option has index {gold}, and there are {len(choices)} options")
+    logprobs = np.array([response.logprob for response in responses])
+    shown = [choice.strip() for choice in choices]
+    n_tokens = sum(response.n_tokens for response in responses)
+    if not np.isfinite(logprobs).all():
+        return Outcome(
+            item_id=item.id,
+            cluster=item.cluster,
+            target=shown[gold],
+            prediction=None,
+            correct=False,
+            gold_logprob=math.nan,
+            margin=math.nan,
+            failure="non_finite",
+            n_tokens=n_tokens,
+            text="",
+            metrics={metric: 0.0 for metric in fmt.metrics},
+        )
+    picks = {metric: _pick(metric, logprobs, choices) for metric in {*fmt.metrics, fmt.primary_metric}}
+    pick = picks[fmt.primary_metric]
+    others = np.delete(logprobs, gold)
+    return Outcome(
+        item_id=item.id,
+        cluster=item.cluster,
+        target=shown[gold],
+        prediction=shown[pick],
+        correct=pick == gold,
+        gold_logprob=float(logprobs[gold]),
+        margin=float(logprobs[gold] - others.max()) if others.size else None,
+        failure="none" if pick == gold else "wrong_answer",
+        n_tokens=n_tokens,
+        text=choices[pick],
+        metrics={metric: float(picks[metric] == gold) for metric in fmt.metrics},
+    )
+
+
+def _pick(metric: str, logprobs: np.ndarray, choices: Sequence[str]) -> int:
+    if metric == "acc":
+        return int(np.argmax(logprobs))
+    if metric not in LIKELIHOOD_METRICS:
+        raise unknown_name("log-likelihood metric", metric, LIKELIHOOD_METRICS)
+    lengths = [len(choice) if metric == "acc_norm" else len(choice.encode()) for choice in choices]
+    return int(np.argmax(logprobs / np.array(lengths, dtype=float)))
+
+
+def score_generation(fmt: GenerationFormat, item: Item, response: GenerateResponse) -> Outcome:
+    """Score one generated answer: each filter gives one metric ``exact_match,<filter name>``.
+
+    The failure is the first that holds of: ``non_finite`` (a logit was NaN or infinite), ``none`` (the primary filter's
+    answer matches), ``degenerate`` (`lensprune.protocols.degenerate`), ``no_answer`` (the primary filter finds nothing,
+    or nothing that the format's `is_answer` accepts), ``wrong_answer``. So a right answer is right even in a text that
+    goes on in a loop, and a loop is a breakdown even where the filter happens to find a wrong answer in it.
+    """
+    target = fmt.target(item.doc)
+    finite = response.stop_reason != "non_finite"
+    answers = {f.name: f(response.text) for f in fmt.filters}
+    if fmt.primary_filter not in answers:
+        raise unknown_name("primary filter", fmt.primary_filter, answers)
+    metrics = {
+        f"exact_match,{name}": float(finite and answer is not None and fmt.matches(answer, target))
+        for name, answer in answers.items()
+    }
+    prediction = answers[fmt.primary_filter]
+    correct = metrics[f"exact_match,{fmt.primary_filter}"] == 1.0
+    failure: Failure
+    if not finite:
+        failure = "non_finite"
+    elif correct:
+        failure = "none"
+    elif is_degenerate(response.text):
+        failure = "degenerate"
+    elif prediction is None or not fmt.is_answer(prediction):
+        failure = "no_answer"
+    else:
+        failure = "wrong_answer"
+    return Outcome(
+        item_id=item.id,
+        cluster=item.cluster,
+        target=fmt.display_gold(item.doc),
+        prediction=prediction,
+        correct=correct,
+        gold_logprob=None,
+        margin=None,
+        failure=failure,
+        n_tokens=len(response.token_ids),
+        text=response.text,
+        metrics=metrics,
+    )
