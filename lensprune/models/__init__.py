@@ -1,1 +1,23 @@
 """Load a model, or wrap one that the user loaded."""
+
+from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import BosPolicy, HookedModel, HookFunction, ModelFacts, NamedHook
+from lensprune.models.bridge import BridgeModel
+from lensprune.models.load import load_model
+from lensprune.models.sources.bundled import BUNDLED, BundledModel
+from lensprune.models.tokenizers import encode, prefix_token_id
+
+__all__ = [
+    "BUNDLED",
+    "BosPolicy",
+    "BridgeModel",
+    "BundledModel",
+    "HookFunction",
+    "HookedModel",
+    "ModelFacts",
+    "NamedHook",
+    "as_hooked_model",
+    "encode",
+    "load_model",
+    "prefix_token_id",
+]

@@ -1,0 +1,91 @@
+"""`as_hooked_model`: whatever TransformerLens model the user has becomes a `HookedModel`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lensprune.errors import UserError
+from lensprune.models.base import BosPolicy, HookedModel
+from lensprune.models.boot import ADAPTER_ATTRIBUTE, attach
+from lensprune.models.bridge import BridgeModel
+from lensprune.models.facts import hash_weights, model_facts
+from lensprune.models.self_check import check_hook_points
+from lensprune.models.tokenizers import check_bos_policy, hash_tokenizer
+
+__all__ = ["as_hooked_model"]
+
+
+def as_hooked_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, bos: BosPolicy | None = None) -> HookedModel:
+    """Give the adapter of a model.
+
+    Args:
+        model: a `HookedModel`, a bridge from `load_model`, a TransformerBridge or HookedTransformer of the user's own.
+        tokenizer: replaces the tokenizer. A TransformerBridge rebuilds its tokenizer with BOS always on; without this
+            argument the original is read again from where it came from, without the network.
+        bos: replaces the BOS policy; ``None`` keeps the model's own (``tokenizer`` for a model of the user's).
+
+    Raises:
+        UserError: not a TransformerLens model, or its original tokenizer or a hook point cannot be found.
+        LensPruneError: the self-check of a model seen for the first time failed.
+    """
+    carried = getattr(model, "__dict__", {}).get(ADAPTER_ATTRIBUTE, model)
+    if isinstance(carried, HookedModel):
+        return _with(carried, tokenizer, bos)
+    if isinstance(model, TransformerBridge):
+        return _adapt_bridge(model, tokenizer, bos or "tokenizer")
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    raise UserError(f"a model of type {kind} has no hooks: give lensprune.load_model(...), or a TransformerBridge")
+
+
+def _with(adapter: HookedModel, tokenizer: PreTrainedTokenizerBase | None, bos: BosPolicy | None) -> HookedModel:
+    tokenizer = tokenizer or adapter.tokenizer
+    bos = bos or adapter.facts.bos_policy
+    if tokenizer is adapter.tokenizer and bos == adapter.facts.bos_policy:
+        return adapter
+    check_bos_policy(bos, tokenizer)
+    facts = replace(adapter.facts, bos_policy=bos, tokenizer_hash=hash_tokenizer(tokenizer))
+    if isinstance(adapter, BridgeModel):
+        return BridgeModel(adapter.module, tokenizer, facts, adapter.raw_model)
+    raise UserError(f"the tokenizer and BOS policy of a {type(adapter).__name__} cannot be replaced: set them where it is made")
+
+
+def _adapt_bridge(bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase | None, bos: BosPolicy) -> BridgeModel:
+    if getattr(bridge, "compatibility_mode", False):
+        raise UserError("this TransformerBridge is in compatibility mode, which shifts logits: boot it anew and leave that mode off")
+    tokenizer = tokenizer or _original_tokenizer(bridge)
+    check_bos_policy(bos, tokenizer)
+    parameter = next(bridge.original_model.parameters())
+    name = str(bridge.cfg.model_name)
+    facts = model_facts(
+        name=name,
+        source="user",
+        architecture=str(bridge.cfg.architecture),
+        cfg=bridge.cfg,
+        config=getattr(bridge.original_model, "config", None),
+        tokenizer=tokenizer,
+        dtype=parameter.dtype,
+        device=str(parameter.device),
+        bos=bos,
+        weights_hash=hash_weights(bridge.original_model.state_dict()),
+    )
+    adapter = BridgeModel(bridge, tokenizer, facts)
+    check_hook_points(adapter)
+    attach(bridge, adapter)
+    return adapter
+
+
+def _original_tokenizer(bridge: TransformerBridge) -> PreTrainedTokenizerBase:
+    rebuilt = bridge.tokenizer
+    if rebuilt is None:
+        raise UserError("this TransformerBridge has no tokenizer: pass tokenizer=")
+    try:
+        return AutoTokenizer.from_pretrained(rebuilt.name_or_path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the original tokenizer of this TransformerBridge cannot be read again from {rebuilt.name_or_path!r}, and the "
+            "bridge's own always adds BOS: pass tokenizer="
+        ) from error

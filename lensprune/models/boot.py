@@ -1,0 +1,90 @@
+"""From a Hugging Face model to a TransformerBridge in raw mode that carries its adapter."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lensprune.models.base import BosPolicy
+from lensprune.models.bridge import BridgeModel, hookless_twin
+from lensprune.models.facts import hash_weights, model_facts
+from lensprune.models.self_check import check_hook_points
+from lensprune.models.tokenizers import check_bos_policy
+
+__all__ = ["ADAPTER_ATTRIBUTE", "attach", "boot_bridge", "tokenizer_for_boot"]
+
+ADAPTER_ATTRIBUTE = "_lensprune"
+"""Where a bridge keeps its `BridgeModel`."""
+
+
+def boot_bridge(
+    hf_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    source: str,
+    bos: BosPolicy,
+    self_check: bool,
+    weights_hash: str | None = None,
+) -> TransformerBridge:
+    """Boot `hf_model` (changed in place) and attach its adapter.
+
+    Args:
+        weights_hash: known hash of exactly these weights; ``None`` computes it.
+
+    Raises:
+        UserError: a hook point that lensprune needs is missing or never fires.
+        LensPruneError: zeroing a head leaves the logits as they are, or removing the hook does not restore them.
+    """
+    check_bos_policy(bos, tokenizer)
+    architecture = type(hf_model).__name__
+    weights_hash = weights_hash or hash_weights(hf_model.state_dict())
+    hf_model.eval()
+    # Text-only configurations inside multimodal ones do not name their class, and the bridge selects by it.
+    hf_model.config.architectures = [architecture]
+    twin = hookless_twin(hf_model)
+    parameter = next(hf_model.parameters())
+    bridge = TransformerBridge.boot_transformers(
+        name,
+        hf_model=hf_model,
+        tokenizer=tokenizer_for_boot(tokenizer),
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )
+    facts = model_facts(
+        name=name,
+        source=source,
+        architecture=architecture,
+        cfg=bridge.cfg,
+        config=hf_model.config,
+        tokenizer=tokenizer,
+        dtype=parameter.dtype,
+        device=str(parameter.device),
+        bos=bos,
+        weights_hash=weights_hash,
+    )
+    adapter = BridgeModel(bridge, tokenizer, facts, twin)
+    check_hook_points(adapter, intervene=self_check)
+    attach(bridge, adapter)
+    return bridge
+
+
+def attach(bridge: Any, adapter: BridgeModel) -> None:
+    """Let `bridge` carry `adapter`, so that the bridge alone can be handed around."""
+    bridge.__dict__[ADAPTER_ATTRIBUTE] = adapter
+
+
+def tokenizer_for_boot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that TransformerLens takes as it is.
+
+    The bridge rebuilds a tokenizer from its name, with BOS switched on and possibly over the network, unless the
+    tokenizer's init arguments say that BOS is on already.
+    """
+    own = copy.deepcopy(tokenizer)
+    own.init_kwargs = {**own.init_kwargs, "name_or_path": own.name_or_path, "add_bos_token": True}
+    return own
+
+

@@ -1,0 +1,98 @@
+"""A TransformerBridge in raw mode as a `HookedModel`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lensprune.models.base import ModelFacts, NamedHook
+
+__all__ = ["BridgeModel", "hookless_twin"]
+
+
+class BridgeModel:
+    """Adapter around a TransformerBridge.
+
+    `raw_model` is the Hugging Face model without hook points, on the very same parameter tensors; it is ``None`` for a
+    bridge that the user booted, because booting changes the model in place.
+    """
+
+    def __init__(
+        self,
+        bridge: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: ModelFacts,
+        raw_model: PreTrainedModel | None = None,
+    ) -> None:
+        self._bridge = bridge
+        self._tokenizer = tokenizer
+        self._facts = facts
+        self._raw_model = raw_model
+        self._hook_names = frozenset(bridge.hook_dict)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Shape and provenance."""
+        return self._facts
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's original tokenizer."""
+        return self._tokenizer
+
+    @property
+    def module(self) -> Any:
+        """The TransformerBridge itself."""
+        return self._bridge
+
+    @property
+    def raw_model(self) -> PreTrainedModel | None:
+        """The same weights without hook points, or ``None`` if the user booted the bridge."""
+        return self._raw_model
+
+    def forward(
+        self,
+        input_ids: Int[torch.Tensor, "batch pos"],
+        attention_mask: Int[torch.Tensor, "batch all_pos"],
+        position_ids: Int[torch.Tensor, "batch pos"],
+        *,
+        cache: Any | None = None,
+        logits_to_keep: int = 0,
+    ) -> Float[torch.Tensor, "batch kept d_vocab"]:
+        """Run the model on left-padded rows and return logits; see `HookedModel.forward`.
+
+        Gradient mode is the caller's.
+        """
+        output = self._bridge.original_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=logits_to_keep,
+        )
+        return output.logits
+
+    def new_cache(self) -> DynamicCache:
+        """An empty key/value cache for `forward`."""
+        return DynamicCache(config=self._bridge.original_model.config)
+
+    def hooks(self, fwd_hooks: Sequence[NamedHook]) -> AbstractContextManager[Any]:
+        """Context in which `fwd_hooks` are part of every forward pass."""
+        return self._bridge.hooks(fwd_hooks=list(fwd_hooks))
+
+    def hook_names(self) -> frozenset[str]:
+        """Every hook name that `hooks` accepts, aliases included."""
+        return self._hook_names
+
+
+def hookless_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy the module tree of `model` but none of its tensors: parameters and buffers are shared."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, memo=shared)

@@ -1,0 +1,92 @@
+"""The folder where converted models are kept: written at once or not at all, and checked on every load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from lensprune.errors import UserError
+
+__all__ = ["cache_root", "hash_file", "is_offline", "read_manifest", "store", "verify"]
+
+MANIFEST = "lensprune-manifest.json"
+_CHUNK = 1 << 22
+
+
+def cache_root() -> Path:
+    """``LENSPRUNE_CACHE``, else the platform's cache folder for lensprune."""
+    named = os.environ.get("LENSPRUNE_CACHE")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("lensprune", appauthor=False))
+
+
+def is_offline() -> bool:
+    """Whether ``LENSPRUNE_OFFLINE`` (or Hugging Face's ``HF_HUB_OFFLINE``) forbids every network access."""
+    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in _OFFLINE_VARIABLES)
+
+
+_OFFLINE_VARIABLES = ("LENSPRUNE_OFFLINE", "HF_HUB_OFFLINE")
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def store(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
+    """Fill `folder` by `write(temporary_folder)` and move it into place in one step.
+
+    `write` returns facts for the manifest, which also lists the sha256 of every file. When another process finishes
+    first, its folder stays and this one's work is dropped.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"cannot write the cache folder {folder.parent}: {error.strerror}; set LENSPRUNE_CACHE") from error
+    try:
+        facts = write(temporary)
+        files = {
+            path.relative_to(temporary).as_posix(): hash_file(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+        }
+        (temporary / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            # A non-empty folder is never replaced: another process was first.
+            if not (folder / MANIFEST).is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a stored folder, or ``None`` if there is none that can be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+
+
+def verify(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Names of files that are missing or differ from the manifest."""
+    return [
+        name
+        for name, digest in manifest["files"].items()
+        if not (folder / name).is_file() or hash_file(folder / name) != digest
+    ]

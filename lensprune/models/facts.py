@@ -1,0 +1,96 @@
+"""Shape and provenance of a model."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from lensprune.models.base import BosPolicy, ModelFacts
+from lensprune.models.tokenizers import hash_tokenizer
+
+__all__ = ["context_length", "hash_weights", "model_facts"]
+
+_DEFAULT_CONTEXT = 2048
+_UNSET_TOKENIZER_LENGTH = 10**18
+
+
+def model_facts(
+    *,
+    name: str,
+    source: str,
+    architecture: str,
+    cfg: Any,
+    config: PretrainedConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    device: str,
+    bos: BosPolicy,
+    weights_hash: str,
+) -> ModelFacts:
+    """Collect the facts from a TransformerLens `cfg` and, where there is one, the Hugging Face `config`."""
+    n_heads = int(cfg.n_heads)
+    return ModelFacts(
+        name=name,
+        source=source,
+        architecture=architecture,
+        n_layers=int(cfg.n_layers),
+        n_heads=n_heads,
+        n_key_value_heads=int(getattr(cfg, "n_key_value_heads", None) or n_heads),
+        d_head=int(cfg.d_head),
+        d_model=int(cfg.d_model),
+        d_vocab=int(cfg.d_vocab),
+        n_ctx=context_length(config, tokenizer) if config is not None else int(cfg.n_ctx),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device,
+        bos_policy=bos,
+        weights_hash=weights_hash,
+        tokenizer_hash=hash_tokenizer(tokenizer),
+        parallel_attn_mlp=bool(getattr(cfg, "parallel_attn_mlp", False)),
+    )
+
+
+def context_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Longest input in tokens, by lm-eval 0.4.13's rule (``resolve_max_length``)."""
+    text_config = getattr(config, "text_config", None) or config
+    for attribute in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(text_config, attribute, None)
+        if value is not None:
+            return int(value)
+    length = tokenizer.model_max_length
+    return int(length) if length and length < _UNSET_TOKENIZER_LENGTH else _DEFAULT_CONTEXT
+
+
+def hash_weights(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over the sorted lines ``name dtype shape sha256(bytes)`` of `state`.
+
+    The bytes of each tensor are hashed on their own, so that several cores can share the work; tensors that share
+    memory are read once.
+    """
+    unique: dict[tuple[Any, ...], torch.Tensor] = {}
+    keys = {}
+    for name, tensor in state.items():
+        keys[name] = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        unique[keys[name]] = tensor
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        digests = dict(zip(unique, pool.map(_hash_tensor, unique.values()), strict=True))
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        shape = "x".join(str(size) for size in tensor.shape)
+        total.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape} {digests[keys[name]]}\n".encode())
+    return total.hexdigest()
+
+
+def _hash_tensor(tensor: torch.Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous()
+    size = flat.numel() * flat.element_size()
+    # numpy has no bfloat16, and a copy of every weight would double the memory: read the storage in place.
+    view = (ctypes.c_char * size).from_address(flat.data_ptr()) if size else b""
+    return hashlib.sha256(view).hexdigest()

@@ -1,0 +1,1 @@
+"""Read GGUF files: header, configuration, weights, tokenizer."""

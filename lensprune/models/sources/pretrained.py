@@ -1,0 +1,102 @@
+"""Hugging Face's own layout: a local folder or a repository on the hub. Safetensors only, never remote code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from lensprune.errors import UserError
+from lensprune.models.cache import is_offline
+from lensprune.models.sources.architectures import check_architecture
+from lensprune.models.sources.base import LoadedModel, LoadOptions
+
+__all__ = ["load_folder", "load_hub", "placement"]
+
+
+def load_folder(folder: Path, options: LoadOptions, *, name: str | None = None) -> LoadedModel:
+    """Load a local folder with ``config.json``, ``*.safetensors`` and tokenizer files.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or the architecture is not supported.
+    """
+    name = name or str(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {name} has no config.json: expected Hugging Face's layout, or a path to a .gguf file")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"model folder {name} has no *.safetensors weights: other weight formats are not read, for safety")
+    return _load(str(folder), options, name, source=f"folder:{folder.name}", local=True)
+
+
+def load_hub(repo: str, options: LoadOptions) -> LoadedModel:
+    """Load a repository of the Hugging Face hub, from its local cache when offline.
+
+    Raises:
+        UserError: the repository does not exist, is gated, cannot be reached, or is not supported.
+    """
+    revision = f"@{options.revision}" if options.revision else ""
+    return _load(repo, options, repo, source=f"hub:{repo}{revision}", local=is_offline())
+
+
+def _load(path: str, options: LoadOptions, name: str, *, source: str, local: bool) -> LoadedModel:
+    shared: dict[str, Any] = {"local_files_only": local, "revision": options.revision or "main", "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, **shared)
+        check_architecture(config, name)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=options.dtype,
+            use_safetensors=True,
+            attn_implementation="eager",
+            **placement(options),
+            **shared,
+        )
+        tokenizer = options.tokenizer or AutoTokenizer.from_pretrained(path, **shared)
+    except UserError:
+        raise
+    except GatedRepoError as error:
+        raise UserError(f"model {name!r} is gated: accept its terms on the hub and log in with `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"model {name!r} has no revision {options.revision!r}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"model {name!r} does not exist on the Hugging Face hub, or needs a login") from error
+    except (OSError, HfHubHTTPError) as error:
+        raise UserError(_unreadable(name, local, error)) from error
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    if options.n_devices is None:
+        model = model.to(options.device)
+    return LoadedModel(model.eval(), tokenizer, source)
+
+
+def placement(options: LoadOptions) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that spread a model over several GPUs; none for a single device."""
+    if options.n_devices is None:
+        return {}
+    budget = {i: torch.cuda.mem_get_info(i)[0] for i in range(options.n_devices)}
+    return {"device_map": "balanced", "max_memory": budget}
+
+
+def _unreadable(name: str, local: bool, error: Exception) -> str:
+    if Path(name).is_dir():
+        return f"model folder {name} cannot be read: {_first_line(error)}"
+    if local:
+        return (
+            f"model {name!r} is not in the local Hugging Face cache, and LENSPRUNE_OFFLINE or HF_HUB_OFFLINE forbids the "
+            "network: load it once online, or give a local folder"
+        )
+    return (
+        f"model {name!r} cannot be fetched from the Hugging Face hub ({_first_line(error)}): check the name and the "
+        "connection, or give a local folder or .gguf file"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+

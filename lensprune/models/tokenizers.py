@@ -1,0 +1,80 @@
+"""Text to token ids under a stated BOS policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import BosPolicy, HookedModel
+
+__all__ = ["check_bos_policy", "encode", "hash_tokenizer", "prefix_token_id"]
+
+
+def prefix_token_id(model: HookedModel) -> int:
+    """The token that stands for an empty context: BOS, else EOS (lm-eval 0.4.13, ``HFLM.prefix_token_id``).
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
+    return _prefix_token_id(model.tokenizer)
+
+
+def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None) -> list[int]:
+    """Token ids of `text` under the model's BOS policy.
+
+    Under ``tokenizer`` this is lm-eval 0.4.13's ``HFLM.tok_encode`` with ``add_bos_token=None``: the tokenizer adds
+    what it adds by itself, and nothing if `text` already starts with the prefix token. Under ``always`` exactly one BOS
+    token stands in front; under ``never`` no special token is added.
+
+    Args:
+        text: the text; special tokens spelled out in it are read as special tokens.
+        add_special_tokens: ``None`` follows the policy; ``False`` adds nothing; ``True`` adds what the tokenizer adds
+            by itself (one BOS under ``always``).
+    """
+    tokenizer, policy = model.tokenizer, model.facts.bos_policy
+    if add_special_tokens is False or (policy == "never" and add_special_tokens is None):
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    if policy == "always":
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
+        bos = tokenizer.bos_token_id
+        return ids if ids[:1] == [bos] else [bos, *ids]
+    if add_special_tokens:
+        return list(tokenizer.encode(text, add_special_tokens=True))
+    prefix = tokenizer.decode(_prefix_token_id(tokenizer))
+    if isinstance(prefix, str) and text.startswith(prefix):
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    return list(tokenizer.encode(text))
+
+
+def check_bos_policy(bos: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` for an unknown policy, or for ``always`` without a BOS token."""
+    if bos not in get_args(BosPolicy):
+        raise unknown_name("BOS policy", str(bos), get_args(BosPolicy))
+    if bos == "always" and tokenizer.bos_token_id is None:
+        raise UserError("bos='always' needs a tokenizer with a BOS token, and this one has none: use 'tokenizer' or 'never'")
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over everything that decides ids and prompts: vocabulary, rules, special tokens, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    description = {
+        "backend": json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items()),
+        "class": None if backend is not None else type(tokenizer).__name__,
+        "special": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
+        "chat_template": tokenizer.chat_template,
+    }
+    # Truncation and padding are switched on and off by calls, and change no token of a prompt.
+    if isinstance(description["backend"], dict):
+        description["backend"].update(truncation=None, padding=None)
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise UserError("the tokenizer has neither a BOS nor an EOS token, so an empty context has no token to stand for it")
