@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int
 
 from lensprune.ablation.components import Head, KVGroup, Layer, heads_of
-from lensprune.ablation.reference import ReferenceActivations, site_of
+from lensprune.ablation.reference import ReferenceActivations, replacement, site_of
 from lensprune.ablation.variants import Ablation, Variant
-from lensprune.errors import HookNeverFired, UserError, unknown_name
+from lensprune.errors import HookNeverFired, LensPruneError, UserError, unknown_name
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 
 __all__ = ["BatchState", "VariantHooks"]
@@ -88,14 +88,9 @@ class VariantHooks:
         return counted
 
     def _replacement(self, ablation: Ablation, like: torch.Tensor) -> torch.Tensor:
-        """[batch, pos, …] value that takes the place of the activation at `ablation`'s site."""
-        if ablation.kind in ("skip", "zero"):
-            return torch.zeros_like(like)
-        site = site_of(ablation.component)
-        assert self._reference is not None
-        assert self._state.position_ids is not None
-        table = self._reference.mean if ablation.kind == "mean" else self._reference.resample
-        return table(site, self._state.position_ids).to(like.dtype)
+        if self._state.position_ids is None:
+            raise LensPruneError("the executor did not set the batch's position ids before the forward pass")
+        return replacement(ablation, self._reference, self._state.position_ids, like)
 
     def _read_residual(self, layer: int) -> HookFunction:
         def read(activation: torch.Tensor, hook: Any) -> None:

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.ablation.components import MLP, Attention, Component, Layer
-from lensprune.ablation.variants import Variant
+from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, NamedHook
 
-__all__ = ["MeanMode", "ReferenceActivations", "collect_reference", "site_of"]
+__all__ = ["MeanMode", "ReferenceActivations", "collect_reference", "replacement", "site_of"]
 
 MeanMode = Literal["pooled", "per_position"]
 
@@ -59,7 +59,7 @@ class ReferenceActivations:
     description: str = ""
     digest: str = ""
 
-    def mean(self, site: str, position_ids: Int[torch.Tensor, "batch pos"]) -> Float[torch.Tensor, "batch pos ..."]:
+    def mean(self, site: str, position_ids: Int[torch.Tensor, "*rows"]) -> Float[torch.Tensor, "*rows ..."]:
         """Mean activation of `site` for tokens at `position_ids`."""
         pooled = self._get(self.pooled, site).to(position_ids.device)
         if self.mode == "pooled":
@@ -69,7 +69,7 @@ class ReferenceActivations:
         calibrated = (position_ids < len(table)).view(*position_ids.shape, *[1] * pooled.ndim)
         return torch.where(calibrated, values, pooled)
 
-    def resample(self, site: str, position_ids: Int[torch.Tensor, "batch pos"]) -> Float[torch.Tensor, "batch pos ..."]:
+    def resample(self, site: str, position_ids: Int[torch.Tensor, "*rows"]) -> Float[torch.Tensor, "*rows ..."]:
         """Donor activation of `site` for tokens at `position_ids`."""
         donor = self._get(self.donor, site).to(position_ids.device)
         cycle = max(len(donor) - 1, 1)
@@ -81,6 +81,25 @@ class ReferenceActivations:
         if site not in table:
             raise UserError(f"the reference has no activations for {site}: collect it for this variant")
         return table[site]
+
+
+def replacement(
+    ablation: Ablation,
+    reference: ReferenceActivations | None,
+    position_ids: Int[torch.Tensor, "*rows"],
+    like: Float[torch.Tensor, "*rows ..."],
+) -> Float[torch.Tensor, "*rows ..."]:
+    """The value that takes the place of the activation `like` at `ablation`'s site, for tokens at `position_ids`.
+
+    Raises:
+        UserError: `mean` or `resample` without a reference.
+    """
+    if ablation.kind in ("skip", "zero"):
+        return torch.zeros_like(like)
+    if reference is None:
+        raise UserError(f"{ablation.name} needs reference activations: give a reference set of prompts")
+    table = reference.mean if ablation.kind == "mean" else reference.resample
+    return table(site_of(ablation.component), position_ids).to(like.dtype)
 
 
 class _Recorder:

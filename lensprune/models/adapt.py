@@ -19,7 +19,9 @@ from lensprune.models.tokenizers import check_bos_policy, hash_tokenizer
 __all__ = ["as_hooked_model"]
 
 
-def as_hooked_model(model: Any, tokenizer: PreTrainedTokenizerBase | None = None, bos: BosPolicy | None = None) -> HookedModel:
+def as_hooked_model(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None = None, bos: BosPolicy | None = None
+) -> HookedModel:
     """Give the adapter of a model.
 
     Args:
@@ -50,12 +52,16 @@ def _with(adapter: HookedModel, tokenizer: PreTrainedTokenizerBase | None, bos: 
     facts = replace(adapter.facts, bos_policy=bos, tokenizer_hash=hash_tokenizer(tokenizer))
     if isinstance(adapter, BridgeModel):
         return BridgeModel(adapter.module, tokenizer, facts, adapter.raw_model)
-    raise UserError(f"the tokenizer and BOS policy of a {type(adapter).__name__} cannot be replaced: set them where it is made")
+    raise UserError(
+        f"the tokenizer and BOS policy of a {type(adapter).__name__} cannot be replaced: set them where it is made"
+    )
 
 
 def _adapt_bridge(bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase | None, bos: BosPolicy) -> BridgeModel:
     if getattr(bridge, "compatibility_mode", False):
-        raise UserError("this TransformerBridge is in compatibility mode, which shifts logits: boot it anew and leave that mode off")
+        raise UserError(
+            "this TransformerBridge is in compatibility mode, which shifts logits: boot it anew and leave that mode off"
+        )
     tokenizer = tokenizer or _original_tokenizer(bridge)
     check_bos_policy(bos, tokenizer)
     parameter = next(bridge.original_model.parameters())

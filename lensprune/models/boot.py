@@ -86,5 +86,3 @@ def tokenizer_for_boot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     own = copy.deepcopy(tokenizer)
     own.init_kwargs = {**own.init_kwargs, "name_or_path": own.name_or_path, "add_bos_token": True}
     return own
-
-

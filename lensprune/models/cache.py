@@ -57,11 +57,15 @@ def store(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise UserError(f"cannot write the cache folder {folder.parent}: {error.strerror}; set LENSPRUNE_CACHE") from error
+        raise UserError(
+            f"cannot write the cache folder {folder.parent}: {error.strerror}; set LENSPRUNE_CACHE"
+        ) from error
     try:
         facts = write(temporary)
         files = {
-            path.relative_to(temporary).as_posix(): hash_file(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+            path.relative_to(temporary).as_posix(): hash_file(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
         }
         (temporary / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=2) + "\n")
         try:

@@ -83,7 +83,9 @@ def _load(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:
         return load_folder(path, options)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise UserError(f"model file {text} is not a .gguf file: give a .gguf file or a folder in Hugging Face's layout")
+            raise UserError(
+                f"model file {text} is not a .gguf file: give a .gguf file or a folder in Hugging Face's layout"
+            )
         return load_gguf(path, options)
     if path.suffix.lower() == ".gguf" or path.is_absolute() or text.startswith((".", "~")) or not text.strip():
         raise UserError(f"model path {text!r} does not exist{_hint(text)}")
@@ -117,7 +119,9 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def _device(device: str | torch.device | None, n_devices: int | None) -> torch.device:
     if n_devices is not None and n_devices > 1 and device is not None:
-        raise UserError(f"device {str(device)!r} and n_devices={n_devices} are both given: leave device out to use several GPUs")
+        raise UserError(
+            f"device {str(device)!r} and n_devices={n_devices} are both given: leave device out to use several GPUs"
+        )
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -11,7 +11,14 @@ from lensprune.models.base import HookedModel, HookFunction, NamedHook
 
 __all__ = ["REQUIRED_HOOKS", "check_hook_points", "required_hooks"]
 
-REQUIRED_HOOKS = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "attn.hook_pattern")
+REQUIRED_HOOKS = (
+    "hook_resid_pre",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "attn.hook_z",
+    "attn.hook_pattern",
+)
 """Hook points that every block must have."""
 
 _ROWS, _POSITIONS = 2, 6
@@ -104,4 +111,6 @@ def _logits(model: HookedModel, hooks: list[NamedHook] | None = None) -> torch.T
 def _refuse(model: HookedModel, verb: str, hooks: list[str]) -> None:
     if hooks:
         shown = ", ".join(hooks[:6]) + (f" and {len(hooks) - 6} more" if len(hooks) > 6 else "")
-        raise UserError(f"architecture {model.facts.architecture} of {model.facts.name} is not supported: it {verb} {shown}")
+        raise UserError(
+            f"architecture {model.facts.architecture} of {model.facts.name} is not supported: it {verb} {shown}"
+        )

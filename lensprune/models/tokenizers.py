@@ -55,7 +55,9 @@ def check_bos_policy(bos: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if bos not in get_args(BosPolicy):
         raise unknown_name("BOS policy", str(bos), get_args(BosPolicy))
     if bos == "always" and tokenizer.bos_token_id is None:
-        raise UserError("bos='always' needs a tokenizer with a BOS token, and this one has none: use 'tokenizer' or 'never'")
+        raise UserError(
+            "bos='always' needs a tokenizer with a BOS token, and this one has none: use 'tokenizer' or 'never'"
+        )
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -77,4 +79,6 @@ def _prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)
-    raise UserError("the tokenizer has neither a BOS nor an EOS token, so an empty context has no token to stand for it")
+    raise UserError(
+        "the tokenizer has neither a BOS nor an EOS token, so an empty context has no token to stand for it"
+    )

@@ -72,14 +72,18 @@ def _rope(file: GgufFile, default_theta: float) -> dict[str, Any]:
     if kind == "linear" and factor != 1.0:
         rope.update(rope_type="linear", factor=factor)
     elif kind not in ("none", "linear"):
-        raise UserError(f"GGUF file {file.path.name} scales rotary positions by {kind!r}: none and linear are read from GGUF")
+        raise UserError(
+            f"GGUF file {file.path.name} scales rotary positions by {kind!r}: none and linear are read from GGUF"
+        )
     return rope
 
 
 def _llama(file: GgufFile) -> PretrainedConfig:
     head_dim = _head_dim(file)
     if int(file.get("rope.dimension_count", head_dim)) != head_dim:
-        raise UserError(f"GGUF file {file.path.name} rotates only part of each head, which LlamaForCausalLM does not do")
+        raise UserError(
+            f"GGUF file {file.path.name} rotates only part of each head, which LlamaForCausalLM does not do"
+        )
     return LlamaConfig(
         **_common(file),
         head_dim=head_dim,
@@ -115,7 +119,9 @@ def _gemma3(file: GgufFile) -> PretrainedConfig:
         head_dim=head_dim,
         query_pre_attn_scalar=scalar,
         sliding_window=int(file.require("attention.sliding_window")),
-        layer_types=["full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(n_layers)],
+        layer_types=[
+            "full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(n_layers)
+        ],
         rope_parameters={
             "full_attention": _rope(file, 1_000_000.0),
             "sliding_attention": {"rope_type": "default", "rope_theta": local},

@@ -102,7 +102,9 @@ class _Reader:
         self.at = 4
         version = self._number("I")
         if version not in _VERSIONS:
-            raise UserError(f"GGUF file {self.path.name} has version {version}: versions 2 and 3 are read (little-endian)")
+            raise UserError(
+                f"GGUF file {self.path.name} has version {version}: versions 2 and 3 are read (little-endian)"
+            )
         n_tensors, n_values = self._number("Q"), self._number("Q")
         # A table entry takes at least 24 bytes, a metadata entry at least 13.
         self._check(n_tensors * 24 + n_values * 13, f"{n_tensors} tensors and {n_values} metadata values")
@@ -195,4 +197,6 @@ class _Reader:
             raise self._damaged(f"{what} cannot fit")
 
     def _damaged(self, what: str) -> UserError:
-        return UserError(f"GGUF file {self.path.name} is damaged or cut short: {what} (near byte {self.at} of {self.size})")
+        return UserError(
+            f"GGUF file {self.path.name} is damaged or cut short: {what} (near byte {self.at} of {self.size})"
+        )

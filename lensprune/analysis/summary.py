@@ -1,0 +1,195 @@
+"""From records to the summary table: one row a (variant, task, protocol)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.statistics import at_chance, benjamini_hochberg, mcnemar_exact, paired_bootstrap
+from lensprune.errors import LensPruneError
+from lensprune.sweep.records import CellKey
+from lensprune.sweep.store import CellStore
+
+__all__ = ["SUMMARY_COLUMNS", "Cell", "Group", "read_group", "summarise"]
+
+SUMMARY_COLUMNS = (
+    "variant",
+    "component",
+    "layer",
+    "head",
+    "ablation",
+    "task",
+    "protocol",
+    "n",
+    "n_clusters",
+    "chance",
+    "at_chance",
+    "accuracy",
+    "accuracy_clean",
+    "delta",
+    "delta_relative",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "q_value",
+    "parse_rate",
+    "degenerate_rate",
+    "non_finite_rate",
+    "mean_gold_logprob",
+    "truncated",
+)
+_READ = ["item_id", "correct", "failure", "prediction", "gold_logprob", "truncated_tokens", "component", "layer", "head", "ablation"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the summary keeps of one cell: its outcomes item by item, and its rates."""
+
+    correct: np.ndarray
+    item_ids: pa.ChunkedArray
+    facts: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Group:
+    """All finished cells of one (task, protocol), in the spec's order; `clean` is among `cells` once finished."""
+
+    task: str
+    protocol: str
+    cells: dict[str, Cell]
+    chances: np.ndarray
+    clusters: np.ndarray | None
+    n_clusters: int
+
+    @property
+    def clean(self) -> Cell | None:
+        return self.cells.get(CLEAN.name)
+
+    @property
+    def at_chance(self) -> bool | None:
+        """Whether the clean model is at chance here; ``None`` before its cell is finished."""
+        return None if self.clean is None else at_chance(self.clean.correct, self.chances)
+
+
+def _one(table: pa.Table, column: str) -> object:
+    return table.column(column)[0].as_py() if table.num_rows else None
+
+
+def _cell(table: pa.Table) -> Cell:
+    failure = table.column("failure").to_numpy(zero_copy_only=False)
+    n = max(1, table.num_rows)
+    logprobs = table.column("gold_logprob").to_numpy(zero_copy_only=False).astype(float)
+    finite = logprobs[np.isfinite(logprobs)]
+    return Cell(
+        correct=table.column("correct").to_numpy(zero_copy_only=False).astype(bool),
+        item_ids=table.column("item_id").combine_chunks(),
+        facts={
+            "component": _one(table, "component"),
+            "layer": _one(table, "layer"),
+            "head": _one(table, "head"),
+            "ablation": _one(table, "ablation"),
+            "parse_rate": 1 - table.column("prediction").null_count / n,
+            "degenerate_rate": float((failure == "degenerate").sum() / n),
+            "non_finite_rate": float((failure == "non_finite").sum() / n),
+            "mean_gold_logprob": float(finite.mean()) if len(finite) else np.nan,
+            "truncated": int((table.column("truncated_tokens").to_numpy() > 0).sum()),
+        },
+    )
+
+
+def read_group(store: CellStore, task: str, protocol: str, variants: Sequence[str]) -> Group | None:
+    """Read the cells of one (task, protocol), a file at a time; ``None`` when none is finished.
+
+    Raises:
+        LensPruneError: two cells hold different items, so they can't be paired.
+    """
+    finished = store.finished()
+    keys = [key for name in variants if (key := CellKey(name, task, protocol)) in finished]
+    if not keys:
+        return None
+    shared = store.read(keys[0], ["chance", "cluster"])
+    names = shared.column("cluster").to_pandas()
+    codes, distinct = pd.factorize(names)
+    clustered = bool(names.notna().all()) and len(names) > 0
+    cells = {key.variant: _cell(store.read(key, _READ)) for key in keys}
+    ids = cells[keys[0].variant].item_ids
+    for name, cell in cells.items():
+        if not cell.item_ids.equals(ids):
+            raise LensPruneError(f"records of {name} and {keys[0].variant} on {task} under {protocol} hold different items")
+    return Group(
+        task=task,
+        protocol=protocol,
+        cells=cells,
+        chances=shared.column("chance").to_numpy(zero_copy_only=False),
+        clusters=codes if clustered else None,
+        n_clusters=len(distinct) if clustered else len(ids),
+    )
+
+
+def _rows(group: Group) -> list[dict[str, object]]:
+    clean = group.clean
+    accuracy_clean = float(clean.correct.mean()) if clean is not None and len(clean.correct) else np.nan
+    changed = [name for name in group.cells if name != CLEAN.name]
+    measured: dict[str, dict[str, float]] = {}
+    if clean is not None and changed:
+        outcomes = np.stack([group.cells[name].correct for name in changed], axis=1)
+        intervals = paired_bootstrap(outcomes.astype(float) - clean.correct[:, None], group.clusters)
+        p_values = mcnemar_exact(clean.correct, outcomes)
+        q_values = benjamini_hochberg(p_values)
+        for i, name in enumerate(changed):
+            delta = float(intervals.delta[i])
+            measured[name] = {
+                "delta": delta,
+                "delta_relative": delta / accuracy_clean if accuracy_clean else np.nan,
+                "ci_low": float(intervals.low[i]),
+                "ci_high": float(intervals.high[i]),
+                "p_value": float(p_values[i]),
+                "q_value": float(q_values[i]),
+            }
+    if clean is not None:
+        measured[CLEAN.name] = {"delta": 0.0, "delta_relative": 0.0 if accuracy_clean else np.nan, "ci_low": 0.0, "ci_high": 0.0}
+    shared = {
+        "task": group.task,
+        "protocol": group.protocol,
+        "n_clusters": group.n_clusters,
+        "chance": float(group.chances.mean()) if len(group.chances) else np.nan,
+        "at_chance": group.at_chance,
+        "accuracy_clean": accuracy_clean,
+    }
+    rows = []
+    for name, cell in group.cells.items():
+        accuracy = float(cell.correct.mean()) if len(cell.correct) else np.nan
+        own = {"variant": name, "n": len(cell.correct), "accuracy": accuracy}
+        rows.append({**shared, **own, **cell.facts, **measured.get(name, {})})
+    return rows
+
+
+def summarise(store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str]) -> pd.DataFrame:
+    """The summary of a run's finished cells, with the columns `SUMMARY_COLUMNS`.
+
+    `delta` = accuracy − accuracy_clean on the same items (negative: the part was needed), `delta_relative` =
+    delta / accuracy_clean (NaN when the clean model got nothing right); `ci_low`, `ci_high`: paired bootstrap 95%
+    interval of `delta`, over clusters where items have one; `p_value`: exact McNemar; `q_value`:
+    Benjamini–Hochberg over the changed variants of the same (task, protocol). `at_chance`: the clean model does
+    not beat chance here, so `delta` means nothing. `parse_rate`: share of items with an answer;
+    `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on the left.
+    Until the clean cell is finished the columns that compare with it are empty.
+
+    Args:
+        cells: (task, protocol) pairs in the order of the rows.
+        variants: variant names in the order of the rows.
+    """
+    rows: list[dict[str, object]] = []
+    for task, protocol in cells:
+        group = read_group(store, task, protocol, variants)
+        if group is not None:
+            rows.extend(_rows(group))
+    frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
+    floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_value", "accuracy"))]
+    kinds = {"layer": "Int64", "head": "Int64", "at_chance": "boolean", **dict.fromkeys(floats, "float64")}
+    return frame.astype(kinds)

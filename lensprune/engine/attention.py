@@ -1,0 +1,225 @@
+"""Attention in parts: blocks of queries against blocks of keys, combined exactly by their log-sum-exp.
+
+Softmax over keys that lie in several blocks is the blocks' outputs weighted by exp(lse_block − lse_total), so a shared
+prefix is attended to where it lies, without a copy per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from transformers import AttentionInterface
+
+from lensprune.engine.tree import Node, PrefixTree
+
+__all__ = ["ATTENTION_NAME", "AttentionPlan", "AttentionSettings", "TreeAttention", "merge_into", "partial_attention"]
+
+ATTENTION_NAME = "lensprune_forked"
+
+Partial = tuple[torch.Tensor, torch.Tensor]
+
+
+class AttentionSettings:
+    """What a layer's attention module passes besides q, k and v.
+
+    `scaling` multiplies scores; `window` limits a query to its last so many keys, itself included; `softcap` is
+    Gemma 2's tanh cap on scores.
+    """
+
+    __slots__ = ("scaling", "softcap", "window")
+
+    def __init__(self, scaling: float, window: int | None, softcap: float | None) -> None:
+        self.scaling = scaling
+        self.window = window
+        self.softcap = softcap
+
+
+class AttentionPlan(Protocol):
+    """Takes the place of the attention mask in a decoder layer's call and computes that layer's attention."""
+
+    def attend(
+        self,
+        q: Float[torch.Tensor, "head tok d_head"],
+        k: Float[torch.Tensor, "kv_head tok d_head"],
+        v: Float[torch.Tensor, "kv_head tok d_head"],
+        settings: AttentionSettings,
+    ) -> Float[torch.Tensor, "tok head d_head"]: ...
+
+
+def _attend_with_plan(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: AttentionPlan,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    settings = AttentionSettings(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    return attention_mask.attend(query[0], key[0], value[0], settings)[None], None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attend_with_plan)
+
+
+def partial_attention(
+    q: Float[torch.Tensor, "batch head query d_head"],
+    k: Float[torch.Tensor, "batch kv_head key d_head"],
+    v: Float[torch.Tensor, "batch kv_head key d_head"],
+    settings: AttentionSettings,
+    *,
+    causal: bool = False,
+    allowed: Bool[torch.Tensor, "#batch #query key"] | None = None,
+) -> Partial:
+    """Softmax attention over these keys only, and its log-sum-exp.
+
+    Args:
+        causal: query t sees keys 0 to t (needs as many queries as keys).
+        allowed: which query sees which key; a query that sees none gets output 0 and log-sum-exp −∞.
+
+    Returns:
+        Output [batch, head, query, d_head] in q's dtype and log-sum-exp [batch, head, query] in fp32.
+    """
+    batch, n_heads, n_queries, d_head = q.shape
+    n_kv = k.shape[1]
+    repeat = n_heads // n_kv
+    if q.device.type == "cpu" and settings.softcap is None and allowed is None:
+        if causal and repeat > 1:
+            k, v = (t[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for t in (k, v))
+        elif repeat > 1:
+            # Query heads that share a key/value head are more queries to it.
+            q = q.reshape(batch, n_kv, repeat * n_queries, d_head)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=None, scale=settings.scaling
+        )
+        return out.reshape(batch, n_heads, n_queries, d_head), lse.reshape(batch, n_heads, n_queries)
+    grouped = q.reshape(batch, n_kv, repeat, n_queries, d_head)
+    scores = torch.einsum("bgrqd,bgkd->bgrqk", grouped, k).float() * settings.scaling
+    if settings.softcap is not None:
+        scores = settings.softcap * torch.tanh(scores / settings.softcap)
+    if causal:
+        seen = torch.ones(n_queries, k.shape[2], dtype=torch.bool, device=q.device).tril()
+        allowed = seen if allowed is None else allowed & seen
+    if allowed is not None:
+        if allowed.ndim == 3:
+            allowed = allowed[:, None, None]
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    lse = scores.logsumexp(-1)
+    weights = torch.exp(scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None])
+    out = torch.einsum("bgrqk,bgkd->bgrqd", weights.to(v.dtype), v)
+    return out.reshape(q.shape), lse.reshape(batch, n_heads, n_queries)
+
+
+def merge_into(total: Partial, part: Partial) -> None:
+    """Add a partial attention over further keys into `total`, in place.
+
+    Both are (output [..., query, d_head], log-sum-exp [..., query]) of the same queries; at least one of the two must
+    have seen a key for each query.
+    """
+    out, lse = total
+    part_out, part_lse = part
+    combined = torch.logaddexp(lse, part_lse)
+    out.mul_(torch.exp(lse - combined)[..., None])
+    out.add_(part_out * torch.exp(part_lse - combined)[..., None])
+    lse.copy_(combined)
+
+
+class TreeAttention:
+    """Attention of all tokens of a prefix tree at once: each token sees its own node causally and all its ancestors.
+
+    `edit_z` changes the result per head before the output projection. `saved` returns an earlier result instead of
+    computing; `keep_kv` receives each layer's keys and values.
+    """
+
+    SMALL = 64
+    """Nodes shorter than this are padded and batched together."""
+
+    def __init__(self, tree: PrefixTree, device: str | torch.device) -> None:
+        self._n = len(tree)
+        self._large = [node for node in tree.nodes if node.length >= self.SMALL]
+        self._buckets = [
+            _bucket_index(bucket, device) for bucket in _by_length([n for n in tree.nodes if n.length < self.SMALL])
+        ]
+        self._branches = [node for node in tree.nodes if node.descendants]
+        self._positions = tree.position_ids(device)[0]
+        self.edit_z: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.saved: torch.Tensor | None = None
+        self.save = False
+        self.keep_kv: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+
+    def attend(
+        self,
+        q: Float[torch.Tensor, "head tok d_head"],
+        k: Float[torch.Tensor, "kv_head tok d_head"],
+        v: Float[torch.Tensor, "kv_head tok d_head"],
+        settings: AttentionSettings,
+    ) -> Float[torch.Tensor, "tok head d_head"]:
+        if self.keep_kv is not None:
+            self.keep_kv(k, v)
+        if self.saved is not None and not self.save:
+            z = self.saved
+        else:
+            z = self._compute(q, k, v, settings)
+            if self.save:
+                self.saved = z
+        return z if self.edit_z is None else self.edit_z(z)
+
+    def _compute(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings) -> torch.Tensor:
+        window = settings.window
+        if window is not None and int(self._positions.max()) < window:
+            window = None
+        out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        for node in self._large:
+            own = slice(node.start, node.end)
+            allowed = _own_window(node.length, window, q.device)
+            part = partial_attention(q[None, :, own], k[None, :, own], v[None, :, own], settings, causal=True, allowed=allowed)
+            out[:, own], lse[:, own] = part[0][0], part[1][0]
+        for index, real in self._buckets:
+            rows = (t[:, index].transpose(0, 1) for t in (q, k, v))
+            allowed = _own_window(index.shape[1], window, q.device)
+            part_out, part_lse = partial_attention(*rows, settings, causal=True, allowed=allowed)
+            target = index[real]
+            out[:, target] = part_out.transpose(0, 1)[:, real].float()
+            lse[:, target] = part_lse.transpose(0, 1)[:, real]
+        for node in self._branches:
+            own, below = slice(node.start, node.end), slice(node.end, node.subtree_end)
+            allowed = None
+            if window is not None:
+                allowed = (self._positions[below, None] - self._positions[None, own] < window)[None]
+            part = partial_attention(q[None, :, below], k[None, :, own], v[None, :, own], settings, allowed=allowed)
+            merge_into((out[:, below], lse[:, below]), (part[0][0].float(), part[1][0]))
+        return out.to(q.dtype).transpose(0, 1)
+
+
+def _own_window(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    if window is None or length <= window:
+        return None
+    steps = torch.arange(length, device=device)
+    return (steps[:, None] - steps[None] < window)[None]
+
+
+def _by_length(nodes: Sequence[Node]) -> list[list[Node]]:
+    """Group short nodes so that padding costs at most a third of a group's tokens."""
+    buckets: list[list[Node]] = []
+    for node in sorted(nodes, key=lambda n: n.length):
+        if buckets and node.length <= 1.34 * buckets[-1][0].length + 1:
+            buckets[-1].append(node)
+        else:
+            buckets.append([node])
+    return buckets
+
+
+def _bucket_index(nodes: Sequence[Node], device: str | torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat index [node, token], padded on the right with the node's last token, and which entries are real."""
+    width = max(node.length for node in nodes)
+    starts = torch.tensor([node.start for node in nodes], device=device)[:, None]
+    lengths = torch.tensor([node.length for node in nodes], device=device)[:, None]
+    steps = torch.arange(width, device=device)[None]
+    return starts + torch.minimum(steps, lengths - 1), steps < lengths

@@ -1,0 +1,174 @@
+"""Run single decoder layers of a Hugging Face model on a flat batch of tokens, whatever its family.
+
+The model's own forward prepares what its layers need (embeddings, rotary angles per layer type): it runs once with every
+layer replaced by a recorder. Later each layer is called with the recorded arguments and another residual. Final norm,
+unembedding and logit caps are the model's own too: it runs with the last layer replaced by a source of residuals.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+
+from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan
+from lensprune.engine.edits import LayerEdits, RowEdit
+from lensprune.errors import LensPruneError
+from lensprune.models.base import HookedModel
+
+__all__ = ["FlatBatch", "LayerStack", "UnsupportedByFastPath"]
+
+
+class UnsupportedByFastPath(LensPruneError):
+    """The model cannot be run layer by layer; the hooked executor can still run it."""
+
+
+@dataclass
+class FlatBatch:
+    """Tokens in one flat row, the residual that enters layer 0, and each layer's other arguments."""
+
+    position_ids: Int[torch.Tensor, "1 tok"]
+    embedded: Float[torch.Tensor, "1 tok d_model"]
+    arguments: list[dict[str, Any]] = field(default_factory=list)
+
+
+class LayerStack:
+    """The decoder layers of a model without hook points that shares the hooked model's weights.
+
+    Raises:
+        UnsupportedByFastPath: there is no such twin, or its layers do not have the expected form.
+    """
+
+    def __init__(self, model: HookedModel) -> None:
+        raw = getattr(model, "raw_model", None)
+        if raw is None:
+            raise UnsupportedByFastPath(
+                "no hook-free twin of the model: load it with lensprune.load_model rather than booting it yourself"
+            )
+        bridge = model.module
+        try:
+            self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))
+            self._branches = {
+                site: [self._branch_module(block, layer, site) for block, layer in zip(bridge.blocks, self._layers, strict=True)]
+                for site in ("hook_attn_out", "hook_mlp_out")
+            }
+        except (AttributeError, KeyError, ValueError) as error:
+            raise UnsupportedByFastPath(f"{model.facts.architecture}: cannot find its layers ({error})") from error
+        self._raw = raw
+        self._signatures = [inspect.signature(layer.forward) for layer in self._layers]
+        for signature in self._signatures:
+            if "attention_mask" not in signature.parameters:
+                raise UnsupportedByFastPath(f"{model.facts.architecture}: its layers take no attention_mask")
+        self._set_attention(raw)
+
+    @staticmethod
+    def _branch_module(block: Any, layer: torch.nn.Module, site: str) -> torch.nn.Module:
+        component, hook = block.hook_aliases[site].split(".")
+        if hook != "hook_out":
+            raise ValueError(f"{site} is {block.hook_aliases[site]}")
+        return layer.get_submodule(block.submodules[component].name)
+
+    @staticmethod
+    def _set_attention(raw: torch.nn.Module) -> None:
+        # Set on the configs that the attention modules hold: set_attn_implementation would refuse an
+        # unknown name on some families (Gemma 2).
+        for module in raw.modules():
+            config = getattr(module, "config", None)
+            if config is not None and hasattr(config, "_attn_implementation"):
+                config._attn_implementation_internal = ATTENTION_NAME
+
+    @property
+    def n_layers(self) -> int:
+        return len(self._layers)
+
+    def begin(self, input_ids: Int[torch.Tensor, "1 tok"], position_ids: Int[torch.Tensor, "1 tok"]) -> FlatBatch:
+        """Embed tokens and record what each layer is called with."""
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            calls.append(((hidden, *args), kwargs))
+            return hidden
+
+        with self._replaced([record] * self.n_layers):
+            # One token's logits are the least that the model can be asked for.
+            self._raw(input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=1)
+        batch = FlatBatch(position_ids, calls[0][0][0])
+        for signature, (args, kwargs) in zip(self._signatures, calls, strict=True):
+            bound = signature.bind(*args, **kwargs)
+            arguments = dict(bound.arguments)
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    arguments.update(arguments.pop(name, {}))
+            arguments.pop(next(iter(signature.parameters)))
+            batch.arguments.append(arguments)
+        return batch
+
+    def run_layer(
+        self,
+        layer: int,
+        hidden: Float[torch.Tensor, "1 tok d_model"],
+        batch: FlatBatch,
+        plan: AttentionPlan,
+        edits: LayerEdits | None = None,
+    ) -> Float[torch.Tensor, "1 tok d_model"]:
+        """Residual after `layer`, given the residual before it; per-head edits are the plan's."""
+        positions = batch.position_ids[0]
+        if edits is not None and edits.bypass:
+            out = hidden
+        else:
+            with ExitStack() as stack:
+                for site, branch_edits in (
+                    ("hook_attn_out", edits.attention if edits else []),
+                    ("hook_mlp_out", edits.mlp if edits else []),
+                ):
+                    if branch_edits:
+                        module = self._branches[site][layer]
+                        handle = module.register_forward_hook(_branch_hook(branch_edits, positions))
+                        stack.callback(handle.remove)
+                arguments = {**batch.arguments[layer], "attention_mask": plan}
+                out = self._layers[layer](hidden, **arguments)
+            out = out[0] if isinstance(out, tuple) else out
+        for edit in edits.contribution if edits else []:
+            # `branch` of an all-zero activation is the new contribution on the edited rows.
+            added = edit.branch(torch.zeros_like(hidden[0]), positions)
+            out = out.clone() if out is hidden else out
+            out[0, edit.rows] = hidden[0, edit.rows] + added[edit.rows]
+        return out
+
+    def logits(self, hidden: Float[torch.Tensor, "tok d_model"]) -> Float[torch.Tensor, "tok d_vocab"]:
+        """Final norm and unembedding of residuals that left the last layer."""
+        tokens = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+
+        def inject(_: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return hidden[None]
+
+        def skip(residual: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return residual
+
+        with self._replaced([skip] * (self.n_layers - 1) + [inject]):
+            return self._raw(input_ids=tokens, position_ids=tokens, use_cache=False).logits[0]
+
+    @contextmanager
+    def _replaced(self, functions: list[Callable[..., Any]]) -> Iterator[None]:
+        for layer, function in zip(self._layers, functions, strict=True):
+            layer.forward = function  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.forward
+
+
+def _branch_hook(edits: list[RowEdit], positions: torch.Tensor) -> Callable[..., Any]:
+    def replace(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        value = output[0] if isinstance(output, tuple) else output
+        for edit in edits:
+            value = edit.branch(value.reshape(len(positions), -1), positions).reshape(value.shape)
+        return (value, *output[1:]) if isinstance(output, tuple) else value
+
+    return replace

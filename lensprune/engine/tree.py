@@ -1,0 +1,161 @@
+"""Token sequences to a tree of shared prefixes, laid out flat.
+
+Every distinct prefix is computed once. Nodes are stored in depth-first order, so the descendants of a node are one
+contiguous slice of the flat tokens; attention to a shared prefix is then one block of queries against one block of keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int
+
+__all__ = ["Node", "PrefixTree", "build_tree", "chunk_sequences"]
+
+Tokens = tuple[int, ...]
+
+
+@dataclass
+class Node:
+    """Tokens `start` to `end` of the flat layout; descendants follow up to `subtree_end`.
+
+    `position` is the position of the first token in its sequence; `parent` an index into the tree's nodes, or −1.
+    """
+
+    start: int
+    end: int
+    subtree_end: int
+    position: int
+    parent: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def descendants(self) -> int:
+        """Tokens below this node."""
+        return self.subtree_end - self.end
+
+
+@dataclass
+class PrefixTree:
+    """A forest over distinct sequences: flat tokens, their positions, and for each sequence its node path."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    last_node: dict[Tokens, int] = field(default_factory=dict)
+
+    def path(self, sequence: Tokens) -> list[int]:
+        """Node indices from the root to the end of `sequence`."""
+        path = []
+        node = self.last_node[sequence]
+        while node >= 0:
+            path.append(node)
+            node = self.nodes[node].parent
+        return path[::-1]
+
+    def flat_positions(self, sequence: Tokens, last: int) -> list[int]:
+        """Flat indices of the last `last` tokens of `sequence`, in order."""
+        found: list[int] = []
+        node = self.last_node[sequence]
+        while len(found) < last and node >= 0:
+            here = self.nodes[node]
+            found.extend(range(here.end - 1, max(here.start, here.end - (last - len(found))) - 1, -1))
+            node = here.parent
+        return found[::-1]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def input_ids(self, device: str | torch.device) -> Int[torch.Tensor, "1 flat"]:
+        return torch.tensor([self.tokens], device=device)
+
+    def position_ids(self, device: str | torch.device) -> Int[torch.Tensor, "1 flat"]:
+        return torch.tensor([self.positions], device=device)
+
+
+def common_prefix(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common prefix."""
+    size = min(len(a), len(b))
+    if a[:size] == b[:size]:
+        return size
+    low, high = 0, size
+    while low < high - 1:
+        middle = (low + high) // 2
+        if a[:middle] == b[:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def build_tree(sequences: Sequence[Tokens], min_saving: int = 8, max_depth: int | None = None) -> PrefixTree:
+    """Build the tree of distinct non-empty sequences.
+
+    A shared prefix becomes a node if computing it once saves at least `min_saving` tokens; below that its tokens are
+    repeated in the children, since a node has a cost of its own. `max_depth` bounds the number of nodes on a path.
+    """
+    ordered = sorted(set(sequences))
+    shared = [common_prefix(a, b) for a, b in zip(ordered, ordered[1:], strict=False)]
+    tree = PrefixTree()
+
+    def add_node(tokens: Tokens, start: int, parent: int) -> int:
+        begin = len(tree.tokens)
+        tree.tokens.extend(tokens[start:])
+        tree.positions.extend(range(start, len(tokens)))
+        tree.nodes.append(Node(begin, len(tree.tokens), len(tree.tokens), start, parent))
+        return len(tree.nodes) - 1
+
+    def close(node: int) -> None:
+        tree.nodes[node].subtree_end = len(tree.tokens)
+
+    # Work items are (low, high, depth, parent, level) or the index of a node whose subtree is complete.
+    stack: list[tuple[int, int, int, int, int] | int] = [(0, len(ordered), 0, -1, 0)] if ordered else []
+    while stack:
+        work = stack.pop()
+        if isinstance(work, int):
+            close(work)
+            continue
+        low, high, depth, parent, level = work
+        first = ordered[low]
+        if high - low == 1:
+            tree.last_node[first] = parent if len(first) == depth else add_node(first, depth, parent)
+            continue
+        common = min(shared[low : high - 1])
+        may_branch = max_depth is None or level + 1 < max_depth
+        saving = (common - depth) * (high - low - 1)
+        if common > depth and saving >= min_saving and may_branch:
+            parent = add_node(first[:common], depth, parent)
+            stack.append(parent)
+            depth, level = common, level + 1
+        if len(first) == common:
+            # `first` is a prefix of all the others: it ends at the node just made, or has its tokens repeated.
+            tree.last_node[first] = parent if depth == common else add_node(first, depth, parent)
+            low += 1
+        groups = []
+        begin = low
+        for i in range(low, high):
+            if i + 1 == high or shared[i] <= common:
+                groups.append((begin, i + 1, depth, parent, level))
+                begin = i + 1
+        stack.extend(reversed(groups))
+    return tree
+
+
+def chunk_sequences(sequences: Sequence[Tokens], max_tokens: int) -> Iterator[list[Tokens]]:
+    """Split distinct sequences, in sorted order, so that each chunk's tree has about `max_tokens` tokens at most."""
+    chunk: list[Tokens] = []
+    size = 0
+    for sequence in sorted(set(sequences)):
+        extra = len(sequence) - (common_prefix(chunk[-1], sequence) if chunk else 0)
+        if chunk and size + extra > max_tokens:
+            yield chunk
+            chunk, size, extra = [], 0, len(sequence)
+        chunk.append(sequence)
+        size += extra
+    if chunk:
+        yield chunk

@@ -1,0 +1,261 @@
+"""Everything a sweep can check and build before the first forward pass: tasks, prompts, variants, spec."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from lensprune.ablation.reference import MeanMode
+from lensprune.ablation.variants import Variant
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import BosPolicy, HookedModel
+from lensprune.protocols.base import ItemRequests
+from lensprune.protocols.requests import GenerateRequest, Request
+from lensprune.sweep.references import FEWSHOT, fewshot_prompts, prompts_hash, read_reference_text, text_prompts
+from lensprune.sweep.selection import VariantSelection, with_clean
+from lensprune.sweep.spec import CellSpec, HowItRan, SweepSpec, TaskSpec, canonical_json
+from lensprune.sweep.store import check_out_folder
+from lensprune.sweep.variant_json import variant_to_json
+from lensprune.tasks.base import LoadedTask, ProtocolName
+
+__all__ = ["Asked", "Prepared", "SweepOptions", "prepare"]
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a sweep was asked to do, apart from the model; see `lensprune.sweep.sweep` for the meaning of each."""
+
+    tasks: tuple[str, ...]
+    protocols: tuple[str, ...]
+    variants: VariantSelection | tuple[Variant, ...]
+    limit: int | None = None
+    shots: int | None = None
+    seed: int = 0
+    data_dir: str | Path | None = None
+    reference: str | Path = FEWSHOT
+    mean_mode: str = "pooled"
+    chat_template: bool = False
+    dtype: str | None = None
+    device: str | None = None
+    n_devices: int | None = None
+    bos: str | None = None
+    executor: str = "hooked"
+    batch_tokens: int | None = None
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for what, given in (("task", self.tasks), ("protocol", self.protocols)):
+            if not given:
+                raise UserError(f"no {what} is given: name at least one")
+            twice = next((name for name in given if given.count(name) > 1), None)
+            if twice is not None:
+                raise UserError(f"{what} {twice!r} is given twice")
+        for protocol in self.protocols:
+            if protocol not in get_args(ProtocolName):
+                raise unknown_name("protocol", protocol, get_args(ProtocolName))
+        if self.mean_mode not in get_args(MeanMode):
+            raise unknown_name("mean mode", self.mean_mode, get_args(MeanMode))
+        if self.bos is not None and self.bos not in get_args(BosPolicy):
+            raise unknown_name("BOS policy", self.bos, get_args(BosPolicy))
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit {self.limit} is not a number of items: expected 1 or more")
+        if self.shots is not None and self.shots < 0:
+            raise UserError(f"shots {self.shots} is not a number of examples: expected 0 or more")
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise UserError(f"batch tokens {self.batch_tokens} can't hold a token: expected 1 or more")
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise UserError(f"data folder {self.data_dir} does not exist")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One (task, protocol): its items' requests, their chance levels, and its reference prompts."""
+
+    task: LoadedTask
+    protocol: ProtocolName
+    items: tuple[ItemRequests, ...]
+    chances: tuple[float, ...]
+    reference_prompts: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def requests(self) -> list[Request]:
+        """Requests of all items, concatenated."""
+        return [request for item in self.items for request in item.requests]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep that only needs to be run."""
+
+    model: HookedModel
+    variants: tuple[Variant, ...]
+    asked: tuple[Asked, ...]
+    spec: SweepSpec
+    options: SweepOptions = field(repr=False)
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _plain(doc: Any) -> dict[str, str]:
+    return {str(key): repr(value) for key, value in doc.items()}
+
+
+def _task_spec(task: LoadedTask) -> TaskSpec:
+    items = [[item.id, item.cluster, _plain(item.doc), [_plain(shot) for shot in item.fewshot]] for item in task.items]
+    return TaskSpec(task.task.name, task.shots, task.seed, len(items), _hash(items))
+
+
+def _request_json(request: Request) -> list[object]:
+    if isinstance(request, GenerateRequest):
+        return [request.context_ids, request.until, request.max_new_tokens]
+    return [request.context_ids, request.continuation_ids]
+
+
+def _prompts_hash(items: Sequence[ItemRequests]) -> str:
+    return _hash(
+        [
+            [i.item.id, [[p.context, p.continuation] for p in i.prompts], [_request_json(r) for r in i.requests]]
+            for i in items
+        ]
+    )
+
+
+def _load_tasks(options: SweepOptions) -> list[LoadedTask]:
+    from lensprune.tasks import get_task, load_task
+
+    for name in options.tasks:
+        task = get_task(name)
+        for protocol in options.protocols:
+            if protocol not in task.formats:
+                raise unknown_name(f"protocol for task {task.name}", protocol, task.formats)
+    data_dir = None if options.data_dir is None else Path(options.data_dir)
+    loaded = [
+        load_task(name, data_dir=data_dir, limit=options.limit, shots=options.shots, seed=options.seed) for name in options.tasks
+    ]
+    names = [task.task.name for task in loaded]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"task {twice!r} is given twice")
+    return loaded
+
+
+def _load_model(model: Any, options: SweepOptions) -> HookedModel:
+    from lensprune.models import as_hooked_model, load_model
+
+    if isinstance(model, (str, Path)):
+        given = {"dtype": options.dtype, "bos": options.bos, "device": options.device, "n_devices": options.n_devices}
+        return as_hooked_model(load_model(model, **{name: value for name, value in given.items() if value is not None}))
+    for name in ("dtype", "device", "n_devices", "bos"):
+        if getattr(options, name) is not None:
+            raise UserError(f"{name} is given with a model that is already loaded: give it to load_model instead")
+    return as_hooked_model(model)
+
+
+def _check_against(existing: SweepSpec | None, out: Path | None, tasks: Sequence[TaskSpec], options: SweepOptions) -> None:
+    """Refuse another run's folder by what is known before the weights are loaded."""
+    if existing is None:
+        return
+    for label, there, here in (
+        ("protocols", list(existing.protocols), list(options.protocols)),
+        ("seed", existing.seed, options.seed),
+        ("tasks", [t.name for t in existing.tasks], [t.name for t in tasks]),
+        ("shots", [t.shots for t in existing.tasks], [t.shots for t in tasks]),
+        ("numbers of items", [t.n_items for t in existing.tasks], [t.n_items for t in tasks]),
+        ("items", [t.items_hash[:12] for t in existing.tasks], [t.items_hash[:12] for t in tasks]),
+    ):
+        if there != here:
+            raise UserError(f"{out} holds another run ({label}: {there} there, {here} here): choose another out folder")
+
+
+def _reference_prompts(
+    model: HookedModel, task: LoadedTask, protocol: ProtocolName, options: SweepOptions, text: str | None
+) -> tuple[tuple[int, ...], ...]:
+    if text is not None:
+        return tuple(text_prompts(model, text, str(options.reference)))
+    data_dir = None if options.data_dir is None else Path(options.data_dir)
+    return tuple(fewshot_prompts(model, task, protocol, data_dir=data_dir, chat_template=options.chat_template))
+
+
+def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepared:
+    """Check everything that was asked for, load tasks and model, and build all requests. Writes nothing.
+
+    What can be refused without the weights is refused before they are loaded.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    existing = None if out is None else check_out_folder(out)
+    text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
+    tasks = _load_tasks(options)
+    task_specs = tuple(_task_spec(task) for task in tasks)
+    _check_against(existing, out, task_specs, options)
+
+    from lensprune.protocols import build_requests
+
+    hooked = _load_model(model, options)
+    facts = hooked.facts
+    selected = options.variants.resolve(facts) if isinstance(options.variants, VariantSelection) else options.variants
+    variants = with_clean(selected, facts)
+    needs_reference = any(v.needs_reference for v in variants)
+    asked = []
+    for task in tasks:
+        for name in options.protocols:
+            protocol: ProtocolName = name  # type: ignore[assignment]
+            prompts = _reference_prompts(hooked, task, protocol, options, text) if needs_reference else ()
+            items = tuple(build_requests(hooked, task, protocol, chat_template=options.chat_template))
+            chances = tuple(float(task.task.chance(item.item.doc, protocol)) for item in items)
+            asked.append(Asked(task, protocol, items, chances, prompts))
+    spec = SweepSpec(
+        model=facts.name,
+        architecture=facts.architecture,
+        n_layers=facts.n_layers,
+        n_heads=facts.n_heads,
+        n_key_value_heads=facts.n_key_value_heads,
+        weights_hash=facts.weights_hash,
+        tokenizer_hash=facts.tokenizer_hash,
+        dtype=facts.dtype,
+        device=facts.device.partition(":")[0],
+        bos=facts.bos_policy,
+        chat_template=options.chat_template,
+        tasks=task_specs,
+        protocols=options.protocols,
+        cells=tuple(
+            CellSpec(
+                a.task.task.name,
+                a.protocol,
+                _prompts_hash(a.items),
+                prompts_hash(a.reference_prompts) if a.reference_prompts else "",
+            )
+            for a in asked
+        ),
+        variants=tuple(variant_to_json(v) for v in variants),
+        shots=options.shots,
+        seed=options.seed,
+        limit=options.limit,
+        reference=None if not needs_reference else FEWSHOT if text is None else "file",
+        mean_mode=options.mean_mode if needs_reference else None,
+        how=HowItRan(
+            model=_where(model),
+            executor=options.executor,
+            batch_tokens=options.batch_tokens,
+            n_devices=options.n_devices,
+            data_dir=None if options.data_dir is None else str(Path(options.data_dir).resolve()),
+            reference_file=None if text is None else str(Path(options.reference).resolve()),
+            data_sources={task.task.name: task.data_source for task in tasks},
+            command=options.command,
+        ),
+    )
+    return Prepared(hooked, variants, tuple(asked), spec, options)
+
+
+def _where(model: Any) -> str | None:
+    """How to load the model again: its name, or the full path of what is on this disk."""
+    if not isinstance(model, (str, Path)):
+        return None
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else str(model)

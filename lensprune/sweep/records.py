@@ -1,0 +1,97 @@
+"""The columns of a record, and one cell's outcomes as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from lensprune.ablation.variants import Variant
+from lensprune.protocols.base import ItemRequests, Outcome
+
+__all__ = ["SCHEMA", "CellKey", "cell_table"]
+
+
+class CellKey(NamedTuple):
+    """A cell of a run: one variant on one task under one protocol."""
+
+    variant: str
+    task: str
+    protocol: str
+
+    def __str__(self) -> str:
+        return f"{self.variant} on {self.task} under {self.protocol}"
+
+
+SCHEMA = pa.schema(
+    [
+        ("variant", pa.string()),
+        ("layer", pa.int32()),
+        ("head", pa.int32()),
+        ("component", pa.string()),
+        ("ablation", pa.string()),
+        ("task", pa.string()),
+        ("protocol", pa.string()),
+        ("item_id", pa.string()),
+        ("cluster", pa.string()),
+        ("target", pa.string()),
+        ("prediction", pa.string()),
+        ("correct", pa.bool_()),
+        ("chance", pa.float64()),
+        ("gold_logprob", pa.float64()),
+        ("margin", pa.float64()),
+        ("failure", pa.string()),
+        ("n_tokens", pa.int32()),
+        ("truncated_tokens", pa.int32()),
+        ("text", pa.string()),
+        ("metrics", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+"""One row an item. `chance` is the expected accuracy of an uninformed guess on this item under this protocol;
+log-probabilities are in nats and null under generate; `truncated_tokens` were cut on the left of the prompt."""
+
+
+def _storable(text: str | None) -> str | None:
+    """`text` as valid UTF-8: a lone surrogate, which JSON can carry and Parquet cannot, becomes an escape."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def cell_table(
+    key: CellKey,
+    variant: Variant,
+    outcomes: Sequence[Outcome],
+    requests: Sequence[ItemRequests],
+    chances: Sequence[float],
+) -> pa.Table:
+    """Records of one cell, in the order of its items.
+
+    Args:
+        requests: the items' requests, for what was cut from each prompt.
+        chances: chance accuracy of each item.
+    """
+    n = len(outcomes)
+    columns: dict[str, Sequence[object]] = {
+        "variant": [variant.name] * n,
+        "layer": [variant.layer] * n,
+        "head": [variant.head] * n,
+        "component": [variant.component] * n,
+        "ablation": [variant.ablation] * n,
+        "task": [key.task] * n,
+        "protocol": [key.protocol] * n,
+        "item_id": [_storable(o.item_id) for o in outcomes],
+        "cluster": [_storable(o.cluster) for o in outcomes],
+        "target": [_storable(o.target) for o in outcomes],
+        "prediction": [_storable(o.prediction) for o in outcomes],
+        "correct": [o.correct for o in outcomes],
+        "chance": list(chances),
+        "gold_logprob": [o.gold_logprob for o in outcomes],
+        "margin": [o.margin for o in outcomes],
+        "failure": [o.failure for o in outcomes],
+        "n_tokens": [o.n_tokens for o in outcomes],
+        "truncated_tokens": [r.truncated_tokens for r in requests],
+        "text": [_storable(o.text) for o in outcomes],
+        "metrics": [sorted((str(k), float(v)) for k, v in o.metrics.items()) for o in outcomes],
+    }
+    arrays = [pa.array(columns[f.name], type=f.type, from_pandas=False) for f in SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)

@@ -1,0 +1,100 @@
+"""Variants as JSON, so that a run folder says what was changed and can be continued from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from types import CodeType
+from typing import Any
+
+import torch
+
+from lensprune.ablation.components import MLP, Attention, Component, Head, KVGroup, Layer
+from lensprune.ablation.variants import Ablation, Variant
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookFunction
+
+__all__ = ["variant_from_json", "variant_to_json"]
+
+_KINDS: dict[str, type] = {"layer": Layer, "attention": Attention, "mlp": MLP, "head": Head, "kv_group": KVGroup}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def _component_to_json(component: Component) -> dict[str, Any]:
+    data: dict[str, Any] = {"kind": _NAMES[type(component)], "layer": component.layer}
+    if isinstance(component, Head):
+        data["head"] = component.head
+    if isinstance(component, KVGroup):
+        data["group"] = component.group
+    return data
+
+
+def _component_from_json(data: Mapping[str, Any]) -> Component:
+    kind = data["kind"]
+    if kind not in _KINDS:
+        raise unknown_name("component", str(kind), _KINDS)
+    fields = {key: int(value) for key, value in data.items() if key != "kind"}
+    return _KINDS[kind](**fields)
+
+
+def _feed(digest: Any, value: object) -> None:
+    """Add a plain value, a tensor or a code object to `digest`; of anything else, only its type is known."""
+    if isinstance(value, torch.Tensor):
+        digest.update(repr((value.shape, value.dtype)).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, CodeType):
+        digest.update(value.co_code)
+        digest.update(repr(value.co_names).encode())
+        for constant in value.co_consts:
+            _feed(digest, constant)
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{type(value).__name__}{len(value)}".encode())
+        for part in value:
+            _feed(digest, part)
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        digest.update(f"{type(value).__name__}{value!r}".encode())
+    else:
+        digest.update(f"{type(value).__module__}.{type(value).__qualname__}".encode())
+
+
+def _hook_hash(function: HookFunction) -> str:
+    """Hash of a hook's bytecode, constants, defaults and enclosed plain values or tensors.
+
+    What the function reads elsewhere (globals, attributes of objects) is out of its reach.
+    """
+    digest = hashlib.sha256()
+    code = getattr(function, "__code__", None)
+    _feed(digest, code if code is not None else function)
+    _feed(digest, getattr(function, "__defaults__", None))
+    for cell in getattr(function, "__closure__", None) or ():
+        _feed(digest, cell.cell_contents)
+    return digest.hexdigest()
+
+
+def variant_to_json(variant: Variant) -> dict[str, Any]:
+    """Name, ablations and hooks of a variant; a hook is described by its name and `_hook_hash`."""
+    data: dict[str, Any] = {
+        "name": variant.name,
+        "ablations": [{**_component_to_json(a.component), "ablation": a.kind} for a in variant.ablations],
+    }
+    if variant.hooks:
+        data["hooks"] = [{"name": name, "function": _hook_hash(function)} for name, function in variant.hooks]
+    return data
+
+
+def variant_from_json(data: Mapping[str, Any]) -> Variant:
+    """Rebuild a variant.
+
+    Raises:
+        UserError: the variant has hooks written in Python, which a file can't hold.
+    """
+    if data.get("hooks"):
+        raise UserError(
+            f"variant {data['name']!r} has hooks written in Python: continue by calling lensprune.sweep again "
+            "with the same arguments and the same out folder"
+        )
+    ablations = tuple(
+        Ablation(_component_from_json({k: v for k, v in part.items() if k != "ablation"}), part["ablation"])
+        for part in data["ablations"]
+    )
+    return Variant(data["name"], ablations)

@@ -1,0 +1,140 @@
+"""From a task's name to its items, each with its few-shot examples."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lensprune.errors import UserError
+from lensprune.tasks.base import Doc, GenerationFormat, Item, LoadedTask, PromptFormat, RowRequest, Rows, Task
+from lensprune.tasks.fewshot import LM_EVAL_SEED, FewshotDraw
+from lensprune.tasks.registry import get_task
+
+__all__ = ["load_task"]
+
+
+def load_task(
+    spec: str | Task,
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    split: str | None = None,
+) -> LoadedTask:
+    """Load a task's items.
+
+    Args:
+        spec: a task, its name, or ``name[key=value,...]``.
+        data_dir: folder that holds ``<folder>/<split>.jsonl``; without it, or without the task's folder in it, rows
+            come from the bundled data, else from the Hugging Face hub.
+        limit: the first so many items (MMLU: of each subject), as lm-eval's ``--limit`` takes them.
+        shots: few-shot examples an item; ``None`` is the task's default.
+        seed: few-shot examples are drawn with seed 1234 + `seed`, so that 0 draws those that lm-eval draws by default.
+            Tasks that generate their rows generate others for another seed.
+        split: evaluated split, where the task has several.
+
+    Raises:
+        UserError: unknown task or parameter; `limit` or `shots` out of range; rows missing or not as the task needs
+            them (file, row and column are named); more shots than examples.
+    """
+    if limit is not None and limit <= 0:
+        raise UserError(f"limit {limit} is not a number of items: expected 1 or more")
+    task = get_task(spec) if isinstance(spec, str) else spec
+    n_shots = task.default_shots if shots is None else shots
+    if n_shots < 0:
+        raise UserError(f"shots {n_shots} is not a number of examples: expected 0 or more")
+    rows = task.load(
+        RowRequest(
+            data_dir=Path(data_dir) if data_dir is not None else None,
+            split=split,
+            limit=limit,
+            shots=0 if task.fixed_fewshot is not None else n_shots,
+            seed=seed,
+        )
+    )
+    items = _items(task, rows, n_shots, limit, LM_EVAL_SEED + seed)
+    _check_items(task, items, rows.source)
+    return LoadedTask(
+        task=task,
+        items=items,
+        fewshot_pool=tuple(_pool(task, rows)),
+        shots=n_shots,
+        seed=seed,
+        data_source=rows.source,
+        parameters={**task.parameters, **rows.parameters},
+    )
+
+
+def _pool(task: Task, rows: Rows) -> Sequence[Doc]:
+    return task.fixed_fewshot if task.fixed_fewshot is not None else rows.fewshot
+
+
+def _group(task: Task, doc: Doc) -> str | None:
+    return task.cluster(doc) if task.by_cluster else None
+
+
+def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int) -> tuple[Item, ...]:
+    pools: Mapping[str | None, list[Doc]] = defaultdict(list)
+    for doc in _pool(task, rows):
+        pools[_group(task, doc)].append(doc)
+    exclude_self = task.exclude_self or (rows.fewshot_is_evaluated and task.fixed_fewshot is None)
+    draws: dict[str | None, FewshotDraw] = {}
+    taken: dict[str | None, int] = defaultdict(int)
+    items: list[Item] = []
+    for doc in rows.docs:
+        group = _group(task, doc)
+        index = taken[group]
+        if limit is not None and index >= limit:
+            continue
+        taken[group] += 1
+        if group not in draws:
+            draws[group] = FewshotDraw(
+                pools[group],
+                shots,
+                sampler=task.fewshot_sampler,
+                exclude_self=exclude_self,
+                seed=seed,
+                where=f"task {task.name!r}" + (f", {group}" if group is not None else ""),
+            )
+        fewshot = draws[group].draw(doc)
+        items.append(Item(task.item_id(doc, index), doc, cluster=task.cluster(doc), fewshot=fewshot))
+    return tuple(items)
+
+
+def _check_items(task: Task, items: Sequence[Item], source: str) -> None:
+    seen: set[str] = set()
+    for number, item in enumerate(items, start=1):
+        if item.id in seen:
+            raise UserError(f"task {task.name!r}: item id {item.id!r} occurs twice in {source}")
+        seen.add(item.id)
+        for protocol, fmt in task.formats.items():
+            _check_doc(fmt, item.doc, f"task {task.name!r}, protocol {protocol}: item {number} of {source}")
+            for example in item.fewshot:
+                _check_doc(fmt, example, f"task {task.name!r}, protocol {protocol}: few-shot example of item {number}")
+
+
+def _check_doc(fmt: PromptFormat, doc: Doc, where: str) -> None:
+    try:
+        fmt.context(doc)
+        if isinstance(fmt, GenerationFormat):
+            problem = _check_text(fmt.target(doc), "answer")
+        else:
+            choices, gold = fmt.choices(doc), fmt.gold(doc)
+            problem = (
+                f"{len(choices)} options, expected 2 or more"
+                if len(choices) < 2  # noqa: PLR2004
+                else f"answer {gold} is not one of the {len(choices)} options"
+                if not 0 <= gold < len(choices)
+                else next((text for text in (_check_text(choice, "option") for choice in choices) if text), "")
+            )
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise UserError(f"{where} cannot be asked ({problem})")
+
+
+def _check_text(value: Any, what: str) -> str:
+    return "" if isinstance(value, str) else f"the {what} is {type(value).__name__}, expected text"
