@@ -11,6 +11,8 @@ from lensprune.tasks.base import (
     Rows,
     Task,
 )
+from lensprune.tasks.loading import load_task
+from lensprune.tasks.prompts import build_context, prompt_hash, prompt_strings
 from lensprune.tasks.registry import get_task, register_task, task_names
 
 __all__ = [
@@ -23,7 +25,11 @@ __all__ = [
     "RowRequest",
     "Rows",
     "Task",
+    "build_context",
     "get_task",
+    "load_task",
+    "prompt_hash",
+    "prompt_strings",
     "register_task",
     "task_names",
 ]

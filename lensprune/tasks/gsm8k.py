@@ -75,7 +75,7 @@ def final_answer(doc: Doc) -> str:
         ValueError: the row has neither.
     """
     if "answer" in doc:
-        steps, mark, number = str(doc["answer"]).rpartition("####")
+        _, mark, number = str(doc["answer"]).rpartition("####")
         if not mark:
             raise ValueError("the answer has no '####' in front of its number")
         return number.strip()

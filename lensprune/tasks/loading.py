@@ -125,7 +125,7 @@ def _check_doc(fmt: PromptFormat, doc: Doc, where: str) -> None:
             choices, gold = fmt.choices(doc), fmt.gold(doc)
             problem = (
                 f"{len(choices)} options, expected 2 or more"
-                if len(choices) < 2  # noqa: PLR2004
+                if len(choices) < 2
                 else f"answer {gold} is not one of the {len(choices)} options"
                 if not 0 <= gold < len(choices)
                 else next((text for text in (_check_text(choice, "option") for choice in choices) if text), "")

@@ -1,0 +1,1 @@
+"""Tasks whose rows ship with the package."""
