@@ -83,7 +83,9 @@ def check_component(component: Component, facts: ModelFacts) -> None:
 
     def check(kind: str, value: int, size: int) -> None:
         if not 0 <= value < size:
-            raise UserError(f"{kind} {value} of {component.label} is out of range: {facts.name} has {kind}s 0 to {size - 1}")
+            raise UserError(
+                f"{kind} {value} of {component.label} is out of range: {facts.name} has {kind}s 0 to {size - 1}"
+            )
 
     check("layer", component.layer, facts.n_layers)
     if isinstance(component, Head):

@@ -157,7 +157,9 @@ def collect_reference(
     if mode not in get_args(MeanMode):
         raise unknown_name("mean mode", str(mode), get_args(MeanMode))
     if not prompts:
-        raise UserError("mean and resample ablation need reference prompts, and there are none: give few-shot examples or a text file")
+        raise UserError(
+            "mean and resample ablation need reference prompts, and there are none: give few-shot examples or a text file"
+        )
     if any(len(prompt) == 0 for prompt in prompts):
         raise UserError("a reference prompt is empty after tokenisation: remove it")
     ablations = [a for v in variants for a in v.ablations]

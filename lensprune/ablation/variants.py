@@ -136,7 +136,10 @@ def _facts(model: ModelLike) -> ModelFacts:
 
 
 def _each(
-    model: ModelLike, kind: str, layers: Sequence[int] | None, components: Callable[[ModelFacts, int], Iterable[Component]]
+    model: ModelLike,
+    kind: str,
+    layers: Sequence[int] | None,
+    components: Callable[[ModelFacts, int], Iterable[Component]],
 ) -> list[Variant]:
     facts = _facts(model)
     variants = []
@@ -169,7 +172,10 @@ def each_head(
 ) -> list[Variant]:
     """One variant per query head."""
     return _each(
-        model, kind, layers, lambda facts, layer: [Head(layer, h) for h in (range(facts.n_heads) if heads is None else heads)]
+        model,
+        kind,
+        layers,
+        lambda facts, layer: [Head(layer, h) for h in (range(facts.n_heads) if heads is None else heads)],
     )
 
 
@@ -181,7 +187,9 @@ def each_kv_group(
         model,
         kind,
         layers,
-        lambda facts, layer: [KVGroup(layer, g) for g in (range(facts.n_key_value_heads) if groups is None else groups)],
+        lambda facts, layer: [
+            KVGroup(layer, g) for g in (range(facts.n_key_value_heads) if groups is None else groups)
+        ],
     )
 
 
@@ -207,7 +215,9 @@ def cumulative(
     last = facts.n_layers - 1
     count = facts.n_layers if at_most is None else at_most
     if not 1 <= count <= facts.n_layers:
-        raise UserError(f"cannot remove {count} layers: {facts.name} has {facts.n_layers}, choose 1 to {facts.n_layers}")
+        raise UserError(
+            f"cannot remove {count} layers: {facts.name} has {facts.n_layers}, choose 1 to {facts.n_layers}"
+        )
     if start == "bottom":
         return [layer_range(facts, 0, n - 1, kind) for n in range(1, count + 1)]
     return [layer_range(facts, last - n + 1, last, kind) for n in range(1, count + 1)]
@@ -259,7 +269,9 @@ def parse_indices(text: str, size: int, what: str = "layer") -> list[int]:
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()):
-            raise UserError(f"cannot read {what}s {text!r} at {part.strip()!r}: write numbers and ranges like 0,10,20-29")
+            raise UserError(
+                f"cannot read {what}s {text!r} at {part.strip()!r}: write numbers and ranges like 0,10,20-29"
+            )
         first, last = int(low), int(high) if dash else int(low)
         if first > last:
             raise UserError(f"{what} range {part.strip()} is empty: the first must not exceed the last")

@@ -179,7 +179,9 @@ class TreeAttention:
         for node in self._large:
             own = slice(node.start, node.end)
             allowed = _own_window(node.length, window, q.device)
-            part = partial_attention(q[None, :, own], k[None, :, own], v[None, :, own], settings, causal=True, allowed=allowed)
+            part = partial_attention(
+                q[None, :, own], k[None, :, own], v[None, :, own], settings, causal=True, allowed=allowed
+            )
             out[:, own], lse[:, own] = part[0][0], part[1][0]
         for index, real in self._buckets:
             rows = (t[:, index].transpose(0, 1) for t in (q, k, v))

@@ -64,9 +64,7 @@ class HookedExecutor:
                 hooks.check_fired()
             yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 
-    def _score(
-        self, requests: dict[int, LoglikelihoodRequest], state: BatchState
-    ) -> Iterator[tuple[int, Response]]:
+    def _score(self, requests: dict[int, LoglikelihoodRequest], state: BatchState) -> Iterator[tuple[int, Response]]:
         by_input: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, request in requests.items():
             by_input[(request.context_ids + request.continuation_ids)[:-1]].append(index)

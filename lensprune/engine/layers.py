@@ -54,7 +54,10 @@ class LayerStack:
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))
             self._branches = {
-                site: [self._branch_module(block, layer, site) for block, layer in zip(bridge.blocks, self._layers, strict=True)]
+                site: [
+                    self._branch_module(block, layer, site)
+                    for block, layer in zip(bridge.blocks, self._layers, strict=True)
+                ]
                 for site in ("hook_attn_out", "hook_mlp_out")
             }
         except (AttributeError, KeyError, ValueError) as error:

@@ -1,0 +1,153 @@
+"""Mean and resample ablation against hand-computed values; user hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lensprune.ablation import (
+    MLP,
+    Ablation,
+    BatchState,
+    Head,
+    Layer,
+    ReferenceActivations,
+    Variant,
+    VariantHooks,
+    collect_reference,
+)
+from lensprune.errors import HookNeverFired, UserError
+from lensprune.models.base import HookedModel
+from tests.models_cache import tiny
+
+PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
+
+
+def activation(model: HookedModel, prompt: list[int], name: str) -> torch.Tensor:
+    kept: list[torch.Tensor] = []
+    ids = torch.tensor([prompt])
+    with torch.inference_mode(), model.hooks([(name, lambda value, hook: kept.append(value[0].clone()))]):
+        model.forward(ids, torch.ones_like(ids), torch.arange(len(prompt))[None])
+    return kept[0]
+
+
+def seen_after(model: HookedModel, variant: Variant, reference: ReferenceActivations, name: str) -> torch.Tensor:
+    """Activation at `name` on a left-padded batch, as the rest of the model receives it."""
+    kept: list[torch.Tensor] = []
+
+    def keep(value: torch.Tensor, hook: Any) -> None:
+        kept.append(value.clone())
+
+    ids = torch.tensor([[3, 3, 40, 41, 42], [50, 51, 52, 53, 54]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    hooks = VariantHooks(model, variant, BatchState(positions), reference)
+    with torch.inference_mode(), model.hooks([*hooks.named, (name, keep)]):
+        model.forward(ids, mask, positions)
+    return kept[0]
+
+
+def test_pooled_mean_is_over_all_reference_positions() -> None:
+    model = tiny("llama")
+    variant = Variant("m", (Ablation(MLP(1), "mean"),))
+    reference = collect_reference(model, PROMPTS, [variant])
+    rows = [activation(model, p, "blocks.1.hook_mlp_out") for p in PROMPTS]
+    expected = torch.cat(rows).double().mean(0).float()
+    torch.testing.assert_close(reference.pooled["blocks.1.hook_mlp_out"], expected)
+    after = seen_after(model, variant, reference, "blocks.1.hook_mlp_out")
+    torch.testing.assert_close(after, expected.expand_as(after))
+
+
+def test_mean_per_position_and_its_rule_past_the_last_calibrated_one() -> None:
+    model = tiny("llama")
+    variant = Variant("m", (Ablation(Head(1, 3), "mean"),))
+    reference = collect_reference(model, PROMPTS, [variant], mode="per_position")
+    rows = [activation(model, p, "blocks.1.attn.hook_z") for p in PROMPTS]
+    # Position 3 is reached by two prompts, position 4 by one only: calibrated are 0 to 3.
+    table = reference.per_position["blocks.1.attn.hook_z"]
+    assert len(table) == 4
+    torch.testing.assert_close(table[3], (rows[0][3] + rows[2][3]) / 2)
+    positions = torch.tensor([[0, 3, 4, 100]])
+    mean = reference.mean("blocks.1.attn.hook_z", positions)[0]
+    torch.testing.assert_close(mean[1], table[3])
+    pooled = torch.cat(rows).double().mean(0).float()
+    torch.testing.assert_close(mean[2], pooled)
+    torch.testing.assert_close(mean[3], pooled)
+
+
+def test_padding_uses_row_positions() -> None:
+    model = tiny("llama")
+    variant = Variant("m", (Ablation(Head(1, 3), "mean"),))
+    reference = collect_reference(model, PROMPTS, [variant], mode="per_position")
+    after = seen_after(model, variant, reference, "blocks.1.attn.hook_z")
+    table = reference.per_position["blocks.1.attn.hook_z"]
+    torch.testing.assert_close(after[0, 2:, 3], table[:3, 3])
+    torch.testing.assert_close(after[1, :4, 3], table[:4, 3])
+
+
+def test_layer_mean_replaces_the_contribution() -> None:
+    model = tiny("llama")
+    variant = Variant("m", (Ablation(Layer(1), "mean"),))
+    reference = collect_reference(model, PROMPTS, [variant])
+    deltas = [
+        activation(model, p, "blocks.1.hook_resid_post") - activation(model, p, "blocks.1.hook_resid_pre")
+        for p in PROMPTS
+    ]
+    expected = torch.cat(deltas).double().mean(0).float()
+    before = seen_after(model, variant, reference, "blocks.1.hook_resid_pre")
+    after = seen_after(model, variant, reference, "blocks.1.hook_resid_post")
+    torch.testing.assert_close(after - before, expected.expand_as(after), atol=1e-5, rtol=0)
+
+
+def test_resample_donor_is_fixed_by_seed_and_wraps_past_its_end() -> None:
+    model = tiny("llama")
+    variant = Variant("r", (Ablation(MLP(1), "resample"),))
+    chosen = {collect_reference(model, PROMPTS, [variant], donor_seed=s).digest for s in (0, 0)}
+    assert len(chosen) == 1
+    reference = collect_reference(model, [PROMPTS[1]], [variant])
+    donor = activation(model, PROMPTS[1], "blocks.1.hook_mlp_out")
+    values = reference.resample("blocks.1.hook_mlp_out", torch.tensor([0, 1, 2, 3, 4, 5]))
+    torch.testing.assert_close(values, donor[[0, 1, 2, 1, 2, 1]])
+
+
+def test_reference_is_required_and_must_not_be_empty() -> None:
+    model = tiny("llama")
+    variant = Variant("m", (Ablation(MLP(1), "mean"),))
+    with pytest.raises(UserError, match="needs reference"):
+        VariantHooks(model, variant, BatchState())
+    with pytest.raises(UserError, match="there are none"):
+        collect_reference(model, [], [variant])
+    with pytest.raises(UserError, match="pooled"):
+        collect_reference(model, PROMPTS, [variant], mode="poled")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z"])
+def test_user_hooks_change_the_logits(name: str) -> None:
+    model = tiny("llama")
+    ids = torch.tensor([PROMPTS[2]])
+    positions = torch.arange(ids.shape[1])[None]
+    variant = Variant("mine", hooks=((name, lambda value, hook: value * 0.5),))
+    hooks = VariantHooks(model, variant, BatchState(positions))
+    with torch.inference_mode():
+        clean = model.forward(ids, torch.ones_like(ids), positions)
+        with model.hooks(hooks.named):
+            changed = model.forward(ids, torch.ones_like(ids), positions)
+        again = model.forward(ids, torch.ones_like(ids), positions)
+    hooks.check_fired()
+    assert (changed - clean).abs().max() > 1e-4
+    assert torch.equal(again, clean)
+
+
+def test_unknown_hook_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"blocks\.1\.attn\.hook_z"):
+        VariantHooks(
+            tiny("llama"), Variant("mine", hooks=(("blocks.1.attn.hook_zz", lambda v, hook: v),)), BatchState()
+        )
+
+
+def test_hook_that_never_fires_is_an_error() -> None:
+    hooks = VariantHooks(tiny("llama"), Variant("v", (Ablation(MLP(1), "zero"),)), BatchState())
+    with pytest.raises(HookNeverFired, match=r"blocks\.1\.hook_mlp_out"):
+        hooks.check_fired()
