@@ -1,106 +1,116 @@
-"""lm-eval's own tasks over local rows: its YAML files, with the dataset replaced by JSON Lines files."""
+"""lm-eval's own tasks over local rows: only where the rows come from is changed."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
-import yaml
 from lm_eval.tasks import TaskManager
 
-FEWSHOT_SEED = 1234
-_TASKS = Path(lm_eval.tasks.__file__).parent
-
-
-@dataclass(frozen=True)
-class LocalRows:
-    """Where lm-eval defines a task, and which local file stands for each split that it reads."""
-
-    yaml_file: str
-    folder: str
-    splits: dict[str, str]
-
-
-_TRAIN_VALIDATION = {"train": "train", "validation": "validation"}
-_TRAIN_TEST = {"train": "train", "test": "test"}
-_LOCAL = {
-    "arc_challenge": LocalRows("arc/arc_challenge.yaml", "arc_challenge", _TRAIN_TEST),
-    "arc_easy": LocalRows("arc/arc_easy.yaml", "arc_easy", _TRAIN_TEST),
-    "boolq": LocalRows("super_glue/boolq/default.yaml", "boolq", _TRAIN_VALIDATION),
-    "commonsense_qa": LocalRows("commonsense_qa/default.yaml", "commonsense_qa", _TRAIN_VALIDATION),
-    "gsm8k": LocalRows("gsm8k/gsm8k.yaml", "gsm8k", _TRAIN_TEST),
-    "gsm8k_cot": LocalRows("gsm8k/gsm8k-cot.yaml", "gsm8k", _TRAIN_TEST),
-    "hellaswag": LocalRows("hellaswag/hellaswag.yaml", "hellaswag", _TRAIN_VALIDATION),
-    "mathqa": LocalRows("mathqa/mathqa.yaml", "math_qa", {"train": "fewshot", "test": "test"}),
-    "openbookqa": LocalRows("openbookqa/openbookqa.yaml", "openbookqa", _TRAIN_TEST),
-    "winogrande": LocalRows("winogrande/default.yaml", "winogrande", _TRAIN_VALIDATION),
+LOCAL_FILES: dict[str, tuple[str, dict[str, str]]] = {
+    "arc_challenge": ("arc_challenge", {"train": "train", "validation": "validation", "test": "test"}),
+    "arc_easy": ("arc_easy", {"train": "train", "validation": "validation", "test": "test"}),
+    "boolq": ("boolq", {"train": "train", "validation": "validation"}),
+    "commonsense_qa": ("commonsense_qa", {"train": "train", "validation": "validation"}),
+    "gsm8k": ("gsm8k", {"train": "train", "test": "test"}),
+    "gsm8k_cot": ("gsm8k", {"train": "train", "test": "test"}),
+    "hellaswag": ("hellaswag", {"train": "train", "validation": "validation"}),
+    "mathqa": ("math_qa", {"train": "fewshot", "test": "test"}),
+    "openbookqa": ("openbookqa", {"train": "train", "validation": "validation", "test": "test"}),
+    "winogrande": ("winogrande", {"train": "train", "validation": "validation"}),
 }
+"""lm-eval's task name → folder of rows, and its split names → file names there."""
+
+FEWSHOT_SEED = 1234
 
 
-def _local_rows(name: str) -> tuple[LocalRows, str | None]:
-    if not name.startswith("mmlu_"):
-        return _LOCAL[name], None
-    stem, folder = name, "default"
-    for suffix, own_folder in (("_continuation", "continuation"), ("_generative", "generative")):
-        if name.endswith(suffix):
-            stem, folder = name.removesuffix(suffix), own_folder
-    return (
-        LocalRows(f"mmlu/{folder}/{stem}.yaml", "mmlu", {"dev": "dev", "test": "test"}),
-        stem.removeprefix("mmlu_"),
-    )
+@cache
+def manager() -> TaskManager:
+    """lm-eval's index of tasks; scanning it takes seconds, so once a process."""
+    return TaskManager()
 
 
-def _file_of_split(path: Path, subject: str | None, tmp_path: Path) -> Path:
-    """MMLU's local file holds all subjects, lm-eval's task reads one."""
-    if subject is None:
-        return path
-    lines = [
-        line for line in path.read_text(encoding="utf-8").split("\n") if line and json.loads(line)["subject"] == subject
-    ]
-    own = tmp_path / f"{subject}-{path.name}"
-    own.write_text("\n".join(lines) + "\n")
-    return own
+def local_rows(data_dir: Path, folder: str, splits: dict[str, str], cache_dir: Path) -> dict[str, Any]:
+    """Overrides that make a task read ``<data_dir>/<folder>/<file>.jsonl``."""
+    files = {split: str(data_dir / folder / f"{file}.jsonl") for split, file in splits.items()}
+    return _json_dataset(files, cache_dir)
 
 
-def build_task(
-    name: str,
-    data_dir: Path,
-    tmp_path: Path,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    **overrides: Any,
-) -> Any:
-    """An lm-eval task over the rows below `data_dir`, its requests built (`task.instances`).
-
-    Args:
-        name: lm-eval's name of the task; MMLU's by subject, e.g. ``mmlu_anatomy_generative``.
-        tmp_path: an empty folder for the YAML file, the rows of one MMLU subject and the cache of `datasets`.
-        num_fewshot: shots; ``None`` is the task's own number.
-        limit: the first so many documents.
-        overrides: further fields of the YAML file, e.g. ``generation_kwargs``.
-    """
-    local, subject = _local_rows(name)
-    data_files = {
-        split: str(_file_of_split(data_dir / local.folder / f"{file}.jsonl", subject, tmp_path))
-        for split, file in local.splits.items()
-    }
-    config = {
-        "include": str(_TASKS / local.yaml_file),
-        "task": name,
+def _json_dataset(files: dict[str, str], cache_dir: Path) -> dict[str, Any]:
+    return {
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": data_files, "cache_dir": str(tmp_path / "datasets")},
-        **overrides,
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(cache_dir)},
     }
-    folder = tmp_path / "yaml"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    task = TaskManager(include_path=str(folder), include_defaults=False).load([name])["tasks"][name]
-    if num_fewshot is not None:
-        task.set_config(key="num_fewshot", value=num_fewshot)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+
+
+def _subject_rows(data_dir: Path, subject: str, cache_dir: Path) -> dict[str, Any]:
+    files = {}
+    for split in ("dev", "test"):
+        lines = (data_dir / "mmlu" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        path = cache_dir / f"mmlu_{subject}_{split}.jsonl"
+        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["subject"] == subject))
+        files[split] = str(path)
+    return _json_dataset(files, cache_dir)
+
+
+def load(
+    name: str, data_dir: Path, cache_dir: Path, shots: int | None, max_gen_toks: int | None = None
+) -> dict[str, Any]:
+    """One lm-eval task over local rows, as `lm_eval.evaluator.evaluate` takes it."""
+    folder, splits = LOCAL_FILES[name]
+    # Only members of a group are laid over lm-eval's own configuration; a task by itself would replace it.
+    group = {"group": "local", "task": [{"task": name, **local_rows(data_dir, folder, splits, cache_dir)}]}
+    return {"tasks": _loaded(group, shots, max_gen_toks)["tasks"], "groups": {}, "group_map": {}}
+
+
+def load_mmlu(
+    form: str,
+    subjects: tuple[str, ...],
+    data_dir: Path,
+    cache_dir: Path,
+    shots: int | None,
+    max_gen_toks: int | None = None,
+) -> dict[str, Any]:
+    """The subjects of one of MMLU's forms in a group weighted by size, as lm-eval groups them.
+
+    Args:
+        form: what follows the subject in the task's name: ``""``, ``"_continuation"`` or ``"_generative"``.
+    """
+    metrics: list[dict[str, Any]] = [{"metric": "acc", "weight_by_size": True}]
+    if form == "_continuation":
+        metrics.append({"metric": "acc_norm", "weight_by_size": True})
+    if form == "_generative":
+        metrics = [{"metric": "exact_match", "weight_by_size": True, "filter_list": "get_response"}]
+    tasks = [{"task": f"mmlu_{subject}{form}", **_subject_rows(data_dir, subject, cache_dir)} for subject in subjects]
+    group = {"group": f"subjects{form}", "task": tasks, "aggregate_metric_list": metrics}
+    return _loaded(group, shots, max_gen_toks)
+
+
+def build_task(name: str, data_dir: Path, cache_dir: Path, shots: int | None, limit: int) -> Any:
+    """One lm-eval task with its requests built (`task.instances`); MMLU's by subject, e.g. ``mmlu_anatomy_generative``.
+
+    `shots` ``None`` leaves the task's own number.
+    """
+    if name.startswith("mmlu_"):
+        form = next((form for form in ("_continuation", "_generative") if name.endswith(form)), "")
+        subject = name.removeprefix("mmlu_").removesuffix(form)
+        rows = _subject_rows(data_dir, subject, cache_dir)
+        task = _loaded({"group": "local", "task": [{"task": name, **rows}]}, shots, None)["tasks"][name]
+    else:
+        task = load(name, data_dir, cache_dir, shots)["tasks"][name]
     task.build_all_requests(limit=limit)
     return task
+
+
+def _loaded(spec: dict[str, Any], shots: int | None, max_gen_toks: int | None) -> dict[str, Any]:
+    loaded = manager().load([spec])
+    for task in loaded["tasks"].values():
+        if shots is not None:
+            task.set_config(key="num_fewshot", value=shots)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        if max_gen_toks is not None:
+            task.set_config(key="generation_kwargs", value={"max_gen_toks": max_gen_toks}, update=True)
+    return loaded
