@@ -1,3 +1,115 @@
-"""lensprune: which layers and heads a language model needs, and whether the answer depends on how you measure."""
+"""lensprune: which layers and heads a language model needs, and whether the answer depends on how you measure.
+
+::
+
+    import lensprune as lp
+
+    model = lp.load_model("smollm2-135m")
+    run = lp.sweep(model, tasks=["kv_retrieval"], protocols=["generate"], variants=lp.each_layer(model), limit=50)
+    run.summary(), run.plot(), run.critical_layers()
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lensprune.ablation import (
+        CLEAN,
+        MLP,
+        Ablation,
+        Attention,
+        Head,
+        KVGroup,
+        Layer,
+        Variant,
+        cumulative,
+        each_attention,
+        each_head,
+        each_kv_group,
+        each_layer,
+        each_mlp,
+        layer_range,
+    )
+    from lensprune.errors import HookNeverFired, LensPruneError, UserError
+    from lensprune.models import as_hooked_model, load_model
+    from lensprune.sweep.result import Run
+    from lensprune.sweep.run import resume, sweep
+    from lensprune.sweep.selection import VariantSelection
+    from lensprune.tasks import get_task, load_task, register_task, task_names
+
+# Torch and transformers take seconds to import: a name is looked up when it is first used.
+_HOMES = {
+    "lensprune.ablation": (
+        "CLEAN",
+        "MLP",
+        "Ablation",
+        "Attention",
+        "Head",
+        "KVGroup",
+        "Layer",
+        "Variant",
+        "cumulative",
+        "each_attention",
+        "each_head",
+        "each_kv_group",
+        "each_layer",
+        "each_mlp",
+        "layer_range",
+    ),
+    "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
+    "lensprune.models": ("as_hooked_model", "load_model"),
+    "lensprune.sweep.result": ("Run",),
+    "lensprune.sweep.run": ("resume",),
+    "lensprune.sweep.selection": ("VariantSelection",),
+    "lensprune.tasks": ("get_task", "load_task", "register_task", "task_names"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CLEAN",
+    "MLP",
+    "Ablation",
+    "Attention",
+    "Head",
+    "HookNeverFired",
+    "KVGroup",
+    "Layer",
+    "LensPruneError",
+    "Run",
+    "UserError",
+    "Variant",
+    "VariantSelection",
+    "as_hooked_model",
+    "cumulative",
+    "each_attention",
+    "each_head",
+    "each_kv_group",
+    "each_layer",
+    "each_mlp",
+    "get_task",
+    "layer_range",
+    "load_model",
+    "load_task",
+    "register_task",
+    "resume",
+    "sweep",
+    "task_names",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sweep":
+        return importlib.import_module("lensprune.sweep")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lensprune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -43,7 +43,18 @@ SUMMARY_COLUMNS = (
     "mean_gold_logprob",
     "truncated",
 )
-_READ = ["item_id", "correct", "failure", "prediction", "gold_logprob", "truncated_tokens", "component", "layer", "head", "ablation"]
+_READ = [
+    "item_id",
+    "correct",
+    "failure",
+    "prediction",
+    "gold_logprob",
+    "truncated_tokens",
+    "component",
+    "layer",
+    "head",
+    "ablation",
+]
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,9 @@ def read_group(store: CellStore, task: str, protocol: str, variants: Sequence[st
     ids = cells[keys[0].variant].item_ids
     for name, cell in cells.items():
         if not cell.item_ids.equals(ids):
-            raise LensPruneError(f"records of {name} and {keys[0].variant} on {task} under {protocol} hold different items")
+            raise LensPruneError(
+                f"records of {name} and {keys[0].variant} on {task} under {protocol} hold different items"
+            )
     return Group(
         task=task,
         protocol=protocol,
@@ -152,7 +165,12 @@ def _rows(group: Group) -> list[dict[str, object]]:
                 "q_value": float(q_values[i]),
             }
     if clean is not None:
-        measured[CLEAN.name] = {"delta": 0.0, "delta_relative": 0.0 if accuracy_clean else np.nan, "ci_low": 0.0, "ci_high": 0.0}
+        measured[CLEAN.name] = {
+            "delta": 0.0,
+            "delta_relative": 0.0 if accuracy_clean else np.nan,
+            "ci_low": 0.0,
+            "ci_high": 0.0,
+        }
     shared = {
         "task": group.task,
         "protocol": group.protocol,

@@ -135,7 +135,8 @@ def _load_tasks(options: SweepOptions) -> list[LoadedTask]:
                 raise unknown_name(f"protocol for task {task.name}", protocol, task.formats)
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     loaded = [
-        load_task(name, data_dir=data_dir, limit=options.limit, shots=options.shots, seed=options.seed) for name in options.tasks
+        load_task(name, data_dir=data_dir, limit=options.limit, shots=options.shots, seed=options.seed)
+        for name in options.tasks
     ]
     names = [task.task.name for task in loaded]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -148,7 +149,12 @@ def _load_model(model: Any, options: SweepOptions) -> HookedModel:
     from lensprune.models import as_hooked_model, load_model
 
     if isinstance(model, (str, Path)):
-        given = {"dtype": options.dtype, "bos": options.bos, "device": options.device, "n_devices": options.n_devices}
+        given: dict[str, Any] = {
+            "dtype": options.dtype,
+            "bos": options.bos,
+            "device": options.device,
+            "n_devices": options.n_devices,
+        }
         return as_hooked_model(load_model(model, **{name: value for name, value in given.items() if value is not None}))
     for name in ("dtype", "device", "n_devices", "bos"):
         if getattr(options, name) is not None:
@@ -156,7 +162,9 @@ def _load_model(model: Any, options: SweepOptions) -> HookedModel:
     return as_hooked_model(model)
 
 
-def _check_against(existing: SweepSpec | None, out: Path | None, tasks: Sequence[TaskSpec], options: SweepOptions) -> None:
+def _check_against(
+    existing: SweepSpec | None, out: Path | None, tasks: Sequence[TaskSpec], options: SweepOptions
+) -> None:
     """Refuse another run's folder by what is known before the weights are loaded."""
     if existing is None:
         return
@@ -189,6 +197,10 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
     Raises:
         UserError: whatever the user can mend.
     """
+    from lensprune.engine import EXECUTORS
+
+    if options.executor not in EXECUTORS:
+        raise unknown_name("executor", options.executor, EXECUTORS)
     existing = None if out is None else check_out_folder(out)
     text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
     tasks = _load_tasks(options)

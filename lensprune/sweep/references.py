@@ -62,7 +62,9 @@ def fewshot_prompts(
         asked = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template=chat_template)
         right = [form.gold(i.doc) if isinstance(form, MultipleChoiceFormat) else 0 for i in items]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"a few-shot example of task {task.task.name} cannot be asked ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"a few-shot example of task {task.task.name} cannot be asked ({type(error).__name__}: {error})"
+        ) from error
     prompts = []
     for own, index in zip(asked, right, strict=True):
         request = own.requests[index]
@@ -105,7 +107,7 @@ def read_reference_text(path: str | Path) -> str:
 
 
 def text_prompts(model: HookedModel, text: str, where: str) -> list[tuple[int, ...]]:
-    """The first `MOST_PROMPTS` pieces of `text`, each of up to `MOST_TEXT_TOKENS` tokens and within the model's context.
+    """The first `MOST_PROMPTS` pieces of `text`, each of up to `MOST_TEXT_TOKENS` tokens that fit the model.
 
     Raises:
         UserError: the text has no token.

@@ -69,7 +69,9 @@ def with_clean(variants: Sequence[Variant], facts: ModelFacts) -> tuple[Variant,
     seen = {CLEAN.name}
     for variant in changed:
         if variant.is_clean:
-            raise UserError(f"variant {variant.name!r} changes nothing: only {CLEAN.name!r} may, and it is always included")
+            raise UserError(
+                f"variant {variant.name!r} changes nothing: only {CLEAN.name!r} may, and it is always included"
+            )
         if variant.name in seen:
             raise UserError(f"variant name {variant.name!r} is used twice: every variant needs a name of its own")
         seen.add(variant.name)

@@ -128,7 +128,9 @@ class SweepSpec:
 
     def to_json(self) -> str:
         """The text of spec.json."""
-        return json.dumps({"format": FORMAT, "digest": self.digest, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps({"format": FORMAT, "digest": self.digest, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str, where: str = "spec.json") -> SweepSpec:
@@ -198,7 +200,9 @@ def _describe(name: str, mine: Any, theirs: Any) -> str:
             if old != new and isinstance(old, dict):
                 changed = next((key for key in sorted({*old, *new}) if old.get(key) != new.get(key)), "")
                 owner = " ".join(str(old[key]) for key in ("name", "task", "protocol") if key in old)
-                return f"{label} of {owner}: {changed} {_short(old.get(changed))} there, {_short(new.get(changed))} here"
+                return (
+                    f"{label} of {owner}: {changed} {_short(old.get(changed))} there, {_short(new.get(changed))} here"
+                )
     if isinstance(mine, dict) and isinstance(theirs, dict):
         changed = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
         return f"{label}: {changed} {_short(mine.get(changed))} there, {_short(theirs.get(changed))} here"
@@ -207,4 +211,3 @@ def _describe(name: str, mine: Any, theirs: Any) -> str:
 
 def _ends(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"
-

@@ -90,7 +90,9 @@ def check_out_folder(folder: Path) -> SweepSpec | None:
             return read_spec(folder)
         strangers = sorted(p.name for p in folder.iterdir() if not _may_precede_spec(p))
         if strangers:
-            raise UserError(f"out folder {folder} is not empty and holds no run (it has {strangers[0]!r}): choose a new folder")
+            raise UserError(
+                f"out folder {folder} is not empty and holds no run (it has {strangers[0]!r}): choose a new folder"
+            )
     existing = folder
     while not existing.exists():
         existing = existing.parent
@@ -152,6 +154,13 @@ class RunStore:
         return store
 
     @classmethod
+    def is_complete(cls, folder: str | os.PathLike[str]) -> bool:
+        """Whether every cell of the run is stored whole."""
+        path = Path(folder)
+        store = cls(path, read_spec(path))
+        return not store._scan_quietly() and store.finished() == set(store.expected())
+
+    @classmethod
     @contextmanager
     def writing(cls, folder: str | os.PathLike[str], spec: SweepSpec) -> Iterator[RunStore]:
         """Begin the run of `spec` in `folder`, or continue it; no other process may write there meanwhile.
@@ -170,7 +179,9 @@ class RunStore:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{path} is being written by another process: wait for it or choose another out folder") from None
+                raise UserError(
+                    f"{path} is being written by another process: wait for it or choose another out folder"
+                ) from None
             existing = check_out_folder(path)
             if existing is not None:
                 difference = existing.first_difference(spec)
@@ -190,7 +201,9 @@ class RunStore:
                     leftover.unlink()
             if is_new:
                 text = self.spec.to_json()
-                write_atomically(self.folder / SPEC_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+                write_atomically(
+                    self.folder / SPEC_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8")
+                )
                 sync_folder(self.folder.parent)
         except OSError as error:
             raise write_error(error, self.folder) from None
@@ -201,22 +214,31 @@ class RunStore:
         """Every cell of the spec: by task and protocol, and in the order of the variants."""
         return [CellKey(name, cell.task, cell.protocol) for cell in self.spec.cells for name in self.spec.variant_names]
 
-    def _scan(self) -> None:
+    def _scan_quietly(self) -> list[Path]:
+        """Find the stored cells; return the files that are not whole cells of this run."""
         keys = {_cell_stem(key): key for key in self.expected()}
         self._files.clear()
+        strangers = []
         for path in sorted(self.records_folder.glob("*.parquet")):
             if path.name.startswith(TEMPORARY_PREFIX):
                 continue
             stem, _, checksum = path.name.removesuffix(".parquet").rpartition(".")
             key = keys.get(stem)
             if key is None or key in self._files or _file_hash(path) != checksum:
-                self._put_aside(path)
+                strangers.append(path)
             else:
                 self._files[key] = path
+        return strangers
+
+    def _scan(self) -> None:
+        for path in self._scan_quietly():
+            self._put_aside(path)
 
     def _put_aside(self, path: Path) -> None:
         if not self._may_set_aside:
-            raise UserError(f"{path} is damaged (its checksum does not fit): lensprune resume {self.folder} computes it again")
+            raise UserError(
+                f"{path} is damaged (its checksum does not fit): lensprune resume {self.folder} computes it again"
+            )
         aside = self.folder / "damaged"
         try:
             aside.mkdir(exist_ok=True)

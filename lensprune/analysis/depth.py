@@ -1,0 +1,83 @@
+"""Δμ of depth bands: the first 30% of layers, the middle, and the last 30% (arXiv 2510.02091)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.analysis.summary import read_group
+from lensprune.sweep.store import CellStore
+
+__all__ = ["BANDS", "band_of", "depth_bands"]
+
+BANDS = ("first", "middle", "last")
+_COLUMNS = [
+    "task",
+    "protocol",
+    "component",
+    "ablation",
+    "band",
+    "n_layers",
+    "n",
+    "mean_delta",
+    "ci_low",
+    "ci_high",
+    "worst_delta",
+    "at_chance",
+]
+
+
+def band_of(layer: int, n_layers: int) -> str:
+    """The band of a layer: ``first`` below 30% of the depth, ``last`` from 70% on, else ``middle``."""
+    if 10 * layer < 3 * n_layers:
+        return "first"
+    return "last" if 10 * layer >= 7 * n_layers else "middle"
+
+
+def depth_bands(
+    store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str], n_layers: int
+) -> pd.DataFrame:
+    """Mean Δμ over the swept layers of each band, for each kind of component and ablation.
+
+    `mean_delta`: mean over the band's layers of Δμ, one removed at a time (heads: over all swept heads of the layers);
+    `ci_low`, `ci_high`: paired bootstrap 95% interval over items, the layers being fixed; `worst_delta`: the lowest
+    Δμ in the band; `n_layers`: how many of the band's layers were swept. ``at_chance`` bands mean nothing.
+    """
+    rows = []
+    for task, protocol in cells:
+        group = read_group(store, task, protocol, variants)
+        if group is None or group.clean is None:
+            continue
+        parts: dict[tuple[str, str, str], list[str]] = {}
+        for name, cell in group.cells.items():
+            layer = cell.facts["layer"]
+            if name != CLEAN.name and isinstance(layer, int):
+                kind = (str(cell.facts["component"]), str(cell.facts["ablation"]), band_of(layer, n_layers))
+                parts.setdefault(kind, []).append(name)
+        for (component, ablation, band), names in sorted(
+            parts.items(), key=lambda p: (*p[0][:2], BANDS.index(p[0][2]))
+        ):
+            outcomes = np.stack([group.cells[name].correct for name in names], axis=1)
+            differences = outcomes.astype(float) - group.clean.correct[:, None]
+            interval = paired_bootstrap(differences.mean(axis=1, keepdims=True), group.clusters)
+            rows.append(
+                [
+                    task,
+                    protocol,
+                    component,
+                    ablation,
+                    band,
+                    len({group.cells[name].facts["layer"] for name in names}),
+                    len(differences),
+                    float(interval.delta[0]),
+                    float(interval.low[0]),
+                    float(interval.high[0]),
+                    float(differences.mean(axis=0).min()),
+                    group.at_chance,
+                ]
+            )
+    return pd.DataFrame(rows, columns=_COLUMNS)

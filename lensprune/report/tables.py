@@ -1,0 +1,97 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.report.plain_text import for_terminal
+
+if TYPE_CHECKING:
+    from lensprune.sweep.result import Run
+
+__all__ = ["run_report", "tasks_table", "top_variants"]
+
+_SHOWN = {
+    "variant": "variant",
+    "accuracy": "accuracy",
+    "delta": "Δμ",
+    "interval": "95% interval",
+    "p_value": "p",
+    "q_value": "q",
+}
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    safe = [[for_terminal(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in safe) for i in range(len(safe[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in safe
+    )
+
+
+def tasks_table() -> str:
+    """One line a task: name, protocols, parameters with their defaults, and what it is."""
+    from lensprune.tasks import get_task, task_names
+
+    rows = [["task", "protocols", "parameters", "what it is"]]
+    for name in task_names():
+        task = get_task(name)
+        parameters = ", ".join(f"{key}={value}" for key, value in task.parameters.items())
+        rows.append([name, ", ".join(task.formats), parameters or "-", task.summary])
+    return _aligned(rows)
+
+
+def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5) -> str:
+    """The variants that lose most under one protocol; where the clean model is at chance, a line that says so."""
+    group = summary[(summary["task"] == task) & (summary["protocol"] == protocol)]
+    clean = group[group["variant"] == CLEAN.name]
+    if clean.empty:
+        return f"{for_terminal(task)}, {protocol}: the clean model is not measured yet"
+    first = clean.iloc[0]
+    clean_line = f"clean accuracy {first['accuracy']:.3f} (chance {first['chance']:.3f}, n {first['n']})"
+    head = f"{for_terminal(task)}, {protocol}: {clean_line}"
+    notes = [
+        f"{count} {what}"
+        for count, what in (
+            (int(first["truncated"]), "prompts cut on the left to fit the context"),
+            (int((group["non_finite_rate"] > 0).sum()), "variants with NaN or infinite logits"),
+        )
+        if count
+    ]
+    if notes:
+        head += "; " + ", ".join(notes)
+    if bool(first["at_chance"]):
+        return f"{head}\n  at chance: the clean model does not beat guessing here, so its changes are not ranked"
+    changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)
+    rows = [list(_SHOWN.values())]
+    for _, row in changed.iterrows():
+        rows.append(
+            [
+                str(row["variant"]),
+                f"{row['accuracy']:.3f}",
+                f"{row['delta']:+.3f}",
+                f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
+                f"{row['p_value']:.2g}",
+                f"{row['q_value']:.2g}",
+            ]
+        )
+    return head + "\n" + "\n".join("  " + line for line in _aligned(rows).splitlines())
+
+
+def run_report(run: Run, most: int = 5) -> str:
+    """What a finished sweep prints: for each task and protocol the largest losses, then where the files are."""
+    summary = run.summary()
+    parts = [repr(run), *(top_variants(summary, task, protocol, most) for task, protocol in run.cells)]
+    if run.folder is not None:
+        from lensprune.report.outputs import DELTA_FIGURE
+
+        places = [
+            ("table", run.folder / "summary.csv"),
+            ("records", run.folder / "records"),
+            ("figure", run.folder / DELTA_FIGURE),
+        ]
+        parts.append("\n".join(f"{what + ':':9}{path}" for what, path in places if path.exists()))
+    return "\n\n".join(parts)

@@ -1,0 +1,33 @@
+"""The main job on the bundled model and bundled tasks, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lensprune.sweep.result import Run
+from lensprune.sweep.run import sweep
+from lensprune.sweep.selection import VariantSelection
+
+__all__ = ["DEMO_LIMIT", "DEMO_MODEL", "DEMO_TASKS", "demo"]
+
+DEMO_MODEL = "smollm2-135m"
+DEMO_TASKS = ("kv_retrieval[pairs=4]",)
+DEMO_LIMIT = 20
+
+
+def demo(out: str | Path = "runs/demo", *, progress: bool = True) -> Run:
+    """Skip each layer of `DEMO_MODEL` in turn, on tasks where every protocol starts well above chance.
+
+    Called again with the same folder it goes on where it was stopped.
+    """
+    return sweep(
+        DEMO_MODEL,
+        tasks=DEMO_TASKS,
+        protocols=("default", "continuation", "generate"),
+        variants=VariantSelection("layers", "skip"),
+        limit=DEMO_LIMIT,
+        out=out,
+        device="cpu",
+        progress=progress,
+        command="lensprune demo",
+    )

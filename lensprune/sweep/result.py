@@ -1,0 +1,190 @@
+"""A run: its records, its summary, and what they say."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+
+from lensprune.analysis.depth import depth_bands
+from lensprune.analysis.summary import summarise
+from lensprune.errors import UserError, unknown_name
+from lensprune.sweep.records import SCHEMA
+from lensprune.sweep.spec import SweepSpec
+from lensprune.sweep.store import CellStore, RunStore
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Run"]
+
+BRANCHES = ("layer", "attention", "mlp")
+
+
+class Run:
+    """What a sweep gives back, in memory or on disk."""
+
+    def __init__(self, spec: SweepSpec, store: CellStore, folder: Path | None = None) -> None:
+        self.spec = spec
+        self.folder = folder
+        self._store = store
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """The run in `folder`, finished or not.
+
+        Raises:
+            UserError: no run there, or a damaged record file.
+        """
+        store = RunStore.open(folder)
+        return cls(store.spec, store, Path(folder))
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        """(task, protocol) pairs."""
+        return [(cell.task, cell.protocol) for cell in self.spec.cells]
+
+    @cached_property
+    def _summary(self) -> pd.DataFrame:
+        return summarise(self._store, self.cells, self.spec.variant_names)
+
+    def summary(self) -> pd.DataFrame:
+        """One row a (variant, task, protocol), clean first; the columns are those of `lensprune.analysis.summarise`."""
+        return self._summary.copy()
+
+    def records(self, variant: str | None = None, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+        """One row an item, of all cells or of those that are named.
+
+        Raises:
+            UserError: a name that is not part of this run.
+        """
+        self._check(task, protocol)
+        if variant is not None and variant not in self.spec.variant_names:
+            raise unknown_name("variant", variant, self.spec.variant_names)
+        order = {name: i for i, name in enumerate(self.spec.variant_names)}
+        places = {pair: i for i, pair in enumerate(self.cells)}
+        keys = [
+            key
+            for key in sorted(self._store.finished(), key=lambda k: (places[k.task, k.protocol], order[k.variant]))
+            if variant in (None, key.variant) and task in (None, key.task) and protocol in (None, key.protocol)
+        ]
+        tables = [self._store.read(key) for key in keys]
+        frame = pa.concat_tables(tables).to_pandas() if tables else SCHEMA.empty_table().to_pandas()
+        frame["metrics"] = [dict(pairs) for pairs in frame["metrics"]]
+        return frame.astype({"layer": "Int64", "head": "Int64"})
+
+    def critical_layers(self, protocol: str | None = None, task: str | None = None, q: float = 0.05) -> pd.DataFrame:
+        """Layers (or attention or MLP branches) whose removal lowers accuracy, the most needed first.
+
+        Rows of the summary with ``delta < 0`` and ``q_value <= q``. Where the clean model is at chance nothing can be
+        said, so these rows are left out.
+
+        Raises:
+            UserError: a name that is not part of this run, or `q` outside 0 to 1.
+        """
+        self._check(task, protocol)
+        if not 0 < q <= 1:
+            raise UserError(f"q {q} is not a false discovery rate: expected a number above 0, up to 1")
+        frame = self._of(task, protocol)
+        known = frame["at_chance"].eq(False).fillna(False).astype(bool)
+        chosen = frame[known & frame["component"].isin(BRANCHES) & (frame["delta"] < 0) & (frame["q_value"] <= q)]
+        columns = [
+            "task", "protocol", "variant", "component", "layer", "ablation", "n", "accuracy_clean", "accuracy", "delta",
+            "delta_relative", "ci_low", "ci_high", "p_value", "q_value",
+        ]  # fmt: skip
+        return chosen.sort_values("delta", kind="stable")[columns].reset_index(drop=True)
+
+    def depth_bands(self, protocol: str | None = None, task: str | None = None) -> pd.DataFrame:
+        """Mean Δμ over the first 30% of layers, the middle, and the last 30%; see `lensprune.analysis.depth_bands`."""
+        self._check(task, protocol)
+        cells = [(t, p) for t, p in self.cells if task in (None, t) and protocol in (None, p)]
+        return depth_bands(self._store, cells, self.spec.variant_names, self.spec.n_layers)
+
+    def plot(self, task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
+        """Δμ against depth, one line a protocol; one Axes, or a list with one for each task.
+
+        Raises:
+            UserError: a name that is not part of this run, or no variant with a layer of its own.
+        """
+        from lensprune.report.delta_by_depth import delta_by_depth
+
+        self._check(task, protocol)
+        axes = delta_by_depth(self._of(task, protocol), n_layers=self.spec.n_layers, title=self.spec.model)
+        return axes[0] if len(axes) == 1 else axes
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Write summary.csv and figures into the run's folder; a run in memory is first written to `folder`.
+
+        Raises:
+            UserError: no folder, a folder that holds another run, or a disk that can't be written to.
+        """
+        from lensprune.report.outputs import write_outputs
+
+        if folder is not None and (self.folder is None or Path(folder).resolve() != self.folder.resolve()):
+            self._copy_to(Path(folder))
+        elif self.folder is None:
+            raise UserError("this run is in memory: name the folder to save it in")
+        target = Path(folder) if self.folder is None or folder is not None else self.folder  # type: ignore[arg-type]
+        write_outputs(target, self.summary(), n_layers=self.spec.n_layers, title=self.spec.model)
+        return target
+
+    def _copy_to(self, folder: Path) -> None:
+        with RunStore.writing(folder, self.spec) as store:
+            for key in sorted(self._store.finished() - store.finished()):
+                store.write(key, self._store.read(key))
+
+    def _of(self, task: str | None, protocol: str | None) -> pd.DataFrame:
+        frame = self.summary()
+        if task is not None:
+            frame = frame[frame["task"] == task]
+        return frame if protocol is None else frame[frame["protocol"] == protocol]
+
+    def _check(self, task: str | None, protocol: str | None) -> None:
+        names = [t.name for t in self.spec.tasks]
+        if task is not None and task not in names:
+            raise unknown_name("task of this run", task, names)
+        if protocol is not None and protocol not in self.spec.protocols:
+            raise unknown_name("protocol of this run", protocol, self.spec.protocols)
+
+    def _title(self) -> str:
+        done, total = len(self._store.finished()), len(self.cells) * len(self.spec.variants)
+        state = f"{total} cells" if done == total else f"{done} of {total} cells"
+        names = [t.name for t in self.spec.tasks]
+        what = f"{len(self.spec.variants) - 1} variants, {_names(names)}, {_names(self.spec.protocols)}"
+        return f"{self.spec.model}: {what}; {state}" + (f" in {self.folder}" if self.folder else "")
+
+    def __repr__(self) -> str:
+        return f"Run({self._title()})"
+
+    def _repr_html_(self) -> str:
+        frame = self.summary()
+        ranked = frame[frame["at_chance"].eq(False).fillna(False).astype(bool) & (frame["variant"] != "clean")]
+        shown: Any = ranked.sort_values("delta", kind="stable").head(10)
+        columns = [
+            "variant",
+            "task",
+            "protocol",
+            "n",
+            "accuracy_clean",
+            "accuracy",
+            "delta",
+            "ci_low",
+            "ci_high",
+            "q_value",
+        ]
+        unclear = frame[frame["at_chance"].eq(True).fillna(False).astype(bool)][["task", "protocol"]].drop_duplicates()
+        note = "".join(
+            f"<p>{html.escape(task)} under {html.escape(protocol)}: the clean model is at chance, not ranked.</p>"
+            for task, protocol in unclear.itertuples(index=False)
+        )
+        table = shown[columns].to_html(index=False, float_format=lambda x: f"{x:.3f}", escape=True, border=0)
+        return f"<p><b>{html.escape(self._title())}</b></p><p>Largest losses</p>{table}{note}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} ({names[0]}, ..., {names[-1]})"
