@@ -14,6 +14,7 @@ from lensprune.tasks.base import (
 from lensprune.tasks.loading import load_task
 from lensprune.tasks.prompts import build_context, prompt_hash, prompt_strings
 from lensprune.tasks.registry import get_task, register_task, task_names
+from lensprune.tasks.yaml_task import register_yaml
 
 __all__ = [
     "Doc",
@@ -31,5 +32,6 @@ __all__ = [
     "prompt_hash",
     "prompt_strings",
     "register_task",
+    "register_yaml",
     "task_names",
 ]

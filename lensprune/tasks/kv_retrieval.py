@@ -199,7 +199,7 @@ class _KeyValueRows:
 
     def _generated(self, request: RowRequest, keys: str) -> tuple[Sequence[Doc], Sequence[Doc]]:
         # The generator is a neighbour that itself registers tasks, so it is looked up when rows are asked for.
-        from lensprune.tasks.bundled.kv_rows import generate_kv_rows  # noqa: PLC0415
+        from lensprune.tasks.bundled.kv_rows import generate_kv_rows
 
         if request.split is not None:
             raise UserError(f"task {_FOLDER!r}: generated rows have no split {request.split!r}")

@@ -11,6 +11,7 @@ from lensprune.errors import UserError
 from lensprune.tasks.base import Doc, GenerationFormat, Item, LoadedTask, PromptFormat, RowRequest, Rows, Task
 from lensprune.tasks.fewshot import LM_EVAL_SEED, FewshotDraw
 from lensprune.tasks.registry import get_task
+from lensprune.tasks.yaml_task import register_yaml
 
 __all__ = ["load_task"]
 
@@ -27,7 +28,7 @@ def load_task(
     """Load a task's items.
 
     Args:
-        spec: a task, its name, or ``name[key=value,...]``.
+        spec: a task, its name, ``name[key=value,...]``, or the path of a task's YAML file.
         data_dir: folder that holds ``<folder>/<split>.jsonl``; without it, or without the task's folder in it, rows
             come from the bundled data, else from the Hugging Face hub.
         limit: the first so many items (MMLU: of each subject), as lm-eval's ``--limit`` takes them.
@@ -42,7 +43,7 @@ def load_task(
     """
     if limit is not None and limit <= 0:
         raise UserError(f"limit {limit} is not a number of items: expected 1 or more")
-    task = get_task(spec) if isinstance(spec, str) else spec
+    task = _task(spec) if isinstance(spec, str) else spec
     n_shots = task.default_shots if shots is None else shots
     if n_shots < 0:
         raise UserError(f"shots {n_shots} is not a number of examples: expected 0 or more")
@@ -66,6 +67,10 @@ def load_task(
         data_source=rows.source,
         parameters={**task.parameters, **rows.parameters},
     )
+
+
+def _task(spec: str) -> Task:
+    return get_task(register_yaml(spec) if spec.endswith((".yaml", ".yml")) else spec)
 
 
 def _pool(task: Task, rows: Rows) -> Sequence[Doc]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def hub_rows(path: str, config: str | None, split: str) -> list[dict[str, Any]]:
     if is_offline():
         raise UserError(f"LENSPRUNE_OFFLINE is set, so {label} cannot be fetched: give --data-dir FOLDER")
     # Importing datasets takes a second or more, and local rows never need it.
-    import datasets  # noqa: PLC0415
+    import datasets
 
     try:
         loaded = datasets.load_dataset(path, config, split=split)
@@ -106,9 +106,10 @@ def hub_rows(path: str, config: str | None, split: str) -> list[dict[str, Any]]:
 class Dataset:
     """A dataset in the hub's column schema: a task's `load`.
 
-    Rows are taken from ``<data_dir>/<folder>/<split>.jsonl``, else from ``<bundled data>/<folder>/<split>.jsonl``,
-    else from the hub. Within a folder the evaluated split is the first of `splits` that has a file, the few-shot
-    split the first of `fewshot_splits`; without one, few-shot examples come from the evaluated split.
+    Rows are taken from ``<data_dir>/<folder>/<split>.jsonl``, else from `files`, else from
+    ``<bundled data>/<folder>/<split>.jsonl``, else from the hub. Of local files the evaluated split is the first of
+    `splits` that is there, the few-shot split the first of `fewshot_splits`; without one, few-shot examples come from
+    the evaluated split.
 
     Args:
         folder: name of the folder below ``--data-dir``.
@@ -118,6 +119,7 @@ class Dataset:
         fewshot_splits: split of the few-shot examples, by preference (the first one is the hub's).
         process: applied to every row after the check of columns.
         keep: rows for which it is false are left out.
+        files: a file for each split, for tasks that bring their own.
     """
 
     folder: str
@@ -128,6 +130,7 @@ class Dataset:
     fewshot_splits: tuple[str, ...] = ("train",)
     process: Callable[[Doc], Doc] = lambda row: row
     keep: Callable[[Doc], bool] = lambda row: True
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def __call__(self, request: RowRequest) -> Rows:
         """Read the evaluated rows, and the few-shot pool if shots are asked for.
@@ -135,13 +138,12 @@ class Dataset:
         Raises:
             UserError: no source has the rows, or they are not as described.
         """
-        folder = self._local_folder(request.data_dir)
+        files = self._local_files(request.data_dir)
         reader: Callable[[str], tuple[list[Doc], str]]
-        if folder is not None:
-            available = sorted(path.stem for path in folder.glob("*.jsonl"))
-            split = self._choose(request.split, self.splits, available, folder)
-            shot_split = next((name for name in self.fewshot_splits if name in available), None)
-            reader = self._local_reader(folder)
+        if files:
+            split = self._choose(request.split, files)
+            shot_split = next((name for name in self.fewshot_splits if name in files), None)
+            reader = self._local_reader(files)
         elif self.hub is not None:
             split = request.split or self.splits[0]
             shot_split = self.fewshot_splits[0] if self.fewshot_splits else None
@@ -156,29 +158,35 @@ class Dataset:
             fewshot = docs if shot_split is None or shared else reader(shot_split)[0]
         return Rows(docs, fewshot, source, fewshot_is_evaluated=shared)
 
-    def _local_folder(self, data_dir: Path | None) -> Path | None:
+    def _local_files(self, data_dir: Path | None) -> Mapping[str, Path]:
         if data_dir is not None:
             if not data_dir.is_dir():
                 raise UserError(f"data folder {str(data_dir)!r} does not exist")
             if (data_dir / self.folder).is_dir():
-                return data_dir / self.folder
+                return self._files_in(data_dir / self.folder)
+        if self.files:
+            return self.files
         bundled = bundled_folder() / self.folder
-        return bundled if bundled.is_dir() else None
+        return self._files_in(bundled) if bundled.is_dir() else {}
 
-    def _choose(self, asked: str | None, preferred: Sequence[str], available: Sequence[str], folder: Path) -> str:
-        if asked is not None:
-            if asked not in available:
-                raise UserError(f"{folder}: no {asked}.jsonl; splits there: {', '.join(available) or 'none'}")
-            return asked
-        for name in preferred:
-            if name in available:
+    def _files_in(self, folder: Path) -> Mapping[str, Path]:
+        files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+        if not files:
+            wanted = " or ".join(f"{name}.jsonl" for name in self.splits)
+            raise UserError(f"{folder}: expected {wanted}, found no .jsonl file")
+        return files
+
+    def _choose(self, asked: str | None, files: Mapping[str, Path]) -> str:
+        for name in self.splits if asked is None else (asked,):
+            if name in files:
                 return name
-        wanted = " or ".join(f"{name}.jsonl" for name in preferred)
-        raise UserError(f"{folder}: expected {wanted}; splits there: {', '.join(available) or 'none'}")
+        folder = next(iter(files.values())).parent
+        wanted = f"no {asked}.jsonl" if asked else "expected " + " or ".join(f"{name}.jsonl" for name in self.splits)
+        raise UserError(f"{folder}: {wanted}; splits there: {', '.join(sorted(files))}")
 
-    def _local_reader(self, folder: Path) -> Callable[[str], tuple[list[Doc], str]]:
+    def _local_reader(self, files: Mapping[str, Path]) -> Callable[[str], tuple[list[Doc], str]]:
         def read(split: str) -> tuple[list[Doc], str]:
-            path = folder / f"{split}.jsonl"
+            path = files[split]
             return self._checked(read_jsonl(path), str(path)), str(path)
 
         return read

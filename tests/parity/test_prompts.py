@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lensprune.tasks import GenerationFormat, LoadedTask, ProtocolName, load_task, prompt_strings
+from lensprune.tasks import GenerationFormat, LoadedTask, ProtocolName, load_task, prompt_strings, registry
 from lensprune.tasks.mmlu import SUBJECTS
 
-pytest.importorskip("lm_eval")
-from tests.parity.lm_eval_tasks import build_task
+lm_eval = pytest.importorskip("lm_eval")
+from tests.parity.lm_eval_tasks import build_task  # noqa: E402
 
 pytestmark = pytest.mark.data_dir
 
@@ -121,3 +121,33 @@ def test_seed_changes_the_examples_as_lm_evals_seed_does(data_dir: Path, tmp_pat
     theirs.set_fewshot_seed(seed=1234 + 7)
     theirs.build_all_requests(limit=4)
     assert ours == [instance.args[0] for instance in theirs.instances]
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "folder", "protocol", "shots"),
+    [
+        ("arc/arc_easy.yaml", "arc_easy", "arc_easy", "continuation", 3),
+        ("commonsense_qa/default.yaml", "commonsense_qa", "commonsense_qa", "default", 3),
+        ("super_glue/boolq/default.yaml", "boolq", "boolq", "continuation", 3),
+        ("openbookqa/openbookqa.yaml", "openbookqa", "openbookqa", "continuation", 3),
+        ("gsm8k/gsm8k.yaml", "gsm8k", "gsm8k", "generate", 5),
+        ("gsm8k/gsm8k-cot.yaml", "gsm8k_cot", "gsm8k", "generate", 8),
+    ],
+)
+def test_lm_evals_own_files_are_read_as_it_reads_them(
+    file: str,
+    name: str,
+    folder: str,
+    protocol: ProtocolName,
+    shots: int,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "_builders", {})
+    path = tmp_path / "their.yaml"
+    theirs = Path(lm_eval.__file__).parent / "tasks" / file
+    path.write_text(f"{theirs.read_text()}\nfolder: {folder}\n")
+    loaded = load_task(str(path), data_dir=data_dir, limit=LIMIT, shots=shots)
+    assert loaded.task.name == name
+    _assert_equal(loaded, protocol, build_task(name, data_dir, tmp_path, shots, LIMIT))
