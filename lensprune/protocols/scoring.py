@@ -65,7 +65,7 @@ def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[Log
     if not 0 <= gold < len(choices):
         raise UserError(f"item {item.id}: the right option has index {gold}, and there are {len(choices)} options")
     logprobs = np.array([response.logprob for response in responses])
-    shown = [choice.strip() for choice in choices]
+    shown = _without_shared_start(choices) if fmt.per_choice_context else [choice.strip() for choice in choices]
     n_tokens = sum(response.n_tokens for response in responses)
     if not np.isfinite(logprobs).all():
         return Outcome(
@@ -97,6 +97,15 @@ def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[Log
         text=choices[pick],
         metrics={metric: float(picks[metric] == gold) for metric in fmt.metrics},
     )
+
+
+def _without_shared_start(contexts: Sequence[str]) -> list[str]:
+    """What tells the contexts apart, from the first differing word on (winogrande's options)."""
+    words = [context.split(" ") for context in contexts]
+    shared = 0
+    while all(len(own) > shared + 1 and own[shared] == words[0][shared] for own in words):
+        shared += 1
+    return [" ".join(own[shared:]) for own in words]
 
 
 def _pick(metric: str, logprobs: np.ndarray, choices: Sequence[str]) -> int:

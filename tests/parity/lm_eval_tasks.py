@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
+from lm_eval.config.group import GroupConfig
 from lm_eval.tasks import TaskManager
 
 LOCAL_FILES: dict[str, tuple[str, dict[str, str]]] = {
@@ -61,9 +63,8 @@ def load(
 ) -> dict[str, Any]:
     """One lm-eval task over local rows, as `lm_eval.evaluator.evaluate` takes it."""
     folder, splits = LOCAL_FILES[name]
-    # Only members of a group are laid over lm-eval's own configuration; a task by itself would replace it.
-    group = {"group": "local", "task": [{"task": name, **local_rows(data_dir, folder, splits, cache_dir)}]}
-    return {"tasks": _loaded(group, shots, max_gen_toks)["tasks"], "groups": {}, "group_map": {}}
+    members = [{"task": name, **local_rows(data_dir, folder, splits, cache_dir)}]
+    return {"tasks": _loaded(members, shots, max_gen_toks), "groups": {}, "group_map": {}}
 
 
 def load_mmlu(
@@ -84,33 +85,20 @@ def load_mmlu(
         metrics.append({"metric": "acc_norm", "weight_by_size": True})
     if form == "_generative":
         metrics = [{"metric": "exact_match", "weight_by_size": True, "filter_list": "get_response"}]
-    tasks = [{"task": f"mmlu_{subject}{form}", **_subject_rows(data_dir, subject, cache_dir)} for subject in subjects]
-    group = {"group": f"subjects{form}", "task": tasks, "aggregate_metric_list": metrics}
-    return _loaded(group, shots, max_gen_toks)
+    members = [{"task": f"mmlu_{subject}{form}", **_subject_rows(data_dir, subject, cache_dir)} for subject in subjects]
+    tasks = _loaded(members, shots, max_gen_toks)
+    group = Group.from_config(GroupConfig(group=f"subjects{form}", task=list(tasks), aggregate_metric_list=metrics))
+    for task in tasks.values():
+        group.add(task)
+    return {"tasks": tasks, "groups": {group.name: group}, "group_map": {group.name: group.child_names}}
 
 
-def build_task(name: str, data_dir: Path, cache_dir: Path, shots: int | None, limit: int) -> Any:
-    """One lm-eval task with its requests built (`task.instances`); MMLU's by subject, e.g. ``mmlu_anatomy_generative``.
-
-    `shots` ``None`` leaves the task's own number.
-    """
-    if name.startswith("mmlu_"):
-        form = next((form for form in ("_continuation", "_generative") if name.endswith(form)), "")
-        subject = name.removeprefix("mmlu_").removesuffix(form)
-        rows = _subject_rows(data_dir, subject, cache_dir)
-        task = _loaded({"group": "local", "task": [{"task": name, **rows}]}, shots, None)["tasks"][name]
-    else:
-        task = load(name, data_dir, cache_dir, shots)["tasks"][name]
-    task.build_all_requests(limit=limit)
-    return task
-
-
-def _loaded(spec: dict[str, Any], shots: int | None, max_gen_toks: int | None) -> dict[str, Any]:
-    loaded = manager().load([spec])
-    for task in loaded["tasks"].values():
-        if shots is not None:
-            task.set_config(key="num_fewshot", value=shots)
+def _loaded(members: list[dict[str, Any]], shots: int, max_gen_toks: int | None) -> dict[str, Any]:
+    # Only members of a group are laid over lm-eval's own configuration; a task by itself would replace it.
+    tasks: dict[str, Any] = manager().load([{"group": "local", "task": members}])["tasks"]
+    for task in tasks.values():
+        task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
         if max_gen_toks is not None:
             task.set_config(key="generation_kwargs", value={"max_gen_toks": max_gen_toks}, update=True)
-    return loaded
+    return tasks

@@ -201,6 +201,8 @@ def test_scores(
     cache_dir: Path,
     parity_rows: list[ParityRow],
 ) -> None:
+    if not variant.is_clean:
+        case = replace(case, limit=max(2, case.limit // 2))
     theirs = run_lm_eval(case, model, variant, data_dir, cache_dir)
     ours = run_ours(case, model, variant, data_dir)
     assert len(theirs.samples) == len(ours.asked) == case.limit * max(1, len(case.subjects))
@@ -218,6 +220,14 @@ def test_scores(
 
     assert mismatches == dict.fromkeys(mismatches, 0)
     assert difference is None or difference < TOLERANCE
+
+
+@pytest.mark.real_model
+@pytest.mark.data_dir
+def test_the_skipped_layer_changes_the_scores(model: BridgeModel, data_dir: Path) -> None:
+    case = Case("openbookqa", "continuation", 1)
+    clean, skipped = (run_ours(case, model, variant, data_dir).responses[0] for variant in VARIANTS)
+    assert all(abs(a.logprob - b.logprob) > 0.1 for a, b in zip(clean, skipped, strict=True))
 
 
 def pairs(theirs: Theirs, ours: Ours) -> Iterator[tuple[dict[str, Any], ItemRequests, list[Any], Outcome]]:

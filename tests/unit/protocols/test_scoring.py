@@ -51,6 +51,12 @@ class TestChoices:
         outcome = choose(-4.0, -2.0, -3.0)
         assert (outcome.n_tokens, outcome.text, outcome.target) == (6, "bbbb", "bbbb")
 
+    def test_options_in_the_context_are_shown_without_their_shared_start(self):
+        item = Item("0", {"q": "?", "options": ["He met Sam Hill", "He met Sally"], "gold": 1})
+        fmt = choice_format(continuation=lambda doc: "today.", metrics=("acc",))
+        outcome = score_choices(fmt, item, [LoglikelihoodResponse(lp, False, 1) for lp in (-2.0, -3.0)])
+        assert (outcome.prediction, outcome.target) == ("Sam Hill", "Sally")
+
     @pytest.mark.parametrize("bad", [math.nan, -math.inf, math.inf])
     def test_not_finite(self, bad: float):
         outcome = choose(-4.0, -2.0, bad)
