@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
 
@@ -18,7 +19,13 @@ __all__ = ["delta_by_depth", "drawable"]
 _PROTOCOLS = ("default", "continuation", "generate")
 _MARKERS = {"default": "o", "continuation": "s", "generate": "^"}
 _GREY = "0.55"
-_STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.35}
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.alpha": 0.35,
+}
 
 
 def drawable(summary: pd.DataFrame) -> bool:
@@ -80,8 +87,12 @@ def delta_by_depth(
     axes = list(grid[0])
     for ax, task in zip(axes, tasks, strict=True):
         handles = _panel(ax, frame[frame["task"] == task], depth, colours)
-        what = f"{frame['component'].iloc[0]} {frame['ablation'].iloc[0]}".replace("_", "-")
-        ax.set(title=task, xlabel=f"layer ({what})", xlim=(-0.5, depth - 0.5))
+        part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
+        where = (
+            "layer removed" if part == "layer" and kind in ("skip", "zero") else f"layer of the changed {part} ({kind})"
+        )
+        ax.set(title=task, xlabel=where, xlim=(-0.5, depth - 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(handles=handles, fontsize=8, frameon=False, loc="best")
     axes[0].set_ylabel("Δμ (accuracy − clean accuracy)")
     if title:
@@ -94,7 +105,7 @@ def _panel(
 ) -> list[Line2D | Patch]:
     ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
     for part in (0.3, 0.7):
-        ax.axvline(part * depth - 0.5, color="0.85", linewidth=0.9, zorder=0)
+        ax.axvline(part * depth - 0.5, color="0.75", linewidth=0.9, linestyle=(0, (1, 3)), zorder=0)
     handles: list[Line2D | Patch] = []
     n_lines = 0
     for protocol in dict.fromkeys(frame["protocol"]):

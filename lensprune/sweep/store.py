@@ -195,7 +195,6 @@ class RunStore:
 
     def _begin(self, is_new: bool) -> None:
         try:
-            self.records_folder.mkdir(exist_ok=True)
             for place in (self.folder, self.records_folder):
                 for leftover in place.glob(f"{TEMPORARY_PREFIX}*"):
                     leftover.unlink()
@@ -205,6 +204,8 @@ class RunStore:
                     self.folder / SPEC_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8")
                 )
                 sync_folder(self.folder.parent)
+            # Only now: until the spec is there, anything else in the folder means that it is not ours.
+            self.records_folder.mkdir(exist_ok=True)
         except OSError as error:
             raise write_error(error, self.folder) from None
         self._may_set_aside = True

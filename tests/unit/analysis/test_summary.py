@@ -1,0 +1,116 @@
+"""The summary of records whose statistics are worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.depth import band_of, depth_bands
+from lensprune.analysis.summary import SUMMARY_COLUMNS, summarise
+from lensprune.errors import LensPruneError
+from lensprune.protocols.base import Outcome
+from lensprune.sweep.records import CellKey, cell_table
+from lensprune.sweep.store import MemoryStore
+from tests.unit.sweep.cells import outcome, requests, skip, table
+
+CELLS = [("t", "default")]
+
+
+def _store(*cells: tuple[object, list[bool]], **options: object) -> MemoryStore:
+    store = MemoryStore()
+    for variant, correct in cells:
+        store.write(CellKey(variant.name, "t", "default"), table(variant, correct, **options))  # type: ignore[attr-defined,arg-type]
+    return store
+
+
+def test_a_row_by_hand() -> None:
+    clean = [True] * 8 + [False] * 2
+    lost = [False] * 6 + [True] * 2 + [False] * 2
+    store = _store((CLEAN, clean), (skip(1), lost), (skip(2), clean), truncated=7)
+    frame = summarise(store, CELLS, ["clean", "L1.skip", "L2.skip"])
+    assert tuple(frame.columns) == SUMMARY_COLUMNS
+    assert list(frame["variant"]) == ["clean", "L1.skip", "L2.skip"]
+    row = frame.set_index("variant").loc["L1.skip"]
+    assert (row["accuracy"], row["accuracy_clean"]) == (0.2, 0.8)
+    assert row["delta"] == pytest.approx(-0.6)
+    assert row["delta_relative"] == pytest.approx(-0.75)
+    assert row["p_value"] == pytest.approx(2 / 64)
+    assert row["q_value"] == pytest.approx(4 / 64)
+    assert row["ci_low"] <= row["delta"] <= row["ci_high"] < 0
+    assert (row["component"], row["layer"], row["ablation"]) == ("layer", 1, "skip")
+    assert (row["n"], row["n_clusters"], row["chance"], row["truncated"]) == (10, 10, 0.25, 1)
+    assert row["mean_gold_logprob"] == pytest.approx(-5.5)
+    assert not row["at_chance"]  # P(≥ 8 of 10 | ¼) = 0.0004
+    first = frame.iloc[0]
+    assert (first["delta"], first["ci_low"], first["ci_high"]) == (0.0, 0.0, 0.0)
+    assert np.isnan(first["p_value"])
+    assert np.isnan(first["q_value"])
+
+
+def test_clean_at_zero_has_no_relative_change() -> None:
+    frame = summarise(_store((CLEAN, [False] * 4), (skip(0), [False] * 4)), CELLS, ["clean", "L0.skip"])
+    assert frame["delta_relative"].isna().all()
+    assert frame["at_chance"].all()
+
+
+def test_clusters_are_counted_and_widen_the_interval() -> None:
+    clean = [True] * 40
+    changed = ([False] * 10 + [True] * 10) * 2
+    clusters = [name for name in "abcd" for _ in range(10)]
+    alone = summarise(_store((CLEAN, clean), (skip(0), changed)), CELLS, ["clean", "L0.skip"]).iloc[1]
+    grouped = summarise(
+        _store((CLEAN, clean), (skip(0), changed), clusters=clusters), CELLS, ["clean", "L0.skip"]
+    ).iloc[1]
+    assert (alone["n_clusters"], grouped["n_clusters"]) == (40, 4)
+    assert alone["delta"] == grouped["delta"]
+    assert grouped["ci_high"] - grouped["ci_low"] > alone["ci_high"] - alone["ci_low"]
+
+
+def test_failures_become_rates() -> None:
+    kinds: list[Outcome] = [
+        outcome(0, True),
+        outcome(1, False, failure="no_answer", prediction=None),
+        outcome(2, False, failure="degenerate"),
+        outcome(3, False, failure="non_finite", prediction=None, gold_logprob=float("nan")),
+    ]
+    store = MemoryStore()
+    store.write(
+        CellKey("clean", "t", "default"),
+        cell_table(CellKey("clean", "t", "default"), CLEAN, kinds, requests(4), [0.25] * 4),
+    )
+    row = summarise(store, CELLS, ["clean"]).iloc[0]
+    assert (row["parse_rate"], row["degenerate_rate"], row["non_finite_rate"]) == (0.5, 0.25, 0.25)
+    assert row["mean_gold_logprob"] == pytest.approx(-2.0)
+
+
+def test_without_the_clean_cell_nothing_is_compared() -> None:
+    frame = summarise(_store((skip(0), [True, False])), CELLS, ["clean", "L0.skip"])
+    assert list(frame["accuracy"]) == [0.5]
+    assert frame[["delta", "ci_low", "p_value", "at_chance", "accuracy_clean"]].isna().all().all()
+
+
+def test_an_unfinished_run_has_an_empty_summary() -> None:
+    assert summarise(MemoryStore(), CELLS, ["clean"]).empty
+
+
+def test_other_items_can_not_be_paired() -> None:
+    store = _store((CLEAN, [True, False]), (skip(0), [True, False, True]))
+    with pytest.raises(LensPruneError, match="different items"):
+        summarise(store, CELLS, ["clean", "L0.skip"])
+
+
+def test_bands_of_thirty_layers() -> None:
+    names = [band_of(layer, 30) for layer in range(30)]
+    assert names == ["first"] * 9 + ["middle"] * 12 + ["last"] * 9
+
+
+def test_depth_bands_average_their_layers() -> None:
+    clean = [True] * 10
+    store = _store((CLEAN, clean), *((skip(layer), [False] * layer + [True] * (10 - layer)) for layer in range(10)))
+    frame = depth_bands(store, CELLS, ["clean", *(f"L{layer}.skip" for layer in range(10))], 10)
+    assert list(frame["band"]) == ["first", "middle", "last"]
+    assert list(frame["n_layers"]) == [3, 4, 3]
+    assert frame["mean_delta"].to_list() == pytest.approx([-0.1, -0.45, -0.8])
+    assert frame["worst_delta"].to_list() == pytest.approx([-0.2, -0.6, -0.9])
+    assert ((frame["ci_low"] <= frame["mean_delta"]) & (frame["mean_delta"] <= frame["ci_high"])).all()

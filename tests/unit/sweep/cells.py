@@ -1,0 +1,86 @@
+"""Cells made of given outcomes, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from lensprune.ablation.components import Layer
+from lensprune.ablation.variants import CLEAN, Ablation, Variant
+from lensprune.protocols.base import Failure, ItemRequests, Outcome
+from lensprune.protocols.requests import LoglikelihoodRequest
+from lensprune.sweep.records import CellKey, cell_table
+from lensprune.sweep.spec import CellSpec, SweepSpec, TaskSpec
+from lensprune.sweep.variant_json import variant_to_json
+from lensprune.tasks.base import Item
+
+
+def skip(layer: int) -> Variant:
+    ablation = Ablation(Layer(layer), "skip")
+    return Variant(ablation.name, (ablation,))
+
+
+def outcome(
+    index: int, correct: bool, cluster: str | None = None, failure: Failure | None = None, **changes: object
+) -> Outcome:
+    values: dict[str, object] = {
+        "item_id": f"item {index}",
+        "cluster": cluster,
+        "target": "A",
+        "prediction": "A" if correct else "B",
+        "correct": correct,
+        "gold_logprob": -1.0 - index,
+        "margin": 0.5,
+        "failure": failure or ("none" if correct else "wrong_answer"),
+        "n_tokens": 1,
+        "text": " A",
+        "metrics": {"acc": float(correct)},
+    }
+    return Outcome(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def requests(n: int, truncated: int = 0) -> list[ItemRequests]:
+    asked = LoglikelihoodRequest((1,), (2,))
+    return [ItemRequests(Item(f"item {i}", {}), "default", (), (asked,), truncated if i == 0 else 0) for i in range(n)]
+
+
+def table(
+    variant: Variant,
+    correct: Sequence[bool],
+    *,
+    task: str = "t",
+    protocol: str = "default",
+    chance: float = 0.25,
+    clusters: Sequence[str] | None = None,
+    truncated: int = 0,
+) -> pa.Table:
+    outcomes = [outcome(i, c, None if clusters is None else clusters[i]) for i, c in enumerate(correct)]
+    key = CellKey(variant.name, task, protocol)
+    return cell_table(key, variant, outcomes, requests(len(correct), truncated), [chance] * len(correct))
+
+
+def spec(
+    variants: Sequence[Variant] = (CLEAN, skip(0), skip(1)),
+    tasks: Sequence[str] = ("t",),
+    protocols: Sequence[str] = ("default",),
+    **changes: object,
+) -> SweepSpec:
+    values: dict[str, object] = {
+        "model": "tiny",
+        "architecture": "LlamaForCausalLM",
+        "n_layers": 4,
+        "n_heads": 4,
+        "n_key_value_heads": 2,
+        "weights_hash": "w" * 64,
+        "tokenizer_hash": "t" * 64,
+        "dtype": "float32",
+        "device": "cpu",
+        "bos": "tokenizer",
+        "chat_template": False,
+        "tasks": tuple(TaskSpec(name, 0, 0, 4, "i" * 64) for name in tasks),
+        "protocols": tuple(protocols),
+        "cells": tuple(CellSpec(name, protocol, "p" * 64) for name in tasks for protocol in protocols),
+        "variants": tuple(variant_to_json(v) for v in variants),
+    }
+    return SweepSpec(**{**values, **changes})  # type: ignore[arg-type]
