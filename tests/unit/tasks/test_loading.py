@@ -128,3 +128,11 @@ def test_subjects_of_mmlu_count_one_by_one(tmp_path: Path, write_rows: RowsWrite
         load_task("mmlu[subject=prehistory]", data_dir=tmp_path, shots=0)
     with pytest.raises(UserError, match=r"anatomy: 6 shots need 6 .*there are 5"):
         load_task("mmlu", data_dir=tmp_path, shots=6)
+
+
+@pytest.mark.parametrize("answer", [-1, 4])
+def test_an_answer_that_is_no_option(answer: int, tmp_path: Path, write_rows: RowsWriter) -> None:
+    row = {"question": "Which?", "subject": "anatomy", "choices": list("wxyz"), "answer": answer}
+    write_rows("mmlu", "test", [row])
+    with pytest.raises(UserError, match=rf"item 1 of .*answer {answer} is not one of the 4 options"):
+        load_task("mmlu", data_dir=tmp_path, shots=0)
