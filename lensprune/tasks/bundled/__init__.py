@@ -1,1 +1,1 @@
-"""Tasks whose rows ship with the package."""
+"""Tasks whose rows ship with the package or are made by a seed."""

@@ -1,0 +1,79 @@
+"""Facts that a child knows, four options each, with a supporting fact for the open book."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from lensprune.tasks.base import Doc, GenerationFormat, Task
+from lensprune.tasks.filters import exact_match, first_line
+from lensprune.tasks.formats import LETTER_UNTIL, three_protocols, uniform_chance
+from lensprune.tasks.openbookqa import gold_option, option_texts
+from lensprune.tasks.registry import register_task
+from lensprune.tasks.sources import Dataset
+
+__all__ = ["facts", "facts_open"]
+
+
+def _stem(doc: Doc) -> str:
+    return str(doc["question_stem"])
+
+
+def _open_stem(doc: Doc) -> str:
+    return f"{doc['fact1']}\n{doc['question_stem']}"
+
+
+def _gold_text(doc: Doc) -> str:
+    return option_texts(doc)[gold_option(doc)]
+
+
+def _text_generation(doc: Doc, *, open_book: bool) -> str:
+    stem = _open_stem(doc) if open_book else _stem(doc)
+    return f"Choose from: {', '.join(option_texts(doc))}.\n{stem}"
+
+
+def _task(name: str, summary: str, *, answer: str, open_book: bool) -> Task:
+    stem = _open_stem if open_book else _stem
+    formats = dict(three_protocols(stem, option_texts, gold_option, continuation_context=stem))
+    if answer == "text":
+        formats["generate"] = GenerationFormat(
+            context=partial(_text_generation, open_book=open_book),
+            target=_gold_text,
+            filters=(first_line(),),
+            matches=partial(exact_match, ignore_case=True, ignore_punctuation=True),
+            primary_filter="get_response",
+            until=(*LETTER_UNTIL, ".", ",", ";"),
+            max_new_tokens=16,
+            display_gold=_gold_text,
+        )
+    return Task(
+        name=name,
+        summary=summary,
+        formats=formats,
+        chance=uniform_chance(option_texts),
+        load=Dataset(folder="facts", columns=("question_stem", "choices", "answerKey", "fact1", "subject")),
+        default_shots=2,
+        fewshot_sampler="first_n",
+        item_id=lambda doc, index: str(doc["id"]),
+        cluster=lambda doc: str(doc["subject"]),
+        licence="MIT",
+        source="written for lensprune",
+    )
+
+
+@register_task
+def facts(answer: Literal["text", "letter"] = "text") -> Task:
+    """Closed book, in OpenBookQA's schema and prompts.
+
+    Args:
+        answer: under ``generate``, ``text`` asks for the option's text (``Choose from: …`` in front of the stem, the
+            answer cut at the first full stop, comma, semicolon or line break, compared without case and punctuation);
+            ``letter`` asks for its letter by lm-eval's ``mmlu_generative`` convention.
+    """
+    return _task("facts", "easy facts, four options", answer=answer, open_book=False)
+
+
+@register_task
+def facts_open(answer: Literal["text", "letter"] = "text") -> Task:
+    """Open book: the row's ``fact1`` on a line of its own in front of the stem; otherwise as `facts`."""
+    return _task("facts_open", "easy facts with a supporting fact in front", answer=answer, open_book=True)
