@@ -13,6 +13,11 @@ from lensprune.models.base import BosPolicy, HookedModel
 from lensprune.models.boot import ADAPTER_ATTRIBUTE, attach
 from lensprune.models.bridge import BridgeModel
 from lensprune.models.facts import hash_weights, model_facts
+from lensprune.models.hooked_transformer import (
+    HookedTransformerModel,
+    adapt_hooked_transformer,
+    is_hooked_transformer,
+)
 from lensprune.models.self_check import check_hook_points
 from lensprune.models.tokenizers import check_bos_policy, hash_tokenizer
 
@@ -39,6 +44,8 @@ def as_hooked_model(
         return _with(carried, tokenizer, bos)
     if isinstance(model, TransformerBridge):
         return _adapt_bridge(model, tokenizer, bos or "tokenizer")
+    if is_hooked_transformer(model):
+        return adapt_hooked_transformer(model, tokenizer or _original_tokenizer(model), bos or "tokenizer")
     kind = f"{type(model).__module__}.{type(model).__name__}"
     raise UserError(f"a model of type {kind} has no hooks: give lensprune.load_model(...), or a TransformerBridge")
 
@@ -52,6 +59,8 @@ def _with(adapter: HookedModel, tokenizer: PreTrainedTokenizerBase | None, bos: 
     facts = replace(adapter.facts, bos_policy=bos, tokenizer_hash=hash_tokenizer(tokenizer))
     if isinstance(adapter, BridgeModel):
         return BridgeModel(adapter.module, tokenizer, facts, adapter.raw_model)
+    if isinstance(adapter, HookedTransformerModel):
+        return HookedTransformerModel(adapter.module, tokenizer, facts)
     raise UserError(
         f"the tokenizer and BOS policy of a {type(adapter).__name__} cannot be replaced: set them where it is made"
     )
@@ -84,14 +93,14 @@ def _adapt_bridge(bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase 
     return adapter
 
 
-def _original_tokenizer(bridge: TransformerBridge) -> PreTrainedTokenizerBase:
-    rebuilt = bridge.tokenizer
+def _original_tokenizer(model: Any) -> PreTrainedTokenizerBase:
+    rebuilt = model.tokenizer
     if rebuilt is None:
-        raise UserError("this TransformerBridge has no tokenizer: pass tokenizer=")
+        raise UserError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=")
     try:
         return AutoTokenizer.from_pretrained(rebuilt.name_or_path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the original tokenizer of this TransformerBridge cannot be read again from {rebuilt.name_or_path!r}, and the "
-            "bridge's own always adds BOS: pass tokenizer="
+            f"the original tokenizer of this {type(model).__name__} cannot be read again from "
+            f"{rebuilt.name_or_path!r}, and the model's own always adds BOS: pass tokenizer="
         ) from error

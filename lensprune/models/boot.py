@@ -48,12 +48,14 @@ def boot_bridge(
     twin = hookless_twin(hf_model)
     parameter = next(hf_model.parameters())
     bridge = TransformerBridge.boot_transformers(
-        name,
+        # A bare name could be one of TransformerLens's aliases, and stand for another model.
+        name if "/" in name else f"lensprune/{name}",
         hf_model=hf_model,
         tokenizer=tokenizer_for_boot(tokenizer),
         device=parameter.device,
         dtype=parameter.dtype,
     )
+    bridge.cfg.model_name = name
     facts = model_facts(
         name=name,
         source=source,

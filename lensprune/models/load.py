@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedTokenizerBase
 
 from lensprune.errors import UserError, nearest, unknown_name
 from lensprune.models.base import BosPolicy
 from lensprune.models.boot import boot_bridge
+from lensprune.models.hooked_transformer import boot_hooked_transformer, require_hooked_transformer
 from lensprune.models.sources.base import LoadedModel, LoadOptions
 from lensprune.models.sources.bundled import BUNDLED
 from lensprune.models.sources.gguf_file import load_gguf
@@ -37,11 +39,13 @@ def load_model(
     hooked_transformer: bool = False,
     self_check: bool = True,
     revision: str | None = None,
-) -> Any:
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> TransformerBridge:
     """Load a model and check that its hooks work.
 
     Args:
-        name_or_path: a bundled alias (`BUNDLED`), a local folder in Hugging Face's layout, a ``.gguf`` file, or a hub id.
+        name_or_path: a bundled alias (`BUNDLED`), a local folder in Hugging Face's layout, a ``.gguf`` file, or a
+            hub id.
         dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``, or the torch dtype.
         device: ``None`` takes the first GPU, else the CPU.
         n_devices: split the layers over so many GPUs (only with `device` ``None``).
@@ -49,24 +53,27 @@ def load_model(
         hooked_transformer: give a HookedTransformer (TransformerLens 3.x) instead of a TransformerBridge.
         self_check: zero one head and check that the logits change and come back bit for bit.
         revision: branch, tag or commit of a hub repository.
+        tokenizer: replaces the model's own; a GGUF file with unknown tokenizer rules needs it.
 
     Returns:
         A TransformerBridge in raw mode: weights and logits are Hugging Face's. `as_hooked_model` finds its adapter.
+        With `hooked_transformer` a HookedTransformer instead, which carries its adapter in the same way.
 
     Raises:
         UserError: unknown name, option or architecture; unreadable files; weights that cannot be fetched.
         LensPruneError: the self-check failed.
     """
-    options = LoadOptions(_dtype(dtype), _device(device, n_devices), revision, _n_devices(n_devices))
+    if hooked_transformer:
+        require_hooked_transformer()
+    options = LoadOptions(_dtype(dtype), _device(device, n_devices), revision, _n_devices(n_devices), tokenizer)
+    name = _name(name_or_path)
     loaded = _load(name_or_path, options)
     if hooked_transformer:
-        from lensprune.models.hooked_transformer import boot_hooked_transformer
-
-        return boot_hooked_transformer(loaded, name=_name(name_or_path), bos=bos, self_check=self_check)
+        return boot_hooked_transformer(loaded, name=name, bos=bos, self_check=self_check)
     return boot_bridge(
         loaded.hf_model,
         loaded.tokenizer,
-        name=_name(name_or_path),
+        name=name,
         source=loaded.source,
         bos=bos,
         self_check=self_check,

@@ -88,14 +88,14 @@ def _check_intervention(model: HookedModel, clean: torch.Tensor, z_size: dict[in
         changed = not torch.equal(_logits(model, [(f"blocks.{layer}.attn.hook_z", zero)]), clean)
         if not torch.equal(_logits(model), clean):
             raise LensPruneError(
-                f"{model.facts.name}: after the hook on head {head} of layer {layer} was removed, the logits did not come "
-                "back bit for bit, so a hook leaves something behind"
+                f"{model.facts.name}: after the hook on head {head} of layer {layer} was removed, the logits did not "
+                "come back bit for bit, so a hook leaves something behind"
             )
         if changed:
             return
     raise LensPruneError(
-        f"{model.facts.name}: zeroing attn.hook_z of the strongest head of any of {len(strongest)} layers left the logits "
-        "unchanged, so ablations would silently do nothing"
+        f"{model.facts.name}: zeroing attn.hook_z of the strongest head of any of {len(strongest)} layers left the "
+        "logits unchanged, so ablations would silently do nothing"
     )
 
 

@@ -137,7 +137,8 @@ class _Reader:
         n_bytes = math.prod(shape) // block * block_bytes
         if start + n_bytes > self.size:
             raise UserError(
-                f"GGUF file {self.path.name} is cut short: tensor {name!r} ends at byte {start + n_bytes}, the file at {self.size}"
+                f"GGUF file {self.path.name} is cut short: tensor {name!r} ends at byte {start + n_bytes}, the file at "
+                f"{self.size}"
             )
         return GgufTensor(name, shape, kind, start, n_bytes)
 

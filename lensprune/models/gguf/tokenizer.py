@@ -82,8 +82,8 @@ def gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
         backend, add_bos = _sentencepiece(file, tokens, gemma=gemma), True
     else:
         raise UserError(
-            f"GGUF file {file.path.name} has a tokenizer of kind {kind!r}, and gpt2 and llama are read: pass tokenizer= with "
-            "the original one"
+            f"GGUF file {file.path.name} has a tokenizer of kind {kind!r}, and gpt2 and llama are read: pass "
+            "tokenizer= with the original one"
         )
     _add_special_tokens(file, backend, tokens)
     add_bos = bool(_metadata(file, "add_bos_token", add_bos))
@@ -137,9 +137,8 @@ def _sentencepiece(file: GgufFile, tokens: list[str], *, gemma: bool) -> Tokeniz
         if not isinstance(scores, list) or len(scores) != len(tokens):
             raise UserError(f"GGUF file {file.path.name} has neither merges nor a score for each token")
         # Gemma's scores do not follow its merge order; the order of its vocabulary does.
-        ranks = (
-            {token: -index for index, token in enumerate(tokens)} if gemma else dict(zip(tokens, scores, strict=True))
-        )
+        order = [-float(index) for index in range(len(tokens))] if gemma else [float(score) for score in scores]
+        ranks = dict(zip(tokens, order, strict=True))
         merges = _merges_from_scores(vocab, ranks)
     unknown = _metadata(file, "unknown_token_id", 0)
     backend = Tokenizer(

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, dequantize, get_tensor_name_map
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lensprune.errors import UserError
 from lensprune.models.gguf.header import GgufFile, GgufTensor
@@ -27,9 +26,9 @@ def gguf_model(file: GgufFile, config: PretrainedConfig, dtype: torch.dtype, **p
     Raises:
         UserError: a tensor is missing, superfluous, of another shape, or of a type that is not read.
     """
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
+    model_class = type(skeleton)
     shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)

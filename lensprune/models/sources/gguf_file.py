@@ -10,7 +10,7 @@ from lensprune.models.gguf.tokenizer import gguf_tokenizer
 from lensprune.models.gguf.weights import gguf_model
 from lensprune.models.sources.architectures import check_architecture
 from lensprune.models.sources.base import LoadedModel, LoadOptions
-from lensprune.models.sources.pretrained import placement
+from lensprune.models.sources.pretrained import move, placement
 
 __all__ = ["load_gguf"]
 
@@ -26,6 +26,4 @@ def load_gguf(path: Path, options: LoadOptions) -> LoadedModel:
     check_architecture(config, path.name)
     tokenizer = options.tokenizer or gguf_tokenizer(file)
     model = gguf_model(file, config, options.dtype, **placement(options))
-    if options.n_devices is None:
-        model = model.to(options.device)
-    return LoadedModel(model, tokenizer, f"gguf:{path.name}")
+    return LoadedModel(move(model, options), tokenizer, f"gguf:{path.name}")

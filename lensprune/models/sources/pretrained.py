@@ -13,14 +13,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lensprune.errors import UserError
 from lensprune.models.cache import is_offline
 from lensprune.models.sources.architectures import check_architecture
 from lensprune.models.sources.base import LoadedModel, LoadOptions
 
-__all__ = ["load_folder", "load_hub", "placement"]
+__all__ = ["load_folder", "load_hub", "move", "placement"]
 
 
 def load_folder(folder: Path, options: LoadOptions, *, name: str | None = None) -> LoadedModel:
@@ -49,6 +49,13 @@ def load_hub(repo: str, options: LoadOptions) -> LoadedModel:
     """
     revision = f"@{options.revision}" if options.revision else ""
     return _load(repo, options, repo, source=f"hub:{repo}{revision}", local=is_offline())
+
+
+def move(model: PreTrainedModel, options: LoadOptions) -> PreTrainedModel:
+    """Move `model` to its single device; a model over several GPUs was placed while it was read."""
+    if options.n_devices is None:
+        torch.nn.Module.to(model, options.device)
+    return model
 
 
 def _load(path: str, options: LoadOptions, name: str, *, source: str, local: bool) -> LoadedModel:
@@ -84,9 +91,7 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
         raise UserError(_unreadable(name, local, error)) from error
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
-    if options.n_devices is None:
-        model = model.to(options.device)
-    return LoadedModel(model.eval(), tokenizer, source)
+    return LoadedModel(move(model.eval(), options), tokenizer, source)
 
 
 def placement(options: LoadOptions) -> dict[str, Any]:
@@ -102,8 +107,8 @@ def _unreadable(name: str, local: bool, error: Exception) -> str:
         return f"model folder {name} cannot be read: {_first_line(error)}"
     if local:
         return (
-            f"model {name!r} is not in the local Hugging Face cache, and LENSPRUNE_OFFLINE or HF_HUB_OFFLINE forbids the "
-            "network: load it once online, or give a local folder"
+            f"model {name!r} is not in the local Hugging Face cache, and LENSPRUNE_OFFLINE or HF_HUB_OFFLINE forbids "
+            "the network: load it once online, or give a local folder"
         )
     return (
         f"model {name!r} cannot be fetched from the Hugging Face hub ({_first_line(error)}): check the name and the "
