@@ -1,0 +1,59 @@
+"""GGUF files: the logits are those of the dequantised weights, and the tokenizer is the one that was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+from lensprune.models import as_hooked_model, load_model
+from tests.families import byte_tokenizer
+from tests.unit.models.gguf_files import ARCHITECTURES, deinterleave, interleave, write_gguf
+
+KINDS = ("F16", "Q8_0", "Q4_0", "Q4_1")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_logits_are_those_of_the_dequantised_weights(family: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{family}-{kind}.gguf"
+    expected_model = write_gguf(path, family, GGMLQuantizationType[kind])
+    model = as_hooked_model(load_model(path, device="cpu"))
+    ids = torch.randint(4, 260, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = expected_model(input_ids=ids).logits
+        found = model.forward(ids, torch.ones_like(ids), torch.arange(12).expand(2, 12))
+    scale = max(1.0, float(expected.abs().max()))
+    assert float(expected.std()) > 0.01
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+    assert model.facts.source == f"gguf:{path.name}"
+    assert (model.facts.n_heads, model.facts.n_key_value_heads, model.facts.d_head) == (4, 2, 16)
+
+
+def test_quantisation_loses_what_the_type_says(tmp_path: Path) -> None:
+    exact = write_gguf(tmp_path / "a.gguf", "llama", GGMLQuantizationType.F32).get_input_embeddings().weight
+    losses = []
+    for kind in ("F16", "Q8_0", "Q4_1"):
+        rounded = write_gguf(tmp_path / f"{kind}.gguf", "llama", GGMLQuantizationType[kind])
+        losses.append(float((rounded.get_input_embeddings().weight - exact).detach().abs().max()))
+    assert 0 < losses[0] < losses[1] < losses[2]
+
+
+def test_the_tokenizer_is_the_one_that_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", GGMLQuantizationType.F16)
+    found, expected = as_hooked_model(load_model(path, device="cpu")).tokenizer, byte_tokenizer()
+    for text in ("The cat sat.", " two  spaces\n\ttab", "7 × 8 = 56", "naïve 日本語", "a<eos>b"):
+        ids = found.encode(text)
+        assert ids == expected.encode(text)
+        assert found.decode(ids) == text
+    assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (1, 2, 3)
+
+
+def test_row_order_of_rotary_projections() -> None:
+    rows = np.arange(8)
+    assert interleave(rows, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert deinterleave(interleave(rows, 2), 2).tolist() == rows.tolist()
