@@ -236,6 +236,8 @@ def _convert(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n_ct
     parameter = next(hf_model.parameters())
     with tempfile.TemporaryDirectory(prefix="hooked-") as folder:
         config = hf_model.config.to_dict()
+        # GPT-2's configuration lost this name of its context length, which TransformerLens still reads.
+        config.setdefault("n_ctx", context_length(hf_model.config, tokenizer))
         (Path(folder) / "config.json").write_text(json.dumps({**config, "dtype": None}, default=str))
         try:
             cfg = loading.get_pretrained_model_config(
