@@ -1,0 +1,152 @@
+"""Any lm-eval task under any variants: lm-eval asks and aggregates, our executor answers.
+
+The requests are collected once, answered for all variants in one run of the executor, and replayed to lm-eval, which
+computes its own metrics and writes its own result and sample files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import Variant
+from lensprune.engine.base import Executor, ProgressCallback
+from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.models import as_hooked_model
+
+__all__ = ["run_lm_eval_tasks"]
+
+
+def run_lm_eval_tasks(
+    model: Any,
+    task_names: Sequence[str],
+    variants: Sequence[Variant],
+    executor: Executor,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    task_manager: Any | None = None,
+    reference: ReferenceActivations | None = None,
+    progress: ProgressCallback | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate lm-eval's tasks, groups or tags, or a user's own YAML, under every variant.
+
+    Args:
+        model: anything that `as_hooked_model` accepts.
+        task_names: names that lm-eval knows, or paths of YAML files.
+        limit: documents of each task; ``None`` takes all.
+        num_fewshot: as lm-eval's ``--num_fewshot``.
+        include_path: folder of the user's own YAML tasks.
+        out: folder that gets ``<variant>/<model>/results_<date>.json`` and ``samples_<task>_<date>.jsonl``, as lm-eval
+            lays them out; it must not hold anything yet.
+        task_manager: an ``lm_eval.tasks.TaskManager`` to use again (a new one reads every task's name, which takes
+            seconds); it replaces `include_path`.
+        reference: activations for variants that need them.
+
+    Returns:
+        variant name → what ``lm_eval.simple_evaluate`` returns, samples included.
+
+    Raises:
+        UserError: lm-eval is not installed; unknown task; two variants of one name; `out` holds files; a task samples
+            at random, searches with beams, or reads images or audio.
+        LensPruneError: lm-eval asked for something under a variant that it had not asked for before, or did not
+            write its files.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        from lensprune.adapters.lm_eval_replay import RecordingLM, ReplayingLM
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lm_eval":
+            raise
+        raise UserError("lm-eval is not installed: pip install 'lensprune[lm-eval]'") from error
+
+    hooked = as_hooked_model(model)
+    folders = _output_folders(out, variants)
+    if limit is not None and limit <= 0:
+        raise UserError(f"limit must be a positive number of documents, not {limit}")
+    manager = task_manager or TaskManager(include_path=str(include_path) if include_path is not None else None)
+    tasks = _load(manager, task_names)
+
+    def evaluate(lm: Any, bootstrap_iters: int) -> dict[str, Any]:
+        results: dict[str, Any] = simple_evaluate(
+            model=lm,
+            tasks=tasks,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=bootstrap_iters,
+        )
+        return results
+
+    recorder = RecordingLM(hooked)
+    evaluate(recorder, bootstrap_iters=0)
+    found: dict[str, dict[str, Any]] = {}
+    requests = recorder.requests
+    for answered in executor.run(requests, variants, reference=reference, progress=progress):
+        name = answered.variant.name
+        lm = ReplayingLM(hooked, recorder.answers(answered.responses), name)
+        results = evaluate(lm, bootstrap_iters=100_000)
+        results["config"].update(model="lensprune", model_args={"pretrained": hooked.facts.name, "variant": name})
+        if folders:
+            _write(folders[name], hooked.facts.name, results)
+        found[name] = results
+    return {variant.name: found[variant.name] for variant in variants}
+
+
+def _load(manager: Any, names: Sequence[str]) -> list[Any]:
+    """Load tasks and groups once, so that data sets are read once for all variants."""
+    if not names:
+        raise UserError("no lm-eval task is named: give at least one")
+    for name in names:
+        if name not in manager.all_tasks and not (name.endswith((".yaml", ".yml")) and Path(name).is_file()):
+            raise unknown_name("lm-eval task", name, manager.all_tasks)
+    loaded = manager.load(list(names))
+    inner = {child for children in loaded["group_map"].values() for child in children}
+    in_groups = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
+    roots = [group for name, group in loaded["groups"].items() if name not in inner]
+    return roots + [task for name, task in loaded["tasks"].items() if name not in in_groups]
+
+
+def _output_folders(out: str | Path | None, variants: Iterable[Variant]) -> Mapping[str, Path]:
+    names = [variant.name for variant in variants]
+    if len(set(names)) != len(names):
+        raise UserError(f"two variants share a name: {', '.join(sorted(n for n in set(names) if names.count(n) > 1))}")
+    if out is None:
+        return {}
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output folder {str(out)!r} already holds something: choose a new one")
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"variant name {name!r} cannot be a folder's name: leave out / and .")
+    return {name: folder / name for name in names}
+
+
+def _write(folder: Path, model_name: str, results: dict[str, Any]) -> None:
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker(output_path=str(folder))
+    tracker.general_config_tracker.log_experiment_args(
+        model_source="lensprune",
+        model_args={"pretrained": model_name},
+        system_instruction=None,
+        chat_template=None,
+        fewshot_as_multiturn=False,
+    )
+    samples = results["samples"]
+    tracker.save_results_aggregated({key: value for key, value in results.items() if key != "samples"}, samples)
+    for task, rows in samples.items():
+        # The tracker rewrites the rows it is given.
+        tracker.save_results_samples(task, [dict(row) for row in rows])
+    # lm-eval logs a failure to write and goes on, which would lose results silently.
+    written = [path.name for path in folder.rglob("*.json*") if path.stat().st_size]
+    expected = ["results", *(f"samples_{task}" for task in samples)]
+    missing = [stem for stem in expected if not any(name.startswith(f"{stem}_") for name in written)]
+    if missing:
+        raise LensPruneError(f"lm-eval could not write {', '.join(missing)} below {folder}")

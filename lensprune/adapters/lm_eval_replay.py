@@ -1,0 +1,166 @@
+"""Two models as lm-eval sees them: one that only remembers what it is asked, and one that answers from memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lm_eval.api.model import LM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from lensprune.errors import LensPruneError, UserError
+from lensprune.models import encode, prefix_token_id
+from lensprune.models.base import HookedModel
+from lensprune.protocols.encoding import generate_request, loglikelihood_request
+from lensprune.protocols.requests import (
+    GenerateResponse,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+    Request,
+    Response,
+)
+
+__all__ = ["Key", "RecordingLM", "ReplayingLM"]
+
+Key = tuple[str, str]
+"""Kind of request, and its arguments as JSON."""
+
+DEFAULT_NEW_TOKENS = 256
+"""lm-eval's ``HFLM.max_gen_toks``."""
+
+_GREEDY_ARGUMENTS = frozenset({"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"})
+
+
+def request_key(instance: Any) -> Key:
+    """What makes two of lm-eval's instances the same question."""
+    return instance.request_type, json.dumps(instance.args, sort_keys=True, default=str)
+
+
+class _HookedLM(LM):
+    """What lm-eval reads from a model besides its answers."""
+
+    def __init__(self, model: HookedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.eot_token_id = model.tokenizer.eos_token_id
+        self.max_length = model.facts.n_ctx
+
+    def get_model_info(self) -> dict[str, Any]:
+        facts = self.model.facts
+        return {
+            "model_dtype": facts.dtype,
+            "model_source": facts.source,
+            "model_weights_hash": facts.weights_hash,
+            "model_bos_policy": facts.bos_policy,
+        }
+
+
+class RecordingLM(_HookedLM):
+    """Remembers every request as ours, equal ones once, and gives each a legal answer that means nothing."""
+
+    def __init__(self, model: HookedModel) -> None:
+        super().__init__(model)
+        self._spans: dict[Key, tuple[int, int]] = {}
+        self.requests: list[Request] = []
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        for instance in requests:
+            self._record(instance, self._pair)
+        return [(-1.0, False)] * len(requests)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        for instance in requests:
+            self._record(instance, self._windows)
+        return [-1.0] * len(requests)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        for instance in requests:
+            self._record(instance, self._generation)
+        return [""] * len(requests)
+
+    def answers(self, responses: Sequence[Response]) -> dict[Key, list[Response]]:
+        """The executor's responses to `requests`, by lm-eval's requests (a rolling one has several)."""
+        return {key: list(responses[start:end]) for key, (start, end) in self._spans.items()}
+
+    def _record(self, instance: Any, build: Any) -> None:
+        key = request_key(instance)
+        if key in self._spans:
+            return
+        where = f"lm-eval task {instance.task_name!r}, document {instance.doc_id}"
+        expected = 1 if build == self._windows else 2
+        if len(instance.args) != expected:
+            raise UserError(f"{where}: the request reads images or audio, which lensprune does not support")
+        start = len(self.requests)
+        self.requests += build(*instance.args, where)
+        self._spans[key] = (start, len(self.requests))
+
+    def _pair(self, context: str, continuation: str, where: str) -> list[Request]:
+        request, _ = loglikelihood_request(
+            partial(encode, self.model), prefix_token_id(self.model), self.max_length, context, continuation, where
+        )
+        return [request]
+
+    def _windows(self, text: str, where: str) -> list[Request]:
+        windows = get_rolling_token_windows(
+            token_list=encode(self.model, text),
+            prefix_token=prefix_token_id(self.model),
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        pairs = [make_disjoint_window(window) for window in windows]
+        return [LoglikelihoodRequest(tuple(context), tuple(continuation)) for context, continuation in pairs]
+
+    def _generation(self, context: str, arguments: Mapping[str, Any], where: str) -> list[Request]:
+        settings = normalize_gen_kwargs(dict(arguments), DEFAULT_NEW_TOKENS)
+        unsupported = sorted(set(settings) - _GREEDY_ARGUMENTS)
+        if unsupported:
+            raise UserError(f"{where}: generation setting {unsupported[0]!r} is not supported: only greedy decoding is")
+        if settings.get("do_sample"):
+            raise UserError(f"{where}: the task samples at random, and lensprune only decodes greedily")
+        request, _ = generate_request(
+            partial(encode, self.model),
+            prefix_token_id(self.model),
+            self.max_length,
+            context,
+            tuple(handle_stop_sequences(settings["until"], eos=None)),
+            int(settings["max_gen_toks"]),
+            where,
+        )
+        return [request]
+
+
+class ReplayingLM(_HookedLM):
+    """Answers from one variant's responses."""
+
+    def __init__(self, model: HookedModel, answers: Mapping[Key, list[Response]], variant: str) -> None:
+        super().__init__(model)
+        self._answers = answers
+        self._variant = variant
+
+    def get_model_info(self) -> dict[str, Any]:
+        return {**super().get_model_info(), "variant": self._variant}
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        return [(response.logprob, response.is_greedy) for (response,) in map(self._likelihoods, requests)]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        return [sum(response.logprob for response in self._likelihoods(instance)) for instance in requests]
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        return [r.text for instance in requests for r in self._recall(instance) if isinstance(r, GenerateResponse)]
+
+    def _likelihoods(self, instance: Any) -> list[LoglikelihoodResponse]:
+        return [r for r in self._recall(instance) if isinstance(r, LoglikelihoodResponse)]
+
+    def _recall(self, instance: Any) -> list[Response]:
+        key = request_key(instance)
+        if key not in self._answers:
+            raise LensPruneError(
+                f"lm-eval task {instance.task_name!r} asks document {instance.doc_id} differently each time, "
+                "so its requests cannot be shared by variants"
+            )
+        return self._answers[key]
