@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +181,10 @@ def test_offline_hub_id_that_was_never_fetched(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_an_option_out_of_range(tmp_path: Path, options: dict[str, object], expected: str) -> None:
     assert expected in refused(save_folder("llama", tmp_path / "llama"), **options)
+
+
+@pytest.mark.skipif(version("transformer-lens").startswith("3."), reason="this TransformerLens has the class")
+def test_hooked_transformer_without_the_class(tmp_path: Path) -> None:
+    message = refused(save_folder("llama", tmp_path / "llama"), hooked_transformer=True)
+    assert "HookedTransformer" in message
+    assert "TransformerLens" in message
