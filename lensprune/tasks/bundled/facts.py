@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from lensprune.tasks.base import Doc, GenerationFormat, Task
+from lensprune.tasks.base import Doc, GenerationFormat, MultipleChoiceFormat, Task
 from lensprune.tasks.filters import exact_match, first_line
 from lensprune.tasks.formats import LETTER_UNTIL, three_protocols, uniform_chance
 from lensprune.tasks.openbookqa import gold_option, option_texts
@@ -27,7 +27,7 @@ def _gold_text(doc: Doc) -> str:
     return option_texts(doc)[gold_option(doc)]
 
 
-def _text_generation(doc: Doc, *, open_book: bool) -> str:
+def _choose_from(doc: Doc, *, open_book: bool) -> str:
     stem = _open_stem(doc) if open_book else _stem(doc)
     return f"Choose from: {', '.join(option_texts(doc))}.\n{stem}"
 
@@ -36,8 +36,15 @@ def _task(name: str, summary: str, *, answer: str, open_book: bool) -> Task:
     stem = _open_stem if open_book else _stem
     formats = dict(three_protocols(stem, option_texts, gold_option, continuation_context=stem))
     if answer == "text":
+        # Small models write the same letter always, but choose among options that are named before the sentence.
+        formats["default"] = MultipleChoiceFormat(
+            context=partial(_choose_from, open_book=open_book),
+            choices=option_texts,
+            gold=gold_option,
+            primary_metric="acc_norm",
+        )
         formats["generate"] = GenerationFormat(
-            context=partial(_text_generation, open_book=open_book),
+            context=partial(_choose_from, open_book=open_book),
             target=_gold_text,
             filters=(first_line(),),
             matches=partial(exact_match, ignore_case=True, ignore_punctuation=True),
@@ -66,9 +73,10 @@ def facts(answer: Literal["text", "letter"] = "text") -> Task:
     """Closed book, in OpenBookQA's schema and prompts.
 
     Args:
-        answer: under ``generate``, ``text`` asks for the option's text (``Choose from: …`` in front of the stem, the
-            answer cut at the first full stop, comma, semicolon or line break, compared without case and punctuation);
-            ``letter`` asks for its letter by lm-eval's ``mmlu_generative`` convention.
+        answer: what ``default`` scores and ``generate`` asks for. ``text``: the option's text, after a prompt that
+            names the options in front of the stem (``Choose from: …``); a generated answer is cut at the first full
+            stop, comma, semicolon or line break and compared without case and punctuation. ``letter``: the letter,
+            below lettered options, by lm-eval's ``mmlu`` and ``mmlu_generative`` conventions.
     """
     return _task("facts", "easy facts, four options", answer=answer, open_book=False)
 
