@@ -49,6 +49,13 @@ def _add_sweep_options(parser: argparse.ArgumentParser) -> None:
         "--task", action="append", default=[], metavar="TASK", help="NAME or NAME[key=value,...]; repeat for several"
     )
     asked.add_argument(
+        "--lm-eval-task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a task of lm-eval's own (extra lm-eval)",
+    )
+    asked.add_argument(
         "--protocol",
         action="append",
         metavar="NAME",
@@ -84,7 +91,7 @@ def _add_sweep_options(parser: argparse.ArgumentParser) -> None:
     ran.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     ran.add_argument("--n-devices", type=_whole_number, metavar="N", help="split the model over N GPUs")
     ran.add_argument("--bos", default="tokenizer", metavar="POLICY", help="tokenizer, always or never")
-    ran.add_argument("--executor", default="hooked", metavar="NAME", help="how rows are run; the numbers are the same")
+    ran.add_argument("--executor", default="forked", metavar="NAME", help="how rows are run; the numbers are the same")
     ran.add_argument("--batch-tokens", type=_whole_number, metavar="N", help="tokens in a batch")
     ran.add_argument("--out", metavar="FOLDER", help="run folder (without it nothing is kept)")
 
@@ -134,6 +141,8 @@ def _tasks(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    if arguments.lm_eval_task:
+        return _sweep_lm_eval(arguments)
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
     from lensprune.sweep.selection import VariantSelection
@@ -163,6 +172,43 @@ def _sweep(arguments: argparse.Namespace) -> int:
         command=arguments.command_line,
     )
     return _show(run)
+
+
+def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
+    ours = {
+        "--task": arguments.task,
+        "--protocol": arguments.protocol,
+        "--data-dir": arguments.data_dir,
+        "--chat-template": arguments.chat_template,
+    }
+    for option, value in ours.items():
+        if value:
+            raise UserError(f"{option} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"limit {arguments.limit} is not a number of items: expected 1 or more")
+    from lensprune.report.tables import metrics_report
+    from lensprune.sweep.lm_eval_tasks import sweep_lm_eval
+    from lensprune.sweep.selection import VariantSelection
+
+    table = sweep_lm_eval(
+        arguments.model,
+        arguments.lm_eval_task,
+        VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
+        limit=arguments.limit,
+        shots=arguments.shots,
+        reference=arguments.reference,
+        mean_mode=arguments.mean_mode,
+        seed=arguments.seed,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        n_devices=arguments.n_devices,
+        bos=arguments.bos,
+        executor=arguments.executor,
+        batch_tokens=arguments.batch_tokens,
+        out=arguments.out,
+    )
+    print(metrics_report(table))
+    return 0
 
 
 def _resume(arguments: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ class VariantHooks:
         silent = [name for (name, _), fired in zip(self.named, self._fired, strict=True) if not fired]
         if silent:
             raise HookNeverFired(
-                f"{self._variant.name}: {', '.join(silent)} never fired, so the numbers would be those of the clean model"
+                f"{self._variant.name}: {', '.join(silent)} never fired, the numbers would be the clean model's"
             )
 
     def _counted(self, function: HookFunction) -> HookFunction:

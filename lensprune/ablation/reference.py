@@ -158,7 +158,7 @@ def collect_reference(
         raise unknown_name("mean mode", str(mode), get_args(MeanMode))
     if not prompts:
         raise UserError(
-            "mean and resample ablation need reference prompts, and there are none: give few-shot examples or a text file"
+            "mean and resample need reference prompts, and there are none: give few-shot examples or a text file"
         )
     if any(len(prompt) == 0 for prompt in prompts):
         raise UserError("a reference prompt is empty after tokenisation: remove it")

@@ -38,7 +38,7 @@ __all__ = [
 AblationKind = Literal["skip", "zero", "mean", "resample"]
 """``skip``: the branch adds nothing, resid_post = resid_pre (layers, attention, MLP). ``zero``: the activation is 0;
 for a layer, attention or MLP the activation is its contribution to the residual stream, so zero equals skip there.
-``mean``: the activation's mean over reference prompts. ``resample``: its value on a donor prompt, position by position."""
+``mean``: its mean over reference prompts. ``resample``: its value on a donor prompt, position by position."""
 
 BRANCH_KINDS: tuple[str, ...] = get_args(AblationKind)
 HEAD_KINDS: tuple[str, ...] = ("zero", "mean", "resample")

@@ -184,9 +184,9 @@ class TreeAttention:
             )
             out[:, own], lse[:, own] = part[0][0], part[1][0]
         for index, real in self._buckets:
-            rows = (t[:, index].transpose(0, 1) for t in (q, k, v))
+            q_rows, k_rows, v_rows = (t[:, index].transpose(0, 1) for t in (q, k, v))
             allowed = _own_window(index.shape[1], window, q.device)
-            part_out, part_lse = partial_attention(*rows, settings, causal=True, allowed=allowed)
+            part_out, part_lse = partial_attention(q_rows, k_rows, v_rows, settings, causal=True, allowed=allowed)
             target = index[real]
             out[:, target] = part_out.transpose(0, 1)[:, real].float()
             lse[:, target] = part_lse.transpose(0, 1)[:, real]

@@ -67,11 +67,6 @@ class LayerEdits:
         """Whether all rows take a contribution that does not depend on the block's own computation."""
         return any(edit.rows == ALL for edit in self.contribution if isinstance(edit.rows, slice))
 
-    @property
-    def keeps_attention(self) -> bool:
-        """Whether the attention before the output projection is the unedited one up to per-head edits."""
-        return not self.contribution
-
     def edit_z(
         self, z: Float[torch.Tensor, "tok head d_head"], position_ids: Int[torch.Tensor, " tok"]
     ) -> Float[torch.Tensor, "tok head d_head"]:

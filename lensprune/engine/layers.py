@@ -1,8 +1,8 @@
 """Run single decoder layers of a Hugging Face model on a flat batch of tokens, whatever its family.
 
-The model's own forward prepares what its layers need (embeddings, rotary angles per layer type): it runs once with every
-layer replaced by a recorder. Later each layer is called with the recorded arguments and another residual. Final norm,
-unembedding and logit caps are the model's own too: it runs with the last layer replaced by a source of residuals.
+The model's own forward prepares what its layers need (embeddings, rotary angles per layer type): it runs once with
+every layer replaced by a recorder. Later each layer is called with the recorded arguments and another residual. Final
+norm, unembedding and logit caps are the model's own too: it runs with the last layer replaced by a source of residuals.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LayerStack:
             raise UnsupportedByFastPath(
                 "no hook-free twin of the model: load it with lensprune.load_model rather than booting it yourself"
             )
-        bridge = model.module
+        bridge: Any = model.module
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))
             self._branches = {
@@ -159,7 +159,7 @@ class LayerStack:
     @contextmanager
     def _replaced(self, functions: list[Callable[..., Any]]) -> Iterator[None]:
         for layer, function in zip(self._layers, functions, strict=True):
-            layer.forward = function  # type: ignore[method-assign]
+            layer.forward = function
         try:
             yield
         finally:

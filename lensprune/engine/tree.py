@@ -1,13 +1,14 @@
 """Token sequences to a tree of shared prefixes, laid out flat.
 
 Every distinct prefix is computed once. Nodes are stored in depth-first order, so the descendants of a node are one
-contiguous slice of the flat tokens; attention to a shared prefix is then one block of queries against one block of keys.
+contiguous slice of the flat tokens; attention to a shared prefix is one block of queries against one block of keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from jaxtyping import Int
@@ -100,7 +101,7 @@ def build_tree(sequences: Sequence[Tokens], min_saving: int = 8, max_depth: int 
     repeated in the children, since a node has a cost of its own. `max_depth` bounds the number of nodes on a path.
     """
     ordered = sorted(set(sequences))
-    shared = [common_prefix(a, b) for a, b in zip(ordered, ordered[1:], strict=False)]
+    shared = [common_prefix(a, b) for a, b in pairwise(ordered)]
     tree = PrefixTree()
 
     def add_node(tokens: Tokens, start: int, parent: int) -> int:

@@ -3,6 +3,7 @@
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import BosPolicy, HookedModel, HookFunction, ModelFacts, NamedHook
 from lensprune.models.bridge import BridgeModel
+from lensprune.models.hooked_transformer import HookedTransformerModel
 from lensprune.models.load import load_model
 from lensprune.models.sources.bundled import BUNDLED, BundledModel
 from lensprune.models.tokenizers import encode, prefix_token_id
@@ -14,6 +15,7 @@ __all__ = [
     "BundledModel",
     "HookFunction",
     "HookedModel",
+    "HookedTransformerModel",
     "ModelFacts",
     "NamedHook",
     "as_hooked_model",

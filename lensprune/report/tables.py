@@ -12,7 +12,7 @@ from lensprune.report.plain_text import for_terminal
 if TYPE_CHECKING:
     from lensprune.sweep.result import Run
 
-__all__ = ["run_report", "tasks_table", "top_variants"]
+__all__ = ["metrics_report", "run_report", "tasks_table", "top_variants"]
 
 _SHOWN = {
     "variant": "variant",
@@ -79,6 +79,14 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
             ]
         )
     return head + "\n" + "\n".join("  " + line for line in _aligned(rows).splitlines())
+
+
+def metrics_report(table: pd.DataFrame) -> str:
+    """lm-eval's metrics, variant by variant, with the change against the clean model."""
+    rows = [["variant", "task", "metric", "value", "clean", "change"]]
+    for variant, task, metric, value, clean, delta in table.itertuples(index=False):
+        rows.append([variant, task, metric, f"{value:.4f}", f"{clean:.4f}", f"{delta:+.4f}"])
+    return _aligned(rows)
 
 
 def run_report(run: Run, most: int = 5) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from lensprune.sweep.result import Run
 from lensprune.sweep.run import sweep
 from lensprune.sweep.selection import VariantSelection
+from lensprune.tasks.bundled import DEMO_TASKS
 
-__all__ = ["DEMO_LIMIT", "DEMO_MODEL", "DEMO_TASKS", "demo"]
+__all__ = ["DEMO_LIMIT", "DEMO_MODEL", "demo"]
 
 DEMO_MODEL = "smollm2-135m"
-DEMO_TASKS = ("kv_retrieval[pairs=4]",)
 DEMO_LIMIT = 20
 
 

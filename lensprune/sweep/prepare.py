@@ -21,7 +21,7 @@ from lensprune.sweep.store import check_out_folder
 from lensprune.sweep.variant_json import variant_to_json
 from lensprune.tasks.base import LoadedTask, ProtocolName
 
-__all__ = ["Asked", "Prepared", "SweepOptions", "prepare"]
+__all__ = ["Asked", "Prepared", "SweepOptions", "open_model", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SweepOptions:
     device: str | None = None
     n_devices: int | None = None
     bos: str | None = None
-    executor: str = "hooked"
+    executor: str = "forked"
     batch_tokens: int | None = None
     command: str = ""
 
@@ -145,20 +145,27 @@ def _load_tasks(options: SweepOptions) -> list[LoadedTask]:
     return loaded
 
 
-def _load_model(model: Any, options: SweepOptions) -> HookedModel:
+def open_model(
+    model: Any,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    n_devices: int | None = None,
+    bos: str | None = None,
+) -> HookedModel:
+    """Load a model by its name, or adapt one that is loaded already.
+
+    Raises:
+        UserError: the model can't be loaded, or an option of loading is given with a loaded model.
+    """
     from lensprune.models import as_hooked_model, load_model
 
+    options = {"dtype": dtype, "device": device, "n_devices": n_devices, "bos": bos}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if isinstance(model, (str, Path)):
-        given: dict[str, Any] = {
-            "dtype": options.dtype,
-            "bos": options.bos,
-            "device": options.device,
-            "n_devices": options.n_devices,
-        }
-        return as_hooked_model(load_model(model, **{name: value for name, value in given.items() if value is not None}))
-    for name in ("dtype", "device", "n_devices", "bos"):
-        if getattr(options, name) is not None:
-            raise UserError(f"{name} is given with a model that is already loaded: give it to load_model instead")
+        return as_hooked_model(load_model(model, **given))
+    for name in given:
+        raise UserError(f"{name} is given with a model that is already loaded: give it to load_model instead")
     return as_hooked_model(model)
 
 
@@ -209,7 +216,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
 
     from lensprune.protocols import build_requests
 
-    hooked = _load_model(model, options)
+    hooked = open_model(model, dtype=options.dtype, device=options.device, n_devices=options.n_devices, bos=options.bos)
     facts = hooked.facts
     selected = options.variants.resolve(facts) if isinstance(options.variants, VariantSelection) else options.variants
     variants = with_clean(selected, facts)

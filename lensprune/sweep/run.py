@@ -47,7 +47,7 @@ def sweep(
     device: str | None = None,
     n_devices: int | None = None,
     bos: str | None = None,
-    executor: str = "hooked",
+    executor: str = "forked",
     batch_tokens: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,

@@ -65,7 +65,7 @@ class HowItRan:
 
     model: str | None = None
     """Name or path to load the model from; ``None`` when it was given as an object."""
-    executor: str = "hooked"
+    executor: str = "forked"
     batch_tokens: int | None = None
     n_devices: int | None = None
     data_dir: str | None = None

@@ -59,7 +59,7 @@ def _problem(template: Template, rng: Random) -> dict[str, object]:
 def generate_word_problems(per_template: int, seed: int) -> list[dict[str, object]]:
     """Generate distinct problems, the templates taking turns.
 
-    Columns: ``question``, ``answer`` (worked steps with calculator marks, then ``#### N``) and ``steps`` (their number).
+    Columns: ``question``, ``answer`` (worked steps with calculator marks, then ``#### N``), ``steps`` (their number).
     """
     rng = Random(seed)
     rows: list[dict[str, object]] = []

@@ -30,8 +30,11 @@ WIDTHS = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
 """Multiples of 32, the block of the simple quantisations."""
 
 
-def write_gguf(path: Path, family: str, kind: GGMLQuantizationType) -> PreTrainedModel:
-    """Write `path` and return the Hugging Face model that holds the very values a reader must find in it."""
+def write_gguf(path: Path, family: str, kind: GGMLQuantizationType, *, rope_freqs: bool = False) -> PreTrainedModel:
+    """Write `path` and return the Hugging Face model that holds the very values a reader must find in it.
+
+    `rope_freqs` adds Llama 3.1's divisors of the rotary frequencies, 1 to 8; the returned model does not have them.
+    """
     overrides = dict(WIDTHS)
     if family == "gemma3":
         overrides["query_pre_attn_scalar"] = WIDTHS["head_dim"]
@@ -52,6 +55,8 @@ def write_gguf(path: Path, family: str, kind: GGMLQuantizationType) -> PreTraine
     else:
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     _write_tokenizer(writer)
+    if rope_freqs:
+        writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, WIDTHS["head_dim"] // 2, dtype=np.float32))
     state = model.state_dict()
     names = get_tensor_name_map(architecture, config.num_hidden_layers)
     with torch.no_grad():

@@ -1,0 +1,227 @@
+"""The fast executor: shared prefixes once, and each variant resumed from the clean model at its first changed layer.
+
+For likelihood requests the distinct tokens of a chunk form a prefix tree that runs as one flat row. The clean model
+goes through it layer by layer; at layer l every variant whose first change is there forks off from the residual before
+l, reusing layer l's attention result, and runs to the end. Only scored positions are unembedded. The order of additions
+differs from the hooked executor's, so numbers agree to rounding, not bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.engine.attention import TreeAttention
+from lensprune.engine.base import ProgressCallback, VariantResponses
+from lensprune.engine.edits import ALL, LayerEdits, edits_by_layer, first_layer
+from lensprune.engine.hooked import HookedExecutor
+from lensprune.engine.layers import FlatBatch, LayerStack, UnsupportedByFastPath
+from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import (
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+    Request,
+    Response,
+)
+
+__all__ = ["ForkedExecutor"]
+
+UNEMBED_ROWS = 512
+"""Positions unembedded at once; bounds the logits held to so many rows of the vocabulary."""
+
+
+class ForkedExecutor:
+    """Likelihood requests by forking from the clean model; the rest through `HookedExecutor`.
+
+    Generation, and variants with the user's own hooks, take the hooked path, as `covers` says.
+
+    Args:
+        model: must be able to run layer by layer; see `LayerStack`.
+        max_tokens: distinct tokens in one flat row.
+
+    Raises:
+        UnsupportedByFastPath: the model cannot, or its numbers differ from the hooked executor's on a probe.
+    """
+
+    name = "forked"
+    PROBE_TOLERANCE = 1e-2
+
+    def __init__(self, model: HookedModel, max_tokens: int = 8192) -> None:
+        if max_tokens <= 0:
+            raise UserError(f"the batch budget must be a positive number of tokens, not {max_tokens}")
+        self.model = model
+        self.max_tokens = max_tokens
+        self._hooked = HookedExecutor(model, min(max_tokens, 2048))
+        self._stack = LayerStack(model)
+        self._probe()
+
+    @staticmethod
+    def covers(request: Request, variant: Variant) -> bool:
+        """Whether the fast path answers this request under this variant."""
+        return isinstance(request, LoglikelihoodRequest) and not variant.hooks
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        variants: Sequence[Variant],
+        *,
+        reference: ReferenceActivations | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[VariantResponses]:
+        """Yield the responses of each variant, in the order given. See `Executor`."""
+        for variant in variants:
+            variant.check(self.model.facts)
+            if variant.needs_reference and reference is None:
+                raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+        fast_variants = [v for v in variants if not v.hooks]
+        fast = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
+        slow = {i: r for i, r in enumerate(requests) if i not in fast}
+        with torch.inference_mode():
+            answered = self._score(fast, fast_variants, reference, progress)
+        for variant in variants:
+            if variant.hooks:
+                yield from self._hooked.run(requests, [variant], reference=reference, progress=progress)
+                continue
+            responses: dict[int, Response] = dict(answered[variant.name])
+            if slow:
+                [rest] = self._hooked.run(list(slow.values()), [variant], reference=reference, progress=progress)
+                responses.update(zip(slow, rest.responses, strict=True))
+            yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
+
+    def _score(
+        self,
+        requests: dict[int, LoglikelihoodRequest],
+        variants: Sequence[Variant],
+        reference: ReferenceActivations | None,
+        progress: ProgressCallback | None,
+    ) -> dict[str, dict[int, LoglikelihoodResponse]]:
+        by_input: dict[Tokens, list[int]] = defaultdict(list)
+        for index, request in requests.items():
+            by_input[(request.context_ids + request.continuation_ids)[:-1]].append(index)
+        answered: dict[str, dict[int, LoglikelihoodResponse]] = {v.name: {} for v in variants}
+        if not variants:
+            return answered
+        for chunk in chunk_sequences(list(by_input), self.max_tokens):
+            tree = build_tree(chunk)
+            asked = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
+            scorer = _Scorer(tree, asked)
+            for variant, hidden in self._fork(tree, variants, reference):
+                answered[variant.name].update(scorer.score(self._stack, hidden))
+                if progress is not None:
+                    progress(len(asked))
+        return answered
+
+    def _fork(
+        self, tree: PrefixTree, variants: Sequence[Variant], reference: ReferenceActivations | None
+    ) -> Iterator[tuple[Variant, Float[torch.Tensor, "tok d_model"]]]:
+        """Yield each variant with the residuals that leave its last layer."""
+        n_layers = self._stack.n_layers
+        device = self.model.facts.device
+        forks: dict[int, list[Variant]] = defaultdict(list)
+        for variant in variants:
+            forks[first_layer(variant, n_layers)].append(variant)
+        batch = self._stack.begin(tree.input_ids(device), tree.position_ids(device))
+        attention = TreeAttention(tree, device)
+        hidden = batch.embedded
+        # Clean layers run only while a later fork needs them.
+        last = max(forks)
+        for layer in range(min(last + 1, n_layers)):
+            starting = forks.get(layer, [])
+            following = hidden
+            attention.save = bool(starting)
+            if layer < last:
+                following = self._stack.run_layer(layer, hidden, batch, attention)
+            attention.save = False
+            for variant in starting:
+                edits = edits_by_layer([(variant, ALL)], reference, self.model.facts)
+                yield variant, self._run_from(layer, hidden, batch, attention, edits)
+            attention.saved = None
+            hidden = following
+        for variant in forks.get(n_layers, []):
+            yield variant, hidden[0]
+
+    def _run_from(
+        self,
+        start: int,
+        hidden: torch.Tensor,
+        batch: FlatBatch,
+        attention: TreeAttention,
+        edits: dict[int, LayerEdits],
+    ) -> Float[torch.Tensor, "tok d_model"]:
+        saved = attention.saved
+        positions = batch.position_ids[0]
+        for layer in range(start, self._stack.n_layers):
+            here = edits.get(layer)
+            # Before the variant's first change the attention result is the clean one.
+            attention.saved = saved if layer == start else None
+            if here is not None and here.heads:
+                attention.edit_z = lambda z, here=here: here.edit_z(z, positions)
+            hidden = self._stack.run_layer(layer, hidden, batch, attention, here)
+            attention.edit_z = None
+        attention.saved = saved
+        return hidden[0]
+
+    def _probe(self) -> None:
+        # Families differ in what their attention modules pass on; a wrong number must never pass for a fast one.
+        size = self.model.facts.d_vocab
+        prefix = tuple((7 * i + 3) % size for i in range(12))
+        requests = [LoglikelihoodRequest((*prefix, i % size), ((5 * i) % size, 1)) for i in (2, 3)]
+        with torch.inference_mode():
+            scored = self._score(dict(enumerate(requests)), [CLEAN], None, None)
+        fast = [response.logprob for response in scored[CLEAN.name].values()]
+        [slow] = self._hooked.run(requests, [CLEAN])
+        for a, b in zip(fast, slow.responses, strict=True):
+            expected = b.logprob if isinstance(b, LoglikelihoodResponse) else math.nan
+            if math.isfinite(expected) and not abs(a - expected) <= self.PROBE_TOLERANCE * max(1.0, abs(expected)):
+                raise UnsupportedByFastPath(
+                    f"{self.model.facts.architecture}: layer by layer gives log-probability {a:.4f}, "
+                    f"the hooked executor {expected:.4f}"
+                )
+
+
+class _Scorer:
+    """Scored positions of one tree, and the requests that they answer."""
+
+    def __init__(self, tree: PrefixTree, requests: dict[int, LoglikelihoodRequest]) -> None:
+        self._requests = requests
+        flat: list[int] = []
+        self._spans: dict[int, slice] = {}
+        for index, request in requests.items():
+            tokens = (request.context_ids + request.continuation_ids)[:-1]
+            begin = len(flat)
+            flat.extend(tree.flat_positions(tokens, len(request.continuation_ids)))
+            self._spans[index] = slice(begin, len(flat))
+        unique = sorted(set(flat))
+        place = {position: i for i, position in enumerate(unique)}
+        self._positions = torch.tensor(unique)
+        self._rows = torch.tensor([place[position] for position in flat])
+        self._targets = torch.tensor([t for r in requests.values() for t in r.continuation_ids])
+
+    def score(self, stack: LayerStack, hidden: Float[torch.Tensor, "tok d_model"]) -> dict[int, LoglikelihoodResponse]:
+        device = hidden.device
+        scored = hidden[self._positions.to(device)]
+        rows, targets = self._rows.to(device), self._targets.to(device)
+        logprob = torch.empty(len(rows), device=device)
+        greedy = torch.empty(len(rows), dtype=torch.bool, device=device)
+        for begin in range(0, len(scored), UNEMBED_ROWS):
+            logits = stack.logits(scored[begin : begin + UNEMBED_ROWS])
+            mine = (rows >= begin) & (rows < begin + UNEMBED_ROWS)
+            local = rows[mine] - begin
+            finite = torch.isfinite(logits).all(-1)
+            best, normaliser = logits.argmax(-1), logits.float().logsumexp(-1)
+            value = logits[local, targets[mine]].float() - normaliser[local]
+            logprob[mine] = torch.where(finite[local], value, torch.nan)
+            greedy[mine] = (best[local] == targets[mine]) & finite[local]
+        logprob, greedy = logprob.cpu(), greedy.cpu()
+        return {
+            index: LoglikelihoodResponse(float(logprob[span].sum()), bool(greedy[span].all()), span.stop - span.start)
+            for index, span in self._spans.items()
+        }

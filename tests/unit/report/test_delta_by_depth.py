@@ -1,0 +1,77 @@
+"""The figure draws what the table says, and nothing that means nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.summary import summarise
+from lensprune.errors import UserError
+from lensprune.report.delta_by_depth import delta_by_depth, drawable
+from lensprune.report.outputs import write_outputs
+from lensprune.sweep.records import CellKey
+from lensprune.sweep.store import MemoryStore
+from tests.unit.sweep.cells import skip, table
+
+mpl.use("agg")
+
+
+@pytest.fixture
+def summary() -> pd.DataFrame:
+    store = MemoryStore()
+    right = {"default": 9, "generate": 3}
+    for task in ("one", "two"):
+        for protocol, n in right.items():
+            for variant, lost in ((CLEAN, 0), (skip(0), 3), (skip(2), 1)):
+                correct = [i < n - lost for i in range(10)]
+                key = CellKey(variant.name, task, protocol)
+                store.write(key, table(variant, correct, task=task, protocol=protocol))
+    cells = [(task, protocol) for task in ("one", "two") for protocol in right]
+    return summarise(store, cells, ["clean", "L0.skip", "L2.skip"])
+
+
+def test_lines_are_the_tables_deltas(summary: pd.DataFrame) -> None:
+    axes = delta_by_depth(summary, n_layers=3)
+    assert [ax.get_title() for ax in axes] == ["one", "two"]
+    drawn = [
+        tuple(np.round(np.asarray(line.get_ydata(), float), 6))
+        for line in axes[0].lines
+        if list(np.asarray(line.get_xdata())) == [0, 2]
+    ]
+    assert drawn == [(-0.3, -0.1), (-0.3, -0.1)]  # one line a protocol
+    plt.close("all")
+
+
+def test_a_protocol_at_chance_is_grey_dashed_and_labelled(summary: pd.DataFrame) -> None:
+    (ax,) = delta_by_depth(summary[summary["task"] == "one"], n_layers=3)
+    legend = ax.get_legend()
+    labels = {text.get_text(): handle for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)}
+    chance = next(handle for label, handle in labels.items() if label.startswith("generate"))
+    assert any("at chance 0.25" in label for label in labels if label.startswith("generate"))
+    assert (chance.get_linestyle(), chance.get_color()) == ("--", "0.55")
+    measured = next(handle for label, handle in labels.items() if label.startswith("default"))
+    assert measured.get_linestyle() == "-"
+    assert len(ax.collections) == 1  # one band: none for the protocol at chance
+    plt.close("all")
+
+
+def test_nothing_to_draw_is_said(summary: pd.DataFrame) -> None:
+    clean = summary[summary["variant"] == "clean"]
+    assert not drawable(clean)
+    with pytest.raises(UserError, match="nothing to draw"):
+        delta_by_depth(clean)
+
+
+def test_outputs_are_written_whole(summary: pd.DataFrame, tmp_path: Path) -> None:
+    written = write_outputs(tmp_path, summary, n_layers=3)
+    assert [p.relative_to(tmp_path).as_posix() for p in written] == ["summary.csv", "figures/delta_by_depth.png"]
+    assert written[1].read_bytes().startswith(b"\x89PNG")
+    assert len(pd.read_csv(written[0])) == len(summary)
+    assert not [p for p in tmp_path.rglob(".tmp-*")]
+    assert not plt.get_fignums()
