@@ -85,7 +85,8 @@ def _read(file: GgufFile, gguf_name: str, shape: tuple[int, ...], name: str, con
     if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
         # llama.cpp multiplies by the stored value, Gemma3RMSNorm by one plus it.
         values = values - 1.0
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    # Unquantised tensors are views of the file, which must stay as it is.
+    return torch.from_numpy(np.require(values, dtype=np.float32, requirements=["C", "W"]))
 
 
 def _dequantised(file: GgufFile, tensor: GgufTensor) -> np.ndarray:
