@@ -53,22 +53,22 @@ class Case:
 
 SUBJECTS = ("anatomy", "philosophy")
 CASES = (
-    Case("mmlu", "default", 4, 5, subjects=(*SUBJECTS, "virology")),
+    Case("mmlu", "default", 3, 5, subjects=(*SUBJECTS, "virology")),
     Case("mmlu", "continuation", 3, 2, subjects=SUBJECTS, form="_continuation"),
     Case("mmlu", "generate", 2, 5, 8, subjects=SUBJECTS, form="_generative"),
-    Case("hellaswag", "continuation", 8),
-    Case("hellaswag", "continuation", 4, 2),
-    Case("mathqa", "continuation", 8),
+    Case("hellaswag", "continuation", 6),
+    Case("hellaswag", "continuation", 2, 2),
+    Case("mathqa", "continuation", 6),
     Case("openbookqa", "continuation", 8),
     Case("openbookqa", "continuation", 4, 2),
     Case("arc_easy", "continuation", 8),
     Case("arc_challenge", "continuation", 8),
-    Case("boolq", "continuation", 8),
+    Case("boolq", "continuation", 6),
     Case("commonsense_qa", "default", 8),
     Case("winogrande", "continuation", 8),
     Case("winogrande", "continuation", 4, 2),
-    Case("gsm8k", "generate", 3, 5, 48),
-    Case("gsm8k_cot", "generate", 3, 8, 48),
+    Case("gsm8k", "generate", 2, 5, 40),
+    Case("gsm8k_cot", "generate", 2, 8, 40),
 )
 
 
