@@ -16,7 +16,7 @@ DEMO_LIMIT = 20
 
 
 def demo(out: str | Path = "runs/demo", *, progress: bool = True) -> Run:
-    """Skip each layer of `DEMO_MODEL` in turn, on tasks where every protocol starts well above chance.
+    """Skip each layer of `DEMO_MODEL` in turn, on the bundled `DEMO_TASKS`, under all three protocols.
 
     Called again with the same folder it goes on where it was stopped.
     """

@@ -23,6 +23,9 @@ from lensprune.tasks.base import LoadedTask, ProtocolName
 
 __all__ = ["Asked", "Prepared", "SweepOptions", "open_model", "prepare"]
 
+MOST_ITEMS = 1_000_000
+MOST_SHOTS = 1000
+
 
 @dataclass(frozen=True)
 class SweepOptions:
@@ -62,8 +65,11 @@ class SweepOptions:
             raise unknown_name("BOS policy", self.bos, get_args(BosPolicy))
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit {self.limit} is not a number of items: expected 1 or more")
-        if self.shots is not None and self.shots < 0:
-            raise UserError(f"shots {self.shots} is not a number of examples: expected 0 or more")
+        # Tasks that generate their rows make as many as they are asked for, so absurd numbers end here.
+        if self.limit is not None and self.limit > MOST_ITEMS:
+            raise UserError(f"limit {self.limit} is more than any task has: expected 1 to {MOST_ITEMS}")
+        if self.shots is not None and not 0 <= self.shots <= MOST_SHOTS:
+            raise UserError(f"shots {self.shots} is not a usable number of examples: expected 0 to {MOST_SHOTS}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch tokens {self.batch_tokens} can't hold a token: expected 1 or more")
         if self.data_dir is not None and not Path(self.data_dir).is_dir():

@@ -67,7 +67,12 @@ BAD = {
     "limit no number": (_arguments(["--limit", "ten"]), "whole number"),
     "limit absurd": (_arguments(["--limit", "9" * 5000]), "whole number"),
     "shots negative": (_arguments(["--shots", "-1"]), "shots -1"),
-    "more shots than there are": (_arguments(["--shots", "100000"]), "shots"),
+    "more shots than there are": (
+        _arguments(["--task", "facts", "--shots", "900"]),
+        "900 shots need",
+    ),
+    "shots absurd": (_arguments(["--shots", "100000"]), "expected 0 to 1000"),
+    "limit beyond any task": (_arguments(["--limit", "10000000"]), "expected 1 to 1000000"),
     "no data folder": (_arguments(["--data-dir", "nowhere"]), "nowhere does not exist"),
     "no reference file": (_arguments(["--reference", "nowhere.txt"]), "nowhere.txt does not exist"),
     "unknown mean mode": (_arguments(["--mean-mode", "poolled"]), "did you mean pooled"),
