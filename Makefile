@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch goes first: a CPU-only wheel that the package index or pip's configuration offers is then kept.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test quick lint format clean
+.PHONY: demo test parity quick lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "== setting up $(VENV)"
@@ -31,7 +31,11 @@ quick: lint
 
 test: lint
 	@echo "== all tests"
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not parity_scores" --cov --cov-report=term
+
+parity: $(VENV)/.installed
+	@echo "== scores against lm-eval on the real model"
+	$(BIN)/python -m pytest -m parity_scores tests/parity
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

@@ -30,6 +30,8 @@ from lensprune.tasks.registry import get_task
 from tests.parity import lm_eval_tasks
 from tests.parity.conftest import ParityRow
 
+pytestmark = pytest.mark.parity_scores
+
 SKIPPED = 12
 VARIANTS = (CLEAN, Variant(f"L{SKIPPED}.skip", (Ablation(Layer(SKIPPED), "skip"),)))
 TOLERANCE = 1e-4
