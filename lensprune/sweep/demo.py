@@ -12,7 +12,7 @@ from lensprune.tasks.bundled import DEMO_TASKS
 __all__ = ["DEMO_LIMIT", "DEMO_MODEL", "demo"]
 
 DEMO_MODEL = "smollm2-135m"
-DEMO_LIMIT = 20
+DEMO_LIMIT = 12
 
 
 def demo(out: str | Path = "runs/demo", *, progress: bool = True) -> Run:
