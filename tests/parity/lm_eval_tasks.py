@@ -93,11 +93,28 @@ def load_mmlu(
     return {"tasks": tasks, "groups": {group.name: group}, "group_map": {group.name: group.child_names}}
 
 
-def _loaded(members: list[dict[str, Any]], shots: int, max_gen_toks: int | None) -> dict[str, Any]:
+def build_task(name: str, data_dir: Path, cache_dir: Path, shots: int | None, limit: int) -> Any:
+    """One lm-eval task with its requests built (`task.instances`); MMLU's by subject, e.g. ``mmlu_anatomy_generative``.
+
+    `shots` ``None`` leaves the task's own number.
+    """
+    if name.startswith("mmlu_"):
+        form = next((form for form in ("_continuation", "_generative") if name.endswith(form)), "")
+        subject = name.removeprefix("mmlu_").removesuffix(form)
+        rows = _subject_rows(data_dir, subject, cache_dir)
+        task = _loaded([{"task": name, **rows}], shots, None)[name]
+    else:
+        task = load(name, data_dir, cache_dir, shots)["tasks"][name]
+    task.build_all_requests(limit=limit)
+    return task
+
+
+def _loaded(members: list[dict[str, Any]], shots: int | None, max_gen_toks: int | None) -> dict[str, Any]:
     # Only members of a group are laid over lm-eval's own configuration; a task by itself would replace it.
     tasks: dict[str, Any] = manager().load([{"group": "local", "task": members}])["tasks"]
     for task in tasks.values():
-        task.set_config(key="num_fewshot", value=shots)
+        if shots is not None:
+            task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
         if max_gen_toks is not None:
             task.set_config(key="generation_kwargs", value={"max_gen_toks": max_gen_toks}, update=True)
