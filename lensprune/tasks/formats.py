@@ -12,6 +12,8 @@ from lensprune.tasks.filters import exact_match, first_line
 
 __all__ = [
     "LETTER_UNTIL",
+    "AnswerForm",
+    "choose_from",
     "letter_choice",
     "letter_generation",
     "lettered",
@@ -19,6 +21,9 @@ __all__ = [
     "three_protocols",
     "uniform_chance",
 ]
+
+AnswerForm = Literal["text", "letter"]
+"""What ``default`` scores: an option's text below a line that names the options (`choose_from`), or its letter."""
 
 LETTER_UNTIL = ("</s>", "\n")
 """Stop strings of lm-eval's ``mmlu_generative``."""
@@ -39,6 +44,14 @@ def lettered(question: str, options: Sequence[str]) -> str:
     """MMLU's form: the question, one line ``A. option`` for each option, then ``Answer:``."""
     lines = [f"{letter}. {option}" for letter, option in zip(letters(len(options)), options, strict=True)]
     return "\n".join([question, *lines, "Answer:"])
+
+
+def choose_from(options: Sequence[str]) -> str:
+    """One line that shows the options: ``Choose from: 7, 5, 12, 9.``
+
+    Small models write the same letter always, but do choose among options that stand in front of the question.
+    """
+    return f"Choose from: {', '.join(options)}."
 
 
 def letter_choice(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from lensprune.tasks.base import (
 )
 from lensprune.tasks.distractors import shuffled_options
 from lensprune.tasks.filters import RegexFilter, exact_match
-from lensprune.tasks.formats import letter_choice
+from lensprune.tasks.formats import AnswerForm, choose_from, letter_choice
 from lensprune.tasks.registry import register_task
 from lensprune.tasks.sources import Dataset
 
@@ -104,12 +104,10 @@ def _data(doc: Doc) -> str:
     return f"{_INSTRUCTION}\n\nJSON data:\n{_json(doc)}"
 
 
-def _plain(doc: Doc) -> str:
-    return f'{_data(doc)}\n\nKey: "{doc["key"]}"\nCorresponding value:'
-
-
-def _reopened(doc: Doc) -> str:
-    return f'{_data(doc)}\n\n"{doc["key"]}": "'
+_ENDINGS: dict[Ending, Callable[[Doc], str]] = {
+    "plain": lambda doc: f'Key: "{doc["key"]}"\nCorresponding value:',
+    "reopened": lambda doc: f'"{doc["key"]}": "',
+}
 
 
 def _value(doc: Doc) -> str:
@@ -121,24 +119,34 @@ def _options(doc: Doc) -> tuple[list[str], int]:
     return shuffled_options(str(doc["key"]), _value(doc), values, _OPTIONS)
 
 
-def _formats(ending: Ending) -> dict[ProtocolName, PromptFormat]:
-    prompt, delimiter, closing = (_plain, " ", "") if ending == "plain" else (_reopened, "", '"')
+def _formats(ending: Ending, answer: AnswerForm) -> dict[ProtocolName, PromptFormat]:
+    last = _ENDINGS[ending]
+    delimiter, closing = (" ", "") if ending == "plain" else ("", '"')
     until = ("\n\n", "}", "Key:") if ending == "plain" else ('"', "\n")
+
+    def prompt(doc: Doc) -> str:
+        return f"{_data(doc)}\n\n{last(doc)}"
+
+    continuation = MultipleChoiceFormat(
+        context=prompt,
+        choices=lambda doc: _options(doc)[0],
+        gold=lambda doc: _options(doc)[1],
+        target_delimiter=delimiter,
+        fewshot_delimiter=f"{closing}\n\n",
+        metrics=("acc",),
+        primary_metric="acc",
+    )
+    if answer == "text":
+        default = replace(
+            continuation, context=lambda doc: f"{_data(doc)}\n\n{choose_from(_options(doc)[0])}\n{last(doc)}"
+        )
+    else:
+        default = letter_choice(
+            lambda doc: f"{_data(doc)}\n\n{_ENDINGS['plain'](doc)}", continuation.choices, continuation.gold
+        )
     return {
-        "default": letter_choice(
-            lambda doc: f'{_data(doc)}\n\nKey: "{doc["key"]}"\nCorresponding value:',
-            lambda doc: _options(doc)[0],
-            lambda doc: _options(doc)[1],
-        ),
-        "continuation": MultipleChoiceFormat(
-            context=prompt,
-            choices=lambda doc: _options(doc)[0],
-            gold=lambda doc: _options(doc)[1],
-            target_delimiter=delimiter,
-            fewshot_delimiter=f"{closing}\n\n",
-            metrics=("acc",),
-            primary_metric="acc",
-        ),
+        "default": default,
+        "continuation": continuation,
         "generate": GenerationFormat(
             context=prompt,
             target=_value,
@@ -210,7 +218,11 @@ class _KeyValueRows:
 
 @register_task
 def kv_retrieval(
-    pairs: int = 4, gold: GoldPosition | int = "balanced", keys: Keys = "auto", ending: Ending = "plain"
+    pairs: int = 4,
+    gold: GoldPosition | int = "balanced",
+    keys: Keys = "auto",
+    ending: Ending = "plain",
+    answer: AnswerForm = "letter",
 ) -> Task:
     """Key-value retrieval in the prompt of "Lost in the Middle", on its rows or on generated ones.
 
@@ -221,6 +233,8 @@ def kv_retrieval(
             with four-digit values; ``auto``: ``uuid`` if the data folder has a folder ``kv_retrieval``, else ``word``.
         ending: ``plain`` ends in ``Corresponding value:``; ``reopened`` ends in the key as it stands in the JSON, with
             the quote of its value opened (``"key": "``).
+        answer: what ``default`` scores: the ``letter`` below lettered options, or the value's ``text`` after a line
+            that names the options and the prompt's ending.
 
     ``default`` and ``continuation`` offer the value and three other values of the same JSON (`shuffled_options`,
     seeded by the key); ``continuation`` scores the bare value. ``generate`` compares the first UUID or word of the
@@ -237,7 +251,7 @@ def kv_retrieval(
     return Task(
         name="kv_retrieval",
         summary="read one value out of a JSON object",
-        formats=_formats(ending),
+        formats=_formats(ending, answer),
         chance=_chance,
         load=_KeyValueRows(pairs, gold, keys),
         licence="MIT (rows of Lost in the Middle); generated rows are this project's",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from lensprune.tasks.base import Doc, GenerationFormat, MultipleChoiceFormat, PromptFormat, ProtocolName
 from lensprune.tasks.distractors import number_options, parse_number
 from lensprune.tasks.filters import FLEXIBLE_NUMBER, RegexFilter, exact_match
-from lensprune.tasks.formats import letter_choice
+from lensprune.tasks.formats import AnswerForm, choose_from, letter_choice
 
 __all__ = ["NUMBER_OPTIONS", "contains_digit", "number_choices", "number_generation", "numeric_chance"]
 
@@ -27,28 +28,32 @@ def number_choices(
     question: Callable[[Doc], str],
     prompt: Callable[[Doc], str],
     answer: Callable[[Doc], str],
+    default_answer: AnswerForm = "letter",
 ) -> Mapping[ProtocolName, PromptFormat]:
     """``default`` and ``continuation`` for a task whose answer is a number.
 
     The options are the answer and three wrong numbers (`number_options`: a function of the question alone, so all
     protocols and all runs see the same ones). ``default`` shows them with letters below `question` and scores the
-    letter; ``continuation`` scores the bare final number after `prompt`, without worked steps, so few-shot examples
+    letter or, with `default_answer` ``text``, shows them in a line in front of `prompt` (`choose_from`) and scores the
+    number; ``continuation`` scores the bare final number after `prompt`, without worked steps, so few-shot examples
     too end in the bare number.
     """
 
     def options(doc: Doc) -> tuple[list[str], int]:
         return number_options(question(doc), answer(doc), NUMBER_OPTIONS)
 
-    return {
-        "default": letter_choice(question, lambda doc: options(doc)[0], lambda doc: options(doc)[1]),
-        "continuation": MultipleChoiceFormat(
-            context=prompt,
-            choices=lambda doc: options(doc)[0],
-            gold=lambda doc: options(doc)[1],
-            metrics=("acc",),
-            primary_metric="acc",
-        ),
-    }
+    continuation = MultipleChoiceFormat(
+        context=prompt,
+        choices=lambda doc: options(doc)[0],
+        gold=lambda doc: options(doc)[1],
+        metrics=("acc",),
+        primary_metric="acc",
+    )
+    if default_answer == "text":
+        default = replace(continuation, context=lambda doc: f"{choose_from(options(doc)[0])}\n{prompt(doc)}")
+    else:
+        default = letter_choice(question, continuation.choices, continuation.gold)
+    return {"default": default, "continuation": continuation}
 
 
 def number_generation(

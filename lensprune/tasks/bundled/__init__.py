@@ -7,5 +7,5 @@ from lensprune.tasks.bundled.word_problems import word_problems
 
 __all__ = ["DEMO_TASKS", "arithmetic", "facts", "facts_open", "generate_kv_rows", "word_problems"]
 
-DEMO_TASKS: tuple[str, ...] = ("facts", "kv_retrieval[pairs=4,ending=reopened]", "arithmetic")
-"""Tasks with short prompts on which the bundled model starts well above chance under most protocols."""
+DEMO_TASKS: tuple[str, ...] = ("facts", "kv_retrieval[pairs=4,ending=reopened,answer=text]", "arithmetic")
+"""Tasks with short prompts on which the bundled model starts well above chance under every protocol."""

@@ -8,6 +8,7 @@ from random import Random
 
 from lensprune.errors import UserError
 from lensprune.tasks.base import Doc, RowRequest, Rows, Task
+from lensprune.tasks.formats import AnswerForm
 from lensprune.tasks.numeric import number_choices, number_generation, numeric_chance
 from lensprune.tasks.registry import register_task
 
@@ -82,7 +83,7 @@ class _Chains:
 
 
 @register_task
-def arithmetic(operands: int = 2, largest: int = 19, subtract: bool = False) -> Task:
+def arithmetic(operands: int = 2, largest: int = 19, subtract: bool = False, answer: AnswerForm = "text") -> Task:
     """``3 + 4`` and longer chains; the answer is a whole number.
 
     Args:
@@ -90,6 +91,8 @@ def arithmetic(operands: int = 2, largest: int = 19, subtract: bool = False) -> 
             ``The answer is N.``; with two they are the bare number.
         largest: no intermediate result is larger.
         subtract: whether chains also subtract (no result is negative).
+        answer: what ``default`` scores. ``text``: the number, below a line that names the options; ``letter``: the
+            letter, below lettered options.
 
     ``default`` and ``continuation`` offer the answer and three near numbers (`number_options`). Chance is one in four
     there; under ``generate`` that of naming any number from 0 to `largest`.
@@ -98,22 +101,22 @@ def arithmetic(operands: int = 2, largest: int = 19, subtract: bool = False) -> 
     def question(doc: Doc) -> str:
         return f"{doc['question']} ="
 
-    def answer(doc: Doc) -> str:
+    def result(doc: Doc) -> str:
         return str(doc["answer"])
 
     def target(doc: Doc) -> str:
-        return f"{doc['steps']} The answer is {doc['answer']}." if operands > 2 else answer(doc)
+        return f"{doc['steps']} The answer is {doc['answer']}." if operands > 2 else result(doc)
 
     pattern = r"The answer is (\-?[0-9\.\,]+)" if operands > 2 else r"^\s*(\-?[0-9]+)"
     return Task(
         name="arithmetic",
         summary="chains of additions and subtractions",
         formats={
-            **number_choices(question, question, answer),
+            **number_choices(question, question, result, answer),
             "generate": number_generation(
                 question,
                 target,
-                answer,
+                result,
                 strict_pattern=pattern,
                 until=("\n",),
                 max_new_tokens=8 if operands == 2 else 24 * operands,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 from lensprune.tasks.base import Doc, GenerationFormat, MultipleChoiceFormat, Task
 from lensprune.tasks.filters import exact_match, first_line
-from lensprune.tasks.formats import LETTER_UNTIL, three_protocols, uniform_chance
+from lensprune.tasks.formats import LETTER_UNTIL, AnswerForm, choose_from, three_protocols, uniform_chance
 from lensprune.tasks.openbookqa import gold_option, option_texts
 from lensprune.tasks.registry import register_task
 from lensprune.tasks.sources import Dataset
@@ -29,14 +28,13 @@ def _gold_text(doc: Doc) -> str:
 
 def _choose_from(doc: Doc, *, open_book: bool) -> str:
     stem = _open_stem(doc) if open_book else _stem(doc)
-    return f"Choose from: {', '.join(option_texts(doc))}.\n{stem}"
+    return f"{choose_from(option_texts(doc))}\n{stem}"
 
 
-def _task(name: str, summary: str, *, answer: str, open_book: bool) -> Task:
+def _task(name: str, summary: str, *, answer: AnswerForm, open_book: bool) -> Task:
     stem = _open_stem if open_book else _stem
     formats = dict(three_protocols(stem, option_texts, gold_option, continuation_context=stem))
     if answer == "text":
-        # Small models write the same letter always, but choose among options that are named before the sentence.
         formats["default"] = MultipleChoiceFormat(
             context=partial(_choose_from, open_book=open_book),
             choices=option_texts,
@@ -69,7 +67,7 @@ def _task(name: str, summary: str, *, answer: str, open_book: bool) -> Task:
 
 
 @register_task
-def facts(answer: Literal["text", "letter"] = "text") -> Task:
+def facts(answer: AnswerForm = "text") -> Task:
     """Closed book, in OpenBookQA's schema and prompts.
 
     Args:
@@ -82,6 +80,6 @@ def facts(answer: Literal["text", "letter"] = "text") -> Task:
 
 
 @register_task
-def facts_open(answer: Literal["text", "letter"] = "text") -> Task:
+def facts_open(answer: AnswerForm = "text") -> Task:
     """Open book: the row's ``fact1`` on a line of its own in front of the stem; otherwise as `facts`."""
     return _task("facts_open", "easy facts with a supporting fact in front", answer=answer, open_book=True)

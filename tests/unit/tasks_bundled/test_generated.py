@@ -9,6 +9,7 @@ from fractions import Fraction
 import pytest
 
 from lensprune.errors import UserError
+from lensprune.tasks.base import MultipleChoiceFormat
 from lensprune.tasks.bundled.arithmetic import generate_chains
 from lensprune.tasks.bundled.kv_rows import generate_kv_rows
 from lensprune.tasks.bundled.word_problem_templates import TEMPLATES
@@ -91,3 +92,28 @@ def test_bundled_tasks_load_offline(spec: str, monkeypatch: pytest.MonkeyPatch) 
         assert len(item.fewshot) == loaded.shots
         for protocol in ("default", "continuation", "generate"):
             assert 0 <= loaded.task.chance(item.doc, protocol) < 1
+
+
+@pytest.mark.parametrize(("spec", "shown"), [("arithmetic", 4), ("kv_retrieval[answer=text,ending=reopened]", 4)])
+def test_text_answers_stand_in_a_line_above_the_question(spec: str, shown: int) -> None:
+    task = load_task(spec, limit=5, shots=0)
+    default, continuation = (task.task.formats[protocol] for protocol in ("default", "continuation"))
+    assert isinstance(default, MultipleChoiceFormat)
+    assert isinstance(continuation, MultipleChoiceFormat)
+    for item in task.items:
+        options = list(default.choices(item.doc))
+        assert options == list(continuation.choices(item.doc))
+        assert len(options) == shown
+        line = f"Choose from: {', '.join(options)}.\n"
+        assert line in default.context(item.doc)
+        # Naming the options is the one difference between the two protocols.
+        assert default.context(item.doc).replace(line, "") == continuation.context(item.doc)
+
+
+@pytest.mark.parametrize("spec", ["arithmetic[answer=letter]", "kv_retrieval"])
+def test_letter_answers_stand_below_the_question(spec: str) -> None:
+    task = load_task(spec, limit=1, shots=0)
+    default = task.task.formats["default"]
+    assert isinstance(default, MultipleChoiceFormat)
+    assert default.choices(task.items[0].doc) == ["A", "B", "C", "D"]
+    assert default.context(task.items[0].doc).endswith("\nAnswer:")
