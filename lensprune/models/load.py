@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
-from lensprune.errors import UserError, nearest, unknown_name
+from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy
 from lensprune.models.boot import boot_bridge
 from lensprune.models.hooked_transformer import boot_hooked_transformer, require_hooked_transformer
@@ -17,8 +16,9 @@ from lensprune.models.sources.base import LoadedModel, LoadOptions
 from lensprune.models.sources.bundled import BUNDLED
 from lensprune.models.sources.gguf_file import load_gguf
 from lensprune.models.sources.pretrained import load_folder, load_hub
+from lensprune.models.sources.resolve import display_name, model_kind
 
-__all__ = ["DTYPES", "load_model"]
+__all__ = ["DTYPES", "load_model", "parse_dtype"]
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -26,7 +26,6 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_model(
@@ -65,8 +64,8 @@ def load_model(
     """
     if hooked_transformer:
         require_hooked_transformer()
-    options = LoadOptions(_dtype(dtype), _device(device, n_devices), revision, _n_devices(n_devices), tokenizer)
-    name = _name(name_or_path)
+    options = LoadOptions(parse_dtype(dtype), _device(device, n_devices), revision, _n_devices(n_devices), tokenizer)
+    name = display_name(name_or_path)
     loaded = _load(name_or_path, options)
     if hooked_transformer:
         return boot_hooked_transformer(loaded, name=name, bos=bos, self_check=self_check)
@@ -82,39 +81,20 @@ def load_model(
 
 
 def _load(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:
-    text = str(name_or_path)
     path = Path(name_or_path).expanduser()
-    if text in BUNDLED:
-        return BUNDLED[text].load(options)
-    if path.is_dir():
-        return load_folder(path, options)
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise UserError(
-                f"model file {text} is not a .gguf file: give a .gguf file or a folder in Hugging Face's layout"
-            )
-        return load_gguf(path, options)
-    if path.suffix.lower() == ".gguf" or path.is_absolute() or text.startswith((".", "~")) or not text.strip():
-        raise UserError(f"model path {text!r} does not exist{_hint(text)}")
-    if _HUB_ID.fullmatch(text):
-        return load_hub(text, options)
-    if "/" in text:
-        raise UserError(f"model {text!r} is neither a path that exists nor a hub id (owner/name){_hint(text)}")
-    raise unknown_name("model", text, BUNDLED)
+    match model_kind(name_or_path):
+        case "bundled":
+            return BUNDLED[str(name_or_path)].load(options)
+        case "folder":
+            return load_folder(path, options)
+        case "gguf":
+            return load_gguf(path, options)
+        case "hub":
+            return load_hub(str(name_or_path), options)
 
 
-def _hint(text: str) -> str:
-    close = nearest(Path(text).name, BUNDLED)
-    return f" (bundled: {', '.join(close or sorted(BUNDLED))})"
-
-
-def _name(name_or_path: str | Path) -> str:
-    # A path would put the user's folders into every record; its last part tells models apart as well.
-    path = Path(name_or_path).expanduser()
-    return path.resolve().name if path.exists() and str(name_or_path) not in BUNDLED else str(name_or_path)
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A torch dtype by its name; raises `UserError` for one that models are not run in."""
     if isinstance(dtype, torch.dtype):
         if dtype in DTYPES.values():
             return dtype

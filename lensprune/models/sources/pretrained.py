@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,21 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lensprune.errors import UserError
 from lensprune.models.cache import is_offline
 from lensprune.models.sources.architectures import check_architecture
 from lensprune.models.sources.base import LoadedModel, LoadOptions
 
-__all__ = ["load_folder", "load_hub", "move", "placement"]
+__all__ = ["load_folder", "load_hub", "move", "placement", "read_config_and_tokenizer"]
 
 
 def load_folder(folder: Path, options: LoadOptions, *, name: str | None = None) -> LoadedModel:
@@ -64,7 +73,7 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
         "revision": options.revision or "main",
         "trust_remote_code": False,
     }
-    try:
+    with _readable(name, local, options.revision):
         config = AutoConfig.from_pretrained(path, **shared)
         check_architecture(config, name)
         model = AutoModelForCausalLM.from_pretrained(
@@ -77,6 +86,35 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
             **shared,
         )
         tokenizer = options.tokenizer or AutoTokenizer.from_pretrained(path, **shared)
+    return LoadedModel(move(model.eval(), options), tokenizer, source)
+
+
+def read_config_and_tokenizer(
+    path: str, name: str, *, local: bool, revision: str | None = None
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a folder or hub repository, without its weights.
+
+    Raises:
+        UserError: one of them cannot be read, or the architecture is not supported.
+    """
+    shared: dict[str, Any] = {
+        "local_files_only": local,
+        "revision": revision or "main",
+        "trust_remote_code": False,
+    }
+    with _readable(name, local, revision):
+        config = AutoConfig.from_pretrained(path, **shared)
+    check_architecture(config, name)
+    with _readable(f"{name} (its tokenizer)", local, revision):
+        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+    return config, tokenizer
+
+
+@contextmanager
+def _readable(name: str, local: bool, revision: str | None) -> Iterator[None]:
+    """What goes wrong while files are read, as errors that a user can act on."""
+    try:
+        yield
     except UserError:
         raise
     except GatedRepoError as error:
@@ -84,14 +122,13 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
             f"model {name!r} is gated: accept its terms on the hub and log in with `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"model {name!r} has no revision {options.revision!r}") from error
+        raise UserError(f"model {name!r} has no revision {revision!r}") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(f"model {name!r} does not exist on the Hugging Face hub, or needs a login") from error
     except (OSError, HfHubHTTPError) as error:
         raise UserError(_unreadable(name, local, error)) from error
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
-    return LoadedModel(move(model.eval(), options), tokenizer, source)
 
 
 def placement(options: LoadOptions) -> dict[str, Any]:
