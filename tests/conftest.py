@@ -13,7 +13,8 @@ from lensprune.errors import UserError
 from lensprune.models import load_model
 from tests.families import save_folder
 
-torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")
