@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
     from lensprune.models import as_hooked_model, load_model
+    from lensprune.planning import Plan, plan
     from lensprune.sweep.result import Run
     from lensprune.sweep.run import resume, sweep
     from lensprune.sweep.selection import VariantSelection
@@ -62,6 +63,7 @@ _HOMES = {
     ),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
     "lensprune.models": ("as_hooked_model", "load_model"),
+    "lensprune.planning": ("Plan", "plan"),
     "lensprune.sweep.result": ("Run",),
     "lensprune.sweep.run": ("resume",),
     "lensprune.sweep.selection": ("VariantSelection",),
@@ -79,6 +81,7 @@ __all__ = [
     "KVGroup",
     "Layer",
     "LensPruneError",
+    "Plan",
     "Run",
     "UserError",
     "Variant",
@@ -94,6 +97,7 @@ __all__ = [
     "layer_range",
     "load_model",
     "load_task",
+    "plan",
     "register_task",
     "resume",
     "sweep",

@@ -114,6 +114,12 @@ def _parser() -> _Parser:
     command("models", _models, "list the bundled models and what else --model takes")
     command("tasks", _tasks, "list the tasks with their protocols and parameters")
     _add_sweep_options(command("sweep", _sweep, "measure a model with parts of it removed, one at a time"))
+    planned = command("plan", _plan, "say what a sweep would cost, from the model's configuration, and run nothing")
+    _add_sweep_options(planned)
+    planned.add_argument_group("the machine").add_argument(
+        "--flops", type=float, metavar="N", help="matrix FLOPs a second, like 400e12 (default: measured here)"
+    )
+    planned.add_argument("--bandwidth", type=float, metavar="N", help="bytes a second of reading weights, like 3e12")
     resumed = command("resume", _resume, "continue a run where it stopped")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")
@@ -143,35 +149,46 @@ def _tasks(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.lm_eval_task:
         return _sweep_lm_eval(arguments)
+    from lensprune.sweep.run import sweep
+
+    return _show(sweep(arguments.model, **_sweep_arguments(arguments), command=arguments.command_line))
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.lm_eval_task:
+        raise UserError("--lm-eval-task can't be planned: lm-eval builds its prompts only when it runs; use --task")
+    from lensprune.planning import plan
+
+    speed = {"flops": arguments.flops, "bandwidth": arguments.bandwidth}
+    print(plan(arguments.model, **_sweep_arguments(arguments), **speed))
+    return 0
+
+
+def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a sweep as keyword arguments of `lensprune.sweep.run.sweep`."""
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
     from lensprune.sweep.selection import VariantSelection
 
-    variants = VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads)
-    from lensprune.sweep.run import sweep
-
-    run = sweep(
-        arguments.model,
-        tasks=arguments.task,
-        protocols=arguments.protocol or ["default"],
-        variants=variants,
-        limit=arguments.limit,
-        shots=arguments.shots,
-        seed=arguments.seed,
-        data_dir=arguments.data_dir,
-        reference=arguments.reference,
-        mean_mode=arguments.mean_mode,
-        chat_template=arguments.chat_template,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        n_devices=arguments.n_devices,
-        bos=arguments.bos,
-        executor=arguments.executor,
-        batch_tokens=arguments.batch_tokens,
-        out=arguments.out,
-        command=arguments.command_line,
-    )
-    return _show(run)
+    return {
+        "tasks": arguments.task,
+        "protocols": arguments.protocol or ["default"],
+        "variants": VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
+        "limit": arguments.limit,
+        "shots": arguments.shots,
+        "seed": arguments.seed,
+        "data_dir": arguments.data_dir,
+        "reference": arguments.reference,
+        "mean_mode": arguments.mean_mode,
+        "chat_template": arguments.chat_template,
+        "dtype": arguments.dtype,
+        "device": arguments.device,
+        "n_devices": arguments.n_devices,
+        "bos": arguments.bos,
+        "executor": arguments.executor,
+        "batch_tokens": arguments.batch_tokens,
+        "out": arguments.out,
+    }
 
 
 def _sweep_lm_eval(arguments: argparse.Namespace) -> int:

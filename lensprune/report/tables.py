@@ -12,7 +12,7 @@ from lensprune.report.plain_text import for_terminal
 if TYPE_CHECKING:
     from lensprune.sweep.result import Run
 
-__all__ = ["metrics_report", "run_report", "tasks_table", "top_variants"]
+__all__ = ["aligned", "metrics_report", "run_report", "tasks_table", "top_variants"]
 
 _SHOWN = {
     "variant": "variant",
@@ -24,7 +24,8 @@ _SHOWN = {
 }
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """Cells in columns, made safe for a terminal."""
     safe = [[for_terminal(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in safe) for i in range(len(safe[0]))]
     return "\n".join(
@@ -41,7 +42,7 @@ def tasks_table() -> str:
         task = get_task(name)
         parameters = ", ".join(f"{key}={value}" for key, value in task.parameters.items())
         rows.append([name, ", ".join(task.formats), parameters or "-", task.summary])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5) -> str:
@@ -78,7 +79,7 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
                 f"{row['q_value']:.2g}",
             ]
         )
-    return head + "\n" + "\n".join("  " + line for line in _aligned(rows).splitlines())
+    return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())
 
 
 def metrics_report(table: pd.DataFrame) -> str:
@@ -86,7 +87,7 @@ def metrics_report(table: pd.DataFrame) -> str:
     rows = [["variant", "task", "metric", "value", "clean", "change"]]
     for variant, task, metric, value, clean, delta in table.itertuples(index=False):
         rows.append([variant, task, metric, f"{value:.4f}", f"{clean:.4f}", f"{delta:+.4f}"])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def run_report(run: Run, most: int = 5) -> str:

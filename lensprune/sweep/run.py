@@ -25,7 +25,7 @@ from lensprune.sweep.spec import SweepSpec
 from lensprune.sweep.store import CellStore, MemoryStore, RunStore, read_spec
 from lensprune.sweep.variant_json import variant_from_json
 
-__all__ = ["resume", "run_sweep", "sweep"]
+__all__ = ["chosen_variants", "resume", "run_sweep", "sweep"]
 
 logger = logging.getLogger("lensprune")
 
@@ -88,7 +88,7 @@ def sweep(
     options = SweepOptions(
         tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
         protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
-        variants=_chosen(variants),
+        variants=chosen_variants(variants),
         limit=limit,
         shots=shots,
         seed=seed,
@@ -107,7 +107,8 @@ def sweep(
     return run_sweep(model, options, out=out, progress=progress)
 
 
-def _chosen(variants: Sequence[Variant] | VariantSelection | str) -> VariantSelection | tuple[Variant, ...]:
+def chosen_variants(variants: Sequence[Variant] | VariantSelection | str) -> VariantSelection | tuple[Variant, ...]:
+    """Variants as `SweepOptions` takes them; a word is what to sweep over."""
     if isinstance(variants, str):
         return VariantSelection(over=variants)
     return variants if isinstance(variants, VariantSelection) else tuple(variants)

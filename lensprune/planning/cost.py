@@ -1,0 +1,55 @@
+"""Tokens and FLOPs of a piece of work, by part of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from lensprune.planning.shape import ModelShape
+
+__all__ = ["Cost", "blocks_cost", "unembedding_cost"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work runs; costs add up.
+
+    `tokens`: positions through the whole model (a position through half the blocks counts half); `scored`: positions
+    that are unembedded. The others are FLOPs of matrix products, two a multiply-add: `attention` (its projections),
+    `scores` (between tokens), `mlp`, `unembedding`. `decode_flops` is the share of decode steps, and `passes` how many
+    such steps read the weights.
+    """
+
+    tokens: float = 0.0
+    scored: float = 0.0
+    attention: float = 0.0
+    scores: float = 0.0
+    mlp: float = 0.0
+    unembedding: float = 0.0
+    decode_flops: float = 0.0
+    passes: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        return self.attention + self.scores + self.mlp + self.unembedding
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(*(getattr(self, f.name) * times for f in fields(self)))
+
+
+def blocks_cost(shape: ModelShape, positions: float, pairs: float, first: int = 0, last: int | None = None) -> Cost:
+    """Blocks `first` to `last` (excluded; ``None``: all) on `positions` tokens with `pairs` (query, key) pairs each."""
+    layers = shape.layers[first:last]
+    return Cost(
+        tokens=positions * len(layers) / shape.n_layers,
+        attention=2.0 * positions * sum(layer.attention for layer in layers),
+        scores=float(pairs) * shape.pair_flops * len(layers),
+        mlp=2.0 * positions * sum(layer.mlp for layer in layers),
+    )
+
+
+def unembedding_cost(shape: ModelShape, positions: float) -> Cost:
+    """Logits of `positions` positions."""
+    return Cost(scored=positions, unembedding=2.0 * positions * shape.unembedding)

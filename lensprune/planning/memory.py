@@ -1,0 +1,121 @@
+"""Peak memory: weights, and the largest set of activations that is alive at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lensprune.ablation.variants import Variant
+from lensprune.engine.forked import UNEMBED_ROWS, ForkedExecutor
+from lensprune.engine.hooked import HookedExecutor
+from lensprune.planning.shape import ModelShape
+from lensprune.planning.shared import Chunk, forked_chunks
+from lensprune.planning.unshared import Batch, batch_budget, hooked_batches
+from lensprune.protocols.requests import Request
+
+__all__ = ["Memory", "peak_memory"]
+
+LIBRARIES = 560 * 10**6
+"""Resident size of a process beside weights and activations: torch, transformers, TransformerLens and lensprune, and the
+modules and hook points of a model (557 MB after loading smollm2-135m with torch 2.13 for the CPU)."""
+
+_FLOAT32 = 4
+_RESIDUAL_COPIES = 6
+"""Embedded tokens, clean residual, a variant's residual before and after a layer, a normed copy, a branch's output."""
+_QKV_COPIES = 2
+"""Before and after the rotation."""
+_SCORE_COPIES = 3
+"""Scores, their softmax in float32, and its copy in the model's type."""
+_LOGIT_COPIES = 2
+"""The logits and what is computed from them (log-softmax, or the float32 copy)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak; `process` is what the libraries take by themselves (0 on a GPU, which holds no code)."""
+
+    weights: int
+    activations: int
+    cache: int
+    logits: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations + self.cache + self.logits + self.process
+
+
+def peak_memory(
+    shape: ModelShape,
+    requests: Sequence[Sequence[Request]],
+    variants: Sequence[Variant],
+    *,
+    executor: str,
+    bytes_a_number: int,
+    budget: int | None,
+    on_cpu: bool,
+) -> Memory:
+    """The largest of the phases' needs, each phase one batch or chunk.
+
+    Args:
+        requests: one list a (task, protocol); they run one after the other.
+        executor: ``hooked``, or any other for the forked way.
+    """
+    worst = Memory(0, 0, 0, 0, 0)
+    hooked = [v for v in variants if v.hooks or executor == "hooked"]
+    for asked in requests:
+        phases: list[Memory] = []
+        if hooked:
+            size = batch_budget(HookedExecutor, budget)
+            phases += [_batch(shape, batch, bytes_a_number) for batch in hooked_batches(asked, size)]
+        if len(hooked) < len(variants):
+            size = batch_budget(ForkedExecutor, budget)
+            n_forked = len(variants) - len(hooked)
+            phases += [_chunk(shape, c, n_forked, size, bytes_a_number, on_cpu) for c in forked_chunks(asked, size)]
+        worst = max([worst, *phases], key=lambda memory: memory.total)
+    return Memory(
+        weights=shape.parameters * bytes_a_number,
+        activations=worst.activations,
+        cache=worst.cache,
+        logits=worst.logits,
+        process=LIBRARIES if on_cpu else 0,
+    )
+
+
+def _token_bytes(shape: ModelShape, bytes_a_number: int) -> int:
+    """Activations of one position while its widest part runs."""
+    qkv = (shape.n_heads + 2 * shape.n_key_value_heads) * shape.d_head * _QKV_COPIES
+    # A gated MLP holds gate, up and their product; its matrices have 3 × d_ff columns of d_model.
+    mlp = max(layer.mlp for layer in shape.layers) // shape.d_model
+    return (_RESIDUAL_COPIES * shape.d_model + max(qkv, mlp)) * bytes_a_number
+
+
+def _cache(shape: ModelShape, tokens: int, bytes_a_number: int) -> int:
+    return 2 * shape.n_layers * shape.n_key_value_heads * shape.d_head * tokens * bytes_a_number
+
+
+def _batch(shape: ModelShape, batch: Batch, bytes_a_number: int) -> Memory:
+    scores = batch.rows * shape.n_heads * batch.width**2 * (_FLOAT32 + (_SCORE_COPIES - 1) * bytes_a_number)
+    return Memory(
+        weights=0,
+        activations=batch.rows * batch.width * _token_bytes(shape, bytes_a_number) + scores,
+        cache=_cache(shape, batch.rows * (batch.width + batch.steps), bytes_a_number) if batch.steps else 0,
+        logits=batch.rows * batch.kept * shape.d_vocab * (bytes_a_number + (_LOGIT_COPIES - 1) * _FLOAT32),
+        process=0,
+    )
+
+
+def _chunk(shape: ModelShape, chunk: Chunk, n_variants: int, budget: int, bytes_a_number: int, on_cpu: bool) -> Memory:
+    # On the CPU scores stay inside a fused kernel.
+    scores = 0 if on_cpu else chunk.widest * shape.n_heads * (_FLOAT32 + (_SCORE_COPIES - 1) * bytes_a_number)
+    rows = n_variants * len(chunk.rows)
+    longest = max((length + steps + 1 for length, steps in chunk.rows), default=0)
+    decoded = min(rows * longest, max(budget, longest))
+    unembedded = min(max(chunk.scored, 1), UNEMBED_ROWS)
+    return Memory(
+        weights=0,
+        activations=chunk.tokens * _token_bytes(shape, bytes_a_number) + scores,
+        cache=_cache(shape, chunk.tokens + decoded, bytes_a_number) if chunk.rows else 0,
+        logits=unembedded * shape.d_vocab * (bytes_a_number + (_LOGIT_COPIES - 1) * _FLOAT32),
+        process=0,
+    )

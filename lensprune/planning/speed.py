@@ -1,0 +1,84 @@
+"""How fast this machine multiplies matrices and reads weights: a second of measuring, or numbers that are given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lensprune.errors import UserError
+from lensprune.planning.cost import Cost
+from lensprune.planning.shape import ModelShape
+
+__all__ = ["Speed", "estimated_seconds", "measure_speed"]
+
+_SECONDS = 0.3
+_ROWS = 512
+_MATRIX_BYTES = 64 * 2**20
+"""Larger than a processor's caches, so that reading it is reading memory."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """`flops` a second of large matrix products, and `bandwidth` in bytes a second of reading weights.
+
+    Without a bandwidth decoding is counted by its FLOPs alone.
+    """
+
+    flops: float
+    bandwidth: float | None
+    measured: bool
+
+
+def measure_speed(shape: ModelShape, dtype: torch.dtype, device: str) -> Speed:
+    """Time products of the model's own width on `device`.
+
+    Raises:
+        UserError: the device is not here, or can't multiply this type.
+    """
+    try:
+        place = torch.device(device)
+        width = min(4 * shape.d_model, max(1, _MATRIX_BYTES // (shape.d_model * dtype.itemsize)))
+        weights = torch.randn(width, shape.d_model, device=place).to(dtype)
+        tokens = torch.randn(_ROWS, shape.d_model, device=place).to(dtype)
+        product = _rate(lambda: torch.nn.functional.linear(tokens, weights), place)
+        size = max(1, _MATRIX_BYTES // (shape.d_model * dtype.itemsize))
+        large = torch.randn(size, shape.d_model, device=place).to(dtype)
+        reading = _rate(lambda: torch.nn.functional.linear(tokens[:1], large), place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the speed of device {device!r} with {dtype} can't be measured here ({reason}): give flops, such as 400e12"
+        ) from error
+    return Speed(product * 2 * _ROWS * width * shape.d_model, reading * large.numel() * dtype.itemsize, True)
+
+
+def _rate(product: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """Calls a second of `product`."""
+    for _ in range(2):
+        product()
+    _wait(device)
+    count, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < _SECONDS:
+        product()
+        _wait(device)
+        count += 1
+    return count / passed
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def estimated_seconds(cost: Cost, speed: Speed, weight_bytes: int) -> float:
+    """Time of the matrix products of `cost`.
+
+    A decode step takes the longer of its FLOPs and of reading the weights once. Everything that is no matrix product
+    (norms, rotations, tokenising, the interpreter) comes on top.
+    """
+    prefill = (cost.flops - cost.decode_flops) / speed.flops
+    reading = 0.0 if speed.bandwidth is None else cost.passes * weight_bytes / speed.bandwidth
+    return prefill + max(cost.decode_flops / speed.flops, reading)

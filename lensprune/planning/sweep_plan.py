@@ -1,0 +1,215 @@
+"""`plan`: a sweep's cells, tokens, FLOPs, memory and time, from the model's configuration alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from lensprune.ablation.variants import Variant
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookedModel
+from lensprune.models.load import parse_dtype
+from lensprune.models.outline import outline_model
+from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
+from lensprune.planning.memory import Memory, peak_memory
+from lensprune.planning.shape import ModelShape, model_shape
+from lensprune.planning.shared import shared_cost
+from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
+from lensprune.planning.unshared import unshared_cost
+from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks
+from lensprune.sweep.references import FEWSHOT, read_reference_text
+from lensprune.sweep.run import chosen_variants
+from lensprune.sweep.selection import VariantSelection
+from lensprune.sweep.store import check_out_folder
+
+__all__ = ["Plan", "PlannedCell", "plan"]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One (task, protocol): its size, and its cost in all variants without and with sharing."""
+
+    task: str
+    protocol: str
+    items: int
+    requests: int
+    unshared: Cost
+    shared: Cost
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would cost.
+
+    `unshared` is the hooked executor's way, `shared` the forked one's; `memory` and `seconds` are those of
+    `executor`. Generations count with all the new tokens that they may take.
+    """
+
+    model: str
+    shape: ModelShape
+    dtype: str
+    device: str
+    executor: str
+    n_variants: int
+    cells: tuple[PlannedCell, ...]
+    reference: Cost
+    memory: Memory
+    speed: Speed
+    seconds: float
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.cells) * self.n_variants
+
+    @property
+    def unshared(self) -> Cost:
+        return sum((cell.unshared for cell in self.cells), Cost()) + self.reference
+
+    @property
+    def shared(self) -> Cost:
+        return sum((cell.shared for cell in self.cells), Cost()) + self.reference
+
+    @property
+    def cost(self) -> Cost:
+        """What `executor` runs."""
+        return self.unshared if self.executor == "hooked" else self.shared
+
+    def __str__(self) -> str:
+        from lensprune.report.plan_text import plan_report
+
+        return plan_report(self)
+
+
+def plan(
+    model: str | Path,
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] | str = ("default",),
+    variants: Sequence[Variant] | VariantSelection | str = "layers",
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    reference: str | Path = FEWSHOT,
+    mean_mode: str = "pooled",
+    chat_template: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+    n_devices: int | None = None,
+    bos: str | None = None,
+    executor: str = "forked",
+    batch_tokens: int | None = None,
+    out: str | Path | None = None,
+    flops: float | None = None,
+    bandwidth: float | None = None,
+) -> Plan:
+    """Count what `lensprune.sweep` with the same arguments would run. No weights are read or allocated.
+
+    Args:
+        model: a name or path for `load_model`; its configuration and tokenizer are read.
+        flops: matrix FLOPs a second; ``None`` measures this machine for a second.
+        bandwidth: bytes a second of reading weights, which bounds decoding; only with `flops`. Without it decoding is
+            counted by its FLOPs alone, which is too fast.
+
+    Raises:
+        UserError: anything the user can mend, as in a sweep; no tokenizer; a speed that can't be measured.
+    """
+    if not isinstance(model, (str, Path)):
+        raise UserError("a plan needs a model's name or path, not a loaded model: its weights are not looked at")
+    options = SweepOptions(
+        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+        protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+        variants=chosen_variants(variants),
+        limit=limit,
+        shots=shots,
+        seed=seed,
+        data_dir=data_dir,
+        reference=reference,
+        mean_mode=mean_mode,
+        chat_template=chat_template,
+        dtype=dtype,
+        device=device,
+        n_devices=n_devices,
+        bos=bos,
+        executor=executor,
+        batch_tokens=batch_tokens,
+    )
+    given_speed = _given_speed(flops, bandwidth)
+    _check_executor(executor)
+    if out is not None:
+        check_out_folder(Path(out))
+    text = None if str(reference) == FEWSHOT else read_reference_text(reference)
+    loaded = load_tasks(options)
+    number = parse_dtype(dtype or "float32")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    outline = outline_model(model, dtype=number, device=place, bos=cast(Any, bos or "tokenizer"))
+    shape = model_shape(outline)
+    # Requests are built from the facts and the tokenizer alone, which an outline has like any loaded model.
+    chosen, asked = ask(cast(HookedModel, outline), loaded, options, text)
+    cells = tuple(_cell(shape, part, chosen, batch_tokens) for part in asked)
+    prompts = _reference_cost(shape, asked)
+    memory = peak_memory(
+        shape,
+        [part.requests for part in asked],
+        chosen,
+        executor=executor,
+        bytes_a_number=number.itemsize,
+        budget=batch_tokens,
+        on_cpu=place.startswith("cpu"),
+    )
+    speed = given_speed or measure_speed(shape, number, place)
+    total = sum((cell.unshared if executor == "hooked" else cell.shared for cell in cells), prompts)
+    return Plan(
+        model=outline.facts.name,
+        shape=shape,
+        dtype=outline.facts.dtype,
+        device=place,
+        executor=executor,
+        n_variants=len(chosen),
+        cells=cells,
+        reference=prompts,
+        memory=memory,
+        speed=speed,
+        seconds=estimated_seconds(total, speed, shape.parameters * number.itemsize),
+    )
+
+
+def _given_speed(flops: float | None, bandwidth: float | None) -> Speed | None:
+    for what, value in (("flops", flops), ("bandwidth", bandwidth)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{what} {value} is not a rate: expected a number above 0, such as 400e12")
+    if flops is None and bandwidth is not None:
+        raise UserError("bandwidth is given without flops: give both, or neither to have them measured")
+    return None if flops is None else Speed(flops, bandwidth, False)
+
+
+def _check_executor(name: str) -> None:
+    from lensprune.engine import EXECUTORS
+
+    if name not in EXECUTORS:
+        raise unknown_name("executor", name, EXECUTORS)
+
+
+def _cell(shape: ModelShape, asked: Asked, variants: Sequence[Variant], budget: int | None) -> PlannedCell:
+    requests = asked.requests
+    return PlannedCell(
+        task=asked.task.task.name,
+        protocol=asked.protocol,
+        items=len(asked.items),
+        requests=len(requests),
+        unshared=unshared_cost(shape, requests, len(variants), budget),
+        shared=shared_cost(shape, requests, variants, budget),
+    )
+
+
+def _reference_cost(shape: ModelShape, asked: Sequence[Asked]) -> Cost:
+    """The clean model on the prompts from which mean and resample take their activations, one at a time."""
+    total = Cost()
+    for prompt in (prompt for part in asked for prompt in part.reference_prompts):
+        total += blocks_cost(shape, len(prompt), len(prompt) ** 2) + unembedding_cost(shape, 1)
+    return total

@@ -1,0 +1,77 @@
+"""The work of the hooked executor: every variant runs every row, from the first token to the last."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lensprune.engine.batching import batches_by_length
+from lensprune.engine.hooked import HookedExecutor
+from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
+from lensprune.planning.shape import ModelShape
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
+
+__all__ = ["Batch", "batch_budget", "hooked_batches", "unshared_cost"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One padded batch: `rows` × `width` positions, of which `tokens` are real; `kept` positions a row are unembedded.
+
+    `steps` single positions a row are decoded after it, at most.
+    """
+
+    rows: int
+    width: int
+    tokens: int
+    kept: int
+    steps: int = 0
+
+
+def batch_budget(executor: type, asked: int | None) -> int:
+    """Tokens of a batch: as asked for, or the executor's own default."""
+    return asked if asked is not None else int(inspect.signature(executor).parameters["max_tokens"].default)
+
+
+def hooked_batches(requests: Sequence[Request], budget: int) -> Iterator[Batch]:
+    """The batches in which the hooked executor runs `requests`, for each variant again."""
+    kept: dict[tuple[int, ...], int] = {}
+    generated: list[GenerateRequest] = []
+    for request in requests:
+        if isinstance(request, LoglikelihoodRequest):
+            row = (request.context_ids + request.continuation_ids)[:-1]
+            kept[row] = max(kept.get(row, 0), len(request.continuation_ids))
+        else:
+            generated.append(request)
+    rows = list(kept)
+    for batch in batches_by_length([len(row) for row in rows], budget):
+        own = [rows[i] for i in batch]
+        yield Batch(len(own), max(map(len, own)), sum(map(len, own)), max(kept[row] for row in own))
+    lengths = [len(r.context_ids) + r.max_new_tokens for r in generated]
+    for batch in batches_by_length(lengths, budget):
+        asked = [generated[i] for i in batch]
+        contexts = [len(r.context_ids) for r in asked]
+        yield Batch(len(asked), max(contexts), sum(contexts), 1, max(r.max_new_tokens for r in asked) - 1)
+
+
+def unshared_cost(shape: ModelShape, requests: Sequence[Request], n_variants: int, budget: int | None) -> Cost:
+    """Cost of `requests` under `n_variants` variants; every generated row takes all its new tokens (an upper bound).
+
+    Tokens are counted without padding, FLOPs with it: padded positions run like any others. A removed part is computed
+    all the same and its result replaced.
+    """
+    total = Cost()
+    for batch in hooked_batches(requests, batch_budget(HookedExecutor, budget)):
+        prefill = blocks_cost(shape, batch.rows * batch.width, batch.rows * batch.width**2)
+        total += replace(prefill, tokens=float(batch.tokens))
+        total += unembedding_cost(shape, batch.rows * batch.kept)
+        total += decode_cost(shape, batch.rows, batch.width, batch.steps)
+    return total * n_variants
+
+
+def decode_cost(shape: ModelShape, rows: float, width: float, steps: int) -> Cost:
+    """`steps` single tokens a row, each seeing the `width` positions before the first and those decoded since."""
+    pairs = steps * width + steps * (steps + 1) / 2
+    cost = blocks_cost(shape, rows * steps, rows * pairs) + unembedding_cost(shape, rows * steps)
+    return replace(cost, decode_flops=cost.flops, passes=float(steps))

@@ -1,0 +1,84 @@
+"""A plan for the real model against what running it really takes: FLOPs by part, and memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+import lensprune as lp
+from tests.unit.planning.test_cost import counter
+
+WITHIN = 0.2
+
+
+def by_part(flops: FlopCounterMode) -> dict[str, int]:
+    """FLOPs of the attention modules, the MLPs and the unembedding, over all layers."""
+    parts: dict[str, int] = defaultdict(int)
+    for module, counts in flops.get_flop_counts().items():
+        name = module.rsplit(".", 1)[-1]
+        if name in ("self_attn", "mlp", "lm_head"):
+            parts[name] += sum(counts.values())
+    return dict(parts)
+
+
+@pytest.mark.parametrize("executor", ["hooked", "forked"])
+def test_flops_are_those_of_a_real_sweep(smollm2: Any, executor: str) -> None:
+    options: dict[str, Any] = {
+        "tasks": ["facts"],
+        "protocols": ["default"],
+        "variants": lp.VariantSelection("layers", layers="3,20"),
+        "limit": 4,
+        "executor": executor,
+    }
+    plan = lp.plan("smollm2-135m", **options, flops=1e12)
+    with counter() as flops:
+        lp.sweep(smollm2, **options, progress=False)
+    assert plan.cost.flops == pytest.approx(flops.get_total_flops(), rel=WITHIN)
+    parts = by_part(flops)
+    if executor == "forked":
+        # The hooked executor's modules are the bridge's, whose names nest.
+        assert plan.cost.attention + plan.cost.scores == pytest.approx(parts["self_attn"], rel=WITHIN)
+        assert plan.cost.mlp == pytest.approx(parts["mlp"], rel=WITHIN)
+        assert plan.cost.unembedding == pytest.approx(parts["lm_head"], rel=WITHIN)
+
+
+MEASURED = """
+import resource, sys
+import lensprune as lp
+lp.sweep("smollm2-135m", [sys.argv[1]], [sys.argv[2]], lp.VariantSelection("layers", layers="15"), limit=int(sys.argv[3]),
+         executor=sys.argv[4], batch_tokens=int(sys.argv[5]), device="cpu", progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize(
+    ("executor", "task", "protocol", "limit", "batch_tokens"),
+    [
+        ("forked", "facts", "default", 30, 8192),
+        ("hooked", "kv_retrieval[pairs=20]", "generate", 6, 2048),
+    ],
+)
+def test_memory_is_that_of_a_real_sweep(
+    smollm2: Any, executor: str, task: str, protocol: str, limit: int, batch_tokens: int
+) -> None:
+    selection = lp.VariantSelection("layers", layers="15")
+    plan = lp.plan(
+        "smollm2-135m", [task], [protocol], selection, limit=limit, executor=executor, batch_tokens=batch_tokens,
+        device="cpu", flops=1e12,
+    )  # fmt: skip
+    arguments = [task, protocol, str(limit), executor, str(batch_tokens)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LENSPRUNE_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURED, *arguments], capture_output=True, text=True, check=True, env=environment
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    measured = int(result.stdout.split()[-1]) * unit
+    print(f"{arguments}: planned {plan.memory.total / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB; {plan.memory}")
+    assert plan.memory.total == pytest.approx(measured, rel=WITHIN)

@@ -1,0 +1,169 @@
+"""Planned FLOPs against those that PyTorch counts while tiny models of every family really run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lensprune.ablation import CLEAN, Variant, each_head, each_layer, layer_range
+from lensprune.engine import ForkedExecutor, HookedExecutor
+from lensprune.models.base import HookedModel
+from lensprune.models.outline import outline_model
+from lensprune.planning.cost import Cost, blocks_cost
+from lensprune.planning.shape import ModelShape, model_shape
+from lensprune.planning.shared import shared_cost
+from lensprune.planning.unshared import unshared_cost
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
+from tests.families import FAMILIES, save_folder
+from tests.models_cache import likelihood_requests, tiny
+
+
+def flash_for_cpu(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    batch, heads, queries, size = query
+    return int(batch * heads * queries * key[2] * (size + value[3]) * 2)
+
+
+def grouped(tokens: Any, weights: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(2 * tokens[0] * weights[1] * weights[2])
+
+
+def counter() -> FlopCounterMode:
+    """PyTorch's counter, which leaves out the CPU's flash attention and products by expert unless it is told."""
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_for_cpu,
+            torch.ops.aten._grouped_mm: grouped,
+        },
+    )
+
+
+def counted(executor: Any, requests: Sequence[Request], variants: Sequence[Variant]) -> int:
+    with counter() as flops:
+        list(executor.run(requests, variants))
+    return flops.get_total_flops()
+
+
+@pytest.fixture
+def shape_of(family_folder: Any) -> Any:
+    return lambda family: model_shape(outline_model(family_folder(family)))
+
+
+def shared_prefix(model: HookedModel) -> list[Request]:
+    encode = model.tokenizer.encode
+    prefix = tuple(encode("a prefix that all of these requests share, long enough to be worth a node of its own " * 2))
+    return [
+        LoglikelihoodRequest(prefix + tuple(encode(question)), tuple(encode(option)))
+        for question in ("one", "other")
+        for option in (" yes", " no")
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_and_facts_are_the_loaded_model_s(family: str, family_folder: Any, shape_of: Any) -> None:
+    model = tiny(family)
+    shape = shape_of(family)
+    raw = model.raw_model  # type: ignore[attr-defined]
+    assert shape.parameters == sum(p.numel() for p in raw.parameters())
+    facts, planned = model.facts, outline_model(family_folder(family)).facts
+    for name in ("architecture", "n_layers", "n_heads", "n_key_value_heads", "d_head", "d_model", "d_vocab", "n_ctx"):
+        assert getattr(planned, name) == getattr(facts, name), name
+    assert planned.tokenizer_hash == facts.tokenizer_hash
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_pass_costs_what_pytorch_counts(family: str, shape_of: Any) -> None:
+    model, shape = tiny(family), shape_of(family)
+    ids = torch.arange(2 * 40).reshape(2, 40)
+    positions = torch.arange(40).expand(2, 40)
+    with torch.no_grad(), counter() as flops:
+        model.raw_model(  # type: ignore[attr-defined]
+            input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, logits_to_keep=1
+        )
+    planned = blocks_cost(shape, 80, 2 * 40**2).flops + 2 * 2 * shape.unembedding
+    # Rotary angles are a product too (tokens × half a head).
+    assert planned == pytest.approx(flops.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "phi3"])
+def test_hooked_and_forked_cost_what_pytorch_counts(family: str, shape_of: Any) -> None:
+    model, shape = tiny(family), shape_of(family)
+    requests = [*likelihood_requests(model), *shared_prefix(model)]
+    variants = [CLEAN, *each_layer(model), *each_head(model, layers=[1], heads=[0, 1]), layer_range(model, 1, 2)]
+    for budget in (2048, 300):
+        planned = unshared_cost(shape, requests, len(variants), budget).flops
+        assert planned == pytest.approx(counted(HookedExecutor(model, budget), requests, variants), rel=0.05)
+        planned = shared_cost(shape, requests, variants, budget).flops
+        assert planned == pytest.approx(counted(ForkedExecutor(model, budget), requests, variants), rel=0.1)
+
+
+def test_hooked_generation_costs_what_pytorch_counts(shape_of: Any) -> None:
+    model, shape = tiny("llama"), shape_of("llama")
+    requests: list[Request] = [GenerateRequest(tuple(range(4, 4 + n)), (), 7) for n in (9, 20, 33)]
+    [answers] = HookedExecutor(model, 2048).run(requests, [CLEAN])
+    assert all(len(response.token_ids) == 7 for response in answers.responses)  # type: ignore[union-attr]
+    planned = unshared_cost(shape, requests, 2, 2048)
+    counted_flops = counted(HookedExecutor(model, 2048), requests, [CLEAN, *each_layer(model, layers=[1])])
+    assert planned.flops == pytest.approx(counted_flops, rel=0.05)
+    assert planned.passes == 2 * 6
+    assert 0 < planned.decode_flops < planned.flops
+
+
+def llama(**changes: int) -> ModelShape:
+    from lensprune.planning.shape import LayerShape
+
+    values = {"parameters": 0, "n_heads": 4, "n_key_value_heads": 2, "d_head": 8, "d_model": 32, "d_vocab": 100}
+    return ModelShape(layers=(LayerShape(10, 100),) * 4, unembedding=3200, **{**values, **changes})
+
+
+def skip(layer: int) -> Variant:
+    from tests.unit.sweep.cells import skip as made
+
+    return made(layer)
+
+
+def test_sharing_by_hand() -> None:
+    """Two requests share 20 of 22 tokens; layers 1 and 3 of 4 are skipped."""
+    prefix = tuple(range(20))
+    requests: list[Request] = [LoglikelihoodRequest((*prefix, 50 + i), (60, 61)) for i in range(2)]
+    shape = llama()
+    unshared = unshared_cost(shape, requests, 3, None)
+    assert unshared.tokens == 3 * 2 * 22
+    assert unshared.scored == 3 * 2 * 2
+    shared = shared_cost(shape, requests, [CLEAN, skip(1), skip(3)], None)
+    # Clean: 24 distinct tokens; skip 1 runs layers 2 and 3 only, skip 3 none.
+    assert shared.tokens == 24 + 24 * 2 / 4
+    assert shared.scored == 3 * 4
+    assert shared.mlp == 2 * 24 * 100 * 6
+    assert shared.unembedding == 2 * 12 * 3200
+    pairs = 20**2 + 2 * 2**2 + 20 * 4
+    # Skip 1 takes over nothing but the residual: layer 1 itself is never run.
+    assert shared.scores == pairs * 4 * 4 * 8 * 6
+
+
+def test_one_skip_variant_alone_needs_no_clean_layer_above_it() -> None:
+    requests: list[Request] = [LoglikelihoodRequest((1, 2, 3), (4,))]
+    cost = shared_cost(llama(), requests, [skip(2)], None)
+    assert cost.tokens == 3 * (2 + 1) / 4
+
+
+def test_costs_add_and_scale() -> None:
+    cost = Cost(tokens=1, attention=2, scores=3, mlp=4, unembedding=5)
+    assert (cost + cost) == cost * 2
+    assert (cost * 3).flops == 42
+
+
+def test_folder_without_tokenizer_says_so(tmp_path: Any) -> None:
+    from lensprune.errors import UserError
+
+    folder = save_folder("llama", tmp_path / "bare")
+    for file in folder.glob("token*"):
+        file.unlink()
+    for file in folder.glob("special*"):
+        file.unlink()
+    with pytest.raises(UserError, match="no tokenizer"):
+        outline_model(folder)

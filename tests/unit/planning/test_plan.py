@@ -1,0 +1,142 @@
+"""`lensprune plan`: from a configuration alone, for any size of model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lensprune as lp
+from lensprune import cli
+from lensprune.errors import UserError
+from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
+from lensprune.report.plan_text import duration, quantity
+from tests.families import byte_tokenizer
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture
+def llama_8b(tmp_path: Path) -> Path:
+    folder = tmp_path / "llama-8b"
+    byte_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
+    return folder
+
+
+def planned(folder: Path, **changes: Any) -> lp.Plan:
+    options = {"tasks": ["facts", "arithmetic"], "protocols": ["default", "generate"], "limit": 4, "flops": 400e12}
+    return lp.plan(folder, **{**options, **changes})
+
+
+def test_a_model_of_eight_billion_needs_no_weights(llama_8b: Path) -> None:
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    plan = planned(llama_8b, dtype="bfloat16", device="cuda", bandwidth=3e12)
+    assert (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0) == before
+    assert not list(llama_8b.glob("*.safetensors"))
+    assert plan.shape.parameters == 8_030_261_248
+    # 2 FLOPs a weight; the embedding's rows are looked up, not multiplied.
+    assert plan.shape.flops_per_token == 2 * (8_030_261_248 - 128256 * 4096 - 65 * 4096)
+    assert plan.memory.weights == 2 * 8_030_261_248
+    assert plan.memory.process == 0
+    assert (plan.n_variants, plan.n_cells) == (33, 33 * 4)
+    assert plan.shared.tokens < plan.unshared.tokens
+    assert plan.seconds > plan.cost.flops / 400e12 * 0.99
+    text = str(plan)
+    assert "8.03 G parameters" in text
+    assert "132 cells" in text
+
+
+def test_every_kind_of_sweep_can_be_planned(llama_8b: Path) -> None:
+    from lensprune import VariantSelection
+
+    heads = planned(llama_8b, variants=VariantSelection("heads", layers="0,31"), executor="hooked")
+    assert heads.n_variants == 65
+    assert heads.cost == heads.unshared
+    late, early = (planned(llama_8b, variants=VariantSelection("layers", layers=layer)) for layer in ("31", "0"))
+    assert late.shared.flops < early.shared.flops
+    means = planned(llama_8b, variants=VariantSelection("mlp", "mean"), protocols=["default"])
+    assert means.reference.tokens > 0
+
+
+def test_memory_grows_with_the_batch(llama_8b: Path) -> None:
+    small, large = (planned(llama_8b, batch_tokens=n, device="cuda", limit=40) for n in (512, 8192))
+    assert small.memory.total < large.memory.total
+    assert small.memory.weights == large.memory.weights == 4 * 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"flops": 0}, "flops 0 is not a rate"),
+        ({"flops": float("nan")}, "is not a rate"),
+        ({"flops": None, "bandwidth": 1e12}, "without flops"),
+        ({"executor": "forkd"}, "did you mean forked"),
+        ({"dtype": "float8"}, "did you mean"),
+        ({"tasks": ["fact"]}, "did you mean facts"),
+        ({"bos": "allways"}, "did you mean always"),
+        ({"flops": None, "device": "cuda:99"}, "give flops"),
+    ],
+)
+def test_refusals(llama_8b: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        planned(llama_8b, **changes)
+
+
+def test_a_loaded_model_is_refused() -> None:
+    with pytest.raises(UserError, match="name or path"):
+        lp.plan(torch.nn.Linear(1, 1), ["facts"])  # type: ignore[arg-type]
+
+
+def test_command(llama_8b: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["plan", "--model", str(llama_8b), "--task", "facts", "--limit", "2", "--flops", "1e12"]
+    assert cli.main([*arguments, "--out", str(llama_8b.parent / "out")]) == 0
+    output = capsys.readouterr().out
+    assert "33 cells" in output
+    assert "1 TFLOP/s as given" in output
+    assert not (llama_8b.parent / "out").exists()
+    assert cli.main([*arguments, "--lm-eval-task", "arc_easy"]) == 2
+    (llama_8b / "tokenizer.json").unlink()
+    (llama_8b / "tokenizer_config.json").unlink()
+    assert cli.main(arguments) == 2
+    assert "has no tokenizer" in capsys.readouterr().err
+
+
+def test_a_measured_rate_is_a_rate(llama_8b: Path) -> None:
+    shape = planned(llama_8b, limit=1).shape
+    speed = measure_speed(shape, torch.float32, "cpu")
+    assert speed.measured
+    assert 1e8 < speed.flops < 1e14
+    assert speed.bandwidth is not None
+    assert 1e8 < speed.bandwidth < 1e14
+
+
+def test_decoding_is_bound_by_reading_weights(llama_8b: Path) -> None:
+    plan = planned(llama_8b, protocols=["generate"], tasks=["facts"])
+    weight_bytes = 2 * plan.shape.parameters
+    slow = estimated_seconds(plan.cost, Speed(1e30, 1e12, False), weight_bytes)
+    assert slow == pytest.approx(plan.cost.passes * weight_bytes / 1e12)
+    assert estimated_seconds(plan.cost, Speed(1e12, 1e30, False), weight_bytes) == pytest.approx(plan.cost.flops / 1e12)
+
+
+def test_numbers_for_people() -> None:
+    assert (quantity(0), quantity(999), quantity(8.03e9, "B"), quantity(999.9)) == ("0", "999", "8.03 GB", "1 k")
+    assert (duration(3), duration(200), duration(86400 * 3)) == ("3.0 seconds", "3.3 minutes", "3.0 days")
