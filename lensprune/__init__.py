@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         layer_range,
     )
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
+    from lensprune.heads import head_scores
     from lensprune.models import as_hooked_model, load_model
     from lensprune.planning import Plan, plan
     from lensprune.sweep.result import Run
@@ -62,6 +63,7 @@ _HOMES = {
         "layer_range",
     ),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
+    "lensprune.heads": ("head_scores",),
     "lensprune.models": ("as_hooked_model", "load_model"),
     "lensprune.planning": ("Plan", "plan"),
     "lensprune.sweep.result": ("Run",),
@@ -94,6 +96,7 @@ __all__ = [
     "each_layer",
     "each_mlp",
     "get_task",
+    "head_scores",
     "layer_range",
     "load_model",
     "load_task",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lensprune import __version__
+from lensprune.commands import heads as heads_command
 from lensprune.errors import LensPruneError, UserError, unknown_name
 
 __all__ = ["main"]
@@ -120,6 +121,7 @@ def _parser() -> _Parser:
         "--flops", type=float, metavar="N", help="matrix FLOPs a second, like 400e12 (default: measured here)"
     )
     planned.add_argument("--bandwidth", type=float, metavar="N", help="bytes a second of reading weights, like 3e12")
+    heads_command.add_arguments(command("heads", heads_command.run, "measure what each attention head does"))
     resumed = command("resume", _resume, "continue a run where it stopped")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")

@@ -1,0 +1,1 @@
+"""Arguments of the commands that would crowd the command line's main file."""

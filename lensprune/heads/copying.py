@@ -1,0 +1,69 @@
+"""Whether a head raises the logit of the very token that it attends to: eigenvalues of its OV circuit."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Complex, Float
+
+from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
+from lensprune.models.base import HookedModel
+from lensprune.models.weights import (
+    block_of,
+    embedding,
+    final_norm,
+    frozen_norm,
+    output_weights,
+    unembedding,
+    value_weights,
+)
+
+__all__ = ["COPYING", "measure_copying", "ov_eigenvalues"]
+
+_NOTHING = 1e-9
+"""An OV circuit this much smaller than the model's largest moves nothing, and its eigenvalues are rounding."""
+
+
+def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_head"]:
+    """Non-zero eigenvalues of W_E · W_V · W_O · W_U of every head, token to token.
+
+    A product of matrices has the non-zero eigenvalues of its cyclic shift, so the d_head × d_head matrix
+    W_O · W_U · W_E · W_V is taken instead of the d_vocab × d_vocab one. The weights of the norms in front of the head,
+    behind attention (where there is one) and before the unembedding are folded in, LayerNorm's centring too; the
+    norms' scales are left out, and so are biases and the embedding of positions.
+    """
+    with torch.no_grad():
+        final = final_norm(model)
+        through = unembedding(model).double().cpu() @ embedding(model).double().cpu()
+        rows = []
+        for layer in range(model.facts.n_layers):
+            block = block_of(model, layer)
+            before = frozen_norm(block.ln1)
+            written = output_weights(model, layer).double().cpu()
+            if "ln1_post" in block._modules:
+                after = frozen_norm(block.ln1_post)
+                written = after.centre(written) * after.weight.double().cpu()
+            to_logits = final.centre(written) * final.weight.double().cpu()
+            read = value_weights(model, layer).double().cpu() * before.weight.double().cpu()[None, :, None]
+            if before.centred:
+                read = read - read.mean(1, keepdim=True)
+            rows.append(torch.linalg.eigvals(to_logits @ through @ read))
+        return torch.stack(rows)
+
+
+def measure_copying(model: HookedModel, options: ScoreOptions) -> Measured:
+    """Σλ / Σ|λ| over the eigenvalues λ of each head's OV circuit; 0 for a head that moves nothing."""
+    values = ov_eigenvalues(model)
+    size: Float[torch.Tensor, "layer head"] = values.abs().sum(-1)
+    moves = size > _NOTHING * size.max()
+    return {"copying": torch.where(moves, values.real.sum(-1) / size.clamp(min=1e-300), 0.0)}
+
+
+COPYING: list[HeadScore] = measured_by(
+    measure_copying,
+    (
+        "copying",
+        "sum of the eigenvalues of the head's OV circuit from token to token, over the sum of their sizes",
+        "Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
+        "−1 to 1",
+    ),
+)

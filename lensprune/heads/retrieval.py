@@ -1,0 +1,141 @@
+"""Retrieval heads: those that attend to a token in the context at the very step at which it is generated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+
+from lensprune.engine.scoring import eos_token_ids
+from lensprune.errors import UserError
+from lensprune.heads.patterns import pattern_hooks
+from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
+from lensprune.heads.spans import encode_with_spans
+from lensprune.models.base import HookedModel
+from lensprune.protocols import (
+    GenerateRequest,
+    GenerateResponse,
+    ItemRequests,
+    StopMatcher,
+    build_requests,
+    score_items,
+)
+from lensprune.tasks import load_task
+
+__all__ = ["RETRIEVAL", "Needle", "kv_needles", "measure_retrieval", "retrieval_scores"]
+
+logger = logging.getLogger("lensprune")
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A prompt and the positions of the needle in it: the tokens that the answer repeats."""
+
+    request: GenerateRequest
+    positions: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.positions:
+            raise UserError("a needle has no token in its prompt: the prompt was cut, or the needle is not in it")
+
+
+def retrieval_scores(
+    model: HookedModel, needles: Sequence[Needle]
+) -> tuple[Float[torch.Tensor, "needle layer head"], list[GenerateResponse]]:
+    """Share of each needle's tokens that a head copies while the model generates greedily (Wu et al. 2024, eq. 1).
+
+    At a step that generates token w a head copies w if the key it attends to most is a position of the needle and holds
+    w. The score is the number of needle positions copied over the number of needle positions; a position counts once.
+
+    Returns:
+        The scores of every needle, and what was generated, for the caller to judge which answers are right.
+    """
+    scores = torch.zeros(len(needles), model.facts.n_layers, model.facts.n_heads, dtype=torch.float64)
+    responses = []
+    for index, needle in enumerate(needles):
+        copied = torch.zeros(model.facts.n_layers, model.facts.n_heads, len(needle.positions), dtype=torch.bool)
+        responses.append(_generate(model, needle, copied))
+        scores[index] = copied.double().mean(-1)
+    return scores, responses
+
+
+def _generate(model: HookedModel, needle: Needle, copied: torch.Tensor) -> GenerateResponse:
+    """Generate greedily and mark in `copied` [layer, head, needle position] what each head copies."""
+    request, device = needle.request, model.facts.device
+    where = torch.tensor(needle.positions)
+    held = torch.tensor(request.context_ids)[where]
+    favourite = torch.zeros(model.facts.n_layers, model.facts.n_heads, dtype=torch.long)
+
+    def read(layer: int, pattern: Float[torch.Tensor, "row head query key"]) -> None:
+        favourite[layer] = pattern[0, :, -1].argmax(-1).cpu()
+
+    matcher = StopMatcher(model.tokenizer, request.until, eos_token_ids(model))
+    tokens = torch.tensor([request.context_ids], device=device)
+    mask = torch.ones_like(tokens)
+    positions = torch.arange(tokens.shape[1], device=device)[None]
+    cache = model.new_cache()
+    reason = None
+    with torch.inference_mode(), model.hooks(pattern_hooks(model, read)):
+        while reason is None:
+            logits = model.forward(tokens, mask, positions, cache=cache, logits_to_keep=1)[0, -1]
+            token = int(logits.argmax())
+            copied |= (favourite[..., None] == where) & (held == token)
+            reason = matcher.push(token)
+            if reason is None and len(matcher.token_ids) >= request.max_new_tokens:
+                reason = "length"
+            tokens = torch.tensor([[token]], device=device)
+            mask = torch.cat([mask, mask[:, :1]], dim=1)
+            positions = positions[:, -1:] + 1
+    return GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
+
+
+def measure_retrieval(model: HookedModel, options: ScoreOptions) -> Measured:
+    """`retrieval_scores` on key-value retrieval, mean over the items that the model answers right.
+
+    Where it answers none right, no head can be said to retrieve: all scores are NaN, and a warning says so.
+    """
+    loaded = load_task("kv_retrieval", limit=options.limit, shots=options.shots, seed=options.seed)
+    asked = build_requests(model, loaded, "generate")
+    scores, responses = retrieval_scores(model, kv_needles(model, asked))
+    right = [outcome.correct for outcome in score_items(loaded, "generate", asked, responses)]
+    if not any(right):
+        logger.warning(
+            "%s answers none of %d key-value items right: its retrieval scores are NaN", model.facts.name, len(right)
+        )
+        return {"retrieval": torch.full(scores.shape[1:], torch.nan)}
+    return {"retrieval": scores[torch.tensor(right)].mean(0)}
+
+
+def kv_needles(model: HookedModel, asked: Sequence[ItemRequests]) -> list[Needle]:
+    """The needles of key-value items: the tokens of the asked key's value in the item's own JSON object.
+
+    Args:
+        asked: `ItemRequests` of kv_retrieval under ``generate``.
+    """
+    needles = []
+    for item in asked:
+        text, request = item.prompts[0].context, item.requests[0]
+        if not isinstance(request, GenerateRequest):
+            raise UserError("needles are made of items of kv_retrieval under generate")
+        encoded = encode_with_spans(model, text)
+        pair = f'"{item.item.doc["key"]}": "'
+        start = text.rindex(pair + str(item.item.doc["value"])) + len(pair)
+        positions = encoded.positions(start, start + len(str(item.item.doc["value"])))
+        cut = item.truncated_tokens
+        needles.append(Needle(request, tuple(p - cut for p in positions if p >= cut)))
+    return needles
+
+
+RETRIEVAL: list[HeadScore] = measured_by(
+    measure_retrieval,
+    (
+        "retrieval",
+        "share of the value's tokens at which the head attends most to the value when the model generates it, over "
+        "right answers of kv_retrieval",
+        "Wu et al. 2024, arXiv 2404.15574",
+        "0 to 1",
+    ),
+)

@@ -1,0 +1,93 @@
+"""`head_scores`: every head function of a model in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from lensprune.errors import UserError, unknown_name
+from lensprune.heads.arithmetic import ARITHMETIC
+from lensprune.heads.copying import COPYING
+from lensprune.heads.positional import POSITIONAL, SPREAD
+from lensprune.heads.registry import HeadScore, Measured, ScoreOptions
+from lensprune.heads.retrieval import RETRIEVAL
+from lensprune.models.adapt import as_hooked_model
+
+__all__ = ["SCORES", "head_scores", "score_names"]
+
+SCORES: dict[str, HeadScore] = {
+    score.name: score for score in [*POSITIONAL, *COPYING, *RETRIEVAL, *SPREAD, *ARITHMETIC]
+}
+"""Every head function by name; each says how it is measured and who defined it."""
+
+
+def score_names() -> list[str]:
+    """Names of the head functions."""
+    return list(SCORES)
+
+
+def head_scores(
+    model: Any,
+    scores: Sequence[str] | str | None = None,
+    *,
+    sequences: int = 8,
+    length: int | None = None,
+    texts: Sequence[str] | None = None,
+    limit: int = 20,
+    shots: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure what each head does.
+
+    ============================  ============================================================================
+    previous_token                attention to the previous token, on random tokens repeated once
+    duplicate_token               attention from a repeated token to its first occurrence
+    induction                     attention from a repeated token to the token behind its first occurrence
+    copying                       Σλ / Σ|λ| over the eigenvalues of the head's OV circuit (−1 to 1)
+    retrieval                     share of an answer's tokens that the head copies from the context
+    attention_sink                attention to the first token
+    attention_entropy             entropy of attention, nats
+    attention_distance            mean distance to what is attended, tokens
+    operand_attention             attention from the last token of a sum to its operands
+    operator_attention            … to its operators
+    result_attention              … to the results of the worked examples
+    operand_at_operator           attention from an operator to the operand in front of it
+    ============================  ============================================================================
+
+    `SCORES` has the full definition and the source of each. Scores are between 0 and 1 unless said otherwise.
+
+    Args:
+        model: a loaded model.
+        scores: names; ``None`` measures all.
+        sequences, length: rows of random tokens, and tokens in the repeated half.
+        texts: texts for attention sink, entropy and distance instead of the random tokens.
+        limit, shots: items of key-value retrieval and sums, and worked examples in front of each.
+        seed: of random tokens and generated items.
+
+    Returns:
+        One row a (layer, head, score), ordered so: layer, head, score, value.
+
+    Raises:
+        UserError: an unknown score, or an option that the model cannot meet.
+    """
+    hooked = as_hooked_model(model)
+    names = list(SCORES) if scores is None else [scores] if isinstance(scores, str) else list(scores)
+    if not names:
+        raise UserError("no head score is asked for: give at least one name, or leave scores out for all")
+    for name in names:
+        if name not in SCORES:
+            raise unknown_name("head score", name, SCORES)
+    if limit < 1:
+        raise UserError(f"limit {limit} is not a number of items: expected 1 or more")
+    options = ScoreOptions(sequences=sequences, length=length, texts=texts, limit=limit, shots=shots, seed=seed)
+    runs: dict[Any, Measured] = {}
+    rows: list[tuple[int, int, str, float]] = []
+    for name in names:
+        measure = SCORES[name].measure
+        if measure not in runs:
+            runs[measure] = measure(hooked, options)
+        for layer, values in enumerate(runs[measure][name].tolist()):
+            rows.extend((layer, head, name, value) for head, value in enumerate(values))
+    return pd.DataFrame(rows, columns=["layer", "head", "score", "value"])

@@ -1,0 +1,41 @@
+"""From characters of a prompt to the positions of its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel
+from lensprune.models.tokenizers import encode
+
+__all__ = ["EncodedText", "encode_with_spans"]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Token ids of a text, and for each the characters it stands for (an empty range for special tokens in front)."""
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def positions(self, start: int, stop: int) -> list[int]:
+        """Positions of the tokens that hold any of the characters `start` to `stop` (not included)."""
+        return [i for i, (a, b) in enumerate(self.spans) if a < stop and b > start and a < b]
+
+
+def encode_with_spans(model: HookedModel, text: str) -> EncodedText:
+    """`encode` of a text, with the characters behind each token.
+
+    Raises:
+        UserError: the tokenizer cannot tell which characters a token stands for.
+    """
+    if not model.tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {model.facts.name} does not tell where its tokens lie in the text: a fast one is needed"
+        )
+    bare = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encode(model, text)
+    front = len(ids) - len(bare["input_ids"])
+    if front < 0 or ids[front:] != list(bare["input_ids"]):
+        raise UserError(f"the tokenizer of {model.facts.name} adds tokens elsewhere than in front of a prompt")
+    return EncodedText(tuple(ids), ((0, 0),) * front + tuple((a, b) for a, b in bare["offset_mapping"]))

@@ -1,0 +1,146 @@
+"""The job of ``lensprune heads``: measure head functions, write them, and say which heads stand out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lensprune.errors import UserError
+from lensprune.heads.scores import SCORES, head_scores
+from lensprune.heads.table import scores_with_effects, top_heads
+from lensprune.models.adapt import as_hooked_model
+from lensprune.models.load import load_model
+from lensprune.report.heatmap import head_heatmaps
+from lensprune.report.plain_text import write_csv
+from lensprune.report.tables import aligned
+from lensprune.sweep.files import write_atomically, write_error
+from lensprune.sweep.result import Run
+
+__all__ = ["heads_report", "read_texts", "write_head_scores"]
+
+_UNIT = [name for name, score in SCORES.items() if score.range == "0 to 1"]
+SCORES_FILE = "heads.csv"
+EFFECTS_FILE = "heads_and_effects.csv"
+FIGURE = Path("figures") / "heads.png"
+
+
+def heads_report(
+    model: Any,
+    out: str | Path | None = None,
+    *,
+    scores: Sequence[str] | None = None,
+    run: str | Path | Run | None = None,
+    text_file: str | Path | None = None,
+    limit: int = 20,
+    shots: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | None = None,
+    bos: str = "tokenizer",
+    most: int = 5,
+) -> str:
+    """Measure head functions, write tables and heatmaps to `out`, and return the lines to print.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        out: folder for ``heads.csv``, ``figures/heads.png`` and, with `run`, ``heads_and_effects.csv``.
+        scores, limit, shots, seed: of `head_scores`.
+        run: a sweep over heads (or its folder) whose effects are put beside the scores.
+        text_file: texts, parted by blank lines, for attention sink, entropy and distance.
+        dtype, device, bos: for `load_model`, when `model` is a name.
+        most: heads named for each score.
+
+    Raises:
+        UserError: as `head_scores` and `scores_with_effects` raise it, a file that cannot be read or written.
+    """
+    effects_of = run if isinstance(run, Run) or run is None else Run.load(run)
+    texts = None if text_file is None else read_texts(Path(text_file))
+    if isinstance(model, (str, Path)):
+        model = load_model(model, dtype=dtype, device=device, bos=bos)  # type: ignore[arg-type]
+    hooked = as_hooked_model(model)
+    measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed)
+    joined = None if effects_of is None else scores_with_effects(measured, effects_of)
+    lines = [
+        f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",
+        _top(measured, most),
+    ]
+    if joined is not None:
+        lines.append(_strongest(joined, most))
+    if out is not None:
+        written = write_head_scores(Path(out), measured, joined, title=hooked.facts.name)
+        lines.append("\n".join(str(path) for path in written))
+    return "\n\n".join(lines)
+
+
+def read_texts(path: Path) -> list[str]:
+    """Texts of a UTF-8 file, parted by blank lines.
+
+    Raises:
+        UserError: the file cannot be read or holds no text.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    texts = [text.strip() for text in content.split("\n\n") if text.strip()]
+    if not texts:
+        raise UserError(f"{path} holds no text")
+    return texts
+
+
+def write_head_scores(
+    folder: Path, scores: pd.DataFrame, effects: pd.DataFrame | None = None, *, title: str = ""
+) -> list[Path]:
+    """Write tables and heatmaps; returns the files.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written to.
+    """
+    written = [folder / SCORES_FILE]
+    try:
+        (folder / FIGURE).parent.mkdir(parents=True, exist_ok=True)
+        write_csv(scores, written[0])
+        if effects is not None:
+            written.append(folder / EFFECTS_FILE)
+            write_csv(effects, written[-1])
+        axes = head_heatmaps(scores, title=title, unit_range=_UNIT)
+        figure = cast(Figure, axes[0].figure)
+        written.append(folder / FIGURE)
+        try:
+            write_atomically(written[-1], lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+        finally:
+            plt.close(figure)
+    except OSError as error:
+        raise write_error(error, folder) from None
+    return written
+
+
+def _top(scores: pd.DataFrame, most: int) -> str:
+    rows = [["score", "top heads"]]
+    best = top_heads(scores, most)
+    for name in dict.fromkeys(scores["score"]):
+        own = best[best["score"] == name]
+        named = "  ".join(f"L{r.layer}.H{r.head} {r.value:.2f}" for r in own.itertuples())
+        rows.append([str(name), named or "not measured"])
+    return aligned(rows)
+
+
+def _strongest(joined: pd.DataFrame, most: int) -> str:
+    parts = []
+    scores = [name for name in joined.columns if name in SCORES]
+    for (task, protocol, ablation), group in joined.groupby(["task", "protocol", "ablation"], sort=False):
+        title = f"{task}, {protocol}: heads whose removal ({ablation}) costs most"
+        if bool(group["at_chance"].fillna(True).iloc[0]):
+            parts.append(f"{title}\n  at chance: not ranked")
+            continue
+        rows = [["head", "Δμ", *scores]]
+        for row in group.sort_values("delta", kind="stable").head(most).to_dict("records"):
+            values = [f"{row[name]:.2f}" for name in scores]
+            rows.append([f"L{row['layer']}.H{row['head']}", f"{row['delta']:+.3f}", *values])
+        parts.append(title + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines()))
+    return "\n\n".join(parts)
