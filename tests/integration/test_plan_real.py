@@ -51,8 +51,9 @@ def test_flops_are_those_of_a_real_sweep(smollm2: Any, executor: str) -> None:
 MEASURED = """
 import resource, sys
 import lensprune as lp
-lp.sweep("smollm2-135m", [sys.argv[1]], [sys.argv[2]], lp.VariantSelection("layers", layers="15"), limit=int(sys.argv[3]),
-         executor=sys.argv[4], batch_tokens=int(sys.argv[5]), device="cpu", progress=False)
+task, protocol, limit, executor, batch_tokens = sys.argv[1:]
+lp.sweep("smollm2-135m", [task], [protocol], lp.VariantSelection("layers", layers="15"), limit=int(limit),
+         executor=executor, batch_tokens=int(batch_tokens), device="cpu", progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -1,0 +1,183 @@
+"""Ablations of the real model against plain transformers, and its batches, cache and executors against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from lensprune.ablation import (
+    Ablation,
+    Attention,
+    BatchState,
+    Head,
+    KVGroup,
+    Layer,
+    Variant,
+    VariantHooks,
+    layer_range,
+)
+from lensprune.engine import make_executor
+from lensprune.engine.hooked import HookedExecutor
+from lensprune.models import BridgeModel, as_hooked_model, encode
+from lensprune.protocols.requests import (
+    GenerateRequest,
+    GenerateResponse,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+    Request,
+)
+
+TEXT = "The capital of France is Paris, and the capital of Italy is"
+TEXTS = ("2 + 3 =", "Water boils at a temperature of", "The cat sat on the mat, and the dog sat on", "Once")
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Any) -> BridgeModel:
+    adapter = as_hooked_model(smollm2)
+    assert isinstance(adapter, BridgeModel)
+    return adapter
+
+
+@pytest.fixture(scope="module")
+def plain(model: BridgeModel) -> Any:
+    """A plain Llama with weights of its own, so that it may be changed."""
+    from transformers import LlamaForCausalLM
+
+    assert model.raw_model is not None
+    copy = LlamaForCausalLM(model.raw_model.config).eval()
+    copy.config._attn_implementation = "eager"
+    copy.load_state_dict(model.raw_model.state_dict())
+    return copy
+
+
+def hooked_logits(model: BridgeModel, *ablations: Ablation) -> torch.Tensor:
+    ids = torch.tensor([encode(model, TEXT)])
+    positions = torch.arange(ids.shape[1])[None]
+    hooks = VariantHooks(model, Variant("variant", ablations), BatchState(positions))
+    with torch.inference_mode(), model.hooks(hooks.named):
+        logits = model.forward(ids, torch.ones_like(ids), positions)
+    hooks.check_fired()
+    return logits
+
+
+def plain_logits(plain: Any, model: BridgeModel) -> torch.Tensor:
+    with torch.inference_mode():
+        return plain(torch.tensor([encode(model, TEXT)])).logits
+
+
+@contextmanager
+def zeroed_columns(plain: Any, layer: int, heads: Sequence[int], d_head: int) -> Iterator[None]:
+    weight = plain.model.layers[layer].self_attn.o_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        for head in heads:
+            weight[:, head * d_head : (head + 1) * d_head] = 0
+        yield
+        weight.copy_(kept)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 14, 28, 29])
+def test_skip_equals_bypassed_block(model: BridgeModel, plain: Any, layer: int) -> None:
+    clean = plain_logits(plain, model)
+    handle = plain.model.layers[layer].register_forward_hook(
+        lambda module, args, kwargs, output: args[0] if args else kwargs["hidden_states"], with_kwargs=True
+    )
+    expected = plain_logits(plain, model)
+    handle.remove()
+    assert (expected - clean).abs().max() > 1e-2
+    skipped = hooked_logits(model, Ablation(Layer(layer), "skip")).log_softmax(-1)
+    torch.testing.assert_close(skipped, expected.log_softmax(-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("layer", "head"), [(0, 0), (13, 4), (29, 8)])
+def test_zeroed_head_equals_zeroed_projection_columns(model: BridgeModel, plain: Any, layer: int, head: int) -> None:
+    with zeroed_columns(plain, layer, [head], model.facts.d_head):
+        expected = plain_logits(plain, model)
+    zeroed = hooked_logits(model, Ablation(Head(layer, head), "zero"))
+    torch.testing.assert_close(zeroed.log_softmax(-1), expected.log_softmax(-1), atol=1e-4, rtol=0)
+
+
+def test_all_heads_zeroed_is_attention_zeroed(model: BridgeModel) -> None:
+    heads = hooked_logits(model, *(Ablation(Head(7, h), "zero") for h in range(model.facts.n_heads)))
+    torch.testing.assert_close(heads, hooked_logits(model, Ablation(Attention(7), "zero")), atol=1e-4, rtol=0)
+
+
+def test_heads_of_a_group_differ_singly_and_make_up_the_group(model: BridgeModel) -> None:
+    members = range(3, 6)
+    single = [hooked_logits(model, Ablation(Head(5, h), "zero")) for h in members]
+    for i, first in enumerate(single):
+        for second in single[i + 1 :]:
+            assert (first - second).abs().max() > 1e-3
+    group = hooked_logits(model, Ablation(KVGroup(5, 1), "zero"))
+    union = hooked_logits(model, *(Ablation(Head(5, h), "zero") for h in members))
+    torch.testing.assert_close(group, union, atol=1e-5, rtol=0)
+
+
+def requests(model: BridgeModel) -> list[Request]:
+    asked: list[Request] = []
+    for text in TEXTS:
+        context = tuple(encode(model, text))
+        asked += [
+            LoglikelihoodRequest(context, tuple(encode(model, end))) for end in (" 5", " hundred degrees", " the")
+        ]
+        asked.append(GenerateRequest(context, ("\n",), 8))
+    return asked
+
+
+def assert_same(left: Sequence[Any], right: Sequence[Any]) -> None:
+    for a, b in zip(left, right, strict=True):
+        if isinstance(a, LoglikelihoodResponse):
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+            assert (a.is_greedy, a.n_tokens) == (b.is_greedy, b.n_tokens)
+        else:
+            assert isinstance(a, GenerateResponse)
+            assert a == b
+
+
+VARIANTS = [
+    Variant("clean"),
+    Variant("layer", (Ablation(Layer(11), "skip"),)),
+    Variant("head", (Ablation(Head(3, 2), "zero"),)),
+    Variant("group", (Ablation(KVGroup(20, 0), "zero"),)),
+]
+
+
+def test_batched_and_padded_equals_one_by_one(model: BridgeModel) -> None:
+    asked = requests(model)
+    one, many = HookedExecutor(model, max_tokens=1), HookedExecutor(model)
+    for single, batched in zip(one.run(asked, VARIANTS), many.run(asked, VARIANTS), strict=True):
+        assert_same(single.responses, batched.responses)
+
+
+def test_forked_equals_hooked(model: BridgeModel) -> None:
+    asked = requests(model)
+    variants = [*VARIANTS, layer_range(model, 10, 14)]
+    forked = make_executor("forked", model)
+    assert forked.name == "forked"
+    hooked = {a.variant.name: a.responses for a in HookedExecutor(model).run(asked, variants)}
+    for answered in forked.run(asked, variants):
+        assert_same(answered.responses, hooked[answered.variant.name])
+
+
+def test_cached_generation_equals_generation_without_a_cache(model: BridgeModel) -> None:
+    new_tokens = 8
+    asked = [GenerateRequest(tuple(encode(model, text)), ("\x00",), new_tokens) for text in TEXTS]
+    for variant in VARIANTS:
+        [answered] = HookedExecutor(model).run(asked, [variant])
+        for request, response in zip(asked, answered.responses, strict=True):
+            ids = list(request.context_ids)
+            for _ in range(new_tokens):
+                tokens = torch.tensor([ids])
+                positions = torch.arange(len(ids))[None]
+                hooks = VariantHooks(model, variant, BatchState(positions))
+                with torch.inference_mode(), model.hooks(hooks.named):
+                    logits = model.forward(tokens, torch.ones_like(tokens), positions)
+                ids.append(int(logits[0, -1].argmax()))
+                if ids[-1] == model.tokenizer.eos_token_id:
+                    break
+            assert isinstance(response, GenerateResponse)
+            assert response.text == model.tokenizer.decode(ids[len(request.context_ids) :], skip_special_tokens=True)

@@ -1,0 +1,179 @@
+"""The main job from model folder to figure on a tiny model: stopped, resumed, and by either executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import lensprune as lp
+from lensprune.errors import UserError
+from lensprune.sweep.selection import VariantSelection
+from lensprune.sweep.store import RunStore
+
+TASKS = ("facts", "kv_retrieval[pairs=2]", "arithmetic")
+PROTOCOLS = ("default", "continuation", "generate")
+LIMIT = 3
+
+
+@pytest.fixture(scope="module")
+def folder(family_folder: Callable[[str], Path]) -> Path:
+    return family_folder("llama")
+
+
+def sweep(folder: Path, out: Path | None, **changes: Any) -> lp.Run:
+    arguments: dict[str, Any] = {
+        "tasks": TASKS,
+        "protocols": PROTOCOLS,
+        "variants": VariantSelection("layers", "skip"),
+        "limit": LIMIT,
+        "shots": 1,
+        "device": "cpu",
+        "progress": False,
+    }
+    return lp.sweep(str(folder), out=out, **{**arguments, **changes})
+
+
+def record_files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "records").glob("*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
+    return sweep(folder, tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_every_cell_is_recorded_and_summed_up(whole: lp.Run) -> None:
+    records = whole.records()
+    cells = records.groupby(["variant", "task", "protocol"]).size()
+    assert len(cells) == 4 * len(TASKS) * len(PROTOCOLS)
+    assert set(cells) == {LIMIT}
+    summary = whole.summary()
+    assert len(summary) == len(cells)
+    means = records.groupby(["variant", "task", "protocol"])["correct"].mean()
+    for row in summary.itertuples():
+        key = (row.variant, row.task, row.protocol)
+        assert row.accuracy == pytest.approx(means[key])
+        assert row.delta == pytest.approx(means[key] - means[("clean", row.task, row.protocol)], abs=1e-12)
+    assert whole.folder is not None
+    assert pd.read_csv(whole.folder / "summary.csv")["delta"].tolist() == pytest.approx(summary["delta"].tolist())
+    assert list((whole.folder / "figures").glob("*.png"))
+
+
+def test_removing_a_layer_changes_what_is_measured(whole: lp.Run) -> None:
+    logprobs = whole.records(task="facts", protocol="continuation").pivot(
+        index="item_id", columns="variant", values="gold_logprob"
+    )
+    assert (logprobs.drop(columns="clean").sub(logprobs["clean"], axis=0).abs() > 1e-3).all().all()
+
+
+@pytest.mark.parametrize("after", [0, 1, 7, 20])
+def test_stopped_and_resumed_gives_identical_records(
+    folder: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    out, written = tmp_path / "run", 0
+    write = RunStore.write
+
+    def stop(store: RunStore, *args: Any) -> None:
+        nonlocal written
+        if written == after:
+            raise KeyboardInterrupt
+        written += 1
+        write(store, *args)
+
+    monkeypatch.setattr(RunStore, "write", stop)
+    with pytest.raises(KeyboardInterrupt, match=f"{after} of 36 cells are stored; go on with: lensprune resume"):
+        sweep(folder, out)
+    monkeypatch.setattr(RunStore, "write", write)
+    assert len(record_files(out)) == after
+    resumed = lp.resume(out, progress=False)
+    assert whole.folder is not None
+    assert record_files(out) == record_files(whole.folder)
+    pd.testing.assert_frame_equal(resumed.summary(), whole.summary())
+
+
+def test_the_same_call_goes_on_and_a_changed_one_is_refused(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = sweep(folder, out, tasks=["facts"], protocols=["continuation"])
+    before = record_files(out)
+    again = sweep(folder, out, tasks=["facts"], protocols=["continuation"])
+    assert record_files(out) == before
+    pd.testing.assert_frame_equal(first.summary(), again.summary())
+    with pytest.raises(UserError, match="holds another run"):
+        sweep(folder, out, tasks=["facts"], protocols=["continuation"], limit=LIMIT + 1)
+    assert record_files(out) == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"executor": "hooked"}, {"batch_tokens": 64}, {"executor": "hooked", "batch_tokens": 64}]
+)
+def test_executor_and_batch_size_do_not_change_the_numbers(
+    folder: Path, whole: lp.Run, changes: dict[str, Any]
+) -> None:
+    other = sweep(folder, None, **changes).records()
+    expected = whole.records()
+    numbers = ["gold_logprob", "margin"]
+    pd.testing.assert_frame_equal(other.drop(columns=numbers), expected.drop(columns=numbers))
+    pd.testing.assert_frame_equal(other[numbers], expected[numbers], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["mean", "resample"])
+def test_reference_ablations_by_both_executors(folder: Path, tmp_path: Path, kind: str) -> None:
+    text = tmp_path / "reference.txt"
+    text.write_text("A river runs to the sea.\n\nSeven hens and three cows.\n")
+    runs = []
+    for reference in ("fewshot", text):
+        pair = [
+            sweep(
+                folder,
+                None,
+                tasks=["facts"],
+                variants=VariantSelection("attention", kind),
+                reference=reference,
+                executor=executor,
+            ).records()
+            for executor in ("hooked", "forked")
+        ]
+        numbers = ["gold_logprob", "margin"]
+        pd.testing.assert_frame_equal(pair[0].drop(columns=numbers), pair[1].drop(columns=numbers))
+        pd.testing.assert_frame_equal(pair[0][numbers], pair[1][numbers], atol=1e-4, rtol=0)
+        runs.append(pair[0])
+    likelihood = runs[0]["protocol"] == "continuation"
+    ablated = likelihood & (runs[0]["variant"] != "clean")
+    apart = (runs[0]["gold_logprob"] - runs[1]["gold_logprob"]).abs()
+    # The clean rows know no reference; the ablated ones depend on which one it was.
+    assert apart[likelihood & ~ablated].max() == 0
+    assert apart[ablated].max() > 1e-4
+
+
+def test_the_users_own_hook_is_a_variant(folder: Path) -> None:
+    model = lp.load_model(str(folder))
+
+    def forget(pattern: Any, hook: Any) -> Any:
+        return pattern * 0
+
+    variants = [
+        lp.Variant("no pattern", hooks=(("blocks.1.attn.hook_pattern", forget),)),
+        *lp.each_attention(model, "zero")[1:2],
+    ]
+    run = lp.sweep(model, ["facts"], ["continuation"], variants, limit=LIMIT, shots=1, progress=False)
+    logprobs = run.records().pivot(index="item_id", columns="variant", values="gold_logprob")
+    # An attention pattern of zeros moves nothing, and this family's output projection has no bias.
+    assert (logprobs["no pattern"] - logprobs["L1.attn.zero"]).abs().max() < 1e-4
+    assert (logprobs["no pattern"] - logprobs["clean"]).abs().min() > 1e-3
+
+
+def test_weights_that_are_not_numbers_are_recorded_as_such(folder: Path) -> None:
+    model = lp.load_model(str(folder))
+
+    def spoil(z: Any, hook: Any) -> Any:
+        return z * float("nan")
+
+    variants = [lp.Variant("spoilt", hooks=(("blocks.1.attn.hook_z", spoil),)), *lp.each_layer(model)[:1]]
+    run = lp.sweep(model, ["facts"], ["continuation", "generate"], variants, limit=LIMIT, shots=1, progress=False)
+    failures = run.records().groupby("variant")["failure"].agg(set)
+    assert failures["spoilt"] == {"non_finite"}
+    assert "non_finite" not in failures["clean"] | failures["L0.skip"]
