@@ -21,7 +21,7 @@ from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.unshared import unshared_cost
-from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks
+from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, resolved_variants
 from lensprune.sweep.references import FEWSHOT, read_reference_text
 from lensprune.sweep.run import chosen_variants
 from lensprune.sweep.selection import VariantSelection
@@ -150,7 +150,9 @@ def plan(
     outline = outline_model(model, dtype=number, device=place, bos=cast(Any, bos or "tokenizer"))
     shape = model_shape(outline)
     # Requests are built from the facts and the tokenizer alone, which an outline has like any loaded model.
-    chosen, asked = ask(cast(HookedModel, outline), loaded, options, text)
+    chosen = resolved_variants(outline.facts, options)
+    reference_wanted = any(v.needs_reference for v in chosen)
+    asked = ask(cast(HookedModel, outline), loaded, options, text, with_reference=reference_wanted)
     cells = tuple(_cell(shape, part, chosen, batch_tokens) for part in asked)
     prompts = _reference_cost(shape, asked)
     memory = peak_memory(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +11,7 @@ from typing import Any, get_args
 from lensprune.ablation.reference import MeanMode
 from lensprune.ablation.variants import Variant
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import BosPolicy, HookedModel
+from lensprune.models.base import BosPolicy, HookedModel, ModelFacts
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
 from lensprune.sweep.references import FEWSHOT, fewshot_prompts, prompts_hash, read_reference_text, text_prompts
@@ -21,7 +21,17 @@ from lensprune.sweep.store import check_out_folder
 from lensprune.sweep.variant_json import variant_to_json
 from lensprune.tasks.base import LoadedTask, ProtocolName
 
-__all__ = ["Asked", "Prepared", "SweepOptions", "ask", "load_tasks", "open_model", "prepare"]
+__all__ = [
+    "Asked",
+    "Prepared",
+    "SweepOptions",
+    "ask",
+    "load_tasks",
+    "open_model",
+    "prepare",
+    "resolved_variants",
+    "sweep_spec",
+]
 
 MOST_ITEMS = 1_000_000
 MOST_SHOTS = 1000
@@ -207,32 +217,44 @@ def _reference_prompts(
     return tuple(fewshot_prompts(model, task, protocol, data_dir=data_dir, chat_template=options.chat_template))
 
 
+def resolved_variants(facts: ModelFacts, options: SweepOptions) -> tuple[Variant, ...]:
+    """The variants that were asked for in a model of this shape, clean first.
+
+    Raises:
+        UserError: a part that the model lacks, a name used twice, or no variant at all.
+    """
+    selected = options.variants.resolve(facts) if isinstance(options.variants, VariantSelection) else options.variants
+    return with_clean(selected, facts)
+
+
 def ask(
-    model: HookedModel, tasks: Sequence[LoadedTask], options: SweepOptions, text: str | None
-) -> tuple[tuple[Variant, ...], tuple[Asked, ...]]:
-    """The variants, clean first, and what each (task, protocol) asks of a model; only its facts and tokenizer are used.
+    model: HookedModel,
+    tasks: Sequence[LoadedTask],
+    options: SweepOptions,
+    text: str | None = None,
+    *,
+    with_reference: bool = False,
+) -> tuple[Asked, ...]:
+    """What each (task, protocol) asks of a model; only the model's facts and tokenizer are used.
 
     Args:
         text: contents of the reference file; ``None`` for few-shot examples.
+        with_reference: collect reference prompts too.
 
     Raises:
         UserError: whatever the user can mend.
     """
     from lensprune.protocols import build_requests
 
-    facts = model.facts
-    selected = options.variants.resolve(facts) if isinstance(options.variants, VariantSelection) else options.variants
-    variants = with_clean(selected, facts)
-    needs_reference = any(v.needs_reference for v in variants)
     asked = []
     for task in tasks:
         for name in options.protocols:
             protocol: ProtocolName = name  # type: ignore[assignment]
-            prompts = _reference_prompts(model, task, protocol, options, text) if needs_reference else ()
+            prompts = _reference_prompts(model, task, protocol, options, text) if with_reference else ()
             items = tuple(build_requests(model, task, protocol, chat_template=options.chat_template))
             chances = tuple(float(task.task.chance(item.item.doc, protocol)) for item in items)
             asked.append(Asked(task, protocol, items, chances, prompts))
-    return variants, tuple(asked)
+    return tuple(asked)
 
 
 def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepared:
@@ -250,14 +272,41 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
     existing = None if out is None else check_out_folder(out)
     text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
     tasks = load_tasks(options)
-    task_specs = tuple(_task_spec(task) for task in tasks)
-    _check_against(existing, out, task_specs, options)
+    _check_against(existing, out, [_task_spec(task) for task in tasks], options)
 
     hooked = open_model(model, dtype=options.dtype, device=options.device, n_devices=options.n_devices, bos=options.bos)
-    facts = hooked.facts
-    variants, asked = ask(hooked, tasks, options, text)
-    needs_reference = any(v.needs_reference for v in variants)
-    spec = SweepSpec(
+    variants = resolved_variants(hooked.facts, options)
+    asked = ask(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
+    spec = sweep_spec(
+        model,
+        hooked.facts,
+        asked,
+        options,
+        [variant_to_json(v) for v in variants],
+        with_reference=any(v.needs_reference for v in variants),
+    )
+    return Prepared(hooked, variants, asked, spec, options)
+
+
+def sweep_spec(
+    model: Any,
+    facts: ModelFacts,
+    asked: Sequence[Asked],
+    options: SweepOptions,
+    variants: Sequence[Mapping[str, Any]],
+    *,
+    with_reference: bool = False,
+) -> SweepSpec:
+    """The spec of a run.
+
+    Args:
+        model: as the user gave it.
+        variants: descriptions with a ``name``, clean first.
+        with_reference: whether any variant takes activations from reference prompts.
+    """
+    tasks = list({id(a.task): a.task for a in asked}.values())
+    from_file = str(options.reference) != FEWSHOT
+    return SweepSpec(
         model=facts.name,
         architecture=facts.architecture,
         n_layers=facts.n_layers,
@@ -269,7 +318,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
         device=facts.device.partition(":")[0],
         bos=facts.bos_policy,
         chat_template=options.chat_template,
-        tasks=task_specs,
+        tasks=tuple(_task_spec(task) for task in tasks),
         protocols=options.protocols,
         cells=tuple(
             CellSpec(
@@ -280,24 +329,23 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
             )
             for a in asked
         ),
-        variants=tuple(variant_to_json(v) for v in variants),
+        variants=tuple(variants),
         shots=options.shots,
         seed=options.seed,
         limit=options.limit,
-        reference=None if not needs_reference else FEWSHOT if text is None else "file",
-        mean_mode=options.mean_mode if needs_reference else None,
+        reference=None if not with_reference else "file" if from_file else FEWSHOT,
+        mean_mode=options.mean_mode if with_reference else None,
         how=HowItRan(
             model=_where(model),
             executor=options.executor,
             batch_tokens=options.batch_tokens,
             n_devices=options.n_devices,
             data_dir=None if options.data_dir is None else str(Path(options.data_dir).resolve()),
-            reference_file=None if text is None else str(Path(options.reference).resolve()),
+            reference_file=str(Path(options.reference).resolve()) if from_file else None,
             data_sources={task.task.name: task.data_source for task in tasks},
             command=options.command,
         ),
     )
-    return Prepared(hooked, variants, asked, spec, options)
 
 
 def _where(model: Any) -> str | None:
