@@ -31,11 +31,11 @@ quick: lint
 
 test: lint
 	@echo "== all tests"
-	$(BIN)/python -m pytest -m "not parity_scores" --cov --cov-report=term
+	$(BIN)/python -m pytest --cov --cov-report=term
 
 parity: $(VENV)/.installed
-	@echo "== scores against lm-eval on the real model"
-	$(BIN)/python -m pytest -m parity_scores tests/parity
+	@echo "== prompts, ids, scores and metrics against lm-eval"
+	$(BIN)/python -m pytest tests/parity
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

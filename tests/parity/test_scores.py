@@ -21,7 +21,8 @@ from lm_eval.models.huggingface import HFLM
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
-from lensprune.engine.hooked import HookedExecutor
+from lensprune.engine import make_executor
+from lensprune.engine.base import Executor
 from lensprune.models import BridgeModel, as_hooked_model, load_model
 from lensprune.protocols import GenerateRequest, ItemRequests, Outcome, aggregate, build_requests, score_items
 from lensprune.tasks.base import GenerationFormat, LoadedTask, ProtocolName, Task
@@ -29,8 +30,6 @@ from lensprune.tasks.loading import load_task
 from lensprune.tasks.registry import get_task
 from tests.parity import lm_eval_tasks
 from tests.parity.conftest import ParityRow
-
-pytestmark = pytest.mark.parity_scores
 
 SKIPPED = 12
 VARIANTS = (CLEAN, Variant(f"L{SKIPPED}.skip", (Ablation(Layer(SKIPPED), "skip"),)))
@@ -55,28 +54,34 @@ class Case:
 
 SUBJECTS = ("anatomy", "philosophy")
 CASES = (
-    Case("mmlu", "default", 3, 5, subjects=(*SUBJECTS, "virology")),
-    Case("mmlu", "continuation", 3, 2, subjects=SUBJECTS, form="_continuation"),
+    Case("mmlu", "default", 2, 5, subjects=(*SUBJECTS, "virology")),
+    Case("mmlu", "continuation", 2, 2, subjects=SUBJECTS, form="_continuation"),
     Case("mmlu", "generate", 2, 5, 8, subjects=SUBJECTS, form="_generative"),
-    Case("hellaswag", "continuation", 6),
+    Case("hellaswag", "continuation", 5),
     Case("hellaswag", "continuation", 2, 2),
-    Case("mathqa", "continuation", 6),
+    Case("mathqa", "continuation", 5),
     Case("openbookqa", "continuation", 8),
-    Case("openbookqa", "continuation", 4, 2),
-    Case("arc_easy", "continuation", 8),
-    Case("arc_challenge", "continuation", 8),
-    Case("boolq", "continuation", 6),
-    Case("commonsense_qa", "default", 8),
+    Case("openbookqa", "continuation", 3, 2),
+    Case("arc_easy", "continuation", 6),
+    Case("arc_challenge", "continuation", 6),
+    Case("boolq", "continuation", 4),
+    Case("commonsense_qa", "default", 6),
     Case("winogrande", "continuation", 8),
-    Case("winogrande", "continuation", 4, 2),
-    Case("gsm8k", "generate", 2, 5, 40),
-    Case("gsm8k_cot", "generate", 2, 8, 40),
+    Case("winogrande", "continuation", 3, 2),
+    Case("gsm8k", "generate", 2, 5, 32),
+    Case("gsm8k_cot", "generate", 2, 8, 32),
 )
 
 
 @pytest.fixture(scope="module")
 def model() -> BridgeModel:
     return as_hooked_model(load_model("smollm2-135m", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def executor(model: BridgeModel) -> Executor:
+    """The default one: what a sweep's numbers come from."""
+    return make_executor("forked", model)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +167,7 @@ class Ours:
     outcomes: list[Outcome]
 
 
-def run_ours(case: Case, model: BridgeModel, variant: Variant, data_dir: Path) -> Ours:
+def run_ours(case: Case, model: BridgeModel, executor: Executor, variant: Variant, data_dir: Path) -> Ours:
     task = get_task(case.task)
     if case.max_new_tokens is not None:
         task = with_new_tokens(task, case.protocol, case.max_new_tokens)
@@ -170,7 +175,7 @@ def run_ours(case: Case, model: BridgeModel, variant: Variant, data_dir: Path) -
     if case.subjects:
         loaded = replace(loaded, items=subject_items(loaded, case))
     asked = build_requests(model, loaded, case.protocol)
-    (answered,) = HookedExecutor(model).run([r for item in asked for r in item.requests], [variant])
+    (answered,) = executor.run([r for item in asked for r in item.requests], [variant])
     responses = list(answered.responses)
     outcomes = score_items(loaded, case.protocol, asked, responses)
     left = iter(responses)
@@ -199,6 +204,7 @@ def test_scores(
     case: Case,
     variant: Variant,
     model: BridgeModel,
+    executor: Executor,
     data_dir: Path,
     cache_dir: Path,
     parity_rows: list[ParityRow],
@@ -206,7 +212,7 @@ def test_scores(
     if not variant.is_clean:
         case = replace(case, limit=max(2, case.limit // 2))
     theirs = run_lm_eval(case, model, variant, data_dir, cache_dir)
-    ours = run_ours(case, model, variant, data_dir)
+    ours = run_ours(case, model, executor, variant, data_dir)
     assert len(theirs.samples) == len(ours.asked) == case.limit * max(1, len(case.subjects))
 
     mismatches = {
@@ -226,9 +232,9 @@ def test_scores(
 
 @pytest.mark.real_model
 @pytest.mark.data_dir
-def test_the_skipped_layer_changes_the_scores(model: BridgeModel, data_dir: Path) -> None:
+def test_the_skipped_layer_changes_the_scores(model: BridgeModel, executor: Executor, data_dir: Path) -> None:
     case = Case("openbookqa", "continuation", 1)
-    clean, skipped = (run_ours(case, model, variant, data_dir).responses[0] for variant in VARIANTS)
+    clean, skipped = (run_ours(case, model, executor, variant, data_dir).responses[0] for variant in VARIANTS)
     assert all(abs(a.logprob - b.logprob) > 0.1 for a, b in zip(clean, skipped, strict=True))
 
 
