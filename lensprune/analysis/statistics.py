@@ -17,6 +17,7 @@ __all__ = [
     "DeltaIntervals",
     "at_chance",
     "benjamini_hochberg",
+    "bootstrap_means",
     "mcnemar_exact",
     "paired_bootstrap",
 ]
@@ -69,6 +70,29 @@ def paired_bootstrap(
     if n == 0:
         nothing = np.full(n_variants, np.nan)
         return DeltaIntervals(nothing, nothing.copy(), nothing.copy(), 0)
+    means = bootstrap_means(differences, clusters, resamples=resamples, seed=seed)
+    n_units = int(_units(clusters, n).max()) + 1
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+
+    unchanged = ~np.any(differences != 0, axis=0)
+    exact = 1 - tail ** (1 / n_units)
+    low, high = np.where(unchanged, -exact, low), np.where(unchanged, exact, high)
+    return DeltaIntervals(differences.mean(axis=0), low, high, n_units)
+
+
+def bootstrap_means(
+    differences: Float[np.ndarray, "item variant"],
+    clusters: Int[np.ndarray, " item"] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Float[np.ndarray, "draw variant"]:
+    """Means of resampled items, or of whole resampled clusters (summed differences over drawn items).
+
+    All variants see the same draws.
+    """
+    n, n_variants = differences.shape
     unit = _units(clusters, n)
     n_units = int(unit.max()) + 1
     sums = np.zeros((n_units, n_variants))
@@ -84,13 +108,7 @@ def paired_bootstrap(
         counts = np.bincount((drawn + offsets).ravel(), minlength=(stop - start) * n_units)
         weights = counts.reshape(stop - start, n_units).astype(float)
         means[start:stop] = (weights @ sums) / (weights @ sizes)[:, None]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-
-    unchanged = ~np.any(differences != 0, axis=0)
-    exact = 1 - tail ** (1 / n_units)
-    low, high = np.where(unchanged, -exact, low), np.where(unchanged, exact, high)
-    return DeltaIntervals(differences.mean(axis=0), low, high, n_units)
+    return means
 
 
 def mcnemar_exact(

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score", action="append", metavar="NAME", help="a head function; repeat for several (default: all)"
     )
-    parser.add_argument("--run", metavar="FOLDER", help="put the effects of this sweep over heads beside the scores")
+    parser.add_argument(
+        "--run", dest="run_folder", metavar="FOLDER", help="put the effects of this sweep over heads beside the scores"
+    )
     parser.add_argument(
         "--text",
         metavar="FILE",
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.model,
             arguments.out,
             scores=arguments.score,
-            run=arguments.run,
+            run=arguments.run_folder,
             text_file=arguments.text,
             limit=arguments.limit,
             shots=arguments.shots,

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
+from lensprune.analysis.concentration import TOP, concentration_of
 from lensprune.analysis.depth import depth_bands
+from lensprune.analysis.head_effects import ItemEffects, read_effects
+from lensprune.analysis.overlap import overlap
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError, unknown_name
 from lensprune.sweep.records import SCHEMA
@@ -104,6 +107,65 @@ class Run:
         self._check(task, protocol)
         cells = [(t, p) for t, p in self.cells if task in (None, t) and protocol in (None, p)]
         return depth_bands(self._store, cells, self.spec.variant_names, self.spec.n_layers)
+
+    def effects(
+        self,
+        task: str | None = None,
+        protocol: str | None = None,
+        *,
+        component: str = "head",
+        ablation: str | None = None,
+        measure: str = "correct",
+    ) -> list[ItemEffects]:
+        """What each removed part changes on each item, one entry a (task, protocol); see `read_effects`.
+
+        Raises:
+            UserError: a name that is not part of this run, or nothing of that kind was removed.
+        """
+        self._check(task, protocol)
+        names = self.spec.variant_names
+        return [
+            read_effects(self._store, t, p, names, component=component, ablation=ablation, measure=measure)
+            for t, p in self.cells
+            if task in (None, t) and protocol in (None, p)
+        ]
+
+    def concentration(
+        self,
+        task: str | None = None,
+        protocol: str | None = None,
+        *,
+        component: str = "head",
+        ablation: str | None = None,
+        measure: str = "correct",
+        top: Sequence[int] = TOP,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Whether few or many parts carry a task, against a null of noise; see `lensprune.analysis.concentration`.
+
+        Args:
+            component: ``head``, ``kv_group``, ``layer``, ``attention`` or ``mlp``.
+            ablation: of a run that removes parts in several ways, the one to take.
+            measure: ``correct``, ``gold_logprob`` or ``margin``.
+            top: the k of the shares of the top k.
+        """
+        found = self.effects(task, protocol, component=component, ablation=ablation, measure=measure)
+        return pd.concat([concentration_of(own, top=top, seed=seed) for own in found], ignore_index=True)
+
+    def overlap(
+        self, k: int = 10, *, component: str = "head", ablation: str | None = None, measure: str = "correct"
+    ) -> pd.DataFrame:
+        """How far tasks and protocols need the same parts; see `lensprune.analysis.overlap`."""
+        return overlap(self.effects(component=component, ablation=ablation, measure=measure), k)
+
+    def plot_concentration(
+        self, *, component: str = "head", ablation: str | None = None, measure: str = "correct"
+    ) -> Axes:
+        """Lorenz curves of every (task, protocol); see `lensprune.report.concentration`."""
+        from lensprune.report.concentration import lorenz_curves
+
+        found = self.effects(component=component, ablation=ablation, measure=measure)
+        return lorenz_curves(found, title=self.spec.model)
 
     def plot(self, task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
         """Δμ against depth, one line a protocol; one Axes, or a list with one for each task.

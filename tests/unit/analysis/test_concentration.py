@@ -1,0 +1,161 @@
+"""Concentration and overlap against numbers worked out by hand and against other formulas."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from scipy import stats
+
+from lensprune.ablation.components import Head
+from lensprune.ablation.variants import CLEAN, Ablation, Variant
+from lensprune.analysis.concentration import concentration, concentration_statistics, lorenz, null_effects
+from lensprune.analysis.head_effects import ItemEffects, read_effects
+from lensprune.analysis.overlap import jaccard_top_k, overlap, spearman
+from lensprune.errors import UserError
+from lensprune.report.concentration import lorenz_curves
+from lensprune.sweep.records import CellKey
+from lensprune.sweep.store import MemoryStore
+from tests.unit.sweep.cells import table
+
+
+def effects_of(differences: np.ndarray, task: str = "t") -> ItemEffects:
+    parts = differences.shape[1]
+    names = tuple(f"L0.H{i}.zero" for i in range(parts))
+    return ItemEffects(
+        task, "default", "correct", names, (0,) * parts, tuple(range(parts)), differences, None, 0, False
+    )
+
+
+def test_by_hand() -> None:
+    found = concentration_statistics(np.array([-0.6, 0.3, 0.1, 0.0]), top=(1, 2, 9))
+    assert found["share_top_1"] == pytest.approx(0.6)
+    assert found["share_top_2"] == pytest.approx(0.9)
+    assert "share_top_9" not in found
+    # Ascending 0, .1, .3, .6 with weights −3, −1, 1, 3 over 4.
+    assert found["gini"] == pytest.approx((-0.1 + 0.3 + 1.8) / 4)
+    assert found["participation_ratio"] == pytest.approx(1 / (0.36 + 0.09 + 0.01))
+    assert found["entropy"] == pytest.approx(stats.entropy([0.6, 0.3, 0.1]))
+
+
+def test_extremes() -> None:
+    equal = concentration_statistics(np.full(8, -0.2))
+    assert equal["gini"] == pytest.approx(0)
+    assert equal["participation_ratio"] == pytest.approx(8)
+    assert equal["entropy"] == pytest.approx(np.log(8))
+    single = concentration_statistics(np.eye(8)[3])
+    assert single["gini"] == pytest.approx(7 / 8)
+    assert single["participation_ratio"] == pytest.approx(1)
+    assert single["entropy"] == pytest.approx(0)
+    assert all(np.isnan(value) for value in concentration_statistics(np.zeros(8)).values())
+
+
+def test_gini_is_the_mean_difference_over_twice_the_mean() -> None:
+    effects = np.random.default_rng(1).normal(size=30)
+    sizes = np.abs(effects)
+    expected = np.abs(sizes[:, None] - sizes[None]).mean() / (2 * sizes.mean())
+    assert concentration_statistics(effects)["gini"] == pytest.approx(expected)
+
+
+def test_gini_is_twice_the_area_between_lorenz_curve_and_diagonal() -> None:
+    effects = np.random.default_rng(2).normal(size=25)
+    area = np.trapezoid(lorenz(effects), np.linspace(0, 1, 26)) - 0.5
+    assert concentration_statistics(effects)["gini"] == pytest.approx(2 * area)
+
+
+def test_a_planted_head_is_concentrated_and_noise_is_not() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=(150, 40))
+    frame = concentration(noise, seed=1).set_index("statistic")
+    assert (frame["p_value"] > 0.05).all()
+    assert (frame["null_low"] <= frame["value"]).all()
+    assert (frame["value"] <= frame["null_high"]).all()
+    planted = noise.copy()
+    planted[:, 7] = -1.0
+    frame = concentration(planted, seed=1).set_index("statistic")
+    assert (frame["p_value"] < 0.01).all()
+    assert frame.loc["share_top_1", "value"] > frame.loc["share_top_1", "null_high"]
+    assert frame.loc["participation_ratio", "value"] < frame.loc["participation_ratio", "null_low"]
+    assert (frame["ci_low"] <= frame["ci_high"]).all()
+
+
+def test_the_null_keeps_sizes_and_has_mean_zero() -> None:
+    differences = np.array([[1.0, 0.0], [1.0, 2.0], [0.0, 2.0], [1.0, 0.0]])
+    null = null_effects(differences, 20_000, seed=3)
+    np.testing.assert_allclose(null.mean(0), 0, atol=0.02)
+    # Var of a mean of independent signs: Σ d² / n².
+    np.testing.assert_allclose(null.var(0), (differences**2).sum(0) / 16, rtol=0.05)
+
+
+def test_all_zero_effects_say_nothing() -> None:
+    frame = concentration(np.zeros((5, 4)))
+    assert frame[["value", "ci_low", "null_mean", "p_value"]].isna().all().all()
+    with pytest.raises(UserError, match="nothing to draw"):
+        lorenz_curves([effects_of(np.zeros((5, 4)))])
+
+
+def test_overlap_of_a_task_with_itself_and_with_a_shuffled_one() -> None:
+    generator = np.random.default_rng(4)
+    one = generator.normal(size=(20, 60)) * np.linspace(0.1, 3, 60)
+    other = generator.normal(size=(20, 60))
+    frame = overlap([effects_of(one, "a"), effects_of(one, "b"), effects_of(other, "c")], k=6)
+    same, apart = frame.iloc[0], frame.iloc[1]
+    assert (same["spearman"], same["jaccard"], same["shared"]) == (pytest.approx(1), 1, 6)
+    assert same["spearman_p"] < 0.001
+    assert same["jaccard_p"] < 1e-6
+    assert apart["jaccard_p"] > 0.01
+
+
+def test_jaccard_by_hand() -> None:
+    a, b = np.array([5.0, -4, 0, 0]), np.array([5.0, 0, 3, 0])
+    shared, jaccard, expected, p_value = jaccard_top_k(a, b, 2)
+    assert (shared, jaccard) == (1, pytest.approx(1 / 3))
+    # Of 6 pairs, 1 shares both, 4 share one, 1 shares none.
+    assert expected == pytest.approx((1 * 1 + 4 / 3) / 6)
+    assert p_value == pytest.approx(5 / 6)
+    with pytest.raises(UserError, match="top 5"):
+        jaccard_top_k(a, b, 5)
+
+
+def test_spearman_is_scipys_with_a_permutation_p() -> None:
+    generator = np.random.default_rng(5)
+    a = generator.normal(size=40)
+    b = a + generator.normal(size=40) * 2
+    rho, p_value = spearman(a, b)
+    expected = stats.spearmanr(a, b)
+    assert rho == pytest.approx(expected.statistic)
+    assert p_value == pytest.approx(expected.pvalue, abs=0.02)
+    assert np.isnan(spearman(a, np.zeros(40))).all()
+
+
+def head(place: int, kind: str = "zero") -> Variant:
+    ablation = Ablation(Head(0, place), kind)  # type: ignore[arg-type]
+    return Variant(ablation.name, (ablation,))
+
+
+def test_effects_are_read_from_records() -> None:
+    store = MemoryStore()
+    outcomes = {CLEAN: [True, True, False], head(0): [False, True, False], head(1): [True, True, True]}
+    for variant, correct in outcomes.items():
+        store.write(CellKey(variant.name, "t", "default"), table(variant, correct))
+    names = [variant.name for variant in outcomes]
+    found = read_effects(store, "t", "default", names)
+    assert found.variants == ("L0.H0.zero", "L0.H1.zero")
+    assert found.heads == (0, 1)
+    np.testing.assert_array_equal(found.differences, [[-1, 0], [0, 0], [0, 1]])
+    np.testing.assert_allclose(found.effects, [-1 / 3, 1 / 3])
+    assert (read_effects(store, "t", "default", names, measure="gold_logprob").differences == 0).all()
+    plt.close(lorenz_curves([found]).figure)
+    for arguments, message in (
+        ({"component": "mlp"}, "no mlp was removed"),
+        ({"ablation": "mean"}, "by mean"),
+        ({"measure": "corect"}, "did you mean correct"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_effects(store, "t", "default", names, **arguments)
+    store.write(CellKey("L0.H1.mean", "t", "default"), table(head(1, "mean"), [True, True, True]))
+    with pytest.raises(UserError, match="choose ablation mean or zero"):
+        read_effects(store, "t", "default", [*names, "L0.H1.mean"])

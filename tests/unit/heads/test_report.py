@@ -1,0 +1,78 @@
+"""`lensprune heads` end to end on planted heads: files, the joined table, and what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lensprune.ablation import each_head, each_layer
+from lensprune.cli import main
+from lensprune.errors import UserError
+from lensprune.heads import head_scores, scores_with_effects
+from lensprune.report.head_report import heads_report
+from lensprune.sweep.result import Run
+from lensprune.sweep.run import sweep
+from tests.planted.circuits import ARITHMETIC, model_of
+from tests.planted.models import build, word_tokenizer
+
+SCORES = ["operator_attention", "operand_at_operator"]
+
+
+@pytest.fixture(scope="module")
+def head_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Sums of the planted model, whose answer is the first operand: it is never right, and sometimes nearest."""
+    model = model_of("arithmetic", "llama")
+    out = tmp_path_factory.mktemp("run") / "heads"
+    return sweep(model, ["arithmetic"], ["continuation"], each_head(model), limit=12, shots=0, out=out, progress=False)
+
+
+def test_table_of_scores_and_effects(head_run: Run) -> None:
+    scores = head_scores(model_of("arithmetic", "llama"), SCORES, limit=3)
+    joined = scores_with_effects(scores, head_run)
+    assert len(joined) == 8
+    assert list(joined.columns[:4]) == ["layer", "head", *SCORES]
+    row = joined[(joined["layer"] == 0) & (joined["head"] == 3)].iloc[0]
+    assert row["operand_at_operator"] == pytest.approx(1, abs=1e-3)
+    summary = head_run.summary().set_index("variant")
+    for own in joined.itertuples():
+        assert own.delta == summary.loc[f"L{own.layer}.H{own.head}.zero", "delta"]
+
+
+def test_effects_concentrate_on_the_planted_heads(head_run: Run) -> None:
+    frame = head_run.concentration(measure="gold_logprob", top=(2,)).set_index("statistic")
+    assert frame.loc["share_top_2", "value"] == pytest.approx(1, abs=1e-4)
+    assert frame.loc["participation_ratio", "value"] == pytest.approx(2, abs=1e-2)
+    assert frame.loc["share_top_2", "n_parts"] == 8
+
+
+def test_report_writes_what_it_names(head_run: Run, tmp_path: Path) -> None:
+    text = heads_report(model_of("arithmetic", "llama"), tmp_path, scores=SCORES, run=head_run.folder, limit=3, most=2)
+    assert "L0.H3 1.00" in text
+    for name in ("heads.csv", "heads_and_effects.csv", "figures/heads.png"):
+        assert (tmp_path / name).is_file()
+        assert name in text
+    assert len(pd.read_csv(tmp_path / "heads.csv")) == 16
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model"
+    build(ARITHMETIC, "gpt2").save_pretrained(folder)
+    word_tokenizer(ARITHMETIC).save_pretrained(folder)
+    out = tmp_path / "out"
+    options = ["--score", "operand_at_operator", "--limit", "3", "--bos", "always", "--out", str(out)]
+    assert main(["heads", "--model", str(folder), *options]) == 0
+    assert "L0.H3 1.00" in capsys.readouterr().out
+    assert main(["heads", "--model", str(folder), "--score", "nonsense"]) == 2
+    assert "unknown head score" in capsys.readouterr().err
+
+
+def test_refusals(tmp_path: Path) -> None:
+    model = model_of("arithmetic", "llama")
+    layers = sweep(model, ["arithmetic"], ["continuation"], each_layer(model), limit=2, shots=0, progress=False)
+    scores = head_scores(model, ["copying"])
+    with pytest.raises(UserError, match="removes no single head"):
+        scores_with_effects(scores, layers)
+    with pytest.raises(UserError, match="cannot read"):
+        heads_report(model, text_file=tmp_path / "missing.txt")
