@@ -1,0 +1,161 @@
+"""What is left when more and more heads are removed: the important first, the deep first, or at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from lensprune.ablation.components import Head
+from lensprune.ablation.orders import keep_first, random_orders, remove_first
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.adapt import as_hooked_model
+from lensprune.sweep.result import Run
+from lensprune.sweep.run import sweep
+
+__all__ = ["RemovalCurves", "importance_of", "removal_curves"]
+
+ORDERS = ("important_first", "unimportant_first", "shallow_first", "deep_first", "random")
+
+
+def importance_of(
+    run: Run, task: str | None = None, protocol: str | None = None, measure: str = "correct"
+) -> pd.DataFrame:
+    """How much a task loses without each head: layer, head, value = −(mean change of `measure`).
+
+    Several (task, protocol) pairs are averaged. Curves drawn on the very items that ranked the heads flatter the
+    ranking, so rank on other items (another seed, or the items behind a limit).
+
+    Raises:
+        UserError: a name that is not part of the run, or it removed no heads.
+    """
+    found = run.effects(task, protocol, measure=measure)
+    frames = [pd.DataFrame({"layer": own.layers, "head": own.heads, "value": -own.effects}) for own in found]
+    return pd.concat(frames).groupby(["layer", "head"])[["value"]].mean().reset_index()
+
+
+@dataclass(frozen=True)
+class RemovalCurves:
+    """The run behind the curves and their points.
+
+    `table`: one row a (task, protocol, order, seed, k): `seed` numbers the random orders and is −1 for the others;
+    accuracy, accuracy_clean, delta, at_chance. k = 0 under ``remove`` is the clean model.
+    """
+
+    mode: Literal["remove", "keep"]
+    table: pd.DataFrame
+    run: Run
+
+    def summary(self) -> pd.DataFrame:
+        """Each order against the random ones: task, protocol, order, k, accuracy, random_mean, random_low, random_high
+        (range of the middle 95% of random orders), and p_value: one-sided, that a random order does at least as badly
+        (``keep``: at least as well), (1 + such orders) / (1 + random orders)."""
+        keys = ["task", "protocol", "k"]
+        chance = {key: own["accuracy"].to_numpy() for key, own in self._random().groupby(keys)}
+        rows = []
+        for row in self.table[self.table["order"] != "random"].to_dict("records"):
+            random = chance[row["task"], row["protocol"], row["k"]]
+            beyond = random <= row["accuracy"] if self.mode == "remove" else random >= row["accuracy"]
+            low, high = np.quantile(random, [0.025, 0.975])
+            p_value = (1 + int(beyond.sum())) / (1 + len(random))
+            values = [row["task"], row["protocol"], row["order"], row["k"], row["accuracy"]]
+            rows.append([*values, random.mean(), low, high, p_value])
+        columns = [
+            "task", "protocol", "order", "k", "accuracy", "random_mean", "random_low", "random_high", "p_value",
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
+
+    def _random(self) -> pd.DataFrame:
+        return self.table[self.table["order"] == "random"]
+
+
+def removal_curves(
+    model: Any,
+    importance: pd.DataFrame,
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] | str = ("default",),
+    *,
+    counts: Sequence[int],
+    mode: Literal["remove", "keep"] = "remove",
+    orders: Sequence[str] = ("important_first", "deep_first", "shallow_first", "random"),
+    random_seeds: int = 20,
+    seed: int = 0,
+    ablation: str = "zero",
+    **options: Any,
+) -> RemovalCurves:
+    """Remove 1, 2, … heads in several orders, or keep only so many, and measure accuracy.
+
+    Args:
+        importance: layer, head, value; the larger the more important (`importance_of`, or one score of `head_scores`).
+            Only these heads are ever removed.
+        counts: how many heads to remove (or keep).
+        mode: ``remove`` the first k of an order, or ``keep`` only the first k.
+        orders: any of ``important_first``, ``unimportant_first``, ``shallow_first``, ``deep_first``, ``random``. Ties
+            go to the lower layer and head.
+        random_seeds: random orders, if there are any: at least 20, so that p-values can fall below 0.05.
+        ablation: how a head is removed.
+        options: of `lensprune.sweep` (limit, shots, seed of the items is `seed`, out, …).
+
+    Raises:
+        UserError: an unknown order or mode, too few random orders, a count out of range, a column that is missing.
+    """
+    if mode not in ("remove", "keep"):
+        raise unknown_name("mode", str(mode), ["remove", "keep"])
+    for name in orders:
+        if name not in ORDERS:
+            raise unknown_name("order", name, ORDERS)
+    if "random" not in orders:
+        raise UserError("orders without 'random' have nothing to be compared with: add it")
+    if random_seeds < 20:
+        raise UserError(f"random_seeds {random_seeds} is too few to tell an order from chance: expected 20 or more")
+    hooked = as_hooked_model(model)
+    named = _orders(importance, orders, random_seeds, seed)
+    build = remove_first if mode == "remove" else keep_first
+    run = sweep(hooked, tasks, protocols, build(named, counts, ablation), seed=seed, **options)
+    summary = run.summary()
+    places = {
+        f"{name}.{mode}{k}.{ablation}": (name.split("#")[0], int(name.split("#")[1]) if "#" in name else -1, k)
+        for name in named
+        for k in counts
+    }
+    facts = pd.DataFrame(
+        [places.get(str(variant), ("clean", -1, 0)) for variant in summary["variant"]],
+        columns=["order", "seed", "k"],
+        index=summary.index,
+    )
+    columns = ["accuracy", "accuracy_clean", "delta", "at_chance"]
+    table = pd.concat([summary[["task", "protocol"]], facts, summary[columns]], axis=1)
+    table = table[table["order"] != "clean"].reset_index(drop=True)
+    return RemovalCurves(mode, table, run)
+
+
+def _orders(
+    importance: pd.DataFrame, orders: Sequence[str], random_seeds: int, seed: int
+) -> dict[str, tuple[Head, ...]]:
+    for column in ("layer", "head", "value"):
+        if column not in importance:
+            raise unknown_name("column of importance", column, importance.columns)
+    if importance["value"].isna().any():
+        raise UserError("an importance is NaN: leave such heads out")
+    ranked = importance.sort_values(["layer", "head"])
+    if ranked.duplicated(["layer", "head"]).any():
+        raise UserError("a head has two importances: give one score, not several")
+
+    def heads(frame: pd.DataFrame) -> tuple[Head, ...]:
+        return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))
+
+    by_place = heads(ranked)
+    found: dict[str, tuple[Head, ...]] = {}
+    for name in orders:
+        if name == "random":
+            shuffles = random_orders(by_place, random_seeds, seed)
+            found |= {f"random#{index}": order for index, order in enumerate(shuffles)}
+        elif name.endswith("important_first"):
+            up = name == "unimportant_first"
+            found[name] = heads(ranked.sort_values("value", ascending=up, kind="stable"))
+        else:
+            found[name] = by_place if name == "shallow_first" else by_place[::-1]
+    return found
