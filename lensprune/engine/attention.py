@@ -89,15 +89,20 @@ def partial_attention(
     batch, n_heads, n_queries, d_head = q.shape
     n_kv = k.shape[1]
     repeat = n_heads // n_kv
-    if q.device.type == "cpu" and settings.softcap is None and allowed is None:
+    if q.device.type == "cpu" and settings.softcap is None and not (causal and allowed is not None):
+        mask = None if allowed is None else _additive(allowed, repeat, n_queries, q.dtype)
         if causal and repeat > 1:
             k, v = (t[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for t in (k, v))
         elif repeat > 1:
             # Query heads that share a key/value head are more queries to it.
             q = q.reshape(batch, n_kv, repeat * n_queries, d_head)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=None, scale=settings.scaling
+            q, k, v, 0.0, causal, attn_mask=mask, scale=settings.scaling
         )
+        if allowed is not None:
+            # The kernel gives output 0, but log-sum-exp 0 where nothing is allowed.
+            blind = ~allowed.any(-1)[:, None, None]
+            lse = lse.reshape(batch, n_kv, repeat, n_queries).masked_fill(blind, -torch.inf)
         return out.reshape(batch, n_heads, n_queries, d_head), lse.reshape(batch, n_heads, n_queries)
     grouped = q.reshape(batch, n_kv, repeat, n_queries, d_head)
     scores = torch.einsum("bgrqd,bgkd->bgrqk", grouped, k).float() * settings.scaling
@@ -114,6 +119,14 @@ def partial_attention(
     weights = torch.exp(scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None])
     out = torch.einsum("bgrqk,bgkd->bgrqd", weights.to(v.dtype), v)
     return out.reshape(q.shape), lse.reshape(batch, n_heads, n_queries)
+
+
+def _additive(allowed: torch.Tensor, repeat: int, n_queries: int, dtype: torch.dtype) -> torch.Tensor:
+    """Mask that the kernel adds to scores [batch, kv_head, repeat × query, key]."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, -torch.inf)
+    if allowed.shape[1] > 1:
+        mask = mask[:, None].expand(-1, repeat, -1, -1).flatten(1, 2)
+    return mask[:, None]
 
 
 def merge_into(total: Partial, part: Partial) -> None:

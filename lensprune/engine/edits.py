@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 
@@ -33,24 +34,21 @@ class RowEdit:
     ablation: Ablation
     reference: ReferenceActivations | None
 
-    def branch(
-        self, activation: Float[torch.Tensor, "tok d_model"], position_ids: Int[torch.Tensor, " tok"]
-    ) -> Float[torch.Tensor, "tok d_model"]:
-        """Replace a branch's output on the rows."""
-        changed = activation.clone()
-        changed[self.rows] = replacement(self.ablation, self.reference, position_ids[self.rows], activation[self.rows])
-        return changed
-
-    def heads(
-        self, z: Float[torch.Tensor, "tok head d_head"], position_ids: Int[torch.Tensor, " tok"], heads: list[int]
-    ) -> Float[torch.Tensor, "tok head d_head"]:
-        """Replace some heads' z on the rows."""
-        changed = z.clone()
-        part = z[self.rows]
-        new = part.clone()
-        new[:, heads] = replacement(self.ablation, self.reference, position_ids[self.rows], part)[:, heads]
-        changed[self.rows] = new
-        return changed
+    def write(
+        self,
+        activation: Float[torch.Tensor, "tok ..."],
+        position_ids: Int[torch.Tensor, " tok"],
+        heads: list[int] | None = None,
+    ) -> None:
+        """Replace, in place, the activation of the ablation's site on the rows; of z [tok, head, d_head], `heads`."""
+        part = activation[self.rows]
+        new = replacement(self.ablation, self.reference, position_ids[self.rows], part)
+        if heads is None:
+            activation[self.rows] = new
+        elif isinstance(self.rows, slice):
+            part[:, heads] = new[:, heads]
+        else:
+            activation[self.rows[:, None], torch.tensor(heads, device=self.rows.device)] = new[:, heads]
 
 
 @dataclass
@@ -67,12 +65,52 @@ class LayerEdits:
         """Whether all rows take a contribution that does not depend on the block's own computation."""
         return any(edit.rows == ALL for edit in self.contribution if isinstance(edit.rows, slice))
 
+    def contribute(
+        self,
+        before: Float[torch.Tensor, "1 tok d_model"],
+        after: Float[torch.Tensor, "1 tok d_model"],
+        position_ids: Int[torch.Tensor, " tok"],
+    ) -> Float[torch.Tensor, "1 tok d_model"]:
+        """The residual after the layer, given the one before it and the unedited one after it."""
+        if not self.contribution:
+            return after
+        out = after.clone()
+        for edit in self.contribution:
+            out[0, edit.rows] = before[0, edit.rows]
+            if edit.ablation.kind not in ("skip", "zero"):
+                here = before[0, edit.rows]
+                out[0, edit.rows] += replacement(edit.ablation, edit.reference, position_ids[edit.rows], here)
+        return out
+
     def edit_z(
         self, z: Float[torch.Tensor, "tok head d_head"], position_ids: Int[torch.Tensor, " tok"]
     ) -> Float[torch.Tensor, "tok head d_head"]:
+        """Per-head results with the edited heads replaced."""
+        if not self.heads:
+            return z
+        changed = z.clone()
         for edit, heads in self.heads:
-            z = edit.heads(z, position_ids, heads)
-        return z
+            edit.write(changed, position_ids, heads)
+        return changed
+
+    def within(self, computed: np.ndarray) -> LayerEdits:
+        """The edits of attention, MLP and heads on the tokens that are `computed`, whose rows move together.
+
+        Rows must be slices with bounds.
+        """
+        before = np.cumsum(computed) - computed
+
+        def moved(edit: RowEdit) -> RowEdit | None:
+            assert isinstance(edit.rows, slice)
+            size = int(computed[edit.rows].sum())
+            start = int(before[edit.rows.start])
+            return replace(edit, rows=slice(start, start + size)) if size else None
+
+        return LayerEdits(
+            attention=[new for edit in self.attention if (new := moved(edit))],
+            mlp=[new for edit in self.mlp if (new := moved(edit))],
+            heads=[(new, heads) for edit, heads in self.heads if (new := moved(edit))],
+        )
 
 
 def edits_by_layer(

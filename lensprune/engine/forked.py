@@ -1,9 +1,10 @@
 """The fast executor: shared prefixes once, and each variant resumed from the clean model at its first changed layer.
 
-For likelihood requests the distinct tokens of a chunk form a prefix tree that runs as one flat row. The clean model
-goes through it layer by layer; at layer l every variant whose first change is there forks off from the residual before
-l, reusing layer l's attention result, and runs to the end. Only scored positions are unembedded. The order of additions
-differs from the hooked executor's, so numbers agree to rounding, not bit for bit.
+The distinct tokens of a chunk of requests form a prefix tree that runs as one flat row. The clean model goes through it
+layer by layer; at layer l every variant whose first change is there forks off from the residual before l, reusing layer
+l's attention result, and runs to the end. Only scored positions are unembedded. Generation goes on from the keys and
+values of that pass, many variants and requests in one step (see `decode`). The order of additions differs from the
+hooked executor's, so numbers agree to rounding, not bit for bit.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from jaxtyping import Float
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.engine.attention import TreeAttention
 from lensprune.engine.base import ProgressCallback, VariantResponses
-from lensprune.engine.edits import ALL, LayerEdits, edits_by_layer, first_layer
+from lensprune.engine.decode import GroupDecoder
+from lensprune.engine.fork import fork_variants
+from lensprune.engine.groups import DecodeLimits, group_variants, request_chunks
 from lensprune.engine.hooked import HookedExecutor
-from lensprune.engine.layers import FlatBatch, LayerStack, UnsupportedByFastPath
+from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
 from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import (
+    GenerateRequest,
+    GenerateResponse,
     LoglikelihoodRequest,
     LoglikelihoodResponse,
     Request,
@@ -39,13 +43,13 @@ UNEMBED_ROWS = 512
 
 
 class ForkedExecutor:
-    """Likelihood requests by forking from the clean model; the rest through `HookedExecutor`.
-
-    Generation, and variants with the user's own hooks, take the hooked path, as `covers` says.
+    """All requests by forking from the clean model; variants with the user's own hooks through `HookedExecutor`.
 
     Args:
         model: must be able to run layer by layer; see `LayerStack`.
         max_tokens: distinct tokens in one flat row.
+        max_rows: rows (variant × request) in one decode step.
+        max_kv_bytes: keys and values held while decoding; a single row may need more.
 
     Raises:
         UnsupportedByFastPath: the model cannot, or its numbers differ from the hooked executor's on a probe.
@@ -54,19 +58,18 @@ class ForkedExecutor:
     name = "forked"
     PROBE_TOLERANCE = 1e-2
 
-    def __init__(self, model: HookedModel, max_tokens: int = 8192) -> None:
-        if max_tokens <= 0:
-            raise UserError(f"the batch budget must be a positive number of tokens, not {max_tokens}")
+    def __init__(
+        self, model: HookedModel, max_tokens: int = 8192, max_rows: int = 384, max_kv_bytes: int = 2**30
+    ) -> None:
+        for what, value in (("tokens", max_tokens), ("rows", max_rows), ("bytes", max_kv_bytes)):
+            if value <= 0:
+                raise UserError(f"the batch budget must be a positive number of {what}, not {value}")
         self.model = model
         self.max_tokens = max_tokens
+        self.limits = DecodeLimits(max_rows, max_kv_bytes, max_tokens)
         self._hooked = HookedExecutor(model, min(max_tokens, 2048))
         self._stack = LayerStack(model)
         self._probe()
-
-    @staticmethod
-    def covers(request: Request, variant: Variant) -> bool:
-        """Whether the fast path answers this request under this variant."""
-        return isinstance(request, LoglikelihoodRequest) and not variant.hooks
 
     def run(
         self,
@@ -81,20 +84,40 @@ class ForkedExecutor:
             variant.check(self.model.facts)
             if variant.needs_reference and reference is None:
                 raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
-        fast_variants = [v for v in variants if not v.hooks]
-        fast = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
-        slow = {i: r for i, r in enumerate(requests) if i not in fast}
+        fast = [v for v in variants if not v.hooks]
+        scored = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
+        generated = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
         with torch.inference_mode():
-            answered = self._score(fast, fast_variants, reference, progress)
+            scores = self._score(scored, fast, reference, progress)
+        texts = self._generate(generated, fast, reference, progress)
         for variant in variants:
             if variant.hooks:
                 yield from self._hooked.run(requests, [variant], reference=reference, progress=progress)
                 continue
-            responses: dict[int, Response] = dict(answered[variant.name])
-            if slow:
-                [rest] = self._hooked.run(list(slow.values()), [variant], reference=reference, progress=progress)
-                responses.update(zip(slow, rest.responses, strict=True))
+            responses: dict[int, Response] = {**scores[variant.name], **next(texts)}
             yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
+
+    def _generate(
+        self,
+        requests: dict[int, GenerateRequest],
+        variants: Sequence[Variant],
+        reference: ReferenceActivations | None,
+        progress: ProgressCallback | None,
+    ) -> Iterator[dict[int, GenerateResponse]]:
+        """Each variant's responses, in the order given, as soon as its group is done."""
+        facts = self.model.facts
+        chunks = request_chunks(requests, variants, facts, self.limits)
+        for group in group_variants(variants, facts, chunks, self.limits):
+            answered: list[dict[int, GenerateResponse]] = [{} for _ in group]
+            for chunk in chunks:
+                indices = list(chunk)
+                with torch.inference_mode():
+                    decoder = GroupDecoder(self.model, self._stack, group, list(chunk.values()), reference)
+                    for variant, request, response in decoder.run():
+                        answered[variant][indices[request]] = response
+                        if progress is not None:
+                            progress(1)
+            yield from answered
 
     def _score(
         self,
@@ -113,61 +136,11 @@ class ForkedExecutor:
             tree = build_tree(chunk)
             asked = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
             scorer = _Scorer(tree, asked)
-            for variant, hidden in self._fork(tree, variants, reference):
+            for variant, hidden in fork_variants(self._stack, self.model.facts, tree, variants, reference):
                 answered[variant.name].update(scorer.score(self._stack, hidden))
                 if progress is not None:
                     progress(len(asked))
         return answered
-
-    def _fork(
-        self, tree: PrefixTree, variants: Sequence[Variant], reference: ReferenceActivations | None
-    ) -> Iterator[tuple[Variant, Float[torch.Tensor, "tok d_model"]]]:
-        """Yield each variant with the residuals that leave its last layer."""
-        n_layers = self._stack.n_layers
-        device = self.model.facts.device
-        forks: dict[int, list[Variant]] = defaultdict(list)
-        for variant in variants:
-            forks[first_layer(variant, n_layers)].append(variant)
-        batch = self._stack.begin(tree.input_ids(device), tree.position_ids(device))
-        attention = TreeAttention(tree, device)
-        hidden = batch.embedded
-        # Clean layers run only while a later fork needs them.
-        last = max(forks)
-        for layer in range(min(last + 1, n_layers)):
-            starting = forks.get(layer, [])
-            following = hidden
-            attention.save = bool(starting)
-            if layer < last:
-                following = self._stack.run_layer(layer, hidden, batch, attention)
-            attention.save = False
-            for variant in starting:
-                edits = edits_by_layer([(variant, ALL)], reference, self.model.facts)
-                yield variant, self._run_from(layer, hidden, batch, attention, edits)
-            attention.saved = None
-            hidden = following
-        for variant in forks.get(n_layers, []):
-            yield variant, hidden[0]
-
-    def _run_from(
-        self,
-        start: int,
-        hidden: torch.Tensor,
-        batch: FlatBatch,
-        attention: TreeAttention,
-        edits: dict[int, LayerEdits],
-    ) -> Float[torch.Tensor, "tok d_model"]:
-        saved = attention.saved
-        positions = batch.position_ids[0]
-        for layer in range(start, self._stack.n_layers):
-            here = edits.get(layer)
-            # Before the variant's first change the attention result is the clean one.
-            attention.saved = saved if layer == start else None
-            if here is not None and here.heads:
-                attention.edit_z = lambda z, here=here: here.edit_z(z, positions)
-            hidden = self._stack.run_layer(layer, hidden, batch, attention, here)
-            attention.edit_z = None
-        attention.saved = saved
-        return hidden[0]
 
     def _probe(self) -> None:
         # Families differ in what their attention modules pass on; a wrong number must never pass for a fast one.

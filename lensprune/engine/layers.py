@@ -34,7 +34,23 @@ class FlatBatch:
 
     position_ids: Int[torch.Tensor, "1 tok"]
     embedded: Float[torch.Tensor, "1 tok d_model"]
-    arguments: list[dict[str, Any]] = field(default_factory=list)
+    arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def take(self, index: Int[torch.Tensor, " taken"], layer: int) -> FlatBatch:
+        """Some of the tokens, in another order, with what one layer is called with."""
+        size = self.position_ids.shape[1]
+
+        def pick(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                if value.ndim >= 2 and value.shape[:2] == (1, size):
+                    return value[:, index]
+                return value[index] if value.shape == (size,) else value
+            if isinstance(value, (tuple, list)):
+                return type(value)(pick(v) for v in value)
+            return value
+
+        arguments = {name: pick(value) for name, value in self.arguments[layer].items()}
+        return FlatBatch(self.position_ids[:, index], self.embedded[:, index], {layer: arguments})
 
 
 class LayerStack:
@@ -98,17 +114,17 @@ class LayerStack:
             return hidden
 
         with self._replaced([record] * self.n_layers):
-            # One token's logits are the least that the model can be asked for.
-            self._raw(input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=1)
+            # Without the unembedding, whose weights are the largest.
+            self._raw.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         batch = FlatBatch(position_ids, calls[0][0][0])
-        for signature, (args, kwargs) in zip(self._signatures, calls, strict=True):
+        for layer, (signature, (args, kwargs)) in enumerate(zip(self._signatures, calls, strict=True)):
             bound = signature.bind(*args, **kwargs)
             arguments = dict(bound.arguments)
             for name, parameter in signature.parameters.items():
                 if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                     arguments.update(arguments.pop(name, {}))
             arguments.pop(next(iter(signature.parameters)))
-            batch.arguments.append(arguments)
+            batch.arguments[layer] = arguments
         return batch
 
     def run_layer(
@@ -119,29 +135,22 @@ class LayerStack:
         plan: AttentionPlan,
         edits: LayerEdits | None = None,
     ) -> Float[torch.Tensor, "1 tok d_model"]:
-        """Residual after `layer`, given the residual before it; per-head edits are the plan's."""
+        """Residual after `layer`, given the residual before it, with the edits of its attention and MLP branch.
+
+        Edits per head are the plan's; edits of the layer's whole contribution the caller's.
+        """
         positions = batch.position_ids[0]
-        if edits is not None and edits.bypass:
-            out = hidden
-        else:
-            with ExitStack() as stack:
-                for site, branch_edits in (
-                    ("hook_attn_out", edits.attention if edits else []),
-                    ("hook_mlp_out", edits.mlp if edits else []),
-                ):
-                    if branch_edits:
-                        module = self._branches[site][layer]
-                        handle = module.register_forward_hook(_branch_hook(branch_edits, positions))
-                        stack.callback(handle.remove)
-                arguments = {**batch.arguments[layer], "attention_mask": plan}
-                out = self._layers[layer](hidden, **arguments)
-            out = out[0] if isinstance(out, tuple) else out
-        for edit in edits.contribution if edits else []:
-            # `branch` of an all-zero activation is the new contribution on the edited rows.
-            added = edit.branch(torch.zeros_like(hidden[0]), positions)
-            out = out.clone() if out is hidden else out
-            out[0, edit.rows] = hidden[0, edit.rows] + added[edit.rows]
-        return out
+        with ExitStack() as stack:
+            for site, branch_edits in (
+                ("hook_attn_out", edits.attention if edits else []),
+                ("hook_mlp_out", edits.mlp if edits else []),
+            ):
+                if branch_edits:
+                    module = self._branches[site][layer]
+                    handle = module.register_forward_hook(_branch_hook(branch_edits, positions))
+                    stack.callback(handle.remove)
+            out = self._layers[layer](hidden, **{**batch.arguments[layer], "attention_mask": plan})
+        return out[0] if isinstance(out, tuple) else out
 
     def logits(self, hidden: Float[torch.Tensor, "tok d_model"]) -> Float[torch.Tensor, "tok d_vocab"]:
         """Final norm and unembedding of residuals that left the last layer."""
@@ -170,8 +179,10 @@ class LayerStack:
 def _branch_hook(edits: list[RowEdit], positions: torch.Tensor) -> Callable[..., Any]:
     def replace(module: torch.nn.Module, args: Any, output: Any) -> Any:
         value = output[0] if isinstance(output, tuple) else output
+        changed = value.reshape(len(positions), -1).clone()
         for edit in edits:
-            value = edit.branch(value.reshape(len(positions), -1), positions).reshape(value.shape)
+            edit.write(changed, positions)
+        value = changed.reshape(value.shape)
         return (value, *output[1:]) if isinstance(output, tuple) else value
 
     return replace

@@ -1,0 +1,331 @@
+"""Greedy decoding of a group of variants on a set of prompts, all rows (variant × request) in one step.
+
+Each step runs the layers once. The tokens of a layer's call are the rows whose variant is changed at or below that
+layer, and one token for each history (prompt and generated tokens) that a row has whose variant is changed above it:
+what equals the clean model is computed once for all variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from lensprune.ablation.components import Layer
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import Variant
+from lensprune.engine.decode_attention import DecodeAttention, LayerTokens, OwnRows, table_by_group
+from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
+from lensprune.engine.fork import fork_variants
+from lensprune.engine.histories import Histories, Split
+from lensprune.engine.kv import GROWTH, CleanKV, HistoryKV, OwnKV, PromptKV
+from lensprune.engine.layers import FlatBatch, LayerStack
+from lensprune.engine.prompts import PromptSet
+from lensprune.engine.scoring import eos_token_ids
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse
+from lensprune.protocols.stopping import StopMatcher
+
+__all__ = ["GroupDecoder"]
+
+UNEMBED_ROWS = 512
+KEEP_DEAD = 0.25
+"""Buffers are compacted when more than this share of their rows has finished."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The running rows of one step, sorted by first changed layer, and the histories that they need.
+
+    `histories` are sorted by the highest first changed layer of their rows; `history_of` is the place of each row's
+    history among them, `sample` a row that has it. `n_rows[l]` rows are changed at or below layer l, `n_histories[l]`
+    histories are needed at layer l.
+    """
+
+    rows: np.ndarray
+    histories: np.ndarray
+    history_of: np.ndarray
+    sample: np.ndarray
+    n_rows: np.ndarray
+    n_histories: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, first: np.ndarray, history: np.ndarray, n_layers: int) -> _Step:
+        numbers, from_end = np.unique(history[::-1], return_index=True)
+        # Rows are sorted by first changed layer, so a history's last row has the highest.
+        last = len(rows) - 1 - from_end
+        order = np.argsort(-first[last], kind="stable")
+        place = np.empty(numbers.max() + 1, dtype=np.int64)
+        place[numbers[order]] = np.arange(len(order))
+        layers = np.arange(n_layers)
+        return cls(
+            rows=rows,
+            histories=numbers[order],
+            history_of=place[history],
+            sample=last[order],
+            n_rows=np.searchsorted(first, layers, side="right"),
+            n_histories=np.searchsorted(-first[last][order], -layers, side="right"),
+        )
+
+
+class GroupDecoder:
+    """Decodes `requests` under `variants`, all at once.
+
+    Rows are numbered variant by variant, lowest first changed layer first; `prompts` holds the requests' contexts.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        stack: LayerStack,
+        variants: Sequence[Variant],
+        requests: Sequence[GenerateRequest],
+        reference: ReferenceActivations | None,
+    ) -> None:
+        self._model, self._stack, self._reference = model, stack, reference
+        self._device = model.facts.device
+        n_layers = stack.n_layers
+        # Positions in the caller's lists travel along.
+        order = sorted(range(len(variants)), key=lambda i: first_layer(variants[i], n_layers))
+        self._variants = [variants[i] for i in order]
+        self._requests = list(requests)
+        self._prompts = PromptSet.of([r.context_ids for r in requests])
+        place = {prompt: i for i, prompt in enumerate(self._prompts.prompts)}
+        prompt_of = np.array([place[r.context_ids] for r in requests])
+        firsts = np.array([first_layer(v, n_layers) for v in self._variants])
+        n_requests = len(requests)
+        self._variant_of = np.repeat(np.arange(len(order)), n_requests)
+        self._prompt_of = np.tile(prompt_of, len(order))
+        self._first = np.repeat(firsts, n_requests)
+        self._place = [(order[v], r) for v in range(len(order)) for r in range(n_requests)]
+        self._replaces = [
+            {a.component.layer for a in v.ablations if isinstance(a.component, Layer)} for v in self._variants
+        ]
+        self._histories = Histories(self._prompt_of)
+        # Rows that have a place in the buffers, and each row's place at each layer.
+        self._dense = np.arange(len(self._place))
+        self._own_place: dict[int, np.ndarray] = {}
+        self._columns = GROWTH
+
+    def run(self) -> Iterator[tuple[int, int, GenerateResponse]]:
+        """Yield (variant, request, response), numbered as given, in the order in which rows finish."""
+        eos = eos_token_ids(self._model)
+        tokenizer = self._model.tokenizer
+        requests = [self._requests[request] for _, request in self._place]
+        matchers = [StopMatcher(tokenizer, request.until, eos) for request in requests]
+        rows = np.arange(len(requests))
+        hidden = self._prefill()
+        while True:
+            tokens, finite = self._choose(hidden)
+            running = np.ones(len(rows), dtype=bool)
+            for i, row in enumerate(rows):
+                matcher = matchers[row]
+                if finite[i]:
+                    reason = matcher.push(int(tokens[i]))
+                    if reason is None and len(matcher.token_ids) >= requests[row].max_new_tokens:
+                        reason = "length"
+                else:
+                    reason = "non_finite"
+                if reason is not None:
+                    running[i] = False
+                    yield *self._place[row], GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
+            rows, tokens = rows[running], tokens[running]
+            if not len(rows):
+                return
+            hidden = self._advance(rows, tokens)
+
+    def _choose(self, hidden: Float[torch.Tensor, "row d_model"]) -> tuple[np.ndarray, np.ndarray]:
+        """Most likely token of each row, and whether all its logits are finite."""
+        tokens, finite = [], []
+        for begin in range(0, len(hidden), UNEMBED_ROWS):
+            logits = self._stack.logits(hidden[begin : begin + UNEMBED_ROWS])
+            tokens.append(logits.argmax(-1))
+            finite.append(torch.isfinite(logits).all(-1))
+        return torch.cat(tokens).cpu().numpy(), torch.cat(finite).cpu().numpy()
+
+    def _prefill(self) -> Float[torch.Tensor, "row d_model"]:
+        """Run all prompts and keep keys and values; returns the residual of each row's last prompt token."""
+        prompts, n_layers = self._prompts, self._stack.n_layers
+        clean: CleanKV = {}
+        parts: dict[int, dict[str, PromptKV]] = {layer: {} for layer in range(n_layers)}
+
+        def keep(variant: Variant | None, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+            kept = PromptKV.of(prompts, k, v)
+            if variant is None:
+                clean[layer] = kept
+            else:
+                parts[layer][variant.name] = kept
+
+        last = prompts.last_token.to(self._device)
+        found: dict[str, torch.Tensor] = {}
+        facts = self._model.facts
+        for variant, hidden in fork_variants(self._stack, facts, prompts.tree, self._variants, self._reference, keep):
+            found[variant.name] = hidden[last]
+        n_requests = len(self._requests)
+        prompt_of = torch.from_numpy(self._prompt_of[:n_requests]).to(self._device)
+        self._attention = DecodeAttention(prompts, clean)
+        self._step = -1
+        for layer, by_variant in parts.items():
+            own = [by_variant.pop(v.name) for v in self._variants if v.name in by_variant]
+            if own:
+                self._attention.own[layer] = OwnKV.stack(own, prompt_of, self._columns)
+        self._index_own()
+        return torch.cat([found[v.name][prompt_of] for v in self._variants])
+
+    def _index_own(self) -> None:
+        """Work out which rows have a place in each layer's buffers, and group them by variant and shared prefix."""
+        prompts, attention = self._prompts, self._attention
+        real = None if bool(prompts.real.all()) else prompts.real.to(self._device)
+        memo: dict[tuple[int, ...], tuple[np.ndarray, OwnRows]] = {}
+        for layer in attention.own:
+            held = tuple(v for v in self._held_variants() if self._differs_below(v, layer))
+            if held not in memo:
+                mine = self._dense[np.isin(self._variant_of[self._dense], held)]
+                place = np.full(len(self._place), -1)
+                place[mine] = np.arange(len(mine))
+                variant = np.searchsorted(held, self._variant_of[mine])
+                prompt = self._prompt_of[mine]
+                tables = []
+                for prefix in prompts.prefixes:
+                    members = np.flatnonzero((prompt >= prefix.first) & (prompt < prefix.last))
+                    tables.append(table_by_group(variant[members], len(held), members, self._device))
+                index = torch.from_numpy(prompt)
+                lengths = prompts.lengths[index].to(self._device)
+                memo[held] = place, OwnRows(None if real is None else real[index.to(self._device)], tables, lengths)
+            self._own_place[layer], attention.own_rows[layer] = memo[held]
+
+    def _held_variants(self) -> list[int]:
+        return [int(v) for v in np.unique(self._variant_of[self._dense])]
+
+    def _differs_below(self, variant: int, layer: int) -> bool:
+        """Whether the variant has keys and values of its own at this layer."""
+        return first_layer(self._variants[variant], self._stack.n_layers) < layer and (
+            layer not in self._replaces[variant]
+        )
+
+    def _advance(self, rows: np.ndarray, tokens: np.ndarray) -> Float[torch.Tensor, "row d_model"]:
+        """Feed the rows' newest tokens; returns the residuals that leave the last layer."""
+        attention = self._attention
+        self._step += 1
+        attention.step = self._step
+        self._make_room(rows, self._histories.advance(rows, tokens))
+        step = _Step.of(rows, self._first[rows], self._histories.of_row[rows], self._stack.n_layers)
+        positions = self._prompts.lengths[torch.from_numpy(self._prompt_of[rows])] + self._step
+        batch = self._stack.begin(torch.from_numpy(tokens).to(self._device)[None], positions.to(self._device)[None])
+        edits = self._edits(rows)
+        row_part, history_part = (
+            batch.embedded[0, :0],
+            batch.embedded[0, torch.from_numpy(step.sample).to(self._device)],
+        )
+        n_before = 0
+        for layer in range(self._stack.n_layers):
+            n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
+            starting = torch.from_numpy(step.history_of[n_before:n_rows]).to(self._device)
+            hidden = torch.cat([row_part, history_part[starting], history_part[:n_histories]])
+            hidden = self._run_layer(layer, hidden[None], batch, step, edits.get(layer))[0]
+            row_part, history_part = hidden[:n_rows], hidden[n_rows:]
+            n_before = n_rows
+        unchanged = torch.from_numpy(step.history_of[n_before:]).to(self._device)
+        attention.tokens = None
+        return torch.cat([row_part, history_part[unchanged]])
+
+    def _edits(self, rows: np.ndarray) -> dict[int, LayerEdits]:
+        variants, starts = np.unique(self._variant_of[rows], return_index=True)
+        ends = [*starts[1:], len(rows)]
+        spans = [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
+        assigned = [(self._variants[v], span) for v, span in zip(variants, spans, strict=True)]
+        return edits_by_layer(assigned, self._reference, self._model.facts)
+
+    def _run_layer(
+        self,
+        layer: int,
+        hidden: Float[torch.Tensor, "1 tok d_model"],
+        batch: FlatBatch,
+        step: _Step,
+        edits: LayerEdits | None,
+    ) -> Float[torch.Tensor, "1 tok d_model"]:
+        """One layer on rows and histories; rows whose whole contribution is replaced are left out of its call."""
+        n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
+        source = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
+        computed = np.ones(len(source), dtype=bool)
+        for edit in edits.contribution if edits else []:
+            computed[edit.rows] = False
+        taken = batch.take(torch.from_numpy(source).to(self._device), layer)
+        positions = taken.position_ids[0]
+        after = hidden
+        if computed.any():
+            inner, inner_edits = taken, edits
+            index = None
+            if not computed.all():
+                index = torch.from_numpy(np.flatnonzero(computed)).to(self._device)
+                inner = taken.take(index, layer)
+                inner_edits = None if edits is None else edits.within(computed)
+            rows = np.flatnonzero(computed[:n_rows])
+            own = rows[self._first[step.rows[rows]] < layer]
+            place = self._own_place[layer][step.rows[own]] if len(own) else own
+            self._attention.tokens = LayerTokens(
+                layer=layer,
+                own=torch.from_numpy(place).to(self._device),
+                starting=torch.from_numpy(step.history_of[rows[len(own) :]]).to(self._device),
+                histories=torch.from_numpy(step.histories[:n_histories]).to(self._device),
+                prompts=self._prompt_of[step.rows[step.sample[:n_histories]]],
+                positions=inner.position_ids[0],
+                edits=inner_edits,
+            )
+            part = hidden if index is None else hidden[:, index]
+            part = self._stack.run_layer(layer, part, inner, self._attention, inner_edits)
+            if index is None:
+                after = part
+            else:
+                after = hidden.clone()
+                after[:, index] = part
+        return after if edits is None else edits.contribute(hidden, after, positions)
+
+    def _make_room(self, rows: np.ndarray, split: Split) -> None:
+        """Room for one more token: histories that part get copies, finished rows leave, buffers grow."""
+        attention, histories = self._attention, self._histories
+        columns = self._columns
+        if self._step >= columns:
+            self._columns += GROWTH
+        alive = np.isin(self._dense, rows)
+        if alive.mean() < 1 - KEEP_DEAD:
+            self._drop_rows(alive)
+        elif columns != self._columns:
+            for own in attention.own.values():
+                own.keep(None, None, self._columns)
+        size = histories.size
+        sources, targets = (torch.from_numpy(part).to(self._device) for part in (split.source, split.target))
+        for layer, clean in attention.clean.items():
+            if layer not in attention.histories:
+                attention.histories[layer] = HistoryKV.empty(clean.rest[0], size, self._columns)
+            kv = attention.histories[layer]
+            if size > len(kv) or self._columns != columns:
+                kv.resize(max(size, len(kv) + len(kv) // 4 if size > len(kv) else len(kv)), self._columns)
+            if len(sources):
+                kv.copy(sources, targets, self._step)
+        attention.n_histories = size
+        if size > 2 * len(np.unique(histories.of_row[rows])) + 8:
+            kept = torch.from_numpy(histories.compact(rows)).to(self._device)
+            for kv in attention.histories.values():
+                kv.keep(kept, self._columns)
+            attention.n_histories = histories.size
+
+    def _drop_rows(self, alive: np.ndarray) -> None:
+        """Take rows that have finished out of every buffer."""
+        before = self._held_variants()
+        dense = self._dense[alive]
+        variants = np.unique(self._variant_of[dense])
+        for layer, own in list(self._attention.own.items()):
+            places = self._own_place[layer][dense]
+            held = [v for v in before if self._differs_below(v, layer)]
+            kept = np.flatnonzero(np.isin(held, variants))
+            if not len(kept):
+                del self._attention.own[layer]
+                continue
+            rows = torch.from_numpy(places[places >= 0]).to(self._device)
+            own.keep(rows, torch.from_numpy(kept).to(self._device), self._columns)
+        self._dense = dense
+        self._index_own()

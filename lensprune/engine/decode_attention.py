@@ -1,0 +1,212 @@
+"""Attention of one decode step: every running row's newest token, against blocks of keys that lie where they are.
+
+A row whose variant already differs from the clean model attends to its own block (the rest of its prompt and its
+generated tokens) and to its variant's shared prefix. A history (see `histories`) attends to its generated tokens, its
+prompt's rest and the shared prefix, all the clean model's. The parts are merged exactly by their log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from lensprune.engine.attention import AttentionSettings, Partial, merge_into, partial_attention
+from lensprune.engine.edits import LayerEdits
+from lensprune.engine.kv import CleanKV, HistoryKV, OwnKV
+from lensprune.engine.prompts import PromptSet
+
+__all__ = ["DecodeAttention", "LayerTokens", "OwnRows", "Table", "table_by_group"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Members of groups, padded to the largest group with member 0; `valid` says which entries are members."""
+
+    index: Int[torch.Tensor, "group member"]
+    valid: Bool[torch.Tensor, "group member"]
+    members: Int[torch.Tensor, " member"]
+
+    def __bool__(self) -> bool:
+        return len(self.members) > 0
+
+
+def table_by_group(
+    group_of: np.ndarray, n_groups: int, members: np.ndarray | None = None, device: str | torch.device = "cpu"
+) -> Table:
+    """Group `members` (default 0, 1, …) by the group that each belongs to."""
+    members = np.arange(len(group_of)) if members is None else members
+    order = np.argsort(group_of, kind="stable")
+    counts = np.bincount(group_of, minlength=n_groups)
+    place = np.arange(len(group_of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index = np.zeros((n_groups, counts.max(initial=0)), dtype=np.int64)
+    valid = np.zeros(index.shape, dtype=bool)
+    index[group_of[order], place] = members[order]
+    valid[group_of[order], place] = True
+    tensors = torch.from_numpy(index).to(device), torch.from_numpy(valid).to(device)
+    return Table(*tensors, tensors[0][tensors[1]])
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """What the rows of one layer's `OwnKV` are, until rows are dropped from it.
+
+    `real` [row, width] tells tokens of a prompt's rest from padding (``None``: no padding); `prefixes` holds, for each
+    shared prefix, its rows by variant; `lengths` are those of the rows' prompts.
+    """
+
+    real: Bool[torch.Tensor, "row width"] | None
+    prefixes: list[Table]
+    lengths: Int[torch.Tensor, " row"]
+
+
+@dataclass
+class LayerTokens:
+    """What the tokens of one layer's call are: rows of their own first, then rows about to differ, then histories.
+
+    `own`: place of each own row in the layer's `OwnKV`; `starting`: for each row whose variant changes at this very
+    layer, the history (by its place among `histories`) whose attention it takes over; `histories`: their numbers, and
+    `prompts` their prompts.
+    """
+
+    layer: int
+    own: Int[torch.Tensor, " own"]
+    starting: Int[torch.Tensor, " starting"]
+    histories: Int[torch.Tensor, " history"]
+    prompts: np.ndarray
+    positions: Int[torch.Tensor, " tok"]
+    edits: LayerEdits | None
+
+
+@dataclass
+class DecodeAttention:
+    """The plan of a decode step; set `tokens` before each layer and `step` before each step.
+
+    `step` counts generated tokens from 0; the newest one's keys and values are written at that place.
+    """
+
+    prompts: PromptSet
+    clean: CleanKV
+    own: dict[int, OwnKV] = field(default_factory=dict)
+    own_rows: dict[int, OwnRows] = field(default_factory=dict)
+    histories: dict[int, HistoryKV] = field(default_factory=dict)
+    n_histories: int = 0
+    step: int = 0
+    tokens: LayerTokens | None = None
+
+    def __post_init__(self) -> None:
+        device = next(iter(self.clean.values())).rest[0].device if self.clean else torch.device("cpu")
+        self._real = None if bool(self.prompts.real.all()) else self.prompts.real.to(device)
+        self._lengths = self.prompts.lengths.to(device)
+
+    def attend(
+        self,
+        q: Float[torch.Tensor, "head tok d_head"],
+        k: Float[torch.Tensor, "kv_head tok d_head"],
+        v: Float[torch.Tensor, "kv_head tok d_head"],
+        settings: AttentionSettings,
+    ) -> Float[torch.Tensor, "tok head d_head"]:
+        tokens = self.tokens
+        assert tokens is not None
+        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+        n_own, n_before = len(tokens.own), len(tokens.own) + len(tokens.starting)
+        parts = []
+        if n_own:
+            parts.append(self._attend_own(tokens, q[:n_own], k[:n_own], v[:n_own], settings))
+        if len(tokens.histories):
+            z = self._attend_histories(tokens, q[n_before:], k[n_before:], v[n_before:], settings)
+            parts.extend([z[tokens.starting], z])
+        z = torch.cat(parts).to(q.dtype)
+        return z if tokens.edits is None else tokens.edits.edit_z(z, tokens.positions)
+
+    def _attend_own(
+        self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
+    ) -> Float[torch.Tensor, "own head d_head"]:
+        kv, rows = self.own[tokens.layer], self.own_rows[tokens.layer]
+        kv.write(tokens.own, self.step, k, v)
+        everyone = len(tokens.own) == len(kv)
+        q = q if everyone else _scattered(q, tokens.own, len(kv))
+        end = kv.width + self.step + 1
+        begin = _first_seen(end, settings.window)
+        allowed = None
+        if rows.real is not None and begin < kv.width:
+            generated = rows.real.new_ones(len(kv), self.step + 1)
+            allowed = torch.cat([rows.real[:, begin:], generated], dim=1)[:, None]
+        total = _one_query(q, kv.rest[0][:, :, begin:end], kv.rest[1][:, :, begin:end], settings, allowed)
+        positions = rows.lengths + self.step
+        for table, (prefix_k, prefix_v) in zip(rows.prefixes, kv.prefixes, strict=True):
+            if table:
+                _merge_table(total, q, table, prefix_k, prefix_v, settings, positions=positions)
+        return total[0] if everyone else total[0][tokens.own]
+
+    def _attend_histories(
+        self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
+    ) -> Float[torch.Tensor, "history head d_head"]:
+        kv, clean = self.histories[tokens.layer], self.clean[tokens.layer]
+        numbers, size = tokens.histories, self.n_histories
+        kv.write(numbers, self.step, k, v)
+        begin, end = _first_seen(self.step + 1, settings.window), self.step + 1
+        generated = [t[:size, :, begin:end] for t in kv.pair]
+        out, lse = _one_query(_scattered(q, numbers, size), generated[0], generated[1], settings, None)
+        total = out[numbers], lse[numbers]
+        width = self.prompts.width
+        begin = _first_seen(width + end, settings.window)
+        if begin < width:
+            table = table_by_group(tokens.prompts, len(self.prompts), device=q.device)
+            allowed = None if self._real is None else self._real[:, None, begin:]
+            _merge_table(
+                total, q, table, clean.rest[0][:, :, begin:], clean.rest[1][:, :, begin:], settings, allowed=allowed
+            )
+        positions = self._lengths[torch.from_numpy(tokens.prompts).to(q.device)] + self.step
+        for prefix, (prefix_k, prefix_v) in zip(self.prompts.prefixes, clean.prefixes, strict=True):
+            members = np.flatnonzero((tokens.prompts >= prefix.first) & (tokens.prompts < prefix.last))
+            if len(members):
+                table = table_by_group(np.zeros(len(members), dtype=np.int64), 1, members, q.device)
+                _merge_table(total, q, table, prefix_k[None], prefix_v[None], settings, positions=positions)
+        return total[0]
+
+
+def _first_seen(end: int, window: int | None) -> int:
+    """First column that the newest of `end` columns sees."""
+    return 0 if window is None else max(0, end - window)
+
+
+def _scattered(q: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
+    spread = q.new_zeros(size, *q.shape[1:])
+    spread[places] = q
+    return spread
+
+
+def _one_query(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings, allowed: torch.Tensor | None
+) -> Partial:
+    """Attention of one query a row; fp32 output [row, head, d_head] and log-sum-exp [row, head]."""
+    out, lse = partial_attention(q[:, :, None], k, v, settings, allowed=allowed)
+    return out[:, :, 0].float(), lse[:, :, 0]
+
+
+def _merge_table(
+    total: Partial,
+    q: Float[torch.Tensor, "row head d_head"],
+    table: Table,
+    k: Float[torch.Tensor, "group kv_head key d_head"],
+    v: Float[torch.Tensor, "group kv_head key d_head"],
+    settings: AttentionSettings,
+    *,
+    allowed: Bool[torch.Tensor, "group 1 key"] | None = None,
+    positions: Int[torch.Tensor, " row"] | None = None,
+) -> None:
+    """Merge, in place, attention of each group's rows to the group's keys.
+
+    With `positions` the keys are those of positions 0, 1, … and the window applies.
+    """
+    if positions is not None and settings.window is not None:
+        first = positions[table.index] - settings.window + 1
+        if int(first.max()) > 0:
+            allowed = torch.arange(k.shape[2], device=k.device) >= first[..., None]
+    out, lse = partial_attention(q[table.index].transpose(1, 2), k, v, settings, allowed=allowed)
+    here = total[0][table.members], total[1][table.members]
+    merge_into(here, (out.transpose(1, 2)[table.valid].float(), lse.transpose(1, 2)[table.valid]))
+    total[0][table.members], total[1][table.members] = here

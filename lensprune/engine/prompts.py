@@ -1,0 +1,117 @@
+"""Prompts to decode from, in two levels: prefixes that several prompts share, and each prompt's own rest.
+
+Two levels are what a decode step can attend to in few calls: one block of keys for each shared prefix, and one padded
+block for all the rests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Int
+
+from lensprune.engine.tree import Node, PrefixTree, Tokens, common_prefix
+
+__all__ = ["PromptSet", "SharedPrefix", "shared_groups"]
+
+MIN_SAVING = 32
+"""A prefix that spares fewer tokens than this is not worth attention calls of its own."""
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Flat tokens `start` to `end` that prompts `first` to `last` (exclusive) begin with."""
+
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+def shared_groups(ordered: Sequence[Tokens], min_saving: int = MIN_SAVING) -> list[tuple[int, int, int]]:
+    """Split sorted distinct sequences into groups (low, high, length of the shared prefix) that save the most tokens.
+
+    The prefix is shorter than every sequence of its group, and 0 where sharing saves less than `min_saving`.
+    """
+    shared = [common_prefix(a, b) for a, b in pairwise(ordered)]
+
+    def best(low: int, high: int) -> tuple[int, list[tuple[int, int, int]]]:
+        if high - low == 1:
+            return 0, [(low, high, 0)]
+        common = min(shared[low : high - 1])
+        # Only the first of sorted sequences can be a prefix of the others.
+        length = min(common, len(ordered[low]) - 1)
+        saving = length * (high - low - 1)
+        cuts = [low, *(i + 1 for i in range(low, high - 1) if shared[i] == common), high]
+        parts = [best(*span) for span in pairwise(cuts)]
+        apart = sum(part[0] for part in parts)
+        if saving >= apart and saving >= min_saving:
+            return saving, [(low, high, length)]
+        return apart, [group for part in parts for group in part[1]]
+
+    return best(0, len(ordered))[1] if ordered else []
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Distinct prompts in sorted order, laid out as a prefix tree of one or two levels.
+
+    `rest` [prompt, width] holds the flat indices of each prompt's tokens after its shared prefix, aligned on the
+    right; entries that are not `real` are 0. `lengths` are whole prompts'; `last_token` is flat.
+    """
+
+    prompts: tuple[Tokens, ...]
+    tree: PrefixTree
+    prefixes: tuple[SharedPrefix, ...]
+    lengths: Int[torch.Tensor, " prompt"]
+    rest: Int[torch.Tensor, "prompt width"]
+    real: Bool[torch.Tensor, "prompt width"]
+    last_token: Int[torch.Tensor, " prompt"]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Tokens]) -> PromptSet:
+        ordered = sorted(set(sequences))
+        tree = PrefixTree()
+        prefixes: list[SharedPrefix] = []
+        for low, high, length in shared_groups(ordered):
+            parent = -1
+            if length:
+                parent = _add_node(tree, ordered[low][:length], 0, -1)
+                prefixes.append(SharedPrefix(tree.nodes[parent].start, tree.nodes[parent].end, low, high))
+            for sequence in ordered[low:high]:
+                tree.last_node[sequence] = _add_node(tree, sequence, length, parent)
+            if length:
+                tree.nodes[parent].subtree_end = len(tree)
+        leaves = [tree.nodes[tree.last_node[sequence]] for sequence in ordered]
+        width = max(leaf.length for leaf in leaves)
+        ends = torch.tensor([leaf.end for leaf in leaves])
+        sizes = torch.tensor([leaf.length for leaf in leaves])
+        columns = torch.arange(width) - width
+        real = columns >= -sizes[:, None]
+        return cls(
+            prompts=tuple(ordered),
+            tree=tree,
+            prefixes=tuple(prefixes),
+            lengths=torch.tensor([len(sequence) for sequence in ordered]),
+            rest=torch.where(real, ends[:, None] + columns, 0),
+            real=real,
+            last_token=ends - 1,
+        )
+
+    @property
+    def width(self) -> int:
+        return self.rest.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def _add_node(tree: PrefixTree, sequence: Tokens, start: int, parent: int) -> int:
+    begin = len(tree)
+    tree.tokens.extend(sequence[start:])
+    tree.positions.extend(range(start, len(sequence)))
+    tree.nodes.append(Node(begin, len(tree), len(tree), start, parent))
+    return len(tree.nodes) - 1

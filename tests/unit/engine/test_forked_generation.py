@@ -1,0 +1,221 @@
+"""Forked decoding writes the hooked executor's tokens, however rows are grouped, shared, split and finished."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+
+from lensprune.ablation import (
+    CLEAN,
+    MLP,
+    Ablation,
+    Attention,
+    Head,
+    Layer,
+    Variant,
+    collect_reference,
+    each_attention,
+    each_head,
+    each_kv_group,
+    each_layer,
+    each_mlp,
+    layer_range,
+)
+from lensprune.ablation.reference import MeanMode
+from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses
+from lensprune.engine.prompts import PromptSet, shared_groups
+from lensprune.models import as_hooked_model, load_model
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Request
+from tests.families import FAMILIES, save_folder
+from tests.models_cache import tiny
+
+REFERENCE_PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
+PREFIXES = (
+    "The quick brown fox jumps over the lazy dog and then it runs. ",
+    "Once upon a time there was a small cat, ",
+)
+ENDINGS = ("A", "What did it do", "Who?", "Why did the dog not see it coming at all")
+
+
+def requests_for(model: HookedModel, new_tokens: int = 14) -> list[Request]:
+    """Two shared prefixes, ragged rests, a prompt that is a prefix of another, one prompt asked twice, one alone."""
+    encode = model.tokenizer.encode
+    texts = [prefix + ending for prefix in PREFIXES for ending in ENDINGS] + [PREFIXES[0], "Alone"]
+    requests = [GenerateRequest(tuple(encode(text)), ("\x00",), new_tokens - i % 4 * 3) for i, text in enumerate(texts)]
+    return [*requests, replace(requests[2], max_new_tokens=2), replace(requests[2], until=("e", "\x00"))]
+
+
+def variants_for(model: HookedModel) -> list[Variant]:
+    mixed = (
+        Ablation(Head(0, 1), "zero"),
+        Ablation(MLP(0), "zero"),
+        Ablation(Head(1, 0), "resample"),
+        Ablation(Layer(2), "mean"),
+        Ablation(Attention(2), "zero"),
+    )
+    return [
+        *each_layer(model),
+        *each_layer(model, "mean"),
+        *each_layer(model, "resample"),
+        CLEAN,
+        *each_attention(model),
+        *each_attention(model, "mean"),
+        *each_attention(model, "resample", [1]),
+        *each_mlp(model),
+        *each_mlp(model, "resample"),
+        *each_head(model, layers=[0, 2], heads=[1, 3]),
+        *each_head(model, "mean", [1], [0, 1]),
+        *each_head(model, "resample", [2], [0]),
+        *each_kv_group(model, "zero"),
+        *each_kv_group(model, "mean", [1]),
+        layer_range(model, 0, 1),
+        layer_range(model, 1, 2),
+        layer_range(model, 0, 2),
+        Variant("mixed", mixed),
+    ]
+
+
+def assert_same(found: list[VariantResponses], expected: list[VariantResponses]) -> None:
+    assert [f.variant.name for f in found] == [e.variant.name for e in expected]
+    different = [
+        (mine.variant.name, i)
+        for mine, other in zip(found, expected, strict=True)
+        for i, (a, b) in enumerate(zip(mine.responses, other.responses, strict=True))
+        if a != b
+    ]
+    assert not different
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_tokens_as_hooked(family: str) -> None:
+    model = tiny(family)
+    chosen, requests = variants_for(model), requests_for(model)
+    mode: MeanMode = "per_position" if FAMILIES.index(family) % 2 else "pooled"
+    reference = collect_reference(model, REFERENCE_PROMPTS, chosen, mode=mode)
+    expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
+    done: list[int] = []
+    found = list(ForkedExecutor(model).run(requests, chosen, reference=reference, progress=done.append))
+    assert_same(found, expected)
+    assert sum(done) == len(requests) * len(chosen)
+
+
+@pytest.mark.parametrize(
+    ("family", "max_tokens", "max_rows", "max_kv_bytes"),
+    [
+        ("llama", 8192, 40, 2**30),
+        ("gemma2", 8192, 40, 2**30),
+        ("mistral", 8192, 384, 300_000),
+        ("gemma2", 60, 7, 2**30),
+        ("llama", 1, 1, 1),
+    ],
+)
+def test_any_budget_gives_the_same_tokens(family: str, max_tokens: int, max_rows: int, max_kv_bytes: int) -> None:
+    model = tiny(family)
+    chosen, requests = variants_for(model)[::6], requests_for(model, 9)
+    reference = collect_reference(model, REFERENCE_PROMPTS, chosen)
+    expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
+    executor = ForkedExecutor(model, max_tokens, max_rows, max_kv_bytes)
+    assert_same(list(executor.run(requests, chosen, reference=reference)), expected)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_long_rows_outgrow_their_buffers_and_outlive_the_rest(family: str) -> None:
+    model = tiny(family)
+    chosen = [CLEAN, *each_layer(model), *each_head(model, layers=[1])]
+    short = [replace(r, max_new_tokens=3) for r in requests_for(model) if isinstance(r, GenerateRequest)]
+    long = replace(short[1], max_new_tokens=75)
+    requests: list[Request] = [*short, long, replace(short[6], max_new_tokens=40)]
+    expected = list(HookedExecutor(model).run(requests, chosen))
+    assert max(len(r.token_ids) for e in expected for r in e.responses if isinstance(r, GenerateResponse)) > 64
+    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+
+
+def test_stop_strings_and_eos_end_rows_as_in_the_hooked_executor() -> None:
+    model = tiny("llama")
+    chosen = [CLEAN, *each_layer(model), *each_head(model, layers=[1])]
+    free = [r for r in requests_for(model, 20) if isinstance(r, GenerateRequest)]
+    [clean] = HookedExecutor(model).run(free, [CLEAN])
+    written = [r.text for r in clean.responses if isinstance(r, GenerateResponse)]
+    # Pairs of letters that the model does write, at different places in different rows.
+    stops = tuple(sorted({text[3:5] for text in written if text[3:5].isascii() and len(text) > 4}))
+    requests: list[Request] = [replace(r, until=stops) for r in free]
+    expected = list(HookedExecutor(model).run(requests, chosen))
+    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    reasons = {r.stop_reason for e in expected for r in e.responses if isinstance(r, GenerateResponse)}
+    assert reasons >= {"stop_string", "length"}
+
+
+def test_non_finite_logits_end_a_row(tmp_path) -> None:
+    model = as_hooked_model(load_model(save_folder("llama", tmp_path / "llama"), self_check=False))
+    executor = ForkedExecutor(model)
+    with torch.no_grad():
+        # Finite until a layer that only some variants skip.
+        model.module.original_model.model.layers[1].mlp.down_proj.original_component.weight.fill_(math.inf)
+    chosen = [CLEAN, *each_layer(model)]
+    requests = requests_for(model)
+    expected = list(HookedExecutor(model).run(requests, chosen))
+    assert_same(list(executor.run(requests, chosen)), expected)
+    reasons = {
+        e.variant.name: {r.stop_reason for r in e.responses if isinstance(r, GenerateResponse)} for e in expected
+    }
+    assert reasons["clean"] == {"non_finite"}
+    assert "non_finite" not in reasons["L1.skip"]
+
+
+def test_variants_that_write_the_same_tokens_share_the_clean_layers() -> None:
+    model = tiny("llama")
+    executor = ForkedExecutor(model)
+    sizes: dict[int, list[int]] = {}
+    original = executor._stack.run_layer
+
+    def counted(layer: int, hidden: torch.Tensor, *args: object) -> torch.Tensor:
+        sizes.setdefault(layer, []).append(hidden.shape[1])
+        return original(layer, hidden, *args)  # type: ignore[arg-type]
+
+    executor._stack.run_layer = counted  # type: ignore[method-assign]
+    # The last layer's heads: below it every variant is the clean model while tokens agree.
+    request = GenerateRequest(tuple(model.tokenizer.encode("The cat sat")), ("\x00",), 2)
+    last = model.facts.n_layers - 1
+    list(executor.run([request], each_head(model, layers=[last])))
+    n_heads = model.facts.n_heads
+    decoded = [sizes[layer][-1] for layer in range(last)]
+    assert max(decoded) <= n_heads
+    assert sizes[last][-1] == n_heads + decoded[0]
+    again = [ForkedExecutor(model).run([request], [variant]) for variant in each_head(model, layers=[last])]
+    first_tokens = {
+        r.responses[0].token_ids[:1] for [r] in map(list, again) if isinstance(r.responses[0], GenerateResponse)
+    }
+    assert decoded == [len(first_tokens)] * last
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_prompt_sets_hold_every_prompt(seed: int) -> None:
+    rng = Random(seed)
+    stems = [tuple(rng.randrange(3) for _ in range(rng.randrange(60))) for _ in range(3)]
+    prompts = [rng.choice(stems) + tuple(rng.randrange(3) for _ in range(rng.randrange(1, 9))) for _ in range(12)]
+    found = PromptSet.of(prompts)
+    assert found.prompts == tuple(sorted(set(prompts)))
+    for i, prompt in enumerate(found.prompts):
+        rest = [found.tree.tokens[j] for j in found.rest[i][found.real[i]]]
+        shared = [p for p in found.prefixes if p.first <= i < p.last]
+        assert len(shared) <= 1
+        prefix = [token for p in shared for token in found.tree.tokens[p.start : p.end]]
+        assert tuple(prefix + rest) == prompt
+        assert len(rest) >= 1
+        assert bool(found.real[i, -1])
+        assert int(found.lengths[i]) == len(prompt)
+        assert found.tree.tokens[int(found.last_token[i])] == prompt[-1]
+
+
+def test_prompts_share_what_saves_most() -> None:
+    heading, first, second = (0,) * 40, (1,) * 50, (2,) * 50
+    ordered = sorted([heading + body + (i,) for body in (first, second) for i in range(5)])
+    # 90 × 4 tokens in each half are more than 40 × 9 in all.
+    assert shared_groups(ordered) == [(0, 5, 90), (5, 10, 90)]
+    assert shared_groups(sorted(heading + (i,) * 20 for i in range(3))) == [(0, 3, 40)]
+    assert shared_groups([(1, 2), (1, 3)]) == [(0, 1, 0), (1, 2, 0)]
