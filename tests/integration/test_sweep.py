@@ -8,11 +8,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from gguf import GGMLQuantizationType
 
 import lensprune as lp
+from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.store import RunStore
+from lensprune.tasks import prompt_strings
+from tests.families import byte_tokenizer
+from tests.unit.models.gguf_files import write_gguf
 
 TASKS = ("facts", "kv_retrieval[pairs=2]", "arithmetic")
 PROTOCOLS = ("default", "continuation", "generate")
@@ -177,3 +183,36 @@ def test_weights_that_are_not_numbers_are_recorded_as_such(folder: Path) -> None
     failures = run.records().groupby("variant")["failure"].agg(set)
     assert failures["spoilt"] == {"non_finite"}
     assert "non_finite" not in failures["clean"] | failures["L0.skip"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_gguf_file_is_swept_by_its_path(family: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{family}.gguf"
+    expected = write_gguf(path, family, GGMLQuantizationType.Q8_0)
+    arguments = [
+        "sweep",
+        "--model",
+        str(path),
+        "--task",
+        "facts",
+        "--protocol",
+        "continuation",
+        "--protocol",
+        "generate",
+    ]
+    options = ["--over", "layers", "--ablation", "skip", "--limit", "2", "--shots", "1", "--device", "cpu"]
+    assert main([*arguments, *options, "--out", str(tmp_path / "run")]) == 0
+    run = lp.Run.load(tmp_path / "run")
+    assert len(run.summary()) == 2 * 4
+    # The clean row is that of the dequantised weights in plain transformers.
+    item = run.records(variant="clean", protocol="continuation").iloc[0]
+    loaded = lp.load_task("facts", limit=1, shots=1)
+    context, continuation = prompt_strings(loaded.task.formats["continuation"], loaded.items[0])[0]
+    choices = loaded.task.formats["continuation"].choices(loaded.items[0].doc)  # type: ignore[union-attr]
+    tokenizer = byte_tokenizer()
+    head = tokenizer.encode(context)
+    tail = tokenizer.encode(continuation.replace(choices[0], item["target"]))
+    with torch.inference_mode():
+        logprobs = expected(torch.tensor([head + tail])).logits[0].log_softmax(-1)
+    total = sum(float(logprobs[len(head) + i - 1, token]) for i, token in enumerate(tail))
+    assert item["gold_logprob"] == pytest.approx(total, abs=1e-3)

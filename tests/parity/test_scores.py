@@ -79,6 +79,21 @@ def model() -> BridgeModel:
 
 
 @pytest.fixture(scope="module")
+def plain(model: BridgeModel) -> Any:
+    """Plain transformers over the same weight tensors."""
+    assert model.raw_model is not None
+    config = copy.deepcopy(model.raw_model.config)
+    # The executor sets an attention of its own on the model that it runs.
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        twin = type(model.raw_model)(config).eval()
+    twin.load_state_dict(model.raw_model.state_dict(), assign=True)
+    twin.tie_weights()
+    twin.model.rotary_emb = type(model.raw_model.model.rotary_emb)(config)
+    return twin
+
+
+@pytest.fixture(scope="module")
 def executor(model: BridgeModel) -> Executor:
     """The default one: what a sweep's numbers come from."""
     return make_executor("forked", model)
@@ -92,11 +107,9 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class RecordingHFLM(HFLM):
     """HFLM that remembers the ids it was asked to score, and those it generated from."""
 
-    def __init__(self, model: BridgeModel, batch_size: int) -> None:
+    def __init__(self, plain: Any, tokenizer: Any, batch_size: int) -> None:
         # HFLM sets a padding token on the tokenizer it is given.
-        super().__init__(
-            pretrained=model.raw_model, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size, device="cpu"
-        )
+        super().__init__(pretrained=plain, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, device="cpu")
         self.scored: dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.prompted: dict[str, tuple[int, ...]] = {}
 
@@ -113,9 +126,8 @@ class RecordingHFLM(HFLM):
 
 
 @contextmanager
-def block_bypassed(model: BridgeModel, variant: Variant) -> Iterator[None]:
+def block_bypassed(plain: Any, variant: Variant) -> Iterator[None]:
     """Plain transformers without one block, for the variants that skip one."""
-    assert model.raw_model is not None
     if variant.is_clean:
         yield
         return
@@ -124,7 +136,7 @@ def block_bypassed(model: BridgeModel, variant: Variant) -> Iterator[None]:
         entering = args[0] if args else kwargs["hidden_states"]
         return (entering, *output[1:]) if isinstance(output, tuple) else entering
 
-    handle = model.raw_model.model.layers[SKIPPED].register_forward_hook(skip, with_kwargs=True)
+    handle = plain.model.layers[SKIPPED].register_forward_hook(skip, with_kwargs=True)
     try:
         yield
     finally:
@@ -140,14 +152,14 @@ class Theirs:
     aggregates: dict[str, Any]
 
 
-def run_lm_eval(case: Case, model: BridgeModel, variant: Variant, data_dir: Path, cache_dir: Path) -> Theirs:
+def run_lm_eval(case: Case, plain: Any, tokenizer: Any, variant: Variant, data_dir: Path, cache_dir: Path) -> Theirs:
     if case.subjects:
         tasks = lm_eval_tasks.load_mmlu(case.form, case.subjects, data_dir, cache_dir, case.shots, case.max_new_tokens)
     else:
         tasks = lm_eval_tasks.load(case.task, data_dir, cache_dir, case.shots, case.max_new_tokens)
     # Alone in its batch, so that a text ends where its own stop string ends it.
-    lm = RecordingHFLM(model, batch_size=1 if case.protocol == "generate" else 8)
-    with block_bypassed(model, variant), torch.inference_mode():
+    lm = RecordingHFLM(plain, tokenizer, batch_size=1 if case.protocol == "generate" else 8)
+    with block_bypassed(plain, variant), torch.inference_mode():
         results = evaluate(lm, tasks, limit=case.limit, bootstrap_iters=1)
     samples = []
     for name in tasks["tasks"]:
@@ -204,6 +216,7 @@ def test_scores(
     case: Case,
     variant: Variant,
     model: BridgeModel,
+    plain: Any,
     executor: Executor,
     data_dir: Path,
     cache_dir: Path,
@@ -211,7 +224,7 @@ def test_scores(
 ) -> None:
     if not variant.is_clean:
         case = replace(case, limit=max(2, case.limit // 2))
-    theirs = run_lm_eval(case, model, variant, data_dir, cache_dir)
+    theirs = run_lm_eval(case, plain, model.tokenizer, variant, data_dir, cache_dir)
     ours = run_ours(case, model, executor, variant, data_dir)
     assert len(theirs.samples) == len(ours.asked) == case.limit * max(1, len(case.subjects))
 
