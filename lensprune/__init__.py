@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         each_mlp,
         layer_range,
     )
+    from lensprune.delta import DeltaRun, measure_delta
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
     from lensprune.heads import head_scores
     from lensprune.models import as_hooked_model, load_model
@@ -62,6 +63,7 @@ _HOMES = {
         "each_mlp",
         "layer_range",
     ),
+    "lensprune.delta": ("DeltaRun", "measure_delta"),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
     "lensprune.heads": ("head_scores",),
     "lensprune.models": ("as_hooked_model", "load_model"),
@@ -78,6 +80,7 @@ __all__ = [
     "MLP",
     "Ablation",
     "Attention",
+    "DeltaRun",
     "Head",
     "HookNeverFired",
     "KVGroup",
@@ -100,6 +103,7 @@ __all__ = [
     "layer_range",
     "load_model",
     "load_task",
+    "measure_delta",
     "plan",
     "register_task",
     "resume",

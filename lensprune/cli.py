@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lensprune import __version__
+from lensprune.commands import delta as delta_command
 from lensprune.commands import heads as heads_command
+from lensprune.commands.options import add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
 
 __all__ = ["main"]
@@ -34,69 +36,6 @@ def _one_line(message: str) -> str:
     return line if len(line) <= _LONGEST_MESSAGE else f"{line[:_LONGEST_MESSAGE]}..."
 
 
-def _whole_number(text: str) -> int:
-    digits = text.strip()
-    if not digits.removeprefix("-").isdecimal() or len(digits) > 18:
-        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}")
-    return int(digits)
-
-
-def _add_sweep_options(parser: argparse.ArgumentParser) -> None:
-    asked = parser.add_argument_group("what is measured")
-    asked.add_argument(
-        "--model", required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
-    )
-    asked.add_argument(
-        "--task", action="append", default=[], metavar="TASK", help="NAME or NAME[key=value,...]; repeat for several"
-    )
-    asked.add_argument(
-        "--lm-eval-task",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a task of lm-eval's own (extra lm-eval)",
-    )
-    asked.add_argument(
-        "--protocol",
-        action="append",
-        metavar="NAME",
-        help="default, continuation or generate; repeat for several (default: default)",
-    )
-    asked.add_argument("--limit", type=_whole_number, metavar="N", help="the first N items of each task")
-    asked.add_argument(
-        "--shots", type=_whole_number, metavar="N", help="few-shot examples (default: the task's own number)"
-    )
-    asked.add_argument(
-        "--seed", type=_whole_number, default=0, metavar="N", help="of few-shot examples and generated items"
-    )
-    asked.add_argument("--data-dir", metavar="FOLDER", help="folder with TASK/SPLIT.jsonl")
-    asked.add_argument("--chat-template", action="store_true", help="put prompts into the model's chat format")
-
-    changed = parser.add_argument_group("what is removed")
-    changed.add_argument("--over", default="layers", metavar="PARTS", help="layers, attention, mlp, heads or kv-groups")
-    changed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
-    changed.add_argument("--heads", metavar="LIST", help="like 0-8, for heads and kv-groups (default: all)")
-    changed.add_argument(
-        "--ablation", metavar="KIND", help="skip, zero, mean or resample (default: skip for layers, else zero)"
-    )
-    changed.add_argument(
-        "--reference",
-        default="fewshot",
-        metavar="FILE",
-        help="text file for mean and resample (default: the task's few-shot examples)",
-    )
-    changed.add_argument("--mean-mode", default="pooled", metavar="MODE", help="pooled or per_position")
-
-    ran = parser.add_argument_group("how it runs")
-    ran.add_argument("--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64")
-    ran.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    ran.add_argument("--n-devices", type=_whole_number, metavar="N", help="split the model over N GPUs")
-    ran.add_argument("--bos", default="tokenizer", metavar="POLICY", help="tokenizer, always or never")
-    ran.add_argument("--executor", default="forked", metavar="NAME", help="how rows are run; the numbers are the same")
-    ran.add_argument("--batch-tokens", type=_whole_number, metavar="N", help="tokens in a batch")
-    ran.add_argument("--out", metavar="FOLDER", help="run folder (without it nothing is kept)")
-
-
 def _parser() -> _Parser:
     parser = _Parser(
         prog="lensprune",
@@ -114,14 +53,19 @@ def _parser() -> _Parser:
 
     command("models", _models, "list the bundled models and what else --model takes")
     command("tasks", _tasks, "list the tasks with their protocols and parameters")
-    _add_sweep_options(command("sweep", _sweep, "measure a model with parts of it removed, one at a time"))
+    add_sweep_options(command("sweep", _sweep, "measure a model with parts of it removed, one at a time"))
     planned = command("plan", _plan, "say what a sweep would cost, from the model's configuration, and run nothing")
-    _add_sweep_options(planned)
+    add_sweep_options(planned)
     planned.add_argument_group("the machine").add_argument(
         "--flops", type=float, metavar="N", help="matrix FLOPs a second, like 400e12 (default: measured here)"
     )
     planned.add_argument("--bandwidth", type=float, metavar="N", help="bytes a second of reading weights, like 3e12")
     heads_command.add_arguments(command("heads", heads_command.run, "measure what each attention head does"))
+    delta_command.add_arguments(
+        command(
+            "delta", delta_command.run, "exchange weights of a base and a distilled model and see what carries the gain"
+        )
+    )
     resumed = command("resume", _resume, "continue a run where it stopped")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
-from lensprune.ablation.variants import Variant
 from lensprune.protocols.base import ItemRequests, Outcome
 
-__all__ = ["SCHEMA", "CellKey", "cell_table"]
+__all__ = ["SCHEMA", "CellKey", "Changed", "cell_table"]
 
 
 class CellKey(NamedTuple):
@@ -22,6 +21,21 @@ class CellKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.variant} on {self.task} under {self.protocol}"
+
+
+class Changed(Protocol):
+    """What a record says of a change to the model: a `Variant`, or any other named change."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def head(self) -> int | None: ...
+    @property
+    def component(self) -> str: ...
+    @property
+    def ablation(self) -> str: ...
 
 
 SCHEMA = pa.schema(
@@ -59,7 +73,7 @@ def _storable(text: str | None) -> str | None:
 
 def cell_table(
     key: CellKey,
-    variant: Variant,
+    variant: Changed,
     outcomes: Sequence[Outcome],
     requests: Sequence[ItemRequests],
     chances: Sequence[float],

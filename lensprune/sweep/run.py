@@ -211,12 +211,12 @@ def resume(folder: str | Path, *, progress: bool = True, executor: str | None = 
         run = Run.load(path)
         run.save()
         return run
+    options = _options_of(spec)
     if spec.how.model is None:
         raise UserError(
             f"the model of {path} was given as an object: continue by calling lensprune.sweep again with the same "
             "arguments and the same out folder"
         )
-    options = _options_of(spec)
     return run_sweep(
         spec.how.model,
         options if executor is None else replace(options, executor=executor),

@@ -86,8 +86,14 @@ def variant_from_json(data: Mapping[str, Any]) -> Variant:
     """Rebuild a variant.
 
     Raises:
-        UserError: the variant has hooks written in Python, which a file can't hold.
+        UserError: the variant has hooks written in Python, which a file can't hold, or exchanges weights with a second
+            model.
     """
+    if "swap" in data:
+        raise UserError(
+            "this run exchanges the weights of two models: continue by calling lensprune delta again with the same "
+            "arguments and the same out folder"
+        )
     if data.get("hooks"):
         raise UserError(
             f"variant {data['name']!r} has hooks written in Python: continue by calling lensprune.sweep again "

@@ -1,0 +1,83 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_measured", "add_ran", "add_sweep_options", "whole_number"]
+
+
+def whole_number(text: str) -> int:
+    digits = text.strip()
+    if not digits.removeprefix("-").isdecimal() or len(digits) > 18:
+        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}")
+    return int(digits)
+
+
+def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--model",)) -> argparse._ArgumentGroup:
+    """Models, tasks and items."""
+    asked = parser.add_argument_group("what is measured")
+    for option in models:
+        asked.add_argument(
+            option, required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
+        )
+    asked.add_argument(
+        "--task", action="append", default=[], metavar="TASK", help="NAME or NAME[key=value,...]; repeat for several"
+    )
+    asked.add_argument(
+        "--protocol",
+        action="append",
+        metavar="NAME",
+        help="default, continuation or generate; repeat for several (default: default)",
+    )
+    asked.add_argument("--limit", type=whole_number, metavar="N", help="the first N items of each task")
+    asked.add_argument(
+        "--shots", type=whole_number, metavar="N", help="few-shot examples (default: the task's own number)"
+    )
+    asked.add_argument(
+        "--seed", type=whole_number, default=0, metavar="N", help="of few-shot examples and generated items"
+    )
+    asked.add_argument("--data-dir", metavar="FOLDER", help="folder with TASK/SPLIT.jsonl")
+    asked.add_argument("--chat-template", action="store_true", help="put prompts into the model's chat format")
+    return asked
+
+
+def add_ran(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Number type, device, executor and run folder."""
+    ran = parser.add_argument_group("how it runs")
+    ran.add_argument("--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64")
+    ran.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    ran.add_argument("--bos", default="tokenizer", metavar="POLICY", help="tokenizer, always or never")
+    ran.add_argument("--executor", default="forked", metavar="NAME", help="how rows are run; the numbers are the same")
+    ran.add_argument("--batch-tokens", type=whole_number, metavar="N", help="tokens in a batch")
+    ran.add_argument("--out", metavar="FOLDER", help="run folder (without it nothing is kept)")
+    return ran
+
+
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    """Everything that a sweep is asked for."""
+    asked = add_measured(parser)
+    asked.add_argument(
+        "--lm-eval-task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a task of lm-eval's own (extra lm-eval)",
+    )
+    changed = parser.add_argument_group("what is removed")
+    changed.add_argument("--over", default="layers", metavar="PARTS", help="layers, attention, mlp, heads or kv-groups")
+    changed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
+    changed.add_argument("--heads", metavar="LIST", help="like 0-8, for heads and kv-groups (default: all)")
+    changed.add_argument(
+        "--ablation", metavar="KIND", help="skip, zero, mean or resample (default: skip for layers, else zero)"
+    )
+    changed.add_argument(
+        "--reference",
+        default="fewshot",
+        metavar="FILE",
+        help="text file for mean and resample (default: the task's few-shot examples)",
+    )
+    changed.add_argument("--mean-mode", default="pooled", metavar="MODE", help="pooled or per_position")
+
+    ran = add_ran(parser)
+    ran.add_argument("--n-devices", type=whole_number, metavar="N", help="split the model over N GPUs")

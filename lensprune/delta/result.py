@@ -1,0 +1,103 @@
+"""A finished delta: its run, and what each part carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from scipy import stats
+
+from lensprune.delta.pair import WeightChange
+from lensprune.delta.shares import gain_shares
+from lensprune.delta.swaps import Swap
+from lensprune.errors import UserError
+from lensprune.sweep.result import Run
+from lensprune.sweep.store import CellStore
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["DeltaRun"]
+
+_FEWEST_FOR_RANKS = 4
+
+
+class DeltaRun:
+    """What `measure_delta` gives back: the run (variants `clean` = base, `distilled` and the swaps), and the shares."""
+
+    def __init__(
+        self,
+        run: Run,
+        store: CellStore,
+        swaps: Sequence[Swap],
+        changes: Mapping[str, WeightChange],
+        names: tuple[str, str],
+        notes: Sequence[str],
+    ) -> None:
+        self.run = run
+        self.base, self.distilled = names
+        self.notes = tuple(notes)
+        self._store = store
+        self._swaps = tuple(swaps)
+        self._changes = dict(changes)
+
+    @property
+    def folder(self) -> Path | None:
+        return self.run.folder
+
+    def summary(self) -> pd.DataFrame:
+        """The run's summary, every variant against the base model."""
+        return self.run.summary()
+
+    def records(self, variant: str | None = None) -> pd.DataFrame:
+        """One row an item; see `Run.records`."""
+        return self.run.records(variant)
+
+    @cached_property
+    def _shares(self) -> pd.DataFrame:
+        return gain_shares(self._store, self.run.cells, self._swaps, self._changes)
+
+    def shares(self) -> pd.DataFrame:
+        """What each part carries of the gain; see `lensprune.delta.shares.gain_shares`."""
+        return self._shares.copy()
+
+    def weights_against_effect(self) -> pd.DataFrame:
+        """Spearman's ρ between a part's weight change and its effect, for each (task, protocol, direction).
+
+        ρ is empty for fewer than four parts, or where either side is constant.
+        """
+        rows = []
+        for (task, protocol, direction), own in self.shares().groupby(["task", "protocol", "direction"], sort=False):
+            rho = p = float("nan")
+            enough = len(own) >= _FEWEST_FOR_RANKS
+            if enough and own["weight_change"].nunique() > 1 and own["effect"].nunique() > 1:
+                rho, p = stats.spearmanr(own["weight_change"], own["effect"])
+            rows.append([task, protocol, direction, len(own), float(rho), float(p)])
+        return pd.DataFrame(rows, columns=["task", "protocol", "direction", "n_parts", "spearman", "p_value"])
+
+    def plot(self) -> list[Axes]:
+        """What each part brings against depth, a line a direction."""
+        from lensprune.report.delta_swaps import effect_by_depth
+
+        return effect_by_depth(self.shares(), n_layers=self.run.spec.n_layers, title=f"{self.base} → {self.distilled}")
+
+    def save(self) -> Path:
+        """Write summary.csv, delta.csv and figures into the run's folder.
+
+        Raises:
+            UserError: the run is in memory, or the disk can't be written to.
+        """
+        from lensprune.report.delta_outputs import write_delta_outputs
+
+        if self.folder is None:
+            raise UserError("this run is in memory: give measure_delta an out folder")
+        self.run.save()
+        title = f"{self.base} → {self.distilled}"
+        write_delta_outputs(self.folder, self.shares(), n_layers=self.run.spec.n_layers, title=title)
+        return self.folder
+
+    def __repr__(self) -> str:
+        return f"DeltaRun({self.base} → {self.distilled}: {len(self._swaps)} swaps, {len(self.run.cells)} cells each)"

@@ -1,0 +1,124 @@
+"""Figures of exchanged weights: what each part brings against depth, and against how much it changed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from lensprune.errors import UserError
+
+__all__ = ["effect_against_weights", "effect_by_depth"]
+
+_DIRECTIONS = {"forward": "into the base", "backward": "out of the distilled"}
+_MARKERS = {"forward": "o", "backward": "s"}
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.alpha": 0.35,
+}
+
+
+def _panels(shares: pd.DataFrame, title: str) -> list[tuple[Axes, str, pd.DataFrame]]:
+    if shares.empty:
+        raise UserError("there is nothing to draw: no swap was measured")
+    groups = list(shares.groupby(["task", "protocol"], sort=False))
+    with sns.axes_style("ticks", rc=_STYLE):
+        figure, grid = plt.subplots(
+            1, len(groups), figsize=(min(5.2 * len(groups) + 0.6, 22), 4.4), sharey=True, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return [(ax, ", ".join(map(str, key)), own) for ax, (key, own) in zip(grid[0], groups, strict=True)]
+
+
+def _colours() -> dict[str, Any]:
+    return dict(zip(_DIRECTIONS, sns.color_palette("colorblind"), strict=False))
+
+
+def _gain_label(own: pd.DataFrame) -> str:
+    first = own.iloc[0]
+    unclear = "" if bool(first["gain_is_clear"]) else ", not clear of 0"
+    return f"whole gain {first['gain']:+.2f} (n {first['n']}{unclear})"
+
+
+def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> list[Axes]:
+    """What each part brings to accuracy against its layer: one panel a (task, protocol), one line a direction.
+
+    Sets of several parts stand at their order in the table instead (cumulative swaps: at the number of parts). The band
+    is the 95% interval; the dashed line is the whole gain, distilled − base.
+
+    Args:
+        shares: from `lensprune.delta.shares.gain_shares`.
+        n_layers: depth of the model.
+
+    Raises:
+        UserError: an empty table.
+    """
+    axes = []
+    single = bool(shares["layer"].notna().any())
+    for ax, name_of_panel, own in _panels(shares, title):
+        ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
+        ax.axhline(own["gain"].iloc[0], color="0.35", linestyle="--", linewidth=1.2, zorder=1)
+        handles: list[Line2D | Patch] = [Line2D([], [], color="0.35", linestyle="--", label=_gain_label(own))]
+        for direction, rows in own.groupby("direction", sort=False):
+            name = str(direction)
+            drawn = rows[rows["layer"].notna()].sort_values(["layer", "head"]) if single else rows
+            x = drawn["layer"].astype(int).to_numpy() if single else np.arange(1, len(drawn) + 1)
+            colour, marker = _colours()[name], _MARKERS[name]
+            points = single and bool(drawn["head"].notna().any())
+            if points:
+                ax.scatter(x, drawn["effect"], s=12, marker=marker, color=colour, alpha=0.75, linewidths=0)
+            else:
+                sns.lineplot(
+                    x=x, y=drawn["effect"].to_numpy(), ax=ax, errorbar=None, legend=False, color=colour,
+                    marker=marker, markersize=5, linewidth=1.7,
+                )  # fmt: skip
+                ax.fill_between(x, drawn["ci_low"], drawn["ci_high"], color=colour, alpha=0.15, linewidth=0)
+            style: Literal["none", "-"] = "none" if points else "-"
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle=style, label=_DIRECTIONS[name]))
+        kind = str(own["component"].iloc[0]).replace("_", "-")
+        ax.set(title=name_of_panel, xlabel=f"layer of the exchanged {kind}" if single else "exchanged parts")
+        if single:
+            ax.set_xlim(-0.5, n_layers - 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(
+            handles=[*handles, Patch(facecolor="0.7", alpha=0.4, label="95% interval")], fontsize=8, frameon=False
+        )
+        axes.append(ax)
+    axes[0].set_ylabel("accuracy that the part brings (Δμ)")
+    return axes
+
+
+def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axes]:
+    """What each part brings against ‖ΔW‖ of its weights: one panel a (task, protocol), one colour a direction.
+
+    Raises:
+        UserError: an empty table.
+    """
+    axes = []
+    for ax, name_of_panel, own in _panels(shares, title):
+        ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
+        for direction, rows in own.groupby("direction", sort=False):
+            name = str(direction)
+            x, y = rows["weight_change"].to_numpy(), rows["effect"].to_numpy()
+            errors = [y - rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy() - y]
+            ax.errorbar(
+                x, y, yerr=[abs(e) for e in errors], fmt=_MARKERS[name], color=_colours()[name], markersize=5,
+                elinewidth=0.7, alpha=0.8, label=_DIRECTIONS[name],
+            )  # fmt: skip
+        ax.set(title=name_of_panel, xlabel="‖ΔW‖ of the exchanged part")
+        ax.legend(fontsize=8, frameon=False)
+        axes.append(ax)
+    axes[0].set_ylabel("accuracy that the part brings (Δμ)")
+    return axes

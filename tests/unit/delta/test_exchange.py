@@ -1,0 +1,239 @@
+"""Exchanges are exact, undone exactly, and equal to independent computations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import lensprune.delta.exchange as exchange_module
+from lensprune.ablation import CLEAN
+from lensprune.delta import Part
+from lensprune.delta.exchange import exchanged
+from lensprune.delta.pair import weight_change
+from lensprune.delta.parts import COMPONENTS, enumerate_parts, whole_model
+from lensprune.delta.tensors import part_tensors
+from lensprune.engine import ForkedExecutor, HookedExecutor
+from lensprune.errors import UserError
+from tests.families import FAMILIES
+from tests.models_cache import likelihood_requests
+from tests.unit.delta.pairs import fresh, hooked_logits, plain_logits, state, tiny_pair
+
+SPLIT = ("phi3", "gpt2", "gpt_neox")
+"""Families whose bridge splits a fused projection."""
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_swap_is_the_other_model_bit_for_bit(family: str) -> None:
+    pair = tiny_pair(family)
+    before = state(pair.base), state(pair.distilled)
+    hooked = hooked_logits(pair.base), hooked_logits(pair.distilled)
+    plain = plain_logits(pair.base), plain_logits(pair.distilled)
+    with pair.exchanged(whole_model(pair.base.facts)):
+        assert torch.equal(hooked_logits(pair.base), hooked[1])
+        assert torch.equal(hooked_logits(pair.distilled), hooked[0])
+        assert torch.equal(plain_logits(pair.base), plain[1])
+        assert torch.equal(plain_logits(pair.distilled), plain[0])
+        assert same(state(pair.base), before[1])
+    assert same(state(pair.base), before[0])
+    assert same(state(pair.distilled), before[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_part_reaches_hooked_and_plain_model_alike(family: str) -> None:
+    pair = tiny_pair(family)
+    clean, before = plain_logits(pair.base), state(pair.base)
+    for component in COMPONENTS:
+        if component == "head" and family in SPLIT:
+            continue
+        for part in enumerate_parts(pair.base.facts, component)[:5]:
+            with pair.exchanged([part]):
+                plain = plain_logits(pair.base)
+                assert not torch.equal(plain, clean), part.label
+                assert torch.allclose(hooked_logits(pair.base), plain, atol=1e-4), part.label
+            assert same(state(pair.base), before), part.label
+
+
+@pytest.mark.parametrize("family", SPLIT)
+def test_heads_of_fused_projections_are_refused(family: str) -> None:
+    with pytest.raises(UserError, match="use component attention"), tiny_pair(family).exchanged([Part("head", 0, 0)]):
+        pass
+
+
+def test_parts_cover_every_weight_once() -> None:
+    """attention + mlp + norms = layer, and the whole model is the sum of its parts."""
+    pair = tiny_pair("llama")
+    facts = pair.base.facts
+
+    def names(parts: list[Part]) -> list[str]:
+        return sorted(name for part in parts for name in part_tensors(pair.base, part))
+
+    layer = names([Part("layer", 1)])
+    assert names([Part("attention", 1), Part("mlp", 1), Part("norms", 1)]) == layer
+    raw: Any = pair.base.raw_model
+    assert names(whole_model(facts)) == sorted(name for name, _ in raw.named_parameters())
+    # All query heads together are the query and output projections.
+    heads = weight_change(pair, [Part("head", 1, h) for h in range(facts.n_heads)])
+    q, o = (raw.get_submodule(f"model.layers.1.self_attn.{n}_proj").weight for n in "qo")
+    other: Any = pair.distilled.raw_model
+    q2, o2 = (other.get_submodule(f"model.layers.1.self_attn.{n}_proj").weight for n in "qo")
+    expected = ((q - q2).norm() ** 2 + (o - o2).norm() ** 2).sqrt()
+    assert heads.absolute == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_output_projection_against_hooks(family: str) -> None:
+    """Exchanging W_O alone is the clean model with attn_out = z · W_O of the other model, written by a hook."""
+    pair = tiny_pair(family)
+    layer = 1
+    other: Any = pair.distilled.raw_model
+    weight = other.get_submodule(f"model.layers.{layer}.self_attn.o_proj").weight
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(z: torch.Tensor, hook: Any) -> None:
+        kept["z"] = z
+
+    def project(out: torch.Tensor, hook: Any) -> torch.Tensor:
+        return kept["z"].flatten(2) @ weight.T
+
+    hooks = [(f"blocks.{layer}.attn.hook_z", keep), (f"blocks.{layer}.attn.hook_out", project)]
+    expected = hooked_logits(pair.base, hooks)
+    assert not torch.allclose(expected, hooked_logits(pair.base), atol=1e-2)
+    with pair.exchanged([Part("attn_out", layer)]):
+        assert torch.allclose(hooked_logits(pair.base), expected, atol=1e-4)
+        assert torch.allclose(plain_logits(pair.base), expected, atol=1e-4)
+
+
+def test_one_head_against_hooks() -> None:
+    """A head's W_O alone, by hand: z of this head times the other model's columns."""
+    pair = tiny_pair("llama")
+    before = plain_logits(pair.base)
+    mine = part_tensors(pair.base, Part("head", 0, 3))
+    theirs = part_tensors(pair.distilled, Part("head", 0, 3))
+    assert {tuple(t.shape) for t in mine.values()} == {(8, 32), (32, 8)}
+    raw: Any = pair.base.raw_model
+    q, o = (raw.get_submodule(f"model.layers.0.self_attn.{n}_proj").weight for n in "qo")
+    rest = q[:24].clone(), o[:, :24].clone()
+    with pair.exchanged([Part("head", 0, 3)]):
+        assert torch.equal(q[:24], rest[0])
+        assert torch.equal(o[:, :24], rest[1])
+        assert not torch.equal(plain_logits(pair.base), before)
+    assert all(not torch.equal(mine[name], theirs[name]) for name in mine)
+    assert torch.equal(plain_logits(pair.base), before)
+
+
+def test_self_swap_and_no_swap_change_nothing() -> None:
+    from lensprune.delta import model_pair
+
+    pair = model_pair(fresh("llama", 0), fresh("llama", 0))
+    before = hooked_logits(pair.base)
+    with pair.exchanged(whole_model(pair.base.facts)):
+        assert torch.equal(hooked_logits(pair.base), before)
+    with tiny_pair("llama").exchanged([]):
+        assert torch.equal(hooked_logits(tiny_pair("llama").base), before)
+    assert weight_change(pair, whole_model(pair.base.facts)).absolute == 0
+
+
+def test_ends_and_middle_of_the_line() -> None:
+    pair = tiny_pair("llama")
+    part = Part("mlp", 1)
+    before, old = state(pair.base), hooked_logits(pair.base)
+    [name, *_] = part_tensors(pair.base, part)
+    a, b = (part_tensors(m, part)[name] for m in (pair.base, pair.distilled))
+    old_a, old_b = a.clone(), b.clone()
+    with pair.exchanged([part], alpha=0.0):
+        assert torch.equal(hooked_logits(pair.base), old)
+    with pair.exchanged([part]):
+        at_one = hooked_logits(pair.base)
+        assert torch.equal(a, old_b)
+    with pair.exchanged([part], alpha=1 - 1e-9):
+        assert torch.allclose(hooked_logits(pair.base), at_one, atol=1e-5)
+    with pair.exchanged([part], alpha=0.25):
+        assert torch.allclose(a, 0.75 * old_a + 0.25 * old_b, atol=1e-6)
+        assert torch.allclose(b, 0.75 * old_b + 0.25 * old_a, atol=1e-6)
+    assert same(state(pair.base), before)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_undone_after_an_exception(alpha: float) -> None:
+    pair = tiny_pair("gpt2")
+    before = state(pair.base), state(pair.distilled)
+    with pytest.raises(ZeroDivisionError), pair.exchanged([Part("layer", 0), Part("embed")], alpha):
+        assert not same(state(pair.base), before[0])
+        raise ZeroDivisionError
+    assert same(state(pair.base), before[0])
+    assert same(state(pair.distilled), before[1])
+
+
+@pytest.mark.parametrize("stop", range(0, 12))
+def test_an_interrupt_half_way_leaves_both_as_they_were(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between two chunks, in each place in turn."""
+    monkeypatch.setattr(exchange_module, "_CHUNK", 8)
+    a, b = torch.arange(24.0).reshape(6, 4), -torch.arange(24.0).reshape(6, 4)
+    old = a.clone(), b.clone()
+    chunks = exchange_module._chunks
+
+    def interrupted(pairs: Any) -> Iterator[Any]:
+        for count, chunk in enumerate(chunks(pairs)):
+            if count == stop:
+                raise KeyboardInterrupt
+            yield chunk
+
+    monkeypatch.setattr(exchange_module, "_chunks", interrupted)
+    if stop < 3:
+        with pytest.raises(KeyboardInterrupt), exchanged([(a, b)]):
+            raise AssertionError("entered in spite of the interrupt")
+        assert torch.equal(a, old[0])
+        assert torch.equal(b, old[1])
+    else:
+        with exchanged([(a, b)]):
+            assert torch.equal(a, old[1])
+            assert torch.equal(b, old[0])
+        assert torch.equal(a, old[0])
+
+
+def test_a_failing_copy_leaves_both_as_they_were() -> None:
+    class Refusing(torch.Tensor):
+        fail = False
+
+        def copy_(self, source: Any, non_blocking: bool = False) -> Any:
+            if Refusing.fail:
+                Refusing.fail = False
+                raise KeyboardInterrupt
+            return super().copy_(source, non_blocking)
+
+    a, b = torch.arange(4.0), torch.arange(4.0).neg().as_subclass(Refusing)
+    Refusing.fail = True
+    with pytest.raises(KeyboardInterrupt), exchanged([(a, b)]):
+        raise AssertionError("entered in spite of the interrupt")
+    assert a.tolist() == [0, 1, 2, 3]
+    assert b.tolist() == [0, -1, -2, -3]
+
+
+def test_bfloat16_comes_back_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(50, 3).bfloat16(), torch.randn(50, 3).bfloat16()
+    old = a.clone(), b.clone()
+    for alpha in (0.3, 1.0):
+        with exchanged([(a, b[:]), (a[:0], b[:0])], alpha):
+            assert not torch.equal(a, old[0])
+        assert torch.equal(a, old[0])
+        assert torch.equal(b, old[1])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gpt_neox"])
+def test_both_executors_see_the_exchange(family: str) -> None:
+    pair = tiny_pair(family)
+    requests = likelihood_requests(pair.base)
+    forked, hooked = ForkedExecutor(pair.base), HookedExecutor(pair.base)
+    for part in (Part("attention", 1), Part("mlp", 0), Part("attn_out", 2)):
+        with pair.exchanged([part]):
+            [fast], [slow] = forked.run(requests, [CLEAN]), hooked.run(requests, [CLEAN])
+        for mine, other in zip(fast.responses, slow.responses, strict=True):
+            assert mine.logprob == pytest.approx(other.logprob, abs=1e-4)  # type: ignore[union-attr]

@@ -1,0 +1,209 @@
+"""Shares of a gain by hand, and delta runs on tiny models from folder to figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import lensprune as lp
+from lensprune import cli
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.delta import Part
+from lensprune.delta.pair import WeightChange
+from lensprune.delta.shares import DISTILLED, gain_shares, share_intervals
+from lensprune.delta.swaps import Swap, enumerate_swaps
+from lensprune.errors import UserError
+from lensprune.sweep.records import CellKey, cell_table
+from lensprune.sweep.store import MemoryStore
+from tests.unit.delta.pairs import fresh, hooked_logits
+from tests.unit.sweep.cells import outcome, requests
+
+mpl.use("Agg")
+
+
+def store(outcomes: dict[Any, list[bool]]) -> MemoryStore:
+    made = MemoryStore()
+    for variant, correct in outcomes.items():
+        key = CellKey(variant.name, "t", "default")
+        answers = [outcome(i, c) for i, c in enumerate(correct)]
+        made.write(key, cell_table(key, variant, answers, requests(len(correct)), [0.0] * len(correct)))
+    return made
+
+
+def swap(host: Any, layer: int) -> Swap:
+    return Swap(host, (Part("mlp", layer),))
+
+
+def answers(right: int, n: int = 40) -> list[bool]:
+    return [i < right for i in range(n)]
+
+
+CHANGES = {f"L{i}.mlp": WeightChange(i + 1.0, 0.1) for i in range(4)}
+
+
+def test_shares_by_hand() -> None:
+    swaps = [swap("base", 0), swap("distilled", 0), swap("base", 1)]
+    cells = {CLEAN: answers(8), Variant(DISTILLED): answers(28), swaps[0]: answers(18), swaps[1]: answers(13)}
+    cells[swaps[2]] = answers(8)
+    table = gain_shares(store(cells), [("t", "default")], swaps, CHANGES)
+    forward, backward, nothing = (row for _, row in table.iterrows())
+    assert forward["gain"] == pytest.approx(0.5)
+    assert forward["gain_is_clear"]
+    assert (forward["effect"], forward["share"]) == (pytest.approx(0.25), pytest.approx(0.5))
+    assert forward["share_ci_low"] < 0.5 < forward["share_ci_high"] < 1
+    # Taking the part away loses 15 of the 20 items that distillation brought.
+    assert (backward["effect"], backward["share"]) == (pytest.approx(15 / 40), pytest.approx(0.75))
+    assert (nothing["effect"], nothing["share"], nothing["share_ci_low"]) == (0, 0, 0)
+    assert nothing["weight_change"] == 2.0
+    assert not table["at_chance"].any()
+
+
+def test_no_share_of_an_unclear_gain() -> None:
+    swaps = [swap("base", 0)]
+    cells = {CLEAN: answers(20), Variant(DISTILLED): [*answers(19, 20), *answers(2, 20)], swaps[0]: answers(30)}
+    [row] = gain_shares(store(cells), [("t", "default")], swaps, CHANGES).to_dict("records")
+    assert row["gain"] == pytest.approx(0.025)
+    assert not row["gain_is_clear"]
+    assert np.isnan(row["share"])
+    assert row["effect"] == pytest.approx(0.25)
+
+
+def test_a_whole_swap_carries_exactly_the_gain() -> None:
+    rng = np.random.default_rng(0)
+    gains = rng.integers(0, 2, 50).astype(float)
+    low, high = share_intervals(gains[:, None], gains, None)
+    assert (low[0], high[0]) == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> lp.DeltaRun:
+    out = tmp_path_factory.mktemp("delta") / "run"
+    return lp.measure_delta(
+        fresh("llama", 0), fresh("llama", 1), "facts", ["default", "generate"], component="layer", mode="cumulative",
+        limit=3, shots=0, out=out, progress=False, batch_tokens=2048,
+    )  # fmt: skip
+
+
+def test_run_folder(run: lp.DeltaRun) -> None:
+    assert run.folder is not None
+    for name in ("spec.json", "summary.csv", "delta.csv", "figures/swaps_by_depth.png"):
+        assert (run.folder / name).stat().st_size > 0
+    assert (run.folder / "figures/swaps_by_weight_change.png").is_file()
+    shares = run.shares()
+    assert len(shares) == 2 * 3 * 2
+    assert list(shares["weight_change"].unique()) == sorted(shares["weight_change"].unique())
+    names = ["clean", "distilled", "base+L0", "distilled-L0", "base+L0..L1", "distilled-L0..L1", "base+L0..L2"]
+    assert list(run.summary()["variant"].unique()) == [*names, "distilled-L0..L2"]
+    assert set(run.records("base+L0")["ablation"]) == {"from_distilled"}
+    assert len(run.weights_against_effect()) == 4
+
+
+def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
+    """Base + a part of distilled is distilled + the rest of base: here all layers against embeddings and final norm."""
+    options: dict[str, Any] = {"limit": 4, "shots": 0, "progress": False, "mode": "range"}
+    pair = fresh("llama", 0), fresh("llama", 1)
+    before = [hooked_logits(model) for model in pair]  # type: ignore[arg-type]
+    layers = lp.measure_delta(*pair, "facts", component="layer", **options).records()
+    swapped = lp.measure_delta(pair[1], pair[0], "facts", component="layer", **options).records()
+
+    def logprobs(frame: Any, variant: str) -> list[float]:
+        return list(frame[frame["variant"] == variant]["gold_logprob"])
+
+    assert logprobs(layers, "base+L0..L2") == logprobs(swapped, "distilled-L0..L2")
+    assert logprobs(layers, "clean") == logprobs(swapped, "distilled")
+    assert logprobs(layers, "base+L0..L2") != logprobs(layers, "clean")
+    for model, old in zip(pair, before, strict=True):
+        assert (hooked_logits(model) == old).all()  # type: ignore[arg-type]
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lensprune.delta.measure as measure
+
+    pair = fresh("llama", 0), fresh("llama", 1)
+    before = [hooked_logits(model) for model in pair]  # type: ignore[arg-type]
+    options: dict[str, Any] = {"component": "mlp", "limit": 3, "shots": 0, "progress": False, "out": tmp_path / "run"}
+    measured: list[str] = []
+    original = measure._measure
+
+    def counted(executor: Any, variant: Any, *rest: Any) -> None:
+        if variant.name == "distilled-L1.mlp" and "stopped" not in measured:
+            measured.append("stopped")
+            raise KeyboardInterrupt
+        measured.append(variant.name)
+        original(executor, variant, *rest)
+
+    monkeypatch.setattr(measure, "_measure", counted)
+    with pytest.raises(KeyboardInterrupt, match="same arguments"):
+        lp.measure_delta(*pair, "facts", **options)
+    for model, old in zip(pair, before, strict=True):
+        assert (hooked_logits(model) == old).all()  # type: ignore[arg-type]
+    stopped = len(list((tmp_path / "run" / "records").iterdir()))
+    assert stopped == 2 + 3
+    with pytest.raises(UserError, match="lensprune delta again"):
+        lp.resume(tmp_path / "run")
+    again = lp.measure_delta(*pair, "facts", **options)
+    assert len(again.shares()) == 6
+    with pytest.raises(UserError, match="holds another run"):
+        lp.measure_delta(pair[1], pair[0], "facts", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"component": "atn_out"}, "did you mean attn_out"),
+        ({"mode": "cumulativ"}, "did you mean cumulative"),
+        ({"alpha": 2}, "expected 0 to 1"),
+        ({"executor": "forkd"}, "did you mean forked"),
+        ({"layers": "7"}, "out of range"),
+        ({"component": "head", "heads": "9"}, "out of range"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        lp.measure_delta(fresh("llama", 0), fresh("llama", 1), "facts", limit=1, progress=False, **options)
+
+
+def test_unembedding_of_a_tied_model() -> None:
+    with pytest.raises(UserError, match="use component embed"):
+        lp.measure_delta(fresh("gpt2", 0), fresh("gpt2", 1), "facts", component="unembed", limit=1, progress=False)
+
+
+def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(family_folder("llama"))
+    arguments = ["delta", "--base", folder, "--distilled", folder, "--task", "facts", "--limit", "2", "--shots", "0"]
+    arguments += ["--component", "mlp", "--layers", "0-1", "--direction", "forward"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr().out
+    assert "gain +0.000" in output
+    assert "delta.csv" in output
+    assert (tmp_path / "run" / "delta.csv").is_file()
+    assert cli.main([*arguments, "--direction", "foward"]) == 2
+    assert "did you mean forward" in capsys.readouterr().err
+
+
+def test_figures_of_every_kind() -> None:
+    import matplotlib.pyplot as plt
+
+    from lensprune.report.delta_swaps import effect_against_weights, effect_by_depth
+
+    for parts in ([Part("mlp", i) for i in range(3)], [Part("head", 0, i) for i in range(3)]):
+        swaps = enumerate_swaps(parts)
+        changes = {s.label: WeightChange(1.0, 0.1) for s in swaps}
+        cells: dict[Any, list[bool]] = {CLEAN: answers(5), Variant(DISTILLED): answers(30)}
+        cells |= {s: answers(10 + i) for i, s in enumerate(swaps)}
+        shares = gain_shares(store(cells), [("t", "default")], swaps, changes)
+        [ax] = effect_by_depth(shares, n_layers=3, title="a → b")
+        labels = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert labels[:3] == ["whole gain +0.62 (n 40)", "into the base", "out of the distilled"]
+        drawn = [line for line in ax.lines if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
+        assert len(drawn) == (2 if parts[0].component == "mlp" else 0)
+        if drawn:
+            assert list(drawn[0].get_ydata()) == pytest.approx([(5 + 2 * i) / 40 for i in range(3)])  # type: ignore[arg-type]
+        effect_against_weights(shares)
+        plt.close("all")
+    with pytest.raises(UserError, match="nothing to draw"):
+        effect_by_depth(shares[:0], n_layers=3)
