@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # torch goes first: a CPU-only wheel that the package index or pip's configuration offers is then kept.
 TORCH ?= torch==2.13.0
+# A second environment, with the last TransformerLens that has HookedTransformer.
+VENV3 := .venv-tl3
 
-.PHONY: demo test parity quick lint format clean
+.PHONY: demo test test-main test-hooked-transformer parity families quick lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "== setting up $(VENV)"
@@ -13,6 +15,14 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip<26"
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+$(VENV3)/.installed: pyproject.toml
+	@echo "== setting up $(VENV3) with TransformerLens 3.9"
+	$(PYTHON) -m venv $(VENV3)
+	$(VENV3)/bin/python -m pip install --quiet --upgrade "pip<26"
+	$(VENV3)/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV3)/bin/python -m pip install --quiet --editable . "transformer-lens>=3.9,<4" pytest pytest-timeout
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -29,9 +39,20 @@ quick: lint
 	@echo "== quick tests"
 	$(BIN)/python -m pytest -q -m "not slow and not real_model" --ignore=tests/parity
 
-test: lint
+test: lint test-main test-hooked-transformer
+
+test-main: $(VENV)/.installed
 	@echo "== all tests"
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-hooked-transformer: $(VENV3)/.installed
+	@echo "== HookedTransformer, with TransformerLens 3.9"
+	$(VENV3)/bin/python -m pytest -q tests/unit/models/test_hooked_transformer.py \
+		tests/integration/test_hooked_transformer_sweep.py
+
+families: $(VENV)/.installed
+	@echo "== architecture families by checks, into README.md"
+	$(BIN)/python -m tests.families_table --write README.md
 
 parity: $(VENV)/.installed
 	@echo "== prompts, ids, scores and metrics against lm-eval"
@@ -42,4 +63,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist build
+	rm -rf $(VENV) $(VENV3) .mypy_cache .pytest_cache .ruff_cache dist build
