@@ -39,8 +39,8 @@ class PlantedHead:
     Attention scores (before the softmax) of query position t on key position s:
 
     - `offset` o: `POSITION_GAIN` × a similarity of position s and t − o that is largest at s = t − o;
-    - `match` (query part, key part): `MATCH` × the dot product of the two parts;
-    - `key_tokens`: `MATCH` × whether the token at s is one of them;
+    - `match` (query part, key part): `strength` × the dot product of the two parts;
+    - `key_tokens`: `strength` × whether the token at s is one of them;
     - on the BOS key: `rest`, the score of attending nowhere. With `only_for` the rest is `STRONG` except for queries
       whose token is one of these, where it is 0; with `unless` (a flag) it is raised by `STRONG` × the flag.
     """
@@ -52,6 +52,7 @@ class PlantedHead:
     rest: float = 0.0
     only_for: Sequence[str] = ()
     unless: str | None = None
+    strength: float = 60.0
 
 
 @dataclass(frozen=True)

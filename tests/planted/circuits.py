@@ -6,6 +6,7 @@ All attention below is one-hot to within 1e-8: scores of the wanted key lead the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from lensprune.models.base import HookedModel
@@ -13,7 +14,7 @@ from tests.planted.blueprint import Blueprint, Mover, PlantedHead
 from tests.planted.models import loaded
 from tests.planted.weights import REST
 
-__all__ = ["ARITHMETIC", "BACKUP", "INDUCTION", "RETRIEVAL", "ids", "model_of"]
+__all__ = ["ARITHMETIC", "BACKUP", "BLUEPRINTS", "INDUCTION", "LINEAR", "RETRIEVAL", "ids", "model_of"]
 
 LETTERS = tuple("abcdefghijklmnop")
 
@@ -103,12 +104,46 @@ self-repair is 10. L0.H1 has the total effect 10.
 """
 
 
+LINEAR = Blueprint(
+    words=LETTERS,
+    parts=("seen", "out"),
+    heads={
+        (0, 1): PlantedHead(movers=[Mover("token", "seen")]),
+        (0, 2): PlantedHead(movers=[Mover("token", "out", gain=0.5)]),
+        (1, 2): PlantedHead(movers=[Mover("seen", "out", gain=2.0)]),
+    },
+)
+"""No score depends on a token: all attention of the named heads is uniform, and the model is linear in its embeddings.
+
+At position t (t + 1 keys) L0.H1 writes the share of each token so far into ``seen`` and L0.H2 half of it into ``out``;
+L1.H2 adds twice the mean of ``seen`` over the positions so far.
+"""
+
+
+def _softer(blueprint: Blueprint, factor: float) -> Blueprint:
+    """The same circuit with weaker scores: attention is spread, so that gradients do not vanish."""
+    heads = {
+        place: replace(head, strength=head.strength * factor, rest=head.rest * factor)
+        for place, head in blueprint.heads.items()
+    }
+    return replace(blueprint, heads=heads)
+
+
+BLUEPRINTS = {
+    "induction": INDUCTION,
+    "retrieval": RETRIEVAL,
+    "arithmetic": ARITHMETIC,
+    "backup": BACKUP,
+    "linear": LINEAR,
+    "soft induction": _softer(INDUCTION, 1 / 8),
+    "soft retrieval": _softer(RETRIEVAL, 1 / 8),
+}
+
+
 @cache
 def model_of(name: str, shape: str) -> HookedModel:
     """One of the circuits as a loaded model, once a session."""
-    return loaded(
-        {"induction": INDUCTION, "retrieval": RETRIEVAL, "arithmetic": ARITHMETIC, "backup": BACKUP}[name], shape
-    )
+    return loaded(BLUEPRINTS[name], shape)
 
 
 def ids(model: HookedModel, text: str) -> tuple[int, ...]:

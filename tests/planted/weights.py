@@ -10,10 +10,9 @@ import torch
 
 from tests.planted.blueprint import BOS, SCALE, Blueprint, PlantedHead
 
-__all__ = ["D_HEAD", "MATCH", "POSITION_GAIN", "REST", "STRONG", "HeadWeights", "Layout", "head_weights"]
+__all__ = ["D_HEAD", "POSITION_GAIN", "REST", "STRONG", "HeadWeights", "Layout", "head_weights"]
 
 D_HEAD = 64
-MATCH = 60.0
 POSITION_GAIN = 100.0
 REST = 30.0
 STRONG = 3000.0
@@ -82,12 +81,12 @@ def head_weights(layout: Layout, head: PlantedHead | None) -> HeadWeights:
     if head.unless is not None:
         query[layout.row(head.unless), rest_dim] = STRONG
     if head.key_tokens:
-        query[constant, flag_dim] = MATCH / SCALE
+        query[constant, flag_dim] = head.strength / SCALE
         for word in head.key_tokens:
             key[layout.row("token", word), flag_dim] = 1.0
     if head.match is not None:
         for dim, asked, held in zip(match_dims, layout.rows(head.match[0]), layout.rows(head.match[1]), strict=False):
-            query[asked, dim] = MATCH
+            query[asked, dim] = head.strength
             key[held, dim] = 1.0
     dim = 0
     for mover in head.movers:

@@ -1,0 +1,108 @@
+"""Counterfactual pairs of bundled tasks: another value at the asked key, another operand in the sum."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from lensprune.attribution.pairs import PromptPair, pair_from_texts
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.adapt import as_hooked_model
+from lensprune.tasks import load_task
+from lensprune.tasks.base import Doc, GenerationFormat
+from lensprune.tasks.bundled.arithmetic import worked_steps
+from lensprune.tasks.prompts import build_context
+
+__all__ = ["COUNTERFACTUALS", "counterfactual_pairs", "other_operand", "other_value"]
+
+_TRIES = 40
+
+
+def other_value(doc: Doc, random: Random) -> dict[str, Any]:
+    """A key-value row whose asked key has another value of the same make, which no other key has."""
+    taken = {value for _, value in doc["ordered_kv_records"]}
+    value = str(doc["value"])
+    while value in taken:
+        value = re.sub(r"[0-9a-f]", lambda match: _other_digit(match[0], random), str(doc["value"]))
+    records = [[key, value if key == doc["key"] else held] for key, held in doc["ordered_kv_records"]]
+    return {**doc, "ordered_kv_records": records, "value": value}
+
+
+def _other_digit(digit: str, random: Random) -> str:
+    return random.choice("123456789" if digit.isdecimal() else "abcdef")
+
+
+def other_operand(doc: Doc, random: Random) -> dict[str, Any]:
+    """A chain with one operand changed to another of as many digits, and so another result (never a negative one)."""
+    parts = str(doc["question"]).split()
+    numbers, signs = [int(n) for n in parts[::2]], parts[1::2]
+    for _ in range(_TRIES):
+        place = random.randrange(len(numbers))
+        digits = len(str(numbers[place]))
+        number = random.randint(0 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)
+        changed = [*numbers[:place], number, *numbers[place + 1 :]]
+        steps, answer = worked_steps(changed, signs)
+        if number != numbers[place] and answer >= 0 and str(answer) != str(doc["answer"]):
+            question = str(changed[0]) + "".join(f" {s} {n}" for s, n in zip(signs, changed[1:], strict=True))
+            return {**doc, "question": question, "answer": str(answer), "steps": steps}
+    raise UserError(f"the sum {doc['question']!r} has no other operand that changes its result")
+
+
+COUNTERFACTUALS: dict[str, Callable[[Doc, Random], dict[str, Any]]] = {
+    "kv_retrieval": other_value,
+    "arithmetic": other_operand,
+}
+"""How a row of a task is changed so that its answer is another."""
+
+
+def counterfactual_pairs(
+    model: Any,
+    task: str,
+    *,
+    limit: int = 20,
+    shots: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+) -> list[PromptPair]:
+    """Pairs of a bundled task, in the prompts of ``generate``: the item, and the same with its answer changed.
+
+    Both prompts have the same few-shot examples and the same number of tokens; the pair is about the first token in
+    which the answers differ. Items without such a counterpart in 40 tries are left out.
+
+    Args:
+        task: ``kv_retrieval`` or ``arithmetic``, with parameters in brackets as for a sweep.
+        limit, shots, seed, data_dir: of the task's items.
+
+    Raises:
+        UserError: a task without counterfactuals, or no item that has a counterpart.
+    """
+    hooked = as_hooked_model(model)
+    loaded = load_task(task, limit=limit, shots=shots, seed=seed, data_dir=None if data_dir is None else Path(data_dir))
+    name = loaded.task.name
+    if name not in COUNTERFACTUALS:
+        raise unknown_name("task with counterfactuals", name, COUNTERFACTUALS)
+    form = loaded.task.formats["generate"]
+    if not isinstance(form, GenerationFormat):
+        raise UserError(f"task {name!r} is not answered by generation, so it has no counterfactual pairs")
+    pairs = []
+    for item in loaded.items:
+        random = Random(f"counterfactual {name} {seed} {item.id}")
+        for _ in range(_TRIES):
+            changed = replace(item, doc=COUNTERFACTUALS[name](item.doc, random))
+            prompts = [build_context(form, one) for one in (item, changed)]
+            answers = [form.target_delimiter + form.target(one.doc) for one in (item, changed)]
+            try:
+                pair = pair_from_texts(hooked, *prompts, *answers)
+            except UserError:
+                continue
+            if len(pair.clean) > hooked.facts.n_ctx:
+                raise UserError(f"item {item.id} of task {name!r} has {len(pair.clean)} tokens, the context is shorter")
+            pairs.append(replace(pair, label=item.id))
+            break
+    if not pairs:
+        raise UserError(f"no item of task {name!r} has a counterpart of the same number of tokens")
+    return pairs

@@ -1,0 +1,206 @@
+"""Direct logit attribution: what every part of the model adds to the logit difference by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
+from lensprune.attribution.runs import capture
+from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import HookedModel
+from lensprune.models.weights import FrozenNorm, block_of, final_norm, frozen_norm, output_weights, unembedding
+
+__all__ = ["DirectAttribution", "direct_logit_attribution", "source_attribution"]
+
+Unit = Literal["head", "component", "layer"]
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class DirectAttribution:
+    """Contributions to the logit difference.
+
+    `parts`: part, layer, head of every row of `values` (``embed``, ``L3.H1``, ``L3.attn_bias``, ``L3.mlp``, ``bias``:
+    biases of the final norm and the unembedding). `values[p, i]`: contribution of part p on pair i, in logits;
+    positive: for the answer. `logit_difference[i]`: what they add up to.
+    """
+
+    parts: pd.DataFrame
+    values: Float[torch.Tensor, "part pair"]
+    logit_difference: Float[torch.Tensor, " pair"]
+
+    def table(self, unit: Unit = "head") -> pd.DataFrame:
+        """Mean contribution over the pairs: part, layer, head, value; in the model's order.
+
+        Args:
+            unit: ``head``; ``component``: attention and MLP branches; ``layer``: whole blocks.
+
+        Raises:
+            UserError: an unknown unit.
+        """
+        if unit not in ("head", "component", "layer"):
+            raise unknown_name("unit", str(unit), ["head", "component", "layer"])
+        frame = self.parts.assign(value=self.values.double().mean(1).cpu().numpy())
+        if unit == "head":
+            return frame
+        inside = frame["layer"] >= 0
+        names = frame["part"].where(~inside, "L" + frame["layer"].astype(str))
+        if unit == "component":
+            is_mlp = frame["part"].str.endswith(".mlp")
+            names = names.where(~inside | is_mlp, names + ".attn").where(~is_mlp, frame["part"])
+        grouped = frame.assign(part=names, head=-1).groupby("part", sort=False)
+        return grouped.agg({"layer": "first", "head": "first", "value": "sum"}).reset_index()
+
+
+def direct_logit_attribution(
+    model: Any, pairs: Sequence[PromptPair], *, which: Literal["clean", "corrupt"] = "clean"
+) -> DirectAttribution:
+    """Split the logit difference of each pair into what every part writes, with the scale of the final norm held.
+
+    The logits are linear in the final residual once the final norm divides by a fixed number, and the final residual is
+    a sum. A norm behind attention (Gemma) is held at its scale too. A cap on logits (Gemma 2) is left out: the sum is
+    the difference before the cap. What a part does by way of later parts is not in it.
+
+    Args:
+        which: prompts to look at.
+
+    Raises:
+        LensPruneError: the residual stream is not the sum of its parts, so there is nothing to split.
+    """
+    hooked = as_hooked_model(model)
+    if which not in ("clean", "corrupt"):
+        raise unknown_name("prompts", str(which), ["clean", "corrupt"])
+    columns: dict[int, torch.Tensor] = {}
+    totals: dict[int, torch.Tensor] = {}
+    for batch in pair_batches(pairs, hooked.facts.device, _BATCH):
+        values, total = _attribute(hooked, batch, batch.clean if which == "clean" else batch.corrupt)
+        for column, index in enumerate(batch.index):
+            columns[index], totals[index] = values[:, column], total[column]
+    order = range(len(pairs))
+    return DirectAttribution(
+        _parts(hooked), torch.stack([columns[i] for i in order], 1), torch.stack([totals[i] for i in order])
+    )
+
+
+def _parts(model: HookedModel) -> pd.DataFrame:
+    rows: list[tuple[str, int, int]] = [("embed", -1, -1)]
+    for layer in range(model.facts.n_layers):
+        rows += [(f"L{layer}.H{head}", layer, head) for head in range(model.facts.n_heads)]
+        rows += [(f"L{layer}.attn_bias", layer, -1), (f"L{layer}.mlp", layer, -1)]
+    return pd.DataFrame([*rows, ("bias", -1, -1)], columns=["part", "layer", "head"])
+
+
+def _names(model: HookedModel) -> list[str]:
+    names = ["blocks.0.hook_resid_pre", f"blocks.{model.facts.n_layers - 1}.hook_resid_post"]
+    for layer in range(model.facts.n_layers):
+        names += [f"blocks.{layer}.{hook}" for hook in ("attn.hook_z", "hook_attn_out", "hook_mlp_out")]
+    return names
+
+
+def _attribute(model: HookedModel, batch: PairBatch, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Contributions [part, pair] and their sum, in the order of `_parts`."""
+    _, kept = capture(model, tokens, _names(model))
+    last = {name: activation[:, -1] for name, activation in kept.items()}
+    norm = final_norm(model)
+    direction = _direction(model, batch)
+    final = last[f"blocks.{model.facts.n_layers - 1}.hook_resid_post"]
+    writes = [last["blocks.0.hook_resid_pre"]]
+    with torch.no_grad():
+        for layer in range(model.facts.n_layers):
+            heads = head_writes(model, layer, last[f"blocks.{layer}.attn.hook_z"])
+            attention = last[f"blocks.{layer}.hook_attn_out"]
+            writes += [*heads.unbind(1), attention - heads.sum(1), last[f"blocks.{layer}.hook_mlp_out"]]
+        check_sum(torch.stack(writes).sum(0), final)
+        scale = norm.scale(final)
+        values = torch.stack([_project(norm, write, scale, direction) for write in writes])
+        bias = norm.bias @ direction.T + _unembedding_bias(model, batch)
+        values = torch.cat([values, bias[None]])
+    return values, values.sum(0)
+
+
+def head_writes(
+    model: HookedModel, layer: int, z: Float[torch.Tensor, "*rows head d_head"]
+) -> Float[torch.Tensor, "*rows head d_model"]:
+    """What each head adds to the residual stream; a norm behind attention is held at the scale of this input."""
+    heads = torch.einsum("...hd,hdm->...hm", z, output_weights(model, layer).to(z.dtype))
+    block = block_of(model, layer)
+    if "ln1_post" not in block._modules:
+        return heads
+    norm = frozen_norm(block.ln1_post)
+    return norm.apply(heads, norm.scale(heads.sum(-2))[..., None, :])
+
+
+def check_sum(total: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise `LensPruneError` if parts do not add up to what the model holds."""
+    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 5e-2
+    error = float((total - expected).norm() / expected.norm().clamp(min=1e-30))
+    if not error < tolerance:
+        raise LensPruneError(
+            f"the residual stream is not the sum of its parts (relative error {error:.2g}), so it can't be attributed"
+        )
+
+
+def _direction(model: HookedModel, batch: PairBatch) -> Float[torch.Tensor, "pair d_model"]:
+    weights = unembedding(model)
+    return (weights[:, batch.answer] - weights[:, batch.wrong]).T.detach()
+
+
+def _unembedding_bias(model: HookedModel, batch: PairBatch) -> Float[torch.Tensor, " pair"]:
+    module: Any = model.module
+    return (module.b_U[batch.answer] - module.b_U[batch.wrong]).detach()
+
+
+def _project(norm: FrozenNorm, write: torch.Tensor, scale: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    return (norm.apply(write, scale) * direction).sum(-1)
+
+
+def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, int]] | None = None) -> pd.DataFrame:
+    """Split what each head adds to the logit difference by the token it attends to, on the clean prompt of one pair.
+
+    A head's output is Σ over source positions of attention × value, so its contribution is a sum over them.
+
+    Args:
+        heads: (layer, head) pairs; ``None`` takes all.
+
+    Returns:
+        layer, head, position, token (text), value.
+
+    Raises:
+        UserError: a head that the model lacks, or norms behind attention.
+        LensPruneError: attention × values is not what the heads put out.
+    """
+    hooked = as_hooked_model(model)
+    facts = hooked.facts
+    places = [(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)]
+    for place in heads or []:
+        if tuple(place) not in places:
+            raise UserError(f"head {place} does not exist: {facts.name} has {facts.n_layers} × {facts.n_heads}")
+    chosen = places if heads is None else [tuple(place) for place in heads]
+    layers = sorted({layer for layer, _ in chosen})
+    names = [f"blocks.{layer}.attn.{hook}" for layer in layers for hook in ("hook_pattern", "hook_v", "hook_z")]
+    final_name = f"blocks.{facts.n_layers - 1}.hook_resid_post"
+    (batch,) = pair_batches([pair], facts.device, 1)
+    _, kept = capture(hooked, batch.clean, [*names, final_name])
+    norm, direction = final_norm(hooked), _direction(hooked, batch)[0]
+    scale = norm.scale(kept[final_name][0, -1])
+    texts = [str(hooked.tokenizer.decode([token])) for token in pair.clean]
+    rows = []
+    for layer in layers:
+        if "ln1_post" in block_of(hooked, layer)._modules:
+            raise UserError(f"{facts.architecture} norms the sum of its heads: it can't be split by source token")
+        values = kept[f"blocks.{layer}.attn.hook_v"][0].repeat_interleave(facts.heads_per_group, dim=1)
+        weighted = kept[f"blocks.{layer}.attn.hook_pattern"][0, :, -1, :, None] * values.transpose(0, 1)
+        check_sum(weighted.sum(1), kept[f"blocks.{layer}.attn.hook_z"][0, -1])
+        written = torch.einsum("hsd,hdm->hsm", weighted, output_weights(hooked, layer).detach())
+        found = (norm.apply(written, scale) * direction).sum(-1).tolist()
+        for own_layer, head in chosen:
+            if own_layer == layer:
+                rows += [(layer, head, p, texts[p], value) for p, value in enumerate(found[head])]
+    return pd.DataFrame(rows, columns=["layer", "head", "position", "token", "value"])

@@ -1,0 +1,115 @@
+"""Counterfactual pairs: two prompts of equal length that differ in what decides the answer, and the two answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel
+from lensprune.models.tokenizers import encode
+
+__all__ = ["PairBatch", "PromptPair", "logit_difference", "pair_batches", "pair_from_texts"]
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """`clean` is answered by the token `answer`, `corrupt` by the token `wrong`; positions correspond one to one.
+
+    The metric of every attribution method is the logit of `answer` minus that of `wrong` behind the last token.
+    """
+
+    clean: tuple[int, ...]
+    corrupt: tuple[int, ...]
+    answer: int
+    wrong: int
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.clean) != len(self.corrupt):
+            raise UserError(
+                f"pair {self.label!r}: the clean prompt has {len(self.clean)} tokens and the corrupt one "
+                f"{len(self.corrupt)}: their positions must correspond"
+            )
+        if not self.clean:
+            raise UserError(f"pair {self.label!r}: the prompts have no token")
+        if self.answer == self.wrong:
+            raise UserError(f"pair {self.label!r}: answer and wrong answer are the same token {self.answer}")
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs of one length; `index` says which they are among those given."""
+
+    clean: Int[torch.Tensor, "pair pos"]
+    corrupt: Int[torch.Tensor, "pair pos"]
+    answer: Int[torch.Tensor, " pair"]
+    wrong: Int[torch.Tensor, " pair"]
+    index: tuple[int, ...]
+
+    def metric(self, logits: Float[torch.Tensor, "pair d_vocab"]) -> Float[torch.Tensor, " pair"]:
+        """Logit of the answer minus that of the wrong answer."""
+        return logit_difference(logits, self.answer, self.wrong)
+
+
+def logit_difference(
+    logits: Float[torch.Tensor, "row d_vocab"], answer: Int[torch.Tensor, " row"], wrong: Int[torch.Tensor, " row"]
+) -> Float[torch.Tensor, " row"]:
+    """``logits[answer] − logits[wrong]`` of every row."""
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits[rows, answer] - logits[rows, wrong]
+
+
+def pair_batches(pairs: Sequence[PromptPair], device: str, size: int) -> Iterator[PairBatch]:
+    """Group pairs of equal length into batches of at most `size`, so that nothing is padded.
+
+    Raises:
+        UserError: no pairs, or a size that is not positive.
+    """
+    if not pairs:
+        raise UserError("no counterfactual pair is given: at least one is needed")
+    if size < 1:
+        raise UserError(f"batch size {size} is not positive")
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, pair in enumerate(pairs):
+        by_length[len(pair.clean)].append(index)
+    for indices in by_length.values():
+        for start in range(0, len(indices), size):
+            chosen = indices[start : start + size]
+            own = [pairs[i] for i in chosen]
+            yield PairBatch(
+                clean=torch.tensor([pair.clean for pair in own], device=device),
+                corrupt=torch.tensor([pair.corrupt for pair in own], device=device),
+                answer=torch.tensor([pair.answer for pair in own], device=device),
+                wrong=torch.tensor([pair.wrong for pair in own], device=device),
+                index=tuple(chosen),
+            )
+
+
+def pair_from_texts(model: HookedModel, clean: str, corrupt: str, answer: str, wrong: str) -> PromptPair:
+    """A pair out of prompts and answers as they would be continued, leading blank included.
+
+    Where both answers begin with the same tokens, these join the prompts, so that the first token that differs is the
+    one that is predicted.
+
+    Raises:
+        UserError: prompts of unequal length, or answers that do not part.
+    """
+    rows = []
+    for prompt, text in ((clean, answer), (corrupt, wrong)):
+        ids = encode(model, prompt)
+        whole = encode(model, prompt + text)
+        rows.append((whole[: len(ids)], whole[len(ids) :]))
+    (front, right), (other, false) = rows
+    shared = 0
+    while shared < min(len(right), len(false)) and right[shared] == false[shared]:
+        shared += 1
+    if shared == min(len(right), len(false)):
+        raise UserError(f"the answers {answer!r} and {wrong!r} part at no token")
+    return PromptPair(
+        (*front, *right[:shared]), (*other, *false[:shared]), right[shared], false[shared], label=answer.strip()
+    )

@@ -1,0 +1,187 @@
+"""Path patching: the exact effect of one component on another, and of a chain of components, on the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lensprune.attribution.graph import EdgeGraph
+from lensprune.attribution.lens import read_out
+from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
+from lensprune.attribution.patching import activation_patching
+from lensprune.attribution.runs import edge_inputs, edit_hook, require_split_inputs, run_hooked
+from lensprune.attribution.writers import check_additive, replace_edges, writer_hooks, writes_of
+from lensprune.errors import UserError
+from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import HookedModel, NamedHook
+
+__all__ = ["direct_and_total_effects", "path_effect", "path_patching"]
+
+_PAIRS = 2
+
+
+def path_patching(
+    model: Any,
+    pairs: Sequence[PromptPair],
+    receiver: str = "logits",
+    senders: Sequence[str] | None = None,
+    *,
+    rows: int = 16,
+) -> pd.DataFrame:
+    """Let one receiver see the corrupt output of one sender, all else as in the clean run (Goldowsky-Dill et al. 2023,
+    arXiv 2304.05969; Wang et al. 2022, arXiv 2211.00593).
+
+    Only the direct edge is patched: what the sender writes reaches the receiver's input through the residual stream and
+    no component between. Behind the receiver everything is computed again. Exact.
+
+    Args:
+        receiver: ``logits``, or a reader such as ``L5.H1.q``, ``L5.KV0.k`` or ``L5.mlp``.
+        senders: writers such as ``embed``, ``L2.H0``, ``L2.mlp``; ``None`` takes all that the receiver reads.
+        rows: prompts a forward pass; changes nothing but speed and memory.
+
+    Returns:
+        sender, layer, head (−1 for embedding and MLPs), receiver, effect: mean over pairs of metric(patched) −
+        metric(clean), logits; strongest first.
+
+    Raises:
+        UserError: an unknown sender or receiver, no edge between them, or an architecture without edges.
+    """
+    hooked = as_hooked_model(model)
+    require_split_inputs(hooked)
+    graph = EdgeGraph.of(hooked.facts)
+    reader = graph.reader(receiver)
+    if senders is None:
+        senders = [graph.writers[w] for w in graph.edges[:, reader].nonzero()[:, 0].tolist()]
+    masks = torch.stack([graph.mask([(sender, receiver)]) for sender in senders])
+    totals = torch.zeros(len(senders), dtype=torch.float64)
+    for batch in pair_batches(pairs, hooked.facts.device, min(_PAIRS, max(1, rows))):
+        logits, clean, clean_final = writes_of(hooked, graph, batch.clean)
+        _, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
+        check_additive(corrupt - clean, corrupt_final - clean_final)
+        base = batch.metric(logits).double()
+        if receiver == "logits":
+            chosen = [graph.writer(sender) for sender in senders]
+            patched = clean_final[:, -1] + (corrupt - clean)[chosen, :, -1]
+            found = torch.stack([batch.metric(own) for own in read_out(hooked, patched)])
+            totals += (found.double() - base).sum(1).cpu()
+            continue
+        n = len(batch.clean)
+        each = max(1, rows // n)
+        for start in range(0, len(senders), each):
+            own = masks[start : start + each]
+            out = replace_edges(
+                hooked,
+                graph,
+                batch.clean.repeat(len(own), 1),
+                own.repeat_interleave(n, dim=0),
+                corrupt.repeat(1, len(own), 1, 1),
+            )
+            found = torch.stack([batch.metric(part) for part in out.split(n)])
+            totals[start : start + each] += (found.double() - base).sum(1).cpu()
+    frame = pd.DataFrame({"sender": list(senders), "receiver": receiver, "effect": (totals / len(pairs)).tolist()})
+    frame.insert(1, "layer", [_place(sender)[0] for sender in senders])
+    frame.insert(2, "head", [_place(sender)[1] for sender in senders])
+    order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
+
+
+def _place(name: str) -> tuple[int, int]:
+    parts = name.split(".")
+    if len(parts) == 1:
+        return -1, -1
+    return int(parts[0][1:]), int(parts[1][1:]) if parts[1].startswith("H") else -1
+
+
+def path_effect(model: Any, pairs: Sequence[PromptPair], path: Sequence[str]) -> float:
+    """Effect of corrupting one whole path, such as ``["L0.H1", "L1.H2.k", "logits"]``; mean over pairs, logits.
+
+    The first component's corrupt output goes into the named input of the second and nowhere else; of what that changes,
+    only the second's own output goes on, and so to the end. Every other component keeps its clean output: exact path
+    patching of a single path. With grouped-query attention a key or value input belongs to one query head here:
+    ``L1.H2.k`` is the key input as head 2 alone sees it.
+
+    Args:
+        path: a writer, then inputs ``L1.H2.q`` (``.k``, ``.v``) or ``L1.mlp``, then ``logits``.
+
+    Raises:
+        UserError: not such a path, or a step to a component that does not come later.
+    """
+    hooked = as_hooked_model(model)
+    require_split_inputs(hooked)
+    graph = EdgeGraph.of(hooked.facts)
+    if len(path) < 2 or path[-1] != "logits":
+        raise UserError(f"path {' → '.join(path)} does not lead from a component to 'logits'")
+    steps = [_step(graph, target) for target in path[1:-1]]
+    sender = graph.writer(path[0])
+    writer = sender
+    for name, (reader, following) in zip(path[1:-1], steps, strict=True):
+        if not graph.edges[writer, reader]:
+            raise UserError(f"{graph.writers[writer]} → {name} is no edge: the target does not come later")
+        writer = following
+    total = 0.0
+    for batch in pair_batches(pairs, hooked.facts.device, _PAIRS):
+        logits, clean, final = writes_of(hooked, graph, batch.clean)
+        _, corrupt, _ = writes_of(hooked, graph, batch.corrupt)
+        change = corrupt[sender] - clean[sender]
+        for reader, following in steps:
+            change = _through(hooked, graph, batch, reader, following, change) - clean[following]
+        patched = read_out(hooked, final[:, -1] + change[:, -1])
+        total += float((batch.metric(patched).double() - batch.metric(logits).double()).sum())
+    return total / len(pairs)
+
+
+def _step(graph: EdgeGraph, target: str) -> tuple[int, int]:
+    """Reader that a path enters and the writer that it leaves by."""
+    name, _, slot = target.rpartition(".")
+    if slot == "mlp":
+        return graph.reader(target), graph.writer(target)
+    writer = graph.writer(name)
+    inputs = graph.inputs_of[writer]
+    if slot not in ("q", "k", "v") or len(inputs) != 3:
+        raise UserError(f"{target!r} is not an input of a head or MLP: write L1.H2.q (or .k, .v) or L1.mlp")
+    return inputs["qkv".index(slot)], writer
+
+
+def _through(
+    model: HookedModel, graph: EdgeGraph, batch: PairBatch, reader: int, writer: int, change: torch.Tensor
+) -> torch.Tensor:
+    """Output of a writer in the clean run when `change` is added to one of its inputs."""
+    (group,) = [group for group in graph.groups if group.start <= reader < group.stop]
+    kept: dict[int, torch.Tensor] = {}
+
+    def add(activation: torch.Tensor) -> torch.Tensor:
+        changed = activation.clone()
+        if group.per_head:
+            changed[:, :, reader - group.start] += change
+        else:
+            changed += change
+        return changed
+
+    def put(first: int, value: torch.Tensor) -> None:
+        if first <= writer < first + len(value):
+            kept[0] = value[writer - first].detach().clone()
+
+    hooks: list[NamedHook] = [(group.hook, edit_hook(add)), *writer_hooks(model, graph, put)]
+    with torch.no_grad(), edge_inputs(model):
+        run_hooked(model, batch.clean, hooks)
+    return kept[0]
+
+
+def direct_and_total_effects(model: Any, pairs: Sequence[PromptPair], *, rows: int = 32) -> pd.DataFrame:
+    """What corrupting each head changes by its own write alone, and all in all.
+
+    Returns:
+        layer, head, direct (its edge to the logits, exact), total (activation patching), and self_repair = total −
+        direct: what later components make up for (McGrath et al. 2023, arXiv 2307.15771: positive where the direct
+        effect is negative and is compensated). Logits, mean over pairs.
+    """
+    keys = ["layer", "head"]
+    total = activation_patching(model, pairs, ["head"], rows=rows)[[*keys, "effect"]]
+    direct = path_patching(model, pairs, "logits", rows=rows)
+    direct = direct[direct["head"] >= 0][[*keys, "effect"]].rename(columns={"effect": "direct"})
+    frame = direct.merge(total.rename(columns={"effect": "total"}), on=keys, validate="one_to_one")
+    frame["self_repair"] = frame["total"] - frame["direct"]
+    return frame.sort_values(keys).reset_index(drop=True)

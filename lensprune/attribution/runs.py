@@ -1,0 +1,94 @@
+"""Forward passes of attribution: unpadded rows, the last position's logits, activations looked at or replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel, HookFunction, NamedHook
+
+__all__ = ["Edit", "capture", "edge_inputs", "edit_hook", "last_logits", "require_split_inputs", "run_hooked"]
+
+Edit = Callable[[torch.Tensor], torch.Tensor | None]
+"""From an activation to what takes its place; ``None`` leaves it."""
+
+
+def edit_hook(edit: Edit) -> HookFunction:
+    """TransformerLens's signature around an edit."""
+
+    def hook(activation: torch.Tensor, hook: Any) -> torch.Tensor | None:
+        return edit(activation)
+
+    return hook
+
+
+def run_hooked(
+    model: HookedModel, tokens: Int[torch.Tensor, "row pos"], hooks: Sequence[NamedHook] = ()
+) -> Float[torch.Tensor, "row d_vocab"]:
+    """Logits behind the last token of unpadded rows, with hooks. Gradient mode is the caller's."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+    with model.hooks(list(hooks)):
+        return model.forward(tokens, torch.ones_like(tokens), positions, logits_to_keep=1)[:, -1]
+
+
+def last_logits(model: HookedModel, tokens: Int[torch.Tensor, "row pos"]) -> Float[torch.Tensor, "row d_vocab"]:
+    """Logits of the unchanged model behind the last token."""
+    with torch.no_grad():
+        return run_hooked(model, tokens)
+
+
+def capture(
+    model: HookedModel, tokens: Int[torch.Tensor, "row pos"], names: Iterable[str]
+) -> tuple[Float[torch.Tensor, "row d_vocab"], dict[str, torch.Tensor]]:
+    """Logits behind the last token, and the activations at the named hook points."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Edit:
+        def look(activation: torch.Tensor) -> None:
+            kept[name] = activation.detach().clone()
+
+        return look
+
+    with torch.no_grad():
+        logits = run_hooked(model, tokens, [(name, edit_hook(keep(name))) for name in names])
+    return logits, kept
+
+
+def require_split_inputs(model: HookedModel) -> None:
+    """Raise `UserError` unless what heads write adds up in the residual stream and their inputs can be told apart."""
+    module: Any = model.module
+    if any("ln1_post" in block._modules for block in module.blocks):
+        raise UserError(
+            f"{model.facts.architecture} norms the sum of its heads before adding it to the residual stream, so no "
+            "edge leaves a single head: edges and paths are not defined for it; use method atp or dla"
+        )
+    if not hasattr(module.blocks[0].attn, "hook_q_input"):
+        raise UserError(f"{model.facts.architecture} gives its heads no inputs of their own: use method atp or dla")
+
+
+@contextmanager
+def edge_inputs(model: HookedModel) -> Iterator[None]:
+    """Give every head its own copy of the residual stream as query, key and value input, and MLPs a hooked input.
+
+    ``attn.hook_q_input`` is then [row, pos, head, d_model], ``hook_k_input`` and ``hook_v_input`` [row, pos, kv head,
+    d_model], all before the norm, as is ``hook_mlp_in`` [row, pos, d_model]. The model's own settings come back.
+    """
+    module: Any = model.module
+    cfg = module.cfg
+    split, joint, mlp = cfg.use_split_qkv_input, bool(getattr(cfg, "use_attn_in", False)), cfg.use_hook_mlp_in
+    try:
+        if joint:
+            module.set_use_attn_in(False)
+        module.set_use_split_qkv_input(True)
+        module.set_use_hook_mlp_in(True)
+        yield
+    finally:
+        module.set_use_split_qkv_input(split)
+        module.set_use_hook_mlp_in(mlp)
+        if joint:
+            module.set_use_attn_in(True)

@@ -1,0 +1,193 @@
+"""Attribution to parts: sums that must come out, brute force, finite differences."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lensprune.attribution import (
+    PromptPair,
+    activation_patching,
+    attribution_patching,
+    direct_logit_attribution,
+    logit_lens,
+    source_attribution,
+)
+from lensprune.attribution.runs import capture, edit_hook, last_logits, run_hooked
+from lensprune.errors import UserError
+from lensprune.models import as_hooked_model, load_model
+from lensprune.models.base import HookedModel
+from tests.families import FAMILIES, save_folder
+from tests.models_cache import tiny
+
+# Norms and softmax compute in float32 whatever the model's type, so finite differences take steps of 3e-3.
+PAIRS = [
+    PromptPair((5, 9, 30, 41, 77, 12), (5, 9, 31, 41, 78, 12), 100, 101),
+    PromptPair((8, 60, 61, 62, 63, 64), (8, 60, 61, 99, 63, 64), 40, 41),
+]
+UNEVEN = [*PAIRS, PromptPair((4, 5, 6), (4, 7, 6), 50, 51)]
+
+
+@cache
+def double(family: str) -> HookedModel:
+    folder = save_folder(family, Path(mkdtemp()) / family)
+    return as_hooked_model(load_model(folder, dtype="float64"))
+
+
+def metric(model: HookedModel, pair: PromptPair, tokens: tuple[int, ...]) -> float:
+    logits = last_logits(model, torch.tensor([tokens]))[0]
+    return float(logits[pair.answer] - logits[pair.wrong])
+
+
+def effect(frame: pd.DataFrame, site: str, layer: int, head: int = -1, position: int = -1) -> float:
+    chosen = frame[
+        (frame["site"] == site) & (frame["layer"] == layer) & (frame["head"] == head) & (frame["position"] == position)
+    ]
+    assert len(chosen) == 1
+    return float(chosen["effect"].iloc[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contributions_add_up_to_the_logit_difference(family: str) -> None:
+    model = tiny(family)
+    found = direct_logit_attribution(model, UNEVEN)
+    expected = torch.tensor([metric(model, pair, pair.clean) for pair in UNEVEN])
+    if family == "gemma2":
+        cap = model.module.original_model.config.final_logit_softcapping
+        logits = torch.stack([last_logits(model, torch.tensor([pair.clean]))[0] for pair in UNEVEN]).double()
+        raw = torch.atanh(logits / cap) * cap
+        expected = torch.stack([own[pair.answer] - own[pair.wrong] for own, pair in zip(raw, UNEVEN, strict=True)])
+    torch.testing.assert_close(found.logit_difference.double(), expected.double(), atol=2e-3, rtol=1e-3)
+    for unit, rows in (("head", 3 * 6 + 2), ("component", 3 * 2 + 2), ("layer", 3 + 2)):
+        table = found.table(unit)
+        assert len(table) == rows
+        assert table["value"].sum() == pytest.approx(float(expected.mean()), abs=2e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_a_head_is_the_sum_over_its_source_tokens(family: str) -> None:
+    model = tiny(family)
+    heads = direct_logit_attribution(model, PAIRS[:1]).table()
+    sources = source_attribution(model, PAIRS[0])
+    assert len(sources) == 12 * 6
+    for (layer, head), own in sources.groupby(["layer", "head"]):
+        expected = heads[heads["part"] == f"L{layer}.H{head}"]["value"].iloc[0]
+        assert own["value"].sum() == pytest.approx(expected, abs=1e-4)
+    assert len(source_attribution(model, PAIRS[0], [(1, 2)])) == 6
+    with pytest.raises(UserError, match="does not exist"):
+        source_attribution(model, PAIRS[0], [(9, 0)])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_lens_ends_in_the_models_answer(family: str) -> None:
+    model = tiny(family)
+    table = logit_lens(model, UNEVEN)
+    assert list(table["depth"]) == [0, 1, 2, 3]
+    expected = np.mean([metric(model, pair, pair.clean) for pair in UNEVEN])
+    assert table["logit_difference"].iloc[-1] == pytest.approx(expected, abs=1e-3)
+    assert (table["answer_logprob"] < 0).all()
+    assert table["answer_rank"].between(0, model.facts.d_vocab - 1).all()
+
+
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_patching_the_whole_first_residual_is_the_other_run(direction: str) -> None:
+    model = tiny("llama")
+    frame = activation_patching(model, UNEVEN, ["resid", "head", "mlp", "attn"], direction=direction)
+    clean = np.mean([metric(model, pair, pair.clean) for pair in UNEVEN])
+    corrupt = np.mean([metric(model, pair, pair.corrupt) for pair in UNEVEN])
+    sign = 1 if direction == "noise" else -1
+    assert effect(frame, "resid", 0) == pytest.approx(sign * (corrupt - clean), abs=1e-4)
+    assert frame[(frame["site"] == "resid") & (frame["layer"] == 0)]["share"].iloc[0] == pytest.approx(1, abs=1e-4)
+    assert len(frame) == 3 * (3 + 4)
+
+
+def test_patching_by_position_is_what_one_hook_does() -> None:
+    model = tiny("gpt2")
+    frame = activation_patching(model, PAIRS, ["head", "resid", "mlp"], by_position=True)
+    for site, hook, head in (("head", "attn.hook_z", 2), ("resid", "hook_resid_pre", -1), ("mlp", "hook_mlp_out", -1)):
+        expected = 0.0
+        for pair in PAIRS:
+            name = f"blocks.1.{hook}"
+            _, kept = capture(model, torch.tensor([pair.corrupt]), [name])
+
+            def put(activation: torch.Tensor, kept: dict = kept, name: str = name, head: int = head) -> torch.Tensor:
+                changed = activation.clone()
+                where = (0, 4) if head < 0 else (0, 4, head)
+                changed[where] = kept[name][where]
+                return changed
+
+            with torch.no_grad():
+                logits = run_hooked(model, torch.tensor([pair.clean]), [(name, edit_hook(put))])[0]
+            expected += float(logits[pair.answer] - logits[pair.wrong]) - metric(model, pair, pair.clean)
+        assert effect(frame, site, 1, head, 4) == pytest.approx(expected / 2, abs=1e-5)
+
+
+def test_batched_patching_is_sequential_patching() -> None:
+    model = tiny("qwen3")
+    many = activation_patching(model, UNEVEN, ["head", "attn"], rows=64)
+    one = activation_patching(model, UNEVEN, ["head", "attn"], rows=1)
+    pd.testing.assert_frame_equal(many, one, atol=1e-4)
+    many = attribution_patching(model, UNEVEN, ["head", "attn"], batch_size=8)
+    one = attribution_patching(model, UNEVEN, ["head", "attn"], batch_size=1)
+    pd.testing.assert_frame_equal(many, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_attribution_patching_is_the_derivative_by_finite_differences(family: str) -> None:
+    model, step = double(family), 3e-3
+    frame = attribution_patching(model, PAIRS, ["head", "mlp", "resid", "attn"], by_position=True)
+    for site, hook, layer, head in (
+        ("head", "attn.hook_z", 0, 3),
+        ("head", "attn.hook_z", 2, 1),
+        ("mlp", "hook_mlp_out", 1, -1),
+        ("resid", "hook_resid_pre", 0, -1),
+        ("attn", "hook_attn_out", 1, -1),
+    ):
+        name = f"blocks.{layer}.{hook}"
+        for position in (2, 5):
+            slopes = []
+            for pair in PAIRS:
+                _, source = capture(model, torch.tensor([pair.corrupt]), [name])
+                ends = []
+                for sign in (1, -1):
+
+                    def move(x: torch.Tensor, sign: int = sign, source: dict = source) -> torch.Tensor:
+                        changed = x.clone()
+                        where = (0, position) if head < 0 else (0, position, head)  # noqa: B023
+                        changed[where] += sign * step * (source[name][where] - x[where])  # noqa: B023
+                        return changed
+
+                    with torch.no_grad():
+                        logits = run_hooked(model, torch.tensor([pair.clean]), [(name, edit_hook(move))])[0]
+                    ends.append(float(logits[pair.answer] - logits[pair.wrong]))
+                slopes.append((ends[0] - ends[1]) / (2 * step))
+            assert effect(frame, site, layer, head, position) == pytest.approx(np.mean(slopes), rel=5e-3, abs=2e-5)
+
+
+@pytest.mark.parametrize("function", [activation_patching, attribution_patching])
+def test_refusals(function) -> None:
+    model = tiny("llama")
+    for arguments, message in (
+        ({"sites": ["haed"]}, "did you mean head"),
+        ({"sites": []}, "no site"),
+        ({"direction": "up"}, "unknown direction"),
+    ):
+        with pytest.raises(UserError, match=message):
+            function(model, PAIRS, **arguments)
+    with pytest.raises(UserError, match="one length"):
+        function(model, UNEVEN, by_position=True)
+    with pytest.raises(UserError, match="at least one"):
+        function(model, [])
+
+
+def test_pairs_that_are_none() -> None:
+    with pytest.raises(UserError, match="must correspond"):
+        PromptPair((1, 2), (1,), 3, 4)
+    with pytest.raises(UserError, match="same token"):
+        PromptPair((1, 2), (1, 3), 3, 3)
