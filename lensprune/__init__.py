@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         each_mlp,
         layer_range,
     )
+    from lensprune.attribution import PromptPair, counterfactual_pairs
     from lensprune.delta import DeltaRun, measure_delta
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
     from lensprune.heads import head_scores
@@ -64,6 +65,7 @@ _HOMES = {
         "layer_range",
     ),
     "lensprune.delta": ("DeltaRun", "measure_delta"),
+    "lensprune.attribution": ("PromptPair", "counterfactual_pairs"),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
     "lensprune.heads": ("head_scores",),
     "lensprune.models": ("as_hooked_model", "load_model"),
@@ -87,11 +89,13 @@ __all__ = [
     "Layer",
     "LensPruneError",
     "Plan",
+    "PromptPair",
     "Run",
     "UserError",
     "Variant",
     "VariantSelection",
     "as_hooked_model",
+    "counterfactual_pairs",
     "cumulative",
     "each_attention",
     "each_head",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lensprune import __version__
+from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import heads as heads_command
 from lensprune.commands.options import add_sweep_options
@@ -65,6 +66,9 @@ def _parser() -> _Parser:
         command(
             "delta", delta_command.run, "exchange weights of a base and a distilled model and see what carries the gain"
         )
+    )
+    attribute_command.add_arguments(
+        command("attribute", attribute_command.run, "say which heads, edges and paths make a task's answers")
     )
     resumed = command("resume", _resume, "continue a run where it stopped")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")

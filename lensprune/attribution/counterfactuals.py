@@ -82,7 +82,7 @@ def counterfactual_pairs(
     """
     hooked = as_hooked_model(model)
     loaded = load_task(task, limit=limit, shots=shots, seed=seed, data_dir=None if data_dir is None else Path(data_dir))
-    name = loaded.task.name
+    name = loaded.task.name.partition("[")[0]
     if name not in COUNTERFACTUALS:
         raise unknown_name("task with counterfactuals", name, COUNTERFACTUALS)
     form = loaded.task.formats["generate"]

@@ -1,0 +1,82 @@
+"""Counterfactual rows change the answer and nothing that is not needed for it."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from lensprune.attribution import counterfactual_pairs, pair_from_texts
+from lensprune.attribution.counterfactuals import other_operand, other_value
+from lensprune.errors import UserError
+from lensprune.tasks.bundled.arithmetic import generate_chains
+from lensprune.tasks.bundled.kv_rows import generate_kv_rows
+from tests.models_cache import tiny
+from tests.planted.circuits import model_of
+
+
+@pytest.mark.parametrize("keys", ["word", "uuid"])
+def test_another_value_at_the_asked_key(keys: str) -> None:
+    for row in generate_kv_rows(20, 5, keys):
+        changed = other_value(row, Random(1))
+        assert changed["key"] == row["key"]
+        assert changed["value"] != row["value"]
+        assert len(changed["value"]) == len(row["value"])
+        for (key, before), (same, after) in zip(row["ordered_kv_records"], changed["ordered_kv_records"], strict=True):
+            assert key == same
+            assert after == (changed["value"] if key == row["key"] else before)
+        assert changed["value"] not in [value for _, value in row["ordered_kv_records"]]
+
+
+@pytest.mark.parametrize("operands", [2, 4])
+def test_another_operand_in_the_sum(operands: int) -> None:
+    for row in generate_chains(40, operands, 19, True, 0):
+        changed = other_operand(row, Random(2))
+        before, after = str(row["question"]).split(), changed["question"].split()
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+        assert [len(part) for part in before] == [len(part) for part in after]
+        assert changed["answer"] != row["answer"]
+        value = int(after[0])
+        for sign, number in zip(after[1::2], after[2::2], strict=True):
+            value += int(number) if sign == "+" else -int(number)
+        assert str(value) == changed["answer"]
+
+
+@pytest.mark.parametrize("task", ["kv_retrieval", "arithmetic", "arithmetic[operands=3,subtract=true]"])
+def test_pairs_of_a_task(task: str) -> None:
+    model = tiny("llama")
+    pairs = counterfactual_pairs(model, task, limit=4, shots=0)
+    assert len(pairs) == 4
+    for pair in pairs:
+        assert len(pair.clean) == len(pair.corrupt)
+        assert pair.clean != pair.corrupt
+        clean, corrupt = (bytes(model.tokenizer.decode(ids), "utf-8") for ids in (pair.clean, pair.corrupt))
+        assert clean[:10] == corrupt[:10] or task.startswith("arithmetic")
+    assert pairs == counterfactual_pairs(model, task, limit=4, shots=0)
+
+
+def test_sums_of_words_for_the_planted_model() -> None:
+    model = model_of("arithmetic", "llama")
+    pairs = counterfactual_pairs(model, "arithmetic", limit=6, shots=2)
+    for pair in pairs:
+        words = model.tokenizer.convert_ids_to_tokens(list(pair.clean))
+        first, plus, second, equals = words[-4:]
+        assert (plus, equals) == ("+", "=")
+        assert int(first) + int(second) == int(model.tokenizer.convert_ids_to_tokens(pair.answer))
+
+
+def test_answers_that_begin_alike_join_the_prompt() -> None:
+    model = tiny("llama")
+    pair = pair_from_texts(model, "2 + 9 =", "2 + 8 =", " 11", " 10")
+    assert model.tokenizer.decode(list(pair.clean)) == "2 + 9 = 1"
+    assert model.tokenizer.decode([pair.answer]) == "1"
+    assert model.tokenizer.decode([pair.wrong]) == "0"
+    with pytest.raises(UserError, match="part at no token"):
+        pair_from_texts(model, "2 + 9 =", "2 + 8 =", " 1", " 10")
+    with pytest.raises(UserError, match="must correspond"):
+        pair_from_texts(model, "2 + 9 =", "2 + 88 =", " 1", " 2")
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match="unknown task with counterfactuals"):
+        counterfactual_pairs(tiny("llama"), "facts", limit=2)

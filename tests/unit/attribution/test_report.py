@@ -1,0 +1,50 @@
+"""`lensprune attribute` end to end on the planted sums, whose heads are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lensprune.cli import main
+from lensprune.report.attribution_report import METHODS
+from tests.planted.circuits import ARITHMETIC
+from tests.planted.models import build, word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "planted"
+    build(ARITHMETIC, "llama").save_pretrained(path)
+    word_tokenizer(ARITHMETIC).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_writes_what_it_prints(method: str, folder: Path, tmp_path: Path, capsys) -> None:
+    options = ["--task", "arithmetic", "--limit", "4", "--shots", "0", "--bos", "always", "--out", str(tmp_path)]
+    assert main(["attribute", "--model", str(folder), "--method", method, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "4 pairs of arithmetic" in printed
+    files = [path for path in printed.split() if path.startswith(str(tmp_path))]
+    assert files
+    assert all(Path(path).is_file() for path in files)
+
+
+def test_exact_patching_finds_the_planted_heads(folder: Path, tmp_path: Path) -> None:
+    options = ["--task", "arithmetic", "--limit", "6", "--shots", "0", "--bos", "always", "--out", str(tmp_path)]
+    assert main(["attribute", "--model", str(folder), "--method", "patch", *options]) == 0
+    frame = pd.read_csv(tmp_path / "patching.csv")
+    found = frame[frame["effect"].abs() > 1e-3]
+    assert set(zip(found["layer"], found["head"], strict=True)) <= {(0, 3), (1, 0)}
+
+
+def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--method", "eap"], "did you mean eap-ig"),
+        (["--method", "dla", "--task", "facts"], "unknown task with counterfactuals"),
+        (["--method", "path", "--task", "arithmetic", "--receiver", "L0.H0.k"], "unknown reader"),
+    ):
+        assert main(["attribute", "--model", str(folder), "--bos", "always", *arguments]) == 2
+        assert message in capsys.readouterr().err
