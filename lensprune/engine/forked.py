@@ -190,8 +190,8 @@ class _Scorer:
             local = rows[mine] - begin
             finite = torch.isfinite(logits).all(-1)
             best = logits.argmax(-1)
-            # Not logsumexp: log_softmax rounds differently (7e-6 nats a token at 49,152 tokens on a CPU), and it is what
-            # the hooked executor and lm-eval take.
+            # Not logsumexp, which rounds otherwise (7e-6 nats a token over 49,152 tokens on a CPU): the hooked executor
+            # and lm-eval take log_softmax.
             value = logits.float().log_softmax(-1)[local, targets[mine]]
             logprob[mine] = torch.where(finite[local], value, torch.nan)
             greedy[mine] = (best[local] == targets[mine]) & finite[local]
