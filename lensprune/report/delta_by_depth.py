@@ -19,13 +19,7 @@ __all__ = ["delta_by_depth", "drawable"]
 _PROTOCOLS = ("default", "continuation", "generate")
 _MARKERS = {"default": "o", "continuation": "s", "generate": "^"}
 _GREY = "0.55"
-_STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.alpha": 0.35,
-}
+_STYLE = {"axes.spines.top": False, "axes.spines.right": False}
 
 
 def drawable(summary: pd.DataFrame) -> bool:
@@ -79,7 +73,7 @@ def delta_by_depth(
         figure, grid = plt.subplots(
             1,
             len(tasks),
-            figsize=(min(6.4 if len(tasks) == 1 else 4.6 * len(tasks), 20.0), 4.4),
+            figsize=(min(6.4 if len(tasks) == 1 else 4.6 * len(tasks), 20.0), 4.9),
             sharey=True,
             squeeze=False,
             layout="constrained",
@@ -93,7 +87,9 @@ def delta_by_depth(
         )
         ax.set(title=task, xlabel=where, xlim=(-0.5, depth - 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend(handles=handles, fontsize=8, frameon=False, loc="best")
+        ax.grid(axis="y", alpha=0.35)
+        # Below the panel: inside it there is no corner that a line or a band may not reach.
+        ax.legend(handles=handles, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     axes[0].set_ylabel("Δμ (accuracy − clean accuracy)")
     if title:
         figure.suptitle(title, fontsize=11)
