@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--receiver", default="logits", metavar="INPUT", help="for path: logits (the default), L5.H1.q, L5.KV0.k, ..."
     )
+    parser.add_argument(
+        "--total", action="store_true", help="for path: patch each head too, and tell what later parts make up for"
+    )
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="for eap-ig: steps (default: 5; 1 is EAP)")
     parser.add_argument("--no-curve", action="store_true", help="for eap-ig: score all pairs and draw no curve")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="rows to print (default: 10)")
@@ -50,7 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
             limit=arguments.limit,
             shots=arguments.shots,
             seed=arguments.seed,
-            options=AttributionOptions(arguments.receiver, arguments.steps, not arguments.no_curve),
+            options=AttributionOptions(
+                receiver=arguments.receiver,
+                total=arguments.total,
+                steps=arguments.steps,
+                curve=not arguments.no_curve,
+            ),
             dtype=arguments.dtype,
             device=arguments.device,
             bos=arguments.bos,

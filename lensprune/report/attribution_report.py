@@ -38,9 +38,11 @@ __all__ = ["METHODS", "AttributionOptions", "attribution_report"]
 
 @dataclass(frozen=True)
 class AttributionOptions:
-    """Options of the methods: `receiver` of ``path``, `steps` of ``eap-ig``, whether it also draws a curve."""
+    """Options of the methods: `receiver` of ``path``, whether it also patches every head for its total effect; `steps`
+    of ``eap-ig``, whether it also draws a curve."""
 
     receiver: str = "logits"
+    total: bool = False
     steps: int = 5
     curve: bool = True
 
@@ -94,7 +96,7 @@ def _path(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionO
     frame = path_patching(model, pairs, options.receiver)
     tables = {"path_patching": frame}
     note = f"exact effect of each component's corrupt output on {options.receiver} alone (negative: needed)"
-    if options.receiver == "logits":
+    if options.total:
         tables["direct_and_total"] = direct_and_total_effects(model, pairs)
     name = f"path to {options.receiver}"
     return _Found(tables, note, _heads(frame, "effect", name), "effect", ["sender", "receiver", "effect"])
