@@ -1,0 +1,76 @@
+"""lensprune's side of a benchmark, and its hooked executor as a peer where lm-eval has no such task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lensprune.engine import ForkedExecutor, HookedExecutor
+from lensprune.engine.base import Executor
+from lensprune.models import as_hooked_model, load_model
+from lensprune.protocols import build_requests, score_items
+from lensprune.tasks.base import GenerationFormat, LoadedTask
+from lensprune.tasks.loading import load_task
+from lensprune.tasks.registry import get_task
+from tests.benchmarks.stopwatch import Stopwatch, Times
+from tests.benchmarks.works import Work, variants_of
+
+__all__ = ["HookedSide", "Metrics", "OurSide"]
+
+Metrics = list[dict[str, float]]
+"""One item's metrics after another, by lm-eval's names."""
+
+
+class OurSide:
+    """The whole sweep at once: requests built from strings, all variants run, all items scored."""
+
+    def __init__(self, work: Work, model: str, data_dir: Path) -> None:
+        self._work = work
+        self._model = as_hooked_model(load_model(model, device="cpu", self_check=False))
+        self._task = _loaded(work, data_dir)
+        self._variants = variants_of(work, self._model)
+        self._executor: Executor = ForkedExecutor(self._model)
+        self.facts = {
+            "items": len(self._task.items),
+            "variants": len(self._variants),
+            "requests": sum(len(i.requests) for i in build_requests(self._model, self._task, work.protocol)),
+        }
+
+    def run(self, names: list[str] | None = None) -> tuple[Times, dict[str, Metrics]]:
+        """Times, and each variant's metrics; `names` restricts the variants."""
+        watch = Stopwatch()
+        items = build_requests(self._model, self._task, self._work.protocol)
+        requests = [request for item in items for request in item.requests]
+        variants = [v for v in self._variants if names is None or v.name in names]
+        found = {}
+        for answered in self._executor.run(requests, variants):
+            outcomes = score_items(self._task, self._work.protocol, items, answered.responses)
+            found[answered.variant.name] = [dict(outcome.metrics) for outcome in outcomes]
+        return watch.read(), found
+
+
+class HookedSide(OurSide):
+    """The same sweep through TransformerLens hooks, one variant at a time."""
+
+    def __init__(self, work: Work, model: str, data_dir: Path) -> None:
+        super().__init__(work, model, data_dir)
+        self._executor = HookedExecutor(self._model)
+
+    def choose_batch_size(self) -> int | None:
+        """It has a token budget instead."""
+        return None
+
+
+def _loaded(work: Work, data_dir: Path) -> LoadedTask:
+    task = get_task(work.task)
+    if work.max_new_tokens is not None:
+        fmt: Any = task.formats[work.protocol]
+        assert isinstance(fmt, GenerationFormat)
+        task = replace(task, formats={**task.formats, work.protocol: replace(fmt, max_new_tokens=work.max_new_tokens)})
+    limit = None if work.subjects else work.limit
+    loaded = load_task(task, data_dir=data_dir, limit=limit, shots=work.shots)
+    if not work.subjects:
+        return loaded
+    by_subject = [[i for i in loaded.items if i.cluster == subject][: work.limit] for subject in work.subjects]
+    return replace(loaded, items=tuple(item for items in by_subject for item in items))

@@ -1,0 +1,92 @@
+"""Each side in a process of its own, one at work while the other waits, so that times and memory do not mix."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.works import Work
+
+__all__ = ["Side", "started"]
+
+
+class Side:
+    """A handle on a side's process: `call` runs one of its methods there and waits."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self.facts: dict[str, int] = self.call("load")
+        """Numbers of items, variants and requests, where the side knows them."""
+
+    def call(self, method: str, *args: Any) -> Any:
+        self._pipe.send((method, args))
+        kind, value = self._pipe.recv()
+        if kind == "error":
+            raise RuntimeError(f"{method} failed in the other process:\n{value}")
+        return value
+
+
+@contextmanager
+def started(kind: str, work: Work, model: str, data_dir: Path, threads: int) -> Iterator[Side]:
+    """A side that is loaded and ready; its process ends with the context."""
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, kind, work, model, data_dir, threads))
+    process.start()
+    # Held by the child alone, so that its death is seen as the end of the pipe.
+    theirs.close()
+    try:
+        yield Side(pipe)
+    finally:
+        pipe.close()
+        process.join(timeout=30)
+        if process.is_alive():
+            process.terminate()
+
+
+def _serve(pipe: Connection, kind: str, work: Work, model: str, data_dir: Path, threads: int) -> None:
+    import traceback
+
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    import torch
+
+    torch.set_num_threads(threads)
+    side: Any = None
+    while True:
+        try:
+            method, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if method == "load":
+                side = _side(kind)(work, model, data_dir)
+                pipe.send(("value", getattr(side, "facts", {})))
+            elif method == "peak_rss":
+                pipe.send(("value", _peak_rss()))
+            else:
+                pipe.send(("value", getattr(side, method)(*args)))
+        except Exception:
+            pipe.send(("error", traceback.format_exc()))
+
+
+def _side(kind: str) -> Any:
+    if kind == "lm-eval":
+        from tests.benchmarks.peer import LmEvalSide
+
+        return LmEvalSide
+    from tests.benchmarks.ours import HookedSide, OurSide
+
+    return HookedSide if kind == "hooked" else OurSide
+
+
+def _peak_rss() -> int:
+    """Bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,61 @@
+"""The sweeps that are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lensprune.ablation import CLEAN, Variant, each_head, each_layer
+from lensprune.tasks.base import ProtocolName
+
+__all__ = ["WORKS", "Work", "variants_of"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One sweep: every layer skipped or every head zeroed, and the clean model, on the first items of a task.
+
+    `limit` counts items of each subject where there are subjects. `peer_variants` are those that the peer is timed on;
+    its time for all of them is scaled from these. lm-eval has no task for `hooked`'s works.
+    """
+
+    name: str
+    task: str
+    protocol: ProtocolName
+    over: Literal["layers", "heads"]
+    limit: int
+    shots: int | None
+    peer: Literal["lm-eval", "hooked"] = "lm-eval"
+    peer_variants: tuple[str, ...] = ("L3.skip", "L15.skip", "L27.skip")
+    subjects: tuple[str, ...] = ()
+    form: str = ""
+    max_new_tokens: int | None = None
+
+
+SUBJECTS = ("anatomy", "philosophy", "virology")
+
+WORKS: dict[str, Work] = {
+    work.name: work
+    for work in (
+        Work("mmlu_default", "mmlu", "default", "layers", 12, 5, subjects=SUBJECTS),
+        Work("mmlu_continuation", "mmlu", "continuation", "layers", 12, 5, subjects=SUBJECTS, form="_continuation"),
+        Work("hellaswag", "hellaswag", "continuation", "layers", 40, 0),
+        Work("gsm8k_cot", "gsm8k_cot", "generate", "layers", 16, 8, max_new_tokens=64),
+        Work(
+            "openbookqa_heads",
+            "openbookqa",
+            "continuation",
+            "heads",
+            40,
+            0,
+            peer_variants=("L3.H1.zero", "L15.H5.zero", "L27.H8.zero"),
+        ),
+        Work("kv_retrieval", "kv_retrieval", "generate", "layers", 12, None, peer="hooked"),
+    )
+}
+
+
+def variants_of(work: Work, model: Any) -> Sequence[Variant]:
+    """The clean model first, then every component."""
+    return [CLEAN, *(each_layer(model) if work.over == "layers" else each_head(model))]
