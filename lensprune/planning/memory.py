@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from lensprune.ablation.variants import Variant
 from lensprune.engine.forked import UNEMBED_ROWS, ForkedExecutor
 from lensprune.engine.hooked import HookedExecutor
+from lensprune.models.base import ModelFacts
 from lensprune.planning.shape import ModelShape
-from lensprune.planning.shared import Chunk, forked_chunks
+from lensprune.planning.shared import Chunk, decode_chunks, likelihood_chunks
 from lensprune.planning.unshared import Batch, batch_budget, hooked_batches
 from lensprune.protocols.requests import Request
 
@@ -47,6 +48,7 @@ class Memory:
 
 def peak_memory(
     shape: ModelShape,
+    facts: ModelFacts,
     requests: Sequence[Sequence[Request]],
     variants: Sequence[Variant],
     *,
@@ -70,8 +72,9 @@ def peak_memory(
             phases += [_batch(shape, batch, bytes_a_number) for batch in hooked_batches(asked, size)]
         if len(hooked) < len(variants):
             size = batch_budget(ForkedExecutor, budget)
-            n_forked = len(variants) - len(hooked)
-            phases += [_chunk(shape, c, n_forked, size, bytes_a_number, on_cpu) for c in forked_chunks(asked, size)]
+            forked = [v for v in variants if v not in hooked]
+            chunks = [*likelihood_chunks(asked, forked, size), *decode_chunks(asked, forked, facts, size)]
+            phases += [_chunk(shape, chunk, bytes_a_number, on_cpu) for chunk in chunks]
         worst = max([worst, *phases], key=lambda memory: memory.total)
     return Memory(
         weights=shape.parameters * bytes_a_number,
@@ -105,17 +108,14 @@ def _batch(shape: ModelShape, batch: Batch, bytes_a_number: int) -> Memory:
     )
 
 
-def _chunk(shape: ModelShape, chunk: Chunk, n_variants: int, budget: int, bytes_a_number: int, on_cpu: bool) -> Memory:
+def _chunk(shape: ModelShape, chunk: Chunk, bytes_a_number: int, on_cpu: bool) -> Memory:
     # On the CPU scores stay inside a fused kernel.
     scores = 0 if on_cpu else chunk.widest * shape.n_heads * (_FLOAT32 + (_SCORE_COPIES - 1) * bytes_a_number)
-    rows = n_variants * len(chunk.rows)
-    longest = max((length + steps + 1 for length, steps in chunk.rows), default=0)
-    decoded = min(rows * longest, max(budget, longest))
-    unembedded = min(max(chunk.scored, 1), UNEMBED_ROWS)
+    unembedded = min(max(chunk.scored, len(chunk.variants) * len(chunk.rows)), UNEMBED_ROWS)
     return Memory(
         weights=0,
         activations=chunk.tokens * _token_bytes(shape, bytes_a_number) + scores,
-        cache=_cache(shape, chunk.tokens + decoded, bytes_a_number) if chunk.rows else 0,
+        cache=chunk.kv_bytes,
         logits=unembedded * shape.d_vocab * (bytes_a_number + (_LOGIT_COPIES - 1) * _FLOAT32),
         process=0,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,29 +10,39 @@ from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import Variant
 from lensprune.engine.edits import first_layer
 from lensprune.engine.forked import ForkedExecutor
+from lensprune.engine.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
+from lensprune.engine.prompts import PromptSet
 from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
+from lensprune.models.base import ModelFacts
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
 from lensprune.planning.shape import ModelShape
-from lensprune.planning.unshared import batch_budget, decode_cost, unshared_cost
+from lensprune.planning.unshared import batch_budget, unshared_cost
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 
-__all__ = ["Chunk", "forked_chunks", "shared_cost"]
+__all__ = ["Chunk", "decode_chunks", "likelihood_chunks", "shared_cost"]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Sequences that run together as one flat row of distinct `tokens`.
+    """Sequences that run together as one flat row of distinct `tokens`, under `variants`.
 
     `pairs`: (query, key) pairs that attention computes, masked ones included; `widest`: pairs of its largest single
-    block; `scored`: distinct positions that are unembedded; `rows`: generated rows, each with its context length and
-    the number of steps it may take.
+    block; `scored`: distinct positions that are unembedded; `rows`: for each generated row of one variant its prompt's
+    length and the number of steps that it may take; `kv_bytes`: keys and values held while it decodes.
     """
 
+    variants: tuple[Variant, ...]
     tokens: int
     pairs: int
     widest: int
     scored: int
     rows: tuple[tuple[int, int], ...] = ()
+    kv_bytes: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Decode steps until the longest row is done."""
+        return max((steps for _, steps in self.rows), default=0)
 
 
 def _pairs(tree: PrefixTree) -> tuple[int, int]:
@@ -41,35 +51,47 @@ def _pairs(tree: PrefixTree) -> tuple[int, int]:
     return sum(own) + sum(below), max(own + below, default=0)
 
 
-def forked_chunks(requests: Sequence[Request], budget: int) -> Iterator[Chunk]:
-    """The prefix trees in which the forked executor runs `requests`: likelihoods first, then prompts of generations."""
+def likelihood_chunks(requests: Sequence[Request], variants: Sequence[Variant], budget: int) -> Iterator[Chunk]:
+    """The prefix trees in which the forked executor scores the likelihoods among `requests`."""
     scored: dict[Tokens, int] = {}
-    generated: dict[Tokens, list[GenerateRequest]] = defaultdict(list)
     for request in requests:
         if isinstance(request, LoglikelihoodRequest):
             row = (request.context_ids + request.continuation_ids)[:-1]
             scored[row] = max(scored.get(row, 0), len(request.continuation_ids))
-        else:
-            generated[request.context_ids].append(request)
     for sequences in chunk_sequences(list(scored), budget):
         tree = build_tree(sequences)
         positions = {p for sequence in sequences for p in tree.flat_positions(sequence, scored[sequence])}
-        yield Chunk(len(tree), *_pairs(tree), len(positions))
-    for sequences in chunk_sequences(list(generated), budget):
-        tree = build_tree(sequences)
-        rows = tuple((len(s), request.max_new_tokens - 1) for s in sequences for request in generated[s])
-        yield Chunk(len(tree), *_pairs(tree), len(sequences), rows)
+        yield Chunk(tuple(variants), len(tree), *_pairs(tree), len(positions))
+
+
+def decode_chunks(
+    requests: Sequence[Request], variants: Sequence[Variant], facts: ModelFacts, budget: int
+) -> Iterator[Chunk]:
+    """The groups of variants and prompts that the forked executor decodes together."""
+    generated = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
+    if not generated:
+        return
+    defaults = inspect.signature(ForkedExecutor).parameters
+    limits = DecodeLimits(defaults["max_rows"].default, defaults["max_kv_bytes"].default, budget)
+    chunks = request_chunks(generated, variants, facts, limits)
+    for group in group_variants(variants, facts, chunks, limits):
+        for chunk in chunks:
+            asked = list(chunk.values())
+            prompts = PromptSet.of([request.context_ids for request in asked])
+            rows = tuple((len(request.context_ids), request.max_new_tokens - 1) for request in asked)
+            size = ChunkSize(facts, asked).kv_bytes(group)
+            yield Chunk(tuple(group), len(prompts.tree), *_pairs(prompts.tree), len(prompts), rows, size)
 
 
 def shared_cost(
-    shape: ModelShape, requests: Sequence[Request], variants: Sequence[Variant], budget: int | None
+    shape: ModelShape, facts: ModelFacts, requests: Sequence[Request], variants: Sequence[Variant], budget: int | None
 ) -> Cost:
     """Cost of `requests` under `variants`.
 
     The clean model runs each chunk once. A variant resumes before its first changed layer, whose attention result it
-    takes over, and a layer that is skipped as a whole costs nothing. Decoding runs every layer for every row, as many
-    rows at a time as the budget holds tokens, and every row takes all its new tokens (an upper bound). Variants with
-    hooks of the user's own run as the hooked executor runs them.
+    takes over, and a layer that is skipped as a whole costs nothing. Decoding is an upper bound: every row takes all
+    its new tokens and runs every layer that its variant does not skip, as though no two variants wrote the same text.
+    Variants with hooks of the user's own run as the hooked executor runs them.
     """
     size = batch_budget(ForkedExecutor, budget)
     hooked = [v for v in variants if v.hooks]
@@ -77,32 +99,43 @@ def shared_cost(
     total = unshared_cost(shape, requests, len(hooked), budget)
     if not forked:
         return total
-    # Clean layers run only as far as a later fork needs them.
-    clean_layers = max(first_layer(v, shape.n_layers) for v in forked)
-    for chunk in forked_chunks(requests, size):
-        total += blocks_cost(shape, chunk.tokens, chunk.pairs, 0, clean_layers)
-        for variant in forked:
-            total += _variant_cost(shape, chunk, variant, clean_layers)
-            total += unembedding_cost(shape, chunk.scored)
-        total += _decoding(shape, chunk, len(forked), size)
+    for chunk in likelihood_chunks(requests, forked, size):
+        total += _forked(shape, chunk)
+    for chunk in decode_chunks(requests, forked, facts, size):
+        total += _forked(shape, chunk) + _decoded(shape, chunk)
     return total
 
 
-def _variant_cost(shape: ModelShape, chunk: Chunk, variant: Variant, clean_layers: int) -> Cost:
-    first = first_layer(variant, shape.n_layers)
-    bypassed = {a.component.layer for a in variant.ablations if isinstance(a.component, Layer)}
-    cost = Cost()
-    for layer in range(first, shape.n_layers):
-        if layer not in bypassed:
-            taken_over = layer == first and first < clean_layers
-            cost += blocks_cost(shape, chunk.tokens, 0 if taken_over else chunk.pairs, layer, layer + 1)
-    return cost
+def _forked(shape: ModelShape, chunk: Chunk) -> Cost:
+    """The clean model once, and each variant from its fork on."""
+    last = max(first_layer(v, shape.n_layers) for v in chunk.variants)
+    # Clean layers run as far as a later fork needs them; decoding needs the last fork's keys and values too.
+    clean_layers = min(last + bool(chunk.rows), shape.n_layers)
+    total = blocks_cost(shape, chunk.tokens, chunk.pairs, 0, clean_layers)
+    for variant in chunk.variants:
+        first, skipped = first_layer(variant, shape.n_layers), _skipped(variant)
+        for layer in range(first, shape.n_layers):
+            if layer not in skipped:
+                taken_over = layer == first and first < clean_layers
+                total += blocks_cost(shape, chunk.tokens, 0 if taken_over else chunk.pairs, layer, layer + 1)
+        total += unembedding_cost(shape, chunk.scored)
+    return total
 
 
-def _decoding(shape: ModelShape, chunk: Chunk, n_variants: int, budget: int) -> Cost:
+def _skipped(variant: Variant) -> set[int]:
+    """Layers whose whole contribution is replaced, so that they need not run."""
+    return {a.component.layer for a in variant.ablations if isinstance(a.component, Layer)}
+
+
+def _decoded(shape: ModelShape, chunk: Chunk) -> Cost:
+    positions = sum(steps for _, steps in chunk.rows)
+    pairs = sum(steps * length + steps * (steps + 1) / 2 for length, steps in chunk.rows)
     total = Cost()
-    for length, steps in chunk.rows:
-        rows_a_pass = max(1.0, budget / (length + steps + 1))
-        cost = decode_cost(shape, 1, length, steps) * n_variants
-        total += replace(cost, passes=cost.passes / min(rows_a_pass, n_variants * len(chunk.rows)))
-    return total
+    for variant in chunk.variants:
+        skipped = _skipped(variant)
+        total += unembedding_cost(shape, positions)
+        for layer in range(shape.n_layers):
+            if layer not in skipped:
+                total += blocks_cost(shape, positions, pairs, layer, layer + 1)
+    # All rows of the group take a step together, which reads the weights once.
+    return replace(total, decode_flops=total.flops, passes=float(chunk.steps))

@@ -12,7 +12,7 @@ import torch
 
 from lensprune.ablation.variants import Variant
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import parse_dtype
 from lensprune.models.outline import outline_model
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
@@ -153,10 +153,11 @@ def plan(
     chosen = resolved_variants(outline.facts, options)
     reference_wanted = any(v.needs_reference for v in chosen)
     asked = ask(cast(HookedModel, outline), loaded, options, text, with_reference=reference_wanted)
-    cells = tuple(_cell(shape, part, chosen, batch_tokens) for part in asked)
+    cells = tuple(_cell(shape, outline.facts, part, chosen, batch_tokens) for part in asked)
     prompts = _reference_cost(shape, asked)
     memory = peak_memory(
         shape,
+        outline.facts,
         [part.requests for part in asked],
         chosen,
         executor=executor,
@@ -197,7 +198,9 @@ def _check_executor(name: str) -> None:
         raise unknown_name("executor", name, EXECUTORS)
 
 
-def _cell(shape: ModelShape, asked: Asked, variants: Sequence[Variant], budget: int | None) -> PlannedCell:
+def _cell(
+    shape: ModelShape, facts: ModelFacts, asked: Asked, variants: Sequence[Variant], budget: int | None
+) -> PlannedCell:
     requests = asked.requests
     return PlannedCell(
         task=asked.task.task.name,
@@ -205,7 +208,7 @@ def _cell(shape: ModelShape, asked: Asked, variants: Sequence[Variant], budget: 
         items=len(asked.items),
         requests=len(requests),
         unshared=unshared_cost(shape, requests, len(variants), budget),
-        shared=shared_cost(shape, requests, variants, budget),
+        shared=shared_cost(shape, facts, requests, variants, budget),
     )
 
 

@@ -31,6 +31,10 @@ def grouped(tokens: Any, weights: Any, *args: Any, out_shape: Any = None, **kwar
     return int(2 * tokens[0] * weights[1] * weights[2])
 
 
+FACTS = tiny("llama").facts
+"""Stands for any model's facts where only likelihoods are counted."""
+
+
 def counter() -> FlopCounterMode:
     """PyTorch's counter, which leaves out the CPU's flash attention and products by expert unless it is told."""
     return FlopCounterMode(
@@ -97,7 +101,7 @@ def test_hooked_and_forked_cost_what_pytorch_counts(family: str, shape_of: Any) 
     for budget in (2048, 300):
         planned = unshared_cost(shape, requests, len(variants), budget).flops
         assert planned == pytest.approx(counted(HookedExecutor(model, budget), requests, variants), rel=0.05)
-        planned = shared_cost(shape, requests, variants, budget).flops
+        planned = shared_cost(shape, model.facts, requests, variants, budget).flops
         assert planned == pytest.approx(counted(ForkedExecutor(model, budget), requests, variants), rel=0.1)
 
 
@@ -111,6 +115,21 @@ def test_hooked_generation_costs_what_pytorch_counts(shape_of: Any) -> None:
     assert planned.flops == pytest.approx(counted_flops, rel=0.05)
     assert planned.passes == 2 * 6
     assert 0 < planned.decode_flops < planned.flops
+
+
+def test_forked_generation_is_bounded_from_above(shape_of: Any) -> None:
+    """With one variant no text is shared, so the bound is what is run; with several it is no less."""
+    model, shape = tiny("llama"), shape_of("llama")
+    prompts = [tuple(range(4, 4 + n)) for n in (60, 61, 70)]
+    requests: list[Request] = [GenerateRequest(prompt, (), 7) for prompt in prompts]
+    for chosen, within in (([CLEAN], 0.1), ([CLEAN, *each_layer(model), *each_head(model, layers=[1])], None)):
+        planned = shared_cost(shape, model.facts, requests, chosen, None)
+        found = counted(ForkedExecutor(model), requests, chosen)
+        assert planned.passes == 6
+        if within is not None:
+            assert planned.flops == pytest.approx(found, rel=within)
+        else:
+            assert 0.95 * found <= planned.flops <= 1.6 * found
 
 
 def llama(**changes: int) -> ModelShape:
@@ -134,7 +153,7 @@ def test_sharing_by_hand() -> None:
     unshared = unshared_cost(shape, requests, 3, None)
     assert unshared.tokens == 3 * 2 * 22
     assert unshared.scored == 3 * 2 * 2
-    shared = shared_cost(shape, requests, [CLEAN, skip(1), skip(3)], None)
+    shared = shared_cost(shape, FACTS, requests, [CLEAN, skip(1), skip(3)], None)
     # Clean: 24 distinct tokens; skip 1 runs layers 2 and 3 only, skip 3 none.
     assert shared.tokens == 24 + 24 * 2 / 4
     assert shared.scored == 3 * 4
@@ -147,7 +166,7 @@ def test_sharing_by_hand() -> None:
 
 def test_one_skip_variant_alone_needs_no_clean_layer_above_it() -> None:
     requests: list[Request] = [LoglikelihoodRequest((1, 2, 3), (4,))]
-    cost = shared_cost(llama(), requests, [skip(2)], None)
+    cost = shared_cost(llama(), FACTS, requests, [skip(2)], None)
     assert cost.tokens == 3 * (2 + 1) / 4
 
 
