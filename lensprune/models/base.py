@@ -28,7 +28,8 @@ class ModelFacts:
     """What determines the numbers of a model, and its shape.
 
     `n_key_value_heads` equals `n_heads` without grouped-query attention. `weights_hash` is a sha256 over
-    parameter names, shapes, dtypes and bytes; `tokenizer_hash` one over the serialised tokenizer.
+    parameter names, shapes, dtypes and bytes; `config_hash` one over the configuration's values (rotary base, norm
+    epsilon, window, …); `tokenizer_hash` one over the serialised tokenizer.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelFacts:
     device: str
     bos_policy: BosPolicy
     weights_hash: str
+    config_hash: str
     tokenizer_hash: str
     parallel_attn_mlp: bool
 

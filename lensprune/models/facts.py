@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lensprune.models.base import BosPolicy, ModelFacts
 from lensprune.models.tokenizers import hash_tokenizer
 
-__all__ = ["context_length", "hash_weights", "model_facts"]
+__all__ = ["context_length", "hash_config", "hash_weights", "model_facts"]
 
 _DEFAULT_CONTEXT = 2048
 _UNSET_TOKENIZER_LENGTH = 10**18
@@ -51,6 +52,7 @@ def model_facts(
         device=device,
         bos_policy=bos,
         weights_hash=weights_hash,
+        config_hash=hash_config(config if config is not None else cfg),
         tokenizer_hash=hash_tokenizer(tokenizer),
         parallel_attn_mlp=bool(getattr(cfg, "parallel_attn_mlp", False)),
     )
@@ -65,6 +67,42 @@ def context_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase)
             return int(value)
     length = tokenizer.model_max_length
     return int(length) if length and length < _UNSET_TOKENIZER_LENGTH else _DEFAULT_CONTEXT
+
+
+_NOT_NUMBERS = frozenset(
+    [
+        "architectures",
+        "auto_map",
+        "device",
+        "dtype",
+        "gradient_checkpointing",
+        "init_weights",
+        "initializer_range",
+        "model_name",
+        "n_devices",
+        "n_params",
+        "original_architecture",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "seed",
+        "tokenizer_name",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    ]
+)
+"""What a configuration says that no logit depends on, or that is recorded on its own (dtype, device)."""
+
+
+def hash_config(config: Any) -> str:
+    """sha256 over the values of a Hugging Face or TransformerLens configuration that decide the numbers.
+
+    Two models with the same weights differ if their rotary base, norm epsilon or attention window does.
+    """
+    values = config.to_dict()
+    kept = {key: value for key, value in values.items() if key not in _NOT_NUMBERS and not key.startswith("_")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hash_weights(state: Mapping[str, torch.Tensor]) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lensprune.ablation.reference import collect_reference
+from lensprune.ablation.variants import REFERENCE_KINDS
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import UserError
 from lensprune.sweep.prepare import open_model
@@ -45,7 +46,7 @@ def sweep_lm_eval(
     Args:
         names: names that lm-eval knows, or paths of YAML files.
         out: folder for lm-eval's result and sample files, one folder a variant.
-        reference: `mean` and `resample` need a text file here, because few-shot pools stay inside lm-eval.
+        reference: `mean`, `resample` and `optimal` need a text file here, because few-shot pools stay inside lm-eval.
 
     The other arguments are those of `lensprune.sweep.run.sweep`.
 
@@ -60,7 +61,7 @@ def sweep_lm_eval(
 
     if executor not in EXECUTORS:
         raise UserError(f"unknown executor {executor!r}: choose one of: {', '.join(EXECUTORS)}")
-    wants_reference = variants.ablation in ("mean", "resample")
+    wants_reference = variants.ablation in REFERENCE_KINDS
     if wants_reference and str(reference) == FEWSHOT:
         raise UserError(f"{variants.ablation} over lm-eval's tasks needs a text file as reference")
     text = read_reference_text(reference) if str(reference) != FEWSHOT else None

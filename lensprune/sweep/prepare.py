@@ -313,6 +313,7 @@ def sweep_spec(
         n_heads=facts.n_heads,
         n_key_value_heads=facts.n_key_value_heads,
         weights_hash=facts.weights_hash,
+        config_hash=facts.config_hash,
         tokenizer_hash=facts.tokenizer_hash,
         dtype=facts.dtype,
         device=facts.device.partition(":")[0],

@@ -1,4 +1,4 @@
-"""Reference prompts for mean and resample ablation: few-shot examples or a text file, never the scored items."""
+"""Reference prompts for mean, resample and optimal ablation: few-shot examples or a text file, never the scored items."""
 
 from __future__ import annotations
 

@@ -117,14 +117,20 @@ def chosen_variants(variants: Sequence[Variant] | VariantSelection | str) -> Var
 def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True) -> Run:
     """`sweep` with its arguments in one object."""
     folder = None if out is None else Path(out)
+    from lensprune.engine import make_executor
+
     prepared = prepare(model, options, folder)
+    executor = make_executor(options.executor, prepared.model, options.batch_tokens)
+    # The executor that runs, which is not the one asked for where that can't run this model.
+    how = replace(prepared.spec.how, executor=executor.name)
+    prepared = replace(prepared, spec=replace(prepared.spec, how=how))
     store: CellStore
     with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, prepared.spec) as store:
         if isinstance(store, RunStore):
             for name in store.set_aside:
                 logger.warning("%s was damaged: it is set aside in %s and computed again", name, folder / "damaged")  # type: ignore[operator]
         try:
-            _execute(prepared, store, progress)
+            _execute(prepared, executor, store, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_stopped(prepared, store, folder)) from None
         run = Run(prepared.spec, store, folder)
@@ -147,11 +153,7 @@ def _missing(asked: Asked, variants: Sequence[Variant], finished: set[CellKey]) 
     return [v for v in variants if CellKey(v.name, asked.task.task.name, asked.protocol) not in finished]
 
 
-def _execute(prepared: Prepared, store: CellStore, progress: bool) -> None:
-    from lensprune.engine import make_executor
-
-    options = prepared.options
-    executor = make_executor(options.executor, prepared.model, options.batch_tokens)
+def _execute(prepared: Prepared, executor: Executor, store: CellStore, progress: bool) -> None:
     finished = store.finished()
     work = [(asked, _missing(asked, prepared.variants, finished)) for asked in prepared.asked]
     rows = sum(len(asked.requests) * len(variants) for asked, variants in work)

@@ -38,7 +38,9 @@ class VariantSelection:
             raise unknown_name("ablation", self.ablation, get_args(AblationKind))
         heads_swept = self.over in ("heads", "kv-groups")
         if heads_swept and self.ablation == "skip":
-            raise UserError(f"skip bypasses a residual branch, and {self.over} are not one: use zero, mean or resample")
+            raise UserError(
+                f"skip bypasses a residual branch, and {self.over} are not one: use zero, mean, resample or optimal"
+            )
         if self.heads is not None and not heads_swept:
             raise UserError(f"heads are given but the sweep is over {self.over}: use over heads or kv-groups")
         for text, what in ((self.layers, "layer"), (self.heads, "head")):

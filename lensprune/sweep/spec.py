@@ -14,7 +14,7 @@ from lensprune.errors import UserError
 
 __all__ = ["FORMAT", "CellSpec", "HowItRan", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run folder's layout."""
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
@@ -78,7 +78,7 @@ class HowItRan:
 class SweepSpec:
     """Everything that determines the numbers of a sweep, and beside it how it was run.
 
-    `model` is the name the model was asked for; `weights_hash`, `tokenizer_hash` and the shape say which
+    `model` is the name the model was asked for; `weights_hash`, `config_hash`, `tokenizer_hash` and the shape say which
     model it is, so a moved folder is still the same model. `variants` is the resolved list, clean first.
     `limit` and `shots` are as asked for (``None``: all items; each task's own number of shots).
     """
@@ -89,6 +89,7 @@ class SweepSpec:
     n_heads: int
     n_key_value_heads: int
     weights_hash: str
+    config_hash: str
     tokenizer_hash: str
     dtype: str
     device: str
@@ -175,8 +176,13 @@ class SweepSpec:
         return None
 
 
-_COMPARED_FIRST = ("architecture", "weights_hash", "protocols", "tasks", "variants")
-_MEANINGS = {"weights_hash": "the model's weights", "tokenizer_hash": "the tokenizer", "cells": "the prompts"}
+_COMPARED_FIRST = ("architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants")
+_MEANINGS = {
+    "weights_hash": "the model's weights",
+    "config_hash": "the model's configuration",
+    "tokenizer_hash": "the tokenizer",
+    "cells": "the prompts",
+}
 
 
 def _short(value: Any) -> str:

@@ -24,6 +24,9 @@ def model_kind(name_or_path: str | Path) -> ModelKind:
     """
     text = str(name_or_path)
     path = Path(name_or_path).expanduser()
+    if isinstance(name_or_path, str) and not text.strip():
+        # An empty path would be the current folder.
+        raise UserError(f"model {text!r} is empty: give {', '.join(BUNDLED)}, a folder, a .gguf file or a hub id")
     if text in BUNDLED:
         return "bundled"
     if path.is_dir():
@@ -34,7 +37,7 @@ def model_kind(name_or_path: str | Path) -> ModelKind:
                 f"model file {text} is not a .gguf file: give a .gguf file or a folder in Hugging Face's layout"
             )
         return "gguf"
-    if path.suffix.lower() == ".gguf" or path.is_absolute() or text.startswith((".", "~")) or not text.strip():
+    if path.suffix.lower() == ".gguf" or path.is_absolute() or text.startswith((".", "~")):
         raise UserError(f"model path {text!r} does not exist{_hint(text)}")
     if _HUB_ID.fullmatch(text):
         return "hub"

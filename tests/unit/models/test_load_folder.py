@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -135,6 +136,21 @@ def test_the_weights_hash_tells_weights_apart(tmp_path: Path) -> None:
     assert again.weights_hash == loaded("llama").facts.weights_hash
     assert other.weights_hash != again.weights_hash
     assert other.tokenizer_hash == again.tokenizer_hash
+
+
+def test_the_config_hash_tells_models_with_equal_weights_apart(tmp_path: Path) -> None:
+    again = as_hooked_model(load_model(save_folder("llama", tmp_path / "again"), device="cpu")).facts
+    other_folder = save_folder("llama", tmp_path / "other")
+    path = other_folder / "config.json"
+    config = json.loads(path.read_text())
+    config["rms_norm_eps"] *= 10
+    path.write_text(json.dumps(config))
+    other = as_hooked_model(load_model(other_folder, device="cpu")).facts
+    assert again.config_hash == loaded("llama").facts.config_hash
+    assert other.weights_hash == again.weights_hash
+    assert other.config_hash != again.config_hash
+    rounded = as_hooked_model(load_model(tmp_path / "again", device="cpu", dtype="bfloat16")).facts
+    assert rounded.config_hash == again.config_hash
 
 
 def test_dtype_is_the_one_asked_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,8 +52,12 @@ def test_a_path_that_does_not_exist(tmp_path: Path, suffix: str) -> None:
     assert f"{str(path)!r} does not exist" in refused(path)
 
 
-def test_a_blank_name() -> None:
-    assert "does not exist" in refused("   ")
+@pytest.mark.parametrize("name", ["", "   "])
+def test_a_blank_name_is_not_the_current_folder(
+    name: str, family_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(family_folder("llama"))
+    assert "is empty" in refused(name)
 
 
 def test_a_file_that_is_not_gguf_by_name(tmp_path: Path) -> None:

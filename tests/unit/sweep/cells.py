@@ -73,6 +73,7 @@ def spec(
         "n_heads": 4,
         "n_key_value_heads": 2,
         "weights_hash": "w" * 64,
+        "config_hash": "c" * 64,
         "tokenizer_hash": "t" * 64,
         "dtype": "float32",
         "device": "cpu",

@@ -54,7 +54,7 @@ def test_first_difference_names_what_changed(changes: dict[str, object], words: 
         lambda text: text[:-20],
         lambda text: "[]",
         lambda text: "null",
-        lambda text: text.replace('"format": 1', '"format": 99'),
+        lambda text: text.replace('"format": 2', '"format": 99'),
         lambda text: text.replace("float32", "float64"),
         lambda text: json.dumps({**json.loads(text), "extra": 1}),
         lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "tasks"}),
