@@ -1,0 +1,22 @@
+"""``python -m lensprune.toys``: train the trio."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lensprune.toys.build import build
+from lensprune.toys.recipe import RECIPE
+
+
+def main() -> None:
+    """Read the arguments and build."""
+    parser = argparse.ArgumentParser(prog="python -m lensprune.toys", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/toys"), help="folder (default: runs/toys)")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the recipe's steps (default: 1)")
+    arguments = parser.parse_args()
+    build(RECIPE.scaled(arguments.scale), arguments.out, log=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()

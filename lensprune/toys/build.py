@@ -1,0 +1,129 @@
+"""Train the trio from nothing and save it; a stage that is saved already is not trained again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lensprune.errors import UserError
+from lensprune.models.cache import hash_file
+from lensprune.toys.recipe import Recipe, model_config
+from lensprune.toys.texts import TextSource, text_of
+from lensprune.toys.tokenizer import train_tokenizer
+from lensprune.toys.training import answers_right, batches, train
+
+__all__ = ["NAMES", "build"]
+
+NAMES = ("toy-teacher", "toy-base", "toy-distilled")
+
+_EVALUATION_SEED = 900
+
+
+def build(recipe: Recipe, out: Path, *, log: Callable[[str], None] = print) -> dict[str, str]:
+    """Train teacher, base and distilled, and write each to ``out/NAME`` in Hugging Face's layout, in float16.
+
+    ``out/work`` holds the float32 weights between stages, so that a build that was stopped goes on with the next stage.
+
+    Returns:
+        sha256 of each model's weights file.
+
+    Raises:
+        UserError: ``out`` holds a build by another recipe.
+    """
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    _same_recipe(recipe, work / "recipe.json")
+    # Thread counts change sums in the last bits, and training amplifies them.
+    torch.use_deterministic_algorithms(True)
+    tokenizer = _tokenizer(recipe)
+    student, teacher_layers = recipe.student_layers, recipe.teacher_layers
+
+    teacher = _stage(recipe, work, "teacher", tokenizer, teacher_layers, recipe.teacher_steps, worked=True, log=log)
+    _stage(recipe, work, "start", tokenizer, student, recipe.start_steps, worked=False, log=log)
+    rate = recipe.learning_rate / 2
+    base = _stage(
+        recipe, work, "base", tokenizer, student, recipe.base_steps, worked=False, begin="start", rate=rate, log=log
+    )
+    distilled = _stage(
+        recipe, work, "distilled", tokenizer, student, recipe.distilled_steps, worked=True, begin="start", rate=rate,
+        teacher=teacher, log=log,
+    )  # fmt: skip
+    hashes = {}
+    for name, model in zip(NAMES, (teacher, base, distilled), strict=True):
+        folder = out / name
+        model.half().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        hashes[name] = hash_file(folder / "model.safetensors")
+        log(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, sha256 {hashes[name]}")
+    return hashes
+
+
+def _same_recipe(recipe: Recipe, path: Path) -> None:
+    text = json.dumps(asdict(recipe), indent=1)
+    if path.exists() and path.read_text() != text:
+        raise UserError(f"{path.parent} holds a build by another recipe: choose another out folder")
+    path.write_text(text)
+
+
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    source = TextSource(recipe.seed, worked=True)
+    n = recipe.tokenizer_texts
+    return train_tokenizer([text_of(source.mixed(i / n)) for i in range(n)], recipe.vocab_size)
+
+
+def _stage(
+    recipe: Recipe,
+    work: Path,
+    name: str,
+    tokenizer: PreTrainedTokenizerFast,
+    n_layers: int,
+    steps: int,
+    *,
+    worked: bool,
+    begin: str | None = None,
+    rate: float | None = None,
+    teacher: LlamaForCausalLM | None = None,
+    log: Callable[[str], None],
+) -> LlamaForCausalLM:
+    """Train one model, or load what an earlier build saved; `begin` names the stage whose weights it starts from."""
+    # Names differ, so every stage has texts of its own, but for base and distilled, whose rows are the same.
+    order = {"teacher": 1, "start": 2, "base": 3, "distilled": 3}[name] + 10 * recipe.seed
+    torch.manual_seed(recipe.seed * 100 + (0 if name == "teacher" else 1))
+    model = LlamaForCausalLM(model_config(recipe, n_layers, tokenizer))
+    saved = work / f"{name}.safetensors"
+    if saved.exists():
+        model.load_state_dict(load_file(saved), strict=False)
+        model.tie_weights()
+        return model.eval()
+    if begin is not None:
+        model.load_state_dict(load_file(work / f"{begin}.safetensors"), strict=False)
+        model.tie_weights()
+    source = TextSource(order, worked)
+    stream = batches(
+        tokenizer,
+        lambda step: source.mixed(1.0 if begin is not None else step / steps),
+        steps=steps,
+        batch_tokens=recipe.batch_tokens,
+        most=recipe.n_ctx,
+        seed=order,
+    )
+    train(
+        model,
+        stream,
+        steps=steps,
+        learning_rate=rate or recipe.learning_rate,
+        teacher=teacher,
+        log=log,
+        name=name,
+        check=lambda: answers_right(model, tokenizer, TextSource(_EVALUATION_SEED, worked), texts=25),
+    )
+    # Tied tensors share memory, which the format refuses: one of the two names is enough.
+    state = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    save_file(state, saved)
+    return model

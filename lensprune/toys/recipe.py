@@ -1,0 +1,62 @@
+"""What the trio is: sizes, steps and seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+__all__ = ["RECIPE", "Recipe", "model_config"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes of the models and lengths of the four trainings.
+
+    The students share their initial weights: `start_steps` on data alone. From there the base goes on for `base_steps`
+    on the same data (answers without steps), and its twin for `distilled_steps` towards the teacher's distributions on
+    worked steps.
+    """
+
+    vocab_size: int = 1024
+    d_model: int = 128
+    d_ff: int = 352
+    n_heads: int = 4
+    n_key_value_heads: int = 2
+    student_layers: int = 4
+    teacher_layers: int = 5
+    n_ctx: int = 512
+    batch_tokens: int = 2048
+    learning_rate: float = 2e-3
+    tokenizer_texts: int = 4000
+    teacher_steps: int = 3000
+    start_steps: int = 2000
+    base_steps: int = 600
+    distilled_steps: int = 1000
+    seed: int = 0
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same recipe with `factor` times the steps (at least one each)."""
+        names = ("teacher_steps", "start_steps", "base_steps", "distilled_steps")
+        return replace(self, **{name: max(1, round(getattr(self, name) * factor)) for name in names})
+
+
+RECIPE = Recipe()
+
+
+def model_config(recipe: Recipe, n_layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """A Llama with grouped-query attention and tied embeddings."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.d_model,
+        intermediate_size=recipe.d_ff,
+        num_hidden_layers=n_layers,
+        num_attention_heads=recipe.n_heads,
+        num_key_value_heads=recipe.n_key_value_heads,
+        max_position_embeddings=recipe.n_ctx,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )

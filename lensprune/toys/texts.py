@@ -1,0 +1,141 @@
+"""Training texts: the bundled tasks' own prompts on rows that no evaluation uses, with answers marked.
+
+A text is a list of pieces; only marked pieces (answers, worked steps) are learnt from. Rows come from the tasks' own
+generators under seeds far from those of evaluation; arithmetic questions that a default evaluation asks are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, cast
+
+from lensprune.tasks import get_task
+from lensprune.tasks.base import Doc, GenerationFormat
+from lensprune.tasks.bundled.arithmetic import generate_chains
+from lensprune.tasks.bundled.kv_rows import generate_kv_rows
+from lensprune.tasks.prompts import fewshot_example
+
+__all__ = ["HELD_OUT_ROWS", "LARGEST", "Piece", "Text", "TextSource", "text_of"]
+
+LARGEST = 19
+HELD_OUT_ROWS = 200
+"""So many rows of each arithmetic task at seed 0 (all that a default evaluation asks) are never trained on, but for
+two numbers: there are only some 400 such questions, a table that has to be learnt."""
+
+_MOST_SHOTS = 4
+_ROWS_A_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a text; `learnt` pieces carry the loss."""
+
+    text: str
+    learnt: bool
+
+
+Text = list[Piece]
+
+
+def text_of(pieces: Text) -> str:
+    """The text as a whole."""
+    return "".join(piece.text for piece in pieces)
+
+
+def _format(spec: str) -> GenerationFormat:
+    return cast(GenerationFormat, get_task(spec).formats["generate"])
+
+
+def _direct(doc: Doc) -> str:
+    """The answer without the steps to it."""
+    return f"The answer is {doc['answer']}."
+
+
+class TextSource:
+    """An endless stream of texts, the same for the same seed.
+
+    Args:
+        seed: of rows and of the mixture; row seeds start at one million times `seed` + 1, far from evaluation's.
+        worked: chains of three and more numbers are answered by worked steps; otherwise by the answer alone.
+    """
+
+    def __init__(self, seed: int, worked: bool) -> None:
+        self._seed = seed
+        self._worked = worked
+        self._random = Random(f"toys {seed}")
+        self._retrieval = [_format(f"kv_retrieval[keys=word,ending={ending}]") for ending in ("plain", "reopened")]
+        self._chains = {n: _format(f"arithmetic[operands={n},largest={LARGEST}]") for n in (2, 3, 4)}
+        self._held_out = {
+            str(row["question"])
+            for n in self._chains
+            if n > 2
+            for subtract in (False, True)
+            for row in generate_chains(HELD_OUT_ROWS, n, LARGEST, subtract, seed=0)
+        }
+        self._blocks: dict[object, Iterator[Doc]] = {}
+
+    def retrieval(self, pairs: int) -> Text:
+        """Key-value retrieval, in which every key of the object is asked for in turn."""
+        row = self._next(("kv", pairs), lambda seed: generate_kv_rows(_ROWS_A_BLOCK, pairs, "word", seed))
+        fmt = self._random.choice(self._retrieval)
+        records: Sequence[tuple[str, str]] = [(str(k), str(v)) for k, v in row["ordered_kv_records"]]
+        asked = self._random.sample(records, len(records))
+        pieces: Text = []
+        shown = ""
+        for key, value in asked:
+            doc = {**row, "key": key, "value": value}
+            prompt = fmt.context(doc)
+            # After the first question the object stands there already: only the question is new.
+            pieces.append(Piece(prompt if not shown else prompt[len(_shared(prompt, shown)) :], False))
+            shown = shown or prompt
+            pieces.append(Piece(fmt.target_delimiter + value + fmt.fewshot_delimiter, True))
+        return pieces
+
+    def arithmetic(self, operands: int) -> Text:
+        """A chain behind up to four examples; every answer is learnt, the examples' too."""
+        fmt = self._chains[operands]
+        subtract = self._random.random() < 0.7
+        pieces: Text = []
+        for _ in range(self._random.randint(1, 1 + _MOST_SHOTS)):
+            row = self._question(operands, subtract)
+            answer = fmt.target(row) if self._worked or operands == 2 else _direct(row)
+            pieces.append(Piece(fmt.context(row), False))
+            pieces.append(Piece(f"{fmt.target_delimiter}{answer}{fmt.fewshot_delimiter}", True))
+        return pieces
+
+    def example_prompt(self, operands: int, docs: Sequence[Doc], question: Doc) -> str:
+        """The prompt that an evaluation would ask, for tests."""
+        fmt = self._chains[operands]
+        return "".join(fewshot_example(fmt, doc) for doc in docs) + fmt.context(question)
+
+    def mixed(self, progress: float) -> Text:
+        """A text for a point in training (0 to 1): objects grow from two pairs to up to six."""
+        if self._random.random() < 0.5:
+            most = 2 + min(4, int(10 * progress))
+            return self.retrieval(self._random.randint(2, most))
+        return self.arithmetic(self._random.choice((2, 3, 3, 3, 4)))
+
+    def _question(self, operands: int, subtract: bool) -> Doc:
+        def rows(seed: int) -> list[dict[str, object]]:
+            return generate_chains(_ROWS_A_BLOCK, operands, LARGEST, subtract, seed)
+
+        while True:
+            row = self._next((operands, subtract), rows)
+            if str(row["question"]) not in self._held_out:
+                return row
+
+    def _next(self, kind: object, block: Callable[[int], Sequence[Any]]) -> Doc:
+        """The next row of a kind, from block after block of fresh seeds."""
+        if kind not in self._blocks:
+            first = (self._seed + 1) * 1_000_000
+            self._blocks[kind] = (row for number in range(10**6) for row in block(first + number))
+        return next(self._blocks[kind])
+
+
+def _shared(a: str, b: str) -> str:
+    """What two prompts on one object begin with, up to the blank line before the question."""
+    end = a.index("\n\n", a.index("JSON data:")) + 2
+    assert a[:end] == b[:end]
+    return a[:end]

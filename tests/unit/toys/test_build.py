@@ -1,0 +1,112 @@
+"""The trio's training, with a handful of steps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from lensprune.delta import model_pair
+from lensprune.errors import UserError
+from lensprune.models import as_hooked_model, load_model
+from lensprune.toys.build import NAMES, build
+from lensprune.toys.recipe import RECIPE, Recipe, model_config
+from lensprune.toys.texts import TextSource, text_of
+from lensprune.toys.tokenizer import train_tokenizer
+from lensprune.toys.training import answers_right, batches, target_logits, train
+
+TINY = Recipe(
+    vocab_size=320, d_model=32, d_ff=48, student_layers=2, teacher_layers=3, batch_tokens=512, tokenizer_texts=20,
+    teacher_steps=3, start_steps=3, base_steps=2, distilled_steps=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    out = tmp_path_factory.mktemp("toys")
+    return out, build(TINY, out, log=lambda line: None)
+
+
+def test_the_same_recipe_gives_the_same_bytes(built: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    assert build(TINY, tmp_path / "again", log=lambda line: None) == built[1]
+    other = build(replace(TINY, seed=1), tmp_path / "other", log=lambda line: None)
+    assert all(other[name] != built[1][name] for name in NAMES)
+
+
+def test_students_are_a_pair_that_can_be_exchanged(built: tuple[Path, dict[str, str]]) -> None:
+    base, distilled = (as_hooked_model(load_model(built[0] / name)) for name in NAMES[1:])
+    pair = model_pair(base, distilled)
+    assert pair.tied
+    assert (base.facts.n_heads, base.facts.n_key_value_heads, base.facts.n_layers) == (4, 2, 2)
+    assert as_hooked_model(load_model(built[0] / NAMES[0])).facts.n_layers == 3
+
+
+def test_weights_are_half_precision(built: tuple[Path, dict[str, str]]) -> None:
+    for name in NAMES:
+        assert {t.dtype for t in load_file(built[0] / name / "model.safetensors").values()} == {torch.float16}
+    start, base = (load_file(built[0] / "work" / f"{name}.safetensors") for name in ("start", "base"))
+    assert all(not torch.equal(start[key], base[key]) for key in start)
+
+
+def test_a_stopped_build_goes_on(built: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    lines: list[str] = []
+    (tmp_path / "work").mkdir()
+    for name in ("recipe.json", "teacher.safetensors", "start.safetensors"):
+        (tmp_path / "work" / name).write_bytes((built[0] / "work" / name).read_bytes())
+    assert build(TINY, tmp_path, log=lines.append) == built[1]
+    assert not any(line.startswith(("teacher step", "start step")) for line in lines)
+    assert any(line.startswith("distilled step 2/2") for line in lines)
+    with pytest.raises(UserError, match="another recipe"):
+        build(replace(TINY, seed=3), tmp_path)
+
+
+def test_the_recipe_fits_its_size() -> None:
+    tokenizer = train_tokenizer([text_of(TextSource(0, True).mixed(1.0)) for _ in range(10)], 300)
+    sizes = []
+    for layers in (RECIPE.teacher_layers, RECIPE.student_layers, RECIPE.student_layers):
+        with torch.device("meta"):
+            config = model_config(RECIPE, layers, tokenizer)
+            config.vocab_size = RECIPE.vocab_size
+            sizes.append(sum(p.numel() for p in LlamaForCausalLM(config).parameters()))
+    assert 2 * sum(sizes) < 6e6
+    assert RECIPE.scaled(0.001).teacher_steps == 3
+    assert json.loads(json.dumps(RECIPE.__dict__))["seed"] == 0
+
+
+def test_training_learns_and_distilling_approaches_the_teacher() -> None:
+    source = TextSource(0, worked=True)
+    texts = [source.arithmetic(2) for _ in range(8)]
+    tokenizer = train_tokenizer(map(text_of, texts), 300)
+    torch.manual_seed(0)
+    teacher, student = (LlamaForCausalLM(model_config(TINY, 1, tokenizer)) for _ in range(2))
+
+    def stream(steps: int) -> object:
+        cycle = iter(texts * 10_000)
+        return batches(tokenizer, lambda step: next(cycle), steps=steps, batch_tokens=2000, most=256, seed=0)
+
+    logs: list[str] = []
+    train(teacher, stream(60), steps=60, learning_rate=1e-2, log=logs.append, name="teacher")  # type: ignore[arg-type]
+    assert float(logs[-1].split("loss ")[1].split()[0]) < 1.0
+    probe = next(iter(stream(1)))  # type: ignore[call-overload]
+
+    def distance() -> float:
+        with torch.no_grad():
+            soft, mine = (target_logits(model, probe).log_softmax(-1) for model in (teacher, student))
+        return float(torch.nn.functional.kl_div(mine, soft, log_target=True, reduction="batchmean"))
+
+    before = distance()
+    train(student, stream(60), steps=60, learning_rate=1e-2, teacher=teacher, log=logs.append)  # type: ignore[arg-type]
+    assert distance() < 0.1 * before
+
+
+def test_answers_are_counted_whole() -> None:
+    source = TextSource(0, worked=True)
+    tokenizer = train_tokenizer([text_of(source.mixed(1.0)) for _ in range(20)], 320)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(model_config(TINY, 1, tokenizer)).eval()
+    assert set(answers_right(model, tokenizer, source, texts=3).values()) == {0.0}
