@@ -1,4 +1,4 @@
-"""Reference activations for mean and resample ablation."""
+"""Reference activations for mean, resample and optimal ablation."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = ["MeanMode", "ReferenceActivations", "collect_reference", "replacement
 MeanMode = Literal["pooled", "per_position"]
 
 CONTRIBUTION = "contribution"
+OPTIMAL_PROMPTS = 8
 
 
 def site_of(component: Component) -> str:
@@ -45,7 +46,8 @@ class ReferenceActivations:
 
     `pooled[site]`: mean over all positions of all prompts. `per_position[site]`: [pos, …], the mean over the prompts
     that reach a position, for every position that at least two prompts reach (one, if there is one prompt).
-    `donor[site]`: [pos, …], the donor prompt's activations. `digest` identifies prompts, mode and donor.
+    `donor[site]`: [pos, …], the donor prompt's activations. `optimal[label]`: by component, the constant of
+    `optimal_constants`, in the site's shape. `digest` identifies prompts, mode and donor.
 
     Past the last calibrated position, decode steps included, ``per_position`` falls back on the pooled mean. Past the
     donor's end, `resample` goes round through the donor's positions 1, 2, …: position 0, often an attention sink, only
@@ -56,6 +58,7 @@ class ReferenceActivations:
     pooled: Mapping[str, torch.Tensor] = field(default_factory=dict)
     per_position: Mapping[str, torch.Tensor] = field(default_factory=dict)
     donor: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    optimal: Mapping[str, torch.Tensor] = field(default_factory=dict)
     description: str = ""
     digest: str = ""
 
@@ -76,6 +79,13 @@ class ReferenceActivations:
         wrapped = torch.where(position_ids < len(donor), position_ids, 1 + (position_ids - 1) % cycle)
         return donor[wrapped.clamp(0, len(donor) - 1)]
 
+    def constant(
+        self, component: Component, position_ids: Int[torch.Tensor, "*rows"]
+    ) -> Float[torch.Tensor, "*rows ..."]:
+        """The optimal constant of `component`, the same for tokens at all `position_ids`."""
+        value = self._get(self.optimal, component.label).to(position_ids.device)
+        return value.expand(*position_ids.shape, *value.shape)
+
     @staticmethod
     def _get(table: Mapping[str, torch.Tensor], site: str) -> torch.Tensor:
         if site not in table:
@@ -92,12 +102,14 @@ def replacement(
     """The value that takes the place of the activation `like` at `ablation`'s site, for tokens at `position_ids`.
 
     Raises:
-        UserError: `mean` or `resample` without a reference.
+        UserError: `mean`, `resample` or `optimal` without a reference.
     """
     if ablation.kind in ("skip", "zero"):
         return torch.zeros_like(like)
     if reference is None:
         raise UserError(f"{ablation.name} needs reference activations: give a reference set of prompts")
+    if ablation.kind == "optimal":
+        return reference.constant(ablation.component, position_ids).to(like.dtype)
     table = reference.mean if ablation.kind == "mean" else reference.resample
     return table(site_of(ablation.component), position_ids).to(like.dtype)
 
@@ -142,10 +154,11 @@ def collect_reference(
     donor_seed: int = 0,
     description: str = "",
 ) -> ReferenceActivations:
-    """Run the clean model over reference prompts and keep what the variants' `mean` and `resample` need.
+    """Run the clean model over reference prompts and keep what the variants' `mean`, `resample` and `optimal` need.
 
     Prompts run one at a time, so no padding enters a mean. Sums are kept in float64. The donor prompt is
-    ``random.Random(donor_seed)``'s choice among the prompts.
+    ``random.Random(donor_seed)``'s choice among the prompts. Optimal constants are searched for on the first
+    `OPTIMAL_PROMPTS` prompts, one component after the other: much slower than a mean.
 
     Args:
         prompts: token ids of each reference prompt; never the scored items.
@@ -158,12 +171,14 @@ def collect_reference(
         raise unknown_name("mean mode", str(mode), get_args(MeanMode))
     if not prompts:
         raise UserError(
-            "mean and resample need reference prompts, and there are none: give few-shot examples or a text file"
+            "mean, resample and optimal need reference prompts, and there are none: give few-shot examples or a text "
+            "file"
         )
     if any(len(prompt) == 0 for prompt in prompts):
         raise UserError("a reference prompt is empty after tokenisation: remove it")
     ablations = [a for v in variants for a in v.ablations]
-    mean_sites = {site_of(a.component) for a in ablations if a.kind == "mean"}
+    optimised = [a for a in ablations if a.kind == "optimal"]
+    mean_sites = {site_of(a.component) for a in ablations if a.kind in ("mean", "optimal")}
     donor_sites = {site_of(a.component) for a in ablations if a.kind == "resample"}
     donor_index = random.Random(donor_seed).randrange(len(prompts))
     sums: dict[str, torch.Tensor] = {}
@@ -194,12 +209,19 @@ def collect_reference(
         pooled[site] = (total.sum(0) / counts.sum()).to(model.facts.device, dtype)
         shaped = counts[:calibrated].view(-1, *[1] * (total.ndim - 1))
         per_position[site] = (total[:calibrated] / shaped).to(model.facts.device, dtype)
+    constants: dict[str, torch.Tensor] = {}
+    if optimised:
+        # The search runs the model with these very ablations, so it imports this module.
+        from lensprune.ablation.optimal import optimal_constants
+
+        constants = optimal_constants(model, prompts[:OPTIMAL_PROMPTS], optimised, pooled)
     identity = repr(([list(p) for p in prompts], mode, donor_seed, model.facts.weights_hash))
     return ReferenceActivations(
         mode=mode,
         pooled=pooled,
         per_position=per_position if mode == "per_position" else {},
         donor=donor,
+        optimal=constants,
         description=description or f"{len(prompts)} prompts, {int(sum(len(p) for p in prompts))} tokens",
         digest=hashlib.sha256(identity.encode()).hexdigest(),
     )

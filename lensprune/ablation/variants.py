@@ -21,6 +21,7 @@ from lensprune.models.base import HookedModel, ModelFacts, NamedHook
 __all__ = [
     "CLEAN",
     "OVER",
+    "REFERENCE_KINDS",
     "Ablation",
     "AblationKind",
     "Variant",
@@ -35,13 +36,14 @@ __all__ = [
     "parse_indices",
 ]
 
-AblationKind = Literal["skip", "zero", "mean", "resample"]
+AblationKind = Literal["skip", "zero", "mean", "resample", "optimal"]
 """``skip``: the branch adds nothing, resid_post = resid_pre (layers, attention, MLP). ``zero``: the activation is 0;
 for a layer, attention or MLP the activation is its contribution to the residual stream, so zero equals skip there.
-``mean``: its mean over reference prompts. ``resample``: its value on a donor prompt, position by position."""
+``mean``: its mean over reference prompts. ``resample``: its value on a donor prompt, position by position.
+``optimal``: the constant that changes the model's predictions on the reference prompts least."""
 
 BRANCH_KINDS: tuple[str, ...] = get_args(AblationKind)
-HEAD_KINDS: tuple[str, ...] = ("zero", "mean", "resample")
+REFERENCE_KINDS: tuple[str, ...] = ("mean", "resample", "optimal")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Ablation:
             raise unknown_name("ablation", str(self.kind), BRANCH_KINDS)
         if self.kind == "skip" and isinstance(self.component, (Head, KVGroup)):
             raise UserError(
-                f"skip bypasses a residual branch, and {self.component.label} is not one: use zero, mean or resample"
+                f"skip bypasses a residual branch, and {self.component.label} is not one: use zero, mean, resample or "
+                "optimal"
             )
 
     @property
@@ -81,8 +84,8 @@ class Variant:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether any ablation is `mean` or `resample`."""
-        return any(a.kind in ("mean", "resample") for a in self.ablations)
+        """Whether any ablation takes its values from reference prompts."""
+        return any(a.kind in REFERENCE_KINDS for a in self.ablations)
 
     @property
     def component(self) -> str:

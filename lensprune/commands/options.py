@@ -69,13 +69,13 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     changed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
     changed.add_argument("--heads", metavar="LIST", help="like 0-8, for heads and kv-groups (default: all)")
     changed.add_argument(
-        "--ablation", metavar="KIND", help="skip, zero, mean or resample (default: skip for layers, else zero)"
+        "--ablation", metavar="KIND", help="skip, zero, mean, resample or optimal (default: skip for layers, else zero)"
     )
     changed.add_argument(
         "--reference",
         default="fewshot",
         metavar="FILE",
-        help="text file for mean and resample (default: the task's few-shot examples)",
+        help="text file for mean, resample and optimal (default: the task's few-shot examples)",
     )
     changed.add_argument("--mean-mode", default="pooled", metavar="MODE", help="pooled or per_position")
 

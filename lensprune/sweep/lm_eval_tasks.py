@@ -10,8 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lensprune.ablation.reference import collect_reference
-from lensprune.ablation.variants import REFERENCE_KINDS
-from lensprune.ablation.variants import CLEAN
+from lensprune.ablation.variants import CLEAN, REFERENCE_KINDS
 from lensprune.errors import UserError
 from lensprune.sweep.prepare import open_model
 from lensprune.sweep.references import FEWSHOT, read_reference_text, text_prompts
