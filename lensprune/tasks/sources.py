@@ -6,25 +6,19 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from lensprune.errors import UserError, nearest
+from lensprune.packaged import data_folder
 from lensprune.tasks.base import Doc, RowRequest, Rows
 
-__all__ = ["Dataset", "bundled_folder", "hub_rows", "is_offline", "read_jsonl", "require_columns"]
+__all__ = ["Dataset", "hub_rows", "is_offline", "read_jsonl", "require_columns"]
 
 
 def is_offline() -> bool:
     """Whether ``LENSPRUNE_OFFLINE`` forbids every network access."""
     return os.environ.get("LENSPRUNE_OFFLINE", "").lower() not in ("", "0", "false", "no")
-
-
-def bundled_folder() -> Path:
-    """The folder of data that ships with the package, in a wheel and in a checkout."""
-    packaged = Path(str(files("lensprune"))) / "data"
-    return packaged if packaged.is_dir() else Path(str(files("lensprune"))).parent / "data"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -166,7 +160,7 @@ class Dataset:
                 return self._files_in(data_dir / self.folder)
         if self.files:
             return self.files
-        bundled = bundled_folder() / self.folder
+        bundled = data_folder() / self.folder
         return self._files_in(bundled) if bundled.is_dir() else {}
 
     def _files_in(self, folder: Path) -> Mapping[str, Path]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from lensprune.tasks.sources import bundled_folder, read_jsonl
+from lensprune.packaged import data_folder
+from lensprune.tasks.sources import read_jsonl
 
 LETTERS = ["A", "B", "C", "D"]
 
 
 def rows_of(split: str) -> list[dict[str, Any]]:
-    return read_jsonl(bundled_folder() / "facts" / f"{split}.jsonl")
+    return read_jsonl(data_folder() / "facts" / f"{split}.jsonl")
 
 
 def right_text(row: dict[str, Any]) -> str:

@@ -9,19 +9,20 @@ from fractions import Fraction
 import pytest
 
 from lensprune.errors import UserError
+from lensprune.packaged import data_folder
 from lensprune.tasks.base import MultipleChoiceFormat
 from lensprune.tasks.bundled.arithmetic import generate_chains
 from lensprune.tasks.bundled.kv_rows import generate_kv_rows
 from lensprune.tasks.bundled.word_problem_templates import TEMPLATES
 from lensprune.tasks.bundled.word_problems import FEWSHOT_SEED, TEST_SEED, generate_word_problems
 from lensprune.tasks.loading import load_task
-from lensprune.tasks.sources import bundled_folder, read_jsonl
+from lensprune.tasks.sources import read_jsonl
 
 MARK = re.compile(r"<<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)")
 
 
 def test_word_problem_files_are_the_generators_output() -> None:
-    folder = bundled_folder() / "word_problems"
+    folder = data_folder() / "word_problems"
     test = read_jsonl(folder / "test.jsonl")
     train = read_jsonl(folder / "train.jsonl")
     assert test == json.loads(json.dumps(generate_word_problems(8, TEST_SEED)))
@@ -32,7 +33,7 @@ def test_word_problem_files_are_the_generators_output() -> None:
 
 
 def test_every_chain_of_steps_computes_and_ends_in_the_answer() -> None:
-    for row in read_jsonl(bundled_folder() / "word_problems" / "test.jsonl"):
+    for row in read_jsonl(data_folder() / "word_problems" / "test.jsonl"):
         marks = MARK.findall(row["answer"])
         assert len(marks) == row["steps"]
         for left, sign, right, value, shown in marks:
