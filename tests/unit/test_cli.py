@@ -87,6 +87,16 @@ BAD = {
         ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--protocol", "default"],
         "--protocol means nothing",
     ),
+    "plan without a task": (["plan", "--model", "smollm2-135m"], "no task is given"),
+    "plan of an unknown model": (["plan", "--model", "smolm2-135m", "--task", "facts"], "did you mean smollm2-135m"),
+    "plan at no speed": (["plan", "--model", "smollm2-135m", "--task", "facts", "--flops", "-1"], "flops -1.0"),
+    "plan at a speed that is no number": (["plan", "--model", "x", "--task", "facts", "--flops", "fast"], "--flops"),
+    "delta of one model": (["delta", "--base", "smollm2-135m", "--task", "facts"], "--distilled"),
+    "delta without a task": (["delta", "--base", "a", "--distilled", "b"], "no task is given"),
+    "delta of an unknown component": (
+        ["delta", "--base", "a", "--distilled", "b", "--task", "facts", "--component", "attn-out"],
+        "did you mean attn_out",
+    ),
     "control characters": (_arguments(["--task", "evil\x1b[31m\nname"]), "evil"),
 }
 
@@ -134,7 +144,7 @@ def test_out_folder_with_other_things_is_left_alone(workplace: Path, capsys: pyt
     assert [p.name for p in (workplace / "out").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["delta", "--help"], ["--version"]])
 def test_help_is_quick_and_imports_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys, lensprune.cli as cli\n"
