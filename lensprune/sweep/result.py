@@ -15,6 +15,8 @@ from lensprune.analysis.concentration import TOP, concentration_of
 from lensprune.analysis.depth import depth_bands
 from lensprune.analysis.head_effects import ItemEffects, read_effects
 from lensprune.analysis.overlap import overlap
+from lensprune.analysis.protocol_gap import protocol_gap, task_gap
+from lensprune.analysis.signatures import MARGIN, signatures
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError, unknown_name
 from lensprune.sweep.records import SCHEMA
@@ -107,6 +109,45 @@ class Run:
         self._check(task, protocol)
         cells = [(t, p) for t, p in self.cells if task in (None, t) and protocol in (None, p)]
         return depth_bands(self._store, cells, self.spec.variant_names, self.spec.n_layers)
+
+    def protocol_gap(self, task: str | None = None) -> pd.DataFrame:
+        """Where the answer depends on the protocol: Δμ under one minus Δμ under another, on the same items.
+
+        One row a (task, two protocols, variant); see `lensprune.analysis.protocol_gap`; `overlap` has rank agreement.
+
+        Raises:
+            UserError: a name that is not part of this run, or a single protocol.
+        """
+        self._check(task, None)
+        if len(self.spec.protocols) < 2:
+            raise UserError(
+                f"this run has one protocol, {self.spec.protocols[0]}: sweep with two or more to compare them"
+            )
+        cells = [(t, p) for t, p in self.cells if task in (None, t)]
+        return protocol_gap(self._store, cells, self.spec.variant_names)
+
+    def book_gap(self, closed: str, opened: str) -> pd.DataFrame:
+        """What the supporting fact changes: Δμ of the open-book task minus Δμ of the closed-book one, item by item.
+
+        Raises:
+            UserError: a name that is not part of this run, or tasks with different items.
+        """
+        self._check(closed, None)
+        self._check(opened, None)
+        return task_gap(self._store, closed, opened, self.spec.protocols, self.spec.variant_names)
+
+    def signatures(self, task: str | None = None, *, margin: float = MARGIN) -> pd.DataFrame:
+        """The paper's failure signatures, each seen, not seen or not resolvable; see `lensprune.analysis.signatures`.
+
+        Args:
+            margin: accuracy below which a loss counts as none.
+
+        Raises:
+            UserError: a name that is not part of this run, or layers were not removed one by one over the whole depth.
+        """
+        self._check(task, None)
+        cells = [(t, p) for t, p in self.cells if task in (None, t)]
+        return signatures(self._store, cells, self.spec.variant_names, self.spec.n_layers, margin)
 
     def effects(
         self,

@@ -1,0 +1,144 @@
+"""Does the answer depend on the way of measuring? Differences of Δμ on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
+from lensprune.analysis.summary import Group, read_group
+from lensprune.errors import UserError
+from lensprune.sweep.store import CellStore
+
+__all__ = ["GAP_COLUMNS", "paired_gap", "protocol_gap", "sign_flip_p", "task_gap"]
+
+FLIPS = 10_000
+_EXACT_ITEMS = 13
+"""Up to so many items with a difference all 2ⁿ sign patterns are counted, above it `FLIPS` random ones."""
+GAP_COLUMNS = (
+    "variant",
+    "component",
+    "layer",
+    "head",
+    "ablation",
+    "task_a",
+    "protocol_a",
+    "task_b",
+    "protocol_b",
+    "n",
+    "delta_a",
+    "delta_b",
+    "gap",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "q_value",
+    "at_chance",
+)
+
+
+def sign_flip_p(
+    differences: Float[np.ndarray, "item variant"], flips: int = FLIPS, seed: int = 0
+) -> Float[np.ndarray, " variant"]:
+    """Two-sided p-value of a mean of zero, when each item's difference is as likely to have the other sign.
+
+    Exact where up to 13 items differ, else from random signs (Phipson & Smyth 2010: (1 + beyond) / (1 + flips)).
+    Items count as independent. Without any difference p is 1.
+    """
+    generator = np.random.default_rng(seed)
+    p_values = np.ones(differences.shape[1])
+    for j, column in enumerate(differences.T):
+        values = column[column != 0]
+        n = len(values)
+        if n == 0:
+            continue
+        if n <= _EXACT_ITEMS:
+            signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+            p_values[j] = np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-9)
+        else:
+            signs = generator.choice((-1.0, 1.0), size=(flips, n))
+            beyond = int((np.abs(signs @ values) >= abs(values.sum()) - 1e-9).sum())
+            p_values[j] = (1 + beyond) / (1 + flips)
+    return p_values
+
+
+def paired_gap(a: Group, b: Group) -> pd.DataFrame:
+    """Δμ under `b` minus Δμ under `a`, variant by variant on the same items, with the columns `GAP_COLUMNS`.
+
+    `gap` = `delta_b` − `delta_a` (negative: `b` loses more by the removal); `ci_low`, `ci_high`: bootstrap 95% interval
+    over items (clusters, where items have them), each item bringing its four outcomes; `p_value`: `sign_flip_p`;
+    `q_value`: Benjamini–Hochberg over the variants. `at_chance`: the clean model is at chance on one side, so the gap
+    means nothing.
+
+    Raises:
+        UserError: the two sides have different items or no clean cell.
+    """
+    where = f"{a.task} under {a.protocol} and {b.task} under {b.protocol}"
+    if a.clean is None or b.clean is None:
+        raise UserError(f"{where} can't be compared before their clean cells are finished")
+    if not a.clean.item_ids.equals(b.clean.item_ids):
+        raise UserError(f"{where} have different items, so their losses can't be paired")
+    names = [name for name in a.cells if name in b.cells and name != CLEAN.name]
+    if not names:
+        return pd.DataFrame(columns=list(GAP_COLUMNS))
+    changes = []
+    for group in (a, b):
+        outcomes = np.stack([group.cells[name].correct for name in names], axis=1).astype(float)
+        changes.append(outcomes - group.clean.correct[:, None])  # type: ignore[union-attr]
+    differences = changes[1] - changes[0]
+    interval = paired_bootstrap(differences, a.clusters)
+    p_values = sign_flip_p(differences)
+    rows = [{key: a.cells[name].facts[key] for key in ("component", "layer", "head", "ablation")} for name in names]
+    frame = pd.DataFrame(rows).assign(
+        variant=names,
+        task_a=a.task,
+        protocol_a=a.protocol,
+        task_b=b.task,
+        protocol_b=b.protocol,
+        n=len(differences),
+        delta_a=changes[0].mean(axis=0),
+        delta_b=changes[1].mean(axis=0),
+        gap=interval.delta,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        p_value=p_values,
+        q_value=benjamini_hochberg(p_values),
+        at_chance=bool(a.at_chance or b.at_chance),
+    )
+    return frame[list(GAP_COLUMNS)].astype({"layer": "Int64", "head": "Int64"})
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    kept = [frame for frame in frames if len(frame)]
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=list(GAP_COLUMNS))
+
+
+def protocol_gap(store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str]) -> pd.DataFrame:
+    """`paired_gap` for every task and every two of its protocols, in the order in which the run has them."""
+    by_task: dict[str, list[Group]] = {}
+    for task, protocol in cells:
+        group = read_group(store, task, protocol, variants)
+        if group is not None and group.clean is not None:
+            by_task.setdefault(task, []).append(group)
+    return _joined([paired_gap(a, b) for groups in by_task.values() for a, b in combinations(groups, 2)])
+
+
+def task_gap(store: CellStore, a: str, b: str, protocols: Sequence[str], variants: Sequence[str]) -> pd.DataFrame:
+    """`paired_gap` of two tasks with the same items under each protocol: closed book `a` against open book `b`.
+
+    A negative gap says that the removal costs more with the book open.
+
+    Raises:
+        UserError: the tasks have different items.
+    """
+    frames = []
+    for protocol in protocols:
+        groups = [read_group(store, task, protocol, variants) for task in (a, b)]
+        if all(group is not None and group.clean is not None for group in groups):
+            frames.append(paired_gap(*groups))  # type: ignore[arg-type]
+    return _joined(frames)

@@ -1,0 +1,147 @@
+"""The failure signatures that arXiv 2510.02091 reports, as checks that a run can pass, fail, or be too small for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.depth import band_of
+from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.analysis.summary import Group, read_group
+from lensprune.errors import UserError
+from lensprune.sweep.store import CellStore
+
+__all__ = ["MARGIN", "SIGNATURE_COLUMNS", "signatures", "verdict"]
+
+MARGIN = 0.05
+"""Accuracy below which a loss counts as none."""
+SIGNATURE_COLUMNS = (
+    "signature",
+    "task",
+    "protocol",
+    "verdict",
+    "n",
+    "value",
+    "ci_low",
+    "ci_high",
+    "likelihood_value",
+    "likelihood_ci_low",
+    "likelihood_ci_high",
+)
+AT_CHANCE = "at chance"
+_LIKELIHOODS = ("default", "continuation")
+
+
+def verdict(low: float, high: float, margin: float = MARGIN) -> str:
+    """``seen`` where the whole 95% interval lies below zero, ``not seen`` where it lies above −`margin`, else
+    ``not resolvable`` with so few items. An interval between −`margin` and zero is seen, and small."""
+    if high < 0:
+        return "seen"
+    return "not seen" if low > -margin else "not resolvable"
+
+
+def _changes(group: Group, n_layers: int) -> dict[str, Float[np.ndarray, " item"]]:
+    """Each item's mean change over the removed layers of each band, and of all after the first."""
+    bands: dict[str, list[np.ndarray]] = {"first": [], "middle": [], "last": []}
+    for name, cell in group.cells.items():
+        layer = cell.facts["layer"]
+        if name != CLEAN.name and cell.facts["component"] == "layer" and isinstance(layer, int):
+            bands[band_of(layer, n_layers)].append(cell.correct.astype(float) - group.clean.correct)  # type: ignore[union-attr]
+    if not all(bands.values()):
+        raise UserError(
+            "signatures need single layers removed in the first 30%, the middle and the last 30% of the depth: "
+            "sweep over layers"
+        )
+    means = {band: np.mean(columns, axis=0) for band, columns in bands.items()}
+    later = [column for band in ("middle", "last") for column in bands[band]]
+    return {**means, "later": np.mean(later, axis=0)}
+
+
+def signatures(
+    store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str], n_layers: int, margin: float = MARGIN
+) -> pd.DataFrame:
+    """One row a signature and (task, protocol), with the columns `SIGNATURE_COLUMNS`.
+
+    Layers are those removed one at a time; *first* is the first 30% of the depth, *later* the rest, and a band's
+    change is the mean of Δμ over its removed layers.
+
+    * ``early drop``: change in *first* minus change in *later*, under each protocol; below zero when shallow layers
+      are needed more.
+    * ``deep loss of generation``: change in *later* under ``generate``.
+    * ``likelihood flat, generation drops``: change in *later* under ``generate`` minus that under a likelihood protocol
+      on the same items; ``seen`` only if the likelihood's own change (`likelihood_value`) is above −`margin` with
+      its whole interval.
+
+    `value` with a bootstrap 95% interval over items (clusters, where items have them); `verdict`: see `verdict`, or
+    `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
+
+    Raises:
+        UserError: the run did not remove single layers in all three thirds of the depth, or `margin` is not positive.
+    """
+    if not margin > 0:
+        raise UserError(f"margin {margin} is not a loss of accuracy: expected a number above 0")
+    groups: dict[str, dict[str, Group]] = {}
+    for task, protocol in cells:
+        group = read_group(store, task, protocol, variants)
+        if group is not None and group.clean is not None:
+            groups.setdefault(task, {})[protocol] = group
+    rows = [row for own in groups.values() for row in _of_task(own, n_layers, margin)]
+    return pd.DataFrame(rows, columns=list(SIGNATURE_COLUMNS))
+
+
+def _of_task(groups: dict[str, Group], n_layers: int, margin: float) -> list[dict[str, object]]:
+    changes = {protocol: _changes(group, n_layers) for protocol, group in groups.items()}
+    rows = [
+        _row("early drop", groups[protocol], change["first"] - change["later"], margin)
+        for protocol, change in changes.items()
+    ]
+    if "generate" not in groups:
+        return rows
+    generated = changes["generate"]["later"]
+    rows.append(_row("deep loss of generation", groups["generate"], generated, margin))
+    for protocol in (p for p in _LIKELIHOODS if p in groups):
+        row = _row(
+            "likelihood flat, generation drops", groups["generate"], generated - changes[protocol]["later"], margin
+        )
+        rows.append(_asking_for_flat(row, groups[protocol], changes[protocol]["later"], margin))
+    return rows
+
+
+def _row(signature: str, group: Group, values: Float[np.ndarray, " item"], margin: float) -> dict[str, object]:
+    interval = paired_bootstrap(values[:, None], group.clusters)
+    low, high = float(interval.low[0]), float(interval.high[0])
+    return {
+        "signature": signature,
+        "task": group.task,
+        "protocol": group.protocol,
+        "verdict": AT_CHANCE if group.at_chance else verdict(low, high, margin),
+        "n": len(values),
+        "value": float(interval.delta[0]),
+        "ci_low": low,
+        "ci_high": high,
+    }
+
+
+def _asking_for_flat(
+    row: dict[str, object], likelihood: Group, change: Float[np.ndarray, " item"], margin: float
+) -> dict[str, object]:
+    """`row`, a gap between generation and a likelihood protocol, seen only if the likelihood itself stays flat."""
+    flat = paired_bootstrap(change[:, None], likelihood.clusters)
+    low, high = float(flat.low[0]), float(flat.high[0])
+    found = row["verdict"]
+    if likelihood.at_chance:
+        found = AT_CHANCE
+    elif found == "seen" and low <= -margin:
+        found = "not seen" if high < -margin else "not resolvable"
+    return {
+        **row,
+        "protocol": f"{row['protocol']} − {likelihood.protocol}",
+        "verdict": found,
+        "likelihood_value": float(flat.delta[0]),
+        "likelihood_ci_low": low,
+        "likelihood_ci_high": high,
+    }

@@ -1,0 +1,146 @@
+"""Differences between protocols, and the signatures made of them, on outcomes worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, sign_flip_p, task_gap
+from lensprune.analysis.signatures import signatures, verdict
+from lensprune.errors import UserError
+from lensprune.sweep.records import CellKey
+from lensprune.sweep.store import MemoryStore
+from tests.unit.sweep.cells import skip, table
+
+Outcomes = Mapping[tuple[str, str], Mapping[Variant, Sequence[bool]]]
+
+
+def stored(outcomes: Outcomes) -> MemoryStore:
+    store = MemoryStore()
+    for (task, protocol), cells in outcomes.items():
+        for variant, correct in cells.items():
+            store.write(CellKey(variant.name, task, protocol), table(variant, correct, task=task, protocol=protocol))
+    return store
+
+
+def right(n: int, of: int) -> list[bool]:
+    return [True] * n + [False] * (of - n)
+
+
+def test_a_gap_by_hand() -> None:
+    store = stored(
+        {
+            ("t", "default"): {CLEAN: right(10, 10), skip(0): right(8, 10)},
+            ("t", "generate"): {CLEAN: right(9, 10), skip(0): right(2, 10)},
+        }
+    )
+    frame = protocol_gap(store, [("t", "default"), ("t", "generate")], ["clean", "L0.skip"])
+    assert tuple(frame.columns) == GAP_COLUMNS
+    [row] = frame.to_dict("records")
+    assert (row["protocol_a"], row["protocol_b"], row["variant"], row["layer"]) == ("default", "generate", "L0.skip", 0)
+    assert (row["delta_a"], row["delta_b"]) == (pytest.approx(-0.2), pytest.approx(-0.7))
+    assert row["gap"] == pytest.approx(-0.5)
+    assert row["ci_low"] <= row["gap"] <= row["ci_high"] <= 0
+    # Items 2–7 changed by −1 more; item 8 lost in both; item 9 lost only under default, by +1: 7 items differ, sum −5.
+    assert row["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)
+    assert row["q_value"] == row["p_value"]
+    assert not row["at_chance"]
+
+
+def test_sign_flips_count_every_pattern_and_then_sample() -> None:
+    columns = np.array([[1.0, 0.0, 1.0], [1.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
+    assert sign_flip_p(columns) == pytest.approx([2 / 8, 1, 1])
+    many = np.concatenate([np.ones((18, 1)), -np.ones((6, 1))])
+    # Two-sided binomial: P(≤ 6 or ≥ 18 of 24 heads) = 0.0227.
+    assert sign_flip_p(many)[0] == pytest.approx(0.0227, abs=0.006)
+
+
+def test_open_and_closed_book_are_paired_by_item() -> None:
+    store = stored(
+        {
+            ("closed", "default"): {CLEAN: right(8, 10), skip(0): right(2, 10)},
+            ("open", "default"): {CLEAN: right(8, 10), skip(0): right(7, 10)},
+            ("other", "default"): {CLEAN: right(8, 9), skip(0): right(7, 9)},
+        }
+    )
+    [row] = task_gap(store, "closed", "open", ["default"], ["clean", "L0.skip"]).to_dict("records")
+    assert row["gap"] == pytest.approx(0.5)
+    with pytest.raises(UserError, match="different items"):
+        task_gap(store, "closed", "other", ["default"], ["clean", "L0.skip"])
+
+
+def layers(first: int, middle: int, last: int, clean: int, of: int) -> dict[Variant, list[bool]]:
+    """Ten layers: right answers with a layer of each band removed."""
+    cells = {CLEAN: right(clean, of)}
+    for layer in range(10):
+        cells[skip(layer)] = right(first if layer < 3 else middle if layer < 7 else last, of)
+    return cells
+
+
+def run_signatures(outcomes: Outcomes) -> dict[tuple[str, str], str]:
+    names = ["clean", *(f"L{layer}.skip" for layer in range(10))]
+    frame = signatures(stored(outcomes), list(outcomes), names, 10)
+    return {(row.signature, row.protocol): row.verdict for row in frame.itertuples()}
+
+
+def test_signatures_of_the_claimed_pattern() -> None:
+    found = run_signatures(
+        {
+            ("t", "continuation"): layers(20, 99, 99, 100, 100),
+            ("t", "generate"): layers(30, 40, 35, 90, 100),
+        }
+    )
+    assert found == {
+        ("early drop", "continuation"): "seen",
+        ("early drop", "generate"): "seen",
+        ("deep loss of generation", "generate"): "seen",
+        ("likelihood flat, generation drops", "generate − continuation"): "seen",
+    }
+
+
+def test_signatures_of_the_opposite_pattern() -> None:
+    found = run_signatures(
+        {
+            ("t", "continuation"): layers(100, 40, 40, 100, 100),
+            ("t", "generate"): layers(90, 90, 90, 90, 100),
+        }
+    )
+    assert set(found.values()) == {"not seen"}
+
+
+def test_a_likelihood_that_drops_too_is_not_flat() -> None:
+    found = run_signatures(
+        {
+            ("t", "default"): layers(90, 60, 60, 100, 100),
+            ("t", "generate"): layers(20, 10, 10, 90, 100),
+        }
+    )
+    assert found["likelihood flat, generation drops", "generate − default"] == "not seen"
+
+
+def test_too_few_items_and_chance_are_said() -> None:
+    few = run_signatures({("t", "generate"): layers(7, 7, 7, 8, 8)})
+    assert few["early drop", "generate"] != "seen"
+    assert few["deep loss of generation", "generate"] == "not resolvable"
+    chance = run_signatures({("t", "generate"): layers(5, 5, 5, 25, 100)})
+    assert set(chance.values()) == {"at chance"}
+
+
+def test_verdicts() -> None:
+    assert [verdict(-0.3, -0.01), verdict(-0.04, 0.2), verdict(-0.3, 0.1), verdict(-0.04, -0.01)] == [
+        "seen",
+        "not seen",
+        "not resolvable",
+        "seen",
+    ]
+
+
+def test_signatures_need_the_whole_depth() -> None:
+    store = stored({("t", "default"): {CLEAN: right(9, 10), skip(0): right(1, 10)}})
+    with pytest.raises(UserError, match="sweep over layers"):
+        signatures(store, [("t", "default")], ["clean", "L0.skip"], 10)
+    with pytest.raises(UserError, match="margin 0"):
+        signatures(store, [], [], 10, 0)
