@@ -162,8 +162,10 @@ class GroupDecoder:
         last = prompts.last_token.to(self._device)
         found: dict[str, torch.Tensor] = {}
         facts = self._model.facts
-        for variant, hidden in fork_variants(self._stack, facts, prompts.tree, self._variants, self._reference, keep):
-            found[variant.name] = hidden[last]
+        for variant, hidden in fork_variants(
+            self._stack, facts, prompts.tree, last, self._variants, self._reference, keep
+        ):
+            found[variant.name] = hidden
         n_requests = len(self._requests)
         prompt_of = torch.from_numpy(self._prompt_of[:n_requests]).to(self._device)
         self._attention = DecodeAttention(prompts, clean)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.attention import TreeAttention
 from lensprune.engine.edits import ALL, LayerEdits, edits_by_layer, first_layer
-from lensprune.engine.layers import FlatBatch, LayerStack
+from lensprune.engine.last_layer import TreeQueries, keys_and_values
+from lensprune.engine.layers import LayerStack
 from lensprune.engine.tree import PrefixTree
 from lensprune.models.base import ModelFacts
 
@@ -22,74 +23,124 @@ __all__ = ["KeepKV", "fork_variants"]
 KeepKV = Callable[[Variant | None, int, torch.Tensor, torch.Tensor], None]
 """Called with variant (``None``: the clean model), layer, and that layer's keys and values [kv_head, tok, d_head]."""
 
+Keep = Callable[[int, torch.Tensor, torch.Tensor], None]
+
 
 def fork_variants(
     stack: LayerStack,
     facts: ModelFacts,
     tree: PrefixTree,
+    wanted: Int[torch.Tensor, " wanted"],
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
     keep_kv: KeepKV | None = None,
-) -> Iterator[tuple[Variant, Float[torch.Tensor, "tok d_model"]]]:
+) -> Iterator[tuple[Variant, Float[torch.Tensor, "wanted d_model"]]]:
     """Yield each variant with the residuals that leave its last layer, lowest first changed layer first.
 
-    `keep_kv` receives the clean model's keys and values up to the highest first changed layer, and each variant's
-    above its own first changed layer; up to and including that layer they are the clean model's. A layer that a
-    variant replaces as a whole has none.
+    Args:
+        wanted: flat indices of the tokens whose residuals are asked for, in ascending order.
+        keep_kv: receives the clean model's keys and values up to the highest first changed layer, and each variant's
+            above its own first changed layer; up to and including that layer they are the clean model's. A layer that
+            a variant replaces as a whole has none.
     """
-    n_layers = stack.n_layers
     forks: dict[int, list[Variant]] = defaultdict(list)
     for variant in variants:
-        forks[first_layer(variant, n_layers)].append(variant)
-    batch = stack.begin(tree.input_ids(facts.device), tree.position_ids(facts.device))
-    attention = TreeAttention(tree, facts.device)
-    hidden = batch.embedded
+        forks[first_layer(variant, stack.n_layers)].append(variant)
+    run = _Pass(stack, facts, tree, wanted)
+    hidden = run.batch.embedded
     # Clean layers run only while a later fork needs their residuals, or a caller the last one's keys and values.
     last = max(forks)
     clean_layers = last + (keep_kv is not None)
-    for layer in range(min(last + 1, n_layers)):
+    for layer in range(min(last + 1, stack.n_layers)):
         starting = forks.get(layer, [])
         following = hidden
-        attention.save = bool(starting)
+        run.save(bool(starting) and layer < clean_layers)
         if layer < clean_layers:
-            attention.keep_kv = None if keep_kv is None else partial(keep_kv, None, layer)
-            following = stack.run_layer(layer, hidden, batch, attention)
-            attention.keep_kv = None
-        attention.save = False
+            keep = None if keep_kv is None else partial(keep_kv, None)
+            following = run.layer(layer, hidden, None, keep)
+        run.save(False)
         for variant in starting:
-            edits = edits_by_layer([(variant, ALL)], reference, facts)
             keep = None if keep_kv is None else partial(keep_kv, variant)
-            yield variant, _run_from(stack, layer, hidden, batch, attention, edits, keep)
-        attention.saved = None
+            yield variant, run.resume(layer, hidden, edits_by_layer([(variant, ALL)], reference, facts), keep)
+        run.forget()
         hidden = following
-    for variant in forks.get(n_layers, []):
+    for variant in forks.get(stack.n_layers, []):
         yield variant, hidden[0]
 
 
-def _run_from(
-    stack: LayerStack,
-    start: int,
-    hidden: torch.Tensor,
-    batch: FlatBatch,
-    attention: TreeAttention,
-    edits: dict[int, LayerEdits],
-    keep_kv: Callable[[int, torch.Tensor, torch.Tensor], None] | None,
-) -> Float[torch.Tensor, "tok d_model"]:
-    saved = attention.saved
-    positions = batch.position_ids[0]
-    for layer in range(start, stack.n_layers):
-        here = edits.get(layer)
-        # Before the variant's first change the attention result is the clean one.
-        attention.saved = saved if layer == start else None
-        attention.keep_kv = None if keep_kv is None or layer == start else partial(keep_kv, layer)
-        if here is not None and here.heads:
-            attention.edit_z = lambda z, here=here: here.edit_z(z, positions)
-        if here is None or not here.bypass:
-            following = stack.run_layer(layer, hidden, batch, attention, here)
-        else:
-            following = hidden
-        hidden = following if here is None else here.contribute(hidden, following, positions)
-        attention.edit_z = None
-    attention.saved = saved
-    attention.keep_kv = None
-    return hidden[0]
+class _Pass:
+    """Layers over one tree; the last one only for the tokens that are asked for.
+
+    While `save` is on, a layer's attention result is kept, and it serves again until `forget`.
+    """
+
+    def __init__(
+        self, stack: LayerStack, facts: ModelFacts, tree: PrefixTree, wanted: Int[torch.Tensor, " wanted"]
+    ) -> None:
+        self._stack = stack
+        self._wanted = wanted
+        self.batch = stack.begin(tree.input_ids(facts.device), tree.position_ids(facts.device))
+        self._attention = TreeAttention(tree, facts.device)
+        self._last = stack.n_layers - 1
+        self._last_batch = self.batch.take(wanted, self._last)
+        self._queries = TreeQueries(tree, wanted)
+        # Keys and values of all tokens cost a sixth of a layer or so; with many tokens wanted nothing is left to gain.
+        self._narrow = 2 * len(wanted) < len(tree)
+
+    def save(self, on: bool) -> None:
+        self._attention.save = on
+
+    def forget(self) -> None:
+        self._attention.saved = self._queries.saved = None
+
+    def resume(
+        self, start: int, hidden: Float[torch.Tensor, "1 tok d_model"], edits: dict[int, LayerEdits], keep: Keep | None
+    ) -> Float[torch.Tensor, "wanted d_model"]:
+        """From the residual before a variant's first changed layer, whose attention result is the clean one."""
+        saved = self._attention.saved, self._queries.saved
+        for layer in range(start, self._stack.n_layers):
+            hidden = self.layer(layer, hidden, edits.get(layer), None if layer == start else keep)
+            self.forget()
+        self._attention.saved, self._queries.saved = saved
+        return hidden[0]
+
+    def layer(
+        self, layer: int, hidden: Float[torch.Tensor, "1 tok d_model"], edits: LayerEdits | None, keep: Keep | None
+    ) -> Float[torch.Tensor, "1 tok d_model"]:
+        """Residual after a layer; after the last one only of the wanted tokens."""
+        narrow = layer == self._last and self._narrow
+        batch = self._last_batch if narrow else self.batch
+        before = hidden[:, self._wanted] if narrow else hidden
+        after = before
+        if edits is None or not edits.bypass:
+            if narrow:
+                after = self._last_layer(hidden, before, edits, keep)
+            else:
+                after = self._whole_layer(layer, hidden, edits, keep)
+        if edits is not None:
+            after = edits.contribute(before, after, batch.position_ids[0])
+        return after[:, self._wanted] if layer == self._last and not narrow else after
+
+    def _whole_layer(
+        self, layer: int, hidden: torch.Tensor, edits: LayerEdits | None, keep: Keep | None
+    ) -> torch.Tensor:
+        attention, positions = self._attention, self.batch.position_ids[0]
+        attention.keep_kv = None if keep is None else partial(keep, layer)
+        if edits is not None and edits.heads:
+            attention.edit_z = lambda z: edits.edit_z(z, positions)
+        after = self._stack.run_layer(layer, hidden, self.batch, attention, edits)
+        attention.edit_z = attention.keep_kv = None
+        return after
+
+    def _last_layer(
+        self, hidden: torch.Tensor, before: torch.Tensor, edits: LayerEdits | None, keep: Keep | None
+    ) -> torch.Tensor:
+        queries = self._queries
+        if queries.saved is None or keep is not None:
+            queries.keys_values = keys_and_values(self._stack, self._last, hidden, self.batch)
+            if keep is not None:
+                keep(self._last, *queries.keys_values)
+        queries.edits = edits
+        after = self._stack.run_layer(self._last, before, self._last_batch, queries, edits)
+        queries.edits = queries.keys_values = None
+        return after

@@ -136,7 +136,9 @@ class ForkedExecutor:
             tree = build_tree(chunk)
             asked = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
             scorer = _Scorer(tree, asked)
-            for variant, hidden in fork_variants(self._stack, self.model.facts, tree, variants, reference):
+            facts = self.model.facts
+            wanted = scorer.positions.to(facts.device)
+            for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference):
                 answered[variant.name].update(scorer.score(self._stack, hidden))
                 if progress is not None:
                     progress(len(asked))
@@ -174,13 +176,15 @@ class _Scorer:
             self._spans[index] = slice(begin, len(flat))
         unique = sorted(set(flat))
         place = {position: i for i, position in enumerate(unique)}
-        self._positions = torch.tensor(unique)
+        self.positions = torch.tensor(unique)
+        """Flat indices, ascending, whose residuals `score` takes."""
         self._rows = torch.tensor([place[position] for position in flat])
         self._targets = torch.tensor([t for r in requests.values() for t in r.continuation_ids])
 
-    def score(self, stack: LayerStack, hidden: Float[torch.Tensor, "tok d_model"]) -> dict[int, LoglikelihoodResponse]:
-        device = hidden.device
-        scored = hidden[self._positions.to(device)]
+    def score(
+        self, stack: LayerStack, scored: Float[torch.Tensor, "wanted d_model"]
+    ) -> dict[int, LoglikelihoodResponse]:
+        device = scored.device
         rows, targets = self._rows.to(device), self._targets.to(device)
         logprob = torch.empty(len(rows), device=device)
         greedy = torch.empty(len(rows), dtype=torch.bool, device=device)

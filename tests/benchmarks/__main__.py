@@ -102,7 +102,7 @@ def _median(runs: list[Times]) -> Times:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown, a line a work."""
     lines = [
-        "| work | items × variants | lensprune | peer | its time | faster | by CPU time | peak GiB, ours / its | different |",
+        "| work | items × variants | ours | peer | its time | faster | CPU time | peak GiB, ours / its | different |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:

@@ -1,0 +1,109 @@
+"""The last layer only where its result is asked for: its keys and values need all tokens, everything else does not."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from jaxtyping import Float, Int
+
+from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
+from lensprune.engine.edits import LayerEdits
+from lensprune.engine.layers import FlatBatch, LayerStack
+from lensprune.engine.tree import PrefixTree
+
+__all__ = ["KeysAndValues", "TreeQueries", "keys_and_values"]
+
+KeysAndValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Captured(Exception):
+    """Raised in the middle of a layer, once its keys and values are known."""
+
+
+class _Capture:
+    """An attention plan that takes keys and values and ends the layer's call there."""
+
+    def __init__(self) -> None:
+        self.found: KeysAndValues | None = None
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
+    ) -> Float[torch.Tensor, "tok head d_head"]:
+        self.found = k, v
+        raise _Captured
+
+
+def keys_and_values(
+    stack: LayerStack, layer: int, hidden: Float[torch.Tensor, "1 tok d_model"], batch: FlatBatch
+) -> KeysAndValues:
+    """A layer's keys and values [kv_head, tok, d_head], without the rest of the layer."""
+    capture = _Capture()
+    with suppress(_Captured):
+        stack.run_layer(layer, hidden, batch, capture)
+    assert capture.found is not None
+    return capture.found
+
+
+class TreeQueries:
+    """Attention of some tokens of a prefix tree, given the keys and values of all.
+
+    `wanted` are flat indices in ascending order. Set `keys_values`, or `saved` to an earlier result; `edits` change
+    the result per head.
+    """
+
+    def __init__(self, tree: PrefixTree, wanted: Int[torch.Tensor, " wanted"]) -> None:
+        device = wanted.device
+        self._positions = tree.position_ids(device)[0]
+        self._wanted_positions = self._positions[wanted]
+        self._blocks: list[tuple[slice, slice]] = []
+        """(wanted tokens, keys): the tokens of a node and below it see the node's keys that lie before them."""
+        bounds = torch.tensor([[n.start, n.end, n.subtree_end] for n in tree.nodes])
+        starts, _, ends = torch.searchsorted(wanted.cpu(), bounds).T.tolist()
+        for node, low, high in zip(tree.nodes, starts, ends, strict=True):
+            if low < high:
+                self._blocks.append((slice(low, high), slice(node.start, node.end)))
+        self.keys_values: KeysAndValues | None = None
+        self.saved: torch.Tensor | None = None
+        self.edits: LayerEdits | None = None
+
+    def attend(
+        self,
+        q: Float[torch.Tensor, "head wanted d_head"],
+        k: Float[torch.Tensor, "kv_head wanted d_head"],
+        v: Float[torch.Tensor, "kv_head wanted d_head"],
+        settings: AttentionSettings,
+    ) -> Float[torch.Tensor, "wanted head d_head"]:
+        if self.saved is None:
+            self.saved = self._compute(q, settings)
+        z = self.saved
+        return z if self.edits is None else self.edits.edit_z(z, self._wanted_positions)
+
+    def _compute(self, q: torch.Tensor, settings: AttentionSettings) -> torch.Tensor:
+        assert self.keys_values is not None
+        k, v = self.keys_values
+        out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+        lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
+        for rows, keys in self._blocks:
+            back = self._wanted_positions[rows, None] - self._positions[None, keys]
+            allowed: torch.Tensor | None = back >= 0
+            if settings.window is not None:
+                allowed = (back >= 0) & (back < settings.window)
+            if bool(allowed.all()):  # type: ignore[union-attr]
+                allowed = None
+            part_out, part_lse = partial_attention(
+                q[None, :, rows],
+                k[None, :, keys],
+                v[None, :, keys],
+                settings,
+                allowed=None if allowed is None else allowed[None],
+            )
+            _merge_first(out[:, rows], lse[:, rows], part_out[0].float(), part_lse[0])
+        return out.to(q.dtype).transpose(0, 1)
+
+
+def _merge_first(out: torch.Tensor, lse: torch.Tensor, part_out: torch.Tensor, part_lse: torch.Tensor) -> None:
+    """Merge in place, also where neither part has seen a key yet."""
+    blind = torch.isneginf(lse) & torch.isneginf(part_lse)
+    merge_into((out, lse), (part_out, part_lse.masked_fill(blind, 0.0)))
+    lse.masked_fill_(blind, -torch.inf)
