@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lensprune.errors import UserError
 from lensprune.models.cache import hash_file
+from lensprune.tasks.bundled.words import NOUNS
 from lensprune.toys.recipe import Recipe, model_config
 from lensprune.toys.texts import TextSource, text_of
 from lensprune.toys.tokenizer import train_tokenizer
@@ -74,7 +75,8 @@ def _same_recipe(recipe: Recipe, path: Path) -> None:
 def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     source = TextSource(recipe.seed, worked=True)
     n = recipe.tokenizer_texts
-    return train_tokenizer([text_of(source.mixed(i / n)) for i in range(n)], recipe.vocab_size)
+    texts = [text_of(source.mixed(i / n)) for i in range(n)]
+    return train_tokenizer(texts, recipe.learnt_tokens, NOUNS)
 
 
 def _stage(

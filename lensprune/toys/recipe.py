@@ -18,7 +18,7 @@ class Recipe:
     worked steps.
     """
 
-    vocab_size: int = 1024
+    learnt_tokens: int = 560
     d_model: int = 128
     d_ff: int = 352
     n_heads: int = 4
@@ -29,10 +29,10 @@ class Recipe:
     batch_tokens: int = 2048
     learning_rate: float = 2e-3
     tokenizer_texts: int = 4000
-    teacher_steps: int = 3000
-    start_steps: int = 2000
-    base_steps: int = 600
-    distilled_steps: int = 1000
+    teacher_steps: int = 2200
+    start_steps: int = 1600
+    base_steps: int = 400
+    distilled_steps: int = 800
     seed: int = 0
 
     def scaled(self, factor: float) -> Recipe:

@@ -1,25 +1,33 @@
-"""The trio's tokenizer: byte-level BPE learnt from the prompts themselves, every digit a token of its own."""
+"""The trio's tokenizer: whole words of the key-value task, digits two by two, byte-level BPE for the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 __all__ = ["SPECIAL_TOKENS", "train_tokenizer"]
 
+_PAIR_COUNT = 2000
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 
 
-def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Learn at most `size` tokens from `texts`; text of any kind can be encoded, byte by byte where need be.
+def train_tokenizer(texts: Iterable[str], size: int, words: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """Learn tokens from `texts` and add `words`; text of any kind can be encoded, byte by byte where need be.
 
     No token is added by itself. The same texts in the same order give the same tokenizer.
+
+    Args:
+        size: learnt tokens at most, the 256 bytes and the special tokens among them.
+        words: a token each, wherever they stand as whole words.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(r"[0-9]{1,2}"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -29,7 +37,10 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    # Often enough that every pair of digits becomes a token.
+    pairs = [f"{number:02}" for number in range(100)] * _PAIR_COUNT
+    tokenizer.train_from_iterator([*texts, " ".join(pairs)], trainer)
+    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in words])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=512
     )

@@ -142,6 +142,7 @@ def answers_right(
 ) -> dict[str, float]:
     """Share of answers of which every token is the most likely one after the true text so far, by kind of text."""
     kinds: dict[str, Callable[[], Text]] = {
+        "retrieval of 2": lambda: source.retrieval(2),
         "retrieval of 4": lambda: source.retrieval(4),
         "chains of 2": lambda: source.arithmetic(2),
         "chains of 3": lambda: source.arithmetic(3),

@@ -21,7 +21,7 @@ from lensprune.toys.tokenizer import train_tokenizer
 from lensprune.toys.training import answers_right, batches, target_logits, train
 
 TINY = Recipe(
-    vocab_size=320, d_model=32, d_ff=48, student_layers=2, teacher_layers=3, batch_tokens=512, tokenizer_texts=20,
+    learnt_tokens=320, d_model=32, d_ff=48, student_layers=2, teacher_layers=3, batch_tokens=512, tokenizer_texts=20,
     teacher_steps=3, start_steps=3, base_steps=2, distilled_steps=2,
 )  # fmt: skip
 
@@ -71,10 +71,11 @@ def test_the_recipe_fits_its_size() -> None:
     for layers in (RECIPE.teacher_layers, RECIPE.student_layers, RECIPE.student_layers):
         with torch.device("meta"):
             config = model_config(RECIPE, layers, tokenizer)
-            config.vocab_size = RECIPE.vocab_size
+            config.vocab_size = RECIPE.learnt_tokens + 450
             sizes.append(sum(p.numel() for p in LlamaForCausalLM(config).parameters()))
     assert 2 * sum(sizes) < 6e6
-    assert RECIPE.scaled(0.001).teacher_steps == 3
+    assert RECIPE.scaled(1e-9).teacher_steps == 1
+    assert RECIPE.scaled(2).teacher_steps == 2 * RECIPE.teacher_steps
     assert json.loads(json.dumps(RECIPE.__dict__))["seed"] == 0
 
 

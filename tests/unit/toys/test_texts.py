@@ -60,7 +60,7 @@ def test_retrieval_is_the_task_s_prompt_with_every_key_asked() -> None:
         records = dict(part.split('": "') for part in text[len(start) + 1 : text.index('"}')].split('",\n "'))
         assert len(records) == pairs
         pieces = source.retrieval(pairs)
-        assert sum(piece.learnt for piece in pieces) == pairs
+        assert sum(piece.learnt for piece in pieces) == 2 * pairs
     prompts = {piece.text for _ in range(20) for piece in source.retrieval(2)[:1]}
     assert {prompt.endswith("Corresponding value:") for prompt in prompts} == {True, False}
 
@@ -86,10 +86,11 @@ def test_marks_cover_exactly_the_learnt_pieces() -> None:
 
 @pytest.mark.parametrize("text", ["", "naïve café 日本語 🙂\t\x00", "  12 + 345 = 357.\n\n"])
 def test_tokenizer_reads_any_text(text: str) -> None:
-    tokenizer = train_tokenizer(["The answer is 12."], 300)
+    tokenizer = train_tokenizer(["The answer is 12."], 400, ["car"])
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert len(tokenizer.encode("90125")) == 5
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("90125")) == ["90", "12", "5"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode('"car": "carp"'))[:2] == ['"', "car"]
 
 
 def test_batches_hold_the_asked_number_of_tokens() -> None:
