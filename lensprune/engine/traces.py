@@ -1,0 +1,192 @@
+"""What a variant makes of given texts, token by token, against the clean model: teacher-forced, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from lensprune.ablation.hooks import BatchState, VariantHooks
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.engine.base import ProgressCallback
+from lensprune.engine.batching import pad_left
+from lensprune.engine.fork import fork_variants
+from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.scoring import pad_token_id
+from lensprune.engine.tree import build_tree
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import LoglikelihoodRequest
+
+__all__ = ["MOST_POSITIONS", "TokenTrace", "trace_tokens"]
+
+MOST_POSITIONS = 512
+"""Scored tokens in a chunk: the clean model's distribution is held at each of them, one row of the vocabulary."""
+_MOST_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """One text's scored tokens under one variant, in nats; NaN where a logit was not finite.
+
+    `logprob`: of the given token; `regret`: log-probability of the most likely token minus that of the given one, 0
+    where greedy decoding would choose it; `kl`: KL divergence of the variant's distribution from the clean model's,
+    KL(clean ‖ variant).
+    """
+
+    logprob: Float[np.ndarray, " tok"]
+    regret: Float[np.ndarray, " tok"]
+    kl: Float[np.ndarray, " tok"]
+
+    @property
+    def agrees(self) -> Bool[np.ndarray, " tok"]:
+        """Whether greedy decoding chooses each token, given those before it."""
+        return self.regret == 0
+
+
+def trace_tokens(
+    model: HookedModel,
+    requests: Sequence[LoglikelihoodRequest],
+    variants: Sequence[Variant],
+    *,
+    reference: ReferenceActivations | None = None,
+    executor: str = "forked",
+    most_positions: int = MOST_POSITIONS,
+    progress: ProgressCallback | None = None,
+) -> list[list[TokenTrace]]:
+    """For each variant, in order, one trace for each request's continuation.
+
+    Args:
+        executor: ``forked`` shares prefixes and the layers below a variant's first change; ``hooked`` is the reference.
+            Variants with hooks of the user's own, and models that ``forked`` can't run, take the ``hooked`` path.
+        most_positions: scored tokens held at once, at least one request's.
+        progress: called with the number of finished (variant, request) pairs.
+
+    Raises:
+        UserError: unknown executor, or a variant that needs a reference and has none.
+        HookNeverFired: a hook of a variant did not fire.
+    """
+    if executor not in ("forked", "hooked"):
+        raise unknown_name("executor", executor, ("forked", "hooked"))
+    for variant in variants:
+        variant.check(model.facts)
+        if variant.needs_reference and reference is None:
+            raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+    stack = None
+    if executor == "forked":
+        try:
+            stack = LayerStack(model)
+        except UnsupportedByFastPath:
+            stack = None
+    traces: list[list[TokenTrace | None]] = [[None] * len(requests) for _ in variants]
+    fast = [i for i, variant in enumerate(variants) if stack is not None and not variant.hooks]
+    slow = [i for i in range(len(variants)) if i not in fast]
+    for chunk in _chunks(requests, most_positions):
+        asked = [requests[i] for i in chunk]
+        if fast and stack is not None:
+            order = {variants[i].name: i for i in fast}
+            for variant, found in _forked(model, stack, asked, [variants[i] for i in fast], reference):
+                for place, trace in zip(chunk, found, strict=True):
+                    traces[order[variant.name]][place] = trace
+                if progress is not None:
+                    progress(len(chunk))
+        if slow:
+            for i, found in zip(slow, _hooked(model, asked, [variants[i] for i in slow], reference), strict=True):
+                for place, trace in zip(chunk, found, strict=True):
+                    traces[i][place] = trace
+                if progress is not None:
+                    progress(len(chunk))
+    return [[trace for trace in own if trace is not None] for own in traces]
+
+
+def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int) -> Iterator[list[int]]:
+    # Neighbours by their contexts share prefixes.
+    order = sorted(range(len(requests)), key=lambda i: requests[i].context_ids)
+    chunk: list[int] = []
+    positions = tokens = 0
+    for i in order:
+        size = len(requests[i].continuation_ids)
+        length = len(requests[i].context_ids) + size
+        if chunk and (positions + size > most_positions or tokens + length > _MOST_TOKENS):
+            yield chunk
+            chunk, positions, tokens = [], 0, 0
+        chunk.append(i)
+        positions += size
+        tokens += length
+    if chunk:
+        yield chunk
+
+
+class _Measure:
+    """Distances from the clean model's distributions at the scored tokens of some requests, one after another."""
+
+    def __init__(self, clean: Float[torch.Tensor, "scored d_vocab"], requests: Sequence[LoglikelihoodRequest]) -> None:
+        self._clean = clean.float().log_softmax(-1)
+        self._targets = torch.tensor([t for r in requests for t in r.continuation_ids], device=clean.device)
+        self._sizes = [len(r.continuation_ids) for r in requests]
+
+    def traces(self, logits: Float[torch.Tensor, "scored d_vocab"]) -> list[TokenTrace]:
+        logprobs = logits.float().log_softmax(-1)
+        logprob = logprobs.gather(1, self._targets[:, None])[:, 0]
+        # Of logits, not of log-probabilities: ties must break as they do in greedy decoding.
+        chosen = logits.argmax(-1)
+        best = logprobs.gather(1, chosen[:, None])[:, 0]
+        regret = torch.where(chosen == self._targets, 0.0, (best - logprob).clamp(min=torch.finfo(torch.float32).tiny))
+        # Rounding can make a tiny divergence negative.
+        kl = (self._clean.exp() * (self._clean - logprobs)).sum(-1).clamp(min=0)
+        finite = torch.isfinite(logits).all(-1)
+        columns = [torch.where(finite, c, torch.nan).double().cpu().numpy() for c in (logprob, regret, kl)]
+        pieces = [np.split(column, np.cumsum(self._sizes)[:-1]) for column in columns]
+        return [TokenTrace(*own) for own in zip(*pieces, strict=True)]
+
+
+def _forked(
+    model: HookedModel,
+    stack: LayerStack,
+    requests: Sequence[LoglikelihoodRequest],
+    variants: Sequence[Variant],
+    reference: ReferenceActivations | None,
+) -> Iterator[tuple[Variant, list[TokenTrace]]]:
+    inputs = [(r.context_ids + r.continuation_ids)[:-1] for r in requests]
+    tree = build_tree(inputs)
+    flat = [
+        position
+        for tokens, request in zip(inputs, requests, strict=True)
+        for position in tree.flat_positions(tokens, len(request.continuation_ids))
+    ]
+    unique, rows = torch.tensor(flat).unique(return_inverse=True)
+    device = model.facts.device
+    wanted, rows = unique.to(device), rows.to(device)
+    with torch.inference_mode():
+        [(_, hidden)] = fork_variants(stack, model.facts, tree, wanted, [CLEAN], None)
+        measure = _Measure(stack.logits(hidden)[rows], requests)
+        for variant, changed in fork_variants(stack, model.facts, tree, wanted, variants, reference):
+            yield variant, measure.traces(stack.logits(changed)[rows])
+
+
+def _hooked(
+    model: HookedModel,
+    requests: Sequence[LoglikelihoodRequest],
+    variants: Sequence[Variant],
+    reference: ReferenceActivations | None,
+) -> Iterator[list[TokenTrace]]:
+    rows = [(r.context_ids + r.continuation_ids)[:-1] for r in requests]
+    padded = pad_left(rows, pad_token_id(model), model.facts.device)
+    kept = max(len(r.continuation_ids) for r in requests)
+
+    def scored(variant: Variant) -> Float[torch.Tensor, "scored d_vocab"]:
+        state = BatchState()
+        state.position_ids = padded.position_ids
+        hooks = VariantHooks(model, variant, state, reference)
+        with torch.inference_mode(), model.hooks(hooks.named):
+            logits = model.forward(padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept)
+        hooks.check_fired()
+        return torch.cat([own[-len(r.continuation_ids) :] for own, r in zip(logits, requests, strict=True)])
+
+    measure = _Measure(scored(CLEAN), requests)
+    for variant in variants:
+        yield measure.traces(scored(variant))

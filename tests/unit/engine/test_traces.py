@@ -1,0 +1,99 @@
+"""Token traces: forked = hooked on every family, and each column against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lensprune.ablation import CLEAN, Ablation, Head, Layer, Variant, collect_reference, each_attention, each_layer
+from lensprune.engine.traces import trace_tokens
+from lensprune.errors import UserError
+from lensprune.protocols.requests import LoglikelihoodRequest
+from tests.families import FAMILIES
+from tests.models_cache import TEXTS, likelihood_requests, tiny
+
+
+def asked(family: str) -> list[LoglikelihoodRequest]:
+    return [r for r in likelihood_requests(tiny(family)) if isinstance(r, LoglikelihoodRequest)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forked_equals_hooked(family: str) -> None:
+    model = tiny(family)
+    variants = [
+        CLEAN,
+        *each_layer(model),
+        *each_attention(model, "mean", [1]),
+        Variant("heads", (Ablation(Head(0, 1), "zero"), Ablation(Head(2, 3), "zero"))),
+    ]
+    reference = collect_reference(model, [[10, 11, 12, 13], [20, 21, 22]], variants)
+    requests = asked(family)
+    done: list[int] = []
+    fast = trace_tokens(model, requests, variants, reference=reference, most_positions=9, progress=done.append)
+    slow = trace_tokens(model, requests, variants, reference=reference, executor="hooked")
+    assert sum(done) == len(requests) * len(variants)
+    for mine, other in zip(fast, slow, strict=True):
+        assert len(mine) == len(other) == len(requests)
+        for a, b, request in zip(mine, other, requests, strict=True):
+            assert len(a.logprob) == len(request.continuation_ids)
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+            assert a.regret == pytest.approx(b.regret, abs=1e-4)
+            assert a.kl == pytest.approx(b.kl, abs=1e-4)
+    assert max(trace.kl.max() for trace in fast[0]) < 1e-5
+    assert min(trace.kl.mean() for trace in fast[1]) > 1e-3
+
+
+def test_columns_by_definition() -> None:
+    model = tiny("llama")
+    context, continuation = tuple(model.tokenizer.encode(TEXTS[0])), tuple(model.tokenizer.encode(" so it is"))
+    variant = Variant("L1", (Ablation(Layer(1), "skip"),))
+    [[trace]] = trace_tokens(model, [LoglikelihoodRequest(context, continuation)], [variant])
+    ids = torch.tensor([context + continuation])
+    positions = torch.arange(ids.shape[1])[None]
+
+    def distribution(*hooks: tuple[str, object]) -> torch.Tensor:
+        with torch.inference_mode(), model.hooks(list(hooks)):  # type: ignore[arg-type]
+            logits = model.forward(ids, torch.ones_like(ids), positions)[0]
+        return logits[len(context) - 1 : -1].double().log_softmax(-1)
+
+    kept: list[torch.Tensor] = []
+    clean = distribution()
+    changed = distribution(
+        ("blocks.1.hook_resid_pre", lambda x, hook: kept.append(x)),
+        ("blocks.1.hook_resid_post", lambda x, hook: kept[-1]),
+    )
+    given = changed[range(len(continuation)), list(continuation)]
+    assert trace.logprob == pytest.approx(given.numpy(), abs=1e-4)
+    assert trace.regret == pytest.approx((changed.max(-1).values - given).numpy(), abs=1e-4)
+    assert trace.kl == pytest.approx((clean.exp() * (clean - changed)).sum(-1).numpy(), abs=1e-4)
+    assert (trace.agrees == (changed.argmax(-1).numpy() == np.array(continuation))).all()
+
+
+def test_a_models_own_greedy_text_has_no_regret() -> None:
+    model = tiny("qwen3")
+    ids = list(model.tokenizer.encode(TEXTS[1]))
+    size = len(ids)
+    for _ in range(6):
+        row = torch.tensor([ids])
+        with torch.inference_mode():
+            logits = model.forward(row, torch.ones_like(row), torch.arange(len(ids))[None], logits_to_keep=1)
+        ids.append(int(logits[0, -1].argmax()))
+    for executor in ("forked", "hooked"):
+        [[trace]] = trace_tokens(
+            model, [LoglikelihoodRequest(tuple(ids[:size]), tuple(ids[size:]))], [CLEAN], executor=executor
+        )
+        assert trace.agrees.all()
+        assert trace.kl.max() < 1e-5
+
+
+def test_users_hooks_and_mistakes() -> None:
+    model = tiny("gpt2")
+    spoilt = Variant("spoilt", hooks=(("blocks.1.attn.hook_z", lambda z, hook: z * float("nan")),))
+    for [trace] in zip(*trace_tokens(model, asked("gpt2")[:3], [spoilt]), strict=True):
+        assert np.isnan(trace.kl).all()
+        assert not trace.agrees.any()
+    with pytest.raises(UserError, match="forked"):
+        trace_tokens(model, [], [CLEAN], executor="froked")
+    with pytest.raises(UserError, match="needs reference"):
+        trace_tokens(model, [], each_attention(model, "mean"))
