@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lensprune.heads import head_scores
     from lensprune.models import as_hooked_model, load_model
     from lensprune.planning import Plan, plan
+    from lensprune.sweep.fidelity import fidelity
     from lensprune.sweep.result import Run
     from lensprune.sweep.run import resume, sweep
     from lensprune.sweep.selection import VariantSelection
@@ -70,6 +71,7 @@ _HOMES = {
     "lensprune.heads": ("head_scores",),
     "lensprune.models": ("as_hooked_model", "load_model"),
     "lensprune.planning": ("Plan", "plan"),
+    "lensprune.sweep.fidelity": ("fidelity",),
     "lensprune.sweep.result": ("Run",),
     "lensprune.sweep.run": ("resume",),
     "lensprune.sweep.selection": ("VariantSelection",),
@@ -102,6 +104,7 @@ __all__ = [
     "each_kv_group",
     "each_layer",
     "each_mlp",
+    "fidelity",
     "get_task",
     "head_scores",
     "layer_range",

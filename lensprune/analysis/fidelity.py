@@ -1,0 +1,132 @@
+"""One importance score for both protocols: how far a changed model stays on the clean model's own greedy answers.
+
+The clean model answers every item greedily; each variant then reads that answer in one parallel pass. With the regret
+of token t (log-probability of the variant's most likely token minus that of the clean model's token, in nats, 0 where
+the two agree), the fidelity of an item is
+
+    F = exp(−Σ_t regret_t)
+
+and that of a variant the mean over items. F is 1 for the clean model; where the variant's greedy decoding reproduces
+the whole answer F is 1 too, and a near miss costs less than a clear one. Nothing in it is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+from lensprune.analysis.statistics import bootstrap_means
+from lensprune.engine.traces import TokenTrace
+from lensprune.errors import UserError
+
+__all__ = ["FIDELITY_COLUMNS", "agreement_with_loss", "fidelity_items", "fidelity_row"]
+
+FIDELITY_COLUMNS = (
+    "fidelity",
+    "ci_low",
+    "ci_high",
+    "follow",
+    "path_share",
+    "kl",
+    "loss_change",
+    "n",
+    "n_tokens",
+)
+_RESAMPLES = 2000
+
+
+def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) -> dict[str, Float[np.ndarray, " item"]]:
+    """What each answer tells about a variant.
+
+    * ``fidelity``: exp(−Σ regret); an answer with a logit that is not finite has fidelity 0.
+    * ``follow``: 1 where greedy decoding follows the clean answer to its end (the product of agreements), else 0.
+    * ``path_share``: tokens before the first divergence over the answer's tokens.
+    * ``kl``: mean over tokens of KL(clean ‖ variant), nats.
+    * ``loss_change``: mean over tokens of the answer's negative log-probability, minus the clean model's, nats.
+
+    Args:
+        clean: the clean model's traces of the same answers.
+    """
+    columns: dict[str, list[float]] = {name: [] for name in ("fidelity", "follow", "path_share", "kl", "loss_change")}
+    for trace, own in zip(traces, clean, strict=True):
+        broken = np.isnan(trace.regret)
+        agrees = trace.agrees
+        first = int(np.argmin(agrees)) if not agrees.all() else len(agrees)
+        columns["fidelity"].append(0.0 if broken.any() else float(np.exp(-trace.regret.sum())))
+        columns["follow"].append(float(agrees.all()))
+        columns["path_share"].append(first / len(agrees))
+        columns["kl"].append(float(trace.kl.mean()))
+        columns["loss_change"].append(float(own.logprob.mean() - trace.logprob.mean()))
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+def fidelity_row(items: Mapping[str, Float[np.ndarray, " item"]], n_tokens: int, seed: int = 0) -> dict[str, float]:
+    """The means over items, and a bootstrap 95% interval of ``fidelity`` over items; keys are `FIDELITY_COLUMNS`."""
+    means = bootstrap_means(items["fidelity"][:, None], resamples=_RESAMPLES, seed=seed)[:, 0]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {
+        "fidelity": float(items["fidelity"].mean()),
+        "ci_low": float(low),
+        "ci_high": float(high),
+        **{name: float(items[name].mean()) for name in ("follow", "path_share", "kl", "loss_change")},
+        "n": len(items["fidelity"]),
+        "n_tokens": n_tokens,
+    }
+
+
+def agreement_with_loss(
+    scores: pd.DataFrame,
+    summary: pd.DataFrame,
+    measures: Mapping[str, int],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Rank correlation of importance scores with measured Δμ, over the variants that both tables have.
+
+    Args:
+        scores: one row a (variant, task) or a variant, with a column for each of `measures`.
+        summary: a run's summary.
+        measures: column → +1 where a higher value means a smaller loss (fidelity), −1 where it means a larger one (KL).
+
+    Returns:
+        One row a (task, protocol, measure): Spearman's ρ and Kendall's τ_b between the score, so turned that agreement
+        is positive, and Δμ, each with a bootstrap 95% interval over variants, and the number of variants. A (task,
+        protocol) at which the clean model is at chance is left out.
+
+    Raises:
+        UserError: a measure is not a column of `scores`, or fewer than three variants are shared.
+    """
+    for measure in measures:
+        if measure not in scores.columns:
+            raise UserError(f"measure {measure!r} is not a column of the scores: they have {', '.join(scores.columns)}")
+    known = summary[(summary["variant"] != "clean") & summary["at_chance"].eq(False).fillna(False).astype(bool)]
+    generator = np.random.default_rng(seed)
+    rows = []
+    for (task, protocol), measured in known.groupby(["task", "protocol"], sort=False):
+        own = scores[scores["task"] == task] if "task" in scores.columns else scores
+        joined = measured[["variant", "delta"]].merge(own, on="variant")
+        if len(joined) < 3:
+            raise UserError(f"{task} under {protocol}: {len(joined)} variants have both a score and a Δμ, 3 are needed")
+        draws = generator.integers(0, len(joined), size=(resamples, len(joined)))
+        for measure, direction in measures.items():
+            score, delta = direction * joined[measure].to_numpy(float), joined["delta"].to_numpy(float)
+            row: dict[str, object] = {"task": task, "protocol": protocol, "measure": measure, "n_variants": len(joined)}
+            for name, correlate in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
+                with np.errstate(all="ignore"):
+                    drawn = [_statistic(correlate, score[draw], delta[draw]) for draw in draws]
+                low, high = np.nanquantile(drawn, [0.025, 0.975]) if not np.isnan(drawn).all() else (np.nan, np.nan)
+                row[name] = _statistic(correlate, score, delta)
+                row[f"{name}_low"], row[f"{name}_high"] = float(low), float(high)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _statistic(correlate: object, a: np.ndarray, b: np.ndarray) -> float:
+    if (a == a[0]).all() or (b == b[0]).all():
+        return np.nan
+    return float(correlate(a, b).statistic)  # type: ignore[operator]
