@@ -23,6 +23,7 @@ from lensprune.engine.fork import fork_variants
 from lensprune.engine.histories import Histories, Split
 from lensprune.engine.kv import GROWTH, CleanKV, HistoryKV, OwnKV, PromptKV
 from lensprune.engine.layers import FlatBatch, LayerStack
+from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.prompts import PromptSet
 from lensprune.engine.scoring import eos_token_ids
 from lensprune.models.base import HookedModel
@@ -31,7 +32,6 @@ from lensprune.protocols.stopping import StopMatcher
 
 __all__ = ["GroupDecoder"]
 
-UNEMBED_ROWS = 512
 KEEP_DEAD = 0.25
 """Buffers are compacted when more than this share of their rows has finished."""
 

@@ -9,12 +9,14 @@ hooked executor's, so numbers agree to rounding, not bit for bit.
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
-from jaxtyping import Float
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
@@ -24,22 +26,25 @@ from lensprune.engine.fork import fork_variants
 from lensprune.engine.groups import DecodeLimits, group_variants, request_chunks
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
-from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
+from lensprune.engine.memory import UNEMBED_ROWS, out_of_memory
+from lensprune.engine.tree import Tokens, build_tree, chunk_sequences
+from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import (
     GenerateRequest,
-    GenerateResponse,
     LoglikelihoodRequest,
     LoglikelihoodResponse,
     Request,
     Response,
 )
 
-__all__ = ["ForkedExecutor"]
+__all__ = ["UNEMBED_ROWS", "ForkedExecutor"]
 
-UNEMBED_ROWS = 512
-"""Positions unembedded at once; bounds the logits held to so many rows of the vocabulary."""
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_VARIANTS = 64
+"""Variants whose answers are held back until all of them are done; each such block runs the clean model once more."""
 
 
 class ForkedExecutor:
@@ -50,6 +55,8 @@ class ForkedExecutor:
         max_tokens: distinct tokens in one flat row.
         max_rows: rows (variant × request) in one decode step.
         max_kv_bytes: keys and values held while decoding; a single row may need more.
+
+    Where memory runs out, the budgets (`limits`) are halved, with a warning in the log, and the work goes on.
 
     Raises:
         UnsupportedByFastPath: the model cannot, or its numbers differ from the hooked executor's on a probe.
@@ -65,7 +72,6 @@ class ForkedExecutor:
             if value <= 0:
                 raise UserError(f"the batch budget must be a positive number of {what}, not {value}")
         self.model = model
-        self.max_tokens = max_tokens
         self.limits = DecodeLimits(max_rows, max_kv_bytes, max_tokens)
         self._hooked = HookedExecutor(model, min(max_tokens, 2048))
         self._stack = LayerStack(model)
@@ -84,77 +90,131 @@ class ForkedExecutor:
             variant.check(self.model.facts)
             if variant.needs_reference and reference is None:
                 raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
-        fast = [v for v in variants if not v.hooks]
-        scored = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
-        generated = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
-        with torch.inference_mode():
-            scores = self._score(scored, fast, reference, progress)
-        texts = self._generate(generated, fast, reference, progress)
+        answers = self._answers(requests, [v for v in variants if not v.hooks], reference, progress)
         for variant in variants:
             if variant.hooks:
                 yield from self._hooked.run(requests, [variant], reference=reference, progress=progress)
-                continue
-            responses: dict[int, Response] = {**scores[variant.name], **next(texts)}
-            yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
+            else:
+                responses = next(answers)
+                yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
+
+    def _answers(
+        self,
+        requests: Sequence[Request],
+        variants: Sequence[Variant],
+        reference: ReferenceActivations | None,
+        progress: ProgressCallback | None,
+    ) -> Iterator[dict[int, Response]]:
+        scored = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
+        generated = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
+        for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
+            block = variants[begin : begin + CHECKPOINT_VARIANTS]
+            answered = [_Answers(progress) for _ in block]
+            self._score(scored, block, reference, answered)
+            for done in self._generate(generated, block, reference, answered):
+                yield from (a.responses for a in done)
 
     def _generate(
         self,
         requests: dict[int, GenerateRequest],
         variants: Sequence[Variant],
         reference: ReferenceActivations | None,
-        progress: ProgressCallback | None,
-    ) -> Iterator[dict[int, GenerateResponse]]:
-        """Each variant's responses, in the order given, as soon as its group is done."""
+        answered: Sequence[_Answers],
+    ) -> Iterator[Sequence[_Answers]]:
+        """Decode group by group; yields the answers of each group, in the order of the variants."""
         facts = self.model.facts
-        chunks = request_chunks(requests, variants, facts, self.limits)
-        for group in group_variants(variants, facts, chunks, self.limits):
-            answered: list[dict[int, GenerateResponse]] = [{} for _ in group]
-            for chunk in chunks:
-                indices = list(chunk)
-                with torch.inference_mode():
-                    decoder = GroupDecoder(self.model, self._stack, group, list(chunk.values()), reference)
-                    for variant, request, response in decoder.run():
-                        answered[variant][indices[request]] = response
-                        if progress is not None:
-                            progress(1)
-            yield from answered
+        done = 0
+        while done < len(variants):
+            waiting = variants[done:]
+            chunks = request_chunks(requests, waiting, facts, self.limits)
+            group = next(group_variants(waiting, facts, chunks, self.limits))
+            answers = answered[done : done + len(group)]
+            if all(
+                self._fits(partial(self._decode, chunk, group, reference, answers), len(chunk) * len(group))
+                for chunk in chunks
+            ):
+                done += len(group)
+                yield answers
+
+    def _decode(
+        self,
+        requests: dict[int, GenerateRequest],
+        variants: Sequence[Variant],
+        reference: ReferenceActivations | None,
+        answers: Sequence[_Answers],
+    ) -> None:
+        indices = list(requests)
+        decoder = GroupDecoder(self.model, self._stack, variants, list(requests.values()), reference)
+        for variant, request, response in decoder.run():
+            answers[variant].add({indices[request]: response})
 
     def _score(
         self,
         requests: dict[int, LoglikelihoodRequest],
         variants: Sequence[Variant],
         reference: ReferenceActivations | None,
-        progress: ProgressCallback | None,
-    ) -> dict[str, dict[int, LoglikelihoodResponse]]:
+        answered: Sequence[_Answers],
+    ) -> None:
         by_input: dict[Tokens, list[int]] = defaultdict(list)
         for index, request in requests.items():
             by_input[(request.context_ids + request.continuation_ids)[:-1]].append(index)
-        answered: dict[str, dict[int, LoglikelihoodResponse]] = {v.name: {} for v in variants}
-        if not variants:
-            return answered
-        for chunk in chunk_sequences(list(by_input), self.max_tokens):
-            tree = build_tree(chunk)
+        waiting = list(by_input)
+        while waiting:
+            chunk = next(chunk_sequences(waiting, self.limits.tokens))
             asked = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
-            scorer = _Scorer(tree, asked)
-            facts = self.model.facts
-            wanted = scorer.positions.to(facts.device)
-            for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference):
-                answered[variant.name].update(scorer.score(self._stack, hidden))
-                if progress is not None:
-                    progress(len(asked))
-        return answered
+            if self._fits(partial(self._score_chunk, chunk, asked, variants, reference, answered), len(chunk)):
+                finished = set(chunk)
+                waiting = [sequence for sequence in waiting if sequence not in finished]
+
+    def _score_chunk(
+        self,
+        chunk: Sequence[Tokens],
+        requests: dict[int, LoglikelihoodRequest],
+        variants: Sequence[Variant],
+        reference: ReferenceActivations | None,
+        answered: Sequence[_Answers],
+    ) -> None:
+        facts = self.model.facts
+        tree = build_tree(chunk)
+        scorer = TreeScorer(tree, requests)
+        wanted = scorer.positions.to(facts.device)
+        answers = dict(zip([v.name for v in variants], answered, strict=True))
+        for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference):
+            answers[variant.name].add(scorer.score(self._stack, hidden))
+
+    def _fits(self, work: Callable[[], None], size: int) -> bool:
+        """Do some work on `size` rows; where memory runs out, halve the budgets and return ``False``."""
+        try:
+            with torch.inference_mode():
+                work()
+            return True
+        except Exception as error:
+            if size == 1 or not out_of_memory(error):
+                raise
+        # Outside of the handler: there the failed call's tensors are still alive.
+        self.limits = self.limits.halved()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tokens, rows, size_kv = self.limits.tokens, self.limits.rows, self.limits.kv_bytes
+        logger.warning(
+            "out of memory with %d rows: going on with %d tokens, %d rows and %d bytes of keys and values at a time",
+            size,
+            tokens,
+            rows,
+            size_kv,
+        )
+        return False
 
     def _probe(self) -> None:
         # Families differ in what their attention modules pass on; a wrong number must never pass for a fast one.
         size = self.model.facts.d_vocab
         prefix = tuple((7 * i + 3) % size for i in range(12))
         requests = [LoglikelihoodRequest((*prefix, i % size), ((5 * i) % size, 1)) for i in (2, 3)]
-        with torch.inference_mode():
-            scored = self._score(dict(enumerate(requests)), [CLEAN], None, None)
-        fast = [response.logprob for response in scored[CLEAN.name].values()]
+        [fast] = self.run(requests, [CLEAN])
         [slow] = self._hooked.run(requests, [CLEAN])
-        for a, b in zip(fast, slow.responses, strict=True):
-            expected = b.logprob if isinstance(b, LoglikelihoodResponse) else math.nan
+        for mine, other in zip(fast.responses, slow.responses, strict=True):
+            a, expected = (r.logprob if isinstance(r, LoglikelihoodResponse) else math.nan for r in (mine, other))
             if math.isfinite(expected) and not abs(a - expected) <= self.PROBE_TOLERANCE * max(1.0, abs(expected)):
                 raise UnsupportedByFastPath(
                     f"{self.model.facts.architecture}: layer by layer gives log-probability {a:.4f}, "
@@ -162,45 +222,15 @@ class ForkedExecutor:
                 )
 
 
-class _Scorer:
-    """Scored positions of one tree, and the requests that they answer."""
+class _Answers:
+    """One variant's responses so far; work done again after an error is not reported twice."""
 
-    def __init__(self, tree: PrefixTree, requests: dict[int, LoglikelihoodRequest]) -> None:
-        self._requests = requests
-        flat: list[int] = []
-        self._spans: dict[int, slice] = {}
-        for index, request in requests.items():
-            tokens = (request.context_ids + request.continuation_ids)[:-1]
-            begin = len(flat)
-            flat.extend(tree.flat_positions(tokens, len(request.continuation_ids)))
-            self._spans[index] = slice(begin, len(flat))
-        unique = sorted(set(flat))
-        place = {position: i for i, position in enumerate(unique)}
-        self.positions = torch.tensor(unique)
-        """Flat indices, ascending, whose residuals `score` takes."""
-        self._rows = torch.tensor([place[position] for position in flat])
-        self._targets = torch.tensor([t for r in requests.values() for t in r.continuation_ids])
+    def __init__(self, progress: ProgressCallback | None) -> None:
+        self.responses: dict[int, Response] = {}
+        self._progress = progress
 
-    def score(
-        self, stack: LayerStack, scored: Float[torch.Tensor, "wanted d_model"]
-    ) -> dict[int, LoglikelihoodResponse]:
-        device = scored.device
-        rows, targets = self._rows.to(device), self._targets.to(device)
-        logprob = torch.empty(len(rows), device=device)
-        greedy = torch.empty(len(rows), dtype=torch.bool, device=device)
-        for begin in range(0, len(scored), UNEMBED_ROWS):
-            logits = stack.logits(scored[begin : begin + UNEMBED_ROWS])
-            mine = (rows >= begin) & (rows < begin + UNEMBED_ROWS)
-            local = rows[mine] - begin
-            finite = torch.isfinite(logits).all(-1)
-            best = logits.argmax(-1)
-            # Not logsumexp, which rounds otherwise (7e-6 nats a token over 49,152 tokens on a CPU): the hooked executor
-            # and lm-eval take log_softmax.
-            value = logits.float().log_softmax(-1)[local, targets[mine]]
-            logprob[mine] = torch.where(finite[local], value, torch.nan)
-            greedy[mine] = (best[local] == targets[mine]) & finite[local]
-        logprob, greedy = logprob.cpu(), greedy.cpu()
-        return {
-            index: LoglikelihoodResponse(float(logprob[span].sum()), bool(greedy[span].all()), span.stop - span.start)
-            for index, span in self._spans.items()
-        }
+    def add(self, responses: Mapping[int, Response]) -> None:
+        new = len(responses.keys() - self.responses.keys())
+        self.responses.update(responses)
+        if new and self._progress is not None:
+            self._progress(new)

@@ -9,6 +9,7 @@ from lensprune.engine.base import Executor
 from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import UnsupportedByFastPath
+from lensprune.engine.memory import limits_for_memory, parse_memory
 from lensprune.errors import unknown_name
 from lensprune.models import as_hooked_model
 
@@ -17,7 +18,7 @@ __all__ = ["EXECUTORS", "make_executor"]
 EXECUTORS: tuple[str, ...] = ("forked", "hooked")
 
 
-def make_executor(name: str, model: Any, max_tokens: int | None = None) -> Executor:
+def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: str | None = None) -> Executor:
     """Build an executor.
 
     A model that ``forked`` cannot run gets the hooked executor, with a warning that says why; the executor's `name` is
@@ -27,17 +28,26 @@ def make_executor(name: str, model: Any, max_tokens: int | None = None) -> Execu
         name: one of `EXECUTORS`.
         model: anything that `as_hooked_model` accepts.
         max_tokens: tokens per batch; ``None`` takes the executor's default.
+        memory: how much a run may take besides the model's weights, like ``"4GB"``; it sets the batch budgets, of
+            which `max_tokens` overrides its own.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name; an amount of memory that cannot be read, or is too small for the model.
     """
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
     hooked = as_hooked_model(model)
-    options = {} if max_tokens is None else {"max_tokens": max_tokens}
+    options: dict[str, int] = {}
+    budgets: dict[str, int] = {}
+    if memory is not None:
+        limits = limits_for_memory(hooked.facts, parse_memory(memory))
+        options["max_tokens"] = limits.tokens
+        budgets = {"max_rows": limits.rows, "max_kv_bytes": limits.kv_bytes}
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
     if name == "forked":
         try:
-            return ForkedExecutor(hooked, **options)
+            return ForkedExecutor(hooked, **options, **budgets)
         except UnsupportedByFastPath as reason:
             warnings.warn(
                 f"the forked executor cannot run this model, the hooked one takes over: {reason}", stacklevel=2

@@ -1,0 +1,71 @@
+"""From an amount of memory to the budgets of the forked executor, and what to do when it was too much."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from lensprune.engine.groups import DecodeLimits
+from lensprune.errors import UserError
+from lensprune.models.base import ModelFacts
+
+__all__ = ["limits_for_memory", "out_of_memory", "parse_memory"]
+
+UNEMBED_ROWS = 512
+"""Positions unembedded at once; bounds the logits held to so many rows of the vocabulary."""
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+_VALUES_PER_TOKEN = 40
+"""Values that one layer's pass holds at most for each token, in units of the model's width: residuals before and after,
+queries, keys, values and heads' results in fp32, the MLP's three intermediate ones."""
+
+_LOGIT_COPIES = 3
+"""Logits, their fp32 copy, and the mask of finite ones."""
+
+MOST_ROWS, MOST_TOKENS = 1024, 32768
+"""Beyond these a larger batch is no faster."""
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of ``"4GB"``, ``"512 MiB"``, ``"1.5g"`` or ``"1000000"``.
+
+    Raises:
+        UserError: not a positive number with one of these units.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([KMGT]I?|)B?\s*", text, re.IGNORECASE)
+    size = 0 if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
+    if size <= 0:
+        raise UserError(f"cannot read an amount of memory from {text!r}: write it like 4GB, 512MB or 1.5GiB")
+    return size
+
+
+def limits_for_memory(facts: ModelFacts, memory: int) -> DecodeLimits:
+    """Budgets that keep what a sweep adds to the model's weights within about `memory` bytes.
+
+    Half of what the logits leave goes to keys and values, half to the activations of one flat row.
+
+    Raises:
+        UserError: `memory` does not even hold the logits of one batch; the message says how much is needed.
+    """
+    itemsize = getattr(torch, facts.dtype).itemsize
+    logits = UNEMBED_ROWS * facts.d_vocab * 4 * _LOGIT_COPIES
+    per_token = _VALUES_PER_TOKEN * facts.d_model * max(itemsize, 4)
+    least = logits + 2 * 128 * per_token
+    if memory < least:
+        raise UserError(
+            f"{memory / 1e9:.2g} GB are too little for {facts.name}: it needs {least / 1e9:.2g} GB or more besides its "
+            "weights"
+        )
+    half = (memory - logits) // 2
+    tokens = half // per_token
+    return DecodeLimits(rows=min(tokens, MOST_ROWS), kv_bytes=half, tokens=min(tokens, MOST_TOKENS))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on an accelerator or on the CPU."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    # On the CPU torch raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and bool(re.search(r"not enough memory|can't allocate memory", str(error)))

@@ -1,0 +1,144 @@
+"""Amounts of memory become budgets, and running out of it halves them without losing or changing an answer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from lensprune.ablation import CLEAN, each_layer
+from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
+from lensprune.engine.decode import GroupDecoder
+from lensprune.engine.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
+from lensprune.engine.layers import LayerStack
+from lensprune.engine.memory import limits_for_memory, out_of_memory, parse_memory
+from lensprune.engine.tree import chunk_sequences
+from lensprune.errors import UserError
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
+from tests.models_cache import generation_requests, likelihood_requests, tiny
+
+CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4GB", 4 * 10**9), ("1.5GiB", 3 * 2**29), ("512 MB", 512 * 10**6), ("2g", 2 * 10**9), ("1000", 1000)],
+)
+def test_amounts_of_memory(text: str, expected: int) -> None:
+    assert parse_memory(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-4GB", "0", "4 apples", "four"])
+def test_bad_amounts_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="like 4GB"):
+        parse_memory(text)
+
+
+def test_more_memory_gives_larger_budgets_up_to_a_limit() -> None:
+    facts = tiny("llama").facts
+    small, large = limits_for_memory(facts, 50_000_000), limits_for_memory(facts, 200_000_000)
+    assert small.tokens < large.tokens
+    assert small.kv_bytes < large.kv_bytes
+    assert small.rows <= large.rows
+    assert limits_for_memory(facts, 10**13).tokens == limits_for_memory(facts, 10**14).tokens
+    with pytest.raises(UserError, match="too little"):
+        limits_for_memory(facts, 1000)
+    executor = make_executor("forked", tiny("llama"), memory="50MB")
+    assert isinstance(executor, ForkedExecutor)
+    assert executor.limits == small
+
+
+def test_groups_stay_within_their_limits_and_lose_nothing() -> None:
+    model = tiny("llama")
+    variants = [CLEAN, *each_layer(model), *each_layer(model, "zero")]
+    asked = {
+        i: r
+        for i, r in enumerate(generation_requests(model) + generation_requests(model, 3))
+        if isinstance(r, GenerateRequest)
+    }
+    for limits in (DecodeLimits(384, 2**30, 8192), DecodeLimits(10, 2**30, 8192), DecodeLimits(99, 60_000, 8192)):
+        chunks = request_chunks(asked, variants, model.facts, limits)
+        assert sorted(i for chunk in chunks for i in chunk) == sorted(asked)
+        groups = list(group_variants(variants, model.facts, chunks, limits))
+        assert [v for group in groups for v in group] == variants
+        for group in groups:
+            for chunk in chunks:
+                size = ChunkSize(model.facts, list(chunk.values())).kv_bytes(group)
+                assert len(group) * len(chunk) <= limits.rows
+                assert size <= limits.kv_bytes or len(group) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"), CPU_ERROR])
+def test_out_of_memory_halves_the_budgets_and_goes_on(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("llama")
+    variants = [CLEAN, *each_layer(model)]
+    requests = [*likelihood_requests(model), *generation_requests(model)]
+    expected = list(HookedExecutor(model).run(requests, variants))
+    executor = ForkedExecutor(model, max_tokens=256)
+    run_layer, prefill = LayerStack.run_layer, GroupDecoder._prefill
+
+    def small_layer(self: LayerStack, layer: int, hidden: torch.Tensor, *args: Any) -> torch.Tensor:
+        # Fails in the midst of a chunk, when some variants are done.
+        if hidden.shape[1] > 90 and layer == 2:
+            raise error
+        return run_layer(self, layer, hidden, *args)
+
+    def small_prefill(self: GroupDecoder) -> torch.Tensor:
+        if len(self._place) > 3:
+            raise error
+        return prefill(self)
+
+    monkeypatch.setattr(LayerStack, "run_layer", small_layer)
+    monkeypatch.setattr(GroupDecoder, "_prefill", small_prefill)
+    done: list[int] = []
+    with caplog.at_level(logging.WARNING):
+        found = list(executor.run(requests, variants, progress=done.append))
+    assert [f.variant.name for f in found] == [e.variant.name for e in expected]
+    for mine, other in zip(found, expected, strict=True):
+        for a, b in zip(mine.responses, other.responses, strict=True):
+            assert a == b or (hasattr(a, "logprob") and a.logprob == pytest.approx(b.logprob, abs=1e-4))  # type: ignore[union-attr]
+    assert sum(done) == len(requests) * len(variants)
+    assert executor.limits.tokens < 256
+    assert "out of memory" in caplog.text
+
+
+def test_one_row_that_does_not_fit_and_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    executor = ForkedExecutor(model)
+
+    def fail(error: Exception) -> Any:
+        def run_layer(*args: Any) -> torch.Tensor:
+            raise error
+
+        return run_layer
+
+    monkeypatch.setattr(LayerStack, "run_layer", fail(MemoryError("too large")))
+    with pytest.raises(MemoryError, match="too large"):
+        list(executor.run(likelihood_requests(model), [CLEAN]))
+    with pytest.raises(MemoryError, match="too large"):
+        list(executor.run(generation_requests(model), [CLEAN]))
+    monkeypatch.setattr(LayerStack, "run_layer", fail(RuntimeError("shapes differ")))
+    before = executor.limits
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(executor.run(likelihood_requests(model), [CLEAN]))
+    assert executor.limits == before
+
+
+def test_torch_says_what_is_taken_for_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(ValueError("not enough memory"))
+
+
+def test_a_sequence_longer_than_the_budget_is_a_chunk_of_its_own() -> None:
+    sequences = [(1,) * 30, (2,) * 3, (3,) * 3]
+    assert list(chunk_sequences(sequences, 6)) == [[(1,) * 30], [(2,) * 3, (3,) * 3]]
+    request = LoglikelihoodRequest((1,) * 30, (4,))
+    model = tiny("llama")
+    [answer] = ForkedExecutor(model, max_tokens=1).run([request], [CLEAN])
+    assert len(answer.responses) == 1
