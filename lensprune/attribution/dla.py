@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.runs import capture
+from lensprune.attribution.spread import Spread
 from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
@@ -37,7 +38,7 @@ class DirectAttribution:
     logit_difference: Float[torch.Tensor, " pair"]
 
     def table(self, unit: Unit = "head") -> pd.DataFrame:
-        """Mean contribution over the pairs: part, layer, head, value; in the model's order.
+        """Mean contribution over the pairs: part, layer, head, value, standard_error; in the model's order.
 
         Args:
             unit: ``head``; ``component``: attention and MLP branches; ``layer``: whole blocks.
@@ -47,16 +48,21 @@ class DirectAttribution:
         """
         if unit not in ("head", "component", "layer"):
             raise unknown_name("unit", str(unit), ["head", "component", "layer"])
-        frame = self.parts.assign(value=self.values.double().mean(1).cpu().numpy())
-        if unit == "head":
-            return frame
-        inside = frame["layer"] >= 0
-        names = frame["part"].where(~inside, "L" + frame["layer"].astype(str))
+        names = self.parts["part"]
+        inside = self.parts["layer"] >= 0
+        if unit != "head":
+            names = names.where(~inside, "L" + self.parts["layer"].astype(str))
         if unit == "component":
-            is_mlp = frame["part"].str.endswith(".mlp")
-            names = names.where(~inside | is_mlp, names + ".attn").where(~is_mlp, frame["part"])
-        grouped = frame.assign(part=names, head=-1).groupby("part", sort=False)
-        return grouped.agg({"layer": "first", "head": "first", "value": "sum"}).reset_index()
+            is_mlp = self.parts["part"].str.endswith(".mlp")
+            names = names.where(~inside | is_mlp, names + ".attn").where(~is_mlp, self.parts["part"])
+        codes, distinct = pd.factorize(names)
+        sums = torch.zeros(len(distinct), self.values.shape[1], dtype=torch.float64)
+        sums.index_add_(0, torch.from_numpy(codes), self.values.double().cpu())
+        spread = Spread(len(distinct))
+        spread.add(sums)
+        first = self.parts[~names.duplicated()].reset_index(drop=True)
+        frame = first.assign(part=distinct, head=first["head"] if unit == "head" else -1)
+        return frame.assign(value=spread.mean, standard_error=spread.standard_error)
 
 
 def direct_logit_attribution(

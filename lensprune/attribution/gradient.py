@@ -12,6 +12,7 @@ from lensprune.attribution.pairs import PromptPair, pair_batches
 from lensprune.attribution.patching import same_length
 from lensprune.attribution.runs import Edit, capture, edit_hook, run_hooked
 from lensprune.attribution.sites import Direction, SiteName, check_sites, effects_table, hook_of, targets
+from lensprune.attribution.spread import Spread
 from lensprune.errors import unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
@@ -48,7 +49,7 @@ def attribution_patching(
     positions = same_length(pairs) if by_position else None
     found = targets(hooked.facts, wanted, positions)
     names = [hook_of(site, layer) for site in wanted for layer in range(hooked.facts.n_layers)]
-    sums: dict[str, torch.Tensor] = {}
+    spread = Spread(len(found))
     base_total = source_total = 0.0
     for batch in pair_batches(pairs, hooked.facts.device, batch_size):
         base, source = (batch.clean, batch.corrupt) if direction == "noise" else (batch.corrupt, batch.clean)
@@ -56,16 +57,15 @@ def attribution_patching(
         metric, activations, gradients = metric_gradients(hooked, base, batch.metric, names)
         base_total += float(metric.sum())
         source_total += float(batch.metric(source_logits).sum())
+        products = {}
         for name in names:
-            product = ((donors[name] - activations[name]) * gradients[name]).double().sum(-1).sum(0).cpu()
-            kept = product if by_position else product.sum(0, keepdim=True)
-            sums[name] = sums[name] + kept if name in sums else kept
-    effects = []
-    for target in found:
-        own = sums[hook_of(target.site, target.layer)][max(target.position, 0)]
-        effects.append(float(own if target.head < 0 else own[target.head]) / len(pairs))
+            product = ((donors[name] - activations[name]) * gradients[name]).double().sum(-1).cpu()
+            products[name] = product if by_position else product.sum(1, keepdim=True)
+        for place, target in enumerate(found):
+            own = products[hook_of(target.site, target.layer)][:, max(target.position, 0)]
+            spread.add((own if target.head < 0 else own[:, target.head])[None], place)
     n = len(pairs)
-    return effects_table(found, effects, base_total / n, source_total / n)
+    return effects_table(found, spread, base_total / n, source_total / n)
 
 
 def metric_gradients(

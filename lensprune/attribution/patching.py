@@ -20,6 +20,7 @@ from lensprune.attribution.sites import (
     hook_of,
     targets,
 )
+from lensprune.attribution.spread import Spread
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
@@ -51,7 +52,7 @@ def activation_patching(
 
     Returns:
         site, layer, head, position (−1: whole), effect: mean over pairs of metric(patched) − metric(unpatched), logits;
-        share: effect over the metric's whole change between the two prompts.
+        standard_error of that mean (NaN for one pair); share: effect over the metric's whole change between the prompts.
 
     Raises:
         UserError: an unknown site or direction, pairs of unequal length by position.
@@ -62,7 +63,7 @@ def activation_patching(
         raise unknown_name("direction", str(direction), ["noise", "denoise"])
     positions = same_length(pairs) if by_position else None
     found = targets(hooked.facts, wanted, positions)
-    totals = torch.zeros(len(found), dtype=torch.float64)
+    spread = Spread(len(found))
     base_total = source_total = 0.0
     for batch in pair_batches(pairs, hooked.facts.device, min(_PAIRS, max(1, rows))):
         base, source = (batch.clean, batch.corrupt) if direction == "noise" else (batch.corrupt, batch.clean)
@@ -76,9 +77,9 @@ def activation_patching(
         for start in range(0, len(found), each):
             chunk = found[start : start + each]
             patched = _patched(hooked, batch, base, donors, chunk)
-            totals[start : start + each] += (patched.double() - unpatched).sum(1).cpu()
+            spread.add(patched.double() - unpatched, start)
     n = len(pairs)
-    return effects_table(found, (totals / n).tolist(), base_total / n, source_total / n)
+    return effects_table(found, spread, base_total / n, source_total / n)
 
 
 def same_length(pairs: Sequence[PromptPair]) -> int:

@@ -13,6 +13,7 @@ from lensprune.attribution.lens import read_out
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.patching import activation_patching
 from lensprune.attribution.runs import edge_inputs, edit_hook, require_split_inputs, run_hooked
+from lensprune.attribution.spread import Spread
 from lensprune.attribution.writers import check_additive, replace_edges, writer_hooks, writes_of
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
@@ -44,7 +45,7 @@ def path_patching(
 
     Returns:
         sender, layer, head (−1 for embedding and MLPs), receiver, effect: mean over pairs of metric(patched) −
-        metric(clean), logits; strongest first.
+        metric(clean), logits; standard_error of that mean (NaN for one pair); strongest first.
 
     Raises:
         UserError: an unknown sender or receiver, no edge between them, or an architecture without edges.
@@ -56,7 +57,7 @@ def path_patching(
     if senders is None:
         senders = [graph.writers[w] for w in graph.edges[:, reader].nonzero()[:, 0].tolist()]
     masks = torch.stack([graph.mask([(sender, receiver)]) for sender in senders])
-    totals = torch.zeros(len(senders), dtype=torch.float64)
+    spread = Spread(len(senders))
     for batch in pair_batches(pairs, hooked.facts.device, min(_PAIRS, max(1, rows))):
         logits, clean, clean_final = writes_of(hooked, graph, batch.clean)
         _, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
@@ -66,7 +67,7 @@ def path_patching(
             chosen = [graph.writer(sender) for sender in senders]
             patched = clean_final[:, -1] + (corrupt - clean)[chosen, :, -1]
             found = torch.stack([batch.metric(own) for own in read_out(hooked, patched)])
-            totals += (found.double() - base).sum(1).cpu()
+            spread.add(found.double() - base)
             continue
         n = len(batch.clean)
         each = max(1, rows // n)
@@ -80,8 +81,9 @@ def path_patching(
                 corrupt.repeat(1, len(own), 1, 1),
             )
             found = torch.stack([batch.metric(part) for part in out.split(n)])
-            totals[start : start + each] += (found.double() - base).sum(1).cpu()
-    frame = pd.DataFrame({"sender": list(senders), "receiver": receiver, "effect": (totals / len(pairs)).tolist()})
+            spread.add(found.double() - base, start)
+    effects = {"effect": spread.mean, "standard_error": spread.standard_error}
+    frame = pd.DataFrame({"sender": list(senders), "receiver": receiver, **effects})
     frame.insert(1, "layer", [_place(sender)[0] for sender in senders])
     frame.insert(2, "head", [_place(sender)[1] for sender in senders])
     order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index

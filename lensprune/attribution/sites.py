@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 
+from lensprune.attribution.spread import Spread
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import ModelFacts
 
@@ -57,11 +58,12 @@ def targets(facts: ModelFacts, sites: Sequence[SiteName], positions: int | None)
     ]
 
 
-def effects_table(found: Sequence[PatchTarget], effects: Sequence[float], base: float, source: float) -> pd.DataFrame:
-    """site, layer, head, position, effect, share: effect over the metric's change from base to source run (NaN where
-    that is 0)."""
+def effects_table(found: Sequence[PatchTarget], effects: Spread, base: float, source: float) -> pd.DataFrame:
+    """site, layer, head, position, effect, standard_error, share: effect over the metric's change from base to source
+    run (NaN where that is 0)."""
     frame = pd.DataFrame(found, columns=["site", "layer", "head", "position"])
-    frame["effect"] = list(effects)
+    frame["effect"] = effects.mean
+    frame["standard_error"] = effects.standard_error
     gap = source - base
     frame["share"] = frame["effect"] / gap if gap else float("nan")
     return frame

@@ -19,6 +19,7 @@ from lensprune.models.weights import (
 
 __all__ = ["COPYING", "measure_copying", "ov_eigenvalues"]
 
+_SLICE = 8192
 _NOTHING = 1e-9
 """An OV circuit this much smaller than the model's largest moves nothing, and its eigenvalues are rounding."""
 
@@ -33,7 +34,7 @@ def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_he
     """
     with torch.no_grad():
         final = final_norm(model)
-        through = unembedding(model).double().cpu() @ embedding(model).double().cpu()
+        through = _unembed_embed(model)
         rows = []
         for layer in range(model.facts.n_layers):
             block = block_of(model, layer)
@@ -48,6 +49,16 @@ def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_he
                 read = read - read.mean(1, keepdim=True)
             rows.append(torch.linalg.eigvals(to_logits @ through @ read))
         return torch.stack(rows)
+
+
+def _unembed_embed(model: HookedModel) -> Float[torch.Tensor, "d_model d_model"]:
+    """W_U · W_E in float64, summed over slices of the vocabulary."""
+    out, back = unembedding(model), embedding(model)
+    total = torch.zeros(out.shape[0], back.shape[1], dtype=torch.float64)
+    for start in range(0, back.shape[0], _SLICE):
+        part = slice(start, start + _SLICE)
+        total += out[:, part].double().cpu() @ back[part].double().cpu()
+    return total
 
 
 def measure_copying(model: HookedModel, options: ScoreOptions) -> Measured:

@@ -72,7 +72,7 @@ def _dla(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOp
         note,
         _heads(tables["head"], "value", "direct logit attribution"),
         "value",
-        ["part", "value"],
+        ["part", "value", "standard_error"],
     )
 
 
@@ -99,7 +99,9 @@ def _path(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionO
     if options.total:
         tables["direct_and_total"] = direct_and_total_effects(model, pairs)
     name = f"path to {options.receiver}"
-    return _Found(tables, note, _heads(frame, "effect", name), "effect", ["sender", "receiver", "effect"])
+    return _Found(
+        tables, note, _heads(frame, "effect", name), "effect", ["sender", "receiver", "effect", "standard_error"]
+    )
 
 
 def _eap(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:

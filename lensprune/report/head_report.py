@@ -26,6 +26,7 @@ __all__ = ["heads_report", "read_texts", "write_head_scores"]
 _UNIT = [name for name, score in SCORES.items() if score.range == "0 to 1"]
 SCORES_FILE = "heads.csv"
 EFFECTS_FILE = "heads_and_effects.csv"
+CONCENTRATION_FILE = "concentration.csv"
 FIGURE = Path("figures") / "heads.png"
 
 
@@ -48,7 +49,8 @@ def heads_report(
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
-        out: folder for ``heads.csv``, ``figures/heads.png`` and, with `run`, ``heads_and_effects.csv``.
+        out: folder for ``heads.csv``, ``figures/heads.png`` and, with `run`, ``heads_and_effects.csv`` and
+            ``concentration.csv``.
         scores, limit, shots, seed: of `head_scores`.
         run: a sweep over heads (or its folder) whose effects are put beside the scores.
         text_file: texts, parted by blank lines, for attention sink, entropy and distance.
@@ -65,14 +67,17 @@ def heads_report(
     hooked = as_hooked_model(model)
     measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed)
     joined = None if effects_of is None else scores_with_effects(measured, effects_of)
+    concentrated = None if effects_of is None else effects_of.concentration()
     lines = [
         f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",
         _top(measured, most),
     ]
     if joined is not None:
         lines.append(_strongest(joined, most))
+    if concentrated is not None:
+        lines.append(_concentration(concentrated))
     if out is not None:
-        written = write_head_scores(Path(out), measured, joined, title=hooked.facts.name)
+        written = write_head_scores(Path(out), measured, joined, concentrated, title=facts.name)
         lines.append("\n".join(str(path) for path in written))
     return "\n\n".join(lines)
 
@@ -94,9 +99,18 @@ def read_texts(path: Path) -> list[str]:
 
 
 def write_head_scores(
-    folder: Path, scores: pd.DataFrame, effects: pd.DataFrame | None = None, *, title: str = ""
+    folder: Path,
+    scores: pd.DataFrame,
+    effects: pd.DataFrame | None = None,
+    concentrated: pd.DataFrame | None = None,
+    *,
+    title: str = "",
 ) -> list[Path]:
     """Write tables and heatmaps; returns the files.
+
+    Args:
+        effects: from `scores_with_effects`.
+        concentrated: from `Run.concentration`.
 
     Raises:
         UserError: the disk is full or the folder can't be written to.
@@ -105,9 +119,10 @@ def write_head_scores(
     try:
         (folder / FIGURE).parent.mkdir(parents=True, exist_ok=True)
         write_csv(scores, written[0])
-        if effects is not None:
-            written.append(folder / EFFECTS_FILE)
-            write_csv(effects, written[-1])
+        for name, table in ((EFFECTS_FILE, effects), (CONCENTRATION_FILE, concentrated)):
+            if table is not None:
+                written.append(folder / name)
+                write_csv(table, written[-1])
         axes = head_heatmaps(scores, title=title, unit_range=_UNIT)
         figure = cast(Figure, axes[0].figure)
         written.append(folder / FIGURE)
@@ -127,6 +142,15 @@ def _top(scores: pd.DataFrame, most: int) -> str:
         own = best[best["score"] == name]
         named = "  ".join(f"L{r.layer}.H{r.head} {r.value:.2f}" for r in own.itertuples())
         rows.append([str(name), named or "not measured"])
+    return aligned(rows)
+
+
+def _concentration(frame: pd.DataFrame) -> str:
+    rows = [["effects of heads", "statistic", "value", "95% interval", "noise alone", "p"]]
+    for row in frame.to_dict("records"):
+        place = f"{row['task']}, {row['protocol']}" + (" (at chance)" if row["at_chance"] else "")
+        interval, null = (f"[{row[f'{kind}_low']:.2f}, {row[f'{kind}_high']:.2f}]" for kind in ("ci", "null"))
+        rows.append([place, str(row["statistic"]), f"{row['value']:.2f}", interval, null, f"{row['p_value']:.2g}"])
     return aligned(rows)
 
 

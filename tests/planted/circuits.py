@@ -14,7 +14,7 @@ from tests.planted.blueprint import Blueprint, Mover, PlantedHead
 from tests.planted.models import loaded
 from tests.planted.weights import REST
 
-__all__ = ["ARITHMETIC", "BACKUP", "BLUEPRINTS", "INDUCTION", "LINEAR", "RETRIEVAL", "ids", "model_of"]
+__all__ = ["ARITHMETIC", "BACKUP", "BLUEPRINTS", "DUPLICATE", "INDUCTION", "LINEAR", "RETRIEVAL", "ids", "model_of"]
 
 LETTERS = tuple("abcdefghijklmnop")
 
@@ -120,6 +120,14 @@ L1.H2 adds twice the mean of ``seen`` over the positions so far.
 """
 
 
+DUPLICATE = Blueprint(
+    words=LETTERS,
+    parts=("out",),
+    heads={(0, 2): PlantedHead(match=("token", "token"), rest=REST, movers=[Mover("token", "out")])},
+)
+"""A head that looks for its own token: at a repeated token it finds the earlier one and itself, half of it each."""
+
+
 def _softer(blueprint: Blueprint, factor: float) -> Blueprint:
     """The same circuit with weaker scores: attention is spread, so that gradients do not vanish."""
     heads = {
@@ -135,6 +143,7 @@ BLUEPRINTS = {
     "arithmetic": ARITHMETIC,
     "backup": BACKUP,
     "linear": LINEAR,
+    "duplicate": DUPLICATE,
     "soft induction": _softer(INDUCTION, 1 / 8),
     "soft retrieval": _softer(RETRIEVAL, 1 / 8),
 }

@@ -128,6 +128,20 @@ def test_patching_by_position_is_what_one_hook_does() -> None:
         assert effect(frame, site, 1, head, 4) == pytest.approx(expected / 2, abs=1e-5)
 
 
+def test_standard_errors_are_those_of_the_pairs_taken_one_by_one() -> None:
+    model = tiny("llama")
+    for method in (activation_patching, attribution_patching):
+        single = [method(model, [pair], ["head"])["effect"] for pair in UNEVEN]
+        together = method(model, UNEVEN, ["head"])
+        values = np.stack(single)
+        np.testing.assert_allclose(together["effect"], values.mean(0), atol=1e-5)
+        np.testing.assert_allclose(together["standard_error"], values.std(0, ddof=1) / 3**0.5, atol=1e-5)
+        assert method(model, UNEVEN[:1], ["head"])["standard_error"].isna().all()
+    table = direct_logit_attribution(model, UNEVEN).table("layer")
+    values = np.stack([direct_logit_attribution(model, [pair]).table("layer")["value"] for pair in UNEVEN])
+    np.testing.assert_allclose(table["standard_error"], values.std(0, ddof=1) / 3**0.5, atol=1e-5)
+
+
 def test_batched_patching_is_sequential_patching() -> None:
     model = tiny("qwen3")
     many = activation_patching(model, UNEVEN, ["head", "attn"], rows=64)

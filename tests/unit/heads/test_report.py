@@ -50,7 +50,8 @@ def test_effects_concentrate_on_the_planted_heads(head_run: Run) -> None:
 def test_report_writes_what_it_names(head_run: Run, tmp_path: Path) -> None:
     text = heads_report(model_of("arithmetic", "llama"), tmp_path, scores=SCORES, run=head_run.folder, limit=3, most=2)
     assert "L0.H3 1.00" in text
-    for name in ("heads.csv", "heads_and_effects.csv", "figures/heads.png"):
+    assert "participation_ratio" in text
+    for name in ("heads.csv", "heads_and_effects.csv", "concentration.csv", "figures/heads.png"):
         assert (tmp_path / name).is_file()
         assert name in text
     assert len(pd.read_csv(tmp_path / "heads.csv")) == 16

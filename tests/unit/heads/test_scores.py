@@ -54,6 +54,16 @@ def test_induction_circuit(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_a_head_that_looks_for_its_own_token(shape: str) -> None:
+    frame = head_scores(model_of("duplicate", shape), [*POSITIONAL, "attention_entropy"])
+    np.testing.assert_allclose(table(frame, "duplicate_token"), 0.5 * only((2, 4), (0, 2)), atol=1e-3)
+    np.testing.assert_allclose(table(frame, "induction"), 0, atol=1e-3)
+    np.testing.assert_allclose(table(frame, "previous_token"), 0, atol=1e-3)
+    # ln 2 at the 16 repeated tokens of 32 queries, 0 at the others.
+    np.testing.assert_allclose(table(frame, "attention_entropy"), np.log(2) / 2 * only((2, 4), (0, 2)), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_backup_is_an_induction_head_only_where_it_is_not_held_back(shape: str) -> None:
     frame = head_scores(model_of("backup", shape), [*POSITIONAL, "copying"])
     np.testing.assert_allclose(table(frame, "induction"), only((3, 4), (1, 2)), atol=1e-3)
