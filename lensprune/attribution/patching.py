@@ -52,7 +52,7 @@ def activation_patching(
 
     Returns:
         site, layer, head, position (−1: whole), effect: mean over pairs of metric(patched) − metric(unpatched), logits;
-        standard_error of that mean (NaN for one pair); share: effect over the metric's whole change between the prompts.
+        standard_error of that mean (NaN for one pair); share: effect over the metric's change between the prompts.
 
     Raises:
         UserError: an unknown site or direction, pairs of unequal length by position.

@@ -77,7 +77,7 @@ def heads_report(
     if concentrated is not None:
         lines.append(_concentration(concentrated))
     if out is not None:
-        written = write_head_scores(Path(out), measured, joined, concentrated, title=facts.name)
+        written = write_head_scores(Path(out), measured, joined, concentrated, title=hooked.facts.name)
         lines.append("\n".join(str(path) for path in written))
     return "\n\n".join(lines)
 

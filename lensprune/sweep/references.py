@@ -1,4 +1,4 @@
-"""Reference prompts for mean, resample and optimal ablation: few-shot examples or a text file, never the scored items."""
+"""Reference prompts of mean, resample and optimal ablation: few-shot examples or a text file, never scored items."""
 
 from __future__ import annotations
 
