@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
 import torch
 
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
-from lensprune.attribution.runs import Edit, capture, edit_hook, run_hooked
+from lensprune.attribution.runs import Edit, capture, edit_hook, run_from
 from lensprune.attribution.sites import (
     Direction,
     PatchTarget,
@@ -67,17 +68,19 @@ def activation_patching(
     base_total = source_total = 0.0
     for batch in pair_batches(pairs, hooked.facts.device, min(_PAIRS, max(1, rows))):
         base, source = (batch.clean, batch.corrupt) if direction == "noise" else (batch.corrupt, batch.clean)
-        names = {hook_of(target.site, target.layer) for target in found}
-        source_logits, donors = capture(hooked, source, names)
-        with torch.no_grad():
-            unpatched = batch.metric(run_hooked(hooked, base)).double()
+        source_logits, donors = capture(hooked, source, {hook_of(target.site, target.layer) for target in found})
+        base_logits, residuals = capture(hooked, base, {hook_of("resid", target.layer) for target in found})
+        unpatched = batch.metric(base_logits).double()
         base_total += float(unpatched.sum())
         source_total += float(batch.metric(source_logits).sum())
         each = max(1, rows // len(base))
-        for start in range(0, len(found), each):
-            chunk = found[start : start + each]
-            patched = _patched(hooked, batch, base, donors, chunk)
-            spread.add(patched.double() - unpatched, start)
+        for layer, own in groupby(range(len(found)), key=lambda place: found[place].layer):
+            places = list(own)
+            residual = residuals[hook_of("resid", layer)]
+            for start in range(0, len(places), each):
+                chunk = [found[place] for place in places[start : start + each]]
+                patched = _patched(hooked, batch, base, residual, donors, chunk)
+                spread.add(patched.double() - unpatched, places[start])
     n = len(pairs)
     return effects_table(found, spread, base_total / n, source_total / n)
 
@@ -94,10 +97,12 @@ def _patched(
     model: HookedModel,
     batch: PairBatch,
     base: torch.Tensor,
+    residual: torch.Tensor,
     donors: dict[str, torch.Tensor],
     chunk: Sequence[PatchTarget],
 ) -> torch.Tensor:
-    """Metric [patch, pair] of every patch on every pair, in one forward pass of patch × pair rows."""
+    """Metric [patch, pair] of patches of one layer on every pair, in one forward pass of patch × pair rows from that
+    layer on."""
     n = len(base)
     by_name: dict[str, list[tuple[int, PatchTarget]]] = defaultdict(list)
     for place, target in enumerate(chunk):
@@ -117,5 +122,11 @@ def _patched(
         return edit
 
     with torch.no_grad():
-        logits = run_hooked(model, base.repeat(len(chunk), 1), [(name, edit_hook(patch(name))) for name in by_name])
+        logits = run_from(
+            model,
+            chunk[0].layer,
+            residual.repeat(len(chunk), 1, 1),
+            base.repeat(len(chunk), 1),
+            [(name, edit_hook(patch(name))) for name in by_name],
+        )
     return torch.stack([batch.metric(own) for own in logits.split(n)])

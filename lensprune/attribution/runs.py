@@ -12,7 +12,16 @@ from jaxtyping import Float, Int
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 
-__all__ = ["Edit", "capture", "edge_inputs", "edit_hook", "last_logits", "require_split_inputs", "run_hooked"]
+__all__ = [
+    "Edit",
+    "capture",
+    "edge_inputs",
+    "edit_hook",
+    "last_logits",
+    "require_split_inputs",
+    "run_from",
+    "run_hooked",
+]
 
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
 """From an activation to what takes its place; ``None`` leaves it."""
@@ -40,6 +49,47 @@ def last_logits(model: HookedModel, tokens: Int[torch.Tensor, "row pos"]) -> Flo
     """Logits of the unchanged model behind the last token."""
     with torch.no_grad():
         return run_hooked(model, tokens)
+
+
+def run_from(
+    model: HookedModel,
+    layer: int,
+    residual: Float[torch.Tensor, "row pos d_model"],
+    tokens: Int[torch.Tensor, "row pos"],
+    hooks: Sequence[NamedHook],
+) -> Float[torch.Tensor, "row d_vocab"]:
+    """`run_hooked` without the layers below `layer`, given the residual stream in front of it; `hooks` at that point
+    see `residual`."""
+    start: NamedHook = (f"blocks.{layer}.hook_resid_pre", edit_hook(lambda activation: residual))
+    with _passed_through(model, layer):
+        return run_hooked(model, tokens, [start, *hooks])
+
+
+class _PassThrough(torch.nn.Module):
+    """Stands where a block was and hands its input on; anything else that is asked of it, the block answers."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "_block", block)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_block"), name)
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden
+
+
+@contextmanager
+def _passed_through(model: HookedModel, layer: int) -> Iterator[None]:
+    """Replace the blocks below `layer` in place: models index their layers, so none may be taken out."""
+    module: Any = model.module
+    blocks = module.blocks._modules
+    kept = {str(index): blocks[str(index)] for index in range(layer)}
+    try:
+        blocks.update({index: _PassThrough(block) for index, block in kept.items()})
+        yield
+    finally:
+        blocks.update(kept)
 
 
 def capture(

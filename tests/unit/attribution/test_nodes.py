@@ -107,6 +107,16 @@ def test_patching_the_whole_first_residual_is_the_other_run(direction: str) -> N
     assert len(frame) == 3 * (3 + 4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patching_the_whole_residual_of_any_layer_is_the_other_run(family: str) -> None:
+    """Layers below the patch are not run again, so this also tests what a run from the middle gives."""
+    model = tiny(family)
+    before = last_logits(model, torch.tensor([PAIRS[0].clean]))
+    frame = activation_patching(model, PAIRS, ["resid"])
+    np.testing.assert_allclose(frame["share"], 1, atol=1e-3)
+    assert torch.equal(last_logits(model, torch.tensor([PAIRS[0].clean])), before)
+
+
 def test_patching_by_position_is_what_one_hook_does() -> None:
     model = tiny("gpt2")
     frame = activation_patching(model, PAIRS, ["head", "resid", "mlp"], by_position=True)
