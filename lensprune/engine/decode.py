@@ -25,7 +25,7 @@ from lensprune.engine.kv import GROWTH, CleanKV, HistoryKV, OwnKV, PromptKV
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.prompts import PromptSet
-from lensprune.engine.scoring import eos_token_ids
+from lensprune.engine.scoring import eos_token_ids, finite_rows
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 from lensprune.protocols.stopping import StopMatcher
@@ -143,7 +143,7 @@ class GroupDecoder:
         for begin in range(0, len(hidden), UNEMBED_ROWS):
             logits = self._stack.logits(hidden[begin : begin + UNEMBED_ROWS])
             tokens.append(logits.argmax(-1))
-            finite.append(torch.isfinite(logits).all(-1))
+            finite.append(finite_rows(logits))
         return torch.cat(tokens).cpu().numpy(), torch.cat(finite).cpu().numpy()
 
     def _prefill(self) -> Float[torch.Tensor, "row d_model"]:

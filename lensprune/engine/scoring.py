@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodResponse
 
-__all__ = ["eos_token_ids", "pad_token_id", "score_continuation"]
+__all__ = ["eos_token_ids", "finite_rows", "pad_token_id", "score_continuation"]
 
 
 def score_continuation(
@@ -27,6 +27,13 @@ def score_continuation(
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     total = logprobs.gather(1, targets[:, None]).sum()
     return LoglikelihoodResponse(float(total), bool((logits.argmax(-1) == targets).all()), len(targets))
+
+
+def finite_rows(logits: Float[torch.Tensor, "row d_vocab"]) -> Bool[torch.Tensor, " row"]:
+    """Whether all logits of a row are finite."""
+    # A finite sum has finite terms only, and is several times faster to find than finiteness term by term.
+    finite = torch.isfinite(logits.sum(-1, dtype=torch.float32))
+    return finite if bool(finite.all()) else torch.isfinite(logits).all(-1)
 
 
 def eos_token_ids(model: HookedModel) -> frozenset[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,12 @@ from lensprune.ablation import (
 from lensprune.ablation.reference import MeanMode
 from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses
 from lensprune.engine.prompts import PromptSet, shared_groups
+from lensprune.engine.scoring import finite_rows
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
+from lensprune.protocols import build_requests
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Request
+from lensprune.tasks import load_task
 from tests.families import FAMILIES, save_folder
 from tests.models_cache import tiny
 
@@ -191,6 +195,24 @@ def test_variants_that_write_the_same_tokens_share_the_clean_layers() -> None:
         r.responses[0].token_ids[:1] for [r] in map(list, again) if isinstance(r.responses[0], GenerateResponse)
     }
     assert decoded == [len(first_tokens)] * last
+
+
+def test_real_model_writes_the_same_tokens(smollm2: Any) -> None:
+    model = as_hooked_model(smollm2)
+    items = build_requests(model, load_task("kv_retrieval", limit=2), "generate")
+    requests = [request for item in items for request in item.requests]
+    chosen = [*each_layer(model, layers=[17]), *each_head(model, layers=[12], heads=[4])]
+    expected = list(HookedExecutor(model).run(requests, chosen))
+    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+
+
+def test_finite_rows() -> None:
+    rows = torch.zeros(5, 7)
+    rows[1, 2], rows[2, 6], rows[3, 0], rows[3, 1] = math.nan, math.inf, math.inf, -math.inf
+    # Finite, though their sum is not.
+    rows[4] = torch.finfo(torch.float32).max
+    assert finite_rows(rows).tolist() == [True, False, False, False, True]
+    assert finite_rows(rows[:1]).tolist() == [True]
 
 
 @pytest.mark.parametrize("seed", range(100))
