@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Bool, Int
 
-from lensprune.engine.tree import Node, PrefixTree, Tokens, common_prefix
+from lensprune.engine.tree import PrefixTree, Tokens, common_prefix
 
 __all__ = ["PromptSet", "SharedPrefix", "shared_groups"]
 
@@ -79,10 +79,10 @@ class PromptSet:
         for low, high, length in shared_groups(ordered):
             parent = -1
             if length:
-                parent = _add_node(tree, ordered[low][:length], 0, -1)
+                parent = tree.add(ordered[low][:length], 0, -1)
                 prefixes.append(SharedPrefix(tree.nodes[parent].start, tree.nodes[parent].end, low, high))
             for sequence in ordered[low:high]:
-                tree.last_node[sequence] = _add_node(tree, sequence, length, parent)
+                tree.last_node[sequence] = tree.add(sequence, length, parent)
             if length:
                 tree.nodes[parent].subtree_end = len(tree)
         leaves = [tree.nodes[tree.last_node[sequence]] for sequence in ordered]
@@ -107,11 +107,3 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-
-def _add_node(tree: PrefixTree, sequence: Tokens, start: int, parent: int) -> int:
-    begin = len(tree)
-    tree.tokens.extend(sequence[start:])
-    tree.positions.extend(range(start, len(sequence)))
-    tree.nodes.append(Node(begin, len(tree), len(tree), start, parent))
-    return len(tree.nodes) - 1

@@ -50,6 +50,14 @@ class PrefixTree:
     nodes: list[Node] = field(default_factory=list)
     last_node: dict[Tokens, int] = field(default_factory=dict)
 
+    def add(self, sequence: Tokens, start: int, parent: int) -> int:
+        """Append a node for the tokens of `sequence` from `start` on, below node `parent` (−1: none); its index."""
+        begin = len(self.tokens)
+        self.tokens.extend(sequence[start:])
+        self.positions.extend(range(start, len(sequence)))
+        self.nodes.append(Node(begin, len(self.tokens), len(self.tokens), start, parent))
+        return len(self.nodes) - 1
+
     def path(self, sequence: Tokens) -> list[int]:
         """Node indices from the root to the end of `sequence`."""
         path = []
@@ -94,54 +102,46 @@ def common_prefix(a: Tokens, b: Tokens) -> int:
     return low
 
 
-def build_tree(sequences: Sequence[Tokens], min_saving: int = 8, max_depth: int | None = None) -> PrefixTree:
+def build_tree(sequences: Sequence[Tokens], min_saving: int = 8) -> PrefixTree:
     """Build the tree of distinct non-empty sequences.
 
     A shared prefix becomes a node if computing it once saves at least `min_saving` tokens; below that its tokens are
-    repeated in the children, since a node has a cost of its own. `max_depth` bounds the number of nodes on a path.
+    repeated in the children, since a node has a cost of its own.
     """
     ordered = sorted(set(sequences))
     shared = [common_prefix(a, b) for a, b in pairwise(ordered)]
     tree = PrefixTree()
 
-    def add_node(tokens: Tokens, start: int, parent: int) -> int:
-        begin = len(tree.tokens)
-        tree.tokens.extend(tokens[start:])
-        tree.positions.extend(range(start, len(tokens)))
-        tree.nodes.append(Node(begin, len(tree.tokens), len(tree.tokens), start, parent))
-        return len(tree.nodes) - 1
-
     def close(node: int) -> None:
         tree.nodes[node].subtree_end = len(tree.tokens)
 
-    # Work items are (low, high, depth, parent, level) or the index of a node whose subtree is complete.
-    stack: list[tuple[int, int, int, int, int] | int] = [(0, len(ordered), 0, -1, 0)] if ordered else []
+    # Work items are (low, high, depth, parent) or the index of a node whose subtree is complete.
+    stack: list[tuple[int, int, int, int] | int] = [(0, len(ordered), 0, -1)] if ordered else []
     while stack:
         work = stack.pop()
         if isinstance(work, int):
             close(work)
             continue
-        low, high, depth, parent, level = work
+        low, high, depth, parent = work
         first = ordered[low]
         if high - low == 1:
-            tree.last_node[first] = parent if len(first) == depth else add_node(first, depth, parent)
+            tree.last_node[first] = parent if len(first) == depth else tree.add(first, depth, parent)
             continue
         common = min(shared[low : high - 1])
-        may_branch = max_depth is None or level + 1 < max_depth
         saving = (common - depth) * (high - low - 1)
-        if common > depth and saving >= min_saving and may_branch:
-            parent = add_node(first[:common], depth, parent)
+        if common > depth and saving >= min_saving:
+            parent = tree.add(first[:common], depth, parent)
             stack.append(parent)
-            depth, level = common, level + 1
+            depth = common
         if len(first) == common:
             # `first` is a prefix of all the others: it ends at the node just made, or has its tokens repeated.
-            tree.last_node[first] = parent if depth == common else add_node(first, depth, parent)
+            tree.last_node[first] = parent if depth == common else tree.add(first, depth, parent)
             low += 1
         groups = []
         begin = low
         for i in range(low, high):
             if i + 1 == high or shared[i] <= common:
-                groups.append((begin, i + 1, depth, parent, level))
+                groups.append((begin, i + 1, depth, parent))
                 begin = i + 1
         stack.extend(reversed(groups))
     return tree

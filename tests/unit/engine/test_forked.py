@@ -120,15 +120,13 @@ def test_tree_holds_every_sequence_once(seed: int) -> None:
     rng = Random(seed)
     prefix = tuple(rng.randrange(3) for _ in range(rng.randrange(9)))
     sequences = [prefix + tuple(rng.randrange(3) for _ in range(rng.randrange(1, 12))) for _ in range(10)]
-    max_depth = rng.choice([None, 1, 2, 3])
-    tree = build_tree(sequences, rng.choice([0, 1, 4, 8]), max_depth)
+    tree = build_tree(sequences, rng.choice([0, 1, 4, 8]))
     for sequence in sequences:
         nodes = [tree.nodes[i] for i in tree.path(sequence)]
         flat = [i for node in nodes for i in range(node.start, node.end)]
         assert tuple(tree.tokens[i] for i in flat) == sequence
         assert [tree.positions[i] for i in flat] == list(range(len(sequence)))
         assert tree.flat_positions(sequence, len(sequence)) == flat
-        assert max_depth is None or len(nodes) <= max_depth
     for i, node in enumerate(tree.nodes):
         for j, other in enumerate(tree.nodes):
             ancestor = j
