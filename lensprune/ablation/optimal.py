@@ -4,23 +4,47 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
 from lensprune.ablation.reference import ReferenceActivations, site_of
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import LensPruneError
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, NamedHook
+from lensprune.models.resume import resumed_at
 
 __all__ = ["ablation_loss", "optimal_constants"]
 
 ITERATIONS = 20
 _HISTORY = 8
 _ROWS = 8
+_NO_HOOKS: list[NamedHook] = []
+
+
+@dataclass(frozen=True)
+class _CleanRun:
+    """Rows of tokens, what the clean model predicts, and perhaps the residual stream in front of one layer."""
+
+    tokens: Int[torch.Tensor, "row pos"]
+    log_probs: Float[torch.Tensor, "row pos d_vocab"]
+    layer: int = 0
+    residual: Float[torch.Tensor, "row pos d_model"] | None = None
+
+    def from_layer(self, model: HookedModel, layer: int) -> _CleanRun:
+        """The same with the residual stream in front of `layer`."""
+        kept: list[torch.Tensor] = []
+
+        def keep(activation: torch.Tensor, hook: object) -> None:
+            kept.append(activation.detach().clone())
+
+        with torch.no_grad(), model.hooks([(f"blocks.{layer}.hook_resid_pre", keep)]):
+            model.forward(self.tokens, torch.ones_like(self.tokens), _positions(self.tokens), logits_to_keep=1)
+        return replace(self, layer=layer, residual=kept[0])
 
 
 def optimal_constants(
@@ -48,14 +72,15 @@ def optimal_constants(
     Raises:
         LensPruneError: the search ended above the loss of the mean.
     """
-    batches = _batches(model, prompts)
-    clean = [_log_probs(model, tokens) for tokens in batches]
+    runs = _clean_runs(model, prompts)
     found = {}
     for ablation in dict.fromkeys(ablations):
         label = ablation.component.label
+        # What stands in front of the layer does not depend on the constant.
+        later = [run.from_layer(model, ablation.component.layer) for run in runs]
         start = means[site_of(ablation.component)].detach().float()
         with torch.no_grad():
-            first = float(_loss(model, batches, clean, ablation, start))
+            first = float(_loss(model, later, ablation, start))
         if first <= 0:
             found[label] = start
             continue
@@ -65,9 +90,9 @@ def optimal_constants(
         )
 
         # In units of the first loss: a part that matters little would otherwise meet the tolerances at once.
-        optimiser.step(partial(_relative_loss, model, batches, clean, ablation, constant, first))
+        optimiser.step(partial(_relative_loss, model, later, ablation, constant, first))
         with torch.no_grad():
-            last = float(_loss(model, batches, clean, ablation, constant.detach()))
+            last = float(_loss(model, later, ablation, constant.detach()))
         if not last <= first * (1 + 1e-5):
             raise LensPruneError(
                 f"{ablation.name}: the search for the optimal constant ended at a loss of {last:.4g}, above the "
@@ -82,75 +107,68 @@ def ablation_loss(
 ) -> float:
     """KL divergence (nats) from the clean model's next-token distribution to the ablated one's, mean over all positions
     of all prompts."""
-    batches = _batches(model, prompts)
-    clean = [_log_probs(model, tokens) for tokens in batches]
     with torch.no_grad():
-        return float(_divergence(model, batches, clean, variant, reference))
+        return float(_divergence(model, _clean_runs(model, prompts), variant, reference))
 
 
 def _relative_loss(
     model: HookedModel,
-    batches: Sequence[torch.Tensor],
-    clean: Sequence[torch.Tensor],
+    runs: Sequence[_CleanRun],
     ablation: Ablation,
     constant: torch.Tensor,
     unit: float,
 ) -> torch.Tensor:
     """The loss in units of `unit`; leaves its gradient in `constant`."""
     with torch.enable_grad():
-        loss = _loss(model, batches, clean, ablation, constant) / unit
+        loss = _loss(model, runs, ablation, constant) / unit
     (constant.grad,) = torch.autograd.grad(loss, [constant])
     return loss.detach()
 
 
 def _loss(
     model: HookedModel,
-    batches: Sequence[torch.Tensor],
-    clean: Sequence[torch.Tensor],
+    runs: Sequence[_CleanRun],
     ablation: Ablation,
     constant: torch.Tensor,
 ) -> torch.Tensor:
     # The constant goes where every executor takes it from, so what is optimised is the ablation as it is defined.
     reference = replace(ReferenceActivations(), optimal={ablation.component.label: constant})
-    return _divergence(model, batches, clean, Variant(ablation.name, (ablation,)), reference)
+    return _divergence(model, runs, Variant(ablation.name, (ablation,)), reference)
 
 
 def _divergence(
     model: HookedModel,
-    batches: Sequence[torch.Tensor],
-    clean: Sequence[torch.Tensor],
+    runs: Sequence[_CleanRun],
     variant: Variant,
     reference: ReferenceActivations | None,
 ) -> torch.Tensor:
     total = torch.zeros((), device=model.facts.device)
-    for tokens, expected in zip(batches, clean, strict=True):
-        state = BatchState(_positions(tokens))
-        hooks = VariantHooks(model, variant, state, reference)
-        with model.hooks(hooks.named):
-            logits = model.forward(tokens, torch.ones_like(tokens), _positions(tokens))
+    for run in runs:
+        positions = _positions(run.tokens)
+        hooks = VariantHooks(model, variant, BatchState(positions), reference)
+        resumed = nullcontext(_NO_HOOKS) if run.residual is None else resumed_at(model, run.layer, run.residual)
+        with resumed as start, model.hooks([*start, *hooks.named]):
+            logits = model.forward(run.tokens, torch.ones_like(run.tokens), positions)
         hooks.check_fired()
         changed = torch.log_softmax(logits.float(), dim=-1)
-        total = total + torch.nn.functional.kl_div(changed, expected, reduction="sum", log_target=True)
-    return total / sum(tokens.numel() for tokens in batches)
-
-
-def _log_probs(model: HookedModel, tokens: torch.Tensor) -> Float[torch.Tensor, "row pos d_vocab"]:
-    with torch.no_grad():
-        logits = model.forward(tokens, torch.ones_like(tokens), _positions(tokens))
-    return torch.log_softmax(logits.float(), dim=-1)
+        total = total + torch.nn.functional.kl_div(changed, run.log_probs, reduction="sum", log_target=True)
+    return total / sum(run.tokens.numel() for run in runs)
 
 
 def _positions(tokens: torch.Tensor) -> torch.Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
 
 
-def _batches(model: HookedModel, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Prompts of equal length together, so that nothing is padded."""
-    by_length: dict[int, list[Sequence[int]]] = defaultdict(list)
+def _clean_runs(model: HookedModel, prompts: Sequence[Sequence[int]]) -> list[_CleanRun]:
+    """The clean model on the prompts; those of equal length together, so that nothing is padded."""
+    by_length: dict[int, list[list[int]]] = defaultdict(list)
     for prompt in prompts:
         by_length[len(prompt)].append(list(prompt))
-    return [
-        torch.tensor(rows[start : start + _ROWS], device=model.facts.device)
-        for rows in by_length.values()
-        for start in range(0, len(rows), _ROWS)
-    ]
+    runs = []
+    for rows in by_length.values():
+        for start in range(0, len(rows), _ROWS):
+            tokens = torch.tensor(rows[start : start + _ROWS], device=model.facts.device)
+            with torch.no_grad():
+                logits = model.forward(tokens, torch.ones_like(tokens), _positions(tokens))
+            runs.append(_CleanRun(tokens, torch.log_softmax(logits.float(), dim=-1)))
+    return runs

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
+from lensprune.models.resume import resumed_at
 
 __all__ = [
     "Edit",
@@ -60,36 +61,8 @@ def run_from(
 ) -> Float[torch.Tensor, "row d_vocab"]:
     """`run_hooked` without the layers below `layer`, given the residual stream in front of it; `hooks` at that point
     see `residual`."""
-    start: NamedHook = (f"blocks.{layer}.hook_resid_pre", edit_hook(lambda activation: residual))
-    with _passed_through(model, layer):
-        return run_hooked(model, tokens, [start, *hooks])
-
-
-class _PassThrough(torch.nn.Module):
-    """Stands where a block was and hands its input on; anything else that is asked of it, the block answers."""
-
-    def __init__(self, block: torch.nn.Module) -> None:
-        super().__init__()
-        object.__setattr__(self, "_block", block)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_block"), name)
-
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return hidden
-
-
-@contextmanager
-def _passed_through(model: HookedModel, layer: int) -> Iterator[None]:
-    """Replace the blocks below `layer` in place: models index their layers, so none may be taken out."""
-    module: Any = model.module
-    blocks = module.blocks._modules
-    kept = {str(index): blocks[str(index)] for index in range(layer)}
-    try:
-        blocks.update({index: _PassThrough(block) for index, block in kept.items()})
-        yield
-    finally:
-        blocks.update(kept)
+    with resumed_at(model, layer, residual) as start:
+        return run_hooked(model, tokens, [*start, *hooks])
 
 
 def capture(
