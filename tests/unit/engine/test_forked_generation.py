@@ -206,6 +206,21 @@ def test_real_model_writes_the_same_tokens(smollm2: Any) -> None:
     assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
 
 
+def test_no_requests_and_no_variants() -> None:
+    executor = ForkedExecutor(tiny("llama"))
+    assert [answer.responses for answer in executor.run([], [CLEAN])] == [()]
+    assert list(executor.run(requests_for(tiny("llama")), [])) == []
+
+
+def test_variants_with_hooks_keep_their_place_among_the_others() -> None:
+    model = tiny("llama")
+    mine = Variant("mine", hooks=(("blocks.1.attn.hook_pattern", lambda value, hook: value * 0.5),))
+    chosen = [*each_layer(model), mine, CLEAN]
+    requests = requests_for(model, 5)
+    expected = list(HookedExecutor(model).run(requests, chosen))
+    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+
+
 def test_finite_rows() -> None:
     rows = torch.zeros(5, 7)
     rows[1, 2], rows[2, 6], rows[3, 0], rows[3, 1] = math.nan, math.inf, math.inf, -math.inf
