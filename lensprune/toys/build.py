@@ -15,7 +15,7 @@ from lensprune.errors import UserError
 from lensprune.models.cache import hash_file
 from lensprune.tasks.bundled.words import NOUNS
 from lensprune.toys.recipe import Recipe, model_config
-from lensprune.toys.texts import TextSource, text_of
+from lensprune.toys.texts import PHRASES, TextSource, text_of
 from lensprune.toys.tokenizer import train_tokenizer
 from lensprune.toys.training import answers_right, batches, train
 
@@ -76,7 +76,7 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     source = TextSource(recipe.seed, worked=True)
     n = recipe.tokenizer_texts
     texts = [text_of(source.mixed(i / n)) for i in range(n)]
-    return train_tokenizer(texts, recipe.learnt_tokens, NOUNS)
+    return train_tokenizer(texts, recipe.learnt_tokens, NOUNS, PHRASES)
 
 
 def _stage(

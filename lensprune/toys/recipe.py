@@ -18,19 +18,19 @@ class Recipe:
     worked steps.
     """
 
-    learnt_tokens: int = 560
-    d_model: int = 128
-    d_ff: int = 352
+    learnt_tokens: int = 540
+    d_model: int = 96
+    d_ff: int = 256
     n_heads: int = 4
     n_key_value_heads: int = 2
     student_layers: int = 4
     teacher_layers: int = 5
     n_ctx: int = 512
     batch_tokens: int = 2048
-    learning_rate: float = 2e-3
+    learning_rate: float = 0.02
     tokenizer_texts: int = 4000
-    teacher_steps: int = 2200
-    start_steps: int = 1600
+    teacher_steps: int = 1600
+    start_steps: int = 1200
     base_steps: int = 400
     distilled_steps: int = 800
     seed: int = 0
@@ -56,6 +56,7 @@ def model_config(recipe: Recipe, n_layers: int, tokenizer: PreTrainedTokenizerFa
         max_position_embeddings=recipe.n_ctx,
         tie_word_embeddings=True,
         rms_norm_eps=1e-5,
+        initializer_range=0.05,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

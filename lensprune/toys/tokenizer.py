@@ -13,7 +13,9 @@ _PAIR_COUNT = 2000
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 
 
-def train_tokenizer(texts: Iterable[str], size: int, words: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], size: int, words: Iterable[str] = (), phrases: Iterable[str] = ()
+) -> PreTrainedTokenizerFast:
     """Learn tokens from `texts` and add `words`; text of any kind can be encoded, byte by byte where need be.
 
     No token is added by itself. The same texts in the same order give the same tokenizer.
@@ -21,6 +23,7 @@ def train_tokenizer(texts: Iterable[str], size: int, words: Iterable[str] = ()) 
     Args:
         size: learnt tokens at most, the 256 bytes and the special tokens among them.
         words: a token each, wherever they stand as whole words.
+        phrases: a token each, wherever they stand.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -40,6 +43,7 @@ def train_tokenizer(texts: Iterable[str], size: int, words: Iterable[str] = ()) 
     # Often enough that every pair of digits becomes a token.
     pairs = [f"{number:02}" for number in range(100)] * _PAIR_COUNT
     tokenizer.train_from_iterator([*texts, " ".join(pairs)], trainer)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in words])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=512

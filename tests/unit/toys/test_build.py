@@ -15,6 +15,7 @@ from lensprune.delta import model_pair
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.toys.build import NAMES, build
+from lensprune.toys.muon import Muon, orthogonalised
 from lensprune.toys.recipe import RECIPE, Recipe, model_config
 from lensprune.toys.texts import TextSource, text_of
 from lensprune.toys.tokenizer import train_tokenizer
@@ -91,7 +92,7 @@ def test_training_learns_and_distilling_approaches_the_teacher() -> None:
         return batches(tokenizer, lambda step: next(cycle), steps=steps, batch_tokens=2000, most=256, seed=0)
 
     logs: list[str] = []
-    train(teacher, stream(60), steps=60, learning_rate=1e-2, log=logs.append, name="teacher")  # type: ignore[arg-type]
+    train(teacher, stream(150), steps=150, learning_rate=0.02, log=logs.append, name="teacher")  # type: ignore[arg-type]
     assert float(logs[-1].split("loss ")[1].split()[0]) < 1.0
     probe = next(iter(stream(1)))  # type: ignore[call-overload]
 
@@ -101,8 +102,32 @@ def test_training_learns_and_distilling_approaches_the_teacher() -> None:
         return float(torch.nn.functional.kl_div(mine, soft, log_target=True, reduction="batchmean"))
 
     before = distance()
-    train(student, stream(60), steps=60, learning_rate=1e-2, teacher=teacher, log=logs.append)  # type: ignore[arg-type]
+    train(student, stream(150), steps=150, learning_rate=0.02, teacher=teacher, log=logs.append)  # type: ignore[arg-type]
     assert distance() < 0.1 * before
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])
+def test_muon_s_updates_are_nearly_orthogonal(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape) * 100
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    update = orthogonalised(matrix)
+    sizes = torch.linalg.svdvals(update)
+    assert 0.6 < float(sizes.min()) <= float(sizes.max()) < 1.3
+    # Same singular vectors: U·Vᵀ and the update differ by the sizes alone.
+    inner = u.T @ update @ v.T
+    assert torch.allclose(inner, torch.diag(torch.diagonal(inner)), atol=1e-2)
+
+
+def test_muon_goes_downhill() -> None:
+    torch.manual_seed(0)
+    weight, goal = torch.nn.Parameter(torch.zeros(4, 6)), torch.randn(4, 6)
+    optimiser = Muon([weight], lr=0.05)
+    for _ in range(200):
+        optimiser.zero_grad()
+        (weight - goal).pow(2).sum().backward()
+        optimiser.step()
+    assert float((weight - goal).detach().norm()) < 0.2 * float(goal.norm())
 
 
 def test_answers_are_counted_whole() -> None:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from lensprune.tasks import load_task, prompt_strings
-from lensprune.toys.texts import HELD_OUT_ROWS, TextSource, text_of
+from lensprune.toys.texts import HELD_OUT_ROWS, PHRASES, TextSource, text_of
 from lensprune.toys.tokenizer import train_tokenizer
 from lensprune.toys.training import batches, encode_text
 
@@ -63,6 +63,27 @@ def test_retrieval_is_the_task_s_prompt_with_every_key_asked() -> None:
         assert sum(piece.learnt for piece in pieces) == 2 * pairs
     prompts = {piece.text for _ in range(20) for piece in source.retrieval(2)[:1]}
     assert {prompt.endswith("Corresponding value:") for prompt in prompts} == {True, False}
+
+
+def test_copies_repeat_the_task_s_object() -> None:
+    first, second = TextSource(0, worked=True).copying(3)
+    assert first.text == second.text
+    assert (first.learnt, second.learnt) == (False, True)
+    assert first.text.startswith('JSON data:\n{"')
+    assert first.text.endswith('"}\n\n')
+    assert first.text.count('": "') == 3
+
+
+def test_phrases_do_not_cross_the_edge_of_a_prompt() -> None:
+    """What an evaluation encodes as context must be the same tokens that training saw in front of the answer."""
+    source = TextSource(2, worked=True)
+    tokenizer = train_tokenizer([text_of(source.mixed(1.0)) for _ in range(60)], 540, ["key"], PHRASES)
+    for draw in (source.mixed, source.mixed, lambda progress: source.arithmetic(2)):
+        for _ in range(30):
+            text = draw(1.0)
+            place = next(i for i, piece in enumerate(text) if piece.learnt)
+            context = tokenizer.encode(text_of(text[:place]))
+            assert tokenizer.encode(text_of(text))[: len(context)] == context
 
 
 def test_rows_are_not_those_of_evaluation() -> None:
