@@ -17,6 +17,7 @@ from lensprune.ablation import (
     Attention,
     Head,
     Layer,
+    ReferenceActivations,
     Variant,
     collect_reference,
     each_attention,
@@ -204,6 +205,20 @@ def test_real_model_writes_the_same_tokens(smollm2: Any) -> None:
     chosen = [*each_layer(model, layers=[17]), *each_head(model, layers=[12], heads=[4])]
     expected = list(HookedExecutor(model).run(requests, chosen))
     assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+
+
+def test_constants_of_ones_own_take_their_place_while_decoding() -> None:
+    model = tiny("qwen2")
+    facts = model.facts
+    torch.manual_seed(0)
+    ablations = [Ablation(part, "optimal") for part in (Layer(1), Attention(0), MLP(2), Head(1, 2))]
+    shapes = [(facts.d_model,)] * 3 + [(facts.n_heads, facts.d_head)]
+    constants = {a.component.label: torch.randn(shape) for a, shape in zip(ablations, shapes, strict=True)}
+    reference = ReferenceActivations(optimal=constants)
+    chosen = [Variant(a.name, (a,)) for a in ablations]
+    requests = requests_for(model, 6)
+    expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
+    assert_same(list(ForkedExecutor(model).run(requests, chosen, reference=reference)), expected)
 
 
 def test_no_requests_and_no_variants() -> None:
