@@ -20,7 +20,7 @@ from lensprune.models.resume import resumed_at
 
 __all__ = ["ablation_loss", "optimal_constants"]
 
-ITERATIONS = 20
+ITERATIONS = 12
 _HISTORY = 8
 _ROWS = 8
 _NO_HOOKS: list[NamedHook] = []
