@@ -213,6 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = [name for action in parser._subparsers._group_actions for name in action.choices]  # type: ignore
         if given and not given[0].startswith("-") and given[0] not in commands:
             raise unknown_name("command", given[0], commands)
+        lost = next((word for word in given if word.endswith("=--")), None)
+        if lost is not None:
+            # argparse takes these hyphens for its own sign that the options end, and would give a list.
+            raise UserError(f"{lost.removesuffix('=--')} has no usable value: '--' is not one")
         arguments = parser.parse_args(given)
         if arguments.command is None:
             parser.print_help()

@@ -12,6 +12,7 @@ from lensprune.ablation.reference import MeanMode
 from lensprune.ablation.variants import Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy, HookedModel, ModelFacts
+from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
 from lensprune.sweep.references import FEWSHOT, fewshot_prompts, prompts_hash, read_reference_text, text_prompts
@@ -82,7 +83,7 @@ class SweepOptions:
             raise UserError(f"shots {self.shots} is not a usable number of examples: expected 0 to {MOST_SHOTS}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch tokens {self.batch_tokens} can't hold a token: expected 1 or more")
-        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+        if self.data_dir is not None and not usable_path(self.data_dir, "data folder").is_dir():
             raise UserError(f"data folder {self.data_dir} does not exist")
 
 

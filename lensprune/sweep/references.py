@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import HookedModel
+from lensprune.paths import usable_path
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.sweep.spec import canonical_json
 from lensprune.tasks.base import Doc, Item, LoadedTask, MultipleChoiceFormat, ProtocolName, RowRequest
@@ -90,7 +91,7 @@ def read_reference_text(path: str | Path) -> str:
     Raises:
         UserError: missing, not UTF-8, empty, or larger than 16 MiB.
     """
-    file = Path(path)
+    file = usable_path(path, "reference file")
     try:
         if not file.is_file():
             raise UserError(f"reference file {path} does not exist: give fewshot or a text file")

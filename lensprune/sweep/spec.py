@@ -142,7 +142,7 @@ class SweepSpec:
         """
         try:
             data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not valid JSON: {error}") from None
         if not isinstance(data, dict):
             raise UserError(f"{where} does not hold a sweep: expected an object")
@@ -161,7 +161,13 @@ class SweepSpec:
                 }
             )
             fits = spec.digest == digest and all(isinstance(name, str) for name in spec.variant_names)
-        except (KeyError, TypeError, AttributeError) as error:
+            # What the digest does not cover is checked by its type.
+            for owner in (spec, spec.how):
+                for name, kinds in _UNCOVERED[type(owner)].items():
+                    value = getattr(owner, name)
+                    if not isinstance(value, kinds) or isinstance(value, bool):
+                        raise TypeError(f"{name} is {type(value).__name__}")
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(f"{where} does not hold a sweep: {type(error).__name__} {error}") from None
         if not fits:
             raise UserError(f"{where} was changed after the run began: its digest does not fit its contents")
@@ -176,6 +182,19 @@ class SweepSpec:
         return None
 
 
+_UNCOVERED: dict[type, dict[str, Any]] = {
+    SweepSpec: {"model": str, "shots": int | None, "limit": int | None},
+    HowItRan: {
+        "model": str | None,
+        "executor": str,
+        "batch_tokens": int | None,
+        "n_devices": int | None,
+        "data_dir": str | None,
+        "reference_file": str | None,
+        "data_sources": Mapping,
+        "command": str,
+    },
+}
 _COMPARED_FIRST = ("architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants")
 _MEANINGS = {
     "weights_hash": "the model's weights",

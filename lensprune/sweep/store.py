@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lensprune.errors import UserError
+from lensprune.paths import usable_path
 from lensprune.sweep.files import TEMPORARY_PREFIX, sync_folder, write_atomically, write_error
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.spec import SweepSpec
@@ -64,7 +65,7 @@ def read_spec(folder: Path) -> SweepSpec:
     Raises:
         UserError: no such folder, no run in it, or a spec that can't be read.
     """
-    path = folder / SPEC_FILE
+    path = usable_path(folder, "run folder") / SPEC_FILE
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -83,6 +84,7 @@ def check_out_folder(folder: Path) -> SweepSpec | None:
     Raises:
         UserError: a file, a folder with other things in it, or a place that can't be written to.
     """
+    usable_path(folder, "out folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out folder {folder} is a file: choose a new folder")
     if folder.is_dir():

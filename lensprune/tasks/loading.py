@@ -105,7 +105,14 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int) -> 
                 where=f"task {task.name!r}" + (f", {group}" if group is not None else ""),
             )
         fewshot = draws[group].draw(doc)
-        items.append(Item(task.item_id(doc, index), doc, cluster=task.cluster(doc), fewshot=fewshot))
+        try:
+            item_id, cluster = task.item_id(doc, index), task.cluster(doc)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"task {task.name!r}: item {len(items) + 1} of {rows.source} has no id or cluster "
+                f"({type(error).__name__}: {error})"
+            ) from None
+        items.append(Item(item_id, doc, cluster=cluster, fewshot=fewshot))
     return tuple(items)
 
 

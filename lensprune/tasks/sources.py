@@ -51,6 +51,9 @@ def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {number} is not JSON ({error.msg} at column {error.colno})") from None
+    except (RecursionError, ValueError) as error:
+        # Thousands of brackets, or of digits: valid JSON that Python does not read.
+        raise UserError(f"{path}: line {number} can't be read ({str(error).partition(':')[0]})") from None
     if not isinstance(row, dict):
         raise UserError(f"{path}: line {number} holds a JSON {type(row).__name__}, expected an object with columns")
     return row

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lensprune.errors import UserError, nearest, unknown_name
+from lensprune.paths import usable_path
 from lensprune.tasks.base import (
     Doc,
     FewshotSampler,
@@ -87,7 +88,7 @@ def register_yaml(path: Path | str) -> str:
     Raises:
         UserError: the file cannot be read, a field is missing, unknown (with the nearest name) or of the wrong form.
     """
-    path = Path(path)
+    path = usable_path(path, "task file")
     config = _read(path)
     file = _TaskFile(path, config)
     task = file.task()

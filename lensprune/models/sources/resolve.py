@@ -8,6 +8,7 @@ from typing import Literal
 
 from lensprune.errors import UserError, nearest, unknown_name
 from lensprune.models.sources.bundled import BUNDLED
+from lensprune.paths import usable_path
 
 __all__ = ["ModelKind", "display_name", "model_kind"]
 
@@ -23,12 +24,12 @@ def model_kind(name_or_path: str | Path) -> ModelKind:
         UserError: nothing of that name, with the nearest bundled names.
     """
     text = str(name_or_path)
-    path = Path(name_or_path).expanduser()
     if isinstance(name_or_path, str) and not text.strip():
         # An empty path would be the current folder.
         raise UserError(f"model {text!r} is empty: give {', '.join(BUNDLED)}, a folder, a .gguf file or a hub id")
     if text in BUNDLED:
         return "bundled"
+    path = usable_path(name_or_path, "model")
     if path.is_dir():
         return "folder"
     if path.is_file():

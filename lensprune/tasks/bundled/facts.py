@@ -56,7 +56,7 @@ def _task(name: str, summary: str, *, answer: AnswerForm, open_book: bool) -> Ta
         summary=summary,
         formats=formats,
         chance=uniform_chance(option_texts),
-        load=Dataset(folder="facts", columns=("question_stem", "choices", "answerKey", "fact1", "subject")),
+        load=Dataset(folder="facts", columns=("id", "question_stem", "choices", "answerKey", "fact1", "subject")),
         default_shots=2,
         fewshot_sampler="first_n",
         item_id=lambda doc, index: str(doc["id"]),

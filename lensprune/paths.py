@@ -1,0 +1,33 @@
+"""Paths as users type them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lensprune.errors import UserError
+
+__all__ = ["usable_path"]
+
+_SHOWN = 60
+
+
+def usable_path(given: str | Path, what: str) -> Path:
+    """`given` with ``~`` resolved, as a path that the system can look up; it need not exist.
+
+    Args:
+        what: for the message, like ``data folder``.
+
+    Raises:
+        UserError: a NUL character, a name that is too long, a home that is not known, or a folder that may not be read.
+    """
+    text = str(given)
+    shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+    if "\0" in text:
+        raise UserError(f"{what} {shown} holds a NUL character, which no path can")
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{what} {shown} is not a usable path: {reason}") from None
+    return path
