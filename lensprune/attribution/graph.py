@@ -79,7 +79,7 @@ class EdgeGraph:
         for layer in range(self.n_layers):
             before = self.first_writer(layer)
             for slot, size in (("q", self.n_heads), ("k", self.n_key_value_heads), ("v", self.n_key_value_heads)):
-                hook = f"blocks.{layer}.attn.hook_{slot}_input"
+                hook = f"blocks.{layer}.hook_{slot}_input"
                 found.append(ReaderGroup(hook, start, start + size, True, before))
                 start += size
             heads = 0 if self.parallel else self.n_heads

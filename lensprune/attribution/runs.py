@@ -90,7 +90,7 @@ def require_split_inputs(model: HookedModel) -> None:
             f"{model.facts.architecture} norms the sum of its heads before adding it to the residual stream, so no "
             "edge leaves a single head: edges and paths are not defined for it; use method atp or dla"
         )
-    if not hasattr(module.blocks[0].attn, "hook_q_input"):
+    if "blocks.0.hook_q_input" not in model.hook_names():
         raise UserError(f"{model.facts.architecture} gives its heads no inputs of their own: use method atp or dla")
 
 
@@ -98,7 +98,7 @@ def require_split_inputs(model: HookedModel) -> None:
 def edge_inputs(model: HookedModel) -> Iterator[None]:
     """Give every head its own copy of the residual stream as query, key and value input, and MLPs a hooked input.
 
-    ``attn.hook_q_input`` is then [row, pos, head, d_model], ``hook_k_input`` and ``hook_v_input`` [row, pos, kv head,
+    ``hook_q_input`` is then [row, pos, head, d_model], ``hook_k_input`` and ``hook_v_input`` [row, pos, kv head,
     d_model], all before the norm, as is ``hook_mlp_in`` [row, pos, d_model]. The model's own settings come back.
     """
     module: Any = model.module

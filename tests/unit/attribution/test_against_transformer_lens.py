@@ -13,7 +13,9 @@ from lensprune.attribution.graph import EdgeGraph
 from tests.models_cache import tiny
 from tests.unit.attribution.test_nodes import PAIRS
 
-tools = pytest.importorskip("transformer_lens.tools.analysis", reason="TransformerLens 4 has the tools")
+tools = pytest.importorskip("transformer_lens.tools.analysis")
+if not hasattr(tools, "faithfulness"):
+    pytest.skip("this TransformerLens has no edge scores yet", allow_module_level=True)
 
 _SLOTS = {"q_input": "q", "k_input": "k", "v_input": "v"}
 
