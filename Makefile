@@ -48,6 +48,7 @@ test-main: $(VENV)/.installed
 test-hooked-transformer: $(VENV3)/.installed
 	@echo "== HookedTransformer, with TransformerLens 3.9"
 	$(VENV3)/bin/python -m pytest -q tests/unit/models/test_hooked_transformer.py \
+		tests/unit/attribution/test_hooked_transformer.py \
 		tests/integration/test_hooked_transformer_sweep.py
 
 families: $(VENV)/.installed
