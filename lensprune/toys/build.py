@@ -13,7 +13,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lensprune.errors import UserError
 from lensprune.models.cache import hash_file
-from lensprune.tasks.bundled.words import NOUNS
 from lensprune.toys.recipe import Recipe, model_config
 from lensprune.toys.texts import PHRASES, TextSource, text_of
 from lensprune.toys.tokenizer import train_tokenizer
@@ -43,18 +42,20 @@ def build(recipe: Recipe, out: Path, *, log: Callable[[str], None] = print) -> d
     # Thread counts change sums in the last bits, and training amplifies them.
     torch.use_deterministic_algorithms(True)
     tokenizer = _tokenizer(recipe)
-    student, teacher_layers = recipe.student_layers, recipe.teacher_layers
-
-    teacher = _stage(recipe, work, "teacher", tokenizer, teacher_layers, recipe.teacher_steps, worked=True, log=log)
-    _stage(recipe, work, "start", tokenizer, student, recipe.start_steps, worked=False, log=log)
-    rate = recipe.learning_rate / 2
-    base = _stage(
-        recipe, work, "base", tokenizer, student, recipe.base_steps, worked=False, begin="start", rate=rate, log=log
-    )
+    _stage(recipe, work, "start", tokenizer, recipe.start_steps, worked=False, log=log)
+    teacher = _stage(recipe, work, "teacher", tokenizer, recipe.teacher_steps, worked=True, begin="start", log=log)
+    base = _stage(recipe, work, "base", tokenizer, recipe.base_steps, worked=False, begin="start", log=log)
     distilled = _stage(
-        recipe, work, "distilled", tokenizer, student, recipe.distilled_steps, worked=True, begin="start", rate=rate,
-        teacher=teacher, log=log,
-    )  # fmt: skip
+        recipe,
+        work,
+        "distilled",
+        tokenizer,
+        recipe.distilled_steps,
+        worked=True,
+        begin="start",
+        teacher=teacher,
+        log=log,
+    )
     hashes = {}
     for name, model in zip(NAMES, (teacher, base, distilled), strict=True):
         folder = out / name
@@ -76,7 +77,7 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     source = TextSource(recipe.seed, worked=True)
     n = recipe.tokenizer_texts
     texts = [text_of(source.mixed(i / n)) for i in range(n)]
-    return train_tokenizer(texts, recipe.learnt_tokens, NOUNS, PHRASES)
+    return train_tokenizer(texts, recipe.learnt_tokens, PHRASES)
 
 
 def _stage(
@@ -84,20 +85,18 @@ def _stage(
     work: Path,
     name: str,
     tokenizer: PreTrainedTokenizerFast,
-    n_layers: int,
     steps: int,
     *,
     worked: bool,
     begin: str | None = None,
-    rate: float | None = None,
     teacher: LlamaForCausalLM | None = None,
     log: Callable[[str], None],
 ) -> LlamaForCausalLM:
     """Train one model, or load what an earlier build saved; `begin` names the stage whose weights it starts from."""
-    # Names differ, so every stage has texts of its own, but for base and distilled, whose rows are the same.
-    order = {"teacher": 1, "start": 2, "base": 3, "distilled": 3}[name] + 10 * recipe.seed
-    torch.manual_seed(recipe.seed * 100 + (0 if name == "teacher" else 1))
-    model = LlamaForCausalLM(model_config(recipe, n_layers, tokenizer))
+    # Every stage has rows of its own, but for base and distilled, whose rows are the same.
+    order = {"start": 1, "teacher": 2, "base": 3, "distilled": 3}[name] + 10 * recipe.seed
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(model_config(recipe, tokenizer))
     saved = work / f"{name}.safetensors"
     if saved.exists():
         model.load_state_dict(load_file(saved), strict=False)
@@ -119,7 +118,7 @@ def _stage(
         model,
         stream,
         steps=steps,
-        learning_rate=rate or recipe.learning_rate,
+        learning_rate=recipe.learning_rate * (0.5 if begin is not None else 1.0),
         teacher=teacher,
         log=log,
         name=name,

@@ -15,6 +15,7 @@ from lensprune.tasks import get_task
 from lensprune.tasks.base import Doc, GenerationFormat
 from lensprune.tasks.bundled.arithmetic import generate_chains
 from lensprune.tasks.bundled.kv_rows import generate_kv_rows
+from lensprune.tasks.bundled.words import NOUNS
 from lensprune.tasks.prompts import fewshot_example
 
 __all__ = ["HELD_OUT_ROWS", "LARGEST", "PHRASES", "Piece", "Text", "TextSource", "text_of"]
@@ -24,27 +25,23 @@ HELD_OUT_ROWS = 200
 """So many rows of each arithmetic task at seed 0 (all that a default evaluation asks) are never trained on, but for
 two numbers: there are only some 400 such questions, a table that has to be learnt."""
 
-PHRASES = (
+PHRASES: tuple[str, ...] = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n",
     'JSON data:\n{"',
-    '": "',
     '",\n "',
     '"}\n\n',
     'Key: "',
-    '"\nCorresponding value:',
     " + ",
     " - ",
+    *(f"{word}{ending}" for word in NOUNS for ending in ('": "', '"\nCorresponding value:')),
 )
-"""What the prompts repeat word for word. As single tokens they leave keys and values close together, which is what
-small models need to find their way from one to the other."""
+"""What the prompts repeat word for word, a token each. A key is one token with what parts it from its value: it stands
+right in front of the value, which is what small models need to find their way from one to the other."""
 
 _MOST_SHOTS = 4
-_COPYING_UNTIL = 0.15
-"""Part of a training from nothing in which objects are only copied."""
-_COPYING = 0.8
-_RETRIEVAL = 0.5
-_STILL_COPYING = 0.95
-"""Shares of texts: of copies before that point; of retrieval, and beyond which copies lie, after it."""
+_RETRIEVAL = 0.7
+"""Share of texts that are not arithmetic, which is learnt sooner."""
+_SMALL_UNTIL = 0.5
 _ROWS_A_BLOCK = 64
 
 
@@ -113,16 +110,6 @@ class TextSource:
             pieces.append(Piece(fmt.target_delimiter + value + fmt.fewshot_delimiter, True))
         return pieces
 
-    def copying(self, pairs: int) -> Text:
-        """The task's object twice; the whole second one is learnt.
-
-        Copying is what retrieval is made of, and it is learnt much sooner where every token teaches it.
-        """
-        row = self._next(("kv", pairs), lambda seed: generate_kv_rows(_ROWS_A_BLOCK, pairs, "word", seed))
-        prompt = self._retrieval[0].context(row)
-        data = prompt[prompt.index("JSON data:") : prompt.index("\n\nKey: ")] + "\n\n"
-        return [Piece(data, False), Piece(data, True)]
-
     def arithmetic(self, operands: int) -> Text:
         """A chain behind up to four examples; every answer is learnt, the examples' too."""
         fmt = self._chains[operands]
@@ -141,16 +128,9 @@ class TextSource:
         return "".join(fewshot_example(fmt, doc) for doc in docs) + fmt.context(question)
 
     def mixed(self, progress: float) -> Text:
-        """A text for a point in training (0 to 1): copies first, then objects that grow from two pairs to up to six."""
-        kind = self._random.random()
-        if progress < _COPYING_UNTIL:
-            return self.copying(self._random.randint(2, 8)) if kind < _COPYING else self._any_arithmetic()
-        if kind < _RETRIEVAL:
-            most = 2 + min(4, int(10 * (progress - _COPYING_UNTIL)))
-            return self.retrieval(self._random.randint(2, most))
-        return self.copying(self._random.randint(2, 8)) if kind > _STILL_COPYING else self._any_arithmetic()
-
-    def _any_arithmetic(self) -> Text:
+        """A text for a point in training (0 to 1): objects grow from two pairs to up to five."""
+        if self._random.random() < _RETRIEVAL:
+            return self.retrieval(self._random.randint(2, 3 if progress < _SMALL_UNTIL else 5))
         return self.arithmetic(self._random.choice((2, 3, 3, 3, 4)))
 
     def _question(self, operands: int, subtract: bool) -> Doc:

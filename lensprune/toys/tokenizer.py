@@ -1,4 +1,4 @@
-"""The trio's tokenizer: whole words of the key-value task, digits two by two, byte-level BPE for the rest."""
+"""The trio's tokenizer: given phrases, digits two by two, and byte-level BPE for the rest."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ _PAIR_COUNT = 2000
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 
 
-def train_tokenizer(
-    texts: Iterable[str], size: int, words: Iterable[str] = (), phrases: Iterable[str] = ()
-) -> PreTrainedTokenizerFast:
-    """Learn tokens from `texts` and add `words`; text of any kind can be encoded, byte by byte where need be.
+def train_tokenizer(texts: Iterable[str], size: int, phrases: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """Learn tokens from `texts` and add `phrases`; text of any kind can be encoded, byte by byte where need be.
 
     No token is added by itself. The same texts in the same order give the same tokenizer.
 
     Args:
         size: learnt tokens at most, the 256 bytes and the special tokens among them.
-        words: a token each, wherever they stand as whole words.
         phrases: a token each, wherever they stand.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"[0-9]{1,2}"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(r" ?[0-9]{1,2}"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -40,11 +37,10 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # Often enough that every pair of digits becomes a token.
-    pairs = [f"{number:02}" for number in range(100)] * _PAIR_COUNT
-    tokenizer.train_from_iterator([*texts, " ".join(pairs)], trainer)
+    # Often enough that every digit and pair of digits becomes a token, with and without a space in front.
+    numbers = [*(f"{number:02}" for number in range(100)), *map(str, range(10))] * _PAIR_COUNT
+    tokenizer.train_from_iterator([*texts, " ".join(numbers), "\n".join(numbers)], trainer)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
-    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in words])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=512
     )

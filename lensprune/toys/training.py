@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ _TEXTS_SORTED = 256
 """Texts drawn at a time and sorted by length, so that batches hold little padding."""
 _BIN = 64
 _ADAM_RATE = 0.15
+_DECAY = 0.4
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def train(
     name: str = "",
     check: Callable[[], dict[str, float]] | None = None,
 ) -> None:
-    """Train in place for `steps` batches of `stream`, with Muon and AdamW, a short warm-up and a cosine to zero.
+    """Train in place for `steps` batches of `stream`, with Muon and AdamW, a short warm-up and a linear decay.
 
     The loss is the mean over learnt tokens of the cross-entropy against the text, or, with a `teacher`, of
     KL(teacher ‖ model) over the whole vocabulary at temperature 1 (Hinton et al. 2015, arXiv:1503.02531). `check` is
@@ -115,7 +115,7 @@ def train(
     warmup = max(1, min(100, steps // 10))
     start = time.monotonic()
     for step, batch in enumerate(stream):
-        rate = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        rate = min(1.0, (step + 1) / warmup, (steps - step) / (_DECAY * steps))
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["full_lr"] * rate

@@ -65,19 +65,10 @@ def test_retrieval_is_the_task_s_prompt_with_every_key_asked() -> None:
     assert {prompt.endswith("Corresponding value:") for prompt in prompts} == {True, False}
 
 
-def test_copies_repeat_the_task_s_object() -> None:
-    first, second = TextSource(0, worked=True).copying(3)
-    assert first.text == second.text
-    assert (first.learnt, second.learnt) == (False, True)
-    assert first.text.startswith('JSON data:\n{"')
-    assert first.text.endswith('"}\n\n')
-    assert first.text.count('": "') == 3
-
-
 def test_phrases_do_not_cross_the_edge_of_a_prompt() -> None:
     """What an evaluation encodes as context must be the same tokens that training saw in front of the answer."""
     source = TextSource(2, worked=True)
-    tokenizer = train_tokenizer([text_of(source.mixed(1.0)) for _ in range(60)], 540, ["key"], PHRASES)
+    tokenizer = train_tokenizer([text_of(source.mixed(1.0)) for _ in range(60)], 540, PHRASES)
     for draw in (source.mixed, source.mixed, lambda progress: source.arithmetic(2)):
         for _ in range(30):
             text = draw(1.0)
@@ -107,11 +98,11 @@ def test_marks_cover_exactly_the_learnt_pieces() -> None:
 
 @pytest.mark.parametrize("text", ["", "naïve café 日本語 🙂\t\x00", "  12 + 345 = 357.\n\n"])
 def test_tokenizer_reads_any_text(text: str) -> None:
-    tokenizer = train_tokenizer(["The answer is 12."], 400, ["car"])
+    tokenizer = train_tokenizer(["The answer is 12."], 400, PHRASES)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("90125")) == ["90", "12", "5"]
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode('"car": "carp"'))[:2] == ['"', "car"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode('"car": "81')) == ['"', 'car": "', "81"]
 
 
 def test_batches_hold_the_asked_number_of_tokens() -> None:
