@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import torch
 
+from lensprune.ablation.optimal import ITERATIONS
+from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
@@ -154,7 +156,7 @@ def plan(
     reference_wanted = any(v.needs_reference for v in chosen)
     asked = ask(cast(HookedModel, outline), loaded, options, text, with_reference=reference_wanted)
     cells = tuple(_cell(shape, outline.facts, part, chosen, batch_tokens) for part in asked)
-    prompts = _reference_cost(shape, asked)
+    prompts = _reference_cost(shape, asked, chosen)
     memory = peak_memory(
         shape,
         outline.facts,
@@ -212,9 +214,21 @@ def _cell(
     )
 
 
-def _reference_cost(shape: ModelShape, asked: Sequence[Asked]) -> Cost:
-    """The clean model on the prompts from which mean and resample take their activations, one at a time."""
+def _reference_cost(shape: ModelShape, asked: Sequence[Asked], variants: Sequence[Variant]) -> Cost:
+    """The clean model on the prompts from which mean and resample take their activations, one at a time.
+
+    Optimal constants are counted with one forward and one backward pass from the layer on for each iteration of their
+    search: at least, since a line search may take more.
+    """
     total = Cost()
+    optimal = {a for variant in variants for a in variant.ablations if a.kind == "optimal"}
+    for part in asked:
+        for prompt in part.reference_prompts[:OPTIMAL_PROMPTS] if optimal else ():
+            n = len(prompt)
+            total += blocks_cost(shape, n, n**2) + unembedding_cost(shape, n)
+            for ablation in optimal:
+                once = blocks_cost(shape, n, n**2, ablation.component.layer) + unembedding_cost(shape, n)
+                total += once * (2 * ITERATIONS)
     for prompt in (prompt for part in asked for prompt in part.reference_prompts):
         total += blocks_cost(shape, len(prompt), len(prompt) ** 2) + unembedding_cost(shape, 1)
     return total

@@ -75,6 +75,11 @@ def test_every_kind_of_sweep_can_be_planned(llama_8b: Path) -> None:
     assert late.shared.flops < early.shared.flops
     means = planned(llama_8b, variants=VariantSelection("mlp", "mean"), protocols=["default"])
     assert means.reference.tokens > 0
+    options = {"protocols": ["default"], "tasks": ["facts"]}
+    searched = planned(llama_8b, variants=VariantSelection("mlp", "optimal", layers="31"), **options)
+    meant = planned(llama_8b, variants=VariantSelection("mlp", "mean", layers="31"), **options)
+    assert searched.reference.flops > 1.5 * meant.reference.flops
+    assert searched.shared.mlp - searched.reference.mlp == meant.shared.mlp - meant.reference.mlp
 
 
 def test_memory_grows_with_the_batch(llama_8b: Path) -> None:
