@@ -126,7 +126,7 @@ def _attribute(model: HookedModel, batch: PairBatch, tokens: torch.Tensor) -> tu
         check_sum(torch.stack(writes).sum(0), final)
         scale = norm.scale(final)
         values = torch.stack([_project(norm, write, scale, direction) for write in writes])
-        bias = norm.bias @ direction.T + _unembedding_bias(model, batch)
+        bias = direction @ norm.bias + _unembedding_bias(model, batch)
         values = torch.cat([values, bias[None]])
     return values, values.sum(0)
 
@@ -155,7 +155,8 @@ def check_sum(total: torch.Tensor, expected: torch.Tensor) -> None:
 
 def _direction(model: HookedModel, batch: PairBatch) -> Float[torch.Tensor, "pair d_model"]:
     weights = unembedding(model)
-    return (weights[:, batch.answer] - weights[:, batch.wrong]).T.detach()
+    dtype = torch.promote_types(weights.dtype, torch.float32)
+    return (weights[:, batch.answer].to(dtype) - weights[:, batch.wrong].to(dtype)).T.detach()
 
 
 def _unembedding_bias(model: HookedModel, batch: PairBatch) -> Float[torch.Tensor, " pair"]:

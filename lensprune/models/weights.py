@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,23 +31,26 @@ class FrozenNorm:
     """A LayerNorm or RMSNorm with its scale held, a linear map: ``centre(x) · weight / scale + bias``.
 
     `weight` and `bias` are measured on the module, so that an offset (Gemma's 1 + w) is in them; `centred` tells a
-    LayerNorm, which subtracts the mean, from an RMSNorm.
+    LayerNorm, which subtracts the mean, from an RMSNorm. `module` is the model's own; everything else computes in
+    float32 at least, on `precise`, a copy of it, so that half precision does not blur what is measured.
     """
 
     module: torch.nn.Module
+    precise: torch.nn.Module
     weight: Float[torch.Tensor, " d_model"]
     bias: Float[torch.Tensor, " d_model"]
     centred: bool
 
     def centre(self, x: Float[torch.Tensor, "*rows d_model"]) -> Float[torch.Tensor, "*rows d_model"]:
         """`x` without its mean where the norm subtracts it."""
+        x = x.to(self.weight.dtype)
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def scale(self, x: Float[torch.Tensor, "*rows d_model"]) -> Float[torch.Tensor, "*rows 1"]:
         """What the module divides by on input `x`."""
         with torch.no_grad():
             numerator = self.centre(x) * self.weight
-            output = self.module(x) - self.bias
+            output = self.precise(x.to(self.weight.dtype)) - self.bias
         return (numerator * numerator).sum(-1, keepdim=True) / (numerator * output).sum(-1, keepdim=True)
 
     def apply(
@@ -66,7 +70,9 @@ def frozen_norm(module: Any) -> FrozenNorm:
     parameter = next(inner.parameters(), None)
     if parameter is None or parameter.ndim != 1:
         raise UserError(f"a norm of type {type(inner).__name__} has no weight vector: expected LayerNorm or RMSNorm")
-    ones = torch.ones_like(parameter).detach()
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    precise = copy.deepcopy(inner).to(dtype)
+    ones = torch.ones_like(parameter, dtype=dtype).detach()
     # A vector of ±1 has mean 0 and mean square 1, up to one coordinate when the width is odd.
     signs = ones.clone()
     signs[1::2] = -1
@@ -75,7 +81,7 @@ def frozen_norm(module: Any) -> FrozenNorm:
     with torch.no_grad():
 
         def run(x: torch.Tensor) -> torch.Tensor:
-            return inner(x[None, None])[0, 0]
+            return precise(x[None, None])[0, 0]
 
         bias = run(torch.zeros_like(ones))
         centred = bool(torch.allclose(run(ones * _LARGE), bias, atol=1e-3))
@@ -85,7 +91,7 @@ def frozen_norm(module: Any) -> FrozenNorm:
         if len(signs) % 2 and centred:
             rolled = signs.roll(1)
             weight[-1] = ((run(rolled * _LARGE) - bias) * size / rolled)[-1]
-        frozen = FrozenNorm(inner, weight, bias, centred)
+        frozen = FrozenNorm(inner, precise, weight, bias, centred)
         check = torch.linspace(-1, 2, len(ones), device=ones.device).sin().to(ones.dtype)
         expected = run(check)
         found = frozen.apply(check, frozen.scale(check[None, None])[0, 0]) + bias

@@ -35,9 +35,13 @@ UNEVEN = [*PAIRS, PromptPair((4, 5, 6), (4, 7, 6), 50, 51)]
 
 
 @cache
-def double(family: str) -> HookedModel:
+def of_type(family: str, dtype: str) -> HookedModel:
     folder = save_folder(family, Path(mkdtemp()) / family)
-    return as_hooked_model(load_model(folder, dtype="float64"))
+    return as_hooked_model(load_model(folder, dtype=dtype))
+
+
+def double(family: str) -> HookedModel:
+    return of_type(family, "float64")
 
 
 def metric(model: HookedModel, pair: PromptPair, tokens: tuple[int, ...]) -> float:
@@ -68,6 +72,21 @@ def test_contributions_add_up_to_the_logit_difference(family: str) -> None:
         table = found.table(unit)
         assert len(table) == rows
         assert table["value"].sum() == pytest.approx(float(expected.mean()), abs=2e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_half_precision_is_the_same_to_its_own_precision(family: str, dtype: str) -> None:
+    model, exact = of_type(family, dtype), double(family)
+    for method in (
+        lambda m: direct_logit_attribution(m, PAIRS).table()["value"],
+        lambda m: logit_lens(m, PAIRS)["logit_difference"],
+        lambda m: activation_patching(m, PAIRS, ["head", "resid"])["effect"],
+        lambda m: attribution_patching(m, PAIRS, ["head", "resid"])["effect"],
+    ):
+        expected = method(exact)
+        error = (method(model) - expected).abs().max() / expected.abs().max()
+        assert error < (0.15 if dtype == "bfloat16" else 0.02)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
