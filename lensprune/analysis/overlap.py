@@ -25,6 +25,8 @@ OVERLAP_COLUMNS = (
     "spearman",
     "spearman_p",
     "k",
+    "top_a",
+    "top_b",
     "shared",
     "jaccard",
     "jaccard_expected",
@@ -53,14 +55,16 @@ def spearman(
 
 def jaccard_top_k(
     a: Float[np.ndarray, " part"], b: Float[np.ndarray, " part"], k: int
-) -> tuple[int, float, float, float]:
+) -> tuple[int, int, int, float, float, float]:
     """Overlap of the k parts with the largest |effect| on each side.
 
-    Ties at the border go to the earlier part. Under random relabelling of the parts of one side the number shared is
+    Parts that tie with the (k + 1)-th are left out, so a side may have fewer than k: were ties broken by order, both
+    sides would fill up with the same parts. Under random relabelling of the parts of one side the number shared is
     hypergeometric, so the permutation test is exact.
 
     Returns:
-        Parts shared, Jaccard index, its expectation under relabelling, one-sided p-value.
+        Parts of a, parts of b, parts shared, Jaccard index, its expectation under relabelling, one-sided p-value. The
+        last three are NaN where a side has no part left.
 
     Raises:
         UserError: k is not between 1 and the number of parts.
@@ -68,11 +72,20 @@ def jaccard_top_k(
     n = len(a)
     if not 1 <= k <= n:
         raise UserError(f"top {k} is out of range: there are {n} parts")
-    shared = len(set(np.argsort(-np.abs(a), kind="stable")[:k]) & set(np.argsort(-np.abs(b), kind="stable")[:k]))
-    law = stats.hypergeom(n, k, k)
-    counts = np.arange(k + 1)
-    expected = float((law.pmf(counts) * counts / (2 * k - counts)).sum())
-    return shared, shared / (2 * k - shared), expected, float(law.sf(shared - 1))
+    top_a, top_b = _strictly_top(a, k), _strictly_top(b, k)
+    of_a, of_b, shared = len(top_a), len(top_b), len(top_a & top_b)
+    if not of_a or not of_b:
+        return of_a, of_b, 0, np.nan, np.nan, np.nan
+    law = stats.hypergeom(n, of_a, of_b)
+    counts = np.arange(min(of_a, of_b) + 1)
+    expected = float((law.pmf(counts) * counts / (of_a + of_b - counts)).sum())
+    return of_a, of_b, shared, shared / (of_a + of_b - shared), expected, float(law.sf(shared - 1))
+
+
+def _strictly_top(effects: Float[np.ndarray, " part"], k: int) -> set[int]:
+    sizes = np.abs(effects)
+    border = np.sort(sizes)[-(k + 1)] if k < len(sizes) else -np.inf
+    return set(np.flatnonzero(sizes > border).tolist())
 
 
 def overlap(effects: Sequence[ItemEffects], k: int = 10, seed: int = 0) -> pd.DataFrame:
@@ -88,7 +101,6 @@ def overlap(effects: Sequence[ItemEffects], k: int = 10, seed: int = 0) -> pd.Da
         if a.variants != b.variants:
             raise UserError(f"{a.task} under {a.protocol} and {b.task} under {b.protocol} removed different parts")
         rho, rho_p = spearman(a.effects, b.effects, seed=seed)
-        shared, jaccard, expected, jaccard_p = jaccard_top_k(a.effects, b.effects, k)
         names = [a.task, a.protocol, b.task, b.protocol, len(a.variants)]
-        rows.append([*names, rho, rho_p, k, shared, jaccard, expected, jaccard_p])
+        rows.append([*names, rho, rho_p, k, *jaccard_top_k(a.effects, b.effects, k)])
     return pd.DataFrame(rows, columns=list(OVERLAP_COLUMNS))

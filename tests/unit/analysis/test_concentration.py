@@ -111,13 +111,24 @@ def test_overlap_of_a_task_with_itself_and_with_a_shuffled_one() -> None:
 
 def test_jaccard_by_hand() -> None:
     a, b = np.array([5.0, -4, 0, 0]), np.array([5.0, 0, 3, 0])
-    shared, jaccard, expected, p_value = jaccard_top_k(a, b, 2)
-    assert (shared, jaccard) == (1, pytest.approx(1 / 3))
+    of_a, of_b, shared, jaccard, expected, p_value = jaccard_top_k(a, b, 2)
+    assert (of_a, of_b, shared, jaccard) == (2, 2, 1, pytest.approx(1 / 3))
     # Of 6 pairs, 1 shares both, 4 share one, 1 shares none.
     assert expected == pytest.approx((1 * 1 + 4 / 3) / 6)
     assert p_value == pytest.approx(5 / 6)
     with pytest.raises(UserError, match="top 5"):
         jaccard_top_k(a, b, 5)
+
+
+def test_ties_do_not_overlap_by_their_order() -> None:
+    """Each side has one head of its own and ties otherwise: broken by order, 9 of 10 would be shared."""
+    a, b = np.zeros(50), np.zeros(50)
+    a[40], b[45] = -1, -1
+    of_a, of_b, shared, jaccard, expected, p_value = jaccard_top_k(a, b, 10)
+    assert (of_a, of_b, shared, jaccard) == (1, 1, 0, 0)
+    assert expected == pytest.approx(1 / 50)
+    assert p_value == pytest.approx(1)
+    assert np.isnan(jaccard_top_k(a, np.zeros(50), 10)[3])
 
 
 def test_spearman_is_scipys_with_a_permutation_p() -> None:
