@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,13 +22,12 @@ from lensprune.report.tables import aligned
 from lensprune.sweep.files import write_atomically, write_error
 from lensprune.sweep.result import Run
 
-__all__ = ["heads_report", "read_texts", "write_head_scores"]
+__all__ = ["heads_report", "read_texts"]
 
 _UNIT = [name for name, score in SCORES.items() if score.range == "0 to 1"]
 SCORES_FILE = "heads.csv"
 EFFECTS_FILE = "heads_and_effects.csv"
-CONCENTRATION_FILE = "concentration.csv"
-FIGURE = Path("figures") / "heads.png"
+_OVERLAP = 10
 
 
 def heads_report(
@@ -49,8 +49,8 @@ def heads_report(
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
-        out: folder for ``heads.csv``, ``figures/heads.png`` and, with `run`, ``heads_and_effects.csv`` and
-            ``concentration.csv``.
+        out: folder for ``heads.csv``, ``figures/heads.png`` and, with `run`, ``heads_and_effects.csv``,
+            ``concentration.csv``, ``figures/lorenz.png`` and, where it has several tasks or protocols, ``overlap.csv``.
         scores, limit, shots, seed: of `head_scores`.
         run: a sweep over heads (or its folder) whose effects are put beside the scores.
         text_file: texts, parted by blank lines, for attention sink, entropy and distance.
@@ -66,20 +66,36 @@ def heads_report(
         model = load_model(model, dtype=dtype, device=device, bos=bos)  # type: ignore[arg-type]
     hooked = as_hooked_model(model)
     measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed)
-    joined = None if effects_of is None else scores_with_effects(measured, effects_of)
-    concentrated = None if effects_of is None else effects_of.concentration()
     lines = [
         f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",
         _top(measured, most),
     ]
-    if joined is not None:
+    tables = {SCORES_FILE: measured}
+    draw: dict[str, Callable[[], Figure]] = {
+        "heads": lambda: cast(Figure, head_heatmaps(measured, title=hooked.facts.name, unit_range=_UNIT)[0].figure)
+    }
+    if effects_of is not None:
+        joined = scores_with_effects(measured, effects_of)
+        tables[EFFECTS_FILE] = joined
         lines.append(_strongest(joined, most))
-    if concentrated is not None:
-        lines.append(_concentration(concentrated))
+        for ablation in dict.fromkeys(joined["ablation"]):
+            found = effects_of.effects(ablation=ablation)
+            name = f"_{ablation}" if joined["ablation"].nunique() > 1 else ""
+            tables[f"concentration{name}.csv"] = concentrated = effects_of.concentration(ablation=ablation)
+            lines.append(_concentration(concentrated, ablation))
+            if any(own.effects.any() for own in found):
+                draw[f"lorenz{name}"] = partial(_lorenz, effects_of, ablation)
+            if len(found) > 1:
+                shared = effects_of.overlap(min(_OVERLAP, len(found[0].variants)), ablation=ablation)
+                tables[f"overlap{name}.csv"] = shared
+                lines.append(_overlap(shared, ablation))
     if out is not None:
-        written = write_head_scores(Path(out), measured, joined, concentrated, title=hooked.facts.name)
-        lines.append("\n".join(str(path) for path in written))
+        lines.append("\n".join(str(path) for path in _write(Path(out), tables, draw)))
     return "\n\n".join(lines)
+
+
+def _lorenz(run: Run, ablation: str) -> Figure:
+    return cast(Figure, run.plot_concentration(ablation=ablation).figure)
 
 
 def read_texts(path: Path) -> list[str]:
@@ -98,38 +114,25 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def write_head_scores(
-    folder: Path,
-    scores: pd.DataFrame,
-    effects: pd.DataFrame | None = None,
-    concentrated: pd.DataFrame | None = None,
-    *,
-    title: str = "",
-) -> list[Path]:
-    """Write tables and heatmaps; returns the files.
-
-    Args:
-        effects: from `scores_with_effects`.
-        concentrated: from `Run.concentration`.
+def _write(folder: Path, tables: Mapping[str, pd.DataFrame], draw: Mapping[str, Callable[[], Figure]]) -> list[Path]:
+    """Write tables and figures; returns the files.
 
     Raises:
         UserError: the disk is full or the folder can't be written to.
     """
-    written = [folder / SCORES_FILE]
+    written = []
     try:
-        (folder / FIGURE).parent.mkdir(parents=True, exist_ok=True)
-        write_csv(scores, written[0])
-        for name, table in ((EFFECTS_FILE, effects), (CONCENTRATION_FILE, concentrated)):
-            if table is not None:
-                written.append(folder / name)
-                write_csv(table, written[-1])
-        axes = head_heatmaps(scores, title=title, unit_range=_UNIT)
-        figure = cast(Figure, axes[0].figure)
-        written.append(folder / FIGURE)
-        try:
-            write_atomically(written[-1], lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
-        finally:
-            plt.close(figure)
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            written.append(folder / name)
+            write_csv(table, written[-1])
+        for name, drawn in draw.items():
+            figure = drawn()
+            written.append(folder / "figures" / f"{name}.png")
+            try:
+                write_atomically(written[-1], partial(figure.savefig, dpi=130, format="png"))
+            finally:
+                plt.close(figure)
     except OSError as error:
         raise write_error(error, folder) from None
     return written
@@ -145,12 +148,23 @@ def _top(scores: pd.DataFrame, most: int) -> str:
     return aligned(rows)
 
 
-def _concentration(frame: pd.DataFrame) -> str:
-    rows = [["effects of heads", "statistic", "value", "95% interval", "noise alone", "p"]]
+def _concentration(frame: pd.DataFrame, ablation: str) -> str:
+    rows = [[f"effects of heads ({ablation})", "statistic", "value", "95% interval", "noise alone", "p"]]
     for row in frame.to_dict("records"):
         place = f"{row['task']}, {row['protocol']}" + (" (at chance)" if row["at_chance"] else "")
         interval, null = (f"[{row[f'{kind}_low']:.2f}, {row[f'{kind}_high']:.2f}]" for kind in ("ci", "null"))
         rows.append([place, str(row["statistic"]), f"{row['value']:.2f}", interval, null, f"{row['p_value']:.2g}"])
+    return aligned(rows)
+
+
+def _overlap(frame: pd.DataFrame, ablation: str) -> str:
+    k = int(frame["k"].iloc[0])
+    rows = [[f"shared heads ({ablation})", "Spearman", "p", f"shared of the top {k}", "Jaccard", "by chance", "p"]]
+    for row in frame.to_dict("records"):
+        pair = f"{row['task_a']}, {row['protocol_a']} – {row['task_b']}, {row['protocol_b']}"
+        shared = f"{row['shared']} of {row['top_a']} and {row['top_b']}"
+        numbers = [f"{row[name]:.2g}" for name in ("jaccard", "jaccard_expected", "jaccard_p")]
+        rows.append([pair, f"{row['spearman']:+.2f}", f"{row['spearman_p']:.2g}", shared, *numbers])
     return aligned(rows)
 
 

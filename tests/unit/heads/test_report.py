@@ -25,23 +25,25 @@ def head_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Sums of the planted model, whose answer is the first operand: it is never right, and sometimes nearest."""
     model = model_of("arithmetic", "llama")
     out = tmp_path_factory.mktemp("run") / "heads"
-    return sweep(model, ["arithmetic"], ["continuation"], each_head(model), limit=12, shots=0, out=out, progress=False)
+    protocols = ["continuation", "default"]
+    return sweep(model, ["arithmetic"], protocols, each_head(model), limit=12, shots=0, out=out, progress=False)
 
 
 def test_table_of_scores_and_effects(head_run: Run) -> None:
     scores = head_scores(model_of("arithmetic", "llama"), SCORES, limit=3)
     joined = scores_with_effects(scores, head_run)
+    joined = joined[joined["protocol"] == "continuation"]
     assert len(joined) == 8
     assert list(joined.columns[:4]) == ["layer", "head", *SCORES]
     row = joined[(joined["layer"] == 0) & (joined["head"] == 3)].iloc[0]
     assert row["operand_at_operator"] == pytest.approx(1, abs=1e-3)
-    summary = head_run.summary().set_index("variant")
+    summary = head_run.summary().query("protocol == 'continuation'").set_index("variant")
     for own in joined.itertuples():
         assert own.delta == summary.loc[f"L{own.layer}.H{own.head}.zero", "delta"]
 
 
 def test_effects_concentrate_on_the_planted_heads(head_run: Run) -> None:
-    frame = head_run.concentration(measure="gold_logprob", top=(2,)).set_index("statistic")
+    frame = head_run.concentration(protocol="continuation", measure="gold_logprob", top=(2,)).set_index("statistic")
     assert frame.loc["share_top_2", "value"] == pytest.approx(1, abs=1e-4)
     assert frame.loc["participation_ratio", "value"] == pytest.approx(2, abs=1e-2)
     assert frame.loc["share_top_2", "n_parts"] == 8
@@ -51,7 +53,8 @@ def test_report_writes_what_it_names(head_run: Run, tmp_path: Path) -> None:
     text = heads_report(model_of("arithmetic", "llama"), tmp_path, scores=SCORES, run=head_run.folder, limit=3, most=2)
     assert "L0.H3 1.00" in text
     assert "participation_ratio" in text
-    for name in ("heads.csv", "heads_and_effects.csv", "concentration.csv", "figures/heads.png"):
+    assert "shared of the top 8" in text
+    for name in ("heads.csv", "heads_and_effects.csv", "concentration.csv", "overlap.csv", "figures/heads.png"):
         assert (tmp_path / name).is_file()
         assert name in text
     assert len(pd.read_csv(tmp_path / "heads.csv")) == 16
