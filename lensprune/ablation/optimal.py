@@ -55,7 +55,7 @@ def optimal_constants(
     iterations: int = ITERATIONS,
 ) -> dict[str, torch.Tensor]:
     """For each component the constant a* that minimises the loss of the model with the component's activation set to a*
-    at every position (Li & Janson 2024, arXiv 2409.09951, eq. 3).
+    at every position (Li & Janson 2024, arXiv 2409.09951).
 
     The loss is `ablation_loss`: divergence from the clean model, so no answers are needed. Each component is optimised
     with nothing else ablated, also where a variant ablates several together: the paper's joint optimum is no worse.

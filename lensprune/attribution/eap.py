@@ -48,7 +48,7 @@ def edge_attribution(
     """Score every edge of the model by (corrupt − clean write of its source) · gradient at the input of its target.
 
     With `steps` m the gradient is the mean over runs whose input embeddings are corrupt + (k/m)(clean − corrupt),
-    k = 1 … m (EAP-IG, Hanna et al. 2024, arXiv 2403.17806, eq. 3). m = 1 takes it on the clean run: EAP (Syed et
+    k = 1 … m (EAP-IG, Hanna et al. 2024, arXiv 2403.17806). m = 1 takes it on the clean run: EAP (Syed et
     al. 2023, arXiv 2310.10348). Scores are summed over positions. Grouped-query attention has one key and one value
     edge a key/value head. Memory: writers × positions × d_model numbers a pair.
 

@@ -33,7 +33,7 @@ class FaithfulnessCurve:
 
 
 def areas(fractions: Sequence[float], faithfulness: Sequence[float]) -> tuple[float, float]:
-    """CPR and CMD (Mueller et al. 2025, arXiv 2504.13151, §3.2): trapezoids of f and of |1 − f| over the fraction of
+    """CPR and CMD (Mueller et al. 2025, arXiv 2504.13151): trapezoids of f and of |1 − f| over the fraction of
     edges, on a linear axis."""
     x, f = np.asarray(fractions, dtype=float), np.asarray(faithfulness, dtype=float)
     return float(np.trapezoid(f, x)), float(np.trapezoid(np.abs(1 - f), x))
