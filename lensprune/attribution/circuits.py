@@ -67,7 +67,8 @@ def top_circuit(scores: EdgeScores, n_edges: int, *, absolute: bool = True, prun
 
 def greedy_circuit(scores: EdgeScores, n_edges: int, *, absolute: bool = True, prune: bool = True) -> Circuit:
     """Grow a circuit from the logits: again and again the strongest edge into a component that is already in it
-    (Hanna et al. 2024, arXiv 2403.17806). Every edge is then on a path to the logits; with `prune` also on one from the embedding.
+    (Hanna et al. 2024, arXiv 2403.17806). Every edge is then on a path to the logits; with `prune` also on one from the
+    embedding.
 
     Args and errors: as `top_circuit`.
     """

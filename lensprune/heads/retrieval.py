@@ -45,7 +45,7 @@ class Needle:
 def retrieval_scores(
     model: HookedModel, needles: Sequence[Needle]
 ) -> tuple[Float[torch.Tensor, "needle layer head"], list[GenerateResponse]]:
-    """Share of each needle's tokens that a head copies while the model generates greedily (Wu et al. 2024, arXiv 2404.15574).
+    """Share of each needle's tokens that a head copies while the model generates greedily (arXiv 2404.15574).
 
     At a step that generates token w a head copies w if the key it attends to most is a position of the needle and holds
     w. The score is the number of needle positions copied over the number of needle positions; a position counts once.
