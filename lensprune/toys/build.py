@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lensprune.errors import UserError
 from lensprune.models.cache import hash_file
-from lensprune.toys.recipe import Recipe, model_config
+from lensprune.toys.beginning import new_model
+from lensprune.toys.recipe import Recipe
 from lensprune.toys.texts import PHRASES, TextSource, text_of
 from lensprune.toys.tokenizer import train_tokenizer
 from lensprune.toys.training import answers_right, batches, train
@@ -95,8 +96,7 @@ def _stage(
     """Train one model, or load what an earlier build saved; `begin` names the stage whose weights it starts from."""
     # Every stage has rows of its own, but for base and distilled, whose rows are the same.
     order = {"start": 1, "teacher": 2, "base": 3, "distilled": 3}[name] + 10 * recipe.seed
-    torch.manual_seed(recipe.seed)
-    model = LlamaForCausalLM(model_config(recipe, tokenizer))
+    model = new_model(recipe, tokenizer)
     saved = work / f"{name}.safetensors"
     if saved.exists():
         model.load_state_dict(load_file(saved), strict=False)

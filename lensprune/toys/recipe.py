@@ -29,7 +29,7 @@ class Recipe:
     batch_tokens: int = 2048
     learning_rate: float = 0.02
     tokenizer_texts: int = 4000
-    start_steps: int = 2600
+    start_steps: int = 1500
     teacher_steps: int = 400
     base_steps: int = 120
     distilled_steps: int = 400

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from lensprune.delta import model_pair
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
+from lensprune.toys.beginning import new_model
 from lensprune.toys.build import NAMES, build
 from lensprune.toys.muon import Muon, orthogonalised
 from lensprune.toys.recipe import RECIPE, Recipe, model_config
@@ -132,3 +133,17 @@ def test_answers_are_counted_whole() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(model_config(TINY, tokenizer)).eval()
     assert set(answers_right(model, tokenizer, source, texts=3).values()) == {0.0}
+
+
+def test_one_head_begins_by_attending_to_the_previous_token() -> None:
+    source = TextSource(0, worked=True)
+    tokenizer = train_tokenizer([text_of(source.mixed(1.0)) for _ in range(20)], 380)
+    model = new_model(RECIPE, tokenizer).eval()
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([tokenizer.encode(text_of(source.mixed(1.0)))[:60]])
+    with torch.no_grad():
+        first, *_ = model(ids, output_attentions=True).attentions
+    previous = first[0].diagonal(-1, dim1=1, dim2=2).mean(-1)
+    assert float(previous[0]) > 0.7
+    assert float(previous[1:].max()) < 0.3
+    assert torch.equal(new_model(RECIPE, tokenizer).lm_head.weight, model.lm_head.weight)
