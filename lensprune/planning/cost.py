@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from lensprune.planning.shape import ModelShape
 
-__all__ = ["Cost", "blocks_cost", "unembedding_cost"]
+__all__ = ["Cost", "blocks_cost", "last_block_cost", "unembedding_cost"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,24 @@ def blocks_cost(shape: ModelShape, positions: float, pairs: float, first: int = 
         attention=2.0 * positions * sum(layer.attention for layer in layers),
         scores=float(pairs) * shape.pair_flops * len(layers),
         mlp=2.0 * positions * sum(layer.mlp for layer in layers),
+    )
+
+
+def last_block_cost(shape: ModelShape, positions: float, wanted: float, pairs: float, *, taken_over: bool) -> Cost:
+    """The last block for `wanted` of `positions` tokens: queries, keys and values of all, everything else of these.
+
+    `taken_over`: the attention result is there already, so the other tokens' keys and values are not needed.
+    """
+    layer = shape.layers[-1]
+    # The output projection has as many weights as the query's.
+    projected = (
+        0.0 if taken_over else 2.0 * positions * (layer.attention - shape.n_heads * shape.d_head * shape.d_model)
+    )
+    return Cost(
+        tokens=wanted / shape.n_layers,
+        attention=projected + 2.0 * wanted * layer.attention,
+        scores=0.0 if taken_over else float(pairs) * shape.pair_flops,
+        mlp=2.0 * wanted * layer.mlp,
     )
 
 

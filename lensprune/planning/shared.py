@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lensprune.ablation.components import Layer
@@ -14,7 +15,7 @@ from lensprune.engine.groups import ChunkSize, DecodeLimits, group_variants, req
 from lensprune.engine.prompts import PromptSet
 from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
 from lensprune.models.base import ModelFacts
-from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
+from lensprune.planning.cost import Cost, blocks_cost, last_block_cost, unembedding_cost
 from lensprune.planning.shape import ModelShape
 from lensprune.planning.unshared import batch_budget, unshared_cost
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
@@ -26,15 +27,17 @@ __all__ = ["Chunk", "decode_chunks", "likelihood_chunks", "shared_cost"]
 class Chunk:
     """Sequences that run together as one flat row of distinct `tokens`, under `variants`.
 
-    `pairs`: (query, key) pairs that attention computes, masked ones included; `widest`: pairs of its largest single
-    block; `scored`: distinct positions that are unembedded; `rows`: for each generated row of one variant its prompt's
-    length and the number of steps that it may take; `kv_bytes`: keys and values held while it decodes.
+    `pairs`: (query, key) pairs that attention computes, masked ones included, and `last_pairs` those of the scored
+    positions alone; `widest`: pairs of its largest single block; `scored`: distinct positions that are unembedded;
+    `rows`: for each generated row of one variant its prompt's length and the number of steps that it may take;
+    `kv_bytes`: keys and values held while it decodes.
     """
 
     variants: tuple[Variant, ...]
     tokens: int
     pairs: int
     widest: int
+    last_pairs: int
     scored: int
     rows: tuple[tuple[int, int], ...] = ()
     kv_bytes: int = 0
@@ -45,10 +48,15 @@ class Chunk:
         return max((steps for _, steps in self.rows), default=0)
 
 
-def _pairs(tree: PrefixTree) -> tuple[int, int]:
+def _pairs(tree: PrefixTree, wanted: Iterable[int]) -> tuple[int, int, int]:
+    """All (query, key) pairs, those of the largest block, and those of the wanted positions."""
     own = [node.length**2 for node in tree.nodes]
     below = [node.length * node.descendants for node in tree.nodes]
-    return sum(own) + sum(below), max(own + below, default=0)
+    ordered = sorted(wanted)
+    last = [
+        node.length * (bisect_left(ordered, node.subtree_end) - bisect_left(ordered, node.start)) for node in tree.nodes
+    ]
+    return sum(own) + sum(below), max(own + below, default=0), sum(last)
 
 
 def likelihood_chunks(requests: Sequence[Request], variants: Sequence[Variant], budget: int) -> Iterator[Chunk]:
@@ -61,7 +69,7 @@ def likelihood_chunks(requests: Sequence[Request], variants: Sequence[Variant], 
     for sequences in chunk_sequences(list(scored), budget):
         tree = build_tree(sequences)
         positions = {p for sequence in sequences for p in tree.flat_positions(sequence, scored[sequence])}
-        yield Chunk(tuple(variants), len(tree), *_pairs(tree), len(positions))
+        yield Chunk(tuple(variants), len(tree), *_pairs(tree, positions), len(positions))
 
 
 def decode_chunks(
@@ -80,7 +88,8 @@ def decode_chunks(
             prompts = PromptSet.of([request.context_ids for request in asked])
             rows = tuple((len(request.context_ids), request.max_new_tokens - 1) for request in asked)
             size = ChunkSize(facts, asked).kv_bytes(group)
-            yield Chunk(tuple(group), len(prompts.tree), *_pairs(prompts.tree), len(prompts), rows, size)
+            pairs = _pairs(prompts.tree, prompts.last_token.tolist())
+            yield Chunk(tuple(group), len(prompts.tree), *pairs, len(prompts), rows, size)
 
 
 def shared_cost(
@@ -111,15 +120,22 @@ def _forked(shape: ModelShape, chunk: Chunk) -> Cost:
     last = max(first_layer(v, shape.n_layers) for v in chunk.variants)
     # Clean layers run as far as a later fork needs them; decoding needs the last fork's keys and values too.
     clean_layers = min(last + bool(chunk.rows), shape.n_layers)
-    total = blocks_cost(shape, chunk.tokens, chunk.pairs, 0, clean_layers)
+    total = sum((_layer(shape, chunk, layer, False) for layer in range(clean_layers)), Cost())
     for variant in chunk.variants:
         first, skipped = first_layer(variant, shape.n_layers), _skipped(variant)
         for layer in range(first, shape.n_layers):
             if layer not in skipped:
                 taken_over = layer == first and first < clean_layers
-                total += blocks_cost(shape, chunk.tokens, 0 if taken_over else chunk.pairs, layer, layer + 1)
+                total += _layer(shape, chunk, layer, taken_over)
         total += unembedding_cost(shape, chunk.scored)
     return total
+
+
+def _layer(shape: ModelShape, chunk: Chunk, layer: int, taken_over: bool) -> Cost:
+    """One layer over the chunk; the last one only where its result is asked for, if these are less than half."""
+    if layer == shape.n_layers - 1 and 2 * chunk.scored < chunk.tokens:
+        return last_block_cost(shape, chunk.tokens, chunk.scored, chunk.last_pairs, taken_over=taken_over)
+    return blocks_cost(shape, chunk.tokens, 0 if taken_over else chunk.pairs, layer, layer + 1)
 
 
 def _skipped(variant: Variant) -> set[int]:

@@ -154,20 +154,23 @@ def test_sharing_by_hand() -> None:
     assert unshared.tokens == 3 * 2 * 22
     assert unshared.scored == 3 * 2 * 2
     shared = shared_cost(shape, FACTS, requests, [CLEAN, skip(1), skip(3)], None)
-    # Clean: 24 distinct tokens; skip 1 runs layers 2 and 3 only, skip 3 none.
-    assert shared.tokens == 24 + 24 * 2 / 4
+    # Clean: 24 distinct tokens through layers 0 to 2; skip 1 runs layers 2 and 3 only, skip 3 none. The last layer runs
+    # for the 4 scored positions only, two in each branch.
+    assert shared.tokens == 24 * (3 + 1) / 4 + 4 * 2 / 4
     assert shared.scored == 3 * 4
-    assert shared.mlp == 2 * 24 * 100 * 6
+    assert shared.mlp == 2 * 100 * (24 * 4 + 4 * 2)
     assert shared.unembedding == 2 * 12 * 3200
     pairs = 20**2 + 2 * 2**2 + 20 * 4
     # Skip 1 takes over nothing but the residual: layer 1 itself is never run.
-    assert shared.scores == pairs * 4 * 4 * 8 * 6
+    last_pairs = 4 * 20 + 2 * 2 * 2
+    assert shared.scores == 4 * 4 * 8 * (pairs * 4 + last_pairs * 2)
 
 
 def test_one_skip_variant_alone_needs_no_clean_layer_above_it() -> None:
     requests: list[Request] = [LoglikelihoodRequest((1, 2, 3), (4,))]
     cost = shared_cost(llama(), FACTS, requests, [skip(2)], None)
-    assert cost.tokens == 3 * (2 + 1) / 4
+    # Layers 0 and 1, then the last one for the one scored position.
+    assert cost.tokens == (3 * 2 + 1) / 4
 
 
 def test_costs_add_and_scale() -> None:
