@@ -81,6 +81,11 @@ def _rows(group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChang
     clear = bool(gain.low[0] > 0 or gain.high[0] < 0)
     nothing = np.full(len(swaps), np.nan)
     low, high = share_intervals(effects, gains, group.clusters) if clear else (nothing, nothing)
+    if clear:
+        # Where not one item differs there is nothing to resample: the effect's exact interval stands in.
+        unchanged = ~np.any(effects != 0, axis=0)
+        ends = np.sort([effect.low / gain.delta[0], effect.high / gain.delta[0]], axis=0)
+        low, high = np.where(unchanged, ends[0], low), np.where(unchanged, ends[1], high)
     shared = {
         "task": group.task,
         "protocol": group.protocol,

@@ -57,7 +57,10 @@ def test_shares_by_hand() -> None:
     assert forward["share_ci_low"] < 0.5 < forward["share_ci_high"] < 1
     # Taking the part away loses 15 of the 20 items that distillation brought.
     assert (backward["effect"], backward["share"]) == (pytest.approx(15 / 40), pytest.approx(0.75))
-    assert (nothing["effect"], nothing["share"], nothing["share_ci_low"]) == (0, 0, 0)
+    assert (nothing["effect"], nothing["share"]) == (0, 0)
+    # Not one of 40 items differs: 1 − 0.025^(1/40) either way, over a gain of one half.
+    assert nothing["share_ci_high"] == pytest.approx(2 * (1 - 0.025 ** (1 / 40)))
+    assert nothing["share_ci_low"] == pytest.approx(-nothing["share_ci_high"])
     assert nothing["weight_change"] == 2.0
     assert not table["at_chance"].any()
 
