@@ -48,7 +48,7 @@ def write_delta_outputs(folder: Path, shares: pd.DataFrame, *, n_layers: int, ti
 
 
 def delta_report(result: DeltaRun, most: int = 5) -> str:
-    """What `lensprune delta` prints: the pair, the gain of each task and protocol, and the parts that carry most of it."""
+    """What `lensprune delta` prints: the pair, the gain of each task and protocol, the parts that carry most of it."""
     shares = result.shares()
     ranks = result.weights_against_effect()
     parts = [f"{for_terminal(result.base)} → {for_terminal(result.distilled)}: " + "; ".join(result.notes)]
