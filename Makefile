@@ -7,7 +7,9 @@ TORCH ?= torch==2.13.0
 # A second environment, with the last TransformerLens that has HookedTransformer.
 VENV3 := .venv-tl3
 
-.PHONY: demo test test-main test-hooked-transformer parity families quick lint format clean
+DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
+
+.PHONY: demo test test-main test-hooked-transformer parity families bench quick lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "== setting up $(VENV)"
@@ -58,6 +60,10 @@ families: $(VENV)/.installed
 parity: $(VENV)/.installed
 	@echo "== prompts, ids, scores and metrics against lm-eval"
 	$(BIN)/python -m pytest tests/parity
+
+bench: $(VENV)/.installed
+	@echo "== time against lm-eval, into tests/benchmarks/results.json"
+	$(BIN)/python -m tests.benchmarks --data-dir $(DATA_DIR) --out tests/benchmarks/results.json
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
