@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -35,6 +36,7 @@ class BridgeModel:
         self._facts = facts
         self._raw_model = raw_model
         self._hook_names = frozenset(bridge.hook_dict)
+        self._cache_argument = _hand_on_cache(bridge)
 
     @property
     def facts(self) -> ModelFacts:
@@ -73,9 +75,9 @@ class BridgeModel:
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=logits_to_keep,
+            **{self._cache_argument: cache},
         )
         return output.logits
 
@@ -90,6 +92,27 @@ class BridgeModel:
     def hook_names(self) -> frozenset[str]:
         """Every hook name that `hooks` accepts, aliases included."""
         return self._hook_names
+
+
+def _hand_on_cache(bridge: Any) -> str:
+    """Let the bridge's attention see the key/value cache, and return the name of the model's own argument for it.
+
+    transformers 5.24 renamed ``past_key_values`` to ``cache`` on models, layers and attention, while TransformerLens
+    4.3 reads the old name alone: without this the cache stays empty, and every decoded token sees only itself.
+    """
+    parameters = inspect.signature(bridge.original_model.forward).parameters
+    if "cache" not in parameters:
+        return "past_key_values"
+
+    def rename(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if "cache" in kwargs and kwargs.get("past_key_values") is None:
+            kwargs = {**kwargs, "past_key_values": kwargs["cache"]}
+            del kwargs["cache"]
+        return args, kwargs
+
+    for block in bridge.blocks:
+        block.attn.register_forward_pre_hook(rename, with_kwargs=True)
+    return "cache"
 
 
 def hookless_twin(model: PreTrainedModel) -> PreTrainedModel:

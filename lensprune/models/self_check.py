@@ -34,7 +34,7 @@ def check_hook_points(model: HookedModel, *, intervene: bool = True) -> None:
 
     Args:
         intervene: also zero one head and check that this changes the logits, and that they come back bit for bit when
-            the hook is gone.
+            the hook is gone; and that a key/value cache is filled.
 
     Raises:
         UserError: a required hook point is missing, silent or of another shape; the message names the architecture.
@@ -72,6 +72,7 @@ def check_hook_points(model: HookedModel, *, intervene: bool = True) -> None:
     _refuse(model, "gives another shape at", wrong)
     if intervene:
         _check_intervention(model, clean, z_size)
+        _check_cache(model)
 
 
 def _check_intervention(model: HookedModel, clean: torch.Tensor, z_size: dict[int, torch.Tensor]) -> None:
@@ -97,6 +98,20 @@ def _check_intervention(model: HookedModel, clean: torch.Tensor, z_size: dict[in
         f"{model.facts.name}: zeroing attn.hook_z of the strongest head of any of {len(strongest)} layers left the "
         "logits unchanged, so ablations would silently do nothing"
     )
+
+
+def _check_cache(model: HookedModel) -> None:
+    # A cache that stays empty gives fluent nonsense rather than an error.
+    cache = model.new_cache()
+    ids = torch.zeros(1, _POSITIONS, dtype=torch.long, device=next(model.module.parameters()).device)
+    with torch.no_grad():
+        model.forward(ids, torch.ones_like(ids), torch.arange(_POSITIONS, device=ids.device)[None], cache=cache)
+    length = cache.get_seq_length() if hasattr(cache, "get_seq_length") else _POSITIONS
+    if length != _POSITIONS:
+        raise LensPruneError(
+            f"{model.facts.name}: the key/value cache holds {length} of {_POSITIONS} tokens after a forward pass, so "
+            "generation would not see its own prompt: this transformers and this transformer-lens do not fit together"
+        )
 
 
 def _logits(model: HookedModel, hooks: list[NamedHook] | None = None) -> torch.Tensor:

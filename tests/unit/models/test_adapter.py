@@ -137,3 +137,14 @@ def test_the_prefix_token_is_bos_else_eos() -> None:
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="neither a BOS nor an EOS"):
         prefix_token_id(as_hooked_model(bridge(), tokenizer=tokenizer))
+
+
+def test_a_cache_that_stays_empty_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = BridgeModel.forward
+
+    def without_cache(self: BridgeModel, *args: Any, cache: Any = None, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(BridgeModel, "forward", without_cache)
+    with pytest.raises(LensPruneError, match="cache holds 0 of 6 tokens"):
+        load_model(folder(), device="cpu")
