@@ -20,6 +20,7 @@ from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan
 from lensprune.engine.edits import LayerEdits, RowEdit
 from lensprune.errors import LensPruneError
 from lensprune.models.base import HookedModel
+from lensprune.models.bridge import hookless_twin
 
 __all__ = ["FlatBatch", "LayerStack", "UnsupportedByFastPath"]
 
@@ -61,11 +62,13 @@ class LayerStack:
     """
 
     def __init__(self, model: HookedModel) -> None:
-        raw = getattr(model, "raw_model", None)
+        raw: Any = getattr(model, "raw_model", None)
         if raw is None:
             raise UnsupportedByFastPath(
                 "no hook-free twin of the model: load it with lensprune.load_model rather than booting it yourself"
             )
+        # A tree of its own over the same tensors, because its attention is replaced for good.
+        raw = hookless_twin(raw)
         bridge: Any = model.module
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))

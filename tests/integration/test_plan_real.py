@@ -54,7 +54,9 @@ import lensprune as lp
 task, protocol, limit, executor, batch_tokens = sys.argv[1:]
 lp.sweep("smollm2-135m", [task], [protocol], lp.VariantSelection("layers", layers="15"), limit=int(limit),
          executor=executor, batch_tokens=int(batch_tokens), device="cpu", progress=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")] if sys.platform == "linux" else []
+# A child's ru_maxrss begins with its parent's memory on Linux; VmHWM is the process's own.
+print(int(peak[0].split()[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
