@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -80,8 +81,8 @@ def trace_tokens(
     if executor == "forked":
         try:
             stack = LayerStack(model)
-        except UnsupportedByFastPath:
-            stack = None
+        except UnsupportedByFastPath as reason:
+            warnings.warn(f"the traces of this model take the hooked path: {reason}", stacklevel=2)
     traces: list[list[TokenTrace | None]] = [[None] * len(requests) for _ in variants]
     fast = [i for i, variant in enumerate(variants) if stack is not None and not variant.hooks]
     slow = [i for i in range(len(variants)) if i not in fast]

@@ -27,10 +27,10 @@ class Side:
 
     def call(self, method: str, *args: Any) -> Any:
         self._pipe.send((method, args))
-        kind, value = self._pipe.recv()
-        if kind == "error":
-            raise RuntimeError(f"{method} failed in the other process:\n{value}")
-        return value
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"{method} failed in the other process, whose traceback stands above") from None
 
 
 @contextmanager
@@ -52,8 +52,6 @@ def started(kind: str, work: Work, model: str, data_dir: Path, threads: int) -> 
 
 
 def _serve(pipe: Connection, kind: str, work: Work, model: str, data_dir: Path, threads: int) -> None:
-    import traceback
-
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     import torch
 
@@ -64,16 +62,13 @@ def _serve(pipe: Connection, kind: str, work: Work, model: str, data_dir: Path, 
             method, args = pipe.recv()
         except EOFError:
             return
-        try:
-            if method == "load":
-                side = _side(kind)(work, model, data_dir)
-                pipe.send(("value", getattr(side, "facts", {})))
-            elif method == "peak_rss":
-                pipe.send(("value", _peak_rss()))
-            else:
-                pipe.send(("value", getattr(side, method)(*args)))
-        except Exception:
-            pipe.send(("error", traceback.format_exc()))
+        if method == "load":
+            side = _side(kind)(work, model, data_dir)
+            pipe.send(getattr(side, "facts", {}))
+        elif method == "peak_rss":
+            pipe.send(_peak_rss())
+        else:
+            pipe.send(getattr(side, method)(*args))
 
 
 def _side(kind: str) -> Any:

@@ -178,7 +178,7 @@ def test_rows_with_a_wrong_column(column: str, value: Any, absent: bool) -> None
     other = {**GOOD_ROW, "id": "x-2"}
     text = "\n".join(json.dumps(r) for r in (row, other))
     message = read_rows(tiny("llama"), "facts", "facts", text)
-    assert message is None or ("\n" not in message.strip() or len(message) < 4000)
+    assert message is None or "facts" in message
 
 
 @CASES
@@ -202,12 +202,14 @@ def test_files_that_are_no_rows(text: str) -> None:
 )
 def test_prompts_of_gsm8k(question: str, answer: Any) -> None:
     text = json.dumps({"question": question, "answer": answer})
-    read_rows(tiny("llama"), "gsm8k", "gsm8k", text)
+    message = read_rows(tiny("llama"), "gsm8k", "gsm8k", text)
+    assert message is None or "gsm8k" in message
 
 
-def test_ten_megabytes_in_a_row_are_read_or_refused_quickly() -> None:
+def test_ten_megabytes_in_a_row_are_cut_to_the_context() -> None:
     big = {**GOOD_ROW, "question_stem": "word " * 2_000_000}
-    read_rows(tiny("llama"), "facts", "facts", json.dumps(big) + "\n" + json.dumps({**GOOD_ROW, "id": "x-2"}))
+    text = json.dumps(big) + "\n" + json.dumps({**GOOD_ROW, "id": "x-2"})
+    assert read_rows(tiny("llama"), "facts", "facts", text) is None
 
 
 def test_the_same_id_twice_is_refused() -> None:
