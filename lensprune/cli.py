@@ -17,6 +17,7 @@ from lensprune import __version__
 from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import heads as heads_command
+from lensprune.commands import report as report_command
 from lensprune.commands.options import add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
 
@@ -70,6 +71,7 @@ def _parser() -> _Parser:
     attribute_command.add_arguments(
         command("attribute", attribute_command.run, "say which heads, edges and paths make a task's answers")
     )
+    report_command.add_arguments(command("report", report_command.run, "write a run as one HTML page, or compare two"))
     resumed = command("resume", _resume, "continue a run where it stopped")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")
@@ -232,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lensprune: {type(error).__name__}: {_one_line(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"lensprune: {_one_line(str(stop)) or 'stopped'}", file=sys.stderr)
+        print(f"lensprune: {_one_line(str(stop)) or 'stopped: give the same command again to go on'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output is gone (``lensprune tasks | head``); what is buffered can't be flushed at exit.

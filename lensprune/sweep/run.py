@@ -131,11 +131,11 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
                 logger.warning("%s was damaged: it is set aside in %s and computed again", name, folder / "damaged")  # type: ignore[operator]
         try:
             _execute(prepared, executor, store, progress)
+            run = Run(prepared.spec, store, folder)
+            if folder is not None:
+                run.save()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_stopped(prepared, store, folder)) from None
-        run = Run(prepared.spec, store, folder)
-        if folder is not None:
-            run.save()
     return run
 
 

@@ -208,6 +208,7 @@ class RunStore:
                 sync_folder(self.folder.parent)
             # Only now: until the spec is there, anything else in the folder means that it is not ours.
             self.records_folder.mkdir(exist_ok=True)
+            sync_folder(self.folder)
         except OSError as error:
             raise write_error(error, self.folder) from None
         self._may_set_aside = True
@@ -246,7 +247,11 @@ class RunStore:
         try:
             aside.mkdir(exist_ok=True)
             number = len(list(aside.iterdir()))
+            # A rename would replace a file of that name, if some were taken out of the folder meanwhile.
+            while (aside / f"{number}-{path.name}").exists():
+                number += 1
             path.rename(aside / f"{number}-{path.name}")
+            sync_folder(aside)
         except OSError as error:
             raise write_error(error, aside) from None
         self.set_aside.append(path.name)
