@@ -10,9 +10,10 @@ import torch
 
 from lensprune.attribution.pairs import PromptPair, pair_batches
 from lensprune.attribution.patching import same_length
-from lensprune.attribution.runs import Edit, capture, edit_hook, run_hooked
+from lensprune.attribution.runs import capture, run_hooked
 from lensprune.attribution.sites import Direction, SiteName, check_sites, effects_table, hook_of, targets
 from lensprune.attribution.spread import Spread
+from lensprune.engine.activations import START, KeptActivations
 from lensprune.errors import unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
@@ -72,22 +73,11 @@ def metric_gradients(
     model: HookedModel, tokens: torch.Tensor, metric: Any, names: Sequence[str]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Metric of every row, activations at the named hook points, and the gradient of the summed metric there."""
-    kept: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Edit:
-        def look(activation: torch.Tensor) -> torch.Tensor:
-            if name == "blocks.0.hook_resid_pre":
-                # Frozen weights would leave no graph to differentiate: it starts here.
-                activation = activation.detach().requires_grad_()
-            kept[name] = activation
-            # Some hook points show a reshaped view; giving it back puts the view itself into the graph.
-            return activation
-
-        return look
-
-    wanted = list(dict.fromkeys(["blocks.0.hook_resid_pre", *names]))
+    activations = KeptActivations()
+    kept = activations.kept
+    wanted = list(dict.fromkeys([START, *names]))
     with torch.enable_grad():
-        values = metric(run_hooked(model, tokens, [(name, edit_hook(keep(name))) for name in wanted]))
+        values = metric(run_hooked(model, tokens, [(name, activations.keep(name)) for name in wanted]))
         gradients = torch.autograd.grad(values.sum(), [kept[name] for name in names])
     return (
         values.detach(),

@@ -37,6 +37,8 @@ class BridgeModel:
         self._raw_model = raw_model
         self._hook_names = frozenset(bridge.hook_dict)
         self._cache_argument = _hand_on_cache(bridge)
+        if facts.dtype == "float64":
+            _bound_masks(bridge)
 
     @property
     def facts(self) -> ModelFacts:
@@ -113,6 +115,23 @@ def _hand_on_cache(bridge: Any) -> str:
     for block in bridge.blocks:
         block.attn.register_forward_pre_hook(rename, with_kwargs=True)
     return "cache"
+
+
+def _bound_masks(bridge: Any) -> None:
+    """Keep float64 masks finite in float32, in which TransformerLens's attention adds them.
+
+    Otherwise a padded position, which may attend to nothing, is NaN there, and every position of its row after it.
+    """
+    least = torch.finfo(torch.float32).min
+
+    def bound(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.float64:
+            kwargs = {**kwargs, "attention_mask": mask.clamp(min=least)}
+        return args, kwargs
+
+    for block in bridge.blocks:
+        block.attn.register_forward_pre_hook(bound, with_kwargs=True)
 
 
 def hookless_twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,0 +1,100 @@
+"""Estimates of removing a head are the derivative along the way from its activation to the ablated one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lensprune.ablation.hooks import BatchState, VariantHooks
+from lensprune.ablation.reference import ReferenceActivations, collect_reference
+from lensprune.ablation.variants import CLEAN, Variant, each_head, each_kv_group, each_layer
+from lensprune.engine import HookedExecutor
+from lensprune.engine.estimates import estimate_logprobs
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse
+from tests.families import FAMILIES
+from tests.models_cache import tiny
+from tests.unit.attribution.test_nodes import double
+
+REQUESTS = [
+    LoglikelihoodRequest((3, 5, 7, 11), (2, 9)),
+    LoglikelihoodRequest((4, 6), (8,)),
+    LoglikelihoodRequest((1, 2, 3, 4, 5, 6, 7), (3, 1, 4)),
+]
+PROMPTS = [(9, 8, 7, 6, 5), (20, 30, 40)]
+# Norms and softmax compute in float32 whatever the model's type.
+STEP = 3e-3
+
+
+def reference_for(model: HookedModel, variants: list[Variant]) -> ReferenceActivations | None:
+    if not any(v.needs_reference for v in variants):
+        return None
+    return collect_reference(model, PROMPTS, variants, mode="pooled", donor_seed=0, description="test")
+
+
+def logprobs(model: HookedModel, variant: Variant) -> torch.Tensor:
+    # One row a batch: the hooks of a test know no padding.
+    [answered] = HookedExecutor(model, max_tokens=1).run(REQUESTS, [variant])
+    values = [r.logprob for r in answered.responses if isinstance(r, LoglikelihoodResponse)]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def part_of_the_way(model: HookedModel, variant: Variant, reference: Any, share: float) -> Variant:
+    state = BatchState()
+    [(site, replaced)] = VariantHooks(model, variant, state, reference).named
+
+    def step(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        state.position_ids = torch.arange(activation.shape[1])[None].expand(len(activation), -1)
+        after = replaced(activation, hook)
+        assert after is not None
+        return activation + share * (after - activation)
+
+    return Variant("step", hooks=((site, step),))
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mixtral"])
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_estimate_is_the_derivative(family: str, kind: Any) -> None:
+    model = double(family)
+    variants = each_head(model, kind)[::5]
+    reference = reference_for(model, variants)
+    clean, estimated = estimate_logprobs(model, REQUESTS, variants, reference=reference, max_tokens=16)
+    torch.testing.assert_close(clean, logprobs(model, CLEAN), rtol=0, atol=1e-5)
+    for variant, own in zip(variants, estimated, strict=True):
+        there = logprobs(model, part_of_the_way(model, variant, reference, STEP))
+        back = logprobs(model, part_of_the_way(model, variant, reference, -STEP))
+        torch.testing.assert_close(own, (there - back) / (2 * STEP), rtol=0.03, atol=3e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_a_groups_estimate_is_the_sum_of_its_heads(family: str) -> None:
+    model = tiny(family)
+    groups, heads = each_kv_group(model, "zero"), each_head(model, "zero")
+    _, of_groups = estimate_logprobs(model, REQUESTS, groups)
+    _, of_heads = estimate_logprobs(model, REQUESTS, heads)
+    size = len(heads) // len(groups)
+    torch.testing.assert_close(of_groups, of_heads.unflatten(0, (len(groups), size)).sum(1))
+    assert float(of_heads.abs().min()) > 0
+
+
+def test_batches_and_padding_do_not_matter() -> None:
+    model = tiny("llama")
+    variants = each_head(model, "mean")
+    reference = reference_for(model, variants)
+    done: list[int] = []
+    together = estimate_logprobs(model, REQUESTS, variants, reference=reference, progress=done.append)
+    apart = estimate_logprobs(model, REQUESTS, variants, reference=reference, max_tokens=1)
+    assert done == [3]
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "variant", [each_layer(tiny("llama"), "skip")[1], Variant("mine", hooks=(("blocks.0.attn.hook_z", print),))]
+)
+def test_only_heads_and_groups_can_be_estimated(variant: Variant) -> None:
+    with pytest.raises(UserError, match=f"{variant.name} is not the removal of one head"):
+        estimate_logprobs(tiny("llama"), REQUESTS, [variant])
