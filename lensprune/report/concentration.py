@@ -4,18 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
+import pandas as pd
 from matplotlib.axes import Axes
 
 from lensprune.analysis.concentration import lorenz, null_effects
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.errors import UserError
+from lensprune.report.style import colours, panels
 
-__all__ = ["lorenz_curves"]
+__all__ = ["lorenz_curves", "lorenz_data"]
 
 _DRAWS = 500
+_FEW = 4
+_MARKERS = "os^Dv<>P*X"
+
+
+def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFrame:
+    """What `lorenz_curves` draws: task, protocol, measure, at_chance, share_of_parts, share_of_effect, null_low,
+    null_high (95% range of the noise null).
+
+    Raises:
+        UserError: nothing to draw: every effect is 0.
+    """
+    frames = []
+    for own in effects:
+        if not np.any(own.effects != 0):
+            continue
+        low, high = np.nanquantile(lorenz(null_effects(own.differences, _DRAWS, seed)), [0.025, 0.975], axis=0)
+        curve = {"share_of_parts": np.linspace(0, 1, len(own.variants) + 1), "share_of_effect": lorenz(own.effects)}
+        place = {"task": own.task, "protocol": own.protocol, "measure": own.measure, "at_chance": own.at_chance}
+        frames.append(pd.DataFrame({**place, **curve, "null_low": low, "null_high": high}))
+    if not frames:
+        raise UserError("there is nothing to draw: no removed part changed anything")
+    return pd.concat(frames, ignore_index=True)
 
 
 def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int = 0) -> Axes:
@@ -27,25 +49,33 @@ def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int 
     Raises:
         UserError: nothing to draw: every effect is 0.
     """
-    drawn = [own for own in effects if np.any(own.effects != 0)]
-    if not drawn:
-        raise UserError("there is nothing to draw: no removed part changed anything")
-    with sns.axes_style("ticks", rc={"axes.spines.top": False, "axes.spines.right": False}):
-        _, ax = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
-    for own, colour in zip(drawn, sns.color_palette("colorblind", len(drawn)), strict=True):
-        share = np.linspace(0, 1, len(own.variants) + 1)
-        null = lorenz(null_effects(own.differences, _DRAWS, seed))
-        low, high = np.nanquantile(null, [0.025, 0.975], axis=0)
-        ax.fill_between(share, low, high, color=colour, alpha=0.15, linewidth=0)
-        label = f"{own.task}, {own.protocol}" + (" (at chance)" if own.at_chance else "")
-        ax.plot(share, lorenz(own.effects), color=colour, linestyle="--" if own.at_chance else "-", label=label)
+    data = lorenz_data(effects, seed=seed)
+    curves = list(data.groupby(["task", "protocol"], sort=False))
+    _, (ax,) = panels(1, size=(5.6, 4.4), title=title)
+    for i, ((task, protocol), own) in enumerate(curves):
+        colour, unclear = colours(len(curves))[i], bool(own["at_chance"].iloc[0])
+        share = own["share_of_parts"]
+        ax.fill_between(share, own["null_low"], own["null_high"], color=colour, alpha=0.15, linewidth=0)
+        # Markers in places of their own tell lines apart where colours do not.
+        ax.plot(
+            share,
+            own["share_of_effect"],
+            color=colour,
+            linestyle="--" if unclear else "-",
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=4,
+            markevery=(i, max(1, len(own) // 8)),
+            label=f"{task}, {protocol}" + (" (at chance)" if unclear else ""),
+        )
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.9, linestyle=":", label="all equal")
     ax.set(
         xlabel="share of removed parts, strongest first",
-        ylabel=f"share of total |change in {drawn[0].measure}|",
+        ylabel=f"share of total |change in {data['measure'].iloc[0]}|",
         xlim=(0, 1),
         ylim=(0, 1.01),
-        title=title,
     )
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    if len(curves) <= _FEW:
+        ax.legend(fontsize=8, frameon=False, loc="lower right")
+    else:
+        ax.legend(fontsize=6.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

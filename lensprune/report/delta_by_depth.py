@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -13,13 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
+from lensprune.report.style import GREY, MARKERS, panels, protocol_colours
 
-__all__ = ["delta_by_depth", "drawable"]
-
-_PROTOCOLS = ("default", "continuation", "generate")
-_MARKERS = {"default": "o", "continuation": "s", "generate": "^"}
-_GREY = "0.55"
-_STYLE = {"axes.spines.top": False, "axes.spines.right": False}
+__all__ = ["delta_by_depth", "delta_by_depth_data", "drawable"]
 
 
 def drawable(summary: pd.DataFrame) -> bool:
@@ -27,7 +22,14 @@ def drawable(summary: pd.DataFrame) -> bool:
     return bool((summary["layer"].notna() & summary["delta"].notna()).any())
 
 
-def _chosen_kind(summary: pd.DataFrame, component: str | None, ablation: str | None) -> pd.DataFrame:
+def delta_by_depth_data(
+    summary: pd.DataFrame, component: str | None = None, ablation: str | None = None
+) -> pd.DataFrame:
+    """The rows of `summary` that `delta_by_depth` draws: one kind of component and ablation, each of one layer.
+
+    Raises:
+        UserError: nothing to draw.
+    """
     frame = summary[summary["layer"].notna() & summary["delta"].notna()]
     if component is not None:
         frame = frame[frame["component"] == component]
@@ -65,20 +67,12 @@ def delta_by_depth(
     Raises:
         UserError: nothing to draw.
     """
-    frame = _chosen_kind(summary, component, ablation)
+    frame = delta_by_depth_data(summary, component, ablation)
     tasks = list(dict.fromkeys(frame["task"]))
     depth = n_layers or int(frame["layer"].max()) + 1
-    colours = dict(zip(_PROTOCOLS, sns.color_palette("colorblind"), strict=False))
-    with sns.axes_style("ticks", rc=_STYLE):
-        figure, grid = plt.subplots(
-            1,
-            len(tasks),
-            figsize=(min(6.4 if len(tasks) == 1 else 4.6 * len(tasks), 20.0), 4.9),
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-    axes = list(grid[0])
+    colours = protocol_colours()
+    size = (6.4 if len(tasks) == 1 else 4.6, 4.9)
+    _, axes = panels(len(tasks), size=size, sharey=True, title=title)
     for ax, task in zip(axes, tasks, strict=True):
         handles = _panel(ax, frame[frame["task"] == task], depth, colours)
         part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
@@ -91,8 +85,6 @@ def delta_by_depth(
         # Below the panel: inside it there is no corner that a line or a band may not reach.
         ax.legend(handles=handles, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     axes[0].set_ylabel("Δμ (accuracy − clean accuracy)")
-    if title:
-        figure.suptitle(title, fontsize=11)
     return axes
 
 
@@ -107,15 +99,15 @@ def _panel(
     for protocol in dict.fromkeys(frame["protocol"]):
         own = frame[frame["protocol"] == protocol].sort_values(["layer", "head"])
         at_chance = bool(own["at_chance"].iloc[0])
-        colour = _GREY if at_chance else colours.get(protocol, "black")
+        colour = GREY if at_chance else colours.get(protocol, "black")
         clean, chance, n = own["accuracy_clean"].iloc[0], own["chance"].iloc[0], int(own["n"].iloc[0])
         label = f"{protocol}: clean {clean:.2f}, n {n}" + (f" (at chance {chance:.2f})" if at_chance else "")
         dashes: Literal["-", "--", "none"] = "--" if at_chance else "-"
-        marker = _MARKERS.get(protocol, "d")
+        marker = MARKERS.get(protocol, "d")
         layers = own["layer"].astype(int).to_numpy()
         if own["head"].notna().any():
             dashes = "none"
-            shift = 0.22 * (list(_MARKERS).index(protocol) - 1) if protocol in _MARKERS else 0.0
+            shift = 0.22 * (list(MARKERS).index(protocol) - 1) if protocol in MARKERS else 0.0
             ax.scatter(
                 layers + shift,
                 own["delta"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,36 +13,26 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
+from lensprune.report.style import colours, panels
 
 __all__ = ["effect_against_weights", "effect_by_depth"]
 
 _DIRECTIONS = {"forward": "into the base", "backward": "out of the distilled"}
 _MARKERS = {"forward": "o", "backward": "s"}
-_STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.alpha": 0.35,
-}
 
 
 def _panels(shares: pd.DataFrame, title: str) -> list[tuple[Axes, str, pd.DataFrame]]:
     if shares.empty:
         raise UserError("there is nothing to draw: no swap was measured")
     groups = list(shares.groupby(["task", "protocol"], sort=False))
-    with sns.axes_style("ticks", rc=_STYLE):
-        figure, grid = plt.subplots(
-            1, len(groups), figsize=(min(5.2 * len(groups) + 0.6, 22), 4.4), sharey=True, squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return [(ax, ", ".join(map(str, key)), own) for ax, (key, own) in zip(grid[0], groups, strict=True)]
+    _, axes = panels(len(groups), size=(5.4, 4.4), sharey=True, title=title)
+    for ax in axes:
+        ax.grid(axis="y", alpha=0.35)
+    return [(ax, ", ".join(map(str, key)), own) for ax, (key, own) in zip(axes, groups, strict=True)]
 
 
 def _colours() -> dict[str, Any]:
-    return dict(zip(_DIRECTIONS, sns.color_palette("colorblind"), strict=False))
+    return dict(zip(_DIRECTIONS, colours(len(_DIRECTIONS)), strict=True))
 
 
 def _gain_label(own: pd.DataFrame) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
+from lensprune.report.style import SEQUENTIAL, SIGNED, panels
 
 __all__ = ["head_heatmaps"]
 
 _COLUMNS = 4
-_SIGNED = "vlag"
-_POSITIVE = "rocket_r"
 
 
 def head_heatmaps(
@@ -46,15 +43,10 @@ def head_heatmaps(
     kinds = list(dict.fromkeys(frame[by]))
     if not kinds:
         raise UserError("there are no head values to draw")
-    columns = min(_COLUMNS, len(kinds))
-    n_rows = math.ceil(len(kinds) / columns)
     n_layers, n_heads = int(frame["layer"].max()) + 1, int(frame["head"].max()) + 1
-    width, height = min(1.6 + 0.24 * n_heads, 6.0), min(1.3 + 0.16 * n_layers, 7.0)
-    figure, grid = plt.subplots(
-        n_rows, columns, figsize=(width * columns, height * n_rows), squeeze=False, layout="constrained"
-    )
-    axes = list(grid.ravel())
-    for ax, kind in zip(axes, kinds, strict=False):
+    size = (min(1.6 + 0.24 * n_heads, 6.0), min(1.3 + 0.16 * n_layers, 7.0))
+    _, axes = panels(len(kinds), size=size, columns=_COLUMNS, title=title)
+    for ax, kind in zip(axes, kinds, strict=True):
         own = frame[frame[by] == kind]
         table = own.pivot(index="layer", columns="head", values=value).reindex(
             index=range(n_layers), columns=range(n_heads)
@@ -63,11 +55,7 @@ def head_heatmaps(
         ax.invert_yaxis()
         ax.set(title=str(kind), xlabel="head", ylabel="layer")
         ax.tick_params(labelsize=7)
-    for ax in axes[len(kinds) :]:
-        ax.set_axis_off()
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return axes[: len(kinds)]
+    return axes
 
 
 def _scale(values: np.ndarray, unit: bool) -> dict[str, Any]:
@@ -75,5 +63,5 @@ def _scale(values: np.ndarray, unit: bool) -> dict[str, Any]:
     largest = float(np.abs(finite).max()) if len(finite) else 1.0
     look: dict[str, Any] = {"cbar_kws": {"shrink": 0.7}}
     if len(finite) and finite.min() < 0:
-        return {**look, "cmap": _SIGNED, "vmin": -(largest or 1.0), "vmax": largest or 1.0}
-    return {**look, "cmap": _POSITIVE, "vmin": 0.0, "vmax": 1.0 if unit else largest or 1.0}
+        return {**look, "cmap": SIGNED, "vmin": -(largest or 1.0), "vmax": largest or 1.0}
+    return {**look, "cmap": SEQUENTIAL, "vmin": 0.0, "vmax": 1.0 if unit else largest or 1.0}

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
+from lensprune.report.style import colours, panels
 
-__all__ = ["removal_figure"]
+__all__ = ["removal_data", "removal_figure"]
+
+
+def removal_data(table: pd.DataFrame) -> pd.DataFrame:
+    """What `removal_figure` draws: task, protocol, order, k, accuracy (mean of the random orders), low, high (range of
+    the middle 95% of the random orders; of one order its own accuracy), n_orders, accuracy_clean."""
+    keys = ["task", "protocol", "order", "k"]
+    grouped = table.groupby(keys, sort=False)
+    data = grouped.agg(
+        accuracy=("accuracy", "mean"), n_orders=("seed", "nunique"), accuracy_clean=("accuracy_clean", "first")
+    )
+    low, high = (grouped["accuracy"].quantile(share) for share in (0.025, 0.975))
+    return data.assign(low=low, high=high).reset_index()
 
 
 def removal_figure(table: pd.DataFrame, *, mode: str = "remove", title: str = "") -> list[Axes]:
@@ -22,27 +33,21 @@ def removal_figure(table: pd.DataFrame, *, mode: str = "remove", title: str = ""
     Raises:
         UserError: nothing to draw.
     """
-    panels = list(table.groupby(["task", "protocol"], sort=False))
-    if not panels:
+    if table.empty:
         raise UserError("there are no curves to draw")
-    with sns.axes_style("ticks", rc={"axes.spines.top": False, "axes.spines.right": False}):
-        _, grid = plt.subplots(
-            1, len(panels), figsize=(4.6 * len(panels), 3.8), squeeze=False, sharey=True, layout="constrained"
-        )
-    for ax, ((task, protocol), own) in zip(grid[0], panels, strict=True):
+    data = removal_data(table)
+    groups = list(data.groupby(["task", "protocol"], sort=False))
+    _, axes = panels(len(groups), sharey=True, title=title)
+    for ax, ((task, protocol), own) in zip(axes, groups, strict=True):
         names = list(dict.fromkeys(own["order"]))
-        for name, colour in zip(names, sns.color_palette("colorblind", len(names)), strict=True):
-            curve = own[own["order"] == name].groupby("k")["accuracy"]
-            middle = curve.mean()
-            label = name.replace("_", " ") + (f" ({own['seed'].max() + 1})" if name == "random" else "")
-            ax.plot(middle.index, middle.to_numpy(), marker="o", markersize=3.5, color=colour, label=label)
+        for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True)):
+            curve = own[own["order"] == name]
+            label = name.replace("_", " ") + (f" ({curve['n_orders'].max()})" if name == "random" else "")
+            ax.plot(curve["k"], curve["accuracy"], marker="os^Dv"[i % 5], markersize=4, color=colour, label=label)
             if name == "random":
-                band = curve.quantile([0.025, 0.975]).unstack()
-                ax.fill_between(band.index, band[0.025], band[0.975], color=colour, alpha=0.15, linewidth=0)
+                ax.fill_between(curve["k"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
         ax.axhline(own["accuracy_clean"].iloc[0], color="0.5", linewidth=0.9, linestyle=":", label="clean")
         verb = "removed" if mode == "remove" else "kept"
         ax.set(title=f"{task}, {protocol}", xlabel=f"heads {verb}", ylabel="accuracy")
         ax.legend(fontsize=8, frameon=False)
-    if title:
-        grid[0][0].figure.suptitle(title, fontsize=11)
-    return list(grid[0])
+    return axes

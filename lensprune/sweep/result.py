@@ -17,9 +17,9 @@ from lensprune.analysis.head_effects import ItemEffects, read_effects
 from lensprune.analysis.overlap import overlap
 from lensprune.analysis.protocol_gap import protocol_gap, task_gap
 from lensprune.analysis.signatures import MARGIN, signatures
-from lensprune.analysis.summary import summarise
+from lensprune.analysis.summary import Group, read_group, summarise
 from lensprune.errors import UserError, unknown_name
-from lensprune.sweep.records import SCHEMA
+from lensprune.sweep.records import SCHEMA, CellKey
 from lensprune.sweep.spec import SweepSpec
 from lensprune.sweep.store import CellStore, RunStore
 
@@ -54,6 +54,25 @@ class Run:
         """(task, protocol) pairs."""
         return [(cell.task, cell.protocol) for cell in self.spec.cells]
 
+    def finished(self) -> list[CellKey]:
+        """Cells (variant, task, protocol) that are measured, by task and protocol and then in the spec's order."""
+        order = {name: i for i, name in enumerate(self.spec.variant_names)}
+        places = {pair: i for i, pair in enumerate(self.cells)}
+        return sorted(self._store.finished(), key=lambda k: (places[k.task, k.protocol], order[k.variant]))
+
+    def group(self, task: str, protocol: str) -> Group | None:
+        """Outcomes of every finished cell of one (task, protocol), item by item; ``None`` when none is finished.
+
+        Raises:
+            UserError: a name that is not part of this run.
+        """
+        self._check(task, protocol)
+        return read_group(self._store, task, protocol, self.spec.variant_names)
+
+    def cell(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
+        """Records of one finished cell, in the order of its items, as they are stored; all columns or some."""
+        return self._store.read(key, columns)
+
     @cached_property
     def _summary(self) -> pd.DataFrame:
         return summarise(self._store, self.cells, self.spec.variant_names)
@@ -71,11 +90,9 @@ class Run:
         self._check(task, protocol)
         if variant is not None and variant not in self.spec.variant_names:
             raise unknown_name("variant", variant, self.spec.variant_names)
-        order = {name: i for i, name in enumerate(self.spec.variant_names)}
-        places = {pair: i for i, pair in enumerate(self.cells)}
         keys = [
             key
-            for key in sorted(self._store.finished(), key=lambda k: (places[k.task, k.protocol], order[k.variant]))
+            for key in self.finished()
             if variant in (None, key.variant) and task in (None, key.task) and protocol in (None, key.protocol)
         ]
         tables = [self._store.read(key) for key in keys]
@@ -208,17 +225,52 @@ class Run:
         found = self.effects(component=component, ablation=ablation, measure=measure)
         return lorenz_curves(found, title=self.spec.model)
 
-    def plot(self, task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
-        """Δμ against depth, one line a protocol; one Axes, or a list with one for each task.
+    def plot(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
+        """Draw the run; one Axes, or a list where there are several panels.
+
+        =================  ===================================================================================
+        ``depth``          Δμ against depth, one line a protocol, with intervals and the line of chance
+        ``heads``          Δμ of each head, layers × heads, significant ones marked
+        ``protocols``      Δμ under one protocol against another, on the same items
+        ``concentration``  Lorenz curves: how much of the total change the strongest parts hold
+        ``failures``       kinds of failure stacked by removed layer
+        ``open_closed``    Δμ with the book closed and open
+        =================  ===================================================================================
+
+        `plot_data` gives the table that a figure draws.
 
         Raises:
-            UserError: a name that is not part of this run, or no variant with a layer of its own.
+            UserError: an unknown kind, a name that is not part of this run, or nothing to draw.
         """
-        from lensprune.report.delta_by_depth import delta_by_depth
+        from lensprune.report.figures import figure_of
 
         self._check(task, protocol)
-        axes = delta_by_depth(self._of(task, protocol), n_layers=self.spec.n_layers, title=self.spec.model)
-        return axes[0] if len(axes) == 1 else axes
+        axes = figure_of(self, kind, task, protocol).draw()
+        return axes[0] if isinstance(axes, list) and len(axes) == 1 else axes
+
+    def plot_data(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+        """The tidy table that `plot` draws.
+
+        Raises:
+            UserError: as `plot`.
+        """
+        from lensprune.report.figures import figure_of
+
+        self._check(task, protocol)
+        return figure_of(self, kind, task, protocol).data()
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the run as one self-contained HTML page; see `lensprune.report.page.write_report`.
+
+        Args:
+            path: the file; ``None`` takes ``report.html`` in the run's folder.
+
+        Raises:
+            UserError: a run in memory without `path`, or a place that can't be written to.
+        """
+        from lensprune.report.page import write_report
+
+        return write_report(self, path)
 
     def save(self, folder: str | Path | None = None) -> Path:
         """Write summary.csv and figures into the run's folder; a run in memory is first written to `folder`.

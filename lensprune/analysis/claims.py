@@ -1,0 +1,103 @@
+"""The claims of arXiv 2510.02091 about depth, each answered by the signatures of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lensprune.analysis.signatures import AT_CHANCE
+
+__all__ = ["CLAIMS", "Claim", "ClaimFound", "claim_verdict", "claims_found", "task_kind"]
+
+_KINDS = {
+    "knowledge": (
+        "arc_challenge", "arc_easy", "boolq", "commonsense_qa", "facts", "facts_open", "hellaswag", "mmlu",
+        "openbookqa", "openbookqa_open", "winogrande",
+    ),
+    "retrieval": ("kv_retrieval",),
+    "reasoning": ("arithmetic", "gsm8k", "gsm8k_cot", "mathqa", "svamp", "word_problems"),
+}  # fmt: skip
+_LIKELIHOODS = ("default", "continuation")
+
+
+def task_kind(task: str) -> str | None:
+    """``knowledge``, ``retrieval`` or ``reasoning``, by the task's name without parameters; else ``None``."""
+    base = task.partition("[")[0]
+    return next((kind for kind, names in _KINDS.items() if base in names), None)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`text` says what the paper reports; `applies` picks the rows of `signatures` (signature, task, protocol) that
+    answer it, and `needs` says what a run must hold to have any."""
+
+    text: str
+    needs: str
+    applies: Callable[[str, str, str], bool]
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "Under likelihood protocols the first layers are the critical ones.",
+        "single layers removed over the whole depth, under default or continuation",
+        lambda signature, task, protocol: signature == "early drop" and protocol in _LIKELIHOODS,
+    ),
+    Claim(
+        "Generation also needs the middle and deep layers.",
+        "single layers removed over the whole depth, under generate",
+        lambda signature, task, protocol: signature == "deep loss of generation",
+    ),
+    Claim(
+        "Likelihood stays flat under the removal of later layers where generation drops.",
+        "generate and a likelihood protocol on the same items",
+        lambda signature, task, protocol: signature == "likelihood flat, generation drops",
+    ),
+    Claim(
+        "Knowledge and retrieval lie in the shallow layers.",
+        "a knowledge or retrieval task, and single layers removed over the whole depth",
+        lambda signature, task, protocol: signature == "early drop" and task_kind(task) in ("knowledge", "retrieval"),
+    ),
+    Claim(
+        "Reasoning relies on the deeper layers.",
+        "a reasoning task under generate, and single layers removed over the whole depth",
+        lambda signature, task, protocol: signature == "deep loss of generation" and task_kind(task) == "reasoning",
+    ),
+    Claim(
+        "Distillation moves where reasoning lies.",
+        "a base and a distilled model: lensprune delta measures it",
+        lambda signature, task, protocol: False,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ClaimFound:
+    """A claim, the verdict over its rows, and the rows (columns of `SIGNATURE_COLUMNS`)."""
+
+    claim: Claim
+    verdict: str
+    rows: pd.DataFrame
+
+
+def claim_verdict(verdicts: pd.Series) -> str:
+    """One word for several rows: ``seen`` or ``not seen`` where every row that can be resolved says so, ``mixed`` where
+    they disagree, ``not resolvable`` where none can be resolved (too few items, or the clean model at chance), and
+    ``not measured`` without rows."""
+    if verdicts.empty:
+        return "not measured"
+    said = set(verdicts) - {AT_CHANCE, "not resolvable"}
+    if not said:
+        return "not resolvable"
+    return said.pop() if len(said) == 1 else "mixed"
+
+
+def claims_found(signatures: pd.DataFrame) -> list[ClaimFound]:
+    """Every claim of `CLAIMS` with its rows out of `lensprune.analysis.signatures`."""
+    found = []
+    for claim in CLAIMS:
+        keys = zip(signatures["signature"], signatures["task"], signatures["protocol"], strict=True)
+        rows = signatures[[claim.applies(*key) for key in keys]] if len(signatures) else signatures
+        found.append(ClaimFound(claim, claim_verdict(rows["verdict"]), rows.reset_index(drop=True)))
+    return found

@@ -1,0 +1,24 @@
+"""``lensprune report``."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("folder", metavar="FOLDER", help="run folder")
+    parser.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to compare with the first")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the page (default: report.html in FOLDER, or against-FOLDER.html in OTHER)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the page and print where it is."""
+    from lensprune.report.pages import report
+
+    print(report(arguments.folder, arguments.other, out=arguments.out))
+    return 0

@@ -1,0 +1,68 @@
+"""The look of every figure: colours that the colour-blind can tell apart, a marker for each, and panels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["GREY", "MARKERS", "PROTOCOLS", "SEQUENTIAL", "SIGNED", "colours", "panels", "protocol_colours"]
+
+PROTOCOLS = ("default", "continuation", "generate")
+MARKERS = {"default": "o", "continuation": "s", "generate": "^"}
+"""Colour never stands alone: in grey print the markers tell protocols apart."""
+GREY = "0.55"
+SIGNED = "vlag"
+SEQUENTIAL = "rocket_r"
+_STYLE = {"axes.spines.top": False, "axes.spines.right": False}
+_WIDEST = 20.0
+
+
+def colours(n: int) -> list[Any]:
+    """`n` colours of seaborn's colour-blind palette (Wong 2011); above ten, of one with even steps of brightness."""
+    most = len(sns.color_palette("colorblind"))
+    return list(sns.color_palette("colorblind", n) if n <= most else sns.color_palette("viridis", n))
+
+
+def protocol_colours() -> dict[str, Any]:
+    """A colour for each protocol, the same in every figure."""
+    return dict(zip(PROTOCOLS, colours(len(PROTOCOLS)), strict=True))
+
+
+def panels(
+    n: int,
+    *,
+    size: tuple[float, float] = (4.6, 3.8),
+    columns: int | None = None,
+    sharex: bool = False,
+    sharey: bool = False,
+    title: str = "",
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `n` panels in rows of `columns` (default: one row), each `size` inches.
+
+    Returns:
+        The figure and its `n` axes; places left over in the last row are blank.
+    """
+    across = min(columns or n, n)
+    down = -(-n // across)
+    # Names of tasks and tokens may hold $, which would be read as mathematics.
+    with sns.axes_style("ticks", rc=_STYLE), plt.rc_context({"text.parse_math": False}):
+        figure, grid = plt.subplots(
+            down,
+            across,
+            figsize=(min(size[0] * across, _WIDEST), size[1] * down),
+            squeeze=False,
+            sharex=sharex,
+            sharey=sharey,
+            layout="constrained",
+        )
+    axes: Sequence[Axes] = list(grid.ravel())
+    for ax in axes[n:]:
+        ax.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure, list(axes[:n])

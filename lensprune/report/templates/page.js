@@ -1,0 +1,169 @@
+"use strict";
+// Text of models and data reaches the page through textContent alone, so it can never become markup.
+
+function sortTable(table, column, button) {
+  const head = button.closest("th");
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const rows = Array.from(table.tBodies[0].rows).map((row) => [value(row), row]);
+  const numeric = head.classList.contains("number");
+  rows.sort(([a], [b]) => {
+    if (!numeric) return up ? a.localeCompare(b, "en", { numeric: true }) : b.localeCompare(a, "en", { numeric: true });
+    if (a === "" || b === "") return (a === "") - (b === "");  // what is missing stays below
+    return up ? Number(a) - Number(b) : Number(b) - Number(a);
+  });
+  for (const [, row] of rows) table.tBodies[0].append(row);
+}
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  Array.from(table.tHead.rows[0].cells).forEach((cell, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = cell.textContent;
+    button.addEventListener("click", () => sortTable(table, column, button));
+    cell.replaceChildren(button);
+  });
+}
+
+for (const form of document.querySelectorAll("form[data-table]")) {
+  const table = document.getElementById(form.dataset.table);
+  const said = form.querySelector("output");
+  const apply = () => {
+    const wanted = {};
+    for (const box of form.querySelectorAll("select")) if (box.value) wanted[box.name] = box.value;
+    const typed = form.querySelector("input").value.toLowerCase();
+    let shown = 0;
+    for (const row of table.tBodies[0].rows) {
+      const fits = Object.entries(wanted).every(([name, value]) => row.dataset[name] === value)
+        && row.textContent.toLowerCase().includes(typed);
+      row.hidden = !fits;
+      shown += fits;
+    }
+    said.textContent = `${shown} rows`;
+  };
+  form.addEventListener("input", apply);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  apply();
+}
+
+const store = document.getElementById("records");
+if (store) browse(JSON.parse(store.textContent));
+
+function browse(data) {
+  const PAGE = 50;
+  const form = document.getElementById("browser-filters");
+  const body = document.querySelector("#browser tbody");
+  const said = document.getElementById("browser-count");
+  const previous = document.getElementById("browser-previous");
+  const next = document.getElementById("browser-next");
+  const PREDICTION = 4, TEXT = 5, CORRECT = 6, FAILURE = 7, LOGPROB = 8;
+  let page = 0, chosen = [], sortBy = null;
+
+  const field = (name) => form.elements[name];
+  const fill = (name, values) => values.forEach((value, i) => field(name).append(new Option(value, String(i))));
+  const distinct = (values) => [...new Set(values)];
+  const tasks = distinct(data.cells.map((cell) => cell[0])), protocols = distinct(data.cells.map((cell) => cell[1]));
+  const layers = distinct(data.rows.map((row) => row[3]).filter((layer) => layer !== null)).sort((a, b) => a - b);
+  fill("task", tasks);
+  fill("protocol", protocols);
+  fill("variant", data.variants);
+  fill("failure", data.failures);
+  for (const layer of layers) field("layer").append(new Option(`layer ${layer}`, String(layer)));
+  const cleanOf = (row) => data.clean[row[0]][row[1]];
+
+  function outcome(row) {
+    const before = cleanOf(row)[3], after = row[CORRECT];
+    return before && !after ? "lost" : !before && after ? "won" : before ? "both right" : "both wrong";
+  }
+
+  function fits(row) {
+    const [task, protocol] = data.cells[row[0]];
+    const is = (name, value) => field(name).value === "" || field(name).value === String(value);
+    const typed = field("text").value.toLowerCase();
+    const clean = cleanOf(row);
+    return is("task", tasks.indexOf(task)) && is("protocol", protocols.indexOf(protocol)) && is("variant", row[2])
+      && is("failure", row[FAILURE]) && is("layer", row[3]) && is("outcome", outcome(row))
+      && (!typed || [row[1], row[PREDICTION], row[TEXT], ...clean.slice(0, 3)].some(
+        (text) => text !== null && text.toLowerCase().includes(typed)));
+  }
+
+  const keys = [
+    (row) => row[1], (row) => data.cells[row[0]].join(" "), (row) => data.variants[row[2]], outcome,
+    (row) => cleanOf(row)[0] ?? "", (row) => cleanOf(row)[2] ?? "", (row) => row[TEXT] ?? "",
+    (row) => data.failures[row[FAILURE]],
+  ];
+
+  function cell(line, text, kind) {
+    const box = line.insertCell();
+    if (kind === "answer") {
+      const block = document.createElement("div");
+      block.className = "answer";
+      block.textContent = text;
+      box.append(block);
+    } else {
+      box.textContent = text;
+      if (kind) box.className = kind;
+    }
+    return box;
+  }
+
+  function answered(line, prediction, text, logprob) {
+    const box = cell(line, text ?? "(no text)", "answer");
+    const note = document.createElement("div");
+    note.className = "soft";
+    note.textContent = (prediction === null ? "no answer found" : prediction === text ? "" : `answer: ${prediction}`)
+      + (logprob === null ? "" : ` log p of the right answer ${logprob.toFixed(2)}`);
+    if (note.textContent) box.append(note);
+  }
+
+  function draw() {
+    const pages = Math.max(1, Math.ceil(chosen.length / PAGE));
+    page = Math.min(Math.max(page, 0), pages - 1);
+    body.replaceChildren();
+    for (const row of chosen.slice(page * PAGE, (page + 1) * PAGE)) {
+      const line = body.insertRow(), clean = cleanOf(row), what = outcome(row);
+      cell(line, row[1]);
+      cell(line, data.cells[row[0]].join(", "));
+      cell(line, data.variants[row[2]]);
+      cell(line, what, what === "lost" ? "wrong" : what === "won" ? "right" : "");
+      cell(line, clean[0] ?? "", "answer");
+      answered(line, clean[1], clean[2], clean[5]);
+      answered(line, row[PREDICTION], row[TEXT], row[LOGPROB]);
+      cell(line, data.failures[row[FAILURE]]);
+    }
+    previous.disabled = page === 0;
+    next.disabled = page >= pages - 1;
+    said.textContent = `${chosen.length} records, page ${page + 1} of ${pages}`;
+  }
+
+  function choose() {
+    chosen = data.rows.filter(fits);
+    if (sortBy) {
+      const key = keys[sortBy.column], sign = sortBy.up ? 1 : -1;
+      chosen.sort((a, b) => sign * key(a).localeCompare(key(b), "en", { numeric: true }));
+    }
+    page = 0;
+    draw();
+  }
+
+  Array.from(document.querySelectorAll("#browser thead th")).forEach((head, column, all) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    button.addEventListener("click", () => {
+      sortBy = { column, up: !(sortBy && sortBy.column === column && sortBy.up) };
+      for (const other of all) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", sortBy.up ? "ascending" : "descending");
+      choose();
+    });
+    head.replaceChildren(button);
+  });
+  form.addEventListener("input", choose);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(choose));
+  previous.addEventListener("click", () => { page -= 1; draw(); });
+  next.addEventListener("click", () => { page += 1; draw(); });
+  choose();
+}

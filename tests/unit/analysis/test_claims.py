@@ -1,0 +1,63 @@
+"""Verdicts on the paper's claims follow from the rows, and nothing is said without them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensprune.ablation.variants import Variant
+from lensprune.analysis.claims import CLAIMS, claim_verdict, claims_found, task_kind
+from lensprune.analysis.signatures import SIGNATURE_COLUMNS
+from lensprune.sweep.result import Run
+from lensprune.tasks import task_names
+from tests.unit.report.runs import layers_run
+
+
+def verdicts(run: Run) -> list[str]:
+    return [found.verdict for found in claims_found(run.signatures())]
+
+
+def test_a_model_as_the_paper_has_it() -> None:
+    assert verdicts(layers_run(n=200)) == ["seen"] * 5 + ["not measured"]
+
+
+def test_a_model_that_needs_its_last_layers_under_every_protocol() -> None:
+    def right(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
+        return np.arange(n) % 2 == 0 if variant.layer is not None and variant.layer >= 7 else np.ones(n, bool)
+
+    found = verdicts(layers_run(right=right, n=200))
+    assert found == ["not seen", "seen", "not seen", "not seen", "seen", "not measured"]
+
+
+def test_at_chance_and_few_items_resolve_nothing() -> None:
+    def right(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
+        return np.arange(n) % 4 == 0
+
+    assert set(verdicts(layers_run(right=right))) == {"not resolvable", "not measured"}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([], "not measured"),
+        (["seen", "not resolvable"], "seen"),
+        (["seen", "not seen"], "mixed"),
+        (["at chance", "not resolvable"], "not resolvable"),
+        (["not seen"], "not seen"),
+    ],
+)
+def test_verdict_of_rows(said: list[str], expected: str) -> None:
+    assert claim_verdict(pd.Series(said, dtype=object)) == expected
+
+
+def test_without_signatures_nothing_is_measured() -> None:
+    found = claims_found(pd.DataFrame(columns=list(SIGNATURE_COLUMNS)))
+    assert len(found) == len(CLAIMS)
+    assert {one.verdict for one in found} == {"not measured"}
+
+
+def test_every_task_has_a_kind() -> None:
+    assert [name for name in task_names() if task_kind(name) is None] == []
+    assert task_kind("arithmetic[operands=3]") == "reasoning"
+    assert task_kind("mine") is None

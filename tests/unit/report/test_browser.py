@@ -1,0 +1,176 @@
+"""The report in a real browser: nothing on the console, sorting and filtering work, hostile text stays text."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+
+from tests.unit.report.runs import HOSTILE, N_LAYERS, heads_run, layers_run
+
+mpl.use("agg")
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    binary = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("no headless browser: install chromium and chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1250,900"):
+        options.add_argument(argument)
+    if os.geteuid() == 0:
+        # Chromium's sandbox refuses to work for root, as in a container.
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        # No network at all: whatever the page asked for would show on the console.
+        opened.execute_cdp_cmd("Network.enable", {})
+        opened.execute_cdp_cmd(
+            "Network.emulateNetworkConditions",
+            {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+        )
+        yield opened
+    finally:
+        opened.quit()
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    script = (
+        "return Array.from(document.querySelectorAll(arguments[0])).filter(e => e.offsetParent).map(e => e.textContent)"
+    )
+    return list(browser.execute_script(script, selector))
+
+
+def count(browser: Any) -> str:
+    return browser.execute_script("return document.getElementById('browser-count').textContent")
+
+
+def choose(browser: Any, form: str, name: str, value: str) -> None:
+    browser.execute_script(
+        "const f = document.querySelector(arguments[0]).elements[arguments[1]]; f.value = arguments[2];"
+        "f.dispatchEvent(new Event('input', {bubbles: true}))",
+        form,
+        name,
+        value,
+    )
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    run = layers_run(tmp_path_factory.mktemp("report") / "run", text=HOSTILE)
+    browser.get(run.report().as_uri())
+    return browser
+
+
+def test_nothing_is_on_the_console_and_hostile_text_did_not_run(opened: Any) -> None:
+    assert opened.get_log("browser") == []
+    assert opened.execute_script("return window.hit") is None
+    assert opened.execute_script("return document.querySelectorAll('img:not([src^=\"data:image/svg\"])').length") == 0
+    shown = texts(opened, "#browser td:nth-child(6) .answer")[0]
+    assert shown == HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\u001b")
+
+
+def test_every_picture_is_drawn(opened: Any) -> None:
+    sizes = opened.execute_script(
+        "return Array.from(document.images).map(i => [i.complete, i.naturalWidth, i.alt.length])"
+    )
+    assert len(sizes) == 4
+    assert all(complete and width > 100 and alt > 20 for complete, width, alt in sizes)
+
+
+def test_the_table_sorts_by_number_and_filters(opened: Any) -> None:
+    opened.execute_script(
+        "Array.from(document.querySelectorAll('#summary-table th button')).find(b => b.textContent === 'Δμ').click()"
+    )
+    ordered = [float(text.replace("−", "-")) for text in texts(opened, "#summary-table td:nth-child(7)")]
+    assert ordered == sorted(ordered)
+    assert len(ordered) == 4 * N_LAYERS
+    opened.execute_script(
+        "Array.from(document.querySelectorAll('#summary-table th button')).find(b => b.textContent === 'Δμ').click()"
+    )
+    ordered = [float(text.replace("−", "-")) for text in texts(opened, "#summary-table td:nth-child(7)")]
+    assert ordered == sorted(ordered, reverse=True)
+    choose(opened, "form[data-table]", "task", "facts")
+    choose(opened, "form[data-table]", "contains", "L3.skip")
+    assert texts(opened, "#summary-table td:nth-child(2)") == ["facts"] * 2
+    assert texts(opened, "form[data-table] output") == ["2 rows"]
+
+
+def test_the_browser_of_items_filters_sorts_and_turns_pages(opened: Any) -> None:
+    total = 40 * 4 * N_LAYERS
+    assert count(opened) == f"{total} records, page 1 of {total // 50}"
+    opened.execute_script("document.getElementById('browser-next').click()")
+    assert "page 2 of" in count(opened)
+    choose(opened, "#browser-filters", "outcome", "lost")
+    lost = 2 * (2 * 40 + 9 * 20)
+    assert count(opened).startswith(f"{lost} records, page 1")
+    choose(opened, "#browser-filters", "layer", "0")
+    choose(opened, "#browser-filters", "protocol", "1")
+    assert count(opened) == "80 records, page 1 of 2"
+    assert set(texts(opened, "#browser td:nth-child(3)")) == {"L0.skip"}
+    choose(opened, "#browser-filters", "text", "item 39")
+    assert texts(opened, "#browser td:nth-child(1)") == ["item 39", "item 39"]
+    opened.execute_script("document.querySelector('#browser-filters button[type=reset]').click()")
+    opened.execute_async_script("setTimeout(arguments[0], 50)")
+    assert count(opened).startswith(f"{total} records")
+    opened.execute_script("document.querySelector('#browser th button').click()")
+    assert texts(opened, "#browser td:nth-child(1)") == ["item 0"] * 40 + ["item 1"] * 10
+
+
+def test_the_keyboard_reaches_and_works_the_page(opened: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened.refresh()
+    opened.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+    opened.switch_to.active_element.send_keys(Keys.TAB)
+    assert opened.switch_to.active_element.text == "Skip to the content"
+    button = opened.execute_script("return document.querySelector('#browser th button')")
+    button.send_keys(Keys.ENTER)
+    assert button.find_element("xpath", "..").get_attribute("aria-sort") == "ascending"
+    unnamed = opened.execute_script(
+        "return Array.from(document.querySelectorAll('select, input, button, a'))"
+        ".filter(e => !(e.labels && e.labels.length) && !e.textContent.trim()).length"
+    )
+    assert unnamed == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_both_colour_schemes(opened: Any, scheme: str) -> None:
+    opened.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    ratio = opened.execute_script("""
+      const light = (c) => { const [r, g, b] = c.match(/\\d+/g).map(v => { v /= 255;
+        return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; }); return .2126 * r + .7152 * g + .0722 * b; };
+      const paper = light(getComputedStyle(document.body).backgroundColor);
+      return ['body', 'caption', 'nav a', '.wrong', '.right', 'figcaption'].map(s => document.querySelector(s))
+        .filter(e => e).map(e => { const ink = light(getComputedStyle(e).color);
+          return (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05); });
+    """)
+    # WCAG 2.2, level AA
+    assert min(ratio) >= 4.5
+    assert len(ratio) >= 5
+
+
+def test_other_pages_are_quiet_too(browser: Any, tmp_path: Path) -> None:
+    from lensprune.report.compare import write_comparison
+
+    a, b = heads_run(folder=tmp_path / "a"), heads_run(folder=tmp_path / "b")
+    for page in (a.report(), write_comparison(a, b)):
+        browser.get(page.as_uri())
+        assert browser.get_log("browser") == []
+        assert len(texts(browser, "table")) >= 2

@@ -1,0 +1,165 @@
+"""Every figure draws the table that it gives, and refuses what it has nothing for."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+
+import lensprune as lp
+from lensprune.errors import UserError
+from lensprune.report.figures import KINDS, run_figures
+from lensprune.report.head_scatter import head_function_scatter
+from lensprune.report.protocol_pairs import protocol_pairs
+from lensprune.report.removal import removal_data, removal_figure
+from lensprune.report.token_map import token_map, token_map_data
+from tests.unit.report.runs import N_LAYERS, heads_run, layers_run
+
+mpl.use("agg")
+
+
+@pytest.fixture(scope="module")
+def layers() -> lp.Run:
+    return layers_run()
+
+
+@pytest.fixture(scope="module")
+def heads() -> lp.Run:
+    return heads_run()
+
+
+@pytest.fixture(autouse=True)
+def _close() -> object:
+    yield
+    plt.close("all")
+
+
+def first(axes: Axes | list[Axes]) -> Axes:
+    return axes[0] if isinstance(axes, list) else axes
+
+
+def test_an_unknown_kind_names_the_kinds(layers: lp.Run) -> None:
+    with pytest.raises(UserError, match="did you mean depth") as caught:
+        layers.plot("dept")
+    assert all(kind in str(caught.value) for kind in KINDS)
+
+
+def test_a_run_has_the_figures_that_it_can_draw(layers: lp.Run, heads: lp.Run) -> None:
+    assert [figure.name for figure in run_figures(layers)] == [
+        "delta_by_depth",
+        "protocols",
+        "concentration",
+        "failures",
+    ]
+    assert "heads" in [figure.name for figure in run_figures(heads)]
+    with pytest.raises(UserError, match="no single head"):
+        layers.plot("heads")
+    with pytest.raises(UserError, match="facts_open"):
+        layers.plot("open_closed")
+
+
+@pytest.mark.parametrize("kind", ["depth", "protocols", "concentration", "failures"])
+def test_every_kind_draws_and_gives_its_data(layers: lp.Run, kind: str) -> None:
+    assert first(layers.plot(kind)).has_data()
+    assert len(layers.plot_data(kind)) > 0
+
+
+def test_the_head_map_shows_the_needed_head_and_marks_it(heads: lp.Run) -> None:
+    data = heads.plot_data("heads", task="facts", protocol="generate")
+    needed = data[(data["layer"] == 1) & (data["head"] == 2)].iloc[0]
+    assert needed["delta"] == -0.5
+    assert data["significant"].sum() == 1
+    assert needed["significant"]
+    ax = first(heads.plot("heads", task="facts", protocol="generate"))
+    drawn = ax.collections[0].get_array()
+    assert drawn is not None
+    grid = np.ma.filled(np.asarray(drawn, float), np.nan).reshape(N_LAYERS, -1)
+    assert grid[1, 2] == -0.5
+    assert np.nansum(grid) == -0.5
+    assert ax.collections[1].get_offsets().tolist() == [[2.5, 1.5]]
+
+
+def test_protocols_ring_only_what_differs(layers: lp.Run) -> None:
+    gap = layers.protocol_gap("facts")
+    ax = protocol_pairs(gap)[0]
+    ringed = ax.collections[1].get_offsets()
+    assert len(ringed) == int((gap["q_value"] <= 0.05).sum()) == N_LAYERS - 1
+
+
+def test_failures_add_up(layers: lp.Run) -> None:
+    counts = layers.plot_data("failures")
+    assert counts.groupby(["task", "protocol", "layer"])["share"].sum().tolist() == pytest.approx([1.0] * len(counts.groupby(["task", "protocol", "layer"])))  # fmt: skip
+    lost = counts[(counts["layer"] == 0) & (counts["failure"] == "wrong_answer")]
+    assert lost["share"].tolist() == [1.0] * 4
+    assert counts[(counts["layer"] == -1) & (counts["failure"] == "none")]["share"].tolist() == [1.0] * 4
+
+
+def test_closed_and_open_book() -> None:
+    run = layers_run(tasks=("facts", "facts_open"))
+    data = run.plot_data("open_closed")
+    assert set(data["task_a"]) == {"facts"}
+    assert set(data["task_b"]) == {"facts_open"}
+    axes = run.plot("open_closed")
+    assert isinstance(axes, list)
+    assert len(axes) == 2
+    lines = axes[0].get_lines()
+    assert any(len(line.get_xdata()) == N_LAYERS for line in lines)  # type: ignore[arg-type]
+
+
+def test_lorenz_data_begin_at_nothing_and_end_at_all(heads: lp.Run) -> None:
+    data = heads.plot_data("concentration", task="facts", protocol="generate")
+    assert data["share_of_effect"].iloc[[0, 1, -1]].tolist() == [0, 1, 1]
+    assert len(data) == 9
+
+
+def test_removal_data_are_means_and_ranges() -> None:
+    rows = [("t", "default", "important_first", -1, 1, 0.2, 0.9)]
+    rows += [("t", "default", "random", seed, 1, value, 0.9) for seed, value in enumerate([0.4, 0.6, 0.8])]
+    columns = ["task", "protocol", "order", "seed", "k", "accuracy", "accuracy_clean"]
+    table = pd.DataFrame(rows, columns=columns)
+    data = removal_data(table).set_index("order")
+    assert data.loc["random", "accuracy"] == pytest.approx(0.6)
+    assert data.loc["random", "low"] == pytest.approx(0.41)
+    assert data.loc["random", "n_orders"] == 3
+    assert len(removal_figure(table)) == 1
+
+
+def test_head_functions_against_effects() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.uniform(size=12)
+    joined = pd.DataFrame(
+        {
+            "layer": np.arange(12) // 4, "head": np.arange(12) % 4, "induction": score, "task": "t", "protocol": "generate",
+            "ablation": "zero", "delta": -score, "q_value": 0.5, "at_chance": False,
+        }
+    )  # fmt: skip
+    ax = head_function_scatter(joined, "induction")[0]
+    assert "ρ −1.00" in ax.get_title().replace("-", "−")
+    assert ax.texts[0].get_text() == f"L{int(score.argmax()) // 4}.H{int(score.argmax()) % 4}"
+    with pytest.raises(UserError, match="induction"):
+        head_function_scatter(joined, "inductoin")
+
+
+def test_token_map_places_effects_and_escapes_tokens() -> None:
+    frame = pd.DataFrame(
+        [
+            ("resid", layer, -1, position, float(layer == 1 and position == 2))
+            for layer in range(2)
+            for position in range(3)
+        ],
+        columns=["site", "layer", "head", "position", "effect"],
+    )
+    tokens = ["$a$", "\u202e", "\n"]
+    ax = token_map(frame, tokens)[0]
+    drawn = np.asarray(ax.collections[0].get_array()).reshape(2, 3)
+    assert drawn.tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["$a$", "\\u202e", "\\n"]
+    ax.figure.canvas.draw()
+    assert token_map_data(frame, tokens)["token"].tolist() == tokens * 2
+    with pytest.raises(UserError, match="by_position"):
+        token_map(frame.assign(position=-1), tokens)
+    with pytest.raises(UserError, match="2 tokens are given for 3 positions"):
+        token_map(frame, tokens[:2])

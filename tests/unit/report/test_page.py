@@ -1,0 +1,141 @@
+"""The report's text: whole, escaped, capped as it says, and honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensprune.ablation.variants import Variant
+from lensprune.cli import main
+from lensprune.errors import UserError
+from lensprune.report.browser_rows import browser_rows, shares_of
+from lensprune.report.compare import runs_gap
+from lensprune.report.page import write_report
+from lensprune.sweep.records import CellKey
+from tests.unit.report.runs import HOSTILE, N_LAYERS, heads_run, layers_run
+
+mpl.use("agg")
+
+
+def payload(page: str) -> dict:
+    found = re.search(r'<script type="application/json" id="records">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_a_report_holds_everything_and_names_nothing_outside(tmp_path: Path) -> None:
+    run = layers_run(tmp_path / "run")
+    path = run.report()
+    assert path == tmp_path / "run" / "report.html"
+    page = path.read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "http://" not in re.sub(r"data:image[^\"]*", "", page)
+    assert page.count("<figure>") == 4
+    for text in ("What was run", "Likelihood stays flat", "seen", "Δμ", run.spec.digest):
+        assert text in page
+    summary = base64.b64decode(re.findall(r'href="data:text/csv;base64,([^"]*)" download="summary.csv"', page)[0])
+    assert pd.read_csv(io.BytesIO(summary))["delta"].tolist() == pytest.approx(run.summary()["delta"].tolist())
+    everything = pd.read_csv(tmp_path / "run" / "records.csv")
+    assert len(everything) == 40 * 4 * (N_LAYERS + 1)
+    assert json.loads(everything["metrics"].iloc[0]) == {"acc": 1.0}
+
+
+def test_hostile_text_is_never_markup(tmp_path: Path) -> None:
+    run = layers_run(tmp_path / "run", text=HOSTILE, tasks=("facts",), n=4)
+    page = run.report().read_text(encoding="utf-8")
+    assert "window.hit" in page
+    assert "<script>window" not in page
+    assert "<img src=x" not in page
+    assert page.count("</script>") == 2
+    assert "\u202e" not in page
+    assert "\x1b" not in page
+    shown = payload(page)["rows"][0]
+    assert shown[5] == HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\u001b")
+
+
+def test_the_browser_is_capped_and_says_so(tmp_path: Path) -> None:
+    run = layers_run(tmp_path / "run", tasks=("facts",))
+    rows = browser_rows(run, 100)
+    assert (rows.shown, rows.total) == (100, 40 * 2 * N_LAYERS)
+    clean, cells = rows.payload["clean"], rows.payload["cells"]
+    lost = [row for row in rows.payload["rows"] if clean[str(row[0])][row[1]][3] != row[6]]
+    # 20 cells share 100 rows; in the 11 that lose anything all five are losses.
+    assert len(lost) == 5 * 11
+    assert cells == [["facts", "default"], ["facts", "generate"]]
+    page = write_report(run, most_records=100).read_text(encoding="utf-8")
+    assert "100 of 800 records are here" in page
+    assert len(payload(page)["rows"]) == 100
+    assert len(pd.read_csv(tmp_path / "run" / "records.csv")) == 40 * 2 * (N_LAYERS + 1)
+
+
+def test_shares_are_even_and_used_up() -> None:
+    sizes = {CellKey(str(i), "t", "p"): n for i, n in enumerate([1, 100, 100, 0])}
+    assert list(shares_of(sizes, 10).values()) == [1, 5, 4, 0]
+    assert list(shares_of(sizes, 1000).values()) == [1, 100, 100, 0]
+    assert list(shares_of(sizes, 2).values()) == [1, 1, 0, 0]
+
+
+def test_heads_have_a_report_without_verdicts(tmp_path: Path) -> None:
+    page = heads_run(folder=tmp_path / "run").report().read_text(encoding="utf-8")
+    assert "Nothing can be said" in page
+    assert page.count(">not measured<") == 6
+    assert "L1.H2.zero" in page
+
+
+def test_a_model_at_chance_ranks_nothing(tmp_path: Path) -> None:
+    def right(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
+        return np.arange(n) % 4 == 0
+
+    page = layers_run(tmp_path / "run", right=right).report().read_text(encoding="utf-8")
+    assert "On no task does the clean model beat chance" in page
+    assert "clean model at chance" in page
+
+
+def test_a_run_in_memory_wants_a_name(tmp_path: Path) -> None:
+    run = layers_run(n=4)
+    with pytest.raises(UserError, match="name the file"):
+        run.report()
+    assert run.report(tmp_path / "page.html").is_file()
+    with pytest.raises(UserError, match="is a folder"):
+        run.report(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        run.report(tmp_path / "nowhere" / "page.html")
+
+
+def test_two_runs_are_paired_where_their_items_are_the_same(tmp_path: Path) -> None:
+    def weaker(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
+        return np.arange(n) % 2 == 0 if variant.layer == 3 else np.ones(n, bool)
+
+    a = layers_run(tmp_path / "a", tasks=("facts",), protocols=("default",))
+    b = layers_run(tmp_path / "b", tasks=("facts",), protocols=("default",), right=weaker)
+    gap = runs_gap(a, b).set_index("variant")
+    assert gap.loc["L0.skip", "gap"] == 1.0
+    assert gap.loc["L3.skip", "gap"] == -0.5
+    assert gap.loc["L5.skip", "gap"] == 0.0
+    assert gap.loc["L3.skip", "ci_high"] < 0
+    other = layers_run(tmp_path / "c", tasks=("facts",), protocols=("default",), right=weaker, items_hash="j" * 64)
+    unpaired = runs_gap(a, other).set_index("variant")
+    assert unpaired.loc["L3.skip", "gap"] == -0.5
+    assert unpaired["ci_low"].isna().all()
+    assert set(unpaired["note"]) == {"other items: not paired"}
+    with pytest.raises(UserError, match="share no"):
+        runs_gap(a, layers_run(n=4, tasks=("arithmetic",)))
+
+
+def test_the_command_writes_both_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        layers_run(tmp_path / name, n=8)
+    assert main(["report", str(tmp_path / "a")]) == 0
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    pages = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert pages == [tmp_path / "a" / "report.html", tmp_path / "b" / "against-a.html"]
+    assert "a (A) and b (B)" in pages[1].read_text(encoding="utf-8")
+    assert main(["report", str(tmp_path / "nothing")]) == 2
