@@ -91,7 +91,8 @@ def test_protocols_ring_only_what_differs(layers: lp.Run) -> None:
 
 def test_failures_add_up(layers: lp.Run) -> None:
     counts = layers.plot_data("failures")
-    assert counts.groupby(["task", "protocol", "layer"])["share"].sum().tolist() == pytest.approx([1.0] * len(counts.groupby(["task", "protocol", "layer"])))  # fmt: skip
+    sums = counts.groupby(["task", "protocol", "layer"])["share"].sum()
+    assert sums.tolist() == pytest.approx([1.0] * 4 * (N_LAYERS + 1))
     lost = counts[(counts["layer"] == 0) & (counts["failure"] == "wrong_answer")]
     assert lost["share"].tolist() == [1.0] * 4
     assert counts[(counts["layer"] == -1) & (counts["failure"] == "none")]["share"].tolist() == [1.0] * 4
@@ -132,8 +133,8 @@ def test_head_functions_against_effects() -> None:
     score = rng.uniform(size=12)
     joined = pd.DataFrame(
         {
-            "layer": np.arange(12) // 4, "head": np.arange(12) % 4, "induction": score, "task": "t", "protocol": "generate",
-            "ablation": "zero", "delta": -score, "q_value": 0.5, "at_chance": False,
+            "layer": np.arange(12) // 4, "head": np.arange(12) % 4, "induction": score, "task": "t",
+            "protocol": "generate", "ablation": "zero", "delta": -score, "q_value": 0.5, "at_chance": False,
         }
     )  # fmt: skip
     ax = head_function_scatter(joined, "induction")[0]
