@@ -141,7 +141,7 @@ def compare_page(a: Run, b: Run) -> str:
         # The figure of open and closed books, with the two runs in their place.
         names = [f"A: {_name(a)}", f"B: {_name(b)}"]
         labelled = by_layer.assign(
-            task_a=names[0], task_b=names[1], protocol_b=by_layer["task"] + ", " + by_layer["protocol"],
+            task_a=names[0], task_b=names[1], protocol_b=by_layer["task"] + "\n" + by_layer["protocol"],
             n=by_layer["n"].fillna(0),
         )  # fmt: skip
         depth = max(a.spec.n_layers, b.spec.n_layers)

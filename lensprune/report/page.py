@@ -155,7 +155,7 @@ def run_page(run: Run, records: Path, most_records: int = MOST_RECORDS) -> str:
                 "text": found.claim.text,
                 "verdict": found.verdict,
                 "needs": found.claim.needs,
-                "table": table(found.rows, _CLAIM_SHOWN),
+                "table": table(found.rows, _claim_columns(found.rows)),
             }
             for found in claims_found(signed)
         ],
@@ -165,6 +165,12 @@ def run_page(run: Run, records: Path, most_records: int = MOST_RECORDS) -> str:
         records_json=json_block(rows.payload),
         downloads=_downloads(run, {"critical": critical, "signatures": signed}, records),
     )
+
+
+def _claim_columns(rows: pd.DataFrame) -> dict[str, Column]:
+    """Without the likelihood's own change where no row has one."""
+    alone = rows["likelihood_value"].isna().all()
+    return {name: column for name, column in _CLAIM_SHOWN.items() if not (alone and name.startswith("likelihood"))}
 
 
 def _counted(n: int, what: str) -> str:
@@ -177,11 +183,12 @@ def _lead(changed: pd.DataFrame, critical: pd.DataFrame) -> str:
         return "On no task does the clean model beat chance, so no change is ranked."
     worst = ranked.iloc[0]
     found = _counted(len(critical), "change") + f" of {len(ranked)}"
-    return (
+    said = (
         f"{found} on tasks above chance lower accuracy with q ≤ 0.05. The largest loss: {worst['variant']} on "
-        f"{visible(worst['task'])} under {worst['protocol']}, Δμ {worst['delta']:+.2f} "
-        f"(95% {worst['ci_low']:+.2f} to {worst['ci_high']:+.2f}, n {worst['n']})."
+        f"{visible(worst['task'])} under {worst['protocol']}, Δμ "
     )
+    numbers = f"{worst['delta']:+.2f} (95% {worst['ci_low']:+.2f} to {worst['ci_high']:+.2f}, n {worst['n']})."
+    return said + numbers.replace("-", "−")
 
 
 def _with_notes(summary: pd.DataFrame) -> pd.DataFrame:

@@ -86,13 +86,15 @@ def book_gap_by_depth(
     """
     frame = _measured(gap, "no changed part of one layer is measured with the book closed and open")
     groups = list(frame.groupby("protocol_b", sort=False))
-    _, axes = panels(len(groups), size=(4.8, 3.8), sharey=True, title=title)
+    _, axes = panels(len(groups), size=(4.8, 3.8), columns=3, sharey=True, title=title)
     depth = n_layers or int(frame["layer"].max()) + 1
     foot = float(min(frame["delta_a"].min(), frame["delta_b"].min())) - 0.06
     for ax, (protocol, own) in zip(axes, groups, strict=True):
         unclear = bool(own["at_chance"].iloc[0])
-        colour = GREY if unclear else protocol_colours().get(str(protocol), "black")
-        marker = MARKERS.get(str(protocol), "d")
+        # A panel may be named by a task in a line above its protocol.
+        name = str(protocol).splitlines()[-1]
+        colour = GREY if unclear else protocol_colours().get(name, "black")
+        marker = MARKERS.get(name, "d")
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=0)
         means = own.groupby("layer")[["delta_a", "delta_b"]].mean()
         for column, task, dashes in (("delta_a", "task_a", "--"), ("delta_b", "task_b", "-")):
@@ -107,5 +109,6 @@ def book_gap_by_depth(
         note = ", at chance" if unclear else ""
         ax.set(title=f"{protocol} (n {int(own['n'].iloc[0])}{note})", xlabel="layer", xlim=(-0.5, depth - 0.5))
         ax.legend(fontsize=8, frameon=False, loc="best")
+        ax.title.set_fontsize(9)
     axes[0].set_ylabel("Δμ (accuracy − clean accuracy)")
     return axes
