@@ -9,7 +9,7 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: demo test test-main test-hooked-transformer parity families bench quick lint format clean
+.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families bench quick lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "== setting up $(VENV)"
@@ -64,6 +64,21 @@ parity: $(VENV)/.installed
 bench: $(VENV)/.installed
 	@echo "== time against lm-eval, into tests/benchmarks/results.json"
 	$(BIN)/python -m tests.benchmarks --data-dir $(DATA_DIR) --out tests/benchmarks/results.json
+
+docs: $(VENV)/.installed
+	@echo "== documentation, into build/site; a warning is an error"
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
+
+wheel-test: $(VENV)/.installed
+	@echo "== build the wheel, install it in an environment of its own and run the demo"
+	$(BIN)/python -m pip install --quiet build
+	rm -rf build/wheel-test
+	$(BIN)/python -m build --wheel --outdir build/wheel-test .
+	$(PYTHON) -m venv build/wheel-test/venv
+	build/wheel-test/venv/bin/python -m pip install --quiet "$(TORCH)"
+	build/wheel-test/venv/bin/python -m pip install --quiet build/wheel-test/*.whl
+	cd build/wheel-test && venv/bin/lensprune demo --out runs/demo && venv/bin/lensprune report runs/demo
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
