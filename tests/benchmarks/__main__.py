@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.sides import started
+from tests.benchmarks.sides import Side, started
 from tests.benchmarks.stopwatch import Times
 from tests.benchmarks.works import WORKS, Work
 
@@ -23,7 +23,7 @@ MODEL = "smollm2-135m"
 
 @dataclass(frozen=True)
 class Result:
-    """One work's median times; the peer's are for all variants, scaled from those timed.
+    """One work's median times, for all variants and items; scaled where a side was timed on a sample (see `Work`).
 
     `ratio` is of wall times, `cpu_ratio` of processor times; `different` counts items with another metric among
     `compared` (variant, item) pairs; memory is in bytes.
@@ -47,6 +47,7 @@ class Result:
     peer_peak_rss: int
     compared: int
     different: int
+    found_of_top: float | None = None
 
 
 def run_work(work: Work, data_dir: Path, threads: int, repeats: int) -> Result:
@@ -63,22 +64,30 @@ def run_work(work: Work, data_dir: Path, threads: int, repeats: int) -> Result:
         found: dict[str, list[dict[str, float]]] = {}
         expected: dict[str, list[dict[str, float]]] = {}
         for turn in range(repeats):
-            times, found = ours.call("run")
+            times, metrics = _our_turn(ours, work)
             our_runs.append(times)
+            found.update(metrics)
             for name in work.peer_variants[turn::repeats]:
                 times, metrics = peer.call("run", [name])
                 peer_runs[name].append(times)
                 expected.update(metrics)
         rss = ours.call("peak_rss"), peer.call("peak_rss")
+        recall = None if work.screen is None else ours.call("recall")
+        # What the peer was timed on and the sample of ours left out, so that outcomes can be compared.
+        if missing := [name for name in expected if name not in found]:
+            found.update(ours.call("run", missing)[1])
+        items = ours.facts["items"]
+    compared = [pair for name in expected for pair in _same_items(work, found[name], expected[name])]
     mine = _median(our_runs)
     one = _median([times for runs in peer_runs.values() for times in runs])
-    theirs = Times(one.wall * ours.facts["variants"], one.cpu * ours.facts["variants"])
+    scale = ours.facts["variants"] * items / len(next(iter(expected.values())))
+    theirs = Times(one.wall * scale, one.cpu * scale)
     return Result(
         work=work.name,
         task=work.task,
         protocol=work.protocol,
         shots=work.shots,
-        items=ours.facts["items"],
+        items=items,
         variants=ours.facts["variants"],
         peer=work.peer,
         peer_batch_size=batch_size,
@@ -90,9 +99,29 @@ def run_work(work: Work, data_dir: Path, threads: int, repeats: int) -> Result:
         peer_runs=peer_runs,
         our_peak_rss=rss[0],
         peer_peak_rss=rss[1],
-        compared=sum(map(len, expected.values())),
-        different=sum(a != b for name in expected for a, b in zip(found[name], expected[name], strict=True)),
+        compared=len(compared),
+        different=sum(a != b for a, b in compared),
+        found_of_top=recall,
     )
+
+
+def _our_turn(ours: Side, work: Work) -> tuple[Times, dict[str, list[dict[str, float]]]]:
+    """Time of the whole sweep; from a sample of its components and the clean model's own time where there is one."""
+    if work.our_step == 1:
+        return ours.call("run")
+    sample = ours.call("sample")
+    clean, _ = ours.call("run", ["clean"])
+    both, found = ours.call("run", ["clean", *sample])
+    rest = (ours.facts["variants"] - 1) / len(sample)
+    return Times(*(c + (b - c) * rest for c, b in zip(clean, both, strict=True))), found
+
+
+def _same_items(work: Work, mine: list[Any], theirs: list[Any]) -> list[tuple[Any, Any]]:
+    """Outcomes on the items that the peer was timed on: the first ones, of each subject."""
+    subjects = max(1, len(work.subjects))
+    size, own = len(theirs) // subjects, len(mine) // subjects
+    kept = [outcome for i in range(subjects) for outcome in mine[i * own : i * own + size]]
+    return list(zip(kept, theirs, strict=True))
 
 
 def _median(runs: list[Times]) -> Times:
@@ -102,17 +131,20 @@ def _median(runs: list[Times]) -> Times:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown, a line a work."""
     lines = [
-        "| work | items × variants | ours | peer | its time | faster | CPU time | peak GiB, ours / its | different |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| work | items × variants | ours | peer | its time | faster | CPU time | peak GB, ours / its | different "
+        "| top heads found |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         peer = r["peer"] if r["peer_batch_size"] is None else f"{r['peer']}, batch {r['peer_batch_size']}"
         shots = "" if r["shots"] is None else f", {r['shots']}-shot"
         size = f"{r['items']} × {r['variants']}"
         times = f"{r['ours'][0]:.0f} s | {peer} | {r['theirs'][0]:.0f} s | {r['ratio']:.1f}× | {r['cpu_ratio']:.1f}×"
-        memory = f"{r['our_peak_rss'] / 2**30:.1f} / {r['peer_peak_rss'] / 2**30:.1f}"
+        memory = f"{r['our_peak_rss'] / 1e9:.1f} / {r['peer_peak_rss'] / 1e9:.1f}"
         different = f"{r['different']} of {r['compared']}"
-        lines.append(f"| {r['task']} {r['protocol']}{shots} | {size} | {times} | {memory} | {different} |")
+        found = "" if r["found_of_top"] is None else f"{r['found_of_top']:.2f}"
+        task = f"{r['task']} {r['protocol']}{shots}" + (", screened" if found else "")
+        lines.append(f"| {task} | {size} | {times} | {memory} | {different} | {found} |")
     return "\n".join(lines)
 
 
@@ -122,7 +154,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("LENSPRUNE_DATA_DIR"), help="benchmark rows")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--repeats", type=int, default=2, help="our side's runs; the peer's variants are spread over them"
+        "--repeats", type=int, default=3, help="our side's runs; the peer's variants are spread over them"
     )
     parser.add_argument("--limit", type=int, help="fewer items, for a trial")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -154,7 +186,7 @@ def main() -> int:
             "threads": arguments.threads,
             "cpu": platform.processor() or platform.machine(),
             "versions": {p: version(p) for p in ("lensprune", "torch", "transformers", "transformer-lens", "lm-eval")},
-            "method": "peer: one evaluation a variant, the median of the timed ones times the number of variants",
+            "method": "interleaved; medians; times of samples scaled to all variants and items as `works.py` says",
             "results": [results[n] for n in WORKS if n in results],
         }
         arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

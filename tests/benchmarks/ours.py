@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.base import Executor
 from lensprune.models import as_hooked_model, load_model
 from lensprune.protocols import build_requests, score_items
+from lensprune.sweep.prepare import Asked
+from lensprune.sweep.screening import choose, estimated_effects
 from lensprune.tasks.base import GenerationFormat, LoadedTask
 from lensprune.tasks.loading import load_task
 from lensprune.tasks.registry import get_task
 from tests.benchmarks.stopwatch import Stopwatch, Times
 from tests.benchmarks.works import Work, variants_of
 
-__all__ = ["HookedSide", "Metrics", "OurSide"]
+__all__ = ["HookedSide", "Metrics", "OurSide", "ScreenedSide"]
 
 Metrics = list[dict[str, float]]
 """One item's metrics after another, by lm-eval's names."""
@@ -37,6 +40,10 @@ class OurSide:
             "requests": sum(len(i.requests) for i in build_requests(self._model, self._task, work.protocol)),
         }
 
+    def sample(self) -> list[str]:
+        """Every `our_step`-th component, from the middle of the first step on: their mean depth is that of all."""
+        return [v.name for v in self._variants[1:][self._work.our_step // 2 :: self._work.our_step]]
+
     def run(self, names: list[str] | None = None) -> tuple[Times, dict[str, Metrics]]:
         """Times, and each variant's metrics; `names` restricts the variants."""
         watch = Stopwatch()
@@ -48,6 +55,43 @@ class OurSide:
             outcomes = score_items(self._task, self._work.protocol, items, answered.responses)
             found[answered.variant.name] = [dict(outcome.metrics) for outcome in outcomes]
         return watch.read(), found
+
+
+class ScreenedSide(OurSide):
+    """All heads estimated, the strongest and a random control set measured."""
+
+    def run(self, names: list[str] | None = None) -> tuple[Times, dict[str, Metrics]]:
+        """Times of estimates and measurements, and the metrics of what is measured."""
+        if names is not None:
+            return super().run(names)
+        watch = Stopwatch()
+        self._measured = self._chosen()
+        _, found = super().run(["clean", *self._measured])
+        return watch.read(), found
+
+    def recall(self) -> float:
+        """Share found of the heads that lose most of the margin in a sweep over all of them."""
+        items = build_requests(self._model, self._task, self._work.protocol)
+        requests = [request for item in items for request in item.requests]
+        margins = {}
+        for answered in self._executor.run(requests, self._variants):
+            outcomes = score_items(self._task, self._work.protocol, items, answered.responses)
+            margins[answered.variant.name] = sum(outcome.margin or 0.0 for outcome in outcomes)
+        heads = sorted((name for name in margins if name != "clean"), key=lambda name: margins[name])
+        top = heads[: math.ceil((self._work.screen or 0) * len(heads))]
+        return len(set(top) & set(self._measured)) / len(top)
+
+    def _chosen(self) -> list[str]:
+        items = tuple(build_requests(self._model, self._task, self._work.protocol))
+        asked = Asked(self._task, self._work.protocol, items, ())
+        heads = self._variants[1:]
+        effects = estimated_effects(self._model, asked, heads, self._executor)
+        rows = [
+            {"task": "", "protocol": "", "variant": head.name, "estimate": effect}
+            for head, effect in zip(heads, effects, strict=True)
+        ]
+        assert self._work.screen is not None
+        return [head.name for head in choose(heads, rows, self._work.screen, seed=0)[0]]
 
 
 class HookedSide(OurSide):

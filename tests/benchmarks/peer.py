@@ -22,6 +22,8 @@ from tests.parity import lm_eval_tasks
 __all__ = ["LmEvalSide"]
 
 BATCH_SIZES = (8, 32)
+_TRIAL = 64
+"""So many requests decide on the batch size."""
 
 
 class LmEvalSide:
@@ -41,7 +43,7 @@ class LmEvalSide:
             loaded = lm_eval_tasks.load(work.task, data_dir, cache_dir, work.shots, work.max_new_tokens)
         self._tasks = list(loaded["tasks"].values())
         for task in self._tasks:
-            task.build_all_requests(limit=work.limit)
+            task.build_all_requests(limit=work.peer_limit or work.limit)
         self._lm: Any = None
 
     def choose_batch_size(self) -> int:
@@ -49,7 +51,7 @@ class LmEvalSide:
         seconds = {}
         for size in BATCH_SIZES:
             self._lm = HFLM(pretrained=self._plain, tokenizer=self._tokenizer, batch_size=size, device="cpu")
-            seconds[size] = self.run(["clean"])[0].wall
+            seconds[size] = self._ask(self._instances()[:_TRIAL], "clean")[0].cpu
         best = min(seconds, key=lambda size: seconds[size])
         self._lm = HFLM(pretrained=self._plain, tokenizer=self._tokenizer, batch_size=best, device="cpu")
         return best
@@ -57,16 +59,22 @@ class LmEvalSide:
     def run(self, names: list[str]) -> tuple[Times, dict[str, Metrics]]:
         """Times for one variant, and its metrics."""
         (name,) = names
-        instances = [instance for task in self._tasks for instance in task.instances]
-        watch = Stopwatch()
-        with _removed(self._plain, name), torch.inference_mode():
-            ask = self._lm.generate_until if self._generates else self._lm.loglikelihood
-            answers = ask(instances, disable_tqdm=True)
-        times = watch.read()
+        instances = self._instances()
+        times, answers = self._ask(instances, name)
         for instance, answer in zip(instances, answers, strict=True):
             instance.resps = [answer]
             instance.filtered_resps = {}
         return times, {name: [metrics for task in self._tasks for metrics in _metrics(task)]}
+
+    def _instances(self) -> list[Any]:
+        return [instance for task in self._tasks for instance in task.instances]
+
+    def _ask(self, instances: list[Any], name: str) -> tuple[Times, list[Any]]:
+        watch = Stopwatch()
+        with _removed(self._plain, name), torch.inference_mode():
+            ask = self._lm.generate_until if self._generates else self._lm.loglikelihood
+            answers = ask(instances, disable_tqdm=True)
+        return watch.read(), answers
 
 
 def _metrics(task: Any) -> Metrics:

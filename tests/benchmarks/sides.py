@@ -63,7 +63,7 @@ def _serve(pipe: Connection, kind: str, work: Work, model: str, data_dir: Path, 
         except EOFError:
             return
         if method == "load":
-            side = _side(kind)(work, model, data_dir)
+            side = _side(kind, work)(work, model, data_dir)
             pipe.send(getattr(side, "facts", {}))
         elif method == "peak_rss":
             pipe.send(_peak_rss())
@@ -71,17 +71,24 @@ def _serve(pipe: Connection, kind: str, work: Work, model: str, data_dir: Path, 
             pipe.send(getattr(side, method)(*args))
 
 
-def _side(kind: str) -> Any:
+def _side(kind: str, work: Work) -> Any:
     if kind == "lm-eval":
         from tests.benchmarks.peer import LmEvalSide
 
         return LmEvalSide
-    from tests.benchmarks.ours import HookedSide, OurSide
+    from tests.benchmarks.ours import HookedSide, OurSide, ScreenedSide
 
-    return HookedSide if kind == "hooked" else OurSide
+    if kind == "hooked":
+        return HookedSide
+    return OurSide if work.screen is None else ScreenedSide
 
 
 def _peak_rss() -> int:
     """Bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # The process's own peak; ru_maxrss begins with that of the process it was started from.
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

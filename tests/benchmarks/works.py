@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lensprune.ablation import CLEAN, Variant, each_head, each_layer
@@ -16,8 +16,10 @@ __all__ = ["WORKS", "Work", "variants_of"]
 class Work:
     """One sweep: every layer skipped or every head zeroed, and the clean model, on the first items of a task.
 
-    `limit` counts items of each subject where there are subjects. `peer_variants` are those that the peer is timed on;
-    its time for all of them is scaled from these. lm-eval has no task for `hooked`'s works.
+    `limit` counts items of each subject where there are subjects. Where a side would take too long it is timed on a
+    sample and its time scaled: ours on the clean model and every `our_step`-th component, the peer, which shares
+    nothing between variants or items, on `peer_variants` and the first `peer_limit` items (of each subject). lm-eval
+    has no task for `hooked`'s works. With `screen`, so large a share of the heads is measured after an estimate of all.
     """
 
     name: str
@@ -31,26 +33,43 @@ class Work:
     subjects: tuple[str, ...] = ()
     form: str = ""
     max_new_tokens: int | None = None
+    our_step: int = 1
+    peer_limit: int | None = None
+    screen: float | None = None
 
 
 SUBJECTS = ("anatomy", "philosophy", "virology")
+HEADS = Work(
+    "openbookqa_heads",
+    "openbookqa",
+    "continuation",
+    "heads",
+    40,
+    0,
+    peer_variants=("L3.H1.zero", "L15.H5.zero", "L27.H8.zero"),
+    our_step=7,
+)
 
 WORKS: dict[str, Work] = {
     work.name: work
     for work in (
-        Work("mmlu_default", "mmlu", "default", "layers", 12, 5, subjects=SUBJECTS),
-        Work("mmlu_continuation", "mmlu", "continuation", "layers", 12, 5, subjects=SUBJECTS, form="_continuation"),
-        Work("hellaswag", "hellaswag", "continuation", "layers", 40, 0),
-        Work("gsm8k_cot", "gsm8k_cot", "generate", "layers", 16, 8, max_new_tokens=64),
+        Work("mmlu_default", "mmlu", "default", "layers", 12, 5, subjects=SUBJECTS, our_step=6),
         Work(
-            "openbookqa_heads",
-            "openbookqa",
+            "mmlu_continuation",
+            "mmlu",
             "continuation",
-            "heads",
-            40,
-            0,
-            peer_variants=("L3.H1.zero", "L15.H5.zero", "L27.H8.zero"),
+            "layers",
+            12,
+            5,
+            subjects=SUBJECTS,
+            form="_continuation",
+            our_step=6,
+            peer_limit=3,
         ),
+        Work("hellaswag", "hellaswag", "continuation", "layers", 40, 0, our_step=6),
+        Work("gsm8k_cot", "gsm8k_cot", "generate", "layers", 16, 8, max_new_tokens=64),
+        HEADS,
+        replace(HEADS, name="openbookqa_heads_screened", our_step=1, screen=0.1),
         Work("kv_retrieval", "kv_retrieval", "generate", "layers", 12, None, peer="hooked"),
     )
 }
