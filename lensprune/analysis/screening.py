@@ -1,0 +1,83 @@
+"""A screened sweep's heads: what was estimated, what was measured, and how far the estimates can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from scipy.stats import spearmanr
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.head_effects import read_effects
+from lensprune.sweep.records import CellKey
+from lensprune.sweep.store import CellStore
+
+__all__ = ["screen_quality", "screen_table"]
+
+
+def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
+    """One row a (task, protocol, head): what was estimated, and what was measured where it was.
+
+    Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
+    `estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured: strongest``,
+    ``measured: control`` or ``estimated``), ``delta`` (measured Δμ) and ``margin_change`` (measured mean change of the
+    margin, nats, on items where it is finite; NaN under ``generate``). What is only estimated has NaN there.
+    """
+    frame = pd.DataFrame(screen["estimates"])
+    frame["rank"] = frame.groupby(["task", "protocol"])["estimate"].rank(method="first").astype(int)
+    frame["status"] = [
+        f"measured: {screen['measured'][name]}" if name in screen["measured"] else "estimated"
+        for name in frame["variant"]
+    ]
+    for column in ("delta", "margin_change"):
+        frame[column] = math.nan
+    finished = store.finished()
+    for (task, protocol), own in frame.groupby(["task", "protocol"], sort=False):
+        names = [name for name in own["variant"] if CellKey(name, task, protocol) in finished]
+        for column, measure in (("delta", "correct"), ("margin_change", "margin")):
+            if not names or CellKey(CLEAN.name, task, protocol) not in finished:
+                continue
+            if measure == "margin" and protocol == "generate":
+                continue
+            effects = read_effects(store, task, protocol, names, component=screen["component"], measure=measure)
+            found = dict(zip(effects.variants, effects.effects, strict=True))
+            frame.loc[own.index, column] = [found.get(name, math.nan) for name in own["variant"]]
+    return frame.sort_values(["task", "protocol", "rank"], kind="stable").reset_index(drop=True)
+
+
+def screen_quality(table: pd.DataFrame) -> pd.DataFrame:
+    """How far the estimates can be trusted, by the heads drawn at random: one row a (task, protocol).
+
+    Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
+    over the controls), ``top`` (as many as were chosen by their estimates), ``controls_in_top`` (controls whose measured
+    loss is among the `top` largest measured) and ``expected_missed`` (how many heads that were never measured would be
+    among them, if they are like the controls). The measurement is the margin's change, under ``generate`` Δμ.
+
+    Args:
+        table: of `screen_table`.
+    """
+    rows = []
+    for (task, protocol), own in table.groupby(["task", "protocol"], sort=False):
+        column = "delta" if protocol == "generate" else "margin_change"
+        measured = own.dropna(subset=[column])
+        controls = measured[measured["status"] == "measured: control"]
+        top = int((own["status"] == "measured: strongest").sum())
+        strongest = measured.sort_values([column, "rank"], kind="stable").head(top)
+        inside = int((strongest["status"] == "measured: control").sum())
+        varied = len(controls) > 2 and controls[column].nunique() > 1 and controls["estimate"].nunique() > 1
+        rows.append(
+            {
+                "task": task,
+                "protocol": protocol,
+                "heads": len(own),
+                "measured": len(measured),
+                "controls": len(controls),
+                "rank_correlation": float(spearmanr(controls["estimate"], controls[column])[0]) if varied else math.nan,
+                "top": top,
+                "controls_in_top": inside,
+                "expected_missed": inside / len(controls) * (len(own) - len(measured)) if len(controls) else math.nan,
+            }
+        )
+    return pd.DataFrame(rows)

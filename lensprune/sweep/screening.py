@@ -1,0 +1,127 @@
+"""Screening: rank all heads by an estimate, and measure only the strongest, with a random control set beside them.
+
+The estimate is attribution patching towards the ablated value (`estimate_logprobs`), of the very thing that a record
+calls margin; under ``generate``, of the log-probability of the clean model's own text.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.engine.base import Executor, ProgressCallback
+from lensprune.engine.estimates import estimate_logprobs
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import GenerateResponse, LoglikelihoodRequest, LoglikelihoodResponse
+from lensprune.sweep.prepare import Asked
+
+__all__ = ["LEAST_CONTROLS", "choose", "estimated_effects"]
+
+LEAST_CONTROLS = 8
+"""Heads drawn at random at least; otherwise half as many as the strongest."""
+
+
+def estimated_effects(
+    model: HookedModel,
+    asked: Asked,
+    variants: Sequence[Variant],
+    executor: Executor,
+    reference: ReferenceActivations | None = None,
+    progress: ProgressCallback | None = None,
+) -> Float[np.ndarray, " variant"]:
+    """Estimated mean change over the items in each variant, in nats; negative: the head was needed.
+
+    Under the likelihood protocols of the margin (log-probability of the right answer over the best other one), under
+    ``generate`` of the log-probability of the clean model's text. Items without a finite number are left out.
+
+    Args:
+        executor: generates the clean model's texts.
+
+    Raises:
+        UserError: a variant that is not the removal of one head or key/value group, or no finite number at all.
+    """
+    changes = _of_texts if asked.protocol == "generate" else _of_margins
+    effects = changes(model, asked, variants, executor, reference, progress)
+    finite = np.isfinite(effects).all(axis=0)
+    if not finite.any():
+        raise UserError(
+            f"{asked.task.task.name} under {asked.protocol}: no item gives a finite estimate, so heads can't be ranked"
+        )
+    return effects[:, finite].mean(axis=1)
+
+
+def _of_margins(
+    model: HookedModel,
+    asked: Asked,
+    variants: Sequence[Variant],
+    executor: Executor,
+    reference: ReferenceActivations | None,
+    progress: ProgressCallback | None,
+) -> Float[np.ndarray, "variant item"]:
+    from lensprune.protocols import score_items
+
+    requests = [request for request in asked.requests if isinstance(request, LoglikelihoodRequest)]
+    clean, changes = estimate_logprobs(model, requests, variants, reference=reference, progress=progress)
+
+    def margins(logprobs: np.ndarray) -> np.ndarray:
+        responses = [
+            LoglikelihoodResponse(float(value), False, len(request.continuation_ids))
+            for value, request in zip(logprobs, requests, strict=True)
+        ]
+        outcomes = score_items(asked.task, asked.protocol, asked.items, responses)
+        return np.array([math.nan if o.margin is None else o.margin for o in outcomes])
+
+    before = margins(clean.numpy())
+    return np.stack([margins((clean + change).numpy()) - before for change in changes])
+
+
+def _of_texts(
+    model: HookedModel,
+    asked: Asked,
+    variants: Sequence[Variant],
+    executor: Executor,
+    reference: ReferenceActivations | None,
+    progress: ProgressCallback | None,
+) -> Float[np.ndarray, "variant item"]:
+    [answered] = executor.run(asked.requests, [CLEAN])
+    said = [r.token_ids if isinstance(r, GenerateResponse) else () for r in answered.responses]
+    requests = [
+        LoglikelihoodRequest(request.context_ids, tokens)
+        for request, tokens in zip(asked.requests, said, strict=True)
+        if tokens
+    ]
+    if not requests:
+        return np.full((len(variants), 1), math.nan)
+    _, changes = estimate_logprobs(model, requests, variants, reference=reference, progress=progress)
+    return changes.numpy()
+
+
+def choose(
+    variants: Sequence[Variant], estimates: Sequence[Mapping[str, Any]], fraction: float, seed: int
+) -> tuple[list[Variant], dict[str, str]]:
+    """The variants to measure, in their order, and why: ``strongest`` or ``control``.
+
+    Strongest are the `fraction` of the variants with the largest estimated loss in any (task, protocol). Controls are
+    drawn from the others.
+
+    Args:
+        estimates: rows with ``task``, ``protocol``, ``variant`` and ``estimate``.
+    """
+    size = max(1, math.ceil(fraction * len(variants)))
+    frame = pd.DataFrame(estimates)
+    strongest: set[str] = set()
+    for _, own in frame.groupby(["task", "protocol"], sort=False):
+        strongest.update(own.sort_values("estimate", kind="stable")["variant"].head(size))
+    others = [variant.name for variant in variants if variant.name not in strongest]
+    controls = random.Random(f"screen {seed}").sample(others, min(len(others), max(LEAST_CONTROLS, size // 2)))
+    why = {name: "strongest" if name in strongest else "control" for name in [*strongest, *controls]}
+    return [variant for variant in variants if variant.name in why], why
