@@ -18,7 +18,7 @@ from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import heads as heads_command
 from lensprune.commands import report as report_command
-from lensprune.commands.options import add_sweep_options
+from lensprune.commands.options import add_spread, add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
 
 __all__ = ["main"]
@@ -75,6 +75,7 @@ def _parser() -> _Parser:
     resumed = command("resume", _resume, "continue a run where it stopped")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")
+    add_spread(resumed)
     demo = command(
         "demo", _demo, "remove each layer of the bundled model in turn, on bundled tasks, under three protocols"
     )
@@ -138,6 +139,8 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "n_devices": arguments.n_devices,
         "bos": arguments.bos,
         "executor": arguments.executor,
+        "workers": arguments.workers,
+        "ray_address": arguments.ray_address,
         "batch_tokens": arguments.batch_tokens,
         "out": arguments.out,
     }
@@ -149,6 +152,8 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         "--protocol": arguments.protocol,
         "--data-dir": arguments.data_dir,
         "--chat-template": arguments.chat_template,
+        "--workers": arguments.workers,
+        "--ray-address": arguments.ray_address,
     }
     for option, value in ours.items():
         if value:
@@ -183,7 +188,8 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from lensprune.sweep.run import resume
 
-    return _show(resume(arguments.folder, executor=arguments.executor))
+    spread = {"workers": arguments.workers, "ray_address": arguments.ray_address}
+    return _show(resume(arguments.folder, executor=arguments.executor, **spread))
 
 
 def _demo(arguments: argparse.Namespace) -> int:

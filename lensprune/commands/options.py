@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_measured", "add_ran", "add_sweep_options", "whole_number"]
+__all__ = ["add_measured", "add_ran", "add_spread", "add_sweep_options", "whole_number"]
 
 
 def whole_number(text: str) -> int:
@@ -81,3 +81,16 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
 
     ran = add_ran(parser)
     ran.add_argument("--n-devices", type=whole_number, metavar="N", help="split the model over N GPUs")
+    add_spread(ran)
+
+
+def add_spread(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """How cells are spread with ``--executor ray``."""
+    group.add_argument(
+        "--workers", type=whole_number, metavar="N", help="workers of --executor ray (default: one a GPU, else a CPU)"
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="running cluster of --executor ray, like ray://head:10001 or auto (default: a local one is started)",
+    )

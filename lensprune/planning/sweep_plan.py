@@ -23,7 +23,7 @@ from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.unshared import unshared_cost
-from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, resolved_variants
+from lensprune.sweep.prepare import Asked, SweepOptions, ask, executor_options, load_tasks, resolved_variants
 from lensprune.sweep.references import FEWSHOT, read_reference_text
 from lensprune.sweep.run import chosen_variants
 from lensprune.sweep.selection import VariantSelection
@@ -105,6 +105,8 @@ def plan(
     n_devices: int | None = None,
     bos: str | None = None,
     executor: str = "forked",
+    workers: int | None = None,
+    ray_address: str | None = None,
     batch_tokens: int | None = None,
     out: str | Path | None = None,
     flops: float | None = None,
@@ -138,9 +140,10 @@ def plan(
         device=device,
         n_devices=n_devices,
         bos=bos,
-        executor=executor,
         batch_tokens=batch_tokens,
+        **executor_options(executor, workers, ray_address),
     )
+    executor = options.executor
     given_speed = _given_speed(flops, bandwidth)
     _check_executor(executor)
     if out is not None:

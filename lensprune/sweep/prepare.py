@@ -27,6 +27,8 @@ __all__ = [
     "Prepared",
     "SweepOptions",
     "ask",
+    "check_before_loading",
+    "executor_options",
     "load_tasks",
     "open_model",
     "prepare",
@@ -36,6 +38,8 @@ __all__ = [
 
 MOST_ITEMS = 1_000_000
 MOST_SHOTS = 1000
+MOST_WORKERS = 10_000
+SPREADS = ("ray",)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,9 @@ class SweepOptions:
     n_devices: int | None = None
     bos: str | None = None
     executor: str = "forked"
+    spread: str | None = None
+    workers: int | None = None
+    ray_address: str | None = None
     batch_tokens: int | None = None
     command: str = ""
 
@@ -81,6 +88,13 @@ class SweepOptions:
             raise UserError(f"limit {self.limit} is more than any task has: expected 1 to {MOST_ITEMS}")
         if self.shots is not None and not 0 <= self.shots <= MOST_SHOTS:
             raise UserError(f"shots {self.shots} is not a usable number of examples: expected 0 to {MOST_SHOTS}")
+        if self.spread is not None and self.spread not in SPREADS:
+            raise unknown_name("way of spreading cells", self.spread, SPREADS)
+        if self.spread is None and (self.workers is not None or self.ray_address is not None):
+            what = "a Ray address" if self.workers is None else "a number of workers"
+            raise UserError(f"{what} is given but the sweep is not spread: choose executor ray")
+        if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
+            raise UserError(f"workers {self.workers} is not a usable number of workers: expected 1 to {MOST_WORKERS}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch tokens {self.batch_tokens} can't hold a token: expected 1 or more")
         if self.data_dir is not None and not usable_path(self.data_dir, "data folder").is_dir():
@@ -266,15 +280,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
     Raises:
         UserError: whatever the user can mend.
     """
-    from lensprune.engine import EXECUTORS
-
-    if options.executor not in EXECUTORS:
-        raise unknown_name("executor", options.executor, EXECUTORS)
-    existing = None if out is None else check_out_folder(out)
-    text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
-    tasks = load_tasks(options)
-    _check_against(existing, out, [_task_spec(task) for task in tasks], options)
-
+    tasks, text = check_before_loading(options, out)
     hooked = open_model(model, dtype=options.dtype, device=options.device, n_devices=options.n_devices, bos=options.bos)
     variants = resolved_variants(hooked.facts, options)
     asked = ask(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
@@ -287,6 +293,38 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
         with_reference=any(v.needs_reference for v in variants),
     )
     return Prepared(hooked, variants, asked, spec, options)
+
+
+def check_before_loading(options: SweepOptions, out: Path | None = None) -> tuple[list[LoadedTask], str | None]:
+    """Refuse what can be refused without the model.
+
+    Returns:
+        The tasks, and the contents of the reference file (``None`` for few-shot examples).
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    from lensprune.engine import EXECUTORS
+
+    if options.executor not in EXECUTORS:
+        raise unknown_name("executor", options.executor, (*EXECUTORS, *SPREADS))
+    existing = None if out is None else check_out_folder(out)
+    text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
+    tasks = load_tasks(options)
+    _check_against(existing, out, [_task_spec(task) for task in tasks], options)
+    return tasks, text
+
+
+def executor_options(executor: str, workers: int | None = None, ray_address: str | None = None) -> dict[str, Any]:
+    """Fields of `SweepOptions` for an executor as it is asked for: ``forked``, ``hooked``, ``ray`` or ``ray:hooked``.
+
+    ``ray`` says how cells are spread, and what is behind the colon which executor each worker runs, because only that
+    belongs to the numbers.
+    """
+    spread, _, own = executor.partition(":")
+    if spread in SPREADS:
+        return {"executor": own or "forked", "spread": spread, "workers": workers, "ray_address": ray_address}
+    return {"executor": executor, "spread": None, "workers": workers, "ray_address": ray_address}
 
 
 def sweep_spec(

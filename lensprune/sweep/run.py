@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from lensprune.ablation.reference import ReferenceActivations, collect_reference
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor
-from lensprune.errors import LensPruneError, UserError
-from lensprune.sweep.prepare import Asked, Prepared, SweepOptions, prepare
-from lensprune.sweep.records import CellKey, cell_table
+from lensprune.errors import UserError
+from lensprune.sweep.cells import measure_cells
+from lensprune.sweep.prepare import Asked, Prepared, SweepOptions, executor_options, prepare
+from lensprune.sweep.records import CellKey
 from lensprune.sweep.references import FEWSHOT
 from lensprune.sweep.result import Run
 from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.spec import SweepSpec
-from lensprune.sweep.store import CellStore, MemoryStore, RunStore, read_spec
+from lensprune.sweep.store import CellStore, RunStore, open_store, read_spec, stopped_message
 from lensprune.sweep.variant_json import variant_from_json
 
 __all__ = ["chosen_variants", "resume", "run_sweep", "sweep"]
-
-logger = logging.getLogger("lensprune")
 
 
 def sweep(
@@ -48,6 +44,8 @@ def sweep(
     n_devices: int | None = None,
     bos: str | None = None,
     executor: str = "forked",
+    workers: int | None = None,
+    ray_address: str | None = None,
     batch_tokens: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,
@@ -73,7 +71,10 @@ def sweep(
         mean_mode: ``pooled`` over positions or ``per_position``.
         chat_template: put prompts into the model's chat format.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
-        executor: how rows are run; every executor gives the same numbers.
+        executor: how rows are run, ``forked`` or ``hooked``; every executor gives the same numbers. ``ray`` spreads the
+            cells over Ray workers that run ``forked``, ``ray:hooked`` over such that run ``hooked``.
+        workers: with ``ray``, how many; ``None`` takes one a GPU, or one a CPU where there are no GPUs.
+        ray_address: with ``ray``, a running cluster, ``ray://head:10001`` or ``auto``; ``None`` starts a local one.
         batch_tokens: tokens in a batch; ``None`` takes the executor's default.
         out: run folder; ``None`` keeps the run in memory.
         progress: show a progress bar.
@@ -100,9 +101,9 @@ def sweep(
         device=device,
         n_devices=n_devices,
         bos=bos,
-        executor=executor,
         batch_tokens=batch_tokens,
         command=command,
+        **executor_options(executor, workers, ray_address),
     )
     return run_sweep(model, options, out=out, progress=progress)
 
@@ -117,6 +118,10 @@ def chosen_variants(variants: Sequence[Variant] | VariantSelection | str) -> Var
 def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True) -> Run:
     """`sweep` with its arguments in one object."""
     folder = None if out is None else Path(out)
+    if options.spread is not None:
+        from lensprune.sweep.distributed import run_on_ray
+
+        return run_on_ray(model, options, out=folder, progress=progress)
     from lensprune.engine import make_executor
 
     prepared = prepare(model, options, folder)
@@ -124,29 +129,16 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     # The executor that runs, which is not the one asked for where that can't run this model.
     how = replace(prepared.spec.how, executor=executor.name)
     prepared = replace(prepared, spec=replace(prepared.spec, how=how))
-    store: CellStore
-    with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, prepared.spec) as store:
-        if isinstance(store, RunStore):
-            for name in store.set_aside:
-                logger.warning("%s was damaged: it is set aside in %s and computed again", name, folder / "damaged")  # type: ignore[operator]
+    with open_store(folder, prepared.spec) as store:
         try:
             _execute(prepared, executor, store, progress)
             run = Run(prepared.spec, store, folder)
             if folder is not None:
                 run.save()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_stopped(prepared, store, folder)) from None
+            total = len(prepared.asked) * len(prepared.variants)
+            raise KeyboardInterrupt(stopped_message(store, folder, total, prepared.spec.has_hooks)) from None
     return run
-
-
-def _stopped(prepared: Prepared, store: CellStore, folder: Path | None) -> str:
-    if folder is None:
-        return "stopped; nothing is kept, because the run has no out folder"
-    total = len(prepared.asked) * len(prepared.variants)
-    done = f"stopped: {len(store.finished())} of {total} cells are stored"
-    if any(variant.hooks for variant in prepared.variants):
-        return f"{done}; go on by calling sweep again with the same arguments"
-    return f"{done}; go on with: lensprune resume {folder}"
 
 
 def _missing(asked: Asked, variants: Sequence[Variant], finished: set[CellKey]) -> list[Variant]:
@@ -157,51 +149,28 @@ def _execute(prepared: Prepared, executor: Executor, store: CellStore, progress:
     finished = store.finished()
     work = [(asked, _missing(asked, prepared.variants, finished)) for asked in prepared.asked]
     rows = sum(len(asked.requests) * len(variants) for asked, variants in work)
+    bar: Any
     with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:
         for asked, variants in work:
             bar.set_description(f"{asked.task.task.name} {asked.protocol}")
             if variants:
-                _run_group(prepared, asked, variants, executor, store, bar)
+                for key, table in measure_cells(prepared, asked, variants, executor, bar.update):
+                    store.write(key, table)
 
 
-def _run_group(
-    prepared: Prepared, asked: Asked, variants: Sequence[Variant], executor: Executor, store: CellStore, bar: Any
-) -> None:
-    from lensprune.protocols import score_items
-
-    task = asked.task.task.name
-    waiting = {variant.name for variant in variants}
-    reference = _reference(prepared, asked, variants)
-    for answered in executor.run(asked.requests, variants, reference=reference, progress=bar.update):
-        outcomes = score_items(asked.task, asked.protocol, asked.items, answered.responses)
-        key = CellKey(answered.variant.name, task, asked.protocol)
-        store.write(key, cell_table(key, answered.variant, outcomes, asked.items, asked.chances))
-        waiting.discard(answered.variant.name)
-    if waiting:
-        raise LensPruneError(f"executor {executor.name} gave no answer for {', '.join(sorted(waiting))} on {task}")
-
-
-def _reference(prepared: Prepared, asked: Asked, variants: Sequence[Variant]) -> ReferenceActivations | None:
-    wanting = [variant for variant in variants if variant.needs_reference]
-    if not wanting:
-        return None
-    options = prepared.options
-    where = f"{options.reference}: {len(asked.reference_prompts)} prompts"
-    return collect_reference(
-        prepared.model,
-        asked.reference_prompts,
-        wanting,
-        mode=options.mean_mode,  # type: ignore[arg-type]
-        donor_seed=options.seed,
-        description=where,
-    )
-
-
-def resume(folder: str | Path, *, progress: bool = True, executor: str | None = None) -> Run:
+def resume(
+    folder: str | Path,
+    *,
+    progress: bool = True,
+    executor: str | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> Run:
     """Continue the run in `folder` where it stopped; a finished run is only summarised again.
 
     Args:
-        executor: run the missing cells with another executor; the numbers are the same.
+        executor: run the missing cells with another executor, or spread them as `sweep` does; the numbers are the same.
+        workers, ray_address: as for `sweep`; with a run that was spread over Ray workers they need no `executor`.
 
     Raises:
         UserError: no run there; its model, tasks or data have changed (the difference is named); its model or its
@@ -209,22 +178,22 @@ def resume(folder: str | Path, *, progress: bool = True, executor: str | None = 
     """
     path = Path(folder)
     spec = read_spec(path)
+    if executor is None and spec.how.spread is not None:
+        executor = f"{spec.how.spread}:{spec.how.executor}"
+        workers = spec.how.workers if workers is None else workers
+        ray_address = spec.how.ray_address if ray_address is None else ray_address
+    how = executor_options(executor or spec.how.executor, workers, ray_address)
     if RunStore.is_complete(path):
         run = Run.load(path)
         run.save()
         return run
-    options = _options_of(spec)
+    options = replace(_options_of(spec), **how)
     if spec.how.model is None:
         raise UserError(
             f"the model of {path} was given as an object: continue by calling lensprune.sweep again with the same "
             "arguments and the same out folder"
         )
-    return run_sweep(
-        spec.how.model,
-        options if executor is None else replace(options, executor=executor),
-        out=path,
-        progress=progress,
-    )
+    return run_sweep(spec.how.model, options, out=path, progress=progress)
 
 
 def _options_of(spec: SweepSpec) -> SweepOptions:
@@ -244,7 +213,6 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
         device=None if how.n_devices else spec.device,
         n_devices=how.n_devices,
         bos=spec.bos,
-        executor=how.executor,
         batch_tokens=how.batch_tokens,
         command=how.command,
     )

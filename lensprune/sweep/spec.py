@@ -66,6 +66,10 @@ class HowItRan:
     model: str | None = None
     """Name or path to load the model from; ``None`` when it was given as an object."""
     executor: str = "forked"
+    """What runs the rows at each worker; `spread` is how cells come to workers."""
+    spread: str | None = None
+    workers: int | None = None
+    ray_address: str | None = None
     batch_tokens: int | None = None
     n_devices: int | None = None
     data_dir: str | None = None
@@ -127,6 +131,11 @@ class SweepSpec:
     def variant_names(self) -> tuple[str, ...]:
         return tuple(str(v["name"]) for v in self.variants)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether some variants have hooks written in Python, which a file can't hold."""
+        return any(v.get("hooks") for v in self.variants)
+
     def to_json(self) -> str:
         """The text of spec.json."""
         return (
@@ -187,6 +196,9 @@ _UNCOVERED: dict[type, dict[str, Any]] = {
     HowItRan: {
         "model": str | None,
         "executor": str,
+        "spread": str | None,
+        "workers": int | None,
+        "ray_address": str | None,
         "batch_tokens": int | None,
         "n_devices": int | None,
         "data_dir": str | None,

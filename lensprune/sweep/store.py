@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,9 @@ from lensprune.sweep.files import TEMPORARY_PREFIX, sync_folder, write_atomicall
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.spec import SweepSpec
 
-__all__ = ["CellStore", "MemoryStore", "RunStore", "check_out_folder", "read_spec"]
+__all__ = ["CellStore", "MemoryStore", "RunStore", "check_out_folder", "open_store", "read_spec", "stopped_message"]
+
+logger = logging.getLogger("lensprune")
 
 SPEC_FILE = "spec.json"
 _LOCK_FILE = ".lock"
@@ -283,3 +286,33 @@ class RunStore:
 
     def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(self._files[key], columns=None if columns is None else list(columns), partitioning=None)
+
+
+@contextmanager
+def open_store(folder: Path | None, spec: SweepSpec) -> Iterator[CellStore]:
+    """Where a sweep stores its cells: in memory, or in `folder`, with a warning for every damaged file found there.
+
+    Raises:
+        UserError: as `RunStore.writing`.
+    """
+    if folder is None:
+        yield MemoryStore()
+        return
+    with RunStore.writing(folder, spec) as store:
+        for name in store.set_aside:
+            logger.warning("%s was damaged: it is set aside in %s and computed again", name, folder / "damaged")
+        yield store
+
+
+def stopped_message(store: CellStore, folder: Path | None, total: int, has_hooks: bool = False) -> str:
+    """What to tell the user who stopped a sweep of `total` cells: how far it came, and how to go on.
+
+    Args:
+        has_hooks: some variants exist only in Python, so that ``lensprune resume`` can't rebuild them.
+    """
+    if folder is None:
+        return "stopped; nothing is kept, because the run has no out folder"
+    done = f"stopped: {len(store.finished())} of {total} cells are stored"
+    if has_hooks:
+        return f"{done}; go on by calling sweep again with the same arguments"
+    return f"{done}; go on with: lensprune resume {folder}"

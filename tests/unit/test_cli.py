@@ -179,7 +179,7 @@ def test_lists(command: str, expected: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def stopped(folder: str, executor: str | None) -> None:
+    def stopped(folder: str, **options: object) -> None:
         raise KeyboardInterrupt("stopped: 3 of 9 cells are stored; go on with: lensprune resume runs/x")
 
     monkeypatch.setattr("lensprune.sweep.run.resume", stopped)

@@ -1,0 +1,61 @@
+"""Cells dealt out in units, so that workers finish together and still share a clean forward pass between variants."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Unit", "UnitQueue"]
+
+_SHARE = 2
+"""A unit is at most this fraction (1 / _SHARE) of an equal share of what is left."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Cells of one (task, protocol) that a worker measures together; `losses` workers were lost at them."""
+
+    task: str
+    protocol: str
+    variants: tuple[str, ...]
+    losses: int = 0
+
+
+class UnitQueue:
+    """What is left to deal out.
+
+    A worker that asks gets a half of an equal share of the remaining cells, from one (task, protocol): large units at
+    first, which run the clean model seldom, and small ones at the end, so that no worker is left alone with much
+    (guided self-scheduling, Polychronopoulos and Kuck, 1987).
+    """
+
+    def __init__(self, groups: Sequence[tuple[str, str, Sequence[str]]], workers: int) -> None:
+        """`groups`: (task, protocol, names of the variants that are missing)."""
+        self._groups = deque((task, protocol, list(names)) for task, protocol, names in groups if names)
+        self._returned: deque[Unit] = deque()
+        self._workers = workers
+
+    @property
+    def cells(self) -> int:
+        """Cells that are not dealt out."""
+        return sum(len(names) for _, _, names in self._groups) + sum(len(unit.variants) for unit in self._returned)
+
+    def next(self) -> Unit | None:
+        """The next unit, or ``None`` when nothing is left."""
+        if self._returned:
+            return self._returned.popleft()
+        if not self._groups:
+            return None
+        task, protocol, names = self._groups[0]
+        size = max(1, math.ceil(self.cells / (_SHARE * self._workers)))
+        taken = tuple(names[:size])
+        del names[:size]
+        if not names:
+            self._groups.popleft()
+        return Unit(task, protocol, taken)
+
+    def put_back(self, unit: Unit) -> None:
+        """Deal `unit` out again, before anything else."""
+        self._returned.append(unit)
