@@ -34,7 +34,8 @@ def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
     for column in ("delta", "margin_change"):
         frame[column] = math.nan
     finished = store.finished()
-    for (task, protocol), own in frame.groupby(["task", "protocol"], sort=False):
+    for cell, own in frame.groupby(["task", "protocol"], sort=False):
+        task, protocol = map(str, cell)
         names = [name for name in own["variant"] if CellKey(name, task, protocol) in finished]
         for column, measure in (("delta", "correct"), ("margin_change", "margin")):
             if not names or CellKey(CLEAN.name, task, protocol) not in finished:
@@ -51,7 +52,7 @@ def screen_quality(table: pd.DataFrame) -> pd.DataFrame:
     """How far the estimates can be trusted, by the heads drawn at random: one row a (task, protocol).
 
     Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
-    over the controls), ``top`` (as many as were chosen by their estimates), ``controls_in_top`` (controls whose measured
+    over the controls), ``top`` (as many as their estimates chose), ``controls_in_top`` (controls whose measured
     loss is among the `top` largest measured) and ``expected_missed`` (how many heads that were never measured would be
     among them, if they are like the controls). The measurement is the margin's change, under ``generate`` Δμ.
 

@@ -25,7 +25,9 @@ MODEL = "smollm2-135m"
 class Result:
     """One work's median times, for all variants and items; scaled where a side was timed on a sample (see `Work`).
 
-    `ratio` is of wall times, `cpu_ratio` of processor times; `different` counts items with another metric among
+    `ratio` is of wall times, `cpu_ratio` of processor times. `bound` is the FLOPs without sharing over those with all
+    sharing that leaves the numbers as they are (of an unscreened sweep), `matmul_share` the FLOPs that ours needs over
+    those of so much processor time spent on matrix products alone. `different` counts items with another metric among
     `compared` (variant, item) pairs; memory is in bytes.
     """
 
@@ -47,6 +49,9 @@ class Result:
     peer_peak_rss: int
     compared: int
     different: int
+    work_done: dict[str, float]
+    bound: float
+    matmul_share: float
     found_of_top: float | None = None
 
 
@@ -77,6 +82,7 @@ def run_work(work: Work, data_dir: Path, threads: int, repeats: int) -> Result:
         if missing := [name for name in expected if name not in found]:
             found.update(ours.call("run", missing)[1])
         items = ours.facts["items"]
+        done = ours.call("work_done")
     compared = [pair for name in expected for pair in _same_items(work, found[name], expected[name])]
     mine = _median(our_runs)
     one = _median([times for runs in peer_runs.values() for times in runs])
@@ -99,6 +105,9 @@ def run_work(work: Work, data_dir: Path, threads: int, repeats: int) -> Result:
         peer_runs=peer_runs,
         our_peak_rss=rss[0],
         peer_peak_rss=rss[1],
+        work_done=done,
+        bound=done["unshared_flops"] / done["shared_flops"],
+        matmul_share=done["shared_flops"] / (mine.cpu * done["matmul_flops"]),
         compared=len(compared),
         different=sum(a != b for a, b in compared),
         found_of_top=recall,
@@ -131,20 +140,21 @@ def _median(runs: list[Times]) -> Times:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown, a line a work."""
     lines = [
-        "| work | items × variants | ours | peer | its time | faster | CPU time | peak GB, ours / its | different "
-        "| top heads found |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| work | items × variants | ours | peer | its time | faster | CPU time | bound | matmul share "
+        "| peak GB, ours / its | different | top heads found |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         peer = r["peer"] if r["peer_batch_size"] is None else f"{r['peer']}, batch {r['peer_batch_size']}"
         shots = "" if r["shots"] is None else f", {r['shots']}-shot"
         size = f"{r['items']} × {r['variants']}"
         times = f"{r['ours'][0]:.0f} s | {peer} | {r['theirs'][0]:.0f} s | {r['ratio']:.1f}× | {r['cpu_ratio']:.1f}×"
+        bound = "| " if r["found_of_top"] is not None else f"{r['bound']:.1f}× | {r['matmul_share']:.0%}"
         memory = f"{r['our_peak_rss'] / 1e9:.1f} / {r['peer_peak_rss'] / 1e9:.1f}"
         different = f"{r['different']} of {r['compared']}"
         found = "" if r["found_of_top"] is None else f"{r['found_of_top']:.2f}"
         task = f"{r['task']} {r['protocol']}{shots}" + (", screened" if found else "")
-        lines.append(f"| {task} | {size} | {times} | {memory} | {different} | {found} |")
+        lines.append(f"| {task} | {size} | {times} | {bound} | {memory} | {different} | {found} |")
     return "\n".join(lines)
 
 

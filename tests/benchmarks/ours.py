@@ -7,9 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.base import Executor
 from lensprune.models import as_hooked_model, load_model
+from lensprune.models.outline import outline_model
+from lensprune.planning.shape import model_shape
+from lensprune.planning.shared import shared_cost
+from lensprune.planning.unshared import unshared_cost
 from lensprune.protocols import build_requests, score_items
 from lensprune.sweep.prepare import Asked
 from lensprune.sweep.screening import choose, estimated_effects
@@ -29,7 +35,7 @@ class OurSide:
     """The whole sweep at once: requests built from strings, all variants run, all items scored."""
 
     def __init__(self, work: Work, model: str, data_dir: Path) -> None:
-        self._work = work
+        self._work, self._name = work, model
         self._model = as_hooked_model(load_model(model, device="cpu", self_check=False))
         self._task = _loaded(work, data_dir)
         self._variants = variants_of(work, self._model)
@@ -37,7 +43,24 @@ class OurSide:
         self.facts = {
             "items": len(self._task.items),
             "variants": len(self._variants),
-            "requests": sum(len(i.requests) for i in build_requests(self._model, self._task, work.protocol)),
+        }
+
+    def work_done(self) -> dict[str, float]:
+        """Tokens and FLOPs of the whole sweep with sharing and without, and FLOPs of a processor second of products.
+
+        What is shared is what an exact sweep can share, so the quotient of the two FLOPs bounds the gain.
+        """
+        shape = model_shape(outline_model(self._name))
+        items = build_requests(self._model, self._task, self._work.protocol)
+        requests = [request for item in items for request in item.requests]
+        shared = shared_cost(shape, self._model.facts, requests, self._variants, None)
+        unshared = unshared_cost(shape, requests, len(self._variants), None)
+        return {
+            "shared_tokens": shared.tokens,
+            "shared_flops": shared.flops,
+            "unshared_tokens": unshared.tokens,
+            "unshared_flops": unshared.flops,
+            "matmul_flops": _matmul_rate(self._model.facts.d_model),
         }
 
     def sample(self) -> list[str]:
@@ -104,6 +127,15 @@ class HookedSide(OurSide):
     def choose_batch_size(self) -> int | None:
         """It has a token budget instead."""
         return None
+
+
+def _matmul_rate(width: int) -> float:
+    left, right = torch.randn(512, width), torch.randn(4 * width, width)
+    watch, count = Stopwatch(), 0
+    while watch.read().cpu < 1:
+        torch.nn.functional.linear(left, right)
+        count += 1
+    return count * 2 * 512 * 4 * width * width / watch.read().cpu
 
 
 def _loaded(work: Work, data_dir: Path) -> LoadedTask:
