@@ -38,6 +38,7 @@ def check_hook_points(model: HookedModel, *, intervene: bool = True) -> None:
 
     Raises:
         UserError: a required hook point is missing, silent or of another shape; the message names the architecture.
+            Logits that are not numbers, with `intervene`; the message names the weight.
         LensPruneError: the intervention had no effect, or left one behind.
     """
     facts = model.facts
@@ -71,8 +72,25 @@ def check_hook_points(model: HookedModel, *, intervene: bool = True) -> None:
     ]
     _refuse(model, "gives another shape at", wrong)
     if intervene:
+        _refuse_nan(model, clean)
         _check_intervention(model, clean, z_size)
         _check_cache(model)
+
+
+def _refuse_nan(model: HookedModel, logits: torch.Tensor) -> None:
+    if not bool(logits.isnan().any()):
+        return
+    broken = [name for name, weight in model.module.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise UserError(
+            f"model {model.facts.name} gives logits that are not numbers (NaN): its weight {broken[0]}{more} holds "
+            "NaN or infinity; the file is damaged, or the weights do not fit this dtype"
+        )
+    raise UserError(
+        f"model {model.facts.name} gives logits that are not numbers (NaN) in {model.facts.dtype}, though its "
+        "weights are finite: take another dtype, such as bfloat16 or float32"
+    )
 
 
 def _check_intervention(model: HookedModel, clean: torch.Tensor, z_size: dict[int, torch.Tensor]) -> None:
