@@ -142,6 +142,8 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "workers": arguments.workers,
         "ray_address": arguments.ray_address,
         "batch_tokens": arguments.batch_tokens,
+        "memory": arguments.memory,
+        "screen": arguments.screen,
         "out": arguments.out,
     }
 
@@ -179,6 +181,7 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         bos=arguments.bos,
         executor=arguments.executor,
         batch_tokens=arguments.batch_tokens,
+        memory=arguments.memory,
         out=arguments.out,
     )
     print(metrics_report(table))

@@ -21,15 +21,22 @@ def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
     """One row a (task, protocol, head): what was estimated, and what was measured where it was.
 
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
-    `estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured: strongest``,
-    ``measured: control`` or ``estimated``), ``delta`` (measured Δμ) and ``margin_change`` (measured mean change of the
-    margin, nats, on items where it is finite; NaN under ``generate``). What is only estimated has NaN there.
+    `lensprune.sweep.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
+    strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
+    ``estimated``), ``delta`` (measured Δμ) and ``margin_change`` (measured mean change of the margin, nats, on items
+    where it is finite; NaN under ``generate``). What is only estimated has NaN there.
     """
     frame = pd.DataFrame(screen["estimates"])
     frame["rank"] = frame.groupby(["task", "protocol"])["estimate"].rank(method="first").astype(int)
     frame["status"] = [
-        f"measured: {screen['measured'][name]}" if name in screen["measured"] else "estimated"
-        for name in frame["variant"]
+        "estimated"
+        if name not in screen["measured"]
+        else "measured: strongest"
+        if rank <= screen["top"]
+        else "measured: control"
+        if screen["measured"][name] == "control"
+        else "measured: strongest elsewhere"
+        for name, rank in zip(frame["variant"], frame["rank"], strict=True)
     ]
     for column in ("delta", "margin_change"):
         frame[column] = math.nan

@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         bos=arguments.bos,
         executor=arguments.executor,
         batch_tokens=arguments.batch_tokens,
+        memory=arguments.memory,
         out=arguments.out,
         command=arguments.command_line,
     )

@@ -14,6 +14,13 @@ def whole_number(text: str) -> int:
     return int(digits)
 
 
+def share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number like 0.1, not {text!r}") from None
+
+
 def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--model",)) -> argparse._ArgumentGroup:
     """Models, tasks and items."""
     asked = parser.add_argument_group("what is measured")
@@ -50,6 +57,7 @@ def add_ran(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     ran.add_argument("--bos", default="tokenizer", metavar="POLICY", help="tokenizer, always or never")
     ran.add_argument("--executor", default="forked", metavar="NAME", help="how rows are run; the numbers are the same")
     ran.add_argument("--batch-tokens", type=whole_number, metavar="N", help="tokens in a batch")
+    ran.add_argument("--memory", metavar="SIZE", help="what may be taken besides the model's weights, like 4GB")
     ran.add_argument("--out", metavar="FOLDER", help="run folder (without it nothing is kept)")
     return ran
 
@@ -78,6 +86,13 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         help="text file for mean, resample and optimal (default: the task's few-shot examples)",
     )
     changed.add_argument("--mean-mode", default="pooled", metavar="MODE", help="pooled or per_position")
+
+    changed.add_argument(
+        "--screen",
+        type=share,
+        metavar="SHARE",
+        help="of heads, estimate all and measure only this share, like 0.1, and a random control set",
+    )
 
     ran = add_ran(parser)
     ran.add_argument("--n-devices", type=whole_number, metavar="N", help="split the model over N GPUs")

@@ -54,6 +54,7 @@ def measure_delta(
     bos: str | None = None,
     executor: str = "forked",
     batch_tokens: int | None = None,
+    memory: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     command: str = "",
@@ -95,6 +96,7 @@ def measure_delta(
         bos=bos,
         executor=executor,
         batch_tokens=batch_tokens,
+        memory=memory,
         command=command,
     )
     if executor not in EXECUTORS:
@@ -181,7 +183,7 @@ def _execute(
     from lensprune.engine import make_executor
 
     hosts: tuple[Host, ...] = ("base", "distilled")
-    executors = {h: make_executor(options.executor, pair.host(h), options.batch_tokens) for h in hosts}
+    executors = {h: make_executor(options.executor, pair.host(h), options.batch_tokens, options.memory) for h in hosts}
     plain = {"base": CLEAN, "distilled": Variant(DISTILLED)}
     rows = sum(len(part.requests) for part in asked) * (2 + len(swaps))
     with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
@@ -10,7 +11,7 @@ from lensprune.engine.groups import DecodeLimits
 from lensprune.errors import UserError
 from lensprune.models.base import ModelFacts
 
-__all__ = ["limits_for_memory", "out_of_memory", "parse_memory"]
+__all__ = ["budgets", "limits_for_memory", "out_of_memory", "parse_memory"]
 
 UNEMBED_ROWS = 512
 """Positions unembedded at once; bounds the logits held to so many rows of the vocabulary."""
@@ -61,6 +62,18 @@ def limits_for_memory(facts: ModelFacts, memory: int) -> DecodeLimits:
     half = (memory - logits) // 2
     tokens = half // per_token
     return DecodeLimits(rows=min(tokens, MOST_ROWS), kv_bytes=half, tokens=min(tokens, MOST_TOKENS))
+
+
+def budgets(facts: ModelFacts, max_tokens: int | None, memory: str | None) -> DecodeLimits | int | None:
+    """Budgets as they were asked for: all of them out of an amount of memory, or the tokens of a batch, or none.
+
+    Raises:
+        UserError: as `parse_memory` and `limits_for_memory`.
+    """
+    if memory is None:
+        return max_tokens
+    limits = limits_for_memory(facts, parse_memory(memory))
+    return limits if max_tokens is None else replace(limits, tokens=max_tokens)
 
 
 def out_of_memory(error: BaseException) -> bool:

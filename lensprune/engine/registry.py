@@ -7,9 +7,10 @@ from typing import Any
 
 from lensprune.engine.base import Executor
 from lensprune.engine.forked import ForkedExecutor
+from lensprune.engine.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import UnsupportedByFastPath
-from lensprune.engine.memory import limits_for_memory, parse_memory
+from lensprune.engine.memory import budgets
 from lensprune.errors import unknown_name
 from lensprune.models import as_hooked_model
 
@@ -37,17 +38,16 @@ def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: 
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
     hooked = as_hooked_model(model)
+    asked = budgets(hooked.facts, max_tokens, memory)
     options: dict[str, int] = {}
-    budgets: dict[str, int] = {}
-    if memory is not None:
-        limits = limits_for_memory(hooked.facts, parse_memory(memory))
-        options["max_tokens"] = limits.tokens
-        budgets = {"max_rows": limits.rows, "max_kv_bytes": limits.kv_bytes}
-    if max_tokens is not None:
-        options["max_tokens"] = max_tokens
+    more: dict[str, int] = {}
+    if isinstance(asked, DecodeLimits):
+        options, more = {"max_tokens": asked.tokens}, {"max_rows": asked.rows, "max_kv_bytes": asked.kv_bytes}
+    elif asked is not None:
+        options = {"max_tokens": asked}
     if name == "forked":
         try:
-            return ForkedExecutor(hooked, **options, **budgets)
+            return ForkedExecutor(hooked, **options, **more)
         except UnsupportedByFastPath as reason:
             warnings.warn(
                 f"the forked executor cannot run this model, the hooked one takes over: {reason}", stacklevel=2

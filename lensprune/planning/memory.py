@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lensprune.ablation.variants import Variant
-from lensprune.engine.forked import UNEMBED_ROWS, ForkedExecutor
+from lensprune.engine.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
+from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.models.base import ModelFacts
 from lensprune.planning.shape import ModelShape
-from lensprune.planning.shared import Chunk, decode_chunks, likelihood_chunks
+from lensprune.planning.shared import Chunk, decode_chunks, forked_limits, likelihood_chunks
 from lensprune.planning.unshared import Batch, batch_budget, hooked_batches
 from lensprune.protocols.requests import Request
 
@@ -54,7 +55,7 @@ def peak_memory(
     *,
     executor: str,
     bytes_a_number: int,
-    budget: int | None,
+    budget: int | DecodeLimits | None,
     on_cpu: bool,
 ) -> Memory:
     """The largest of the phases' needs, each phase one batch or chunk.
@@ -71,9 +72,9 @@ def peak_memory(
             size = batch_budget(HookedExecutor, budget)
             phases += [_batch(shape, batch, bytes_a_number) for batch in hooked_batches(asked, size)]
         if len(hooked) < len(variants):
-            size = batch_budget(ForkedExecutor, budget)
+            limits = forked_limits(budget)
             forked = [v for v in variants if v not in hooked]
-            chunks = [*likelihood_chunks(asked, forked, size), *decode_chunks(asked, forked, facts, size)]
+            chunks = [*likelihood_chunks(asked, forked, limits.tokens), *decode_chunks(asked, forked, facts, limits)]
             phases += [_chunk(shape, chunk, bytes_a_number, on_cpu) for chunk in chunks]
         worst = max([worst, *phases], key=lambda memory: memory.total)
     return Memory(

@@ -20,7 +20,7 @@ from lensprune.planning.shape import ModelShape
 from lensprune.planning.unshared import batch_budget, unshared_cost
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 
-__all__ = ["Chunk", "decode_chunks", "likelihood_chunks", "shared_cost"]
+__all__ = ["Chunk", "decode_chunks", "forked_limits", "likelihood_chunks", "shared_cost"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,15 @@ def _pairs(tree: PrefixTree, wanted: Iterable[int]) -> tuple[int, int, int]:
     return sum(own) + sum(below), max(own + below, default=0), sum(last)
 
 
+def forked_limits(budget: int | DecodeLimits | None) -> DecodeLimits:
+    """Budgets of the forked executor: as asked for, or its own defaults, with so many tokens a batch."""
+    if isinstance(budget, DecodeLimits):
+        return budget
+    defaults = inspect.signature(ForkedExecutor).parameters
+    rows, size = defaults["max_rows"].default, defaults["max_kv_bytes"].default
+    return DecodeLimits(rows, size, batch_budget(ForkedExecutor, budget))
+
+
 def likelihood_chunks(requests: Sequence[Request], variants: Sequence[Variant], budget: int) -> Iterator[Chunk]:
     """The prefix trees in which the forked executor scores the likelihoods among `requests`."""
     scored: dict[Tokens, int] = {}
@@ -73,14 +82,12 @@ def likelihood_chunks(requests: Sequence[Request], variants: Sequence[Variant], 
 
 
 def decode_chunks(
-    requests: Sequence[Request], variants: Sequence[Variant], facts: ModelFacts, budget: int
+    requests: Sequence[Request], variants: Sequence[Variant], facts: ModelFacts, limits: DecodeLimits
 ) -> Iterator[Chunk]:
     """The groups of variants and prompts that the forked executor decodes together."""
     generated = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
     if not generated:
         return
-    defaults = inspect.signature(ForkedExecutor).parameters
-    limits = DecodeLimits(defaults["max_rows"].default, defaults["max_kv_bytes"].default, budget)
     chunks = request_chunks(generated, variants, facts, limits)
     for group in group_variants(variants, facts, chunks, limits):
         for chunk in chunks:
@@ -93,7 +100,11 @@ def decode_chunks(
 
 
 def shared_cost(
-    shape: ModelShape, facts: ModelFacts, requests: Sequence[Request], variants: Sequence[Variant], budget: int | None
+    shape: ModelShape,
+    facts: ModelFacts,
+    requests: Sequence[Request],
+    variants: Sequence[Variant],
+    budget: int | DecodeLimits | None,
 ) -> Cost:
     """Cost of `requests` under `variants`.
 
@@ -102,15 +113,15 @@ def shared_cost(
     its new tokens and runs every layer that its variant does not skip, as though no two variants wrote the same text.
     Variants with hooks of the user's own run as the hooked executor runs them.
     """
-    size = batch_budget(ForkedExecutor, budget)
+    limits = forked_limits(budget)
     hooked = [v for v in variants if v.hooks]
     forked = [v for v in variants if not v.hooks]
     total = unshared_cost(shape, requests, len(hooked), budget)
     if not forked:
         return total
-    for chunk in likelihood_chunks(requests, forked, size):
+    for chunk in likelihood_chunks(requests, forked, limits.tokens):
         total += _forked(shape, chunk)
-    for chunk in decode_chunks(requests, forked, facts, size):
+    for chunk in decode_chunks(requests, forked, facts, limits):
         total += _forked(shape, chunk) + _decoded(shape, chunk)
     return total
 

@@ -12,7 +12,9 @@ import torch
 
 from lensprune.ablation.optimal import ITERATIONS
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
-from lensprune.ablation.variants import Variant
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.engine.groups import DecodeLimits
+from lensprune.engine.memory import budgets
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import parse_dtype
@@ -26,6 +28,7 @@ from lensprune.planning.unshared import unshared_cost
 from lensprune.sweep.prepare import Asked, SweepOptions, ask, executor_options, load_tasks, resolved_variants
 from lensprune.sweep.references import FEWSHOT, read_reference_text
 from lensprune.sweep.run import chosen_variants
+from lensprune.sweep.screening import screened_count
 from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.store import check_out_folder
 
@@ -108,6 +111,8 @@ def plan(
     workers: int | None = None,
     ray_address: str | None = None,
     batch_tokens: int | None = None,
+    memory: str | None = None,
+    screen: float | None = None,
     out: str | Path | None = None,
     flops: float | None = None,
     bandwidth: float | None = None,
@@ -116,6 +121,7 @@ def plan(
 
     Args:
         model: a name or path for `load_model`; its configuration and tokenizer are read.
+        screen: counted as though one set of heads was chosen for all tasks, evenly over depth.
         flops: matrix FLOPs a second; ``None`` measures this machine for a second.
         bandwidth: bytes a second of reading weights, which bounds decoding; only with `flops`. Without it decoding is
             counted by its FLOPs alone, which is too fast.
@@ -141,6 +147,8 @@ def plan(
         n_devices=n_devices,
         bos=bos,
         batch_tokens=batch_tokens,
+        memory=memory,
+        screen=screen,
         **executor_options(executor, workers, ray_address),
     )
     executor = options.executor
@@ -157,17 +165,20 @@ def plan(
     # Requests are built from the facts and the tokenizer alone, which an outline has like any loaded model.
     chosen = resolved_variants(outline.facts, options)
     reference_wanted = any(v.needs_reference for v in chosen)
+    if screen is not None:
+        chosen = _spread_out(chosen, screen)
+    budget = budgets(outline.facts, batch_tokens, memory)
     asked = ask(cast(HookedModel, outline), loaded, options, text, with_reference=reference_wanted)
-    cells = tuple(_cell(shape, outline.facts, part, chosen, batch_tokens) for part in asked)
+    cells = tuple(_cell(shape, outline.facts, part, chosen, budget, screened=screen is not None) for part in asked)
     prompts = _reference_cost(shape, asked, chosen)
-    memory = peak_memory(
+    peak = peak_memory(
         shape,
         outline.facts,
         [part.requests for part in asked],
         chosen,
         executor=executor,
         bytes_a_number=number.itemsize,
-        budget=batch_tokens,
+        budget=budget,
         on_cpu=place.startswith("cpu"),
     )
     speed = given_speed or measure_speed(shape, number, place)
@@ -181,7 +192,7 @@ def plan(
         n_variants=len(chosen),
         cells=cells,
         reference=prompts,
-        memory=memory,
+        memory=peak,
         speed=speed,
         seconds=estimated_seconds(total, speed, shape.parameters * number.itemsize),
     )
@@ -203,17 +214,37 @@ def _check_executor(name: str) -> None:
         raise unknown_name("executor", name, EXECUTORS)
 
 
+def _spread_out(variants: Sequence[Variant], fraction: float) -> tuple[Variant, ...]:
+    """As many variants as screening would choose for one task and protocol, evenly over depth.
+
+    Which heads it would choose is not known without weights, and several tasks may choose different ones.
+    """
+    heads = [variant for variant in variants if not variant.is_clean]
+    n = screened_count(len(heads), fraction)
+    return (CLEAN, *(heads[(2 * i + 1) * len(heads) // (2 * n)] for i in range(n)))
+
+
 def _cell(
-    shape: ModelShape, facts: ModelFacts, asked: Asked, variants: Sequence[Variant], budget: int | None
+    shape: ModelShape,
+    facts: ModelFacts,
+    asked: Asked,
+    variants: Sequence[Variant],
+    budget: int | DecodeLimits | None,
+    *,
+    screened: bool,
 ) -> PlannedCell:
     requests = asked.requests
+    estimates = Cost()
+    if screened:
+        # A forward pass and a backward pass to the activations, each with as many products.
+        estimates = unshared_cost(shape, requests, 2, budget)
     return PlannedCell(
         task=asked.task.task.name,
         protocol=asked.protocol,
         items=len(asked.items),
         requests=len(requests),
-        unshared=unshared_cost(shape, requests, len(variants), budget),
-        shared=shared_cost(shape, facts, requests, variants, budget),
+        unshared=unshared_cost(shape, requests, len(variants), budget) + estimates,
+        shared=shared_cost(shape, facts, requests, variants, budget) + estimates,
     )
 
 

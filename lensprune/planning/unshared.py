@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lensprune.engine.batching import batches_by_length
+from lensprune.engine.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
 from lensprune.planning.shape import ModelShape
@@ -29,8 +30,10 @@ class Batch:
     steps: int = 0
 
 
-def batch_budget(executor: type, asked: int | None) -> int:
+def batch_budget(executor: type, asked: int | DecodeLimits | None) -> int:
     """Tokens of a batch: as asked for, or the executor's own default."""
+    if isinstance(asked, DecodeLimits):
+        return asked.tokens
     return asked if asked is not None else int(inspect.signature(executor).parameters["max_tokens"].default)
 
 
@@ -55,7 +58,9 @@ def hooked_batches(requests: Sequence[Request], budget: int) -> Iterator[Batch]:
         yield Batch(len(asked), max(contexts), sum(contexts), 1, max(r.max_new_tokens for r in asked) - 1)
 
 
-def unshared_cost(shape: ModelShape, requests: Sequence[Request], n_variants: int, budget: int | None) -> Cost:
+def unshared_cost(
+    shape: ModelShape, requests: Sequence[Request], n_variants: int, budget: int | DecodeLimits | None
+) -> Cost:
     """Cost of `requests` under `n_variants` variants; every generated row takes all its new tokens (an upper bound).
 
     Tokens are counted without padding, FLOPs with it: padded positions run like any others. A removed part is computed

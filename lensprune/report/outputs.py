@@ -13,13 +13,16 @@ from lensprune.report.delta_by_depth import delta_by_depth, drawable
 from lensprune.report.plain_text import write_csv
 from lensprune.sweep.files import write_atomically, write_error
 
-__all__ = ["DELTA_FIGURE", "write_outputs"]
+__all__ = ["DELTA_FIGURE", "SCREEN_TABLE", "write_outputs"]
 
+SCREEN_TABLE = "screen.csv"
 DELTA_FIGURE = Path("figures") / "delta_by_depth.png"
 
 
-def write_outputs(folder: Path, summary: pd.DataFrame, *, n_layers: int, title: str = "") -> list[Path]:
-    """Write summary.csv, and figures/delta_by_depth.png where there is something to draw.
+def write_outputs(
+    folder: Path, summary: pd.DataFrame, *, n_layers: int, title: str = "", screen: pd.DataFrame | None = None
+) -> list[Path]:
+    """Write summary.csv, screen.csv of a screened sweep, and figures/delta_by_depth.png where there is a depth to draw.
 
     Returns:
         The files written.
@@ -30,6 +33,9 @@ def write_outputs(folder: Path, summary: pd.DataFrame, *, n_layers: int, title: 
     written = [folder / "summary.csv"]
     try:
         write_csv(summary, written[0])
+        if screen is not None:
+            written.append(folder / SCREEN_TABLE)
+            write_csv(screen, written[-1])
         if drawable(summary):
             path = folder / DELTA_FIGURE
             path.parent.mkdir(exist_ok=True)

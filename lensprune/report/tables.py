@@ -12,7 +12,7 @@ from lensprune.report.plain_text import for_terminal
 if TYPE_CHECKING:
     from lensprune.sweep.result import Run
 
-__all__ = ["aligned", "metrics_report", "run_report", "tasks_table", "top_variants"]
+__all__ = ["aligned", "metrics_report", "run_report", "screen_report", "tasks_table", "top_variants"]
 
 _SHOWN = {
     "variant": "variant",
@@ -90,17 +90,42 @@ def metrics_report(table: pd.DataFrame) -> str:
     return aligned(rows)
 
 
+def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) -> str:
+    """Heads of a screened sweep by their estimated loss, measured or not, and what the control set says of it."""
+    parts = []
+    for _, own in quality.iterrows():
+        where = (table["task"] == own["task"]) & (table["protocol"] == own["protocol"])
+        controls = int(own["controls"])
+        cell = f"{for_terminal(str(own['task']))}, {own['protocol']}"
+        lines = [
+            f"{cell}: {own['measured']} of {own['heads']} heads are measured, {own['measured'] - controls} for their "
+            f"estimates and {controls} drawn at random; the others are estimated",
+            f"on the random ones estimate and measurement have rank correlation {own['rank_correlation']:.2f}; "
+            f"{own['controls_in_top']} of them are among the {own['top']} measured ones that lose most: if the others "
+            f"are like them, {own['expected_missed']:.0f} such heads were missed",
+        ]
+        rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", "status"]]
+        for _, head in table[where].head(most).iterrows():
+            measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("margin_change", "delta")]
+            rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
+        parts.append("\n".join([*lines, *("  " + line for line in aligned(rows).splitlines())]))
+    return "\n\n".join(parts)
+
+
 def run_report(run: Run, most: int = 5) -> str:
     """What a finished sweep prints: for each task and protocol the largest losses, then where the files are."""
     summary = run.summary()
     parts = [repr(run), *(top_variants(summary, task, protocol, most) for task, protocol in run.cells)]
+    if run.spec.screen is not None:
+        parts.append(screen_report(run.screen(), run.screen_quality()))
     if run.folder is not None:
-        from lensprune.report.outputs import DELTA_FIGURE
+        from lensprune.report.outputs import DELTA_FIGURE, SCREEN_TABLE
 
         places = [
             ("table", run.folder / "summary.csv"),
+            ("screened", run.folder / SCREEN_TABLE),
             ("records", run.folder / "records"),
             ("figure", run.folder / DELTA_FIGURE),
         ]
-        parts.append("\n".join(f"{what + ':':9}{path}" for what, path in places if path.exists()))
+        parts.append("\n".join(f"{what + ':':10}{path}" for what, path in places if path.exists()))
     return "\n\n".join(parts)

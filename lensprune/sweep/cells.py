@@ -13,7 +13,7 @@ from lensprune.errors import LensPruneError
 from lensprune.sweep.prepare import Asked, Prepared
 from lensprune.sweep.records import CellKey, cell_table
 
-__all__ = ["measure_cells"]
+__all__ = ["measure_cells", "reference_of"]
 
 
 def measure_cells(
@@ -29,7 +29,7 @@ def measure_cells(
 
     task = asked.task.task.name
     waiting = {variant.name for variant in variants}
-    reference = _reference(prepared, asked, variants)
+    reference = reference_of(prepared, asked, variants)
     for answered in executor.run(asked.requests, variants, reference=reference, progress=progress):
         outcomes = score_items(asked.task, asked.protocol, asked.items, answered.responses)
         key = CellKey(answered.variant.name, task, asked.protocol)
@@ -39,7 +39,8 @@ def measure_cells(
         raise LensPruneError(f"executor {executor.name} gave no answer for {', '.join(sorted(waiting))} on {task}")
 
 
-def _reference(prepared: Prepared, asked: Asked, variants: Sequence[Variant]) -> ReferenceActivations | None:
+def reference_of(prepared: Prepared, asked: Asked, variants: Sequence[Variant]) -> ReferenceActivations | None:
+    """What the variants that need a reference take from this (task, protocol)'s reference prompts."""
     wanting = [variant for variant in variants if variant.needs_reference]
     if not wanting:
         return None

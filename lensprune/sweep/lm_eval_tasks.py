@@ -37,6 +37,7 @@ def sweep_lm_eval(
     bos: str | None = None,
     executor: str = "forked",
     batch_tokens: int | None = None,
+    memory: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -79,7 +80,7 @@ def sweep_lm_eval(
             hooked,
             names,
             chosen,
-            make_executor(executor, hooked, batch_tokens),
+            make_executor(executor, hooked, batch_tokens, memory),
             limit=limit,
             num_fewshot=shots,
             out=out,

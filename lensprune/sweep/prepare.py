@@ -65,6 +65,8 @@ class SweepOptions:
     workers: int | None = None
     ray_address: str | None = None
     batch_tokens: int | None = None
+    memory: str | None = None
+    screen: float | None = None
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -97,8 +99,31 @@ class SweepOptions:
             raise UserError(f"workers {self.workers} is not a usable number of workers: expected 1 to {MOST_WORKERS}")
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise UserError(f"batch tokens {self.batch_tokens} can't hold a token: expected 1 or more")
+        if self.memory is not None:
+            from lensprune.engine.memory import parse_memory
+
+            parse_memory(self.memory)
+        if self.screen is not None:
+            self._check_screen(self.screen)
         if self.data_dir is not None and not usable_path(self.data_dir, "data folder").is_dir():
             raise UserError(f"data folder {self.data_dir} does not exist")
+
+    def _check_screen(self, fraction: float) -> None:
+        if not 0 < fraction < 1:
+            raise UserError(
+                f"screen {fraction:g} is not a share of the heads: expected a number between 0 and 1, like 0.1"
+            )
+        if self.spread is not None:
+            raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
+        chosen = self.variants
+        if isinstance(chosen, VariantSelection) and chosen.over not in ("heads", "kv-groups"):
+            raise UserError(f"screen ranks heads, and the sweep is over {chosen.over}: use over heads or kv-groups")
+        kinds = {chosen.ablation} if isinstance(chosen, VariantSelection) else {v.ablation for v in chosen}
+        if "optimal" in kinds:
+            raise UserError(
+                "screen saves nothing with ablation optimal, whose constants are searched for head by head: use zero, "
+                "mean or resample"
+            )
 
 
 @dataclass(frozen=True)
@@ -379,6 +404,7 @@ def sweep_spec(
             model=_where(model),
             executor=options.executor,
             batch_tokens=options.batch_tokens,
+            memory=options.memory,
             n_devices=options.n_devices,
             data_dir=None if options.data_dir is None else str(Path(options.data_dir).resolve()),
             reference_file=str(Path(options.reference).resolve()) if from_file else None,

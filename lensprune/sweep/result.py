@@ -16,6 +16,7 @@ from lensprune.analysis.depth import depth_bands
 from lensprune.analysis.head_effects import ItemEffects, read_effects
 from lensprune.analysis.overlap import overlap
 from lensprune.analysis.protocol_gap import protocol_gap, task_gap
+from lensprune.analysis.screening import screen_quality, screen_table
 from lensprune.analysis.signatures import MARGIN, signatures
 from lensprune.analysis.summary import Group, read_group, summarise
 from lensprune.errors import UserError, unknown_name
@@ -181,6 +182,11 @@ class Run:
             UserError: a name that is not part of this run, or nothing of that kind was removed.
         """
         self._check(task, protocol)
+        if self.spec.screen is not None and component == self.spec.screen["component"]:
+            raise UserError(
+                "this run is screened: the heads that it measured were chosen for their effects, so they say "
+                "nothing of all heads; see screen(), or sweep without screen"
+            )
         names = self.spec.variant_names
         return [
             read_effects(self._store, t, p, names, component=component, ablation=ablation, measure=measure)
@@ -215,6 +221,24 @@ class Run:
     ) -> pd.DataFrame:
         """How far tasks and protocols need the same parts; see `lensprune.analysis.overlap`."""
         return overlap(self.effects(component=component, ablation=ablation, measure=measure), k)
+
+    def screen(self) -> pd.DataFrame:
+        """Every head of a screened sweep, measured or only estimated; see `lensprune.analysis.screening.screen_table`.
+
+        Raises:
+            UserError: the sweep measured all its heads.
+        """
+        if self.spec.screen is None:
+            raise UserError("this run was not screened, all its heads are measured: see summary()")
+        return screen_table(self.spec.screen, self._store)
+
+    def screen_quality(self) -> pd.DataFrame:
+        """What the random control set says of the estimates; see `lensprune.analysis.screening.screen_quality`.
+
+        Raises:
+            UserError: as `screen`.
+        """
+        return screen_quality(self.screen())
 
     def plot_concentration(
         self, *, component: str = "head", ablation: str | None = None, measure: str = "correct"
@@ -285,7 +309,8 @@ class Run:
         elif self.folder is None:
             raise UserError("this run is in memory: name the folder to save it in")
         target = Path(folder) if self.folder is None or folder is not None else self.folder  # type: ignore[arg-type]
-        write_outputs(target, self.summary(), n_layers=self.spec.n_layers, title=self.spec.model)
+        screen = None if self.spec.screen is None else self.screen()
+        write_outputs(target, self.summary(), n_layers=self.spec.n_layers, title=self.spec.model, screen=screen)
         return target
 
     def _copy_to(self, folder: Path) -> None:

@@ -18,9 +18,10 @@ from lensprune.sweep.prepare import Asked, Prepared, SweepOptions, executor_opti
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.references import FEWSHOT
 from lensprune.sweep.result import Run
+from lensprune.sweep.screening import screened
 from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.spec import SweepSpec
-from lensprune.sweep.store import CellStore, RunStore, open_store, read_spec, stopped_message
+from lensprune.sweep.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.sweep.variant_json import variant_from_json
 
 __all__ = ["chosen_variants", "resume", "run_sweep", "sweep"]
@@ -47,6 +48,8 @@ def sweep(
     workers: int | None = None,
     ray_address: str | None = None,
     batch_tokens: int | None = None,
+    memory: str | None = None,
+    screen: float | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     command: str = "",
@@ -76,6 +79,9 @@ def sweep(
         workers: with ``ray``, how many; ``None`` takes one a GPU, or one a CPU where there are no GPUs.
         ray_address: with ``ray``, a running cluster, ``ray://head:10001`` or ``auto``; ``None`` starts a local one.
         batch_tokens: tokens in a batch; ``None`` takes the executor's default.
+        memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
+        screen: of a sweep over heads or key/value groups, the share to measure: those whose removal costs most by an
+            estimate of all (`lensprune.sweep.screening`), and a random control set. `Run.screen` has both.
         out: run folder; ``None`` keeps the run in memory.
         progress: show a progress bar.
         command: the command line, kept in the spec.
@@ -102,6 +108,8 @@ def sweep(
         n_devices=n_devices,
         bos=bos,
         batch_tokens=batch_tokens,
+        memory=memory,
+        screen=screen,
         command=command,
         **executor_options(executor, workers, ray_address),
     )
@@ -125,10 +133,12 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     from lensprune.engine import make_executor
 
     prepared = prepare(model, options, folder)
-    executor = make_executor(options.executor, prepared.model, options.batch_tokens)
+    executor = make_executor(options.executor, prepared.model, options.batch_tokens, options.memory)
     # The executor that runs, which is not the one asked for where that can't run this model.
     how = replace(prepared.spec.how, executor=executor.name)
     prepared = replace(prepared, spec=replace(prepared.spec, how=how))
+    if options.screen is not None:
+        prepared = screened(prepared, executor, None if folder is None else check_out_folder(folder), progress)
     with open_store(folder, prepared.spec) as store:
         try:
             _execute(prepared, executor, store, progress)
@@ -214,5 +224,7 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
         n_devices=how.n_devices,
         bos=spec.bos,
         batch_tokens=how.batch_tokens,
+        memory=how.memory,
+        screen=None if spec.screen is None else float(spec.screen["fraction"]),
         command=how.command,
     )

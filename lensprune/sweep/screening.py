@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from tqdm.auto import tqdm
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
@@ -22,9 +25,12 @@ from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateResponse, LoglikelihoodRequest, LoglikelihoodResponse
-from lensprune.sweep.prepare import Asked
+from lensprune.sweep.cells import reference_of
+from lensprune.sweep.prepare import Asked, Prepared
+from lensprune.sweep.spec import SweepSpec
+from lensprune.sweep.variant_json import variant_to_json
 
-__all__ = ["LEAST_CONTROLS", "choose", "estimated_effects"]
+__all__ = ["LEAST_CONTROLS", "choose", "estimated_effects", "screened", "screened_count"]
 
 LEAST_CONTROLS = 8
 """Heads drawn at random at least; otherwise half as many as the strongest."""
@@ -105,6 +111,78 @@ def _of_texts(
     return changes.numpy()
 
 
+def screened(prepared: Prepared, executor: Executor, existing: SweepSpec | None, progress: bool = True) -> Prepared:
+    """The same sweep with only the chosen heads to measure, and all estimates in its spec.
+
+    Args:
+        existing: spec of the run that is gone on with, whose estimates are taken over.
+
+    Raises:
+        UserError: a variant that is not the removal of one head or key/value group, or nothing to rank by.
+    """
+    options = prepared.options
+    heads = [variant for variant in prepared.variants if not variant.is_clean]
+    fraction = options.screen
+    assert fraction is not None
+    screen = None if existing is None else existing.screen
+    if screen is None or screen["fraction"] != fraction or not _screens(screen, heads):
+        rows = _estimates(prepared, heads, executor, progress)
+        _, why = choose(heads, rows, fraction, options.seed)
+        screen = {
+            "fraction": fraction,
+            "component": heads[0].component,
+            "top": _sizes(len(heads), fraction)[0],
+            "estimates": rows,
+            "measured": why,
+        }
+    chosen = tuple(v for v in prepared.variants if v.is_clean or v.name in screen["measured"])
+    spec = replace(prepared.spec, variants=tuple(variant_to_json(v) for v in chosen), screen=screen)
+    return replace(prepared, variants=chosen, spec=spec)
+
+
+def _screens(screen: Mapping[str, Any], heads: Sequence[Variant]) -> bool:
+    """Whether these are the heads that were estimated, or those that were chosen among them."""
+    names = {head.name for head in heads}
+    return names in ({row["variant"] for row in screen["estimates"]}, set(screen["measured"]))
+
+
+def _estimates(
+    prepared: Prepared, heads: Sequence[Variant], executor: Executor, progress: bool
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    total = sum(len(asked.requests) for asked in prepared.asked)
+    with tqdm(total=total, unit="request", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
+        for asked in prepared.asked:
+            task = asked.task.task.name
+            bar.set_description(f"screening {task} {asked.protocol}")
+            reference = reference_of(prepared, asked, heads)
+            effects = estimated_effects(prepared.model, asked, heads, executor, reference, _advance(bar))
+            for head, effect in zip(heads, effects, strict=True):
+                place = {"layer": head.layer, "head": head.head}
+                rows.append(
+                    {"task": task, "protocol": asked.protocol, "variant": head.name, **place, "estimate": float(effect)}
+                )
+    return rows
+
+
+def _advance(bar: Any) -> ProgressCallback:
+    def advance(requests: int) -> None:
+        bar.update(requests)
+
+    return advance
+
+
+def _sizes(n_heads: int, fraction: float) -> tuple[int, int]:
+    """Number of strongest heads of one (task, protocol), and of controls."""
+    size = max(1, math.ceil(fraction * n_heads))
+    return size, max(LEAST_CONTROLS, size // 2)
+
+
+def screened_count(n_heads: int, fraction: float) -> int:
+    """How many of `n_heads` heads a screened sweep measures on one task under one protocol."""
+    return min(n_heads, sum(_sizes(n_heads, fraction)))
+
+
 def choose(
     variants: Sequence[Variant], estimates: Sequence[Mapping[str, Any]], fraction: float, seed: int
 ) -> tuple[list[Variant], dict[str, str]]:
@@ -116,12 +194,12 @@ def choose(
     Args:
         estimates: rows with ``task``, ``protocol``, ``variant`` and ``estimate``.
     """
-    size = max(1, math.ceil(fraction * len(variants)))
+    size, most = _sizes(len(variants), fraction)
     frame = pd.DataFrame(estimates)
     strongest: set[str] = set()
     for _, own in frame.groupby(["task", "protocol"], sort=False):
         strongest.update(own.sort_values("estimate", kind="stable")["variant"].head(size))
     others = [variant.name for variant in variants if variant.name not in strongest]
-    controls = random.Random(f"screen {seed}").sample(others, min(len(others), max(LEAST_CONTROLS, size // 2)))
-    why = {name: "strongest" if name in strongest else "control" for name in [*strongest, *controls]}
-    return [variant for variant in variants if variant.name in why], why
+    controls = set(random.Random(f"screen {seed}").sample(others, min(len(others), most)))
+    chosen = [variant for variant in variants if variant.name in strongest | controls]
+    return chosen, {v.name: "strongest" if v.name in strongest else "control" for v in chosen}

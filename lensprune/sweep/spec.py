@@ -71,6 +71,7 @@ class HowItRan:
     workers: int | None = None
     ray_address: str | None = None
     batch_tokens: int | None = None
+    memory: str | None = None
     n_devices: int | None = None
     data_dir: str | None = None
     reference_file: str | None = None
@@ -109,6 +110,9 @@ class SweepSpec:
     reference: str | None = None
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
+    screen: Mapping[str, Any] | None = None
+    """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of strongest heads of
+    each task and protocol (``top``), ``estimates`` of all heads, and what is ``measured`` and why."""
     versions: Mapping[str, str] = field(default_factory=library_versions)
     how: HowItRan = field(default_factory=HowItRan)
 
@@ -120,6 +124,9 @@ class SweepSpec:
         for asked in ("shots", "limit"):
             # Resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
             data.pop(asked)
+        if self.screen is None:
+            # As in runs from before there was screening.
+            data.pop("screen")
         return data
 
     @property
@@ -200,6 +207,7 @@ _UNCOVERED: dict[type, dict[str, Any]] = {
         "workers": int | None,
         "ray_address": str | None,
         "batch_tokens": int | None,
+        "memory": str | None,
         "n_devices": int | None,
         "data_dir": str | None,
         "reference_file": str | None,

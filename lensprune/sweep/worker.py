@@ -107,7 +107,7 @@ class CellWorker:
         if threads is not None:
             torch.set_num_threads(threads)
         prepared = prepare(model, options)
-        executor = make_executor(options.executor, prepared.model, options.batch_tokens)
+        executor = make_executor(options.executor, prepared.model, options.batch_tokens, options.memory)
         spec = replace(prepared.spec, how=replace(prepared.spec.how, executor=executor.name))
         asked = {(a.task.task.name, str(a.protocol)): a for a in prepared.asked}
         variants = {variant.name: variant for variant in prepared.variants}

@@ -54,8 +54,9 @@ def table(
     chance: float = 0.25,
     clusters: Sequence[str] | None = None,
     truncated: int = 0,
+    margin: float = 0.5,
 ) -> pa.Table:
-    outcomes = [outcome(i, c, None if clusters is None else clusters[i]) for i, c in enumerate(correct)]
+    outcomes = [outcome(i, c, None if clusters is None else clusters[i], margin=margin) for i, c in enumerate(correct)]
     key = CellKey(variant.name, task, protocol)
     return cell_table(key, variant, outcomes, requests(len(correct), truncated), [chance] * len(correct))
 

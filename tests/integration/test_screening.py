@@ -1,0 +1,181 @@
+"""A screened sweep measures what it chose as any sweep would, says what is only estimated, and resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import lensprune as lp
+from lensprune.ablation.variants import each_head
+from lensprune.analysis.screening import screen_quality, screen_table
+from lensprune.cli import main
+from lensprune.engine.estimates import estimate_logprobs
+from lensprune.errors import UserError
+from lensprune.protocols.requests import LoglikelihoodRequest
+from lensprune.sweep.prepare import SweepOptions, prepare
+from lensprune.sweep.records import CellKey
+from lensprune.sweep.screening import choose, screened_count
+from lensprune.sweep.selection import VariantSelection
+from lensprune.sweep.spec import SweepSpec
+from lensprune.sweep.store import MemoryStore
+from tests.families import save_folder
+from tests.models_cache import tiny
+from tests.unit.sweep.cells import table
+
+TASKS, PROTOCOLS = ["facts", "kv_retrieval[pairs=2]"], ["continuation", "generate"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_folder("llama", tmp_path_factory.mktemp("model"), num_hidden_layers=8)
+
+
+def sweep(folder: Path, **changes: Any) -> lp.Run:
+    arguments: dict[str, Any] = {"limit": 4, "shots": 1, "device": "cpu", "progress": False, "screen": 0.1}
+    return lp.sweep(str(folder), TASKS, PROTOCOLS, VariantSelection("heads"), **{**arguments, **changes})
+
+
+@pytest.fixture(scope="module")
+def screened(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
+    return sweep(folder, out=tmp_path_factory.mktemp("runs") / "screened")
+
+
+def test_measured_cells_are_those_of_a_whole_sweep(folder: Path, screened: lp.Run) -> None:
+    whole = sweep(folder, screen=None)
+    names = screened.spec.variant_names
+    assert names[0] == "clean"
+    assert 12 <= len(names) - 1 < 32
+    mine, theirs = screened.records(), whole.records()
+    theirs = theirs[theirs["variant"].isin(names)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine.drop(columns="metrics"), theirs.drop(columns="metrics"), atol=1e-4)
+
+
+def test_table_says_what_is_measured(screened: lp.Run) -> None:
+    found = screened.screen()
+    assert len(found) == 32 * 4
+    for _, own in found.groupby(["task", "protocol"]):
+        assert sorted(own["rank"]) == list(range(1, 33))
+        assert (own.sort_values("rank")["estimate"].diff().dropna() >= 0).all()
+        strongest = own[own["status"] == "measured: strongest"]
+        assert sorted(strongest["rank"]) == [1, 2, 3, 4]
+        assert (own["status"] == "measured: control").sum() + (strongest["status"] != "").sum() <= 32
+        estimated = own[own["status"] == "estimated"]
+        assert estimated[["delta", "margin_change"]].isna().all().all()
+        assert set(estimated["variant"]).isdisjoint(screened.spec.variant_names)
+    measured = found[found["status"] != "estimated"]
+    assert measured["delta"].notna().all()
+    summary = screened.summary().set_index(["task", "protocol", "variant"])["delta"]
+    for row in measured.itertuples():
+        assert row.delta == pytest.approx(summary[row.task, row.protocol, row.variant])
+    assert (measured["margin_change"].isna() == (measured["protocol"] == "generate")).all()
+
+
+def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp.Run) -> None:
+    options = SweepOptions(("facts",), ("continuation",), VariantSelection("heads"), limit=4, shots=1, device="cpu")
+    prepared = prepare(str(folder), options)
+    [asked] = prepared.asked
+    heads = each_head(prepared.model)
+    requests = [r for r in asked.requests if isinstance(r, LoglikelihoodRequest)]
+    clean, change = estimate_logprobs(prepared.model, requests, heads)
+    before, after = clean.view(4, -1), (clean + change).view(len(heads), 4, -1)
+    form: Any = asked.task.task.formats["continuation"]
+    golds = [form.gold(item.item.doc) for item in asked.items]
+
+    def margins(logprobs: Any) -> np.ndarray:
+        own = np.array([row[gold] for row, gold in zip(logprobs, golds, strict=True)])
+        best = np.array([max(v for i, v in enumerate(row) if i != g) for row, g in zip(logprobs, golds, strict=True)])
+        return own - best
+
+    base = margins(before.tolist())
+    expected = {h.name: float((margins(a.tolist()) - base).mean()) for h, a in zip(heads, after, strict=True)}
+    found = screened.screen()
+    found = found[(found["task"] == "facts") & (found["protocol"] == "continuation")].set_index("variant")["estimate"]
+    assert found.to_dict() == pytest.approx(expected, abs=1e-5)
+
+
+def test_goes_on_where_it_stopped_without_estimating_again(
+    folder: Path, screened: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sweep(folder, out=tmp_path / "run")
+    assert run.spec.digest == screened.spec.digest
+    assert run.folder is not None
+    before = run.records()
+    for path in sorted((run.folder / "records").glob("*.parquet"))[::3]:
+        path.unlink()
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("estimated again")
+
+    monkeypatch.setattr("lensprune.sweep.screening.estimate_logprobs", never)
+    pd.testing.assert_frame_equal(lp.resume(run.folder, progress=False).records(), before)
+    next((run.folder / "records").glob("*.parquet")).unlink()
+    pd.testing.assert_frame_equal(sweep(folder, out=run.folder).records(), before)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="holds another run"):
+        sweep(folder, out=run.folder, screen=0.5)
+    assert SweepSpec.from_json(run.spec.to_json()) == run.spec
+
+
+def test_command_prints_and_saves_the_table(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = f"sweep --model {folder} --task facts --protocol continuation --over kv-groups --limit 3 --shots 0"
+    assert main([*arguments.split(), "--screen", "0.1", "--memory", "1GB", "--device", "cpu", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "10 of 16 heads are measured, 2 for their estimates and 8 drawn at random" in shown
+    assert len(pd.read_csv(out / "screen.csv")) == 16
+    assert lp.Run.load(out).spec.how.memory == "1GB"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"screen": 1.5}, "screen 1.5 is not a share of the heads"),
+        ({"variants": VariantSelection("layers")}, "screen ranks heads, and the sweep is over layers"),
+        ({"variants": VariantSelection("heads", "optimal")}, "screen saves nothing with ablation optimal"),
+        ({"executor": "ray"}, "a screened sweep runs in one process"),
+        ({"memory": "much"}, "cannot read an amount of memory from 'much'"),
+    ],
+)
+def test_refusals(folder: Path, changes: dict[str, Any], message: str) -> None:
+    arguments = {"variants": VariantSelection("heads"), "screen": 0.1, **changes}
+    with pytest.raises(UserError, match=message):
+        lp.sweep(str(folder), TASKS, PROTOCOLS, progress=False, device="cpu", **arguments)
+
+
+def test_a_screened_run_says_nothing_of_all_heads(screened: lp.Run) -> None:
+    for ask in (screened.concentration, screened.overlap):
+        with pytest.raises(UserError, match="this run is screened"):
+            ask()
+
+
+def test_choice_and_quality_by_hand() -> None:
+    heads = each_head(replace(tiny("llama").facts, n_layers=8), "zero")
+    assert len(heads) == 32
+    rows = [
+        {"task": "t", "protocol": "default", "variant": h.name, "layer": h.layer, "head": h.head, "estimate": float(i)}
+        for i, h in enumerate(heads)
+    ]
+    chosen, why = choose(heads, rows, 0.1, seed=0)
+    assert len(chosen) == screened_count(32, 0.1) == 12
+    assert [name for name, reason in why.items() if reason == "strongest"] == [h.name for h in heads[:4]]
+    assert choose(heads, rows, 0.1, seed=0)[1] == why
+    assert choose(heads, rows, 0.1, seed=1)[1] != why
+    # One control loses more than any other head: one in eight, so 20 / 8 of the unmeasured ones may do so too.
+    control = next(name for name, reason in why.items() if reason == "control")
+    store = MemoryStore()
+    measured = {h.name: 10.0 if h.name == control else 4.0 - i for i, h in enumerate(chosen)}
+    for variant in (lp.CLEAN, *chosen):
+        margin = 0.0 if variant.is_clean else -measured[variant.name]
+        store.write(CellKey(variant.name, "t", "default"), table(variant, [True] * 4, margin=margin))
+    screen = {"estimates": rows, "measured": why, "top": 4, "component": "head", "fraction": 0.1}
+    found = screen_table(screen, store)
+    assert found.set_index("variant")["margin_change"][control] == pytest.approx(-10.0)
+    [quality] = screen_quality(found).to_dict("records")
+    assert (quality["measured"], quality["controls"], quality["top"]) == (12, 8, 4)
+    assert quality["controls_in_top"] == 1
+    assert quality["expected_missed"] == pytest.approx(20 / 8)
