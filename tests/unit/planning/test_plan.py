@@ -12,6 +12,7 @@ import torch
 import lensprune as lp
 from lensprune import cli
 from lensprune.errors import UserError
+from lensprune.models.outline import outline_model
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.report.plan_text import duration, quantity
 from tests.families import byte_tokenizer
@@ -145,3 +146,28 @@ def test_decoding_is_bound_by_reading_weights(llama_8b: Path) -> None:
 def test_numbers_for_people() -> None:
     assert (quantity(0), quantity(999), quantity(8.03e9, "B"), quantity(999.9)) == ("0", "999", "8.03 GB", "1 k")
     assert (duration(3), duration(200), duration(86400 * 3)) == ("3.0 seconds", "3.3 minutes", "3.0 days")
+
+
+def test_screening_is_counted_with_its_estimates(llama_8b: Path) -> None:
+    whole = planned(llama_8b, variants="heads", tasks=["facts"], protocols=["default"])
+    screened = planned(llama_8b, variants="heads", tasks=["facts"], protocols=["default"], screen=0.1)
+    heads = 32 * 32
+    assert (whole.n_variants, screened.n_variants) == (1 + heads, 1 + 103 + 51)
+    clean = planned(llama_8b, variants=[lp.CLEAN, *lp.each_layer(facts_of(llama_8b))[:1]], protocols=["default"])
+    once = clean.cells[0].unshared.flops / 2
+    # A forward and a backward pass beside a share of the heads, which lie evenly over depth.
+    left = screened.cells[0].shared.flops - 2 * once
+    assert left / whole.cells[0].shared.flops == pytest.approx(155 / 1025, rel=0.02)
+
+
+def test_memory_bounds_what_comes_on_top_of_the_weights(llama_8b: Path) -> None:
+    arguments = {"tasks": ["facts"], "protocols": ["continuation", "generate"], "limit": 200, "device": "cpu"}
+    free, bounded = planned(llama_8b, **arguments), planned(llama_8b, **arguments, memory="2GB")
+    assert bounded.memory.total - bounded.memory.weights - bounded.memory.process <= 2e9
+    assert free.memory.total - free.memory.weights - free.memory.process > 2e9
+    with pytest.raises(UserError, match="are too little for"):
+        planned(llama_8b, **arguments, memory="1MB")
+
+
+def facts_of(folder: Path) -> Any:
+    return outline_model(folder).facts
