@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["HookNeverFired", "LensPruneError", "UserError", "nearest", "unknown_name"]
+__all__ = ["HookNeverFired", "LensPruneError", "UserError", "first_line", "nearest", "unknown_name"]
 
 
 class LensPruneError(Exception):
@@ -23,6 +23,12 @@ class HookNeverFired(LensPruneError, RuntimeError):
 def nearest(name: str, options: Iterable[str], n: int = 3) -> list[str]:
     """Return up to `n` of `options` that are spelled most like `name`, best first."""
     return difflib.get_close_matches(name, sorted(options), n=n, cutoff=0.4)
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; the error's type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def unknown_name(kind: str, name: str, options: Iterable[str]) -> UserError:

@@ -11,8 +11,9 @@ from typing import Any
 
 from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from lensprune.errors import UserError, nearest
+from lensprune.errors import UserError, first_line, nearest
 from lensprune.models.gguf.header import GgufFile
+from lensprune.models.sources.sizes import check_sizes
 
 __all__ = ["ARCHITECTURES", "gguf_config"]
 
@@ -34,7 +35,20 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
         raise UserError(f"GGUF architecture {file.architecture!r} of {file.path.name} is not supported ({hint})")
     if file.get("expert_count"):
         raise UserError(f"GGUF file {file.path.name} is a mixture of experts, which is not read from GGUF")
-    return build(file)
+    sizes = {
+        "num_hidden_layers": file.require("block_count"),
+        "hidden_size": file.require("embedding_length"),
+        "intermediate_size": file.require("feed_forward_length"),
+        "number of attention heads": file.require("attention.head_count"),
+    }
+    check_sizes(sizes, len(file.tensors), file.path.stat().st_size, file.path.name)
+    try:
+        return build(file)
+    except UserError:
+        raise
+    except Exception as error:
+        # The configuration classes check what they are given, each in its own way.
+        raise UserError(f"GGUF file {file.path.name} states sizes that make no model: {first_line(error)}") from error
 
 
 def _common(file: GgufFile) -> dict[str, Any]:

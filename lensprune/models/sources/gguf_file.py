@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lensprune.errors import UserError, first_line
 from lensprune.models.gguf.config import gguf_config
 from lensprune.models.gguf.header import read_gguf
 from lensprune.models.gguf.tokenizer import gguf_tokenizer
@@ -24,6 +25,11 @@ def load_gguf(path: Path, options: LoadOptions) -> LoadedModel:
     file = read_gguf(path)
     config = gguf_config(file)
     check_architecture(config, path.name)
-    tokenizer = options.tokenizer or gguf_tokenizer(file)
-    model = gguf_model(file, config, options.dtype, **placement(options))
+    try:
+        tokenizer = options.tokenizer or gguf_tokenizer(file)
+        model = gguf_model(file, config, options.dtype, **placement(options))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"GGUF file {path.name} cannot be loaded: {first_line(error)}") from error
     return LoadedModel(move(model, options), tokenizer, f"gguf:{path.name}")

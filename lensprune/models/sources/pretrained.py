@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,10 +25,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lensprune.errors import UserError
+from lensprune.errors import UserError, first_line
 from lensprune.models.cache import is_offline
 from lensprune.models.sources.architectures import check_architecture
 from lensprune.models.sources.base import LoadedModel, LoadOptions
+from lensprune.models.sources.sizes import check_sizes
 
 __all__ = ["load_folder", "load_hub", "move", "placement", "read_config_and_tokenizer"]
 
@@ -76,6 +78,8 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
     with _readable(name, local, options.revision):
         config = AutoConfig.from_pretrained(path, **shared)
         check_architecture(config, name)
+        if Path(path).is_dir():
+            _check_files(Path(path), config, name)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -87,6 +91,17 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
         )
         tokenizer = options.tokenizer or AutoTokenizer.from_pretrained(path, **shared)
     return LoadedModel(move(model.eval(), options), tokenizer, source)
+
+
+def _check_files(folder: Path, config: PretrainedConfig, name: str) -> None:
+    n_tensors = n_bytes = 0
+    for path in folder.glob("*.safetensors"):
+        n_bytes += path.stat().st_size
+        with safe_open(path, framework="pt") as file:
+            n_tensors += len(file.keys())
+    text = config.get_text_config()
+    keys = ("num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size", "num_attention_heads")
+    check_sizes({key: getattr(text, key, None) for key in keys}, n_tensors, n_bytes, name)
 
 
 def read_config_and_tokenizer(
@@ -127,8 +142,9 @@ def _readable(name: str, local: bool, revision: str | None) -> Iterator[None]:
         raise UserError(f"model {name!r} does not exist on the Hugging Face hub, or needs a login") from error
     except (OSError, HfHubHTTPError) as error:
         raise UserError(_unreadable(name, local, error)) from error
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:
+        # A damaged file can fail anywhere in four libraries: whatever they raise, the file is what the user can mend.
+        raise UserError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
 
 
 def placement(options: LoadOptions) -> dict[str, Any]:
@@ -141,18 +157,13 @@ def placement(options: LoadOptions) -> dict[str, Any]:
 
 def _unreadable(name: str, local: bool, error: Exception) -> str:
     if Path(name).is_dir():
-        return f"model folder {name} cannot be read: {_first_line(error)}"
+        return f"model folder {name} cannot be read: {first_line(error)}"
     if local:
         return (
             f"model {name!r} is not in the local Hugging Face cache, and LENSPRUNE_OFFLINE or HF_HUB_OFFLINE forbids "
             "the network: load it once online, or give a local folder"
         )
     return (
-        f"model {name!r} cannot be fetched from the Hugging Face hub ({_first_line(error)}): check the name and the "
+        f"model {name!r} cannot be fetched from the Hugging Face hub ({first_line(error)}): check the name and the "
         "connection, or give a local folder or .gguf file"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
