@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -21,6 +22,7 @@ from lensprune.models.base import HookedModel, ModelFacts, NamedHook
 __all__ = [
     "CLEAN",
     "OVER",
+    "OVER_HEADS",
     "REFERENCE_KINDS",
     "Ablation",
     "AblationKind",
@@ -28,6 +30,7 @@ __all__ = [
     "cumulative",
     "each_attention",
     "each_head",
+    "each_head_and_group",
     "each_kv_group",
     "each_layer",
     "each_mlp",
@@ -81,6 +84,13 @@ class Variant:
     @property
     def is_clean(self) -> bool:
         return not self.ablations and not self.hooks
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, str]] = [(ablation.component.label, ablation.kind) for ablation in self.ablations]
+        rows += [(name, f"hook {getattr(function, '__name__', repr(function))}") for name, function in self.hooks]
+        lines = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows)
+        table = f"<table><tr><th>where</th><th>what happens</th></tr>{lines}</table>" if rows else "nothing is changed"
+        return f"<p><b>{html.escape(self.name)}</b></p>{table}"
 
     @property
     def needs_reference(self) -> bool:
@@ -196,6 +206,16 @@ def each_kv_group(
     )
 
 
+def each_head_and_group(
+    model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+) -> list[Variant]:
+    """Every query head and every key/value group that one of them belongs to, as different experiments in one sweep."""
+    facts = _facts(model)
+    size = facts.n_heads // facts.n_key_value_heads
+    groups = None if heads is None else sorted({head // size for head in heads})
+    return [*each_head(facts, kind, layers, heads), *each_kv_group(facts, kind, layers, groups)]
+
+
 def layer_range(model: ModelLike, first: int, last: int, kind: str = "skip") -> Variant:
     """Layers `first` to `last`, both included, in one variant named ``L{first}-{last}.{kind}``."""
     facts = _facts(model)
@@ -232,7 +252,9 @@ OVER: dict[str, Callable[..., list[Variant]]] = {
     "mlp": each_mlp,
     "heads": each_head,
     "kv-groups": each_kv_group,
+    "heads-and-groups": each_head_and_group,
 }
+OVER_HEADS: tuple[str, ...] = ("heads", "kv-groups", "heads-and-groups")
 """The command line's ``--over`` names."""
 
 
@@ -243,22 +265,20 @@ def enumerate_variants(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> list[Variant]:
-    """The variants of ``--over``: `layers`, `attention`, `mlp`, `heads` or `kv-groups`.
+    """The variants of ``--over``: one of `OVER`.
 
     Args:
         kind: the ablation; ``None`` takes skip for layers and zero for everything else.
         layers: restrict to these layers.
-        heads: restrict to these heads (or groups); only for `heads` and `kv-groups`.
+        heads: restrict to these heads (or groups); only for `OVER_HEADS`.
     """
     if over not in OVER:
         raise unknown_name("value for over", over, OVER)
     kind = kind or ("skip" if over == "layers" else "zero")
-    if over == "heads":
-        return each_head(model, kind, layers, heads)
-    if over == "kv-groups":
-        return each_kv_group(model, kind, layers, heads)
+    if over in OVER_HEADS:
+        return OVER[over](model, kind, layers, heads)
     if heads is not None:
-        raise UserError(f"heads are given but the sweep is over {over}: use over='heads' or over='kv-groups'")
+        raise UserError(f"heads are given but the sweep is over {over}: use over {', '.join(OVER_HEADS)}")
     return OVER[over](model, kind, layers)
 
 

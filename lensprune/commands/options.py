@@ -73,9 +73,11 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         help="a task of lm-eval's own (extra lm-eval)",
     )
     changed = parser.add_argument_group("what is removed")
-    changed.add_argument("--over", default="layers", metavar="PARTS", help="layers, attention, mlp, heads or kv-groups")
+    changed.add_argument(
+        "--over", default="layers", metavar="PARTS", help="layers, attention, mlp, heads, kv-groups or heads-and-groups"
+    )
     changed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
-    changed.add_argument("--heads", metavar="LIST", help="like 0-8, for heads and kv-groups (default: all)")
+    changed.add_argument("--heads", metavar="LIST", help="like 0-8, of heads or kv-groups (default: all)")
     changed.add_argument(
         "--ablation", metavar="KIND", help="skip, zero, mean, resample or optimal (default: skip for layers, else zero)"
     )

@@ -64,7 +64,7 @@ def sweep(
         tasks: task names, ``name`` or ``name[key=value,...]``.
         protocols: any of ``default``, ``continuation``, ``generate``.
         variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
-            ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``.
+            ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``.
         limit: the first so many items of each task; ``None`` takes all.
         shots: few-shot examples; ``None`` takes each task's own number.
         seed: of few-shot examples, generated tasks and the donor prompt.

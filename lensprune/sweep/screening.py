@@ -122,6 +122,9 @@ def screened(prepared: Prepared, executor: Executor, existing: SweepSpec | None,
     """
     options = prepared.options
     heads = [variant for variant in prepared.variants if not variant.is_clean]
+    kinds = sorted({head.component for head in heads})
+    if len(kinds) > 1:
+        raise UserError(f"a screened sweep ranks parts of one kind, not {' and '.join(kinds)} together")
     fraction = options.screen
     assert fraction is not None
     screen = None if existing is None else existing.screen

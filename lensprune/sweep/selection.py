@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from lensprune.ablation.variants import CLEAN, OVER, AblationKind, Variant, enumerate_variants, parse_indices
+from lensprune.ablation.variants import (
+    CLEAN,
+    OVER,
+    OVER_HEADS,
+    AblationKind,
+    Variant,
+    enumerate_variants,
+    parse_indices,
+)
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import ModelFacts
 
@@ -19,8 +27,8 @@ _PLENTY = 10**6
 class VariantSelection:
     """One variant for each part of a kind, as the command line asks for them.
 
-    `over`: ``layers``, ``attention``, ``mlp``, ``heads`` or ``kv-groups``. `ablation`: ``None`` takes skip for layers
-    and zero for everything else. `layers`, `heads`: text like ``0,10,20-29``; ``None`` takes all.
+    `over`: ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups`` or ``heads-and-groups``. `ablation`: ``None``
+    takes skip for layers and zero for everything else. `layers`, `heads`: text like ``0,10,20-29``; ``None`` takes all.
 
     Raises:
         UserError: an unknown name, a combination that means nothing, or text that is not a list of numbers.
@@ -36,13 +44,13 @@ class VariantSelection:
             raise unknown_name("value for over", self.over, OVER)
         if self.ablation is not None and self.ablation not in get_args(AblationKind):
             raise unknown_name("ablation", self.ablation, get_args(AblationKind))
-        heads_swept = self.over in ("heads", "kv-groups")
+        heads_swept = self.over in OVER_HEADS
         if heads_swept and self.ablation == "skip":
             raise UserError(
                 f"skip bypasses a residual branch, and {self.over} are not one: use zero, mean, resample or optimal"
             )
         if self.heads is not None and not heads_swept:
-            raise UserError(f"heads are given but the sweep is over {self.over}: use over heads or kv-groups")
+            raise UserError(f"heads are given but the sweep is over {self.over}: use over {', '.join(OVER_HEADS)}")
         for text, what in ((self.layers, "layer"), (self.heads, "head")):
             if text is not None:
                 parse_indices(text, _PLENTY, what)
