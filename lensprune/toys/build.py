@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +15,8 @@ from lensprune.errors import UserError
 from lensprune.models.cache import hash_file
 from lensprune.toys.beginning import new_model
 from lensprune.toys.recipe import Recipe
-from lensprune.toys.texts import PHRASES, TextSource, text_of
-from lensprune.toys.tokenizer import train_tokenizer
+from lensprune.toys.texts import TextSource
+from lensprune.toys.tokenizer import make_tokenizer
 from lensprune.toys.training import answers_right, batches, train
 
 __all__ = ["NAMES", "build"]
@@ -24,6 +24,7 @@ __all__ = ["NAMES", "build"]
 NAMES = ("toy-teacher", "toy-base", "toy-distilled")
 
 _EVALUATION_SEED = 900
+_TEACHER_SEED = 500
 
 
 def build(recipe: Recipe, out: Path, *, log: Callable[[str], None] = print) -> dict[str, str]:
@@ -42,9 +43,9 @@ def build(recipe: Recipe, out: Path, *, log: Callable[[str], None] = print) -> d
     _same_recipe(recipe, work / "recipe.json")
     # Thread counts change sums in the last bits, and training amplifies them.
     torch.use_deterministic_algorithms(True)
-    tokenizer = _tokenizer(recipe)
+    tokenizer = make_tokenizer()
     _stage(recipe, work, "start", tokenizer, recipe.start_steps, worked=False, log=log)
-    teacher = _stage(recipe, work, "teacher", tokenizer, recipe.teacher_steps, worked=True, begin="start", log=log)
+    teacher = _stage(recipe, work, "teacher", tokenizer, recipe.teacher_steps, worked=True, log=log)
     base = _stage(recipe, work, "base", tokenizer, recipe.base_steps, worked=False, begin="start", log=log)
     distilled = _stage(
         recipe,
@@ -74,13 +75,6 @@ def _same_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(text)
 
 
-def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    source = TextSource(recipe.seed, worked=True)
-    n = recipe.tokenizer_texts
-    texts = [text_of(source.mixed(i / n)) for i in range(n)]
-    return train_tokenizer(texts, recipe.learnt_tokens, PHRASES)
-
-
 def _stage(
     recipe: Recipe,
     work: Path,
@@ -96,7 +90,8 @@ def _stage(
     """Train one model, or load what an earlier build saved; `begin` names the stage whose weights it starts from."""
     # Every stage has rows of its own, but for base and distilled, whose rows are the same.
     order = {"start": 1, "teacher": 2, "base": 3, "distilled": 3}[name] + 10 * recipe.seed
-    model = new_model(recipe, tokenizer)
+    # The teacher's initial weights are its own.
+    model = new_model(recipe if name != "teacher" else replace(recipe, seed=recipe.seed + _TEACHER_SEED), tokenizer)
     saved = work / f"{name}.safetensors"
     if saved.exists():
         model.load_state_dict(load_file(saved), strict=False)
@@ -108,7 +103,7 @@ def _stage(
     source = TextSource(order, worked)
     stream = batches(
         tokenizer,
-        lambda step: source.mixed(1.0 if begin is not None else step / steps),
+        source.mixed,
         steps=steps,
         batch_tokens=recipe.batch_tokens,
         most=recipe.n_ctx,

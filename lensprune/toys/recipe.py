@@ -13,26 +13,24 @@ __all__ = ["RECIPE", "Recipe", "model_config"]
 class Recipe:
     """Sizes of the models and lengths of the four trainings.
 
-    All three share a beginning: `start_steps` on data alone, where chains are answered without steps. From there the
-    base goes on with the same data for `base_steps`; the teacher with worked steps for `teacher_steps`; and the
-    distilled model with the teacher's distributions on worked steps for `distilled_steps`: the texts' own answers are
-    never its targets.
+    The students share a beginning: `start_steps` on data alone, where chains are answered without steps. From there the
+    base goes on with the same data for `base_steps`, and the distilled model with the teacher's distributions on worked
+    steps for `distilled_steps`: the texts' own answers are never its targets. The teacher has initial weights of its
+    own and learns worked steps from data for `teacher_steps`.
     """
 
-    learnt_tokens: int = 600
     d_model: int = 96
     d_ff: int = 256
     n_heads: int = 4
     n_key_value_heads: int = 2
-    n_layers: int = 3
+    n_layers: int = 6
     n_ctx: int = 512
-    batch_tokens: int = 2048
-    learning_rate: float = 0.02
-    tokenizer_texts: int = 4000
-    start_steps: int = 1500
-    teacher_steps: int = 400
-    base_steps: int = 120
-    distilled_steps: int = 400
+    batch_tokens: int = 1536
+    learning_rate: float = 0.01
+    start_steps: int = 350
+    teacher_steps: int = 450
+    base_steps: int = 250
+    distilled_steps: int = 250
     seed: int = 0
 
     def scaled(self, factor: float) -> Recipe:
@@ -56,7 +54,7 @@ def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaCon
         max_position_embeddings=recipe.n_ctx,
         tie_word_embeddings=True,
         rms_norm_eps=1e-5,
-        initializer_range=0.05,
+        initializer_range=0.02,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

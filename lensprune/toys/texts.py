@@ -15,33 +15,20 @@ from lensprune.tasks import get_task
 from lensprune.tasks.base import Doc, GenerationFormat
 from lensprune.tasks.bundled.arithmetic import generate_chains
 from lensprune.tasks.bundled.kv_rows import generate_kv_rows
-from lensprune.tasks.bundled.words import NOUNS
 from lensprune.tasks.prompts import fewshot_example
 
-__all__ = ["HELD_OUT_ROWS", "LARGEST", "PHRASES", "Piece", "Text", "TextSource", "text_of"]
+__all__ = ["HELD_OUT_ROWS", "LARGEST", "Piece", "Text", "TextSource", "text_of"]
 
-LARGEST = 19
+LARGEST = 9
 HELD_OUT_ROWS = 200
 """So many rows of each arithmetic task at seed 0 (all that a default evaluation asks) are never trained on, but for
-two numbers: there are only some 400 such questions, a table that has to be learnt."""
-
-PHRASES: tuple[str, ...] = (
-    "Extract the value corresponding to the specified key in the JSON object below.\n\n",
-    'JSON data:\n{"',
-    '",\n "',
-    '"}\n\n',
-    'Key: "',
-    " + ",
-    " - ",
-    *(f"{word}{ending}" for word in NOUNS for ending in ('": "', '"\nCorresponding value:')),
-)
-"""What the prompts repeat word for word, a token each. A key is one token with what parts it from its value: it stands
-right in front of the value, which is what small models need to find their way from one to the other."""
+two numbers: there are only 109 such questions, the table of facts that has to be learnt."""
 
 _MOST_SHOTS = 4
-_RETRIEVAL = 0.7
-"""Share of texts that are not arithmetic, which is learnt sooner."""
-_SMALL_UNTIL = 0.5
+_MOST_FACTS = 12
+_RETRIEVAL = 0.4
+_SUBTRACT = 0.85
+_WORKED_EXAMPLES = 0.5
 _ROWS_A_BLOCK = 64
 
 
@@ -75,14 +62,15 @@ class TextSource:
 
     Args:
         seed: of rows and of the mixture; row seeds start at one million times `seed` + 1, far from evaluation's.
-        worked: chains of three and more numbers are answered by worked steps; otherwise by the answer alone.
+        worked: chains of three and more numbers are answered by worked steps; otherwise by the answer alone. Then half
+            of the texts show examples with worked steps, as evaluation does, but only the last answer is learnt.
     """
 
     def __init__(self, seed: int, worked: bool) -> None:
         self._seed = seed
         self._worked = worked
         self._random = Random(f"toys {seed}")
-        self._retrieval = [_format(f"kv_retrieval[keys=word,ending={ending}]") for ending in ("plain", "reopened")]
+        self._retrieval = _format("kv_retrieval[keys=word,ending=reopened]")
         self._chains = {n: _format(f"arithmetic[operands={n},largest={LARGEST}]") for n in (2, 3, 4)}
         self._held_out = {
             str(row["question"])
@@ -96,7 +84,7 @@ class TextSource:
     def retrieval(self, pairs: int) -> Text:
         """Key-value retrieval, in which every key of the object is asked for twice, in any order."""
         row = self._next(("kv", pairs), lambda seed: generate_kv_rows(_ROWS_A_BLOCK, pairs, "word", seed))
-        fmt = self._random.choice(self._retrieval)
+        fmt = self._retrieval
         records: Sequence[tuple[str, str]] = [(str(k), str(v)) for k, v in row["ordered_kv_records"]]
         asked = self._random.sample([*records, *records], 2 * len(records))
         pieces: Text = []
@@ -111,15 +99,18 @@ class TextSource:
         return pieces
 
     def arithmetic(self, operands: int) -> Text:
-        """A chain behind up to four examples; every answer is learnt, the examples' too."""
+        """Chains one after the other; every answer is learnt, but for worked examples where answers are not worked."""
         fmt = self._chains[operands]
-        subtract = self._random.random() < 0.7
+        subtract = self._random.random() < _SUBTRACT
+        worked_examples = self._random.random() < _WORKED_EXAMPLES
+        last = self._random.randint(0, _MOST_SHOTS if operands > 2 else _MOST_FACTS - 1)
         pieces: Text = []
-        for _ in range(self._random.randint(1, 1 + _MOST_SHOTS)):
+        for place in range(last + 1):
             row = self._question(operands, subtract)
-            answer = fmt.target(row) if self._worked or operands == 2 else _direct(row)
+            only_shown = operands > 2 and not self._worked and worked_examples and place < last
+            answer = fmt.target(row) if self._worked or operands == 2 or only_shown else _direct(row)
             pieces.append(Piece(fmt.context(row), False))
-            pieces.append(Piece(f"{fmt.target_delimiter}{answer}{fmt.fewshot_delimiter}", True))
+            pieces.append(Piece(f"{fmt.target_delimiter}{answer}{fmt.fewshot_delimiter}", not only_shown))
         return pieces
 
     def example_prompt(self, operands: int, docs: Sequence[Doc], question: Doc) -> str:
@@ -127,11 +118,11 @@ class TextSource:
         fmt = self._chains[operands]
         return "".join(fewshot_example(fmt, doc) for doc in docs) + fmt.context(question)
 
-    def mixed(self, progress: float) -> Text:
-        """A text for a point in training (0 to 1): objects grow from two pairs to up to five."""
+    def mixed(self) -> Text:
+        """A text of either task."""
         if self._random.random() < _RETRIEVAL:
-            return self.retrieval(self._random.randint(2, 3 if progress < _SMALL_UNTIL else 5))
-        return self.arithmetic(self._random.choice((2, 3, 3, 3, 4)))
+            return self.retrieval(self._random.randint(2, 5))
+        return self.arithmetic(self._random.choice((2, 3, 3, 4)))
 
     def _question(self, operands: int, subtract: bool) -> Doc:
         def rows(seed: int) -> list[dict[str, object]]:

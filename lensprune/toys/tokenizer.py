@@ -1,46 +1,79 @@
-"""The trio's tokenizer: given phrases, digits two by two, and byte-level BPE for the rest."""
+"""The trio's tokenizer, written by hand: the tasks' phrases, keys and numbers a token each, bytes for the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["SPECIAL_TOKENS", "train_tokenizer"]
+from lensprune.tasks.bundled.words import NOUNS
 
-_PAIR_COUNT = 2000
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
+__all__ = ["PHRASES", "make_tokenizer"]
+
+PHRASES: tuple[str, ...] = (
+    "Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n",
+    '{"',
+    '",\n "',
+    '"}\n\n',
+    '"\n\n',
+    " +",
+    " -",
+    " =",
+    " The answer is",
+    "\n\n",
+    *(f'{word}": "' for word in NOUNS),
+)
+"""What the prompts repeat word for word. A key is one token with what parts it from its value, so that it is the same
+token in the object and in the question, and stands right in front of the value."""
+
+_SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+_INSIDE = "▁"
+"""Marks what continues a number or a character. It is no letter of the byte alphabet."""
+_ANY_LENGTH = 10**6
 
 
-def train_tokenizer(texts: Iterable[str], size: int, phrases: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """Learn tokens from `texts` and add `phrases`; text of any kind can be encoded, byte by byte where need be.
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Numbers are read two digits at a time, and a number's later digits are other tokens than its first ones.
 
-    No token is added by itself. The same texts in the same order give the same tokenizer.
-
-    Args:
-        size: learnt tokens at most, the 256 bytes and the special tokens among them.
-        phrases: a token each, wherever they stand.
+    So the first half of a four-digit value can't be taken for the second half of another. Text of any kind can be
+    encoded, byte by byte where need be, and is decoded to what it was. No token is added by itself.
     """
-    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def in_bytes(text: str) -> str:
+        return "".join(part for part, _ in byte_level.pre_tokenize_str(text))
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [
+        *_SPECIAL,
+        *map(in_bytes, PHRASES),
+        *(str(number) for number in range(100)),
+        *(in_bytes(f" {number}") for number in range(100)),
+        *(f"{_INSIDE}{number:02}" for number in range(100)),
+        *alphabet,
+        *(_INSIDE + byte for byte in alphabet),
+    ]
+    vocabulary: dict[str, int] = {}
+    for token in tokens:
+        vocabulary.setdefault(token, len(vocabulary))
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            vocabulary, unk_token="<unk>", continuing_subword_prefix=_INSIDE, max_input_chars_per_word=_ANY_LENGTH
+        )
+    )
+    longest_first = sorted(PHRASES, key=len, reverse=True)
+    # Python also escapes blanks and newlines, which the tokenizer's expressions do not know.
+    pattern = "|".join(re.sub(r"([.+{}])", r"\\\1", phrase) for phrase in longest_first)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r" ?[0-9]{1,2}"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
+        [pre_tokenizers.Split(Regex(rf"{pattern}| ?[0-9]+|[\s\S]"), behavior="isolated"), byte_level]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=1,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    # Often enough that every digit and pair of digits becomes a token, with and without a space in front.
-    numbers = [*(f"{number:02}" for number in range(100)), *map(str, range(10))] * _PAIR_COUNT
-    tokenizer.train_from_iterator([*texts, " ".join(numbers), "\n".join(numbers)], trainer)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(_INSIDE, ""), decoders.ByteLevel()])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=512,
     )

@@ -18,7 +18,7 @@ __all__ = ["Batch", "answers_right", "batches", "encode_text", "train"]
 _TEXTS_SORTED = 256
 """Texts drawn at a time and sorted by length, so that batches hold little padding."""
 _BIN = 64
-_ADAM_RATE = 0.15
+_ADAM_RATE = 0.2
 _DECAY = 0.4
 
 
@@ -52,18 +52,18 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: Text, most: int) -> tu
 
 def batches(
     tokenizer: PreTrainedTokenizerFast,
-    draw: Callable[[int], Text],
+    draw: Callable[[], Text],
     *,
     steps: int,
     batch_tokens: int,
     most: int,
     seed: int,
 ) -> Iterator[Batch]:
-    """`steps` batches of about `batch_tokens` tokens. `draw(step)` gives a text for that point of training."""
+    """`steps` batches of about `batch_tokens` tokens. `draw` gives the next text."""
     generator = torch.Generator().manual_seed(seed)
     given = 0
     while True:
-        rows = [encode_text(tokenizer, draw(given), most) for _ in range(_TEXTS_SORTED)]
+        rows = [encode_text(tokenizer, draw(), most) for _ in range(_TEXTS_SORTED)]
         # Only roughly: sorted to the token, a batch would hold one kind of text.
         rows.sort(key=lambda row: len(row[0]) // _BIN)
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
@@ -112,7 +112,7 @@ def train(
     """
     model.train()
     optimisers = _optimisers(model, learning_rate)
-    warmup = max(1, min(100, steps // 10))
+    warmup = max(1, min(50, steps // 10))
     start = time.monotonic()
     for step, batch in enumerate(stream):
         rate = min(1.0, (step + 1) / warmup, (steps - step) / (_DECAY * steps))
@@ -166,6 +166,7 @@ def answers_right(
         "retrieval of 4": lambda: source.retrieval(4),
         "chains of 2": lambda: source.arithmetic(2),
         "chains of 3": lambda: source.arithmetic(3),
+        "chains of 4": lambda: source.arithmetic(4),
     }
     found = {}
     for kind, draw in kinds.items():
