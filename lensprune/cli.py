@@ -17,6 +17,7 @@ from lensprune import __version__
 from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import heads as heads_command
+from lensprune.commands import paper as paper_command
 from lensprune.commands import report as report_command
 from lensprune.commands.options import add_spread, add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
@@ -70,6 +71,9 @@ def _parser() -> _Parser:
     )
     attribute_command.add_arguments(
         command("attribute", attribute_command.run, "say which heads, edges and paths make a task's answers")
+    )
+    paper_command.add_arguments(
+        command("paper", paper_command.run, "run a whole study of depth: several sweeps and one page about them")
     )
     report_command.add_arguments(command("report", report_command.run, "write a run as one HTML page, or compare two"))
     resumed = command("resume", _resume, "continue a run where it stopped")

@@ -1,0 +1,42 @@
+"""``lensprune paper``."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
+    )
+    parser.add_argument(
+        "--preset", default="smoke", metavar="NAME", help="smoke (bundled tasks, few items; the default) or full"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of examples and generated tasks")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="rows in FOLDER/<task>/<split>.jsonl")
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...")
+    parser.add_argument(
+        "--out", default="runs/paper", metavar="FOLDER", help="folder of the study (default: runs/paper)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study and print where its page is."""
+    from lensprune.studies.paper import paper
+
+    page = paper(
+        arguments.model,
+        arguments.out,
+        preset=arguments.preset,
+        seed=arguments.seed,
+        data_dir=arguments.data_dir,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        command=arguments.command_line,
+    )
+    print(page)
+    return 0

@@ -1,0 +1,1 @@
+"""Whole studies: several sweeps with stated choices, and one page about them."""

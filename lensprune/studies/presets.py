@@ -1,0 +1,108 @@
+"""The study of arXiv 2510.02091 as named presets: which parts are swept on which tasks, and what was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lensprune.tasks.bundled import DEMO_TASKS
+
+__all__ = ["PRESETS", "Preset", "StudyPart"]
+
+_ALL = ("default", "continuation", "generate")
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """One sweep of a study; `depth` restricts it to layers between two shares of the depth, the first one included."""
+
+    name: str
+    question: str
+    tasks: tuple[str, ...]
+    protocols: tuple[str, ...]
+    over: str
+    ablation: str
+    limit: int | None
+    depth: tuple[float, float] | None = None
+
+    def layers(self, n_layers: int) -> str | None:
+        """The layers of `depth` as a selection reads them; ``None`` for all."""
+        if self.depth is None:
+            return None
+        chosen = [layer for layer in range(n_layers) if self.depth[0] * n_layers <= layer < self.depth[1] * n_layers]
+        return ",".join(map(str, chosen or [int(self.depth[0] * n_layers)]))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sweeps that make up a study, and the choices that the paper leaves open."""
+
+    name: str
+    summary: str
+    parts: tuple[StudyPart, ...]
+    choices: tuple[str, ...]
+
+
+_CHOICES = (
+    "Layers are skipped (the block adds nothing); branches, heads and key/value groups are set to zero.",
+    "A head is one query head; the shared key and value heads are swept as groups of their own.",
+    "Items are the first ones of each task, examples and generated tasks come from seed 0 unless another is given.",
+    "The tokenizer's own BOS policy, no chat template, greedy decoding with the task's stop strings and limit.",
+    "Intervals are paired bootstrap over items; q is Benjamini–Hochberg within a task and protocol.",
+    "Early layers are the first 30% of the depth; a loss of less than 0.05 counts as none.",
+    "Distillation is not part of the study: lensprune delta measures it with a base and a distilled model.",
+)
+_KV = "kv_retrieval[ending=reopened,answer=text]"
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "smoke",
+            "Bundled tasks with few items: it shows that every kind of sweep works, and only the largest losses.",
+            (
+                StudyPart(
+                    "layers", "Which layers are needed, and does the protocol matter?",
+                    DEMO_TASKS, _ALL, "layers", "skip", 8,
+                ),
+                StudyPart(
+                    "open-book", "Does a supporting fact change which layers are needed?",
+                    ("facts", "facts_open"), ("continuation",), "layers", "skip", 8,
+                ),
+                StudyPart(
+                    "heads", "Which heads of the middle layers carry retrieval?",
+                    (_KV,), ("continuation",), "heads", "zero", 12, (0.5, 0.62),
+                ),
+            ),
+            (
+                "Tasks are the bundled ones, 8 to 12 items each; heads only of layers from 50% to 62% of the depth.",
+                *_CHOICES,
+            ),
+        ),
+        Preset(
+            "full",
+            "The paper's kinds of tasks with 200 items each, from the hub or --data-dir; made for one GPU.",
+            (
+                StudyPart(
+                    "knowledge", "Which layers does knowledge need?",
+                    ("mmlu", "hellaswag", "openbookqa", "openbookqa_open"), _ALL, "layers", "skip", 200,
+                ),
+                StudyPart(
+                    "retrieval", "Which layers does retrieval need?",
+                    (_KV, "kv_retrieval[pairs=20]"), _ALL, "layers", "skip", 200,
+                ),
+                StudyPart(
+                    "reasoning", "Which layers does reasoning need?",
+                    ("gsm8k_cot", "mathqa"), _ALL, "layers", "skip", 200,
+                ),
+                StudyPart(
+                    "retrieval-heads", "Do few heads carry retrieval?", (_KV,), ("continuation",), "heads", "zero", 100
+                ),
+                StudyPart(
+                    "retrieval-groups", "And key/value groups?", (_KV,), ("continuation",), "kv-groups", "zero", 100
+                ),
+            ),
+            ("200 items a task (mmlu: 200 a subject), 100 for heads and groups.", *_CHOICES),
+        ),
+    )
+}  # fmt: skip
+"""Presets by name."""
