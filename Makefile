@@ -41,7 +41,7 @@ quick: lint
 	@echo "== quick tests"
 	$(BIN)/python -m pytest -q -m "not slow and not real_model" --ignore=tests/parity
 
-test: lint test-main test-hooked-transformer
+test: lint docs test-main test-hooked-transformer
 
 test-main: $(VENV)/.installed
 	@echo "== all tests"
