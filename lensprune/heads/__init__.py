@@ -1,14 +1,17 @@
 """What the attention heads of a model do: one number a head and function."""
 
+from lensprune.heads.compensation import Compensation, pairwise_compensation
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
 from lensprune.heads.scores import SCORES, head_scores, score_names
 from lensprune.heads.table import scores_with_effects, top_heads
 
 __all__ = [
     "SCORES",
+    "Compensation",
     "RemovalCurves",
     "head_scores",
     "importance_of",
+    "pairwise_compensation",
     "removal_curves",
     "score_names",
     "scores_with_effects",

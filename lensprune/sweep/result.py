@@ -14,6 +14,7 @@ import pyarrow as pa
 from lensprune.analysis.concentration import TOP, concentration_of
 from lensprune.analysis.depth import depth_bands
 from lensprune.analysis.head_effects import ItemEffects, read_effects
+from lensprune.analysis.head_groups import heads_beside_groups
 from lensprune.analysis.overlap import overlap
 from lensprune.analysis.protocol_gap import protocol_gap, task_gap
 from lensprune.analysis.screening import screen_quality, screen_table
@@ -221,6 +222,24 @@ class Run:
     ) -> pd.DataFrame:
         """How far tasks and protocols need the same parts; see `lensprune.analysis.overlap`."""
         return overlap(self.effects(component=component, ablation=ablation, measure=measure), k)
+
+    def heads_and_groups(
+        self,
+        task: str | None = None,
+        protocol: str | None = None,
+        *,
+        ablation: str | None = None,
+        measure: str = "correct",
+    ) -> list[pd.DataFrame]:
+        """Query heads beside their key/value groups, a table for each (task, protocol); see `heads_beside_groups`.
+
+        Raises:
+            UserError: a name that is not part of this run, or it did not remove both (over ``heads-and-groups``).
+        """
+        of = {"task": task, "protocol": protocol, "ablation": ablation, "measure": measure}
+        heads, groups = self.effects(component="head", **of), self.effects(component="kv_group", **of)  # type: ignore[arg-type]
+        size = self.spec.n_heads // self.spec.n_key_value_heads
+        return [heads_beside_groups(own, other, size) for own, other in zip(heads, groups, strict=True)]
 
     def screen(self) -> pd.DataFrame:
         """Every head of a screened sweep, measured or only estimated; see `lensprune.analysis.screening.screen_table`.

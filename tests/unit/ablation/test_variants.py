@@ -54,7 +54,7 @@ def test_table_columns() -> None:
         (lambda m: each_kv_group(m, groups=[2]), "kv-groups 0 to 1"),
         (lambda m: each_layer(m, "skp"), "skip"),
         (lambda m: enumerate_variants(m, "layer"), "layers"),
-        (lambda m: enumerate_variants(m, "layers", heads=[1]), "over='heads'"),
+        (lambda m: enumerate_variants(m, "layers", heads=[1]), "use over heads, kv-groups"),
         (lambda m: Ablation(Head(0, 0), "skip"), "zero, mean, resample or optimal"),
         (lambda m: layer_range(m, 2, 1), "empty"),
         (lambda m: cumulative(m, at_most=9), "choose 1 to 3"),

@@ -1,0 +1,66 @@
+"""Query heads beside the key/value groups that they belong to: different experiments on the same items."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lensprune.analysis.head_effects import ItemEffects
+from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.errors import UserError
+
+__all__ = ["heads_beside_groups"]
+
+
+def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int, *, seed: int = 0) -> pd.DataFrame:
+    """One row a key/value group all of whose heads were removed too, one by one.
+
+    Removing a shared key/value head, as the public script of arXiv:2510.02091 does, removes all query heads that read
+    it. Where heads add up, the group's effect is the sum of theirs; less than the sum (more negative) means that they
+    stand in for each other.
+
+    Columns: ``task``, ``protocol``, ``layer``, ``group``, ``heads`` (like ``3-5``), ``group_effect``, ``sum_of_heads``,
+    ``strongest_head`` and ``strongest_effect`` (mean changes of the measure; negative: needed), ``interaction`` =
+    group_effect − sum_of_heads with its 95% interval ``ci_low``, ``ci_high`` (items resampled in pairs).
+
+    Args:
+        heads, groups: effects of one (task, protocol) and measure on the same items.
+        group_size: query heads that share a key/value head.
+
+    Raises:
+        UserError: another task, protocol, measure or other items, or no group of which all heads were removed.
+    """
+    for what in ("task", "protocol", "measure"):
+        if getattr(heads, what) != getattr(groups, what):
+            raise UserError(f"heads and groups differ in {what}: {getattr(heads, what)} and {getattr(groups, what)}")
+    if len(heads.differences) != len(groups.differences):
+        raise UserError("heads and groups were not measured on the same items")
+    place = {pair: i for i, pair in enumerate(zip(heads.layers, heads.heads, strict=True))}
+    rows, interactions = [], []
+    for index, (layer, group) in enumerate(zip(groups.layers, groups.heads, strict=True)):
+        own = range(group * group_size, (group + 1) * group_size)
+        if not all((layer, head) in place for head in own):
+            continue
+        columns = [place[layer, head] for head in own]
+        strongest = min(columns, key=lambda column: heads.effects[column])
+        together, apart = groups.differences[:, index], heads.differences[:, columns].sum(axis=1)
+        interactions.append(together - apart)
+        rows.append(
+            {
+                "task": heads.task,
+                "protocol": heads.protocol,
+                "layer": layer,
+                "group": group,
+                "heads": f"{own[0]}-{own[-1]}" if len(own) > 1 else str(own[0]),
+                "group_effect": float(together.mean()),
+                "sum_of_heads": float(apart.mean()),
+                "strongest_head": heads.heads[strongest],
+                "strongest_effect": float(heads.effects[strongest]),
+            }
+        )
+    if not rows:
+        raise UserError("no key/value group was removed together with all its heads one by one: use heads-and-groups")
+    intervals = paired_bootstrap(np.stack(interactions, axis=1), heads.clusters, seed=seed)
+    frame = pd.DataFrame(rows)
+    frame["interaction"], frame["ci_low"], frame["ci_high"] = intervals.delta, intervals.low, intervals.high
+    return frame

@@ -1,0 +1,112 @@
+"""Do heads stand in for each other? Two heads removed together against each of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from lensprune.ablation.components import Head
+from lensprune.ablation.variants import CLEAN, Ablation, AblationKind, Variant
+from lensprune.analysis.head_effects import MEASURES
+from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.adapt import as_hooked_model
+from lensprune.sweep.result import Run
+from lensprune.sweep.run import sweep
+
+__all__ = ["Compensation", "pairwise_compensation"]
+
+MOST_HEADS = 40
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """The run of single heads and pairs, and its table.
+
+    `table`: one row a (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a``,
+    ``effect_b``, ``effect_both`` (mean changes of the measure; negative: needed), ``interaction`` = effect_both −
+    effect_a − effect_b with its 95% interval ``ci_low``, ``ci_high``. Negative: together they are needed more than
+    their sum says, each makes up for the other's loss; positive: they do one job in series, lost with either.
+    """
+
+    table: pd.DataFrame
+    run: Run
+
+
+def pairwise_compensation(
+    model: Any,
+    heads: Sequence[tuple[int, int]],
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] | str = ("default",),
+    *,
+    measure: str | None = None,
+    ablation: AblationKind = "zero",
+    seed: int = 0,
+    **options: Any,
+) -> Compensation:
+    """Remove every head and every pair of heads, and measure what a pair loses beyond the sum of its heads.
+
+    Args:
+        heads: (layer, head), such as the strongest of a sweep or of `importance_of`.
+        measure: ``correct``, ``gold_logprob`` or ``margin``; ``None`` takes the margin, under ``generate`` ``correct``.
+        options: of `lensprune.sweep` (limit, shots, seed of the items is `seed`, out, …).
+
+    Raises:
+        UserError: fewer than two heads, one given twice, more than 40, or a measure that the protocol does not give.
+    """
+    found = [Head(int(layer), int(head)) for layer, head in heads]
+    if len(found) < 2:
+        raise UserError(f"compensation is between heads: two or more are needed, not {len(found)}")
+    if len(set(found)) < len(found):
+        twice = next(head for head in found if found.count(head) > 1)
+        raise UserError(f"head {twice.label} is given twice")
+    if len(found) > MOST_HEADS:
+        raise UserError(
+            f"{len(found)} heads have {len(found) * (len(found) - 1) // 2} pairs: give {MOST_HEADS} or fewer"
+        )
+    if measure is not None and measure not in MEASURES:
+        raise unknown_name("measure", measure, MEASURES)
+    hooked = as_hooked_model(model)
+    removed = [*((head,) for head in found), *combinations(found, 2)]
+    run = sweep(hooked, tasks, protocols, [_variant(own, ablation) for own in removed], seed=seed, **options)
+    tables = [_table(run, task, protocol, found, measure, ablation, seed) for task, protocol in run.cells]
+    return Compensation(pd.concat(tables, ignore_index=True), run)
+
+
+def _variant(heads: tuple[Head, ...], kind: AblationKind) -> Variant:
+    return Variant(f"{'+'.join(head.label for head in heads)}.{kind}", tuple(Ablation(head, kind) for head in heads))
+
+
+def _table(
+    run: Run, task: str, protocol: str, heads: Sequence[Head], measure: str | None, kind: AblationKind, seed: int
+) -> pd.DataFrame:
+    column = measure or ("correct" if protocol == "generate" else "margin")
+    records = run.records(task=task, protocol=protocol)
+    wide: pd.DataFrame = records.pivot(index="item_id", columns="variant", values=column).astype(float)
+    changes = wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0)
+    changes = changes.loc[np.isfinite(changes.to_numpy()).all(axis=1)]
+    if changes.empty:
+        raise UserError(f"{protocol} gives no finite {column} on {task}: use measure 'correct'")
+
+    def of(*removed: Head) -> np.ndarray:
+        return changes[_variant(removed, kind).name].to_numpy()
+
+    pairs = list(combinations(heads, 2))
+    extra = np.stack([of(a, b) - of(a) - of(b) for a, b in pairs], axis=1)
+    clusters = records.drop_duplicates("item_id").set_index("item_id")["cluster"].reindex(changes.index)
+    known = cast(np.ndarray, pd.factorize(clusters)[0]) if clusters.notna().all() else None
+    intervals = paired_bootstrap(extra, known, seed=seed)
+    frame = pd.DataFrame(
+        [(a.layer, a.head, b.layer, b.head, of(a).mean(), of(b).mean(), of(a, b).mean()) for a, b in pairs],
+        columns=["layer_a", "head_a", "layer_b", "head_b", "effect_a", "effect_b", "effect_both"],
+    )
+    frame["interaction"], frame["ci_low"], frame["ci_high"] = intervals.delta, intervals.low, intervals.high
+    frame.insert(0, "task", task)
+    frame.insert(1, "protocol", protocol)
+    frame.insert(2, "measure", column)
+    return frame

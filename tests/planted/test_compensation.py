@@ -1,0 +1,123 @@
+"""Pairs of planted heads: a back-up shows as compensation, a chain as one job; groups beside their heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import lensprune as lp
+from lensprune.analysis.head_effects import ItemEffects
+from lensprune.analysis.head_groups import heads_beside_groups
+from lensprune.errors import UserError
+from lensprune.heads import pairwise_compensation
+from lensprune.tasks import registry
+from lensprune.tasks.base import MultipleChoiceFormat, Rows, Task
+from tests.planted.circuits import model_of
+from tests.planted.models import SHAPES
+
+NAME = "planted_repeat"
+ROWS = [{"text": "a b c d a", "options": ["b", "c", "d"]}, {"text": "p o n m o", "options": ["n", "p", "m"]}]
+
+
+@pytest.fixture(autouse=True)
+def repeat_task() -> Iterator[None]:
+    """What followed the last letter when it stood there before?"""
+
+    @registry.register_task(name=NAME)
+    def build() -> Task:
+        form = MultipleChoiceFormat(
+            context=lambda doc: str(doc["text"]),
+            choices=lambda doc: list(doc["options"]),
+            gold=lambda doc: 0,
+            target_delimiter=" ",
+            metrics=("acc",),
+            primary_metric="acc",
+        )
+        return Task(
+            name=NAME,
+            summary="planted",
+            formats={"continuation": form},
+            chance=lambda doc, protocol: 1 / 3,
+            load=lambda request: Rows(ROWS, [], "planted"),
+            default_shots=0,
+            licence="MIT",
+            source="planted",
+        )
+
+    yield
+    registry._builders.pop(NAME)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_back_up_makes_up_for_the_first_head_and_nothing_for_both(shape: str) -> None:
+    found = pairwise_compensation(
+        model_of("backup", shape), [(1, 2), (2, 0), (0, 1)], NAME, "continuation", progress=False
+    ).table.set_index(["layer_a", "head_a", "layer_b", "head_b"])
+    pair = found.loc[1, 2, 2, 0]
+    values = pair[["effect_a", "effect_b", "effect_both", "interaction", "ci_low", "ci_high"]].tolist()
+    assert values == pytest.approx([0, 0, -10, -10, -10, -10], abs=0.01)
+    # Without the head that writes the previous token nothing can be found, with the others or without them.
+    for other in ((1, 2), (2, 0)):
+        chain = found.loc[(*other, 0, 1)]
+        assert chain[["effect_b", "effect_both", "interaction"]].tolist() == pytest.approx([-10, -10, 0], abs=0.01)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_heads_in_series_are_one_job(shape: str) -> None:
+    found = pairwise_compensation(
+        model_of("induction", shape), [(0, 1), (1, 2), (1, 0)], NAME, "continuation", progress=False
+    )
+    first, second, third = found.table.to_dict("records")
+    for row, expected in ((first, [-10, -10, -10, 10]), (second, [-10, 0, -10, 0]), (third, [-10, 0, -10, 0])):
+        values = [row[name] for name in ("effect_a", "effect_b", "effect_both", "interaction")]
+        assert values == pytest.approx(expected, abs=0.01)
+    assert set(found.table["measure"]) == {"margin"}
+
+
+@pytest.mark.parametrize(
+    ("heads", "changes", "message"),
+    [
+        ([(0, 1)], {}, "two or more are needed"),
+        ([(0, 1), (0, 1)], {}, "L0.H1 is given twice"),
+        ([(0, 1), (9, 1)], {}, "layers 0 to"),
+        ([(0, 1), (1, 1)], {"measure": "margins"}, "did you mean margin"),
+    ],
+)
+def test_refusals(heads: list[tuple[int, int]], changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pairwise_compensation(model_of("induction", "llama"), heads, NAME, "continuation", progress=False, **changes)  # type: ignore[arg-type]
+
+
+def test_groups_beside_the_planted_heads() -> None:
+    model = model_of("induction", "llama")
+    run = lp.sweep(model, NAME, "continuation", "heads-and-groups", progress=False)
+    [table] = run.heads_and_groups(measure="margin")
+    assert len(table) == model.facts.n_layers * model.facts.n_key_value_heads
+    needed = table[table["group_effect"] < -1]
+    assert list(needed[["layer", "group", "heads", "strongest_head"]].itertuples(index=False, name=None)) == [
+        (0, 0, "0-1", 1),
+        (1, 1, "2-3", 2),
+    ]
+    assert needed["group_effect"].tolist() == pytest.approx([-10, -10], abs=0.01)
+    assert table["interaction"].abs().max() < 0.01
+    only = lp.sweep(model, NAME, "continuation", "heads", progress=False)
+    with pytest.raises(UserError, match="no kv_group was removed"):
+        only.heads_and_groups()
+
+
+def test_interaction_by_hand() -> None:
+    def effects(heads: tuple[int, ...], differences: list[list[float]]) -> ItemEffects:
+        names = tuple(f"v{h}" for h in heads)
+        return ItemEffects(
+            "t", "default", "margin", names, (0,) * len(heads), heads, np.array(differences), None, 0, False
+        )
+
+    heads = effects((0, 1, 2), [[-1.0, -2.0, 0.0], [-3.0, 0.0, 0.0]])
+    groups = effects((0, 1), [[-6.0, 0.0], [-4.0, 0.0]])
+    [row] = heads_beside_groups(heads, groups, 2).to_dict("records")
+    # The second group has a head that was not removed by itself.
+    assert (row["group"], row["heads"], row["strongest_head"], row["strongest_effect"]) == (0, "0-1", 0, -2.0)
+    assert (row["group_effect"], row["sum_of_heads"], row["interaction"]) == (-5.0, -3.0, -2.0)
+    assert (row["ci_low"], row["ci_high"]) == (-3.0, -1.0)
