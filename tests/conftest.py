@@ -57,3 +57,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real_model)
+
+
+@pytest.fixture
+def count_cases(record_property: Any) -> Any:
+    """Function that a hypothesis test calls in every case; the number of calls is recorded as ``tried``."""
+    calls = 0
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+
+    yield count
+    record_property("tried", calls)

@@ -100,7 +100,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @CASES
 @given(options=st.lists(st.tuples(st.sampled_from(OPTIONS), ODD_TEXT), min_size=1, max_size=3))
-def test_options(options: list[tuple[str, str]], folder: Path) -> None:
+def test_options(options: list[tuple[str, str]], folder: Path, count_cases: Callable[[], None]) -> None:
+    count_cases()
     arguments = ["plan", "--model", str(folder), "--flops", "1e11", "--bandwidth", "1e10"]
     given_options = {option for option, _ in options}
     for option, value in {"--task": "arithmetic", "--limit": "1", "--shots": "1"}.items():
@@ -115,7 +116,8 @@ def test_options(options: list[tuple[str, str]], folder: Path) -> None:
 
 @CASES
 @given(words=st.lists(ODD_TEXT, max_size=4))
-def test_words(words: list[str]) -> None:
+def test_words(words: list[str], count_cases: Callable[[], None]) -> None:
+    count_cases()
     with empty_place() as place:
         code, _, err = run(words)
         assert_clear(code, err)
@@ -124,7 +126,8 @@ def test_words(words: list[str]) -> None:
 
 @FEW
 @given(name=ODD_TEXT)
-def test_model_names(name: str) -> None:
+def test_model_names(name: str, count_cases: Callable[[], None]) -> None:
+    count_cases()
     with empty_place():
         code, _, err = run(["plan", f"--model={name}", "--task", "facts", "--limit", "1"])
         assert_clear(code, err)
@@ -168,7 +171,8 @@ def read_rows(model: HookedModel, task: str, folder: str, text: str, limit: int 
     value=st.one_of(JSON, ODD_TEXT, st.just("🙂" * 90)),
     absent=st.booleans(),
 )
-def test_rows_with_a_wrong_column(column: str, value: Any, absent: bool) -> None:
+def test_rows_with_a_wrong_column(column: str, value: Any, absent: bool, count_cases: Callable[[], None]) -> None:
+    count_cases()
     row: dict[str, Any] = json.loads(json.dumps(GOOD_ROW))
     holder, key = (row["choices"], column.removeprefix("choices.")) if "." in column else (row, column)
     if absent:
@@ -187,7 +191,8 @@ def test_rows_with_a_wrong_column(column: str, value: Any, absent: bool) -> None
         st.text(max_size=60), JSON.map(json.dumps), st.sampled_from(["[" * 3000, "{" * 3000, '{"a":' * 3000])
     )
 )
-def test_files_that_are_no_rows(text: str) -> None:
+def test_files_that_are_no_rows(text: str, count_cases: Callable[[], None]) -> None:
+    count_cases()
     message = read_rows(tiny("llama"), "facts", "facts", text)
     assert message is not None
     assert "facts" in message
@@ -200,7 +205,8 @@ def test_files_that_are_no_rows(text: str) -> None:
     ),
     answer=st.one_of(st.text(max_size=20), st.just("#### 4"), st.just("y" * 3000), JSON),
 )
-def test_prompts_of_gsm8k(question: str, answer: Any) -> None:
+def test_prompts_of_gsm8k(question: str, answer: Any, count_cases: Callable[[], None]) -> None:
+    count_cases()
     text = json.dumps({"question": question, "answer": answer})
     message = read_rows(tiny("llama"), "gsm8k", "gsm8k", text)
     assert message is None or "gsm8k" in message
@@ -229,7 +235,8 @@ def spec_text(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @CASES
 @given(data=st.data())
-def test_spec_files(data: st.DataObject, spec_text: str) -> None:
+def test_spec_files(data: st.DataObject, spec_text: str, count_cases: Callable[[], None]) -> None:
+    count_cases()
     spec = json.loads(spec_text)
     kind = data.draw(st.sampled_from(["value", "cut", "bytes", "remove"]))
     if kind == "value":

@@ -1,0 +1,18 @@
+"""The benchmark of a large sweep, small: every record is there, one file a cell, and memory does not grow with cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.benchmarks.load import HEADS, lines, measure, model_with_heads
+
+
+def test_many_cells_through_store_and_summary(tmp_path: Path) -> None:
+    variants, items = 6 * HEADS, 60
+    load = measure(model_with_heads(tmp_path / "model", variants), tmp_path / "run", variants, items)
+    cells = (variants + 1) * 3
+    assert load.records == cells * items
+    # One file a cell; the spec, the lock, summary.csv and a figure.
+    assert cells <= load.files <= cells + 4
+    assert load.memory - load.base_memory < 400e6
+    assert f"{load.records} records" in lines(load)
