@@ -105,7 +105,9 @@ def _signatures(runs: list[tuple[StudyPart, Run]]) -> tuple[pd.DataFrame, str]:
             except UserError as error:
                 missing = f"Nothing can be said from {part.name}: {error}."
     kept = [frame for frame in frames if len(frame)]
-    return (pd.concat(kept, ignore_index=True) if kept else frames[0]), missing
+    # Two sweeps may ask the same of the same items; the evidence is one all the same.
+    rows = pd.concat(kept).drop_duplicates(["signature", "task", "protocol"]) if kept else frames[0]
+    return rows.reset_index(drop=True), missing
 
 
 def _row(part: StudyPart, run: Run) -> dict[str, Any]:

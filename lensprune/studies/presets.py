@@ -62,19 +62,19 @@ PRESETS: dict[str, Preset] = {
             (
                 StudyPart(
                     "layers", "Which layers are needed, and does the protocol matter?",
-                    DEMO_TASKS, _ALL, "layers", "skip", 8,
+                    DEMO_TASKS, _ALL, "layers", "skip", 20,
                 ),
                 StudyPart(
                     "open-book", "Does a supporting fact change which layers are needed?",
-                    ("facts", "facts_open"), ("continuation",), "layers", "skip", 8,
+                    ("facts", "facts_open"), ("continuation",), "layers", "skip", 20,
                 ),
                 StudyPart(
                     "heads", "Which heads of the middle layers carry retrieval?",
-                    (_KV,), ("continuation",), "heads", "zero", 12, (0.5, 0.62),
+                    (_KV,), ("continuation",), "heads", "zero", 20, (0.5, 0.62),
                 ),
             ),
             (
-                "Tasks are the bundled ones, 8 to 12 items each; heads only of layers from 50% to 62% of the depth.",
+                "Tasks are the bundled ones, 20 items each; heads only of layers from 50% to 62% of the depth.",
                 *_CHOICES,
             ),
         ),
