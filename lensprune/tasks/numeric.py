@@ -65,11 +65,13 @@ def number_generation(
     until: tuple[str, ...],
     max_new_tokens: int = 256,
     primary_filter: str = "strict-match",
+    also_ignored: tuple[str, ...] = (),
 ) -> GenerationFormat:
     """``generate`` for a task whose answer is a number: lm-eval's GSM8K filters and exact match.
 
     ``strict-match`` finds the number behind the phrase that the few-shot examples use (`strict_pattern`),
-    ``flexible-extract`` the last number of the text. `max_new_tokens` is lm-eval's default.
+    ``flexible-extract`` the last number of the text. `max_new_tokens` is lm-eval's default. `also_ignored`: patterns
+    removed before the comparison beside GSM8K's, such as what stands in front of the number in `target`.
     """
     return GenerationFormat(
         context=prompt,
@@ -78,7 +80,7 @@ def number_generation(
             RegexFilter("strict-match", strict_pattern),
             RegexFilter("flexible-extract", FLEXIBLE_NUMBER, group_select=-1),
         ),
-        matches=partial(exact_match, regexes_to_ignore=_GSM8K_IGNORED, ignore_case=True),
+        matches=partial(exact_match, regexes_to_ignore=(*_GSM8K_IGNORED, *also_ignored), ignore_case=True),
         primary_filter=primary_filter,
         until=until,
         max_new_tokens=max_new_tokens,

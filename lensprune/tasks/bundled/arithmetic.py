@@ -107,7 +107,7 @@ def arithmetic(operands: int = 2, largest: int = 19, subtract: bool = False, ans
     def target(doc: Doc) -> str:
         return f"{doc['steps']} The answer is {doc['answer']}." if operands > 2 else result(doc)
 
-    pattern = r"The answer is (\-?[0-9\.\,]+)" if operands > 2 else r"^\s*(\-?[0-9]+)"
+    pattern = r"The answer is (\-?[0-9]+)" if operands > 2 else r"^\s*(\-?[0-9]+)"
     return Task(
         name="arithmetic",
         summary="chains of additions and subtractions",
@@ -119,6 +119,8 @@ def arithmetic(operands: int = 2, largest: int = 19, subtract: bool = False, ans
                 result,
                 strict_pattern=pattern,
                 until=("\n",),
+                # The target is compared as a whole: its worked steps are no part of the answer.
+                also_ignored=(r"(?s).*The answer is ",),
                 max_new_tokens=8 if operands == 2 else 24 * operands,
             ),
         },

@@ -10,7 +10,9 @@ import pytest
 
 from lensprune.errors import UserError
 from lensprune.packaged import data_folder
-from lensprune.tasks.base import MultipleChoiceFormat
+from lensprune.protocols.requests import GenerateResponse
+from lensprune.protocols.scoring import score_generation
+from lensprune.tasks.base import GenerationFormat, MultipleChoiceFormat
 from lensprune.tasks.bundled.arithmetic import generate_chains
 from lensprune.tasks.bundled.kv_rows import generate_kv_rows
 from lensprune.tasks.bundled.word_problem_templates import TEMPLATES
@@ -118,3 +120,15 @@ def test_letter_answers_stand_below_the_question(spec: str) -> None:
     assert isinstance(default, MultipleChoiceFormat)
     assert default.choices(task.items[0].doc) == ["A", "B", "C", "D"]
     assert default.context(task.items[0].doc).endswith("\nAnswer:")
+
+
+@pytest.mark.parametrize("operands", [2, 3, 4])
+def test_the_examples_own_answer_is_right_and_another_is_not(operands: int) -> None:
+    loaded = load_task(f"arithmetic[operands={operands},subtract=True]", limit=20)
+    fmt = loaded.task.formats["generate"]
+    assert isinstance(fmt, GenerationFormat)
+    for item in loaded.items:
+        wrong = {**item.doc, "answer": str(int(str(item.doc["answer"])) + 10)}
+        for doc, right in ((item.doc, True), (wrong, False)):
+            response = GenerateResponse(" " + fmt.target(doc), (0,) * 10, "stop_string")
+            assert score_generation(fmt, item, response).correct is right
