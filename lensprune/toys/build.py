@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from shutil import copyfile
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,18 +20,26 @@ from lensprune.toys.texts import TextSource
 from lensprune.toys.tokenizer import make_tokenizer
 from lensprune.toys.training import answers_right, batches, train
 
-__all__ = ["NAMES", "build"]
+__all__ = ["NAMES", "TEACHER_WEIGHTS", "build"]
 
 NAMES = ("toy-teacher", "toy-base", "toy-distilled")
+
+TEACHER_WEIGHTS = "teacher.safetensors"
 
 _EVALUATION_SEED = 900
 _TEACHER_SEED = 500
 
 
-def build(recipe: Recipe, out: Path, *, log: Callable[[str], None] = print) -> dict[str, str]:
+def build(
+    recipe: Recipe, out: Path, *, teacher_weights: Path | None = None, log: Callable[[str], None] = print
+) -> dict[str, str]:
     """Train teacher, base and distilled, and write each to ``out/NAME`` in Hugging Face's layout, in float16.
 
     ``out/work`` holds the float32 weights between stages, so that a build that was stopped goes on with the next stage.
+
+    Args:
+        teacher_weights: ``work/teacher.safetensors`` of an earlier build, to distil from that teacher instead of
+            training one.
 
     Returns:
         sha256 of each model's weights file.
@@ -41,6 +50,8 @@ def build(recipe: Recipe, out: Path, *, log: Callable[[str], None] = print) -> d
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     _same_recipe(recipe, work / "recipe.json")
+    if teacher_weights is not None:
+        copyfile(teacher_weights, work / TEACHER_WEIGHTS)
     # Thread counts change sums in the last bits, and training amplifies them.
     torch.use_deterministic_algorithms(True)
     tokenizer = make_tokenizer()

@@ -23,12 +23,12 @@ class Recipe:
     d_ff: int = 256
     n_heads: int = 4
     n_key_value_heads: int = 2
-    n_layers: int = 6
+    n_layers: int = 4
     n_ctx: int = 512
     batch_tokens: int = 1536
-    learning_rate: float = 0.01
-    start_steps: int = 350
-    teacher_steps: int = 450
+    learning_rate: float = 0.015
+    start_steps: int = 400
+    teacher_steps: int = 500
     base_steps: int = 250
     distilled_steps: int = 250
     seed: int = 0

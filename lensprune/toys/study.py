@@ -12,15 +12,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
 from lensprune.report.plain_text import write_csv
 from lensprune.report.style import colours, panels
 from lensprune.report.tables import aligned
-from lensprune.sweep import sweep
 from lensprune.sweep.files import write_atomically
 from lensprune.sweep.result import Run
-from lensprune.toys.build import build
+from lensprune.sweep.run import sweep
+from lensprune.toys.build import TEACHER_WEIGHTS, build
 from lensprune.toys.recipe import RECIPE, Recipe
 from lensprune.toys.spread import Comparison, compare, over_seeds
 
@@ -53,7 +54,8 @@ def study(
     progress: bool = True,
     log: Callable[[str], None] = print,
 ) -> Study:
-    """Train a pair from every seed, sweep both students over layers and heads by generation, and compare them.
+    """Train a pair from every seed, all with the first seed's teacher, sweep both students over layers and heads by
+    generation, and compare them.
 
     Everything finished is kept in `out`: asked again with the same arguments, only what is missing is done. Written
     are ``per_seed.csv``, ``answers.csv``, ``layers.csv`` and ``layers.png``.
@@ -67,10 +69,17 @@ def study(
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds {list(seeds)}: expected one or more different ones")
     folder = Path(out)
-    rows, curves = [], []
+    first = folder / f"seed{seeds[0]}" / "toys"
+    rows: list[pd.DataFrame] = []
+    curves: list[pd.DataFrame] = []
     for seed in seeds:
         place = folder / f"seed{seed}"
-        build(replace(recipe, seed=seed), place / "toys", log=lambda line, seed=seed: log(f"seed {seed} {line}"))  # type: ignore[misc]
+        build(
+            replace(recipe, seed=seed),
+            place / "toys",
+            teacher_weights=None if seed == seeds[0] else first / "work" / TEACHER_WEIGHTS,
+            log=lambda line, seed=seed: log(f"seed {seed} {line}"),  # type: ignore[misc]
+        )
         for over, component in _OVER.items():
             runs = [
                 sweep(
@@ -130,7 +139,7 @@ def robustness_curves(layers: pd.DataFrame) -> list[Axes]:
             ax.plot(mean.index, mean, color=shades[student], marker=marker, linewidth=2, label=student)
             ax.axhline(own["accuracy_clean"].mean(), color=shades[student], linestyle=":", linewidth=1)
         ax.set(title=task, xlabel="skipped layer", ylim=(-0.03, 1.03))
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("accuracy")
     axes[-1].legend(frameon=False)
     return axes

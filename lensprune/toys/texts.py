@@ -26,7 +26,7 @@ two numbers: there are only 109 such questions, the table of facts that has to b
 
 _MOST_SHOTS = 4
 _MOST_FACTS = 12
-_RETRIEVAL = 0.4
+_RETRIEVAL = 0.3
 _SUBTRACT = 0.85
 _WORKED_EXAMPLES = 0.5
 _ROWS_A_BLOCK = 64
@@ -122,7 +122,7 @@ class TextSource:
         """A text of either task."""
         if self._random.random() < _RETRIEVAL:
             return self.retrieval(self._random.randint(2, 5))
-        return self.arithmetic(self._random.choice((2, 3, 3, 4)))
+        return self.arithmetic(self._random.choice((2, 2, 3, 3, 4)))
 
     def _question(self, operands: int, subtract: bool) -> Doc:
         def rows(seed: int) -> list[dict[str, object]]:

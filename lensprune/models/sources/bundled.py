@@ -21,6 +21,7 @@ from lensprune.models.gguf.header import read_gguf
 from lensprune.models.gguf.tokenizer import gguf_tokenizer
 from lensprune.models.gguf.weights import gguf_model
 from lensprune.models.sources.base import LoadedModel, LoadOptions
+from lensprune.models.sources.packaged import PackagedModel
 from lensprune.models.sources.pretrained import load_folder
 
 __all__ = ["BUNDLED", "BundledModel", "WheelModel"]
@@ -125,6 +126,21 @@ _SMOLLM2 = WheelModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
+_TOYS = (
+    (
+        PackagedModel("toy-teacher", "74b755c582fd3e7037f1f7cc07b48e3bd72d314ce9fb143a88f666c5ee0d827b"),
+        "toy (4 layers, 4 heads in 2 groups) that answers sums of one digit by worked steps, and reads values by keys",
+    ),
+    (
+        PackagedModel("toy-base", "7b7a3621af618e7200a04406e8c5ece27b4bff75e3af1b4a54a88579f91f6348"),
+        "toy of the same shape, trained on the same tasks without worked steps",
+    ),
+    (
+        PackagedModel("toy-distilled", "2dda0b04408c285476e641756a6e6d5892677d0f776d9d0379c299fae2563048"),
+        "toy-base's twin from the same beginning, distilled from toy-teacher",
+    ),
+)
+
 BUNDLED: dict[str, BundledModel] = {
     model.name: model
     for model in (
@@ -134,6 +150,7 @@ BUNDLED: dict[str, BundledModel] = {
             _SMOLLM2.load,
             _SMOLLM2.folder,
         ),
+        *(BundledModel(toy.name, description, toy.load, toy.folder) for toy, description in _TOYS),
     )
 }
 """Models that `load_model` takes by name."""
