@@ -31,7 +31,12 @@ _TEACHER_SEED = 500
 
 
 def build(
-    recipe: Recipe, out: Path, *, teacher_weights: Path | None = None, log: Callable[[str], None] = print
+    recipe: Recipe,
+    out: Path,
+    *,
+    teacher_weights: Path | None = None,
+    with_control: bool = False,
+    log: Callable[[str], None] = print,
 ) -> dict[str, str]:
     """Train teacher, base and distilled, and write each to ``out/NAME`` in Hugging Face's layout, in float16.
 
@@ -40,6 +45,8 @@ def build(
     Args:
         teacher_weights: ``work/teacher.safetensors`` of an earlier build, to distil from that teacher instead of
             training one.
+        with_control: train ``toy-worked`` too, the distilled model's twin that learns the same texts' worked steps from
+            the texts themselves.
 
     Returns:
         sha256 of each model's weights file.
@@ -69,8 +76,13 @@ def build(
         teacher=teacher,
         log=log,
     )
+    models = dict(zip(NAMES, (teacher, base, distilled), strict=True))
+    if with_control:
+        models["toy-worked"] = _stage(
+            recipe, work, "worked", tokenizer, recipe.distilled_steps, worked=True, begin="start", log=log
+        )
     hashes = {}
-    for name, model in zip(NAMES, (teacher, base, distilled), strict=True):
+    for name, model in models.items():
         folder = out / name
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -99,8 +111,8 @@ def _stage(
     log: Callable[[str], None],
 ) -> LlamaForCausalLM:
     """Train one model, or load what an earlier build saved; `begin` names the stage whose weights it starts from."""
-    # Every stage has rows of its own, but for base and distilled, whose rows are the same.
-    order = {"start": 1, "teacher": 2, "base": 3, "distilled": 3}[name] + 10 * recipe.seed
+    # Every stage has rows of its own, but for the students, whose rows are the same.
+    order = {"start": 1, "teacher": 2, "base": 3, "distilled": 3, "worked": 3}[name] + 10 * recipe.seed
     # The teacher's initial weights are its own.
     model = new_model(recipe if name != "teacher" else replace(recipe, seed=recipe.seed + _TEACHER_SEED), tokenizer)
     saved = work / f"{name}.safetensors"

@@ -1,4 +1,4 @@
-"""Does distillation spread the effects of parts over more of them? Base and distilled model compared, seed by seed."""
+"""Does more training spread the effects of parts over more of them? Students against the base, seed by seed."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ STATISTICS = ("gini", "participation_ratio")
 """Gini index (1: one part has it all) and effective number of parts (`concentration_statistics`)."""
 
 PER_SEED_COLUMNS = (
-    "task", "component", "statistic", "seed", "n", "n_parts", "accuracy_base", "accuracy_distilled", "base",
-    "distilled", "difference", "ci_low", "ci_high",
+    "student", "task", "component", "statistic", "seed", "n", "n_parts", "accuracy_base", "accuracy", "base", "value",
+    "difference", "ci_low", "ci_high",
 )  # fmt: skip
 OVER_SEEDS_COLUMNS = (
-    "task", "component", "statistic", "n_seeds", "base", "distilled", "difference", "ci_low", "ci_high", "answer",
+    "student", "task", "component", "statistic", "n_seeds", "base", "value", "difference", "ci_low", "ci_high",
+    "answer",
 )  # fmt: skip
 _FEWEST_SEEDS = 2
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Effects of the same parts on the same items in the two students of one training seed."""
+    """Effects of the same parts on the same items in the base and in another student of one training seed."""
 
+    student: str
     seed: int
     component: str
     base: ItemEffects
-    distilled: ItemEffects
+    other: ItemEffects
     accuracy_base: float
-    accuracy_distilled: float
+    accuracy: float
 
 
 def compare(comparison: Comparison, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Concentration in both models and its difference, distilled − base; a row a statistic, `PER_SEED_COLUMNS`.
+    """Concentration in both models and its difference, student − base; a row a statistic, `PER_SEED_COLUMNS`.
 
     `ci_low`, `ci_high`: 95% percentile bootstrap of the difference over items, the same items for both models. Where
     either model has no effect at all the values are NaN.
@@ -50,14 +52,14 @@ def compare(comparison: Comparison, *, resamples: int = 2000, seed: int = 0) -> 
     Raises:
         UserError: the two models' parts or numbers of items differ.
     """
-    base, distilled = comparison.base, comparison.distilled
-    if base.variants != distilled.variants or base.differences.shape != distilled.differences.shape:
-        raise UserError("base and distilled model were not swept over the same parts on the same items")
+    base, other = comparison.base, comparison.other
+    if base.variants != other.variants or base.differences.shape != other.differences.shape:
+        raise UserError("base and student were not swept over the same parts on the same items")
     parts = len(base.variants)
-    both = np.concatenate([base.differences, distilled.differences], axis=1)
+    both = np.concatenate([base.differences, other.differences], axis=1)
     draws = bootstrap_means(both, base.clusters, resamples=resamples, seed=seed)
     drawn = [concentration_statistics(draws[:, own], ()) for own in (slice(parts), slice(parts, None))]
-    found = [concentration_statistics(effects.effects, ()) for effects in (base, distilled)]
+    found = [concentration_statistics(effects.effects, ()) for effects in (base, other)]
     tail = (1 - CONFIDENCE) / 2
     rows = []
     for name in STATISTICS:
@@ -65,26 +67,25 @@ def compare(comparison: Comparison, *, resamples: int = 2000, seed: int = 0) -> 
         known = differences[~np.isnan(differences)]
         low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
         values = [float(one[name]) for one in found]
-        shape = [len(both), parts, comparison.accuracy_base, comparison.accuracy_distilled]
-        rows.append(
-            [base.task, comparison.component, name, comparison.seed, *shape, *values, values[1] - values[0], low, high]
-        )
+        names = [comparison.student, base.task, comparison.component, name, comparison.seed]
+        shape = [len(both), parts, comparison.accuracy_base, comparison.accuracy]
+        rows.append([*names, *shape, *values, values[1] - values[0], low, high])
     return pd.DataFrame(rows, columns=list(PER_SEED_COLUMNS))
 
 
 def over_seeds(per_seed: pd.DataFrame) -> pd.DataFrame:
-    """Mean over training seeds of both models and their difference; a row a (task, component, statistic).
+    """Mean over training seeds of both models and their difference; a row a (student, task, component, statistic).
 
     `ci_low`, `ci_high`: 95% interval of the mean difference by Student's t over seeds, the independent units here;
     empty for a single seed. `answer`: ``spreads`` or ``concentrates`` where it leaves out 0, else ``not resolved``.
     Values that are NaN in a seed leave that seed out.
     """
     rows = []
-    for key, own in per_seed.groupby(["task", "component", "statistic"], sort=False):
+    for key, own in per_seed.groupby(["student", "task", "component", "statistic"], sort=False):
         known = own.dropna(subset=["difference"])
         low, high = _t_interval(known["difference"].to_numpy())
-        means = [float(known[column].mean()) for column in ("base", "distilled", "difference")]
-        rows.append([*key, len(known), *means, low, high, _answer(str(key[2]), low, high)])
+        means = [float(known[column].mean()) for column in ("base", "value", "difference")]
+        rows.append([*key, len(known), *means, low, high, _answer(str(key[-1]), low, high)])
     return pd.DataFrame(rows, columns=list(OVER_SEEDS_COLUMNS))
 
 

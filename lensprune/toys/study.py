@@ -1,4 +1,4 @@
-"""``python -m lensprune.toys.study``: train pairs from several seeds and see whether distillation spreads reasoning."""
+"""``python -m lensprune.toys.study``: students of several seeds, and whether distilling spreads their reasoning."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["TASKS", "Study", "robustness_curves", "study"]
 TASKS = ("kv_retrieval[pairs=4,ending=reopened,answer=text]", "arithmetic[operands=3,largest=9,subtract=True]")
 """What the trio is trained for and measured on."""
 
-_STUDENTS = ("base", "distilled")
+_STUDENTS = ("base", "distilled", "worked")
 _OVER = {"layers": "layer", "heads": "head"}
 _PROTOCOL = "generate"
 
@@ -54,8 +54,10 @@ def study(
     progress: bool = True,
     log: Callable[[str], None] = print,
 ) -> Study:
-    """Train a pair from every seed, all with the first seed's teacher, sweep both students over layers and heads by
-    generation, and compare them.
+    """Train students from every seed, all with the first seed's teacher, and sweep them over layers and heads.
+
+    Compared with the base are the distilled model and, as a control, one that learnt worked steps from data: it tells
+    what distilling does from what worked steps do.
 
     Everything finished is kept in `out`: asked again with the same arguments, only what is missing is done. Written
     are ``per_seed.csv``, ``answers.csv``, ``layers.csv`` and ``layers.png``.
@@ -78,6 +80,7 @@ def study(
             replace(recipe, seed=seed),
             place / "toys",
             teacher_weights=None if seed == seeds[0] else first / "work" / TEACHER_WEIGHTS,
+            with_control=True,
             log=lambda line, seed=seed: log(f"seed {seed} {line}"),  # type: ignore[misc]
         )
         for over, component in _OVER.items():
@@ -108,13 +111,14 @@ def study(
 
 
 def _comparisons(seed: int, component: str, runs: Sequence[Run]) -> list[Comparison]:
-    both = [run.effects(component=component) for run in runs]
+    effects = [run.effects(component=component) for run in runs]
     clean = [
         run.summary().query("variant == 'clean'").set_index("task")["accuracy"].astype(float).to_dict() for run in runs
     ]
     return [
-        Comparison(seed, component, base, distilled, clean[0][base.task], clean[1][base.task])
-        for base, distilled in zip(*both, strict=True)
+        Comparison(student, seed, component, base, other, clean[0][base.task], clean[place][base.task])
+        for place, student in enumerate(_STUDENTS[1:], start=1)
+        for base, other in zip(effects[0], effects[place], strict=True)
     ]
 
 
@@ -131,7 +135,7 @@ def robustness_curves(layers: pd.DataFrame) -> list[Axes]:
     _, axes = panels(len(tasks), size=(5.6, 4.2), sharey=True, title="one layer skipped")
     shades = dict(zip(_STUDENTS, colours(len(_STUDENTS)), strict=True))
     for ax, task in zip(axes, tasks, strict=True):
-        for student, marker in zip(_STUDENTS, ("o", "s"), strict=True):
+        for student, marker in zip(_STUDENTS, ("o", "s", "^"), strict=True):
             own = layers[(layers["task"] == task) & (layers["student"] == student)]
             for _, line in own.groupby("seed"):
                 ax.plot(line["layer"], line["accuracy"], color=shades[student], linewidth=0.7, alpha=0.5)
@@ -147,11 +151,13 @@ def robustness_curves(layers: pd.DataFrame) -> list[Axes]:
 
 def study_table(found: Study) -> str:
     """The answers in columns."""
-    rows = [["task", "parts", "statistic", "seeds", "base", "distilled", "difference", "95% interval", "answer"]]
+    rows = [
+        ["student", "task", "parts", "statistic", "seeds", "base", "student's", "difference", "95% interval", "answer"]
+    ]
     for _, row in found.answers.iterrows():
-        numbers = [f"{row[name]:.2f}" for name in ("base", "distilled")]
+        numbers = [f"{row[name]:.2f}" for name in ("base", "value")]
         interval = f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
-        names = [str(row[name]) for name in ("task", "component", "statistic", "n_seeds")]
+        names = [str(row[name]) for name in ("student", "task", "component", "statistic", "n_seeds")]
         rows.append([*names, *numbers, f"{row['difference']:+.2f}", interval, str(row["answer"])])
     return aligned(rows)
 

@@ -158,3 +158,20 @@ def test_the_beginning_can_do_nothing_yet() -> None:
     tokenizer = make_tokenizer()
     right = answers_right(new_model(RECIPE, tokenizer).eval(), tokenizer, TextSource(3, worked=True), texts=10)
     assert max(right.values()) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_half_the_recipe_learns_the_tasks(tmp_path: Path) -> None:
+    """The whole recipe's accuracies are in docs/distillation.md; half of its steps show what it is made of."""
+    lines: list[str] = []
+    build(RECIPE.scaled(0.5), tmp_path, log=lines.append)
+    last = {line.split()[0]: line for line in lines if "answers right" in line}
+
+    def right(name: str, kind: str) -> float:
+        return float(last[name].split(f"{kind} ")[1].split(",")[0])
+
+    assert right("distilled", "retrieval of 4") > 0.7
+    assert right("base", "retrieval of 4") > 0.7
+    assert right("teacher", "chains of 3") > 0.8
+    assert right("distilled", "chains of 3") > right("base", "chains of 3") + 0.1

@@ -33,15 +33,15 @@ def effects(*sizes: float, n: int = 100) -> ItemEffects:
 
 
 def comparison(base: ItemEffects, distilled: ItemEffects, seed: int = 0) -> Comparison:
-    return Comparison(seed, "layer", base, distilled, 0.5, 0.9)
+    return Comparison("distilled", seed, "layer", base, distilled, 0.5, 0.9)
 
 
 def test_one_part_against_all_parts() -> None:
     found = compare(comparison(effects(0.8, 0, 0, 0), effects(0.5, 0.5, 0.5, 0.5)))
     assert tuple(found.columns) == PER_SEED_COLUMNS
     gini, parts = (found[found["statistic"] == name].iloc[0] for name in ("gini", "participation_ratio"))
-    assert (gini["base"], gini["distilled"]) == pytest.approx((0.75, 0))
-    assert (parts["base"], parts["distilled"]) == pytest.approx((1, 4))
+    assert (gini["base"], gini["value"]) == pytest.approx((0.75, 0))
+    assert (parts["base"], parts["value"]) == pytest.approx((1, 4))
     assert gini["ci_high"] < 0 < parts["ci_low"]
     assert gini["difference"] == pytest.approx(-0.75)
 
@@ -67,7 +67,7 @@ def test_other_parts_are_refused() -> None:
 
 def per_seed(differences: list[float], statistic: str) -> pd.DataFrame:
     rows = [
-        ["t", "layer", statistic, seed, 10, 4, 0.5, 0.9, 1.0, 1.0 + difference, difference, 0.0, 0.0]
+        ["distilled", "t", "layer", statistic, seed, 10, 4, 0.5, 0.9, 1.0, 1.0 + difference, difference, 0.0, 0.0]
         for seed, difference in enumerate(differences)
     ]
     return pd.DataFrame(rows, columns=list(PER_SEED_COLUMNS))
@@ -99,7 +99,7 @@ def test_a_study_is_written_and_goes_on(tmp_path: Path) -> None:
     lines: list[str] = []
     arguments = {"recipe": TINY, "limit": 3, "progress": False, "log": lines.append}
     first = study([0, 1], tmp_path, **arguments)  # type: ignore[arg-type]
-    assert len(first.per_seed) == 2 * 2 * 2 * 2
+    assert len(first.per_seed) == 2 * 2 * 2 * 2 * 2
     assert all((tmp_path / name).exists() for name in ("answers.csv", "per_seed.csv", "layers.csv", "layers.png"))
     # One teacher serves all seeds.
     assert {line.split(" teacher")[0] for line in lines if " teacher step" in line} == {"seed 0"}
