@@ -29,8 +29,10 @@ def loglikelihood_request(
         The request, and the number of context tokens cut.
 
     Raises:
-        UserError: no token is left to score, or none to condition on; or the continuation alone exceeds the context.
+        UserError: no token is left to score, or none to condition on; or the continuation alone exceeds the context; or
+            the text holds half a surrogate pair.
     """
+    _check_text(context + continuation, where)
     if context == "":
         continuation_ids = encode(continuation, False)
         # A continuation that spells the prefix token itself is not given a second one.
@@ -72,7 +74,8 @@ def generate_request(
         The request, and the number of context tokens cut on the left.
 
     Raises:
-        UserError: `max_new_tokens` is not positive, or leaves no room for a prompt.
+        UserError: `max_new_tokens` is not positive, or leaves no room for a prompt; or the text holds half a
+            surrogate pair.
     """
     if max_new_tokens <= 0:
         raise UserError(f"{where}: the number of new tokens must be positive, not {max_new_tokens}")
@@ -81,6 +84,16 @@ def generate_request(
         raise UserError(
             f"{where}: {max_new_tokens} new tokens leave no room for a prompt in a context of {max_length} tokens"
         )
+    _check_text(context, where)
     ids = encode(context, None) or [prefix_id]
     cut = max(0, len(ids) - room)
     return GenerateRequest(tuple(ids[cut:]), tuple(until), max_new_tokens), cut
+
+
+def _check_text(text: str, where: str) -> None:
+    # JSON can state half of a surrogate pair, and every tokenizer fails on it in its own way.
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise UserError(f"{where}: the text holds {half!r}, half of a surrogate pair, which is no character") from None

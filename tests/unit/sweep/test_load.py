@@ -1,4 +1,4 @@
-"""The benchmark of a large sweep, small: every record is there, one file a cell, and memory does not grow with cells."""
+"""The benchmark of a large sweep, small: every record is there, one file a cell, and memory stays."""
 
 from __future__ import annotations
 
