@@ -2,6 +2,7 @@
 
 from lensprune.heads.compensation import Compensation, pairwise_compensation
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
+from lensprune.heads.repeats import repeat_effects
 from lensprune.heads.scores import SCORES, head_scores, score_names
 from lensprune.heads.table import scores_with_effects, top_heads
 
@@ -13,6 +14,7 @@ __all__ = [
     "importance_of",
     "pairwise_compensation",
     "removal_curves",
+    "repeat_effects",
     "score_names",
     "scores_with_effects",
     "top_heads",
