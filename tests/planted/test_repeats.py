@@ -37,8 +37,8 @@ def test_induction_heads_of_the_real_model_are_needed() -> None:
     rho = spearmanr(joined["value"], -joined["effect"])[0]
     test = mannwhitneyu(best["effect"], others, alternative="less")
     print(
-        f"second repeat, nats a token: median of the ten best induction heads {best['effect'].median():.3f}, of the others "
-        f"{others.median():.3f} (p {test.pvalue:.1g}); Spearman with the score over all heads {rho:.2f}"
+        f"second repeat, nats a token: median of the ten best induction heads {best['effect'].median():.3f}, "
+        f"of the others {others.median():.3f} (p {test.pvalue:.1g}); Spearman with the score over all heads {rho:.2f}"
     )
     # Over all heads the score says nothing: those needed most write what induction heads read, or do something else.
     assert best["effect"].median() < others.quantile(0.25)
