@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.families import FAMILIES
+from tests.markdown import write_between
 
 IDENTITIES = "tests/unit/ablation/test_identities.py"
 HOOKED = "tests/unit/engine/test_hooked.py"
@@ -26,7 +27,6 @@ CHECKS: dict[str, str] = {
     "forked = hooked": "tests/unit/engine/test_forked.py::test_same_numbers_as_hooked",
     "bfloat16 near float32": "tests/unit/models/test_bfloat16.py::test_bfloat16_stays_near_float32",
 }
-BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 
 
 class Outcomes:
@@ -57,16 +57,6 @@ def table(outcomes: Outcomes) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Put `text` between the markers of a Markdown file."""
-    whole = path.read_text(encoding="utf-8")
-    head, begin, rest = whole.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{path} has no {BEGIN} … {END}")
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, help="Markdown file to write the table into")
@@ -76,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(outcomes)
     print(text)
     if options.write is not None:
-        write(options.write, text)
+        write_between(options.write, "families", text)
     whole = all(outcomes.by_cell.get((family, check)) for family in FAMILIES for check in CHECKS)
     return int(code) or int(not whole)
 

@@ -16,6 +16,7 @@ from typing import Any
 from tests.benchmarks.sides import Side, started
 from tests.benchmarks.stopwatch import Times
 from tests.benchmarks.works import WORKS, Work
+from tests.markdown import write_between
 
 RESULTS = Path(__file__).parent / "results.json"
 MODEL = "smollm2-135m"
@@ -158,6 +159,30 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _condensed(results: list[dict[str, Any]]) -> str:
+    """The table of the README."""
+    lines = [
+        "| sweep | items × variants | faster than lm-eval, by the clock | by processor time | sharing gives at most "
+        "| peak memory | other outcomes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        if r["peer"] != "lm-eval":
+            continue
+        what = "heads" if "heads" in r["work"] else "layers"
+        shots = "" if r["shots"] is None else f", {r['shots']}-shot"
+        task = f"{what}: {r['task']} `{r['protocol']}`{shots}"
+        bound = f"{r['bound']:.1f}×"
+        if r["found_of_top"] is not None:
+            task += f", screened ({r['found_of_top']:.0%} of the strongest tenth found)"
+            bound = "—"
+        size = f"{r['items']} × {r['variants']}"
+        different = f"{r['different']} of {r['compared']}"
+        times = f"{r['ratio']:.1f}× | {r['cpu_ratio']:.1f}×"
+        lines.append(f"| {task} | {size} | {times} | {bound} | {r['our_peak_rss'] / 1e9:.1f} GB | {different} |")
+    return "\n".join(lines)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--work", action="append", choices=sorted(WORKS), help="only this one; may be repeated")
@@ -167,6 +192,7 @@ def _arguments() -> argparse.Namespace:
         "--repeats", type=int, default=3, help="our side's runs; the peer's variants are spread over them"
     )
     parser.add_argument("--limit", type=int, help="fewer items, for a trial")
+    parser.add_argument("--write", type=Path, help="Markdown file to write the table of all results into")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -201,6 +227,8 @@ def main() -> int:
         }
         arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"\n{table([results[n] for n in WORKS if n in results])}")
+    if arguments.write is not None:
+        write_between(arguments.write, "benchmarks", _condensed([results[n] for n in WORKS if n in results]))
     if different:
         print(f"{different} items differ from the peer's", file=sys.stderr)
     return 1 if different else 0
