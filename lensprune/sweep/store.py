@@ -287,6 +287,10 @@ class RunStore:
     def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(self._files[key], columns=None if columns is None else list(columns), partitioning=None)
 
+    def written_at(self, key: CellKey) -> float:
+        """When a finished cell was stored, in seconds since the epoch, by the clock of its file system."""
+        return self._files[key].stat().st_mtime
+
 
 @contextmanager
 def open_store(folder: Path | None, spec: SweepSpec) -> Iterator[CellStore]:

@@ -13,6 +13,10 @@ _SHARE = 2
 """A unit is at most this fraction (1 / _SHARE) of an equal share of what is left."""
 
 
+def _part(cells: int, parts: int) -> int:
+    return max(1, math.ceil(cells / parts))
+
+
 @dataclass(frozen=True)
 class Unit:
     """Cells of one (task, protocol) that a worker measures together; `losses` workers were lost at them."""
@@ -28,32 +32,35 @@ class UnitQueue:
 
     A worker that asks gets a half of an equal share of the remaining cells, from one (task, protocol): large units at
     first, which run the clean model seldom, and small ones at the end, so that no worker is left alone with much
-    (guided self-scheduling, Polychronopoulos and Kuck, 1987).
+    (guided self-scheduling, Polychronopoulos and Kuck, 1987). But never more than its share of that (task, protocol):
+    a generation can take a hundred times as long as a likelihood, so one group may be most of the work.
     """
 
     def __init__(self, groups: Sequence[tuple[str, str, Sequence[str]]], workers: int) -> None:
         """`groups`: (task, protocol, names of the variants that are missing)."""
-        self._groups = deque((task, protocol, list(names)) for task, protocol, names in groups if names)
+        self._groups = deque(
+            (task, protocol, list(names), _part(len(names), workers)) for task, protocol, names in groups
+        )
         self._returned: deque[Unit] = deque()
         self._workers = workers
 
     @property
     def cells(self) -> int:
         """Cells that are not dealt out."""
-        return sum(len(names) for _, _, names in self._groups) + sum(len(unit.variants) for unit in self._returned)
+        return sum(len(names) for _, _, names, _ in self._groups) + sum(len(unit.variants) for unit in self._returned)
 
     def next(self) -> Unit | None:
         """The next unit, or ``None`` when nothing is left."""
         if self._returned:
             return self._returned.popleft()
+        while self._groups and not self._groups[0][2]:
+            self._groups.popleft()
         if not self._groups:
             return None
-        task, protocol, names = self._groups[0]
-        size = max(1, math.ceil(self.cells / (_SHARE * self._workers)))
+        task, protocol, names, most = self._groups[0]
+        size = min(most, _part(self.cells, _SHARE * self._workers))
         taken = tuple(names[:size])
         del names[:size]
-        if not names:
-            self._groups.popleft()
         return Unit(task, protocol, taken)
 
     def put_back(self, unit: Unit) -> None:
