@@ -2,9 +2,10 @@
 
 Retrieval in context needs a head that attends to the previous token in front of one that matches keys (Olsson et al.
 2022, arXiv:2209.11895). Small models find the pair only after many texts: in trials of some 300 steps from random
-weights, and from the first of the two heads alone, retrieval of four pairs stayed at chance. So both are planted: head 0 of block 0 attends to the previous token and copies it aside; head 0 of block 1 asks there
-for the current token and copies what it attends to, too weakly to answer anything before training. What the copies are
-good for, and everything about arithmetic, is learnt, and training may change the planted weights as well.
+weights, and from the first of the two heads alone, retrieval of four pairs stayed at chance. So both are planted:
+head 0 of block 0 attends to the previous token and copies it aside; head 0 of block 1 asks there for the current token
+and copies what it attends to, too weakly to answer anything before training. What the copies are good for, and
+everything about arithmetic, is learnt, and training may change the planted weights as well.
 """
 
 from __future__ import annotations
