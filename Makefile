@@ -9,7 +9,7 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families bench quick lint format clean
+.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench quick lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "== setting up $(VENV)"
@@ -60,6 +60,15 @@ families: $(VENV)/.installed
 parity: $(VENV)/.installed
 	@echo "== prompts, ids, scores and metrics against lm-eval"
 	$(BIN)/python -m pytest tests/parity
+
+faults: $(VENV)/.installed
+	@echo "== faults and hostile inputs, into docs/reliability.md"
+	$(BIN)/python -m tests.faults_table --write docs/reliability.md
+
+audit: $(VENV)/.installed
+	@echo "== known vulnerabilities of the dependencies"
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m tests.audit
 
 bench: $(VENV)/.installed
 	@echo "== time against lm-eval, into tests/benchmarks/results.json"

@@ -1,0 +1,62 @@
+"""Licences of the direct dependencies: ``python -m tests.licences [--write docs/reliability.md]``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+
+BEGIN, END = "<!-- licences: begin -->", "<!-- licences: end -->"
+
+
+def dependencies() -> dict[str, str]:
+    """Name of every direct dependency, and the extra that wants it (empty: always installed)."""
+    found: dict[str, str] = {}
+    for line in requires("lensprune") or ():
+        name = re.split(r"[\s<>=!~;\[(]", line, maxsplit=1)[0]
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", line)
+        found.setdefault(name, extra[1] if extra else "")
+    return found
+
+
+def licence(name: str) -> str:
+    """What the package states: its SPDX expression, else its classifiers, else the first line of its licence field."""
+    facts = metadata(name)
+    expression = facts.get("License-Expression")
+    if expression:
+        return expression
+    classified = [c.rpartition(" :: ")[2] for c in facts.get_all("Classifier") or () if c.startswith("License ::")]
+    stated = (facts.get("License") or "").strip().splitlines()
+    return ", ".join(classified) or (stated[0] if stated else "not stated")
+
+
+def table() -> str:
+    lines = ["| package | version | licence | wanted by |", "| --- | --- | --- | --- |"]
+    for name, extra in sorted(dependencies().items()):
+        try:
+            lines.append(f"| {name} | {version(name)} | {licence(name)} | {extra or 'lensprune'} |")
+        except PackageNotFoundError:
+            lines.append(f"| {name} | not installed here | - | {extra or 'lensprune'} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, help="Markdown file to write the table into")
+    options = parser.parse_args(arguments)
+    text = table()
+    print(text)
+    if options.write is not None:
+        whole = options.write.read_text(encoding="utf-8")
+        head, begin, rest = whole.partition(BEGIN)
+        _, end, tail = rest.partition(END)
+        if not begin or not end:
+            raise SystemExit(f"{options.write} has no {BEGIN} … {END}")
+        options.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
