@@ -150,14 +150,23 @@ class GroupDecoder:
         """Run all prompts and keep keys and values; returns the residual of each row's last prompt token."""
         prompts, n_layers = self._prompts, self._stack.n_layers
         clean: CleanKV = {}
-        parts: dict[int, dict[str, PromptKV]] = {layer: {} for layer in range(n_layers)}
+        own: dict[int, OwnKV] = {}
+        n_requests = len(self._requests)
+        prompt_of = torch.from_numpy(self._prompt_of[:n_requests]).to(self._device)
+        number = {variant.name: i for i, variant in enumerate(self._variants)}
+        holding = [
+            [v for v in range(len(self._variants)) if self._differs_below(v, layer)] for layer in range(n_layers)
+        ]
 
         def keep(variant: Variant | None, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-            kept = PromptKV.of(prompts, k, v)
+            part = PromptKV.of(prompts, k, v)
             if variant is None:
-                clean[layer] = kept
-            else:
-                parts[layer][variant.name] = kept
+                clean[layer] = part
+                return
+            # Straight into the buffers: collected first, all variants' prompts would be held twice.
+            if layer not in own:
+                own[layer] = OwnKV.empty(part, len(holding[layer]), n_requests, self._columns)
+            own[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
 
         last = prompts.last_token.to(self._device)
         found: dict[str, torch.Tensor] = {}
@@ -166,14 +175,9 @@ class GroupDecoder:
             self._stack, facts, prompts.tree, last, self._variants, self._reference, keep
         ):
             found[variant.name] = hidden
-        n_requests = len(self._requests)
-        prompt_of = torch.from_numpy(self._prompt_of[:n_requests]).to(self._device)
         self._attention = DecodeAttention(prompts, clean)
         self._step = -1
-        for layer, by_variant in parts.items():
-            own = [by_variant.pop(v.name) for v in self._variants if v.name in by_variant]
-            if own:
-                self._attention.own[layer] = OwnKV.stack(own, prompt_of, self._columns)
+        self._attention.own.update(own)
         self._index_own()
         return torch.cat([found[v.name][prompt_of] for v in self._variants])
 

@@ -7,7 +7,6 @@ the same prompt and the same generated tokens share one history, whatever their 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -60,21 +59,22 @@ class OwnKV:
     prefixes: list[Pair] = field(default_factory=list)
 
     @classmethod
-    def stack(cls, parts: Sequence[PromptKV], prompt_of: Int[torch.Tensor, " request"], columns: int) -> OwnKV:
-        """Put variants' prompts one after the other, one row a request, with room for `columns` generated tokens."""
-        first = parts[0].rest[0]
+    def empty(cls, like: PromptKV, n_variants: int, n_requests: int, columns: int) -> OwnKV:
+        """Room for the prompts of so many variants, one row a request, and for `columns` generated tokens."""
+        first = like.rest[0]
         _, n_kv, width, d_head = first.shape
-        n_requests = len(prompt_of)
-        shape = (len(parts) * n_requests, n_kv, width + columns, d_head)
-        rest = first.new_zeros(shape), first.new_zeros(shape)
-        for i, part in enumerate(parts):
-            for whole, mine in zip(rest, part.rest, strict=True):
-                whole[i * n_requests : (i + 1) * n_requests, :, :width] = mine[prompt_of]
-        prefixes = [
-            (torch.stack([p.prefixes[j][0] for p in parts]), torch.stack([p.prefixes[j][1] for p in parts]))
-            for j in range(len(parts[0].prefixes))
-        ]
-        return cls(width, rest, prefixes)
+        shape = (n_variants * n_requests, n_kv, width + columns, d_head)
+        prefixes = [(k.new_zeros(n_variants, *k.shape), v.new_zeros(n_variants, *v.shape)) for k, v in like.prefixes]
+        return cls(width, (first.new_zeros(shape), first.new_zeros(shape)), prefixes)
+
+    def fill(self, variant: int, part: PromptKV, prompt_of: Int[torch.Tensor, " request"]) -> None:
+        """Write one variant's prompts, in its place among the variants."""
+        n = len(prompt_of)
+        for whole, mine in zip(self.rest, part.rest, strict=True):
+            whole[variant * n : (variant + 1) * n, :, : self.width] = mine[prompt_of]
+        for whole_prefix, own in zip(self.prefixes, part.prefixes, strict=True):
+            for whole, mine in zip(whole_prefix, own, strict=True):
+                whole[variant] = mine
 
     def __len__(self) -> int:
         return self.rest[0].shape[0]
