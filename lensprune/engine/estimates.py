@@ -29,7 +29,7 @@ def estimate_logprobs(
     variants: Sequence[Variant],
     *,
     reference: ReferenceActivations | None = None,
-    max_tokens: int = 1024,
+    max_tokens: int = 256,
     progress: ProgressCallback | None = None,
 ) -> tuple[Float[torch.Tensor, " request"], Float[torch.Tensor, "variant request"]]:
     """Summed log-probability (nats) of each continuation in the clean model, and its estimated change in each variant.

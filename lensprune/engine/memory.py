@@ -13,7 +13,7 @@ from lensprune.models.base import ModelFacts
 
 __all__ = ["budgets", "limits_for_memory", "out_of_memory", "parse_memory"]
 
-UNEMBED_ROWS = 512
+UNEMBED_ROWS = 256
 """Positions unembedded at once; bounds the logits held to so many rows of the vocabulary."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
