@@ -71,8 +71,8 @@ audit: $(VENV)/.installed
 	$(BIN)/python -m tests.audit
 
 bench: $(VENV)/.installed
-	@echo "== time against lm-eval, into tests/benchmarks/results.json"
-	$(BIN)/python -m tests.benchmarks --data-dir $(DATA_DIR) --out tests/benchmarks/results.json
+	@echo "== time against lm-eval, into tests/benchmarks/results.json and README.md"
+	$(BIN)/python -m tests.benchmarks --data-dir $(DATA_DIR) --out tests/benchmarks/results.json --write README.md
 
 docs: $(VENV)/.installed
 	@echo "== documentation, into build/site; a warning is an error"

@@ -1,7 +1,7 @@
 """Known vulnerabilities of what is installed, by pip-audit: ``python -m tests.audit``.
 
-Exits with 1 if something was found. Where pip-audit or its service can't be reached, or knows none of the packages, a line
-says that nothing was audited, and the exit code is 0.
+Exits with 1 if something was found. Where pip-audit or its service can't be reached, or knows none of the packages, a
+line says that nothing was audited, and the exit code is 0.
 """
 
 from __future__ import annotations
