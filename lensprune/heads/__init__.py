@@ -1,5 +1,6 @@
 """What the attention heads of a model do: one number a head and function."""
 
+from lensprune.heads.agreement import Agreement, importance_agreement
 from lensprune.heads.compensation import Compensation, pairwise_compensation
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
 from lensprune.heads.repeats import repeat_effects
@@ -8,9 +9,11 @@ from lensprune.heads.table import scores_with_effects, top_heads
 
 __all__ = [
     "SCORES",
+    "Agreement",
     "Compensation",
     "RemovalCurves",
     "head_scores",
+    "importance_agreement",
     "importance_of",
     "pairwise_compensation",
     "removal_curves",

@@ -1,0 +1,106 @@
+"""Do ways of removing a head agree on which heads matter, and does the cheap estimate agree with them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from lensprune.ablation.variants import each_head
+from lensprune.analysis.overlap import jaccard_top_k, spearman
+from lensprune.engine.registry import make_executor
+from lensprune.errors import UserError
+from lensprune.models.adapt import as_hooked_model
+from lensprune.sweep.cells import reference_of
+from lensprune.sweep.prepare import SweepOptions, prepare
+from lensprune.sweep.result import Run
+from lensprune.sweep.run import sweep
+from lensprune.sweep.screening import estimated_effects
+
+__all__ = ["Agreement", "importance_agreement"]
+
+ESTIMABLE = ("zero", "mean", "resample")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Effects of every head by every way of measuring them, how far these agree, and the run behind them.
+
+    `effects`: task, protocol, layer, head, and a column a way: ``zero``, ``mean``, … measured, ``estimate:zero``, …
+    attribution patching towards that value (mean changes of the measure; negative: needed). `table`: one row a (task,
+    protocol, pair of ways): ``way_a``, ``way_b``, ``spearman``, ``spearman_p``, ``k``, ``shared`` (of the k heads with
+    the largest |effect|), ``jaccard``, ``jaccard_expected`` and ``jaccard_p``.
+    """
+
+    effects: pd.DataFrame
+    table: pd.DataFrame
+    run: Run
+
+
+def importance_agreement(
+    model: Any,
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] | str = ("continuation",),
+    *,
+    ablations: Sequence[str] = ("zero", "mean", "resample"),
+    estimates: bool = True,
+    layers: Sequence[int] | None = None,
+    k: int = 10,
+    **options: Any,
+) -> Agreement:
+    """Remove every head in several ways, estimate the same removals, and compare the rankings.
+
+    The measure is the margin, in nats; under ``generate`` measured effects are Δμ, estimates those of the clean text.
+
+    Args:
+        ablations: ways of removal; ``optimal`` is measured but never estimated.
+        layers: only heads of these.
+        k: heads of each ranking whose overlap is counted.
+        options: of `lensprune.sweep` (limit, shots, seed, data_dir, …), but for `screen` and `variants`.
+
+    Raises:
+        UserError: fewer than two ways, or whatever a sweep refuses.
+    """
+    estimated = [kind for kind in ablations if kind in ESTIMABLE] if estimates else []
+    if len(ablations) + len(estimated) < 2:
+        raise UserError("agreement is between ways of removing heads: give two ablations, or one with its estimate")
+    hooked = as_hooked_model(model)
+    variants = {kind: each_head(hooked, kind, layers) for kind in ablations}
+    run = sweep(hooked, tasks, protocols, [v for own in variants.values() for v in own], **options)
+    kept = {name: value for name, value in options.items() if name not in ("progress", "out")}
+    prepared = prepare(
+        hooked,
+        SweepOptions(
+            tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+            protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+            variants=tuple(v for own in variants.values() for v in own),
+            **kept,
+        ),
+    )
+    executor = make_executor("forked", hooked)
+    frames, rows = [], []
+    for asked, (task, protocol) in zip(prepared.asked, run.cells, strict=True):
+        measure = "correct" if protocol == "generate" else "margin"
+        columns = {}
+        for kind in ablations:
+            [found] = run.effects(task, protocol, ablation=kind, measure=measure)
+            columns[kind] = found.effects
+        for kind in estimated:
+            reference = reference_of(prepared, asked, variants[kind])
+            columns[f"estimate:{kind}"] = estimated_effects(hooked, asked, variants[kind], executor, reference)
+        heads = variants[ablations[0]]
+        place = {"task": task, "protocol": protocol, "layer": [v.layer for v in heads], "head": [v.head for v in heads]}
+        frames.append(pd.DataFrame({**place, **columns}))
+        for a, b in combinations(columns, 2):
+            rho, p_value = spearman(columns[a], columns[b])
+            size = min(k, len(heads))
+            _, _, shared, jaccard, expected, jaccard_p = jaccard_top_k(columns[a], columns[b], size)
+            rows.append([task, protocol, a, b, rho, p_value, size, shared, jaccard, expected, jaccard_p])
+    names = [
+        "task", "protocol", "way_a", "way_b", "spearman", "spearman_p", "k", "shared", "jaccard", "jaccard_expected",
+        "jaccard_p",
+    ]  # fmt: skip
+    return Agreement(pd.concat(frames, ignore_index=True), pd.DataFrame(rows, columns=names), run)
