@@ -2,6 +2,7 @@
 
 from lensprune.heads.agreement import Agreement, importance_agreement
 from lensprune.heads.compensation import Compensation, pairwise_compensation
+from lensprune.heads.reasoning import Primitives, primitives, selectivity
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
 from lensprune.heads.repeats import repeat_effects
 from lensprune.heads.scores import SCORES, head_scores, score_names
@@ -11,14 +12,17 @@ __all__ = [
     "SCORES",
     "Agreement",
     "Compensation",
+    "Primitives",
     "RemovalCurves",
     "head_scores",
     "importance_agreement",
     "importance_of",
     "pairwise_compensation",
+    "primitives",
     "removal_curves",
     "repeat_effects",
     "score_names",
     "scores_with_effects",
+    "selectivity",
     "top_heads",
 ]

@@ -24,12 +24,14 @@ class Mover:
     """Add `gain` × the attended position's `source` part to the attending position's `target` part.
 
     `source` ``token`` is the one-hot of the token; ``not_bos`` is 1 on every token but BOS (its target has one
-    coordinate). Parts have one coordinate a vocabulary entry, flags one coordinate.
+    coordinate). Parts have one coordinate a vocabulary entry, flags one coordinate. With `table` a word of `source` is
+    added not to its own coordinate of `target` but to those of other words, each with its weight (times `gain`).
     """
 
     source: str
     target: str
     gain: float = 1.0
+    table: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class PlantedHead:
     - `match` (query part, key part): `strength` × the dot product of the two parts;
     - `key_tokens`: `strength` × whether the token at s is one of them;
     - on the BOS key: `rest`, the score of attending nowhere. With `only_for` the rest is `STRONG` except for queries
-      whose token is one of these, where it is 0; with `unless` (a flag) it is raised by `STRONG` × the flag.
+      whose token is one of these, where it is 0; with `unless` (a flag, or a part and a word) it is raised by
+      `STRONG` × the flag, or × the word's coordinate.
     """
 
     movers: Sequence[Mover]
@@ -51,7 +54,7 @@ class PlantedHead:
     key_tokens: Sequence[str] = ()
     rest: float = 0.0
     only_for: Sequence[str] = ()
-    unless: str | None = None
+    unless: str | tuple[str, str] | None = None
     strength: float = 60.0
 
 

@@ -79,7 +79,8 @@ def head_weights(layout: Layout, head: PlantedHead | None) -> HeadWeights:
     for word in head.only_for:
         query[layout.row("token", word), rest_dim] = -rest
     if head.unless is not None:
-        query[layout.row(head.unless), rest_dim] = STRONG
+        flag = (head.unless,) if isinstance(head.unless, str) else head.unless
+        query[layout.row(*flag), rest_dim] = STRONG
     if head.key_tokens:
         query[constant, flag_dim] = head.strength / SCALE
         for word in head.key_tokens:
@@ -95,6 +96,13 @@ def head_weights(layout: Layout, head: PlantedHead | None) -> HeadWeights:
             value[layout.row("token", BOS), dim] = -1.0
             output[dim, layout.row(mover.target)] = mover.gain
             dim += 1
+            continue
+        if mover.table is not None:
+            for word, weights in mover.table.items():
+                value[layout.row(mover.source, word), dim] = 1.0
+                for other, weight in weights.items():
+                    output[dim, layout.row(mover.target, other)] = mover.gain * weight
+                dim += 1
             continue
         for read, written in zip(layout.rows(mover.source), layout.rows(mover.target), strict=True):
             value[read, dim] = 1.0

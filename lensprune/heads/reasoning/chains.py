@@ -1,0 +1,159 @@
+"""Chains of sums with their worked solutions, piece by piece, so that single pieces can be exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from lensprune.errors import UserError
+from lensprune.tasks.bundled.arithmetic import generate_chains
+
+__all__ = ["Chain", "ChainOptions", "Wording", "draw_chains"]
+
+_TRIES = 20_000
+_SHOWN_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a chain and its solution are written; the default is that of the task ``arithmetic``.
+
+    `ask` ends the question, `end` each step, `conclusion` stands in front of the final answer, `between` behind a
+    worked example.
+    """
+
+    ask: str = " ="
+    end: str = "."
+    conclusion: str = " The answer is"
+    between: str = "\n\n"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """``numbers[0] signs[0] numbers[1] …``, worked from left to right."""
+
+    numbers: tuple[int, ...]
+    signs: tuple[str, ...]
+
+    @property
+    def results(self) -> tuple[int, ...]:
+        """The result of each step."""
+        found: list[int] = []
+        for sign, number in zip(self.signs, self.numbers[1:], strict=True):
+            before = found[-1] if found else self.numbers[0]
+            found.append(before + number if sign == "+" else before - number)
+        return tuple(found)
+
+    def with_number(self, place: int, number: int) -> Chain:
+        """The chain with another operand."""
+        return replace(self, numbers=(*self.numbers[:place], number, *self.numbers[place + 1 :]))
+
+    def with_sign(self, place: int, sign: str) -> Chain:
+        """The chain with another operator."""
+        return replace(self, signs=(*self.signs[:place], sign, *self.signs[place + 1 :]))
+
+    def question(self, wording: Wording) -> str:
+        """``3 + 4 - 2 =``"""
+        terms = "".join(f" {s} {n}" for s, n in zip(self.signs, self.numbers[1:], strict=True))
+        return f"{self.numbers[0]}{terms}{wording.ask}"
+
+    def pieces(self, wording: Wording) -> dict[str, str]:
+        """The solution by its pieces, in order: for step i ``left{i}``, ``sign{i}``, ``right{i}``, ``equals{i}``,
+        ``result{i}``, ``end{i}``, then ``conclusion``, ``answer``, ``stop``."""
+        pieces: dict[str, str] = {}
+        left = self.numbers[0]
+        for i, (sign, right, result) in enumerate(zip(self.signs, self.numbers[1:], self.results, strict=True)):
+            pieces |= {f"left{i}": f" {left}", f"sign{i}": f" {sign}", f"right{i}": f" {right}"}
+            pieces |= {f"equals{i}": " =", f"result{i}": f" {result}", f"end{i}": wording.end}
+            left = result
+        return {**pieces, "conclusion": wording.conclusion, "answer": f" {left}", "stop": wording.end}
+
+    def solution(self, wording: Wording) -> str:
+        """`` 3 + 4 = 7. 7 - 2 = 5. The answer is 5.``"""
+        return "".join(self.pieces(wording).values())
+
+    def prefix(self, wording: Wording, before: str, changes: Mapping[str, str] | None = None) -> str:
+        """The question and the solution up to the piece `before`, with some pieces written otherwise."""
+        pieces = self.pieces(wording)
+        names = list(pieces)
+        pieces |= changes or {}
+        return self.question(wording) + "".join(pieces[name] for name in names[: names.index(before)])
+
+
+def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, distinct: bool = False) -> list[Chain]:
+    """`n` different chains whose numbers lie in 1 to `largest` and results in 0 to `largest`.
+
+    Args:
+        distinct: no number occurs twice among operands and results, so that it is plain where a number comes from.
+
+    Raises:
+        UserError: there are not so many such chains.
+    """
+    random = Random(f"chains {seed}/{operands}/{largest}/{subtract}/{distinct}")
+    found: dict[Chain, None] = {}
+    for _ in range(_TRIES):
+        if len(found) == n:
+            break
+        chain = Chain(
+            tuple(random.randint(1, largest) for _ in range(operands)),
+            tuple(random.choice("+-" if subtract else "+") for _ in range(operands - 1)),
+        )
+        values: Sequence[int] = (*chain.numbers, *chain.results)
+        if all(0 <= value <= largest for value in values) and not (distinct and len(set(values)) < len(values)):
+            found[chain] = None
+    if len(found) < n:
+        raise UserError(
+            f"there are only {len(found)} chains of {operands} numbers with results up to {largest}, and {n} are "
+            "asked for: take fewer, or a larger result"
+        )
+    return list(found)
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """Which chains are asked, and how: those of the task ``arithmetic`` at `seed`, behind `shots` worked ones.
+
+    Raises:
+        UserError: an option out of range.
+    """
+
+    operands: int
+    largest: int
+    subtract: bool
+    limit: int
+    shots: int
+    wording: Wording
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.largest <= 9:
+            raise UserError(
+                f"largest {self.largest} is out of range: expected 4 to 9, so that every number is one digit"
+            )
+        if self.operands < 3:
+            raise UserError(f"operands {self.operands} make no step that reuses a result: expected 3 or more")
+        if self.shots < 0:
+            raise UserError(f"shots {self.shots} is not a number of examples: expected 0 or more")
+
+    def chains(self, skip: int = 0) -> list[Chain]:
+        """The first `limit` chains behind the first `skip`."""
+        return self._generated(skip + self.limit, self.seed)[skip:]
+
+    def shown(self, n: int) -> list[Chain]:
+        """Chains of which none is asked for its own sake: the worked examples first, then others."""
+        return self._generated(n, self.seed + _SHOWN_SEED)
+
+    def examples(self) -> str:
+        """The worked examples in front of every prompt."""
+        words = self.wording
+        return "".join(
+            chain.question(words) + chain.solution(words) + words.between for chain in self.shown(self.shots)
+        )
+
+    def _generated(self, n: int, seed: int) -> list[Chain]:
+        found = []
+        for row in generate_chains(n, self.operands, self.largest, self.subtract, seed):
+            parts = str(row["question"]).split()
+            found.append(Chain(tuple(int(part) for part in parts[::2]), tuple(parts[1::2])))
+        return found

@@ -1,0 +1,113 @@
+"""Every head of the hand-set reasoner is named for what it does, and no other part is named at all."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from lensprune.heads.reasoning import Primitives, Wording, primitives, selectivity
+from lensprune.heads.reasoning.verdicts import ROLES
+from lensprune.models.base import HookedModel
+from tests.planted.circuits import ids
+from tests.planted.models import SHAPES
+from tests.planted.reasoner import TEXTS, WORDING, reasoner
+
+ROLES_BY_CONSTRUCTION = {
+    (0, 0): "routes position",
+    (0, 2): "formats answer",
+    (0, 4): "keeps coherence",
+    (1, 0): "carries operand",
+    (1, 2): "carries operand",
+    (1, 4): "carries operand",
+    (1, 6): "moves result",
+    (2, 0): "formats answer",
+    (2, 2): "moves result",
+    (2, 4): "computes result",
+    (2, 6): "computes result",
+}
+
+
+@cache
+def battery(shape: str) -> Primitives:
+    return primitives(
+        reasoner(shape), limit=20, shots=0, subtract=False, wording=WORDING, texts=TEXTS, shuffles=500, seed=0
+    )
+
+
+def predicted(model: HookedModel, text: str) -> list[str]:
+    tokens = torch.tensor([ids(model, text)])
+    with torch.inference_mode():
+        logits = model.forward(tokens, torch.ones_like(tokens), torch.arange(tokens.shape[1])[None])[0]
+    return [str(model.tokenizer.decode([int(row.argmax())])) for row in logits]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_reasoner_works_in_steps(shape: str) -> None:
+    said = predicted(reasoner(shape), "3 + 4 + 2 ? 3 + 4 = 7 . 7 + 2 = 9 . ? 9 .")
+    right = {6: "3", 8: "4", 10: "7", 12: "7", 14: "2", 16: "9", 18: "?", 19: "9"}
+    assert {place: said[place] for place in right} == right
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_planted_head_is_named_and_nothing_else(shape: str) -> None:
+    verdicts = battery(shape).verdicts
+    named = verdicts[verdicts["verdict"] != "nothing resolvable"]
+    assert named["component"].eq("head").all()
+    found = {(int(row.layer), int(row.head)): row.verdict for row in named.itertuples()}
+    assert found == ROLES_BY_CONSTRUCTION
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_controls_name_nothing(shape: str) -> None:
+    controls = battery(shape).controls
+    assert controls["named"].sum() == len(ROLES_BY_CONSTRUCTION) - 1
+    assert controls["named_by_placebo"].sum() == 0
+    assert controls["named_with_shuffled_classes"].sum() == 0
+
+
+def test_shares_are_those_of_the_construction() -> None:
+    """Each operand has its own head, so each moves a third of the operand probes; routers carry no operand."""
+    table = battery("llama").causal
+    table = table.set_index(["component", "layer", "head", "test"])["share"]
+    for layer, head in ((1, 0), (1, 2), (1, 4)):
+        assert table["head", layer, head, "operand"] == pytest.approx(1 / 3, abs=1e-3)
+    assert table["head", 0, 0, "operand"] == pytest.approx(0, abs=1e-6)
+    assert table["head", 0, 0, "position"] == pytest.approx(1, abs=1e-3)
+    adders = table["head", 2, 4, "result"] + table["head", 2, 6, "result"]
+    assert adders == pytest.approx(1, abs=1e-2)
+
+
+def test_what_is_not_predicted_is_not_resolvable() -> None:
+    notes = " ".join(battery("llama").notes)
+    assert "class operator: predicted in 0 solutions" in notes
+    assert "test operator: 0 of 40 probes answered right" in notes
+
+
+def test_removing_a_role_breaks_its_own_class_and_no_other() -> None:
+    table = selectivity(reasoner("llama"), battery("llama"), draws=20)
+    for role in ("carries operand", "computes result", "moves result", "formats answer"):
+        own = table[(table["role"] == role) & table["own"]]
+        other = table[(table["role"] == role) & ~table["own"]]
+        assert (own["p_value"] <= 1 / 21 + 1e-9).all()
+        # The format router also keeps the next step's result from being lost: by construction it touches "carried".
+        left = other[other["class"] != "carried"] if role == "formats answer" else other
+        assert left["effect"].abs().max() < 1e-2
+        assert own["effect"].min() > 2
+
+
+def test_a_model_that_cannot_reason_has_no_role() -> None:
+    found = primitives(
+        reasoner("llama"),
+        limit=12,
+        shots=0,
+        subtract=False,
+        wording=Wording(ask=" =", end=" .", conclusion=" .", between=""),
+        texts=TEXTS,
+        shuffles=100,
+    )
+    # Without the words that its heads wait for, nothing but the sums and the letters is left.
+    assert set(found.verdicts["verdict"]) <= {"nothing resolvable", "keeps coherence", "computes result"}
+    assert not found.heads("moves result")
+    assert set(found.controls["role"]) == set(ROLES)

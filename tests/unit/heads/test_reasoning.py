@@ -1,0 +1,148 @@
+"""Effects on classes by hand, and what the battery refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lensprune.ablation import Ablation, Head, Variant
+from lensprune.errors import UserError
+from lensprune.heads import primitives
+from lensprune.heads.reasoning.effects import TokenLosses, class_effects
+from lensprune.heads.reasoning.verdicts import Thresholds, role_evidence, verdict_table
+from lensprune.models import as_hooked_model, load_model
+from lensprune.models.base import HookedModel
+from tests.families import save_folder
+
+UNITS = 10
+KINDS = ("operand", "operand", "result", "words", "words", "words")
+VARIANTS = [Variant(f"L0.H{h}.zero", (Ablation(Head(0, h), "zero"),)) for h in range(3)]
+
+
+def losses(seed: int = 0) -> TokenLosses:
+    """Head 0 costs 2 nats on operands; head 1 costs 1 nat on everything; head 2 nothing. Noise 0.1."""
+    generator = np.random.default_rng(seed)
+    kind = np.array(KINDS * UNITS)
+    loss = generator.normal(0, 0.1, (len(kind), 3))
+    loss[:, 0] += 2 * (kind == "operand")
+    loss[:, 1] += 1
+    predicted = np.ones(len(kind), bool)
+    # Tokens that the model doesn't predict don't count, however much they lose.
+    loss[3::6], predicted[3::6] = 50.0, False
+    return TokenLosses(loss, np.repeat(np.arange(UNITS), len(KINDS)), kind, predicted)
+
+
+def texts(seed: int = 1) -> TokenLosses:
+    loss = np.random.default_rng(seed).normal([0, 1, 0], 0.1, (40, 3))
+    return TokenLosses(loss, np.repeat(np.arange(10), 4), np.full(40, "text"), np.ones(40, bool))
+
+
+def table() -> pd.DataFrame:
+    return class_effects(losses(), texts(), VARIANTS, shuffles=400)
+
+
+def test_effects_contrast_and_specificity() -> None:
+    found = table().set_index(["head", "class"])
+    assert found.loc[(0, "operand"), "effect"] == pytest.approx(2, abs=0.1)
+    assert found.loc[(0, "operand"), "contrast"] == pytest.approx(2, abs=0.1)
+    assert found.loc[(0, "operand"), "contrast_p"] == pytest.approx(1 / 401)
+    assert found.loc[(0, "operand"), "specificity_q"] < 0.05
+    assert found.loc[(0, "operand"), "rank_p"] == pytest.approx(1 / 3)
+    assert found.loc[(1, "operand"), "effect"] == pytest.approx(1, abs=0.1)
+    assert found.loc[(1, "operand"), "q_value"] < 0.05
+    assert found.loc[(1, "operand"), "contrast_p"] > 0.05
+    assert found.loc[(1, "operand"), "specificity_q"] > 0.05
+    assert found.loc[(1, "text"), "effect"] == pytest.approx(1, abs=0.1)
+    assert found.loc[(2, "operand"), "q_value"] > 0.05
+    assert found.loc[(0, "words"), "effect"] == pytest.approx(0, abs=0.1)
+    assert found.loc[(0, "words"), "predicted"] == pytest.approx(2 / 3)
+    assert found.loc[(0, "words"), "n_tokens"] == 2 * UNITS
+    assert np.isnan(found.loc[(0, "operator"), "effect"])
+    assert found.loc[(0, "operator"), "n_solutions"] == 0
+
+
+def test_shuffled_classes_give_a_uniform_p() -> None:
+    """Where the classes mean nothing, contrast_p is no smaller than it says."""
+    found = losses()
+    small = []
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        noise = TokenLosses(generator.normal(size=found.loss.shape), found.unit, found.kind, found.predicted)
+        own = class_effects(noise, texts(), VARIANTS, shuffles=99, seed=seed)
+        small.append((own.loc[own["class"] == "operand", "contrast_p"] <= 0.1).mean())
+    assert 0.03 < np.mean(small) < 0.2
+
+
+def causal(share: float, q: float, placebo: float = 0.0) -> pd.DataFrame:
+    rows = [("head", 0, head, "operand", share if head < 2 else 0.0, q, placebo, 0.01) for head in range(3)]
+    columns = ["component", "layer", "head", "test", "share", "q_value", "placebo_share", "placebo_q"]
+    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "head": "Int64"})
+
+
+def test_a_role_needs_removal_and_patching() -> None:
+    effects, bounds = table(), Thresholds()
+    for share, q, named in ((0.5, 0.01, True), (0.05, 0.01, False), (0.5, 0.2, False), (-0.5, 0.01, False)):
+        evidence = role_evidence(effects, causal(share, q), bounds)
+        by_head = evidence.set_index("head")["named"]
+        assert by_head.to_dict() == {0: named, 1: False, 2: False}
+    verdicts = verdict_table(effects, role_evidence(effects, causal(0.5, 0.01), bounds), bounds)
+    assert list(verdicts["verdict"]) == ["carries operand", "keeps coherence", "nothing resolvable"]
+    assert "operand 50%" in verdicts["because"][0]
+
+
+def test_a_placebo_that_moves_is_counted() -> None:
+    evidence = role_evidence(table(), causal(0.0, 1.0, placebo=-0.5), Thresholds(), placebo=True)
+    assert evidence.set_index("head")["named"].to_dict() == {0: True, 1: False, 2: False}
+
+
+@pytest.fixture(scope="module")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> HookedModel:
+    return as_hooked_model(load_model(save_folder("llama", tmp_path_factory.mktemp("model") / "llama"), device="cpu"))
+
+
+def test_a_random_model_has_no_roles(random_llama: HookedModel) -> None:
+    found = primitives(random_llama, limit=8, shots=1, shuffles=50)
+    assert set(found.verdicts["verdict"]) == {"nothing resolvable"}
+    assert any("none was patched" in note for note in found.notes)
+    assert any("general text" in note for note in found.notes)
+    assert len(found.verdicts) == 3 * 4 + 3
+    assert set(found.effects["component"]) == {"head", "mlp", "layer"}
+
+
+def test_mean_ablation_and_a_choice_of_layers(random_llama: HookedModel) -> None:
+    found = primitives(random_llama, limit=6, shots=0, shuffles=10, ablation="mean", layers=[1])
+    heads = found.effects[found.effects["component"] == "head"]
+    assert set(heads["variant"]) == {f"L1.H{h}.mean" for h in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"limit": 3}, "limit 3 is too few"),
+        ({"largest": 20}, "largest 20"),
+        ({"operands": 2}, "operands 2"),
+        ({"shots": 60}, "take fewer shots"),
+        ({"ablation": "resample"}, "ablation 'resample'"),
+        ({"texts": ["a few"]}, "general texts"),
+        ({"layers": [7]}, "layer"),
+    ],
+)
+def test_what_is_refused(random_llama: HookedModel, options: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        primitives(random_llama, **{"limit": 6, "shots": 0, "shuffles": 10, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"effect": 0}, {"share": 1.5}, {"q": -1}])
+def test_thresholds_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="threshold"):
+        Thresholds(**options)
+
+
+def test_an_unknown_role(random_llama: HookedModel, tmp_path: Path) -> None:
+    found = primitives(random_llama, limit=6, shots=0, shuffles=10, layers=[0])
+    with pytest.raises(UserError, match="did you mean carries operand"):
+        found.heads("carries operands")
+    assert len(found.heads("nothing resolvable")) == 4
