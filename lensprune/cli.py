@@ -18,6 +18,7 @@ from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import heads as heads_command
 from lensprune.commands import paper as paper_command
+from lensprune.commands import primitives as primitives_command
 from lensprune.commands import report as report_command
 from lensprune.commands.options import add_spread, add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
@@ -71,6 +72,9 @@ def _parser() -> _Parser:
     )
     attribute_command.add_arguments(
         command("attribute", attribute_command.run, "say which heads, edges and paths make a task's answers")
+    )
+    primitives_command.add_arguments(
+        command("primitives", primitives_command.run, "name what heads and MLPs do while a model works sums in steps")
     )
     paper_command.add_arguments(
         command("paper", paper_command.run, "run a whole study of depth: several sweeps and one page about them")

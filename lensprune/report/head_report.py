@@ -22,7 +22,7 @@ from lensprune.report.tables import aligned
 from lensprune.sweep.files import write_atomically, write_error
 from lensprune.sweep.result import Run
 
-__all__ = ["heads_report", "read_texts"]
+__all__ = ["heads_report", "read_texts", "write_tables"]
 
 _UNIT = [name for name, score in SCORES.items() if score.range == "0 to 1"]
 SCORES_FILE = "heads.csv"
@@ -90,7 +90,7 @@ def heads_report(
                 tables[f"overlap{name}.csv"] = shared
                 lines.append(_overlap(shared, ablation))
     if out is not None:
-        lines.append("\n".join(str(path) for path in _write(Path(out), tables, draw)))
+        lines.append("\n".join(str(path) for path in write_tables(Path(out), tables, draw)))
     return "\n\n".join(lines)
 
 
@@ -114,8 +114,10 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def _write(folder: Path, tables: Mapping[str, pd.DataFrame], draw: Mapping[str, Callable[[], Figure]]) -> list[Path]:
-    """Write tables and figures; returns the files.
+def write_tables(
+    folder: Path, tables: Mapping[str, pd.DataFrame], draw: Mapping[str, Callable[[], Figure]]
+) -> list[Path]:
+    """Write tables and ``figures/NAME.png``; returns the files.
 
     Raises:
         UserError: the disk is full or the folder can't be written to.

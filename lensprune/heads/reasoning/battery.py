@@ -24,8 +24,10 @@ from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode
 from lensprune.tasks import load_task
+from lensprune.tasks.base import GenerationFormat
+from lensprune.tasks.prompts import build_context, format_of
 
-__all__ = ["default_texts", "marked_chains", "primitives", "reference_for", "text_rows"]
+__all__ = ["default_texts", "marked_chains", "primitives", "reference_for", "task_texts", "text_rows"]
 
 _REFERENCE = 16
 _LONGEST_TEXT = 128
@@ -41,7 +43,7 @@ def primitives(
     shots: int = 4,
     layers: Sequence[int] | None = None,
     ablation: AblationKind = "zero",
-    texts: Sequence[str] | None = None,
+    texts: Sequence[str | tuple[str, str]] | None = None,
     wording: Wording | None = None,
     thresholds: Thresholds | None = None,
     shuffles: int = SHUFFLES,
@@ -63,8 +65,9 @@ def primitives(
         shots: worked chains in front of each.
         layers: heads and MLPs of these layers only.
         ablation: ``zero``, or ``mean`` over other chains with their solutions.
-        texts: general text, one a unit (the first 128 tokens are read); ``None``: the bundled facts and the questions
-            of the bundled word problems.
+        texts: general text, one a unit: a string (its first 128 tokens are read) or (prompt, text), of which the text
+            alone is read, such as `task_texts` gives; ``None``: the bundled facts and the questions of the bundled word
+            problems.
         wording: how chains are written.
         shuffles: of class labels, behind ``contrast_p``.
         seed: of chains, pairs, shuffles and bootstraps.
@@ -132,16 +135,41 @@ def default_texts(limit: int) -> list[str]:
     return [str(item.doc["fact1"]) for item in facts] + [str(item.doc["question"]) for item in problems]
 
 
-def text_rows(model: HookedModel, texts: Sequence[str]) -> list[MarkedSolution]:
-    """Texts to read from their second token on.
+def task_texts(task: str, limit: int = 24, shots: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
+    """Another task's prompts under ``generate`` and their right answers, of which the answers alone are read.
 
     Raises:
-        UserError: fewer texts of two tokens or more than an interval needs.
+        UserError: an unknown task, or one without ``generate``.
     """
-    rows = [encode(model, text)[: min(_LONGEST_TEXT, model.facts.n_ctx)] for text in texts]
-    usable = [MarkedSolution((row[0],), tuple(row[1:]), ("text",) * (len(row) - 1)) for row in rows if len(row) > 1]
+    loaded = load_task(task, limit=limit, shots=shots, seed=seed)
+    form = format_of(loaded.task, "generate")
+    if not isinstance(form, GenerationFormat):
+        raise UserError(f"task {task!r} is not answered by generation, so it has no answers to read")
+    return [(build_context(form, own), form.target_delimiter + form.target(own.doc)) for own in loaded.items]
+
+
+def text_rows(model: HookedModel, texts: Sequence[str | tuple[str, str]]) -> list[MarkedSolution]:
+    """Texts to read from their second token on; of (prompt, text) the text alone.
+
+    Raises:
+        UserError: fewer texts with a token to read than an interval needs, or a longer one than the context holds.
+    """
+    usable = []
+    for text in texts:
+        if isinstance(text, str):
+            ids = encode(model, text)[: min(_LONGEST_TEXT, model.facts.n_ctx)]
+            front = 1
+        else:
+            ids = encode(model, "".join(text))
+            front = len(encode(model, text[0]))
+            if len(ids) > model.facts.n_ctx:
+                raise UserError(f"a text has {len(ids)} tokens, and the context holds {model.facts.n_ctx}")
+        if 0 < front < len(ids):
+            usable.append(MarkedSolution(tuple(ids[:front]), tuple(ids[front:]), ("text",) * (len(ids) - front)))
     if len(usable) < LEAST_SOLUTIONS:
-        raise UserError(f"{len(usable)} general texts of two tokens or more, expected {LEAST_SOLUTIONS} or more")
+        raise UserError(
+            f"{len(usable)} general texts have a token to read behind another, expected {LEAST_SOLUTIONS} or more"
+        )
     return usable
 
 

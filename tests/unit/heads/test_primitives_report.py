@@ -1,0 +1,70 @@
+"""`lensprune primitives` end to end on the planted reasoner: files and what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lensprune.cli import main
+from lensprune.errors import UserError
+from lensprune.heads.reasoning import task_texts
+from lensprune.report.primitives_report import primitives_report
+from tests.families import save_folder
+from tests.planted.reasoner import TEXTS, WORDING, reasoner
+
+
+def test_files_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
+    printed = primitives_report(
+        reasoner("llama"),
+        tmp_path / "out",
+        text_file=tmp_path / "texts.txt",
+        limit=20,
+        shots=0,
+        subtract=False,
+        wording=WORDING,
+        shuffles=500,
+        draws=20,
+    )
+    assert "L1.H6  moves result" in printed
+    assert "L0.H0  routes position" in printed
+    assert "16 of 27 heads and MLPs: nothing resolvable" in printed
+    assert "class operator: predicted in 0 solutions" in printed
+    names = ("effects", "causal", "evidence", "verdicts", "controls", "selectivity")
+    tables = {name: pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in names}
+    assert len(tables["verdicts"]) == 27
+    assert set(tables["selectivity"]["role"]) == {
+        "carries operand",
+        "routes position",
+        "computes result",
+        "moves result",
+        "formats answer",
+    }
+    assert (tmp_path / "out" / "figures" / "primitives.png").stat().st_size > 10_000
+
+
+def test_the_command_on_a_random_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_folder("llama", tmp_path / "tiny")
+    task = "kv_retrieval[pairs=2]"
+    options = ["--limit", "6", "--shots", "0", "--layers", "1", "--text-task", task, "--device", "cpu"]
+    assert main(["primitives", "--model", str(folder), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "5 of 5 heads and MLPs: nothing resolvable" in printed
+    assert "none was patched" in printed
+
+
+def test_texts_of_a_task_are_read_from_the_answer_on() -> None:
+    texts = task_texts("arithmetic", limit=3, shots=1)
+    assert all(prompt.endswith("=") and answer.strip().isdecimal() for prompt, answer in texts)
+
+
+def test_two_kinds_of_general_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give one of them"):
+        primitives_report(reasoner("llama"), text_file=tmp_path / "x", text_task="facts")
+
+
+def test_a_bad_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["primitives", "--model", "toy-base", "--least-share", "2", "--device", "cpu"]) == 2
+    assert "threshold share 2.0" in capsys.readouterr().err
