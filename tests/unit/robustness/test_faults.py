@@ -146,7 +146,6 @@ def test_a_folder_that_may_not_be_written(
         sweep(folder, tmp_path / "run")
     assert not list(tmp_path.iterdir())
     record_property("tried", 1)
-    record_property("records_lost", 0)
 
 
 @pytest.mark.parametrize("where", ["fork_variants", "GroupDecoder"])
@@ -191,7 +190,6 @@ def test_weights_that_are_not_numbers(tmp_path: Path, share: str, record_propert
         sweep(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     record_property("tried", 1)
-    record_property("records_lost", 0)
 
 
 def test_a_clock_that_goes_backwards(
@@ -268,7 +266,6 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, tmp_path: Path
     assert f"stopped: {stored} of 13 cells" in last
     assert not list(out.rglob(f"{files.TEMPORARY_PREFIX}*"))
     record_property("tried", 1)
-    record_property("records_lost", 0)
 
 
 @pytest.mark.slow
@@ -282,7 +279,6 @@ def test_a_hub_that_is_unreachable(tmp_path: Path, record_property: Recorded) ->
     assert "lensprune-tests/none" in line
     assert "connection" in line
     record_property("tried", 1)
-    record_property("records_lost", 0)
 
 
 def changed_weights(model: Path, rows: Path) -> None:
@@ -333,7 +329,6 @@ def test_what_changed_under_a_run_is_named(
     assert f"holds another run ({named}" in message
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     record_property("tried", 1)
-    record_property("records_lost", 0)
 
 
 def test_a_damaged_cell_is_named_set_aside_and_computed_again(

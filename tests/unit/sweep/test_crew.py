@@ -112,7 +112,9 @@ def test_every_cell_once_and_every_worker_busy() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_workers_that_die_and_hang_at_random_lose_nothing(seed: int) -> None:
+def test_workers_that_die_and_hang_at_random_lose_nothing(
+    seed: int, record_property: Callable[[str, object], None]
+) -> None:
     choose = random.Random(seed)
     fates = {worker: (choose.randint(4, 7), choose.choice(["dies", "hangs"])) for worker in range(1, 6)}
 
@@ -126,6 +128,8 @@ def test_workers_that_die_and_hang_at_random_lose_nothing(seed: int) -> None:
     assert rows == 4 * len(expected())
     assert foreman.lost >= 1
     assert crew.hired == 3 + foreman.lost
+    record_property("tried", foreman.lost)
+    record_property("records_lost", 4 * len(expected() - store.finished()))
 
 
 def test_cells_that_kill_every_worker_end_the_sweep() -> None:
