@@ -66,6 +66,8 @@ class Plan:
     memory: Memory
     speed: Speed
     seconds: float
+    workers: int | None = None
+    """Of a sweep that is spread; every other figure is that of one process."""
 
     @property
     def n_cells(self) -> int:
@@ -195,6 +197,7 @@ def plan(
         memory=peak,
         speed=speed,
         seconds=estimated_seconds(total, speed, shape.parameters * number.itemsize),
+        workers=options.workers,
     )
 
 

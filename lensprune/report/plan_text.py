@@ -86,6 +86,20 @@ def plan_report(plan: Plan) -> str:
             aligned(_cell_rows(plan)),
             aligned(_cost_rows(plan)),
             f"{'memory:':9}{quantity(memory.total, 'B')} at the peak with {plan.executor} ({detail})\n"
-            f"{'time:':9}{duration(plan.seconds)} of matrix products with {plan.executor} ({rate})",
+            f"{'time:':9}{duration(plan.seconds)} of matrix products with {plan.executor} ({rate})"
+            f"{_spread_line(plan)}",
         ]
+    )
+
+
+def _spread_line(plan: Plan) -> str:
+    """The simulated time by `plan.workers`; nothing for a sweep in one process."""
+    from lensprune.planning.makespan import makespan, planned_times
+
+    if plan.workers is None:
+        return ""
+    found = makespan(planned_times(plan), plan.workers)
+    return (
+        f"\n{'spread:':9}{duration(found.seconds)} with {plan.workers} workers ({found.efficiency:.0%} of what as many "
+        "would do without clean passes for every unit, waiting at the end, or loading, which comes on top)"
     )

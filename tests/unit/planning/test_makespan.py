@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lensprune.ablation.variants import CLEAN
+from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.planning.makespan import GroupTime, makespan, recorded_times
 from lensprune.sweep.records import CellKey
@@ -84,3 +86,16 @@ def test_a_run_of_one_cell_has_no_times(tmp_path: Path) -> None:
         run.write(CellKey("clean", "t", "default"), table(CLEAN, [True]))
     with pytest.raises(UserError, match="has 1 finished cells"):
         recorded_times(tmp_path / "run")
+
+
+def test_a_plan_says_what_workers_would_take(
+    family_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["plan", "--model", str(family_folder("llama")), "--task", "facts", "--limit", "4", "--shots", "0"]
+    speed = ["--flops", "1e11", "--bandwidth", "1e10"]
+    assert main([*asked, *speed, "--executor", "ray", "--workers", "3"]) == 0
+    assert "with 3 workers" in capsys.readouterr().out
+    assert main([*asked, *speed]) == 0
+    assert "workers" not in capsys.readouterr().out
+    assert main([*asked, *speed, "--workers", "3"]) == 2
+    assert "choose executor ray" in capsys.readouterr().err
