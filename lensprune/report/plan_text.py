@@ -100,6 +100,6 @@ def _spread_line(plan: Plan) -> str:
         return ""
     found = makespan(planned_times(plan), plan.workers)
     return (
-        f"\n{'spread:':9}{duration(found.seconds)} with {plan.workers} workers, each at {found.efficiency:.0%} of the rate "
-        "of one alone; loading the model comes on top"
+        f"\n{'spread:':9}{duration(found.seconds)} with {plan.workers} workers, each at {found.efficiency:.0%} of the "
+        "rate of one alone; loading the model comes on top"
     )
