@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from lensprune import __version__
 from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
+from lensprune.commands import fidelity as fidelity_command
 from lensprune.commands import heads as heads_command
 from lensprune.commands import paper as paper_command
 from lensprune.commands import primitives as primitives_command
@@ -72,6 +73,9 @@ def _parser() -> _Parser:
     )
     attribute_command.add_arguments(
         command("attribute", attribute_command.run, "say which heads, edges and paths make a task's answers")
+    )
+    fidelity_command.add_arguments(
+        command("fidelity", fidelity_command.run, "measure how far the model's own answers survive without each part")
     )
     primitives_command.add_arguments(
         command("primitives", primitives_command.run, "name what heads and MLPs do while a model works sums in steps")

@@ -7,7 +7,8 @@ the two agree), the fidelity of an item is
     F = exp(−Σ_t regret_t)
 
 and that of a variant the mean over items. F is 1 for the clean model; where the variant's greedy decoding reproduces
-the whole answer F is 1 too, and a near miss costs less than a clear one. Nothing in it is fitted.
+the whole answer F is 1 too, and a near miss costs less than a clear one. Nothing in it is fitted. ``fidelity_right`` is
+its mean over the items that the clean model answers right: an answer that was wrong can be left without a loss.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from lensprune.analysis.statistics import bootstrap_means
 from lensprune.engine.traces import TokenTrace
 from lensprune.errors import UserError
 
-__all__ = ["FIDELITY_COLUMNS", "agreement_with_loss", "fidelity_items", "fidelity_row"]
+__all__ = ["FIDELITY_COLUMNS", "agreement_with_loss", "fidelity_items", "fidelity_row", "rank_statistic"]
 
 FIDELITY_COLUMNS = (
     "fidelity",
@@ -35,6 +36,8 @@ FIDELITY_COLUMNS = (
     "loss_change",
     "n",
     "n_tokens",
+    "fidelity_right",
+    "n_right",
 )
 _RESAMPLES = 2000
 
@@ -64,10 +67,20 @@ def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) ->
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def fidelity_row(items: Mapping[str, Float[np.ndarray, " item"]], n_tokens: int, seed: int = 0) -> dict[str, float]:
-    """The means over items, and a bootstrap 95% interval of ``fidelity`` over items; keys are `FIDELITY_COLUMNS`."""
+def fidelity_row(
+    items: Mapping[str, Float[np.ndarray, " item"]],
+    n_tokens: int,
+    seed: int = 0,
+    right: Bool[np.ndarray, " item"] | None = None,
+) -> dict[str, float]:
+    """The means over items, and a bootstrap 95% interval of ``fidelity`` over items; keys are `FIDELITY_COLUMNS`.
+
+    Args:
+        right: the items that the clean model answers right; without it or without any, ``fidelity_right`` is NaN.
+    """
     means = bootstrap_means(items["fidelity"][:, None], resamples=_RESAMPLES, seed=seed)[:, 0]
     low, high = np.quantile(means, [0.025, 0.975])
+    n_right = 0 if right is None else int(right.sum())
     return {
         "fidelity": float(items["fidelity"].mean()),
         "ci_low": float(low),
@@ -75,6 +88,8 @@ def fidelity_row(items: Mapping[str, Float[np.ndarray, " item"]], n_tokens: int,
         **{name: float(items[name].mean()) for name in ("follow", "path_share", "kl", "loss_change")},
         "n": len(items["fidelity"]),
         "n_tokens": n_tokens,
+        "fidelity_right": float(items["fidelity"][right].mean()) if n_right else float("nan"),
+        "n_right": n_right,
     }
 
 
@@ -118,15 +133,16 @@ def agreement_with_loss(
             row: dict[str, object] = {"task": task, "protocol": protocol, "measure": measure, "n_variants": len(joined)}
             for name, correlate in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
                 with np.errstate(all="ignore"):
-                    drawn = [_statistic(correlate, score[draw], delta[draw]) for draw in draws]
+                    drawn = [rank_statistic(correlate, score[draw], delta[draw]) for draw in draws]
                 low, high = np.nanquantile(drawn, [0.025, 0.975]) if not np.isnan(drawn).all() else (np.nan, np.nan)
-                row[name] = _statistic(correlate, score, delta)
+                row[name] = rank_statistic(correlate, score, delta)
                 row[f"{name}_low"], row[f"{name}_high"] = float(low), float(high)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _statistic(correlate: object, a: np.ndarray, b: np.ndarray) -> float:
+def rank_statistic(correlate: object, a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's or Kendall's statistic (`scipy.stats.spearmanr`, ``kendalltau``); NaN where one side is constant."""
     if (a == a[0]).all() or (b == b[0]).all():
         return np.nan
     return float(correlate(a, b).statistic)  # type: ignore[operator]

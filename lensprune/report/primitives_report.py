@@ -119,10 +119,10 @@ def _known(found: Primitives) -> str:
 
 def _verdicts(found: Primitives) -> str:
     named = found.verdicts[found.verdicts["verdict"] != NOTHING]
-    rows = [["part", "what it does", "because"]]
+    rows = [["part", "what it does", "because", "its patch also moves"]]
     for row in named.to_dict("records"):
         part = f"L{row['layer']}.{'mlp' if pd.isna(row['head']) else 'H' + str(row['head'])}"
-        rows.append([part, str(row["verdict"]), str(row["because"])])
+        rows.append([part, str(row["verdict"]), str(row["because"]), str(row["also"])])
     rest = len(found.verdicts) - len(named)
     return f"{aligned(rows)}\n{rest} of {len(found.verdicts)} heads and MLPs: {NOTHING}"
 

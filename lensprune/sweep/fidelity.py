@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -16,6 +17,7 @@ from lensprune.analysis.fidelity import FIDELITY_COLUMNS, fidelity_items, fideli
 from lensprune.engine import make_executor
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import LensPruneError, UserError
+from lensprune.protocols import score_items
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
 from lensprune.sweep.prepare import SweepOptions, ask, load_tasks, open_model, resolved_variants
 from lensprune.sweep.run import chosen_variants
@@ -84,6 +86,8 @@ def fidelity(
             began = time.perf_counter()
             [clean] = runner.run(cell.requests, [CLEAN], progress=bar.update)
             seconds["generate"] += time.perf_counter() - began
+            outcomes = score_items(cell.task, cell.protocol, cell.items, clean.responses)
+            right = np.array([outcome.correct for outcome in outcomes])
             answers = _answers(cell.requests, clean.responses, task)
             reference = (
                 collect_reference(hooked, cell.reference_prompts, wants_reference, donor_seed=seed)
@@ -97,7 +101,7 @@ def fidelity(
             seconds["trace"] += time.perf_counter() - began
             n_tokens = sum(len(answer.continuation_ids) for answer in answers)
             for variant, own in zip(changed, traces[1:], strict=True):
-                row = fidelity_row(fidelity_items(own, traces[0]), n_tokens)
+                row = fidelity_row(fidelity_items(own, traces[0]), n_tokens, right=right)
                 rows.append(
                     {**{name: getattr(variant, name) for name in _NAMED}, "variant": variant.name, "task": task, **row}
                 )

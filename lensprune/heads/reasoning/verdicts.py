@@ -82,7 +82,8 @@ def role_evidence(
 
 def verdict_table(effects: pd.DataFrame, evidence: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     """One row a head or MLP: component, layer, head, ``verdict`` (its roles, largest share first; ``keeps coherence``;
-    or ``nothing resolvable``) and ``because``, the numbers behind it."""
+    or ``nothing resolvable``), ``because``, the numbers behind it, and ``also``: tests that its patch moves and whose
+    class suffers without it, though other tokens or general text suffer as much, so that it isn't named for them."""
     rows: list[dict[str, Any]] = []
     text = effects[(effects["class"] == "text") & effects["component"].isin(("head", "mlp"))]
     for part in text.to_dict("records"):
@@ -99,5 +100,11 @@ def verdict_table(effects: pd.DataFrame, evidence: pd.DataFrame, thresholds: Thr
         ]
         if roles == [COHERENCE]:
             because = [f"text {part['effect']:+.2f} nats (q {part['q_value']:.2g})"]
-        rows.append({**{k: part[k] for k in _PLACE}, "verdict": "; ".join(roles), "because": "; ".join(because)})
-    return pd.DataFrame(rows, columns=[*_PLACE, "verdict", "because"]).astype({"layer": "Int64", "head": "Int64"})
+        tried = evidence[same.fillna(False).astype(bool) & evidence["patching"] & ~evidence["removal"]]
+        broad = tried[(tried["effect"] >= thresholds.effect) & (tried["effect_q"] <= thresholds.q)]
+        also = [f"{row['test']} {row['share']:.0%}" for row in broad.to_dict("records")]
+        shown = {"verdict": "; ".join(roles), "because": "; ".join(because), "also": "; ".join(also)}
+        rows.append({**{k: part[k] for k in _PLACE}, **shown})
+    return pd.DataFrame(rows, columns=[*_PLACE, "verdict", "because", "also"]).astype(
+        {"layer": "Int64", "head": "Int64"}
+    )

@@ -38,6 +38,9 @@ def test_items_by_hand() -> None:
     row = fidelity_row(items, 12)
     assert (row["fidelity"], row["n"], row["n_tokens"]) == (0.5, 3, 12)
     assert row["ci_low"] <= 0.5 <= row["ci_high"]
+    assert math.isnan(row["fidelity_right"])
+    right = fidelity_row(items, 12, right=np.array([True, True, False]))
+    assert (right["fidelity_right"], right["n_right"]) == (0.75, 2)
 
 
 def test_agreement_with_loss_by_hand() -> None:

@@ -146,3 +146,9 @@ def test_an_unknown_role(random_llama: HookedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean carries operand"):
         found.heads("carries operands")
     assert len(found.heads("nothing resolvable")) == 4
+
+
+def test_what_a_patch_moves_beside_its_role_is_told() -> None:
+    effects, bounds = table(), Thresholds()
+    verdicts = verdict_table(effects, role_evidence(effects, causal(0.5, 0.01), bounds), bounds)
+    assert list(verdicts["also"]) == ["", "operand 50%", ""]

@@ -1,0 +1,104 @@
+"""The job of ``lensprune fidelity``: fidelity of each part, or its validation, as tables and lines to print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lensprune.analysis.loss_split import FAILURES
+from lensprune.errors import unknown_name
+from lensprune.report.head_report import write_tables
+from lensprune.report.plain_text import for_terminal
+from lensprune.report.tables import aligned
+from lensprune.studies.fidelity import FidelityStudy, validate_fidelity
+from lensprune.sweep.fidelity import fidelity
+from lensprune.sweep.selection import VariantSelection
+
+__all__ = ["fidelity_report"]
+
+_WEAKEST = 8
+
+
+def fidelity_report(
+    model: Any,
+    tasks: Sequence[str],
+    out: str | Path | None = None,
+    *,
+    over: str = "layers",
+    validate: bool = False,
+    **options: Any,
+) -> str:
+    """Measure fidelity, write tables to `out`, and return the lines to print.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        tasks: each must support ``generate``.
+        out: folder for ``fidelity.csv``; with `validate` also ``agreement.csv``, ``summary.csv``, ``gap.csv``,
+            ``seconds.csv``.
+        over: ``layers`` or ``heads``.
+        validate: `validate_fidelity` instead of `fidelity` alone.
+        options: limit, shots, seed, data_dir, device of either.
+
+    Raises:
+        UserError: as these raise it, or a file that cannot be written.
+    """
+    if over not in ("layers", "heads"):
+        raise unknown_name("kind of part", over, ("layers", "heads"))
+    if validate:
+        study = validate_fidelity(model, tasks, over=over, **options)
+        tables = {"fidelity.csv": study.scores, "agreement.csv": study.agreement, "summary.csv": study.summary}
+        tables |= {"gap.csv": study.gap, "seconds.csv": study.seconds}
+        lines = [for_terminal(study.model), *_validation(study)]
+    else:
+        found = fidelity(model, tasks, VariantSelection(over, "skip" if over == "layers" else "zero"), **options)
+        tables, lines = {"fidelity.csv": found}, _weakest(found)
+    if out is not None:
+        lines.append("\n".join(str(path) for path in write_tables(Path(out), tables, {})))
+    return "\n\n".join(lines)
+
+
+def _weakest(found: pd.DataFrame) -> list[str]:
+    parts = []
+    for task, own in found.groupby("task", sort=False):
+        rows = [["part", "fidelity", "95% interval", "follows to the end", "KL"]]
+        for row in own.sort_values("fidelity", kind="stable").head(_WEAKEST).to_dict("records"):
+            interval = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+            rows.append(
+                [row["variant"], f"{row['fidelity']:.3f}", interval, f"{row['follow']:.2f}", f"{row['kl']:.3f}"]
+            )
+        parts.append(f"{for_terminal(str(task))}: parts without which the model's own answers are followed least\n")
+        parts[-1] += aligned(rows)
+    return parts
+
+
+def _validation(study: FidelityStudy) -> list[str]:
+    parts = []
+    for (task, protocol), own in study.agreement.groupby(["task", "protocol"], sort=False):
+        first = own.iloc[0]
+        title = (
+            f"{for_terminal(str(task))}, {protocol}: rank correlation with Δμ over {first['n_variants']} parts "
+            f"(clean accuracy {first['accuracy_clean']:.2f}, n {first['n']}, ceiling {first['ceiling']:.2f})"
+        )
+        rows = [["measure", "Spearman", "95% interval", "Kendall", "95% interval"]]
+        for row in own.to_dict("records"):
+            cells = [str(row["measure"])]
+            for name in ("spearman", "kendall"):
+                cells += [f"{row[name]:+.2f}", f"[{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"]
+            rows.append(cells)
+        parts.append(f"{title}\n{aligned(rows)}")
+    rows = [["seconds", "sweep under generate", "fidelity", "ratio"]]
+    for row in study.seconds.to_dict("records"):
+        rows.append([str(row["task"]), f"{row['generate']:.1f}", f"{row['fidelity']:.1f}", f"{row['ratio']:.1f}"])
+    parts.append(aligned(rows))
+    if len(study.gap):
+        rows = [
+            ["mean over parts", "Δμ generate", "Δμ continuation", "gap", *(name.replace("_", " ") for name in FAILURES)]
+        ]
+        for task, own in study.gap.groupby("task", sort=False):
+            mean = own[["delta", "delta_other", "gap", *FAILURES]].mean()
+            rows.append([str(task), *(f"{value:+.3f}" for value in mean)])
+        parts.append(aligned(rows))
+    return parts

@@ -1,0 +1,71 @@
+"""The validation of fidelity, on the shipped toy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lensprune.cli import main
+from lensprune.errors import UserError
+from lensprune.studies.fidelity import MEASURES, FidelityStudy, validate_fidelity
+
+TASK = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
+
+
+@pytest.fixture(scope="module")
+def study() -> FidelityStudy:
+    return validate_fidelity(
+        "toy-distilled", [TASK], ["continuation", "generate"], limit=12, device="cpu", resamples=50, progress=False
+    )
+
+
+def test_every_measure_meets_every_protocol(study: FidelityStudy) -> None:
+    found = study.agreement
+    assert set(found["protocol"]) == {"continuation", "generate"}
+    assert list(found.loc[found["protocol"] == "generate", "measure"]) == list(MEASURES)
+    assert found["n_variants"].eq(4).all()
+    assert found["accuracy_clean"].gt(0.7).all()
+    assert found["ceiling"].between(0, 1).all()
+    assert study.scores["perplexity_change"].notna().all()
+    row = study.seconds.iloc[0]
+    assert row["ratio"] == pytest.approx(row["generate"] / row["fidelity"])
+
+
+def test_fidelity_follows_what_is_lost(study: FidelityStudy) -> None:
+    """Retrieval needs blocks 0 and 1 by construction: both scores put them first."""
+    summary = study.summary
+    lost = summary[(summary["protocol"] == "generate") & (summary["variant"] != "clean")].set_index("layer")["delta"]
+    scores = study.scores.set_index("layer")["fidelity"]
+    assert set(lost.sort_values().index[:2]) == {0, 1}
+    assert set(scores.sort_values().index[:2]) == {0, 1}
+
+
+def test_kinds_of_failure_sum_to_what_is_lost(study: FidelityStudy) -> None:
+    kinds = study.gap[["no_answer", "degenerate", "wrong_answer", "non_finite"]].sum(axis=1)
+    assert kinds.to_numpy() == pytest.approx(study.gap["delta"].to_numpy())
+    summary = study.summary[study.summary["protocol"] == "generate"].set_index("variant")["delta"]
+    assert study.gap["delta"].to_numpy() == pytest.approx(summary[study.gap["variant"]].to_numpy())
+
+
+def test_heads_have_no_similarity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fidelity", "--model", "toy-distilled", "--task", TASK, "--limit", "6", "--device", "cpu"]
+    assert main([*command, "--over", "heads", "--validate", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "rank correlation with Δμ over 16 parts" in printed
+    assert "block_influence" not in printed
+    names = ("fidelity", "agreement", "summary", "gap", "seconds")
+    assert all(len(pd.read_csv(tmp_path / f"{name}.csv")) for name in names)
+
+
+def test_fidelity_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fidelity", "--model", "toy-distilled", "--task", TASK, "--limit", "6", "--device", "cpu"]) == 0
+    assert "L0.skip" in capsys.readouterr().out
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(UserError, match="did you mean layers"):
+        validate_fidelity("toy-base", [TASK], over="layer")
+    with pytest.raises(UserError, match="lack generate"):
+        validate_fidelity("toy-base", [TASK], ["default"])
