@@ -32,7 +32,7 @@ def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
         "estimated"
         if name not in screen["measured"]
         else "measured: strongest"
-        if rank <= screen["top"]
+        if rank <= screen["reach"]
         else "measured: control"
         if screen["measured"][name] == "control"
         else "measured: strongest elsewhere"
@@ -55,23 +55,23 @@ def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
     return frame.sort_values(["task", "protocol", "rank"], kind="stable").reset_index(drop=True)
 
 
-def screen_quality(table: pd.DataFrame) -> pd.DataFrame:
+def screen_quality(table: pd.DataFrame, top: int) -> pd.DataFrame:
     """How far the estimates can be trusted, by the heads drawn at random: one row a (task, protocol).
 
     Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
-    over the controls), ``top`` (as many as their estimates chose), ``controls_in_top`` (controls whose measured
-    loss is among the `top` largest measured) and ``expected_missed`` (how many heads that were never measured would be
+    over the controls), ``top``, ``controls_in_top`` (controls whose measured loss is among the `top`
+    largest measured) and ``expected_missed`` (how many heads that were never measured would be
     among them, if they are like the controls). The measurement is the margin's change, under ``generate`` Δμ.
 
     Args:
         table: of `screen_table`.
+        top: heads sought in each (task, protocol).
     """
     rows = []
     for (task, protocol), own in table.groupby(["task", "protocol"], sort=False):
         column = "delta" if protocol == "generate" else "margin_change"
         measured = own.dropna(subset=[column])
         controls = measured[measured["status"] == "measured: control"]
-        top = int((own["status"] == "measured: strongest").sum())
         strongest = measured.sort_values([column, "rank"], kind="stable").head(top)
         inside = int((strongest["status"] == "measured: control").sum())
         varied = len(controls) > 2 and controls[column].nunique() > 1 and controls["estimate"].nunique() > 1

@@ -257,7 +257,8 @@ class Run:
         Raises:
             UserError: as `screen`.
         """
-        return screen_quality(self.screen())
+        table = self.screen()
+        return screen_quality(table, int((self.spec.screen or {})["top"]))
 
     def plot_concentration(
         self, *, component: str = "head", ablation: str | None = None, measure: str = "correct"

@@ -32,8 +32,10 @@ from lensprune.sweep.variant_json import variant_to_json
 
 __all__ = ["LEAST_CONTROLS", "choose", "estimated_effects", "screened", "screened_count"]
 
+MARGIN = 1.5
+"""So many times the heads that are sought are measured for their estimates."""
 LEAST_CONTROLS = 8
-"""Heads drawn at random at least; otherwise half as many as the strongest."""
+"""Heads drawn at random at least; otherwise half as many as are sought."""
 
 
 def estimated_effects(
@@ -135,6 +137,7 @@ def screened(prepared: Prepared, executor: Executor, existing: SweepSpec | None,
             "fraction": fraction,
             "component": heads[0].component,
             "top": _sizes(len(heads), fraction)[0],
+            "reach": _sizes(len(heads), fraction)[1],
             "estimates": rows,
             "measured": why,
         }
@@ -175,15 +178,15 @@ def _advance(bar: Any) -> ProgressCallback:
     return advance
 
 
-def _sizes(n_heads: int, fraction: float) -> tuple[int, int]:
-    """Number of strongest heads of one (task, protocol), and of controls."""
+def _sizes(n_heads: int, fraction: float) -> tuple[int, int, int]:
+    """Number of heads sought in one (task, protocol), of those measured for their estimates, and of controls."""
     size = max(1, math.ceil(fraction * n_heads))
-    return size, max(LEAST_CONTROLS, size // 2)
+    return size, math.ceil(MARGIN * size), max(LEAST_CONTROLS, size // 2)
 
 
 def screened_count(n_heads: int, fraction: float) -> int:
     """How many of `n_heads` heads a screened sweep measures on one task under one protocol."""
-    return min(n_heads, sum(_sizes(n_heads, fraction)))
+    return min(n_heads, sum(_sizes(n_heads, fraction)[1:]))
 
 
 def choose(
@@ -191,13 +194,13 @@ def choose(
 ) -> tuple[list[Variant], dict[str, str]]:
     """The variants to measure, in their order, and why: ``strongest`` or ``control``.
 
-    Strongest are the `fraction` of the variants with the largest estimated loss in any (task, protocol). Controls are
-    drawn from the others.
+    Strongest are `MARGIN` times the `fraction` of the variants with the largest estimated loss in any (task, protocol):
+    estimates err most where they decide. Controls are drawn from the others.
 
     Args:
         estimates: rows with ``task``, ``protocol``, ``variant`` and ``estimate``.
     """
-    size, most = _sizes(len(variants), fraction)
+    _, size, most = _sizes(len(variants), fraction)
     frame = pd.DataFrame(estimates)
     strongest: set[str] = set()
     for _, own in frame.groupby(["task", "protocol"], sort=False):

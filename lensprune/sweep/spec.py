@@ -111,8 +111,9 @@ class SweepSpec:
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
     screen: Mapping[str, Any] | None = None
-    """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of strongest heads of
-    each task and protocol (``top``), ``estimates`` of all heads, and what is ``measured`` and why."""
+    """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
+    task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
+    what is ``measured`` and why."""
     versions: Mapping[str, str] = field(default_factory=library_versions)
     how: HowItRan = field(default_factory=HowItRan)
 

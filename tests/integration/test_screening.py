@@ -49,7 +49,7 @@ def test_measured_cells_are_those_of_a_whole_sweep(folder: Path, screened: lp.Ru
     whole = sweep(folder, screen=None)
     names = screened.spec.variant_names
     assert names[0] == "clean"
-    assert 12 <= len(names) - 1 < 32
+    assert 14 <= len(names) - 1 < 32
     mine, theirs = screened.records(), whole.records()
     theirs = theirs[theirs["variant"].isin(names)].reset_index(drop=True)
     pd.testing.assert_frame_equal(mine.drop(columns="metrics"), theirs.drop(columns="metrics"), atol=1e-4)
@@ -62,7 +62,7 @@ def test_table_says_what_is_measured(screened: lp.Run) -> None:
         assert sorted(own["rank"]) == list(range(1, 33))
         assert (own.sort_values("rank")["estimate"].diff().dropna() >= 0).all()
         strongest = own[own["status"] == "measured: strongest"]
-        assert sorted(strongest["rank"]) == [1, 2, 3, 4]
+        assert sorted(strongest["rank"]) == [1, 2, 3, 4, 5, 6]
         assert (own["status"] == "measured: control").sum() + (strongest["status"] != "").sum() <= 32
         estimated = own[own["status"] == "estimated"]
         assert estimated[["delta", "margin_change"]].isna().all().all()
@@ -126,7 +126,7 @@ def test_command_prints_and_saves_the_table(folder: Path, tmp_path: Path, capsys
     arguments = f"sweep --model {folder} --task facts --protocol continuation --over kv-groups --limit 3 --shots 0"
     assert main([*arguments.split(), "--screen", "0.1", "--memory", "1GB", "--device", "cpu", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "10 of 16 heads are measured, 2 for their estimates and 8 drawn at random" in shown
+    assert "11 of 16 heads are measured, 3 for their estimates and 8 drawn at random" in shown
     assert len(pd.read_csv(out / "screen.csv")) == 16
     assert lp.Run.load(out).spec.how.memory == "1GB"
 
@@ -161,21 +161,21 @@ def test_choice_and_quality_by_hand() -> None:
         for i, h in enumerate(heads)
     ]
     chosen, why = choose(heads, rows, 0.1, seed=0)
-    assert len(chosen) == screened_count(32, 0.1) == 12
-    assert [name for name, reason in why.items() if reason == "strongest"] == [h.name for h in heads[:4]]
+    assert len(chosen) == screened_count(32, 0.1) == 14
+    assert [name for name, reason in why.items() if reason == "strongest"] == [h.name for h in heads[:6]]
     assert choose(heads, rows, 0.1, seed=0)[1] == why
     assert choose(heads, rows, 0.1, seed=1)[1] != why
-    # One control loses more than any other head: one in eight, so 20 / 8 of the unmeasured ones may do so too.
+    # One control loses more than any other head: one in eight, so 18 / 8 of the unmeasured ones may do so too.
     control = next(name for name, reason in why.items() if reason == "control")
     store = MemoryStore()
     measured = {h.name: 10.0 if h.name == control else 4.0 - i for i, h in enumerate(chosen)}
     for variant in (lp.CLEAN, *chosen):
         margin = 0.0 if variant.is_clean else -measured[variant.name]
         store.write(CellKey(variant.name, "t", "default"), table(variant, [True] * 4, margin=margin))
-    screen = {"estimates": rows, "measured": why, "top": 4, "component": "head", "fraction": 0.1}
+    screen = {"estimates": rows, "measured": why, "top": 4, "reach": 6, "component": "head", "fraction": 0.1}
     found = screen_table(screen, store)
     assert found.set_index("variant")["margin_change"][control] == pytest.approx(-10.0)
-    [quality] = screen_quality(found).to_dict("records")
-    assert (quality["measured"], quality["controls"], quality["top"]) == (12, 8, 4)
+    [quality] = screen_quality(found, 4).to_dict("records")
+    assert (quality["measured"], quality["controls"], quality["top"]) == (14, 8, 4)
     assert quality["controls_in_top"] == 1
-    assert quality["expected_missed"] == pytest.approx(20 / 8)
+    assert quality["expected_missed"] == pytest.approx(18 / 8)
