@@ -18,8 +18,8 @@ from lensprune.planning import Plan, plan
 from lensprune.planning.makespan import GroupTime, makespan, planned_times, recorded_times
 from lensprune.report.plan_text import duration, quantity
 from lensprune.sweep.selection import VariantSelection
+from tests.markdown import write_between
 
-BEGIN, END = "<!-- plans: begin -->", "<!-- plans: end -->"
 FLOPS, BANDWIDTH = 400e12, 3e12
 """Of one 80 GB GPU: matrix products in bfloat16 as large models reach them, and reading its memory."""
 LOAD_SECONDS = {"Llama-3.1-70B": 300.0, "Qwen3-8B": 60.0}
@@ -127,16 +127,6 @@ def tables(recorded: Path | None = None) -> str:
     return "\n".join(parts).rstrip()
 
 
-def write(path: Path, text: str) -> None:
-    """Put `text` between the markers of a Markdown file."""
-    whole = path.read_text(encoding="utf-8")
-    head, begin, rest = whole.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{path} has no {BEGIN} … {END}")
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recorded", type=Path, help="run folder to take cell times from")
@@ -145,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = tables(options.recorded)
     print(text)
     if options.write is not None:
-        write(options.write, text)
+        write_between(options.write, "plans", text)
     return 0
 
 

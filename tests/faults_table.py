@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.markdown import write_between
+
 FAULTS = "tests/unit/robustness/test_faults.py"
 FUZZ = "tests/unit/robustness/test_model_files_fuzz.py"
 BAD = "tests/unit/robustness/test_bad_input.py"
-BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,6 @@ def table(outcomes: Outcomes) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Put `text` between the markers of a Markdown file."""
-    whole = path.read_text(encoding="utf-8")
-    head, begin, rest = whole.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{path} has no {BEGIN} … {END}")
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, help="Markdown file to write the table into")
@@ -177,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(outcomes)
     print(text)
     if options.write is not None:
-        write(options.write, text)
+        write_between(options.write, "faults", text)
     lost = sum(seen.lost or 0 for seen in outcomes.by_fault.values())
     return 1 if code or lost else 0
 

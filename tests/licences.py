@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
-BEGIN, END = "<!-- licences: begin -->", "<!-- licences: end -->"
+from tests.markdown import write_between
 
 
 def dependencies() -> dict[str, str]:
@@ -49,12 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table()
     print(text)
     if options.write is not None:
-        whole = options.write.read_text(encoding="utf-8")
-        head, begin, rest = whole.partition(BEGIN)
-        _, end, tail = rest.partition(END)
-        if not begin or not end:
-            raise SystemExit(f"{options.write} has no {BEGIN} … {END}")
-        options.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+        write_between(options.write, "licences", text)
     return 0
 
 
