@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -30,10 +31,10 @@ _ROPE_THETA = 1e30
 _POSITION_PAIRS = 8
 
 
-def word_tokenizer(blueprint: Blueprint) -> PreTrainedTokenizerFast:
+def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """One token a word between blanks; no token is added by itself."""
-    vocabulary = {word: i for i, word in enumerate(blueprint.vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[0]))
+    numbered = {word: i for i, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(numbered, unk_token=SPECIAL[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token=BOS, eos_token="<eos>", pad_token="<pad>"
@@ -50,7 +51,7 @@ def loaded(blueprint: Blueprint, shape: str) -> HookedModel:
     """`build`, written to a folder and read by `load_model`, with a BOS in front of every prompt."""
     folder = Path(mkdtemp()) / f"planted-{shape}"
     build(blueprint, shape).save_pretrained(folder)
-    word_tokenizer(blueprint).save_pretrained(folder)
+    word_tokenizer(blueprint.vocabulary).save_pretrained(folder)
     return as_hooked_model(load_model(folder, device="cpu", bos="always"))
 
 

@@ -17,7 +17,7 @@ from tests.planted.models import build, word_tokenizer
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "planted"
     build(ARITHMETIC, "llama").save_pretrained(path)
-    word_tokenizer(ARITHMETIC).save_pretrained(path)
+    word_tokenizer(ARITHMETIC.vocabulary).save_pretrained(path)
     return path
 
 

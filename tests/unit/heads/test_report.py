@@ -63,7 +63,7 @@ def test_report_writes_what_it_names(head_run: Run, tmp_path: Path) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
     build(ARITHMETIC, "gpt2").save_pretrained(folder)
-    word_tokenizer(ARITHMETIC).save_pretrained(folder)
+    word_tokenizer(ARITHMETIC.vocabulary).save_pretrained(folder)
     out = tmp_path / "out"
     options = ["--score", "operand_at_operator", "--limit", "3", "--bos", "always", "--out", str(out)]
     assert main(["heads", "--model", str(folder), *options]) == 0
