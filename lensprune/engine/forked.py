@@ -209,7 +209,8 @@ class ForkedExecutor:
     def _probe(self) -> None:
         # Families differ in what their attention modules pass on; a wrong number must never pass for a fast one.
         size = self.model.facts.d_vocab
-        prefix = tuple((7 * i + 3) % size for i in range(12))
+        # Two tokens follow that are fed in.
+        prefix = tuple((7 * i + 3) % size for i in range(min(12, self.model.facts.n_ctx - 2)))
         requests = [LoglikelihoodRequest((*prefix, i % size), ((5 * i) % size, 1)) for i in (2, 3)]
         [fast] = self.run(requests, [CLEAN])
         [slow] = self._hooked.run(requests, [CLEAN])
