@@ -16,6 +16,7 @@ from lensprune.heads.scores import SCORES, head_scores
 from lensprune.heads.table import scores_with_effects, top_heads
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.load import load_model
+from lensprune.report.concentration_tables import head_tables
 from lensprune.report.heatmap import head_heatmaps
 from lensprune.report.plain_text import write_csv
 from lensprune.report.tables import aligned
@@ -27,7 +28,6 @@ __all__ = ["heads_report", "read_texts", "write_tables"]
 _UNIT = [name for name, score in SCORES.items() if score.range == "0 to 1"]
 SCORES_FILE = "heads.csv"
 EFFECTS_FILE = "heads_and_effects.csv"
-_OVERLAP = 10
 
 
 def heads_report(
@@ -79,16 +79,15 @@ def heads_report(
         tables[EFFECTS_FILE] = joined
         lines.append(_strongest(joined, most))
         for ablation in dict.fromkeys(joined["ablation"]):
-            found = effects_of.effects(ablation=ablation)
+            found = head_tables(effects_of, ablation)
             name = f"_{ablation}" if joined["ablation"].nunique() > 1 else ""
-            tables[f"concentration{name}.csv"] = concentrated = effects_of.concentration(ablation=ablation)
-            lines.append(_concentration(concentrated, ablation))
-            if any(own.effects.any() for own in found):
+            tables[f"concentration{name}.csv"] = found.concentration
+            lines.append(_concentration(found.concentration, ablation))
+            if any(own.effects.any() for own in found.effects):
                 draw[f"lorenz{name}"] = partial(_lorenz, effects_of, ablation)
-            if len(found) > 1:
-                shared = effects_of.overlap(min(_OVERLAP, len(found[0].variants)), ablation=ablation)
-                tables[f"overlap{name}.csv"] = shared
-                lines.append(_overlap(shared, ablation))
+            if found.overlap is not None:
+                tables[f"overlap{name}.csv"] = found.overlap
+                lines.append(_overlap(found.overlap, ablation))
     if out is not None:
         lines.append("\n".join(str(path) for path in write_tables(Path(out), tables, draw)))
     return "\n\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -20,9 +21,16 @@ DELTA_FIGURE = Path("figures") / "delta_by_depth.png"
 
 
 def write_outputs(
-    folder: Path, summary: pd.DataFrame, *, n_layers: int, title: str = "", screen: pd.DataFrame | None = None
+    folder: Path,
+    summary: pd.DataFrame,
+    *,
+    n_layers: int,
+    title: str = "",
+    screen: pd.DataFrame | None = None,
+    others: Mapping[str, pd.DataFrame] | None = None,
 ) -> list[Path]:
-    """Write summary.csv, screen.csv of a screened sweep, and figures/delta_by_depth.png where there is a depth to draw.
+    """Write summary.csv, screen.csv of a screened sweep, other tables by the names of their files, and
+    figures/delta_by_depth.png where there is a depth to draw.
 
     Returns:
         The files written.
@@ -36,6 +44,9 @@ def write_outputs(
         if screen is not None:
             written.append(folder / SCREEN_TABLE)
             write_csv(screen, written[-1])
+        for name, table in (others or {}).items():
+            written.append(folder / name)
+            write_csv(table, written[-1])
         if drawable(summary):
             path = folder / DELTA_FIGURE
             path.parent.mkdir(exist_ok=True)

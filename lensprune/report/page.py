@@ -15,6 +15,7 @@ from lensprune.analysis.claims import claims_found
 from lensprune.analysis.signatures import MARGIN, SIGNATURE_COLUMNS
 from lensprune.errors import UserError
 from lensprune.report.browser_rows import MOST_RECORDS, TEXT_LIMIT, browser_rows
+from lensprune.report.concentration_tables import NOT_OF_ALL_HEADS, concentration_files
 from lensprune.report.figures import run_figures
 from lensprune.report.html import LARGEST_INSIDE, Column, csv_link, drawn, json_block, render, table
 from lensprune.report.plain_text import csv_text, visible, write_csv_parts
@@ -231,6 +232,8 @@ def _notes(run: Run, summary: pd.DataFrame) -> list[str]:
             f"With fewer than 50 items ({', '.join(f'{visible(t.name)}: {t.n_items}' for t in small)}) only large "
             "losses can be told from none."
         )
+    if run.spec.screen is not None:
+        cut.append(f"{NOT_OF_ALL_HEADS}.")
     return cut
 
 
@@ -268,6 +271,9 @@ def _browser_note(shown: int, total: int) -> str:
 
 def _downloads(run: Run, tables: dict[str, pd.DataFrame], records: Path) -> list[dict[str, Any]]:
     files = [("summary.csv", run.summary(), "one row a variant, task and protocol")]
+    for name, frame in concentration_files(run).items():
+        text = "whether few heads carry a task" if name.startswith("concentration") else "heads that tasks share"
+        files.append((name, frame, text))
     files += [
         ("critical.csv", tables["critical"], "parts whose removal lowers accuracy"),
         ("signatures.csv", tables["signatures"], "the numbers behind the paper's claims"),

@@ -117,7 +117,9 @@ def run_report(run: Run, most: int = 5) -> str:
     summary = run.summary()
     parts = [repr(run), *(top_variants(summary, task, protocol, most) for task, protocol in run.cells)]
     if run.spec.screen is not None:
-        parts.append(screen_report(run.screen(), run.screen_quality()))
+        from lensprune.report.concentration_tables import NOT_OF_ALL_HEADS
+
+        parts += [screen_report(run.screen(), run.screen_quality()), NOT_OF_ALL_HEADS]
     if run.folder is not None:
         from lensprune.report.outputs import DELTA_FIGURE, SCREEN_TABLE
 
@@ -126,6 +128,8 @@ def run_report(run: Run, most: int = 5) -> str:
             ("screened", run.folder / SCREEN_TABLE),
             ("records", run.folder / "records"),
             ("figure", run.folder / DELTA_FIGURE),
+            *(("table", path) for path in sorted(run.folder.glob("concentration*.csv"))),
+            *(("table", path) for path in sorted(run.folder.glob("overlap*.csv"))),
         ]
         parts.append("\n".join(f"{what + ':':10}{path}" for what, path in places if path.exists()))
     return "\n\n".join(parts)

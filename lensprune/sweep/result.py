@@ -319,9 +319,13 @@ class Run:
     def save(self, folder: str | Path | None = None) -> Path:
         """Write summary.csv and figures into the run's folder; a run in memory is first written to `folder`.
 
+        A finished sweep over heads also gets concentration.csv and overlap.csv, see
+        `lensprune.report.concentration_tables`.
+
         Raises:
             UserError: no folder, a folder that holds another run, or a disk that can't be written to.
         """
+        from lensprune.report.concentration_tables import concentration_files
         from lensprune.report.outputs import write_outputs
 
         if folder is not None and (self.folder is None or Path(folder).resolve() != self.folder.resolve()):
@@ -330,7 +334,14 @@ class Run:
             raise UserError("this run is in memory: name the folder to save it in")
         target = Path(folder) if self.folder is None or folder is not None else self.folder  # type: ignore[arg-type]
         screen = None if self.spec.screen is None else self.screen()
-        write_outputs(target, self.summary(), n_layers=self.spec.n_layers, title=self.spec.model, screen=screen)
+        write_outputs(
+            target,
+            self.summary(),
+            n_layers=self.spec.n_layers,
+            title=self.spec.model,
+            screen=screen,
+            others=concentration_files(self),
+        )
         return target
 
     def _copy_to(self, folder: Path) -> None:

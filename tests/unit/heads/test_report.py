@@ -53,7 +53,7 @@ def test_report_writes_what_it_names(head_run: Run, tmp_path: Path) -> None:
     text = heads_report(model_of("arithmetic", "llama"), tmp_path, scores=SCORES, run=head_run.folder, limit=3, most=2)
     assert "L0.H3 1.00" in text
     assert "participation_ratio" in text
-    assert "shared of the top 8" in text
+    assert "shared of the top 4" in text
     for name in ("heads.csv", "heads_and_effects.csv", "concentration.csv", "overlap.csv", "figures/heads.png"):
         assert (tmp_path / name).is_file()
         assert name in text
