@@ -21,7 +21,7 @@ from lensprune.engine.decode_attention import DecodeAttention, LayerTokens, OwnR
 from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.histories import Histories, Split
-from lensprune.engine.kv import GROWTH, CleanKV, HistoryKV, OwnKV, PromptKV
+from lensprune.engine.kv import CleanKV, HistoryKV, OwnKV, PromptKV
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.prompts import PromptSet
@@ -108,7 +108,7 @@ class GroupDecoder:
         # Rows that have a place in the buffers, and each row's place at each layer.
         self._dense = np.arange(len(self._place))
         self._own_place: dict[int, np.ndarray] = {}
-        self._columns = GROWTH
+        self._most = max(request.max_new_tokens for request in requests)
 
     def run(self) -> Iterator[tuple[int, int, GenerateResponse]]:
         """Yield (variant, request, response), numbered as given, in the order in which rows finish."""
@@ -165,7 +165,7 @@ class GroupDecoder:
                 return
             # Straight into the buffers: collected first, all variants' prompts would be held twice.
             if layer not in own:
-                own[layer] = OwnKV.empty(part, len(holding[layer]), n_requests, self._columns)
+                own[layer] = OwnKV.empty(part, len(holding[layer]), n_requests, self._most)
             own[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
 
         last = prompts.last_token.to(self._device)
@@ -217,8 +217,9 @@ class GroupDecoder:
         attention = self._attention
         self._step += 1
         attention.step = self._step
-        self._make_room(rows, self._histories.advance(rows, tokens))
+        split = self._histories.advance(rows, tokens)
         step = _Step.of(rows, self._first[rows], self._histories.of_row[rows], self._stack.n_layers)
+        self._make_room(step, split)
         positions = self._prompts.lengths[torch.from_numpy(self._prompt_of[rows])] + self._step
         batch = self._stack.begin(torch.from_numpy(tokens).to(self._device)[None], positions.to(self._device)[None])
         edits = self._edits(rows)
@@ -276,7 +277,9 @@ class GroupDecoder:
                 layer=layer,
                 own=torch.from_numpy(place).to(self._device),
                 starting=torch.from_numpy(step.history_of[rows[len(own) :]]).to(self._device),
-                histories=torch.from_numpy(step.histories[:n_histories]).to(self._device),
+                histories=torch.from_numpy(self._attention.histories[layer].places).to(self._device)
+                if n_histories
+                else torch.empty(0, dtype=torch.long, device=self._device),
                 prompts=self._prompt_of[step.rows[step.sample[:n_histories]]],
                 positions=inner.position_ids[0],
                 edits=inner_edits,
@@ -290,34 +293,16 @@ class GroupDecoder:
                 after[:, index] = part
         return after if edits is None else edits.contribute(hidden, after, positions)
 
-    def _make_room(self, rows: np.ndarray, split: Split) -> None:
-        """Room for one more token: histories that part get copies, finished rows leave, buffers grow."""
-        attention, histories = self._attention, self._histories
-        columns = self._columns
-        if self._step >= columns:
-            self._columns += GROWTH
-        alive = np.isin(self._dense, rows)
+    def _make_room(self, step: _Step, split: Split) -> None:
+        """Room for one more token: histories that part get copies, and finished rows leave."""
+        attention = self._attention
+        alive = np.isin(self._dense, step.rows)
         if alive.mean() < 1 - KEEP_DEAD:
             self._drop_rows(alive)
-        elif columns != self._columns:
-            for own in attention.own.values():
-                own.keep(None, None, self._columns)
-        size = histories.size
-        sources, targets = (torch.from_numpy(part).to(self._device) for part in (split.source, split.target))
         for layer, clean in attention.clean.items():
             if layer not in attention.histories:
-                attention.histories[layer] = HistoryKV.empty(clean.rest[0], size, self._columns)
-            kv = attention.histories[layer]
-            if size > len(kv) or self._columns != columns:
-                kv.resize(max(size, len(kv) + len(kv) // 4 if size > len(kv) else len(kv)), self._columns)
-            if len(sources):
-                kv.copy(sources, targets, self._step)
-        attention.n_histories = size
-        if size > 2 * len(np.unique(histories.of_row[rows])) + 8:
-            kept = torch.from_numpy(histories.compact(rows)).to(self._device)
-            for kv in attention.histories.values():
-                kv.keep(kept, self._columns)
-            attention.n_histories = histories.size
+                attention.histories[layer] = HistoryKV(clean.rest[0], self._most)
+            attention.histories[layer].need(step.histories[: step.n_histories[layer]], split, self._step)
 
     def _drop_rows(self, alive: np.ndarray) -> None:
         """Take rows that have finished out of every buffer."""
@@ -332,6 +317,6 @@ class GroupDecoder:
                 del self._attention.own[layer]
                 continue
             rows = torch.from_numpy(places[places >= 0]).to(self._device)
-            own.keep(rows, torch.from_numpy(kept).to(self._device), self._columns)
+            own.keep(rows, torch.from_numpy(kept).to(self._device))
         self._dense = dense
         self._index_own()

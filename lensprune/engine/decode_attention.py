@@ -67,8 +67,8 @@ class LayerTokens:
     """What the tokens of one layer's call are: rows of their own first, then rows about to differ, then histories.
 
     `own`: place of each own row in the layer's `OwnKV`; `starting`: for each row whose variant changes at this very
-    layer, the history (by its place among `histories`) whose attention it takes over; `histories`: their numbers, and
-    `prompts` their prompts.
+    layer, the history (by its number among `histories`) whose attention it takes over; `histories`: their places in the
+    layer's `HistoryKV`, and `prompts` their prompts.
     """
 
     layer: int
@@ -92,7 +92,6 @@ class DecodeAttention:
     own: dict[int, OwnKV] = field(default_factory=dict)
     own_rows: dict[int, OwnRows] = field(default_factory=dict)
     histories: dict[int, HistoryKV] = field(default_factory=dict)
-    n_histories: int = 0
     step: int = 0
     tokens: LayerTokens | None = None
 
@@ -145,12 +144,12 @@ class DecodeAttention:
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
     ) -> Float[torch.Tensor, "history head d_head"]:
         kv, clean = self.histories[tokens.layer], self.clean[tokens.layer]
-        numbers, size = tokens.histories, self.n_histories
-        kv.write(numbers, self.step, k, v)
+        places, size = tokens.histories, len(kv)
+        kv.write(places, self.step, k, v)
         begin, end = _first_seen(self.step + 1, settings.window), self.step + 1
-        generated = [t[:size, :, begin:end] for t in kv.pair]
-        out, lse = _one_query(_scattered(q, numbers, size), generated[0], generated[1], settings, None)
-        total = out[numbers], lse[numbers]
+        generated = [t[:, :, begin:end] for t in kv.pair]
+        out, lse = _one_query(_scattered(q, places, size), generated[0], generated[1], settings, None)
+        total = out[places], lse[places]
         width = self.prompts.width
         begin = _first_seen(width + end, settings.window)
         if begin < width:

@@ -47,14 +47,19 @@ class ChunkSize:
         generated = max(request.max_new_tokens for request in requests)
         prefixes = sum(prefix.end - prefix.start for prefix in prompts.prefixes)
         self._facts = facts
-        self._own = len(requests) * (prompts.width + generated) + prefixes
-        self._clean = len(prompts) * prompts.width + prefixes + len(requests) * generated
+        self._own = len(requests) * prompts.width + prefixes
+        self._clean = len(prompts) * prompts.width + prefixes
+        self._generated = len(requests) * generated
 
     def kv_bytes(self, variants: Sequence[Variant]) -> int:
-        """Bytes at most: the clean model's at every layer, each variant's own above its first changed layer."""
+        """Bytes at most: the clean model's prompts as deep as one of the variants needs them, each variant's own above
+        its first changed layer, and the generated tokens at every layer, where no two variants generate the same."""
         n_layers = self._facts.n_layers
-        layers = sum(max(0, n_layers - 1 - first_layer(v, n_layers)) for v in variants)
-        return kv_bytes_per_token(self._facts) * (layers * self._own + n_layers * self._clean)
+        firsts = [first_layer(v, n_layers) for v in variants]
+        layers = sum(max(0, n_layers - 1 - first) for first in firsts)
+        clean = min(n_layers, max(firsts) + 1)
+        tokens = layers * self._own + clean * self._clean + n_layers * len(firsts) * self._generated
+        return kv_bytes_per_token(self._facts) * tokens
 
 
 def request_chunks(

@@ -51,10 +51,3 @@ class Histories:
         self.size += len(extra)
         self.of_row[rows] = numbers[inverse]
         return Split(parents[new], numbers[new])
-
-    def compact(self, rows: Ints) -> Ints:
-        """Renumber the histories of the running rows from 0; returns the old numbers in the new order."""
-        kept, inverse = np.unique(self.of_row[rows], return_inverse=True)
-        self.of_row[rows] = inverse.reshape(-1)
-        self.size = len(kept)
-        return kept

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from lensprune.engine.histories import Split
 from lensprune.engine.prompts import PromptSet
 
 __all__ = ["CleanKV", "HistoryKV", "OwnKV", "PromptKV"]
 
 GROWTH = 32
-"""Columns for generated tokens are added so many at a time."""
+"""Columns for the generated tokens of histories are added so many at a time: few last as long as they may."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -60,7 +62,10 @@ class OwnKV:
 
     @classmethod
     def empty(cls, like: PromptKV, n_variants: int, n_requests: int, columns: int) -> OwnKV:
-        """Room for the prompts of so many variants, one row a request, and for `columns` generated tokens."""
+        """Room for the prompts of so many variants, one row a request, and for `columns` generated tokens.
+
+        All columns at once: buffers that grow are held twice meanwhile, and leave holes in the heap.
+        """
         first = like.rest[0]
         _, n_kv, width, d_head = first.shape
         shape = (n_variants * n_requests, n_kv, width + columns, d_head)
@@ -79,13 +84,10 @@ class OwnKV:
     def __len__(self) -> int:
         return self.rest[0].shape[0]
 
-    def keep(
-        self, rows: Int[torch.Tensor, " row"] | None, variants: Int[torch.Tensor, " variant"] | None, columns: int
-    ) -> None:
-        """Keep only these rows and variants (``None``: all), with room for `columns` generated tokens."""
-        self.rest = _kept(self.rest, rows, self.width + columns)
-        if variants is not None:
-            self.prefixes = [(k[variants], v[variants]) for k, v in self.prefixes]
+    def keep(self, rows: Int[torch.Tensor, " row"], variants: Int[torch.Tensor, " variant"]) -> None:
+        """Keep only these rows and variants."""
+        self.rest = self.rest[0][rows], self.rest[1][rows]
+        self.prefixes = [(k[variants], v[variants]) for k, v in self.prefixes]
 
     def write(
         self,
@@ -99,54 +101,66 @@ class OwnKV:
         self.rest[1][rows, :, self.width + step] = v
 
 
-@dataclass
 class HistoryKV:
-    """The clean model's keys and values of generated tokens at one layer: [history, kv_head, generated, d_head]."""
+    """The clean model's keys and values of generated tokens at one layer, of the histories that are needed there.
 
-    pair: Pair
+    `pair` is [place, kv_head, generated, d_head] each; `places` says where the histories asked for last lie.
+    """
 
-    @classmethod
-    def empty(cls, like: torch.Tensor, histories: int, columns: int) -> HistoryKV:
-        """Room for so many histories; `like` is any [*, kv_head, *, d_head]."""
-        shape = (histories, like.shape[1], columns, like.shape[3])
-        return cls((like.new_zeros(shape), like.new_zeros(shape)))
+    def __init__(self, like: torch.Tensor, most: int) -> None:
+        """`like` is any [*, kv_head, *, d_head]; `most` tokens are generated at most."""
+        shape = (0, like.shape[1], 0, like.shape[3])
+        self.pair: Pair = (like.new_zeros(shape), like.new_zeros(shape))
+        self._most = most
+        self.places = np.empty(0, dtype=np.int64)
+        self._numbers = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.pair[0].shape[0]
 
-    def resize(self, histories: int, columns: int) -> None:
-        """Make room for so many histories and generated tokens."""
+    def need(self, numbers: np.ndarray, split: Split, steps: int) -> None:
+        """Give each of the histories a place, and room for token number `steps`.
+
+        What a history that begins as a copy has up to there comes from its source; the places of histories that
+        are not asked for any more are free again.
+        """
+        if not len(split.target) and steps < self.pair[0].shape[2] and np.array_equal(numbers, self._numbers):
+            return
+        place = dict(zip(self._numbers.tolist(), self.places.tolist(), strict=True))
+        source = dict(zip(split.target.tolist(), split.source.tolist(), strict=True))
+        stay = [n for n in numbers.tolist() if n in place and n not in source]
+        new = [n for n in numbers.tolist() if n not in place or n in source]
+        copied = [(place[source[n]], n) for n in new if n in source]
+        used = {place[n] for n in stay} | {old for old, _ in copied}
+        free = [i for i in range(len(self)) if i not in used]
+        room = len(self)
+        if len(new) > len(free):
+            room = max(len(used) + len(new), len(self) + len(self) // 4)
+            free.extend(range(len(self), room))
+        self._resize(room, steps)
+        now = {**{n: place[n] for n in stay}, **dict(zip(new, free, strict=False))}
+        for old, n in copied:
+            for tensor in self.pair:
+                tensor[now[n], :, :steps] = tensor[old, :, :steps]
+        self._numbers, self.places = numbers, np.array([now[n] for n in numbers.tolist()], dtype=np.int64)
+        if len(self) > 2 * len(numbers) + 8:
+            kept = torch.from_numpy(self.places).to(self.pair[0].device)
+            self.pair = self.pair[0][kept], self.pair[1][kept]
+            self.places = np.arange(len(numbers))
+
+    def write(self, places: torch.Tensor, step: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Set the keys and values [history, kv_head, d_head] of generated token `step`."""
+        self.pair[0][places, :, step] = k
+        self.pair[1][places, :, step] = v
+
+    def _resize(self, room: int, step: int) -> None:
+        size, _, columns, _ = self.pair[0].shape
+        more = columns if step < columns else min(step + GROWTH, self._most)
+        if room == size and more == columns:
+            return
         grown = []
         for old in self.pair:
-            new = old.new_zeros(histories, old.shape[1], columns, old.shape[3])
-            new[: len(old), :, : old.shape[2]] = old
+            new = old.new_zeros(room, old.shape[1], more, old.shape[3])
+            new[:size, :, :columns] = old
             grown.append(new)
         self.pair = grown[0], grown[1]
-
-    def keep(self, histories: Int[torch.Tensor, " history"], columns: int) -> None:
-        """Keep only these histories, with room for `columns` generated tokens."""
-        self.pair = _kept(self.pair, histories, columns)
-
-    def copy(self, source: torch.Tensor, target: torch.Tensor, steps: int) -> None:
-        """Let the histories `target` begin with the first `steps` tokens of `source`."""
-        for tensor in self.pair:
-            tensor[target, :, :steps] = tensor[source, :, :steps]
-
-    def write(self, histories: torch.Tensor, step: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Set the keys and values [history, kv_head, d_head] of generated token `step`."""
-        self.pair[0][histories, :, step] = k
-        self.pair[1][histories, :, step] = v
-
-
-def _kept(pair: Pair, rows: torch.Tensor | None, columns: int) -> Pair:
-    kept = []
-    for old in pair:
-        n_rows = old.shape[0] if rows is None else len(rows)
-        if rows is None and columns == old.shape[2]:
-            kept.append(old)
-            continue
-        new = old.new_zeros(n_rows, old.shape[1], columns, old.shape[3])
-        shared = min(columns, old.shape[2])
-        new[:, :, :shared] = old[:, :, :shared] if rows is None else old[rows, :, :shared]
-        kept.append(new)
-    return kept[0], kept[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,32 @@ def test_groups_stay_within_their_limits_and_lose_nothing() -> None:
                 size = ChunkSize(model.facts, list(chunk.values())).kv_bytes(group)
                 assert len(group) * len(chunk) <= limits.rows
                 assert size <= limits.kv_bytes or len(group) == 1
+
+
+@pytest.mark.parametrize("chosen", [slice(0, 4), slice(3, None), slice(None)])
+def test_keys_and_values_held_are_those_that_were_planned(chosen: slice, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    variants = [CLEAN, *each_layer(model), *each_layer(model, "zero")][chosen]
+    requests = [
+        replace(r, until=(), max_new_tokens=40) for r in generation_requests(model) if isinstance(r, GenerateRequest)
+    ]
+    planned = ChunkSize(model.facts, requests).kv_bytes(variants)
+    held: list[int] = []
+    make_room = GroupDecoder._make_room
+
+    def counted(self: GroupDecoder, *args: Any) -> None:
+        make_room(self, *args)
+        attention = self._attention
+        pairs = [kv.pair for kv in attention.histories.values()]
+        for own_or_clean in (*attention.own.values(), *attention.clean.values()):
+            pairs += [own_or_clean.rest, *own_or_clean.prefixes]
+        held.append(sum(t.numel() * t.element_size() for pair in pairs for t in pair))
+
+    monkeypatch.setattr(GroupDecoder, "_make_room", counted)
+    list(ForkedExecutor(model).run(requests, variants))
+    # Buffers of histories have a quarter of room to spare.
+    assert max(held) <= 1.25 * planned
+    assert max(held) >= 0.4 * planned
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"), CPU_ERROR])
