@@ -134,7 +134,7 @@ def test_the_compiled_circuit_is_faithful_and_every_edge_of_it_is_needed(name: s
     measured = circuit_metrics(model, pairs, [Circuit(graph, graph.mask(own), len(own)) for own in circuits])
     whole, *without = measured.faithfulness
     assert whole == pytest.approx(1, abs=1e-3)
-    assert max(without) < 0.97
+    assert max(without) < 0.91
 
 
 @pytest.mark.parametrize("name", ["induction", "pair"])
