@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draws", type=whole_number, default=20, metavar="N", help="random sets of heads beside each role's (0: none)"
     )
+    parser.add_argument(
+        "--selectivity-ablation",
+        metavar="KIND",
+        help="how whole sets are removed: zero, mean or resample (default: as --ablation)",
+    )
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of chains, pairs and resampling")
     parser.add_argument("--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
@@ -63,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             least_effect=arguments.least_effect,
             least_share=arguments.least_share,
             draws=arguments.draws,
+            selectivity_ablation=arguments.selectivity_ablation,
             seed=arguments.seed,
             dtype=arguments.dtype,
             device=arguments.device,

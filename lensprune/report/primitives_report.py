@@ -33,6 +33,7 @@ def primitives_report(
     least_effect: float = 0.1,
     least_share: float = 0.1,
     draws: int = 20,
+    selectivity_ablation: Any = None,
     limit: int = 24,
     wording: Wording | None = None,
     seed: int = 0,
@@ -51,6 +52,7 @@ def primitives_report(
         text_file, text_task: general text from a file (texts parted by blank lines), or another task's right answers.
         least_effect, least_share: thresholds.
         draws: random sets of heads beside each role's; 0 leaves `selectivity` out.
+        selectivity_ablation: how `selectivity` removes heads; ``None``: as `primitives` does.
         limit, wording, seed, options: of `primitives`.
         dtype, device, bos: for `load_model`, when `model` is a name.
 
@@ -82,7 +84,7 @@ def primitives_report(
     tables = {f"{name}.csv": getattr(found, name) for name in ("effects", "causal", "evidence", "verdicts", "controls")}
     lines = [for_terminal(_title(found)), _known(found), _verdicts(found), _controls(found.controls)]
     if draws:
-        tables["selectivity.csv"] = selective = selectivity(hooked, found, draws=draws)
+        tables["selectivity.csv"] = selective = selectivity(hooked, found, draws=draws, ablation=selectivity_ablation)
         if len(selective):
             lines.append(_selectivity(selective))
     if found.notes:
@@ -133,12 +135,12 @@ def _controls(controls: pd.DataFrame) -> str:
 
 
 def _selectivity(table: pd.DataFrame) -> str:
-    rows = [["all heads of a role removed", "class", "nats lost", "random heads", "p"]]
+    rows = [["all heads of a role removed", "class", "nats lost", "random heads", "p", "sparing coherence", "p"]]
     for row in table.to_dict("records"):
         own = " (own)" if row["own"] else ""
-        random = f"{row['random_mean']:.2f} [{row['random_low']:.2f}, {row['random_high']:.2f}]"
-        rows.append(
-            [f"{row['role']}: {row['heads']}", f"{row['class']}{own}", f"{row['effect']:+.2f}", random]
-            + [f"{row['p_value']:.2g}"]
-        )
+        cells = [f"{row['role']}: {row['heads']}", f"{row['class']}{own}", f"{row['effect']:+.2f}"]
+        for null, p in (("random", "p_value"), ("spared", "spared_p")):
+            cells.append(f"{row[f'{null}_mean']:.2f} [{row[f'{null}_low']:.2f}, {row[f'{null}_high']:.2f}]")
+            cells.append(f"{row[p]:.2g}")
+        rows.append(cells)
     return aligned(rows)

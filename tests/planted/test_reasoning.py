@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+from lensprune.errors import UserError
 from lensprune.heads.reasoning import Primitives, Wording, primitives, selectivity
 from lensprune.heads.reasoning.verdicts import ROLES
 from lensprune.models.base import HookedModel
@@ -95,6 +96,22 @@ def test_removing_a_role_breaks_its_own_class_and_no_other() -> None:
         left = other[other["class"] != "carried"] if role == "formats answer" else other
         assert left["effect"].abs().max() < 1e-2
         assert own["effect"].min() > 2
+    # One head keeps coherence: sets that spare it exist, are others than the first kind's, and break as little.
+    assert table["spared_p"].notna().all()
+    assert not table["spared_mean"].equals(table["random_mean"])
+    assert (table.loc[table["own"], "spared_p"] <= 0.15).all()
+
+
+def test_means_and_donors_leave_what_every_chain_has() -> None:
+    """Heads that compute hold nothing but this chain's numbers: without those the result is lost under each ablation."""
+    found = battery("llama")
+    for ablation in ("mean", "resample"):
+        table = selectivity(reasoner("llama"), found, draws=10, ablation=ablation)
+        computing = table[table["role"] == "computes result"].set_index("class")["effect"]
+        assert computing["result"] > 1
+        assert computing.drop("result").abs().max() < 0.1
+    with pytest.raises(UserError, match="ablation for selectivity"):
+        selectivity(reasoner("llama"), found, ablation="optimal")
 
 
 def test_a_model_that_cannot_reason_has_no_role() -> None:

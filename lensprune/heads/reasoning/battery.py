@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from lensprune.ablation.reference import ReferenceActivations, collect_reference
+from lensprune.ablation.reference import MeanMode, ReferenceActivations, collect_reference
 from lensprune.ablation.variants import AblationKind, Variant, each_head, each_layer, each_mlp
 from lensprune.attribution.sites import PatchTarget
 from lensprune.errors import UserError
@@ -173,13 +173,15 @@ def text_rows(model: HookedModel, texts: Sequence[str | tuple[str, str]]) -> lis
     return usable
 
 
-def reference_for(model: HookedModel, asked: ChainOptions, variants: Sequence[Variant]) -> ReferenceActivations | None:
-    """Mean activations over the worked examples' kind of chains, none of which is asked, where a variant needs them."""
+def reference_for(
+    model: HookedModel, asked: ChainOptions, variants: Sequence[Variant], mode: MeanMode = "pooled"
+) -> ReferenceActivations | None:
+    """Activations on the worked examples' kind of chains, none of which is asked, where a variant needs them."""
     needy = [variant for variant in variants if variant.needs_reference]
     if not needy:
         return None
     others = marked_chains(model, asked.shown(_REFERENCE), asked.wording, asked.examples())
-    return collect_reference(model, [own.context_ids + own.solution_ids for own in others], needy)
+    return collect_reference(model, [own.context_ids + own.solution_ids for own in others], needy, mode=mode)
 
 
 def _shuffled(found: TokenLosses, seed: int) -> TokenLosses:
