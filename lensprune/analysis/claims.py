@@ -9,7 +9,7 @@ import pandas as pd
 
 from lensprune.analysis.signatures import AT_CHANCE
 
-__all__ = ["CLAIMS", "Claim", "ClaimFound", "claim_verdict", "claims_found", "task_kind"]
+__all__ = ["CLAIMS", "DISTILLATION", "Claim", "ClaimFound", "claim_verdict", "claims_found", "task_kind"]
 
 _KINDS = {
     "knowledge": (
@@ -38,6 +38,13 @@ class Claim:
     applies: Callable[[str, str, str], bool]
 
 
+DISTILLATION = Claim(
+    "Distillation moves where reasoning lies.",
+    "a base and a distilled model: lensprune paper and lensprune delta measure it",
+    lambda signature, task, protocol: False,
+)
+"""No run of one model can answer it; see `lensprune.studies.pair.moved`."""
+
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         "Under likelihood protocols the first layers are the critical ones.",
@@ -64,11 +71,7 @@ CLAIMS: tuple[Claim, ...] = (
         "a reasoning task under generate, and single layers removed over the whole depth",
         lambda signature, task, protocol: signature == "deep loss of generation" and task_kind(task) == "reasoning",
     ),
-    Claim(
-        "Distillation moves where reasoning lies.",
-        "a base and a distilled model: lensprune delta measures it",
-        lambda signature, task, protocol: False,
-    ),
+    DISTILLATION,
 )
 
 

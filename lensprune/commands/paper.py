@@ -15,6 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", default="smoke", metavar="NAME", help="smoke (bundled tasks, few items; the default) or full"
     )
+    parser.add_argument(
+        "--base", metavar="NAME", help="base model of the pair that is compared (smoke: toy-base unless given)"
+    )
+    parser.add_argument(
+        "--distilled", metavar="NAME", help="its distilled model (smoke: toy-distilled; full: no pair unless given)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of examples and generated tasks")
     parser.add_argument("--data-dir", metavar="FOLDER", help="rows in FOLDER/<task>/<split>.jsonl")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
@@ -37,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         device=arguments.device,
         command=arguments.command_line,
+        base=arguments.base,
+        distilled=arguments.distilled,
     )
     print(page)
     return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -93,11 +94,44 @@ class DeltaRun:
             rows.append([task, protocol, direction, len(own), float(rho), float(p)])
         return pd.DataFrame(rows, columns=["task", "protocol", "direction", "n_parts", "spearman", "p_value"])
 
-    def plot(self) -> list[Axes]:
-        """What each part brings against depth, a line a direction."""
-        from lensprune.report.delta_swaps import effect_by_depth
+    def plot(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
+        """Draw the exchange; one Axes, or a list where there are several panels.
 
-        return effect_by_depth(self.shares(), n_layers=self.run.spec.n_layers, title=f"{self.base} → {self.distilled}")
+        ===========  ==================================================================================
+        ``depth``    what each part brings to accuracy against its layer, a line a direction
+        ``weights``  the same against ‖ΔW‖, how much the part's weights changed
+        ===========  ==================================================================================
+
+        Raises:
+            UserError: an unknown kind, a name that is not part of this run, or nothing to draw.
+        """
+        from lensprune.report.delta_figures import delta_figure_of
+
+        axes = delta_figure_of(self, kind, task, protocol).draw()
+        return axes[0] if isinstance(axes, list) and len(axes) == 1 else axes
+
+    def plot_data(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+        """The tidy table that `plot` draws.
+
+        Raises:
+            UserError: as `plot`.
+        """
+        from lensprune.report.delta_figures import delta_figure_of
+
+        return delta_figure_of(self, kind, task, protocol).data()
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the exchange as one self-contained HTML page; see `lensprune.report.delta_page`.
+
+        Args:
+            path: the file; ``None`` takes ``report.html`` in the run's folder.
+
+        Raises:
+            UserError: a run in memory without `path`, or a place that can't be written to.
+        """
+        from lensprune.report.delta_page import write_delta_report
+
+        return write_delta_report(self, path)
 
     def save(self) -> Path:
         """Write summary.csv, delta.csv and figures into the run's folder.
@@ -110,9 +144,21 @@ class DeltaRun:
         if self.folder is None:
             raise UserError("this run is in memory: give measure_delta an out folder")
         self.run.save()
-        title = f"{self.base} → {self.distilled}"
-        write_delta_outputs(self.folder, self.shares(), n_layers=self.run.spec.n_layers, title=title)
+        write_delta_outputs(self.folder, self)
         return self.folder
 
+    @property
+    def title(self) -> str:
+        """The two models."""
+        return f"{self.base} → {self.distilled}"
+
     def __repr__(self) -> str:
-        return f"DeltaRun({self.base} → {self.distilled}: {len(self._swaps)} swaps, {len(self.run.cells)} cells each)"
+        return f"DeltaRun({self.title}: {len(self._swaps)} swaps, {len(self.run.cells)} cells each)"
+
+    def _repr_html_(self) -> str:
+        shares = self.shares()
+        columns = ["task", "protocol", "direction", "part", "n", "gain", "effect", "ci_low", "ci_high", "share"]
+        known: Any = shares[~shares["at_chance"].fillna(True).astype(bool)]
+        shown = known.sort_values("effect", key=abs, ascending=False, kind="stable").head(10)[columns]
+        rows = shown.to_html(index=False, float_format=lambda x: f"{x:.3f}", escape=True, border=0, na_rep="")
+        return f"<p><b>{html.escape(repr(self))}</b></p><p>Largest effects</p>{rows}"

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
-from lensprune.report.style import GREY, MARKERS, panels, protocol_colours
+from lensprune.report.style import GREY, MARKERS, panel_title, panels, protocol_colours
 
 __all__ = ["delta_by_depth", "delta_by_depth_data", "drawable"]
 
@@ -79,7 +79,8 @@ def delta_by_depth(
         where = (
             "layer removed" if part == "layer" and kind in ("skip", "zero") else f"layer of the changed {part} ({kind})"
         )
-        ax.set(title=task, xlabel=where, xlim=(-0.5, depth - 0.5))
+        ax.set_title(panel_title(task), fontsize=10)
+        ax.set(xlabel=where, xlim=(-0.5, depth - 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(axis="y", alpha=0.35)
         # Below the panel: inside it there is no corner that a line or a band may not reach.

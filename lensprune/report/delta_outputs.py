@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lensprune.delta.result import DeltaRun
-from lensprune.report.delta_swaps import effect_against_weights, effect_by_depth
+from lensprune.report.delta_figures import delta_figures
 from lensprune.report.plain_text import for_terminal, write_csv
 from lensprune.report.tables import aligned
 from lensprune.sweep.files import write_atomically, write_error
 
 __all__ = ["delta_report", "write_delta_outputs"]
 
-_DEPTH_FIGURE = Path("figures") / "swaps_by_depth.png"
-_WEIGHTS_FIGURE = Path("figures") / "swaps_by_weight_change.png"
 
-
-def write_delta_outputs(folder: Path, shares: pd.DataFrame, *, n_layers: int, title: str) -> list[Path]:
-    """Write delta.csv and the two figures.
+def write_delta_outputs(folder: Path, result: DeltaRun) -> list[Path]:
+    """Write delta.csv and the figures.
 
     Raises:
         UserError: the disk is full or the folder can't be written to.
     """
-    drawn: dict[Path, Callable[[], list[Axes]]] = {
-        folder / _DEPTH_FIGURE: lambda: effect_by_depth(shares, n_layers=n_layers, title=title),
-        folder / _WEIGHTS_FIGURE: lambda: effect_against_weights(shares, title=title),
-    }
+    written = [folder / "delta.csv"]
     try:
-        write_csv(shares, folder / "delta.csv")
-        for path, draw in drawn.items():
+        write_csv(result.shares(), written[0])
+        for drawn in delta_figures(result):
+            path = folder / "figures" / f"{drawn.name}.png"
             path.parent.mkdir(exist_ok=True)
-            figure = cast(Figure, draw()[0].figure)
+            axes = drawn.draw()
+            figure = cast(Figure, (axes[0] if isinstance(axes, list) else axes).figure)
             try:
                 write_atomically(path, lambda temporary, f=figure: f.savefig(temporary, dpi=150, format="png"))  # type: ignore[misc]
             finally:
                 plt.close(figure)
+            written.append(path)
     except OSError as error:
         raise write_error(error, folder) from None
-    return [folder / "delta.csv", *drawn]
+    return written
 
 
 def delta_report(result: DeltaRun, most: int = 5) -> str:

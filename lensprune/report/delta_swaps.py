@@ -13,10 +13,18 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
-from lensprune.report.style import colours, panels
+from lensprune.report.style import colours, panel_title, panels
 
 __all__ = ["effect_against_weights", "effect_by_depth"]
 
+_EXCHANGED = {
+    "attn_out": "layer whose attention output is exchanged",
+    "attention": "layer whose attention is exchanged",
+    "mlp": "layer whose MLP is exchanged",
+    "layer": "exchanged layer",
+    "head": "layer whose head is exchanged",
+    "norms": "layer whose norms are exchanged",
+}
 _DIRECTIONS = {"forward": "into the base", "backward": "out of the distilled"}
 _MARKERS = {"forward": "o", "backward": "s"}
 
@@ -28,7 +36,7 @@ def _panels(shares: pd.DataFrame, title: str) -> list[tuple[Axes, str, pd.DataFr
     _, axes = panels(len(groups), size=(5.4, 4.4), sharey=True, title=title)
     for ax in axes:
         ax.grid(axis="y", alpha=0.35)
-    return [(ax, ", ".join(map(str, key)), own) for ax, (key, own) in zip(axes, groups, strict=True)]
+    return [(ax, panel_title(*map(str, key)), own) for ax, (key, own) in zip(axes, groups, strict=True)]
 
 
 def _colours() -> dict[str, Any]:
@@ -39,6 +47,18 @@ def _gain_label(own: pd.DataFrame) -> str:
     first = own.iloc[0]
     unclear = "" if bool(first["gain_is_clear"]) else ", not clear of 0"
     return f"whole gain {first['gain']:+.2f} (n {first['n']}{unclear})"
+
+
+def _by_layer(shares: pd.DataFrame) -> bool:
+    """Whether every swap is one part, and these have layers; a cumulative series begins with one part too."""
+    return not (shares["component"] == "range").any() and bool(shares["layer"].notna().any())
+
+
+def _where(own: pd.DataFrame, by_layer: bool) -> str:
+    first = own.iloc[0]
+    if by_layer:
+        return _EXCHANGED[str(first["component"])]
+    return f"number of exchanged parts, beginning with {first['part']}" if len(own) > 1 else str(first["part"])
 
 
 def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> list[Axes]:
@@ -55,7 +75,7 @@ def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> 
         UserError: an empty table.
     """
     axes = []
-    single = bool(shares["layer"].notna().any())
+    single = _by_layer(shares)
     for ax, name_of_panel, own in _panels(shares, title):
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
         ax.axhline(own["gain"].iloc[0], color="0.35", linestyle="--", linewidth=1.2, zorder=1)
@@ -76,14 +96,14 @@ def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> 
                 ax.fill_between(x, drawn["ci_low"], drawn["ci_high"], color=colour, alpha=0.15, linewidth=0)
             style: Literal["none", "-"] = "none" if points else "-"
             handles.append(Line2D([], [], color=colour, marker=marker, linestyle=style, label=_DIRECTIONS[name]))
-        kind = str(own["component"].iloc[0]).replace("_", "-")
-        ax.set(title=name_of_panel, xlabel=f"layer of the exchanged {kind}" if single else "exchanged parts")
+        ax.set_title(name_of_panel, fontsize=10)
+        ax.set_xlabel(_where(own[own["direction"] == own["direction"].iloc[0]], single))
         if single:
             ax.set_xlim(-0.5, n_layers - 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend(
-            handles=[*handles, Patch(facecolor="0.7", alpha=0.4, label="95% interval")], fontsize=8, frameon=False
-        )
+        handles.append(Patch(facecolor="0.7", alpha=0.4, label="95% interval"))
+        # Below the panel: inside it there is no corner that a line or a band may not reach.
+        ax.legend(handles=handles, fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axes.append(ax)
     axes[0].set_ylabel("accuracy that the part brings (Δμ)")
     return axes
@@ -106,8 +126,9 @@ def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axe
                 x, y, yerr=[abs(e) for e in errors], fmt=_MARKERS[name], color=_colours()[name], markersize=5,
                 elinewidth=0.7, alpha=0.8, label=_DIRECTIONS[name],
             )  # fmt: skip
-        ax.set(title=name_of_panel, xlabel="‖ΔW‖ of the exchanged part")
-        ax.legend(fontsize=8, frameon=False)
+        ax.set_title(name_of_panel, fontsize=10)
+        ax.set_xlabel("‖ΔW‖ of the exchanged part")
+        ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axes.append(ax)
     axes[0].set_ylabel("accuracy that the part brings (Δμ)")
     return axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from lensprune.report.head_effects_map import head_effect_maps, head_effect_maps
 from lensprune.report.protocol_pairs import book_gap_by_depth, protocol_pairs
 from lensprune.sweep.result import BRANCHES, Run
 
-__all__ = ["KINDS", "RunFigure", "figure_of", "run_figures"]
+__all__ = ["KINDS", "RunFigure", "figure_of", "run_figures", "unknown_kind"]
 
 _OPEN = "_open"
 
@@ -158,10 +158,15 @@ def figure_of(run: Run, kind: str = "depth", task: str | None = None, protocol: 
         UserError: an unknown kind, or one that this run has nothing for.
     """
     if kind not in KINDS:
-        close = nearest(kind, KINDS, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"unknown kind of figure {kind!r}: {hint}choose one of {', '.join(KINDS)}")
+        raise unknown_kind(kind, KINDS)
     return KINDS[kind](run, task, protocol)
+
+
+def unknown_kind(kind: str, kinds: Iterable[str]) -> UserError:
+    """The error for a kind of figure that is none of `kinds`: it names the nearest and all of them."""
+    close = nearest(kind, kinds, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return UserError(f"unknown kind of figure {kind!r}: {hint}choose one of {', '.join(kinds)}")
 
 
 def run_figures(run: Run) -> Sequence[RunFigure]:

@@ -10,7 +10,17 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["GREY", "MARKERS", "PROTOCOLS", "SEQUENTIAL", "SIGNED", "colours", "panels", "protocol_colours"]
+__all__ = [
+    "GREY",
+    "MARKERS",
+    "PROTOCOLS",
+    "SEQUENTIAL",
+    "SIGNED",
+    "colours",
+    "panel_title",
+    "panels",
+    "protocol_colours",
+]
 
 PROTOCOLS = ("default", "continuation", "generate")
 MARKERS = {"default": "o", "continuation": "s", "generate": "^"}
@@ -31,6 +41,16 @@ def colours(n: int) -> list[Any]:
 def protocol_colours() -> dict[str, Any]:
     """A colour for each protocol, the same in every figure."""
     return dict(zip(PROTOCOLS, colours(len(PROTOCOLS)), strict=True))
+
+
+def panel_title(task: str, *others: str, width: int = 34) -> str:
+    """The title of a panel: the task's name, broken between its parameters where it is long, then `others` below it."""
+    lines = [""]
+    for piece in task.replace("[", "[\0").replace(",", ",\0").split("\0"):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join([*lines, ", ".join(others)] if others else lines)
 
 
 def panels(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lensprune.tasks.bundled import DEMO_TASKS
 
-__all__ = ["PRESETS", "Preset", "StudyPart"]
+__all__ = ["PRESETS", "Exchange", "Preset", "StudyPart"]
 
 _ALL = ("default", "continuation", "generate")
 
@@ -33,13 +33,44 @@ class StudyPart:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """One exchange of weights between the base and the distilled model, in both directions."""
+
+    name: str
+    question: str
+    tasks: tuple[str, ...]
+    protocols: tuple[str, ...]
+    component: str
+    mode: str
+    limit: int | None
+
+
+@dataclass(frozen=True)
 class Preset:
-    """Sweeps that make up a study, and the choices that the paper leaves open."""
+    """Sweeps that make up a study, and the choices that the paper leaves open.
+
+    `pair` is the base and the distilled model that are compared unless others are given; without either the study
+    has no such part. `pair_sweeps` are made on both of them, `exchanges` between them.
+    """
 
     name: str
     summary: str
     parts: tuple[StudyPart, ...]
     choices: tuple[str, ...]
+    pair: tuple[str, str] | None
+    pair_sweeps: tuple[StudyPart, ...]
+    exchanges: tuple[Exchange, ...]
+
+
+def _exchanges(task: str, limit: int) -> tuple[Exchange, ...]:
+    """Attention outputs and whole layers, one by one and more and more from the bottom."""
+    made = []
+    for component, words in (("attn_out", "attention output"), ("layer", "layer")):
+        single = f"What does each {words} bring, put into the base or missing from the distilled model?"
+        cumulative = f"And {words}s 1, 2, … from the bottom together?"
+        for mode, question in (("single", single), ("cumulative", cumulative)):
+            made.append(Exchange(f"{component}-{mode}", question, (task,), ("generate",), component, mode, limit))
+    return tuple(made)
 
 
 _CHOICES = (
@@ -49,8 +80,11 @@ _CHOICES = (
     "The tokenizer's own BOS policy, no chat template, greedy decoding with the task's stop strings and limit.",
     "Intervals are paired bootstrap over items; q is Benjamini–Hochberg within a task and protocol.",
     "Early layers are the first 30% of the depth; a loss of less than 0.05 counts as none.",
-    "Distillation is not part of the study: lensprune delta measures it with a base and a distilled model.",
+    "Base and distilled model answer the same items, with the same prompts and without a chat template.",
+    "Exchanged weights are copied whole, in both directions; cumulative exchanges begin at the bottom.",
 )
+_CHAINS = "arithmetic[operands=3,largest=9,subtract=True]"
+_KV_SHORT = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
 _KV = "kv_retrieval[ending=reopened,answer=text]"
 
 PRESETS: dict[str, Preset] = {
@@ -75,8 +109,18 @@ PRESETS: dict[str, Preset] = {
             ),
             (
                 "Tasks are the bundled ones, 20 items each; heads only of layers from 50% to 62% of the depth.",
+                "The distilled pair is the bundled one of 4 layers, on chains of three numbers, which distilling "
+                "taught it, and on retrieval, which both know; 100 items.",
                 *_CHOICES,
             ),
+            ("toy-base", "toy-distilled"),
+            (
+                StudyPart(
+                    "layers", "Does the distilled model need other layers than the base?",
+                    (_CHAINS, _KV_SHORT), ("generate",), "layers", "skip", 100,
+                ),
+            ),
+            _exchanges(_CHAINS, 100),
         ),
         Preset(
             "full",
@@ -100,8 +144,25 @@ PRESETS: dict[str, Preset] = {
                 StudyPart(
                     "retrieval-groups", "And key/value groups?", (_KV,), ("continuation",), "kv-groups", "zero", 100
                 ),
+                StudyPart(
+                    "reasoning-heads", "Do few heads carry reasoning?",
+                    ("gsm8k_cot",), ("generate",), "heads", "zero", 100,
+                ),
             ),
-            ("200 items a task (mmlu: 200 a subject), 100 for heads and groups.", *_CHOICES),
+            (
+                "200 items a task (mmlu: 200 a subject), 100 for heads and groups.",
+                "The distilled pair is the one that is given: its layers on 200 items of gsm8k_cot and of retrieval, "
+                "exchanges on 100 of gsm8k_cot.",
+                *_CHOICES,
+            ),
+            None,
+            (
+                StudyPart(
+                    "layers", "Does the distilled model need other layers than the base?",
+                    ("gsm8k_cot", _KV), ("generate",), "layers", "skip", 200,
+                ),
+            ),
+            _exchanges("gsm8k_cot", 100),
         ),
     )
 }  # fmt: skip

@@ -105,6 +105,31 @@ def test_run_folder(run: lp.DeltaRun) -> None:
     assert len(run.weights_against_effect()) == 4
 
 
+def test_figures_by_kind_and_the_page(run: lp.DeltaRun) -> None:
+    import matplotlib.pyplot as plt
+
+    axes = run.plot(protocol="default")
+    data = run.plot_data(protocol="default")
+    assert not isinstance(axes, list)
+    # Cumulative swaps stand at their number of parts, though the first of them is one layer.
+    assert axes.get_xlabel() == "number of exchanged parts, beginning with L0"
+    lines = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
+    assert lines == [[1, 2, 3], [1, 2, 3]]
+    assert len(data) == 6
+    assert "weight_change" in run.plot_data("weights").columns
+    assert len(run.plot("weights")) == 2  # type: ignore[arg-type]
+    plt.close("all")
+    with pytest.raises(UserError, match="did you mean weights"):
+        run.plot("weight")
+    with pytest.raises(UserError, match="did you mean generate"):
+        run.plot_data("depth", protocol="generat")
+    page = run.report().read_text(encoding="utf-8")
+    assert page.count("<figure>") == 2
+    assert "distilled" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
+    assert "L0..L2" in run._repr_html_() or "at chance" in page
+
+
 def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
     """Base + a part of distilled is distilled + the rest of base: here all layers against embeddings and final norm."""
     options: dict[str, Any] = {"limit": 4, "shots": 0, "progress": False, "mode": "range"}

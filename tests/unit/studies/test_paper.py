@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 import pytest
 
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.studies import paper as study
+from lensprune.studies.pair import NO_PAIR, moved
 from lensprune.studies.presets import PRESETS, Preset, StudyPart
 from lensprune.tasks import get_task
 from tests.families import save_folder
@@ -33,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Preset:
     for part in PRESETS["smoke"].parts:
         tasks = ("facts", "facts_open") if part.name == "open-book" else ("facts",)
         parts.append(replace(part, tasks=tasks, protocols=("continuation",), limit=2))
-    small = replace(PRESETS["smoke"], parts=tuple(parts))
+    small = replace(PRESETS["smoke"], parts=tuple(parts), pair=None)
     monkeypatch.setitem(PRESETS, "smoke", small)
     return small
 
@@ -65,6 +68,7 @@ def test_a_study_goes_on_and_ends_in_a_page(
     assert links == [f"{part.name}/report.html" for part in small.parts]
     assert all((out / link).is_file() for link in links)
     assert all(choice in html.unescape(page) for choice in small.choices)
+    assert NO_PAIR in page
     heads = lp.Run.load(out / "heads")
     assert {name for name in heads.spec.variant_names if name != "clean"} == {
         f"L{layer}.H{head}.zero" for layer in (5, 6) for head in range(4)
@@ -86,9 +90,64 @@ def test_layers_of_a_share_of_the_depth() -> None:
     assert replace(part, depth=None).layers(30) is None
 
 
+def test_the_pair_is_swept_compared_and_exchanged(
+    deep: Path, family_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoke, one = PRESETS["smoke"], ("facts",)
+    sweeps = tuple(replace(part, tasks=one, protocols=("continuation",), limit=2) for part in smoke.pair_sweeps)
+    exchanges = tuple(replace(part, tasks=one, protocols=("continuation",), limit=2) for part in smoke.exchanges)
+    first = replace(smoke.parts[0], tasks=one, protocols=("continuation",), limit=2)
+    small = replace(smoke, parts=(first,), pair_sweeps=sweeps, exchanges=exchanges)
+    monkeypatch.setitem(PRESETS, "smoke", small)
+    out, model = tmp_path / "study", str(family_folder("llama"))
+    command = ["paper", "--model", model, "--out", str(out), "--device", "cpu", "--base", model, "--distilled", model]
+    assert main(command) == 0
+    page = html.unescape((out / "report.html").read_text(encoding="utf-8"))
+    links = re.findall(r'<td><a href="([^"]*)"', page)
+    assert links[1:] == [
+        "pair/layers-base/report.html", "pair/layers-distilled/report.html", "pair/layers-compared.html",
+        *(f"pair/{one.name}/report.html" for one in small.exchanges),
+    ]  # fmt: skip
+    assert all((out / link).is_file() for link in links)
+    assert page.count("<figure>") == 2 + 4
+    # A model exchanged with itself: nothing is gained by anything.
+    table = pd.read_csv(out / "pair" / "layer-cumulative" / "delta.csv")
+    assert (table["effect"] == 0).all()
+    assert set(table["part"]) == {"L0", "L0..L1", "L0..L2"}
+    kept = {path: path.stat().st_mtime_ns for path in (out / "pair").glob("*/records/*")}
+    assert main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "pair").glob("*/records/*")} == kept
+
+
+def test_half_a_pair_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="without --distilled"):
+        study.paper("smollm2-135m", tmp_path / "out", base="toy-base")
+    with pytest.raises(UserError, match="without --base"):
+        study.paper("smollm2-135m", tmp_path / "out", preset="full", distilled="toy-base")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_verdict_on_distillation() -> None:
+    row = {"statistic": "participation_ratio", "task": "arithmetic", "ci_low": 0.1, "ci_high": 2.0, "at_chance": False}
+    unclear = {**row, "task": "mathqa", "ci_low": -0.1}
+    for rows, verdict in (
+        ([row], "seen"),
+        ([{**row, "ci_low": -2.0, "ci_high": -0.1}], "seen"),
+        ([unclear], "not resolvable"),
+        ([row, unclear], "mixed"),
+        ([{**row, "at_chance": True}], "not resolvable"),
+        ([{**row, "task": "kv_retrieval"}], "not measured"),
+        ([{**row, "statistic": "gini"}], "not measured"),
+    ):
+        assert moved(pd.DataFrame(rows))[0] == verdict
+
+
 @pytest.mark.parametrize("preset", list(PRESETS.values()), ids=list(PRESETS))
 def test_presets_name_tasks_and_protocols_that_exist(preset: Preset) -> None:
     assert preset.parts[0].depth is None
-    for part in preset.parts:
+    assert {(one.component, one.mode) for one in preset.exchanges} == {
+        (component, mode) for component in ("attn_out", "layer") for mode in ("single", "cumulative")
+    }
+    for part in [*preset.parts, *preset.pair_sweeps, *preset.exchanges]:
         for task in part.tasks:
             assert set(part.protocols) <= set(get_task(task).formats)

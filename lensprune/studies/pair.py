@@ -1,0 +1,136 @@
+"""The part of a study that needs two models: the same sweeps of a base and a distilled one, and exchanged weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lensprune.analysis.claims import task_kind
+from lensprune.delta.measure import measure_delta
+from lensprune.delta.result import DeltaRun
+from lensprune.errors import UserError
+from lensprune.report.compare import write_comparison
+from lensprune.report.page import write_report
+from lensprune.studies.presets import Exchange, Preset, StudyPart
+from lensprune.sweep.result import Run
+from lensprune.sweep.run import sweep
+from lensprune.sweep.selection import VariantSelection
+from lensprune.toys.spread import Comparison, compare
+
+__all__ = ["NO_PAIR", "PairFound", "chosen_pair", "moved", "run_pair", "spread_rows"]
+
+NO_PAIR = "The distilled pair is left out: give --base and --distilled to have it."
+_FOLDER = "pair"
+
+
+@dataclass(frozen=True)
+class PairFound:
+    """Sweeps of the base and the distilled model with the page that compares them, and exchanges between the two."""
+
+    base: str
+    distilled: str
+    sweeps: tuple[tuple[StudyPart, Run, Run, Path], ...]
+    exchanges: tuple[tuple[Exchange, DeltaRun], ...]
+
+
+def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tuple[str, str] | None:
+    """The two models that are compared: those given, or the preset's own; ``None`` without either.
+
+    Raises:
+        UserError: only one of the two is given.
+    """
+    if base is None and distilled is None:
+        return preset.pair
+    if base is None or distilled is None:
+        given, lacking = ("--distilled", "--base") if base is None else ("--base", "--distilled")
+        raise UserError(f"{given} is given without {lacking}: a pair needs both, or leave out both")
+    return base, distilled
+
+
+def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any) -> PairFound:
+    """Run `preset.pair_sweeps` on both models and `preset.exchanges` between them, below `folder`/pair.
+
+    Args:
+        options: seed, data_dir, dtype, device, progress and command of `sweep`.
+
+    Raises:
+        UserError: whatever `sweep`, `measure_delta` and the reports refuse, such as two models of different shapes.
+    """
+    home = folder / _FOLDER
+    sweeps = []
+    for part in preset.pair_sweeps:
+        runs = []
+        for role, model in zip(("base", "distilled"), pair, strict=True):
+            run = sweep(
+                model,
+                part.tasks,
+                part.protocols,
+                VariantSelection(part.over, part.ablation),
+                limit=part.limit,
+                out=home / f"{part.name}-{role}",
+                **options,
+            )
+            write_report(run)
+            runs.append(run)
+        page = write_comparison(runs[0], runs[1], home / f"{part.name}-compared.html")
+        sweeps.append((part, runs[0], runs[1], page))
+    exchanges = []
+    for one in preset.exchanges:
+        result = measure_delta(
+            *pair,
+            one.tasks,
+            one.protocols,
+            component=one.component,
+            mode=one.mode,
+            limit=one.limit,
+            out=home / one.name,
+            **options,
+        )
+        result.report()
+        exchanges.append((one, result))
+    return PairFound(*pair, tuple(sweeps), tuple(exchanges))
+
+
+def spread_rows(found: PairFound) -> pd.DataFrame:
+    """Whether the distilled model's losses are spread over more parts than the base's, with paired intervals.
+
+    One row a (sweep, task, protocol, statistic), the columns of `lensprune.toys.spread.PER_SEED_COLUMNS` with
+    ``protocol`` and ``at_chance``: that of either model. ``value`` is the distilled model's.
+    """
+    frames = []
+    for part, base, distilled, _ in found.sweeps:
+        component = {"layers": "layer", "heads": "head"}[part.over]
+        effects = zip(base.effects(component=component), distilled.effects(component=component), strict=True)
+        for one, other in effects:
+            accuracies = [_accuracy(run, one.task, one.protocol) for run in (base, distilled)]
+            rows = compare(Comparison("distilled", 0, component, one, other, *accuracies))
+            frames.append(rows.assign(protocol=one.protocol, at_chance=one.at_chance or other.at_chance))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _accuracy(run: Run, task: str, protocol: str) -> float:
+    rows = run.summary().query("variant == 'clean' and task == @task and protocol == @protocol")
+    return float(rows["accuracy"].iloc[0])
+
+
+def moved(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """What the pair says of the claim that distillation moves where reasoning lies, and the rows that say it.
+
+    The verdict is ``seen`` where the 95% interval of the change in the effective number of parts leaves out 0 on every
+    reasoning task that can be resolved, ``not resolvable`` where on none, ``mixed`` else, ``not measured`` without one.
+    That the interval holds 0 is no proof of no change, so the verdict is never ``not seen``.
+    """
+    own = rows[(rows["statistic"] == "participation_ratio") & (rows["task"].map(task_kind) == "reasoning")]
+    own = own.reset_index(drop=True)
+    clear = ((own["ci_low"] > 0) | (own["ci_high"] < 0)) & ~own["at_chance"].astype(bool)
+    verdicts = [
+        "at chance" if chance else "seen" if seen else "not resolvable"
+        for chance, seen in zip(own["at_chance"], clear, strict=True)
+    ]
+    if own.empty:
+        return "not measured", own.assign(verdict=verdicts)
+    said = "seen" if clear.all() else "mixed" if clear.any() else "not resolvable"
+    return said, own.assign(verdict=verdicts)

@@ -1,0 +1,185 @@
+"""The page about a whole study: its sweeps, the distilled pair, the paper's claims over all of them, the choices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.claims import DISTILLATION, claims_found
+from lensprune.analysis.signatures import SIGNATURE_COLUMNS
+from lensprune.errors import UserError
+from lensprune.report.delta_figures import delta_figure_of
+from lensprune.report.figures import figure_of
+from lensprune.report.html import Column, Drawn, drawn, render, table
+from lensprune.report.plain_text import visible
+from lensprune.studies.pair import NO_PAIR, PairFound, moved, spread_rows
+from lensprune.studies.presets import Preset, StudyPart
+from lensprune.sweep.files import write_atomically, write_error
+from lensprune.sweep.result import Run
+
+__all__ = ["STUDY_FILE", "write_study_page"]
+
+STUDY_FILE = "report.html"
+_SECTIONS = [
+    ("parts", "Sweeps"),
+    ("pair", "Base and distilled"),
+    ("claims", "The paper's claims"),
+    ("choices", "Choices"),
+]
+_SHOWN = {
+    "task": Column("task"),
+    "protocol": Column("protocol"),
+    "verdict": Column("verdict"),
+    "n": Column("n", "d"),
+    "value": Column("value", "+.3f"),
+    "ci_low": Column("95% from", "+.3f"),
+    "ci_high": Column("to", "+.3f"),
+}
+_SPREAD_SHOWN = {
+    "task": Column("task"),
+    "protocol": Column("protocol"),
+    "statistic": Column("statistic"),
+    "n": Column("n", "d"),
+    "n_parts": Column("parts", "d"),
+    "accuracy_base": Column("accuracy of base", ".2f"),
+    "accuracy": Column("of distilled", ".2f"),
+    "base": Column("base", ".2f"),
+    "value": Column("distilled", ".2f"),
+    "difference": Column("change", "+.2f"),
+    "ci_low": Column("95% from", "+.2f"),
+    "ci_high": Column("to", "+.2f"),
+    "note": Column("note"),
+}
+_MOVED_SHOWN = {name: _SPREAD_SHOWN[name] for name in ("task", "protocol")} | {
+    "verdict": Column("verdict"),
+    **{name: _SPREAD_SHOWN[name] for name in ("n", "base", "value", "difference", "ci_low", "ci_high")},
+}
+_STATISTICS = {"gini": "Gini index", "participation_ratio": "effective number of parts"}
+
+
+def _signatures(runs: list[tuple[StudyPart, Run]]) -> tuple[pd.DataFrame, str]:
+    frames = [pd.DataFrame(columns=list(SIGNATURE_COLUMNS))]
+    missing = ""
+    for part, run in runs:
+        if part.over == "layers" and part.depth is None:
+            try:
+                frames.append(run.signatures())
+            except UserError as error:
+                missing = f"Nothing can be said from {part.name}: {error}."
+    kept = [frame for frame in frames if len(frame)]
+    # Two sweeps may ask the same of the same items; the evidence is one all the same.
+    rows = pd.concat(kept).drop_duplicates(["signature", "task", "protocol"]) if kept else frames[0]
+    return rows.reset_index(drop=True), missing
+
+
+def _lost(run: Run) -> str:
+    summary = run.summary()
+    ranked = summary["at_chance"].eq(False).fillna(False).astype(bool) & summary["variant"].ne(CLEAN.name)
+    lost = summary[ranked & (summary["delta"] < 0) & (summary["q_value"] <= 0.05)]
+    return f"{len(lost)} of {int(ranked.sum())}" if ranked.any() else "none above chance"
+
+
+def _row(part: StudyPart, run: Run) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "question": part.question,
+        "what": f"{part.over}, {part.ablation}; {len(run.spec.variants) - 1} variants",
+        "tasks": visible("; ".join(f"{task.name} (n {task.n_items})" for task in run.spec.tasks)),
+        "protocols": ", ".join(part.protocols),
+        "lost": _lost(run),
+        "href": f"{part.name}/report.html",
+    }
+
+
+def _pair(found: PairFound, spread: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    sweeps = []
+    pictures: list[Drawn] = []
+    for part, base, distilled, page in found.sweeps:
+        for role, run in (("base", base), ("distilled", distilled)):
+            assert run.folder is not None
+            href = (run.folder / "report.html").relative_to(folder).as_posix()
+            compared = page.relative_to(folder).as_posix() if role == "distilled" else ""
+            sweeps.append({**_row(part, run), "role": role, "href": href, "compared": compared})
+            figure = figure_of(run)
+            caption = f"{role.capitalize()}, {visible(run.spec.model)}: {figure.caption}"
+            name = f"{part.name}_{role}"
+            pictures.append(drawn(name, figure.draw(), figure.data(), f"{role}. {figure.alt}", caption))
+    exchanges = []
+    for one, result in found.exchanges:
+        assert result.folder is not None
+        exchanges.append(
+            {
+                "name": one.name,
+                "question": one.question,
+                "href": (result.folder / "report.html").relative_to(folder).as_posix(),
+                "gain": "; ".join(_gain(row) for row in _gains(result.shares())),
+                "most": [_most(result.shares(), direction) for direction in ("forward", "backward")],
+            }
+        )
+        figure = delta_figure_of(result)
+        caption = f"{one.name}: {figure.caption}"
+        pictures.append(drawn(one.name, figure.draw(), figure.data(), f"{one.name}. {figure.alt}", caption))
+    notes = ["clean model at chance" if chance else "" for chance in spread["at_chance"]]
+    shown = spread.assign(statistic=spread["statistic"].map(_STATISTICS), note=notes)
+    return {"sweeps": sweeps, "spread": table(shown, _SPREAD_SHOWN), "exchanges": exchanges, "figures": pictures}
+
+
+def _gains(shares: pd.DataFrame) -> list[dict[str, Any]]:
+    return list(shares.drop_duplicates(["task", "protocol"]).to_dict("records"))  # type: ignore[arg-type]
+
+
+def _signed(value: float, form: str = "+.2f") -> str:
+    return format(value, form).replace("-", "−")
+
+
+def _gain(row: dict[str, Any]) -> str:
+    interval = f"{_signed(row['gain_ci_low'])} to {_signed(row['gain_ci_high'])}"
+    return f"{_signed(row['gain'])} ({interval}, n {row['n']})"
+
+
+def _most(shares: pd.DataFrame, direction: str) -> str:
+    own = shares[(shares["direction"] == direction) & ~shares["at_chance"].fillna(True).astype(bool)]
+    if own.empty:
+        return "at chance"
+    best = own.sort_values("effect", ascending=False, kind="stable").iloc[0]
+    return f"{best['part']} {_signed(best['effect'])} ({_signed(best['ci_low'])} to {_signed(best['ci_high'])})"
+
+
+def write_study_page(preset: Preset, runs: list[tuple[StudyPart, Run]], pair: PairFound | None, folder: Path) -> Path:
+    """Write the page about a study into `folder`.
+
+    Raises:
+        UserError: the disk is full or the folder can't be written to.
+    """
+    signed, missing = _signatures(runs)
+    claims = []
+    spread = None if pair is None else spread_rows(pair)
+    for one in claims_found(signed):
+        shown = table(one.rows, _SHOWN)
+        if one.claim == DISTILLATION and spread is not None:
+            verdict, rows = moved(spread)
+            one, shown = replace(one, verdict=verdict), table(rows, _MOVED_SHOWN)  # noqa: PLW2901
+        claims.append({"text": one.claim.text, "verdict": one.verdict, "needs": one.claim.needs, "table": shown})
+    page = render(
+        "study.html",
+        title=visible(f"{runs[0][1].spec.model}: the study of arXiv 2510.02091, preset {preset.name}"),
+        lead=preset.summary,
+        sections=_SECTIONS,
+        parts=[_row(part, run) for part, run in runs],
+        pair=None if pair is None or spread is None else _pair(pair, spread, folder),
+        no_pair=NO_PAIR,
+        pair_title="" if pair is None else visible(f"{pair.base} and {pair.distilled}"),
+        claims=claims,
+        missing=visible(missing),
+        choices=preset.choices,
+    )
+    target = folder / STUDY_FILE
+    try:
+        write_atomically(target, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    except OSError as error:
+        raise write_error(error, target) from None
+    return target
