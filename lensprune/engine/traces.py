@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
 from lensprune.ablation.reference import ReferenceActivations
@@ -123,24 +123,43 @@ def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int) -> It
 
 
 class _Measure:
-    """Distances from the clean model's distributions at the scored tokens of some requests, one after another."""
+    """Distances from the clean model's distributions at the scored tokens of some requests, one after another.
 
-    def __init__(self, clean: Float[torch.Tensor, "scored d_vocab"], requests: Sequence[LoglikelihoodRequest]) -> None:
-        self._clean = clean.float().log_softmax(-1)
+    Requests may share positions: `rows` says where each scored token's distribution lies, and what does not depend on
+    the token itself is computed once a position.
+    """
+
+    def __init__(
+        self,
+        clean: Float[torch.Tensor, "position d_vocab"],
+        requests: Sequence[LoglikelihoodRequest],
+        rows: Int[torch.Tensor, " scored"],
+    ) -> None:
+        logprobs = clean.float().log_softmax(-1)
+        self._clean = logprobs.exp()
+        # p log p is 0 where p is.
+        self._negentropy = torch.xlogy(self._clean, self._clean).sum(-1)
         self._targets = torch.tensor([t for r in requests for t in r.continuation_ids], device=clean.device)
+        self._rows = rows
         self._sizes = [len(r.continuation_ids) for r in requests]
 
-    def traces(self, logits: Float[torch.Tensor, "scored d_vocab"]) -> list[TokenTrace]:
-        logprobs = logits.float().log_softmax(-1)
-        logprob = logprobs.gather(1, self._targets[:, None])[:, 0]
-        # Of logits, not of log-probabilities: ties must break as they do in greedy decoding.
-        chosen = logits.argmax(-1)
-        best = logprobs.gather(1, chosen[:, None])[:, 0]
-        regret = torch.where(chosen == self._targets, 0.0, (best - logprob).clamp(min=torch.finfo(torch.float32).tiny))
-        # Rounding can make a tiny divergence negative.
-        kl = (self._clean.exp() * (self._clean - logprobs)).sum(-1).clamp(min=0)
-        finite = torch.isfinite(logits).all(-1)
-        columns = [torch.where(finite, c, torch.nan).double().cpu().numpy() for c in (logprob, regret, kl)]
+    def traces(self, logits: Float[torch.Tensor, "position d_vocab"]) -> list[TokenTrace]:
+        rows, targets = self._rows, self._targets
+        # Ties must break as they do in greedy decoding, so in the logits' own precision.
+        best, chosen = logits.max(-1)
+        # A sum is finite only if all its terms are: their number can't overflow it.
+        finite = torch.isfinite(logits.float().sum(-1))
+        # Of differences from the best, so that rounding stays small beside them.
+        shifted = logits.float() - best.float()[:, None]
+        norm = shifted.logsumexp(-1)
+        # KL = Σ p log p − Σ p log q, and log q = shifted − norm. Rounding can make a tiny divergence negative.
+        kl = (self._negentropy - torch.linalg.vecdot(self._clean, shifted) + norm).clamp(min=0)
+        behind = shifted[rows, targets]
+        regret = torch.where(chosen[rows] == targets, 0.0, (-behind).clamp(min=torch.finfo(torch.float32).tiny))
+        columns = [
+            torch.where(finite[rows], c, torch.nan).double().cpu().numpy()
+            for c in (behind - norm[rows], regret, kl[rows])
+        ]
         pieces = [np.split(column, np.cumsum(self._sizes)[:-1]) for column in columns]
         return [TokenTrace(*own) for own in zip(*pieces, strict=True)]
 
@@ -164,9 +183,9 @@ def _forked(
     wanted, rows = unique.to(device), rows.to(device)
     with torch.inference_mode():
         [(_, hidden)] = fork_variants(stack, model.facts, tree, wanted, [CLEAN], None)
-        measure = _Measure(stack.logits(hidden)[rows], requests)
+        measure = _Measure(stack.logits(hidden), requests, rows)
         for variant, changed in fork_variants(stack, model.facts, tree, wanted, variants, reference):
-            yield variant, measure.traces(stack.logits(changed)[rows])
+            yield variant, measure.traces(stack.logits(changed))
 
 
 def _hooked(
@@ -188,6 +207,7 @@ def _hooked(
         hooks.check_fired()
         return torch.cat([own[-len(r.continuation_ids) :] for own, r in zip(logits, requests, strict=True)])
 
-    measure = _Measure(scored(CLEAN), requests)
+    clean = scored(CLEAN)
+    measure = _Measure(clean, requests, torch.arange(len(clean), device=clean.device))
     for variant in variants:
         yield measure.traces(scored(variant))
