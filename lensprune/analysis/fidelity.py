@@ -1,45 +1,38 @@
-"""One importance score for both protocols: how far a changed model stays on the clean model's own greedy answers.
+"""One importance score for all protocols: how far a changed model stays on the clean model's own right answers.
 
-The clean model answers every item greedily; each variant then reads that answer in one parallel pass. With the regret
-of token t (log-probability of the variant's most likely token minus that of the clean model's token, in nats, 0 where
-the two agree), the fidelity of an item is
+The clean model answers every item greedily. Of each answer that is right, each variant reads the tokens that make it
+right (`lensprune.protocols.answer_span`) in one parallel pass. With the regret of token t (log-probability of the
+variant's most likely token minus that of the clean model's token, in nats, 0 where the two agree), the fidelity of an
+item is
 
     F = exp(−Σ_t regret_t)
 
-and that of a variant the mean over items. F is 1 for the clean model; where the variant's greedy decoding reproduces
-the whole answer F is 1 too, and a near miss costs less than a clear one. Nothing in it is fitted. ``fidelity_right`` is
-its mean over the items that the clean model answers right: an answer that was wrong can be left without a loss.
+and that of a variant the mean over these items. F is 1 for the clean model; where the variant's greedy decoding
+reproduces the answer F is 1 too, and a near miss costs less than a clear one. Nothing in it is fitted. Answers that are
+wrong anyway, and what stands behind an answer (its full stop, the line's end), can change without a loss of accuracy
+and don't count; so gains aren't seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
-from scipy import stats
+from jaxtyping import Float
 
+from lensprune.analysis.rank_correlation import kendall_rows, spearman_rows
 from lensprune.analysis.statistics import bootstrap_means
 from lensprune.engine.traces import TokenTrace
 from lensprune.errors import UserError
 
-__all__ = ["FIDELITY_COLUMNS", "agreement_with_loss", "fidelity_items", "fidelity_row", "rank_statistic"]
+__all__ = ["FIDELITY_COLUMNS", "agreement_with_loss", "fidelity_items", "fidelity_row"]
 
-FIDELITY_COLUMNS = (
-    "fidelity",
-    "ci_low",
-    "ci_high",
-    "follow",
-    "path_share",
-    "kl",
-    "loss_change",
-    "n",
-    "n_tokens",
-    "fidelity_right",
-    "n_right",
-)
+_ITEM_COLUMNS = ("fidelity", "follow", "path_share", "kl", "loss_change")
+FIDELITY_COLUMNS = ("fidelity", "ci_low", "ci_high", *_ITEM_COLUMNS[1:], "n", "n_tokens")
 _RESAMPLES = 2000
+_SHUFFLES = 2000
 
 
 def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) -> dict[str, Float[np.ndarray, " item"]]:
@@ -54,7 +47,7 @@ def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) ->
     Args:
         clean: the clean model's traces of the same answers.
     """
-    columns: dict[str, list[float]] = {name: [] for name in ("fidelity", "follow", "path_share", "kl", "loss_change")}
+    columns: dict[str, list[float]] = {name: [] for name in _ITEM_COLUMNS}
     for trace, own in zip(traces, clean, strict=True):
         broken = np.isnan(trace.regret)
         agrees = trace.agrees
@@ -67,29 +60,17 @@ def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) ->
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def fidelity_row(
-    items: Mapping[str, Float[np.ndarray, " item"]],
-    n_tokens: int,
-    seed: int = 0,
-    right: Bool[np.ndarray, " item"] | None = None,
-) -> dict[str, float]:
-    """The means over items, and a bootstrap 95% interval of ``fidelity`` over items; keys are `FIDELITY_COLUMNS`.
-
-    Args:
-        right: the items that the clean model answers right; without it or without any, ``fidelity_right`` is NaN.
-    """
+def fidelity_row(items: Mapping[str, Float[np.ndarray, " item"]], n_tokens: int, seed: int = 0) -> dict[str, float]:
+    """The means over items, and a bootstrap 95% interval of ``fidelity`` over items; keys are `FIDELITY_COLUMNS`."""
     means = bootstrap_means(items["fidelity"][:, None], resamples=_RESAMPLES, seed=seed)[:, 0]
     low, high = np.quantile(means, [0.025, 0.975])
-    n_right = 0 if right is None else int(right.sum())
     return {
         "fidelity": float(items["fidelity"].mean()),
         "ci_low": float(low),
         "ci_high": float(high),
-        **{name: float(items[name].mean()) for name in ("follow", "path_share", "kl", "loss_change")},
+        **{name: float(items[name].mean()) for name in _ITEM_COLUMNS[1:]},
         "n": len(items["fidelity"]),
         "n_tokens": n_tokens,
-        "fidelity_right": float(items["fidelity"][right].mean()) if n_right else float("nan"),
-        "n_right": n_right,
     }
 
 
@@ -110,8 +91,10 @@ def agreement_with_loss(
 
     Returns:
         One row a (task, protocol, measure): Spearman's ρ and Kendall's τ_b between the score, so turned that agreement
-        is positive, and Δμ, each with a bootstrap 95% interval over variants, and the number of variants. A (task,
-        protocol) at which the clean model is at chance is left out.
+        is positive, and Δμ, each with a bootstrap 95% interval over variants, and the number of variants; and a
+        negative control, ``shuffled_high`` and ``p_value``: the 95% point of ρ when Δμ is dealt out to the variants at
+        random, and the share of such deals with a ρ as high, one-sided (Phipson & Smyth 2010). A (task, protocol) at
+        which the clean model is at chance is left out. A measure that is NaN for every variant has no row.
 
     Raises:
         UserError: a measure is not a column of `scores`, or fewer than three variants are shared.
@@ -128,21 +111,20 @@ def agreement_with_loss(
         if len(joined) < 3:
             raise UserError(f"{task} under {protocol}: {len(joined)} variants have both a score and a Δμ, 3 are needed")
         draws = generator.integers(0, len(joined), size=(resamples, len(joined)))
+        shuffles = generator.permuted(np.tile(np.arange(len(joined)), (_SHUFFLES, 1)), axis=1)
         for measure, direction in measures.items():
             score, delta = direction * joined[measure].to_numpy(float), joined["delta"].to_numpy(float)
+            if np.isnan(score).all():
+                continue
             row: dict[str, object] = {"task": task, "protocol": protocol, "measure": measure, "n_variants": len(joined)}
-            for name, correlate in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
-                with np.errstate(all="ignore"):
-                    drawn = [rank_statistic(correlate, score[draw], delta[draw]) for draw in draws]
+            for name, correlate in (("spearman", spearman_rows), ("kendall", kendall_rows)):
+                drawn = correlate(score[draws], delta[draws])
                 low, high = np.nanquantile(drawn, [0.025, 0.975]) if not np.isnan(drawn).all() else (np.nan, np.nan)
-                row[name] = rank_statistic(correlate, score, delta)
+                row[name] = float(correlate(score[None], delta[None])[0])
                 row[f"{name}_low"], row[f"{name}_high"] = float(low), float(high)
+            dealt = spearman_rows(np.broadcast_to(score, shuffles.shape), delta[shuffles])
+            row["shuffled_high"] = float(np.quantile(dealt, 0.95))
+            beyond = int((dealt >= float(cast(Any, row["spearman"])) - 1e-9).sum())
+            row["p_value"] = (1 + beyond) / (1 + len(dealt)) if not np.isnan(dealt).any() else np.nan
             rows.append(row)
     return pd.DataFrame(rows)
-
-
-def rank_statistic(correlate: object, a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's or Kendall's statistic (`scipy.stats.spearmanr`, ``kendalltau``); NaN where one side is constant."""
-    if (a == a[0]).all() or (b == b[0]).all():
-        return np.nan
-    return float(correlate(a, b).statistic)  # type: ignore[operator]

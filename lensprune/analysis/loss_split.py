@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from scipy import stats
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.fidelity import rank_statistic
+from lensprune.analysis.rank_correlation import spearman_rows
+from lensprune.analysis.thrift import changes_of
 from lensprune.errors import UserError
 from lensprune.protocols.base import Failure
 
@@ -32,11 +32,12 @@ def split_half(changes: Float[np.ndarray, "item variant"], splits: int = _SPLITS
     if n < 4:
         return float("nan")
     generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(splits):
-        order = generator.permutation(n)
-        first, second = changes[order[: n // 2]].mean(axis=0), changes[order[n // 2 :]].mean(axis=0)
-        found.append(rank_statistic(stats.spearmanr, first, second))
+    orders = [generator.permutation(n) for _ in range(splits)]
+    halves = [
+        np.stack([changes[order[part]].mean(axis=0) for order in orders])
+        for part in (slice(None, n // 2), slice(n // 2, None))
+    ]
+    found = spearman_rows(*halves)
     if np.isnan(found).all():
         return float("nan")
     mean = float(np.nanmean(found))
@@ -45,10 +46,7 @@ def split_half(changes: Float[np.ndarray, "item variant"], splits: int = _SPLITS
 
 def split_half_of(records: pd.DataFrame) -> float:
     """`split_half` of the records of one (task, protocol)."""
-    wide = records.pivot(index="item_id", columns="variant", values="correct").astype(float)
-    if CLEAN.name not in wide:
-        raise UserError("the records have no clean cell, so there is no Δμ")
-    return split_half(cast(Any, wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0).to_numpy()))
+    return split_half(changes_of(records).to_numpy())
 
 
 def failure_gap(records: pd.DataFrame, protocol: str = "generate", other: str = "continuation") -> pd.DataFrame:

@@ -22,10 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="NAME or NAME[key=value,...] that can be generated; repeat for several",
     )
     parser.add_argument("--over", default="layers", metavar="PART", help="layers or heads (default: layers)")
+    parser.add_argument("--layers", metavar="RANGE", help="these layers, or heads of these layers, like 0-3,7")
     parser.add_argument(
         "--validate",
         action="store_true",
         help="sweep under every protocol too, and correlate fidelity and its baselines with what is lost",
+    )
+    parser.add_argument(
+        "--protocol",
+        action="append",
+        metavar="PROTOCOL",
+        help="with --validate: sweep under these, generate among them (default: all three)",
     )
     parser.add_argument("--limit", type=whole_number, default=24, metavar="N", help="items of each task (default: 24)")
     parser.add_argument("--shots", type=whole_number, metavar="N", help="few-shot examples (default: the task's own)")
@@ -45,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.task,
             arguments.out,
             over=arguments.over,
+            layers=arguments.layers,
             validate=arguments.validate,
+            protocols=arguments.protocol,
             limit=arguments.limit,
             shots=arguments.shots,
             seed=arguments.seed,

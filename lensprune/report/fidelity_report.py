@@ -8,18 +8,20 @@ from typing import Any
 
 import pandas as pd
 
+from lensprune.ablation.variants import each_head, each_layer, parse_indices
 from lensprune.analysis.loss_split import FAILURES
-from lensprune.errors import unknown_name
+from lensprune.errors import UserError, unknown_name
 from lensprune.report.head_report import write_tables
 from lensprune.report.plain_text import for_terminal
 from lensprune.report.tables import aligned
 from lensprune.studies.fidelity import FidelityStudy, validate_fidelity
 from lensprune.sweep.fidelity import fidelity
-from lensprune.sweep.selection import VariantSelection
+from lensprune.sweep.prepare import open_model
 
 __all__ = ["fidelity_report"]
 
 _WEAKEST = 8
+_THRIFTY = ("fidelity", "Δμ itself", "fidelity, shuffled")
 
 
 def fidelity_report(
@@ -28,7 +30,9 @@ def fidelity_report(
     out: str | Path | None = None,
     *,
     over: str = "layers",
+    layers: str | None = None,
     validate: bool = False,
+    protocols: Sequence[str] | None = None,
     **options: Any,
 ) -> str:
     """Measure fidelity, write tables to `out`, and return the lines to print.
@@ -37,9 +41,11 @@ def fidelity_report(
         model: a name or path for `load_model`, or a loaded model.
         tasks: each must support ``generate``.
         out: folder for ``fidelity.csv``; with `validate` also ``agreement.csv``, ``summary.csv``, ``gap.csv``,
-            ``seconds.csv``.
+            ``thrift.csv``, ``seconds.csv``.
         over: ``layers`` or ``heads``.
+        layers: like ``0-3,7``; ``None``: all.
         validate: `validate_fidelity` instead of `fidelity` alone.
+        protocols: of `validate_fidelity`; ``None``: all.
         options: limit, shots, seed, data_dir, device of either.
 
     Raises:
@@ -47,13 +53,21 @@ def fidelity_report(
     """
     if over not in ("layers", "heads"):
         raise unknown_name("kind of part", over, ("layers", "heads"))
+    if protocols is not None and not validate:
+        raise UserError("protocols are swept only to validate: give --validate too, or leave --protocol out")
+    hooked = open_model(model, device=options.pop("device", None))
+    chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     if validate:
-        study = validate_fidelity(model, tasks, over=over, **options)
+        if protocols is not None:
+            options["protocols"] = protocols
+        study = validate_fidelity(hooked.module, tasks, over=over, layers=chosen, **options)
         tables = {"fidelity.csv": study.scores, "agreement.csv": study.agreement, "summary.csv": study.summary}
-        tables |= {"gap.csv": study.gap, "seconds.csv": study.seconds}
+        tables |= {"gap.csv": study.gap, "seconds.csv": study.seconds, "thrift.csv": study.thrift}
         lines = [for_terminal(study.model), *_validation(study)]
     else:
-        found = fidelity(model, tasks, VariantSelection(over, "skip" if over == "layers" else "zero"), **options)
+        facts = hooked.facts
+        variants = each_layer(facts, "skip", chosen) if over == "layers" else each_head(facts, "zero", chosen)
+        found = fidelity(hooked.module, tasks, variants, **options)
         tables, lines = {"fidelity.csv": found}, _weakest(found)
     if out is not None:
         lines.append("\n".join(str(path) for path in write_tables(Path(out), tables, {})))
@@ -74,6 +88,20 @@ def _weakest(found: pd.DataFrame) -> list[str]:
     return parts
 
 
+def _thrift(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for task, own in table.groupby("task", sort=False):
+        rows = [["scored on", *(cell for name in _THRIFTY for cell in (name, "95%"))]]
+        for _, at in own.groupby("share", sort=False):
+            cells = [f"{at['n_few'].iloc[0]} against the other {at['n_rest'].iloc[0]}"]
+            for row in at.to_dict("records"):
+                cells += [f"{row['spearman']:+.2f}", f"[{row['spearman_low']:+.2f}, {row['spearman_high']:+.2f}]"]
+            rows.append(cells)
+        title = f"{for_terminal(str(task))}: rank correlation of a few items' scores with Δμ (generate) on the others"
+        parts.append(f"{title}\n{aligned(rows)}")
+    return parts
+
+
 def _validation(study: FidelityStudy) -> list[str]:
     parts = []
     for (task, protocol), own in study.agreement.groupby(["task", "protocol"], sort=False):
@@ -82,16 +110,18 @@ def _validation(study: FidelityStudy) -> list[str]:
             f"{for_terminal(str(task))}, {protocol}: rank correlation with Δμ over {first['n_variants']} parts "
             f"(clean accuracy {first['accuracy_clean']:.2f}, n {first['n']}, ceiling {first['ceiling']:.2f})"
         )
-        rows = [["measure", "Spearman", "95% interval", "Kendall", "95% interval"]]
+        rows = [["measure", "Spearman", "95% interval", "Kendall", "95% interval", "p"]]
         for row in own.to_dict("records"):
             cells = [str(row["measure"])]
             for name in ("spearman", "kendall"):
                 cells += [f"{row[name]:+.2f}", f"[{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"]
-            rows.append(cells)
+            rows.append([*cells, f"{row['p_value']:.2g}"])
         parts.append(f"{title}\n{aligned(rows)}")
-    rows = [["seconds", "sweep under generate", "fidelity", "ratio"]]
+    parts += _thrift(study.thrift)
+    rows = [["seconds", "sweep under generate", "fidelity", "ratio", "on a fifth of the items", "ratio"]]
     for row in study.seconds.to_dict("records"):
-        rows.append([str(row["task"]), f"{row['generate']:.1f}", f"{row['fidelity']:.1f}", f"{row['ratio']:.1f}"])
+        numbers = (row[name] for name in ("generate", "fidelity", "ratio", "few", "few_ratio"))
+        rows.append([for_terminal(str(row["task"])), *(f"{number:.1f}" for number in numbers)])
     parts.append(aligned(rows))
     if len(study.gap):
         rows = [

@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.variants import Variant, each_head, each_layer
-from lensprune.analysis.fidelity import agreement_with_loss
+from lensprune.analysis.fidelity import agreement_with_loss, fidelity_row
 from lensprune.analysis.loss_split import failure_gap, split_half_of
 from lensprune.analysis.similarity import layer_similarity
+from lensprune.analysis.thrift import SHARES, changes_of, thrift
 from lensprune.errors import UserError, unknown_name
 from lensprune.heads.reasoning.battery import default_texts, text_rows
 from lensprune.heads.reasoning.effects import token_losses
 from lensprune.models.base import HookedModel
-from lensprune.sweep.fidelity import fidelity
+from lensprune.sweep.fidelity import AnswerReading, read_answers
 from lensprune.sweep.prepare import open_model
 from lensprune.sweep.run import sweep
 
@@ -27,19 +28,23 @@ __all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]
 
 MEASURES = {
     "fidelity": 1,
-    "fidelity_right": 1,
     "follow": 1,
     "path_share": 1,
     "kl": -1,
     "loss_change": -1,
+    "gold_logprob": 1,
     "perplexity_change": -1,
     "block_influence": -1,
     "angular_distance": -1,
+    "random": 1,
 }
-"""What is compared with Δμ; +1: a higher value means a smaller loss. ``perplexity_change``: of general text, relative.
-``block_influence`` and ``angular_distance`` exist for whole layers alone."""
+"""What is compared with Δμ; +1: a higher value means a smaller loss. The first five are columns of `fidelity`.
+``gold_logprob``: mean log-probability of the right option under the first likelihood protocol asked for.
+``perplexity_change``: of general text, relative. ``block_influence`` and ``angular_distance`` exist for whole layers
+alone. ``random``: a random number a part."""
 _TEXTS = 12
 _LAYERS_ONLY = ("block_influence", "angular_distance")
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class FidelityStudy:
     `agreement`: a row a (task, protocol, measure), see `agreement_with_loss`, with ``accuracy_clean``, ``n`` items and
     ``ceiling``: the correlation that a score without error could be expected to reach, √`split_half`. Tasks and
     protocols at which the clean model is at chance have no row. `scores`: every measure of every (task, variant).
-    `summary`: of the sweep. `gap`: see `failure_gap` (empty without both protocols). `seconds`: a row a task:
-    ``generate`` (the sweep under generate), ``fidelity`` (clean generation and traces), ``ratio``.
+    `summary`: of the sweep. `gap`: see `failure_gap` (empty without both protocols). `thrift`: see `thrift`, by task.
+    `seconds`: a row a task: ``generate`` (the sweep under generate), ``fidelity`` (clean generation and reading),
+    ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth of the items.
     """
 
     model: str
@@ -58,6 +64,7 @@ class FidelityStudy:
     scores: pd.DataFrame
     summary: pd.DataFrame
     gap: pd.DataFrame
+    thrift: pd.DataFrame
     seconds: pd.DataFrame
 
 
@@ -67,6 +74,7 @@ def validate_fidelity(
     protocols: Sequence[str] = ("default", "continuation", "generate"),
     *,
     over: str = "layers",
+    layers: Sequence[int] | None = None,
     limit: int = 24,
     shots: int | None = None,
     seed: int = 0,
@@ -82,6 +90,7 @@ def validate_fidelity(
         tasks: each must support ``generate``.
         protocols: ``generate`` among them, since its time is what fidelity is to save.
         over: ``layers`` (skipped) or ``heads`` (zeroed).
+        layers: these alone, or heads of these alone; ``None``: all.
         limit, shots, seed, data_dir, device, progress: of `sweep`.
         resamples: bootstrap draws of the parts, behind the intervals.
 
@@ -95,7 +104,7 @@ def validate_fidelity(
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     hooked = open_model(model, device=device)
     facts = hooked.facts
-    variants = each_layer(facts) if over == "layers" else each_head(facts)
+    variants = each_layer(facts, "skip", layers) if over == "layers" else each_head(facts, "zero", layers)
     options: dict[str, Any] = {
         "limit": limit,
         "shots": shots,
@@ -104,37 +113,59 @@ def validate_fidelity(
         "progress": progress,
     }
     general = _general(hooked, variants, over)
-    agreement, scores, summaries, gaps, seconds = [], [], [], [], []
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("agreement", "scores", "summary", "gap", "thrift")}
+    seconds = []
     for task in names:
-        found = fidelity(hooked.module, [task], variants, **options)
-        cost = sum(found.attrs["seconds"].values())
-        found = found.merge(general, on="variant")
-        records, summary = [], []
+        [reading] = read_answers(hooked.module, [task], variants, **options)
+        [few] = read_answers(hooked.module, [task], variants, **{**options, "limit": max(1, limit // _FEW)})
+        records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
             run = sweep(hooked.module, [task], [protocol], variants, **options)
             if protocol == "generate":
                 taken = time.perf_counter() - began
-            records.append(run.records())
-            summary.append(run.summary())
-        measured, of_task = pd.concat(records, ignore_index=True), pd.concat(summary, ignore_index=True)
-        # The sweep may write a task's parameters in another order than they were given.
-        found["task"] = of_task["task"].iloc[0]
+            records[protocol], summary[protocol] = run.records(), run.summary()
+        measured = pd.concat(records.values(), ignore_index=True)
+        of_task = pd.concat(summary.values(), ignore_index=True)
+        found = _scores(reading, of_task, seed).merge(general, on="variant")
         rows = agreement_with_loss(found, of_task, _measures(over), resamples=resamples, seed=seed)
-        agreement.append(_with_ceiling(rows, of_task, measured))
-        scores.append(found)
-        summaries.append(of_task)
+        tables["agreement"].append(_with_ceiling(rows, of_task, measured))
+        tables["scores"].append(found)
+        tables["summary"].append(of_task)
+        tables["thrift"].append(_thrift(reading, records["generate"], seed).assign(task=found["task"].iloc[0]))
         if "continuation" in protocols:
-            gaps.append(failure_gap(measured))
-        seconds.append((found["task"].iloc[0], taken, cost, taken / cost))
-    return FidelityStudy(
-        model=facts.name,
-        agreement=pd.concat(agreement, ignore_index=True),
-        scores=pd.concat(scores, ignore_index=True),
-        summary=pd.concat(summaries, ignore_index=True),
-        gap=pd.concat(gaps, ignore_index=True) if gaps else pd.DataFrame(),
-        seconds=pd.DataFrame(seconds, columns=["task", "generate", "fidelity", "ratio"]),
-    )
+            tables["gap"].append(failure_gap(measured))
+        costs = [sum(own.seconds.values()) for own in (reading, few)]
+        seconds.append((found["task"].iloc[0], taken, costs[0], taken / costs[0], costs[1], taken / costs[1]))
+    joined = {name: pd.concat(own, ignore_index=True) if own else pd.DataFrame() for name, own in tables.items()}
+    columns = ["task", "generate", "fidelity", "ratio", "few", "few_ratio"]
+    return FidelityStudy(model=facts.name, seconds=pd.DataFrame(seconds, columns=columns), **joined)
+
+
+def _scores(reading: AnswerReading, summary: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Measures of one task: a row a variant."""
+    rows = []
+    for variant in reading.variants:
+        row: dict[str, object] = {"variant": variant.name, "layer": variant.layer, "head": variant.head}
+        row |= fidelity_row(reading.items[variant.name], reading.n_tokens)
+        rows.append(row)
+    found = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+    # The sweep may write a task's parameters in another order than they were given.
+    found.insert(0, "task", summary["task"].iloc[0])
+    likelihood = summary[summary["mean_gold_logprob"].notna()].drop_duplicates("variant").set_index("variant")
+    found["gold_logprob"] = found["variant"].map(likelihood["mean_gold_logprob"]).astype(float)
+    found["random"] = np.random.default_rng(seed).random(len(found))
+    return found
+
+
+def _thrift(reading: AnswerReading, records: pd.DataFrame, seed: int) -> pd.DataFrame:
+    changes = changes_of(records)
+    names = [variant.name for variant in reading.variants]
+    items = pd.DataFrame({name: reading.items[name]["fidelity"] for name in names}, index=list(reading.item_ids))
+    # An answer that was not read says nothing of any variant.
+    scores = items.reindex(changes.index).fillna(0.0)
+    shares = [share for share in SHARES if 0 < round(share * len(changes)) < len(changes)]
+    return thrift(scores.to_numpy(), changes[names].to_numpy(), shares, seed=seed)
 
 
 def _measures(over: str) -> dict[str, int]:

@@ -25,12 +25,24 @@ def test_every_measure_meets_every_protocol(study: FidelityStudy) -> None:
     found = study.agreement
     assert set(found["protocol"]) == {"continuation", "generate"}
     assert list(found.loc[found["protocol"] == "generate", "measure"]) == list(MEASURES)
+    assert found["p_value"].between(0, 1).all()
     assert found["n_variants"].eq(4).all()
     assert found["accuracy_clean"].gt(0.7).all()
     assert found["ceiling"].between(0, 1).all()
     assert study.scores["perplexity_change"].notna().all()
     row = study.seconds.iloc[0]
     assert row["ratio"] == pytest.approx(row["generate"] / row["fidelity"])
+    assert row["few_ratio"] == pytest.approx(row["generate"] / row["few"])
+
+
+def test_only_right_answers_are_read(study: FidelityStudy) -> None:
+    summary = study.summary[(study.summary["protocol"] == "generate") & (study.summary["variant"] == "clean")].iloc[0]
+    assert study.scores["n"].eq(round(summary["accuracy"] * summary["n"])).all()
+    few = study.thrift
+    assert list(few["score"].unique()) == ["fidelity", "generate", "shuffled"]
+    assert (few["n_few"] + few["n_rest"]).eq(12).all()
+    mean = few.groupby("score")["spearman"].mean()
+    assert mean["fidelity"] > mean["shuffled"] + 0.2
 
 
 def test_fidelity_follows_what_is_lost(study: FidelityStudy) -> None:
@@ -51,11 +63,12 @@ def test_kinds_of_failure_sum_to_what_is_lost(study: FidelityStudy) -> None:
 
 def test_heads_have_no_similarity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["fidelity", "--model", "toy-distilled", "--task", TASK, "--limit", "6", "--device", "cpu"]
-    assert main([*command, "--over", "heads", "--validate", "--out", str(tmp_path)]) == 0
+    assert main([*command, "--over", "heads", "--layers", "0-1", "--validate", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "rank correlation with Δμ over 16 parts" in printed
+    assert "rank correlation with Δμ over 8 parts" in printed
     assert "block_influence" not in printed
-    names = ("fidelity", "agreement", "summary", "gap", "seconds")
+    assert "against the other" in printed
+    names = ("fidelity", "agreement", "summary", "gap", "thrift", "seconds")
     assert all(len(pd.read_csv(tmp_path / f"{name}.csv")) for name in names)
 
 
@@ -64,7 +77,10 @@ def test_fidelity_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "L0.skip" in capsys.readouterr().out
 
 
-def test_what_is_refused() -> None:
+def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fidelity", "--model", "toy-distilled", "--task", TASK, "--protocol", "generate"]
+    assert main(command) != 0
+    assert "give --validate too" in capsys.readouterr().err
     with pytest.raises(UserError, match="did you mean layers"):
         validate_fidelity("toy-base", [TASK], over="layer")
     with pytest.raises(UserError, match="lack generate"):

@@ -1,0 +1,56 @@
+"""Where the answer ends in a generated text: the tokens that make it right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from lensprune.errors import LensPruneError
+from lensprune.protocols.base import ItemRequests
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Response
+from lensprune.protocols.scoring import score_generation
+from lensprune.protocols.stopping import cut_at_stops, with_eos_string
+from lensprune.tasks.base import GenerationFormat, LoadedTask
+from lensprune.tasks.prompts import format_of
+
+__all__ = ["answer_spans"]
+
+
+def answer_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    task: LoadedTask,
+    items: Sequence[ItemRequests],
+    responses: Sequence[Response],
+) -> list[int]:
+    """Tokens of each generated answer up to where it is right, and stays so however much of the rest is read.
+
+    The shortest start of the answer that the task's own filter and metric call right, together with all longer starts:
+    ``" oxygen"`` of ``" oxygen\\n"``, the steps up to the last ``5`` of ``"3 + 4 = 7. 7 - 2 = 5. I hope so."``. 0 where
+    the whole answer is wrong.
+
+    Raises:
+        LensPruneError: a response is no generation.
+    """
+    form = format_of(task.task, "generate")
+    if not isinstance(form, GenerationFormat):
+        raise LensPruneError(f"task {task.task.name} is not answered by generation")
+    spans = []
+    for asked, response in zip(items, responses, strict=True):
+        [request] = asked.requests
+        if not isinstance(response, GenerateResponse) or not isinstance(request, GenerateRequest):
+            raise LensPruneError(f"item {asked.item.id}: a log-likelihood came back where a generation was asked")
+        size = len(response.token_ids)
+        if not score_generation(form, asked.item, response).correct:
+            spans.append(0)
+            continue
+        stops = with_eos_string(tokenizer, request.until)
+        while size > 1:
+            ids = response.token_ids[: size - 1]
+            text = cut_at_stops(str(tokenizer.decode(list(ids), skip_special_tokens=True)), stops)
+            if not score_generation(form, asked.item, replace(response, text=text, token_ids=ids)).correct:
+                break
+            size -= 1
+        spans.append(size)
+    return spans
