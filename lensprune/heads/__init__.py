@@ -2,6 +2,7 @@
 
 from lensprune.heads.agreement import Agreement, importance_agreement
 from lensprune.heads.compensation import Compensation, pairwise_compensation
+from lensprune.heads.head_table import HeadTable
 from lensprune.heads.reasoning import Primitives, primitives, selectivity
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
 from lensprune.heads.repeats import repeat_effects
@@ -12,6 +13,7 @@ __all__ = [
     "SCORES",
     "Agreement",
     "Compensation",
+    "HeadTable",
     "Primitives",
     "RemovalCurves",
     "head_scores",

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
 from lensprune.protocols.base import Failure
-from lensprune.report.style import colours, panels
+from lensprune.report.style import colours, panel_title, panels
 from lensprune.sweep.result import BRANCHES, Run
 
 __all__ = ["failure_counts", "failures_by_layer"]
@@ -83,7 +83,7 @@ def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
             bottom = bottom + wide[kind]
         part = str(own["component"].iloc[0]).replace("_", "-")
         ax.set(xlabel=f"{part} removed ({own['ablation'].iloc[0]})", ylim=(0, 1))
-        ax.set_title(f"{task}\n{protocol} (n {int(own['n'].iloc[0])})", fontsize=9)
+        ax.set_title(panel_title(str(task), f"{protocol} (n {int(own['n'].iloc[0])})"), fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         ticks = [tick for tick in ax.get_xticks() if 0 <= tick <= max(places)]
         ax.set_xticks([apart, *ticks], ["clean", *(f"{tick:.0f}" for tick in ticks)])

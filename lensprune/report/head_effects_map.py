@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
-from lensprune.report.style import SIGNED, panels
+from lensprune.report.style import SIGNED, panel_title, panels
 
 __all__ = ["head_effect_maps", "head_effect_maps_data"]
 
@@ -71,7 +71,7 @@ def head_effect_maps(
         ax.invert_yaxis()
         unclear = " (at chance)" if bool(own["at_chance"].fillna(True).iloc[0]) else ""
         several = f", {ablation}" if frame["ablation"].nunique() > 1 else ""
-        ax.set(title=f"{task}\n{protocol}{several}{unclear}", xlabel=_PARTS[component], ylabel="layer")
+        ax.set(title=panel_title(str(task), f"{protocol}{several}{unclear}"), xlabel=_PARTS[component], ylabel="layer")
         ax.title.set_fontsize(9)
         ax.tick_params(labelsize=7)
         shown = range(0, depth, max(1, depth // 10))

@@ -17,6 +17,7 @@ from lensprune.heads.table import scores_with_effects, top_heads
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.load import load_model
 from lensprune.report.concentration_tables import head_tables
+from lensprune.report.head_figures import UNIT_SCORES
 from lensprune.report.heatmap import head_heatmaps
 from lensprune.report.plain_text import write_csv
 from lensprune.report.tables import aligned
@@ -25,7 +26,6 @@ from lensprune.sweep.result import Run
 
 __all__ = ["heads_report", "read_texts", "write_tables"]
 
-_UNIT = [name for name, score in SCORES.items() if score.range == "0 to 1"]
 SCORES_FILE = "heads.csv"
 EFFECTS_FILE = "heads_and_effects.csv"
 
@@ -72,7 +72,9 @@ def heads_report(
     ]
     tables = {SCORES_FILE: measured}
     draw: dict[str, Callable[[], Figure]] = {
-        "heads": lambda: cast(Figure, head_heatmaps(measured, title=hooked.facts.name, unit_range=_UNIT)[0].figure)
+        "heads": lambda: cast(
+            Figure, head_heatmaps(measured, title=hooked.facts.name, unit_range=UNIT_SCORES)[0].figure
+        )
     }
     if effects_of is not None:
         joined = scores_with_effects(measured, effects_of)

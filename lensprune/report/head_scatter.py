@@ -8,7 +8,7 @@ from scipy import stats
 
 from lensprune.errors import UserError, unknown_name
 from lensprune.heads.scores import SCORES
-from lensprune.report.style import GREY, panels
+from lensprune.report.style import GREY, panel_title, panels
 
 __all__ = ["head_function_scatter"]
 
@@ -53,6 +53,6 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
             found = stats.spearmanr(own[score], own["delta"])
             said = f"ρ {found.statistic:+.2f}, p {found.pvalue:.2g}, {len(own)} heads"
         ax.set(xlabel=score.replace("_", " "))
-        ax.set_title(f"{task}\n{protocol}, {ablation}" + (f" ({said})" if said else ""), fontsize=9)
+        ax.set_title(panel_title(str(task), f"{protocol}, {ablation}" + (f" ({said})" if said else "")), fontsize=9)
     axes[0].set_ylabel("Δμ without the head")
     return axes

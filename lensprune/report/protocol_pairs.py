@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
-from lensprune.report.style import GREY, MARKERS, panels, protocol_colours
+from lensprune.report.style import GREY, MARKERS, panel_title, panels, protocol_colours
 
 __all__ = ["book_gap_by_depth", "protocol_pairs"]
 
@@ -60,7 +60,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
             ax.figure.colorbar(points, ax=ax, label="layer", shrink=0.8)
         note = ", at chance" if unclear else ""
         ax.set(
-            title=f"{task}\n(n {int(own['n'].iloc[0])}{note})",
+            title=panel_title(str(task), f"(n {int(own['n'].iloc[0])}{note})"),
             xlabel=f"Δμ under {first}",
             ylabel=f"Δμ under {second}",
             xlim=(low - room, high + room),

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
-from lensprune.report.style import colours, panels
+from lensprune.report.style import colours, panel_title, panels
 
 __all__ = ["removal_data", "removal_figure"]
 
@@ -48,6 +48,7 @@ def removal_figure(table: pd.DataFrame, *, mode: str = "remove", title: str = ""
                 ax.fill_between(curve["k"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
         ax.axhline(own["accuracy_clean"].iloc[0], color="0.5", linewidth=0.9, linestyle=":", label="clean")
         verb = "removed" if mode == "remove" else "kept"
-        ax.set(title=f"{task}, {protocol}", xlabel=f"heads {verb}", ylabel="accuracy")
+        ax.set_title(panel_title(str(task), str(protocol)), fontsize=10)
+        ax.set(xlabel=f"heads {verb}", ylabel="accuracy")
         ax.legend(fontsize=8, frameon=False)
     return axes

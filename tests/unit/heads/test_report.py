@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from lensprune.ablation import each_head, each_layer
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.heads import head_scores, scores_with_effects
+from lensprune.heads import HeadTable, head_scores, scores_with_effects
 from lensprune.report.head_report import heads_report
 from lensprune.sweep.result import Run
 from lensprune.sweep.run import sweep
 from tests.planted.circuits import ARITHMETIC, model_of
 from tests.planted.models import build, word_tokenizer
+
+mpl.use("agg")
 
 SCORES = ["operator_attention", "operand_at_operator"]
 
@@ -40,6 +44,30 @@ def test_table_of_scores_and_effects(head_run: Run) -> None:
     summary = head_run.summary().query("protocol == 'continuation'").set_index("variant")
     for own in joined.itertuples():
         assert own.delta == summary.loc[f"L{own.layer}.H{own.head}.zero", "delta"]
+
+
+def test_figures_by_kind(head_run: Run) -> None:
+    scores = head_scores(model_of("arithmetic", "llama"), SCORES, limit=3)
+    table = HeadTable(scores, head_run)
+    assert len(table.plot()) == len(SCORES)  # type: ignore[arg-type]
+    assert len(table.plot_data("map", "operand_at_operator")) == 8
+    axes = table.plot("scatter", "operand_at_operator")
+    assert [ax.get_xlabel() for ax in axes] == ["operand at operator"] * 2  # type: ignore[union-attr]
+    data = table.plot_data("scatter", "operand_at_operator")
+    assert len(data) == 2 * 8
+    assert {"operand_at_operator", "delta", "q_value"} <= set(data.columns)
+    assert "operator_attention" not in data.columns
+    plt.close("all")
+    assert "HeadTable(8 heads, 2 scores, beside" in table._repr_html_()
+    for options, message in (
+        (("scater",), "did you mean scatter"),
+        (("map", "operator_atention"), "did you mean operator_attention"),
+        (("scatter",), "give score, one of operator_attention"),
+    ):
+        with pytest.raises(UserError, match=message):
+            table.plot(*options)
+    with pytest.raises(UserError, match="give HeadTable a run"):
+        HeadTable(scores).plot("scatter", "operand_at_operator")
 
 
 def test_effects_concentrate_on_the_planted_heads(head_run: Run) -> None:
