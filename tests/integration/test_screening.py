@@ -17,6 +17,8 @@ from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.protocols.requests import LoglikelihoodRequest
+from lensprune.report.concentration_tables import NOT_OF_ALL_HEADS
+from lensprune.report.tables import run_report
 from lensprune.sweep.prepare import SweepOptions, prepare
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.screening import choose, screened_count
@@ -151,6 +153,10 @@ def test_a_screened_run_says_nothing_of_all_heads(screened: lp.Run) -> None:
     for ask in (screened.concentration, screened.overlap):
         with pytest.raises(UserError, match="this run is screened"):
             ask()
+    assert screened.folder is not None
+    assert (screened.folder / "summary.csv").is_file()
+    assert not list(screened.folder.glob("concentration*"))
+    assert NOT_OF_ALL_HEADS in run_report(screened)
 
 
 def test_choice_and_quality_by_hand() -> None:
