@@ -15,7 +15,7 @@ from typing import Any, cast
 import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -119,6 +119,11 @@ def json_block(value: Any) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
+def _breaks(text: str) -> Markup:
+    """`text`, escaped, that may break behind the commas and brackets of a task's parameters, and not inside words."""
+    return Markup(str(escape(text)).replace(",", ",<wbr>").replace("[", "[<wbr>"))
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -132,6 +137,7 @@ def _environment() -> Environment:
         environment.globals[kind] = Markup(text)
         environment.globals[f"{kind}_hash"] = f"sha256-{digest}"
     environment.globals["version"] = __version__
+    environment.filters["breaks"] = _breaks
     return environment
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
 from lensprune.report.style import GREY, MARKERS, panel_title, panels, protocol_colours
@@ -57,7 +58,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
         marked = ((own["q_value"] <= q) & (not unclear)).to_numpy()
         ax.scatter(x[marked], y[marked], s=70, facecolors="none", edgecolors="black", linewidths=1.1)
         if not unclear:
-            ax.figure.colorbar(points, ax=ax, label="layer", shrink=0.8)
+            ax.figure.colorbar(points, ax=ax, label="layer", shrink=0.8, ticks=MaxNLocator(integer=True))
         note = ", at chance" if unclear else ""
         ax.set(
             title=panel_title(str(task), f"(n {int(own['n'].iloc[0])}{note})"),
@@ -108,7 +109,9 @@ def book_gap_by_depth(
             ax.plot(marked, feet, "o", color="black", markersize=4, label=f"they differ, q ≤ {q}")
         note = ", at chance" if unclear else ""
         ax.set(title=f"{protocol} (n {int(own['n'].iloc[0])}{note})", xlabel="layer", xlim=(-0.5, depth - 0.5))
-        ax.legend(fontsize=8, frameon=False, loc="best")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        # Below the panel: inside it there is no corner that a line may not reach.
+        ax.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         ax.title.set_fontsize(9)
     axes[0].set_ylabel("Δμ (accuracy − clean accuracy)")
     return axes
