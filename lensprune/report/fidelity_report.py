@@ -110,12 +110,12 @@ def _validation(study: FidelityStudy) -> list[str]:
             f"{for_terminal(str(task))}, {protocol}: rank correlation with Δμ over {first['n_variants']} parts "
             f"(clean accuracy {first['accuracy_clean']:.2f}, n {first['n']}, ceiling {first['ceiling']:.2f})"
         )
-        rows = [["measure", "Spearman", "95% interval", "Kendall", "95% interval", "p"]]
+        rows = [["measure", "Spearman", "95% interval", "Kendall", "95% interval", "95% of shuffles below", "p"]]
         for row in own.to_dict("records"):
             cells = [str(row["measure"])]
             for name in ("spearman", "kendall"):
                 cells += [f"{row[name]:+.2f}", f"[{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"]
-            rows.append([*cells, f"{row['p_value']:.2g}"])
+            rows.append([*cells, f"{row['shuffled_high']:+.2f}", f"{row['p_value']:.2g}"])
         parts.append(f"{title}\n{aligned(rows)}")
     parts += _thrift(study.thrift)
     rows = [["seconds", "sweep under generate", "fidelity", "ratio", "on a fifth of the items", "ratio"]]

@@ -36,12 +36,11 @@ MEASURES = {
     "perplexity_change": -1,
     "block_influence": -1,
     "angular_distance": -1,
-    "random": 1,
 }
 """What is compared with Δμ; +1: a higher value means a smaller loss. The first five are columns of `fidelity`.
 ``gold_logprob``: mean log-probability of the right option under the first likelihood protocol asked for.
 ``perplexity_change``: of general text, relative. ``block_influence`` and ``angular_distance`` exist for whole layers
-alone. ``random``: a random number a part."""
+alone."""
 _TEXTS = 12
 _LAYERS_ONLY = ("block_influence", "angular_distance")
 _FEW = 5
@@ -127,7 +126,7 @@ def validate_fidelity(
             records[protocol], summary[protocol] = run.records(), run.summary()
         measured = pd.concat(records.values(), ignore_index=True)
         of_task = pd.concat(summary.values(), ignore_index=True)
-        found = _scores(reading, of_task, seed).merge(general, on="variant")
+        found = _scores(reading, of_task).merge(general, on="variant")
         rows = agreement_with_loss(found, of_task, _measures(over), resamples=resamples, seed=seed)
         tables["agreement"].append(_with_ceiling(rows, of_task, measured))
         tables["scores"].append(found)
@@ -142,7 +141,7 @@ def validate_fidelity(
     return FidelityStudy(model=facts.name, seconds=pd.DataFrame(seconds, columns=columns), **joined)
 
 
-def _scores(reading: AnswerReading, summary: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _scores(reading: AnswerReading, summary: pd.DataFrame) -> pd.DataFrame:
     """Measures of one task: a row a variant."""
     rows = []
     for variant in reading.variants:
@@ -154,7 +153,6 @@ def _scores(reading: AnswerReading, summary: pd.DataFrame, seed: int) -> pd.Data
     found.insert(0, "task", summary["task"].iloc[0])
     likelihood = summary[summary["mean_gold_logprob"].notna()].drop_duplicates("variant").set_index("variant")
     found["gold_logprob"] = found["variant"].map(likelihood["mean_gold_logprob"]).astype(float)
-    found["random"] = np.random.default_rng(seed).random(len(found))
     return found
 
 
