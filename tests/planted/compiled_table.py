@@ -34,7 +34,7 @@ def paths(name: str) -> set[tuple[str, str]]:
 
 def edges(name: str, softness: float, steps: int) -> set[tuple[str, str]]:
     model = compiled(name, softness)
-    table = edge_attribution(model, counterfactuals(model, name, PAIRS), steps=steps).table()
+    table = edge_attribution(model, counterfactuals(model, name, PAIRS), steps=steps, batch_size=PAIRS).table()
     found = table[table["effect"].abs() > THRESHOLD]
     return set(zip(found["source"], found["target"], strict=True))
 

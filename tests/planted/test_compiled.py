@@ -39,7 +39,7 @@ def nodes_above(frame: pd.DataFrame) -> set[str]:
 
 def edges_above(name: str, softness: float, steps: int) -> set[tuple[str, str]]:
     model = compiled(name, softness)
-    table = edge_attribution(model, counterfactuals(model, name, PAIRS), steps=steps).table()
+    table = edge_attribution(model, counterfactuals(model, name, PAIRS), steps=steps, batch_size=PAIRS).table()
     return {(row.source, row.target) for row in table.itertuples() if abs(row.effect) > THRESHOLD}
 
 
