@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="attn_out, attention, mlp, layer, head, norms, embed or unembed (default: attn_out)",
     )
     changed.add_argument(
-        "--mode", default="single", metavar="MODE", help="single, cumulative or range (all chosen at once)"
+        "--mode",
+        default="single",
+        metavar="MODE",
+        help="single, cumulative or range (all chosen at once; default: single)",
     )
     changed.add_argument(
         "--direction",
@@ -29,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WAY",
         help="forward (into the base), backward (out of the distilled) or both (default: both)",
     )
-    changed.add_argument("--start", default="bottom", metavar="END", help="bottom or top, for cumulative")
+    changed.add_argument(
+        "--start", default="bottom", metavar="END", help="of cumulative: bottom or top (default: bottom)"
+    )
     changed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
     changed.add_argument("--heads", metavar="LIST", help="like 0-8, for head (default: all)")
     changed.add_argument(

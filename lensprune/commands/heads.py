@@ -27,11 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=int, default=20, metavar="N", help="items behind retrieval and arithmetic scores (default: 20)"
     )
     parser.add_argument("--shots", type=int, metavar="N", help="worked examples in front of each item")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random tokens and generated items")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of random tokens and generated items (default: 0)"
+    )
     parser.add_argument("--top", type=int, default=5, metavar="N", help="heads to name for each score (default: 5)")
-    parser.add_argument("--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64 (default: float32)"
+    )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--bos", default="tokenizer", metavar="POLICY", help="tokenizer, always or never")
+    parser.add_argument(
+        "--bos",
+        default="tokenizer",
+        metavar="POLICY",
+        help="first token: tokenizer (as it does), always or never (default: tokenizer)",
+    )
     parser.add_argument("--out", metavar="FOLDER", help="folder for tables and heatmaps (without it nothing is kept)")
 
 

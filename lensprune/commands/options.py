@@ -37,14 +37,22 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         metavar="NAME",
         help="default, continuation or generate; repeat for several (default: default)",
     )
-    asked.add_argument("--limit", type=whole_number, metavar="N", help="the first N items of each task")
+    asked.add_argument("--limit", type=whole_number, metavar="N", help="the first N items of each task (default: all)")
     asked.add_argument(
         "--shots", type=whole_number, metavar="N", help="few-shot examples (default: the task's own number)"
     )
     asked.add_argument(
-        "--seed", type=whole_number, default=0, metavar="N", help="of few-shot examples and generated items"
+        "--seed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="of few-shot examples and generated items (default: 0)",
     )
-    asked.add_argument("--data-dir", metavar="FOLDER", help="folder with TASK/SPLIT.jsonl")
+    asked.add_argument(
+        "--data-dir",
+        metavar="FOLDER",
+        help="folder with TASK/SPLIT.jsonl (default: the hub, for tasks that are not bundled)",
+    )
     asked.add_argument("--chat-template", action="store_true", help="put prompts into the model's chat format")
     return asked
 
@@ -52,10 +60,22 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
 def add_ran(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Number type, device, executor and run folder."""
     ran = parser.add_argument_group("how it runs")
-    ran.add_argument("--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64")
+    ran.add_argument(
+        "--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64 (default: float32)"
+    )
     ran.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    ran.add_argument("--bos", default="tokenizer", metavar="POLICY", help="tokenizer, always or never")
-    ran.add_argument("--executor", default="forked", metavar="NAME", help="how rows are run; the numbers are the same")
+    ran.add_argument(
+        "--bos",
+        default="tokenizer",
+        metavar="POLICY",
+        help="first token: tokenizer (as it does), always or never (default: tokenizer)",
+    )
+    ran.add_argument(
+        "--executor",
+        default="forked",
+        metavar="NAME",
+        help="forked (fast) or hooked (the reference), with the same numbers; sweep: also ray (default: forked)",
+    )
     ran.add_argument("--batch-tokens", type=whole_number, metavar="N", help="tokens in a batch")
     ran.add_argument("--memory", metavar="SIZE", help="what may be taken besides the model's weights, like 4GB")
     ran.add_argument("--out", metavar="FOLDER", help="run folder (without it nothing is kept)")
@@ -74,7 +94,10 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     changed = parser.add_argument_group("what is removed")
     changed.add_argument(
-        "--over", default="layers", metavar="PARTS", help="layers, attention, mlp, heads, kv-groups or heads-and-groups"
+        "--over",
+        default="layers",
+        metavar="PARTS",
+        help="layers, attention, mlp, heads, kv-groups or heads-and-groups (default: layers)",
     )
     changed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
     changed.add_argument("--heads", metavar="LIST", help="like 0-8, of heads or kv-groups (default: all)")
@@ -87,7 +110,9 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text file for mean, resample and optimal (default: the task's few-shot examples)",
     )
-    changed.add_argument("--mean-mode", default="pooled", metavar="MODE", help="pooled or per_position")
+    changed.add_argument(
+        "--mean-mode", default="pooled", metavar="MODE", help="of mean: pooled or per_position (default: pooled)"
+    )
 
     changed.add_argument(
         "--screen",

@@ -21,10 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distilled", metavar="NAME", help="its distilled model (smoke: toy-distilled; full: no pair unless given)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of examples and generated tasks")
-    parser.add_argument("--data-dir", metavar="FOLDER", help="rows in FOLDER/<task>/<split>.jsonl")
-    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of examples and generated tasks (default: 0)")
+    parser.add_argument(
+        "--data-dir",
+        metavar="FOLDER",
+        help="folder with TASK/SPLIT.jsonl (default: the hub, for tasks that are not bundled)",
+    )
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 or float64 (default: float32)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument(
         "--out", default="runs/paper", metavar="FOLDER", help="folder of the study (default: runs/paper)"
     )
