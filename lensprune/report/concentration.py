@@ -51,7 +51,10 @@ def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int 
     """
     data = lorenz_data(effects, seed=seed)
     curves = list(data.groupby(["task", "protocol"], sort=False))
-    _, (ax,) = panels(1, size=(5.6, 4.4), title=title)
+    # A legend beside the square of the curves takes room of its own, about 0.07 inches a letter.
+    longest = max(len(f"{task}, {protocol} (at chance)") for (task, protocol), _ in curves)
+    _, (ax,) = panels(1, size=(5.2 if len(curves) <= _FEW else 5.2 + 0.07 * longest, 4.4), title=title)
+    ax.set_box_aspect(1)
     for i, ((task, protocol), own) in enumerate(curves):
         colour, unclear = colours(len(curves))[i], bool(own["at_chance"].iloc[0])
         share = own["share_of_parts"]
@@ -77,5 +80,5 @@ def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int 
     if len(curves) <= _FEW:
         ax.legend(fontsize=8, frameon=False, loc="lower right")
     else:
-        ax.legend(fontsize=6.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
