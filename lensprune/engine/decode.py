@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.reference import ReferenceActivations
@@ -153,6 +153,7 @@ class GroupDecoder:
         own: dict[int, OwnKV] = {}
         n_requests = len(self._requests)
         prompt_of = torch.from_numpy(self._prompt_of[:n_requests]).to(self._device)
+        block_of = prompts.block_of[self._prompt_of[:n_requests]]
         number = {variant.name: i for i, variant in enumerate(self._variants)}
         holding = [
             [v for v in range(len(self._variants)) if self._differs_below(v, layer)] for layer in range(n_layers)
@@ -165,7 +166,7 @@ class GroupDecoder:
                 return
             # Straight into the buffers: collected first, all variants' prompts would be held twice.
             if layer not in own:
-                own[layer] = OwnKV.empty(part, len(holding[layer]), n_requests, self._most)
+                own[layer] = OwnKV.empty(part, len(holding[layer]), block_of, prompts.widths, self._most)
             own[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
 
         last = prompts.last_token.to(self._device)
@@ -184,12 +185,13 @@ class GroupDecoder:
     def _index_own(self) -> None:
         """Work out which rows have a place in each layer's buffers, and group them by variant and shared prefix."""
         prompts, attention = self._prompts, self._attention
-        real = None if bool(prompts.real.all()) else prompts.real.to(self._device)
+        block_of = prompts.block_of[self._prompt_of]
         memo: dict[tuple[int, ...], tuple[np.ndarray, OwnRows]] = {}
         for layer in attention.own:
             held = tuple(v for v in self._held_variants() if self._differs_below(v, layer))
             if held not in memo:
                 mine = self._dense[np.isin(self._variant_of[self._dense], held)]
+                mine = mine[np.argsort(block_of[mine], kind="stable")]
                 place = np.full(len(self._place), -1)
                 place[mine] = np.arange(len(mine))
                 variant = np.searchsorted(held, self._variant_of[mine])
@@ -198,10 +200,17 @@ class GroupDecoder:
                 for prefix in prompts.prefixes:
                     members = np.flatnonzero((prompt >= prefix.first) & (prompt < prefix.last))
                     tables.append(table_by_group(variant[members], len(held), members, self._device))
-                index = torch.from_numpy(prompt)
-                lengths = prompts.lengths[index].to(self._device)
-                memo[held] = place, OwnRows(None if real is None else real[index.to(self._device)], tables, lengths)
+                real = [
+                    self._real(prompt[block_of[mine] == number], width) for number, width in enumerate(prompts.widths)
+                ]
+                lengths = prompts.lengths[torch.from_numpy(prompt)].to(self._device)
+                memo[held] = place, OwnRows(real, tables, lengths)
             self._own_place[layer], attention.own_rows[layer] = memo[held]
+
+    def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width"] | None:
+        """Which columns of a block are no padding, by its rows' prompts; ``None`` where all are none."""
+        real = self._prompts.real[torch.from_numpy(prompt), -width:]
+        return None if bool(real.all()) else real.to(self._device)
 
     def _held_variants(self) -> list[int]:
         return [int(v) for v in np.unique(self._variant_of[self._dense])]
@@ -316,7 +325,7 @@ class GroupDecoder:
             if not len(kept):
                 del self._attention.own[layer]
                 continue
-            rows = torch.from_numpy(places[places >= 0]).to(self._device)
+            rows = torch.from_numpy(np.sort(places[places >= 0])).to(self._device)
             own.keep(rows, torch.from_numpy(kept).to(self._device))
         self._dense = dense
         self._index_own()

@@ -53,11 +53,11 @@ def table_by_group(
 class OwnRows:
     """What the rows of one layer's `OwnKV` are, until rows are dropped from it.
 
-    `real` [row, width] tells tokens of a prompt's rest from padding (``None``: no padding); `prefixes` holds, for each
+    `real`, by block, tells tokens of a prompt's rest from padding (``None``: no padding); `prefixes` holds, for each
     shared prefix, its rows by variant; `lengths` are those of the rows' prompts.
     """
 
-    real: Bool[torch.Tensor, "row width"] | None
+    real: list[Bool[torch.Tensor, "row width"] | None]
     prefixes: list[Table]
     lengths: Int[torch.Tensor, " row"]
 
@@ -124,21 +124,25 @@ class DecodeAttention:
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
     ) -> Float[torch.Tensor, "own head d_head"]:
         kv, rows = self.own[tokens.layer], self.own_rows[tokens.layer]
-        kv.write(tokens.own, self.step, k, v)
-        everyone = len(tokens.own) == len(kv)
-        q = q if everyone else _scattered(q, tokens.own, len(kv))
-        end = kv.width + self.step + 1
-        begin = _first_seen(end, settings.window)
-        allowed = None
-        if rows.real is not None and begin < kv.width:
-            generated = rows.real.new_ones(len(kv), self.step + 1)
-            allowed = torch.cat([rows.real[:, begin:], generated], dim=1)[:, None]
-        total = _one_query(q, kv.rest[0][:, :, begin:end], kv.rest[1][:, :, begin:end], settings, allowed)
+        q, k, v = (_scattered(t, tokens.own, len(kv)) for t in (q, k, v))
+        kv.write(self.step, k, v)
+        parts = []
+        for (block, span), real in zip(kv.spans(), rows.real, strict=True):
+            end = block.width + self.step + 1
+            begin = _first_seen(end, settings.window)
+            allowed = None
+            if real is not None and begin < block.width:
+                generated = real.new_ones(len(block), self.step + 1)
+                allowed = torch.cat([real[:, begin:], generated], dim=1)[:, None]
+            parts.append(
+                _one_query(q[span], block.rest[0][:, :, begin:end], block.rest[1][:, :, begin:end], settings, allowed)
+            )
+        total = torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
         positions = rows.lengths + self.step
         for table, (prefix_k, prefix_v) in zip(rows.prefixes, kv.prefixes, strict=True):
             if table:
                 _merge_table(total, q, table, prefix_k, prefix_v, settings, positions=positions)
-        return total[0] if everyone else total[0][tokens.own]
+        return total[0][tokens.own]
 
     def _attend_histories(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings

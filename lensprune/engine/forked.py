@@ -66,7 +66,7 @@ class ForkedExecutor:
     PROBE_TOLERANCE = 1e-2
 
     def __init__(
-        self, model: HookedModel, max_tokens: int = 8192, max_rows: int = 384, max_kv_bytes: int = 2**30
+        self, model: HookedModel, max_tokens: int = 8192, max_rows: int = 384, max_kv_bytes: int = 15 * 2**26
     ) -> None:
         for what, value in (("tokens", max_tokens), ("rows", max_rows), ("bytes", max_kv_bytes)):
             if value <= 0:

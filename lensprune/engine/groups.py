@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from lensprune.ablation.variants import Variant
@@ -47,7 +48,9 @@ class ChunkSize:
         generated = max(request.max_new_tokens for request in requests)
         prefixes = sum(prefix.end - prefix.start for prefix in prompts.prefixes)
         self._facts = facts
-        self._own = len(requests) * prompts.width + prefixes
+        place = {prompt: i for i, prompt in enumerate(prompts.prompts)}
+        blocks = prompts.block_of[[place[request.context_ids] for request in requests]]
+        self._own = int(np.array(prompts.widths)[blocks].sum()) + prefixes
         self._clean = len(prompts) * prompts.width + prefixes
         self._generated = len(requests) * generated
 

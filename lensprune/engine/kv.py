@@ -7,6 +7,7 @@ the same prompt and the same generated tokens share one history, whatever their 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from lensprune.engine.histories import Split
 from lensprune.engine.prompts import PromptSet
 
-__all__ = ["CleanKV", "HistoryKV", "OwnKV", "PromptKV"]
+__all__ = ["Block", "CleanKV", "HistoryKV", "OwnKV", "PromptKV"]
 
 GROWTH = 32
 """Columns for the generated tokens of histories are added so many at a time: few last as long as they may."""
@@ -49,56 +50,90 @@ CleanKV = dict[int, PromptKV]
 
 
 @dataclass
+class Block:
+    """Keys and values of rows whose prompts have rests of at most `width` tokens: [row, kv_head, width + generated,
+    d_head] each; `requests` of each variant were put into it."""
+
+    width: int
+    requests: Int[torch.Tensor, " request"]
+    rest: Pair
+
+    def __len__(self) -> int:
+        return self.rest[0].shape[0]
+
+
+@dataclass
 class OwnKV:
     """Keys and values, at one layer, of the rows whose variant already differs from the clean model below it.
 
-    Rows are those of `variants`, one after the other. `rest` is [row, kv_head, width + generated, d_head];
-    `prefixes` [variant, kv_head, length, d_head].
+    Rows are numbered through the blocks; within a block, those of one variant follow those of another. `prefixes`
+    [variant, kv_head, length, d_head].
     """
 
-    width: int
-    rest: Pair
+    blocks: list[Block]
     prefixes: list[Pair] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, like: PromptKV, n_variants: int, n_requests: int, columns: int) -> OwnKV:
+    def empty(
+        cls, like: PromptKV, n_variants: int, block_of: np.ndarray, widths: tuple[int, ...], columns: int
+    ) -> OwnKV:
         """Room for the prompts of so many variants, one row a request, and for `columns` generated tokens.
 
         All columns at once: buffers that grow are held twice meanwhile, and leave holes in the heap.
+
+        Args:
+            block_of: the block of each request.
+            widths: of each block.
         """
         first = like.rest[0]
-        _, n_kv, width, d_head = first.shape
-        shape = (n_variants * n_requests, n_kv, width + columns, d_head)
+        _, n_kv, _, d_head = first.shape
+        blocks = []
+        for number, width in enumerate(widths):
+            requests = torch.from_numpy(np.flatnonzero(block_of == number)).to(first.device)
+            shape = (n_variants * len(requests), n_kv, width + columns, d_head)
+            blocks.append(Block(width, requests, (first.new_zeros(shape), first.new_zeros(shape))))
         prefixes = [(k.new_zeros(n_variants, *k.shape), v.new_zeros(n_variants, *v.shape)) for k, v in like.prefixes]
-        return cls(width, (first.new_zeros(shape), first.new_zeros(shape)), prefixes)
+        return cls(blocks, prefixes)
 
     def fill(self, variant: int, part: PromptKV, prompt_of: Int[torch.Tensor, " request"]) -> None:
         """Write one variant's prompts, in its place among the variants."""
-        n = len(prompt_of)
-        for whole, mine in zip(self.rest, part.rest, strict=True):
-            whole[variant * n : (variant + 1) * n, :, : self.width] = mine[prompt_of]
+        for block in self.blocks:
+            n, width = len(block.requests), block.width
+            for whole, mine in zip(block.rest, part.rest, strict=True):
+                # Rests are aligned on the right.
+                begin = mine.shape[2] - width
+                whole[variant * n : (variant + 1) * n, :, :width] = mine[prompt_of[block.requests], :, begin:]
         for whole_prefix, own in zip(self.prefixes, part.prefixes, strict=True):
             for whole, mine in zip(whole_prefix, own, strict=True):
                 whole[variant] = mine
 
     def __len__(self) -> int:
-        return self.rest[0].shape[0]
+        return sum(map(len, self.blocks))
+
+    def spans(self) -> Iterator[tuple[Block, slice]]:
+        """Each block, and the numbers of its rows."""
+        begin = 0
+        for block in self.blocks:
+            yield block, slice(begin, begin + len(block))
+            begin += len(block)
 
     def keep(self, rows: Int[torch.Tensor, " row"], variants: Int[torch.Tensor, " variant"]) -> None:
-        """Keep only these rows and variants."""
-        self.rest = self.rest[0][rows], self.rest[1][rows]
+        """Keep only these rows, in ascending order, and these variants."""
+        kept = [rows[(rows >= span.start) & (rows < span.stop)] - span.start for _, span in self.spans()]
+        for block, mine in zip(self.blocks, kept, strict=True):
+            block.rest = block.rest[0][mine], block.rest[1][mine]
         self.prefixes = [(k[variants], v[variants]) for k, v in self.prefixes]
 
     def write(
         self,
-        rows: Int[torch.Tensor, " row"],
         step: int,
         k: Float[torch.Tensor, "row kv_head d_head"],
         v: Float[torch.Tensor, "row kv_head d_head"],
     ) -> None:
-        """Set the keys and values of generated token `step`."""
-        self.rest[0][rows, :, self.width + step] = k
-        self.rest[1][rows, :, self.width + step] = v
+        """Set the keys and values of generated token `step` of all rows."""
+        for block, span in self.spans():
+            block.rest[0][:, :, block.width + step] = k[span]
+            block.rest[1][:, :, block.width + step] = v[span]
 
 
 class HistoryKV:

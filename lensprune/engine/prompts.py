@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
 from lensprune.engine.tree import PrefixTree, Tokens, common_prefix
 
-__all__ = ["PromptSet", "SharedPrefix", "shared_groups"]
+__all__ = ["PromptSet", "SharedPrefix", "length_blocks", "shared_groups"]
 
 MIN_SAVING = 32
 """A prefix that spares fewer tokens than this is not worth attention calls of its own."""
+
+MOST_BLOCKS = 3
+"""Rests are padded to one of so many widths; each is an attention call of its own at every step and layer."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,40 @@ def shared_groups(ordered: Sequence[Tokens], min_saving: int = MIN_SAVING) -> li
     return best(0, len(ordered))[1] if ordered else []
 
 
+def length_blocks(lengths: Sequence[int], most: int = MOST_BLOCKS) -> list[int]:
+    """The block of each length, such that at most `most` blocks, each padded to its longest, hold the fewest tokens.
+
+    Blocks are numbered from the shortest lengths on.
+    """
+    distinct, counts = np.unique(np.asarray(lengths), return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    # best[i]: tokens, and first length of the last block, of the i shortest distinct lengths in so many blocks.
+    best = np.full(len(distinct) + 1, np.inf)
+    best[0] = 0
+    starts: list[np.ndarray] = []
+    for _ in range(min(most, len(distinct))):
+        grown, start = best.copy(), np.full(len(best), -1)
+        for end in range(1, len(best)):
+            padded = best[:end] + (before[end] - before[:end]) * distinct[end - 1]
+            if (least := int(padded.argmin())) >= 0 and padded[least] < grown[end]:
+                grown[end], start[end] = padded[least], least
+        best = grown
+        starts.append(start)
+    bounds, end = [], len(distinct)
+    for start in reversed(starts):
+        if end and start[end] >= 0:
+            bounds.append(int(end := start[end]))
+    firsts = distinct[sorted(bounds)]
+    return (np.searchsorted(firsts, np.asarray(lengths), side="right") - 1).tolist()
+
+
 @dataclass(frozen=True)
 class PromptSet:
     """Distinct prompts in sorted order, laid out as a prefix tree of one or two levels.
 
     `rest` [prompt, width] holds the flat indices of each prompt's tokens after its shared prefix, aligned on the
-    right; entries that are not `real` are 0. `lengths` are whole prompts'; `last_token` is flat.
+    right; entries that are not `real` are 0. `block_of` puts prompts with rests of about the same length together, and
+    `widths` are the longest rests of each block. `lengths` are whole prompts'; `last_token` is flat.
     """
 
     prompts: tuple[Tokens, ...]
@@ -69,6 +101,8 @@ class PromptSet:
     lengths: Int[torch.Tensor, " prompt"]
     rest: Int[torch.Tensor, "prompt width"]
     real: Bool[torch.Tensor, "prompt width"]
+    block_of: Int[np.ndarray, " prompt"]
+    widths: tuple[int, ...]
     last_token: Int[torch.Tensor, " prompt"]
 
     @classmethod
@@ -90,6 +124,8 @@ class PromptSet:
         ends = torch.tensor([leaf.end for leaf in leaves])
         sizes = torch.tensor([leaf.length for leaf in leaves])
         columns = torch.arange(width) - width
+        block_of = np.array(length_blocks(sizes.tolist()))
+        widths = tuple(int(sizes.numpy()[block_of == block].max()) for block in range(block_of.max() + 1))
         real = columns >= -sizes[:, None]
         return cls(
             prompts=tuple(ordered),
@@ -98,6 +134,8 @@ class PromptSet:
             lengths=torch.tensor([len(sequence) for sequence in ordered]),
             rest=torch.where(real, ends[:, None] + columns, 0),
             real=real,
+            block_of=block_of,
+            widths=widths,
             last_token=ends - 1,
         )
 

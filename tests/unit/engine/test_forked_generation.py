@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -29,7 +31,7 @@ from lensprune.ablation import (
 )
 from lensprune.ablation.reference import MeanMode
 from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses
-from lensprune.engine.prompts import PromptSet, shared_groups
+from lensprune.engine.prompts import PromptSet, length_blocks, shared_groups
 from lensprune.engine.scoring import finite_rows
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
@@ -271,3 +273,21 @@ def test_prompts_share_what_saves_most() -> None:
     assert shared_groups(ordered) == [(0, 5, 90), (5, 10, 90)]
     assert shared_groups(sorted(heading + (i,) * 20 for i in range(3))) == [(0, 3, 40)]
     assert shared_groups([(1, 2), (1, 3)]) == [(0, 1, 0), (1, 2, 0)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_blocks_of_lengths_hold_the_fewest_tokens(seed: int) -> None:
+    rng = Random(seed)
+    lengths = [rng.randrange(1, 30) for _ in range(rng.randrange(1, 9))]
+    most = rng.randrange(1, 4)
+    found = length_blocks(lengths, most)
+    assert sorted(set(found)) == list(range(max(found) + 1))
+    assert max(found) < most
+
+    def tokens(block_of: Sequence[int]) -> int:
+        blocks = [[n for n, b in zip(lengths, block_of, strict=True) if b == block] for block in set(block_of)]
+        return sum(len(block) * max(block) for block in blocks)
+
+    assert tokens(found) == min(tokens(any_way) for any_way in product(range(most), repeat=len(lengths)))
+    assert length_blocks([7, 7, 7]) == [0, 0, 0]
+    assert length_blocks([1, 9, 2, 8, 100]) == [0, 1, 0, 1, 2]
