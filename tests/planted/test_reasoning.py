@@ -103,7 +103,7 @@ def test_removing_a_role_breaks_its_own_class_and_no_other() -> None:
 
 
 def test_means_and_donors_leave_what_every_chain_has() -> None:
-    """Heads that compute hold nothing but this chain's numbers: without those the result is lost under each ablation."""
+    """Heads that compute hold nothing but this chain's numbers: without those the result is lost each time."""
     found = battery("llama")
     for ablation in ("mean", "resample"):
         table = selectivity(reasoner("llama"), found, draws=10, ablation=ablation)

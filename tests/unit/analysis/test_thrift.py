@@ -26,7 +26,7 @@ def test_rows_equal_scipy_with_ties() -> None:
 
 
 def test_a_graded_score_needs_fewer_items_than_counting() -> None:
-    """Each of ten parts makes an item wrong with its own probability: the score says the probability, Δμ only whether."""
+    """Each of ten parts makes an item wrong with its own probability, which the score says; Δμ says only whether."""
     generator = np.random.default_rng(1)
     chance = np.linspace(0.02, 0.3, 10)
     changes = -(generator.random((200, 10)) < chance).astype(float)
