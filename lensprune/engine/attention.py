@@ -7,23 +7,19 @@ prefix is attended to where it lies, without a copy per row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from transformers import AttentionInterface
 
+from lensprune.engine.kernels import Packed, Partial, flash_packed, fused_attention
 from lensprune.engine.tree import Node, PrefixTree
 
 __all__ = ["ATTENTION_NAME", "AttentionPlan", "AttentionSettings", "TreeAttention", "merge_into", "partial_attention"]
 
 ATTENTION_NAME = "lensprune_forked"
-
-Partial = tuple[torch.Tensor, torch.Tensor]
-
-FUSED_QUERIES = 8
-"""With fewer queries to a key/value head the fused CPU kernel is slower than two batched products (on two threads, two
-to four times)."""
 
 
 class AttentionSettings:
@@ -93,22 +89,10 @@ def partial_attention(
     batch, n_heads, n_queries, d_head = q.shape
     n_kv = k.shape[1]
     repeat = n_heads // n_kv
-    fused = q.device.type == "cpu" and settings.softcap is None and not (causal and allowed is not None)
-    if fused and repeat * n_queries >= FUSED_QUERIES:
-        mask = None if allowed is None else _additive(allowed, repeat, n_queries, q.dtype)
-        if causal and repeat > 1:
-            k, v = (t[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for t in (k, v))
-        elif repeat > 1:
-            # Query heads that share a key/value head are more queries to it.
-            q = q.reshape(batch, n_kv, repeat * n_queries, d_head)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=mask, scale=settings.scaling
-        )
-        if allowed is not None:
-            # The kernel gives output 0, but log-sum-exp 0 where nothing is allowed.
-            blind = ~allowed.any(-1)[:, None, None]
-            lse = lse.reshape(batch, n_kv, repeat, n_queries).masked_fill(blind, -torch.inf)
-        return out.reshape(batch, n_heads, n_queries, d_head), lse.reshape(batch, n_heads, n_queries)
+    if settings.softcap is None:
+        fused = fused_attention(q, k, v, settings.scaling, causal=causal, allowed=allowed)
+        if fused is not None:
+            return fused
     grouped = q.reshape(batch, n_kv, repeat, n_queries, d_head)
     scores = torch.einsum("bgrqd,bgkd->bgrqk", grouped, k).float() * settings.scaling
     if settings.softcap is not None:
@@ -124,14 +108,6 @@ def partial_attention(
     weights = torch.exp(scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None])
     out = torch.einsum("bgrqk,bgkd->bgrqd", weights.to(v.dtype), v)
     return out.reshape(q.shape), lse.reshape(batch, n_heads, n_queries)
-
-
-def _additive(allowed: torch.Tensor, repeat: int, n_queries: int, dtype: torch.dtype) -> torch.Tensor:
-    """Mask that the kernel adds to scores [batch, kv_head, repeat × query, key]."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, -torch.inf)
-    if allowed.shape[1] > 1:
-        mask = mask[:, None].expand(-1, repeat, -1, -1).flatten(1, 2)
-    return mask[:, None]
 
 
 def merge_into(total: Partial, part: Partial) -> None:
@@ -159,13 +135,20 @@ class TreeAttention:
     """Nodes shorter than this are padded and batched together."""
 
     def __init__(self, tree: PrefixTree, device: str | torch.device) -> None:
-        self._n = len(tree)
         self._large = [node for node in tree.nodes if node.length >= self.SMALL]
         self._buckets = [
-            _bucket_index(bucket, device) for bucket in _by_length([n for n in tree.nodes if n.length < self.SMALL])
+            _Bucket.of(nodes, device) for nodes in _by_length([n for n in tree.nodes if n.length < self.SMALL])
         ]
         self._branches = [node for node in tree.nodes if node.descendants]
         self._positions = tree.position_ids(device)[0]
+        self._longest = max(tree.positions) + 1
+        self._packed: tuple[Packed, list[Packed]] | None = None
+        if torch.device(device).type == "cuda":
+            own = Packed.of([(slice(n.start, n.end), slice(n.start, n.end)) for n in tree.nodes], device)
+            levels = [
+                [(slice(n.end, n.subtree_end), slice(n.start, n.end)) for n in nodes] for nodes in _by_depth(tree)
+            ]
+            self._packed = own, [Packed.of(blocks, device) for blocks in levels]
         self.edit_z: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.saved: torch.Tensor | None = None
         self.save = False
@@ -190,8 +173,13 @@ class TreeAttention:
 
     def _compute(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings) -> torch.Tensor:
         window = settings.window
-        if window is not None and int(self._positions.max()) < window:
+        if window is not None and self._longest <= window:
             window = None
+        if self._packed is not None and window is None and settings.softcap is None:
+            flat = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+            z = _in_few_calls(*self._packed, *flat, settings.scaling)
+            if z is not None:
+                return z
         out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
         for node in self._large:
@@ -201,13 +189,12 @@ class TreeAttention:
                 q[None, :, own], k[None, :, own], v[None, :, own], settings, causal=True, allowed=allowed
             )
             out[:, own], lse[:, own] = part[0][0], part[1][0]
-        for index, real in self._buckets:
-            q_rows, k_rows, v_rows = (t[:, index].transpose(0, 1) for t in (q, k, v))
-            allowed = _own_window(index.shape[1], window, q.device)
+        for bucket in self._buckets:
+            q_rows, k_rows, v_rows = (t[:, bucket.index].transpose(0, 1) for t in (q, k, v))
+            allowed = _own_window(bucket.index.shape[1], window, q.device)
             part_out, part_lse = partial_attention(q_rows, k_rows, v_rows, settings, causal=True, allowed=allowed)
-            target = index[real]
-            out[:, target] = part_out.transpose(0, 1)[:, real].float()
-            lse[:, target] = part_lse.transpose(0, 1)[:, real]
+            out[:, bucket.target] = part_out.transpose(0, 1)[:, bucket.node, bucket.token].float()
+            lse[:, bucket.target] = part_lse.transpose(0, 1)[:, bucket.node, bucket.token]
         for node in self._branches:
             own, below = slice(node.start, node.end), slice(node.end, node.subtree_end)
             allowed = None
@@ -216,6 +203,23 @@ class TreeAttention:
             part = partial_attention(q[None, :, below], k[None, :, own], v[None, :, own], settings, allowed=allowed)
             merge_into((out[:, below], lse[:, below]), (part[0][0].float(), part[1][0]))
         return out.to(q.dtype).transpose(0, 1)
+
+
+def _in_few_calls(
+    own: Packed, levels: Sequence[Packed], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
+) -> Float[torch.Tensor, "tok head d_head"] | None:
+    """One call for all nodes' own tokens and one for each depth at which nodes branch; ``None``: there is no kernel."""
+    found = flash_packed(q, k, v, own, scaling, causal=True)
+    if found is None:
+        return None
+    out, lse = found[0].float(), found[1].contiguous()
+    for level in levels:
+        part = flash_packed(q, k, v, level, scaling)
+        assert part is not None
+        here = out[level.queries], lse[level.queries]
+        merge_into(here, (part[0].float(), part[1]))
+        out[level.queries], lse[level.queries] = here
+    return out.to(q.dtype)
 
 
 def _own_window(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
@@ -236,10 +240,36 @@ def _by_length(nodes: Sequence[Node]) -> list[list[Node]]:
     return buckets
 
 
-def _bucket_index(nodes: Sequence[Node], device: str | torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat index [node, token], padded on the right with the node's last token, and which entries are real."""
-    width = max(node.length for node in nodes)
-    starts = torch.tensor([node.start for node in nodes], device=device)[:, None]
-    lengths = torch.tensor([node.length for node in nodes], device=device)[:, None]
-    steps = torch.arange(width, device=device)[None]
-    return starts + torch.minimum(steps, lengths - 1), steps < lengths
+def _by_depth(tree: PrefixTree) -> list[list[Node]]:
+    """Nodes that branch, those at the same depth together; no token is below two of them."""
+    depth: list[int] = []
+    levels: list[list[Node]] = []
+    for node in tree.nodes:
+        depth.append(0 if node.parent < 0 else depth[node.parent] + 1)
+        if node.descendants:
+            while len(levels) <= depth[-1]:
+                levels.append([])
+            levels[depth[-1]].append(node)
+    return levels
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Short nodes as rows: flat index of each token, padded on the right with the node's last.
+
+    `node` and `token` are the entries that are no padding, `target` their flat indices.
+    """
+
+    index: Int[torch.Tensor, "node token"]
+    node: Int[torch.Tensor, " real"]
+    token: Int[torch.Tensor, " real"]
+    target: Int[torch.Tensor, " real"]
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node], device: str | torch.device) -> _Bucket:
+        starts = torch.tensor([node.start for node in nodes])[:, None]
+        lengths = torch.tensor([node.length for node in nodes])[:, None]
+        steps = torch.arange(int(lengths.max()))[None]
+        index = starts + torch.minimum(steps, lengths - 1)
+        node, token = (steps < lengths).nonzero(as_tuple=True)
+        return cls(*(t.to(device) for t in (index, node, token, index[node, token])))

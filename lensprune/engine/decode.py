@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.reference import ReferenceActivations
@@ -69,6 +70,29 @@ class _Step:
             n_rows=np.searchsorted(first, layers, side="right"),
             n_histories=np.searchsorted(-first[last][order], -layers, side="right"),
         )
+
+
+@dataclass(frozen=True)
+class _LayerIndex:
+    """Where the tokens of one layer's call come from.
+
+    `source`: token of the step's batch; `entering`: for each row that changes at this very layer, its history;
+    `is_computed`, `computed`: the tokens whose contribution is not replaced as a whole; the others as in `LayerTokens`.
+    """
+
+    is_computed: np.ndarray
+    source: Int[torch.Tensor, " tok"]
+    entering: Int[torch.Tensor, " entering"]
+    computed: Int[torch.Tensor, " computed"]
+    own: Int[torch.Tensor, " own"]
+    starting: Int[torch.Tensor, " starting"]
+    histories: Int[torch.Tensor, " history"]
+
+
+def _sent(arrays: Sequence[np.ndarray], device: torch.device | str) -> Sequence[torch.Tensor]:
+    """Index arrays as tensors on a device, in one transfer."""
+    joined = torch.from_numpy(np.concatenate(arrays)).to(device)
+    return joined.split([len(array) for array in arrays])
 
 
 class GroupDecoder:
@@ -207,10 +231,12 @@ class GroupDecoder:
                 memo[held] = place, OwnRows(real, tables, lengths)
             self._own_place[layer], attention.own_rows[layer] = memo[held]
 
-    def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width"] | None:
+    def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width+generated"] | None:
         """Which columns of a block are no padding, by its rows' prompts; ``None`` where all are none."""
         real = self._prompts.real[torch.from_numpy(prompt), -width:]
-        return None if bool(real.all()) else real.to(self._device)
+        if bool(real.all()):
+            return None
+        return torch.cat([real, real.new_ones(len(real), self._most)], dim=1).to(self._device)
 
     def _held_variants(self) -> list[int]:
         return [int(v) for v in np.unique(self._variant_of[self._dense])]
@@ -225,28 +251,49 @@ class GroupDecoder:
         """Feed the rows' newest tokens; returns the residuals that leave the last layer."""
         attention = self._attention
         self._step += 1
-        attention.step = self._step
+        attention.begin_step(self._step)
         split = self._histories.advance(rows, tokens)
         step = _Step.of(rows, self._first[rows], self._histories.of_row[rows], self._stack.n_layers)
         self._make_room(step, split)
         positions = self._prompts.lengths[torch.from_numpy(self._prompt_of[rows])] + self._step
         batch = self._stack.begin(torch.from_numpy(tokens).to(self._device)[None], positions.to(self._device)[None])
         edits = self._edits(rows)
-        row_part, history_part = (
-            batch.embedded[0, :0],
-            batch.embedded[0, torch.from_numpy(step.sample).to(self._device)],
-        )
+        layers = self._layer_indices(step, edits)
+        sample, unchanged = _sent([step.sample, step.history_of[step.n_rows[-1] :]], self._device)
+        row_part, history_part = batch.embedded[0, :0], batch.embedded[0, sample]
+        for layer, index in enumerate(layers):
+            n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
+            hidden = torch.cat([row_part, history_part[index.entering], history_part[:n_histories]])
+            prompts = self._prompt_of[step.rows[step.sample[:n_histories]]]
+            hidden = self._run_layer(layer, hidden[None], batch, index, prompts, edits.get(layer))[0]
+            row_part, history_part = hidden[:n_rows], hidden[n_rows:]
+        attention.tokens = None
+        return torch.cat([row_part, history_part[unchanged]])
+
+    def _layer_indices(self, step: _Step, edits: dict[int, LayerEdits]) -> list[_LayerIndex]:
+        """What each layer's call takes from where, sent to the device all at once."""
+        arrays, masks = [], []
         n_before = 0
         for layer in range(self._stack.n_layers):
             n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-            starting = torch.from_numpy(step.history_of[n_before:n_rows]).to(self._device)
-            hidden = torch.cat([row_part, history_part[starting], history_part[:n_histories]])
-            hidden = self._run_layer(layer, hidden[None], batch, step, edits.get(layer))[0]
-            row_part, history_part = hidden[:n_rows], hidden[n_rows:]
+            source = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
+            computed = np.ones(len(source), dtype=bool)
+            for edit in edits[layer].contribution if layer in edits else []:
+                computed[edit.rows] = False
+            rows = np.flatnonzero(computed[:n_rows])
+            own = rows[self._first[step.rows[rows]] < layer]
+            arrays += [
+                source,
+                step.history_of[n_before:n_rows],
+                np.flatnonzero(computed),
+                self._own_place[layer][step.rows[own]] if len(own) else own,
+                step.history_of[rows[len(own) :]],
+                self._attention.histories[layer].places if n_histories else own[:0],
+            ]
+            masks.append(computed)
             n_before = n_rows
-        unchanged = torch.from_numpy(step.history_of[n_before:]).to(self._device)
-        attention.tokens = None
-        return torch.cat([row_part, history_part[unchanged]])
+        sent = iter(_sent(arrays, self._device))
+        return [_LayerIndex(mask, *islice(sent, 6)) for mask in masks]
 
     def _edits(self, rows: np.ndarray) -> dict[int, LayerEdits]:
         variants, starts = np.unique(self._variant_of[rows], return_index=True)
@@ -260,47 +307,36 @@ class GroupDecoder:
         layer: int,
         hidden: Float[torch.Tensor, "1 tok d_model"],
         batch: FlatBatch,
-        step: _Step,
+        index: _LayerIndex,
+        prompts: np.ndarray,
         edits: LayerEdits | None,
     ) -> Float[torch.Tensor, "1 tok d_model"]:
         """One layer on rows and histories; rows whose whole contribution is replaced are left out of its call."""
-        n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-        source = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
-        computed = np.ones(len(source), dtype=bool)
-        for edit in edits.contribution if edits else []:
-            computed[edit.rows] = False
-        taken = batch.take(torch.from_numpy(source).to(self._device), layer)
-        positions = taken.position_ids[0]
         after = hidden
-        if computed.any():
-            inner, inner_edits = taken, edits
-            index = None
-            if not computed.all():
-                index = torch.from_numpy(np.flatnonzero(computed)).to(self._device)
-                inner = taken.take(index, layer)
-                inner_edits = None if edits is None else edits.within(computed)
-            rows = np.flatnonzero(computed[:n_rows])
-            own = rows[self._first[step.rows[rows]] < layer]
-            place = self._own_place[layer][step.rows[own]] if len(own) else own
+        if index.is_computed.any():
+            whole = bool(index.is_computed.all())
+            inner = batch.take(index.source if whole else index.source[index.computed], layer)
+            inner_edits = edits if whole or edits is None else edits.within(index.is_computed)
             self._attention.tokens = LayerTokens(
                 layer=layer,
-                own=torch.from_numpy(place).to(self._device),
-                starting=torch.from_numpy(step.history_of[rows[len(own) :]]).to(self._device),
-                histories=torch.from_numpy(self._attention.histories[layer].places).to(self._device)
-                if n_histories
-                else torch.empty(0, dtype=torch.long, device=self._device),
-                prompts=self._prompt_of[step.rows[step.sample[:n_histories]]],
+                own=index.own,
+                starting=index.starting,
+                histories=index.histories,
+                prompts=prompts,
                 positions=inner.position_ids[0],
                 edits=inner_edits,
             )
-            part = hidden if index is None else hidden[:, index]
+            part = hidden if whole else hidden[:, index.computed]
             part = self._stack.run_layer(layer, part, inner, self._attention, inner_edits)
-            if index is None:
+            if whole:
                 after = part
             else:
                 after = hidden.clone()
-                after[:, index] = part
-        return after if edits is None else edits.contribute(hidden, after, positions)
+                after[:, index.computed] = part
+        # Rows that were left out are as they were before the layer already.
+        if edits is None or all(edit.ablation.kind in ("skip", "zero") for edit in edits.contribution):
+            return after
+        return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 
     def _make_room(self, step: _Step, split: Split) -> None:
         """Room for one more token: histories that part get copies, and finished rows leave."""

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from lensprune.engine.attention import AttentionSettings, Partial, merge_into, partial_attention
+from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.edits import LayerEdits
+from lensprune.engine.kernels import Partial
 from lensprune.engine.kv import CleanKV, HistoryKV, OwnKV
 from lensprune.engine.prompts import PromptSet
 
@@ -23,10 +24,14 @@ __all__ = ["DecodeAttention", "LayerTokens", "OwnRows", "Table", "table_by_group
 
 @dataclass(frozen=True)
 class Table:
-    """Members of groups, padded to the largest group with member 0; `valid` says which entries are members."""
+    """Members of groups, padded to the largest group with member 0.
 
-    index: Int[torch.Tensor, "group member"]
-    valid: Bool[torch.Tensor, "group member"]
+    `group` and `place` say where each of `members` is in `index`.
+    """
+
+    index: Int[torch.Tensor, "group place"]
+    group: Int[torch.Tensor, " member"]
+    place: Int[torch.Tensor, " member"]
     members: Int[torch.Tensor, " member"]
 
     def __bool__(self) -> bool:
@@ -42,22 +47,19 @@ def table_by_group(
     counts = np.bincount(group_of, minlength=n_groups)
     place = np.arange(len(group_of)) - np.repeat(np.cumsum(counts) - counts, counts)
     index = np.zeros((n_groups, counts.max(initial=0)), dtype=np.int64)
-    valid = np.zeros(index.shape, dtype=bool)
     index[group_of[order], place] = members[order]
-    valid[group_of[order], place] = True
-    tensors = torch.from_numpy(index).to(device), torch.from_numpy(valid).to(device)
-    return Table(*tensors, tensors[0][tensors[1]])
+    return Table(*(torch.from_numpy(a).to(device) for a in (index, group_of[order], place, members[order])))
 
 
 @dataclass(frozen=True)
 class OwnRows:
     """What the rows of one layer's `OwnKV` are, until rows are dropped from it.
 
-    `real`, by block, tells tokens of a prompt's rest from padding (``None``: no padding); `prefixes` holds, for each
-    shared prefix, its rows by variant; `lengths` are those of the rows' prompts.
+    `real`, by block, tells tokens of a prompt's rest, and generated ones, from padding (``None``: no padding);
+    `prefixes` holds, for each shared prefix, its rows by variant; `lengths` are those of the rows' prompts.
     """
 
-    real: list[Bool[torch.Tensor, "row width"] | None]
+    real: list[Bool[torch.Tensor, "row width+generated"] | None]
     prefixes: list[Table]
     lengths: Int[torch.Tensor, " row"]
 
@@ -80,9 +82,18 @@ class LayerTokens:
     edits: LayerEdits | None
 
 
+@dataclass(frozen=True)
+class _ByPrompt:
+    """Histories grouped by prompt and by shared prefix, and the lengths of their prompts."""
+
+    rest: Table
+    prefixes: list[Table]
+    lengths: Int[torch.Tensor, " history"]
+
+
 @dataclass
 class DecodeAttention:
-    """The plan of a decode step; set `tokens` before each layer and `step` before each step.
+    """The plan of a decode step; set `tokens` before each layer and call `begin_step` before each step.
 
     `step` counts generated tokens from 0; the newest one's keys and values are written at that place.
     """
@@ -99,6 +110,11 @@ class DecodeAttention:
         device = next(iter(self.clean.values())).rest[0].device if self.clean else torch.device("cpu")
         self._real = None if bool(self.prompts.real.all()) else self.prompts.real.to(device)
         self._lengths = self.prompts.lengths.to(device)
+        self._by_prompt: dict[int, _ByPrompt] = {}
+
+    def begin_step(self, step: int) -> None:
+        self.step = step
+        self._by_prompt.clear()
 
     def attend(
         self,
@@ -132,8 +148,7 @@ class DecodeAttention:
             begin = _first_seen(end, settings.window)
             allowed = None
             if real is not None and begin < block.width:
-                generated = real.new_ones(len(block), self.step + 1)
-                allowed = torch.cat([real[:, begin:], generated], dim=1)[:, None]
+                allowed = real[:, None, begin:end]
             parts.append(
                 _one_query(q[span], block.rest[0][:, :, begin:end], block.rest[1][:, :, begin:end], settings, allowed)
             )
@@ -154,21 +169,33 @@ class DecodeAttention:
         generated = [t[:, :, begin:end] for t in kv.pair]
         out, lse = _one_query(_scattered(q, places, size), generated[0], generated[1], settings, None)
         total = out[places], lse[places]
+        by_prompt = self._grouped(tokens.prompts, q.device)
         width = self.prompts.width
         begin = _first_seen(width + end, settings.window)
         if begin < width:
-            table = table_by_group(tokens.prompts, len(self.prompts), device=q.device)
             allowed = None if self._real is None else self._real[:, None, begin:]
-            _merge_table(
-                total, q, table, clean.rest[0][:, :, begin:], clean.rest[1][:, :, begin:], settings, allowed=allowed
-            )
-        positions = self._lengths[torch.from_numpy(tokens.prompts).to(q.device)] + self.step
-        for prefix, (prefix_k, prefix_v) in zip(self.prompts.prefixes, clean.prefixes, strict=True):
-            members = np.flatnonzero((tokens.prompts >= prefix.first) & (tokens.prompts < prefix.last))
-            if len(members):
-                table = table_by_group(np.zeros(len(members), dtype=np.int64), 1, members, q.device)
-                _merge_table(total, q, table, prefix_k[None], prefix_v[None], settings, positions=positions)
+            rest = clean.rest[0][:, :, begin:], clean.rest[1][:, :, begin:]
+            _merge_table(total, q, by_prompt.rest, *rest, settings, allowed=allowed)
+        for table, (prefix_k, prefix_v) in zip(by_prompt.prefixes, clean.prefixes, strict=True):
+            if table:
+                _merge_table(
+                    total, q, table, prefix_k[None], prefix_v[None], settings, positions=by_prompt.lengths + self.step
+                )
         return total[0]
+
+    def _grouped(self, prompts: np.ndarray, device: torch.device) -> _ByPrompt:
+        """The histories of a layer by their prompts: within a step, as many of them are the same ones."""
+        if len(prompts) not in self._by_prompt:
+            tables = []
+            for prefix in self.prompts.prefixes:
+                members = np.flatnonzero((prompts >= prefix.first) & (prompts < prefix.last))
+                tables.append(table_by_group(np.zeros(len(members), dtype=np.int64), 1, members, device))
+            self._by_prompt[len(prompts)] = _ByPrompt(
+                table_by_group(prompts, len(self.prompts), device=device),
+                tables,
+                self._lengths[torch.from_numpy(prompts).to(device)],
+            )
+        return self._by_prompt[len(prompts)]
 
 
 def _first_seen(end: int, window: int | None) -> int:
@@ -211,5 +238,5 @@ def _merge_table(
             allowed = torch.arange(k.shape[2], device=k.device) >= first[..., None]
     out, lse = partial_attention(q[table.index].transpose(1, 2), k, v, settings, allowed=allowed)
     here = total[0][table.members], total[1][table.members]
-    merge_into(here, (out.transpose(1, 2)[table.valid].float(), lse.transpose(1, 2)[table.valid]))
+    merge_into(here, (out[table.group, :, table.place].float(), lse[table.group, :, table.place]))
     total[0][table.members], total[1][table.members] = here

@@ -53,16 +53,19 @@ class TreeQueries:
     """
 
     def __init__(self, tree: PrefixTree, wanted: Int[torch.Tensor, " wanted"]) -> None:
-        device = wanted.device
-        self._positions = tree.position_ids(device)[0]
-        self._wanted_positions = self._positions[wanted]
-        self._blocks: list[tuple[slice, slice]] = []
-        """(wanted tokens, keys): the tokens of a node and below it see the node's keys that lie before them."""
+        self._device = wanted.device
+        wanted = wanted.cpu()
+        positions = tree.position_ids("cpu")[0]
+        self._wanted_positions = positions[wanted].to(self._device)
+        self._blocks: list[tuple[slice, slice, torch.Tensor]] = []
+        """(wanted tokens, keys, how far back): the tokens of a node and below it see the node's keys before them."""
         bounds = torch.tensor([[n.start, n.end, n.subtree_end] for n in tree.nodes])
-        starts, _, ends = torch.searchsorted(wanted.cpu(), bounds).T.tolist()
+        starts, _, ends = torch.searchsorted(wanted, bounds).T.tolist()
         for node, low, high in zip(tree.nodes, starts, ends, strict=True):
             if low < high:
-                self._blocks.append((slice(low, high), slice(node.start, node.end)))
+                keys = slice(node.start, node.end)
+                back = positions[wanted[low:high], None] - positions[None, keys]
+                self._blocks.append((slice(low, high), keys, back))
         self.keys_values: KeysAndValues | None = None
         self.saved: torch.Tensor | None = None
         self.edits: LayerEdits | None = None
@@ -84,19 +87,15 @@ class TreeQueries:
         k, v = self.keys_values
         out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
-        for rows, keys in self._blocks:
-            back = self._wanted_positions[rows, None] - self._positions[None, keys]
-            allowed: torch.Tensor | None = back >= 0
-            if settings.window is not None:
-                allowed = (back >= 0) & (back < settings.window)
-            if bool(allowed.all()):  # type: ignore[union-attr]
-                allowed = None
+        for rows, keys, back in self._blocks:
+            seen = back >= 0 if settings.window is None else (back >= 0) & (back < settings.window)
+            allowed = None if bool(seen.all()) else seen[None].to(self._device)
             part_out, part_lse = partial_attention(
                 q[None, :, rows],
                 k[None, :, keys],
                 v[None, :, keys],
                 settings,
-                allowed=None if allowed is None else allowed[None],
+                allowed=allowed,
             )
             _merge_first(out[:, rows], lse[:, rows], part_out[0].float(), part_lse[0])
         return out.to(q.dtype).transpose(0, 1)

@@ -11,7 +11,7 @@ from lensprune.engine.groups import DecodeLimits
 from lensprune.errors import UserError
 from lensprune.models.base import ModelFacts
 
-__all__ = ["budgets", "limits_for_memory", "out_of_memory", "parse_memory"]
+__all__ = ["budgets", "gpu_limits", "limits_for_memory", "out_of_memory", "parse_memory"]
 
 UNEMBED_ROWS = 256
 """Positions unembedded at once; bounds the logits held to so many rows of the vocabulary."""
@@ -27,6 +27,12 @@ _LOGIT_COPIES = 3
 
 MOST_ROWS, MOST_TOKENS = 1024, 32768
 """Beyond these a larger batch is no faster."""
+
+MOST_GPU_ROWS = 4096
+"""The same on a GPU, where a decode step of few rows takes as long as one of many."""
+
+_GPU_SHARE = 0.8
+"""Of a GPU's free memory; the rest is for what others take and for holes between tensors."""
 
 
 def parse_memory(text: str) -> int:
@@ -61,7 +67,25 @@ def limits_for_memory(facts: ModelFacts, memory: int) -> DecodeLimits:
         )
     half = (memory - logits) // 2
     tokens = half // per_token
-    return DecodeLimits(rows=min(tokens, MOST_ROWS), kv_bytes=half, tokens=min(tokens, MOST_TOKENS))
+    most_rows = MOST_GPU_ROWS if torch.device(facts.device).type == "cuda" else MOST_ROWS
+    return DecodeLimits(rows=min(tokens, most_rows), kv_bytes=half, tokens=min(tokens, MOST_TOKENS))
+
+
+def gpu_limits(facts: ModelFacts, weights: int = 0) -> DecodeLimits | None:
+    """Budgets from the free memory of the model's GPU; ``None`` for a model that is not on a GPU of this machine.
+
+    Args:
+        weights: bytes of the model's weights that are still to come to the GPU.
+
+    Raises:
+        UserError: the GPU has too little free memory.
+    """
+    device = torch.device(facts.device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return limits_for_memory(facts, int(_GPU_SHARE * (free + unused - weights)))
 
 
 def budgets(facts: ModelFacts, max_tokens: int | None, memory: str | None) -> DecodeLimits | int | None:

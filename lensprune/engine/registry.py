@@ -10,7 +10,7 @@ from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import UnsupportedByFastPath
-from lensprune.engine.memory import budgets
+from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.errors import unknown_name
 from lensprune.models import as_hooked_model
 
@@ -28,7 +28,7 @@ def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: 
     Args:
         name: one of `EXECUTORS`.
         model: anything that `as_hooked_model` accepts.
-        max_tokens: tokens per batch; ``None`` takes the executor's default.
+        max_tokens: tokens per batch; ``None`` takes the executor's default, on a GPU one for its free memory.
         memory: how much a run may take besides the model's weights, like ``"4GB"``; it sets the batch budgets, of
             which `max_tokens` overrides its own.
 
@@ -46,8 +46,11 @@ def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: 
     elif asked is not None:
         options = {"max_tokens": asked}
     if name == "forked":
+        default = gpu_limits(hooked.facts) if memory is None else None
+        if default is not None:
+            more = {"max_rows": default.rows, "max_kv_bytes": default.kv_bytes, "max_tokens": default.tokens}
         try:
-            return ForkedExecutor(hooked, **options, **more)
+            return ForkedExecutor(hooked, **{**more, **options})
         except UnsupportedByFastPath as reason:
             warnings.warn(
                 f"the forked executor cannot run this model, the hooked one takes over: {reason}", stacklevel=2

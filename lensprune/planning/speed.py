@@ -15,7 +15,7 @@ from lensprune.planning.shape import ModelShape
 __all__ = ["Speed", "estimated_seconds", "measure_speed"]
 
 _SECONDS = 0.3
-_ROWS = 512
+_ROWS, _GPU_ROWS = 512, 8192
 _MATRIX_BYTES = 64 * 2**20
 """Larger than a processor's caches, so that reading it is reading memory."""
 
@@ -42,7 +42,8 @@ def measure_speed(shape: ModelShape, dtype: torch.dtype, device: str) -> Speed:
         place = torch.device(device)
         width = min(4 * shape.d_model, max(1, _MATRIX_BYTES // (shape.d_model * dtype.itemsize)))
         weights = torch.randn(width, shape.d_model, device=place).to(dtype)
-        tokens = torch.randn(_ROWS, shape.d_model, device=place).to(dtype)
+        rows = _ROWS if place.type == "cpu" else _GPU_ROWS
+        tokens = torch.randn(rows, shape.d_model, device=place).to(dtype)
         product = _rate(lambda: torch.nn.functional.linear(tokens, weights), place)
         size = max(1, _MATRIX_BYTES // (shape.d_model * dtype.itemsize))
         large = torch.randn(size, shape.d_model, device=place).to(dtype)
@@ -52,7 +53,7 @@ def measure_speed(shape: ModelShape, dtype: torch.dtype, device: str) -> Speed:
         raise UserError(
             f"the speed of device {device!r} with {dtype} can't be measured here ({reason}): give flops, such as 400e12"
         ) from error
-    return Speed(product * 2 * _ROWS * width * shape.d_model, reading * large.numel() * dtype.itemsize, True)
+    return Speed(product * 2 * rows * width * shape.d_model, reading * large.numel() * dtype.itemsize, True)
 
 
 def _rate(product: Callable[[], torch.Tensor], device: torch.device) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from lensprune.ablation.optimal import ITERATIONS
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.groups import DecodeLimits
-from lensprune.engine.memory import budgets
+from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import parse_dtype
@@ -170,6 +170,9 @@ def plan(
     if screen is not None:
         chosen = _spread_out(chosen, screen)
     budget = budgets(outline.facts, batch_tokens, memory)
+    weights = shape.parameters * number.itemsize
+    if executor != "hooked" and memory is None and (free := gpu_limits(outline.facts, weights)) is not None:
+        budget = free if batch_tokens is None else replace(free, tokens=batch_tokens)
     asked = ask(cast(HookedModel, outline), loaded, options, text, with_reference=reference_wanted)
     cells = tuple(_cell(shape, outline.facts, part, chosen, budget, screened=screen is not None) for part in asked)
     prompts = _reference_cost(shape, asked, chosen)
@@ -196,7 +199,7 @@ def plan(
         reference=prompts,
         memory=peak,
         speed=speed,
-        seconds=estimated_seconds(total, speed, shape.parameters * number.itemsize),
+        seconds=estimated_seconds(total, speed, weights),
         workers=options.workers,
     )
 

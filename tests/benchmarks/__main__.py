@@ -13,9 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from tests.benchmarks.sides import Side, started
 from tests.benchmarks.stopwatch import Times
-from tests.benchmarks.works import WORKS, Work
+from tests.benchmarks.works import WORKS, Setting, Work
 from tests.markdown import write_between
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -28,8 +30,9 @@ class Result:
 
     `ratio` is of wall times, `cpu_ratio` of processor times. `bound` is the FLOPs without sharing over those with all
     sharing that leaves the numbers as they are (of an unscreened sweep), `matmul_share` the FLOPs that ours needs over
-    those of so much processor time spent on matrix products alone. `different` counts items with another metric among
-    `compared` (variant, item) pairs; memory is in bytes.
+    those of so much processor time (on a GPU: time) spent on matrix products alone. `different` counts items with
+    another metric among `compared` (variant, item) pairs; memory is in bytes: resident, or on a GPU what its tensors
+    took.
     """
 
     work: str
@@ -46,8 +49,8 @@ class Result:
     cpu_ratio: float
     our_runs: list[Times]
     peer_runs: dict[str, list[Times]]
-    our_peak_rss: int
-    peer_peak_rss: int
+    our_peak_memory: int
+    peer_peak_memory: int
     compared: int
     different: int
     work_done: dict[str, float]
@@ -56,11 +59,11 @@ class Result:
     found_of_top: float | None = None
 
 
-def run_work(work: Work, data_dir: Path, threads: int, repeats: int) -> Result:
+def run_work(work: Work, setting: Setting, data_dir: Path, repeats: int) -> Result:
     """Time both sides in turns, ours on all variants and the peer on some of them."""
     with (
-        started("ours", work, MODEL, data_dir, threads) as ours,
-        started(work.peer, work, MODEL, data_dir, threads) as peer,
+        started("ours", work, setting, data_dir) as ours,
+        started(work.peer, work, setting, data_dir) as peer,
     ):
         batch_size = peer.call("choose_batch_size")
         # A first call is slower than the others: memory and threads are set up.
@@ -77,7 +80,7 @@ def run_work(work: Work, data_dir: Path, threads: int, repeats: int) -> Result:
                 times, metrics = peer.call("run", [name])
                 peer_runs[name].append(times)
                 expected.update(metrics)
-        rss = ours.call("peak_rss"), peer.call("peak_rss")
+        memory = ours.call("peak_memory"), peer.call("peak_memory")
         recall = None if work.screen is None else ours.call("recall")
         # What the peer was timed on and the sample of ours left out, so that outcomes can be compared.
         if missing := [name for name in expected if name not in found]:
@@ -104,11 +107,11 @@ def run_work(work: Work, data_dir: Path, threads: int, repeats: int) -> Result:
         cpu_ratio=theirs.cpu / mine.cpu,
         our_runs=our_runs,
         peer_runs=peer_runs,
-        our_peak_rss=rss[0],
-        peer_peak_rss=rss[1],
+        our_peak_memory=memory[0],
+        peer_peak_memory=memory[1],
         work_done=done,
         bound=done["unshared_flops"] / done["shared_flops"],
-        matmul_share=done["shared_flops"] / (mine.cpu * done["matmul_flops"]),
+        matmul_share=done["shared_flops"] / ((mine.wall if setting.on_gpu else mine.cpu) * done["matmul_flops"]),
         compared=len(compared),
         different=sum(a != b for a, b in compared),
         found_of_top=recall,
@@ -151,7 +154,7 @@ def table(results: list[dict[str, Any]]) -> str:
         size = f"{r['items']} × {r['variants']}"
         times = f"{r['ours'][0]:.0f} s | {peer} | {r['theirs'][0]:.0f} s | {r['ratio']:.1f}× | {r['cpu_ratio']:.1f}×"
         bound = "| " if r["found_of_top"] is not None else f"{r['bound']:.1f}× | {r['matmul_share']:.0%}"
-        memory = f"{r['our_peak_rss'] / 1e9:.1f} / {r['peer_peak_rss'] / 1e9:.1f}"
+        memory = f"{r['our_peak_memory'] / 1e9:.1f} / {r['peer_peak_memory'] / 1e9:.1f}"
         different = f"{r['different']} of {r['compared']}"
         found = "" if r["found_of_top"] is None else f"{r['found_of_top']:.2f}"
         task = f"{r['task']} {r['protocol']}{shots}" + (", screened" if found else "")
@@ -179,7 +182,7 @@ def _condensed(results: list[dict[str, Any]]) -> str:
         size = f"{r['items']} × {r['variants']}"
         different = f"{r['different']} of {r['compared']}"
         times = f"{r['ratio']:.1f}× | {r['cpu_ratio']:.1f}×"
-        lines.append(f"| {task} | {size} | {times} | {bound} | {r['our_peak_rss'] / 1e9:.1f} GB | {different} |")
+        lines.append(f"| {task} | {size} | {times} | {bound} | {r['our_peak_memory'] / 1e9:.1f} GB | {different} |")
     return "\n".join(lines)
 
 
@@ -188,6 +191,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", action="append", choices=sorted(WORKS), help="only this one; may be repeated")
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("LENSPRUNE_DATA_DIR"), help="benchmark rows")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument(
         "--repeats", type=int, default=3, help="our side's runs; the peer's variants are spread over them"
     )
@@ -208,19 +213,22 @@ def main() -> int:
         # Works that are not asked for keep their last times.
         results = {r["work"]: r for r in json.loads(arguments.out.read_text(encoding="utf-8"))["results"]}
     different = 0
+    setting = Setting(MODEL, arguments.device, arguments.dtype, arguments.threads)
     for name in arguments.work or list(WORKS):
         work = WORKS[name]
+        if setting.on_gpu:
+            # Fast enough to be timed whole.
+            work = replace(work, our_step=1, peer_limit=None)
         if arguments.limit is not None:
             work = replace(work, limit=arguments.limit)
-        result = run_work(work, arguments.data_dir.resolve(), arguments.threads, arguments.repeats)
+        result = run_work(work, setting, arguments.data_dir.resolve(), arguments.repeats)
         results[name] = asdict(result)
         different += result.different
         print(table([results[name]]), flush=True)
         document = {
-            "model": MODEL,
-            "dtype": "float32",
-            "threads": arguments.threads,
+            **asdict(setting),
             "cpu": platform.processor() or platform.machine(),
+            "gpu": torch.cuda.get_device_name() if setting.on_gpu else None,
             "versions": {p: version(p) for p in ("lensprune", "torch", "transformers", "transformer-lens", "lm-eval")},
             "method": "interleaved; medians; times of samples scaled to all variants and items as `works.py` says",
             "results": [results[n] for n in WORKS if n in results],

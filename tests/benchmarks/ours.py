@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from lensprune.engine import ForkedExecutor, HookedExecutor
+from lensprune.engine import HookedExecutor, make_executor
 from lensprune.engine.base import Executor
 from lensprune.models import as_hooked_model, load_model
+from lensprune.models.base import ModelFacts
 from lensprune.models.outline import outline_model
-from lensprune.planning.shape import model_shape
+from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
+from lensprune.planning.speed import measure_speed
 from lensprune.planning.unshared import unshared_cost
 from lensprune.protocols import build_requests, score_items
 from lensprune.sweep.prepare import Asked
@@ -23,7 +25,7 @@ from lensprune.tasks.base import GenerationFormat, LoadedTask
 from lensprune.tasks.loading import load_task
 from lensprune.tasks.registry import get_task
 from tests.benchmarks.stopwatch import Stopwatch, Times
-from tests.benchmarks.works import Work, variants_of
+from tests.benchmarks.works import Setting, Work, variants_of
 
 __all__ = ["HookedSide", "Metrics", "OurSide", "ScreenedSide"]
 
@@ -34,19 +36,21 @@ Metrics = list[dict[str, float]]
 class OurSide:
     """The whole sweep at once: requests built from strings, all variants run, all items scored."""
 
-    def __init__(self, work: Work, model: str, data_dir: Path) -> None:
-        self._work, self._name = work, model
-        self._model = as_hooked_model(load_model(model, device="cpu", self_check=False))
+    def __init__(self, work: Work, setting: Setting, data_dir: Path) -> None:
+        self._work, self._name = work, setting.model
+        loaded = load_model(setting.model, device=setting.device, dtype=setting.dtype, self_check=False)
+        self._model = as_hooked_model(loaded)
         self._task = _loaded(work, data_dir)
         self._variants = variants_of(work, self._model)
-        self._executor: Executor = ForkedExecutor(self._model)
+        self._executor: Executor = make_executor("forked", self._model)
         self.facts = {
             "items": len(self._task.items),
             "variants": len(self._variants),
         }
 
     def work_done(self) -> dict[str, float]:
-        """Tokens and FLOPs of the whole sweep with sharing and without, and FLOPs of a processor second of products.
+        """Tokens and FLOPs of the whole sweep with sharing and without, and FLOPs of a second of products: of a GPU's
+        time, or of a processor's.
 
         What is shared is what an exact sweep can share, so the quotient of the two FLOPs bounds the gain.
         """
@@ -60,7 +64,7 @@ class OurSide:
             "shared_flops": shared.flops,
             "unshared_tokens": unshared.tokens,
             "unshared_flops": unshared.flops,
-            "matmul_flops": _matmul_rate(self._model.facts.d_model),
+            "matmul_flops": _matmul_rate(shape, self._model.facts),
         }
 
     def sample(self) -> list[str]:
@@ -120,8 +124,8 @@ class ScreenedSide(OurSide):
 class HookedSide(OurSide):
     """The same sweep through TransformerLens hooks, one variant at a time."""
 
-    def __init__(self, work: Work, model: str, data_dir: Path) -> None:
-        super().__init__(work, model, data_dir)
+    def __init__(self, work: Work, setting: Setting, data_dir: Path) -> None:
+        super().__init__(work, setting, data_dir)
         self._executor = HookedExecutor(self._model)
 
     def choose_batch_size(self) -> int | None:
@@ -129,7 +133,10 @@ class HookedSide(OurSide):
         return None
 
 
-def _matmul_rate(width: int) -> float:
+def _matmul_rate(shape: ModelShape, facts: ModelFacts) -> float:
+    if torch.device(facts.device).type == "cuda":
+        return measure_speed(shape, getattr(torch, facts.dtype), str(facts.device)).flops
+    width = facts.d_model
     left, right = torch.randn(512, width), torch.randn(4 * width, width)
     watch, count = Stopwatch(), 0
     while watch.read().cpu < 1:

@@ -16,22 +16,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lensprune.models.sources.bundled import BUNDLED
 from tests.benchmarks.ours import Metrics
 from tests.benchmarks.stopwatch import Stopwatch, Times
-from tests.benchmarks.works import Work
+from tests.benchmarks.works import Setting, Work
 from tests.parity import lm_eval_tasks
 
 __all__ = ["LmEvalSide"]
 
 BATCH_SIZES = (8, 32)
-_TRIAL = 64
+GPU_BATCH_SIZES = (32, 128)
+_TRIAL = {BATCH_SIZES: 64, GPU_BATCH_SIZES: 256}
 """So many requests decide on the batch size."""
 
 
 class LmEvalSide:
     """Only the model's calls and their tokenization are timed: tasks are loaded and prompts written beforehand."""
 
-    def __init__(self, work: Work, model: str, data_dir: Path) -> None:
-        folder = BUNDLED[model].folder()
-        self._plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, work: Work, setting: Setting, data_dir: Path) -> None:
+        folder = BUNDLED[setting.model].folder()
+        plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, setting.dtype)).eval()
+        self._setting, self._plain = setting, plain.to(setting.device)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._generates = work.protocol == "generate"
         cache_dir = Path(tempfile.mkdtemp())
@@ -49,12 +51,18 @@ class LmEvalSide:
     def choose_batch_size(self) -> int:
         """Time the clean model at each batch size and keep the fastest."""
         seconds = {}
-        for size in BATCH_SIZES:
-            self._lm = HFLM(pretrained=self._plain, tokenizer=self._tokenizer, batch_size=size, device="cpu")
-            seconds[size] = self._ask(self._instances()[:_TRIAL], "clean")[0].cpu
+        sizes = GPU_BATCH_SIZES if self._setting.on_gpu else BATCH_SIZES
+        # A first call is slower than the others.
+        for size in (sizes[0], *sizes):
+            self._lm = self._with_batches_of(size)
+            times, _ = self._ask(self._instances()[: _TRIAL[sizes]], "clean")
+            seconds[size] = times.wall if self._setting.on_gpu else times.cpu
         best = min(seconds, key=lambda size: seconds[size])
-        self._lm = HFLM(pretrained=self._plain, tokenizer=self._tokenizer, batch_size=best, device="cpu")
+        self._lm = self._with_batches_of(best)
         return best
+
+    def _with_batches_of(self, size: int) -> HFLM:
+        return HFLM(pretrained=self._plain, tokenizer=self._tokenizer, batch_size=size, device=self._setting.device)
 
     def run(self, names: list[str]) -> tuple[Times, dict[str, Metrics]]:
         """Times for one variant, and its metrics."""

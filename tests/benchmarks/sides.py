@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.works import Work
+from tests.benchmarks.works import Setting, Work
 
 __all__ = ["Side", "started"]
 
@@ -34,11 +34,11 @@ class Side:
 
 
 @contextmanager
-def started(kind: str, work: Work, model: str, data_dir: Path, threads: int) -> Iterator[Side]:
+def started(kind: str, work: Work, setting: Setting, data_dir: Path) -> Iterator[Side]:
     """A side that is loaded and ready; its process ends with the context."""
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, kind, work, model, data_dir, threads))
+    process = context.Process(target=_serve, args=(theirs, kind, work, setting, data_dir))
     process.start()
     # Held by the child alone, so that its death is seen as the end of the pipe.
     theirs.close()
@@ -51,11 +51,11 @@ def started(kind: str, work: Work, model: str, data_dir: Path, threads: int) -> 
             process.terminate()
 
 
-def _serve(pipe: Connection, kind: str, work: Work, model: str, data_dir: Path, threads: int) -> None:
+def _serve(pipe: Connection, kind: str, work: Work, setting: Setting, data_dir: Path) -> None:
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(setting.threads)
     side: Any = None
     while True:
         try:
@@ -63,10 +63,10 @@ def _serve(pipe: Connection, kind: str, work: Work, model: str, data_dir: Path, 
         except EOFError:
             return
         if method == "load":
-            side = _side(kind, work)(work, model, data_dir)
+            side = _side(kind, work)(work, setting, data_dir)
             pipe.send(getattr(side, "facts", {}))
-        elif method == "peak_rss":
-            pipe.send(_peak_rss())
+        elif method == "peak_memory":
+            pipe.send(torch.cuda.max_memory_allocated() if setting.on_gpu else _peak_rss())
         else:
             pipe.send(getattr(side, method)(*args))
 

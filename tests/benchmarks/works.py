@@ -9,7 +9,21 @@ from typing import Any, Literal
 from lensprune.ablation import CLEAN, Variant, each_head, each_layer
 from lensprune.tasks.base import ProtocolName
 
-__all__ = ["WORKS", "Work", "variants_of"]
+__all__ = ["WORKS", "Setting", "Work", "variants_of"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides run: a model in one precision, on one device, with so many threads."""
+
+    model: str
+    device: str
+    dtype: str
+    threads: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
 
 @dataclass(frozen=True)
