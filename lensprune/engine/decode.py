@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -87,6 +86,7 @@ class _LayerIndex:
     own: Int[torch.Tensor, " own"]
     starting: Int[torch.Tensor, " starting"]
     histories: Int[torch.Tensor, " history"]
+    blocks: list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def _sent(arrays: Sequence[np.ndarray], device: torch.device | str) -> Sequence[torch.Tensor]:
@@ -228,7 +228,8 @@ class GroupDecoder:
                     self._real(prompt[block_of[mine] == number], width) for number, width in enumerate(prompts.widths)
                 ]
                 lengths = prompts.lengths[torch.from_numpy(prompt)].to(self._device)
-                memo[held] = place, OwnRows(real, tables, lengths)
+                begins = [None if own is None else (~own).sum(1) for own in real]
+                memo[held] = place, OwnRows(real, begins, tables, lengths)
             self._own_place[layer], attention.own_rows[layer] = memo[held]
 
     def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width+generated"] | None:
@@ -276,24 +277,43 @@ class GroupDecoder:
         n_before = 0
         for layer in range(self._stack.n_layers):
             n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-            source = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
-            computed = np.ones(len(source), dtype=bool)
+            source_of = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
+            is_computed = np.ones(len(source_of), dtype=bool)
             for edit in edits[layer].contribution if layer in edits else []:
-                computed[edit.rows] = False
-            rows = np.flatnonzero(computed[:n_rows])
-            own = rows[self._first[step.rows[rows]] < layer]
+                is_computed[edit.rows] = False
+            rows = np.flatnonzero(is_computed[:n_rows])
+            differing = rows[self._first[step.rows[rows]] < layer]
+            place = self._own_place[layer][step.rows[differing]] if len(differing) else differing
             arrays += [
-                source,
+                source_of,
                 step.history_of[n_before:n_rows],
-                np.flatnonzero(computed),
-                self._own_place[layer][step.rows[own]] if len(own) else own,
-                step.history_of[rows[len(own) :]],
-                self._attention.histories[layer].places if n_histories else own[:0],
+                np.flatnonzero(is_computed),
+                place,
+                step.history_of[rows[len(differing) :]],
+                self._attention.histories[layer].places if n_histories else place[:0],
             ]
-            masks.append(computed)
+            if self._attention.by_kernel:
+                arrays += self._by_block(layer, place)
+            masks.append(is_computed)
             n_before = n_rows
         sent = iter(_sent(arrays, self._device))
-        return [_LayerIndex(mask, *islice(sent, 6)) for mask in masks]
+        n_blocks = len(self._prompts.widths) if self._attention.by_kernel else 0
+        found = []
+        for mask in masks:
+            source, entering, computed, own, starting, histories = (next(sent) for _ in range(6))
+            blocks = [(next(sent), next(sent)) for _ in range(n_blocks)]
+            found.append(_LayerIndex(mask, source, entering, computed, own, starting, histories, blocks))
+        return found
+
+    def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
+        """Which own rows, given their places, are in each block of a layer's buffers, and their places there."""
+        if not len(place):
+            return [place] * 2 * len(self._prompts.widths)
+        arrays = []
+        for _, span in self._attention.own[layer].spans():
+            inside = np.flatnonzero((place >= span.start) & (place < span.stop))
+            arrays += [inside, place[inside] - span.start]
+        return arrays
 
     def _edits(self, rows: np.ndarray) -> dict[int, LayerEdits]:
         variants, starts = np.unique(self._variant_of[rows], return_index=True)
@@ -325,6 +345,7 @@ class GroupDecoder:
                 prompts=prompts,
                 positions=inner.position_ids[0],
                 edits=inner_edits,
+                blocks=index.blocks,
             )
             part = hidden if whole else hidden[:, index.computed]
             part = self._stack.run_layer(layer, part, inner, self._attention, inner_edits)

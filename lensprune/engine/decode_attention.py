@@ -7,7 +7,9 @@ prompt's rest and the shared prefix, all the clean model's. The parts are merged
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.edits import LayerEdits
 from lensprune.engine.kernels import Partial
-from lensprune.engine.kv import CleanKV, HistoryKV, OwnKV
+from lensprune.engine.kv import CleanKV, HistoryKV, OwnKV, Pair
 from lensprune.engine.prompts import PromptSet
 
 __all__ = ["DecodeAttention", "LayerTokens", "OwnRows", "Table", "table_by_group"]
@@ -55,11 +57,13 @@ def table_by_group(
 class OwnRows:
     """What the rows of one layer's `OwnKV` are, until rows are dropped from it.
 
-    `real`, by block, tells tokens of a prompt's rest, and generated ones, from padding (``None``: no padding);
-    `prefixes` holds, for each shared prefix, its rows by variant; `lengths` are those of the rows' prompts.
+    `real`, by block, tells tokens of a prompt's rest, and generated ones, from padding (``None``: no padding), and
+    `begins` is the first that is none; `prefixes` holds, for each shared prefix, its rows by variant; `lengths` are
+    those of the rows' prompts.
     """
 
     real: list[Bool[torch.Tensor, "row width+generated"] | None]
+    begins: list[Int[torch.Tensor, " row"] | None]
     prefixes: list[Table]
     lengths: Int[torch.Tensor, " row"]
 
@@ -70,7 +74,8 @@ class LayerTokens:
 
     `own`: place of each own row in the layer's `OwnKV`; `starting`: for each row whose variant changes at this very
     layer, the history (by its number among `histories`) whose attention it takes over; `histories`: their places in the
-    layer's `HistoryKV`, and `prompts` their prompts.
+    layer's `HistoryKV`, and `prompts` their prompts. `blocks`, where rows attend by a kernel: which of the own rows are
+    in each block of the `OwnKV`, and their places there.
     """
 
     layer: int
@@ -80,14 +85,16 @@ class LayerTokens:
     prompts: np.ndarray
     positions: Int[torch.Tensor, " tok"]
     edits: LayerEdits | None
+    blocks: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
 
 @dataclass(frozen=True)
 class _ByPrompt:
-    """Histories grouped by prompt and by shared prefix, and the lengths of their prompts."""
+    """Histories grouped by prompt and by shared prefix, their prompts, and the lengths of these."""
 
     rest: Table
     prefixes: list[Table]
+    prompts: Int[torch.Tensor, " history"]
     lengths: Int[torch.Tensor, " history"]
 
 
@@ -109,7 +116,10 @@ class DecodeAttention:
     def __post_init__(self) -> None:
         device = next(iter(self.clean.values())).rest[0].device if self.clean else torch.device("cpu")
         self._real = None if bool(self.prompts.real.all()) else self.prompts.real.to(device)
+        self._begins = None if self._real is None else (~self._real).sum(1)
         self._lengths = self.prompts.lengths.to(device)
+        self._longest = int(self.prompts.lengths.max())
+        self._rows_kernel = rows_kernel(device)
         self._by_prompt: dict[int, _ByPrompt] = {}
 
     def begin_step(self, step: int) -> None:
@@ -126,6 +136,9 @@ class DecodeAttention:
         tokens = self.tokens
         assert tokens is not None
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+        if self._in_few_calls(settings):
+            z = self._attend_in_few_calls(tokens, q, k, v, settings)
+            return z if tokens.edits is None else tokens.edits.edit_z(z, tokens.positions)
         n_own, n_before = len(tokens.own), len(tokens.own) + len(tokens.starting)
         parts = []
         if n_own:
@@ -135,6 +148,49 @@ class DecodeAttention:
             parts.extend([z[tokens.starting], z])
         z = torch.cat(parts).to(q.dtype)
         return z if tokens.edits is None else tokens.edits.edit_z(z, tokens.positions)
+
+    @property
+    def by_kernel(self) -> bool:
+        """Whether rows may attend by a kernel, so that `LayerTokens.blocks` are asked for."""
+        return self._rows_kernel is not None
+
+    def _in_few_calls(self, settings: AttentionSettings) -> bool:
+        if self._rows_kernel is None or settings.softcap is not None:
+            return False
+        return settings.window is None or self._longest + self.step < settings.window
+
+    def _attend_in_few_calls(
+        self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
+    ) -> Float[torch.Tensor, "tok head d_head"]:
+        """Shared prefixes as below; a row's other keys, and the merge, by one kernel a block of rows."""
+        assert self._rows_kernel is not None
+        attend_rows, row_keys = self._rows_kernel
+        n_own, n_before = len(tokens.own), len(tokens.own) + len(tokens.starting)
+        z = q.new_empty(q.shape)
+        end = self.step + 1
+        if n_own:
+            own, rows = self.own[tokens.layer], self.own_rows[tokens.layer]
+            seen = None
+            if own.prefixes:
+                spread = q.new_empty(len(own), *q.shape[1:])
+                spread[tokens.own] = q[:n_own]
+                seen = _seen_prefixes(spread, rows.prefixes, own.prefixes, settings)
+            for (block, span), begins, (calls, places) in zip(own.spans(), rows.begins, tokens.blocks, strict=True):
+                keys = row_keys(*block.rest, places, block.width + end, begins)
+                attend_rows(q, (k, v), z, keys, settings.scaling, calls=calls, seen=seen, seen_from=span.start)
+        if len(tokens.histories):
+            clean, by_prompt = self.clean[tokens.layer], self._grouped(tokens.prompts, q.device)
+            q, k, v, found = (t[n_before:] for t in (q, k, v, z))
+            seen = None
+            if clean.prefixes:
+                pairs = [(prefix_k[None], prefix_v[None]) for prefix_k, prefix_v in clean.prefixes]
+                seen = _seen_prefixes(q, by_prompt.prefixes, pairs, settings)
+            generated = row_keys(*self.histories[tokens.layer].pair, tokens.histories, end)
+            rest = row_keys(*clean.rest, by_prompt.prompts, self.prompts.width, self._begins)
+            attend_rows(q, (k, v), found, rest, settings.scaling, more=generated, seen=seen)
+            if len(tokens.starting):
+                z[n_own:n_before] = found[tokens.starting]
+        return z
 
     def _attend_own(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -190,12 +246,39 @@ class DecodeAttention:
             for prefix in self.prompts.prefixes:
                 members = np.flatnonzero((prompts >= prefix.first) & (prompts < prefix.last))
                 tables.append(table_by_group(np.zeros(len(members), dtype=np.int64), 1, members, device))
+            numbers = torch.from_numpy(prompts).to(device)
             self._by_prompt[len(prompts)] = _ByPrompt(
-                table_by_group(prompts, len(self.prompts), device=device),
-                tables,
-                self._lengths[torch.from_numpy(prompts).to(device)],
+                table_by_group(prompts, len(self.prompts), device=device), tables, numbers, self._lengths[numbers]
             )
         return self._by_prompt[len(prompts)]
+
+
+def rows_kernel(device: torch.device) -> tuple[Callable[..., None], Callable[..., Any]] | None:
+    """What attends to a row's own keys in one call, on this device; ``None``: nothing does."""
+    if device.type != "cuda":
+        return None
+    try:
+        from lensprune.engine.decode_kernel import RowKeys, attend_rows
+    except ImportError:
+        # Builds of torch without Triton; the numbers are the same.
+        return None
+    return attend_rows, RowKeys
+
+
+def _seen_prefixes(
+    q: Float[torch.Tensor, "row head d_head"],
+    tables: Sequence[Table],
+    prefixes: Sequence[Pair],
+    settings: AttentionSettings,
+) -> Partial:
+    """Attention of rows to the shared prefix of each: output [row, head, d_head] and log-sum-exp [row, head]."""
+    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+    for table, (k, v) in zip(tables, prefixes, strict=True):
+        if table:
+            found, norm = partial_attention(q[table.index].transpose(1, 2), k, v, settings)
+            out[table.members] = found[table.group, :, table.place].to(q.dtype)
+            lse[table.members] = norm[table.group, :, table.place]
+    return out, lse
 
 
 def _first_seen(end: int, window: int | None) -> int:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from lensprune.engine.histories import Split
 from lensprune.engine.prompts import PromptSet
 
-__all__ = ["Block", "CleanKV", "HistoryKV", "OwnKV", "PromptKV"]
+__all__ = ["Block", "CleanKV", "HistoryKV", "OwnKV", "Pair", "PromptKV"]
 
 GROWTH = 32
 """Columns for the generated tokens of histories are added so many at a time: few last as long as they may."""

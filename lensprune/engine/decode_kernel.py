@@ -1,0 +1,185 @@
+"""One GPU kernel for the keys that each row of a decode step has to itself. Needs Triton, which torch for CUDA brings.
+
+By matrix products the same takes some fifty calls a layer, each of which costs the interpreter more time than it costs
+the GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+
+from lensprune.engine.kernels import Partial
+
+__all__ = ["RowKeys", "attend_rows"]
+
+_COLUMNS = 64
+"""Keys taken at a time."""
+
+_LEAST_DOT = 16
+"""Matrix products of tensor cores have at least so many rows and columns."""
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """Keys and values [row, kv_head, column, d_head], of which row `index[i]` is the i-th query's, up to `end`.
+
+    `begins`, by row, is the first column that is no padding; ``None``: none is padding.
+    """
+
+    k: Float[torch.Tensor, "row kv_head column d_head"]
+    v: Float[torch.Tensor, "row kv_head column d_head"]
+    index: Int[torch.Tensor, " query"]
+    end: int
+    begins: Int[torch.Tensor, " row"] | None = None
+
+
+def attend_rows(
+    q: Float[torch.Tensor, "call head d_head"],
+    new: tuple[Float[torch.Tensor, "call kv_head d_head"], Float[torch.Tensor, "call kv_head d_head"]],
+    z: Float[torch.Tensor, "call head d_head"],
+    keys: RowKeys,
+    scaling: float,
+    *,
+    calls: Int[torch.Tensor, " query"] | None = None,
+    more: RowKeys | None = None,
+    seen: Partial | None = None,
+    seen_from: int = 0,
+) -> None:
+    """Attention of one query a row, written to `z`; the new token's key and value are stored, too.
+
+    Args:
+        new: key and value of each query's own token. They go to the last column, before `end`, of `more`, or of `keys`
+            without `more`.
+        calls: which of `q`, `new` and `z` the queries are; ``None``: all of them in their order.
+        seen: attention to other keys, to be merged: output [row, head, d_head] and log-sum-exp [row, head], of row
+            `keys.index[i] + seen_from` for the i-th query, or of row i without `calls`.
+    """
+    n_queries = len(keys.index)
+    if not n_queries:
+        return
+    _, n_heads, d_head = q.shape
+    n_kv = keys.k.shape[1]
+    second = keys if more is None else more
+    out, lse = (z, z) if seen is None else seen
+    (k_new, v_new), none = new, keys.index
+    _kernel[n_queries, n_kv](
+        q, q.stride(0), q.stride(1),
+        k_new, v_new, k_new.stride(0), k_new.stride(1), v_new.stride(0), v_new.stride(1),
+        z, z.stride(0), z.stride(1),
+        none if calls is None else calls,
+        keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.end,
+        second.k, second.v, *second.k.stride()[:3], second.index, second.end,
+        out, lse, out.stride(0), out.stride(1), lse.stride(0), 0 if seen is None else lse.stride(1), seen_from,
+        scaling,
+        HAS_CALLS=calls is not None,
+        HAS_BEGINS=keys.begins is not None,
+        HAS_MORE=more is not None,
+        HAS_SEEN=seen is not None,
+        GROUP=n_heads // n_kv,
+        GROUP_ROOM=max(_LEAST_DOT, triton.next_power_of_2(n_heads // n_kv)),
+        D_HEAD=d_head,
+        D_ROOM=max(_LEAST_DOT, triton.next_power_of_2(d_head)),
+        COLUMNS=_COLUMNS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _kernel(
+    q, q_row, q_head,
+    k_new, v_new, k_new_row, k_new_head, v_new_row, v_new_head,
+    z, z_row, z_head,
+    calls,
+    a_k, a_v, a_row, a_head, a_column, a_index, a_begins, a_end,
+    b_k, b_v, b_row, b_head, b_column, b_index, b_end,
+    seen_out, seen_lse, out_row, out_head, lse_row, lse_head, seen_from,
+    scaling,
+    HAS_CALLS: tl.constexpr,
+    HAS_BEGINS: tl.constexpr,
+    HAS_MORE: tl.constexpr,
+    HAS_SEEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_ROOM: tl.constexpr,
+    D_HEAD: tl.constexpr,
+    D_ROOM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64)
+    kv = tl.program_id(1)
+    call = i
+    if HAS_CALLS:
+        call = tl.load(calls + i)
+    mine = tl.load(a_index + i)
+    member = tl.arange(0, GROUP_ROOM)
+    head = kv * GROUP + member
+    real_head = member < GROUP
+    d = tl.arange(0, D_ROOM)
+    real_d = d < D_HEAD
+    here = real_head[:, None] & real_d[None]
+    query = tl.load(q + call * q_row + head[:, None] * q_head + d[None], mask=here, other=0.0)
+    key = tl.load(k_new + call * k_new_row + kv * k_new_head + d, mask=real_d, other=0.0)
+    value = tl.load(v_new + call * v_new_row + kv * v_new_head + d, mask=real_d, other=0.0)
+
+    # Its own token: every query sees it, so the running maximum is finite from here on.
+    most = tl.sum(query.to(tl.float32) * key[None].to(tl.float32), 1) * scaling
+    norm = tl.full((GROUP_ROOM,), 1.0, tl.float32)
+    total = tl.zeros((GROUP_ROOM, D_ROOM), tl.float32) + value[None].to(tl.float32)
+    if HAS_SEEN:
+        row = i
+        if HAS_CALLS:
+            row = mine + seen_from
+        lse = tl.load(seen_lse + row * lse_row + head * lse_head, mask=real_head, other=float("-inf"))
+        out = tl.load(seen_out + row * out_row + head[:, None] * out_head + d[None], mask=here, other=0.0)
+        before = most
+        most = tl.maximum(before, lse)
+        own, other = tl.exp(before - most), tl.exp(lse - most)
+        norm = own + other
+        total = total * own[:, None] + out.to(tl.float32) * other[:, None]
+
+    begin = 0
+    if HAS_BEGINS:
+        begin = tl.load(a_begins + mine).to(tl.int32)
+    end = a_end
+    if not HAS_MORE:
+        end = a_end - 1
+    keys, values = a_k + mine * a_row + kv * a_head, a_v + mine * a_row + kv * a_head
+    most, norm, total = _columns(
+        query, keys, values, a_column, begin, end, scaling, most, norm, total, d, real_d, COLUMNS
+    )
+    last_k, last_v = keys + (a_end - 1) * a_column, values + (a_end - 1) * a_column
+    if HAS_MORE:
+        theirs = tl.load(b_index + i)
+        keys, values = b_k + theirs * b_row + kv * b_head, b_v + theirs * b_row + kv * b_head
+        most, norm, total = _columns(
+            query, keys, values, b_column, 0, b_end - 1, scaling, most, norm, total, d, real_d, COLUMNS
+        )
+        last_k, last_v = keys + (b_end - 1) * b_column, values + (b_end - 1) * b_column
+    tl.store(last_k + d, key, mask=real_d)
+    tl.store(last_v + d, value, mask=real_d)
+    result = total / norm[:, None]
+    tl.store(z + call * z_row + head[:, None] * z_head + d[None], result.to(z.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _columns(
+    query, keys, values, step, begin, end, scaling, most, norm, total, d, real_d, COLUMNS: tl.constexpr
+):  # fmt: skip
+    for start in range(begin, end, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        real = column < end
+        place = column[:, None] * step + d[None]
+        both = real[:, None] & real_d[None]
+        k = tl.load(keys + place, mask=both, other=0.0)
+        scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scaling
+        scores = tl.where(real[None], scores, float("-inf"))
+        now = tl.maximum(most, tl.max(scores, 1))
+        shrink, weights = tl.exp(most - now), tl.exp(scores - now[:, None])
+        v = tl.load(values + place, mask=both, other=0.0)
+        total = total * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        norm = norm * shrink + tl.sum(weights, 1)
+        most = now
+    return most, norm, total

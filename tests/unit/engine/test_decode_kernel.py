@@ -1,0 +1,104 @@
+"""The GPU's kernel for decode steps, in Triton's interpreter: as matrix products give, and as hooks give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from lensprune.ablation import collect_reference
+from lensprune.engine import ForkedExecutor, HookedExecutor, decode_attention
+from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
+from tests.models_cache import tiny
+from tests.unit.engine.test_forked_generation import REFERENCE_PROMPTS, assert_same, requests_for, variants_for
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
+
+
+@pytest.fixture(scope="module")
+def kernel() -> ModuleType:
+    pytest.importorskip("triton", minversion="3.7", reason="older interpreters can't loop over numbers that are loaded")
+    from lensprune.engine import decode_kernel
+
+    return decode_kernel
+
+
+def rows(n: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(n, *shape).to(dtype)
+
+
+def expected(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor, seen: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Products in fp32 over the keys, merged with what was seen."""
+    settings = AttentionSettings(q.shape[-1] ** -0.5, None, None)
+    out, lse = partial_attention(q[:, :, None].float(), k.float(), v.float(), settings, allowed=allowed[:, None])
+    total = out[:, :, 0].clone(), lse[:, :, 0].clone()
+    merge_into(total, (seen[0].float(), seen[1]))
+    return total[0]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("n_heads", "n_kv", "d_head"), [(4, 2, 8), (9, 3, 64), (4, 4, 24), (2, 1, 80)])
+def test_as_products_give(kernel: ModuleType, dtype: torch.dtype, n_heads: int, n_kv: int, d_head: int) -> None:
+    torch.manual_seed(0)
+    q, z = rows(7, n_heads, d_head, dtype=dtype), torch.zeros(7, n_heads, d_head, dtype=dtype)
+    new = rows(7, n_kv, d_head, dtype=dtype), rows(7, n_kv, d_head, dtype=dtype)
+    k, v = rows(9, n_kv, 90, d_head, dtype=dtype), rows(9, n_kv, 90, d_head, dtype=dtype)
+    calls, index, begins, end = torch.tensor([5, 0, 3]), torch.tensor([2, 8, 0]), torch.randint(0, 70, (9,)), 76
+    seen = rows(12, n_heads, d_head, dtype=dtype), torch.randn(12, n_heads)
+    seen[1][5] = -torch.inf
+    seen[0][5] = 0
+    keys = kernel.RowKeys(k, v, index, end, begins)
+    kernel.attend_rows(q, new, z, keys, d_head**-0.5, calls=calls, seen=seen, seen_from=3)
+    assert torch.equal(k[index, :, end - 1], new[0][calls])
+    assert torch.equal(v[index, :, end - 1], new[1][calls])
+    allowed = torch.arange(end) >= begins[index][:, None]
+    want = expected(
+        q[calls], k[index][:, :, :end], v[index][:, :, :end], allowed, (seen[0][index + 3], seen[1][index + 3])
+    )
+    torch.testing.assert_close(z[calls].float(), want, rtol=0, atol=TOLERANCE[dtype])
+    assert not z[[1, 2, 4, 6]].any()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("step", [0, 5, 39])
+def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int) -> None:
+    torch.manual_seed(1)
+    q, z = rows(7, 4, 16, dtype=dtype), torch.empty(7, 4, 16, dtype=dtype)
+    new = rows(7, 2, 16, dtype=dtype), rows(7, 2, 16, dtype=dtype)
+    k, v = rows(9, 2, 70, 16, dtype=dtype), rows(9, 2, 70, 16, dtype=dtype)
+    more_k, more_v = rows(11, 2, 40, 16, dtype=dtype), rows(11, 2, 40, 16, dtype=dtype)
+    index, places = torch.tensor([1, 1, 0, 3, 2, 2, 8]), torch.tensor([10, 3, 2, 5, 6, 7, 0])
+    begins, seen = torch.randint(0, 70, (9,)), (rows(7, 4, 16, dtype=dtype), torch.randn(7, 4))
+    keys, more = kernel.RowKeys(k, v, index, 70, begins), kernel.RowKeys(more_k, more_v, places, step + 1)
+    kernel.attend_rows(q, new, z, keys, 0.25, more=more, seen=seen)
+    assert torch.equal(more_k[places, :, step], new[0])
+    both = [torch.cat([own[index], their[places][:, :, : step + 1]], 2) for own, their in ((k, more_k), (v, more_v))]
+    allowed = torch.cat([torch.arange(70) >= begins[index][:, None], torch.ones(7, step + 1, dtype=torch.bool)], 1)
+    torch.testing.assert_close(z.float(), expected(q, *both, allowed, seen), rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2"])
+def test_same_tokens_as_hooked(kernel: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        kernel.attend_rows(*args, **kwargs)
+
+    def always(device: torch.device) -> tuple[Callable[..., None], Callable[..., Any]]:
+        return counted, kernel.RowKeys
+
+    monkeypatch.setattr(decode_attention, "rows_kernel", always)
+    model = tiny(family)
+    requests, chosen = requests_for(model, 4), variants_for(model)[::9]
+    reference = collect_reference(model, REFERENCE_PROMPTS, chosen)
+    found = list(ForkedExecutor(model).run(requests, chosen, reference=reference))
+    assert_same(found, list(HookedExecutor(model).run(requests, chosen, reference=reference)))
+    # Gemma 2 caps its scores; there products stay.
+    assert (calls > 0) == (family != "gemma2")
