@@ -89,7 +89,7 @@ class HookedModel(Protocol):
         cache: Any | None = None,
         logits_to_keep: int = 0,
     ) -> Float[torch.Tensor, "batch kept d_vocab"]:
-        """Run the model on left-padded rows and return logits.
+        """Run the model on left-padded rows and return logits. Inputs may lie on another device than the model.
 
         Args:
             input_ids: new tokens; padding is on the left.

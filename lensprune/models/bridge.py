@@ -73,10 +73,11 @@ class BridgeModel:
 
         Gradient mode is the caller's.
         """
+        device = self.facts.device
         output = self._bridge.original_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            position_ids=position_ids.to(device),
             use_cache=cache is not None,
             logits_to_keep=logits_to_keep,
             **{self._cache_argument: cache},

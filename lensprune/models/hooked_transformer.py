@@ -95,6 +95,9 @@ class HookedTransformerModel:
         Raises:
             LensPruneError: `position_ids` are not the counts of real tokens, which is all that HookedTransformer does.
         """
+        input_ids, attention_mask, position_ids = (
+            t.to(self.facts.device) for t in (input_ids, attention_mask, position_ids)
+        )
         new = input_ids.shape[1]
         implied = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
         real = attention_mask[:, -new:].bool()

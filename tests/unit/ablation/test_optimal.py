@@ -35,7 +35,7 @@ def test_no_constant_nearby_is_better(family: str, component: object) -> None:
     constant = reference.optimal[component.label]  # type: ignore[attr-defined]
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        direction = torch.randn(constant.shape, generator=generator)
+        direction = torch.randn(constant.shape, generator=generator).to(constant.device)
         moved = collect_reference(model, PROMPTS, [variants["mean"]])
         object.__setattr__(moved, "optimal", {component.label: constant + 0.3 * direction})  # type: ignore[attr-defined]
         assert ablation_loss(model, PROMPTS, variants["optimal"], moved) > losses["optimal"]

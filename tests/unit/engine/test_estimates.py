@@ -48,7 +48,8 @@ def part_of_the_way(model: HookedModel, variant: Variant, reference: Any, share:
     [(site, replaced)] = VariantHooks(model, variant, state, reference).named
 
     def step(activation: torch.Tensor, hook: Any) -> torch.Tensor:
-        state.position_ids = torch.arange(activation.shape[1])[None].expand(len(activation), -1)
+        positions = torch.arange(activation.shape[1], device=activation.device)
+        state.position_ids = positions[None].expand(len(activation), -1)
         after = replaced(activation, hook)
         assert after is not None
         return activation + share * (after - activation)

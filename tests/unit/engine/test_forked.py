@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -99,16 +101,10 @@ def test_user_hooks_take_the_hooked_path() -> None:
 
 
 def test_unsupported_model_falls_back_with_a_warning() -> None:
-    class WithoutTwin:
-        def __init__(self, model: HookedModel) -> None:
-            self._model = model
-            self.raw_model = None
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._model, name)
-
+    without_twin: Any = copy(tiny("llama"))
+    without_twin._raw_model = None
     with pytest.warns(UserWarning, match="hooked one takes over"):
-        executor = make_executor("forked", WithoutTwin(tiny("llama")))
+        executor = make_executor("forked", without_twin)
     assert executor.name == "hooked"
     assert make_executor("forked", tiny("llama")).name == "forked"
     with pytest.raises(UserError, match="forked"):

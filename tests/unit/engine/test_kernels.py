@@ -1,0 +1,82 @@
+"""Fused attention against matrix products in double precision, with output and log-sum-exp."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+
+from lensprune.engine import attention
+from lensprune.engine.attention import AttentionSettings, TreeAttention, partial_attention
+from lensprune.engine.kernels import Packed, flash_packed
+from lensprune.engine.tree import build_tree
+from tests import DEVICE
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+def products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "fused_attention", lambda *args, **kwargs: None)
+
+
+def heads(n: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(n, *shape, device=DEVICE).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("mask", ["none", "causal", "by key", "by query and key"])
+@pytest.mark.parametrize(("n_heads", "n_kv", "n_queries", "n_keys"), [(4, 2, 37, 37), (9, 3, 1, 50), (2, 2, 5, 21)])
+def test_as_products_give(
+    mask: str, dtype: torch.dtype, n_heads: int, n_kv: int, n_queries: int, n_keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    if mask == "causal":
+        n_keys = n_queries
+    q = heads(6, n_heads, n_queries, 16, dtype=dtype)
+    k, v = (heads(6, n_kv, n_keys, 16, dtype=dtype) for _ in range(2))
+    allowed = None
+    if mask.startswith("by"):
+        shape = (6, n_queries if "query" in mask else 1, n_keys)
+        allowed = torch.rand(shape, device=DEVICE) > 0.5
+        allowed[2, 0] = False
+    settings = AttentionSettings(0.3, None, None)
+    out, lse = partial_attention(q, k, v, settings, causal=mask == "causal", allowed=allowed)
+    products(monkeypatch)
+    wide = (t.double() for t in (q, k, v))
+    expected_out, expected_lse = partial_attention(*wide, settings, causal=mask == "causal", allowed=allowed)
+    torch.testing.assert_close(out.double(), expected_out, rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(lse, expected_lse, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="packed blocks need a GPU")
+@pytest.mark.parametrize(("n_heads", "n_kv", "d_head"), [(8, 2, 64), (9, 3, 64), (4, 4, 128)])
+def test_a_tree_in_few_calls(n_heads: int, n_kv: int, d_head: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = Random(0)
+
+    def words(low: int, high: int) -> list[int]:
+        return [rng.randrange(1000) for _ in range(rng.randrange(low, high))]
+
+    prefixes = [words(90, 200) for _ in range(2)]
+    questions = [rng.choice(prefixes) + words(10, 90) for _ in range(12)]
+    tree = build_tree([tuple(question + words(1, 40)) for question in questions for _ in range(4)])
+    torch.manual_seed(0)
+    q = heads(n_heads, len(tree), d_head, dtype=torch.bfloat16)
+    k, v = (heads(n_kv, len(tree), d_head, dtype=torch.bfloat16) for _ in range(2))
+    settings = AttentionSettings(d_head**-0.5, None, None)
+    plan = TreeAttention(tree, DEVICE)
+    found = plan.attend(q, k, v, settings)
+    assert flash_packed(*(t.transpose(0, 1) for t in (q, k, v)), plan._packed[0], 0.1, causal=True) is not None  # type: ignore[index]
+    products(monkeypatch)
+    monkeypatch.setattr(plan, "_packed", None)
+    expected = plan.attend(q.double(), k.double(), v.double(), settings)
+    assert (found.double() - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_packed_blocks_lie_back_to_back() -> None:
+    packed = Packed.of([(slice(5, 8), slice(0, 5)), (slice(10, 11), slice(8, 10))], "cpu")
+    assert packed.queries.tolist() == [5, 6, 7, 10]
+    assert packed.keys.tolist() == [0, 1, 2, 3, 4, 8, 9]
+    assert packed.ends_q.tolist() == [0, 3, 4]
+    assert packed.ends_k.tolist() == [0, 5, 7]
+    assert (packed.most_q, packed.most_k) == (3, 5)
