@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_VARIANTS = 64
 """Variants whose answers are held back until all of them are done; each such block runs the clean model once more."""
 
+PROBE_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 5e-3, "bfloat16": 1e-2}
+"""Of a log-probability summed over many tokens, as a share of it."""
+
 
 class ForkedExecutor:
     """All requests by forking from the clean model; variants with the user's own hooks through `HookedExecutor`.
@@ -63,7 +66,6 @@ class ForkedExecutor:
     """
 
     name = "forked"
-    PROBE_TOLERANCE = 1e-2
 
     def __init__(
         self, model: HookedModel, max_tokens: int = 8192, max_rows: int = 384, max_kv_bytes: int = 15 * 2**26
@@ -208,15 +210,23 @@ class ForkedExecutor:
 
     def _probe(self) -> None:
         # Families differ in what their attention modules pass on; a wrong number must never pass for a fast one.
-        size = self.model.facts.d_vocab
-        # Two tokens follow that are fed in.
-        prefix = tuple((7 * i + 3) % size for i in range(min(12, self.model.facts.n_ctx - 2)))
-        requests = [LoglikelihoodRequest((*prefix, i % size), ((5 * i) % size, 1)) for i in (2, 3)]
+        facts = self.model.facts
+        context = min(12, facts.n_ctx // 2)
+        # Many tokens: the rounding of bfloat16 averages out, another computation does not.
+        scored = min(48, facts.n_ctx - context)
+        prefix = tuple((7 * i + 3) % facts.d_vocab for i in range(context - 1))
+        requests = [
+            LoglikelihoodRequest(
+                (*prefix, i % facts.d_vocab), tuple((5 * i + 11 * j) % facts.d_vocab for j in range(scored))
+            )
+            for i in (2, 3)
+        ]
+        tolerance = PROBE_TOLERANCE[facts.dtype]
         [fast] = self.run(requests, [CLEAN])
         [slow] = self._hooked.run(requests, [CLEAN])
         for mine, other in zip(fast.responses, slow.responses, strict=True):
             a, expected = (r.logprob if isinstance(r, LoglikelihoodResponse) else math.nan for r in (mine, other))
-            if math.isfinite(expected) and not abs(a - expected) <= self.PROBE_TOLERANCE * max(1.0, abs(expected)):
+            if math.isfinite(expected) and not abs(a - expected) <= tolerance * max(1.0, abs(expected)):
                 raise UnsupportedByFastPath(
                     f"{self.model.facts.architecture}: layer by layer gives log-probability {a:.4f}, "
                     f"the hooked executor {expected:.4f}"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lensprune.engine import attention, last_layer, make_executor
 from lensprune.models import BridgeModel, as_hooked_model, encode, load_model
 from lensprune.models.facts import hash_weights
 
@@ -63,3 +64,20 @@ def test_a_second_load_needs_no_network(model: BridgeModel, monkeypatch: pytest.
     monkeypatch.setenv("LENSPRUNE_OFFLINE", "1")
     again = as_hooked_model(load_model("smollm2-135m", device="cpu", self_check=False))
     assert again.facts == model.facts
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_takes_the_fast_path_and_a_wrong_computation_does_not(
+    dtype: str, smollm2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = as_hooked_model(load_model("smollm2-135m", device="cpu", dtype=dtype, self_check=False))
+    assert make_executor("forked", model).name == "forked"
+    right = attention.partial_attention
+
+    def sharper(q: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return right(1.1 * q, *args, **kwargs)
+
+    for user in (attention, last_layer):
+        monkeypatch.setattr(user, "partial_attention", sharper)
+    with pytest.warns(UserWarning, match="layer by layer gives"):
+        assert make_executor("forked", model).name == "hooked"

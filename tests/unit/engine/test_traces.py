@@ -54,7 +54,7 @@ def test_columns_by_definition() -> None:
 
     def distribution(*hooks: tuple[str, object]) -> torch.Tensor:
         with torch.inference_mode(), model.hooks(list(hooks)):  # type: ignore[arg-type]
-            logits = model.forward(ids, torch.ones_like(ids), positions)[0]
+            logits = model.forward(ids, torch.ones_like(ids), positions)[0].cpu()
         return logits[len(context) - 1 : -1].double().log_softmax(-1)
 
     kept: list[torch.Tensor] = []
