@@ -191,6 +191,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", action="append", choices=sorted(WORKS), help="only this one; may be repeated")
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("LENSPRUNE_DATA_DIR"), help="benchmark rows")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--model", default=MODEL, help="bundled alias, or a folder with config.json and tokenizer, for random weights"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument(
@@ -213,7 +216,7 @@ def main() -> int:
         # Works that are not asked for keep their last times.
         results = {r["work"]: r for r in json.loads(arguments.out.read_text(encoding="utf-8"))["results"]}
     different = 0
-    setting = Setting(MODEL, arguments.device, arguments.dtype, arguments.threads)
+    setting = Setting(arguments.model, arguments.device, arguments.dtype, arguments.threads)
     for name in arguments.work or list(WORKS):
         work = WORKS[name]
         if setting.on_gpu:

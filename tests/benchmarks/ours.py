@@ -24,6 +24,7 @@ from lensprune.sweep.screening import choose, estimated_effects
 from lensprune.tasks.base import GenerationFormat, LoadedTask
 from lensprune.tasks.loading import load_task
 from lensprune.tasks.registry import get_task
+from tests.benchmarks.random_weights import has_no_weights, random_bridge
 from tests.benchmarks.stopwatch import Stopwatch, Times
 from tests.benchmarks.works import Setting, Work, variants_of
 
@@ -38,7 +39,10 @@ class OurSide:
 
     def __init__(self, work: Work, setting: Setting, data_dir: Path) -> None:
         self._work, self._name = work, setting.model
-        loaded = load_model(setting.model, device=setting.device, dtype=setting.dtype, self_check=False)
+        if has_no_weights(setting.model):
+            loaded = random_bridge(setting.model, setting.dtype, setting.device)
+        else:
+            loaded = load_model(setting.model, device=setting.device, dtype=setting.dtype, self_check=False)
         self._model = as_hooked_model(loaded)
         self._task = _loaded(work, data_dir)
         self._variants = variants_of(work, self._model)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lensprune.models.sources.bundled import BUNDLED
 from tests.benchmarks.ours import Metrics
+from tests.benchmarks.random_weights import has_no_weights, random_model
 from tests.benchmarks.stopwatch import Stopwatch, Times
 from tests.benchmarks.works import Setting, Work
 from tests.parity import lm_eval_tasks
@@ -31,10 +32,7 @@ class LmEvalSide:
     """Only the model's calls and their tokenization are timed: tasks are loaded and prompts written beforehand."""
 
     def __init__(self, work: Work, setting: Setting, data_dir: Path) -> None:
-        folder = BUNDLED[setting.model].folder()
-        plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, setting.dtype)).eval()
-        self._setting, self._plain = setting, plain.to(setting.device)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._setting, self._plain, self._tokenizer = setting, *_model(setting)
         self._generates = work.protocol == "generate"
         cache_dir = Path(tempfile.mkdtemp())
         if work.subjects:
@@ -83,6 +81,14 @@ class LmEvalSide:
             ask = self._lm.generate_until if self._generates else self._lm.loglikelihood
             answers = ask(instances, disable_tqdm=True)
         return watch.read(), answers
+
+
+def _model(setting: Setting) -> tuple[Any, Any]:
+    if has_no_weights(setting.model):
+        return random_model(setting.model, setting.dtype, setting.device, "sdpa")
+    folder = BUNDLED[setting.model].folder()
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, setting.dtype)).eval()
+    return plain.to(setting.device), AutoTokenizer.from_pretrained(folder)
 
 
 def _metrics(task: Any) -> Metrics:
