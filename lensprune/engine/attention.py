@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from transformers import AttentionInterface
 
-from lensprune.engine.kernels import Packed, Partial, flash_packed, fused_attention
+from lensprune.engine.kernels import Packed, Partial, flash_packed, fused_attention, is_recent_gpu
 from lensprune.engine.tree import Node, PrefixTree
 
 __all__ = ["ATTENTION_NAME", "AttentionPlan", "AttentionSettings", "TreeAttention", "merge_into", "partial_attention"]
@@ -143,7 +143,7 @@ class TreeAttention:
         self._positions = tree.position_ids(device)[0]
         self._longest = max(tree.positions) + 1
         self._packed: tuple[Packed, list[Packed]] | None = None
-        if torch.device(device).type == "cuda":
+        if is_recent_gpu(torch.device(device)):
             own = Packed.of([(slice(n.start, n.end), slice(n.start, n.end)) for n in tree.nodes], device)
             levels = [
                 [(slice(n.end, n.subtree_end), slice(n.start, n.end)) for n in nodes] for nodes in _by_depth(tree)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.edits import LayerEdits
-from lensprune.engine.kernels import Partial
+from lensprune.engine.kernels import Partial, is_recent_gpu
 from lensprune.engine.kv import CleanKV, HistoryKV, OwnKV, Pair
 from lensprune.engine.prompts import PromptSet
 
@@ -136,7 +136,7 @@ class DecodeAttention:
         tokens = self.tokens
         assert tokens is not None
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-        if self._in_few_calls(settings):
+        if self._in_few_calls(q.dtype, settings):
             z = self._attend_in_few_calls(tokens, q, k, v, settings)
             return z if tokens.edits is None else tokens.edits.edit_z(z, tokens.positions)
         n_own, n_before = len(tokens.own), len(tokens.own) + len(tokens.starting)
@@ -154,8 +154,8 @@ class DecodeAttention:
         """Whether rows may attend by a kernel, so that `LayerTokens.blocks` are asked for."""
         return self._rows_kernel is not None
 
-    def _in_few_calls(self, settings: AttentionSettings) -> bool:
-        if self._rows_kernel is None or settings.softcap is not None:
+    def _in_few_calls(self, dtype: torch.dtype, settings: AttentionSettings) -> bool:
+        if self._rows_kernel is None or settings.softcap is not None or dtype == torch.float64:
             return False
         return settings.window is None or self._longest + self.step < settings.window
 
@@ -255,7 +255,7 @@ class DecodeAttention:
 
 def rows_kernel(device: torch.device) -> tuple[Callable[..., None], Callable[..., Any]] | None:
     """What attends to a row's own keys in one call, on this device; ``None``: nothing does."""
-    if device.type != "cuda":
+    if not is_recent_gpu(device):
         return None
     try:
         from lensprune.engine.decode_kernel import RowKeys, attend_rows

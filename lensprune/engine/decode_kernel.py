@@ -17,8 +17,8 @@ from lensprune.engine.kernels import Partial
 
 __all__ = ["RowKeys", "attend_rows"]
 
-_COLUMNS = 64
-"""Keys taken at a time."""
+_MOST_COLUMNS, _TILE_BYTES = 64, 2**15
+"""Keys taken at a time, and bytes of them: keys and values of one time lie in a processor's shared memory."""
 
 _LEAST_DOT = 16
 """Matrix products of tensor cores have at least so many rows and columns."""
@@ -67,6 +67,7 @@ def attend_rows(
     second = keys if more is None else more
     out, lse = (z, z) if seen is None else seen
     (k_new, v_new), none = new, keys.index
+    d_room = max(_LEAST_DOT, triton.next_power_of_2(d_head))
     _kernel[n_queries, n_kv](
         q, q.stride(0), q.stride(1),
         k_new, v_new, k_new.stride(0), k_new.stride(1), v_new.stride(0), v_new.stride(1),
@@ -83,8 +84,8 @@ def attend_rows(
         GROUP=n_heads // n_kv,
         GROUP_ROOM=max(_LEAST_DOT, triton.next_power_of_2(n_heads // n_kv)),
         D_HEAD=d_head,
-        D_ROOM=max(_LEAST_DOT, triton.next_power_of_2(d_head)),
-        COLUMNS=_COLUMNS,
+        D_ROOM=d_room,
+        COLUMNS=max(_LEAST_DOT, min(_MOST_COLUMNS, _TILE_BYTES // (d_room * keys.k.itemsize))),
     )  # fmt: skip
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["Packed", "Partial", "flash_packed", "fused_attention"]
+__all__ = ["Packed", "Partial", "flash_packed", "fused_attention", "is_recent_gpu"]
 
 FUSED_QUERIES = 8
 """With fewer queries to a key/value head the fused CPU kernel is slower than two batched products (on two threads, two
@@ -39,7 +40,7 @@ def fused_attention(
     """Output [batch, head, query, d_head] and log-sum-exp [batch, head, query], as `partial_attention` says."""
     if causal and allowed is not None:
         return None
-    if q.device.type == "cuda":
+    if is_recent_gpu(q.device):
         if allowed is None and _flash_takes(q):
             out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scaling)
             return out, lse
@@ -49,6 +50,14 @@ def fused_attention(
     if q.device.type == "cpu" and q.shape[1] // k.shape[1] * q.shape[2] >= FUSED_QUERIES:
         return _grouped(_flash_for_cpu, q, k, v, scaling, causal, allowed)
     return None
+
+
+@cache
+def is_recent_gpu(device: torch.device) -> bool:
+    """Whether this is a GPU that the kernels are made for: NVIDIA's since Ampere."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _flash_takes(q: torch.Tensor) -> bool:
@@ -152,7 +161,7 @@ def flash_packed(
     causal: bool = False,
 ) -> Partial | None:
     """All blocks in one call: output [query, head, d_head] and log-sum-exp [query, head]."""
-    if q.device.type != "cuda" or not _flash_takes(q):
+    if not is_recent_gpu(q.device) or not _flash_takes(q):
         return None
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q[packed.queries],
