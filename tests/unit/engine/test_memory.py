@@ -14,7 +14,7 @@ from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
 from lensprune.engine.decode import GroupDecoder
 from lensprune.engine.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
 from lensprune.engine.layers import LayerStack
-from lensprune.engine.memory import limits_for_memory, out_of_memory, parse_memory
+from lensprune.engine.memory import gpu_limits, limits_for_memory, out_of_memory, parse_memory
 from lensprune.engine.tree import chunk_sequences
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
@@ -49,6 +49,21 @@ def test_more_memory_gives_larger_budgets_up_to_a_limit() -> None:
     executor = make_executor("forked", tiny("llama"), memory="50MB")
     assert isinstance(executor, ForkedExecutor)
     assert executor.limits == small
+
+
+def test_a_gpus_free_memory_is_the_default_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = tiny("llama").facts
+    assert gpu_limits(facts) is None
+    on_gpu = replace(facts, device="cuda:0")
+    assert gpu_limits(on_gpu) is None
+    free = {"mem_get_info": (700_000_000, 10**9), "memory_reserved": 400_000_000, "memory_allocated": 100_000_000}
+    for name, value in {**free, "is_available": True}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    assert gpu_limits(on_gpu) == limits_for_memory(on_gpu, 800_000_000)
+    assert gpu_limits(on_gpu, 500_000_000) == limits_for_memory(on_gpu, 400_000_000)
+    assert limits_for_memory(on_gpu, 10**14).rows > limits_for_memory(facts, 10**14).rows
+    with pytest.raises(UserError, match="too little"):
+        gpu_limits(on_gpu, 999_999_000)
 
 
 def test_groups_stay_within_their_limits_and_lose_nothing() -> None:

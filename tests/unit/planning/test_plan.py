@@ -89,6 +89,19 @@ def test_memory_grows_with_the_batch(llama_8b: Path) -> None:
     assert small.memory.weights == large.memory.weights == 4 * 8_030_261_248
 
 
+def test_a_gpu_of_this_machine_is_planned_with_its_free_memory(llama_8b: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"dtype": "bfloat16", "device": "cuda", "protocols": ["generate"], "tasks": ["facts"], "limit": 40}
+    absent, told = planned(llama_8b, **options), planned(llama_8b, memory="48GB", **options)
+    weights = 2 * 8_030_261_248
+    # What is free besides the weights, of which 80% are taken.
+    free = {"mem_get_info": (60_000_000_000 + weights, 80 * 10**9), "memory_reserved": 0, "memory_allocated": 0}
+    for name, value in {**free, "is_available": True}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    here = planned(llama_8b, **options)
+    assert here.memory == told.memory
+    assert here.memory.cache > absent.memory.cache
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
