@@ -3,7 +3,7 @@
 The distinct tokens of a chunk of requests form a prefix tree that runs as one flat row. The clean model goes through it
 layer by layer; at layer l every variant whose first change is there forks off from the residual before l, reusing layer
 l's attention result, and runs to the end. Only scored positions are unembedded. Generation goes on from the keys and
-values of that pass, many variants and requests in one step (see `decode`). The order of additions differs from the
+values of that pass, many variants and requests in one step (see `decoding`). The order of additions differs from the
 hooked executor's, so numbers agree to rounding, not bit for bit.
 """
 
@@ -21,9 +21,8 @@ import torch
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
-from lensprune.engine.decode import GroupDecoder
+from lensprune.engine.decoding import DecodeLimits, GroupDecoder, group_variants, request_chunks
 from lensprune.engine.fork import fork_variants
-from lensprune.engine.groups import DecodeLimits, group_variants, request_chunks
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
 from lensprune.engine.memory import UNEMBED_ROWS, out_of_memory

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from lensprune.engine.groups import DecodeLimits
+from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.errors import UserError
 from lensprune.models.base import ModelFacts
 

@@ -6,8 +6,8 @@ import warnings
 from typing import Any
 
 from lensprune.engine.base import Executor
+from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.engine.forked import ForkedExecutor
-from lensprune.engine.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import UnsupportedByFastPath
 from lensprune.engine.memory import budgets, gpu_limits

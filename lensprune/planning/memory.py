@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lensprune.ablation.variants import Variant
-from lensprune.engine.groups import DecodeLimits
+from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.models.base import ModelFacts

@@ -13,7 +13,7 @@ import torch
 from lensprune.ablation.optimal import ITERATIONS
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.engine.groups import DecodeLimits
+from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts

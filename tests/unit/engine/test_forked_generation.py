@@ -31,7 +31,7 @@ from lensprune.ablation import (
 )
 from lensprune.ablation.reference import MeanMode
 from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses
-from lensprune.engine.prompts import PromptSet, length_blocks, shared_groups
+from lensprune.engine.decoding.prompts import PromptSet, length_blocks, shared_groups
 from lensprune.engine.scoring import finite_rows
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel

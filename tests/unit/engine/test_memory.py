@@ -11,8 +11,8 @@ import torch
 
 from lensprune.ablation import CLEAN, each_layer
 from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
-from lensprune.engine.decode import GroupDecoder
-from lensprune.engine.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
+from lensprune.engine.decoding.decoder import GroupDecoder
+from lensprune.engine.decoding.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
 from lensprune.engine.layers import LayerStack
 from lensprune.engine.memory import gpu_limits, limits_for_memory, out_of_memory, parse_memory
 from lensprune.engine.tree import chunk_sequences

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lensprune.ablation import collect_reference
-from lensprune.engine import ForkedExecutor, HookedExecutor, decode_attention
+from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
+from lensprune.engine.decoding import step_attention
 from tests import DEVICE
 from tests.models_cache import tiny
 from tests.unit.engine.test_forked_generation import REFERENCE_PROMPTS, assert_same, requests_for, variants_for
@@ -26,9 +27,9 @@ if DEVICE != "cpu":
 def kernel() -> ModuleType:
     # Interpreters before can't loop over numbers that are loaded.
     pytest.importorskip("triton", minversion="3.7" if DEVICE == "cpu" else None)
-    from lensprune.engine import decode_kernel
+    from lensprune.engine.decoding import row_kernel
 
-    return decode_kernel
+    return row_kernel
 
 
 def rows(n: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -103,7 +104,7 @@ def test_same_tokens_as_hooked(kernel: ModuleType, family: str, monkeypatch: pyt
     def always(device: torch.device) -> tuple[Callable[..., None], Callable[..., Any]]:
         return counted, kernel.RowKeys
 
-    monkeypatch.setattr(decode_attention, "rows_kernel", always)
+    monkeypatch.setattr(step_attention, "rows_kernel", always)
     model = tiny(family)
     requests, chosen = requests_for(model, 4), variants_for(model)[::9]
     reference = collect_reference(model, REFERENCE_PROMPTS, chosen)

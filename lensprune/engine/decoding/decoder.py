@@ -8,23 +8,23 @@ what equals the clean model is computed once for all variants.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.decode_attention import DecodeAttention, LayerTokens, OwnRows, table_by_group
+from lensprune.engine.decoding.histories import Histories, Split
+from lensprune.engine.decoding.kv import CleanKV, HistoryKV, OwnKV, PromptKV
+from lensprune.engine.decoding.prompts import PromptSet
+from lensprune.engine.decoding.step_attention import DecodeAttention, LayerTokens, OwnRows, table_by_group
+from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
 from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
-from lensprune.engine.histories import Histories, Split
-from lensprune.engine.kv import CleanKV, HistoryKV, OwnKV, PromptKV
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
-from lensprune.engine.prompts import PromptSet
 from lensprune.engine.scoring import eos_token_ids, finite_rows
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
@@ -34,65 +34,6 @@ __all__ = ["GroupDecoder"]
 
 KEEP_DEAD = 0.25
 """Buffers are compacted when more than this share of their rows has finished."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """The running rows of one step, sorted by first changed layer, and the histories that they need.
-
-    `histories` are sorted by the highest first changed layer of their rows; `history_of` is the place of each row's
-    history among them, `sample` a row that has it. `n_rows[l]` rows are changed at or below layer l, `n_histories[l]`
-    histories are needed at layer l.
-    """
-
-    rows: np.ndarray
-    histories: np.ndarray
-    history_of: np.ndarray
-    sample: np.ndarray
-    n_rows: np.ndarray
-    n_histories: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, first: np.ndarray, history: np.ndarray, n_layers: int) -> _Step:
-        numbers, from_end = np.unique(history[::-1], return_index=True)
-        # Rows are sorted by first changed layer, so a history's last row has the highest.
-        last = len(rows) - 1 - from_end
-        order = np.argsort(-first[last], kind="stable")
-        place = np.empty(numbers.max() + 1, dtype=np.int64)
-        place[numbers[order]] = np.arange(len(order))
-        layers = np.arange(n_layers)
-        return cls(
-            rows=rows,
-            histories=numbers[order],
-            history_of=place[history],
-            sample=last[order],
-            n_rows=np.searchsorted(first, layers, side="right"),
-            n_histories=np.searchsorted(-first[last][order], -layers, side="right"),
-        )
-
-
-@dataclass(frozen=True)
-class _LayerIndex:
-    """Where the tokens of one layer's call come from.
-
-    `source`: token of the step's batch; `entering`: for each row that changes at this very layer, its history;
-    `is_computed`, `computed`: the tokens whose contribution is not replaced as a whole; the others as in `LayerTokens`.
-    """
-
-    is_computed: np.ndarray
-    source: Int[torch.Tensor, " tok"]
-    entering: Int[torch.Tensor, " entering"]
-    computed: Int[torch.Tensor, " computed"]
-    own: Int[torch.Tensor, " own"]
-    starting: Int[torch.Tensor, " starting"]
-    histories: Int[torch.Tensor, " history"]
-    blocks: list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def _sent(arrays: Sequence[np.ndarray], device: torch.device | str) -> Sequence[torch.Tensor]:
-    """Index arrays as tensors on a device, in one transfer."""
-    joined = torch.from_numpy(np.concatenate(arrays)).to(device)
-    return joined.split([len(array) for array in arrays])
 
 
 class GroupDecoder:
@@ -254,13 +195,13 @@ class GroupDecoder:
         self._step += 1
         attention.begin_step(self._step)
         split = self._histories.advance(rows, tokens)
-        step = _Step.of(rows, self._first[rows], self._histories.of_row[rows], self._stack.n_layers)
+        step = Step.of(rows, self._first[rows], self._histories.of_row[rows], self._stack.n_layers)
         self._make_room(step, split)
         positions = self._prompts.lengths[torch.from_numpy(self._prompt_of[rows])] + self._step
         batch = self._stack.begin(torch.from_numpy(tokens).to(self._device)[None], positions.to(self._device)[None])
         edits = self._edits(rows)
         layers = self._layer_indices(step, edits)
-        sample, unchanged = _sent([step.sample, step.history_of[step.n_rows[-1] :]], self._device)
+        sample, unchanged = sent_at_once([step.sample, step.history_of[step.n_rows[-1] :]], self._device)
         row_part, history_part = batch.embedded[0, :0], batch.embedded[0, sample]
         for layer, index in enumerate(layers):
             n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
@@ -271,7 +212,7 @@ class GroupDecoder:
         attention.tokens = None
         return torch.cat([row_part, history_part[unchanged]])
 
-    def _layer_indices(self, step: _Step, edits: dict[int, LayerEdits]) -> list[_LayerIndex]:
+    def _layer_indices(self, step: Step, edits: dict[int, LayerEdits]) -> list[LayerIndex]:
         """What each layer's call takes from where, sent to the device all at once."""
         arrays, masks = [], []
         n_before = 0
@@ -296,13 +237,13 @@ class GroupDecoder:
                 arrays += self._by_block(layer, place)
             masks.append(is_computed)
             n_before = n_rows
-        sent = iter(_sent(arrays, self._device))
+        sent = iter(sent_at_once(arrays, self._device))
         n_blocks = len(self._prompts.widths) if self._attention.by_kernel else 0
         found = []
         for mask in masks:
             source, entering, computed, own, starting, histories = (next(sent) for _ in range(6))
             blocks = [(next(sent), next(sent)) for _ in range(n_blocks)]
-            found.append(_LayerIndex(mask, source, entering, computed, own, starting, histories, blocks))
+            found.append(LayerIndex(mask, source, entering, computed, own, starting, histories, blocks))
         return found
 
     def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
@@ -327,7 +268,7 @@ class GroupDecoder:
         layer: int,
         hidden: Float[torch.Tensor, "1 tok d_model"],
         batch: FlatBatch,
-        index: _LayerIndex,
+        index: LayerIndex,
         prompts: np.ndarray,
         edits: LayerEdits | None,
     ) -> Float[torch.Tensor, "1 tok d_model"]:
@@ -359,7 +300,7 @@ class GroupDecoder:
             return after
         return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 
-    def _make_room(self, step: _Step, split: Split) -> None:
+    def _make_room(self, step: Step, split: Split) -> None:
         """Room for one more token: histories that part get copies, and finished rows leave."""
         attention = self._attention
         alive = np.isin(self._dense, step.rows)

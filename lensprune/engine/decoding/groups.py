@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from lensprune.ablation.variants import Variant
+from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.edits import first_layer
-from lensprune.engine.prompts import PromptSet
 from lensprune.engine.tree import chunk_sequences
 from lensprune.models.base import ModelFacts
 from lensprune.protocols.requests import GenerateRequest

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
+from lensprune.engine.decoding.kv import CleanKV, HistoryKV, OwnKV, Pair
+from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.edits import LayerEdits
 from lensprune.engine.kernels import Partial, is_recent_gpu
-from lensprune.engine.kv import CleanKV, HistoryKV, OwnKV, Pair
-from lensprune.engine.prompts import PromptSet
 
 __all__ = ["DecodeAttention", "LayerTokens", "OwnRows", "Table", "table_by_group"]
 
@@ -258,7 +258,7 @@ def rows_kernel(device: torch.device) -> tuple[Callable[..., None], Callable[...
     if not is_recent_gpu(device):
         return None
     try:
-        from lensprune.engine.decode_kernel import RowKeys, attend_rows
+        from lensprune.engine.decoding.row_kernel import RowKeys, attend_rows
     except ImportError:
         # Builds of torch without Triton; the numbers are the same.
         return None

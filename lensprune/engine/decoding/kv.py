@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from lensprune.engine.histories import Split
-from lensprune.engine.prompts import PromptSet
+from lensprune.engine.decoding.histories import Split
+from lensprune.engine.decoding.prompts import PromptSet
 
 __all__ = ["Block", "CleanKV", "HistoryKV", "OwnKV", "Pair", "PromptKV"]
 

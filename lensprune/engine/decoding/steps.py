@@ -1,0 +1,71 @@
+"""What one decode step takes from where: running rows, the histories that they need, and indices for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+__all__ = ["LayerIndex", "Step", "sent_at_once"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The running rows of one step, sorted by first changed layer, and the histories that they need.
+
+    `histories` are sorted by the highest first changed layer of their rows; `history_of` is the place of each row's
+    history among them, `sample` a row that has it. `n_rows[l]` rows are changed at or below layer l, `n_histories[l]`
+    histories are needed at layer l.
+    """
+
+    rows: np.ndarray
+    histories: np.ndarray
+    history_of: np.ndarray
+    sample: np.ndarray
+    n_rows: np.ndarray
+    n_histories: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, first: np.ndarray, history: np.ndarray, n_layers: int) -> Step:
+        numbers, from_end = np.unique(history[::-1], return_index=True)
+        # Rows are sorted by first changed layer, so a history's last row has the highest.
+        last = len(rows) - 1 - from_end
+        order = np.argsort(-first[last], kind="stable")
+        place = np.empty(numbers.max() + 1, dtype=np.int64)
+        place[numbers[order]] = np.arange(len(order))
+        layers = np.arange(n_layers)
+        return cls(
+            rows=rows,
+            histories=numbers[order],
+            history_of=place[history],
+            sample=last[order],
+            n_rows=np.searchsorted(first, layers, side="right"),
+            n_histories=np.searchsorted(-first[last][order], -layers, side="right"),
+        )
+
+
+@dataclass(frozen=True)
+class LayerIndex:
+    """Where the tokens of one layer's call come from.
+
+    `source`: token of the step's batch; `entering`: for each row that changes at this very layer, its history;
+    `is_computed`, `computed`: the tokens whose contribution is not replaced as a whole; the others as in `LayerTokens`.
+    """
+
+    is_computed: np.ndarray
+    source: Int[torch.Tensor, " tok"]
+    entering: Int[torch.Tensor, " entering"]
+    computed: Int[torch.Tensor, " computed"]
+    own: Int[torch.Tensor, " own"]
+    starting: Int[torch.Tensor, " starting"]
+    histories: Int[torch.Tensor, " history"]
+    blocks: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def sent_at_once(arrays: Sequence[np.ndarray], device: torch.device | str) -> Sequence[torch.Tensor]:
+    """Index arrays as tensors on a device, in one transfer."""
+    joined = torch.from_numpy(np.concatenate(arrays)).to(device)
+    return joined.split([len(array) for array in arrays])
