@@ -17,7 +17,7 @@ from lensprune.engine.kernels import Partial
 
 __all__ = ["RowKeys", "attend_rows"]
 
-_MOST_COLUMNS, _TILE_BYTES = 64, 2**15
+_MOST_COLUMNS, _TILE_BYTES = 64, 2**14
 """Keys taken at a time, and bytes of them: keys and values of one time lie in a processor's shared memory."""
 
 _LEAST_DOT = 16
@@ -89,7 +89,8 @@ def attend_rows(
     )  # fmt: skip
 
 
-@triton.jit
+# They change from step to step; a kernel of its own for each kind of number would be compiled again and again.
+@triton.jit(do_not_specialize=["a_end", "b_end", "seen_from"])
 def _kernel(
     q, q_row, q_head,
     k_new, v_new, k_new_row, k_new_head, v_new_row, v_new_head,
