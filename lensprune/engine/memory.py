@@ -81,7 +81,7 @@ def gpu_limits(facts: ModelFacts, weights: int = 0) -> DecodeLimits | None:
         UserError: the GPU has too little free memory.
     """
     device = torch.device(facts.device)
-    if device.type != "cuda" or not torch.cuda.is_available():
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
         return None
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

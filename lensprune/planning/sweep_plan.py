@@ -162,6 +162,7 @@ def plan(
     loaded = load_tasks(options)
     number = parse_dtype(dtype or "float32")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(place)
     outline = outline_model(model, dtype=number, device=place, bos=cast(Any, bos or "tokenizer"))
     shape = model_shape(outline)
     # Requests are built from the facts and the tokenizer alone, which an outline has like any loaded model.
@@ -211,6 +212,14 @@ def _given_speed(flops: float | None, bandwidth: float | None) -> Speed | None:
     if flops is None and bandwidth is not None:
         raise UserError("bandwidth is given without flops: give both, or neither to have them measured")
     return None if flops is None else Speed(flops, bandwidth, False)
+
+
+def _check_device(name: str) -> None:
+    """It need not be here, but must be one."""
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{name!r} is not a device: expected cpu, cuda, cuda:1, ...") from error
 
 
 def _check_executor(name: str) -> None:

@@ -57,11 +57,12 @@ def test_a_gpus_free_memory_is_the_default_budget(monkeypatch: pytest.MonkeyPatc
     on_gpu = replace(facts, device="cuda:0")
     assert gpu_limits(on_gpu) is None
     free = {"mem_get_info": (700_000_000, 10**9), "memory_reserved": 400_000_000, "memory_allocated": 100_000_000}
-    for name, value in {**free, "is_available": True}.items():
+    for name, value in {**free, "device_count": 1}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
     assert gpu_limits(on_gpu) == limits_for_memory(on_gpu, 800_000_000)
     assert gpu_limits(on_gpu, 500_000_000) == limits_for_memory(on_gpu, 400_000_000)
     assert limits_for_memory(on_gpu, 10**14).rows > limits_for_memory(facts, 10**14).rows
+    assert gpu_limits(replace(facts, device="cuda:1")) is None
     with pytest.raises(UserError, match="too little"):
         gpu_limits(on_gpu, 999_999_000)
 

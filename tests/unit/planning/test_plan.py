@@ -95,7 +95,7 @@ def test_a_gpu_of_this_machine_is_planned_with_its_free_memory(llama_8b: Path, m
     weights = 2 * 8_030_261_248
     # What is free besides the weights, of which 80% are taken.
     free = {"mem_get_info": (60_000_000_000 + weights, 80 * 10**9), "memory_reserved": 0, "memory_allocated": 0}
-    for name, value in {**free, "is_available": True}.items():
+    for name, value in {**free, "device_count": 1}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
     here = planned(llama_8b, **options)
     assert here.memory == told.memory
@@ -113,6 +113,7 @@ def test_a_gpu_of_this_machine_is_planned_with_its_free_memory(llama_8b: Path, m
         ({"tasks": ["fact"]}, "did you mean facts"),
         ({"bos": "allways"}, "did you mean always"),
         ({"flops": None, "device": "cuda:99"}, "give flops"),
+        ({"device": "0"}, "'0' is not a device"),
     ],
 )
 def test_refusals(llama_8b: Path, changes: dict[str, Any], message: str) -> None:
