@@ -212,9 +212,10 @@ class ForkedExecutor:
         # Families differ in what their attention modules pass on; a wrong number must never pass for a fast one.
         facts = self.model.facts
         # Words that come again are what small errors of attention show on; with many of them, rounding averages out.
-        size = max(1, min(16, facts.n_ctx // 4))
+        factors, most = ((2,), 8) if facts.dtype in ("float32", "float64") else ((2, 3, 5), 16)
+        size = max(1, min(most, facts.n_ctx // 4))
         requests = []
-        for factor in (2, 3, 5):
+        for factor in factors:
             words = tuple((7919 * (i + 1) * factor + 13) % facts.d_vocab for i in range(size))
             requests.append(LoglikelihoodRequest(words, (words * 3)[: max(1, facts.n_ctx - size)]))
         tolerance = PROBE_TOLERANCE[facts.dtype]
