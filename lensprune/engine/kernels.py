@@ -24,6 +24,8 @@ _HALF = (torch.float16, torch.bfloat16)
 _MOST_FLASH_WIDTH = 256
 _ALIGNED = 16
 
+packed_kernel = torch.ops.aten._flash_attention_forward
+
 Partial = tuple[torch.Tensor, torch.Tensor]
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, bool, torch.Tensor | None], Partial]
 
@@ -163,7 +165,7 @@ def flash_packed(
     """All blocks in one call: output [query, head, d_head] and log-sum-exp [query, head]."""
     if not is_recent_gpu(q.device) or not _flash_takes(q):
         return None
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+    out, lse, *_ = packed_kernel(
         q[packed.queries],
         k[packed.keys],
         v[packed.keys],

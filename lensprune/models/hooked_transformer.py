@@ -246,6 +246,8 @@ def _convert(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n_ct
             cfg = loading.get_pretrained_model_config(
                 folder, hf_cfg=config, device=str(parameter.device), dtype=parameter.dtype, n_ctx=n_ctx
             )
+        # TransformerLens raises the first for an architecture that it has no conversion for, the others for a
+        # configuration without a name that it reads.
         except (NotImplementedError, AttributeError, KeyError) as error:
             raise UserError(
                 f"architecture {architecture} cannot become a HookedTransformer ({error}): leave hooked_transformer out"

@@ -1,4 +1,4 @@
-"""A large sweep of stub responses through store, summary and tables: ``python -m tests.benchmarks.load``.
+"""A large sweep of random responses through store, summary and tables: ``python -m tests.benchmarks.load``.
 
 The model answers nothing: an executor of this module makes up a response for every request, so that what is measured is
 everything else. Every stage states its time, and the run its peak memory and its files.
@@ -54,10 +54,10 @@ class Load:
     disk: int = 0
 
 
-class StubExecutor:
+class RandomExecutor:
     """Random responses, the same for the same seed and variant."""
 
-    name = "stub"
+    name = "random"
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -108,7 +108,7 @@ def measure(model: Path, out: Path, variants: int, items: int) -> Load:
     load.base_memory = peak_memory()
     with open_store(out, prepared.spec) as store, stage("score and store"):
         for asked in prepared.asked:
-            cells = measure_cells(prepared, asked, prepared.variants, StubExecutor(), lambda rows: None)
+            cells = measure_cells(prepared, asked, prepared.variants, RandomExecutor(), lambda rows: None)
             for key, table in cells:
                 store.write(key, table)
                 load.records += table.num_rows

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 
-from lensprune.engine import attention
+from lensprune.engine import attention, kernels
 from lensprune.engine.attention import AttentionSettings, TreeAttention, partial_attention
 from lensprune.engine.kernels import Packed, flash_packed
 from lensprune.engine.tree import build_tree
@@ -18,6 +19,32 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 def products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "fused_attention", lambda *args, **kwargs: None)
+
+
+def by_block(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    ends_q: Any,
+    ends_k: Any,
+    most_q: int,
+    most_k: int,
+    *rest: Any,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the GPU's kernel for packed blocks is said to do, one block after another."""  # fmt: skip
+    _, causal, _ = rest
+    out, lse = torch.empty_like(q), torch.empty(q.shape[1], len(q))
+    settings = AttentionSettings(scale, None, None)
+    for begin_q, end_q, begin_k, end_k in zip(ends_q[:-1], ends_q[1:], ends_k[:-1], ends_k[1:], strict=True):
+        assert end_q - begin_q <= most_q
+        assert end_k - begin_k <= most_k
+        own = [
+            t[None, a:b].transpose(1, 2) for t, a, b in ((q, begin_q, end_q), (k, begin_k, end_k), (v, begin_k, end_k))
+        ]
+        part_out, part_lse = partial_attention(*own, settings, causal=causal)
+        out[begin_q:end_q], lse[:, begin_q:end_q] = part_out[0].transpose(0, 1), part_lse[0]
+    return out, lse
 
 
 def heads(n: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -49,9 +76,14 @@ def test_as_products_give(
     torch.testing.assert_close(lse, expected_lse, rtol=0, atol=TOLERANCE[dtype])
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="packed blocks need a GPU")
 @pytest.mark.parametrize(("n_heads", "n_kv", "d_head"), [(8, 2, 64), (9, 3, 64), (4, 4, 128)])
 def test_a_tree_in_few_calls(n_heads: int, n_kv: int, d_head: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":
+        # How blocks are packed and merged is tested everywhere, the kernel itself on a GPU.
+        monkeypatch.setattr(kernels, "is_recent_gpu", lambda device: True)
+        monkeypatch.setattr(attention, "is_recent_gpu", lambda device: True)
+        monkeypatch.setattr(kernels, "packed_kernel", by_block)
+        products(monkeypatch)
     rng = Random(0)
 
     def words(low: int, high: int) -> list[int]:

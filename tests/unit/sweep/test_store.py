@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -221,11 +222,20 @@ def test_lone_surrogates_are_stored_as_escapes(tmp_path: Path) -> None:
     assert RunStore.open(tmp_path / "run").read(KEY, ["text"]).column("text").to_pylist() == ["bad \\ud800 text"]
 
 
-def test_the_store_module_writes_nothing_when_it_refuses(tmp_path: Path) -> None:
-    target = tmp_path / "readonly"
-    target.mkdir()
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    target.chmod(0o500)
-    with pytest.raises(UserError, match="no permission"):
-        store.check_out_folder(target / "run")
+def test_the_store_module_writes_nothing_when_it_refuses() -> None:
+    with TemporaryDirectory() as place:
+        # Pytest's own folders are closed to everybody else, so they would be refused whatever this one's mode is.
+        Path(place).chmod(0o755)
+        target = Path(place) / "readonly"
+        target.mkdir()
+        target.chmod(0o555)
+        before = os.getresuid()
+        if os.geteuid() == 0:
+            # Root may write everywhere, so ask as somebody else, with a way back.
+            os.setresuid(65534, 65534, 0)
+        try:
+            with pytest.raises(UserError, match="no permission"):
+                store.check_out_folder(target / "run")
+        finally:
+            os.setresuid(*before)
+        assert list(target.iterdir()) == []
