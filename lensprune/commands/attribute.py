@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from lensprune.commands.options import add_items, add_loading, add_model, add_out, whole_number
+
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
-    )
+    add_model(parser)
     parser.add_argument(
         "--method",
         required=True,
@@ -22,22 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", default="kv_retrieval", metavar="TASK", help="kv_retrieval (the default) or arithmetic"
     )
-    parser.add_argument("--limit", type=int, default=10, metavar="N", help="pairs of prompts (default: 10)")
-    parser.add_argument("--shots", type=int, metavar="N", help="few-shot examples (default: the task's own number)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of items and their counterparts")
+    add_items(
+        parser,
+        limit="pairs of prompts (default: 10)",
+        seed="of items and their counterparts (default: 0)",
+        default_limit=10,
+    )
     parser.add_argument(
         "--receiver", default="logits", metavar="INPUT", help="for path: logits (the default), L5.H1.q, L5.KV0.k, ..."
     )
     parser.add_argument(
         "--total", action="store_true", help="for path: patch each head too, and tell what later parts make up for"
     )
-    parser.add_argument("--steps", type=int, default=5, metavar="N", help="for eap-ig: steps (default: 5; 1 is EAP)")
+    parser.add_argument(
+        "--steps", type=whole_number, default=5, metavar="N", help="for eap-ig: steps (default: 5; 1 is EAP)"
+    )
     parser.add_argument("--no-curve", action="store_true", help="for eap-ig: score all pairs and draw no curve")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="rows to print (default: 10)")
-    parser.add_argument("--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64")
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--bos", default="tokenizer", metavar="POLICY", help="tokenizer, always or never")
-    parser.add_argument("--out", metavar="FOLDER", help="folder for tables and figures (without it nothing is kept)")
+    parser.add_argument("--top", type=whole_number, default=10, metavar="N", help="rows to print (default: 10)")
+    add_loading(parser)
+    add_out(parser, "folder for tables and figures")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import whole_number
+from lensprune.commands.options import add_data_dir, add_items, add_loading, add_model, add_out
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
-    )
+    add_model(parser)
     parser.add_argument(
         "--task",
         action="append",
@@ -34,12 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROTOCOL",
         help="with --validate: sweep under these, generate among them (default: all three)",
     )
-    parser.add_argument("--limit", type=whole_number, default=24, metavar="N", help="items of each task (default: 24)")
-    parser.add_argument("--shots", type=whole_number, metavar="N", help="few-shot examples (default: the task's own)")
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of examples and generated items")
-    parser.add_argument("--data-dir", metavar="FOLDER", help="folder with TASK/SPLIT.jsonl")
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--out", metavar="FOLDER", help="folder for tables (without it nothing is kept)")
+    add_items(parser, limit="items of each task (default: 24)", default_limit=24)
+    add_data_dir(parser)
+    add_loading(parser)
+    add_out(parser, "folder for tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
             shots=arguments.shots,
             seed=arguments.seed,
             data_dir=arguments.data_dir,
+            dtype=arguments.dtype,
             device=arguments.device,
+            bos=arguments.bos,
         )
     )
     return 0

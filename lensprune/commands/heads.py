@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from lensprune.commands.options import add_items, add_loading, add_model, add_out, whole_number
+
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
-    )
+    add_model(parser)
     parser.add_argument(
         "--score", action="append", metavar="NAME", help="a head function; repeat for several (default: all)"
     )
@@ -23,25 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="texts, parted by blank lines, for attention sink, entropy and distance (default: random tokens)",
     )
-    parser.add_argument(
-        "--limit", type=int, default=20, metavar="N", help="items behind retrieval and arithmetic scores (default: 20)"
+    add_items(
+        parser,
+        limit="items behind retrieval and arithmetic scores (default: 20)",
+        shots="worked examples in front of each item",
+        seed="of random tokens and generated items (default: 0)",
+        default_limit=20,
     )
-    parser.add_argument("--shots", type=int, metavar="N", help="worked examples in front of each item")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of random tokens and generated items (default: 0)"
+        "--top", type=whole_number, default=5, metavar="N", help="heads to name for each score (default: 5)"
     )
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="heads to name for each score (default: 5)")
-    parser.add_argument(
-        "--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64 (default: float32)"
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument(
-        "--bos",
-        default="tokenizer",
-        metavar="POLICY",
-        help="first token: tokenizer (as it does), always or never (default: tokenizer)",
-    )
-    parser.add_argument("--out", metavar="FOLDER", help="folder for tables and heatmaps (without it nothing is kept)")
+    add_loading(parser)
+    add_out(parser, "folder for tables and heatmaps")
 
 
 def run(arguments: argparse.Namespace) -> int:

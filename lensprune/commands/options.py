@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_measured", "add_ran", "add_spread", "add_sweep_options", "whole_number"]
+__all__ = [
+    "add_data_dir",
+    "add_items",
+    "add_loading",
+    "add_measured",
+    "add_model",
+    "add_out",
+    "add_ran",
+    "add_spread",
+    "add_sweep_options",
+    "share",
+    "whole_number",
+]
+
+Options = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 def whole_number(text: str) -> int:
@@ -21,13 +35,58 @@ def share(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number like 0.1, not {text!r}") from None
 
 
+def add_model(options: Options, option: str = "--model") -> None:
+    """Which model, under the name `option`."""
+    options.add_argument(option, required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id")
+
+
+def add_items(
+    options: Options,
+    limit: str = "the first N items of each task (default: all)",
+    shots: str = "few-shot examples (default: the task's own number)",
+    seed: str = "of few-shot examples and generated items (default: 0)",
+    default_limit: int | None = None,
+    default_shots: int | None = None,
+) -> None:
+    """How many items and examples, and their seed, with each option's help."""
+    options.add_argument("--limit", type=whole_number, default=default_limit, metavar="N", help=limit)
+    options.add_argument("--shots", type=whole_number, default=default_shots, metavar="N", help=shots)
+    options.add_argument("--seed", type=whole_number, default=0, metavar="N", help=seed)
+
+
+def add_data_dir(options: Options) -> None:
+    """Where the rows of tasks that are not bundled lie."""
+    options.add_argument(
+        "--data-dir",
+        metavar="FOLDER",
+        help="folder with TASK/SPLIT.jsonl (default: the hub, for tasks that are not bundled)",
+    )
+
+
+def add_loading(options: Options) -> None:
+    """How a model is loaded: number type, device and first token."""
+    options.add_argument(
+        "--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64 (default: float32)"
+    )
+    options.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    options.add_argument(
+        "--bos",
+        default="tokenizer",
+        metavar="POLICY",
+        help="first token: tokenizer (as it does), always or never (default: tokenizer)",
+    )
+
+
+def add_out(options: Options, what: str) -> None:
+    """Where `what` is written."""
+    options.add_argument("--out", metavar="FOLDER", help=f"{what} (without it nothing is kept)")
+
+
 def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--model",)) -> argparse._ArgumentGroup:
     """Models, tasks and items."""
     asked = parser.add_argument_group("what is measured")
     for option in models:
-        asked.add_argument(
-            option, required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
-        )
+        add_model(asked, option)
     asked.add_argument(
         "--task", action="append", default=[], metavar="TASK", help="NAME or NAME[key=value,...]; repeat for several"
     )
@@ -37,22 +96,8 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         metavar="NAME",
         help="default, continuation or generate; repeat for several (default: default)",
     )
-    asked.add_argument("--limit", type=whole_number, metavar="N", help="the first N items of each task (default: all)")
-    asked.add_argument(
-        "--shots", type=whole_number, metavar="N", help="few-shot examples (default: the task's own number)"
-    )
-    asked.add_argument(
-        "--seed",
-        type=whole_number,
-        default=0,
-        metavar="N",
-        help="of few-shot examples and generated items (default: 0)",
-    )
-    asked.add_argument(
-        "--data-dir",
-        metavar="FOLDER",
-        help="folder with TASK/SPLIT.jsonl (default: the hub, for tasks that are not bundled)",
-    )
+    add_items(asked)
+    add_data_dir(asked)
     asked.add_argument("--chat-template", action="store_true", help="put prompts into the model's chat format")
     return asked
 
@@ -60,16 +105,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
 def add_ran(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Number type, device, executor and run folder."""
     ran = parser.add_argument_group("how it runs")
-    ran.add_argument(
-        "--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64 (default: float32)"
-    )
-    ran.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    ran.add_argument(
-        "--bos",
-        default="tokenizer",
-        metavar="POLICY",
-        help="first token: tokenizer (as it does), always or never (default: tokenizer)",
-    )
+    add_loading(ran)
     ran.add_argument(
         "--executor",
         default="forked",
@@ -78,7 +114,7 @@ def add_ran(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     ran.add_argument("--batch-tokens", type=whole_number, metavar="N", help="tokens in a batch")
     ran.add_argument("--memory", metavar="SIZE", help="what may be taken besides the model's weights, like 4GB")
-    ran.add_argument("--out", metavar="FOLDER", help="run folder (without it nothing is kept)")
+    add_out(ran, "run folder")
     return ran
 
 
@@ -126,7 +162,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     add_spread(ran)
 
 
-def add_spread(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+def add_spread(group: Options) -> None:
     """How cells are spread with ``--executor ray``."""
     group.add_argument(
         "--workers", type=whole_number, metavar="N", help="workers of --executor ray (default: one a GPU, else a CPU)"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from lensprune.commands.options import add_data_dir, add_model, whole_number
+
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
-    )
+    add_model(parser)
     parser.add_argument(
         "--preset", default="smoke", metavar="NAME", help="smoke (bundled tasks, few items; the default) or full"
     )
@@ -21,12 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distilled", metavar="NAME", help="its distilled model (smoke: toy-distilled; full: no pair unless given)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of examples and generated tasks (default: 0)")
     parser.add_argument(
-        "--data-dir",
-        metavar="FOLDER",
-        help="folder with TASK/SPLIT.jsonl (default: the hub, for tasks that are not bundled)",
+        "--seed", type=whole_number, default=0, metavar="N", help="of examples and generated tasks (default: 0)"
     )
+    add_data_dir(parser)
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 or float64 (default: float32)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import share, whole_number
+from lensprune.commands.options import add_items, add_loading, add_model, add_out, share, whole_number
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument(
-        "--model", required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id"
-    )
+    add_model(parser)
     parser.add_argument("--operands", type=whole_number, default=3, metavar="N", help="numbers in a chain (default: 3)")
     parser.add_argument("--largest", type=whole_number, default=9, metavar="N", help="largest result (default: 9)")
     parser.add_argument("--no-subtract", action="store_true", help="chains only add")
-    parser.add_argument("--limit", type=whole_number, default=24, metavar="N", help="chains (default: 24)")
-    parser.add_argument(
-        "--shots", type=whole_number, default=4, metavar="N", help="worked chains in front of each (default: 4)"
+    add_items(
+        parser,
+        limit="chains (default: 24)",
+        shots="worked chains in front of each (default: 4)",
+        seed="of chains, pairs and resampling (default: 0)",
+        default_limit=24,
+        default_shots=4,
     )
     parser.add_argument("--layers", metavar="RANGE", help="heads and MLPs of these layers only, like 0-3,7")
     parser.add_argument("--ablation", default="zero", metavar="KIND", help="zero or mean (default: zero)")
@@ -41,11 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="how whole sets are removed: zero, mean or resample (default: as --ablation)",
     )
-    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="of chains, pairs and resampling")
-    parser.add_argument("--dtype", default="float32", metavar="TYPE", help="float32, bfloat16, float16 or float64")
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--bos", default="tokenizer", metavar="POLICY", help="tokenizer, always or never")
-    parser.add_argument("--out", metavar="FOLDER", help="folder for tables and heatmaps (without it nothing is kept)")
+    add_loading(parser)
+    add_out(parser, "folder for tables and heatmaps")
 
 
 def run(arguments: argparse.Namespace) -> int:

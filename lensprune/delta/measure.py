@@ -20,7 +20,8 @@ from lensprune.delta.swaps import Swap, enumerate_swaps
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
-from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, open_model, sweep_spec
+from lensprune.models.load import open_model
+from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, sweep_spec
 from lensprune.sweep.records import CellKey, cell_table
 from lensprune.sweep.result import Run
 from lensprune.sweep.selection import VariantSelection

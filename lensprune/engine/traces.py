@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
 from lensprune.ablation.reference import ReferenceActivations
@@ -19,6 +19,7 @@ from lensprune.engine.fork import fork_variants
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
 from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
+from lensprune.engine.tree_scoring import Scored, scored_positions
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest
@@ -125,26 +126,18 @@ def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int) -> It
 class _Measure:
     """Distances from the clean model's distributions at the scored tokens of some requests, one after another.
 
-    Requests may share positions: `rows` says where each scored token's distribution lies, and what does not depend on
-    the token itself is computed once a position.
+    Requests may share positions: what does not depend on the scored token itself is computed once a position.
     """
 
-    def __init__(
-        self,
-        clean: Float[torch.Tensor, "position d_vocab"],
-        requests: Sequence[LoglikelihoodRequest],
-        rows: Int[torch.Tensor, " scored"],
-    ) -> None:
+    def __init__(self, clean: Float[torch.Tensor, "position d_vocab"], scored: Scored) -> None:
         logprobs = clean.float().log_softmax(-1)
         self._clean = logprobs.exp()
         # p log p is 0 where p is.
         self._negentropy = torch.xlogy(self._clean, self._clean).sum(-1)
-        self._targets = torch.tensor([t for r in requests for t in r.continuation_ids], device=clean.device)
-        self._rows = rows
-        self._sizes = [len(r.continuation_ids) for r in requests]
+        self._scored = scored
 
     def traces(self, logits: Float[torch.Tensor, "position d_vocab"]) -> list[TokenTrace]:
-        rows, targets = self._rows, self._targets
+        rows, targets = self._scored.rows, self._scored.targets
         # Ties must break as they do in greedy decoding, so in the logits' own precision.
         best, chosen = logits.max(-1)
         # A sum is finite only if all its terms are: their number can't overflow it.
@@ -160,7 +153,7 @@ class _Measure:
             torch.where(finite[rows], c, torch.nan).double().cpu().numpy()
             for c in (behind - norm[rows], regret, kl[rows])
         ]
-        pieces = [np.split(column, np.cumsum(self._sizes)[:-1]) for column in columns]
+        pieces = [np.split(column, np.cumsum(self._scored.sizes)[:-1]) for column in columns]
         return [TokenTrace(*own) for own in zip(*pieces, strict=True)]
 
 
@@ -171,19 +164,12 @@ def _forked(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
 ) -> Iterator[tuple[Variant, list[TokenTrace]]]:
-    inputs = [(r.context_ids + r.continuation_ids)[:-1] for r in requests]
-    tree = build_tree(inputs)
-    flat = [
-        position
-        for tokens, request in zip(inputs, requests, strict=True)
-        for position in tree.flat_positions(tokens, len(request.continuation_ids))
-    ]
-    unique, rows = torch.tensor(flat).unique(return_inverse=True)
-    device = model.facts.device
-    wanted, rows = unique.to(device), rows.to(device)
+    tree = build_tree([(r.context_ids + r.continuation_ids)[:-1] for r in requests])
+    scored = scored_positions(tree, requests).to(model.facts.device)
+    wanted = scored.positions
     with torch.inference_mode():
         [(_, hidden)] = fork_variants(stack, model.facts, tree, wanted, [CLEAN], None)
-        measure = _Measure(stack.logits(hidden), requests, rows)
+        measure = _Measure(stack.logits(hidden), scored)
         for variant, changed in fork_variants(stack, model.facts, tree, wanted, variants, reference):
             yield variant, measure.traces(stack.logits(changed))
 
@@ -208,6 +194,8 @@ def _hooked(
         return torch.cat([own[-len(r.continuation_ids) :] for own, r in zip(logits, requests, strict=True)])
 
     clean = scored(CLEAN)
-    measure = _Measure(clean, requests, torch.arange(len(clean), device=clean.device))
+    each = torch.arange(len(clean), device=clean.device)
+    targets = torch.tensor([token for r in requests for token in r.continuation_ids], device=clean.device)
+    measure = _Measure(clean, Scored(each, each, targets, [len(r.continuation_ids) for r in requests]))
     for variant in variants:
         yield measure.traces(scored(variant))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import BosPolicy
+from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import BosPolicy, HookedModel
 from lensprune.models.boot import boot_bridge
 from lensprune.models.hooked_transformer import boot_hooked_transformer, require_hooked_transformer
 from lensprune.models.sources.base import LoadedModel, LoadOptions
@@ -18,7 +20,7 @@ from lensprune.models.sources.gguf_file import load_gguf
 from lensprune.models.sources.pretrained import load_folder, load_hub
 from lensprune.models.sources.resolve import display_name, model_kind
 
-__all__ = ["DTYPES", "load_model", "parse_dtype"]
+__all__ = ["DTYPES", "load_model", "open_model", "parse_dtype"]
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -78,6 +80,28 @@ def load_model(
         self_check=self_check,
         weights_hash=loaded.weights_hash,
     )
+
+
+def open_model(
+    model: Any,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    n_devices: int | None = None,
+    bos: str | None = None,
+) -> HookedModel:
+    """Load a model by its name, or adapt one that is loaded already.
+
+    Raises:
+        UserError: the model can't be loaded, or an option of loading is given with a loaded model.
+    """
+    options = {"dtype": dtype, "device": device, "n_devices": n_devices, "bos": bos}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, (str, Path)):
+        return as_hooked_model(load_model(model, **given))
+    for name in given:
+        raise UserError(f"{name} is given with a model that is already loaded: give it to load_model instead")
+    return as_hooked_model(model)
 
 
 def _load(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:

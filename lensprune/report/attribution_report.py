@@ -25,9 +25,8 @@ from lensprune.attribution import (
     path_patching,
 )
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
-from lensprune.models.load import load_model
+from lensprune.models.load import open_model
 from lensprune.report.heatmap import head_heatmaps
 from lensprune.report.plain_text import for_terminal, write_csv
 from lensprune.report.tables import aligned
@@ -146,9 +145,9 @@ def attribution_report(
     shots: int | None = None,
     seed: int = 0,
     options: AttributionOptions | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str | None = None,
-    bos: str = "tokenizer",
+    bos: str | None = None,
     most: int = 10,
 ) -> str:
     """Attribute a task's answers, write tables and a figure to `out`, and return the lines to print.
@@ -170,9 +169,7 @@ def attribution_report(
         raise unknown_name("method", method, METHODS)
     if most < 1 or limit < 1:
         raise UserError("limit and the number of rows to print must be 1 or more")
-    if isinstance(model, (str, Path)):
-        model = load_model(model, dtype=dtype, device=device, bos=bos)  # type: ignore[arg-type]
-    hooked = as_hooked_model(model)
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     pairs = counterfactual_pairs(hooked, task, limit=limit, shots=shots, seed=seed)
     found = METHODS[method](hooked, pairs, options or AttributionOptions())
     title = f"{hooked.facts.name}: {method} on {len(pairs)} pairs of {task}"

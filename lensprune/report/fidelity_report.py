@@ -11,12 +11,12 @@ import pandas as pd
 from lensprune.ablation.variants import each_head, each_layer, parse_indices
 from lensprune.analysis.loss_split import FAILURES
 from lensprune.errors import UserError, unknown_name
+from lensprune.models.load import open_model
 from lensprune.report.head_report import write_tables
 from lensprune.report.plain_text import for_terminal
 from lensprune.report.tables import aligned
 from lensprune.studies.fidelity import FidelityStudy, validate_fidelity
 from lensprune.sweep.fidelity import fidelity
-from lensprune.sweep.prepare import open_model
 
 __all__ = ["fidelity_report"]
 
@@ -33,6 +33,9 @@ def fidelity_report(
     layers: str | None = None,
     validate: bool = False,
     protocols: Sequence[str] | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    bos: str | None = None,
     **options: Any,
 ) -> str:
     """Measure fidelity, write tables to `out`, and return the lines to print.
@@ -46,7 +49,8 @@ def fidelity_report(
         layers: like ``0-3,7``; ``None``: all.
         validate: `validate_fidelity` instead of `fidelity` alone.
         protocols: of `validate_fidelity`; ``None``: all.
-        options: limit, shots, seed, data_dir, device of either.
+        dtype, device, bos: for `load_model`, when `model` is a name.
+        options: limit, shots, seed, data_dir of either.
 
     Raises:
         UserError: as these raise it, or a file that cannot be written.
@@ -55,7 +59,7 @@ def fidelity_report(
         raise unknown_name("kind of part", over, ("layers", "heads"))
     if protocols is not None and not validate:
         raise UserError("protocols are swept only to validate: give --validate too, or leave --protocol out")
-    hooked = open_model(model, device=options.pop("device", None))
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     if validate:
         if protocols is not None:

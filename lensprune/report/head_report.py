@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from lensprune.errors import UserError
 from lensprune.heads.scores import SCORES, head_scores
 from lensprune.heads.table import scores_with_effects, top_heads
-from lensprune.models.adapt import as_hooked_model
-from lensprune.models.load import load_model
+from lensprune.models.load import open_model
 from lensprune.report.concentration_tables import head_tables
 from lensprune.report.head_figures import UNIT_SCORES
 from lensprune.report.heatmap import head_heatmaps
@@ -40,9 +39,9 @@ def heads_report(
     limit: int = 20,
     shots: int | None = None,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str | None = None,
-    bos: str = "tokenizer",
+    bos: str | None = None,
     most: int = 5,
 ) -> str:
     """Measure head functions, write tables and heatmaps to `out`, and return the lines to print.
@@ -62,9 +61,7 @@ def heads_report(
     """
     effects_of = run if isinstance(run, Run) or run is None else Run.load(run)
     texts = None if text_file is None else read_texts(Path(text_file))
-    if isinstance(model, (str, Path)):
-        model = load_model(model, dtype=dtype, device=device, bos=bos)  # type: ignore[arg-type]
-    hooked = as_hooked_model(model)
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed)
     lines = [
         f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",

@@ -13,8 +13,7 @@ from lensprune.errors import UserError
 from lensprune.heads.reasoning import CLASSES, Primitives, primitives, selectivity, task_texts
 from lensprune.heads.reasoning.chains import Wording
 from lensprune.heads.reasoning.verdicts import NOTHING, Thresholds
-from lensprune.models.adapt import as_hooked_model
-from lensprune.models.load import load_model
+from lensprune.models.load import open_model
 from lensprune.report.head_report import read_texts, write_tables
 from lensprune.report.heatmap import head_heatmaps
 from lensprune.report.plain_text import for_terminal
@@ -37,9 +36,9 @@ def primitives_report(
     limit: int = 24,
     wording: Wording | None = None,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str | None = None,
-    bos: str = "tokenizer",
+    bos: str | None = None,
     **options: Any,
 ) -> str:
     """Run the battery, write tables and heatmaps to `out`, and return the lines to print.
@@ -67,9 +66,7 @@ def primitives_report(
         texts = read_texts(Path(text_file))
     elif text_task is not None:
         texts = task_texts(text_task, limit, seed=seed)
-    if isinstance(model, (str, Path)):
-        model = load_model(model, dtype=dtype, device=device, bos=bos)  # type: ignore[arg-type]
-    hooked = as_hooked_model(model)
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     found = primitives(
         hooked,

@@ -20,8 +20,8 @@ from lensprune.errors import UserError, unknown_name
 from lensprune.heads.reasoning.battery import default_texts, text_rows
 from lensprune.heads.reasoning.effects import token_losses
 from lensprune.models.base import HookedModel
+from lensprune.models.load import open_model
 from lensprune.sweep.fidelity import AnswerReading, read_answers
-from lensprune.sweep.prepare import open_model
 from lensprune.sweep.run import sweep
 
 __all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]

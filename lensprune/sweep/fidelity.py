@@ -19,9 +19,10 @@ from lensprune.analysis.fidelity import FIDELITY_COLUMNS, fidelity_items, fideli
 from lensprune.engine import make_executor
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import LensPruneError, UserError
+from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
-from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, open_model, resolved_variants
+from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, resolved_variants
 from lensprune.sweep.run import chosen_variants
 from lensprune.sweep.selection import VariantSelection
 

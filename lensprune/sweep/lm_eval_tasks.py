@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from lensprune.ablation.reference import collect_reference
 from lensprune.ablation.variants import CLEAN, REFERENCE_KINDS
 from lensprune.errors import UserError
-from lensprune.sweep.prepare import open_model
+from lensprune.models.load import open_model
 from lensprune.sweep.references import FEWSHOT, read_reference_text, text_prompts
 from lensprune.sweep.selection import VariantSelection, with_clean
 

@@ -12,6 +12,7 @@ from lensprune.ablation.reference import MeanMode
 from lensprune.ablation.variants import Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy, HookedModel, ModelFacts
+from lensprune.models.load import open_model
 from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
@@ -30,7 +31,6 @@ __all__ = [
     "check_before_loading",
     "executor_options",
     "load_tasks",
-    "open_model",
     "prepare",
     "resolved_variants",
     "sweep_spec",
@@ -204,30 +204,6 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     if twice is not None:
         raise UserError(f"task {twice!r} is given twice")
     return loaded
-
-
-def open_model(
-    model: Any,
-    *,
-    dtype: str | None = None,
-    device: str | None = None,
-    n_devices: int | None = None,
-    bos: str | None = None,
-) -> HookedModel:
-    """Load a model by its name, or adapt one that is loaded already.
-
-    Raises:
-        UserError: the model can't be loaded, or an option of loading is given with a loaded model.
-    """
-    from lensprune.models import as_hooked_model, load_model
-
-    options = {"dtype": dtype, "device": device, "n_devices": n_devices, "bos": bos}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if isinstance(model, (str, Path)):
-        return as_hooked_model(load_model(model, **given))
-    for name in given:
-        raise UserError(f"{name} is given with a model that is already loaded: give it to load_model instead")
-    return as_hooked_model(model)
 
 
 def _check_against(
