@@ -105,7 +105,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    from lensprune.report.tables import tasks_table
+    from lensprune.report.text.tables import tasks_table
 
     print(tasks_table())
     return 0
@@ -174,7 +174,7 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
             raise UserError(f"{option} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"limit {arguments.limit} is not a number of items: expected 1 or more")
-    from lensprune.report.tables import metrics_report
+    from lensprune.report.text.tables import metrics_report
     from lensprune.sweep.lm_eval_tasks import sweep_lm_eval
     from lensprune.sweep.selection import VariantSelection
 
@@ -214,7 +214,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _show(run: Any) -> int:
-    from lensprune.report.tables import run_report
+    from lensprune.report.jobs.run import run_report
 
     print(run_report(run))
     return 0

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
     from lensprune.delta import measure_delta
-    from lensprune.report.delta_outputs import delta_report
+    from lensprune.report.jobs.delta import delta_report
 
     result = measure_delta(
         arguments.base,

@@ -105,7 +105,7 @@ class DeltaRun:
         Raises:
             UserError: an unknown kind, a name that is not part of this run, or nothing to draw.
         """
-        from lensprune.report.delta_figures import delta_figure_of
+        from lensprune.report.figures.delta_kinds import delta_figure_of
 
         axes = delta_figure_of(self, kind, task, protocol).draw()
         return axes[0] if isinstance(axes, list) and len(axes) == 1 else axes
@@ -116,12 +116,12 @@ class DeltaRun:
         Raises:
             UserError: as `plot`.
         """
-        from lensprune.report.delta_figures import delta_figure_of
+        from lensprune.report.figures.delta_kinds import delta_figure_of
 
         return delta_figure_of(self, kind, task, protocol).data()
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the exchange as one self-contained HTML page; see `lensprune.report.delta_page`.
+        """Write the exchange as one self-contained HTML page; see `lensprune.report.pages.delta`.
 
         Args:
             path: the file; ``None`` takes ``report.html`` in the run's folder.
@@ -129,7 +129,7 @@ class DeltaRun:
         Raises:
             UserError: a run in memory without `path`, or a place that can't be written to.
         """
-        from lensprune.report.delta_page import write_delta_report
+        from lensprune.report.pages.delta import write_delta_report
 
         return write_delta_report(self, path)
 
@@ -139,7 +139,7 @@ class DeltaRun:
         Raises:
             UserError: the run is in memory, or the disk can't be written to.
         """
-        from lensprune.report.delta_outputs import write_delta_outputs
+        from lensprune.report.jobs.delta import write_delta_outputs
 
         if self.folder is None:
             raise UserError("this run is in memory: give measure_delta an out folder")

@@ -51,7 +51,7 @@ class HeadTable:
         Raises:
             UserError: an unknown kind or score, ``scatter`` without a score or a sweep, or nothing to draw.
         """
-        from lensprune.report.head_figures import head_figure_of
+        from lensprune.report.figures.head_kinds import head_figure_of
 
         axes = head_figure_of(self, kind, score).draw()
         return axes[0] if isinstance(axes, list) and len(axes) == 1 else axes
@@ -62,7 +62,7 @@ class HeadTable:
         Raises:
             UserError: as `plot`.
         """
-        from lensprune.report.head_figures import head_figure_of
+        from lensprune.report.figures.head_kinds import head_figure_of
 
         return head_figure_of(self, kind, score).data()
 

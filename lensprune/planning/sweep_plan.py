@@ -87,7 +87,7 @@ class Plan:
         return self.unshared if self.executor == "hooked" else self.shared
 
     def __str__(self) -> str:
-        from lensprune.report.plan_text import plan_report
+        from lensprune.report.text.plan import plan_report
 
         return plan_report(self)
 

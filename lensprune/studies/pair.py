@@ -12,8 +12,8 @@ from lensprune.analysis.claims import task_kind
 from lensprune.delta.measure import measure_delta
 from lensprune.delta.result import DeltaRun
 from lensprune.errors import UserError
-from lensprune.report.compare import write_comparison
-from lensprune.report.page import write_report
+from lensprune.report.pages.compare import write_comparison
+from lensprune.report.pages.run import write_report
 from lensprune.studies.presets import Exchange, Preset, StudyPart
 from lensprune.sweep.result import Run
 from lensprune.sweep.run import sweep

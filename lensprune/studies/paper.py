@@ -8,7 +8,7 @@ from typing import Any
 
 from lensprune.errors import UserError, unknown_name
 from lensprune.paths import usable_path
-from lensprune.report.page import write_report
+from lensprune.report.pages.run import write_report
 from lensprune.studies.pair import NO_PAIR, chosen_pair, run_pair
 from lensprune.studies.presets import PRESETS, StudyPart
 from lensprune.studies.study_page import STUDY_FILE, write_study_page

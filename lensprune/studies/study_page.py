@@ -12,13 +12,12 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import DISTILLATION, claims_found
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
 from lensprune.errors import UserError
-from lensprune.report.delta_figures import delta_figure_of
-from lensprune.report.figures import figure_of
-from lensprune.report.html import Column, Drawn, drawn, render, table
-from lensprune.report.plain_text import visible
+from lensprune.report.figures.delta_kinds import delta_figure_of
+from lensprune.report.figures.kinds import figure_of
+from lensprune.report.pages.html import Column, Drawn, drawn, render, table, write_page
+from lensprune.report.text.plain_text import visible
 from lensprune.studies.pair import NO_PAIR, PairFound, moved, spread_rows
 from lensprune.studies.presets import Preset, StudyPart
-from lensprune.sweep.files import write_atomically, write_error
 from lensprune.sweep.result import Run
 
 __all__ = ["STUDY_FILE", "write_study_page"]
@@ -178,8 +177,4 @@ def write_study_page(preset: Preset, runs: list[tuple[StudyPart, Run]], pair: Pa
         choices=preset.choices,
     )
     target = folder / STUDY_FILE
-    try:
-        write_atomically(target, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    except OSError as error:
-        raise write_error(error, target) from None
-    return target
+    return write_page(page, target)

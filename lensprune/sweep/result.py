@@ -263,8 +263,8 @@ class Run:
     def plot_concentration(
         self, *, component: str = "head", ablation: str | None = None, measure: str = "correct"
     ) -> Axes:
-        """Lorenz curves of every (task, protocol); see `lensprune.report.concentration`."""
-        from lensprune.report.concentration import lorenz_curves
+        """Lorenz curves of every (task, protocol); see `lensprune.report.figures.concentration`."""
+        from lensprune.report.figures.concentration import lorenz_curves
 
         found = self.effects(component=component, ablation=ablation, measure=measure)
         return lorenz_curves(found, title=self.spec.model)
@@ -286,7 +286,7 @@ class Run:
         Raises:
             UserError: an unknown kind, a name that is not part of this run, or nothing to draw.
         """
-        from lensprune.report.figures import figure_of
+        from lensprune.report.figures.kinds import figure_of
 
         self._check(task, protocol)
         axes = figure_of(self, kind, task, protocol).draw()
@@ -298,13 +298,13 @@ class Run:
         Raises:
             UserError: as `plot`.
         """
-        from lensprune.report.figures import figure_of
+        from lensprune.report.figures.kinds import figure_of
 
         self._check(task, protocol)
         return figure_of(self, kind, task, protocol).data()
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the run as one self-contained HTML page; see `lensprune.report.page.write_report`.
+        """Write the run as one self-contained HTML page; see `lensprune.report.pages.run.write_report`.
 
         Args:
             path: the file; ``None`` takes ``report.html`` in the run's folder.
@@ -312,7 +312,7 @@ class Run:
         Raises:
             UserError: a run in memory without `path`, or a place that can't be written to.
         """
-        from lensprune.report.page import write_report
+        from lensprune.report.pages.run import write_report
 
         return write_report(self, path)
 
@@ -320,13 +320,13 @@ class Run:
         """Write summary.csv and figures into the run's folder; a run in memory is first written to `folder`.
 
         A finished sweep over heads also gets concentration.csv and overlap.csv, see
-        `lensprune.report.concentration_tables`.
+        `lensprune.report.jobs.concentration`.
 
         Raises:
             UserError: no folder, a folder that holds another run, or a disk that can't be written to.
         """
-        from lensprune.report.concentration_tables import concentration_files
-        from lensprune.report.outputs import write_outputs
+        from lensprune.report.jobs.concentration import concentration_files
+        from lensprune.report.jobs.run import write_outputs
 
         if folder is not None and (self.folder is None or Path(folder).resolve() != self.folder.resolve()):
             self._copy_to(Path(folder))

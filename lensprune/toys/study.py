@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
-from lensprune.report.plain_text import write_csv
-from lensprune.report.style import colours, panels
-from lensprune.report.tables import aligned
+from lensprune.report.figures.style import colours, panels
+from lensprune.report.text.plain_text import write_csv
+from lensprune.report.text.tables import aligned
 from lensprune.sweep.files import write_atomically
 from lensprune.sweep.result import Run
 from lensprune.sweep.run import sweep

@@ -25,7 +25,7 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodResponse, Request, Response
-from lensprune.report.tables import run_report
+from lensprune.report.jobs.run import run_report
 from lensprune.sweep.cells import measure_cells
 from lensprune.sweep.prepare import SweepOptions, prepare
 from lensprune.sweep.result import Run

@@ -17,8 +17,8 @@ from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.protocols.requests import LoglikelihoodRequest
-from lensprune.report.concentration_tables import NOT_OF_ALL_HEADS
-from lensprune.report.tables import run_report
+from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS
+from lensprune.report.jobs.run import run_report
 from lensprune.sweep.prepare import SweepOptions, prepare
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.screening import choose, screened_count

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from lensprune.cli import main
-from lensprune.report.attribution_report import METHODS
+from lensprune.report.jobs.attribution import METHODS
 from tests.planted.circuits import ARITHMETIC
 from tests.planted.models import build, word_tokenizer
 

@@ -219,7 +219,7 @@ def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_figures_of_every_kind() -> None:
     import matplotlib.pyplot as plt
 
-    from lensprune.report.delta_swaps import effect_against_weights, effect_by_depth
+    from lensprune.report.figures.delta_swaps import effect_against_weights, effect_by_depth
 
     for parts in ([Part("mlp", i) for i in range(3)], [Part("head", 0, i) for i in range(3)]):
         swaps = enumerate_swaps(parts)

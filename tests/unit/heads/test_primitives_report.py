@@ -10,7 +10,7 @@ import pytest
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.heads.reasoning import task_texts
-from lensprune.report.primitives_report import primitives_report
+from lensprune.report.jobs.primitives import primitives_report
 from tests.families import save_folder
 from tests.planted.reasoner import TEXTS, WORDING, reasoner
 

@@ -13,7 +13,7 @@ from lensprune.ablation import Head, each_head
 from lensprune.ablation.orders import keep_first, random_orders, remove_first
 from lensprune.errors import UserError
 from lensprune.heads.removal import importance_of, removal_curves
-from lensprune.report.removal import removal_figure
+from lensprune.report.figures.removal import removal_figure
 from lensprune.sweep.run import sweep
 from tests.planted.circuits import model_of
 

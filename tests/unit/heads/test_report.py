@@ -13,7 +13,7 @@ from lensprune.ablation import each_head, each_layer
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.heads import HeadTable, head_scores, scores_with_effects
-from lensprune.report.head_report import heads_report
+from lensprune.report.jobs.heads import heads_report
 from lensprune.sweep.result import Run
 from lensprune.sweep.run import sweep
 from tests.planted.circuits import ARITHMETIC, model_of

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from lensprune.ablation import Ablation, Head, Layer, Variant
-from lensprune.report.concentration_tables import NOT_OF_ALL_HEADS, concentration_files
-from lensprune.report.tables import run_report
+from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS, concentration_files
+from lensprune.report.jobs.run import run_report
 from lensprune.sweep.result import Run
 from tests.unit.report.runs import heads_run, layers_run
 

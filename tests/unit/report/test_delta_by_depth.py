@@ -13,8 +13,8 @@ import pytest
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
-from lensprune.report.delta_by_depth import delta_by_depth, drawable
-from lensprune.report.outputs import write_outputs
+from lensprune.report.figures.delta_by_depth import delta_by_depth, drawable
+from lensprune.report.jobs.run import write_outputs
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.store import MemoryStore
 from tests.unit.sweep.cells import skip, table

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 
 import lensprune as lp
 from lensprune.errors import UserError
-from lensprune.report.figures import KINDS, run_figures
-from lensprune.report.head_scatter import head_function_scatter
-from lensprune.report.protocol_pairs import protocol_pairs
-from lensprune.report.removal import removal_data, removal_figure
-from lensprune.report.token_map import token_map, token_map_data
+from lensprune.report.figures.faithfulness import faithfulness_figure
+from lensprune.report.figures.head_scatter import head_function_scatter
+from lensprune.report.figures.kinds import KINDS, run_figures
+from lensprune.report.figures.protocol_pairs import protocol_pairs
+from lensprune.report.figures.removal import removal_data, removal_figure
+from lensprune.report.figures.token_map import token_map, token_map_data
 from tests.unit.report.runs import N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")
@@ -164,3 +165,14 @@ def test_token_map_places_effects_and_escapes_tokens() -> None:
         token_map(frame.assign(position=-1), tokens)
     with pytest.raises(UserError, match="2 tokens are given for 3 positions"):
         token_map(frame, tokens[:2])
+
+
+def test_a_faithfulness_curve_shows_every_circuit_the_empty_one_too() -> None:
+    table = pd.DataFrame({"fraction": [0.0, 0.01, 0.1, 1.0], "faithfulness": [-0.2, 0.3, 0.9, 1.0]})
+    ax = faithfulness_figure(table, title="edges")
+    drawn = ax.transData.transform(ax.lines[0].get_xydata())
+    assert np.isfinite(drawn).all()
+    assert (np.diff(drawn[:, 0]) > 0).all()
+    assert ax.get_xlim()[0] == 0
+    with pytest.raises(UserError, match="no circuits"):
+        faithfulness_figure(table.head(1))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import lensprune as lp
-import lensprune.report.outputs as outputs
+import lensprune.report.jobs.run as outputs
 from lensprune.errors import UserError
 from lensprune.sweep.files import TEMPORARY_PREFIX
 from lensprune.sweep.selection import VariantSelection

@@ -1,0 +1,1 @@
+"""Figures, one a module, and which kinds of them a result has."""

@@ -1,0 +1,18 @@
+"""Maps of what heads do in worked solutions: what each class of token loses without a head."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+from lensprune.heads.reasoning import Primitives
+from lensprune.report.figures.heatmap import head_heatmaps
+
+__all__ = ["primitives_heatmaps"]
+
+
+def primitives_heatmaps(found: Primitives) -> list[Axes]:
+    """A map of layers × heads for each class that is resolvable and for general text: effect of removal, nats."""
+    heads = found.effects[(found.effects["component"] == "head") & found.effects["effect"].notna()]
+    return head_heatmaps(
+        heads.assign(score=heads["class"]), value="effect", title=f"{found.model}: nats lost without a head, by class"
+    )

@@ -1,0 +1,1 @@
+"""What each command measures, writes into its folder and prints."""

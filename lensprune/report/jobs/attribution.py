@@ -1,0 +1,186 @@
+"""The job of ``lensprune attribute``: build counterfactual pairs, run a method, write its tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from lensprune.attribution import (
+    PromptPair,
+    activation_patching,
+    attribution_patching,
+    counterfactual_pairs,
+    direct_and_total_effects,
+    direct_logit_attribution,
+    edge_attribution,
+    faithfulness_curve,
+    logit_lens,
+    path_patching,
+)
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookedModel
+from lensprune.models.load import open_model
+from lensprune.report.figures.faithfulness import faithfulness_figure
+from lensprune.report.figures.heatmap import head_heatmaps
+from lensprune.report.jobs.files import write_results
+from lensprune.report.text.plain_text import for_terminal
+from lensprune.report.text.tables import aligned
+
+__all__ = ["METHODS", "AttributionOptions", "attribution_report"]
+
+
+@dataclass(frozen=True)
+class AttributionOptions:
+    """Options of the methods: `receiver` of ``path``, whether it also patches every head for its total effect; `steps`
+    of ``eap-ig``, whether it also draws a curve."""
+
+    receiver: str = "logits"
+    total: bool = False
+    steps: int = 5
+    curve: bool = True
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Tables by file name (the first one is shown), a note, and what to draw."""
+
+    tables: dict[str, pd.DataFrame]
+    note: str
+    draw: Callable[[str], Axes] | None = None
+    rank_by: str | None = None
+    shown: list[str] = field(default_factory=list)
+
+
+def _heads(frame: pd.DataFrame, value: str, name: str) -> Callable[[str], Axes]:
+    own = frame[frame["head"] >= 0].assign(kind=name)
+    return lambda title: head_heatmaps(own, by="kind", value=value, title=title)[0]
+
+
+def _dla(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+    found = direct_logit_attribution(model, pairs)
+    tables = {unit: found.table(unit) for unit in ("head", "component", "layer")}
+    note = f"contributions to the logit difference, which is {float(found.logit_difference.mean()):+.3f} on average"
+    return _Found(
+        {f"dla_{unit}": table for unit, table in tables.items()},
+        note,
+        _heads(tables["head"], "value", "direct logit attribution"),
+        "value",
+        ["part", "value", "standard_error"],
+    )
+
+
+def _lens(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+    return _Found({"logit_lens": logit_lens(model, pairs)}, "what the residual stream says after each layer")
+
+
+def _patch(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+    frame = activation_patching(model, pairs, ["head", "mlp"])
+    note = "change of the logit difference with the corrupt activation (negative: needed)"
+    return _Found({"patching": frame}, note, _heads(frame, "effect", "patching"), "effect")
+
+
+def _atp(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+    frame = attribution_patching(model, pairs, ["head", "mlp"])
+    note = "first-order estimate of the change with the corrupt activation (negative: needed)"
+    return _Found({"attribution_patching": frame}, note, _heads(frame, "effect", "attribution patching"), "effect")
+
+
+def _path(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+    frame = path_patching(model, pairs, options.receiver)
+    tables = {"path_patching": frame}
+    note = f"exact effect of each component's corrupt output on {options.receiver} alone (negative: needed)"
+    if options.total:
+        tables["direct_and_total"] = direct_and_total_effects(model, pairs)
+    name = f"path to {options.receiver}"
+    return _Found(
+        tables, note, _heads(frame, "effect", name), "effect", ["sender", "receiver", "effect", "standard_error"]
+    )
+
+
+def _eap(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+    half = (len(pairs) + 1) // 2 if options.curve and len(pairs) > 1 else len(pairs)
+    scores = edge_attribution(model, pairs[:half], steps=options.steps)
+    tables = {"edges": scores.table()}
+    note = f"estimated effect of corrupting each of {scores.graph.n_edges} edges, from {half} pairs (negative: needed)"
+    if half == len(pairs):
+        return _Found(tables, note, None, "effect")
+    curve = faithfulness_curve(model, pairs[half:], scores)
+    tables["faithfulness"] = curve.table
+    note += f"\ngreedy circuits on the other {len(pairs) - half} pairs: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
+    return _Found(tables, note, lambda title: faithfulness_figure(curve.table, title=title), "effect")
+
+
+METHODS: dict[str, Callable[[HookedModel, Sequence[PromptPair], AttributionOptions], _Found]] = {
+    "dla": _dla,
+    "lens": _lens,
+    "patch": _patch,
+    "atp": _atp,
+    "path": _path,
+    "eap-ig": _eap,
+}
+"""The command line's ``--method`` names."""
+
+
+def attribution_report(
+    model: Any,
+    method: str,
+    task: str,
+    out: str | Path | None = None,
+    *,
+    limit: int = 10,
+    shots: int | None = None,
+    seed: int = 0,
+    options: AttributionOptions | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    bos: str | None = None,
+    most: int = 10,
+) -> str:
+    """Attribute a task's answers, write tables and a figure to `out`, and return the lines to print.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        method: ``dla``, ``lens``, ``patch``, ``atp``, ``path`` or ``eap-ig``.
+        task: a task with counterfactual pairs (`counterfactual_pairs`).
+        out: folder for CSV files and ``figures/<method>.png``.
+        limit, shots, seed: of the task's items.
+        options: of the method.
+        dtype, device, bos: for `load_model`, when `model` is a name.
+        most: rows to print.
+
+    Raises:
+        UserError: an unknown method, task or receiver, or a file that cannot be written.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if most < 1 or limit < 1:
+        raise UserError("limit and the number of rows to print must be 1 or more")
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    pairs = counterfactual_pairs(hooked, task, limit=limit, shots=shots, seed=seed)
+    found = METHODS[method](hooked, pairs, options or AttributionOptions())
+    title = f"{hooked.facts.name}: {method} on {len(pairs)} pairs of {task}"
+    lines = [for_terminal(title), found.note, _shown(found, most)]
+    if out is not None:
+        tables = {f"{name}.csv": table for name, table in found.tables.items()}
+        draw = {} if found.draw is None else {method: partial(found.draw, title)}
+        lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
+    return "\n\n".join(lines)
+
+
+def _shown(found: _Found, most: int) -> str:
+    frame = next(iter(found.tables.values()))
+    if found.rank_by is not None:
+        frame = frame.loc[frame[found.rank_by].abs().sort_values(ascending=False, kind="stable").index].head(most)
+    columns = found.shown or list(frame.columns)
+    rows = [[_cell(row[column]) for column in columns] for row in frame.to_dict("records")]
+    return aligned([columns, *rows])
+
+
+def _cell(value: object) -> str:
+    return f"{value:+.3f}" if isinstance(value, float) else str(value)
