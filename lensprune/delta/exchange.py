@@ -20,17 +20,19 @@ def exchanged(pairs: Sequence[TensorPair], alpha: float = 1.0) -> Iterator[None]
     """Context in which each pair (a, b) holds (a + α(b − a), b + α(a − b)).
 
     At α = 1 the two swap their contents bit for bit, with no copy beyond a chunk, and at α = 0 nothing is touched; in
-    between both are copied aside. On leaving, also by an exception, every tensor holds its old bits again.
+    between both are copied aside. On leaving, also by an exception or an interrupt on the way in or out, every tensor
+    holds its old bits again.
     """
     if alpha == 0:
         yield
         return
     if alpha == 1:
-        _swap(pairs)
+        chunks = list(_chunks(pairs))
+        _swap(chunks)
         try:
             yield
         finally:
-            _swap(pairs)
+            _swap(chunks, back=True)
         return
     saved = [(a.detach().clone(), b.detach().clone()) for a, b in pairs]
     try:
@@ -40,10 +42,18 @@ def exchanged(pairs: Sequence[TensorPair], alpha: float = 1.0) -> Iterator[None]
                 b.copy_(_between(old_b, old_a, alpha))
         yield
     finally:
-        with torch.no_grad():
-            for (a, b), (old_a, old_b) in zip(pairs, saved, strict=True):
-                a.copy_(old_a)
-                b.copy_(old_b)
+        try:
+            _restore(pairs, saved)
+        except BaseException:
+            _restore(pairs, saved)
+            raise
+
+
+@torch.no_grad()
+def _restore(pairs: Sequence[TensorPair], saved: Sequence[TensorPair]) -> None:
+    for (a, b), (old_a, old_b) in zip(pairs, saved, strict=True):
+        a.copy_(old_a)
+        b.copy_(old_b)
 
 
 def _between(here: torch.Tensor, there: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -60,26 +70,24 @@ def _chunks(pairs: Sequence[TensorPair]) -> Iterator[TensorPair]:
 
 
 @torch.no_grad()
-def _swap(pairs: Sequence[TensorPair]) -> None:
-    """Swap contents; interrupted half-way (Ctrl-C), what was swapped is swapped back before the interrupt goes on."""
-    done: list[TensorPair] = []
-    saved: TensorPair | None = None
-    pair: TensorPair | None = None
+def _swap(chunks: Sequence[TensorPair], *, back: bool = False) -> None:
+    """Swap contents. Interrupted half-way (Ctrl-C), it leaves the old contents everywhere before the interrupt goes on,
+    or with `back` the new ones: either way those that the tensors had before there was any exchange."""
+    done = 0
+    saved: tuple[int, torch.Tensor, torch.Tensor] | None = None
     try:
-        for pair in _chunks(pairs):
-            saved = (pair[0].clone(), pair[1].clone())
-            pair[0].copy_(saved[1])
-            pair[1].copy_(saved[0])
-            done.append(pair)
-            saved = None
+        for index, (a, b) in enumerate(chunks):
+            saved = (index, a.clone(), b.clone())
+            a.copy_(saved[2])
+            b.copy_(saved[1])
+            done = index + 1
     except BaseException:
-        if saved is not None and pair is not None:
-            # Whether or not this chunk was reached, its old contents are known.
-            pair[0].copy_(saved[0])
-            pair[1].copy_(saved[1])
-            if done and done[-1] is pair:
-                done.pop()
-        for a, b in reversed(done):
+        if saved is not None and saved[0] == done:
+            # However far this chunk came, its old contents are known.
+            a, b = chunks[done]
+            a.copy_(saved[1])
+            b.copy_(saved[2])
+        for a, b in chunks[done:] if back else chunks[:done]:
             old = a.clone()
             a.copy_(b)
             b.copy_(old)

@@ -25,7 +25,7 @@ from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, sweep_
 from lensprune.sweep.records import CellKey, cell_table
 from lensprune.sweep.result import Run
 from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.store import CellStore, MemoryStore, RunStore, check_out_folder
+from lensprune.sweep.store import CellStore, MemoryStore, RunStore, check_out_folder, stopped_message
 
 __all__ = ["measure_delta"]
 
@@ -122,20 +122,13 @@ def measure_delta(
         try:
             _execute(pair, swaps, asked, options, store, progress)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_stopped(store, folder, len(asked) * (2 + len(swaps)))) from None
+            raise KeyboardInterrupt(stopped_message(store, len(asked) * (2 + len(swaps)), "measure_delta")) from None
         changes = _changes(pair, swaps)
         names = (pair.base.facts.name, pair.distilled.facts.name)
         result = DeltaRun(Run(spec, store, folder), store, swaps, changes, names, pair.notes)
         if folder is not None:
             result.save()
     return result
-
-
-def _stopped(store: CellStore, folder: Path | None, total: int) -> str:
-    if folder is None:
-        return "stopped; nothing is kept, because the run has no out folder"
-    done = len(store.finished())
-    return f"stopped: {done} of {total} cells are stored; go on by asking again with the same arguments and out folder"
 
 
 def _swaps(

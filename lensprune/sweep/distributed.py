@@ -80,8 +80,9 @@ def run_on_ray(
                 if folder is not None:
                     run.save()
             except KeyboardInterrupt:
-                message = stopped_message(store, folder, len(spec.cells) * len(spec.variants), spec.has_hooks)
-                raise KeyboardInterrupt(message) from None
+                total = len(spec.cells) * len(spec.variants)
+                by_calling = "sweep" if spec.has_hooks else None
+                raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
     return run
 
 

@@ -147,7 +147,8 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
                 run.save()
         except KeyboardInterrupt:
             total = len(prepared.asked) * len(prepared.variants)
-            raise KeyboardInterrupt(stopped_message(store, folder, total, prepared.spec.has_hooks)) from None
+            by_calling = "sweep" if prepared.spec.has_hooks else None
+            raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
     return run
 
 

@@ -193,9 +193,10 @@ class SweepSpec:
     def first_difference(self, other: SweepSpec) -> str | None:
         """Say where `other` first asks for different numbers, or ``None`` when it does not."""
         mine, theirs = self.numbers(), other.numbers()
-        for name in _COMPARED_FIRST + tuple(mine):
-            if mine[name] != theirs[name]:
-                return _describe(name, mine[name], theirs[name])
+        # `screen` is on one side only where one of the two was screened.
+        for name in dict.fromkeys([*_COMPARED_FIRST, *mine, *theirs]):
+            if mine.get(name) != theirs.get(name):
+                return _describe(name, mine.get(name), theirs.get(name))
         return None
 
 
@@ -232,6 +233,12 @@ def _short(value: Any) -> str:
 
 def _describe(name: str, mine: Any, theirs: Any) -> str:
     label = _MEANINGS.get(name, name)
+    if name == "screen" and (mine is None or theirs is None):
+        return (
+            "all heads are measured there, a screened part of them here"
+            if mine is None
+            else ("a screened part of the heads is measured there, all of them here")
+        )
     if isinstance(mine, list) and isinstance(theirs, list):
         if name == "variants":
             mine_names, their_names = [v["name"] for v in mine], [v["name"] for v in theirs]

@@ -121,6 +121,11 @@ def _cell_stem(key: CellKey) -> str:
     return f"{_safe(key.task, 40)}.{_safe(key.protocol, 20)}.{_safe(key.variant, 60)}.{digest}"
 
 
+def _stem_of(path: Path) -> str:
+    """The part of a cell file's name before its checksum."""
+    return path.stem.rpartition(".")[0]
+
+
 def _file_hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -229,9 +234,8 @@ class RunStore:
         for path in sorted(self.records_folder.glob("*.parquet")):
             if path.name.startswith(TEMPORARY_PREFIX):
                 continue
-            stem, _, checksum = path.name.removesuffix(".parquet").rpartition(".")
-            key = keys.get(stem)
-            if key is None or key in self._files or _file_hash(path) != checksum:
+            key = keys.get(_stem_of(path))
+            if key is None or key in self._files or _file_hash(path) != path.stem.rpartition(".")[2]:
                 strangers.append(path)
             else:
                 self._files[key] = path
@@ -261,6 +265,11 @@ class RunStore:
 
     def finished(self) -> set[CellKey]:
         return set(self._files)
+
+    def stored(self) -> int:
+        """Cells that lie in the folder, also one whose writing was interrupted after its file was in place."""
+        stems = {_cell_stem(key) for key in self.expected()}
+        return len({stem for path in self.records_folder.glob("*.parquet") if (stem := _stem_of(path)) in stems})
 
     def write(self, key: CellKey, table: pa.Table) -> None:
         """Store a finished cell under its checksum.
@@ -308,15 +317,15 @@ def open_store(folder: Path | None, spec: SweepSpec) -> Iterator[CellStore]:
         yield store
 
 
-def stopped_message(store: CellStore, folder: Path | None, total: int, has_hooks: bool = False) -> str:
-    """What to tell the user who stopped a sweep of `total` cells: how far it came, and how to go on.
+def stopped_message(store: CellStore, total: int, by_calling: str | None = None) -> str:
+    """What to tell the user who stopped the measurement of `total` cells: how far it came, and how to go on.
 
     Args:
-        has_hooks: some variants exist only in Python, so that ``lensprune resume`` can't rebuild them.
+        by_calling: what must be called again with the same arguments, where ``lensprune resume`` can't rebuild it.
     """
-    if folder is None:
+    if not isinstance(store, RunStore):
         return "stopped; nothing is kept, because the run has no out folder"
-    done = f"stopped: {len(store.finished())} of {total} cells are stored"
-    if has_hooks:
-        return f"{done}; go on by calling sweep again with the same arguments"
-    return f"{done}; go on with: lensprune resume {folder}"
+    done = f"stopped: {store.stored()} of {total} cells are stored; go on "
+    if by_calling is not None:
+        return f"{done}by calling {by_calling} again with the same arguments and out folder"
+    return f"{done}with: lensprune resume {store.folder}"

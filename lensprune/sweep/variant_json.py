@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from types import CodeType
 from typing import Any
-
-import torch
 
 from lensprune.ablation.components import MLP, Attention, Component, Head, KVGroup, Layer
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookFunction
+from lensprune.sweep.hook_hash import hook_hash
 
 __all__ = ["variant_from_json", "variant_to_json"]
 
@@ -37,48 +33,14 @@ def _component_from_json(data: Mapping[str, Any]) -> Component:
     return _KINDS[kind](**fields)
 
 
-def _feed(digest: Any, value: object) -> None:
-    """Add a plain value, a tensor or a code object to `digest`; of anything else, only its type is known."""
-    if isinstance(value, torch.Tensor):
-        digest.update(repr((value.shape, value.dtype)).encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, CodeType):
-        digest.update(value.co_code)
-        digest.update(repr(value.co_names).encode())
-        for constant in value.co_consts:
-            _feed(digest, constant)
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"{type(value).__name__}{len(value)}".encode())
-        for part in value:
-            _feed(digest, part)
-    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        digest.update(f"{type(value).__name__}{value!r}".encode())
-    else:
-        digest.update(f"{type(value).__module__}.{type(value).__qualname__}".encode())
-
-
-def _hook_hash(function: HookFunction) -> str:
-    """Hash of a hook's bytecode, constants, defaults and enclosed plain values or tensors.
-
-    What the function reads elsewhere (globals, attributes of objects) is out of its reach.
-    """
-    digest = hashlib.sha256()
-    code = getattr(function, "__code__", None)
-    _feed(digest, code if code is not None else function)
-    _feed(digest, getattr(function, "__defaults__", None))
-    for cell in getattr(function, "__closure__", None) or ():
-        _feed(digest, cell.cell_contents)
-    return digest.hexdigest()
-
-
 def variant_to_json(variant: Variant) -> dict[str, Any]:
-    """Name, ablations and hooks of a variant; a hook is described by its name and `_hook_hash`."""
+    """Name, ablations and hooks of a variant; a hook is described by its name and `hook_hash`."""
     data: dict[str, Any] = {
         "name": variant.name,
         "ablations": [{**_component_to_json(a.component), "ablation": a.kind} for a in variant.ablations],
     }
     if variant.hooks:
-        data["hooks"] = [{"name": name, "function": _hook_hash(function)} for name, function in variant.hooks]
+        data["hooks"] = [{"name": name, "function": hook_hash(function)} for name, function in variant.hooks]
     return data
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -176,49 +175,42 @@ def test_undone_after_an_exception(alpha: float) -> None:
     assert same(state(pair.distilled), before[1])
 
 
+class Interrupted(torch.Tensor):
+    """A tensor whose copy number `stop` (over all of them) is not made, since Ctrl-C comes first."""
+
+    stop = -1
+    count = 0
+
+    def copy_(self, source: Any, non_blocking: bool = False) -> Any:
+        Interrupted.count += 1
+        if Interrupted.count - 1 == Interrupted.stop:
+            raise KeyboardInterrupt
+        return super().copy_(source, non_blocking)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
 @pytest.mark.parametrize("stop", range(0, 12))
-def test_an_interrupt_half_way_leaves_both_as_they_were(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C between two chunks, in each place in turn."""
+def test_an_interrupt_on_the_way_in_or_out_leaves_both_as_they_were(
+    stop: int, alpha: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C before each copy in turn: at α = 1 three chunks are copied on the way in and three on the way out."""
     monkeypatch.setattr(exchange_module, "_CHUNK", 8)
-    a, b = torch.arange(24.0).reshape(6, 4), -torch.arange(24.0).reshape(6, 4)
+    monkeypatch.setattr(Interrupted, "count", 0)
+    monkeypatch.setattr(Interrupted, "stop", stop)
+    a, b = torch.arange(24.0).reshape(6, 4), -torch.arange(24.0).reshape(6, 4).exp()
     old = a.clone(), b.clone()
-    chunks = exchange_module._chunks
-
-    def interrupted(pairs: Any) -> Iterator[Any]:
-        for count, chunk in enumerate(chunks(pairs)):
-            if count == stop:
-                raise KeyboardInterrupt
-            yield chunk
-
-    monkeypatch.setattr(exchange_module, "_chunks", interrupted)
-    if stop < 3:
-        with pytest.raises(KeyboardInterrupt), exchanged([(a, b)]):
-            raise AssertionError("entered in spite of the interrupt")
-        assert torch.equal(a, old[0])
-        assert torch.equal(b, old[1])
-    else:
-        with exchanged([(a, b)]):
-            assert torch.equal(a, old[1])
-            assert torch.equal(b, old[0])
-        assert torch.equal(a, old[0])
-
-
-def test_a_failing_copy_leaves_both_as_they_were() -> None:
-    class Refusing(torch.Tensor):
-        fail = False
-
-        def copy_(self, source: Any, non_blocking: bool = False) -> Any:
-            if Refusing.fail:
-                Refusing.fail = False
-                raise KeyboardInterrupt
-            return super().copy_(source, non_blocking)
-
-    a, b = torch.arange(4.0), torch.arange(4.0).neg().as_subclass(Refusing)
-    Refusing.fail = True
-    with pytest.raises(KeyboardInterrupt), exchanged([(a, b)]):
-        raise AssertionError("entered in spite of the interrupt")
-    assert a.tolist() == [0, 1, 2, 3]
-    assert b.tolist() == [0, -1, -2, -3]
+    entered, interrupted = False, False
+    try:
+        with exchanged([(a.as_subclass(Interrupted), b.as_subclass(Interrupted))], alpha):
+            entered = True
+            assert not torch.equal(a, old[0])
+            assert not torch.equal(b, old[1])
+    except KeyboardInterrupt:
+        interrupted = True
+    copies = 6 if alpha == 1 else 2
+    assert (entered, interrupted) == (stop >= copies, stop < 2 * copies)
+    assert torch.equal(a, old[0])
+    assert torch.equal(b, old[1])
 
 
 def test_bfloat16_comes_back_bit_for_bit() -> None:
