@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lensprune import __version__
@@ -202,7 +203,14 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     from lensprune.sweep.run import resume
+    from lensprune.sweep.store import read_spec
 
+    if read_spec(Path(arguments.folder)).exchanges_weights:
+        from lensprune.delta import DeltaRun
+        from lensprune.report.jobs.delta import delta_report
+
+        print(delta_report(DeltaRun.load(arguments.folder)))
+        return 0
     spread = {"workers": arguments.workers, "ray_address": arguments.ray_address}
     return _show(resume(arguments.folder, executor=arguments.executor, **spread))
 

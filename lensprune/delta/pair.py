@@ -185,6 +185,8 @@ def weight_change(pair: ModelPair, parts: Sequence[Part]) -> WeightChange:
 
 def _notes(pair: ModelPair) -> list[str]:
     notes = []
+    if pair.base.facts.weights_hash == pair.distilled.facts.weights_hash:
+        notes.append("both models have the same weights, so no exchange changes anything")
     for component in ("embed", "unembed", "norms"):
         if component == "unembed" and pair.tied:
             notes.append("the unembedding is the embedding (tied): they are exchanged together")

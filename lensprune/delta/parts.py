@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -37,6 +38,23 @@ class Part:
         if self.component == "layer":
             return f"L{self.layer}"
         return f"L{self.layer}.{f'H{self.head}' if self.component == 'head' else self.component}"
+
+    @classmethod
+    def parse(cls, label: str) -> Part:
+        """The part with this label.
+
+        Raises:
+            ValueError: no part has it.
+        """
+        if label in _WITHOUT_LAYER:
+            return cls(label)
+        if label == "final.norms":
+            return cls("norms")
+        match = re.fullmatch(r"L(\d+)(?:\.(?:H(\d+)|(attn_out|attention|mlp|norms)))?", label)
+        if match is None:
+            raise ValueError(f"{label!r} is no label of a part")
+        layer, head, component = match.groups()
+        return cls(component or ("layer" if head is None else "head"), int(layer), None if head is None else int(head))
 
 
 def enumerate_parts(

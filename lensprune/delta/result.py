@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import permutations
@@ -13,17 +14,22 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lensprune.ablation.variants import CLEAN
 from lensprune.delta.pair import WeightChange
-from lensprune.delta.shares import gain_shares
+from lensprune.delta.shares import DISTILLED, gain_shares
 from lensprune.delta.swaps import Swap
 from lensprune.errors import UserError
+from lensprune.sweep.files import write_atomically, write_error
 from lensprune.sweep.result import Run
-from lensprune.sweep.store import CellStore
+from lensprune.sweep.store import CellStore, RunStore
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["DeltaRun"]
+
+PAIR_FILE = "pair.json"
+"""The names of the two models, notes on them, and how much each part's weights changed."""
 
 _FEWEST_FOR_RANKS = 4
 _EQUAL = 1e-9
@@ -58,6 +64,38 @@ class DeltaRun:
         self._store = store
         self._swaps = tuple(swaps)
         self._changes = dict(changes)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DeltaRun:
+        """The finished exchange in `folder`.
+
+        Raises:
+            UserError: no exchange there, one that is not finished, or a damaged file.
+        """
+        path = Path(folder)
+        store = RunStore.open(path)
+        variants = store.spec.variants
+        if not store.spec.exchanges_weights:
+            raise UserError(f"{path} holds a sweep, not an exchange of weights: read it with Run.load")
+        if store.finished() != set(store.expected()):
+            raise UserError(
+                f"the exchange in {path} is not finished: continue by calling lensprune delta again with the same "
+                "arguments and the same out folder"
+            )
+        try:
+            pair = json.loads((path / PAIR_FILE).read_text(encoding="utf-8"))
+            changes = {label: WeightChange(*norms) for label, norms in pair["changes"].items()}
+            swaps = [Swap.from_json(v) for v in variants if v["name"] not in (CLEAN.name, DISTILLED)]
+            names = (str(pair["base"]), str(pair["distilled"]))
+            notes = [str(note) for note in pair["notes"]]
+            missing = {swap.label for swap in swaps} - changes.keys()
+        except FileNotFoundError:
+            raise UserError(f"{path} has no {PAIR_FILE}: call lensprune delta again, which writes it") from None
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError(f"{path / PAIR_FILE} is damaged: call lensprune delta again ({error})") from None
+        if missing:
+            raise UserError(f"{path / PAIR_FILE} is damaged: it lacks {min(missing)}; call lensprune delta again")
+        return cls(Run(store.spec, store, path), store, swaps, changes, names, notes)
 
     @property
     def folder(self) -> Path | None:
@@ -134,7 +172,7 @@ class DeltaRun:
         return write_delta_report(self, path)
 
     def save(self) -> Path:
-        """Write summary.csv, delta.csv and figures into the run's folder.
+        """Write summary.csv, delta.csv, figures and what `load` needs into the run's folder.
 
         Raises:
             UserError: the run is in memory, or the disk can't be written to.
@@ -143,7 +181,13 @@ class DeltaRun:
 
         if self.folder is None:
             raise UserError("this run is in memory: give measure_delta an out folder")
-        self.run.save()
+        changes = {label: [change.absolute, change.relative] for label, change in self._changes.items()}
+        pair = {"base": self.base, "distilled": self.distilled, "notes": self.notes, "changes": changes}
+        text = json.dumps(pair, indent=1, ensure_ascii=False)
+        try:
+            write_atomically(self.folder / PAIR_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise write_error(error, self.folder) from None
         write_delta_outputs(self.folder, self)
         return self.folder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -69,6 +69,12 @@ class Swap:
             "name": self.name,
             "swap": {"host": self.host, "parts": parts, "alpha": self.alpha, "donor": donor_hash},
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Swap:
+        """The swap that a spec describes."""
+        described = data["swap"]
+        return cls(described["host"], tuple(map(Part.parse, described["parts"])), float(described["alpha"]))
 
 
 def enumerate_swaps(

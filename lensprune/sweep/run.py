@@ -189,6 +189,11 @@ def resume(
     """
     path = Path(folder)
     spec = read_spec(path)
+    if spec.exchanges_weights:
+        raise UserError(
+            f"{path} holds an exchange of weights: read it with DeltaRun.load, or, if it was stopped, call lensprune "
+            "delta again with the same arguments and the same out folder"
+        )
     if executor is None and spec.how.spread is not None:
         executor = f"{spec.how.spread}:{spec.how.executor}"
         workers = spec.how.workers if workers is None else workers

@@ -136,6 +136,11 @@ class SweepSpec:
         return hashlib.sha256(canonical_json(self.numbers()).encode()).hexdigest()
 
     @property
+    def exchanges_weights(self) -> bool:
+        """Whether the variants are two models and exchanges between them, as `measure_delta` makes them."""
+        return any("swap" in variant for variant in self.variants)
+
+    @property
     def variant_names(self) -> tuple[str, ...]:
         return tuple(str(v["name"]) for v in self.variants)
 

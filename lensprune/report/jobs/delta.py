@@ -8,7 +8,7 @@ import pandas as pd
 
 from lensprune.delta.result import DeltaRun
 from lensprune.report.figures.delta_kinds import delta_figures
-from lensprune.report.jobs.files import FIGURES, write_results
+from lensprune.report.jobs.files import FIGURES, SUMMARY_TABLE, write_results
 from lensprune.report.text.plain_text import for_terminal
 from lensprune.report.text.tables import aligned
 
@@ -18,12 +18,13 @@ _TABLE = "delta.csv"
 
 
 def write_delta_outputs(folder: Path, result: DeltaRun) -> list[Path]:
-    """Write delta.csv and the figures.
+    """Write summary.csv, delta.csv and the figures.
 
     Raises:
         UserError: the disk is full or the folder can't be written to.
     """
-    return write_results(folder, {_TABLE: result.shares()}, {drawn.name: drawn.draw for drawn in delta_figures(result)})
+    tables = {SUMMARY_TABLE: result.summary(), _TABLE: result.shares()}
+    return write_results(folder, tables, {drawn.name: drawn.draw for drawn in delta_figures(result)})
 
 
 def delta_report(result: DeltaRun, most: int = 5) -> str:

@@ -15,10 +15,12 @@ from matplotlib.figure import Figure
 from lensprune.report.text.plain_text import write_csv
 from lensprune.sweep.files import write_atomically, write_error
 
-__all__ = ["FIGURES", "write_results"]
+__all__ = ["FIGURES", "SUMMARY_TABLE", "write_results"]
 
 FIGURES = "figures"
 """Folder of figures within a folder of results."""
+
+SUMMARY_TABLE = "summary.csv"
 
 _DPI = 150
 

@@ -11,14 +11,13 @@ import pandas as pd
 from lensprune.ablation.variants import CLEAN
 from lensprune.report.figures.delta_by_depth import delta_by_depth, drawable
 from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS
-from lensprune.report.jobs.files import FIGURES, write_results
+from lensprune.report.jobs.files import FIGURES, SUMMARY_TABLE, write_results
 from lensprune.report.text.plain_text import for_terminal
 from lensprune.report.text.tables import aligned
 from lensprune.sweep.result import Run
 
 __all__ = ["run_report", "screen_report", "top_variants", "write_outputs"]
 
-_SUMMARY_TABLE = "summary.csv"
 _SCREEN_TABLE = "screen.csv"
 _DELTA_FIGURE = "delta_by_depth"
 _SHOWN = {
@@ -49,7 +48,7 @@ def write_outputs(
     Raises:
         UserError: the disk is full or the folder can't be written to.
     """
-    tables = {_SUMMARY_TABLE: summary, **({} if screen is None else {_SCREEN_TABLE: screen}), **(others or {})}
+    tables = {SUMMARY_TABLE: summary, **({} if screen is None else {_SCREEN_TABLE: screen}), **(others or {})}
     draw = partial(delta_by_depth, summary, n_layers=n_layers, title=title)
     return write_results(folder, tables, {_DELTA_FIGURE: draw} if drawable(summary) else {})
 
@@ -121,7 +120,7 @@ def run_report(run: Run, most: int = 5) -> str:
         parts += [screen_report(run.screen(), run.screen_quality()), NOT_OF_ALL_HEADS]
     if run.folder is not None:
         places = [
-            ("table", run.folder / _SUMMARY_TABLE),
+            ("table", run.folder / SUMMARY_TABLE),
             ("screened", run.folder / _SCREEN_TABLE),
             ("records", run.folder / "records"),
             ("figure", run.folder / FIGURES / f"{_DELTA_FIGURE}.png"),

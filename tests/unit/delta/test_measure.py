@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 
 import lensprune as lp
 from lensprune import cli
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.delta import Part
+from lensprune.delta import COMPONENTS, Part
 from lensprune.delta.pair import WeightChange
 from lensprune.delta.shares import DISTILLED, gain_shares, share_intervals
 from lensprune.delta.swaps import Swap, enumerate_swaps
@@ -103,6 +105,58 @@ def test_run_folder(run: lp.DeltaRun) -> None:
     assert list(run.summary()["variant"].unique()) == [*names, "distilled-L0..L2"]
     assert set(run.records("base+L0")["ablation"]) == {"from_distilled"}
     assert len(run.weights_against_effect()) == 4
+
+
+def test_a_folder_gives_the_exchange_back(run: lp.DeltaRun) -> None:
+    assert run.folder is not None
+    again = lp.DeltaRun.load(run.folder)
+    pd.testing.assert_frame_equal(again.shares(), run.shares())
+    pd.testing.assert_frame_equal(again.weights_against_effect(), run.weights_against_effect())
+    assert (again.base, again.distilled, again.notes) == (run.base, run.distilled, run.notes)
+    # The figure of a sweep would hold one direction alone, under the name of losses.
+    assert not (run.folder / "figures" / "delta_by_depth.png").exists()
+
+
+def test_report_and_resume_know_an_exchange(
+    run: lp.DeltaRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert cli.main(["report", str(run.folder), "--out", str(page)]) == 0
+    assert "the distilled model gains" in page.read_text(encoding="utf-8")
+    assert cli.main(["resume", str(run.folder)]) == 0
+    assert f"{run.base} → {run.distilled}" in capsys.readouterr().out
+    assert cli.main(["report", str(run.folder), str(tmp_path)]) == 2
+    with pytest.raises(UserError, match=r"DeltaRun\.load"):
+        lp.resume(run.folder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "pair.json").unlink(), "has no pair.json"),
+        (lambda folder: (folder / "pair.json").write_text("{", encoding="utf-8"), "pair.json is damaged"),
+        (lambda folder: (folder / "pair.json").write_text("[]", encoding="utf-8"), "pair.json is damaged"),
+        (lambda folder: next((folder / "records").glob("*.parquet")).unlink(), "is not finished"),
+    ],
+)
+def test_a_folder_that_gives_no_exchange(run: lp.DeltaRun, tmp_path: Path, harm: Any, message: str) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "copy"))  # type: ignore[arg-type]
+    harm(folder)
+    with pytest.raises(UserError, match=message):
+        lp.DeltaRun.load(folder)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_part_is_found_by_its_label(component: str) -> None:
+    parts = [Part(component)] if component in ("embed", "unembed") else [Part(component, 12)]
+    if component == "head":
+        parts = [Part("head", 12, 3)]
+    if component == "norms":
+        parts.append(Part("norms"))
+    for part in parts:
+        assert Part.parse(part.label) == part
+    with pytest.raises(ValueError, match="no label"):
+        Part.parse(f"{parts[0].label}.x")
 
 
 def test_figures_by_kind_and_the_page(run: lp.DeltaRun) -> None:
@@ -210,6 +264,7 @@ def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 0
     output = capsys.readouterr().out
     assert "gain +0.000" in output
+    assert "the same weights, so no exchange changes anything" in output
     assert "delta.csv" in output
     assert (tmp_path / "run" / "delta.csv").is_file()
     assert cli.main([*arguments, "--direction", "foward"]) == 2
