@@ -13,7 +13,7 @@ from typing import Any
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor, ProgressCallback
-from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.errors import LensPruneError, UserError, first_line, unknown_name
 from lensprune.models import as_hooked_model
 
 __all__ = ["run_lm_eval_tasks"]
@@ -106,7 +106,15 @@ def _load(manager: Any, names: Sequence[str]) -> list[Any]:
     for name in names:
         if name not in manager.all_tasks and not (name.endswith((".yaml", ".yml")) and Path(name).is_file()):
             raise unknown_name("lm-eval task", name, manager.all_tasks)
-    loaded = manager.load(list(names))
+    import datasets
+
+    try:
+        loaded = manager.load(list(names))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"lm-eval cannot load {', '.join(names)} ({first_line(error)}): check the network, or that their data is "
+            "in the cache of datasets"
+        ) from error
     inner = {child for children in loaded["group_map"].values() for child in children}
     in_groups = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
     roots = [group for name, group in loaded["groups"].items() if name not in inner]

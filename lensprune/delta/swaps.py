@@ -96,6 +96,8 @@ def enumerate_swaps(
     ):
         if value not in options:
             raise unknown_name(kind, value, options)
+    if start != "bottom" and mode != "cumulative":
+        raise UserError(f"start {start} is given with mode {mode}: only cumulative begins at an end of the model")
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha {alpha} is not between the two models: expected 0 to 1")
     sets: list[tuple[Part, ...]]

@@ -5,11 +5,29 @@ from __future__ import annotations
 import pandas as pd
 
 from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import ModelFacts
 from lensprune.sweep.result import Run
 
-__all__ = ["scores_with_effects", "top_heads"]
+__all__ = ["check_same_model", "scores_with_effects", "top_heads"]
 
 _EFFECTS = ["task", "protocol", "ablation", "n", "accuracy_clean", "delta", "ci_low", "ci_high", "q_value", "at_chance"]
+
+
+def check_same_model(run: Run, facts: ModelFacts) -> None:
+    """Refuse a sweep over another model than the one whose heads are scored.
+
+    A sweep in another number type than the scores has other hashes; there only the models' names can tell.
+
+    Raises:
+        UserError: other weights, or in another number type another name.
+    """
+    spec = run.spec
+    if spec.weights_hash == facts.weights_hash or (spec.dtype != facts.dtype and spec.model == facts.name):
+        return
+    raise UserError(
+        f"the run measured {spec.model} ({spec.dtype}, weights {spec.weights_hash[:12]}), the scores are of "
+        f"{facts.name} ({facts.dtype}, weights {facts.weights_hash[:12]}): give a run of the same model"
+    )
 
 
 def scores_with_effects(scores: pd.DataFrame, run: Run) -> pd.DataFrame:

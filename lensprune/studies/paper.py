@@ -69,20 +69,24 @@ def paper(
         "command": command,
     }
     runs: list[tuple[StudyPart, Run]] = []
-    for part in chosen.parts:
-        n_layers = runs[0][1].spec.n_layers if runs else None
-        run = sweep(
-            model,
-            part.tasks,
-            part.protocols,
-            VariantSelection(part.over, part.ablation, _layers(part, n_layers)),
-            limit=part.limit,
-            out=folder / part.name,
-            **options,
-        )
-        write_report(run)
-        runs.append((part, run))
-    found = None if pair is None else run_pair(chosen, pair, folder, **options)
+    try:
+        for part in chosen.parts:
+            n_layers = runs[0][1].spec.n_layers if runs else None
+            run = sweep(
+                model,
+                part.tasks,
+                part.protocols,
+                VariantSelection(part.over, part.ablation, _layers(part, n_layers)),
+                limit=part.limit,
+                out=folder / part.name,
+                **options,
+            )
+            write_report(run)
+            runs.append((part, run))
+        found = None if pair is None else run_pair(chosen, pair, folder, **options)
+    except KeyboardInterrupt:
+        # What a sweep says of itself would continue that sweep alone.
+        raise KeyboardInterrupt(f"stopped: go on with the study in {folder} by giving the same command again") from None
     return write_study_page(chosen, runs, found, folder)
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lensprune.errors import UserError
+from lensprune.errors import UserError, nearest
 from lensprune.paths import usable_path
 from lensprune.sweep.files import TEMPORARY_PREFIX, sync_folder, write_atomically, write_error
 from lensprune.sweep.records import CellKey
@@ -72,13 +72,24 @@ def read_spec(folder: Path) -> SweepSpec:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        what = "holds no run" if folder.is_dir() else "is not a folder of a run"
-        raise UserError(f"{folder} {what}: expected a folder with {SPEC_FILE} in it") from None
+        raise UserError(f"{folder} {_no_run(folder)}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     return SweepSpec.from_json(text, str(path))
+
+
+def _no_run(folder: Path) -> str:
+    """Why there is no run, and where the nearest one is."""
+    if folder.is_dir():
+        inner = sorted(path.parent.name for path in folder.glob(f"*/{SPEC_FILE}"))
+        hint = f"; its folders {', '.join(inner)} hold runs" if inner else ""
+        return f"holds no run: expected a folder with {SPEC_FILE} in it{hint}"
+    beside = [path.parent.name for path in folder.parent.glob(f"*/{SPEC_FILE}")] if folder.parent.is_dir() else []
+    close = nearest(folder.name, beside)
+    hint = f"; did you mean {' or '.join(str(folder.parent / name) for name in close)}?" if close else ""
+    return f"is not a folder of a run: expected a folder with {SPEC_FILE} in it{hint}"
 
 
 def check_out_folder(folder: Path) -> SweepSpec | None:

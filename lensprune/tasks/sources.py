@@ -73,15 +73,18 @@ def require_columns(rows: Sequence[Doc], columns: Sequence[str], where: str) -> 
                 raise UserError(f"{where}: row {number} has no column {column!r} (it has {', '.join(row)}{hint})")
 
 
-def hub_rows(path: str, config: str | None, split: str) -> list[dict[str, Any]]:
+def hub_rows(path: str, config: str | None, split: str, missing: str = "") -> list[dict[str, Any]]:
     """Rows of a split of a dataset on the Hugging Face hub; code from the hub is never run.
+
+    Args:
+        missing: where the rows were looked for before, for the error's text.
 
     Raises:
         UserError: ``LENSPRUNE_OFFLINE`` is set, or the dataset cannot be loaded.
     """
     label = f"{path}{f' ({config})' if config else ''}, split {split!r}"
     if is_offline():
-        raise UserError(f"LENSPRUNE_OFFLINE is set, so {label} cannot be fetched: give --data-dir FOLDER")
+        raise UserError(f"{missing}LENSPRUNE_OFFLINE is set, so {label} cannot be fetched: give --data-dir FOLDER")
     # Importing datasets takes a second or more, and local rows never need it.
     import datasets
 
@@ -90,7 +93,7 @@ def hub_rows(path: str, config: str | None, split: str) -> list[dict[str, Any]]:
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"{label} cannot be loaded from the hub ({reason[0] if reason else type(error).__name__}): "
+            f"{missing}{label} cannot be loaded from the hub ({reason[0] if reason else type(error).__name__}): "
             "check the network, or give --data-dir FOLDER"
         ) from error
     rows = [dict(row) for row in loaded]
@@ -144,7 +147,7 @@ class Dataset:
         elif self.hub is not None:
             split = request.split or self.splits[0]
             shot_split = self.fewshot_splits[0] if self.fewshot_splits else None
-            reader = self._hub_reader()
+            reader = self._hub_reader(request.data_dir)
         else:
             where = f"in {request.data_dir} or " if request.data_dir else ""
             raise UserError(f"no rows for {self.folder!r} {where}in the bundled data: give --data-dir FOLDER")
@@ -161,6 +164,9 @@ class Dataset:
                 raise UserError(f"data folder {str(data_dir)!r} does not exist")
             if (data_dir / self.folder).is_dir():
                 return self._files_in(data_dir / self.folder)
+            below = next((path.parent for path in sorted(data_dir.glob(f"*/{self.folder}")) if path.is_dir()), None)
+            if below is not None:
+                raise UserError(f"{data_dir} has no {self.folder}/, but {below} has: give that as the data folder")
         if self.files:
             return self.files
         bundled = data_folder() / self.folder
@@ -188,10 +194,12 @@ class Dataset:
 
         return read
 
-    def _hub_reader(self) -> Callable[[str], tuple[list[Doc], str]]:
+    def _hub_reader(self, data_dir: Path | None) -> Callable[[str], tuple[list[Doc], str]]:
+        missing = "" if data_dir is None else f"{data_dir} has no {self.folder}/; "
+
         def read(split: str) -> tuple[list[Doc], str]:
             where = f"hub:{self.hub}{f'/{self.config}' if self.config else ''}:{split}"
-            return self._checked(hub_rows(str(self.hub), self.config, split), where), where
+            return self._checked(hub_rows(str(self.hub), self.config, split, missing), where), where
 
         return read
 

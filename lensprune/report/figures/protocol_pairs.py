@@ -107,8 +107,9 @@ def book_gap_by_depth(
         if marked:
             feet = [foot] * len(marked)
             ax.plot(marked, feet, "o", color="black", markersize=4, label=f"they differ, q ≤ {q}")
-        note = ", at chance" if unclear else ""
-        ax.set(title=f"{protocol} (n {int(own['n'].iloc[0])}{note})", xlabel="layer", xlim=(-0.5, depth - 0.5))
+        notes = ["other items" if pd.isna(own["n"].iloc[0]) else f"n {int(own['n'].iloc[0])}"]
+        notes += ["at chance"] * unclear
+        ax.set(title=f"{protocol} ({', '.join(notes)})", xlabel="layer", xlim=(-0.5, depth - 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         # Below the panel: inside it there is no corner that a line may not reach.
         ax.legend(fontsize=8, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -23,6 +24,8 @@ from lensprune.attribution import (
     logit_lens,
     path_patching,
 )
+from lensprune.attribution.pairs import pair_batches
+from lensprune.attribution.runs import last_logits
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
@@ -33,6 +36,10 @@ from lensprune.report.text.plain_text import for_terminal
 from lensprune.report.text.tables import aligned
 
 __all__ = ["METHODS", "AttributionOptions", "attribution_report"]
+
+_PAIRS = 8
+_PATCHED = ["part", "effect", "standard_error", "share"]
+_UNSIGNED = ("standard_error", "answer_rank")
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,18 @@ class AttributionOptions:
     steps: int = 5
     curve: bool = True
 
+    def check(self, method: str) -> None:
+        """Refuse an option that is not of the method.
+
+        Raises:
+            UserError: names the option and its method.
+        """
+        plain = AttributionOptions()
+        for owner, names in (("path", ("receiver", "total")), ("eap-ig", ("steps", "curve"))):
+            for name in names:
+                if method != owner and getattr(self, name) != getattr(plain, name):
+                    raise UserError(f"{name} is an option of method {owner}, not of {method}: leave it out")
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -55,6 +74,48 @@ class _Found:
     draw: Callable[[str], Axes] | None = None
     rank_by: str | None = None
     shown: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Preference:
+    """How much a model prefers the right answer on some pairs: logit difference, mean and standard error."""
+
+    clean: float
+    clean_error: float
+    corrupt: float
+    corrupt_error: float
+    moved: float
+    moved_error: float
+
+    @classmethod
+    def of(cls, model: HookedModel, pairs: Sequence[PromptPair]) -> _Preference:
+        clean, corrupt = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
+        for batch in pair_batches(pairs, model.facts.device, _PAIRS):
+            own = list(batch.index)
+            clean[own] = batch.metric(last_logits(model, batch.clean)).double().cpu().numpy()
+            corrupt[own] = batch.metric(last_logits(model, batch.corrupt)).double().cpu().numpy()
+        found = []
+        for values in (clean, corrupt, clean - corrupt):
+            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+            found += [float(values.mean()), float(error)]
+        return cls(*found)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the answer is preferred, and by the clean prompt's difference, beyond two standard errors."""
+        return self.clean > 2 * self.clean_error and self.moved > 2 * self.moved_error
+
+    def __str__(self) -> str:
+        text = (
+            f"logit difference of the answer: clean {self.clean:+.3f} ± {self.clean_error:.3f}, corrupt "
+            f"{self.corrupt:+.3f} ± {self.corrupt_error:.3f} (mean ± standard error over pairs)"
+        )
+        if self.resolved:
+            return text
+        return (
+            f"{text}\nthe model is not seen to prefer the right answer on these pairs, so effects say nothing of how "
+            "it answers; no shares, CPR or CMD are given"
+        )
 
 
 def _heads(frame: pd.DataFrame, value: str, name: str) -> Callable[[str], Axes]:
@@ -82,13 +143,15 @@ def _lens(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionO
 def _patch(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
     frame = activation_patching(model, pairs, ["head", "mlp"])
     note = "change of the logit difference with the corrupt activation (negative: needed)"
-    return _Found({"patching": frame}, note, _heads(frame, "effect", "patching"), "effect")
+    return _Found({"patching": frame}, note, _heads(frame, "effect", "patching"), "effect", _PATCHED)
 
 
 def _atp(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
     frame = attribution_patching(model, pairs, ["head", "mlp"])
     note = "first-order estimate of the change with the corrupt activation (negative: needed)"
-    return _Found({"attribution_patching": frame}, note, _heads(frame, "effect", "attribution patching"), "effect")
+    return _Found(
+        {"attribution_patching": frame}, note, _heads(frame, "effect", "attribution patching"), "effect", _PATCHED
+    )
 
 
 def _path(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
@@ -159,13 +222,20 @@ def attribution_report(
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
+    options = options or AttributionOptions()
+    options.check(method)
     if most < 1 or limit < 1:
         raise UserError("limit and the number of rows to print must be 1 or more")
     hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     pairs = counterfactual_pairs(hooked, task, limit=limit, shots=shots, seed=seed)
-    found = METHODS[method](hooked, pairs, options or AttributionOptions())
+    preference = _Preference.of(hooked, pairs)
+    found = METHODS[method](hooked, pairs, options if preference.resolved else replace(options, curve=False))
+    if not preference.resolved:
+        for table in found.tables.values():
+            if "share" in table:
+                table["share"] = float("nan")
     title = f"{hooked.facts.name}: {method} on {len(pairs)} pairs of {task}"
-    lines = [for_terminal(title), found.note, _shown(found, most)]
+    lines = [for_terminal(title), str(preference), found.note, _shown(found, most)]
     if out is not None:
         tables = {f"{name}.csv": table for name, table in found.tables.items()}
         draw = {} if found.draw is None else {method: partial(found.draw, title)}
@@ -175,12 +245,21 @@ def attribution_report(
 
 def _shown(found: _Found, most: int) -> str:
     frame = next(iter(found.tables.values()))
+    if "site" in frame:
+        places = zip(frame["site"], frame["layer"], frame["head"], strict=True)
+        frame = frame.assign(part=[_part(*place) for place in places])
     if found.rank_by is not None:
         frame = frame.loc[frame[found.rank_by].abs().sort_values(ascending=False, kind="stable").index].head(most)
     columns = found.shown or list(frame.columns)
-    rows = [[_cell(row[column]) for column in columns] for row in frame.to_dict("records")]
+    rows = [[_cell(column, row[column]) for column in columns] for row in frame.to_dict("records")]
     return aligned([columns, *rows])
 
 
-def _cell(value: object) -> str:
-    return f"{value:+.3f}" if isinstance(value, float) else str(value)
+def _part(site: str, layer: int, head: int) -> str:
+    return f"L{layer}.{site}" if head < 0 else f"L{layer}.H{head}"
+
+
+def _cell(column: str, value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if np.isnan(value) else f"{value:.3f}" if column in _UNSIGNED else f"{value:+.3f}"

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
 from lensprune.heads.scores import SCORES, head_scores
-from lensprune.heads.table import scores_with_effects, top_heads
+from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
 from lensprune.models.load import open_model
 from lensprune.report.figures.head_kinds import UNIT_SCORES
 from lensprune.report.figures.heatmap import head_heatmaps
@@ -60,6 +60,8 @@ def heads_report(
     effects_of = run if isinstance(run, Run) or run is None else Run.load(run)
     texts = None if text_file is None else read_texts(Path(text_file))
     hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    if effects_of is not None:
+        check_same_model(effects_of, hooked.facts)
     measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed)
     lines = [
         f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",

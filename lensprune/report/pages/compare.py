@@ -141,7 +141,6 @@ def compare_page(a: Run, b: Run) -> str:
         names = [f"A: {_name(a)}", f"B: {_name(b)}"]
         labelled = by_layer.assign(
             task_a=names[0], task_b=names[1], protocol_b=by_layer["task"] + "\n" + by_layer["protocol"],
-            n=by_layer["n"].fillna(0),
         )  # fmt: skip
         depth = max(a.spec.n_layers, b.spec.n_layers)
         axes = book_gap_by_depth(labelled, n_layers=depth)
@@ -152,7 +151,7 @@ def compare_page(a: Run, b: Run) -> str:
     return render(
         "compare.html",
         title=visible(f"{_name(a)} (A) and {_name(b)} (B)"),
-        lead=f"{len(clear)} of {len(gap)} changes that both runs measured differ with q ≤ 0.05 (by task and protocol).",
+        lead=_lead(gap, len(clear)),
         sections=_SECTIONS,
         facts=table(_facts(a, b), {"what": Column("what"), "a": Column("A"), "b": Column("B"), "same": Column("")}),
         clean=table(_clean(a, b), _CLEAN_SHOWN),
@@ -164,6 +163,17 @@ def compare_page(a: Run, b: Run) -> str:
         protocols=list(dict.fromkeys(gap["protocol"])),
         csv=csv_link(gap),
     )  # fmt: skip
+
+
+def _lead(gap: pd.DataFrame, clear: int) -> str:
+    tested = int(gap["q_value"].notna().sum())
+    untested = (
+        f"{len(gap) - tested} changes can't be tested: the runs asked other items, and B − A is the plain difference."
+    )
+    if not tested:
+        return f"All {untested}"
+    text = f"{clear} of {tested} changes that both runs measured differ with q ≤ 0.05 (by task and protocol)."
+    return text if tested == len(gap) else f"{text} {untested}"
 
 
 def _only(run: Run, other: Run, letter: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -47,6 +48,30 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--method", "eap"], "did you mean eap-ig"),
         (["--method", "dla", "--task", "facts"], "unknown task with counterfactuals"),
         (["--method", "path", "--task", "arithmetic", "--receiver", "L0.H0.k"], "unknown reader"),
+        (["--method", "dla", "--receiver", "L0.H0.q"], "receiver is an option of method path, not of dla"),
+        (["--method", "patch", "--steps", "7"], "steps is an option of method eap-ig, not of patch"),
     ):
         assert main(["attribute", "--model", str(folder), "--bos", "always", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_prefer_the_answer_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--task", "kv_retrieval[pairs=4]", "--limit", "4", "--device", "cpu", "--out", str(tmp_path)]
+    for method, table in (("patch", "patching"), ("eap-ig", "edges")):
+        assert main(["attribute", "--model", "toy-base", "--method", method, *options]) == 0
+        printed = capsys.readouterr().out
+        assert "not seen to prefer the right answer" in printed
+        assert "CPR 0" not in printed
+        frame = pd.read_csv(tmp_path / f"{table}.csv")
+        assert "share" not in frame or frame["share"].isna().all()
+    assert not (tmp_path / "faithfulness.csv").exists()
+
+
+def test_the_preference_is_that_of_the_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--task", "kv_retrieval[pairs=4,ending=reopened,answer=text]", "--limit", "6", "--device", "cpu"]
+    assert main(["attribute", "--model", "toy-distilled", "--method", "dla", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    mean = re.search(r"difference, which is ([+-][\d.]+) on average", "\n".join(lines))
+    assert mean is not None
+    assert any(line.startswith(f"logit difference of the answer: clean {mean[1]} ±") for line in lines)
+    assert not any("not seen to prefer" in line for line in lines)
