@@ -149,6 +149,17 @@ def test_unknown_task_names_the_nearest(model: BridgeModel, manager: TaskManager
         run(model, ["toy_chioce"], manager)
 
 
+def test_data_that_cannot_be_loaded_is_one_line(
+    model: BridgeModel, manager: TaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(names: list[str]) -> None:
+        raise ConnectionError("Couldn't reach the hub\nand more")
+
+    monkeypatch.setattr(manager, "load", away)
+    with pytest.raises(UserError, match=r"cannot load toy_choice \(Couldn't reach the hub\): check the network"):
+        run(model, ["toy_choice"], manager)
+
+
 def test_an_output_folder_in_use_is_refused(model: BridgeModel, manager: TaskManager, ours, out: Path) -> None:
     with pytest.raises(UserError, match="already holds something"):
         run(model, ["toy_choice"], manager, out=out)

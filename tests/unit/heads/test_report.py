@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,6 +14,8 @@ from lensprune.ablation import each_head, each_layer
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.heads import HeadTable, head_scores, scores_with_effects
+from lensprune.heads.table import check_same_model
+from lensprune.models import as_hooked_model
 from lensprune.report.jobs.heads import heads_report
 from lensprune.sweep.result import Run
 from lensprune.sweep.run import sweep
@@ -108,3 +111,15 @@ def test_refusals(tmp_path: Path) -> None:
         scores_with_effects(scores, layers)
     with pytest.raises(UserError, match="cannot read"):
         heads_report(model, text_file=tmp_path / "missing.txt")
+
+
+def test_a_sweep_of_another_model_is_refused(head_run: Run) -> None:
+    other = Run.load(head_run.folder)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"the run measured .* the scores are of toy-base"):
+        heads_report("toy-base", scores=["induction"], run=other, device="cpu")
+    facts = as_hooked_model(model_of("arithmetic", "llama")).facts
+    check_same_model(other, facts)
+    # Another number type has other bytes, and the same name.
+    check_same_model(other, replace(facts, dtype="bfloat16", weights_hash="0" * 64))
+    with pytest.raises(UserError, match="give a run of the same model"):
+        check_same_model(other, replace(facts, dtype="bfloat16", weights_hash="0" * 64, name="another"))

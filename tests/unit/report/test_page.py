@@ -17,7 +17,7 @@ from lensprune.ablation.variants import Variant
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.report.pages.browser_rows import browser_rows, shares_of
-from lensprune.report.pages.compare import runs_gap
+from lensprune.report.pages.compare import compare_page, runs_gap
 from lensprune.report.pages.run import write_report
 from lensprune.sweep.records import CellKey
 from tests.unit.report.runs import HOSTILE, N_LAYERS, heads_run, layers_run
@@ -126,6 +126,9 @@ def test_two_runs_are_paired_where_their_items_are_the_same(tmp_path: Path) -> N
     assert unpaired.loc["L3.skip", "gap"] == -0.5
     assert unpaired["ci_low"].isna().all()
     assert set(unpaired["note"]) == {"other items: not paired"}
+    page = compare_page(a, other)
+    assert f"All {len(unpaired)} changes can&#39;t be tested: the runs asked other items" in page
+    assert "(n 0" not in page
     with pytest.raises(UserError, match="share no"):
         runs_gap(a, layers_run(n=4, tasks=("arithmetic",)))
 
@@ -139,3 +142,5 @@ def test_the_command_writes_both_pages(tmp_path: Path, capsys: pytest.CaptureFix
     assert pages == [tmp_path / "a" / "report.html", tmp_path / "b" / "against-a.html"]
     assert "a (A) and b (B)" in pages[1].read_text(encoding="utf-8")
     assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "a")]) == 2
+    assert "is given twice" in capsys.readouterr().err

@@ -239,3 +239,13 @@ def test_the_store_module_writes_nothing_when_it_refuses() -> None:
         finally:
             os.setresuid(*before)
         assert list(target.iterdir()) == []
+
+
+def test_the_nearest_run_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "first"
+    with RunStore.writing(folder, spec()):
+        pass
+    with pytest.raises(UserError, match=rf"did you mean {folder}\?"):
+        read_spec(tmp_path / "firs")
+    with pytest.raises(UserError, match="its folders first hold runs"):
+        read_spec(tmp_path)

@@ -106,3 +106,23 @@ def test_offline_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         hub_rows("owner/name", None, "test")
     with pytest.raises(UserError, match=r"LENSPRUNE_OFFLINE is set.*openai/gsm8k"):
         load_task("gsm8k", data_dir=tmp_path)
+
+
+def test_a_folder_too_high_names_the_right_one(tmp_path: Path, write_rows: RowsWriter) -> None:
+    write_rows("gsm8k", "test", [gsm8k_row(1)])
+    with pytest.raises(UserError, match=rf"has no gsm8k/, but {tmp_path} has"):
+        load_task("gsm8k", data_dir=tmp_path.parent, shots=0)
+
+
+def test_a_data_folder_without_the_task_is_named_when_the_hub_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def away(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setenv("LENSPRUNE_OFFLINE", "0")
+    monkeypatch.setattr(datasets, "load_dataset", away)
+    with pytest.raises(UserError, match=rf"{tmp_path} has no gsm8k/; openai/gsm8k .* cannot be loaded .*no route"):
+        load_task("gsm8k", data_dir=tmp_path)
