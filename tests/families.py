@@ -52,6 +52,17 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "mixtral": lambda: transformers.MixtralConfig(**_COMMON, num_local_experts=4),
 }
 FAMILIES = tuple(CONFIGS)
+_SCALED: dict[str, Any] = {key: value for key, value in _COMMON.items() if key != "head_dim"}
+_GRANITE: dict[str, Any] = {**_SCALED, "residual_multiplier": 0.5, "logits_scaling": 3.0, "embedding_multiplier": 2.0}
+SCALED_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "cohere": lambda: transformers.CohereConfig(**_SCALED, logit_scale=0.3),
+    "cohere2": lambda: transformers.Cohere2Config(**_SCALED, logit_scale=0.3, sliding_window=8),
+    "granite": lambda: transformers.GraniteConfig(**_GRANITE),
+    "granitemoe": lambda: transformers.GraniteMoeConfig(**_GRANITE, num_local_experts=4, num_experts_per_tok=2),
+}
+"""Families that multiply their logits, or what their branches add to the residual stream."""
+
+SCALED_FAMILIES = tuple(SCALED_CONFIGS)
 CORE_FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 
 
@@ -70,7 +81,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def hf_model(family: str, seed: int = 0, scale: float = 4.0, **overrides: Any) -> PreTrainedModel:
     """A random fp32 model; weights are scaled up so that ablations move the logits visibly."""
     torch.manual_seed(seed)
-    config = CONFIGS[family]()
+    config = {**CONFIGS, **SCALED_CONFIGS}[family]()
     for key, value in overrides.items():
         setattr(config, key, value)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

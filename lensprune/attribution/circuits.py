@@ -13,8 +13,8 @@ from jaxtyping import Bool
 from lensprune.attribution.eap import EdgeScores
 from lensprune.attribution.graph import Edge, EdgeGraph
 from lensprune.attribution.pairs import PromptPair, pair_batches
-from lensprune.attribution.runs import last_logits, require_split_inputs
-from lensprune.attribution.writers import replace_edges, writes_of
+from lensprune.attribution.runs import require_split_inputs
+from lensprune.attribution.writers import check_additive, replace_edges, writes_of
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 
@@ -127,19 +127,23 @@ def circuit_metrics(
     """Run the clean prompts with every edge outside a circuit carrying what its writer writes on the corrupt prompt.
 
     Raises:
-        UserError: a circuit of another model's shape, or clean and corrupt prompts that the metric can't tell apart.
+        UserError: a circuit of another model's shape, an architecture without edges, or clean and corrupt prompts that
+            the metric can't tell apart.
+        LensPruneError: the residual stream is not the sum of what is written into it.
     """
     hooked = as_hooked_model(model)
-    require_split_inputs(hooked)
     graph = EdgeGraph.of(hooked.facts)
+    require_split_inputs(hooked, graph.groups)
     if any(circuit.graph != graph for circuit in circuits):
         raise UserError(f"a circuit belongs to a model of another shape than {hooked.facts.name}")
     clean_total = corrupt_total = 0.0
     totals = [0.0] * len(circuits)
     for batch in pair_batches(pairs, hooked.facts.device, batch_size):
-        logits, corrupt, _ = writes_of(hooked, graph, batch.corrupt)
-        corrupt_total += float(batch.metric(logits).double().sum())
-        clean_total += float(batch.metric(last_logits(hooked, batch.clean)).double().sum())
+        clean_logits, clean, clean_final = writes_of(hooked, graph, batch.clean)
+        corrupt_logits, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
+        check_additive(corrupt - clean, corrupt_final - clean_final)
+        corrupt_total += float(batch.metric(corrupt_logits).double().sum())
+        clean_total += float(batch.metric(clean_logits).double().sum())
         for place, circuit in enumerate(circuits):
             removed = graph.edges & ~circuit.kept
             out = replace_edges(hooked, graph, batch.clean, removed[None], corrupt)

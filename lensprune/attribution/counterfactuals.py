@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from string import ascii_lowercase
 from typing import Any
 
 from lensprune.attribution.pairs import PromptPair, pair_from_texts
@@ -23,17 +24,32 @@ _TRIES = 40
 
 
 def other_value(doc: Doc, random: Random) -> dict[str, Any]:
-    """A key-value row whose asked key has another value of the same make, which no other key has."""
-    taken = {value for _, value in doc["ordered_kv_records"]}
-    value = str(doc["value"])
-    while value in taken:
-        value = re.sub(r"[0-9a-f]", lambda match: _other_digit(match[0], random), str(doc["value"]))
-    records = [[key, value if key == doc["key"] else held] for key, held in doc["ordered_kv_records"]]
-    return {**doc, "ordered_kv_records": records, "value": value}
+    """A key-value row whose asked key has another value of the same make, which no other key has.
+
+    Digits become digits and Latin letters become letters of the same case, hexadecimal ones if all letters of the value
+    are from a to f.
+
+    Raises:
+        UserError: no such value in 40 tries: the value has no digit or Latin letter, or the other keys have them all.
+    """
+    own = str(doc["value"])
+    taken = {own, *(str(held) for _, held in doc["ordered_kv_records"])}
+    letters = ascii_lowercase if re.search(r"[g-zA-Z]", own) else "abcdef"
+    for _ in range(_TRIES):
+        value = re.sub(r"[0-9a-zA-Z]", lambda match: _other_character(match[0], letters, random), own)
+        if value not in taken:
+            records = [[key, value if key == doc["key"] else held] for key, held in doc["ordered_kv_records"]]
+            return {**doc, "ordered_kv_records": records, "value": value}
+    raise UserError(
+        f"value {own!r} has no other of its make that is free in its row, in {_TRIES} tries: expected a value with "
+        "digits or Latin letters, which can be changed"
+    )
 
 
-def _other_digit(digit: str, random: Random) -> str:
-    return random.choice("123456789" if digit.isdecimal() else "abcdef")
+def _other_character(character: str, letters: str, random: Random) -> str:
+    if character.isdecimal():
+        return random.choice("123456789")
+    return random.choice(letters if character.islower() else letters.upper())
 
 
 def other_operand(doc: Doc, random: Random) -> dict[str, Any]:
@@ -89,20 +105,28 @@ def counterfactual_pairs(
     if not isinstance(form, GenerationFormat):
         raise UserError(f"task {name!r} is not answered by generation, so it has no counterfactual pairs")
     pairs = []
+    reason: UserError | None = None
     for item in loaded.items:
         random = Random(f"counterfactual {name} {seed} {item.id}")
         for _ in range(_TRIES):
-            changed = replace(item, doc=COUNTERFACTUALS[name](item.doc, random))
+            try:
+                changed = replace(item, doc=COUNTERFACTUALS[name](item.doc, random))
+            except UserError as error:
+                # It has tried as often itself.
+                reason = error
+                break
             prompts = [build_context(form, one) for one in (item, changed)]
             answers = [form.target_delimiter + form.target(one.doc) for one in (item, changed)]
             try:
                 pair = pair_from_texts(hooked, *prompts, *answers)
-            except UserError:
+            except UserError as error:
+                reason = error
                 continue
             if len(pair.clean) > hooked.facts.n_ctx:
                 raise UserError(f"item {item.id} of task {name!r} has {len(pair.clean)} tokens, the context is shorter")
             pairs.append(replace(pair, label=item.id))
             break
     if not pairs:
-        raise UserError(f"no item of task {name!r} has a counterpart of the same number of tokens")
+        why = f": {reason}" if reason else ""
+        raise UserError(f"no item of task {name!r} has a counterpart of the same number of tokens{why}")
     return pairs

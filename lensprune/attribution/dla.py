@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
+from lensprune.attribution.readout import linear_read_out, tolerance_of
 from lensprune.attribution.runs import capture
 from lensprune.attribution.spread import Spread
 from lensprune.errors import LensPruneError, UserError, unknown_name
@@ -22,6 +23,15 @@ __all__ = ["DirectAttribution", "direct_logit_attribution", "source_attribution"
 
 Unit = Literal["head", "component", "layer"]
 _BATCH = 8
+_SOURCE_HOOKS = (
+    "attn.hook_pattern",
+    "attn.hook_v",
+    "attn.hook_z",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "hook_resid_pre",
+    "hook_resid_post",
+)
 
 
 @dataclass(frozen=True)
@@ -71,14 +81,16 @@ def direct_logit_attribution(
     """Split the logit difference of each pair into what every part writes, with the scale of the final norm held.
 
     The logits are linear in the final residual once the final norm divides by a fixed number, and the final residual is
-    a sum. A norm behind attention (Gemma) is held at its scale too. A cap on logits (Gemma 2) is left out: the sum is
-    the difference before the cap. What a part does by way of later parts is not in it.
+    a sum. A norm behind attention (Gemma) is held at its scale too. Factors on branches (Granite) and logits (Granite,
+    Cohere) are in the contributions; a cap on logits (Gemma 2) is not: the sum is the difference before the cap. What a
+    part does by way of later parts is not in it.
 
     Args:
         which: prompts to look at.
 
     Raises:
-        LensPruneError: the residual stream is not the sum of its parts, so there is nothing to split.
+        LensPruneError: the residual stream is not the sum of its parts, attention is not its heads and a bias, or the
+            logits are not linear in the normed residual up to a cap, so there is nothing to split.
     """
     hooked = as_hooked_model(model)
     if which not in ("clean", "corrupt"):
@@ -112,23 +124,53 @@ def _names(model: HookedModel) -> list[str]:
 
 def _attribute(model: HookedModel, batch: PairBatch, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Contributions [part, pair] and their sum, in the order of `_parts`."""
-    _, kept = capture(model, tokens, _names(model))
+    logits, kept = capture(model, tokens, _names(model))
     last = {name: activation[:, -1] for name, activation in kept.items()}
     norm = final_norm(model)
-    direction = _direction(model, batch)
     final = last[f"blocks.{model.facts.n_layers - 1}.hook_resid_post"]
+    factor, raw = linear_read_out(model, final, logits)
+    direction = factor * _direction(model, batch)
     writes = [last["blocks.0.hook_resid_pre"]]
     with torch.no_grad():
         for layer in range(model.facts.n_layers):
-            heads = head_writes(model, layer, last[f"blocks.{layer}.attn.hook_z"])
-            attention = last[f"blocks.{layer}.hook_attn_out"]
-            writes += [*heads.unbind(1), attention - heads.sum(1), last[f"blocks.{layer}.hook_mlp_out"]]
+            attention, z = (kept[f"blocks.{layer}.{hook}"] for hook in ("hook_attn_out", "attn.hook_z"))
+            check_attention(model, layer, attention, z)
+            heads = head_writes(model, layer, z[:, -1])
+            writes += [*heads.unbind(1), attention[:, -1] - heads.sum(1), last[f"blocks.{layer}.hook_mlp_out"]]
         check_sum(torch.stack(writes).sum(0), final)
         scale = norm.scale(final)
         values = torch.stack([_project(norm, write, scale, direction) for write in writes])
-        bias = direction @ norm.bias + _unembedding_bias(model, batch)
+        bias = direction @ norm.bias + factor * _unembedding_bias(model, batch)
         values = torch.cat([values, bias[None]])
-    return values, values.sum(0)
+    total = values.sum(0)
+    error = float((total - batch.metric(raw)).abs().max() / raw.abs().max().clamp(min=1e-30))
+    if not error < tolerance_of(logits.dtype):
+        raise LensPruneError(
+            f"the contributions of the parts of {model.facts.architecture} do not add up to the logit difference "
+            f"(off by {error:.2g} of the largest logit), so it can't be attributed"
+        )
+    return values, total
+
+
+def check_attention(
+    model: HookedModel,
+    layer: int,
+    attention: Float[torch.Tensor, "row pos d_model"],
+    z: Float[torch.Tensor, "row pos head d_head"],
+) -> None:
+    """Raise `LensPruneError` unless attention is what its heads write and one bias.
+
+    A bias is the same everywhere: it is compared at the first and the last token of every row.
+    """
+    ends = [0, -1]
+    with torch.no_grad():
+        rest = attention[:, ends] - head_writes(model, layer, z[:, ends]).sum(-2)
+    error = float((rest - rest.mean((0, 1))).norm() / attention[:, ends].norm().clamp(min=1e-30))
+    if not error < tolerance_of(attention.dtype):
+        raise LensPruneError(
+            f"attention of layer {layer} of {model.facts.architecture} is not the sum of its heads and a bias "
+            f"(relative error {error:.2g}), so it can't be attributed to heads"
+        )
 
 
 def head_writes(
@@ -145,9 +187,8 @@ def head_writes(
 
 def check_sum(total: torch.Tensor, expected: torch.Tensor) -> None:
     """Raise `LensPruneError` if parts do not add up to what the model holds."""
-    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 5e-2
     error = float((total - expected).norm() / expected.norm().clamp(min=1e-30))
-    if not error < tolerance:
+    if not error < tolerance_of(expected.dtype):
         raise LensPruneError(
             f"the residual stream is not the sum of its parts (relative error {error:.2g}), so it can't be attributed"
         )
@@ -181,7 +222,8 @@ def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, 
 
     Raises:
         UserError: a head that the model lacks, or norms behind attention.
-        LensPruneError: attention × values is not what the heads put out.
+        LensPruneError: attention × values is not what the heads put out, a layer is not its heads, a bias and its MLP,
+            or the logits are not linear in the normed residual up to a cap.
     """
     hooked = as_hooked_model(model)
     facts = hooked.facts
@@ -191,20 +233,25 @@ def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, 
             raise UserError(f"head {place} does not exist: {facts.name} has {facts.n_layers} × {facts.n_heads}")
     chosen = places if heads is None else [tuple(place) for place in heads]
     layers = sorted({layer for layer, _ in chosen})
-    names = [f"blocks.{layer}.attn.{hook}" for layer in layers for hook in ("hook_pattern", "hook_v", "hook_z")]
     final_name = f"blocks.{facts.n_layers - 1}.hook_resid_post"
+    names = [f"blocks.{layer}.{hook}" for layer in layers for hook in _SOURCE_HOOKS]
     (batch,) = pair_batches([pair], facts.device, 1)
-    _, kept = capture(hooked, batch.clean, [*names, final_name])
-    norm, direction = final_norm(hooked), _direction(hooked, batch)[0]
-    scale = norm.scale(kept[final_name][0, -1])
+    logits, kept = capture(hooked, batch.clean, dict.fromkeys([*names, final_name]))
+    final = kept[final_name][:, -1]
+    factor, _ = linear_read_out(hooked, final, logits)
+    norm, direction = final_norm(hooked), factor * _direction(hooked, batch)[0]
+    scale = norm.scale(final[0])
     texts = [str(hooked.tokenizer.decode([token])) for token in pair.clean]
     rows = []
     for layer in layers:
         if "ln1_post" in block_of(hooked, layer)._modules:
             raise UserError(f"{facts.architecture} norms the sum of its heads: it can't be split by source token")
-        values = kept[f"blocks.{layer}.attn.hook_v"][0].repeat_interleave(facts.heads_per_group, dim=1)
-        weighted = kept[f"blocks.{layer}.attn.hook_pattern"][0, :, -1, :, None] * values.transpose(0, 1)
-        check_sum(weighted.sum(1), kept[f"blocks.{layer}.attn.hook_z"][0, -1])
+        pattern, v, z, attention, mlp, before, after = (kept[f"blocks.{layer}.{hook}"] for hook in _SOURCE_HOOKS)
+        values = v[0].repeat_interleave(facts.heads_per_group, dim=1)
+        weighted = pattern[0, :, -1, :, None] * values.transpose(0, 1)
+        check_sum(weighted.sum(1), z[0, -1])
+        check_sum(before + attention + mlp, after)
+        check_attention(hooked, layer, attention, z)
         written = torch.einsum("hsd,hdm->hsm", weighted, output_weights(hooked, layer).detach())
         found = (norm.apply(written, scale) * direction).sum(-1).tolist()
         for own_layer, head in chosen:

@@ -57,14 +57,15 @@ def edge_attribution(
         batch_size: pairs a pass; changes nothing but speed and memory.
 
     Raises:
-        UserError: steps below 1, or an architecture whose heads do not write into the residual stream one by one.
+        UserError: steps below 1, or an architecture whose heads do not write into the residual stream one by one or
+            whose heads and MLPs have no inputs of their own.
         LensPruneError: the residual stream is not the sum of what is written into it.
     """
     hooked = as_hooked_model(model)
-    require_split_inputs(hooked)
     if steps < 1:
         raise UserError(f"steps {steps} of the integral is not positive: expected 1 (EAP) or more")
     graph = EdgeGraph.of(hooked.facts)
+    require_split_inputs(hooked, graph.groups)
     values = torch.zeros(graph.edges.shape, dtype=torch.float64)
     for batch in pair_batches(pairs, hooked.facts.device, batch_size):
         _, clean, clean_final = writes_of(hooked, graph, batch.clean)

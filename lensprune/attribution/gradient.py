@@ -14,7 +14,7 @@ from lensprune.attribution.runs import capture, run_hooked
 from lensprune.attribution.sites import Direction, SiteName, check_sites, effects_table, hook_of, targets
 from lensprune.attribution.spread import Spread
 from lensprune.engine.activations import START, KeptActivations
-from lensprune.errors import unknown_name
+from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
 
@@ -41,7 +41,7 @@ def attribution_patching(
     Args and returns: as `activation_patching`; `effect` is the first-order estimate of the same number.
 
     Raises:
-        UserError: an unknown site or direction, pairs of unequal length by position.
+        UserError: an unknown site or direction, pairs of unequal length by position, no gradient at a site.
     """
     hooked = as_hooked_model(model)
     wanted = check_sites(sites)
@@ -72,15 +72,23 @@ def attribution_patching(
 def metric_gradients(
     model: HookedModel, tokens: torch.Tensor, metric: Any, names: Sequence[str]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Metric of every row, activations at the named hook points, and the gradient of the summed metric there."""
+    """Metric of every row, activations at the named hook points, and the gradient of the summed metric there.
+
+    Raises:
+        UserError: the metric does not depend on what a hook point shows.
+    """
     activations = KeptActivations()
     kept = activations.kept
     wanted = list(dict.fromkeys([START, *names]))
     with torch.enable_grad():
         values = metric(run_hooked(model, tokens, [(name, activations.keep(name)) for name in wanted]))
-        gradients = torch.autograd.grad(values.sum(), [kept[name] for name in names])
-    return (
-        values.detach(),
-        {name: kept[name].detach() for name in names},
-        dict(zip(names, gradients, strict=True)),
-    )
+        gradients = torch.autograd.grad(values.sum(), [kept[name] for name in names], allow_unused=True)
+    found = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    for name in names:
+        # TransformerLens 3.9 shows Granite's branches beside the computation, not within it.
+        if name not in found:
+            raise UserError(
+                f"{model.facts.architecture} has no gradient at {name} under this transformer-lens: take sites 'head' "
+                "or 'resid', or activation_patching"
+            )
+    return values.detach(), {name: kept[name].detach() for name in names}, found

@@ -88,6 +88,10 @@ class EdgeGraph:
         last = f"blocks.{self.n_layers - 1}.hook_resid_post"
         return (*found, ReaderGroup(last, start, start + 1, False, len(self.writers)))
 
+    def group_of(self, reader: int) -> ReaderGroup:
+        """The group that a reader is in, by index."""
+        return next(group for group in self.groups if group.start <= reader < group.stop)
+
     def first_writer(self, layer: int) -> int:
         """Index of head 0 of a layer among the writers."""
         return 1 + layer * (self.n_heads + 1)

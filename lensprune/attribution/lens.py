@@ -7,32 +7,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 
 from lensprune.attribution.pairs import PromptPair, pair_batches
+from lensprune.attribution.readout import check_read_out, read_out
 from lensprune.attribution.runs import capture
-from lensprune.errors import LensPruneError
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import HookedModel
-from lensprune.models.weights import final_norm, unembedding
 
-__all__ = ["logit_lens", "read_out"]
+__all__ = ["logit_lens"]
 
 _BATCH = 4
-
-
-def read_out(
-    model: HookedModel, residual: Float[torch.Tensor, "*rows d_model"]
-) -> Float[torch.Tensor, "*rows d_vocab"]:
-    """Logits of residual vectors through the final norm, the unembedding, and the cap on logits where there is one."""
-    module: Any = model.module
-    shape = residual.shape[:-1]
-    with torch.no_grad():
-        normed = final_norm(model).module(residual.reshape(1, -1, residual.shape[-1])).reshape(*shape, -1)
-        logits = normed @ unembedding(model) + module.b_U
-        config = getattr(getattr(module, "original_model", None), "config", None)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
@@ -44,7 +27,7 @@ def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
         answer_rank (0: most likely), means over the pairs.
 
     Raises:
-        LensPruneError: the last row is not what the model answers, so its readout is another.
+        LensPruneError: the last row is not what the model answers.
     """
     hooked = as_hooked_model(model)
     n_layers = hooked.facts.n_layers
@@ -53,9 +36,7 @@ def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
     for batch in pair_batches(pairs, hooked.facts.device, _BATCH):
         logits, kept = capture(hooked, batch.clean, names)
         read = read_out(hooked, torch.stack([kept[name][:, -1] for name in names]))
-        error = float((read[-1] - logits).abs().max() / logits.abs().max().clamp(min=1e-30))
-        if not error < (1e-3 if logits.dtype in (torch.float32, torch.float64) else 5e-2):
-            raise LensPruneError(f"the readout of {hooked.facts.architecture} is not its final norm and unembedding")
+        check_read_out(hooked, read[-1], logits)
         for depth, own in enumerate(read.float()):
             right = own.gather(1, batch.answer[:, None])
             logprob = right - own.logsumexp(-1, keepdim=True)

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from lensprune.attribution.graph import EdgeGraph
-from lensprune.attribution.lens import read_out
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.patching import activation_patching
+from lensprune.attribution.readout import check_read_out, read_out
 from lensprune.attribution.runs import edge_inputs, edit_hook, require_split_inputs, run_hooked
 from lensprune.attribution.spread import Spread
 from lensprune.attribution.writers import check_additive, replace_edges, writer_hooks, writes_of
@@ -49,11 +49,13 @@ def path_patching(
 
     Raises:
         UserError: an unknown sender or receiver, no edge between them, or an architecture without edges.
+        LensPruneError: the residual stream is not the sum of what is written into it, or the logits are not read from
+            it alone.
     """
     hooked = as_hooked_model(model)
-    require_split_inputs(hooked)
     graph = EdgeGraph.of(hooked.facts)
     reader = graph.reader(receiver)
+    require_split_inputs(hooked, [] if receiver == "logits" else [graph.group_of(reader)])
     if senders is None:
         senders = [graph.writers[w] for w in graph.edges[:, reader].nonzero()[:, 0].tolist()]
     masks = torch.stack([graph.mask([(sender, receiver)]) for sender in senders])
@@ -66,6 +68,7 @@ def path_patching(
         if receiver == "logits":
             chosen = [graph.writer(sender) for sender in senders]
             patched = clean_final[:, -1] + (corrupt - clean)[chosen, :, -1]
+            check_read_out(hooked, read_out(hooked, clean_final[:, -1]), logits)
             found = torch.stack([batch.metric(own) for own in read_out(hooked, patched)])
             spread.add(found.double() - base)
             continue
@@ -110,13 +113,14 @@ def path_effect(model: Any, pairs: Sequence[PromptPair], path: Sequence[str]) ->
 
     Raises:
         UserError: not such a path, or a step to a component that does not come later.
+        LensPruneError: as `path_patching`.
     """
     hooked = as_hooked_model(model)
-    require_split_inputs(hooked)
     graph = EdgeGraph.of(hooked.facts)
     if len(path) < 2 or path[-1] != "logits":
         raise UserError(f"path {' → '.join(path)} does not lead from a component to 'logits'")
     steps = [_step(graph, target) for target in path[1:-1]]
+    require_split_inputs(hooked, [graph.group_of(reader) for reader, _ in steps])
     sender = graph.writer(path[0])
     writer = sender
     for name, (reader, following) in zip(path[1:-1], steps, strict=True):
@@ -126,10 +130,12 @@ def path_effect(model: Any, pairs: Sequence[PromptPair], path: Sequence[str]) ->
     total = 0.0
     for batch in pair_batches(pairs, hooked.facts.device, _PAIRS):
         logits, clean, final = writes_of(hooked, graph, batch.clean)
-        _, corrupt, _ = writes_of(hooked, graph, batch.corrupt)
+        _, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
+        check_additive(corrupt - clean, corrupt_final - final)
         change = corrupt[sender] - clean[sender]
         for reader, following in steps:
             change = _through(hooked, graph, batch, reader, following, change) - clean[following]
+        check_read_out(hooked, read_out(hooked, final[:, -1]), logits)
         patched = read_out(hooked, final[:, -1] + change[:, -1])
         total += float((batch.metric(patched).double() - batch.metric(logits).double()).sum())
     return total / len(pairs)
@@ -151,7 +157,7 @@ def _through(
     model: HookedModel, graph: EdgeGraph, batch: PairBatch, reader: int, writer: int, change: torch.Tensor
 ) -> torch.Tensor:
     """Output of a writer in the clean run when `change` is added to one of its inputs."""
-    (group,) = [group for group in graph.groups if group.start <= reader < group.stop]
+    group = graph.group_of(reader)
     kept: dict[int, torch.Tensor] = {}
 
     def add(activation: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 
+from lensprune.attribution.graph import ReaderGroup
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 from lensprune.models.resume import resumed_at
@@ -82,16 +83,40 @@ def capture(
     return logits, kept
 
 
-def require_split_inputs(model: HookedModel) -> None:
-    """Raise `UserError` unless what heads write adds up in the residual stream and their inputs can be told apart."""
+def require_split_inputs(model: HookedModel, groups: Iterable[ReaderGroup]) -> None:
+    """Raise `UserError` unless what heads write adds up in the residual stream, and the inputs of `groups` can be
+    changed one by one.
+
+    One token is run to see this: TransformerLens lists input hooks that never run on some architectures (the MLP input
+    of Cohere, Phi and Bloom), and edges into them would silently have no effect.
+    """
     module: Any = model.module
     if any("ln1_post" in block._modules for block in module.blocks):
         raise UserError(
             f"{model.facts.architecture} norms the sum of its heads before adding it to the residual stream, so no "
             "edge leaves a single head: edges and paths are not defined for it; use method atp or dla"
         )
-    if "blocks.0.hook_q_input" not in model.hook_names():
-        raise UserError(f"{model.facts.architecture} gives its heads no inputs of their own: use method atp or dla")
+    silent = {group.hook for group in groups}
+
+    def fired(name: str) -> HookFunction:
+        return edit_hook(lambda activation: silent.discard(name))
+
+    known = silent & model.hook_names()
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.facts.device)
+    if silent:
+        try:
+            with torch.no_grad(), edge_inputs(model):
+                run_hooked(model, token, [(name, fired(name)) for name in sorted(known)])
+        except NotImplementedError:
+            # TransformerLens's own refusal to split the inputs of this attention.
+            silent |= known
+    if silent:
+        name = min(silent)
+        more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+        raise UserError(
+            f"{model.facts.architecture} has no inputs of their own at {name}{more}, so edges into them can't be "
+            "changed: use method atp or dla, or path_patching to the receiver 'logits'"
+        )
 
 
 @contextmanager

@@ -115,8 +115,13 @@ def final_norm(model: HookedModel) -> FrozenNorm:
 
 
 def output_weights(model: HookedModel, layer: int) -> Float[torch.Tensor, "head d_head d_model"]:
-    """W_O of every query head of a layer: ``z[h] @ W_O[h]`` is what head h adds before any norm behind attention."""
-    return block_of(model, layer).attn.W_O
+    """W_O of every query head of a layer: ``z[h] @ W_O[h]`` is what head h adds before any norm behind attention.
+
+    The factor on what branches add (Granite's ``residual_multiplier``) is in it, as it is in ``hook_attn_out``.
+    """
+    block = block_of(model, layer)
+    factor = getattr(block, "residual_contribution_scale", 1.0)
+    return block.attn.W_O if factor == 1 else block.attn.W_O * factor
 
 
 def value_weights(model: HookedModel, layer: int) -> Float[torch.Tensor, "head d_model d_head"]:

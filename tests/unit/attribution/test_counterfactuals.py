@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from random import Random
 
 import pytest
 
-from lensprune.attribution import counterfactual_pairs, pair_from_texts
+from lensprune.attribution import PromptPair, counterfactual_pairs, pair_from_texts
 from lensprune.attribution.counterfactuals import other_operand, other_value
 from lensprune.errors import UserError
 from lensprune.tasks.bundled.arithmetic import generate_chains
 from lensprune.tasks.bundled.kv_rows import generate_kv_rows
 from tests.models_cache import tiny
 from tests.planted.circuits import model_of
+
+DRAWN = ["3252", "3e2c2888-fd4a-8177-185f-b2c111fe1d47"]
 
 
 @pytest.mark.parametrize("keys", ["word", "uuid"])
@@ -27,6 +31,51 @@ def test_another_value_at_the_asked_key(keys: str) -> None:
             assert key == same
             assert after == (changed["value"] if key == row["key"] else before)
         assert changed["value"] not in [value for _, value in row["ordered_kv_records"]]
+
+
+def test_values_of_uuids_and_numbers_are_drawn_as_ever() -> None:
+    """Pairs of a seed stay the same, and so do results that rest on them."""
+    drawn = [other_value(generate_kv_rows(1, 5, keys)[0], Random(1))["value"] for keys in ("word", "uuid")]
+    assert drawn == DRAWN
+
+
+@pytest.mark.parametrize(
+    ("value", "make"),
+    [
+        ("Tokyo", "[A-Z][a-z]{4}"),
+        ("LHR 42", "[A-Z]{3} [1-9]{2}"),
+        ("gate-7b", "[a-z]{4}-[1-9][a-z]"),
+        ("A1F0", "([A-Z][1-9]){2}"),
+    ],
+)
+def test_another_value_of_any_make(value: str, make: str) -> None:
+    row = {"ordered_kv_records": [["k", value], ["j", "Osaka"]], "key": "k", "value": value}
+    changed = other_value(row, Random(0))
+    assert re.fullmatch(make, changed["value"])
+    assert changed["value"] != value
+    assert changed["ordered_kv_records"] == [["k", changed["value"]], ["j", "Osaka"]]
+
+
+def test_a_value_without_another_is_named() -> None:
+    full = [[str(n), str(n)] for n in range(1, 10)]
+    for records, value in (([["k", "東京"]], "東京"), ([["k", "—"]], "—"), (full, "4")):
+        key = next(key for key, held in records if held == value)
+        with pytest.raises(UserError, match=value):
+            other_value({"ordered_kv_records": records, "key": key, "value": value}, Random(0))
+
+
+def test_items_without_another_value_are_left_out(tmp_path: Path) -> None:
+    def pairs(*values: str) -> list[PromptPair]:
+        folder = tmp_path / str(len(values))
+        (folder / "kv_retrieval").mkdir(parents=True)
+        rows = [{"ordered_kv_records": [["k", v], ["j", "Osaka"]], "key": "k", "value": v} for v in values]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "kv_retrieval" / "test_2_keys.jsonl").write_text(text, encoding="utf-8")
+        return counterfactual_pairs(tiny("llama"), "kv_retrieval[pairs=2]", limit=2, shots=0, data_dir=folder)
+
+    assert len(pairs("東京", "Tokyo")) == 1
+    with pytest.raises(UserError, match="東京"):
+        pairs("東京")
 
 
 @pytest.mark.parametrize("operands", [2, 4])

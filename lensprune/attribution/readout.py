@@ -1,0 +1,85 @@
+"""From the residual stream behind the last layer to logits: the model's own head, and where it is linear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+
+from lensprune.attribution.runs import edit_hook, run_from
+from lensprune.errors import LensPruneError
+from lensprune.models.base import HookedModel
+from lensprune.models.weights import final_norm, unembedding
+
+__all__ = ["check_read_out", "linear_read_out", "read_out", "tolerance_of"]
+
+_UNSATURATED = 0.9
+"""Share of the cap up to which a capped logit still tells what it was before."""
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Largest relative error of a sum or product that is rounding in this dtype, and no other computation."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
+
+
+def read_out(
+    model: HookedModel, residual: Float[torch.Tensor, "*rows d_model"]
+) -> Float[torch.Tensor, "*rows d_vocab"]:
+    """Logits of residual vectors through the model's own head: final norm, unembedding, and the scale (Cohere, Granite)
+    or cap (Gemma 2) on logits where there is one.
+
+    The vectors take the place of what leaves the last layer, which runs on one token for each.
+    """
+    rows = residual.reshape(-1, 1, residual.shape[-1])
+    last = model.facts.n_layers - 1
+    tokens = torch.zeros(len(rows), 1, dtype=torch.long, device=rows.device)
+    leave = (f"blocks.{last}.hook_resid_post", edit_hook(lambda activation: rows.to(activation.dtype)))
+    with torch.no_grad():
+        return run_from(model, last, rows, tokens, [leave]).reshape(*residual.shape[:-1], -1)
+
+
+def check_read_out(
+    model: HookedModel, read: Float[torch.Tensor, "row d_vocab"], logits: Float[torch.Tensor, "row d_vocab"]
+) -> None:
+    """Raise `LensPruneError` unless logits read out of a run's final residual stream are that run's own."""
+    error = float((read - logits).abs().max() / logits.abs().max().clamp(min=1e-30))
+    if not error < tolerance_of(logits.dtype):
+        raise LensPruneError(
+            f"the logits of {model.facts.architecture} are not what is read out of its final residual stream (relative "
+            f"error {error:.2g}): its head does more than norm, unembed, scale and cap, so it can't be attributed"
+        )
+
+
+def linear_read_out(
+    model: HookedModel, final: Float[torch.Tensor, "row d_model"], logits: Float[torch.Tensor, "row d_vocab"]
+) -> tuple[float, Float[torch.Tensor, "row d_vocab"]]:
+    """The factor between unembedding and logits (Cohere's ``logit_scale``, 1 over Granite's ``logits_scaling``, mostly
+    1), and the logits before the cap, float64.
+
+    The factor is measured, since families name and define it differently: `logits` are those of `final`.
+
+    Raises:
+        LensPruneError: no factor makes the normed and unembedded `final` the run's logits.
+    """
+    module: Any = model.module
+    with torch.no_grad():
+        unscaled = (final_norm(model).module(final[:, None])[:, 0] @ unembedding(model) + module.b_U).double()
+        cap = _logit_cap(module)
+        found = logits.double()
+        if cap:
+            near = found.abs() < _UNSATURATED * cap
+            target, own = torch.atanh(found[near] / cap) * cap, unscaled[near]
+        else:
+            target, own = found, unscaled
+        scale = float((target * own).sum() / own.square().sum().clamp(min=1e-30))
+        raw = scale * unscaled
+        check_read_out(model, (torch.tanh(raw / cap) * cap if cap else raw).to(logits.dtype), logits)
+    return scale, raw
+
+
+def _logit_cap(module: Any) -> float:
+    """Where logits are capped by tanh; 0 without a cap."""
+    config = getattr(getattr(module, "original_model", None), "config", None)
+    declared = getattr(config, "final_logit_softcapping", None) or getattr(module.cfg, "output_logits_soft_cap", None)
+    return max(0.0, float(declared or 0.0))
