@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from lensprune.analysis.concentration import lorenz, null_effects
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.errors import UserError
-from lensprune.report.figures.style import colours, panels
+from lensprune.report.figures.style import GREY, colours, panels
 
 __all__ = ["lorenz_curves", "lorenz_data"]
 
 _DRAWS = 500
-_FEW = 4
+_FEW = 2
 _MARKERS = "os^Dv<>P*X"
 
 
@@ -44,19 +44,20 @@ def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int 
     """Draw the share of the total |effect| held by the strongest parts, one line a (task, protocol).
 
     The band of a line's colour is the 95% range of its noise null (`null_effects`); the diagonal is where all parts
-    count the same. A task at chance is dashed.
+    count the same. A task at chance is grey and dashed.
 
     Raises:
         UserError: nothing to draw: every effect is 0.
     """
     data = lorenz_data(effects, seed=seed)
     curves = list(data.groupby(["task", "protocol"], sort=False))
-    # A legend beside the square of the curves takes room of its own, about 0.07 inches a letter.
+    # A legend beside the square of the curves takes room of its own, about 0.08 inches a letter.
     longest = max(len(f"{task}, {protocol} (at chance)") for (task, protocol), _ in curves)
-    _, (ax,) = panels(1, size=(5.2 if len(curves) <= _FEW else 5.2 + 0.07 * longest, 4.4), title=title)
+    _, (ax,) = panels(1, size=(5.2 if len(curves) <= _FEW else 5.2 + 0.08 * longest, 4.4), title=title)
     ax.set_box_aspect(1)
     for i, ((task, protocol), own) in enumerate(curves):
-        colour, unclear = colours(len(curves))[i], bool(own["at_chance"].iloc[0])
+        unclear = bool(own["at_chance"].iloc[0])
+        colour = GREY if unclear else colours(len(curves))[i]
         share = own["share_of_parts"]
         ax.fill_between(share, own["null_low"], own["null_high"], color=colour, alpha=0.15, linewidth=0)
         # Markers in places of their own tell lines apart where colours do not.

@@ -133,6 +133,7 @@ def _panel(
                 ax.axhline(chance - clean, color=colour, linestyle=":", linewidth=1, zorder=1)
     if n_lines and not frame["head"].notna().any():
         handles.append(Patch(facecolor="0.7", alpha=0.4, label="95% interval"))
+    handles.append(Line2D([], [], color="0.75", linestyle=(0, (1, 3)), linewidth=0.9, label="30% and 70% of the depth"))
     if (frame["at_chance"].eq(False) & (frame["chance"] > 0)).any():
         handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1, label="accuracy at chance"))
     return handles

@@ -41,7 +41,12 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
         clear = ((own["q_value"] <= q) & (not unclear)).to_numpy()
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=0)
         ax.scatter(own.loc[~clear, score], own.loc[~clear, "delta"], s=18, color=GREY, alpha=0.6, linewidths=0)
-        ax.scatter(own.loc[clear, score], own.loc[clear, "delta"], s=34, color="black", marker="D", linewidths=0)
+        ax.scatter(
+            own.loc[clear, score], own.loc[clear, "delta"], s=34, color="black", marker="D", linewidths=0,
+            label=f"q ≤ {q}" if clear.any() else None,
+        )  # fmt: skip
+        if clear.any():
+            ax.legend(fontsize=7, frameon=False)
         if not unclear:
             for row in own.sort_values("delta", kind="stable").head(_NAMED).to_dict("records"):
                 ax.annotate(

@@ -11,8 +11,12 @@ __all__ = ["primitives_heatmaps"]
 
 
 def primitives_heatmaps(found: Primitives) -> list[Axes]:
-    """A map of layers × heads for each class that is resolvable and for general text: effect of removal, nats."""
-    heads = found.effects[(found.effects["component"] == "head") & found.effects["effect"].notna()]
+    """A map of layers × heads and MLPs for each class that is resolvable, and for general text: effect of removal in
+    nats."""
+    parts = found.effects[found.effects["component"].isin(["head", "mlp"]) & found.effects["effect"].notna()]
     return head_heatmaps(
-        heads.assign(score=heads["class"]), value="effect", title=f"{found.model}: nats lost without a head, by class"
+        parts.assign(score=parts["class"]),
+        value="effect",
+        title=f"{found.model}: nats lost without a part, by class",
+        label="nats",
     )

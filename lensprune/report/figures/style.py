@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,5 +85,6 @@ def panels(
     for ax in axes[n:]:
         ax.set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=11)
+        # Eleven letters of this size an inch; a narrow figure would cut a long title off.
+        figure.suptitle(textwrap.fill(title, max(20, int(11 * figure.get_figwidth()))), fontsize=11)
     return figure, list(axes[:n])

@@ -118,9 +118,9 @@ class _Preference:
         )
 
 
-def _heads(frame: pd.DataFrame, value: str, name: str) -> Callable[[str], Axes]:
-    own = frame[frame["head"] >= 0].assign(kind=name)
-    return lambda title: head_heatmaps(own, by="kind", value=value, title=title)[0]
+def _map(frame: pd.DataFrame, value: str, name: str) -> Callable[[str], Axes]:
+    own = frame.assign(kind=name) if "site" in frame else frame[frame["head"] >= 0].assign(kind=name)
+    return lambda title: head_heatmaps(own, by="kind", value=value, title=title, label="logits")[0]
 
 
 def _dla(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
@@ -130,7 +130,7 @@ def _dla(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOp
     return _Found(
         {f"dla_{unit}": table for unit, table in tables.items()},
         note,
-        _heads(tables["head"], "value", "direct logit attribution"),
+        _map(tables["head"], "value", "direct logit attribution"),
         "value",
         ["part", "value", "standard_error"],
     )
@@ -143,14 +143,14 @@ def _lens(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionO
 def _patch(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
     frame = activation_patching(model, pairs, ["head", "mlp"])
     note = "change of the logit difference with the corrupt activation (negative: needed)"
-    return _Found({"patching": frame}, note, _heads(frame, "effect", "patching"), "effect", _PATCHED)
+    return _Found({"patching": frame}, note, _map(frame, "effect", "patching"), "effect", _PATCHED)
 
 
 def _atp(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
     frame = attribution_patching(model, pairs, ["head", "mlp"])
     note = "first-order estimate of the change with the corrupt activation (negative: needed)"
     return _Found(
-        {"attribution_patching": frame}, note, _heads(frame, "effect", "attribution patching"), "effect", _PATCHED
+        {"attribution_patching": frame}, note, _map(frame, "effect", "attribution patching"), "effect", _PATCHED
     )
 
 
@@ -162,7 +162,7 @@ def _path(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionO
         tables["direct_and_total"] = direct_and_total_effects(model, pairs)
     name = f"path to {options.receiver}"
     return _Found(
-        tables, note, _heads(frame, "effect", name), "effect", ["sender", "receiver", "effect", "standard_error"]
+        tables, note, _map(frame, "effect", name), "effect", ["sender", "receiver", "effect", "standard_error"]
     )
 
 

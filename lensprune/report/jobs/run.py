@@ -10,6 +10,7 @@ import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.report.figures.delta_by_depth import delta_by_depth, drawable
+from lensprune.report.figures.head_effects_map import head_effect_maps
 from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS
 from lensprune.report.jobs.files import FIGURES, SUMMARY_TABLE, write_results
 from lensprune.report.text.plain_text import for_terminal
@@ -20,6 +21,7 @@ __all__ = ["run_report", "screen_report", "top_variants", "write_outputs"]
 
 _SCREEN_TABLE = "screen.csv"
 _DELTA_FIGURE = "delta_by_depth"
+_HEADS_FIGURE = "heads"
 _SHOWN = {
     "variant": "variant",
     "accuracy": "accuracy",
@@ -40,7 +42,7 @@ def write_outputs(
     others: Mapping[str, pd.DataFrame] | None = None,
 ) -> list[Path]:
     """Write summary.csv, screen.csv of a screened sweep, other tables by the names of their files, and
-    figures/delta_by_depth.png where there is a depth to draw.
+    figures/delta_by_depth.png where there is a depth to draw, figures/heads.png of single heads or groups.
 
     Returns:
         The files written.
@@ -49,8 +51,12 @@ def write_outputs(
         UserError: the disk is full or the folder can't be written to.
     """
     tables = {SUMMARY_TABLE: summary, **({} if screen is None else {_SCREEN_TABLE: screen}), **(others or {})}
-    draw = partial(delta_by_depth, summary, n_layers=n_layers, title=title)
-    return write_results(folder, tables, {_DELTA_FIGURE: draw} if drawable(summary) else {})
+    draw = {}
+    if drawable(summary):
+        draw[_DELTA_FIGURE] = partial(delta_by_depth, summary, n_layers=n_layers, title=title)
+    if (summary["component"].isin(["head", "kv_group"]) & summary["delta"].notna()).any():
+        draw[_HEADS_FIGURE] = partial(head_effect_maps, summary, n_layers=n_layers, title=title)
+    return write_results(folder, tables, draw)
 
 
 def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5) -> str:
@@ -124,6 +130,7 @@ def run_report(run: Run, most: int = 5) -> str:
             ("screened", run.folder / _SCREEN_TABLE),
             ("records", run.folder / "records"),
             ("figure", run.folder / FIGURES / f"{_DELTA_FIGURE}.png"),
+            ("figure", run.folder / FIGURES / f"{_HEADS_FIGURE}.png"),
             *(("table", path) for path in sorted(run.folder.glob("concentration*.csv"))),
             *(("table", path) for path in sorted(run.folder.glob("overlap*.csv"))),
         ]
