@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pytest
 
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, sign_flip_p, task_gap
+from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, task_gap
 from lensprune.analysis.signatures import signatures, verdict
 from lensprune.errors import UserError
 from lensprune.sweep.records import CellKey
@@ -48,14 +47,6 @@ def test_a_gap_by_hand() -> None:
     assert row["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)
     assert row["q_value"] == row["p_value"]
     assert not row["at_chance"]
-
-
-def test_sign_flips_count_every_pattern_and_then_sample() -> None:
-    columns = np.array([[1.0, 0.0, 1.0], [1.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
-    assert sign_flip_p(columns) == pytest.approx([2 / 8, 1, 1])
-    many = np.concatenate([np.ones((18, 1)), -np.ones((6, 1))])
-    # Two-sided binomial: P(≤ 6 or ≥ 18 of 24 heads) = 0.0227.
-    assert sign_flip_p(many)[0] == pytest.approx(0.0227, abs=0.006)
 
 
 def test_open_and_closed_book_are_paired_by_item() -> None:
