@@ -63,7 +63,7 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
         outcomes = np.stack([group.cells[name].correct for name in names], axis=1).astype(float)
         changes.append(outcomes - group.clean.correct[:, None])  # type: ignore[union-attr]
     differences = changes[1] - changes[0]
-    interval = paired_bootstrap(differences, a.clusters)
+    interval = paired_bootstrap(differences, a.clusters, largest=2)
     p_values = sign_flip_p(differences)
     rows = [{key: a.cells[name].facts[key] for key in ("component", "layer", "head", "ablation")} for name in names]
     frame = pd.DataFrame(rows).assign(

@@ -55,7 +55,7 @@ def causal_tests(
     * ``effect``: mean of metric(patched) − metric(clean), logits; positive: the place carries what was changed.
     * ``whole``: the mean change that would make `new` as likely as the right answer is: metric(donor) − metric(clean),
       or logit(`old`) − logit(`new`) in the clean run. ``share``: ``effect`` / ``whole``, with a bootstrap 95% interval
-      (of ``effect``, over ``whole``) over chains.
+      (of ``effect``, over ``whole``; NaN where all chains have the same effect) over chains.
     * ``p_value``: sign-flip test over chains, two-sided (`sign_flip_p`, for all places × tests); ``q_value``:
       Benjamini–Hochberg over places × tests of a component.
     * ``placebo_…``: the same with the logit difference of two random tokens of `others`, in place of the metric: what a
@@ -116,7 +116,7 @@ def _fill(
     def p_value(of: np.ndarray, unit: np.ndarray) -> np.ndarray:
         return sign_flip_p(_by_unit(of, unit), tests=tested, flips=2000, seed=seed)
 
-    interval = paired_bootstrap(effects, units, resamples=1000, seed=seed)
+    interval = paired_bootstrap(effects, units, largest=None, resamples=1000, seed=seed)
     frame["effect"], frame["whole"] = interval.delta, whole
     frame["p_value"] = p_value(effects, units)
     scale = whole if whole > 0 else np.nan
