@@ -42,7 +42,6 @@ _SHOWN = {
 _SPREAD_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
-    "ablation": Column("removed by"),
     "statistic": Column("statistic"),
     "n": Column("n", "d"),
     "n_parts": Column("parts", "d"),
