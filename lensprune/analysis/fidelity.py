@@ -27,10 +27,14 @@ from lensprune.analysis.statistics import bootstrap_means
 from lensprune.engine.traces import TokenTrace
 from lensprune.errors import UserError
 
-__all__ = ["FIDELITY_COLUMNS", "agreement_with_loss", "fidelity_items", "fidelity_row"]
+__all__ = ["AGREEMENT_COLUMNS", "FIDELITY_COLUMNS", "agreement_with_loss", "fidelity_items", "fidelity_row"]
 
 _ITEM_COLUMNS = ("fidelity", "follow", "path_share", "kl", "loss_change")
 FIDELITY_COLUMNS = ("fidelity", "ci_low", "ci_high", *_ITEM_COLUMNS[1:], "n", "n_tokens")
+AGREEMENT_COLUMNS = (
+    "task", "protocol", "measure", "n_variants", "spearman", "spearman_low", "spearman_high", "kendall", "kendall_low",
+    "kendall_high", "shuffled_high", "p_value",
+)  # fmt: skip
 _RESAMPLES = 2000
 _SHUFFLES = 2000
 
@@ -90,11 +94,12 @@ def agreement_with_loss(
         measures: column → +1 where a higher value means a smaller loss (fidelity), −1 where it means a larger one (KL).
 
     Returns:
-        One row a (task, protocol, measure): Spearman's ρ and Kendall's τ_b between the score, so turned that agreement
-        is positive, and Δμ, each with a bootstrap 95% interval over variants, and the number of variants; and a
-        negative control, ``shuffled_high`` and ``p_value``: the 95% point of ρ when Δμ is dealt out to the variants at
-        random, and the share of such deals with a ρ as high, one-sided (Phipson & Smyth 2010). A (task, protocol) at
-        which the clean model is at chance is left out. A measure that is NaN for every variant has no row.
+        One row a (task, protocol, measure), with `AGREEMENT_COLUMNS`: Spearman's ρ and Kendall's τ_b between the score,
+        so turned that agreement is positive, and Δμ, each with a bootstrap 95% interval over variants, and the number
+        of variants; and a negative control, ``shuffled_high`` and ``p_value``: the 95% point of ρ when Δμ is dealt out
+        to the variants at random, and the share of such deals with a ρ as high, one-sided (Phipson & Smyth 2010). A
+        (task, protocol) at which the clean model is at chance is left out. A measure that is NaN for every variant has
+        no row.
 
     Raises:
         UserError: a measure is not a column of `scores`, or fewer than three variants are shared.
@@ -127,4 +132,4 @@ def agreement_with_loss(
             beyond = int((dealt >= float(cast(Any, row["spearman"])) - 1e-9).sum())
             row["p_value"] = (1 + beyond) / (1 + len(dealt)) if not np.isnan(dealt).any() else np.nan
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))

@@ -27,7 +27,7 @@ class ItemEffects:
     """`differences[i, p]`: measure of item i with part p removed, minus the clean model's; negative: p was needed.
 
     `layers`, `heads`: place of each part (head −1 for a whole branch). `dropped`: items left out because a value is
-    not finite. `at_chance`: the clean model does not beat guessing on these items.
+    not finite; `item_ids`: the others, in order. `at_chance`: the clean model does not beat guessing on these items.
     """
 
     task: str
@@ -40,6 +40,7 @@ class ItemEffects:
     clusters: Int[np.ndarray, " item"] | None
     dropped: int
     at_chance: bool
+    item_ids: tuple[str, ...]
 
     @property
     def effects(self) -> Float[np.ndarray, " part"]:
@@ -119,4 +120,5 @@ def read_effects(
             clean.column("correct").to_numpy(zero_copy_only=False).astype(bool),
             clean.column("chance").to_numpy(zero_copy_only=False),
         ),
+        item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[finite]),
     )

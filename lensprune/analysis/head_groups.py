@@ -19,22 +19,34 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
     it. Where heads add up, the group's effect is the sum of theirs; less than the sum (more negative) means that they
     stand in for each other.
 
-    Columns: ``task``, ``protocol``, ``layer``, ``group``, ``heads`` (like ``3-5``), ``group_effect``, ``sum_of_heads``,
-    ``strongest_head`` and ``strongest_effect`` (mean changes of the measure; negative: needed), ``interaction`` =
-    group_effect − sum_of_heads with its 95% interval ``ci_low``, ``ci_high`` (items resampled in pairs).
+    Columns: ``task``, ``protocol``, ``n`` (items that both have), ``layer``, ``group``, ``heads`` (like ``3-5``),
+    ``group_effect``, ``sum_of_heads``, ``strongest_head`` and ``strongest_effect`` (mean changes of the measure;
+    negative: needed), ``interaction`` = group_effect − sum_of_heads with its 95% interval ``ci_low``, ``ci_high``
+    (items resampled in pairs; NaN where a measure in nats has the same interaction on every item).
 
     Args:
-        heads, groups: effects of one (task, protocol) and measure on the same items.
+        heads, groups: effects of one (task, protocol) and measure. Items that one side alone has, since each leaves out
+            those on which a value of its own is not finite, don't count.
         group_size: query heads that share a key/value head.
 
     Raises:
-        UserError: another task, protocol, measure or other items, or no group of which all heads were removed.
+        UserError: another task, protocol or measure, no item that both have, or no group of which all heads were
+            removed.
     """
     for what in ("task", "protocol", "measure"):
         if getattr(heads, what) != getattr(groups, what):
             raise UserError(f"heads and groups differ in {what}: {getattr(heads, what)} and {getattr(groups, what)}")
-    if len(heads.differences) != len(groups.differences):
-        raise UserError("heads and groups were not measured on the same items")
+    row_of = {item: i for i, item in enumerate(groups.item_ids)}
+    in_heads = [i for i, item in enumerate(heads.item_ids) if item in row_of]
+    if not in_heads:
+        raise UserError(
+            f"heads and groups share none of their {len(heads.item_ids)} and {len(groups.item_ids)} items: sweep both "
+            "over the same ones"
+        )
+    of_heads = heads.differences[in_heads]
+    of_groups = groups.differences[[row_of[heads.item_ids[i]] for i in in_heads]]
+    clusters = None if heads.clusters is None else heads.clusters[in_heads]
+    effects = of_heads.mean(axis=0)
     place = {pair: i for i, pair in enumerate(zip(heads.layers, heads.heads, strict=True))}
     rows, interactions = [], []
     for index, (layer, group) in enumerate(zip(groups.layers, groups.heads, strict=True)):
@@ -42,25 +54,27 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
         if not all((layer, head) in place for head in own):
             continue
         columns = [place[layer, head] for head in own]
-        strongest = min(columns, key=lambda column: heads.effects[column])
-        together, apart = groups.differences[:, index], heads.differences[:, columns].sum(axis=1)
+        strongest = min(columns, key=lambda column: effects[column])
+        together, apart = of_groups[:, index], of_heads[:, columns].sum(axis=1)
         interactions.append(together - apart)
         rows.append(
             {
                 "task": heads.task,
                 "protocol": heads.protocol,
+                "n": len(in_heads),
                 "layer": layer,
                 "group": group,
                 "heads": f"{own[0]}-{own[-1]}" if len(own) > 1 else str(own[0]),
                 "group_effect": float(together.mean()),
                 "sum_of_heads": float(apart.mean()),
                 "strongest_head": heads.heads[strongest],
-                "strongest_effect": float(heads.effects[strongest]),
+                "strongest_effect": float(effects[strongest]),
             }
         )
     if not rows:
         raise UserError("no key/value group was removed together with all its heads one by one: use heads-and-groups")
-    intervals = paired_bootstrap(np.stack(interactions, axis=1), heads.clusters, seed=seed)
+    largest = 1 + group_size if heads.measure == "correct" else None
+    intervals = paired_bootstrap(np.stack(interactions, axis=1), clusters, largest=largest, seed=seed)
     frame = pd.DataFrame(rows)
     frame["interaction"], frame["ci_low"], frame["ci_high"] = intervals.delta, intervals.low, intervals.high
     return frame

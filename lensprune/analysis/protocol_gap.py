@@ -7,19 +7,16 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.randomization import sign_flip_p
 from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
 from lensprune.sweep.store import CellStore
 
-__all__ = ["GAP_COLUMNS", "paired_gap", "protocol_gap", "sign_flip_p", "task_gap"]
+__all__ = ["GAP_COLUMNS", "paired_gap", "protocol_gap", "task_gap"]
 
-FLIPS = 10_000
-_EXACT_ITEMS = 13
-"""Up to so many items with a difference all 2ⁿ sign patterns are counted, above it `FLIPS` random ones."""
 GAP_COLUMNS = (
     "variant",
     "component",
@@ -40,31 +37,6 @@ GAP_COLUMNS = (
     "q_value",
     "at_chance",
 )
-
-
-def sign_flip_p(
-    differences: Float[np.ndarray, "item variant"], flips: int = FLIPS, seed: int = 0
-) -> Float[np.ndarray, " variant"]:
-    """Two-sided p-value of a mean of zero, when each item's difference is as likely to have the other sign.
-
-    Exact where up to 13 items differ, else from random signs (Phipson & Smyth 2010: (1 + beyond) / (1 + flips)).
-    Items count as independent. Without any difference p is 1.
-    """
-    generator = np.random.default_rng(seed)
-    p_values = np.ones(differences.shape[1])
-    for j, column in enumerate(differences.T):
-        values = column[column != 0]
-        n = len(values)
-        if n == 0:
-            continue
-        if n <= _EXACT_ITEMS:
-            signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-            p_values[j] = np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-9)
-        else:
-            signs = generator.choice((-1.0, 1.0), size=(flips, n))
-            beyond = int((np.abs(signs @ values) >= abs(values.sum()) - 1e-9).sum())
-            p_values[j] = (1 + beyond) / (1 + flips)
-    return p_values
 
 
 def paired_gap(a: Group, b: Group) -> pd.DataFrame:
@@ -91,7 +63,7 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
         outcomes = np.stack([group.cells[name].correct for name in names], axis=1).astype(float)
         changes.append(outcomes - group.clean.correct[:, None])  # type: ignore[union-attr]
     differences = changes[1] - changes[0]
-    interval = paired_bootstrap(differences, a.clusters)
+    interval = paired_bootstrap(differences, a.clusters, largest=2)
     p_values = sign_flip_p(differences)
     rows = [{key: a.cells[name].facts[key] for key in ("component", "layer", "head", "ablation")} for name in names]
     frame = pd.DataFrame(rows).assign(

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.depth import band_of
+from lensprune.analysis.depth import BANDS, band_of
 from lensprune.analysis.statistics import paired_bootstrap
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
@@ -23,6 +23,7 @@ SIGNATURE_COLUMNS = (
     "signature",
     "task",
     "protocol",
+    "ablation",
     "verdict",
     "n",
     "value",
@@ -44,30 +45,40 @@ def verdict(low: float, high: float, margin: float = MARGIN) -> str:
     return "not seen" if low > -margin else "not resolvable"
 
 
-def _changes(group: Group, n_layers: int) -> dict[str, Float[np.ndarray, " item"]]:
-    """Each item's mean change over the removed layers of each band, and of all after the first."""
-    bands: dict[str, list[np.ndarray]] = {"first": [], "middle": [], "last": []}
+def _changes(group: Group, n_layers: int) -> dict[str, dict[str, Float[np.ndarray, " item"]]]:
+    """Each item's mean change over the removed layers of the first band, and over those after it, by ablation.
+
+    Ablations that leave out a whole band are left out.
+    """
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     for name, cell in group.cells.items():
         layer = cell.facts["layer"]
         if name != CLEAN.name and cell.facts["component"] == "layer" and isinstance(layer, int):
+            bands = found.setdefault(str(cell.facts["ablation"]), {band: [] for band in BANDS})
             bands[band_of(layer, n_layers)].append(cell.correct.astype(float) - group.clean.correct)  # type: ignore[union-attr]
-    if not all(bands.values()):
+    complete = {ablation: bands for ablation, bands in found.items() if all(bands.values())}
+    if not complete:
         raise UserError(
             "signatures need single layers removed in the first 30%, the middle and the last 30% of the depth: "
             "sweep over layers"
         )
-    means = {band: np.mean(columns, axis=0) for band, columns in bands.items()}
-    later = [column for band in ("middle", "last") for column in bands[band]]
-    return {**means, "later": np.mean(later, axis=0)}
+    return {
+        ablation: {
+            "first": np.mean(bands["first"], axis=0),
+            "later": np.mean([*bands["middle"], *bands["last"]], axis=0),
+        }
+        for ablation, bands in complete.items()
+    }
 
 
 def signatures(
     store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str], n_layers: int, margin: float = MARGIN
 ) -> pd.DataFrame:
-    """One row a signature and (task, protocol), with the columns `SIGNATURE_COLUMNS`.
+    """One row a signature and (task, protocol, ablation), with the columns `SIGNATURE_COLUMNS`.
 
-    Layers are those removed one at a time; *first* is the first 30% of the depth, *later* the rest, and a band's
-    change is the mean of Δμ over its removed layers.
+    Layers are those removed one at a time by the same ablation; *first* is the first 30% of the depth, *later* the
+    rest, and a band's change is the mean of Δμ over its removed layers. An ablation that removed none of the first 30%,
+    the middle or the last 30% has no row.
 
     * ``early drop``: change in *first* minus change in *later*, under each protocol; below zero when shallow layers
       are needed more.
@@ -80,7 +91,7 @@ def signatures(
     `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
 
     Raises:
-        UserError: the run did not remove single layers in all three thirds of the depth, or `margin` is not positive.
+        UserError: no ablation removed single layers in all three bands of the depth, or `margin` is not positive.
     """
     if not margin > 0:
         raise UserError(f"margin {margin} is not a loss of accuracy: expected a number above 0")
@@ -94,25 +105,40 @@ def signatures(
 
 
 def _of_task(groups: dict[str, Group], n_layers: int, margin: float) -> list[dict[str, object]]:
-    changes = {protocol: _changes(group, n_layers) for protocol, group in groups.items()}
+    by_protocol = {protocol: _changes(group, n_layers) for protocol, group in groups.items()}
+    ablations = dict.fromkeys(ablation for of_protocol in by_protocol.values() for ablation in of_protocol)
+    return [
+        {**row, "ablation": ablation}
+        for ablation in ablations
+        for row in _of_ablation(
+            groups, {protocol: of[ablation] for protocol, of in by_protocol.items() if ablation in of}, margin
+        )
+    ]
+
+
+def _of_ablation(
+    groups: dict[str, Group], changes: dict[str, dict[str, Float[np.ndarray, " item"]]], margin: float
+) -> list[dict[str, object]]:
+    # With the same clean outcome on both sides, first − later is between −1 and 1; across protocols it can reach ±2.
     rows = [
-        _row("early drop", groups[protocol], change["first"] - change["later"], margin)
+        _row("early drop", groups[protocol], change["first"] - change["later"], 1, margin)
         for protocol, change in changes.items()
     ]
-    if "generate" not in groups:
+    if "generate" not in changes:
         return rows
-    generated = changes["generate"]["later"]
-    rows.append(_row("deep loss of generation", groups["generate"], generated, margin))
-    for protocol in (p for p in _LIKELIHOODS if p in groups):
-        row = _row(
-            "likelihood flat, generation drops", groups["generate"], generated - changes[protocol]["later"], margin
-        )
-        rows.append(_asking_for_flat(row, groups[protocol], changes[protocol]["later"], margin))
+    group, generated = groups["generate"], changes["generate"]["later"]
+    rows.append(_row("deep loss of generation", group, generated, 1, margin))
+    for protocol in (p for p in _LIKELIHOODS if p in changes):
+        likelihood = changes[protocol]["later"]
+        row = _row("likelihood flat, generation drops", group, generated - likelihood, 2, margin)
+        rows.append(_asking_for_flat(row, groups[protocol], likelihood, margin))
     return rows
 
 
-def _row(signature: str, group: Group, values: Float[np.ndarray, " item"], margin: float) -> dict[str, object]:
-    interval = paired_bootstrap(values[:, None], group.clusters)
+def _row(
+    signature: str, group: Group, values: Float[np.ndarray, " item"], largest: float, margin: float
+) -> dict[str, object]:
+    interval = paired_bootstrap(values[:, None], group.clusters, largest=largest)
     low, high = float(interval.low[0]), float(interval.high[0])
     return {
         "signature": signature,

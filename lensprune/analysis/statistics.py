@@ -25,6 +25,7 @@ __all__ = [
 CONFIDENCE = 0.95
 RESAMPLES = 5000
 _BLOCK = 250
+_EQUAL = 1e-12
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,26 @@ def paired_bootstrap(
     differences: Float[np.ndarray, "item variant"],
     clusters: Int[np.ndarray, " item"] | None = None,
     *,
+    largest: float | None = 1.0,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> DeltaIntervals:
     """95% percentile intervals of the mean paired difference (Efron & Tibshirani 1993, §13.3).
 
     Items are drawn with replacement, or whole clusters where items belong to clusters (at least two); the mean is
-    then the ratio of summed differences to drawn items. All variants see the same draws. Where not one item
-    differs there is nothing to resample: the interval is then the exact two-sided one for no event in
-    `n_units` trials, ±(1 − 0.025^(1/n_units)) (Clopper & Pearson 1934), instead of a width of zero.
+    then the ratio of summed differences to drawn items. All variants see the same draws.
+
+    Where every unit (item, or mean of a cluster) has the same difference c, resampling would give a width of zero.
+    With 97.5% confidence at most a share e = 1 − 0.025^(1/`n_units`) of the population differs from what n of n units
+    showed (Clopper & Pearson 1934), at worst by going to ±`largest`, so the interval is then
+    [c − e (largest + c), c + e (largest − c)]: ±e · largest where nothing changed, and from −largest to
+    −largest (1 − 2e) where all was lost. Where nothing bounds a difference it is NaN.
 
     Args:
         differences: correct(variant) − correct(clean), one of −1, 0, 1, or any paired difference.
         clusters: cluster number of each item; ``None`` when items are independent.
+        largest: the largest possible |difference| of an item: 1 for outcomes and means of them, 2 for a difference of
+            two such; ``None`` for quantities without one, such as nats or logits.
         resamples: number of bootstrap draws.
         seed: of the draws; the same seed gives the same interval.
     """
@@ -71,14 +79,29 @@ def paired_bootstrap(
         nothing = np.full(n_variants, np.nan)
         return DeltaIntervals(nothing, nothing.copy(), nothing.copy(), 0)
     means = bootstrap_means(differences, clusters, resamples=resamples, seed=seed)
-    n_units = int(_units(clusters, n).max()) + 1
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
 
-    unchanged = ~np.any(differences != 0, axis=0)
-    exact = 1 - tail ** (1 / n_units)
-    low, high = np.where(unchanged, -exact, low), np.where(unchanged, exact, high)
-    return DeltaIntervals(differences.mean(axis=0), low, high, n_units)
+    sums, sizes = _sums(differences, clusters)
+    n_units = len(sizes)
+    delta = differences.mean(axis=0)
+    constant = np.ptp(sums / sizes[:, None], axis=0) <= _EQUAL
+    bound = np.nan if largest is None else largest
+    unseen = 1 - tail ** (1 / n_units)
+    low = np.where(constant, delta - unseen * (bound + delta), low)
+    high = np.where(constant, delta + unseen * (bound - delta), high)
+    return DeltaIntervals(delta, low, high, n_units)
+
+
+def _sums(
+    differences: Float[np.ndarray, "item variant"], clusters: Int[np.ndarray, " item"] | None
+) -> tuple[Float[np.ndarray, "unit variant"], Float[np.ndarray, " unit"]]:
+    """Summed differences and number of items of each unit."""
+    unit = _units(clusters, len(differences))
+    n_units = int(unit.max()) + 1
+    sums = np.zeros((n_units, differences.shape[1]))
+    np.add.at(sums, unit, differences)
+    return sums, np.bincount(unit, minlength=n_units).astype(float)
 
 
 def bootstrap_means(
@@ -92,12 +115,8 @@ def bootstrap_means(
 
     All variants see the same draws.
     """
-    n, n_variants = differences.shape
-    unit = _units(clusters, n)
-    n_units = int(unit.max()) + 1
-    sums = np.zeros((n_units, n_variants))
-    np.add.at(sums, unit, differences)
-    sizes = np.bincount(unit, minlength=n_units).astype(float)
+    sums, sizes = _sums(differences, clusters)
+    n_units, n_variants = sums.shape
 
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, n_variants))

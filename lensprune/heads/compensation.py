@@ -30,8 +30,9 @@ class Compensation:
 
     `table`: one row a (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a``,
     ``effect_b``, ``effect_both`` (mean changes of the measure; negative: needed), ``interaction`` = effect_both −
-    effect_a − effect_b with its 95% interval ``ci_low``, ``ci_high``. Negative: together they are needed more than
-    their sum says, each makes up for the other's loss; positive: they do one job in series, lost with either.
+    effect_a − effect_b with its 95% interval ``ci_low``, ``ci_high`` (NaN where a measure in nats has the same on every
+    item). Negative: together they are needed more than their sum says, each makes up for the other's loss; positive:
+    they do one job in series, lost with either.
     """
 
     table: pd.DataFrame
@@ -100,7 +101,9 @@ def _table(
     extra = np.stack([of(a, b) - of(a) - of(b) for a, b in pairs], axis=1)
     clusters = records.drop_duplicates("item_id").set_index("item_id")["cluster"].reindex(changes.index)
     known = cast(np.ndarray, pd.factorize(clusters)[0]) if clusters.notna().all() else None
-    intervals = paired_bootstrap(extra, known, seed=seed)
+    # A right answer loses at most 1 to the pair and at least −2 to its heads together; a wrong one the other way round.
+    largest = 2 if column == "correct" else None
+    intervals = paired_bootstrap(extra, known, largest=largest, seed=seed)
     frame = pd.DataFrame(
         [(a.layer, a.head, b.layer, b.head, of(a).mean(), of(b).mean(), of(a, b).mean()) for a, b in pairs],
         columns=["layer_a", "head_a", "layer_b", "head_b", "effect_a", "effect_b", "effect_both"],

@@ -42,7 +42,8 @@ class RemovalCurves:
     """The run behind the curves and their points.
 
     `table`: one row a (task, protocol, order, seed, k): `seed` numbers the random orders and is −1 for the others;
-    accuracy, accuracy_clean, delta, at_chance. k = 0 under ``remove`` is the clean model.
+    accuracy, accuracy_clean, delta, at_chance. k counts the heads removed, 1 or more, or the heads kept, 0 or more; the
+    clean model has no row, for each row holds its accuracy.
     """
 
     mode: Literal["remove", "keep"]
@@ -91,7 +92,7 @@ def removal_curves(
     Args:
         importance: layer, head, value; the larger the more important (`importance_of`, or one score of `head_scores`).
             Only these heads are ever removed.
-        counts: how many heads to remove (or keep).
+        counts: how many heads to remove (1 or more), or to keep (0 or more, but not all).
         mode: ``remove`` the first k of an order, or ``keep`` only the first k.
         orders: any of ``important_first``, ``unimportant_first``, ``shallow_first``, ``deep_first``, ``random``. Ties
             go to the lower layer and head.

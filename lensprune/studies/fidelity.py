@@ -13,7 +13,7 @@ import pandas as pd
 
 from lensprune.ablation.variants import Variant, each_head, each_layer
 from lensprune.analysis.fidelity import agreement_with_loss, fidelity_row
-from lensprune.analysis.loss_split import failure_gap, split_half_of
+from lensprune.analysis.loss_split import GAP_COLUMNS, failure_gap, split_half_of
 from lensprune.analysis.similarity import layer_similarity
 from lensprune.analysis.thrift import SHARES, changes_of, thrift
 from lensprune.errors import UserError, unknown_name
@@ -55,7 +55,8 @@ class FidelityStudy:
     protocols at which the clean model is at chance have no row. `scores`: every measure of every (task, variant).
     `summary`: of the sweep. `gap`: see `failure_gap` (empty without both protocols). `thrift`: see `thrift`, by task.
     `seconds`: a row a task: ``generate`` (the sweep under generate), ``fidelity`` (clean generation and reading),
-    ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth of the items.
+    ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth of the items, NaN where the clean
+    model answers none of these right.
     """
 
     model: str
@@ -116,7 +117,7 @@ def validate_fidelity(
     seconds = []
     for task in names:
         [reading] = read_answers(hooked.module, [task], variants, **options)
-        [few] = read_answers(hooked.module, [task], variants, **{**options, "limit": max(1, limit // _FEW)})
+        few = _seconds_of_few(hooked, task, variants, {**options, "limit": max(1, limit // _FEW)})
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
@@ -134,11 +135,29 @@ def validate_fidelity(
         tables["thrift"].append(_thrift(reading, records["generate"], seed).assign(task=found["task"].iloc[0]))
         if "continuation" in protocols:
             tables["gap"].append(failure_gap(measured))
-        costs = [sum(own.seconds.values()) for own in (reading, few)]
-        seconds.append((found["task"].iloc[0], taken, costs[0], taken / costs[0], costs[1], taken / costs[1]))
-    joined = {name: pd.concat(own, ignore_index=True) if own else pd.DataFrame() for name, own in tables.items()}
+        cost = sum(reading.seconds.values())
+        seconds.append((found["task"].iloc[0], taken, cost, taken / cost, few, taken / few))
+    joined = {name: _joined(own) for name, own in tables.items()}
+    if joined["gap"].empty:
+        joined["gap"] = pd.DataFrame(columns=list(GAP_COLUMNS))
     columns = ["task", "generate", "fidelity", "ratio", "few", "few_ratio"]
     return FidelityStudy(model=facts.name, seconds=pd.DataFrame(seconds, columns=columns), **joined)
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    # An empty frame's columns are of no type, which those of the others would take on.
+    kept = [frame for frame in frames if len(frame)] or list(frames[:1])
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
+
+
+def _seconds_of_few(model: HookedModel, task: str, variants: Sequence[Variant], options: dict[str, Any]) -> float:
+    """Time of fidelity on few items; NaN where the clean model answers none of them right."""
+    try:
+        [few] = read_answers(model.module, [task], variants, **options)
+    except UserError:
+        # All items were read before with these options, so the only thing that few can lack is a right answer.
+        return float("nan")
+    return sum(few.seconds.values())
 
 
 def _scores(reading: AnswerReading, summary: pd.DataFrame) -> pd.DataFrame:
@@ -183,19 +202,10 @@ def _general(model: HookedModel, variants: Sequence[Variant], over: str) -> pd.D
 
 def _with_ceiling(rows: pd.DataFrame, summary: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     clean = summary[summary["variant"] == "clean"].set_index("protocol")
-    halves = (
-        {
-            str(protocol): split_half_of(own)
-            for protocol, own in records.groupby("protocol")
-            if str(protocol) in set(rows["protocol"])
-        }
-        if len(rows)
-        else {}
-    )
-    if rows.empty:
-        return rows
+    ranked = records[records["protocol"].isin(rows["protocol"])]
+    ceilings = {protocol: split_half_of(own) ** 0.5 for protocol, own in ranked.groupby("protocol")}
     return rows.assign(
         accuracy_clean=rows["protocol"].map(clean["accuracy"]),
         n=rows["protocol"].map(clean["n"]),
-        ceiling=rows["protocol"].map({name: value**0.5 for name, value in halves.items()}),
+        ceiling=rows["protocol"].map(ceilings).astype(float),
     )

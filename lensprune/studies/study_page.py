@@ -32,6 +32,7 @@ _SECTIONS = [
 _SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
+    "ablation": Column("removed by"),
     "verdict": Column("verdict"),
     "n": Column("n", "d"),
     "value": Column("value", "+.3f"),
@@ -71,7 +72,7 @@ def _signatures(runs: list[tuple[StudyPart, Run]]) -> tuple[pd.DataFrame, str]:
                 missing = f"Nothing can be said from {part.name}: {error}."
     kept = [frame for frame in frames if len(frame)]
     # Two sweeps may ask the same of the same items; the evidence is one all the same.
-    rows = pd.concat(kept).drop_duplicates(["signature", "task", "protocol"]) if kept else frames[0]
+    rows = pd.concat(kept).drop_duplicates(["signature", "task", "protocol", "ablation"]) if kept else frames[0]
     return rows.reset_index(drop=True), missing
 
 

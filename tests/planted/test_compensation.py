@@ -107,13 +107,16 @@ def test_groups_beside_the_planted_heads() -> None:
         only.heads_and_groups()
 
 
-def test_interaction_by_hand() -> None:
-    def effects(heads: tuple[int, ...], differences: list[list[float]]) -> ItemEffects:
-        names = tuple(f"v{h}" for h in heads)
-        return ItemEffects(
-            "t", "default", "margin", names, (0,) * len(heads), heads, np.array(differences), None, 0, False
-        )
+def effects(
+    heads: tuple[int, ...], differences: list[list[float]], items: str = "", measure: str = "margin"
+) -> ItemEffects:
+    """Effects on items named by one letter each."""
+    names, values = tuple(f"v{h}" for h in heads), np.array(differences)
+    ids = tuple(items or "abcdefgh"[: len(values)])
+    return ItemEffects("t", "default", measure, names, (0,) * len(heads), heads, values, None, 0, False, ids)
 
+
+def test_interaction_by_hand() -> None:
     heads = effects((0, 1, 2), [[-1.0, -2.0, 0.0], [-3.0, 0.0, 0.0]])
     groups = effects((0, 1), [[-6.0, 0.0], [-4.0, 0.0]])
     [row] = heads_beside_groups(heads, groups, 2).to_dict("records")
@@ -121,3 +124,26 @@ def test_interaction_by_hand() -> None:
     assert (row["group"], row["heads"], row["strongest_head"], row["strongest_effect"]) == (0, "0-1", 0, -2.0)
     assert (row["group_effect"], row["sum_of_heads"], row["interaction"]) == (-5.0, -3.0, -2.0)
     assert (row["ci_low"], row["ci_high"]) == (-3.0, -1.0)
+
+
+def test_items_are_paired_by_their_ids() -> None:
+    """Heads lack item a and groups item c; on b and d heads add up exactly."""
+    heads = effects((0, 1), [[-1.0, -2.0], [9.0, 9.0], [-3.0, 0.5]], "bcd")
+    groups = effects((0,), [[7.0], [-3.0], [-2.5]], "abd")
+    [row] = heads_beside_groups(heads, groups, 2).to_dict("records")
+    assert (row["n"], row["group_effect"], row["sum_of_heads"], row["interaction"]) == (2, -2.75, -2.75, 0)
+    assert (row["strongest_head"], row["strongest_effect"]) == (0, -2.0)
+    with pytest.raises(UserError, match="share none of their 3 and 1 items"):
+        heads_beside_groups(heads, effects((0,), [[1.0]], "x"), 2)
+
+
+def test_an_interaction_that_is_the_same_everywhere_has_the_interval_of_its_scale() -> None:
+    """Outcomes of three: the interaction of two heads is bounded by 3, so none in 3 items is ±3 (1 − 0.025^⅓)."""
+    none = [[0.0, 0.0]] * 3
+    [row] = heads_beside_groups(
+        effects((0, 1), none, measure="correct"), effects((0,), [[0.0]] * 3, measure="correct"), 2
+    ).to_dict("records")
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((-3 * (1 - 0.025 ** (1 / 3)), 3 * (1 - 0.025 ** (1 / 3))))
+    [row] = heads_beside_groups(effects((0, 1), none), effects((0,), [[0.0]] * 3), 2).to_dict("records")
+    assert row["interaction"] == 0
+    assert np.isnan([row["ci_low"], row["ci_high"]]).all()

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from lensprune.analysis.protocol_gap import sign_flip_p
+from lensprune.analysis.randomization import sign_flip_p
 from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
 from lensprune.attribution.runs import Edit, capture, edit_hook, run_from
 from lensprune.attribution.sites import PatchTarget, hook_of
@@ -55,9 +55,9 @@ def causal_tests(
     * ``effect``: mean of metric(patched) − metric(clean), logits; positive: the place carries what was changed.
     * ``whole``: the mean change that would make `new` as likely as the right answer is: metric(donor) − metric(clean),
       or logit(`old`) − logit(`new`) in the clean run. ``share``: ``effect`` / ``whole``, with a bootstrap 95% interval
-      (of ``effect``, over ``whole``) over chains.
-    * ``p_value``: sign-flip test over chains, two-sided; ``q_value``: Benjamini–Hochberg over places × tests of a
-      component.
+      (of ``effect``, over ``whole``; NaN where all chains have the same effect) over chains.
+    * ``p_value``: sign-flip test over chains, two-sided (`sign_flip_p`, for all places × tests); ``q_value``:
+      Benjamini–Hochberg over places × tests of a component.
     * ``placebo_…``: the same with the logit difference of two random tokens of `others`, in place of the metric: what a
       patch does to tokens that nothing points to. NaN where no probe of the test has two of them.
     * ``n`` of ``n_asked`` probes count; with fewer than `LEAST_PROBES` chains the rest is NaN.
@@ -92,7 +92,8 @@ def causal_tests(
         used = asked & counts
         frame["n"], frame["n_asked"] = int(used.sum()), int(asked.sum())
         if len(np.unique(units[used])) >= LEAST_PROBES:
-            _fill(frame, effects[used], placebos[used], units[used], wholes[used].mean(), seed)
+            tested = len(places) * len(TESTS)
+            _fill(frame, effects[used], placebos[used], units[used], wholes[used].mean(), tested, seed)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
     for _, own_rows in table.groupby("component"):
@@ -104,18 +105,27 @@ def causal_tests(
 
 
 def _fill(
-    frame: pd.DataFrame, effects: np.ndarray, placebos: np.ndarray, units: np.ndarray, whole: float, seed: int
+    frame: pd.DataFrame,
+    effects: np.ndarray,
+    placebos: np.ndarray,
+    units: np.ndarray,
+    whole: float,
+    tested: int,
+    seed: int,
 ) -> None:
-    interval = paired_bootstrap(effects, units, resamples=1000, seed=seed)
+    def p_value(of: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        return sign_flip_p(_by_unit(of, unit), tests=tested, flips=2000, seed=seed)
+
+    interval = paired_bootstrap(effects, units, largest=None, resamples=1000, seed=seed)
     frame["effect"], frame["whole"] = interval.delta, whole
-    frame["p_value"] = sign_flip_p(_by_unit(effects, units), flips=2000, seed=seed)
+    frame["p_value"] = p_value(effects, units)
     scale = whole if whole > 0 else np.nan
     frame["share"] = interval.delta / scale
     frame["ci_low"], frame["ci_high"] = interval.low / scale, interval.high / scale
     known = np.isfinite(placebos).all(axis=1)
     if len(np.unique(units[known])) >= LEAST_PROBES:
         frame["placebo_share"] = placebos[known].mean(axis=0) / scale
-        frame["placebo_p"] = sign_flip_p(_by_unit(placebos[known], units[known]), flips=2000, seed=seed)
+        frame["placebo_p"] = p_value(placebos[known], units[known])
 
 
 def _by_unit(effects: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -106,6 +106,11 @@ def _thrift(table: pd.DataFrame) -> list[str]:
     return parts
 
 
+def _guessed(summary: pd.DataFrame) -> pd.DataFrame:
+    """The clean rows of tasks and protocols at chance."""
+    return summary[summary["variant"].eq("clean") & summary["at_chance"].fillna(False).astype(bool)]
+
+
 def _validation(study: FidelityStudy) -> list[str]:
     parts = []
     for (task, protocol), own in study.agreement.groupby(["task", "protocol"], sort=False):
@@ -121,11 +126,20 @@ def _validation(study: FidelityStudy) -> list[str]:
                 cells += [f"{row[name]:+.2f}", f"[{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"]
             rows.append([*cells, f"{row['shuffled_high']:+.2f}", f"{row['p_value']:.2g}"])
         parts.append(f"{title}\n{aligned(rows)}")
-    parts += _thrift(study.thrift)
+    guessed = _guessed(study.summary)
+    parts += [
+        f"{for_terminal(str(row['task']))}, {row['protocol']}: at chance (clean accuracy {row['accuracy']:.2f}, "
+        f"n {row['n']}), so Δμ means nothing"
+        for row in guessed.to_dict("records")
+    ]
+    nothing_lost = guessed.loc[guessed["protocol"] == "generate", "task"]
+    parts += _thrift(study.thrift[~study.thrift["task"].isin(nothing_lost)])
     rows = [["seconds", "sweep under generate", "fidelity", "ratio", "on a fifth of the items", "ratio"]]
     for row in study.seconds.to_dict("records"):
         numbers = (row[name] for name in ("generate", "fidelity", "ratio", "few", "few_ratio"))
-        rows.append([for_terminal(str(row["task"])), *(f"{number:.1f}" for number in numbers)])
+        rows.append(
+            [for_terminal(str(row["task"])), *(f"{number:.1f}" if pd.notna(number) else "-" for number in numbers)]
+        )
     parts.append(aligned(rows))
     if len(study.gap):
         rows = [

@@ -72,6 +72,7 @@ _CELLS_SHOWN = {
 _CLAIM_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
+    "ablation": Column("removed by"),
     "verdict": Column("verdict"),
     "n": Column("n", "d"),
     "value": Column("value", "+.3f"),

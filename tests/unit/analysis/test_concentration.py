@@ -25,8 +25,9 @@ from tests.unit.sweep.cells import table
 def effects_of(differences: np.ndarray, task: str = "t") -> ItemEffects:
     parts = differences.shape[1]
     names = tuple(f"L0.H{i}.zero" for i in range(parts))
+    ids = tuple(str(i) for i in range(len(differences)))
     return ItemEffects(
-        task, "default", "correct", names, (0,) * parts, tuple(range(parts)), differences, None, 0, False
+        task, "default", "correct", names, (0,) * parts, tuple(range(parts)), differences, None, 0, False, ids
     )
 
 
@@ -156,6 +157,7 @@ def test_effects_are_read_from_records() -> None:
     found = read_effects(store, "t", "default", names)
     assert found.variants == ("L0.H0.zero", "L0.H1.zero")
     assert found.heads == (0, 1)
+    assert found.item_ids == tuple(store.read(CellKey("clean", "t", "default"), ["item_id"])["item_id"].to_pylist())
     np.testing.assert_array_equal(found.differences, [[-1, 0], [0, 0], [0, 1]])
     np.testing.assert_allclose(found.effects, [-1 / 3, 1 / 3])
     assert (read_effects(store, "t", "default", names, measure="gold_logprob").differences == 0).all()

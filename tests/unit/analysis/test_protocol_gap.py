@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pytest
 
-from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, sign_flip_p, task_gap
-from lensprune.analysis.signatures import signatures, verdict
+from lensprune.ablation.components import Layer
+from lensprune.ablation.variants import CLEAN, Ablation, Variant
+from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, task_gap
+from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.store import MemoryStore
@@ -50,14 +50,6 @@ def test_a_gap_by_hand() -> None:
     assert not row["at_chance"]
 
 
-def test_sign_flips_count_every_pattern_and_then_sample() -> None:
-    columns = np.array([[1.0, 0.0, 1.0], [1.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
-    assert sign_flip_p(columns) == pytest.approx([2 / 8, 1, 1])
-    many = np.concatenate([np.ones((18, 1)), -np.ones((6, 1))])
-    # Two-sided binomial: P(≤ 6 or ≥ 18 of 24 heads) = 0.0227.
-    assert sign_flip_p(many)[0] == pytest.approx(0.0227, abs=0.006)
-
-
 def test_open_and_closed_book_are_paired_by_item() -> None:
     store = stored(
         {
@@ -78,6 +70,31 @@ def layers(first: int, middle: int, last: int, clean: int, of: int) -> dict[Vari
     for layer in range(10):
         cells[skip(layer)] = right(first if layer < 3 else middle if layer < 7 else last, of)
     return cells
+
+
+def test_unchanged_gaps_have_the_interval_of_two_outcomes() -> None:
+    cells = {CLEAN: right(8, 10), skip(0): right(8, 10)}
+    store = stored({("t", "default"): cells, ("t", "generate"): cells})
+    [row] = protocol_gap(store, [("t", "default"), ("t", "generate")], ["clean", "L0.skip"]).to_dict("records")
+    bound = 2 * (1 - 0.025 ** (1 / 10))
+    assert (row["gap"], row["ci_low"], row["ci_high"]) == pytest.approx((0, -bound, bound))
+
+
+def test_each_ablation_has_signatures_of_its_own() -> None:
+    """By skipping the first layers alone are needed, by their mean none is; zeroed was one layer, which is no depth."""
+    cells = layers(20, 100, 100, 100, 100)
+    for layer in range(10):
+        own = Variant(f"L{layer}.mean", (Ablation(Layer(layer), "mean"),))
+        cells[own] = right(100, 100)
+    zeroed = Variant("L3.zero", (Ablation(Layer(3), "zero"),))
+    cells[zeroed] = right(0, 100)
+    frame = signatures(stored({("t", "default"): cells}), [("t", "default")], [own.name for own in cells], 10)
+    assert tuple(frame.columns) == SIGNATURE_COLUMNS
+    found = frame.set_index("ablation")
+    assert found["value"].to_dict() == pytest.approx({"skip": -0.8, "mean": 0})
+    assert found["verdict"].to_dict() == {"skip": "seen", "mean": "not seen"}
+    # First minus later changes by at most 1, so no change in 100 items is ±0.036.
+    assert found.loc["mean", "ci_high"] == pytest.approx(1 - 0.025 ** (1 / 100))
 
 
 def run_signatures(outcomes: Outcomes) -> dict[tuple[str, str], str]:
@@ -130,6 +147,7 @@ def test_too_few_items_and_chance_are_said() -> None:
 
 
 def test_verdicts() -> None:
+    assert verdict(float("nan"), float("nan")) == "not resolvable"
     assert [verdict(-0.3, -0.01), verdict(-0.04, 0.2), verdict(-0.3, 0.1), verdict(-0.04, -0.01)] == [
         "seen",
         "not seen",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from lensprune.analysis.statistics import at_chance, benjamini_hochberg, mcnemar_exact, paired_bootstrap
 
@@ -84,6 +85,36 @@ def test_no_change_gives_the_exact_interval_of_no_event() -> None:
     result = paired_bootstrap(np.zeros((20, 1)))
     bound = 1 - 0.025 ** (1 / 20)
     assert (result.delta[0], result.low[0], result.high[0]) == (0.0, pytest.approx(-bound), pytest.approx(bound))
+
+
+def test_the_interval_of_no_event_has_the_scale_of_what_differs() -> None:
+    bound = 1 - 0.025 ** (1 / 20)
+    gap = paired_bootstrap(np.zeros((20, 1)), largest=2)
+    assert (gap.low[0], gap.high[0]) == pytest.approx((-2 * bound, 2 * bound))
+    nats = paired_bootstrap(np.array([[0.0, -0.3, 0.0], [0.0, -0.3, -0.4]]), largest=None)
+    assert nats.delta == pytest.approx([0, -0.3, -0.2])
+    assert np.isnan(nats.low).tolist() == np.isnan(nats.high).tolist() == [True, True, False]
+
+
+def test_all_lost_gives_the_exact_bound() -> None:
+    """The Clopper–Pearson bound: at least a share 0.025^(1/n) is lost, and the others may be won."""
+    lost = stats.binomtest(10, 10).proportion_ci(0.95, method="exact").low
+    result = paired_bootstrap(np.array([[-1.0, 1.0]] * 10))
+    assert result.low == pytest.approx([-1, lost - (1 - lost)])
+    assert result.high == pytest.approx([-lost + (1 - lost), 1])
+    # Half of each of five clusters: five units alike.
+    half = paired_bootstrap(np.array([[-1.0], [0.0]] * 5), np.repeat(np.arange(5), 2))
+    unseen = 1 - 0.025 ** (1 / 5)
+    assert (half.low[0], half.high[0]) == pytest.approx((-0.5 - 0.5 * unseen, -0.5 + 1.5 * unseen))
+
+
+def test_rare_large_differences_are_covered() -> None:
+    """Each of 20 items differs by −2 with probability 0.16: 3% of draws show none, and no longer miss the mean."""
+    drawn = np.where(np.random.default_rng(0).random((20, 3000)) < 0.16, -2.0, 0.0)
+    result = paired_bootstrap(drawn, largest=2, resamples=300)
+    unchanged = ~drawn.any(axis=0)
+    assert unchanged.any()
+    assert (result.low[unchanged] <= -0.32).all()
 
 
 def test_no_items_gives_nan() -> None:

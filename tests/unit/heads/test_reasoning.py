@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ def test_effects_contrast_and_specificity() -> None:
     found = table().set_index(["head", "class"])
     assert found.loc[(0, "operand"), "effect"] == pytest.approx(2, abs=0.1)
     assert found.loc[(0, "operand"), "contrast"] == pytest.approx(2, abs=0.1)
-    assert found.loc[(0, "operand"), "contrast_p"] == pytest.approx(1 / 401)
+    # None of 400 shuffles reaches it, so it is tested again on 400 for each of 3 parts × 8 classes.
+    assert found.loc[(0, "operand"), "contrast_p"] == pytest.approx(1 / (1 + 400 * 24))
     assert found.loc[(0, "operand"), "specificity_q"] < 0.05
     assert found.loc[(0, "operand"), "rank_p"] == pytest.approx(1 / 3)
     assert found.loc[(1, "operand"), "effect"] == pytest.approx(1, abs=0.1)
@@ -62,6 +64,42 @@ def test_effects_contrast_and_specificity() -> None:
     assert found.loc[(0, "words"), "n_tokens"] == 2 * UNITS
     assert np.isnan(found.loc[(0, "operator"), "effect"])
     assert found.loc[(0, "operator"), "n_solutions"] == 0
+
+
+def test_a_lone_effect_among_many_parts_is_found() -> None:
+    """One of 120 heads costs 5 nats on operands alone: all three of its q-values there say so, and no other's do."""
+    heads, units = 120, 16
+    generator = np.random.default_rng(3)
+    kind = np.array(KINDS * units)
+    loss = generator.normal(0, 0.1, (len(kind), heads))
+    loss[kind == "operand", 7] += 5
+    found = TokenLosses(loss, np.repeat(np.arange(units), len(KINDS)), kind, np.ones(len(kind), bool))
+    general = generator.normal(0, 0.1, (60, heads))
+    text = TokenLosses(general, np.repeat(np.arange(15), 4), np.full(60, "text"), np.ones(60, bool))
+    variants = [Variant(f"L0.H{h}.zero", (Ablation(Head(0, h), "zero"),)) for h in range(heads)]
+    effects = class_effects(found, text, variants)
+    named = effects[(effects[["q_value", "contrast_q", "specificity_q"]] <= 0.05).all(axis=1)]
+    assert list(zip(named["head"], named["class"], strict=True)) == [(7, "operand")]
+
+
+def test_the_effect_on_text_is_the_mean_over_its_tokens_everywhere() -> None:
+    """Two texts of ten tokens cost 1 nat a token, six of two cost 0: 20 / 32 over tokens, 1 / 4 over texts."""
+    unit = np.repeat(np.arange(8), [10, 10, 2, 2, 2, 2, 2, 2])
+    loss = np.repeat((unit < 2)[:, None].astype(float), 3, axis=1)
+    text = TokenLosses(loss, unit, np.full(len(unit), "text"), np.ones(len(unit), bool))
+    effects = class_effects(losses(), text, VARIANTS, shuffles=50)
+    assert effects["text_effect"].dropna().to_numpy() == pytest.approx(20 / 32)
+    assert set(effects.loc[effects["text_effect"].notna(), "class"]) == {"operand", "result", "words", "text"}
+
+
+def test_a_difference_without_spread_has_the_permutation_p() -> None:
+    """Every operand costs head 0 exactly 1 nat and no text anything: 1 of C(10 + 8, 8) divisions is as far apart."""
+    kind = np.array(KINDS * UNITS)
+    loss = np.repeat((kind == "operand")[:, None].astype(float), 3, axis=1) * [1, 0, -1]
+    found = TokenLosses(loss, np.repeat(np.arange(UNITS), len(KINDS)), kind, np.ones(len(kind), bool))
+    text = TokenLosses(np.zeros((16, 3)), np.repeat(np.arange(8), 2), np.full(16, "text"), np.ones(16, bool))
+    effects = class_effects(found, text, VARIANTS, shuffles=50).set_index(["head", "class"])["specificity_p"]
+    assert [effects[head, "operand"] for head in range(3)] == pytest.approx([1 / comb(18, 8), 1, 1])
 
 
 def test_shuffled_classes_give_a_uniform_p() -> None:

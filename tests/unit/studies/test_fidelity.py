@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lensprune.analysis.fidelity import AGREEMENT_COLUMNS
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.studies.fidelity import MEASURES, FidelityStudy, validate_fidelity
@@ -70,6 +71,35 @@ def test_heads_have_no_similarity(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "against the other" in printed
     names = ("fidelity", "agreement", "summary", "gap", "thrift", "seconds")
     assert all(len(pd.read_csv(tmp_path / f"{name}.csv")) for name in names)
+
+
+SUMS = "arithmetic[operands=3,largest=9,subtract=True]"
+
+
+def validated(seed: int, out: Path) -> list[str]:
+    command = ["fidelity", "--model", "toy-base", "--task", SUMS, "--limit", "10", "--validate", "--device", "cpu"]
+    return [*command, "--protocol", "generate", "--seed", str(seed), "--out", str(out)]
+
+
+def test_a_model_at_chance_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With this seed the base is right on 3 of 10 items whose chance is 1 in 10: 0.07 by the binomial law."""
+    assert main(validated(0, tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert f"{SUMS}, generate: at chance (clean accuracy 0.30, n 10), so Δμ means nothing" in printed
+    assert "rank correlation" not in printed
+    found = pd.read_csv(tmp_path / "agreement.csv")
+    assert list(found.columns) == [*AGREEMENT_COLUMNS, "accuracy_clean", "n", "ceiling"]
+    assert found.empty
+
+
+def test_few_items_without_a_right_answer_are_not_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With this seed the base is right on 8 of 10 items, but on neither of the first two."""
+    assert main(validated(6, tmp_path)) == 0
+    row = pd.read_csv(tmp_path / "seconds.csv").iloc[0]
+    assert row["ratio"] > 0
+    assert row[["few", "few_ratio"]].isna().all()
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{SUMS}  ")]
+    assert line.split()[-2:] == ["-", "-"]
 
 
 def test_fidelity_alone(capsys: pytest.CaptureFixture[str]) -> None:

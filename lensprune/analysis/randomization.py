@@ -1,0 +1,139 @@
+"""Randomization tests, with p-values fine enough for a lone effect to stand out of a large family of tests."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+__all__ = ["FLIPS", "Exceedances", "sign_flip_p", "two_stage_p"]
+
+FLIPS = 10_000
+TOLERANCE = 1e-9
+"""Sums that differ by less are equal: their terms were added in another order."""
+_ALPHA = 0.05
+_FLOOR_BELOW = 20
+"""The smallest p that the second stage can give lies so many times below Bonferroni's bound for `_ALPHA`."""
+_NEAR_FLOOR = 10
+_EXACT_ITEMS = 13
+_LARGEST_STEP = 16
+_BLOCK = 2048
+
+
+class Exceedances(Protocol):
+    """Counts the draws that are at least as extreme as what was observed, for each of the wanted columns.
+
+    Each `stage` must have its own draws, whichever columns are wanted.
+    """
+
+    def __call__(self, columns: Int[np.ndarray, " column"], draws: int, stage: int) -> Int[np.ndarray, " column"]: ...
+
+
+def two_stage_p(beyond: Exceedances, n_columns: int, *, draws: int, tests: int) -> Float[np.ndarray, " column"]:
+    """Monte Carlo p-values, (1 + beyond) / (1 + draws) (Phipson & Smyth 2010), that may become significant among
+    `tests` of them.
+
+    With few draws every p is at least 1 / (1 + draws), and Benjamini & Hochberg's q of a lone effect at least `tests`
+    times that. So columns with `_NEAR_FLOOR` or fewer of `draws` beyond are tested again on fresh draws alone, so many
+    that the smallest p lies below 0.05 / (20 · tests). P(p ≤ α) stays at most α, for p ≤ α entails p ≤ α of one stage:
+    of the second where α is below the border that sends columns on, else of the first.
+    """
+    counts = beyond(np.arange(n_columns), draws, 0)
+    p_values: Float[np.ndarray, " column"] = (1 + counts) / (1 + draws)
+    near = np.flatnonzero(counts <= _NEAR_FLOOR)
+    fresh = round(_FLOOR_BELOW * tests / _ALPHA)
+    if len(near) and fresh > draws:
+        p_values[near] = (1 + beyond(near, fresh, 1)) / (1 + fresh)
+    return p_values
+
+
+def sign_flip_p(
+    differences: Float[np.ndarray, "item variant"], *, tests: int | None = None, flips: int = FLIPS, seed: int = 0
+) -> Float[np.ndarray, " variant"]:
+    """Two-sided p-value of a mean of zero, when each item's difference is as likely to have the other sign.
+
+    The share of sign patterns with an |Σ| at least as large as the observed one, for each variant by its own column
+    alone. Items count as independent. Without any difference p is 1; with one that is not finite it is NaN.
+
+    * Integers up to 16, such as differences of outcomes: exact, by convolution of the binomial laws of how many items
+      of each size are flipped.
+    * Other numbers: exact over all 2ⁿ patterns where up to 13 items differ; else random patterns in two stages, `flips`
+      for all and more where few are beyond (`two_stage_p`).
+
+    Args:
+        tests: size of the family that the p-values are corrected in; ``None``: these variants alone.
+        flips: random patterns of the first stage.
+        seed: of the random patterns.
+    """
+    p_values = np.full(differences.shape[1], np.nan)
+    known = np.isfinite(differences).all(axis=0)
+    whole = known.copy()
+    whole[known] = (differences[:, known] == np.rint(differences[:, known])).all(axis=0)
+    whole[known] &= np.abs(differences[:, known]).max(axis=0, initial=0) <= _LARGEST_STEP
+    p_values[whole] = _integer_p(differences[:, whole])
+    few = known & ~whole & ((differences != 0).sum(axis=0) <= _EXACT_ITEMS)
+    for column in np.flatnonzero(few):
+        values = differences[differences[:, column] != 0, column]
+        p_values[column] = _as_extreme(_patterns(len(values)), values[:, None]).mean()
+    rest = np.flatnonzero(known & ~whole & ~few)
+    if len(rest):
+        own = differences[:, rest]
+
+        def beyond(columns: Int[np.ndarray, " column"], draws: int, stage: int) -> Int[np.ndarray, " column"]:
+            generator = np.random.default_rng((seed, stage))
+            counts = np.zeros(len(columns), int)
+            for start in range(0, draws, _BLOCK):
+                shape = min(_BLOCK, draws - start), len(own)
+                bits = np.frombuffer(generator.bytes(-(-shape[0] * shape[1] // 8)), np.uint8)
+                flipped = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape)
+                counts += _as_extreme(flipped.astype(float), own[:, columns]).sum(axis=0)
+            return counts
+
+        p_values[rest] = two_stage_p(beyond, len(rest), draws=flips, tests=tests or differences.shape[1])
+    return p_values
+
+
+def _as_extreme(
+    flipped: Float[np.ndarray, "draw item"], values: Float[np.ndarray, "item variant"]
+) -> Bool[np.ndarray, "draw variant"]:
+    total = values.sum(axis=0)
+    return np.abs(total - 2 * (flipped @ values)) >= np.abs(total) - TOLERANCE
+
+
+@cache
+def _patterns(n: int) -> Float[np.ndarray, "pattern item"]:
+    """Every way to flip or leave n items."""
+    return ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(float)
+
+
+def _integer_p(differences: Float[np.ndarray, "item variant"]) -> Float[np.ndarray, " variant"]:
+    sizes = np.abs(differences)
+    steps = range(1, int(sizes.max(initial=0)) + 1)
+    counts = np.stack([(sizes == step).sum(axis=0) for step in steps] or [np.zeros(differences.shape[1], int)], axis=1)
+    observed = np.abs(differences.sum(axis=0)).astype(int)
+    keys = zip(map(tuple, counts.tolist()), observed.tolist(), strict=True)
+    return np.array([_two_sided(of_step, own) for of_step, own in keys], float)
+
+
+@lru_cache(maxsize=100_000)
+def _two_sided(counts: tuple[int, ...], observed: int) -> float:
+    """P(|Σ ±size| ≥ observed) of `counts[k − 1]` items of size k with random signs."""
+    total = sum(step * count for step, count in enumerate(counts, 1))
+    # The sum is total − 2 · (what is flipped), so one tail is a flipped sum up to this, and the law is symmetric.
+    most = (total - observed) // 2
+    law = np.ones(1)
+    for step, count in enumerate(counts, 1):
+        own = np.zeros(step * count + 1)
+        own[::step] = _binomial(count)
+        law = np.convolve(law, own[: most + 1])[: most + 1]
+    # A p of 0 would claim what no test can; the law underflows from about 1,075 items on.
+    return float(np.clip(2 * law.sum(), np.finfo(float).tiny, 1.0))
+
+
+@lru_cache(maxsize=10_000)
+def _binomial(count: int) -> Float[np.ndarray, " flipped"]:
+    probabilities: Float[np.ndarray, " flipped"] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+    return probabilities
