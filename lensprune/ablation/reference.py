@@ -165,7 +165,7 @@ def collect_reference(
         variants: only their sites are recorded.
 
     Raises:
-        UserError: no prompts, an empty prompt, or an unknown mode.
+        UserError: no prompts, an empty prompt, one that is longer than the model's context, or an unknown mode.
     """
     if mode not in get_args(MeanMode):
         raise unknown_name("mean mode", str(mode), get_args(MeanMode))
@@ -176,6 +176,12 @@ def collect_reference(
         )
     if any(len(prompt) == 0 for prompt in prompts):
         raise UserError("a reference prompt is empty after tokenisation: remove it")
+    longest = max(len(prompt) for prompt in prompts)
+    if longest > model.facts.n_ctx:
+        raise UserError(
+            f"a reference prompt has {longest} tokens, and the context of {model.facts.name} holds "
+            f"{model.facts.n_ctx}: cut it to that length"
+        )
     ablations = [a for v in variants for a in v.ablations]
     optimised = [a for a in ablations if a.kind == "optimal"]
     mean_sites = {site_of(a.component) for a in ablations if a.kind in ("mean", "optimal")}
