@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.ablation.components import MLP, Attention, Component, Layer
-from lensprune.ablation.variants import Ablation, Variant
+from lensprune.ablation.variants import Ablation, Variant, check_names
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel, NamedHook
+from lensprune.models.base import HookedModel, ModelFacts, NamedHook
 
-__all__ = ["MeanMode", "ReferenceActivations", "collect_reference", "replacement", "site_of"]
+__all__ = ["MeanMode", "ReferenceActivations", "check_variants", "collect_reference", "replacement", "site_of"]
 
 MeanMode = Literal["pooled", "per_position"]
 
@@ -91,6 +91,15 @@ class ReferenceActivations:
         if site not in table:
             raise UserError(f"the reference has no activations for {site}: collect it for this variant")
         return table[site]
+
+
+def check_variants(variants: Sequence[Variant], facts: ModelFacts, reference: ReferenceActivations | None) -> None:
+    """Raise `UserError` for a name used twice, a part that the model lacks, or a missing reference."""
+    check_names(variants)
+    for variant in variants:
+        variant.check(facts)
+        if variant.needs_reference and reference is None:
+            raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
 
 
 def replacement(

@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 
-from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.engine.decoding import DecodeLimits, GroupDecoder, group_variants, request_chunks
@@ -89,10 +89,7 @@ class ForkedExecutor:
         progress: ProgressCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
-        for variant in variants:
-            variant.check(self.model.facts)
-            if variant.needs_reference and reference is None:
-                raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+        check_variants(variants, self.model.facts, reference)
         answers = self._answers(requests, [v for v in variants if not v.hooks], reference, progress)
         for variant in variants:
             if variant.hooks:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
-from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.engine.batching import batches_by_length, pad_left
@@ -48,6 +48,7 @@ class HookedExecutor:
         progress: ProgressCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
+        check_variants(variants, self.model.facts, reference)
         likelihood = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
         generation = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
         for variant in variants:

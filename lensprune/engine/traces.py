@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
-from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import pad_left
@@ -20,7 +20,7 @@ from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
 from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
 from lensprune.engine.tree_scoring import Scored, scored_positions
-from lensprune.errors import UserError, unknown_name
+from lensprune.errors import unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest
 
@@ -69,15 +69,12 @@ def trace_tokens(
         progress: called with the number of finished (variant, request) pairs.
 
     Raises:
-        UserError: unknown executor, or a variant that needs a reference and has none.
+        UserError: unknown executor, a name used twice, or a variant that needs a reference and has none.
         HookNeverFired: a hook of a variant did not fire.
     """
     if executor not in ("forked", "hooked"):
         raise unknown_name("executor", executor, ("forked", "hooked"))
-    for variant in variants:
-        variant.check(model.facts)
-        if variant.needs_reference and reference is None:
-            raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+    check_variants(variants, model.facts, reference)
     stack = None
     if executor == "forked":
         try:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lensprune.ablation import CLEAN, Ablation, Head, Layer, Variant
-from lensprune.engine import HookedExecutor
+from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
@@ -88,6 +88,14 @@ def test_mixed_requests_keep_their_order_and_progress_counts_rows() -> None:
     assert sum(done) == len(requests) * len(VARIANTS)
     for request, response in zip(requests, results[0].responses, strict=True):
         assert isinstance(response, GenerateResponse) == isinstance(request, GenerateRequest)
+
+
+@pytest.mark.parametrize("executor", [HookedExecutor, ForkedExecutor])
+def test_a_name_used_twice_is_refused(executor: type[HookedExecutor | ForkedExecutor]) -> None:
+    model = tiny("llama")
+    same = [Variant("same", (Ablation(Layer(layer), "skip"),)) for layer in (0, 2)]
+    with pytest.raises(UserError, match="'same' is used twice"):
+        list(executor(model).run(likelihood_requests(model), same))
 
 
 def test_non_finite_logits_are_said_and_do_not_stop_the_run(tmp_path) -> None:

@@ -105,5 +105,7 @@ def test_users_hooks_and_mistakes() -> None:
         assert not trace.agrees.any()
     with pytest.raises(UserError, match="forked"):
         trace_tokens(model, [], [CLEAN], executor="froked")
+    with pytest.raises(UserError, match="'clean' is used twice"):
+        trace_tokens(model, asked("gpt2")[:1], [CLEAN, CLEAN])
     with pytest.raises(UserError, match="needs reference"):
         trace_tokens(model, [], each_attention(model, "mean"))
