@@ -17,6 +17,7 @@ from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import pad_left
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
 from lensprune.engine.tree_scoring import Scored, scored_positions
@@ -84,7 +85,8 @@ def trace_tokens(
     traces: list[list[TokenTrace | None]] = [[None] * len(requests) for _ in variants]
     fast = [i for i, variant in enumerate(variants) if stack is not None and not variant.hooks]
     slow = [i for i in range(len(variants)) if i not in fast]
-    for chunk in _chunks(requests, most_positions):
+    sides = RopeSides(model)
+    for chunk in _chunks(requests, most_positions, [sides.of_length(len(r.input_ids)) for r in requests]):
         asked = [requests[i] for i in chunk]
         if fast and stack is not None:
             order = {variants[i].name: i for i in fast}
@@ -102,15 +104,17 @@ def trace_tokens(
     return [[trace for trace in own if trace is not None] for own in traces]
 
 
-def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int) -> Iterator[list[int]]:
+def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int, sides: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of requests that run in one call, each with the same of `sides`."""
     # Neighbours by their contexts share prefixes.
-    order = sorted(range(len(requests)), key=lambda i: requests[i].context_ids)
+    order = sorted(range(len(requests)), key=lambda i: (sides[i], requests[i].context_ids))
     chunk: list[int] = []
     positions = tokens = 0
     for i in order:
         size = len(requests[i].continuation_ids)
         length = len(requests[i].context_ids) + size
-        if chunk and (positions + size > most_positions or tokens + length > _MOST_TOKENS):
+        full = positions + size > most_positions or tokens + length > _MOST_TOKENS
+        if chunk and (full or sides[i] != sides[chunk[0]]):
             yield chunk
             chunk, positions, tokens = [], 0, 0
         chunk.append(i)
@@ -161,7 +165,7 @@ def _forked(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
 ) -> Iterator[tuple[Variant, list[TokenTrace]]]:
-    tree = build_tree([(r.context_ids + r.continuation_ids)[:-1] for r in requests])
+    tree = build_tree([r.input_ids for r in requests])
     scored = scored_positions(tree, requests).to(model.facts.device)
     wanted = scored.positions
     with torch.inference_mode():
@@ -177,7 +181,7 @@ def _hooked(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
 ) -> Iterator[list[TokenTrace]]:
-    rows = [(r.context_ids + r.continuation_ids)[:-1] for r in requests]
+    rows = [r.input_ids for r in requests]
     padded = pad_left(rows, pad_token_id(model), model.facts.device)
     kept = max(len(r.continuation_ids) for r in requests)
 
