@@ -52,17 +52,65 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "mixtral": lambda: transformers.MixtralConfig(**_COMMON, num_local_experts=4),
 }
 FAMILIES = tuple(CONFIGS)
-_SCALED: dict[str, Any] = {key: value for key, value in _COMMON.items() if key != "head_dim"}
-_GRANITE: dict[str, Any] = {**_SCALED, "residual_multiplier": 0.5, "logits_scaling": 3.0, "embedding_multiplier": 2.0}
+_NO_HEAD_DIM: dict[str, Any] = {key: value for key, value in _COMMON.items() if key != "head_dim"}
+_GRANITE: dict[str, Any] = {
+    **_NO_HEAD_DIM,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 3.0,
+    "embedding_multiplier": 2.0,
+}
 SCALED_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
-    "cohere": lambda: transformers.CohereConfig(**_SCALED, logit_scale=0.3),
-    "cohere2": lambda: transformers.Cohere2Config(**_SCALED, logit_scale=0.3, sliding_window=8),
+    "cohere": lambda: transformers.CohereConfig(**_NO_HEAD_DIM, logit_scale=0.3),
+    "cohere2": lambda: transformers.Cohere2Config(**_NO_HEAD_DIM, logit_scale=0.3, sliding_window=8),
     "granite": lambda: transformers.GraniteConfig(**_GRANITE),
     "granitemoe": lambda: transformers.GraniteMoeConfig(**_GRANITE, num_local_experts=4, num_experts_per_tok=2),
 }
 """Families that multiply their logits, or what their branches add to the residual stream."""
 
 SCALED_FAMILIES = tuple(SCALED_CONFIGS)
+_SPECIAL: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+OTHER_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "gpt_neo": lambda: transformers.GPTNeoConfig(
+        **_SPECIAL,
+        hidden_size=32,
+        num_layers=6,
+        num_heads=4,
+        max_position_embeddings=512,
+        attention_types=[[["global", "local"], 3]],
+        window_size=8,
+    ),
+    "falcon": lambda: transformers.FalconConfig(
+        **_SPECIAL, hidden_size=32, num_hidden_layers=6, num_attention_heads=4, multi_query=True, parallel_attn=True
+    ),
+    "bloom": lambda: transformers.BloomConfig(**_SPECIAL, hidden_size=32, n_layer=6, n_head=4),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **_COMMON, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+    ),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **_NO_HEAD_DIM,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        use_sliding_window=True,
+        # Longer than the forked executor's probe.
+        sliding_window=40,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "long_rope": lambda: transformers.Phi3Config(
+        **_NO_HEAD_DIM,
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 32,
+            "short_factor": [1.0] * 4,
+            "long_factor": [2.0, 3.0, 4.0, 5.0],
+            "factor": 16.0,
+        },
+    ),
+}
+"""Models that the forked executor cannot run, or not on all requests."""
 CORE_FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 
 
@@ -81,7 +129,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def hf_model(family: str, seed: int = 0, scale: float = 4.0, **overrides: Any) -> PreTrainedModel:
     """A random fp32 model; weights are scaled up so that ablations move the logits visibly."""
     torch.manual_seed(seed)
-    config = {**CONFIGS, **SCALED_CONFIGS}[family]()
+    config = (CONFIGS | SCALED_CONFIGS | OTHER_CONFIGS)[family]()
     for key, value in overrides.items():
         setattr(config, key, value)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int
 
 from lensprune.ablation.components import Head, KVGroup, Layer, heads_of
-from lensprune.ablation.reference import ReferenceActivations, replacement, site_of
+from lensprune.ablation.reference import ReferenceActivations, check_variants, replacement, site_of
 from lensprune.ablation.variants import Ablation, Variant
-from lensprune.errors import HookNeverFired, LensPruneError, UserError, unknown_name
+from lensprune.errors import HookNeverFired, LensPruneError, unknown_name
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 
 __all__ = ["BatchState", "VariantHooks"]
@@ -41,9 +41,7 @@ class VariantHooks:
     def __init__(
         self, model: HookedModel, variant: Variant, state: BatchState, reference: ReferenceActivations | None = None
     ) -> None:
-        variant.check(model.facts)
-        if variant.needs_reference and reference is None:
-            raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+        check_variants([variant], model.facts, reference)
         known = model.hook_names()
         for name, _ in variant.hooks:
             if name not in known:

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.ablation.components import MLP, Attention, Component, Layer
-from lensprune.ablation.variants import Ablation, Variant
+from lensprune.ablation.variants import Ablation, Variant, check_names
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel, NamedHook
+from lensprune.models.base import HookedModel, ModelFacts, NamedHook
 
-__all__ = ["MeanMode", "ReferenceActivations", "collect_reference", "replacement", "site_of"]
+__all__ = ["MeanMode", "ReferenceActivations", "check_variants", "collect_reference", "replacement", "site_of"]
 
 MeanMode = Literal["pooled", "per_position"]
 
@@ -93,6 +93,15 @@ class ReferenceActivations:
         return table[site]
 
 
+def check_variants(variants: Sequence[Variant], facts: ModelFacts, reference: ReferenceActivations | None) -> None:
+    """Raise `UserError` for a name used twice, a part that the model lacks, or a missing reference."""
+    check_names(variants)
+    for variant in variants:
+        variant.check(facts)
+        if variant.needs_reference and reference is None:
+            raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+
+
 def replacement(
     ablation: Ablation,
     reference: ReferenceActivations | None,
@@ -165,7 +174,7 @@ def collect_reference(
         variants: only their sites are recorded.
 
     Raises:
-        UserError: no prompts, an empty prompt, or an unknown mode.
+        UserError: no prompts, an empty prompt, one that is longer than the model's context, or an unknown mode.
     """
     if mode not in get_args(MeanMode):
         raise unknown_name("mean mode", str(mode), get_args(MeanMode))
@@ -176,6 +185,12 @@ def collect_reference(
         )
     if any(len(prompt) == 0 for prompt in prompts):
         raise UserError("a reference prompt is empty after tokenisation: remove it")
+    longest = max(len(prompt) for prompt in prompts)
+    if longest > model.facts.n_ctx:
+        raise UserError(
+            f"a reference prompt has {longest} tokens, and the context of {model.facts.name} holds "
+            f"{model.facts.n_ctx}: cut it to that length"
+        )
     ablations = [a for v in variants for a in v.ablations]
     optimised = [a for a in ablations if a.kind == "optimal"]
     mean_sites = {site_of(a.component) for a in ablations if a.kind in ("mean", "optimal")}

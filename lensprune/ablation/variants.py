@@ -27,6 +27,7 @@ __all__ = [
     "Ablation",
     "AblationKind",
     "Variant",
+    "check_names",
     "cumulative",
     "each_attention",
     "each_head",
@@ -75,11 +76,21 @@ class Variant:
     """A named set of changes to the model; no change at all is the clean model.
 
     `hooks` are the user's own ``(hook_name, function)`` pairs; they run after the ablations at the same hook point.
+
+    Raises:
+        UserError: two ablations of the same component.
     """
 
     name: str
     ablations: tuple[Ablation, ...] = ()
     hooks: tuple[NamedHook, ...] = ()
+
+    def __post_init__(self) -> None:
+        components = [ablation.component for ablation in self.ablations]
+        twice = next((component for component in components if components.count(component) > 1), None)
+        if twice is not None:
+            kinds = " and ".join(a.kind for a in self.ablations if a.component == twice)
+            raise UserError(f"variant {self.name!r} ablates {twice.label} by {kinds}: keep one of them")
 
     @property
     def is_clean(self) -> bool:
@@ -131,6 +142,14 @@ class Variant:
         """Raise `UserError` if a component does not exist in the model."""
         for ablation in self.ablations:
             check_component(ablation.component, facts)
+
+
+def check_names(variants: Sequence[Variant]) -> None:
+    """Raise `UserError` if two variants have the same name, by which results are told apart."""
+    names = [variant.name for variant in variants]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"variant name {twice!r} is used twice: every variant needs a name of its own")
 
 
 _TABLE_NAMES = {"Layer": "layer", "Attention": "attention", "MLP": "mlp", "Head": "head", "KVGroup": "kv_group"}

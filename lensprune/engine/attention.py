@@ -26,15 +26,16 @@ class AttentionSettings:
     """What a layer's attention module passes besides q, k and v.
 
     `scaling` multiplies scores; `window` limits a query to its last so many keys, itself included; `softcap` is
-    Gemma 2's tanh cap on scores.
+    Gemma 2's tanh cap on scores. `sinks` says that there are learned attention sinks, which no plan computes.
     """
 
-    __slots__ = ("scaling", "softcap", "window")
+    __slots__ = ("scaling", "sinks", "softcap", "window")
 
-    def __init__(self, scaling: float, window: int | None, softcap: float | None) -> None:
+    def __init__(self, scaling: float, window: int | None, softcap: float | None, *, sinks: bool = False) -> None:
         self.scaling = scaling
         self.window = window
         self.softcap = softcap
+        self.sinks = sinks
 
 
 class AttentionPlan(Protocol):
@@ -59,9 +60,11 @@ def _attend_with_plan(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    settings = AttentionSettings(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    settings = AttentionSettings(scaling, sliding_window, softcap, sinks=s_aux is not None)
     return attention_mask.attend(query[0], key[0], value[0], settings)[None], None
 
 

@@ -32,7 +32,8 @@ class Executor(Protocol):
 
     Raises:
         HookNeverFired: a hook of a variant did not fire.
-        UserError: a variant needs a reference and none was given, or names a part the model lacks.
+        UserError: a variant needs a reference and none was given, or names a part the model lacks; or two variants
+            have the same name.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,22 +32,26 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: str | torch.dev
     return PaddedBatch(ids.to(device), (steps >= 0).long().to(device), steps.clamp(min=0).to(device))
 
 
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], max_tokens: int, labels: Sequence[Hashable] | None = None
+) -> Iterator[list[int]]:
     """Group row indices, longest first, so that rows × longest length stays within `max_tokens`.
 
-    A row longer than `max_tokens` forms a batch of its own.
+    A row longer than `max_tokens` forms a batch of its own. Rows with unequal `labels` are never in one batch.
 
     Raises:
         UserError: `max_tokens` is not positive.
     """
     if max_tokens <= 0:
         raise UserError(f"the batch budget must be a positive number of tokens, not {max_tokens}")
-    batch: list[int] = []
+    labelled: dict[Hashable, list[int]] = defaultdict(list)
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        width = lengths[batch[0]] if batch else lengths[index]
-        if batch and (len(batch) + 1) * width > max_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
+        labelled[labels[index] if labels is not None else None].append(index)
+    for indices in labelled.values():
+        batch: list[int] = []
+        for index in indices:
+            if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
         yield batch

@@ -15,6 +15,7 @@ from lensprune.ablation.variants import Variant
 from lensprune.engine.activations import START, KeptActivations
 from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import batches_by_length, pad_left
+from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import pad_token_id
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction
@@ -59,9 +60,11 @@ def estimate_logprobs(
         changes[site].append((index, function))
     clean = torch.zeros(len(requests), dtype=torch.float64)
     estimated = torch.zeros(len(variants), len(requests), dtype=torch.float64)
-    for batch in batches_by_length([_length(request) for request in requests], max_tokens):
+    sides = RopeSides(model)
+    lengths = [len(request.input_ids) for request in requests]
+    for batch in batches_by_length(lengths, max_tokens, [sides.of(request) for request in requests]):
         own = [requests[i] for i in batch]
-        padded = pad_left([_inputs(r) for r in own], pad_token_id(model), model.facts.device)
+        padded = pad_left([r.input_ids for r in own], pad_token_id(model), model.facts.device)
         state.position_ids = padded.position_ids
         activations = KeptActivations()
         names = list(dict.fromkeys([START, *changes]))
@@ -87,14 +90,6 @@ def estimate_logprobs(
         if progress is not None:
             progress(len(batch))
     return clean, estimated
-
-
-def _inputs(request: LoglikelihoodRequest) -> tuple[int, ...]:
-    return (request.context_ids + request.continuation_ids)[:-1]
-
-
-def _length(request: LoglikelihoodRequest) -> int:
-    return len(_inputs(request))
 
 
 def _logprob(logits: Float[torch.Tensor, "kept d_vocab"], request: LoglikelihoodRequest) -> Float[torch.Tensor, ""]:

@@ -18,14 +18,16 @@ from functools import partial
 
 import torch
 
-from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.engine.decoding import DecodeLimits, GroupDecoder, group_variants, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
-from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
-from lensprune.engine.memory import UNEMBED_ROWS, out_of_memory
+from lensprune.engine.layers import LayerStack, UnsupportedByFastPath, errors_as_unsupported
+from lensprune.engine.memory import UNEMBED_ROWS
+from lensprune.engine.out_of_memory import out_of_memory
+from lensprune.engine.rope import RopeSides
 from lensprune.engine.tree import Tokens, build_tree, chunk_sequences
 from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.errors import UserError
@@ -51,7 +53,8 @@ gives 1e-6, 4e-3 and 0.03; queries that are a tenth too long give 0.1."""
 
 
 class ForkedExecutor:
-    """All requests by forking from the clean model; variants with the user's own hooks through `HookedExecutor`.
+    """All requests by forking from the clean model; variants with the user's own hooks through `HookedExecutor`, and so
+    texts on which LongRoPE takes its angles for long ones.
 
     Args:
         model: must be able to run layer by layer; see `LayerStack`.
@@ -76,6 +79,7 @@ class ForkedExecutor:
         self.model = model
         self.limits = DecodeLimits(max_rows, max_kv_bytes, max_tokens)
         self._hooked = HookedExecutor(model, min(max_tokens, 2048))
+        self._sides = RopeSides(model)
         self._stack = LayerStack(model)
         self._probe()
 
@@ -88,27 +92,37 @@ class ForkedExecutor:
         progress: ProgressCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
-        for variant in variants:
-            variant.check(self.model.facts)
-            if variant.needs_reference and reference is None:
-                raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
-        answers = self._answers(requests, [v for v in variants if not v.hooks], reference, progress)
+        check_variants(variants, self.model.facts, reference)
+        near = {i: request for i, request in enumerate(requests) if self._sides.of(request) == 0}
+        far = [i for i in range(len(requests)) if i not in near]
+        if far:
+            logger.info(
+                "%d of %d requests are longer than the %d tokens of LongRoPE's short angles: these run by hooks",
+                len(far),
+                len(requests),
+                self._sides.longest,
+            )
+        answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress)
         for variant in variants:
             if variant.hooks:
                 yield from self._hooked.run(requests, [variant], reference=reference, progress=progress)
             else:
                 responses = next(answers)
+                if far:
+                    asked = [requests[i] for i in far]
+                    [own] = self._hooked.run(asked, [variant], reference=reference, progress=progress)
+                    responses.update(zip(far, own.responses, strict=True))
                 yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 
     def _answers(
         self,
-        requests: Sequence[Request],
+        requests: Mapping[int, Request],
         variants: Sequence[Variant],
         reference: ReferenceActivations | None,
         progress: ProgressCallback | None,
     ) -> Iterator[dict[int, Response]]:
-        scored = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
-        generated = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
+        scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
+        generated = {i: r for i, r in requests.items() if isinstance(r, GenerateRequest)}
         for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
             block = variants[begin : begin + CHECKPOINT_VARIANTS]
             answered = [_Answers(progress) for _ in block]
@@ -159,7 +173,7 @@ class ForkedExecutor:
     ) -> None:
         by_input: dict[Tokens, list[int]] = defaultdict(list)
         for index, request in requests.items():
-            by_input[(request.context_ids + request.continuation_ids)[:-1]].append(index)
+            by_input[request.input_ids].append(index)
         waiting = list(by_input)
         while waiting:
             chunk = next(chunk_sequences(waiting, self.limits.tokens))
@@ -213,13 +227,15 @@ class ForkedExecutor:
         facts = self.model.facts
         # Words that come again are what small errors of attention show on; with many of them, rounding averages out.
         factors, most = ((2,), 8) if facts.dtype in ("float32", "float64") else ((2, 3, 5), 16)
-        size = max(1, min(most, facts.n_ctx // 4))
+        longest = self._sides.longest
+        size = max(1, min(most, longest // 4))
         requests = []
         for factor in factors:
             words = tuple((7919 * (i + 1) * factor + 13) % facts.d_vocab for i in range(size))
-            requests.append(LoglikelihoodRequest(words, (words * 3)[: max(1, facts.n_ctx - size)]))
+            requests.append(LoglikelihoodRequest(words, (words * 3)[: max(1, longest - size)]))
         tolerance = PROBE_TOLERANCE[facts.dtype]
-        [fast] = self.run(requests, [CLEAN])
+        with errors_as_unsupported(facts):
+            [fast] = self.run(requests, [CLEAN])
         [slow] = self._hooked.run(requests, [CLEAN])
         for mine, other in zip(fast.responses, slow.responses, strict=True):
             a, expected = (r.logprob if isinstance(r, LoglikelihoodResponse) else math.nan for r in (mine, other))

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
-from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.engine.batching import batches_by_length, pad_left
+from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import eos_token_ids, pad_token_id, score_continuation
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import (
@@ -31,6 +32,7 @@ class HookedExecutor:
 
     Rows are left-padded, with attention mask and position ids. `max_tokens` bounds rows × length of a batch; decoding
     keeps the rows of its prompt batch. Requests that need the same forward pass (the letters of one question) share it.
+    Rows of a batch are those that may share a call (see `RopeSides`), so no answer depends on the others.
     """
 
     name = "hooked"
@@ -38,6 +40,7 @@ class HookedExecutor:
     def __init__(self, model: HookedModel, max_tokens: int = 2048) -> None:
         self.model = model
         self.max_tokens = max_tokens
+        self._sides = RopeSides(model)
 
     def run(
         self,
@@ -48,6 +51,7 @@ class HookedExecutor:
         progress: ProgressCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
+        check_variants(variants, self.model.facts, reference)
         likelihood = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
         generation = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
         for variant in variants:
@@ -67,9 +71,10 @@ class HookedExecutor:
     def _score(self, requests: dict[int, LoglikelihoodRequest], state: BatchState) -> Iterator[tuple[int, Response]]:
         by_input: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, request in requests.items():
-            by_input[(request.context_ids + request.continuation_ids)[:-1]].append(index)
+            by_input[request.input_ids].append(index)
         inputs = list(by_input)
-        for batch in batches_by_length([len(row) for row in inputs], self.max_tokens):
+        lengths = [len(row) for row in inputs]
+        for batch in batches_by_length(lengths, self.max_tokens, [self._sides.of_length(size) for size in lengths]):
             rows = [inputs[i] for i in batch]
             padded = pad_left(rows, pad_token_id(self.model), self.model.facts.device)
             state.position_ids = padded.position_ids
@@ -83,9 +88,14 @@ class HookedExecutor:
                     yield index, score_continuation(row_logits[-len(continuation) :], continuation)
 
     def _generate(self, requests: dict[int, GenerateRequest], state: BatchState) -> Iterator[tuple[int, Response]]:
-        indices = list(requests)
-        lengths = [len(requests[i].context_ids) + requests[i].max_new_tokens for i in indices]
-        for batch in batches_by_length(lengths, self.max_tokens):
+        indices, asked = list(requests), list(requests.values())
+        contexts = [len(r.context_ids) for r in asked]
+        lengths = [size + r.max_new_tokens for size, r in zip(contexts, asked, strict=True)]
+        # A finished row runs on while others of its batch generate, and must not pass the context's end meanwhile, nor
+        # a length at which angles change: among rows that generate equally many tokens none does.
+        apart = max(contexts, default=0) + max((r.max_new_tokens for r in asked), default=0) > self._sides.longest
+        labels = [(self._sides.of(r), r.max_new_tokens if apart else 0) for r in asked]
+        for batch in batches_by_length(lengths, self.max_tokens, labels):
             yield from self._generate_batch({indices[i]: requests[indices[i]] for i in batch}, state)
 
     def _generate_batch(

@@ -99,9 +99,11 @@ def _grouped(
 def _flash_for_cpu(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, causal: bool, mask: torch.Tensor | None
 ) -> Partial:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=mask, scale=scaling
     )
+    # In double precision its log-sum-exp is in double precision too.
+    return out, lse.float()
 
 
 def _efficient(

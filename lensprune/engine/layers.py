@@ -16,17 +16,33 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 
-from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan
+from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan, AttentionSettings
 from lensprune.engine.edits import LayerEdits, RowEdit
-from lensprune.errors import LensPruneError
-from lensprune.models.base import HookedModel
+from lensprune.engine.out_of_memory import out_of_memory
+from lensprune.errors import LensPruneError, first_line
+from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.bridge import hookless_twin
 
-__all__ = ["FlatBatch", "LayerStack", "UnsupportedByFastPath"]
+__all__ = ["FlatBatch", "LayerStack", "UnsupportedByFastPath", "errors_as_unsupported"]
 
 
 class UnsupportedByFastPath(LensPruneError):
     """The model cannot be run layer by layer; the hooked executor can still run it."""
+
+
+@contextmanager
+def errors_as_unsupported(facts: ModelFacts) -> Iterator[None]:
+    """Turn an error of the model's own code into `UnsupportedByFastPath`; want of memory stays what it is."""
+    try:
+        yield
+    except UnsupportedByFastPath:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise UnsupportedByFastPath(
+            f"{facts.architecture}: cannot run layer by layer ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 @dataclass
@@ -54,11 +70,33 @@ class FlatBatch:
         return FlatBatch(self.position_ids[:, index], self.embedded[:, index], {layer: arguments})
 
 
+class _Witness:
+    """An attention plan that notes what a layer passes."""
+
+    settings: AttentionSettings | None = None
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
+    ) -> Float[torch.Tensor, "tok head d_head"]:
+        self.settings = settings
+        return q.new_zeros(q.shape[1], q.shape[0], v.shape[-1])
+
+
+def _window_of(config: Any, layer: int) -> tuple[int | None, int | None]:
+    """Size of a layer's sliding window and of its attention chunks, each ``None`` where the layer has none."""
+    types = getattr(config, "layer_types", None)
+    kind = types[layer] if types else "sliding, chunked"
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    chunk = getattr(config, "attention_chunk_size", None)
+    return (window or None) if "sliding" in kind else None, (chunk or None) if "chunked" in kind else None
+
+
 class LayerStack:
     """The decoder layers of a model without hook points that shares the hooked model's weights.
 
     Raises:
-        UnsupportedByFastPath: there is no such twin, or its layers do not have the expected form.
+        UnsupportedByFastPath: there is no such twin, or its layers do not have the expected form, or attend otherwise
+            than an `AttentionPlan` is told.
     """
 
     def __init__(self, model: HookedModel) -> None:
@@ -87,6 +125,41 @@ class LayerStack:
             if "attention_mask" not in signature.parameters:
                 raise UnsupportedByFastPath(f"{model.facts.architecture}: its layers take no attention_mask")
         self._set_attention(raw)
+        with errors_as_unsupported(model.facts), torch.no_grad():
+            self._try_layers(model.facts)
+
+    def _try_layers(self, facts: ModelFacts) -> None:
+        """Run one token through the layers, and refuse those that stand-ins or an `AttentionPlan` cannot replace."""
+        witnesses = [_Witness() for _ in self._layers]
+
+        def watched(layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                bound = self._signatures[layer].bind(*args, **kwargs)
+                bound.arguments["attention_mask"] = witnesses[layer]
+                out = forward(*bound.args, **bound.kwargs)
+                if isinstance(out, tuple):
+                    raise UnsupportedByFastPath(f"{facts.architecture}: layer {layer} returns more than the residual")
+                return out
+
+            return call
+
+        token = torch.zeros(1, 1, dtype=torch.long, device=facts.device)
+        with self._replaced([watched(i, layer.forward) for i, layer in enumerate(self._layers)]):
+            self._raw.base_model(input_ids=token, position_ids=token, use_cache=False)
+        config = self._raw.config.get_text_config()
+        for layer, witness in enumerate(witnesses):
+            where = f"{facts.architecture}: layer {layer}"
+            settings = witness.settings
+            if settings is None:
+                raise UnsupportedByFastPath(f"{where} does not attend through transformers' attention functions")
+            if settings.sinks:
+                raise UnsupportedByFastPath(f"{where} has attention sinks")
+            window, chunk = _window_of(config, layer)
+            # The mask alone would tell, and a plan stands in its place.
+            if settings.window is None and window is not None and window < facts.n_ctx:
+                raise UnsupportedByFastPath(f"{where} attends to {window} tokens, but its attention does not say so")
+            if chunk is not None and chunk < facts.n_ctx:
+                raise UnsupportedByFastPath(f"{where} attends within chunks of {chunk} tokens")
 
     @staticmethod
     def _branch_module(block: Any, layer: torch.nn.Module, site: str) -> torch.nn.Module:
@@ -152,8 +225,7 @@ class LayerStack:
                     module = self._branches[site][layer]
                     handle = module.register_forward_hook(_branch_hook(branch_edits, positions))
                     stack.callback(handle.remove)
-            out = self._layers[layer](hidden, **{**batch.arguments[layer], "attention_mask": plan})
-        return out[0] if isinstance(out, tuple) else out
+            return self._layers[layer](hidden, **{**batch.arguments[layer], "attention_mask": plan})
 
     def logits(self, hidden: Float[torch.Tensor, "tok d_model"]) -> Float[torch.Tensor, "tok d_vocab"]:
         """Final norm and unembedding of residuals that left the last layer."""

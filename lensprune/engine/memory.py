@@ -1,4 +1,4 @@
-"""From an amount of memory to the budgets of the forked executor, and what to do when it was too much."""
+"""From an amount of memory to the budgets of the forked executor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.errors import UserError
 from lensprune.models.base import ModelFacts
 
-__all__ = ["budgets", "gpu_limits", "limits_for_memory", "out_of_memory", "parse_memory"]
+__all__ = ["budgets", "gpu_limits", "limits_for_memory", "parse_memory"]
 
 UNEMBED_ROWS = 256
 """Positions unembedded at once; bounds the logits held to so many rows of the vocabulary."""
@@ -98,11 +98,3 @@ def budgets(facts: ModelFacts, max_tokens: int | None, memory: str | None) -> De
         return max_tokens
     limits = limits_for_memory(facts, parse_memory(memory))
     return limits if max_tokens is None else replace(limits, tokens=max_tokens)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on an accelerator or on the CPU."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and bool(re.search(r"not enough memory|can't allocate memory", str(error)))

@@ -11,16 +11,17 @@ import torch
 from jaxtyping import Bool, Float
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
-from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import pad_left
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
 from lensprune.engine.tree_scoring import Scored, scored_positions
-from lensprune.errors import UserError, unknown_name
+from lensprune.errors import unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest
 
@@ -69,15 +70,12 @@ def trace_tokens(
         progress: called with the number of finished (variant, request) pairs.
 
     Raises:
-        UserError: unknown executor, or a variant that needs a reference and has none.
+        UserError: unknown executor, a name used twice, or a variant that needs a reference and has none.
         HookNeverFired: a hook of a variant did not fire.
     """
     if executor not in ("forked", "hooked"):
         raise unknown_name("executor", executor, ("forked", "hooked"))
-    for variant in variants:
-        variant.check(model.facts)
-        if variant.needs_reference and reference is None:
-            raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+    check_variants(variants, model.facts, reference)
     stack = None
     if executor == "forked":
         try:
@@ -87,7 +85,8 @@ def trace_tokens(
     traces: list[list[TokenTrace | None]] = [[None] * len(requests) for _ in variants]
     fast = [i for i, variant in enumerate(variants) if stack is not None and not variant.hooks]
     slow = [i for i in range(len(variants)) if i not in fast]
-    for chunk in _chunks(requests, most_positions):
+    sides = RopeSides(model)
+    for chunk in _chunks(requests, most_positions, [sides.of_length(len(r.input_ids)) for r in requests]):
         asked = [requests[i] for i in chunk]
         if fast and stack is not None:
             order = {variants[i].name: i for i in fast}
@@ -105,15 +104,17 @@ def trace_tokens(
     return [[trace for trace in own if trace is not None] for own in traces]
 
 
-def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int) -> Iterator[list[int]]:
+def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int, sides: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of requests that run in one call, each with the same of `sides`."""
     # Neighbours by their contexts share prefixes.
-    order = sorted(range(len(requests)), key=lambda i: requests[i].context_ids)
+    order = sorted(range(len(requests)), key=lambda i: (sides[i], requests[i].context_ids))
     chunk: list[int] = []
     positions = tokens = 0
     for i in order:
         size = len(requests[i].continuation_ids)
         length = len(requests[i].context_ids) + size
-        if chunk and (positions + size > most_positions or tokens + length > _MOST_TOKENS):
+        full = positions + size > most_positions or tokens + length > _MOST_TOKENS
+        if chunk and (full or sides[i] != sides[chunk[0]]):
             yield chunk
             chunk, positions, tokens = [], 0, 0
         chunk.append(i)
@@ -164,7 +165,7 @@ def _forked(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
 ) -> Iterator[tuple[Variant, list[TokenTrace]]]:
-    tree = build_tree([(r.context_ids + r.continuation_ids)[:-1] for r in requests])
+    tree = build_tree([r.input_ids for r in requests])
     scored = scored_positions(tree, requests).to(model.facts.device)
     wanted = scored.positions
     with torch.inference_mode():
@@ -180,7 +181,7 @@ def _hooked(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
 ) -> Iterator[list[TokenTrace]]:
-    rows = [(r.context_ids + r.continuation_ids)[:-1] for r in requests]
+    rows = [r.input_ids for r in requests]
     padded = pad_left(rows, pad_token_id(model), model.facts.device)
     kept = max(len(r.continuation_ids) for r in requests)
 

@@ -39,9 +39,7 @@ def scored_positions(tree: PrefixTree, requests: Sequence[LoglikelihoodRequest])
     flat = [
         position
         for request in requests
-        for position in tree.flat_positions(
-            (request.context_ids + request.continuation_ids)[:-1], len(request.continuation_ids)
-        )
+        for position in tree.flat_positions(request.input_ids, len(request.continuation_ids))
     ]
     positions, rows = torch.tensor(flat).unique(return_inverse=True)
     targets = torch.tensor([token for request in requests for token in request.continuation_ids])

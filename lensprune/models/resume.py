@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -13,18 +14,41 @@ from lensprune.models.base import HookedModel, NamedHook
 __all__ = ["resumed_at"]
 
 
-class _PassThrough(torch.nn.Module):
-    """Stands where a block was and hands its input on; anything else that is asked of it, the block answers."""
+_TUPLES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
-    def __init__(self, block: torch.nn.Module) -> None:
+
+class _PassThrough(torch.nn.Module):
+    """Stands where a block was and hands its input on, in a tuple where the block returns one; anything else that is
+    asked of it, the block answers."""
+
+    def __init__(self, block: torch.nn.Module, returns_tuple: bool) -> None:
         super().__init__()
         object.__setattr__(self, "_block", block)
+        object.__setattr__(self, "_returns_tuple", returns_tuple)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_block"), name)
 
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return hidden
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor]:
+        return (hidden,) if self._returns_tuple else hidden
+
+
+def _returns_tuple(model: HookedModel) -> bool:
+    """Whether the model's blocks return tuples, of which it takes the first (GPT-Neo, Falcon, Bloom)."""
+    module: Any = model.module
+    if module not in _TUPLES:
+
+        def look(block: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            _TUPLES[module] = isinstance(output, tuple)
+
+        token = torch.zeros(1, 1, dtype=torch.long, device=model.facts.device)
+        handle = module.blocks[0].register_forward_hook(look)
+        try:
+            with torch.no_grad():
+                model.forward(token, torch.ones_like(token), token, logits_to_keep=1)
+        finally:
+            handle.remove()
+    return _TUPLES[module]
 
 
 @contextmanager
@@ -35,6 +59,7 @@ def resumed_at(model: HookedModel, layer: int, residual: torch.Tensor) -> Iterat
     there. Only for runs without a key/value cache. Blocks are replaced in place, because models index their layers.
     """
     module: Any = model.module
+    returns_tuple = _returns_tuple(model)
     blocks = module.blocks._modules
     kept = {str(index): blocks[str(index)] for index in range(layer)}
 
@@ -42,7 +67,7 @@ def resumed_at(model: HookedModel, layer: int, residual: torch.Tensor) -> Iterat
         return residual
 
     try:
-        blocks.update({index: _PassThrough(block) for index, block in kept.items()})
+        blocks.update({index: _PassThrough(block, returns_tuple) for index, block in kept.items()})
         yield [(f"blocks.{layer}.hook_resid_pre", start)]
     finally:
         blocks.update(kept)

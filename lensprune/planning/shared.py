@@ -73,7 +73,7 @@ def likelihood_chunks(requests: Sequence[Request], variants: Sequence[Variant], 
     scored: dict[Tokens, int] = {}
     for request in requests:
         if isinstance(request, LoglikelihoodRequest):
-            row = (request.context_ids + request.continuation_ids)[:-1]
+            row = request.input_ids
             scored[row] = max(scored.get(row, 0), len(request.continuation_ids))
     for sequences in chunk_sequences(list(scored), budget):
         tree = build_tree(sequences)

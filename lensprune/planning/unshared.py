@@ -43,7 +43,7 @@ def hooked_batches(requests: Sequence[Request], budget: int) -> Iterator[Batch]:
     generated: list[GenerateRequest] = []
     for request in requests:
         if isinstance(request, LoglikelihoodRequest):
-            row = (request.context_ids + request.continuation_ids)[:-1]
+            row = request.input_ids
             kept[row] = max(kept.get(row, 0), len(request.continuation_ids))
         else:
             generated.append(request)

@@ -25,6 +25,11 @@ class LoglikelihoodRequest:
     context_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
 
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """What the model reads: nothing is predicted from the last token."""
+        return (self.context_ids + self.continuation_ids)[:-1]
+
 
 @dataclass(frozen=True)
 class GenerateRequest:

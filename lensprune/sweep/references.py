@@ -70,7 +70,8 @@ def fewshot_prompts(
     for own, index in zip(asked, right, strict=True):
         request = own.requests[index]
         answer = request.continuation_ids if isinstance(request, LoglikelihoodRequest) else ()
-        prompts.append(request.context_ids + answer)
+        # The model never reads an answer's last token, so a context may have been left one token too long for it.
+        prompts.append((request.context_ids + answer)[-model.facts.n_ctx :])
     return prompts
 
 

@@ -12,6 +12,7 @@ from lensprune.ablation.variants import (
     OVER_HEADS,
     AblationKind,
     Variant,
+    check_names,
     enumerate_variants,
     parse_indices,
 )
@@ -76,14 +77,11 @@ def with_clean(variants: Sequence[Variant], facts: ModelFacts) -> tuple[Variant,
     changed = [variant for variant in variants if not (variant.is_clean and variant.name == CLEAN.name)]
     if not changed:
         raise UserError("there are no variants to sweep over: give at least one")
-    seen = {CLEAN.name}
     for variant in changed:
         if variant.is_clean:
             raise UserError(
                 f"variant {variant.name!r} changes nothing: only {CLEAN.name!r} may, and it is always included"
             )
-        if variant.name in seen:
-            raise UserError(f"variant name {variant.name!r} is used twice: every variant needs a name of its own")
-        seen.add(variant.name)
         variant.check(facts)
+    check_names([CLEAN, *changed])
     return (CLEAN, *changed)

@@ -117,6 +117,8 @@ def test_reference_is_required_and_must_not_be_empty() -> None:
     variant = Variant("m", (Ablation(MLP(1), "mean"),))
     with pytest.raises(UserError, match="needs reference"):
         VariantHooks(model, variant, BatchState())
+    with pytest.raises(UserError, match="has 513 tokens, and the context of llama holds 512"):
+        collect_reference(model, [[10], [11] * 513], [variant])
     with pytest.raises(UserError, match="there are none"):
         collect_reference(model, [], [variant])
     with pytest.raises(UserError, match="pooled"):

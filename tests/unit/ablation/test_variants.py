@@ -9,6 +9,7 @@ from lensprune.ablation import (
     Ablation,
     Head,
     Layer,
+    Variant,
     cumulative,
     each_head,
     each_kv_group,
@@ -59,6 +60,12 @@ def test_table_columns() -> None:
         (lambda m: layer_range(m, 2, 1), "empty"),
         (lambda m: cumulative(m, at_most=9), "choose 1 to 3"),
         (lambda m: Ablation(Layer(0), "oblate"), "unknown ablation"),
+        (
+            lambda m: Variant(
+                "two", (Ablation(Layer(1), "skip"), Ablation(Head(0, 1), "zero"), Ablation(Layer(1), "mean"))
+            ),
+            "'two' ablates L1 by skip and mean",
+        ),
     ],
 )
 def test_errors_name_the_valid_choice(call, message: str) -> None:

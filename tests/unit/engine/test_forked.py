@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -24,11 +25,13 @@ from lensprune.ablation import (
     layer_range,
 )
 from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
+from lensprune.engine.layers import UnsupportedByFastPath
 from lensprune.engine.tree import build_tree, chunk_sequences
 from lensprune.errors import UserError
+from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse, Request
-from tests.families import FAMILIES
+from tests.families import FAMILIES, save_folder
 from tests.models_cache import generation_requests, likelihood_requests, tiny
 
 PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
@@ -109,6 +112,46 @@ def test_unsupported_model_falls_back_with_a_warning() -> None:
     assert make_executor("forked", tiny("llama")).name == "forked"
     with pytest.raises(UserError, match="forked"):
         make_executor("froked", tiny("llama"))
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("gpt_neo", "cannot run layer by layer"),
+        ("falcon", "cannot run layer by layer"),
+        ("bloom", "cannot find its layers"),
+        ("gpt_oss", "layer 0 has attention sinks"),
+        ("qwen2_moe", "layer 1 attends to 40 tokens, but"),
+    ],
+)
+def test_attention_of_another_kind_is_left_to_the_hooked_executor(family: str, reason: str) -> None:
+    model = tiny(family)
+    with pytest.warns(UserWarning, match=f"hooked one takes over: .*{reason}"):
+        executor = make_executor("forked", model)
+    assert executor.name == "hooked"
+    requests = likelihood_requests(model)
+    chosen = [CLEAN, *each_layer(model, layers=[1])]
+    assert list(executor.run(requests, chosen)) == list(HookedExecutor(model).run(requests, chosen))
+
+
+def test_a_window_that_no_text_exceeds_is_none(tmp_path: Path) -> None:
+    model = as_hooked_model(load_model(save_folder("qwen2_moe", tmp_path / "model", sliding_window=512)))
+    assert make_executor("forked", model).name == "forked"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(RuntimeError("shape is invalid"), UnsupportedByFastPath), (MemoryError(), MemoryError)]
+)
+def test_any_error_on_the_probe_but_want_of_memory_is_a_refusal(
+    error: Exception, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("lensprune.engine.forked.fork_variants", fail)
+    with pytest.raises(raised) as caught:
+        ForkedExecutor(tiny("llama"))
+    assert error in (caught.value, caught.value.__cause__)
 
 
 @pytest.mark.parametrize("seed", range(200))

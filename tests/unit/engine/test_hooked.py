@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lensprune.ablation import CLEAN, Ablation, Head, Layer, Variant
-from lensprune.engine import HookedExecutor
+from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
@@ -90,6 +90,29 @@ def test_mixed_requests_keep_their_order_and_progress_counts_rows() -> None:
         assert isinstance(response, GenerateResponse) == isinstance(request, GenerateRequest)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "llama"])
+def test_short_answers_to_long_prompts_wait_within_the_context(family: str) -> None:
+    """GPT-2 has no positions past its context, and GPT-Neo no mask."""
+    model = tiny(family)
+    requests = [
+        GenerateRequest(tuple(range(5, 205)) * 2 + tuple(range(5, 105)), ("\x00",), 12),
+        GenerateRequest((10, 11, 12), ("\x00",), 60),
+    ]
+    executor = HookedExecutor(model)
+    [together] = executor.run(requests, [CLEAN])
+    apart = tuple(next(executor.run([request], [CLEAN])).responses[0] for request in requests)
+    assert together.responses == apart
+    assert [len(r.token_ids) for r in apart if isinstance(r, GenerateResponse)] == [12, 60]
+
+
+@pytest.mark.parametrize("executor", [HookedExecutor, ForkedExecutor])
+def test_a_name_used_twice_is_refused(executor: type[HookedExecutor | ForkedExecutor]) -> None:
+    model = tiny("llama")
+    same = [Variant("same", (Ablation(Layer(layer), "skip"),)) for layer in (0, 2)]
+    with pytest.raises(UserError, match="'same' is used twice"):
+        list(executor(model).run(likelihood_requests(model), same))
+
+
 def test_non_finite_logits_are_said_and_do_not_stop_the_run(tmp_path) -> None:
     model = as_hooked_model(load_model(save_folder("llama", tmp_path / "llama"), self_check=False))
     with torch.no_grad():
@@ -111,5 +134,6 @@ def test_padding_and_batches() -> None:
     assert padded.position_ids.tolist() == [[0, 1, 2], [0, 0, 0]]
     batches = list(batches_by_length([3, 10, 4, 4], 8))
     assert batches == [[1], [2, 3], [0]]
+    assert list(batches_by_length([3, 4, 4, 4], 20, ["a", "a", "b", "a"])) == [[1, 3, 0], [2]]
     with pytest.raises(UserError, match="positive"):
         list(batches_by_length([1], 0))

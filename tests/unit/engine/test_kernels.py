@@ -14,7 +14,7 @@ from lensprune.engine.kernels import Packed, flash_packed
 from lensprune.engine.tree import build_tree
 from tests import DEVICE
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
 def products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
 from lensprune.engine.decoding.decoder import GroupDecoder
 from lensprune.engine.decoding.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
 from lensprune.engine.layers import LayerStack
-from lensprune.engine.memory import gpu_limits, limits_for_memory, out_of_memory, parse_memory
+from lensprune.engine.memory import gpu_limits, limits_for_memory, parse_memory
+from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.tree import chunk_sequences
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse

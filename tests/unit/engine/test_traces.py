@@ -44,6 +44,16 @@ def test_forked_equals_hooked(family: str) -> None:
     assert min(trace.kl.mean() for trace in fast[1]) > 1e-3
 
 
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt_oss", "qwen2_moe"])
+def test_attention_of_another_kind_takes_the_hooked_path(family: str) -> None:
+    model = tiny(family)
+    with pytest.warns(UserWarning, match="take the hooked path"):
+        [fast] = trace_tokens(model, asked(family), [CLEAN])
+    [slow] = trace_tokens(model, asked(family), [CLEAN], executor="hooked")
+    for mine, other in zip(fast, slow, strict=True):
+        assert (mine.logprob == other.logprob).all()
+
+
 def test_columns_by_definition() -> None:
     model = tiny("llama")
     context, continuation = tuple(model.tokenizer.encode(TEXTS[0])), tuple(model.tokenizer.encode(" so it is"))
@@ -95,5 +105,7 @@ def test_users_hooks_and_mistakes() -> None:
         assert not trace.agrees.any()
     with pytest.raises(UserError, match="forked"):
         trace_tokens(model, [], [CLEAN], executor="froked")
+    with pytest.raises(UserError, match="'clean' is used twice"):
+        trace_tokens(model, asked("gpt2")[:1], [CLEAN, CLEAN])
     with pytest.raises(UserError, match="needs reference"):
         trace_tokens(model, [], each_attention(model, "mean"))

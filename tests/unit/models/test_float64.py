@@ -1,14 +1,14 @@
-"""Double precision: padding does not matter there either."""
+"""Double precision: padding does not matter there either, and the executors agree."""
 
 from __future__ import annotations
 
 import pytest
 
-from lensprune.ablation.variants import CLEAN
-from lensprune.engine import HookedExecutor
+from lensprune.ablation.variants import CLEAN, each_head, each_layer
+from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.protocols.requests import LoglikelihoodResponse
 from tests.families import FAMILIES
-from tests.models_cache import likelihood_requests
+from tests.models_cache import generation_requests, likelihood_requests
 from tests.unit.attribution.test_nodes import double
 
 
@@ -23,3 +23,19 @@ def test_padded_rows_score_as_single_ones_do(family: str) -> None:
         assert isinstance(one, LoglikelihoodResponse)
         assert isinstance(other, LoglikelihoodResponse)
         assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_forked_gives_what_hooked_does(family: str) -> None:
+    model = double(family)
+    requests = [*likelihood_requests(model), *generation_requests(model)]
+    variants = [CLEAN, *each_layer(model, layers=[1]), *each_head(model, layers=[2], heads=[3])]
+    for fast, slow in zip(
+        ForkedExecutor(model).run(requests, variants), HookedExecutor(model).run(requests, variants), strict=True
+    ):
+        for one, other in zip(fast.responses, slow.responses, strict=True):
+            if isinstance(one, LoglikelihoodResponse):
+                assert isinstance(other, LoglikelihoodResponse)
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+            else:
+                assert one == other

@@ -1,0 +1,46 @@
+"""LongRoPE: rotary angles that depend on the longest row of a call.
+
+transformers takes one set of angles for a whole call, chosen by the largest position in it, so a short row beside a
+long one would be scored with the long one's angles. Rows on different sides of the switch must not share a call. Its
+other rule by length, ``dynamic``, changes angles past the model's context only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import GenerateRequest, Request
+
+__all__ = ["RopeSides"]
+
+
+class RopeSides:
+    """Which requests of a model may share a call; without LongRoPE, all of them.
+
+    `longest` is the length in tokens up to which angles are those of short texts, at most the model's context.
+    """
+
+    def __init__(self, model: HookedModel) -> None:
+        config: Any = getattr(getattr(model.module, "original_model", None), "config", None)
+        parameters = {} if config is None else getattr(config.get_text_config(), "rope_parameters", None) or {}
+        # Some families have one set for each type of layer.
+        sets = [own for own in parameters.values() if isinstance(own, dict)] or [parameters]
+        self._switches = {own["original_max_position_embeddings"] for own in sets if own.get("rope_type") == "longrope"}
+        self.longest: int = min(self._switches | {model.facts.n_ctx})
+
+    def of_length(self, length: int) -> int:
+        """How many switches a text of so many tokens is past."""
+        return sum(length > switch for switch in self._switches)
+
+    def of(self, request: Request) -> Hashable:
+        """A label; requests may share calls if theirs are equal, and 0 is that of short texts.
+
+        A generation that passes the switch on its way does so at a step that its prompt's length decides.
+        """
+        if not isinstance(request, GenerateRequest):
+            return self.of_length(len(request.input_ids))
+        length = len(request.context_ids)
+        first, last = self.of_length(length), self.of_length(length + request.max_new_tokens - 1)
+        return first if first == last else ("passes", length)

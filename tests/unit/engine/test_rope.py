@@ -1,0 +1,77 @@
+"""LongRoPE: an answer does not depend on how long the texts beside it are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from lensprune.ablation import CLEAN, each_head, each_layer
+from lensprune.engine import Executor, ForkedExecutor, HookedExecutor
+from lensprune.engine.rope import RopeSides
+from lensprune.engine.traces import trace_tokens
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, Request
+from tests.models_cache import tiny
+
+SWITCH = 32
+CONTINUATION = 3
+SCORED = (5, 28, 30, 31, 70, 100)
+GENERATED = ((5, 4), (10, 40), (10, 5), (20, 13), (20, 14), (31, 2), (32, 1), (33, 9), (80, 5), (10, 33))
+"""Prompt lengths and new tokens: within the switch, past it, and passing it on the way; some end while others go on."""
+
+
+def requests() -> list[Request]:
+    rng = Random(0)
+
+    def words(size: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(4, 250) for _ in range(size))
+
+    scored = [LoglikelihoodRequest(words(size), words(CONTINUATION)) for size in SCORED]
+    return [*scored, *(GenerateRequest(words(size), ("\x00",), new) for size, new in GENERATED)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        HookedExecutor,
+        lambda model: HookedExecutor(model, 60),
+        ForkedExecutor,
+        lambda model: ForkedExecutor(model, max_tokens=60),
+    ],
+)
+def test_answers_are_those_of_each_request_alone(make: Callable[..., Executor]) -> None:
+    model = tiny("long_rope")
+    variants = [CLEAN, *each_layer(model, layers=[1]), *each_head(model, layers=[2], heads=[1])]
+    alone = [list(HookedExecutor(model).run([request], variants)) for request in requests()]
+    done: list[int] = []
+    for v, result in enumerate(make(model).run(requests(), variants, progress=done.append)):
+        for response, own in zip(result.responses, alone, strict=True):
+            [expected] = own[v].responses
+            if isinstance(response, LoglikelihoodResponse):
+                assert isinstance(expected, LoglikelihoodResponse)
+                assert response.logprob == pytest.approx(expected.logprob, abs=1e-4)
+            else:
+                assert response == expected
+    assert sum(done) == len(requests()) * len(variants)
+
+
+@pytest.mark.parametrize("executor", ["forked", "hooked"])
+def test_traces_are_those_of_each_text_alone(executor: str) -> None:
+    model = tiny("long_rope")
+    texts = [request for request in requests() if isinstance(request, LoglikelihoodRequest)]
+    [together] = trace_tokens(model, texts, [CLEAN], executor=executor)
+    for text, found in zip(texts, together, strict=True):
+        [[expected]] = trace_tokens(model, [text], [CLEAN], executor="hooked")
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_sides() -> None:
+    sides = RopeSides(tiny("long_rope"))
+    scored = [sides.of(LoglikelihoodRequest((5,) * size, (6,) * CONTINUATION)) for size in (30, 31)]
+    assert scored == [0, 1]
+    cases = [(32, 1), (33, 1), (20, 13), (20, 14)]
+    assert [sides.of(GenerateRequest((5,) * size, (), new)) for size, new in cases] == [0, 1, 0, ("passes", 20)]
+    other = RopeSides(tiny("llama"))
+    assert (sides.longest, other.longest) == (SWITCH, 512)
+    assert other.of(GenerateRequest((5,) * 500, (), 12)) == 0
