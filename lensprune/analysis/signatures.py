@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ SIGNATURE_COLUMNS = (
     "task",
     "protocol",
     "ablation",
+    "layers",
     "verdict",
     "n",
     "value",
@@ -33,6 +36,8 @@ SIGNATURE_COLUMNS = (
     "likelihood_ci_low",
     "likelihood_ci_high",
 )
+LEAST_SHARE = 1 / 3
+"""Of each band's layers, that must have been removed for the band to be spoken of: every third one, say."""
 AT_CHANCE = "at chance"
 _LIKELIHOODS = ("default", "continuation")
 
@@ -45,30 +50,41 @@ def verdict(low: float, high: float, margin: float = MARGIN) -> str:
     return "not seen" if low > -margin else "not resolvable"
 
 
-def _changes(group: Group, n_layers: int) -> dict[str, dict[str, Float[np.ndarray, " item"]]]:
-    """Each item's mean change over the removed layers of the first band, and over those after it, by ablation.
+@dataclass(frozen=True)
+class _Change:
+    """Each item's mean change over the removed layers of the first band, and over those after it; how many layers
+    these are."""
 
-    Ablations that leave out a whole band are left out.
-    """
+    first: Float[np.ndarray, " item"]
+    later: Float[np.ndarray, " item"]
+    layers: str
+
+
+def _changes(group: Group, n_layers: int) -> dict[str, _Change]:
+    """Changes by ablation; ablations of too few layers of a band are left out."""
+    sizes = Counter(band_of(layer, n_layers) for layer in range(n_layers))
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     for name, cell in group.cells.items():
         layer = cell.facts["layer"]
         if name != CLEAN.name and cell.facts["component"] == "layer" and isinstance(layer, int):
             bands = found.setdefault(str(cell.facts["ablation"]), {band: [] for band in BANDS})
             bands[band_of(layer, n_layers)].append(cell.correct.astype(float) - group.clean.correct)  # type: ignore[union-attr]
-    complete = {ablation: bands for ablation, bands in found.items() if all(bands.values())}
+    complete = {
+        ablation: bands
+        for ablation, bands in found.items()
+        if all(bands[band] and len(bands[band]) >= LEAST_SHARE * sizes[band] for band in BANDS)
+    }
     if not complete:
         raise UserError(
-            "signatures need single layers removed in the first 30%, the middle and the last 30% of the depth: "
-            "sweep over layers"
+            "signatures need every third layer or more removed, one at a time, in the first 30%, the middle and the "
+            "last 30% of the depth: sweep over layers"
         )
-    return {
-        ablation: {
-            "first": np.mean(bands["first"], axis=0),
-            "later": np.mean([*bands["middle"], *bands["last"]], axis=0),
-        }
-        for ablation, bands in complete.items()
-    }
+    changes = {}
+    for ablation, bands in complete.items():
+        later = [*bands["middle"], *bands["last"]]
+        removed = f"{len(bands['first'])} of {sizes['first']}, {len(later)} of {n_layers - sizes['first']}"
+        changes[ablation] = _Change(np.mean(bands["first"], axis=0), np.mean(later, axis=0), removed)
+    return changes
 
 
 def signatures(
@@ -77,8 +93,9 @@ def signatures(
     """One row a signature and (task, protocol, ablation), with the columns `SIGNATURE_COLUMNS`.
 
     Layers are those removed one at a time by the same ablation; *first* is the first 30% of the depth, *later* the
-    rest, and a band's change is the mean of Δμ over its removed layers. An ablation that removed none of the first 30%,
-    the middle or the last 30% has no row.
+    rest, and a band's change is the mean of Δμ over its removed layers. An ablation that removed less than a third of
+    the layers of the first 30%, the middle or the last 30% has no row. `layers`: how many were, of *first* and of
+    *later*.
 
     * ``early drop``: change in *first* minus change in *later*, under each protocol; below zero when shallow layers
       are needed more.
@@ -91,7 +108,8 @@ def signatures(
     `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
 
     Raises:
-        UserError: no ablation removed single layers in all three bands of the depth, or `margin` is not positive.
+        UserError: no ablation removed enough single layers in all three bands of the depth, or `margin` is not
+            positive.
     """
     if not margin > 0:
         raise UserError(f"margin {margin} is not a loss of accuracy: expected a number above 0")
@@ -108,7 +126,11 @@ def _of_task(groups: dict[str, Group], n_layers: int, margin: float) -> list[dic
     by_protocol = {protocol: _changes(group, n_layers) for protocol, group in groups.items()}
     ablations = dict.fromkeys(ablation for of_protocol in by_protocol.values() for ablation in of_protocol)
     return [
-        {**row, "ablation": ablation}
+        {
+            **row,
+            "ablation": ablation,
+            "layers": next(of[ablation].layers for of in by_protocol.values() if ablation in of),
+        }
         for ablation in ablations
         for row in _of_ablation(
             groups, {protocol: of[ablation] for protocol, of in by_protocol.items() if ablation in of}, margin
@@ -116,20 +138,18 @@ def _of_task(groups: dict[str, Group], n_layers: int, margin: float) -> list[dic
     ]
 
 
-def _of_ablation(
-    groups: dict[str, Group], changes: dict[str, dict[str, Float[np.ndarray, " item"]]], margin: float
-) -> list[dict[str, object]]:
+def _of_ablation(groups: dict[str, Group], changes: dict[str, _Change], margin: float) -> list[dict[str, object]]:
     # With the same clean outcome on both sides, first − later is between −1 and 1; across protocols it can reach ±2.
     rows = [
-        _row("early drop", groups[protocol], change["first"] - change["later"], 1, margin)
+        _row("early drop", groups[protocol], change.first - change.later, 1, margin)
         for protocol, change in changes.items()
     ]
     if "generate" not in changes:
         return rows
-    group, generated = groups["generate"], changes["generate"]["later"]
+    group, generated = groups["generate"], changes["generate"].later
     rows.append(_row("deep loss of generation", group, generated, 1, margin))
     for protocol in (p for p in _LIKELIHOODS if p in changes):
-        likelihood = changes[protocol]["later"]
+        likelihood = changes[protocol].later
         row = _row("likelihood flat, generation drops", group, generated - likelihood, 2, margin)
         rows.append(_asking_for_flat(row, groups[protocol], likelihood, margin))
     return rows

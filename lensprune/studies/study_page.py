@@ -33,6 +33,7 @@ _SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
     "ablation": Column("removed by"),
+    "layers": Column("layers, first and later"),
     "verdict": Column("verdict"),
     "n": Column("n", "d"),
     "value": Column("value", "+.3f"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import pytest
 
 from lensprune.ablation.components import Layer
@@ -95,6 +96,20 @@ def test_each_ablation_has_signatures_of_its_own() -> None:
     assert found["verdict"].to_dict() == {"skip": "seen", "mean": "not seen"}
     # First minus later changes by at most 1, so no change in 100 items is ±0.036.
     assert found.loc["mean", "ci_high"] == pytest.approx(1 - 0.025 ** (1 / 100))
+
+
+def test_a_handful_of_layers_does_not_stand_for_the_depth() -> None:
+    """Of 30 layers every third one is enough, and two chosen ones of the first nine are not."""
+
+    def found(chosen: list[int]) -> pd.DataFrame:
+        cells = {CLEAN: right(10, 10), **{skip(layer): right(1 if layer < 9 else 10, 10) for layer in chosen}}
+        return signatures(stored({("t", "default"): cells}), [("t", "default")], [own.name for own in cells], 30)
+
+    every_third = found(list(range(0, 30, 3)))
+    assert every_third["layers"].to_list() == ["3 of 9, 7 of 21"]
+    assert every_third["value"].to_list() == pytest.approx([-0.9])
+    with pytest.raises(UserError, match="every third layer or more"):
+        found([0, 1, 9, 12, 15, 18, 21, 24, 27])
 
 
 def run_signatures(outcomes: Outcomes) -> dict[tuple[str, str], str]:
