@@ -15,6 +15,7 @@ from lensprune.attribution.graph import Edge, EdgeGraph
 from lensprune.attribution.pairs import PromptPair, pair_batches
 from lensprune.attribution.runs import require_split_inputs
 from lensprune.attribution.writers import check_additive, replace_edges, writes_of
+from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 
@@ -122,9 +123,18 @@ class CircuitMetrics:
 
 
 def circuit_metrics(
-    model: Any, pairs: Sequence[PromptPair], circuits: Sequence[Circuit], *, batch_size: int = _PAIRS
+    model: Any,
+    pairs: Sequence[PromptPair],
+    circuits: Sequence[Circuit],
+    *,
+    batch_size: int = _PAIRS,
+    progress: ProgressCallback | None = None,
 ) -> CircuitMetrics:
     """Run the clean prompts with every edge outside a circuit carrying what its writer writes on the corrupt prompt.
+
+    Args:
+        batch_size: pairs a pass; changes nothing but speed and memory.
+        progress: called with the number of finished (circuit, pair) passes.
 
     Raises:
         UserError: a circuit of another model's shape, an architecture without edges, or clean and corrupt prompts that
@@ -148,6 +158,8 @@ def circuit_metrics(
             removed = graph.edges & ~circuit.kept
             out = replace_edges(hooked, graph, batch.clean, removed[None], corrupt)
             totals[place] += float(batch.metric(out).double().sum())
+            if progress is not None:
+                progress(len(batch.clean))
     n = len(pairs)
     if clean_total == corrupt_total:
         raise UserError("clean and corrupt prompts have the same logit difference: there is nothing to be faithful to")

@@ -14,6 +14,7 @@ from lensprune.attribution.graph import EdgeGraph, ReaderGroup
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.runs import Edit, edge_inputs, edit_hook, require_split_inputs, run_hooked
 from lensprune.attribution.writers import Writes, check_additive, writes_of
+from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel, NamedHook
@@ -43,7 +44,12 @@ class EdgeScores:
 
 
 def edge_attribution(
-    model: Any, pairs: Sequence[PromptPair], *, steps: int = 5, batch_size: int = _PAIRS
+    model: Any,
+    pairs: Sequence[PromptPair],
+    *,
+    steps: int = 5,
+    batch_size: int = _PAIRS,
+    progress: ProgressCallback | None = None,
 ) -> EdgeScores:
     """Score every edge of the model by (corrupt − clean write of its source) · gradient at the input of its target.
 
@@ -55,6 +61,7 @@ def edge_attribution(
     Args:
         steps: m; 5 is the paper's choice.
         batch_size: pairs a pass; changes nothing but speed and memory.
+        progress: called with the number of finished (step, pair) passes.
 
     Raises:
         UserError: steps below 1, or an architecture whose heads do not write into the residual stream one by one or
@@ -75,6 +82,8 @@ def edge_attribution(
         for step in range(1, steps + 1):
             start = corrupt[0] + (step / steps) * (clean[0] - corrupt[0])
             _add_scores(hooked, graph, batch, start, difference, values)
+            if progress is not None:
+                progress(len(batch.clean))
     return EdgeScores(graph, values / (steps * len(pairs)), steps)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from lensprune.attribution.circuits import Circuit, circuit_metrics, greedy_circuit, top_circuit
 from lensprune.attribution.eap import EdgeScores
 from lensprune.attribution.pairs import PromptPair
+from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError, unknown_name
 
 __all__ = ["MIB_FRACTIONS", "FaithfulnessCurve", "areas", "faithfulness_curve"]
@@ -47,6 +48,7 @@ def faithfulness_curve(
     *,
     method: Literal["greedy", "top"] = "greedy",
     absolute: bool = True,
+    progress: ProgressCallback | None = None,
 ) -> FaithfulnessCurve:
     """Faithfulness of the circuits of a method at several shares of all edges (rounded down, as MIB does).
 
@@ -55,6 +57,7 @@ def faithfulness_curve(
     Args:
         method: `greedy_circuit` or `top_circuit`.
         absolute: rank edges by |effect|, which suits CMD; ``False`` ranks by how much the edge helps, for CPR.
+        progress: called with the number of finished (circuit, pair) passes.
 
     Raises:
         UserError: an unknown method, or fractions that do not ascend within 0 to 1.
@@ -68,7 +71,7 @@ def faithfulness_curve(
     circuits: list[Circuit] = [
         build(scores, int(fraction * scores.graph.n_edges), absolute=absolute) for fraction in steps
     ]
-    measured = circuit_metrics(model, pairs, circuits)
+    measured = circuit_metrics(model, pairs, circuits, progress=progress)
     cpr, cmd = areas(steps, measured.faithfulness)
     table = pd.DataFrame(
         {

@@ -22,6 +22,7 @@ from lensprune.attribution.sites import (
     targets,
 )
 from lensprune.attribution.spread import Spread
+from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
@@ -39,6 +40,7 @@ def activation_patching(
     by_position: bool = False,
     direction: Direction = "noise",
     rows: int = 32,
+    progress: ProgressCallback | None = None,
 ) -> pd.DataFrame:
     """The exact effect of every patch on the logit difference (Vig et al. 2020; Meng et al. 2022; Zhang & Nanda 2024).
 
@@ -50,6 +52,7 @@ def activation_patching(
             the place was needed. ``denoise`` runs the corrupt prompt with clean ones: a positive effect means that the
             place suffices.
         rows: prompts a forward pass; changes nothing but speed and memory.
+        progress: called with the number of finished (place, pair) patches.
 
     Returns:
         site, layer, head, position (−1: whole), effect: mean over pairs of metric(patched) − metric(unpatched), logits;
@@ -81,6 +84,8 @@ def activation_patching(
                 chunk = [found[place] for place in places[start : start + each]]
                 patched = _patched(hooked, batch, base, residual, donors, chunk)
                 spread.add(patched.double() - unpatched, places[start])
+                if progress is not None:
+                    progress(len(chunk) * len(base))
     n = len(pairs)
     return effects_table(found, spread, base_total / n, source_total / n)
 

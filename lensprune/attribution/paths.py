@@ -15,6 +15,7 @@ from lensprune.attribution.readout import check_read_out, read_out
 from lensprune.attribution.runs import edge_inputs, edit_hook, require_split_inputs, run_hooked
 from lensprune.attribution.spread import Spread
 from lensprune.attribution.writers import check_additive, replace_edges, writer_hooks, writes_of
+from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel, NamedHook
@@ -31,6 +32,7 @@ def path_patching(
     senders: Sequence[str] | None = None,
     *,
     rows: int = 16,
+    progress: ProgressCallback | None = None,
 ) -> pd.DataFrame:
     """Let one receiver see the corrupt output of one sender, all else as in the clean run (Goldowsky-Dill et al. 2023,
     arXiv 2304.05969; Wang et al. 2022, arXiv 2211.00593).
@@ -42,6 +44,7 @@ def path_patching(
         receiver: ``logits``, or a reader such as ``L5.H1.q``, ``L5.KV0.k`` or ``L5.mlp``.
         senders: writers such as ``embed``, ``L2.H0``, ``L2.mlp``; ``None`` takes all that the receiver reads.
         rows: prompts a forward pass; changes nothing but speed and memory.
+        progress: called with the number of finished (sender, pair) patches.
 
     Returns:
         sender, layer, head (−1 for embedding and MLPs), receiver, effect: mean over pairs of metric(patched) −
@@ -71,6 +74,8 @@ def path_patching(
             check_read_out(hooked, read_out(hooked, clean_final[:, -1]), logits)
             found = torch.stack([batch.metric(own) for own in read_out(hooked, patched)])
             spread.add(found.double() - base)
+            if progress is not None:
+                progress(len(senders) * len(base))
             continue
         n = len(batch.clean)
         each = max(1, rows // n)
@@ -85,6 +90,8 @@ def path_patching(
             )
             found = torch.stack([batch.metric(part) for part in out.split(n)])
             spread.add(found.double() - base, start)
+            if progress is not None:
+                progress(len(own) * n)
     effects = {"effect": spread.mean, "standard_error": spread.standard_error}
     frame = pd.DataFrame({"sender": list(senders), "receiver": receiver, **effects})
     frame.insert(1, "layer", [_place(sender)[0] for sender in senders])
@@ -178,8 +185,14 @@ def _through(
     return kept[0]
 
 
-def direct_and_total_effects(model: Any, pairs: Sequence[PromptPair], *, rows: int = 32) -> pd.DataFrame:
+def direct_and_total_effects(
+    model: Any, pairs: Sequence[PromptPair], *, rows: int = 32, progress: ProgressCallback | None = None
+) -> pd.DataFrame:
     """What corrupting each head changes by its own write alone, and all in all.
+
+    Args:
+        rows: prompts a forward pass; changes nothing but speed and memory.
+        progress: of `activation_patching` and `path_patching`.
 
     Returns:
         layer, head, direct (its edge to the logits, exact), total (activation patching), and self_repair = total −
@@ -187,8 +200,8 @@ def direct_and_total_effects(model: Any, pairs: Sequence[PromptPair], *, rows: i
         effect is negative and is compensated). Logits, mean over pairs.
     """
     keys = ["layer", "head"]
-    total = activation_patching(model, pairs, ["head"], rows=rows)[[*keys, "effect"]]
-    direct = path_patching(model, pairs, "logits", rows=rows)
+    total = activation_patching(model, pairs, ["head"], rows=rows, progress=progress)[[*keys, "effect"]]
+    direct = path_patching(model, pairs, "logits", rows=rows, progress=progress)
     direct = direct[direct["head"] >= 0][[*keys, "effect"]].rename(columns={"effect": "direct"})
     frame = direct.merge(total.rename(columns={"effect": "total"}), on=keys, validate="one_to_one")
     frame["self_repair"] = frame["total"] - frame["direct"]

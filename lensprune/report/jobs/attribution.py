@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from tqdm.auto import tqdm
 
 from lensprune.attribution import (
     PromptPair,
@@ -24,8 +26,11 @@ from lensprune.attribution import (
     logit_lens,
     path_patching,
 )
+from lensprune.attribution.faithfulness import MIB_FRACTIONS
+from lensprune.attribution.graph import EdgeGraph
 from lensprune.attribution.pairs import pair_batches
 from lensprune.attribution.runs import last_logits
+from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
@@ -35,8 +40,9 @@ from lensprune.report.jobs.files import write_results
 from lensprune.report.text.plain_text import for_terminal
 from lensprune.report.text.tables import aligned
 
-__all__ = ["METHODS", "AttributionOptions", "attribution_report"]
+__all__ = ["METHODS", "AttributionOptions", "attribution_report", "passes"]
 
+_Pairs = Sequence[PromptPair]
 _PAIRS = 8
 _PATCHED = ["part", "effect", "standard_error", "share"]
 _UNSIGNED = ("standard_error", "answer_rank")
@@ -123,7 +129,9 @@ def _map(frame: pd.DataFrame, value: str, name: str) -> Callable[[str], Axes]:
     return lambda title: head_heatmaps(own, by="kind", value=value, title=title, label="logits")[0]
 
 
-def _dla(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+def _dla(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
     found = direct_logit_attribution(model, pairs)
     tables = {unit: found.table(unit) for unit in ("head", "component", "layer")}
     note = f"contributions to the logit difference, which is {float(found.logit_difference.mean()):+.3f} on average"
@@ -136,17 +144,23 @@ def _dla(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOp
     )
 
 
-def _lens(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+def _lens(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
     return _Found({"logit_lens": logit_lens(model, pairs)}, "what the residual stream says after each layer")
 
 
-def _patch(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
-    frame = activation_patching(model, pairs, ["head", "mlp"])
+def _patch(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    frame = activation_patching(model, pairs, ["head", "mlp"], progress=progress)
     note = "change of the logit difference with the corrupt activation (negative: needed)"
     return _Found({"patching": frame}, note, _map(frame, "effect", "patching"), "effect", _PATCHED)
 
 
-def _atp(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
+def _atp(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
     frame = attribution_patching(model, pairs, ["head", "mlp"])
     note = "first-order estimate of the change with the corrupt activation (negative: needed)"
     return _Found(
@@ -154,32 +168,60 @@ def _atp(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOp
     )
 
 
-def _path(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
-    frame = path_patching(model, pairs, options.receiver)
+def _path(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    frame = path_patching(model, pairs, options.receiver, progress=progress)
     tables = {"path_patching": frame}
     note = f"exact effect of each component's corrupt output on {options.receiver} alone (negative: needed)"
     if options.total:
-        tables["direct_and_total"] = direct_and_total_effects(model, pairs)
+        tables["direct_and_total"] = direct_and_total_effects(model, pairs, progress=progress)
     name = f"path to {options.receiver}"
     return _Found(
         tables, note, _map(frame, "effect", name), "effect", ["sender", "receiver", "effect", "standard_error"]
     )
 
 
-def _eap(model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions) -> _Found:
-    half = (len(pairs) + 1) // 2 if options.curve and len(pairs) > 1 else len(pairs)
-    scores = edge_attribution(model, pairs[:half], steps=options.steps)
+def _eap(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    half = _scored(len(pairs), options)
+    scores = edge_attribution(model, pairs[:half], steps=options.steps, progress=progress)
     tables = {"edges": scores.table()}
     note = f"estimated effect of corrupting each of {scores.graph.n_edges} edges, from {half} pairs (negative: needed)"
     if half == len(pairs):
         return _Found(tables, note, None, "effect")
-    curve = faithfulness_curve(model, pairs[half:], scores)
+    curve = faithfulness_curve(model, pairs[half:], scores, progress=progress)
     tables["faithfulness"] = curve.table
     note += f"\ngreedy circuits on the other {len(pairs) - half} pairs: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
     return _Found(tables, note, lambda title: faithfulness_figure(curve.table, title=title), "effect")
 
 
-METHODS: dict[str, Callable[[HookedModel, Sequence[PromptPair], AttributionOptions], _Found]] = {
+def _scored(n: int, options: AttributionOptions) -> int:
+    """How many of `n` pairs edges are scored on; the curve is drawn from the others."""
+    return (n + 1) // 2 if options.curve and n > 1 else n
+
+
+def passes(method: str, model: HookedModel, n: int, options: AttributionOptions) -> int | None:
+    """What a method reports as its progress on `n` pairs, all in all; ``None`` where it is over in a few passes."""
+    facts = model.facts
+    heads = facts.n_layers * facts.n_heads
+    if method == "patch":
+        return n * (heads + facts.n_layers)
+    if method == "eap-ig":
+        scored = _scored(n, options)
+        return scored * options.steps + (n - scored) * len(MIB_FRACTIONS)
+    if method == "path":
+        graph = EdgeGraph.of(facts)
+
+        def read(receiver: str) -> int:
+            return int(graph.edges[:, graph.reader(receiver)].sum())
+
+        return n * (read(options.receiver) + (heads + read("logits") if options.total else 0))
+    return None
+
+
+METHODS: dict[str, Callable[[HookedModel, Sequence[PromptPair], AttributionOptions, ProgressCallback], _Found]] = {
     "dla": _dla,
     "lens": _lens,
     "patch": _patch,
@@ -204,6 +246,7 @@ def attribution_report(
     device: str | None = None,
     bos: str | None = None,
     most: int = 10,
+    progress: bool = True,
 ) -> str:
     """Attribute a task's answers, write tables and a figure to `out`, and return the lines to print.
 
@@ -216,6 +259,7 @@ def attribution_report(
         options: of the method.
         dtype, device, bos: for `load_model`, when `model` is a name.
         most: rows to print.
+        progress: show a bar of the passes done.
 
     Raises:
         UserError: an unknown method, task or receiver, or a file that cannot be written.
@@ -229,7 +273,16 @@ def attribution_report(
     hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     pairs = counterfactual_pairs(hooked, task, limit=limit, shots=shots, seed=seed)
     preference = _Preference.of(hooked, pairs)
-    found = METHODS[method](hooked, pairs, options if preference.resolved else replace(options, curve=False))
+    if not preference.resolved:
+        options = replace(options, curve=False)
+    total = passes(method, hooked, len(pairs), options)
+    shown = progress and total is not None
+    with tqdm(total=total, desc=method, unit="pass", disable=not shown, file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def advance(passes: int) -> None:
+            bar.update(passes)
+
+        found = METHODS[method](hooked, pairs, options, advance)
     if not preference.resolved:
         for table in found.tables.values():
             if "share" in table:

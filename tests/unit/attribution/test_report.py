@@ -8,9 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lensprune.attribution import counterfactual_pairs
 from lensprune.cli import main
-from lensprune.report.jobs.attribution import METHODS
-from tests.planted.circuits import ARITHMETIC
+from lensprune.models import as_hooked_model
+from lensprune.report.jobs.attribution import METHODS, AttributionOptions, passes
+from tests.planted.circuits import ARITHMETIC, model_of
 from tests.planted.models import build, word_tokenizer
 
 
@@ -75,3 +77,22 @@ def test_the_preference_is_that_of_the_pairs(capsys: pytest.CaptureFixture[str])
     assert mean is not None
     assert any(line.startswith(f"logit difference of the answer: clean {mean[1]} ±") for line in lines)
     assert not any("not seen to prefer" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("patch", AttributionOptions()),
+        ("path", AttributionOptions(total=True)),
+        ("path", AttributionOptions(receiver="L1.KV0.k")),
+        ("eap-ig", AttributionOptions(steps=2)),
+        ("eap-ig", AttributionOptions(steps=3, curve=False)),
+    ],
+)
+def test_the_bar_ends_where_it_said_it_would(method: str, options: AttributionOptions) -> None:
+    model = as_hooked_model(model_of("arithmetic", "llama"))
+    pairs = counterfactual_pairs(model, "arithmetic", limit=5, shots=0)
+    done: list[int] = []
+    METHODS[method](model, pairs, options, done.append)
+    assert len(done) > 1
+    assert sum(done) == passes(method, model, len(pairs), options)
