@@ -22,6 +22,9 @@ _VALUES_PER_TOKEN = 40
 """Values that one layer's pass holds at most for each token, in units of the model's width: residuals before and after,
 queries, keys, values and heads' results in fp32, the MLP's three intermediate ones."""
 
+_SMALLEST_SHOWN = 10**7
+"""Less than that is written in bytes: a unit may have been forgotten."""
+
 _LOGIT_COPIES = 3
 """Logits, their fp32 copy, and the mask of finite ones."""
 
@@ -62,8 +65,8 @@ def limits_for_memory(facts: ModelFacts, memory: int) -> DecodeLimits:
     least = logits + 2 * 128 * per_token
     if memory < least:
         raise UserError(
-            f"{memory / 1e9:.2g} GB are too little for {facts.name}: it needs {least / 1e9:.2g} GB or more besides its "
-            "weights"
+            f"{f'{memory / 1e9:.2g} GB' if memory >= _SMALLEST_SHOWN else f'{memory} bytes'} are too little for "
+            f"{facts.name}: it needs {least / 1e9:.2g} GB or more besides its weights"
         )
     half = (memory - logits) // 2
     tokens = half // per_token

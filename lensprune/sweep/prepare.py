@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lensprune.ablation.reference import MeanMode
-from lensprune.ablation.variants import Variant
+from lensprune.ablation.variants import REFERENCE_KINDS, Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy, HookedModel, ModelFacts
 from lensprune.models.load import open_model
@@ -311,9 +311,29 @@ def check_before_loading(options: SweepOptions, out: Path | None = None) -> tupl
         raise unknown_name("executor", options.executor, (*EXECUTORS, *SPREADS))
     existing = None if out is None else check_out_folder(out)
     text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
+    _check_reference_options(options)
     tasks = load_tasks(options)
     _check_against(existing, out, [_task_spec(task) for task in tasks], options)
     return tasks, text
+
+
+def _check_reference_options(options: SweepOptions) -> None:
+    """Refuse options of reference activations that no variant takes."""
+    chosen = options.variants
+    if isinstance(chosen, VariantSelection):
+        kinds = {chosen.ablation or "skip"}
+    else:
+        kinds = {ablation.kind for variant in chosen for ablation in variant.ablations}
+    if str(options.reference) != FEWSHOT and not kinds & set(REFERENCE_KINDS):
+        raise UserError(
+            f"reference {options.reference} is given, and nothing is replaced by reference activations: choose the "
+            f"ablation {' or '.join(sorted(REFERENCE_KINDS))}, or leave the reference out"
+        )
+    if options.mean_mode != "pooled" and "mean" not in kinds:
+        raise UserError(
+            f"mean mode {options.mean_mode} is given, and nothing is replaced by a mean: choose the ablation mean, or "
+            "leave the mode out"
+        )
 
 
 def executor_options(executor: str, workers: int | None = None, ray_address: str | None = None) -> dict[str, Any]:

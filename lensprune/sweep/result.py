@@ -366,7 +366,8 @@ class Run:
         done, total = len(self._store.finished()), len(self.cells) * len(self.spec.variants)
         state = f"{total} cells" if done == total else f"{done} of {total} cells"
         names = [t.name for t in self.spec.tasks]
-        what = f"{len(self.spec.variants) - 1} variants, {_names(names)}, {_names(self.spec.protocols)}"
+        changed = len(self.spec.variants) - 1
+        what = f"{changed} variant{'' if changed == 1 else 's'}, {_names(names)}, {_names(self.spec.protocols)}"
         return f"{self.spec.model}: {what}; {state}" + (f" in {self.folder}" if self.folder else "")
 
     def __repr__(self) -> str:

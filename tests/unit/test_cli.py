@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,6 +76,14 @@ BAD = {
     "limit beyond any task": (_arguments(["--limit", "10000000"]), "expected 1 to 1000000"),
     "no data folder": (_arguments(["--data-dir", "nowhere"]), "nowhere does not exist"),
     "no reference file": (_arguments(["--reference", "nowhere.txt"]), "nowhere.txt does not exist"),
+    "a reference for nothing": (
+        _arguments(["--reference", __file__]),
+        "choose the ablation mean or optimal or resample",
+    ),
+    "a mean mode for nothing": (
+        _arguments(["--ablation", "resample", "--mean-mode", "per_position"]),
+        "nothing is replaced by a mean",
+    ),
     "unknown mean mode": (_arguments(["--mean-mode", "poolled"]), "did you mean pooled"),
     "unknown BOS policy": (_arguments(["--bos", "allways"]), "did you mean always"),
     "unknown executor": (_arguments(["--executor", "hoked"]), "did you mean hooked"),
@@ -183,6 +192,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         raise KeyboardInterrupt("stopped: 3 of 9 cells are stored; go on with: lensprune resume runs/x")
 
     monkeypatch.setattr("lensprune.sweep.run.resume", stopped)
+    monkeypatch.setattr("lensprune.sweep.store.read_spec", lambda folder: SimpleNamespace(exchanges_weights=False))
     assert cli.main(["resume", "runs/x"]) == 130
     assert capsys.readouterr().err.endswith("go on with: lensprune resume runs/x\n")
 

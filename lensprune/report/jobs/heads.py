@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from lensprune.errors import UserError
+from lensprune.errors import UserError, first_line
 from lensprune.heads.scores import SCORES, head_scores
 from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
 from lensprune.models.load import open_model
@@ -99,7 +99,8 @@ def read_texts(path: Path) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise UserError(f"cannot read {path}: {reason}") from None
     texts = [text.strip() for text in content.split("\n\n") if text.strip()]
     if not texts:
         raise UserError(f"{path} holds no text")
