@@ -67,6 +67,11 @@ SCALED_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
 }
 """Families that multiply their logits, or what their branches add to the residual stream."""
 
+POST_NORM_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "olmo2": lambda: transformers.Olmo2Config(**_NO_HEAD_DIM),
+}
+"""A family whose branches have norms behind them only."""
+
 SCALED_FAMILIES = tuple(SCALED_CONFIGS)
 _SPECIAL: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 OTHER_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
@@ -129,7 +134,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def hf_model(family: str, seed: int = 0, scale: float = 4.0, **overrides: Any) -> PreTrainedModel:
     """A random fp32 model; weights are scaled up so that ablations move the logits visibly."""
     torch.manual_seed(seed)
-    config = (CONFIGS | SCALED_CONFIGS | OTHER_CONFIGS)[family]()
+    config = (CONFIGS | SCALED_CONFIGS | POST_NORM_CONFIGS | OTHER_CONFIGS)[family]()
     for key, value in overrides.items():
         setattr(config, key, value)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

@@ -28,8 +28,8 @@ def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_he
     """Non-zero eigenvalues of W_E · W_V · W_O · W_U of every head, token to token.
 
     A product of matrices has the non-zero eigenvalues of its cyclic shift, so the d_head × d_head matrix
-    W_O · W_U · W_E · W_V is taken instead of the d_vocab × d_vocab one. The weights of the norms in front of the head,
-    behind attention (where there is one) and before the unembedding are folded in, LayerNorm's centring too; the
+    W_O · W_U · W_E · W_V is taken instead of the d_vocab × d_vocab one. The weights of the norms in front of the head
+    and behind attention (where there are such) and before the unembedding are folded in, LayerNorm's centring too; the
     norms' scales are left out, and so are biases and the embedding of positions.
     """
     with torch.no_grad():
@@ -38,15 +38,18 @@ def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_he
         rows = []
         for layer in range(model.facts.n_layers):
             block = block_of(model, layer)
-            before = frozen_norm(block.ln1)
             written = output_weights(model, layer).double().cpu()
             if "ln1_post" in block._modules:
                 after = frozen_norm(block.ln1_post)
                 written = after.centre(written) * after.weight.double().cpu()
             to_logits = final.centre(written) * final.weight.double().cpu()
-            read = value_weights(model, layer).double().cpu() * before.weight.double().cpu()[None, :, None]
-            if before.centred:
-                read = read - read.mean(1, keepdim=True)
+            read = value_weights(model, layer).double().cpu()
+            # OLMo 2 and its like have none, and read the residual stream itself.
+            if "ln1" in block._modules:
+                before = frozen_norm(block.ln1)
+                read = read * before.weight.double().cpu()[None, :, None]
+                if before.centred:
+                    read = read - read.mean(1, keepdim=True)
             rows.append(torch.linalg.eigvals(to_logits @ through @ read))
         return torch.stack(rows)
 

@@ -138,15 +138,15 @@ def test_pattern_scores_equal_loops_over_whole_patterns(family: str) -> None:
                 assert float(measured[name][layer, head]) == pytest.approx(np.mean(own), rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3", "olmo2"])
 def test_ov_eigenvalues_are_those_of_the_vocabulary_sized_matrix(family: str) -> None:
     model = tiny(family)
     values = ov_eigenvalues(model)
     layer, head = 1, 2
     block = model.module.blocks[layer]
-    before, final = frozen_norm(block.ln1), final_norm(model)
-    one = torch.ones(1, 1)
-    full = before.apply(embedding(model), one) @ value_weights(model, layer)[head] @ output_weights(model, layer)[head]
+    final, one = final_norm(model), torch.ones(1, 1)
+    tokens = frozen_norm(block.ln1).apply(embedding(model), one) if "ln1" in block._modules else embedding(model)
+    full = tokens @ value_weights(model, layer)[head] @ output_weights(model, layer)[head]
     if "ln1_post" in block._modules:
         full = frozen_norm(block.ln1_post).apply(full, one)
     full = final.apply(full, one) @ unembedding(model)
