@@ -108,7 +108,8 @@ def require_split_inputs(model: HookedModel, groups: Iterable[ReaderGroup]) -> N
             with torch.no_grad(), edge_inputs(model):
                 run_hooked(model, token, [(name, fired(name)) for name in sorted(known)])
         except NotImplementedError:
-            # TransformerLens's own refusal to split the inputs of this attention.
+            # What TransformerLens raises for attention whose inputs it can't split (GPT-Neo, OPT): refused below, in
+            # the same words as inputs that never run.
             silent |= known
     if silent:
         name = min(silent)

@@ -281,3 +281,9 @@ def test_refusals() -> None:
         faithfulness_curve(model, PAIRS, scores, (0.5, 0.1))
     with pytest.raises(UserError, match="unknown method"):
         faithfulness_curve(model, PAIRS, scores, method="best")
+
+
+def test_attention_whose_inputs_cannot_be_split_is_refused() -> None:
+    """TransformerLens refuses GPT-Neo by an error of its own, which the user does not get to see."""
+    with pytest.raises(UserError, match="no inputs of their own"):
+        edge_attribution(tiny("gpt_neo"), PAIRS[:1])

@@ -59,13 +59,13 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_model_that_does_not_prefer_the_answer_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--task", "kv_retrieval[pairs=4]", "--limit", "4", "--device", "cpu", "--out", str(tmp_path)]
-    for method, table in (("patch", "patching"), ("eap-ig", "edges")):
+    for method in ("patch", "eap-ig"):
         assert main(["attribute", "--model", "toy-base", "--method", method, *options]) == 0
         printed = capsys.readouterr().out
         assert "not seen to prefer the right answer" in printed
-        assert "CPR 0" not in printed
-        frame = pd.read_csv(tmp_path / f"{table}.csv")
-        assert "share" not in frame or frame["share"].isna().all()
+        assert "greedy circuits" not in printed
+    assert (tmp_path / "edges.csv").exists()
+    assert pd.read_csv(tmp_path / "patching.csv")["share"].isna().all()
     assert not (tmp_path / "faithfulness.csv").exists()
 
 

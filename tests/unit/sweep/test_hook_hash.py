@@ -122,9 +122,13 @@ def test_a_global_that_the_hook_reads_counts(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_objects_may_hold_each_other() -> None:
-    a, b = Scale(1.0), Scale(2.0)
-    a.other, b.other = b, a  # type: ignore[attr-defined]
-    assert hook_hash(a) == hook_hash(a)
+    def two() -> tuple[Scale, Scale]:
+        a, b = Scale(1.0), Scale(2.0)
+        a.other, b.other = b, a  # type: ignore[attr-defined]
+        return a, b
+
+    (a, b), (again, _) = two(), two()
+    assert hook_hash(a) == hook_hash(again)
     assert hook_hash(a) != hook_hash(b)
 
 

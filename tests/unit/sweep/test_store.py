@@ -243,8 +243,8 @@ def test_the_store_module_writes_nothing_when_it_refuses() -> None:
 
 def test_the_nearest_run_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "first"
-    with RunStore.writing(folder, spec()):
-        pass
+    with RunStore.writing(folder, spec()) as store:
+        assert store.stored() == 0
     with pytest.raises(UserError, match=rf"did you mean {folder}\?"):
         read_spec(tmp_path / "firs")
     with pytest.raises(UserError, match="its folders first hold runs"):
