@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lensprune.version import __version__
 
 if TYPE_CHECKING:
     from lensprune.ablation import (
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
         layer_range,
     )
     from lensprune.attribution import PromptPair, counterfactual_pairs
-    from lensprune.delta import DeltaRun, measure_delta
+    from lensprune.divergence.measure import fidelity
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
     from lensprune.heads import head_scores
     from lensprune.models import as_hooked_model, load_model
     from lensprune.planning import Plan, plan
-    from lensprune.sweep.fidelity import fidelity
-    from lensprune.sweep.result import Run
-    from lensprune.sweep.run import resume, sweep
-    from lensprune.sweep.selection import VariantSelection
+    from lensprune.replacement import DeltaRun, measure_delta
+    from lensprune.results.run import Run
+    from lensprune.sweeps.run import resume, sweep
+    from lensprune.sweeps.selection import VariantSelection
     from lensprune.tasks import get_task, load_task, register_task, task_names
 
 # Torch and transformers take seconds to import: a name is looked up when it is first used.
@@ -67,16 +67,16 @@ _HOMES = {
         "each_mlp",
         "layer_range",
     ),
-    "lensprune.delta": ("DeltaRun", "measure_delta"),
+    "lensprune.replacement": ("DeltaRun", "measure_delta"),
     "lensprune.attribution": ("PromptPair", "counterfactual_pairs"),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
     "lensprune.heads": ("head_scores",),
     "lensprune.models": ("as_hooked_model", "load_model"),
     "lensprune.planning": ("Plan", "plan"),
-    "lensprune.sweep.fidelity": ("fidelity",),
-    "lensprune.sweep.result": ("Run",),
-    "lensprune.sweep.run": ("resume",),
-    "lensprune.sweep.selection": ("VariantSelection",),
+    "lensprune.divergence.measure": ("fidelity",),
+    "lensprune.results.run": ("Run",),
+    "lensprune.sweeps.run": ("resume", "sweep"),
+    "lensprune.sweeps.selection": ("VariantSelection",),
     "lensprune.tasks": ("get_task", "load_task", "register_task", "task_names"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -98,6 +98,7 @@ __all__ = [
     "UserError",
     "Variant",
     "VariantSelection",
+    "__version__",
     "as_hooked_model",
     "counterfactual_pairs",
     "cumulative",
@@ -123,8 +124,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sweep":
-        return importlib.import_module("lensprune.sweep")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'lensprune' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -10,7 +10,7 @@ import pandas as pd
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.statistics import paired_bootstrap
 from lensprune.analysis.summary import read_group
-from lensprune.sweep.store import CellStore
+from lensprune.runs.store import CellStore
 
 __all__ = ["BANDS", "band_of", "depth_bands"]
 

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.statistics import at_chance
 from lensprune.errors import LensPruneError, UserError, unknown_name
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import CellStore
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import CellStore
 
 __all__ = ["MEASURES", "ItemEffects", "read_effects"]
 

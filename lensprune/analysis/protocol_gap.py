@@ -13,7 +13,7 @@ from lensprune.analysis.randomization import sign_flip_p
 from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
-from lensprune.sweep.store import CellStore
+from lensprune.runs.store import CellStore
 
 __all__ = ["GAP_COLUMNS", "paired_gap", "protocol_gap", "task_gap"]
 

@@ -11,8 +11,8 @@ from scipy.stats import spearmanr
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.head_effects import read_effects
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import CellStore
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import CellStore
 
 __all__ = ["screen_quality", "screen_table"]
 
@@ -21,7 +21,7 @@ def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
     """One row a (task, protocol, head): what was estimated, and what was measured where it was.
 
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
-    `lensprune.sweep.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
+    `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
     strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
     ``estimated``), ``delta`` (measured Δμ) and ``margin_change`` (measured mean change of the margin, nats, on items
     where it is finite; NaN under ``generate``). What is only estimated has NaN there.

@@ -15,7 +15,7 @@ from lensprune.analysis.depth import BANDS, band_of
 from lensprune.analysis.statistics import paired_bootstrap
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
-from lensprune.sweep.store import CellStore
+from lensprune.runs.store import CellStore
 
 __all__ = ["MARGIN", "SIGNATURE_COLUMNS", "signatures", "verdict"]
 

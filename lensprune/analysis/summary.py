@@ -12,8 +12,8 @@ import pyarrow as pa
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.statistics import at_chance, benjamini_hochberg, mcnemar_exact, paired_bootstrap
 from lensprune.errors import LensPruneError
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import CellStore
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import CellStore
 
 __all__ = ["SUMMARY_COLUMNS", "Cell", "Group", "read_group", "summarise"]
 

@@ -2,12 +2,12 @@
 
 from lensprune.heads.agreement import Agreement, importance_agreement
 from lensprune.heads.compensation import Compensation, pairwise_compensation
-from lensprune.heads.head_table import HeadTable
-from lensprune.heads.reasoning import Primitives, primitives, selectivity
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
 from lensprune.heads.repeats import repeat_effects
+from lensprune.heads.result import HeadTable
 from lensprune.heads.scores import SCORES, head_scores, score_names
 from lensprune.heads.table import scores_with_effects, top_heads
+from lensprune.primitives import Primitives, primitives, selectivity
 
 __all__ = [
     "SCORES",

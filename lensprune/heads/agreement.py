@@ -14,11 +14,11 @@ from lensprune.analysis.overlap import jaccard_top_k, spearman
 from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
-from lensprune.sweep.cells import reference_of
-from lensprune.sweep.prepare import SweepOptions, prepare
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
-from lensprune.sweep.screening import estimated_effects
+from lensprune.results.run import Run
+from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.run import sweep
+from lensprune.sweeps.screening import estimated_effects
 
 __all__ = ["Agreement", "importance_agreement"]
 

@@ -16,8 +16,8 @@ from lensprune.analysis.head_effects import MEASURES
 from lensprune.analysis.statistics import paired_bootstrap
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
+from lensprune.results.run import Run
+from lensprune.sweeps.run import sweep
 
 __all__ = ["Compensation", "pairwise_compensation"]
 

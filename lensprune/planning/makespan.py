@@ -12,8 +12,8 @@ from pathlib import Path
 from lensprune.errors import UserError
 from lensprune.planning.speed import estimated_seconds
 from lensprune.planning.sweep_plan import Plan
-from lensprune.sweep.store import RunStore
-from lensprune.sweep.units import UnitQueue
+from lensprune.runs.store import RunStore
+from lensprune.sweeps.units import UnitQueue
 
 __all__ = ["GroupTime", "Makespan", "makespan", "planned_times", "recorded_times"]
 

@@ -25,12 +25,12 @@ from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.unshared import unshared_cost
-from lensprune.sweep.prepare import Asked, SweepOptions, ask, executor_options, load_tasks, resolved_variants
-from lensprune.sweep.references import FEWSHOT, read_reference_text
-from lensprune.sweep.run import chosen_variants
-from lensprune.sweep.screening import screened_count
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.store import check_out_folder
+from lensprune.runs.store import check_out_folder
+from lensprune.sweeps.prepare import Asked, SweepOptions, ask, executor_options, load_tasks, resolved_variants
+from lensprune.sweeps.references import FEWSHOT, read_reference_text
+from lensprune.sweeps.run import chosen_variants
+from lensprune.sweeps.screening import screened_count
+from lensprune.sweeps.selection import VariantSelection
 
 __all__ = ["Plan", "PlannedCell", "plan"]
 
@@ -87,7 +87,7 @@ class Plan:
         return self.unshared if self.executor == "hooked" else self.shared
 
     def __str__(self) -> str:
-        from lensprune.report.text.plan import plan_report
+        from lensprune.planning.text import plan_report
 
         return plan_report(self)
 

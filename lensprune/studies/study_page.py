@@ -12,13 +12,13 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import DISTILLATION, claims_found
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
 from lensprune.errors import UserError
-from lensprune.report.figures.delta_kinds import delta_figure_of
-from lensprune.report.figures.kinds import figure_of
-from lensprune.report.pages.html import Column, Drawn, drawn, render, table, write_page
-from lensprune.report.text.plain_text import visible
+from lensprune.output.html import Column, Drawn, drawn, render, table, write_page
+from lensprune.output.plain_text import visible
+from lensprune.replacement.figure_kinds import delta_figure_of
+from lensprune.results.figures.kinds import figure_of
+from lensprune.results.run import Run
 from lensprune.studies.pair import NO_PAIR, PairFound, moved, spread_rows
 from lensprune.studies.presets import Preset, StudyPart
-from lensprune.sweep.result import Run
 
 __all__ = ["STUDY_FILE", "write_study_page"]
 

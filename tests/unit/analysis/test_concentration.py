@@ -16,9 +16,9 @@ from lensprune.analysis.concentration import concentration, concentration_statis
 from lensprune.analysis.head_effects import ItemEffects, read_effects
 from lensprune.analysis.overlap import jaccard_top_k, overlap, spearman
 from lensprune.errors import UserError
-from lensprune.report.figures.concentration import lorenz_curves
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import MemoryStore
+from lensprune.results.figures.concentration import lorenz_curves
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import MemoryStore
 from tests.unit.sweep.cells import table
 
 

@@ -12,8 +12,8 @@ from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, task_gap
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import MemoryStore
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import MemoryStore
 from tests.unit.sweep.cells import skip, table
 
 Outcomes = Mapping[tuple[str, str], Mapping[Variant, Sequence[bool]]]

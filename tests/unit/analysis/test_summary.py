@@ -10,8 +10,8 @@ from lensprune.analysis.depth import band_of, depth_bands
 from lensprune.analysis.summary import SUMMARY_COLUMNS, summarise
 from lensprune.errors import LensPruneError
 from lensprune.protocols.base import Outcome
-from lensprune.sweep.records import CellKey, cell_table
-from lensprune.sweep.store import MemoryStore
+from lensprune.runs.records import CellKey, cell_table
+from lensprune.runs.store import MemoryStore
 from tests.unit.sweep.cells import outcome, requests, skip, table
 
 CELLS = [("t", "default")]

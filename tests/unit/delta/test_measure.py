@@ -14,13 +14,13 @@ import pytest
 import lensprune as lp
 from lensprune import cli
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.delta import COMPONENTS, Part
-from lensprune.delta.pair import WeightChange
-from lensprune.delta.shares import DISTILLED, gain_shares, share_intervals
-from lensprune.delta.swaps import Swap, enumerate_swaps
 from lensprune.errors import UserError
-from lensprune.sweep.records import CellKey, cell_table
-from lensprune.sweep.store import MemoryStore
+from lensprune.replacement import COMPONENTS, Part
+from lensprune.replacement.pair import WeightChange
+from lensprune.replacement.shares import DISTILLED, gain_shares, share_intervals
+from lensprune.replacement.swaps import Swap, enumerate_swaps
+from lensprune.runs.records import CellKey, cell_table
+from lensprune.runs.store import MemoryStore
 from tests.unit.delta.pairs import fresh, hooked_logits
 from tests.unit.sweep.cells import outcome, requests
 
@@ -206,7 +206,7 @@ def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lensprune.delta.measure as measure
+    import lensprune.replacement.measure as measure
 
     pair = fresh("llama", 0), fresh("llama", 1)
     before = [hooked_logits(model) for model in pair]  # type: ignore[arg-type]
@@ -274,7 +274,7 @@ def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_figures_of_every_kind() -> None:
     import matplotlib.pyplot as plt
 
-    from lensprune.report.figures.delta_swaps import effect_against_weights, effect_by_depth
+    from lensprune.replacement.figures import effect_against_weights, effect_by_depth
 
     for parts in ([Part("mlp", i) for i in range(3)], [Part("head", 0, i) for i in range(3)]):
         swaps = enumerate_swaps(parts)

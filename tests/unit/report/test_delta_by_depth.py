@@ -13,10 +13,10 @@ import pytest
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
-from lensprune.report.figures.delta_by_depth import delta_by_depth, drawable
-from lensprune.report.jobs.run import write_outputs
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import MemoryStore
+from lensprune.results.figures.depth import delta_by_depth, drawable
+from lensprune.results.outputs import write_outputs
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import MemoryStore
 from tests.unit.sweep.cells import skip, table
 
 mpl.use("agg")

@@ -10,13 +10,13 @@ import pytest
 from matplotlib.axes import Axes
 
 import lensprune as lp
+from lensprune.attribution.figures.faithfulness import faithfulness_figure
+from lensprune.attribution.figures.token_map import token_map, token_map_data
 from lensprune.errors import UserError
-from lensprune.report.figures.faithfulness import faithfulness_figure
-from lensprune.report.figures.head_scatter import head_function_scatter
-from lensprune.report.figures.kinds import KINDS, run_figures
-from lensprune.report.figures.protocol_pairs import protocol_pairs
-from lensprune.report.figures.removal import removal_data, removal_figure
-from lensprune.report.figures.token_map import token_map, token_map_data
+from lensprune.heads.figures.removal import removal_data, removal_figure
+from lensprune.heads.figures.scatter import head_function_scatter
+from lensprune.results.figures.kinds import KINDS, run_figures
+from lensprune.results.figures.protocols import protocol_pairs
 from tests.unit.report.runs import N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import lensprune as lp
-import lensprune.report.jobs.run as outputs
+import lensprune.results.outputs as outputs
 from lensprune.errors import UserError
-from lensprune.sweep.files import TEMPORARY_PREFIX
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.spec import SweepSpec
-from lensprune.sweep.store import SPEC_FILE, RunStore
+from lensprune.output.files import TEMPORARY_PREFIX
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import SPEC_FILE, RunStore
+from lensprune.sweeps.selection import VariantSelection
 
 TASKS = ("facts", "arithmetic")
 PROTOCOLS = ("continuation", "generate")

@@ -10,9 +10,9 @@ from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.protocols.base import Failure, ItemRequests, Outcome
 from lensprune.protocols.requests import LoglikelihoodRequest
-from lensprune.sweep.records import CellKey, cell_table
-from lensprune.sweep.spec import CellSpec, SweepSpec, TaskSpec
-from lensprune.sweep.variant_json import variant_to_json
+from lensprune.runs.records import CellKey, cell_table
+from lensprune.runs.spec import CellSpec, SweepSpec, TaskSpec
+from lensprune.runs.variant_json import variant_to_json
 from lensprune.tasks.base import Item
 
 
