@@ -106,7 +106,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    from lensprune.output.tables import tasks_table
+    from lensprune.commands.lists import tasks_table
 
     print(tasks_table())
     return 0

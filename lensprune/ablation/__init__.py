@@ -1,8 +1,9 @@
 """Where and how a model is changed."""
 
+from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.components import MLP, Attention, Component, Head, KVGroup, Layer
 from lensprune.ablation.hooks import BatchState, VariantHooks
-from lensprune.ablation.reference import ReferenceActivations, collect_reference
+from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import (
     CLEAN,
     Ablation,

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from lensprune.ablation.reference import collect_reference
+from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.variants import CLEAN, REFERENCE_KINDS
 from lensprune.errors import UserError
 from lensprune.models.load import open_model

@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from lensprune.ablation.reference import collect_reference
+from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.divergence.scores import FIDELITY_COLUMNS, fidelity_items, fidelity_row
 from lensprune.engine import make_executor

@@ -7,24 +7,20 @@ from lensprune.heads.repeats import repeat_effects
 from lensprune.heads.result import HeadTable
 from lensprune.heads.scores import SCORES, head_scores, score_names
 from lensprune.heads.table import scores_with_effects, top_heads
-from lensprune.primitives import Primitives, primitives, selectivity
 
 __all__ = [
     "SCORES",
     "Agreement",
     "Compensation",
     "HeadTable",
-    "Primitives",
     "RemovalCurves",
     "head_scores",
     "importance_agreement",
     "importance_of",
     "pairwise_compensation",
-    "primitives",
     "removal_curves",
     "repeat_effects",
     "score_names",
     "scores_with_effects",
-    "selectivity",
     "top_heads",
 ]

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from lensprune.errors import UserError, first_line
 from lensprune.heads.figures.kinds import UNIT_SCORES
 from lensprune.heads.scores import SCORES, head_scores
 from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
@@ -18,10 +17,11 @@ from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned
+from lensprune.paths import read_texts
 from lensprune.results.concentration import head_tables
 from lensprune.results.run import Run
 
-__all__ = ["heads_report", "read_texts"]
+__all__ = ["heads_report"]
 
 SCORES_FILE = "heads.csv"
 EFFECTS_FILE = "heads_and_effects.csv"
@@ -88,23 +88,6 @@ def heads_report(
     if out is not None:
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
     return "\n\n".join(lines)
-
-
-def read_texts(path: Path) -> list[str]:
-    """Texts of a UTF-8 file, parted by blank lines.
-
-    Raises:
-        UserError: the file cannot be read or holds no text.
-    """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise UserError(f"cannot read {path}: {reason}") from None
-    texts = [text.strip() for text in content.split("\n\n") if text.strip()]
-    if not texts:
-        raise UserError(f"{path} holds no text")
-    return texts
 
 
 def _top(scores: pd.DataFrame, most: int) -> str:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from lensprune.output.plain_text import for_terminal
 
-__all__ = ["aligned", "metrics_report", "tasks_table"]
+__all__ = ["aligned", "metrics_report"]
 
 
 def aligned(rows: list[list[str]]) -> str:
@@ -16,18 +16,6 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in safe
     )
-
-
-def tasks_table() -> str:
-    """One line a task: name, protocols, parameters with their defaults, and what it is."""
-    from lensprune.tasks import get_task, task_names
-
-    rows = [["task", "protocols", "parameters", "what it is"]]
-    for name in task_names():
-        task = get_task(name)
-        parameters = ", ".join(f"{key}={value}" for key, value in task.parameters.items())
-        rows.append([name, ", ".join(task.formats), parameters or "-", task.summary])
-    return aligned(rows)
 
 
 def metrics_report(table: pd.DataFrame) -> str:

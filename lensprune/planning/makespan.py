@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from lensprune.errors import UserError
+from lensprune.planning.result import Plan
 from lensprune.planning.speed import estimated_seconds
-from lensprune.planning.sweep_plan import Plan
 from lensprune.runs.store import RunStore
 from lensprune.sweeps.units import UnitQueue
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch
 from lensprune.ablation.optimal import ITERATIONS
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.engine import EXECUTORS
 from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.errors import UserError, unknown_name
@@ -20,10 +21,12 @@ from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import parse_dtype
 from lensprune.models.outline import outline_model
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
-from lensprune.planning.memory import Memory, peak_memory
+from lensprune.planning.memory import peak_memory
+from lensprune.planning.result import Plan, PlannedCell
 from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
+from lensprune.planning.text import plan_report
 from lensprune.planning.unshared import unshared_cost
 from lensprune.runs.store import check_out_folder
 from lensprune.sweeps.prepare import Asked, SweepOptions, ask, executor_options, load_tasks, resolved_variants
@@ -32,64 +35,7 @@ from lensprune.sweeps.run import chosen_variants
 from lensprune.sweeps.screening import screened_count
 from lensprune.sweeps.selection import VariantSelection
 
-__all__ = ["Plan", "PlannedCell", "plan"]
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """One (task, protocol): its size, and its cost in all variants without and with sharing."""
-
-    task: str
-    protocol: str
-    items: int
-    requests: int
-    unshared: Cost
-    shared: Cost
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep would cost.
-
-    `unshared` is the hooked executor's way, `shared` the forked one's; `memory` and `seconds` are those of
-    `executor`. Generations count with all the new tokens that they may take.
-    """
-
-    model: str
-    shape: ModelShape
-    dtype: str
-    device: str
-    executor: str
-    n_variants: int
-    cells: tuple[PlannedCell, ...]
-    reference: Cost
-    memory: Memory
-    speed: Speed
-    seconds: float
-    workers: int | None = None
-    """Of a sweep that is spread; every other figure is that of one process."""
-
-    @property
-    def n_cells(self) -> int:
-        return len(self.cells) * self.n_variants
-
-    @property
-    def unshared(self) -> Cost:
-        return sum((cell.unshared for cell in self.cells), Cost()) + self.reference
-
-    @property
-    def shared(self) -> Cost:
-        return sum((cell.shared for cell in self.cells), Cost()) + self.reference
-
-    @property
-    def cost(self) -> Cost:
-        """What `executor` runs."""
-        return self.unshared if self.executor == "hooked" else self.shared
-
-    def __str__(self) -> str:
-        from lensprune.planning.text import plan_report
-
-        return plan_report(self)
+__all__ = ["plan"]
 
 
 def plan(
@@ -189,7 +135,7 @@ def plan(
     )
     speed = given_speed or measure_speed(shape, number, place)
     total = sum((cell.unshared if executor == "hooked" else cell.shared for cell in cells), prompts)
-    return Plan(
+    planned = Plan(
         model=outline.facts.name,
         shape=shape,
         dtype=outline.facts.dtype,
@@ -203,6 +149,7 @@ def plan(
         seconds=estimated_seconds(total, speed, weights),
         workers=options.workers,
     )
+    return replace(planned, text=plan_report(planned))
 
 
 def _given_speed(flops: float | None, bandwidth: float | None) -> Speed | None:
@@ -223,8 +170,6 @@ def _check_device(name: str) -> None:
 
 
 def _check_executor(name: str) -> None:
-    from lensprune.engine import EXECUTORS
-
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
 

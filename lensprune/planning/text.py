@@ -5,7 +5,8 @@ from __future__ import annotations
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.tables import aligned
 from lensprune.planning.cost import Cost
-from lensprune.planning.sweep_plan import Plan
+from lensprune.planning.makespan import makespan, planned_times
+from lensprune.planning.result import Plan
 
 __all__ = ["duration", "plan_report", "quantity"]
 
@@ -94,8 +95,6 @@ def plan_report(plan: Plan) -> str:
 
 def _spread_line(plan: Plan) -> str:
     """The simulated time by `plan.workers`; nothing for a sweep in one process."""
-    from lensprune.planning.makespan import makespan, planned_times
-
     if plan.workers is None:
         return ""
     found = makespan(planned_times(plan), plan.workers)

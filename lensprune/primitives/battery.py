@@ -9,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from lensprune.ablation.reference import MeanMode, ReferenceActivations, collect_reference
+from lensprune.ablation.collect import collect_reference
+from lensprune.ablation.reference import MeanMode, ReferenceActivations
 from lensprune.ablation.variants import AblationKind, Variant, each_head, each_layer, each_mlp
 from lensprune.attribution.sites import PatchTarget
 from lensprune.errors import UserError

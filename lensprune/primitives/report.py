@@ -10,11 +10,11 @@ import pandas as pd
 
 from lensprune.ablation.variants import parse_indices
 from lensprune.errors import UserError
-from lensprune.heads.report import read_texts
 from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned
+from lensprune.paths import read_texts
 from lensprune.primitives import CLASSES, Primitives, primitives, selectivity, task_texts
 from lensprune.primitives.chains import Wording
 from lensprune.primitives.figures import primitives_heatmaps

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lensprune.errors import UserError
+from lensprune.version import __version__
 
 __all__ = ["FORMAT", "CellSpec", "HowItRan", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
 
@@ -27,8 +28,6 @@ def canonical_json(value: object) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of what computes the numbers; `python` without its patch level."""
-    from lensprune.version import __version__
-
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     versions["lensprune"] = __version__
     versions["python"] = ".".join(platform.python_version_tuple()[:2])

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from lensprune.ablation.reference import ReferenceActivations, collect_reference
+from lensprune.ablation.collect import collect_reference
+from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.errors import LensPruneError
