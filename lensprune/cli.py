@@ -207,7 +207,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     if read_spec(Path(arguments.folder)).exchanges_weights:
         from lensprune.replacement import DeltaRun
-        from lensprune.replacement.outputs import delta_report
+        from lensprune.replacement.text import delta_report
 
         print(delta_report(DeltaRun.load(arguments.folder)))
         return 0
@@ -222,7 +222,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _show(run: Any) -> int:
-    from lensprune.results.outputs import run_report
+    from lensprune.results.text import run_report
 
     print(run_report(run))
     return 0

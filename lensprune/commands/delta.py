@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
     from lensprune.replacement import measure_delta
-    from lensprune.replacement.outputs import delta_report
+    from lensprune.replacement.text import delta_report
 
     result = measure_delta(
         arguments.base,

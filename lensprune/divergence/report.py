@@ -17,6 +17,7 @@ from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned
+from lensprune.runs.chance import known_at_chance
 
 __all__ = ["fidelity_report"]
 
@@ -108,7 +109,7 @@ def _thrift(table: pd.DataFrame) -> list[str]:
 
 def _guessed(summary: pd.DataFrame) -> pd.DataFrame:
     """The clean rows of tasks and protocols at chance."""
-    return summary[summary["variant"].eq("clean") & summary["at_chance"].fillna(False).astype(bool)]
+    return summary[summary["variant"].eq("clean") & known_at_chance(summary)]
 
 
 def _validation(study: FidelityStudy) -> list[str]:

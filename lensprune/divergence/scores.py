@@ -26,6 +26,7 @@ from lensprune.analysis.rank_correlation import kendall_rows, spearman_rows
 from lensprune.analysis.statistics import bootstrap_means
 from lensprune.engine.traces import TokenTrace
 from lensprune.errors import UserError
+from lensprune.runs.chance import beats_chance
 
 __all__ = ["AGREEMENT_COLUMNS", "FIDELITY_COLUMNS", "agreement_with_loss", "fidelity_items", "fidelity_row"]
 
@@ -107,7 +108,7 @@ def agreement_with_loss(
     for measure in measures:
         if measure not in scores.columns:
             raise UserError(f"measure {measure!r} is not a column of the scores: they have {', '.join(scores.columns)}")
-    known = summary[(summary["variant"] != "clean") & summary["at_chance"].eq(False).fillna(False).astype(bool)]
+    known = summary[(summary["variant"] != "clean") & beats_chance(summary)]
     generator = np.random.default_rng(seed)
     rows = []
     for (task, protocol), measured in known.groupby(["task", "protocol"], sort=False):

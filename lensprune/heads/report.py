@@ -20,6 +20,7 @@ from lensprune.output.tables import aligned
 from lensprune.paths import read_texts
 from lensprune.results.concentration import head_tables
 from lensprune.results.run import Run
+from lensprune.runs.chance import beats_chance
 
 __all__ = ["heads_report"]
 
@@ -125,7 +126,7 @@ def _strongest(joined: pd.DataFrame, most: int) -> str:
     scores = [name for name in joined.columns if name in SCORES]
     for (task, protocol, ablation), group in joined.groupby(["task", "protocol", "ablation"], sort=False):
         title = f"{task}, {protocol}: heads whose removal ({ablation}) costs most"
-        if bool(group["at_chance"].fillna(True).iloc[0]):
+        if not beats_chance(group).iloc[0]:
             parts.append(f"{title}\n  at chance: not ranked")
             continue
         rows = [["head", "Δμ", *scores]]

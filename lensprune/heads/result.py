@@ -10,6 +10,7 @@ import pandas as pd
 
 from lensprune.errors import UserError
 from lensprune.heads.table import scores_with_effects, top_heads
+from lensprune.output.drawing.figure import Figure, drawn_axes
 from lensprune.results.run import Run
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ class HeadTable:
         Raises:
             UserError: an unknown kind or score, ``scatter`` without a score or a sweep, or nothing to draw.
         """
-        from lensprune.heads.figures.kinds import head_figure_of
-
-        axes = head_figure_of(self, kind, score).draw()
-        return axes[0] if isinstance(axes, list) and len(axes) == 1 else axes
+        return drawn_axes(self._figure(kind, score))
 
     def plot_data(self, kind: str = "map", score: str | None = None) -> pd.DataFrame:
         """The tidy table that `plot` draws.
@@ -62,9 +60,13 @@ class HeadTable:
         Raises:
             UserError: as `plot`.
         """
+        return self._figure(kind, score).data()
+
+    def _figure(self, kind: str, score: str | None) -> Figure:
         from lensprune.heads.figures.kinds import head_figure_of
 
-        return head_figure_of(self, kind, score).data()
+        title = "" if self.run is None else self.run.spec.model
+        return head_figure_of(self.scores, kind, score, effects=self.effects, title=title)
 
     def __repr__(self) -> str:
         beside = "" if self.run is None else f", beside {self.run!r}"

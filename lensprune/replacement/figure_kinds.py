@@ -7,10 +7,11 @@ from functools import partial
 
 import pandas as pd
 
-from lensprune.errors import UserError, unknown_name
+from lensprune.errors import UserError
+from lensprune.output.drawing.figure import Figure, unknown_kind
 from lensprune.replacement.figures import effect_against_weights, effect_by_depth
-from lensprune.replacement.result import DeltaRun
-from lensprune.results.figures.kinds import RunFigure, unknown_kind
+from lensprune.replacement.outcomes import ReplacementOutcomes
+from lensprune.replacement.shares import gain_shares
 
 __all__ = ["DELTA_KINDS", "delta_figure_of", "delta_figures"]
 
@@ -20,34 +21,34 @@ _DRAWN = [
 ]  # fmt: skip
 
 
-def _depth(result: DeltaRun, shares: pd.DataFrame) -> RunFigure:
-    return RunFigure(
+def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
+    return Figure(
         "swaps_by_depth",
         "Line chart: what each exchanged part brings to accuracy, one line a direction",
         "What each exchanged part brings: put into the base, and missing from the distilled model. Band: paired 95% "
         "interval; dashes: the whole gain, distilled − base.",
-        partial(effect_by_depth, shares, n_layers=result.run.spec.n_layers, title=result.title),
+        partial(effect_by_depth, shares, n_layers=outcomes.spec.n_layers, title=outcomes.title),
         lambda: shares[_DRAWN],
     )
 
 
-def _weights(result: DeltaRun, shares: pd.DataFrame) -> RunFigure:
-    return RunFigure(
+def _weights(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
+    return Figure(
         "swaps_by_weight_change",
         "Scatter plot: what each exchanged part brings against how much its weights changed",
         "What each exchanged part brings against ‖ΔW‖, how much its weights changed. Bars: paired 95% intervals.",
-        partial(effect_against_weights, shares, title=result.title),
+        partial(effect_against_weights, shares, title=outcomes.title),
         lambda: shares[[*_DRAWN, "weight_change", "weight_change_relative"]],
     )
 
 
-DELTA_KINDS: dict[str, Callable[[DeltaRun, pd.DataFrame], RunFigure]] = {"depth": _depth, "weights": _weights}
+DELTA_KINDS: dict[str, Callable[[ReplacementOutcomes, pd.DataFrame], Figure]] = {"depth": _depth, "weights": _weights}
 """What `DeltaRun.plot` takes as `kind`."""
 
 
 def delta_figure_of(
-    result: DeltaRun, kind: str = "depth", task: str | None = None, protocol: str | None = None
-) -> RunFigure:
+    outcomes: ReplacementOutcomes, kind: str = "depth", task: str | None = None, protocol: str | None = None
+) -> Figure:
     """The figure of one kind.
 
     Raises:
@@ -55,18 +56,14 @@ def delta_figure_of(
     """
     if kind not in DELTA_KINDS:
         raise unknown_kind(kind, DELTA_KINDS)
-    shares = result.shares()
-    for column, chosen in (("task", task), ("protocol", protocol)):
-        if chosen is not None:
-            known = {pair[column == "protocol"] for pair in result.run.cells}
-            if chosen not in known:
-                raise unknown_name(f"{column} of this run", chosen, known)
-            shares = shares[shares[column] == chosen]
+    shares = gain_shares(outcomes)
+    cells = set(outcomes.select(task, protocol))
+    shares = shares[[cell in cells for cell in zip(shares["task"], shares["protocol"], strict=True)]]
     if shares.empty:
         raise UserError("there is nothing to draw: no swap was measured")
-    return DELTA_KINDS[kind](result, shares.reset_index(drop=True))
+    return DELTA_KINDS[kind](outcomes, shares.reset_index(drop=True))
 
 
-def delta_figures(result: DeltaRun) -> list[RunFigure]:
+def delta_figures(outcomes: ReplacementOutcomes) -> list[Figure]:
     """Every kind, in the order of `DELTA_KINDS`."""
-    return [delta_figure_of(result, kind) for kind in DELTA_KINDS]
+    return [delta_figure_of(outcomes, kind) for kind in DELTA_KINDS]

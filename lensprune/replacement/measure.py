@@ -12,6 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lensprune.ablation.variants import CLEAN, Variant, parse_indices
+from lensprune.engine import EXECUTORS
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
@@ -19,9 +20,7 @@ from lensprune.models.load import open_model
 from lensprune.replacement.pair import Host, ModelPair, WeightChange, model_pair, weight_change
 from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
 from lensprune.replacement.result import DeltaRun
-from lensprune.replacement.shares import DISTILLED
-from lensprune.replacement.swaps import Swap, enumerate_swaps
-from lensprune.results.run import Run
+from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, MemoryStore, RunStore, check_out_folder, stopped_message
 from lensprune.sweeps.prepare import Asked, SweepOptions, ask, load_tasks, sweep_spec
@@ -81,8 +80,6 @@ def measure_delta(
             can mend.
         KeyboardInterrupt: stopped by the user; both models are as they were.
     """
-    from lensprune.engine import EXECUTORS
-
     options = SweepOptions(
         tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
         protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
@@ -125,7 +122,7 @@ def measure_delta(
             raise KeyboardInterrupt(stopped_message(store, len(asked) * (2 + len(swaps)), "measure_delta")) from None
         changes = _changes(pair, swaps)
         names = (pair.base.facts.name, pair.distilled.facts.name)
-        result = DeltaRun(Run(spec, store, folder), store, swaps, changes, names, pair.notes)
+        result = DeltaRun(spec, store, folder, swaps, changes, names, pair.notes)
         if folder is not None:
             result.save()
     return result

@@ -10,7 +10,9 @@ from lensprune.errors import UserError
 from lensprune.output.html import Column, csv_link, drawn, render, table, write_page
 from lensprune.output.plain_text import visible
 from lensprune.replacement.figure_kinds import delta_figures
-from lensprune.replacement.result import DeltaRun
+from lensprune.replacement.outcomes import ReplacementOutcomes
+from lensprune.replacement.ranks import weights_against_effect
+from lensprune.replacement.shares import gain_shares
 
 __all__ = ["delta_page", "write_delta_report"]
 
@@ -50,14 +52,14 @@ _RANKS_SHOWN = {
 }
 
 
-def delta_page(result: DeltaRun) -> str:
+def delta_page(outcomes: ReplacementOutcomes) -> str:
     """The page's text.
 
     Raises:
         UserError: no swap was measured.
     """
-    shares, spec = result.shares(), result.run.spec
-    pictures = [drawn(f.name, f.draw(), f.data(), f.alt, f.caption) for f in delta_figures(result)]
+    shares, spec = gain_shares(outcomes), outcomes.spec
+    pictures = [drawn(f.name, f.draw(), f.data(), f.alt, f.caption) for f in delta_figures(outcomes)]
     gains = shares.drop_duplicates(["task", "protocol"])
     lead = "; ".join(
         f"{visible(row['task'])} under {row['protocol']}: the distilled model gains {row['gain']:+.2f} "
@@ -65,11 +67,11 @@ def delta_page(result: DeltaRun) -> str:
         for row in gains.to_dict("records")
     )
     facts = [
-        ("base", result.base),
-        ("distilled", result.distilled),
+        ("base", outcomes.base),
+        ("distilled", outcomes.distilled),
         ("architecture", f"{spec.architecture}; {spec.n_layers} layers, {spec.n_heads} heads"),
         ("exchanged", f"{', '.join(dict.fromkeys(shares['part']))}"),
-        ("the rest", "; ".join(result.notes)),
+        ("the rest", "; ".join(outcomes.notes)),
         ("numbers", f"{spec.dtype} on {spec.device}; BOS: {spec.bos}; seed {spec.seed}"),
         ("command", spec.how.command or "called from Python"),
         ("versions", ", ".join(f"{name} {number}" for name, number in sorted(spec.versions.items()))),
@@ -77,7 +79,7 @@ def delta_page(result: DeltaRun) -> str:
     ]
     return render(
         "delta.html",
-        title=visible(f"{result.title}: {len(set(shares['part']))} exchanged parts"),
+        title=visible(f"{outcomes.title}: {len(set(shares['part']))} exchanged parts"),
         lead=lead.replace("-", "−") + ".",
         sections=_SECTIONS,
         facts=[(name, visible(value)) for name, value in facts],
@@ -87,7 +89,7 @@ def delta_page(result: DeltaRun) -> str:
         tasks=[visible(task) for task in dict.fromkeys(shares["task"])],
         protocols=list(dict.fromkeys(shares["protocol"])),
         csv=csv_link(shares),
-        ranks=table(result.weights_against_effect(), _RANKS_SHOWN),
+        ranks=table(weights_against_effect(shares), _RANKS_SHOWN),
     )
 
 
@@ -97,8 +99,8 @@ def _note(row: pd.Series) -> str:
     return "" if bool(row["gain_is_clear"]) else "not clear of 0, so there are no shares of it"
 
 
-def write_delta_report(result: DeltaRun, path: str | Path | None = None) -> Path:
-    """Write `result` as one HTML page.
+def write_delta_report(outcomes: ReplacementOutcomes, path: str | Path | None = None) -> Path:
+    """Write `outcomes` as one HTML page.
 
     Args:
         path: the file; ``None`` takes ``report.html`` in the run's folder.
@@ -106,8 +108,8 @@ def write_delta_report(result: DeltaRun, path: str | Path | None = None) -> Path
     Raises:
         UserError: a run in memory without `path`, or a place that can't be written to.
     """
-    if path is None and result.folder is None:
+    if path is None and outcomes.folder is None:
         raise UserError("this run is in memory: name the file to write its report to")
-    target = Path(path) if path is not None else result.folder / "report.html"  # type: ignore[operator]
-    page = delta_page(result)
+    target = Path(path) if path is not None else outcomes.folder / "report.html"  # type: ignore[operator]
+    page = delta_page(outcomes)
     return write_page(page, target)

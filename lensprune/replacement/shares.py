@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.statistics import CONFIDENCE, at_chance, bootstrap_means, paired_bootstrap
+from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means, paired_bootstrap
 from lensprune.analysis.summary import Group, read_group
+from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.pair import WeightChange
-from lensprune.replacement.swaps import Swap
-from lensprune.runs.store import CellStore
+from lensprune.replacement.swaps import DISTILLED, Swap
+from lensprune.runs.chance import at_chance
+from lensprune.runs.outcomes import computed_once
 
-__all__ = ["DELTA_COLUMNS", "DISTILLED", "gain_shares", "share_intervals"]
-
-DISTILLED = "distilled"
-"""Name of the variant that is the distilled model as it stands; the base is `CLEAN`."""
+__all__ = ["DELTA_COLUMNS", "gain_shares", "share_intervals"]
 
 DELTA_COLUMNS = (
     "task", "protocol", "direction", "part", "component", "layer", "head", "alpha", "n", "accuracy_base",
@@ -42,12 +41,8 @@ def share_intervals(
     return low, high
 
 
-def gain_shares(
-    store: CellStore,
-    cells: Iterable[tuple[str, str]],
-    swaps: Sequence[Swap],
-    changes: Mapping[str, WeightChange],
-) -> pd.DataFrame:
+@computed_once
+def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
     """One row a (task, protocol, swap), with `DELTA_COLUMNS`.
 
     `gain` = accuracy(distilled) − accuracy(base) on the same items. `effect` is what the part brings: forward,
@@ -55,16 +50,12 @@ def gain_shares(
     positive where the part carries the gain, and `share` = effect / gain; it is empty unless the gain's interval leaves
     out 0 (`gain_is_clear`). Shares of single parts need not add up to one. `weight_change`: ‖distilled − base‖ over the
     part's weights. `at_chance`: not even the distilled model beats chance.
-
-    Args:
-        changes: weight change by a swap's label.
     """
     rows: list[dict[str, object]] = []
-    for task, protocol in cells:
-        names = [CLEAN.name, DISTILLED, *(swap.name for swap in swaps)]
-        group = read_group(store, task, protocol, names)
+    for task, protocol in outcomes.cells:
+        group = read_group(outcomes, task, protocol)
         if group is not None and CLEAN.name in group.cells and DISTILLED in group.cells:
-            rows.extend(_rows(group, [s for s in swaps if s.name in group.cells], changes))
+            rows.extend(_rows(group, [s for s in outcomes.swaps if s.name in group.cells], outcomes.changes))
     frame = pd.DataFrame(rows, columns=list(DELTA_COLUMNS))
     return frame.astype({"layer": "Int64", "head": "Int64", "gain_is_clear": "boolean", "at_chance": "boolean"})
 

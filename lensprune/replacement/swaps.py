@@ -10,7 +10,10 @@ from lensprune.errors import UserError, unknown_name
 from lensprune.replacement.pair import Host
 from lensprune.replacement.parts import Part
 
-__all__ = ["DIRECTIONS", "MODES", "Swap", "enumerate_swaps"]
+__all__ = ["DIRECTIONS", "DISTILLED", "MODES", "Swap", "enumerate_swaps"]
+
+DISTILLED = "distilled"
+"""Name of the variant that is the distilled model as it stands; the base is `CLEAN`."""
 
 Mode = Literal["single", "cumulative", "range"]
 """``single``: each part by itself. ``cumulative``: 1, 2, … parts from one end. ``range``: all chosen parts at once."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.summary import summarise
 from lensprune.output.plain_text import visible
-from lensprune.results.run import Run
+from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 
 __all__ = ["MOST_RECORDS", "TEXT_LIMIT", "BrowserRows", "browser_rows", "shares_of"]
@@ -49,13 +50,13 @@ def shares_of(sizes: Mapping[CellKey, int], most: int) -> dict[CellKey, int]:
     return shares
 
 
-def browser_rows(run: Run, most: int = MOST_RECORDS) -> BrowserRows:
+def browser_rows(outcomes: Outcomes, most: int = MOST_RECORDS) -> BrowserRows:
     """Pick the records of changed models for the browser, each beside the clean model's answer to the same item.
 
     Up to `most` records, shared out evenly between cells (the largest losses first); within a cell the items whose
     outcome changed come first, then the others in their order. Reads one cell at a time.
     """
-    summary = run.summary()
+    summary = summarise(outcomes)
     changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
     places = zip(changed["variant"], changed["task"], changed["protocol"], changed["n"], strict=True)
     sizes = {CellKey(variant, task, protocol): int(n) for variant, task, protocol, n in places}
@@ -64,7 +65,7 @@ def browser_rows(run: Run, most: int = MOST_RECORDS) -> BrowserRows:
     clean: dict[int, dict[str, list[Any]]] = {}
     clean_place, clean_records = ("", ""), _NO_RECORDS
     rows: list[list[Any]] = []
-    finished = run.finished()
+    finished = outcomes.finished()
 
     def index(kind: str, value: Any) -> int:
         if (kind, value) not in indices:
@@ -78,8 +79,8 @@ def browser_rows(run: Run, most: int = MOST_RECORDS) -> BrowserRows:
         if place != clean_place:
             if CellKey(CLEAN.name, *place) not in finished:
                 continue
-            clean_place, clean_records = place, run.cell(CellKey(CLEAN.name, *place), _COLUMNS).to_pylist()
-        base, own = clean_records, run.cell(key, [*_COLUMNS, "layer"]).to_pylist()
+            clean_place, clean_records = place, outcomes.cell(CellKey(CLEAN.name, *place), _COLUMNS).to_pylist()
+        base, own = clean_records, outcomes.cell(key, [*_COLUMNS, "layer"]).to_pylist()
         cell, variant = index("cells", place), index("variants", key.variant)
         for i in _chosen(own, base, shares[key]):
             record, before = own[i], base[i]

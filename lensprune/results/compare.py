@@ -7,11 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from lensprune.analysis.protocol_gap import GAP_COLUMNS, paired_gap
+from lensprune.analysis.summary import read_group, summarise
 from lensprune.errors import UserError
 from lensprune.output.html import Column, csv_link, drawn, render, table, write_page
 from lensprune.output.plain_text import visible
 from lensprune.results.figures.protocols import book_gap_by_depth
-from lensprune.results.run import Run
+from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["compare_page", "runs_gap", "write_comparison"]
 
@@ -42,7 +44,7 @@ _GAP_SHOWN = {
 }
 
 
-def runs_gap(a: Run, b: Run) -> pd.DataFrame:
+def runs_gap(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     """Δμ in run `b` minus Δμ in run `a` for every change, task and protocol that both have.
 
     Where both asked the same items the gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q).
@@ -56,14 +58,14 @@ def runs_gap(a: Run, b: Run) -> pd.DataFrame:
     """
     frames = []
     for task, protocol in (cell for cell in a.cells if cell in b.cells):
-        first, second = a.group(task, protocol), b.group(task, protocol)
+        first, second = read_group(a, task, protocol), read_group(b, task, protocol)
         if first is None or second is None or first.clean is None or second.clean is None:
             continue
         if _same_items(a, b, task) and first.clean.item_ids.equals(second.clean.item_ids):
             own = paired_gap(first, second).assign(note="")
         else:
             own = _unpaired(a, b, task, protocol).assign(note="other items: not paired")
-        unclear = own["at_chance"].astype(bool)
+        unclear = known_at_chance(own)
         own.loc[unclear, "note"] = (own.loc[unclear, "note"] + ", at chance").str.strip(", ")
         frames.append(own.assign(task=task, protocol=protocol))
     kept = [frame for frame in frames if len(frame)]
@@ -72,15 +74,15 @@ def runs_gap(a: Run, b: Run) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True)
 
 
-def _same_items(a: Run, b: Run, task: str) -> bool:
+def _same_items(a: Outcomes, b: Outcomes, task: str) -> bool:
     hashes = [next(spec.items_hash for spec in run.spec.tasks if spec.name == task) for run in (a, b)]
     return hashes[0] == hashes[1]
 
 
-def _unpaired(a: Run, b: Run, task: str, protocol: str) -> pd.DataFrame:
+def _unpaired(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame:
     sides = []
     for run in (a, b):
-        frame = run.summary()
+        frame = summarise(run)
         sides.append(frame[(frame["task"] == task) & (frame["protocol"] == protocol) & (frame["variant"] != "clean")])
     place = ["variant", "component", "layer", "head", "ablation"]
     both = sides[0].merge(sides[1][["variant", "delta", "at_chance"]], on="variant", suffixes=("_a", "_b"))
@@ -92,32 +94,22 @@ def _unpaired(a: Run, b: Run, task: str, protocol: str) -> pd.DataFrame:
     return both[[*place, *GAP_COLUMNS[len(place) :]]]
 
 
-def _clean(a: Run, b: Run) -> pd.DataFrame:
+def _clean(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     sides = []
     for run in (a, b):
-        frame = run.summary()
+        frame = summarise(run)
         sides.append(frame.loc[frame["variant"] == "clean", ["task", "protocol", "n", "accuracy"]])
     both = sides[0].merge(sides[1], on=["task", "protocol"], suffixes=("_a", "_b"))
     return both.assign(items=["the same" if _same_items(a, b, task) else "different" for task in both["task"]])
 
 
-def _name(run: Run) -> str:
+def _name(run: Outcomes) -> str:
     return run.folder.name if run.folder is not None else run.spec.model
 
 
-def _facts(a: Run, b: Run) -> pd.DataFrame:
+def _facts(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     rows = [("folder", str(a.folder or "in memory"), str(b.folder or "in memory"))]
-    for field in (
-        "model",
-        "architecture",
-        "n_layers",
-        "weights_hash",
-        "dtype",
-        "device",
-        "bos",
-        "chat_template",
-        "seed",
-    ):
+    for field in _COMPARED:
         rows.append((field.replace("_", " "), str(getattr(a.spec, field)), str(getattr(b.spec, field))))
     for library in sorted({*a.spec.versions, *b.spec.versions}):
         rows.append((library, a.spec.versions.get(library, "–"), b.spec.versions.get(library, "–")))
@@ -125,7 +117,7 @@ def _facts(a: Run, b: Run) -> pd.DataFrame:
     return frame.assign(same=(frame["a"] == frame["b"]).map({True: "", False: "differs"}))
 
 
-def compare_page(a: Run, b: Run) -> str:
+def compare_page(a: Outcomes, b: Outcomes) -> str:
     """The page's text.
 
     Raises:
@@ -133,7 +125,7 @@ def compare_page(a: Run, b: Run) -> str:
     """
     gap = runs_gap(a, b)
     ordered = gap.sort_values("gap", key=lambda column: column.abs(), ascending=False, kind="stable")
-    clear = gap[(gap["q_value"] <= 0.05) & ~gap["at_chance"].astype(bool)]
+    clear = gap[(gap["q_value"] <= 0.05) & beats_chance(gap)]
     pictures = []
     by_layer = gap[gap["layer"].notna()]
     if len(by_layer):
@@ -176,14 +168,14 @@ def _lead(gap: pd.DataFrame, clear: int) -> str:
     return text if tested == len(gap) else f"{text} {untested}"
 
 
-def _only(run: Run, other: Run, letter: str) -> str:
+def _only(run: Outcomes, other: Outcomes, letter: str) -> str:
     cells = [f"{task} under {protocol}" for task, protocol in run.cells if (task, protocol) not in other.cells]
     variants = len(set(run.spec.variant_names) - set(other.spec.variant_names))
     parts = [f"tasks and protocols: {', '.join(cells)}"] * bool(cells) + [f"{variants} variants"] * bool(variants)
     return visible(f"Only in {letter}: {'; '.join(parts)}.") if parts else ""
 
 
-def write_comparison(a: Run, b: Run, path: str | Path | None = None) -> Path:
+def write_comparison(a: Outcomes, b: Outcomes, path: str | Path | None = None) -> Path:
     """Write the comparison of two runs as one HTML page.
 
     Args:

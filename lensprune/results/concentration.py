@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.concentration import concentration_of
-from lensprune.analysis.head_effects import ItemEffects
+from lensprune.analysis.concentration import concentration_table
+from lensprune.analysis.head_effects import ItemEffects, item_effects
 from lensprune.analysis.overlap import overlap
-from lensprune.results.run import Run
+from lensprune.analysis.summary import summarise
+from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["NOT_OF_ALL_HEADS", "HeadTables", "concentration_files", "head_tables"]
 
@@ -30,29 +31,29 @@ class HeadTables:
     overlap: pd.DataFrame | None
 
 
-def head_tables(run: Run, ablation: str) -> HeadTables:
+def head_tables(outcomes: Outcomes, ablation: str) -> HeadTables:
     """Concentration and overlap of heads removed in one way. Overlap is of the ten strongest, or of half of the heads
     where there are fewer than twenty: that two tasks share all of all heads says nothing.
 
     Raises:
         UserError: no head was removed in that way, or the run is screened.
     """
-    found = run.effects(ablation=ablation)
-    concentrated = pd.concat([concentration_of(own) for own in found], ignore_index=True)
+    found = item_effects(outcomes, ablation=ablation)
+    concentrated = concentration_table(found)
     shared = overlap(found, min(_SHARED, max(1, len(found[0].variants) // 2))) if len(found) > 1 else None
     return HeadTables(found, concentrated, shared)
 
 
-def concentration_files(run: Run) -> dict[str, pd.DataFrame]:
+def concentration_files(outcomes: Outcomes) -> dict[str, pd.DataFrame]:
     """``concentration.csv`` and, with two or more (task, protocol) pairs, ``overlap.csv`` of a sweep over heads; one of
     each a way of removal, named like ``concentration_mean.csv``, where there are several. The effects are Δμ.
 
     Empty for a run that is not finished, is screened, or removes anything but single heads and key/value groups: of
     chosen parts it cannot be said how few carry a task.
     """
-    if run.spec.screen is not None or len(run.finished()) < len(run.cells) * len(run.spec.variants):
+    if outcomes.spec.screen is not None or outcomes.n_finished < outcomes.n_expected:
         return {}
-    summary = run.summary()
+    summary = summarise(outcomes)
     changed = summary[summary["variant"] != CLEAN.name]
     heads = changed[changed["component"] == "head"]
     if not changed["component"].isin(["head", "kv_group"]).all():
@@ -62,7 +63,7 @@ def concentration_files(run: Run) -> dict[str, pd.DataFrame]:
     for ablation in ways:
         if heads.loc[heads["ablation"] == ablation, "variant"].nunique() < 2:
             continue
-        tables = head_tables(run, ablation)
+        tables = head_tables(outcomes, ablation)
         name = f"_{ablation}" if len(ways) > 1 else ""
         files[f"concentration{name}.csv"] = tables.concentration
         if tables.overlap is not None:

@@ -1,48 +1,27 @@
-"""The job of ``lensprune sweep``: what a run leaves beside its records, and what it prints."""
+"""What a run leaves in its folder beside its records."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
-import pandas as pd
+from lensprune.analysis.screening import screen_table
+from lensprune.analysis.summary import summarise
+from lensprune.errors import UserError
+from lensprune.output.results_folder import SUMMARY_TABLE, write_results
+from lensprune.results.concentration import concentration_files
+from lensprune.results.figures.kinds import figures_of
+from lensprune.runs.outcomes import Outcomes
 
-from lensprune.ablation.variants import CLEAN
-from lensprune.output.plain_text import for_terminal
-from lensprune.output.results_folder import FIGURES, SUMMARY_TABLE, write_results
-from lensprune.output.tables import aligned
-from lensprune.results.concentration import NOT_OF_ALL_HEADS
-from lensprune.results.figures.depth import delta_by_depth, drawable
-from lensprune.results.figures.heads import head_effect_maps
-from lensprune.results.run import Run
+__all__ = ["SAVED_FIGURES", "SCREEN_TABLE", "save", "write_outputs"]
 
-__all__ = ["run_report", "screen_report", "top_variants", "write_outputs"]
-
-_SCREEN_TABLE = "screen.csv"
-_DELTA_FIGURE = "delta_by_depth"
-_HEADS_FIGURE = "heads"
-_SHOWN = {
-    "variant": "variant",
-    "accuracy": "accuracy",
-    "delta": "Δμ",
-    "interval": "95% interval",
-    "p_value": "p",
-    "q_value": "q",
-}
+SCREEN_TABLE = "screen.csv"
+SAVED_FIGURES = ("depth", "heads")
+"""Kinds of figure that are written into the folder, where the run has something for them."""
 
 
-def write_outputs(
-    folder: Path,
-    summary: pd.DataFrame,
-    *,
-    n_layers: int,
-    title: str = "",
-    screen: pd.DataFrame | None = None,
-    others: Mapping[str, pd.DataFrame] | None = None,
-) -> list[Path]:
-    """Write summary.csv, screen.csv of a screened sweep, other tables by the names of their files, and
-    figures/delta_by_depth.png where there is a depth to draw, figures/heads.png of single heads or groups.
+def write_outputs(outcomes: Outcomes, folder: Path) -> list[Path]:
+    """Write summary.csv, screen.csv of a screened sweep, concentration.csv and overlap.csv of a finished one over heads
+    (see `lensprune.results.concentration`), and `SAVED_FIGURES`, into `folder`.
 
     Returns:
         The files written.
@@ -50,89 +29,23 @@ def write_outputs(
     Raises:
         UserError: the disk is full or the folder can't be written to.
     """
-    tables = {SUMMARY_TABLE: summary, **({} if screen is None else {_SCREEN_TABLE: screen}), **(others or {})}
-    draw = {}
-    if drawable(summary):
-        draw[_DELTA_FIGURE] = partial(delta_by_depth, summary, n_layers=n_layers, title=title)
-    if (summary["component"].isin(["head", "kv_group"]) & summary["delta"].notna()).any():
-        draw[_HEADS_FIGURE] = partial(head_effect_maps, summary, n_layers=n_layers, title=title)
-    return write_results(folder, tables, draw)
+    tables = {SUMMARY_TABLE: summarise(outcomes)}
+    if outcomes.spec.screen is not None:
+        tables[SCREEN_TABLE] = screen_table(outcomes)
+    tables |= concentration_files(outcomes)
+    return write_results(folder, tables, {figure.name: figure.draw for figure in figures_of(outcomes, SAVED_FIGURES)})
 
 
-def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5) -> str:
-    """The variants that lose most under one protocol; where the clean model is at chance, a line that says so."""
-    group = summary[(summary["task"] == task) & (summary["protocol"] == protocol)]
-    clean = group[group["variant"] == CLEAN.name]
-    if clean.empty:
-        return f"{for_terminal(task)}, {protocol}: the clean model is not measured yet"
-    first = clean.iloc[0]
-    clean_line = f"clean accuracy {first['accuracy']:.3f} (chance {first['chance']:.3f}, n {first['n']})"
-    head = f"{for_terminal(task)}, {protocol}: {clean_line}"
-    notes = [
-        f"{count} {what}"
-        for count, what in (
-            (int(first["truncated"]), "prompts cut on the left to fit the context"),
-            (int((group["non_finite_rate"] > 0).sum()), "variants with NaN or infinite logits"),
-        )
-        if count
-    ]
-    if notes:
-        head += "; " + ", ".join(notes)
-    if bool(first["at_chance"]):
-        return f"{head}\n  at chance: the clean model does not beat guessing here, so its changes are not ranked"
-    changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)
-    rows = [list(_SHOWN.values())]
-    for _, row in changed.iterrows():
-        rows.append(
-            [
-                str(row["variant"]),
-                f"{row['accuracy']:.3f}",
-                f"{row['delta']:+.3f}",
-                f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
-                f"{row['p_value']:.2g}",
-                f"{row['q_value']:.2g}",
-            ]
-        )
-    return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())
+def save(outcomes: Outcomes, folder: str | Path | None = None) -> Path:
+    """`write_outputs` into the run's folder; with another `folder` the run itself is first copied there.
 
-
-def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) -> str:
-    """Heads of a screened sweep by their estimated loss, measured or not, and what the control set says of it."""
-    parts = []
-    for _, own in quality.iterrows():
-        where = (table["task"] == own["task"]) & (table["protocol"] == own["protocol"])
-        controls = int(own["controls"])
-        cell = f"{for_terminal(str(own['task']))}, {own['protocol']}"
-        lines = [
-            f"{cell}: {own['measured']} of {own['heads']} heads are measured, {own['measured'] - controls} for their "
-            f"estimates and {controls} drawn at random; the others are estimated",
-            f"on the random ones estimate and measurement have rank correlation {own['rank_correlation']:.2f}; "
-            f"{own['controls_in_top']} of them are among the {own['top']} measured ones that lose most: if the others "
-            f"are like them, {own['expected_missed']:.0f} such heads were missed",
-        ]
-        rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", "status"]]
-        for _, head in table[where].head(most).iterrows():
-            measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("margin_change", "delta")]
-            rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
-        parts.append("\n".join([*lines, *("  " + line for line in aligned(rows).splitlines())]))
-    return "\n\n".join(parts)
-
-
-def run_report(run: Run, most: int = 5) -> str:
-    """What a finished sweep prints: for each task and protocol the largest losses, then where the files are."""
-    summary = run.summary()
-    parts = [repr(run), *(top_variants(summary, task, protocol, most) for task, protocol in run.cells)]
-    if run.spec.screen is not None:
-        parts += [screen_report(run.screen(), run.screen_quality()), NOT_OF_ALL_HEADS]
-    if run.folder is not None:
-        places = [
-            ("table", run.folder / SUMMARY_TABLE),
-            ("screened", run.folder / _SCREEN_TABLE),
-            ("records", run.folder / "records"),
-            ("figure", run.folder / FIGURES / f"{_DELTA_FIGURE}.png"),
-            ("figure", run.folder / FIGURES / f"{_HEADS_FIGURE}.png"),
-            *(("table", path) for path in sorted(run.folder.glob("concentration*.csv"))),
-            *(("table", path) for path in sorted(run.folder.glob("overlap*.csv"))),
-        ]
-        parts.append("\n".join(f"{what + ':':10}{path}" for what, path in places if path.exists()))
-    return "\n\n".join(parts)
+    Raises:
+        UserError: no folder, a folder that holds another run, or a disk that can't be written to.
+    """
+    target = outcomes.folder if folder is None else Path(folder)
+    if target is None:
+        raise UserError("this run is in memory: name the folder to save it in")
+    if outcomes.folder is None or target.resolve() != outcomes.folder.resolve():
+        outcomes.copy_to(target)
+    write_outputs(outcomes, target)
+    return target

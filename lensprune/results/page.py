@@ -12,15 +12,18 @@ import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import claims_found
-from lensprune.analysis.signatures import MARGIN, SIGNATURE_COLUMNS
+from lensprune.analysis.critical import critical
+from lensprune.analysis.signatures import MARGIN, SIGNATURE_COLUMNS, signatures
+from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.files import write_error
 from lensprune.output.html import LARGEST_INSIDE, Column, csv_link, drawn, json_block, render, table, write_page
 from lensprune.output.plain_text import csv_text, visible, write_csv_parts
 from lensprune.results.browser_rows import MOST_RECORDS, TEXT_LIMIT, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
-from lensprune.results.figures.kinds import run_figures
-from lensprune.results.run import Run
+from lensprune.results.figures.kinds import figures_of
+from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import SCHEMA
 
 __all__ = ["RECORDS_FILE", "REPORT_FILE", "run_page", "write_report"]
@@ -85,8 +88,8 @@ _CLAIM_SHOWN = {
 }
 
 
-def write_report(run: Run, path: str | Path | None = None, *, most_records: int = MOST_RECORDS) -> Path:
-    """Write `run` as one HTML page, and beside it records.csv with every record.
+def write_report(outcomes: Outcomes, path: str | Path | None = None, *, most_records: int = MOST_RECORDS) -> Path:
+    """Write `outcomes` as one HTML page, and beside it records.csv with every record.
 
     Args:
         path: the file; ``None`` takes ``report.html`` in the run's folder.
@@ -98,60 +101,60 @@ def write_report(run: Run, path: str | Path | None = None, *, most_records: int 
     Raises:
         UserError: a run in memory without `path`, a folder that does not exist, or one that can't be written to.
     """
-    if path is None and run.folder is None:
+    if path is None and outcomes.folder is None:
         raise UserError("this run is in memory: name the file to write its report to")
-    target = Path(path) if path is not None else run.folder / REPORT_FILE  # type: ignore[operator]
+    target = Path(path) if path is not None else outcomes.folder / REPORT_FILE  # type: ignore[operator]
     if target.is_dir() or not target.parent.is_dir():
         what = "is a folder" if target.is_dir() else f"lies in {target.parent}, which does not exist"
         raise UserError(f"{target} {what}: expected the name of a file in an existing folder, like {REPORT_FILE}")
     try:
-        write_csv_parts(_record_parts(run), target.with_name(RECORDS_FILE))
-        page = run_page(run, target.with_name(RECORDS_FILE), most_records)
+        write_csv_parts(_record_parts(outcomes), target.with_name(RECORDS_FILE))
+        page = run_page(outcomes, target.with_name(RECORDS_FILE), most_records)
     except OSError as error:
         raise write_error(error, target.parent) from None
     return write_page(page, target)
 
 
-def _record_parts(run: Run) -> Iterator[pd.DataFrame]:
-    keys = run.finished()
+def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
+    keys = outcomes.finished()
     for start in range(0, max(1, len(keys)), _CELLS_AT_ONCE):
-        cells = [run.cell(key) for key in keys[start : start + _CELLS_AT_ONCE]]
+        cells = [outcomes.cell(key) for key in keys[start : start + _CELLS_AT_ONCE]]
         frame = pa.concat_tables(cells).to_pandas() if cells else SCHEMA.empty_table().to_pandas()
         # One text a record: JSON, like {"acc": 1.0}.
         frame["metrics"] = [json.dumps(dict(pairs)) for pairs in frame["metrics"]]
         yield frame.astype({"layer": "Int64", "head": "Int64"})
 
 
-def run_page(run: Run, records: Path, most_records: int = MOST_RECORDS) -> str:
+def run_page(outcomes: Outcomes, records: Path, most_records: int = MOST_RECORDS) -> str:
     """The page's text.
 
     Args:
         records: the CSV file of all records, which lies beside the page.
     """
-    summary = _with_notes(run.summary())
+    summary = _with_notes(summarise(outcomes))
     changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
-    critical = _critical(changed)
-    signed, missing = _signatures(run)
-    rows = browser_rows(run, most_records)
-    done, total = len(run.finished()), len(run.cells) * len(run.spec.variants)
-    pictures = [drawn(f.name, f.draw(), f.data(), f.alt, f.caption) for f in run_figures(run)]
+    needed = critical(changed)
+    signed, missing = _signatures(outcomes)
+    rows = browser_rows(outcomes, most_records)
+    done, total = outcomes.n_finished, outcomes.n_expected
+    pictures = [drawn(f.name, f.draw(), f.data(), f.alt, f.caption) for f in figures_of(outcomes)]
     return render(
         "run.html",
-        title=visible(f"{run.spec.model}: {_counted(len(run.spec.variants) - 1, 'changed model')}"),
-        lead=_lead(changed, critical),
+        title=visible(f"{outcomes.spec.model}: {_counted(len(outcomes.spec.variants) - 1, 'changed model')}"),
+        lead=_lead(changed, needed),
         unfinished=f"Not finished: {done} of {total} cells are measured." if done < total else "",
         sections=_SECTIONS,
-        facts=_facts(run),
-        cells=table(_clean_cells(run, summary), _CELLS_SHOWN),
-        notes=_notes(run, summary),
-        spec_json=visible(run.spec.to_json()),
+        facts=_facts(outcomes),
+        cells=table(_clean_cells(outcomes, summary), _CELLS_SHOWN),
+        notes=_notes(outcomes, summary),
+        spec_json=visible(outcomes.spec.to_json()),
         figures=pictures,
-        critical=table(critical.head(MOST_ROWS), _CRITICAL_SHOWN),
-        none_critical=f"{_counted(int(changed['at_chance'].eq(False).sum()), 'change')} could be tested.",
+        critical=table(needed.head(MOST_ROWS), _CRITICAL_SHOWN),
+        none_critical=f"{_counted(int(beats_chance(changed).sum()), 'change')} could be tested.",
         summary=table(changed.head(MOST_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
         summary_left_out=max(0, len(changed) - MOST_ROWS),
-        tasks=[visible(task.name) for task in run.spec.tasks],
-        protocols=run.spec.protocols,
+        tasks=[visible(task.name) for task in outcomes.spec.tasks],
+        protocols=outcomes.spec.protocols,
         claims=[
             {
                 "text": found.claim.text,
@@ -165,7 +168,7 @@ def run_page(run: Run, records: Path, most_records: int = MOST_RECORDS) -> str:
         margin=MARGIN,
         browser_note=_browser_note(rows.shown, rows.total),
         records_json=json_block(rows.payload),
-        downloads=_downloads(run, {"critical": critical, "signatures": signed}, records),
+        downloads=_downloads(outcomes, {"critical": needed, "signatures": signed}, records),
     )
 
 
@@ -179,12 +182,12 @@ def _counted(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
 
-def _lead(changed: pd.DataFrame, critical: pd.DataFrame) -> str:
-    ranked = changed[changed["at_chance"].eq(False).fillna(False).astype(bool)]
+def _lead(changed: pd.DataFrame, needed: pd.DataFrame) -> str:
+    ranked = changed[beats_chance(changed)]
     if ranked.empty:
         return "On no task does the clean model beat chance, so no change is ranked."
     worst = ranked.iloc[0]
-    found = _counted(len(critical), "change") + f" of {len(ranked)}"
+    found = _counted(len(needed), "change") + f" of {len(ranked)}"
     said = (
         f"{found} on tasks above chance lower accuracy with q ≤ 0.05. The largest loss: {worst['variant']} on "
         f"{visible(worst['task'])} under {worst['protocol']}, Δμ "
@@ -194,7 +197,7 @@ def _lead(changed: pd.DataFrame, critical: pd.DataFrame) -> str:
 
 
 def _with_notes(summary: pd.DataFrame) -> pd.DataFrame:
-    chance = summary["at_chance"].fillna(False).astype(bool)
+    chance = known_at_chance(summary)
     broken = summary["non_finite_rate"].fillna(0) > 0
     notes = [
         ", ".join(text for flag, text in ((a, "clean model at chance"), (b, "NaN or infinite logits")) if flag)
@@ -203,45 +206,40 @@ def _with_notes(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.assign(note=notes)
 
 
-def _critical(changed: pd.DataFrame, q: float = 0.05) -> pd.DataFrame:
-    ranked = changed["at_chance"].eq(False).fillna(False).astype(bool)
-    return changed[ranked & (changed["delta"] < 0) & (changed["q_value"] <= q)]
-
-
-def _signatures(run: Run) -> tuple[pd.DataFrame, str]:
+def _signatures(outcomes: Outcomes) -> tuple[pd.DataFrame, str]:
     try:
-        return run.signatures(), ""
+        return signatures(outcomes), ""
     except UserError as error:
         return pd.DataFrame(columns=list(SIGNATURE_COLUMNS)), f"Nothing can be said: {error}."
 
 
-def _clean_cells(run: Run, summary: pd.DataFrame) -> pd.DataFrame:
+def _clean_cells(outcomes: Outcomes, summary: pd.DataFrame) -> pd.DataFrame:
     clean = summary[summary["variant"] == CLEAN.name]
-    tasks = {task.name: task for task in run.spec.tasks}
+    tasks = {task.name: task for task in outcomes.spec.tasks}
     own = [tasks[name] for name in clean["task"]]
     return clean.assign(shots=[task.shots for task in own], seed=[task.seed for task in own])
 
 
-def _notes(run: Run, summary: pd.DataFrame) -> list[str]:
+def _notes(outcomes: Outcomes, summary: pd.DataFrame) -> list[str]:
     clean = summary[(summary["variant"] == CLEAN.name) & (summary["truncated"].fillna(0) > 0)]
     cut = [
         f"{visible(str(r.task))}, {r.protocol}: {r.truncated} prompts are cut on the left." for r in clean.itertuples()
     ]
-    small = [task for task in run.spec.tasks if task.n_items < 50]
+    small = [task for task in outcomes.spec.tasks if task.n_items < 50]
     if small:
         cut.append(
             f"With fewer than 50 items ({', '.join(f'{visible(t.name)}: {t.n_items}' for t in small)}) only large "
             "losses can be told from none."
         )
-    if run.spec.screen is not None:
+    if outcomes.spec.screen is not None:
         cut.append(f"{NOT_OF_ALL_HEADS}.")
     return cut
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
-    spec = run.spec
+def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
+    spec = outcomes.spec
     shape = f"{spec.n_layers} layers, {spec.n_heads} heads, {spec.n_key_value_heads} key/value heads"
-    variants = run.spec.variant_names
+    variants = outcomes.spec.variant_names
     named = ", ".join(variants[:4]) + (f", …, {variants[-1]}" if len(variants) > 5 else "".join(variants[4:5]))
     pairs = [
         ("model", f"{spec.model} ({spec.architecture}; {shape})"),
@@ -270,9 +268,9 @@ def _browser_note(shown: int, total: int) -> str:
     )
 
 
-def _downloads(run: Run, tables: dict[str, pd.DataFrame], records: Path) -> list[dict[str, Any]]:
-    files = [("summary.csv", run.summary(), "one row a variant, task and protocol")]
-    for name, frame in concentration_files(run).items():
+def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Path) -> list[dict[str, Any]]:
+    files = [("summary.csv", summarise(outcomes), "one row a variant, task and protocol")]
+    for name, frame in concentration_files(outcomes).items():
         text = "whether few heads carry a task" if name.startswith("concentration") else "heads that tasks share"
         files.append((name, frame, text))
     files += [

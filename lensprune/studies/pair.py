@@ -16,6 +16,7 @@ from lensprune.replacement.result import DeltaRun
 from lensprune.results.compare import write_comparison
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
+from lensprune.runs.chance import beats_chance
 from lensprune.studies.presets import Exchange, Preset, StudyPart
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
@@ -126,7 +127,7 @@ def moved(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """
     own = rows[(rows["statistic"] == "participation_ratio") & (rows["task"].map(task_kind) == "reasoning")]
     own = own.reset_index(drop=True)
-    clear = ((own["ci_low"] > 0) | (own["ci_high"] < 0)) & ~own["at_chance"].astype(bool)
+    clear = ((own["ci_low"] > 0) | (own["ci_high"] < 0)) & beats_chance(own)
     verdicts = [
         "at chance" if chance else "seen" if seen else "not resolvable"
         for chance, seen in zip(own["at_chance"], clear, strict=True)

@@ -9,6 +9,7 @@ from scipy import stats
 from lensprune.errors import UserError, unknown_name
 from lensprune.heads.scores import SCORES
 from lensprune.output.drawing.style import GREY, panel_title, panels
+from lensprune.runs.chance import beats_chance
 
 __all__ = ["head_function_scatter"]
 
@@ -37,7 +38,7 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
     groups = list(frame.groupby(["task", "protocol", "ablation"], sort=False))
     _, axes = panels(len(groups), size=(4.3, 3.7), columns=3, sharey=True, title=title)
     for ax, ((task, protocol, ablation), own) in zip(axes, groups, strict=True):
-        unclear = bool(own["at_chance"].fillna(True).iloc[0])
+        unclear = not beats_chance(own).iloc[0]
         clear = ((own["q_value"] <= q) & (not unclear)).to_numpy()
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=0)
         ax.scatter(own.loc[~clear, score], own.loc[~clear, "delta"], s=18, color=GREY, alpha=0.6, linewidths=0)

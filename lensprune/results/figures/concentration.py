@@ -12,6 +12,7 @@ from lensprune.analysis.concentration import lorenz, null_effects
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import GREY, colours, panels
+from lensprune.runs.chance import beats_chance
 
 __all__ = ["lorenz_curves", "lorenz_data"]
 
@@ -56,7 +57,7 @@ def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int 
     _, (ax,) = panels(1, size=(5.2 if len(curves) <= _FEW else 5.2 + 0.08 * longest, 4.4), title=title)
     ax.set_box_aspect(1)
     for i, ((task, protocol), own) in enumerate(curves):
-        unclear = bool(own["at_chance"].iloc[0])
+        unclear = not beats_chance(own).iloc[0]
         colour = GREY if unclear else colours(len(curves))[i]
         share = own["share_of_parts"]
         ax.fill_between(share, own["null_low"], own["null_high"], color=colour, alpha=0.15, linewidth=0)

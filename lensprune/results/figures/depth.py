@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import GREY, MARKERS, panel_title, panels, protocol_colours
+from lensprune.runs.chance import beats_chance
 
 __all__ = ["delta_by_depth", "delta_by_depth_data", "drawable"]
 
@@ -99,7 +100,7 @@ def _panel(
     n_lines = 0
     for protocol in dict.fromkeys(frame["protocol"]):
         own = frame[frame["protocol"] == protocol].sort_values(["layer", "head"])
-        at_chance = bool(own["at_chance"].iloc[0])
+        at_chance = not beats_chance(own).iloc[0]
         colour = GREY if at_chance else colours.get(protocol, "black")
         clean, chance, n = own["accuracy_clean"].iloc[0], own["chance"].iloc[0], int(own["n"].iloc[0])
         label = f"{protocol}: clean {clean:.2f}, n {n}" + (f" (at chance {chance:.2f})" if at_chance else "")
@@ -134,6 +135,6 @@ def _panel(
     if n_lines and not frame["head"].notna().any():
         handles.append(Patch(facecolor="0.7", alpha=0.4, label="95% interval"))
     handles.append(Line2D([], [], color="0.75", linestyle=(0, (1, 3)), linewidth=0.9, label="30% and 70% of the depth"))
-    if (frame["at_chance"].eq(False) & (frame["chance"] > 0)).any():
+    if (beats_chance(frame) & (frame["chance"] > 0)).any():
         handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1, label="accuracy at chance"))
     return handles

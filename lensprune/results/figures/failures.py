@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import get_args
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from lensprune.analysis.failures import FAILURES
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import colours, panel_title, panels
-from lensprune.protocols.base import Failure
-from lensprune.results.run import BRANCHES, Run
 
-__all__ = ["failure_counts", "failures_by_layer"]
+__all__ = ["failures_by_layer"]
 
-_KINDS = tuple(kind for kind in get_args(Failure) if kind != "none")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 """In grey print hatching tells kinds apart."""
-
-
-def failure_counts(run: Run, component: str | None = None) -> pd.DataFrame:
-    """What `failures_by_layer` draws: task, protocol, component, ablation, layer (−1: the clean model), n, failure
-    (``none``: right), count, share.
-
-    Args:
-        component: ``layer``, ``attention`` or ``mlp``; ``None`` takes the first of these that the run removes.
-
-    Raises:
-        UserError: the run removes no such part.
-    """
-    summary = run.summary()
-    branches = summary[summary["component"].isin(BRANCHES) & summary["layer"].notna()]
-    if component is not None:
-        branches = branches[branches["component"] == component]
-    if branches.empty:
-        raise UserError(f"there is nothing to draw: the run removes no single {component or 'layer, attention or MLP'}")
-    first = branches.iloc[0]
-    kind = (branches["component"] == first["component"]) & (branches["ablation"] == first["ablation"])
-    wanted = {str(row.variant): int(row.layer) for row in branches[kind].itertuples()}
-    wanted["clean"] = -1
-    rows = []
-    for key in run.finished():
-        if key.variant not in wanted:
-            continue
-        found = run.cell(key, ["failure"]).column("failure").to_pylist()
-        counted = Counter(found)
-        place = (key.task, key.protocol, first["component"], first["ablation"], wanted[key.variant], len(found))
-        rows += [(*place, name, counted[name], counted[name] / max(1, len(found))) for name in ("none", *_KINDS)]
-    columns = ["task", "protocol", "component", "ablation", "layer", "n", "failure", "count", "share"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
@@ -67,9 +30,9 @@ def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
     if counts.empty:
         raise UserError("there is nothing to draw: no cell is finished")
     groups = list(counts.groupby(["task", "protocol"], sort=False))
-    kinds = [kind for kind in _KINDS if counts.loc[counts["failure"] == kind, "count"].any()]
+    kinds = [kind for kind in FAILURES if counts.loc[counts["failure"] == kind, "count"].any()]
     figure, axes = panels(len(groups), size=(4.6, 2.9), columns=3, sharey=True, title=title)
-    palette = dict(zip(_KINDS, colours(len(_KINDS)), strict=True))
+    palette = dict(zip(FAILURES, colours(len(FAILURES)), strict=True))
     for ax, ((task, protocol), own) in zip(axes, groups, strict=True):
         wide = own.pivot(index="layer", columns="failure", values="share")
         apart = -max(2, round(0.1 * len(wide)))
@@ -78,7 +41,7 @@ def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
         for kind in kinds:
             ax.bar(
                 places, wide[kind], bottom=bottom, width=0.85, color=palette[kind], label=kind.replace("_", " "),
-                hatch=_HATCHES[_KINDS.index(kind) % len(_HATCHES)], edgecolor="white", linewidth=0.3,
+                hatch=_HATCHES[FAILURES.index(kind) % len(_HATCHES)], edgecolor="white", linewidth=0.3,
             )  # fmt: skip
             bottom = bottom + wide[kind]
         part = str(own["component"].iloc[0]).replace("_", "-")

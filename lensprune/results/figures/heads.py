@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import SIGNED, panel_title, panels
+from lensprune.runs.chance import beats_chance
 
 __all__ = ["head_effect_maps", "head_effect_maps_data"]
 
@@ -27,8 +28,7 @@ def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataF
     if frame.empty:
         raise UserError("there is nothing to draw: the run removes no single head or key/value group")
     columns = ["task", "protocol", "component", "ablation", "layer", "head", "delta", "q_value", "at_chance"]
-    chance = frame["at_chance"].fillna(True).astype(bool)
-    kept = frame[columns].assign(significant=(frame["q_value"] <= q) & ~chance)
+    kept = frame[columns].assign(significant=(frame["q_value"] <= q) & beats_chance(frame))
     return kept.astype({"layer": int, "head": int}).reset_index(drop=True)
 
 
@@ -69,7 +69,7 @@ def head_effect_maps(
         marked = own[own["significant"]]
         ax.scatter(marked["head"] + 0.5, marked["layer"] + 0.5, s=22, color="black", edgecolor="white", linewidth=0.7)
         ax.invert_yaxis()
-        unclear = " (at chance)" if bool(own["at_chance"].fillna(True).iloc[0]) else ""
+        unclear = " (at chance)" if not beats_chance(own).iloc[0] else ""
         several = f", {ablation}" if frame["ablation"].nunique() > 1 else ""
         ax.set(title=panel_title(str(task), f"{protocol}{several}{unclear}"), xlabel=_PARTS[component], ylabel="layer")
         ax.title.set_fontsize(9)

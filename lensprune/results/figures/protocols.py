@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import GREY, MARKERS, panel_title, panels, protocol_colours
+from lensprune.runs.chance import beats_chance
 
 __all__ = ["book_gap_by_depth", "protocol_pairs"]
 
@@ -45,7 +46,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
     rng = np.random.default_rng(0)
     n_layers = int(frame["layer"].max()) + 1
     for ax, ((task, first, second), own) in zip(axes, groups, strict=True):
-        unclear = bool(own["at_chance"].iloc[0])
+        unclear = not beats_chance(own).iloc[0]
         ax.plot([low, high], [low, high], color="0.6", linewidth=0.9, linestyle=":", zorder=0)
         ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
@@ -91,7 +92,7 @@ def book_gap_by_depth(
     depth = n_layers or int(frame["layer"].max()) + 1
     foot = float(min(frame["delta_a"].min(), frame["delta_b"].min())) - 0.06
     for ax, (protocol, own) in zip(axes, groups, strict=True):
-        unclear = bool(own["at_chance"].iloc[0])
+        unclear = not beats_chance(own).iloc[0]
         # A panel may be named by a task in a line above its protocol.
         name = str(protocol).splitlines()[-1]
         colour = GREY if unclear else protocol_colours().get(name, "black")
