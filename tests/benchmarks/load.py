@@ -25,8 +25,8 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodResponse, Request, Response
-from lensprune.results.outputs import run_report
 from lensprune.results.run import Run
+from lensprune.results.text import run_report
 from lensprune.runs.store import open_store
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.prepare import SweepOptions, prepare

@@ -18,7 +18,7 @@ from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
-from lensprune.results.outputs import run_report
+from lensprune.results.text import run_report
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import MemoryStore

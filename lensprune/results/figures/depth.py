@@ -15,12 +15,7 @@ from lensprune.errors import UserError
 from lensprune.output.drawing.style import GREY, MARKERS, panel_title, panels, protocol_colours
 from lensprune.runs.chance import beats_chance
 
-__all__ = ["delta_by_depth", "delta_by_depth_data", "drawable"]
-
-
-def drawable(summary: pd.DataFrame) -> bool:
-    """Whether `delta_by_depth` has anything to draw: a measured variant with a layer of its own."""
-    return bool((summary["layer"].notna() & summary["delta"].notna()).any())
+__all__ = ["delta_by_depth", "delta_by_depth_data"]
 
 
 def delta_by_depth_data(

@@ -13,8 +13,8 @@ import pytest
 
 from lensprune.ablation import Ablation, Head, Layer, Variant
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
-from lensprune.results.outputs import run_report
 from lensprune.results.run import Run
+from lensprune.results.text import run_report
 from tests.unit.report.runs import heads_run, layers_run
 
 

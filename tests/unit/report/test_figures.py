@@ -15,7 +15,7 @@ from lensprune.attribution.figures.token_map import token_map, token_map_data
 from lensprune.errors import UserError
 from lensprune.heads.figures.removal import removal_data, removal_figure
 from lensprune.heads.figures.scatter import head_function_scatter
-from lensprune.results.figures.kinds import KINDS, run_figures
+from lensprune.results.figures.kinds import KINDS, figures_of
 from lensprune.results.figures.protocols import protocol_pairs
 from tests.unit.report.runs import N_LAYERS, heads_run, layers_run
 
@@ -49,13 +49,13 @@ def test_an_unknown_kind_names_the_kinds(layers: lp.Run) -> None:
 
 
 def test_a_run_has_the_figures_that_it_can_draw(layers: lp.Run, heads: lp.Run) -> None:
-    assert [figure.name for figure in run_figures(layers)] == [
+    assert [figure.name for figure in figures_of(layers)] == [
         "delta_by_depth",
         "protocols",
         "concentration",
         "failures",
     ]
-    assert "heads" in [figure.name for figure in run_figures(heads)]
+    assert "heads" in [figure.name for figure in figures_of(heads)]
     with pytest.raises(UserError, match="no single head"):
         layers.plot("heads")
     with pytest.raises(UserError, match="facts_open"):

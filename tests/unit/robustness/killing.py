@@ -173,7 +173,7 @@ def run_moments(model: str, folder: Path, timed: int, seed: int) -> Counts:
     choose = random.Random(seed)
     counts = Counts()
     # Drawing the figure takes longer than the sweep; that it is whole or absent is `write_atomically`'s work as well.
-    outputs.drawable = lambda summary: False
+    outputs.SAVED_FIGURES = ()
     if wait(fork(lambda: run_sweep(model, folder / "whole"))) != 0:
         raise RuntimeError("the uninterrupted sweep failed")
     whole, expected = record_files(folder / "whole"), rows(folder / "whole")

@@ -46,7 +46,7 @@ def folder(family_folder: Callable[[str], Path]) -> Path:
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these sweeps."""
-    monkeypatch.setattr("lensprune.results.outputs.drawable", lambda summary: False)
+    monkeypatch.setattr("lensprune.results.outputs.SAVED_FIGURES", ())
 
 
 def sweep(folder: Path, out: Path | None, **changes: Any) -> lp.Run:
