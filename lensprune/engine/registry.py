@@ -6,10 +6,10 @@ import warnings
 from typing import Any
 
 from lensprune.engine.base import Executor
-from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import UnsupportedByFastPath
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.errors import unknown_name
 from lensprune.models import as_hooked_model

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lensprune.ablation.variants import Variant
-from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.models.base import ModelFacts
 from lensprune.planning.shape import ModelShape

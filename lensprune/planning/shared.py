@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import Variant
-from lensprune.engine.decoding.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
+from lensprune.engine.decoding.groups import ChunkSize, group_variants, request_chunks
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.edits import first_layer
 from lensprune.engine.forked import ForkedExecutor
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
 from lensprune.models.base import ModelFacts
 from lensprune.planning.cost import Cost, blocks_cost, last_block_cost, unembedding_cost

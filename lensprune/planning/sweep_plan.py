@@ -14,7 +14,7 @@ from lensprune.ablation.optimal import ITERATIONS
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine import EXECUTORS
-from lensprune.engine.decoding.groups import DecodeLimits
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
