@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.variants import CLEAN, REFERENCE_KINDS
+from lensprune.engine import EXECUTORS, make_executor
 from lensprune.errors import UserError
 from lensprune.models.load import open_model
 from lensprune.sweeps.references import FEWSHOT, read_reference_text, text_prompts
@@ -57,7 +58,6 @@ def sweep_lm_eval(
         UserError: lm-eval is not installed, an unknown task, or whatever else the user can mend.
     """
     from lensprune.adapters.lm_eval import run_lm_eval_tasks
-    from lensprune.engine import EXECUTORS, make_executor
 
     if executor not in EXECUTORS:
         raise UserError(f"unknown executor {executor!r}: choose one of: {', '.join(EXECUTORS)}")

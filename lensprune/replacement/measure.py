@@ -12,11 +12,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lensprune.ablation.variants import CLEAN, Variant, parse_indices
-from lensprune.engine import EXECUTORS
+from lensprune.engine import EXECUTORS, make_executor
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
+from lensprune.protocols import score_items
 from lensprune.replacement.pair import Host, ModelPair, WeightChange, model_pair, weight_change
 from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
 from lensprune.replacement.result import DeltaRun
@@ -171,8 +172,6 @@ def _execute(
     store: CellStore,
     progress: bool,
 ) -> None:
-    from lensprune.engine import make_executor
-
     hosts: tuple[Host, ...] = ("base", "distilled")
     executors = {h: make_executor(options.executor, pair.host(h), options.batch_tokens, options.memory) for h in hosts}
     plain = {"base": CLEAN, "distilled": Variant(DISTILLED)}
@@ -204,8 +203,6 @@ def _missing(names: Sequence[str], asked: Sequence[Asked], store: CellStore) -> 
 
 def _measure(executor: Executor, variant: Variant | Swap, asked: Sequence[Asked], store: CellStore, bar: Any) -> None:
     """Run the model as it stands, and store its outcomes under the variant's name."""
-    from lensprune.protocols import score_items
-
     for part in asked:
         key = CellKey(variant.name, part.task.task.name, part.protocol)
         if key in store.finished():

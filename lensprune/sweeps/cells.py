@@ -11,6 +11,7 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.errors import LensPruneError
+from lensprune.protocols import score_items
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.sweeps.prepare import Asked, Prepared
 
@@ -26,8 +27,6 @@ def measure_cells(
         LensPruneError: the executor left a variant out.
         UserError, HookNeverFired: as the executor.
     """
-    from lensprune.protocols import score_items
-
     task = asked.task.task.name
     waiting = {variant.name for variant in variants}
     reference = reference_of(prepared, asked, variants)

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lensprune.errors import LensPruneError, UserError
+from lensprune.models import encode
 from lensprune.models.base import HookedModel
 from lensprune.paths import usable_path
+from lensprune.protocols import build_requests
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.runs.spec import canonical_json
 from lensprune.tasks.base import Doc, Item, LoadedTask, MultipleChoiceFormat, ProtocolName, RowRequest
@@ -40,8 +42,6 @@ def fewshot_prompts(
     Raises:
         UserError: no example is left that is not scored, or one can't be asked.
     """
-    from lensprune.protocols import build_requests
-
     scored = {_key(item.doc) for item in task.items}
     pool = [doc for doc in _pool(task, data_dir) if _key(doc) not in scored]
     if not pool:
@@ -114,8 +114,6 @@ def text_prompts(model: HookedModel, text: str, where: str) -> list[tuple[int, .
     Raises:
         UserError: the text has no token.
     """
-    from lensprune.models import encode
-
     ids = list(encode(model, text))
     size = min(MOST_TEXT_TOKENS, model.facts.n_ctx)
     prompts = [tuple(ids[start : start + size]) for start in range(0, min(len(ids), size * MOST_PROMPTS), size)]

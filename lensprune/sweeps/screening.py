@@ -24,6 +24,7 @@ from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
+from lensprune.protocols import score_items
 from lensprune.protocols.requests import GenerateResponse, LoglikelihoodRequest, LoglikelihoodResponse
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
@@ -75,8 +76,6 @@ def _of_margins(
     reference: ReferenceActivations | None,
     progress: ProgressCallback | None,
 ) -> Float[np.ndarray, "variant item"]:
-    from lensprune.protocols import score_items
-
     requests = [request for request in asked.requests if isinstance(request, LoglikelihoodRequest)]
     clean, changes = estimate_logprobs(model, requests, variants, reference=reference, progress=progress)
 
