@@ -24,7 +24,7 @@ def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
     `lensprune.sweep.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
     strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
     ``estimated``), ``delta`` (measured Δμ) and ``margin_change`` (measured mean change of the margin, nats, on items
-    where it is finite; NaN under ``generate``). What is only estimated has NaN there.
+    where it is finite; NaN under a protocol without one). What is only estimated has NaN there.
     """
     frame = pd.DataFrame(screen["estimates"])
     frame["rank"] = frame.groupby(["task", "protocol"])["estimate"].rank(method="first").astype(int)
@@ -45,9 +45,12 @@ def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
         task, protocol = map(str, cell)
         names = [name for name in own["variant"] if CellKey(name, task, protocol) in finished]
         for column, measure in (("delta", "correct"), ("margin_change", "margin")):
-            if not names or CellKey(CLEAN.name, task, protocol) not in finished:
+            clean = CellKey(CLEAN.name, task, protocol)
+            if not names or clean not in finished:
                 continue
-            if measure == "margin" and protocol == "generate":
+            # Null, not NaN, where a protocol has no such measure.
+            values = store.read(clean, [measure]).column(measure)
+            if values.null_count == len(values):
                 continue
             effects = read_effects(store, task, protocol, names, component=screen["component"], measure=measure)
             found = dict(zip(effects.variants, effects.effects, strict=True))
@@ -61,7 +64,8 @@ def screen_quality(table: pd.DataFrame, top: int) -> pd.DataFrame:
     Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
     over the controls), ``top``, ``controls_in_top`` (controls whose measured loss is among the `top`
     largest measured) and ``expected_missed`` (how many heads that were never measured would be
-    among them, if they are like the controls). The measurement is the margin's change, under ``generate`` Δμ.
+    among them, if they are like the controls). The measurement is the margin's change, or Δμ under a protocol without
+    one.
 
     Args:
         table: of `screen_table`.
@@ -69,7 +73,7 @@ def screen_quality(table: pd.DataFrame, top: int) -> pd.DataFrame:
     """
     rows = []
     for (task, protocol), own in table.groupby(["task", "protocol"], sort=False):
-        column = "delta" if protocol == "generate" else "margin_change"
+        column = "margin_change" if own["margin_change"].notna().any() else "delta"
         measured = own.dropna(subset=[column])
         controls = measured[measured["status"] == "measured: control"]
         strongest = measured.sort_values([column, "rank"], kind="stable").head(top)

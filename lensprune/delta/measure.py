@@ -81,7 +81,7 @@ def measure_delta(
             can mend.
         KeyboardInterrupt: stopped by the user; both models are as they were.
     """
-    from lensprune.engine import EXECUTORS
+    from lensprune.engine import executor_info
 
     options = SweepOptions(
         tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
@@ -100,8 +100,7 @@ def measure_delta(
         memory=memory,
         command=command,
     )
-    if executor not in EXECUTORS:
-        raise unknown_name("executor", executor, EXECUTORS)
+    executor_info(executor)
     if component not in COMPONENTS:
         raise unknown_name("component", component, COMPONENTS)
     enumerate_swaps([], mode, direction, start, alpha)

@@ -9,11 +9,12 @@ from lensprune.models.tokenizers import encode, prefix_token_id
 from lensprune.protocols.base import ItemRequests, Prompt
 from lensprune.protocols.chat import chat_prompt, check_chat_template
 from lensprune.protocols.encoding import generate_request, loglikelihood_request
+from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import Request
 from lensprune.tasks.base import GenerationFormat, Item, LoadedTask, PromptFormat, ProtocolName
-from lensprune.tasks.prompts import format_of, prompt_strings
+from lensprune.tasks.prompts import prompt_strings
 
-__all__ = ["build_requests"]
+__all__ = ["ask_prompt", "build_requests"]
 
 
 def build_requests(
@@ -27,17 +28,18 @@ def build_requests(
             and a continuation follows without the target delimiter.
 
     Raises:
-        UserError: the task lacks the protocol; an option has no token of its own; a continuation or the new tokens
-            do not fit the model's context; a chat template is asked for and the model has none.
+        UserError: an unknown protocol, or one that the task lacks; an option has no token of its own; a continuation
+            or the new tokens do not fit the model's context; a chat template is asked for and the model has none.
     """
-    fmt = format_of(task.task, protocol)
+    row = protocol_named(protocol)
+    fmt = row.format_of(task.task)
     if chat_template:
         check_chat_template(model.tokenizer, model.facts.name)
     built = []
     for item in task.items:
         prompts = _chat_prompts(model, fmt, item) if chat_template else _plain_prompts(fmt, item)
         where = f"task {task.task.name!r}, item {item.id}"
-        pairs = [_request(model, fmt, prompt, where) for prompt in prompts]
+        pairs = [row.ask(model, fmt, prompt, where) for prompt in prompts]
         built.append(
             ItemRequests(
                 item=item,
@@ -66,7 +68,15 @@ def _chat_prompts(model: HookedModel, fmt: PromptFormat, item: Item) -> tuple[Pr
     )
 
 
-def _request(model: HookedModel, fmt: PromptFormat, prompt: Prompt, where: str) -> tuple[Request, int]:
+def ask_prompt(model: HookedModel, fmt: PromptFormat, prompt: Prompt, where: str) -> tuple[Request, int]:
+    """What `fmt` asks of a prompt (the log-likelihood of its continuation, or a generation), and the tokens cut.
+
+    Args:
+        where: names the item in an error.
+
+    Raises:
+        UserError: as `build_requests`.
+    """
     encoder, prefix_id, room = partial(encode, model), prefix_token_id(model), model.facts.n_ctx
     if isinstance(fmt, GenerationFormat):
         return generate_request(encoder, prefix_id, room, prompt.context, fmt.until, fmt.max_new_tokens, where)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.reference import MeanMode, ReferenceActivations, collect_reference
-from lensprune.ablation.variants import AblationKind, Variant, each_head, each_layer, each_mlp
+from lensprune.ablation.variants import Variant, each_head, each_layer, each_mlp
 from lensprune.attribution.sites import PatchTarget
 from lensprune.errors import UserError
 from lensprune.heads.reasoning.causal import LEAST_PROBES, causal_tests
@@ -42,7 +42,7 @@ def primitives(
     limit: int = 24,
     shots: int = 4,
     layers: Sequence[int] | None = None,
-    ablation: AblationKind = "zero",
+    ablation: str = "zero",
     texts: Sequence[str | tuple[str, str]] | None = None,
     wording: Wording | None = None,
     thresholds: Thresholds | None = None,

@@ -20,13 +20,14 @@ def aligned(rows: list[list[str]]) -> str:
 
 def tasks_table() -> str:
     """One line a task: name, protocols, parameters with their defaults, and what it is."""
+    from lensprune.protocols.registry import protocols_of
     from lensprune.tasks import get_task, task_names
 
     rows = [["task", "protocols", "parameters", "what it is"]]
     for name in task_names():
         task = get_task(name)
         parameters = ", ".join(f"{key}={value}" for key, value in task.parameters.items())
-        rows.append([name, ", ".join(task.formats), parameters or "-", task.summary])
+        rows.append([name, ", ".join(protocols_of(task)), parameters or "-", task.summary])
     return aligned(rows)
 
 
