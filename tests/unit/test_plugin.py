@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import lensprune as lp
-from lensprune.ablation import VariantHooks, components, enumerate_variants, kinds, layer_range
+from lensprune.ablation import VariantHooks, collect_reference, components, enumerate_variants, kinds, layer_range
 from lensprune.ablation.hooks import BatchState
 from lensprune.cli import main
 from lensprune.engine import HookedExecutor, executor_info, make_executor, registry
@@ -411,6 +412,33 @@ def test_estimates_towards_an_own_value() -> None:
     half, whole = (estimate_logprobs(model, requests, lp.each_head(model, kind))[1] for kind in ("halve", "zero"))
     assert whole.abs().max() > 1e-4
     torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "plugin_of_the_page.py").write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("plugin_of_the_page")
+    model = tiny("llama")
+    requests = likelihood_requests(model)
+    variants = enumerate_variants(model, "attention-halves", "double", layers=[1])
+    reference = collect_reference(model, [[10, 11, 12]], lp.each_layer(model, "minus_mean", [0]))
+    variants += lp.each_layer(model, "minus_mean", [0])
+    slow, fast = (
+        {
+            answered.variant.name: [r.logprob for r in answered.responses if isinstance(r, LoglikelihoodResponse)]
+            for answered in make_executor(name, model).run(
+                requests, [lp.Variant("clean"), *variants], reference=reference
+            )
+        }
+        for name in ("small-batches", "forked")
+    )
+    assert list(slow) == ["clean", "L1.attn0.double", "L1.attn1.double", "L0.minus_mean"]
+    for name, logprobs in slow.items():
+        np.testing.assert_allclose(fast[name], logprobs, atol=2e-4)
+        assert name == "clean" or np.abs(np.subtract(logprobs, slow["clean"])).max() > 1e-3
+    assert protocols.protocol_named("per_character").form == "continuation"
 
 
 def test_hooks_of_a_part_fire() -> None:
