@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from lensprune.ablation import (
         CLEAN,
         MLP,
+        AblatedSite,
         Ablation,
         Attention,
+        Component,
         Head,
         KVGroup,
         Layer,
+        Slot,
         Variant,
         cumulative,
         each_attention,
@@ -34,13 +37,17 @@ if TYPE_CHECKING:
         each_layer,
         each_mlp,
         layer_range,
+        register_ablation,
+        register_part,
     )
     from lensprune.attribution import PromptPair, counterfactual_pairs
     from lensprune.divergence.measure import fidelity
+    from lensprune.engine import register_executor
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
     from lensprune.heads import head_scores
     from lensprune.models import as_hooked_model, load_model
     from lensprune.planning import Plan, plan
+    from lensprune.protocols import register_protocol
     from lensprune.replacement import DeltaRun, measure_delta
     from lensprune.results.run import Run
     from lensprune.sweeps.run import resume, sweep
@@ -52,11 +59,14 @@ _HOMES = {
     "lensprune.ablation": (
         "CLEAN",
         "MLP",
+        "AblatedSite",
         "Ablation",
         "Attention",
+        "Component",
         "Head",
         "KVGroup",
         "Layer",
+        "Slot",
         "Variant",
         "cumulative",
         "each_attention",
@@ -66,14 +76,18 @@ _HOMES = {
         "each_layer",
         "each_mlp",
         "layer_range",
+        "register_ablation",
+        "register_part",
     ),
     "lensprune.replacement": ("DeltaRun", "measure_delta"),
     "lensprune.attribution": ("PromptPair", "counterfactual_pairs"),
+    "lensprune.engine": ("register_executor",),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
     "lensprune.heads": ("head_scores",),
     "lensprune.models": ("as_hooked_model", "load_model"),
     "lensprune.planning": ("Plan", "plan"),
     "lensprune.divergence.measure": ("fidelity",),
+    "lensprune.protocols": ("register_protocol",),
     "lensprune.results.run": ("Run",),
     "lensprune.sweeps.run": ("resume", "sweep"),
     "lensprune.sweeps.selection": ("VariantSelection",),
@@ -84,8 +98,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "CLEAN",
     "MLP",
+    "AblatedSite",
     "Ablation",
     "Attention",
+    "Component",
     "DeltaRun",
     "Head",
     "HookNeverFired",
@@ -95,6 +111,7 @@ __all__ = [
     "Plan",
     "PromptPair",
     "Run",
+    "Slot",
     "UserError",
     "Variant",
     "VariantSelection",
@@ -116,6 +133,10 @@ __all__ = [
     "load_task",
     "measure_delta",
     "plan",
+    "register_ablation",
+    "register_executor",
+    "register_part",
+    "register_protocol",
     "register_task",
     "resume",
     "sweep",

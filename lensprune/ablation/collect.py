@@ -87,9 +87,9 @@ def collect_reference(
             f"{model.facts.n_ctx}: cut it to that length"
         )
     ablations = [a for v in variants for a in v.ablations]
-    optimised = [a for a in ablations if a.kind == "optimal"]
-    mean_sites = {site_of(a.component) for a in ablations if a.kind in ("mean", "optimal")}
-    donor_sites = {site_of(a.component) for a in ablations if a.kind == "resample"}
+    optimised = [a for a in ablations if a.definition.reference == "optimal"]
+    mean_sites = {site_of(a.component) for a in ablations if a.definition.reference in ("mean", "optimal")}
+    donor_sites = {site_of(a.component) for a in ablations if a.definition.reference == "donor"}
     donor_index = random.Random(donor_seed).randrange(len(prompts))
     sums: dict[str, torch.Tensor] = {}
     counts = torch.zeros(max(len(p) for p in prompts), dtype=torch.float64)

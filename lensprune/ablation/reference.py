@@ -9,33 +9,23 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 
-from lensprune.ablation.components import MLP, Attention, Component, Layer
+from lensprune.ablation.components import Component, Slot
+from lensprune.ablation.kinds import AblatedSite
 from lensprune.ablation.variants import Ablation, Variant, check_names
-from lensprune.errors import UserError
+from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import ModelFacts
 
 __all__ = ["MeanMode", "ReferenceActivations", "check_variants", "replacement", "site_of"]
 
 MeanMode = Literal["pooled", "per_position"]
 
-CONTRIBUTION = "contribution"
+CONTRIBUTION = Slot.CONTRIBUTION.value
 OPTIMAL_PROMPTS = 8
 
 
 def site_of(component: Component) -> str:
-    """Name of the activation that an ablation of `component` replaces.
-
-    A hook name for branches and heads; for a layer ``blocks.{l}.contribution``, which stands for
-    ``hook_resid_post − hook_resid_pre``.
-    """
-    block = f"blocks.{component.layer}"
-    if isinstance(component, Layer):
-        return f"{block}.{CONTRIBUTION}"
-    if isinstance(component, Attention):
-        return f"{block}.hook_attn_out"
-    if isinstance(component, MLP):
-        return f"{block}.hook_mlp_out"
-    return f"{block}.attn.hook_z"
+    """Name of the activation that an ablation of `component` replaces; see `Component.site`."""
+    return component.site
 
 
 @dataclass(frozen=True)
@@ -109,13 +99,23 @@ def replacement(
     """The value that takes the place of the activation `like` at `ablation`'s site, for tokens at `position_ids`.
 
     Raises:
-        UserError: `mean`, `resample` or `optimal` without a reference.
+        UserError: a kind that takes its value from a reference, without one.
+        LensPruneError: the kind's value has another shape than the activation.
     """
-    if ablation.kind in ("skip", "zero"):
+    kind = ablation.definition
+    if kind.value is None:
         return torch.zeros_like(like)
-    if reference is None:
+    if kind.reference is None:
+        given = None
+    elif reference is None:
         raise UserError(f"{ablation.name} needs reference activations: give a reference set of prompts")
-    if ablation.kind == "optimal":
-        return reference.constant(ablation.component, position_ids).to(like.dtype)
-    table = reference.mean if ablation.kind == "mean" else reference.resample
-    return table(site_of(ablation.component), position_ids).to(like.dtype)
+    else:
+        given = reference
+    computed = like if kind.reads_activation else None
+    value = kind.value(AblatedSite(ablation.component, position_ids, like, given, computed))
+    if value.shape != like.shape:
+        raise LensPruneError(
+            f"{ablation.name}: ablation {kind.name} gives a value of shape {tuple(value.shape)} for an activation of "
+            f"shape {tuple(like.shape)}"
+        )
+    return value.to(like.dtype)

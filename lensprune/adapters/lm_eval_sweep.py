@@ -10,8 +10,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lensprune.ablation.collect import collect_reference
-from lensprune.ablation.variants import CLEAN, REFERENCE_KINDS
-from lensprune.engine import EXECUTORS, make_executor
+from lensprune.ablation.kinds import ablation_kind
+from lensprune.ablation.variants import CLEAN
+from lensprune.engine import executor_info, make_executor
 from lensprune.errors import UserError
 from lensprune.models.load import open_model
 from lensprune.sweeps.references import FEWSHOT, read_reference_text, text_prompts
@@ -59,9 +60,8 @@ def sweep_lm_eval(
     """
     from lensprune.adapters.lm_eval import run_lm_eval_tasks
 
-    if executor not in EXECUTORS:
-        raise UserError(f"unknown executor {executor!r}: choose one of: {', '.join(EXECUTORS)}")
-    wants_reference = variants.ablation in REFERENCE_KINDS
+    executor_info(executor)
+    wants_reference = ablation_kind(variants.kind).reference is not None
     if wants_reference and str(reference) == FEWSHOT:
         raise UserError(f"{variants.ablation} over lm-eval's tasks needs a text file as reference")
     text = read_reference_text(reference) if str(reference) != FEWSHOT else None

@@ -23,7 +23,7 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
     `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
     strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
     ``estimated``), ``delta`` (measured Δμ) and ``margin_change`` (measured mean change of the margin, nats, on items
-    where it is finite; NaN under ``generate``). What is only estimated has NaN there.
+    where it is finite; NaN under a protocol without one). What is only estimated has NaN there.
 
     Raises:
         UserError: the sweep measured all its heads.
@@ -50,9 +50,12 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
         task, protocol = map(str, cell)
         measured = any(CellKey(name, task, protocol) in finished for name in own["variant"])
         for column, measure in (("delta", "correct"), ("margin_change", "margin")):
-            if not measured or CellKey(CLEAN.name, task, protocol) not in finished:
+            clean = CellKey(CLEAN.name, task, protocol)
+            if not measured or clean not in finished:
                 continue
-            if measure == "margin" and protocol == "generate":
+            # Null, not NaN, where a protocol has no such measure.
+            values = outcomes.cell(clean, [measure]).column(measure)
+            if values.null_count == len(values):
                 continue
             effects = read_effects(outcomes, task, protocol, component=screen["component"], measure=measure)
             found = dict(zip(effects.variants, effects.effects, strict=True))
@@ -66,7 +69,8 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
     Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
     over the controls), ``top`` (heads sought in each), ``controls_in_top`` (controls whose measured loss is among the
     `top` largest measured) and ``expected_missed`` (how many heads that were never measured would be
-    among them, if they are like the controls). The measurement is the margin's change, under ``generate`` Δμ.
+    among them, if they are like the controls). The measurement is the margin's change, or Δμ under a protocol without
+    one.
 
     Raises:
         UserError: as `screen_table`.
@@ -74,7 +78,7 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
     table, top = screen_table(outcomes), int((outcomes.spec.screen or {})["top"])
     rows = []
     for (task, protocol), own in table.groupby(["task", "protocol"], sort=False):
-        column = "delta" if protocol == "generate" else "margin_change"
+        column = "margin_change" if own["margin_change"].notna().any() else "delta"
         measured = own.dropna(subset=[column])
         controls = measured[measured["status"] == "measured: control"]
         strongest = measured.sort_values([column, "rank"], kind="stable").head(top)

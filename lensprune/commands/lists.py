@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lensprune.output.tables import aligned
+from lensprune.protocols.registry import protocols_of
 from lensprune.tasks import get_task, task_names
 
 __all__ = ["tasks_table"]
@@ -14,5 +15,5 @@ def tasks_table() -> str:
     for name in task_names():
         task = get_task(name)
         parameters = ", ".join(f"{key}={value}" for key, value in task.parameters.items())
-        rows.append([name, ", ".join(task.formats), parameters or "-", task.summary])
+        rows.append([name, ", ".join(protocols_of(task)), parameters or "-", task.summary])
     return aligned(rows)

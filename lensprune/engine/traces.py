@@ -17,11 +17,11 @@ from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import pad_left
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.registry import executor_info
 from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
 from lensprune.engine.tree_scoring import Scored, scored_positions
-from lensprune.errors import unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest
 
@@ -73,11 +73,10 @@ def trace_tokens(
         UserError: unknown executor, a name used twice, or a variant that needs a reference and has none.
         HookNeverFired: a hook of a variant did not fire.
     """
-    if executor not in ("forked", "hooked"):
-        raise unknown_name("executor", executor, ("forked", "hooked"))
+    shares_work = executor_info(executor).shares_work
     check_variants(variants, model.facts, reference)
     stack = None
-    if executor == "forked":
+    if shares_work:
         try:
             stack = LayerStack(model)
         except UnsupportedByFastPath as reason:

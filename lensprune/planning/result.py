@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lensprune.engine.registry import executor_info
 from lensprune.planning.cost import Cost
 from lensprune.planning.memory import Memory
 from lensprune.planning.shape import ModelShape
@@ -63,7 +64,7 @@ class Plan:
     @property
     def cost(self) -> Cost:
         """What `executor` runs."""
-        return self.unshared if self.executor == "hooked" else self.shared
+        return self.shared if executor_info(self.executor).shares_work else self.unshared
 
     def __str__(self) -> str:
         return self.text

@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import Variant
 from lensprune.engine.decoding.groups import ChunkSize, group_variants, request_chunks
 from lensprune.engine.decoding.prompts import PromptSet
@@ -151,8 +150,8 @@ def _layer(shape: ModelShape, chunk: Chunk, layer: int, taken_over: bool) -> Cos
 
 
 def _skipped(variant: Variant) -> set[int]:
-    """Layers whose whole contribution is replaced, so that they need not run."""
-    return {a.component.layer for a in variant.ablations if isinstance(a.component, Layer)}
+    """Layers that need not run, since their whole contribution is replaced."""
+    return {a.component.layer for a in variant.ablations if a.replaces_block}
 
 
 def _decoded(shape: ModelShape, chunk: Chunk) -> Cost:

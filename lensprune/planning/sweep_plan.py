@@ -10,13 +10,12 @@ from typing import Any, cast
 
 import torch
 
-from lensprune.ablation.optimal import ITERATIONS
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.engine import EXECUTORS
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
-from lensprune.errors import UserError, unknown_name
+from lensprune.engine.registry import executor_info
+from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import parse_dtype
 from lensprune.models.outline import outline_model
@@ -101,7 +100,7 @@ def plan(
     )
     executor = options.executor
     given_speed = _given_speed(flops, bandwidth)
-    _check_executor(executor)
+    shares_work = executor_info(executor).shares_work
     if out is not None:
         check_out_folder(Path(out))
     text = None if str(reference) == FEWSHOT else read_reference_text(reference)
@@ -118,7 +117,7 @@ def plan(
         chosen = _spread_out(chosen, screen)
     budget = budgets(outline.facts, batch_tokens, memory)
     weights = shape.parameters * number.itemsize
-    if executor != "hooked" and memory is None and (free := gpu_limits(outline.facts, weights)) is not None:
+    if shares_work and memory is None and (free := gpu_limits(outline.facts, weights)) is not None:
         budget = free if batch_tokens is None else replace(free, tokens=batch_tokens)
     asked = ask(cast(HookedModel, outline), loaded, options, text, with_reference=reference_wanted)
     cells = tuple(_cell(shape, outline.facts, part, chosen, budget, screened=screen is not None) for part in asked)
@@ -128,13 +127,13 @@ def plan(
         outline.facts,
         [part.requests for part in asked],
         chosen,
-        executor=executor,
+        shares_work=shares_work,
         bytes_a_number=number.itemsize,
         budget=budget,
         on_cpu=place.startswith("cpu"),
     )
     speed = given_speed or measure_speed(shape, number, place)
-    total = sum((cell.unshared if executor == "hooked" else cell.shared for cell in cells), prompts)
+    total = sum((cell.shared if shares_work else cell.unshared for cell in cells), prompts)
     planned = Plan(
         model=outline.facts.name,
         shape=shape,
@@ -167,11 +166,6 @@ def _check_device(name: str) -> None:
         torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is not a device: expected cpu, cuda, cuda:1, ...") from error
-
-
-def _check_executor(name: str) -> None:
-    if name not in EXECUTORS:
-        raise unknown_name("executor", name, EXECUTORS)
 
 
 def _spread_out(variants: Sequence[Variant], fraction: float) -> tuple[Variant, ...]:
@@ -211,18 +205,17 @@ def _cell(
 def _reference_cost(shape: ModelShape, asked: Sequence[Asked], variants: Sequence[Variant]) -> Cost:
     """The clean model on the prompts from which mean and resample take their activations, one at a time.
 
-    Optimal constants are counted with one forward and one backward pass from the layer on for each iteration of their
-    search: at least, since a line search may take more.
+    Values that are searched for beforehand count with their kind's passes from the layer on.
     """
     total = Cost()
-    optimal = {a for variant in variants for a in variant.ablations if a.kind == "optimal"}
+    searched = {a for variant in variants for a in variant.ablations if a.definition.search_passes}
     for part in asked:
-        for prompt in part.reference_prompts[:OPTIMAL_PROMPTS] if optimal else ():
+        for prompt in part.reference_prompts[:OPTIMAL_PROMPTS] if searched else ():
             n = len(prompt)
             total += blocks_cost(shape, n, n**2) + unembedding_cost(shape, n)
-            for ablation in optimal:
+            for ablation in searched:
                 once = blocks_cost(shape, n, n**2, ablation.component.layer) + unembedding_cost(shape, n)
-                total += once * (2 * ITERATIONS)
+                total += once * ablation.definition.search_passes
     for prompt in (prompt for part in asked for prompt in part.reference_prompts):
         total += blocks_cost(shape, len(prompt), len(prompt) ** 2) + unembedding_cost(shape, 1)
     return total

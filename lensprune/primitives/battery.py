@@ -11,7 +11,7 @@ import pandas as pd
 
 from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.reference import MeanMode, ReferenceActivations
-from lensprune.ablation.variants import AblationKind, Variant, each_head, each_layer, each_mlp
+from lensprune.ablation.variants import Variant, each_head, each_layer, each_mlp
 from lensprune.attribution.sites import PatchTarget
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
@@ -43,7 +43,7 @@ def primitives(
     limit: int = 24,
     shots: int = 4,
     layers: Sequence[int] | None = None,
-    ablation: AblationKind = "zero",
+    ablation: str = "zero",
     texts: Sequence[str | tuple[str, str]] | None = None,
     wording: Wording | None = None,
     thresholds: Thresholds | None = None,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lensprune.ablation.variants import AblationKind
 from lensprune.errors import unknown_name
 from lensprune.primitives.chains import ChainOptions
 from lensprune.primitives.verdicts import COHERENCE, NOTHING, ROLES, Thresholds
@@ -33,7 +32,7 @@ class Primitives:
     controls: pd.DataFrame
     thresholds: Thresholds
     asked: ChainOptions
-    ablation: AblationKind
+    ablation: str
     notes: tuple[str, ...] = ()
 
     def heads(self, role: str) -> list[tuple[int, int]]:

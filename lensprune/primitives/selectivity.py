@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lensprune.ablation.components import Head
-from lensprune.ablation.variants import Ablation, AblationKind, Variant
+from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.primitives.battery import marked_chains, reference_for
@@ -29,9 +29,7 @@ _COLUMNS = [
 _Heads = list[tuple[int, int]]
 
 
-def selectivity(
-    model: Any, found: Primitives, *, draws: int = 20, ablation: AblationKind | None = None
-) -> pd.DataFrame:
+def selectivity(model: Any, found: Primitives, *, draws: int = 20, ablation: str | None = None) -> pd.DataFrame:
     """Remove all heads of each role together, on as many further chains that took no part in naming them.
 
     Args:
@@ -113,5 +111,5 @@ def _against(effect: float, random: Float[np.ndarray, " draw"]) -> tuple[float, 
     return float(random.mean()), float(low), float(high), p
 
 
-def _without(name: str, heads: list[tuple[int, int]], kind: AblationKind) -> Variant:
+def _without(name: str, heads: list[tuple[int, int]], kind: str) -> Variant:
     return Variant(name, tuple(Ablation(Head(*place), kind) for place in heads))

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lensprune.ablation.variants import CLEAN, Variant, parse_indices
-from lensprune.engine import EXECUTORS, make_executor
+from lensprune.engine import executor_info, make_executor
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
@@ -98,8 +98,7 @@ def measure_delta(
         memory=memory,
         command=command,
     )
-    if executor not in EXECUTORS:
-        raise unknown_name("executor", executor, EXECUTORS)
+    executor_info(executor)
     if component not in COMPONENTS:
         raise unknown_name("component", component, COMPONENTS)
     enumerate_swaps([], mode, direction, start, alpha)

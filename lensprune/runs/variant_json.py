@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from lensprune.ablation.components import MLP, Attention, Component, Head, KVGroup, Layer
+from lensprune.ablation.components import Component
 from lensprune.ablation.variants import Ablation, Variant
-from lensprune.errors import UserError, unknown_name
+from lensprune.errors import UserError
 from lensprune.runs.hook_hash import hook_hash
 
 __all__ = ["variant_from_json", "variant_to_json"]
 
-_KINDS: dict[str, type] = {"layer": Layer, "attention": Attention, "mlp": MLP, "head": Head, "kv_group": KVGroup}
-_NAMES = {kind: name for name, kind in _KINDS.items()}
+_OURS = "lensprune."
+_NOT_PLACE = ("ablation", "definition")
 
 
-def _component_to_json(component: Component) -> dict[str, Any]:
-    data: dict[str, Any] = {"kind": _NAMES[type(component)], "layer": component.layer}
-    if isinstance(component, Head):
-        data["head"] = component.head
-    if isinstance(component, KVGroup):
-        data["group"] = component.group
+def _ablation_to_json(ablation: Ablation) -> dict[str, Any]:
+    """Component and kind; of what is registered from outside also a hash of what it does."""
+    data = {**ablation.component.to_json(), "ablation": ablation.kind}
+    part, kind = ablation.component.part, ablation.definition
+    outside: list[Any] = []
+    if not part.component.__module__.startswith(_OURS):
+        outside += [part.slot.name, part.select]
+    if kind.value is not None and not kind.value.__module__.startswith(_OURS):
+        outside += [kind.value, kind.reference, kind.reads_activation]
+    if outside:
+        data["definition"] = hook_hash(partial(_nothing, *outside))
     return data
 
 
-def _component_from_json(data: Mapping[str, Any]) -> Component:
-    kind = data["kind"]
-    if kind not in _KINDS:
-        raise unknown_name("component", str(kind), _KINDS)
-    fields = {key: int(value) for key, value in data.items() if key != "kind"}
-    return _KINDS[kind](**fields)
+def _nothing(*given: Any) -> None:
+    """Holds what is hashed."""
 
 
 def variant_to_json(variant: Variant) -> dict[str, Any]:
     """Name, ablations and hooks of a variant; a hook is described by its name and `hook_hash`."""
     data: dict[str, Any] = {
         "name": variant.name,
-        "ablations": [{**_component_to_json(a.component), "ablation": a.kind} for a in variant.ablations],
+        "ablations": [_ablation_to_json(ablation) for ablation in variant.ablations],
     }
     if variant.hooks:
         data["hooks"] = [{"name": name, "function": hook_hash(function)} for name, function in variant.hooks]
@@ -48,8 +50,8 @@ def variant_from_json(data: Mapping[str, Any]) -> Variant:
     """Rebuild a variant.
 
     Raises:
-        UserError: the variant has hooks written in Python, which a file can't hold, or exchanges weights with a second
-            model.
+        UserError: a component or ablation that is not registered here; or the variant has hooks written in Python,
+            which a file can't hold, or exchanges weights with a second model.
     """
     if "swap" in data:
         raise UserError(
@@ -62,7 +64,7 @@ def variant_from_json(data: Mapping[str, Any]) -> Variant:
             "with the same arguments and the same out folder"
         )
     ablations = tuple(
-        Ablation(_component_from_json({k: v for k, v in part.items() if k != "ablation"}), part["ablation"])
+        Ablation(Component.from_json({k: v for k, v in part.items() if k not in _NOT_PLACE}), part["ablation"])
         for part in data["ablations"]
     )
     return Variant(data["name"], ablations)

@@ -8,14 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from lensprune.ablation.choices import head_words, reference_kinds
+from lensprune.ablation.kinds import ablation_kind, ablation_kinds
 from lensprune.ablation.reference import MeanMode
-from lensprune.ablation.variants import REFERENCE_KINDS, Variant
+from lensprune.ablation.variants import Variant
+from lensprune.engine.registry import SPREADS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy, HookedModel, ModelFacts
 from lensprune.models.load import open_model
 from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
+from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateRequest, Request
+from lensprune.registry import in_words
 from lensprune.runs.spec import CellSpec, HowItRan, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
@@ -39,7 +44,6 @@ __all__ = [
 MOST_ITEMS = 1_000_000
 MOST_SHOTS = 1000
 MOST_WORKERS = 10_000
-SPREADS = ("ray",)
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,7 @@ class SweepOptions:
             if twice is not None:
                 raise UserError(f"{what} {twice!r} is given twice")
         for protocol in self.protocols:
-            if protocol not in get_args(ProtocolName):
-                raise unknown_name("protocol", protocol, get_args(ProtocolName))
+            protocol_named(protocol)
         if self.mean_mode not in get_args(MeanMode):
             raise unknown_name("mean mode", self.mean_mode, get_args(MeanMode))
         if self.bos is not None and self.bos not in get_args(BosPolicy):
@@ -116,13 +119,16 @@ class SweepOptions:
         if self.spread is not None:
             raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
         chosen = self.variants
-        if isinstance(chosen, VariantSelection) and chosen.over not in ("heads", "kv-groups"):
-            raise UserError(f"screen ranks heads, and the sweep is over {chosen.over}: use over heads or kv-groups")
-        kinds = {chosen.ablation} if isinstance(chosen, VariantSelection) else {v.ablation for v in chosen}
-        if "optimal" in kinds:
+        if isinstance(chosen, VariantSelection) and chosen.over not in head_words():
             raise UserError(
-                "screen saves nothing with ablation optimal, whose constants are searched for head by head: use zero, "
-                "mean or resample"
+                f"screen ranks heads, and the sweep is over {chosen.over}: use over {in_words(head_words())}"
+            )
+        searched = next((kind for kind in _kinds_of(chosen) if not ablation_kind(kind).can_be_estimated), None)
+        if searched is not None:
+            others = [n for n, kind in ablation_kinds().items() if kind.can_be_estimated and not kind.branches_only]
+            raise UserError(
+                f"screen saves nothing with ablation {searched}, whose constants are searched for head by head: use "
+                f"{in_words(others)}"
             )
 
 
@@ -192,8 +198,7 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     for name in options.tasks:
         task = get_task(name)
         for protocol in options.protocols:
-            if protocol not in task.formats:
-                raise unknown_name(f"protocol for task {task.name}", protocol, task.formats)
+            protocol_named(protocol).format_of(task)
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     loaded = [
         load_task(name, data_dir=data_dir, limit=options.limit, shots=options.shots, seed=options.seed)
@@ -264,11 +269,11 @@ def ask(
 
     asked = []
     for task in tasks:
-        for name in options.protocols:
-            protocol: ProtocolName = name  # type: ignore[assignment]
+        for protocol in options.protocols:
+            form = protocol_named(protocol).form
             prompts = _reference_prompts(model, task, protocol, options, text) if with_reference else ()
             items = tuple(build_requests(model, task, protocol, chat_template=options.chat_template))
-            chances = tuple(float(task.task.chance(item.item.doc, protocol)) for item in items)
+            chances = tuple(float(task.task.chance(item.item.doc, form)) for item in items)
             asked.append(Asked(task, protocol, items, chances, prompts))
     return tuple(asked)
 
@@ -305,10 +310,8 @@ def check_before_loading(options: SweepOptions, out: Path | None = None) -> tupl
     Raises:
         UserError: whatever the user can mend.
     """
-    from lensprune.engine import EXECUTORS
-
-    if options.executor not in EXECUTORS:
-        raise unknown_name("executor", options.executor, (*EXECUTORS, *SPREADS))
+    if options.executor not in executor_names():
+        raise unknown_name("executor", options.executor, (*executor_names(), *SPREADS))
     existing = None if out is None else check_out_folder(out)
     text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
     _check_reference_options(options)
@@ -317,19 +320,21 @@ def check_before_loading(options: SweepOptions, out: Path | None = None) -> tupl
     return tasks, text
 
 
+def _kinds_of(chosen: VariantSelection | Sequence[Variant]) -> list[str]:
+    if isinstance(chosen, VariantSelection):
+        return [chosen.kind]
+    return sorted({ablation.kind for variant in chosen for ablation in variant.ablations})
+
+
 def _check_reference_options(options: SweepOptions) -> None:
     """Refuse options of reference activations that no variant takes."""
-    chosen = options.variants
-    if isinstance(chosen, VariantSelection):
-        kinds = {chosen.ablation or "skip"}
-    else:
-        kinds = {ablation.kind for variant in chosen for ablation in variant.ablations}
-    if str(options.reference) != FEWSHOT and not kinds & set(REFERENCE_KINDS):
+    references = {ablation_kind(kind).reference for kind in _kinds_of(options.variants)}
+    if str(options.reference) != FEWSHOT and not references - {None}:
         raise UserError(
             f"reference {options.reference} is given, and nothing is replaced by reference activations: choose the "
-            f"ablation {' or '.join(sorted(REFERENCE_KINDS))}, or leave the reference out"
+            f"ablation {' or '.join(sorted(reference_kinds()))}, or leave the reference out"
         )
-    if options.mean_mode != "pooled" and "mean" not in kinds:
+    if options.mean_mode != "pooled" and "mean" not in references:
         raise UserError(
             f"mean mode {options.mean_mode} is given, and nothing is replaced by a mean: choose the ablation mean, or "
             "leave the mode out"

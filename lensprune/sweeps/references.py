@@ -13,6 +13,7 @@ from lensprune.models import encode
 from lensprune.models.base import HookedModel
 from lensprune.paths import usable_path
 from lensprune.protocols import build_requests
+from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.runs.spec import canonical_json
 from lensprune.tasks.base import Doc, Item, LoadedTask, MultipleChoiceFormat, ProtocolName, RowRequest
@@ -58,7 +59,7 @@ def fewshot_prompts(
         items.append(Item(id=f"reference {index}", doc=doc, cluster=task.task.cluster(doc), fewshot=shots))
     if any(_key(doc) in scored for item in items for doc in (item.doc, *item.fewshot)):
         raise LensPruneError(f"a reference prompt of task {task.task.name} holds a scored item")
-    form = task.task.formats[protocol]
+    form = protocol_named(protocol).format_of(task.task)
     try:
         asked = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template=chat_template)
         right = [form.gold(i.doc) if isinstance(form, MultipleChoiceFormat) else 0 for i in items]

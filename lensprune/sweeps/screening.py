@@ -25,6 +25,7 @@ from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols import score_items
+from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateResponse, LoglikelihoodRequest, LoglikelihoodResponse
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
@@ -58,7 +59,7 @@ def estimated_effects(
     Raises:
         UserError: a variant that is not the removal of one head or key/value group, or no finite number at all.
     """
-    changes = _of_texts if asked.protocol == "generate" else _of_margins
+    changes = _of_margins if protocol_named(asked.protocol).measure == "margin" else _of_texts
     effects = changes(model, asked, variants, executor, reference, progress)
     finite = np.isfinite(effects).all(axis=0)
     if not finite.any():

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
-from lensprune.ablation.variants import (
-    CLEAN,
-    OVER,
-    OVER_HEADS,
-    AblationKind,
-    Variant,
-    check_names,
-    enumerate_variants,
-    parse_indices,
-)
-from lensprune.errors import UserError, unknown_name
+from lensprune.ablation.choices import check_allowed, default_kind, indexed_words, parts_over
+from lensprune.ablation.variants import CLEAN, Variant, check_names, enumerate_variants, parse_indices
+from lensprune.errors import UserError
 from lensprune.models.base import ModelFacts
 
 __all__ = ["VariantSelection", "with_clean"]
@@ -28,8 +19,9 @@ _PLENTY = 10**6
 class VariantSelection:
     """One variant for each part of a kind, as the command line asks for them.
 
-    `over`: ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups`` or ``heads-and-groups``. `ablation`: ``None``
-    takes skip for layers and zero for everything else. `layers`, `heads`: text like ``0,10,20-29``; ``None`` takes all.
+    `over`: ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``, or a part of the user's
+    own. `ablation`: ``None`` takes skip for layers and zero for everything else. `layers`, `heads` (or other indices
+    within a layer): text like ``0,10,20-29``; ``None`` takes all.
 
     Raises:
         UserError: an unknown name, a combination that means nothing, or text that is not a list of numbers.
@@ -41,20 +33,18 @@ class VariantSelection:
     heads: str | None = None
 
     def __post_init__(self) -> None:
-        if self.over not in OVER:
-            raise unknown_name("value for over", self.over, OVER)
-        if self.ablation is not None and self.ablation not in get_args(AblationKind):
-            raise unknown_name("ablation", self.ablation, get_args(AblationKind))
-        heads_swept = self.over in OVER_HEADS
-        if heads_swept and self.ablation == "skip":
-            raise UserError(
-                f"skip bypasses a residual branch, and {self.over} are not one: use zero, mean, resample or optimal"
-            )
-        if self.heads is not None and not heads_swept:
-            raise UserError(f"heads are given but the sweep is over {self.over}: use over {', '.join(OVER_HEADS)}")
+        for part in parts_over(self.over):
+            check_allowed(self.kind, part, f"{self.over} are")
+        if self.heads is not None and self.over not in indexed_words():
+            raise UserError(f"heads are given but the sweep is over {self.over}: use over {', '.join(indexed_words())}")
         for text, what in ((self.layers, "layer"), (self.heads, "head")):
             if text is not None:
                 parse_indices(text, _PLENTY, what)
+
+    @property
+    def kind(self) -> str:
+        """The ablation, also where none is named."""
+        return self.ablation or default_kind(self.over)
 
     def resolve(self, facts: ModelFacts) -> list[Variant]:
         """The variants in a model of this shape.
@@ -63,8 +53,10 @@ class VariantSelection:
             UserError: a layer or head that the model lacks, with the range.
         """
         layers = None if self.layers is None else parse_indices(self.layers, facts.n_layers, "layer")
-        size, what = (facts.n_key_value_heads, "kv-group") if self.over == "kv-groups" else (facts.n_heads, "head")
-        heads = None if self.heads is None else parse_indices(self.heads, size, what)
+        part = parts_over(self.over)[0]
+        heads = None
+        if self.heads is not None and part.size is not None:
+            heads = parse_indices(self.heads, part.size(facts), part.index_word)
         return enumerate_variants(facts, self.over, self.ablation, layers, heads)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from lensprune.ablation.components import Layer
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.decoding.histories import Histories, Split
@@ -66,9 +65,7 @@ class GroupDecoder:
         self._prompt_of = np.tile(prompt_of, len(order))
         self._first = np.repeat(firsts, n_requests)
         self._place = [(order[v], r) for v in range(len(order)) for r in range(n_requests)]
-        self._replaces = [
-            {a.component.layer for a in v.ablations if isinstance(a.component, Layer)} for v in self._variants
-        ]
+        self._replaces = [{a.component.layer for a in v.ablations if a.replaces_block} for v in self._variants]
         self._histories = Histories(self._prompt_of)
         # Rows that have a place in the buffers, and each row's place at each layer.
         self._dense = np.arange(len(self._place))
@@ -220,7 +217,7 @@ class GroupDecoder:
             n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
             source_of = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
             is_computed = np.ones(len(source_of), dtype=bool)
-            for edit in edits[layer].contribution if layer in edits else []:
+            for edit in edits[layer].replaced if layer in edits else []:
                 is_computed[edit.rows] = False
             rows = np.flatnonzero(is_computed[:n_rows])
             differing = rows[self._first[step.rows[rows]] < layer]
@@ -296,7 +293,7 @@ class GroupDecoder:
                 after = hidden.clone()
                 after[:, index.computed] = part
         # Rows that were left out are as they were before the layer already.
-        if edits is None or all(edit.ablation.kind in ("skip", "zero") for edit in edits.contribution):
+        if edits is None or all(e.ablation.adds_nothing and e.ablation.replaces_block for e in edits.contribution):
             return after
         return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 
