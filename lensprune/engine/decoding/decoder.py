@@ -211,37 +211,34 @@ class GroupDecoder:
 
     def _layer_indices(self, step: Step, edits: dict[int, LayerEdits]) -> list[LayerIndex]:
         """What each layer's call takes from where, sent to the device all at once."""
-        arrays, masks = [], []
-        n_before = 0
-        for layer in range(self._stack.n_layers):
-            n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-            source_of = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
-            is_computed = np.ones(len(source_of), dtype=bool)
-            for edit in edits[layer].replaced if layer in edits else []:
-                is_computed[edit.rows] = False
-            rows = np.flatnonzero(is_computed[:n_rows])
-            differing = rows[self._first[step.rows[rows]] < layer]
-            place = self._own_place[layer][step.rows[differing]] if len(differing) else differing
-            arrays += [
-                source_of,
-                step.history_of[n_before:n_rows],
-                np.flatnonzero(is_computed),
-                place,
-                step.history_of[rows[len(differing) :]],
-                self._attention.histories[layer].places if n_histories else place[:0],
-            ]
-            if self._attention.by_kernel:
-                arrays += self._by_block(layer, place)
-            masks.append(is_computed)
-            n_before = n_rows
-        sent = iter(sent_at_once(arrays, self._device))
-        n_blocks = len(self._prompts.widths) if self._attention.by_kernel else 0
-        found = []
-        for mask in masks:
-            source, entering, computed, own, starting, histories = (next(sent) for _ in range(6))
-            blocks = [(next(sent), next(sent)) for _ in range(n_blocks)]
-            found.append(LayerIndex(mask, source, entering, computed, own, starting, histories, blocks))
-        return found
+        masks, arrays = zip(
+            *(self._layer_arrays(layer, step, edits.get(layer)) for layer in range(self._stack.n_layers)), strict=True
+        )
+        sent = iter(sent_at_once([array for of_layer in arrays for array in of_layer], self._device))
+        return [
+            LayerIndex.of(mask, [next(sent) for _ in of_layer]) for mask, of_layer in zip(masks, arrays, strict=True)
+        ]
+
+    def _layer_arrays(self, layer: int, step: Step, edits: LayerEdits | None) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Which tokens of one layer's call are computed, and the index arrays of `LayerIndex.of`."""
+        n_before = int(step.n_rows[layer - 1]) if layer else 0
+        n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
+        source_of = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
+        is_computed = np.ones(len(source_of), dtype=bool)
+        for edit in edits.replaced if edits is not None else []:
+            is_computed[edit.rows] = False
+        rows = np.flatnonzero(is_computed[:n_rows])
+        differing = rows[self._first[step.rows[rows]] < layer]
+        place = self._own_place[layer][step.rows[differing]] if len(differing) else differing
+        arrays = [
+            source_of,
+            step.history_of[n_before:n_rows],
+            np.flatnonzero(is_computed),
+            place,
+            step.history_of[rows[len(differing) :]],
+            self._attention.histories[layer].places if n_histories else place[:0],
+        ]
+        return is_computed, arrays + (self._by_block(layer, place) if self._attention.by_kernel else [])
 
     def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
         """Which own rows, given their places, are in each block of a layer's buffers, and their places there."""
