@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 import torch
 
+from lensprune.ablation.kinds import MeanMode
 from lensprune.ablation.optimal import optimal_constants
-from lensprune.ablation.reference import CONTRIBUTION, OPTIMAL_PROMPTS, MeanMode, ReferenceActivations, site_of
+from lensprune.ablation.reference import CONTRIBUTION, OPTIMAL_PROMPTS, ReferenceActivations, site_of
 from lensprune.ablation.variants import Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, NamedHook

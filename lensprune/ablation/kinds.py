@@ -21,6 +21,7 @@ __all__ = [
     "OPTIMAL_ITERATIONS",
     "AblatedSite",
     "AblationKind",
+    "MeanMode",
     "ablation_kind",
     "ablation_kinds",
     "kinds_allowed",
@@ -29,6 +30,9 @@ __all__ = [
 
 OPTIMAL_ITERATIONS = 12
 """L-BFGS iterations of the search for an optimal constant."""
+
+MeanMode = Literal["pooled", "per_position"]
+"""How a mean over reference prompts is taken."""
 
 Reference = Literal["mean", "donor", "optimal"]
 

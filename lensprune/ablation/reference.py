@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 
 from lensprune.ablation.components import Component, Slot
-from lensprune.ablation.kinds import AblatedSite
+from lensprune.ablation.kinds import AblatedSite, MeanMode
 from lensprune.ablation.variants import Ablation, Variant, check_names
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import ModelFacts
 
-__all__ = ["MeanMode", "ReferenceActivations", "check_variants", "replacement", "site_of"]
-
-MeanMode = Literal["pooled", "per_position"]
+__all__ = ["ReferenceActivations", "check_variants", "replacement", "site_of"]
 
 CONTRIBUTION = Slot.CONTRIBUTION.value
 OPTIMAL_PROMPTS = 8

@@ -15,7 +15,8 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.engine import executor_info, make_executor
 from lensprune.errors import UserError
 from lensprune.models.load import open_model
-from lensprune.sweeps.references import FEWSHOT, read_reference_text, text_prompts
+from lensprune.sweeps.options import FEWSHOT
+from lensprune.sweeps.references import read_reference_text, text_prompts
 from lensprune.sweeps.selection import VariantSelection, with_clean
 
 __all__ = ["metric_table", "sweep_lm_eval"]

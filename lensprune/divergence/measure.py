@@ -22,8 +22,8 @@ from lensprune.errors import LensPruneError, UserError
 from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
-from lensprune.sweeps.prepare import Asked, SweepOptions, ask, load_tasks, resolved_variants
-from lensprune.sweeps.run import chosen_variants
+from lensprune.sweeps.options import SweepOptions, option_values
+from lensprune.sweeps.prepare import Asked, ask, load_tasks, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
 
 __all__ = ["AnswerReading", "fidelity", "read_answers"]
@@ -53,25 +53,48 @@ def fidelity(
     model: Any,
     tasks: Sequence[str] | str,
     variants: Sequence[Variant] | VariantSelection | str = "layers",
-    **options: Any,
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    chat_template: bool = False,
+    reference: str | Path = FEWSHOT,
+    mean_mode: str = "pooled",
+    dtype: str | None = None,
+    device: str | None = None,
+    n_devices: int | None = None,
+    bos: str | None = None,
+    executor: str = "forked",
+    batch_tokens: int | None = None,
+    memory: str | None = None,
+    whole: bool = False,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """How far each variant stays on the clean model's own right answers; see `lensprune.divergence.scores`.
 
-    Costs the clean model's generation and then one teacher-forced pass a variant, instead of a generation a variant.
+    Costs the clean model's generation and then one teacher-forced pass per variant, instead of a generation per
+    variant.
 
     Args:
-        model, tasks, variants, options: of `read_answers`.
+        model: a name or path for `load_model`, or a loaded model.
+        tasks: task names; each must support ``generate``.
+        whole: read every answer to its last token, the wrong ones too.
+        progress: show a progress bar.
+
+    The other arguments are those of `lensprune.sweep`.
 
     Returns:
-        One row a (task, variant), clean left out: variant, component, layer, head, ablation, task, and
+        One row per (task, variant), clean left out: variant, component, layer, head, ablation, task, and
         `FIDELITY_COLUMNS`. ``attrs["seconds"]`` holds the time of the clean generation and of the traces.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: invalid input; a task of which the clean model answers nothing right.
     """
+    options = SweepOptions.given(protocols="generate", **option_values(locals(), SweepOptions))
     rows: list[dict[str, object]] = []
     seconds = {"generate": 0.0, "trace": 0.0}
-    for reading in read_answers(model, tasks, variants, **options):
+    for reading in read_answers(model, options, whole=whole, progress=progress):
         for name, taken in reading.seconds.items():
             seconds[name] += taken
         for variant in reading.variants:
@@ -84,48 +107,25 @@ def fidelity(
 
 
 def read_answers(
-    model: Any,
-    tasks: Sequence[str] | str,
-    variants: Sequence[Variant] | VariantSelection | str = "layers",
-    *,
-    limit: int | None = None,
-    shots: int | None = None,
-    seed: int = 0,
-    data_dir: str | None = None,
-    device: str | None = None,
-    executor: str = "forked",
-    whole: bool = False,
-    progress: bool = True,
+    model: Any, options: SweepOptions, *, whole: bool = False, progress: bool = True
 ) -> list[AnswerReading]:
-    """Let the clean model answer, and let every variant read its right answers; one reading a task.
+    """Let the clean model answer, and let every variant read its right answers; one reading per task.
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
-        tasks: task names; each must support ``generate``.
-        variants, limit, shots, seed, data_dir, device, executor: as for `lensprune.sweep`.
+        options: of a sweep under ``generate``.
         whole: read every answer to its last token, the wrong ones too.
         progress: show a progress bar.
 
     Raises:
-        UserError: whatever the user can mend; a task of which the clean model answers nothing right.
+        UserError: invalid input; a task of which the clean model answers nothing right.
     """
-    options = SweepOptions(
-        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-        protocols=("generate",),
-        variants=chosen_variants(variants),
-        limit=limit,
-        shots=shots,
-        seed=seed,
-        data_dir=data_dir,
-        device=device,
-        executor=executor,
-    )
-    loaded = load_tasks(options)
-    hooked = open_model(model, device=device)
+    loaded, text = check_before_loading(options)
+    hooked = open_model(model, **option_values(options, Loading, Splitting))
     changed = tuple(v for v in resolved_variants(hooked.facts, options) if not v.is_clean)
     wants_reference = [v for v in changed if v.needs_reference]
-    asked = ask(hooked, loaded, options, with_reference=bool(wants_reference))
-    runner = make_executor(executor, hooked)
+    asked = ask(hooked, loaded, options, text, with_reference=bool(wants_reference))
+    runner = make_executor(options.executor, hooked, options.batch_tokens, options.memory)
     readings = []
     bar: Any
     with tqdm(unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:

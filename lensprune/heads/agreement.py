@@ -18,7 +18,8 @@ from lensprune.models.adapt import as_hooked_model
 from lensprune.protocols.registry import protocol_named
 from lensprune.results.run import Run
 from lensprune.sweeps.cells import reference_of
-from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.screening import estimated_effects
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-import torch
-from jaxtyping import Float, Int
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["BosPolicy", "HookFunction", "HookedModel", "ModelFacts", "NamedHook"]
 
@@ -17,7 +18,7 @@ BosPolicy = Literal["tokenizer", "always", "never"]
 """``tokenizer``: special tokens as the tokenizer adds them by itself (lm-eval's default);
 ``always`` / ``never``: one BOS token in front of every prompt / none."""
 
-HookFunction = Callable[[torch.Tensor, Any], torch.Tensor | None]
+HookFunction: TypeAlias = "Callable[[torch.Tensor, Any], torch.Tensor | None]"
 """TransformerLens's hook signature ``fn(activation, hook)``; ``None`` leaves the activation as it is."""
 
 NamedHook = tuple[str, HookFunction]

@@ -28,9 +28,9 @@ from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.text import plan_report
 from lensprune.planning.unshared import unshared_cost
 from lensprune.runs.store import check_out_folder
-from lensprune.sweeps.prepare import Asked, SweepOptions, ask, executor_options, load_tasks, resolved_variants
-from lensprune.sweeps.references import FEWSHOT, read_reference_text
-from lensprune.sweeps.run import chosen_variants
+from lensprune.sweeps.options import FEWSHOT, SweepOptions, option_values
+from lensprune.sweeps.prepare import Asked, ask, load_tasks, resolved_variants
+from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_count
 from lensprune.sweeps.selection import VariantSelection
 
@@ -76,28 +76,9 @@ def plan(
     Raises:
         UserError: anything the user can mend, as in a sweep; no tokenizer; a speed that can't be measured.
     """
+    options = SweepOptions.given(**option_values(locals(), SweepOptions))
     if not isinstance(model, (str, Path)):
         raise UserError("a plan needs a model's name or path, not a loaded model: its weights are not looked at")
-    options = SweepOptions(
-        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-        protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
-        variants=chosen_variants(variants),
-        limit=limit,
-        shots=shots,
-        seed=seed,
-        data_dir=data_dir,
-        reference=reference,
-        mean_mode=mean_mode,
-        chat_template=chat_template,
-        dtype=dtype,
-        device=device,
-        n_devices=n_devices,
-        bos=bos,
-        batch_tokens=batch_tokens,
-        memory=memory,
-        screen=screen,
-        **executor_options(executor, workers, ray_address),
-    )
     executor = options.executor
     given_speed = _given_speed(flops, bandwidth)
     shares_work = executor_info(executor).shares_work

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.collect import collect_reference
-from lensprune.ablation.reference import MeanMode, ReferenceActivations
+from lensprune.ablation.kinds import MeanMode
+from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant, each_head, each_layer, each_mlp
 from lensprune.attribution.sites import PatchTarget
 from lensprune.errors import UserError

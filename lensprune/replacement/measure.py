@@ -24,7 +24,8 @@ from lensprune.replacement.result import DeltaRun
 from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, MemoryStore, RunStore, check_out_folder, stopped_message
-from lensprune.sweeps.prepare import Asked, SweepOptions, ask, load_tasks, sweep_spec
+from lensprune.sweeps.options import SweepOptions, option_values
+from lensprune.sweeps.prepare import Asked, ask, load_tasks, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
 
 __all__ = ["measure_delta"]
@@ -81,23 +82,7 @@ def measure_delta(
             can mend.
         KeyboardInterrupt: stopped by the user; both models are as they were.
     """
-    options = SweepOptions(
-        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-        protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
-        variants=VariantSelection(),
-        limit=limit,
-        shots=shots,
-        seed=seed,
-        data_dir=data_dir,
-        chat_template=chat_template,
-        dtype=dtype,
-        device=device,
-        bos=bos,
-        executor=executor,
-        batch_tokens=batch_tokens,
-        memory=memory,
-        command=command,
-    )
+    options = SweepOptions.given(variants=VariantSelection(), **option_values(locals(), SweepOptions))
     executor_info(executor)
     if component not in COMPONENTS:
         raise unknown_name("component", component, COMPONENTS)

@@ -24,8 +24,8 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, open_store, stopped_message
 from lensprune.sweeps.crew import Foreman, WorkerLost
-from lensprune.sweeps.prepare import SweepOptions, check_before_loading
-from lensprune.sweeps.references import FEWSHOT
+from lensprune.sweeps.options import FEWSHOT, SweepOptions
+from lensprune.sweeps.prepare import check_before_loading
 from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import CellWorker, News
 

@@ -6,130 +6,36 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from lensprune.ablation.choices import head_words, reference_kinds
-from lensprune.ablation.kinds import ablation_kind, ablation_kinds
-from lensprune.ablation.reference import MeanMode
+from lensprune.ablation.choices import reference_kinds
+from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import Variant
 from lensprune.engine.registry import SPREADS, executor_names
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import BosPolicy, HookedModel, ModelFacts
+from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import open_model
-from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateRequest, Request
-from lensprune.registry import in_words
 from lensprune.runs.spec import CellSpec, HowItRan, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
-from lensprune.sweeps.references import FEWSHOT, fewshot_prompts, prompts_hash, read_reference_text, text_prompts
+from lensprune.sweeps.options import FEWSHOT, SweepOptions, kinds_of
+from lensprune.sweeps.references import fewshot_prompts, prompts_hash, read_reference_text, text_prompts
 from lensprune.sweeps.selection import VariantSelection, with_clean
 from lensprune.tasks.base import LoadedTask, ProtocolName
 
 __all__ = [
     "Asked",
     "Prepared",
-    "SweepOptions",
     "ask",
     "check_before_loading",
-    "executor_options",
     "load_tasks",
     "prepare",
     "resolved_variants",
     "sweep_spec",
 ]
-
-MOST_ITEMS = 1_000_000
-MOST_SHOTS = 1000
-MOST_WORKERS = 10_000
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """What a sweep was asked to do, apart from the model; see `lensprune.sweep` for the meaning of each."""
-
-    tasks: tuple[str, ...]
-    protocols: tuple[str, ...]
-    variants: VariantSelection | tuple[Variant, ...]
-    limit: int | None = None
-    shots: int | None = None
-    seed: int = 0
-    data_dir: str | Path | None = None
-    reference: str | Path = FEWSHOT
-    mean_mode: str = "pooled"
-    chat_template: bool = False
-    dtype: str | None = None
-    device: str | None = None
-    n_devices: int | None = None
-    bos: str | None = None
-    executor: str = "forked"
-    spread: str | None = None
-    workers: int | None = None
-    ray_address: str | None = None
-    batch_tokens: int | None = None
-    memory: str | None = None
-    screen: float | None = None
-    command: str = ""
-
-    def __post_init__(self) -> None:
-        for what, given in (("task", self.tasks), ("protocol", self.protocols)):
-            if not given:
-                raise UserError(f"no {what} is given: name at least one")
-            twice = next((name for name in given if given.count(name) > 1), None)
-            if twice is not None:
-                raise UserError(f"{what} {twice!r} is given twice")
-        for protocol in self.protocols:
-            protocol_named(protocol)
-        if self.mean_mode not in get_args(MeanMode):
-            raise unknown_name("mean mode", self.mean_mode, get_args(MeanMode))
-        if self.bos is not None and self.bos not in get_args(BosPolicy):
-            raise unknown_name("BOS policy", self.bos, get_args(BosPolicy))
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit {self.limit} is not a number of items: expected 1 or more")
-        # Tasks that generate their rows make as many as they are asked for, so absurd numbers end here.
-        if self.limit is not None and self.limit > MOST_ITEMS:
-            raise UserError(f"limit {self.limit} is more than any task has: expected 1 to {MOST_ITEMS}")
-        if self.shots is not None and not 0 <= self.shots <= MOST_SHOTS:
-            raise UserError(f"shots {self.shots} is not a usable number of examples: expected 0 to {MOST_SHOTS}")
-        if self.spread is not None and self.spread not in SPREADS:
-            raise unknown_name("way of spreading cells", self.spread, SPREADS)
-        if self.spread is None and (self.workers is not None or self.ray_address is not None):
-            what = "a Ray address" if self.workers is None else "a number of workers"
-            raise UserError(f"{what} is given but the sweep is not spread: choose executor ray")
-        if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
-            raise UserError(f"workers {self.workers} is not a usable number of workers: expected 1 to {MOST_WORKERS}")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise UserError(f"batch tokens {self.batch_tokens} can't hold a token: expected 1 or more")
-        if self.memory is not None:
-            from lensprune.engine.memory import parse_memory
-
-            parse_memory(self.memory)
-        if self.screen is not None:
-            self._check_screen(self.screen)
-        if self.data_dir is not None and not usable_path(self.data_dir, "data folder").is_dir():
-            raise UserError(f"data folder {self.data_dir} does not exist")
-
-    def _check_screen(self, fraction: float) -> None:
-        if not 0 < fraction < 1:
-            raise UserError(
-                f"screen {fraction:g} is not a share of the heads: expected a number between 0 and 1, like 0.1"
-            )
-        if self.spread is not None:
-            raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
-        chosen = self.variants
-        if isinstance(chosen, VariantSelection) and chosen.over not in head_words():
-            raise UserError(
-                f"screen ranks heads, and the sweep is over {chosen.over}: use over {in_words(head_words())}"
-            )
-        searched = next((kind for kind in _kinds_of(chosen) if not ablation_kind(kind).can_be_estimated), None)
-        if searched is not None:
-            others = [n for n, kind in ablation_kinds().items() if kind.can_be_estimated and not kind.branches_only]
-            raise UserError(
-                f"screen saves nothing with ablation {searched}, whose constants are searched for head by head: use "
-                f"{in_words(others)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -320,15 +226,9 @@ def check_before_loading(options: SweepOptions, out: Path | None = None) -> tupl
     return tasks, text
 
 
-def _kinds_of(chosen: VariantSelection | Sequence[Variant]) -> list[str]:
-    if isinstance(chosen, VariantSelection):
-        return [chosen.kind]
-    return sorted({ablation.kind for variant in chosen for ablation in variant.ablations})
-
-
 def _check_reference_options(options: SweepOptions) -> None:
     """Refuse options of reference activations that no variant takes."""
-    references = {ablation_kind(kind).reference for kind in _kinds_of(options.variants)}
+    references = {ablation_kind(kind).reference for kind in kinds_of(options.variants)}
     if str(options.reference) != FEWSHOT and not references - {None}:
         raise UserError(
             f"reference {options.reference} is given, and nothing is replaced by reference activations: choose the "
@@ -339,18 +239,6 @@ def _check_reference_options(options: SweepOptions) -> None:
             f"mean mode {options.mean_mode} is given, and nothing is replaced by a mean: choose the ablation mean, or "
             "leave the mode out"
         )
-
-
-def executor_options(executor: str, workers: int | None = None, ray_address: str | None = None) -> dict[str, Any]:
-    """Fields of `SweepOptions` for an executor as it is asked for: ``forked``, ``hooked``, ``ray`` or ``ray:hooked``.
-
-    ``ray`` says how cells are spread, and what is behind the colon which executor each worker runs, because only that
-    belongs to the numbers.
-    """
-    spread, _, own = executor.partition(":")
-    if spread in SPREADS:
-        return {"executor": own or "forked", "spread": spread, "workers": workers, "ray_address": ray_address}
-    return {"executor": executor, "spread": None, "workers": workers, "ray_address": ray_address}
 
 
 def sweep_spec(

@@ -18,10 +18,8 @@ from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.runs.spec import canonical_json
 from lensprune.tasks.base import Doc, Item, LoadedTask, MultipleChoiceFormat, ProtocolName, RowRequest
 
-__all__ = ["FEWSHOT", "fewshot_prompts", "prompts_hash", "read_reference_text", "text_prompts"]
+__all__ = ["fewshot_prompts", "prompts_hash", "read_reference_text", "text_prompts"]
 
-FEWSHOT = "fewshot"
-"""Reference taken from each task's own few-shot examples."""
 MOST_PROMPTS = 32
 MOST_TEXT_TOKENS = 512
 _MOST_TEXT_BYTES = 16 * 2**20

@@ -19,12 +19,12 @@ from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.cells import measure_cells
-from lensprune.sweeps.prepare import Asked, Prepared, SweepOptions, executor_options, prepare
-from lensprune.sweeps.references import FEWSHOT
+from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
+from lensprune.sweeps.prepare import Asked, Prepared, prepare
 from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
 
-__all__ = ["chosen_variants", "resume", "run_sweep", "sweep"]
+__all__ = ["resume", "run_sweep", "sweep"]
 
 
 def sweep(
@@ -92,35 +92,8 @@ def sweep(
         HookNeverFired: a hook of a variant did not run.
         KeyboardInterrupt: stopped by the user; the message says how to go on.
     """
-    options = SweepOptions(
-        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-        protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
-        variants=chosen_variants(variants),
-        limit=limit,
-        shots=shots,
-        seed=seed,
-        data_dir=data_dir,
-        reference=reference,
-        mean_mode=mean_mode,
-        chat_template=chat_template,
-        dtype=dtype,
-        device=device,
-        n_devices=n_devices,
-        bos=bos,
-        batch_tokens=batch_tokens,
-        memory=memory,
-        screen=screen,
-        command=command,
-        **executor_options(executor, workers, ray_address),
-    )
+    options = SweepOptions.given(**option_values(locals(), SweepOptions))
     return run_sweep(model, options, out=out, progress=progress)
-
-
-def chosen_variants(variants: Sequence[Variant] | VariantSelection | str) -> VariantSelection | tuple[Variant, ...]:
-    """Variants as `SweepOptions` takes them; a word is what to sweep over."""
-    if isinstance(variants, str):
-        return VariantSelection(over=variants)
-    return variants if isinstance(variants, VariantSelection) else tuple(variants)
 
 
 def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True) -> Run:

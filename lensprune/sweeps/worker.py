@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from lensprune.errors import HookNeverFired, LensPruneError, UserError
 from lensprune.runs.records import CellKey
-from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.units import Unit
 
 __all__ = ["CellWorker", "Failure", "News", "Ready"]

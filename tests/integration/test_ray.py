@@ -19,7 +19,7 @@ from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.runs.store import RunStore, read_spec
 from lensprune.sweeps.distributed import run_on_ray
-from lensprune.sweeps.prepare import SweepOptions
+from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.run import run_sweep
 from lensprune.sweeps.selection import VariantSelection
 

@@ -22,7 +22,8 @@ from lensprune.results.text import run_report
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import MemoryStore
-from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.screening import choose, screened_count
 from lensprune.sweeps.selection import VariantSelection
 from tests.families import save_folder

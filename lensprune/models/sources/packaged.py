@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lensprune.errors import UserError
 from lensprune.models.cache import hash_file
-from lensprune.models.sources.base import LoadedModel, LoadOptions
-from lensprune.models.sources.pretrained import load_folder
 from lensprune.packaged import data_folder
+
+if TYPE_CHECKING:
+    from lensprune.models.sources.base import LoadedModel, LoadOptions
 
 __all__ = ["PackagedModel"]
 
@@ -40,6 +42,9 @@ class PackagedModel:
         Raises:
             UserError: the files are missing, or are not those that were trained.
         """
+        from lensprune.models.sources.base import LoadedModel
+        from lensprune.models.sources.pretrained import load_folder
+
         folder = self.folder()
         found = hash_file(folder / _WEIGHTS)
         if found != self.sha256:

@@ -29,7 +29,7 @@ from lensprune.ablation import (
     each_mlp,
     layer_range,
 )
-from lensprune.ablation.reference import MeanMode
+from lensprune.ablation.kinds import MeanMode
 from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses
 from lensprune.engine.decoding.prompts import PromptSet, length_blocks, shared_groups
 from lensprune.engine.scoring import finite_rows

@@ -27,7 +27,8 @@ from lensprune.errors import UserError
 from lensprune.output import files
 from lensprune.runs.records import CellKey
 from lensprune.sweeps.cells import measure_cells
-from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.selection import VariantSelection
 from tests.families import save_folder
 

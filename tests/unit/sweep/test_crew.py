@@ -14,7 +14,7 @@ from lensprune.errors import HookNeverFired, LensPruneError, UserError
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import MemoryStore
 from lensprune.sweeps.crew import Foreman, WorkerLost
-from lensprune.sweeps.prepare import SweepOptions, executor_options
+from lensprune.sweeps.options import SweepOptions, executor_options
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import CellWorker, Failure, News, Ready

@@ -1,0 +1,380 @@
+"""Options, each declared once: what it means, its default, how it is read, and what is refused.
+
+A group is a frozen dataclass whose fields are made by `option`. Commands make their arguments and help from groups
+(`add_options`); functions check what they are given by building one; a test compares every signature and every
+command with the declarations.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from lensprune.ablation.choices import head_words, reference_kinds
+from lensprune.ablation.kinds import MeanMode, ablation_kind, ablation_kinds
+from lensprune.ablation.variants import Variant
+from lensprune.engine.registry import SPREADS, executor_names
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import BosPolicy
+from lensprune.paths import usable_path
+from lensprune.protocols.registry import protocol_named
+from lensprune.registry import in_words
+from lensprune.sweeps.selection import VariantSelection
+
+__all__ = [
+    "FEWSHOT",
+    "Execution",
+    "Group",
+    "Items",
+    "Loading",
+    "Prompts",
+    "Reference",
+    "Rows",
+    "Screening",
+    "Splitting",
+    "SweepOptions",
+    "Workers",
+    "add_options",
+    "decimal",
+    "executor_options",
+    "kinds_of",
+    "option",
+    "option_values",
+    "whole_number",
+]
+
+FEWSHOT = "fewshot"
+"""The default for `reference`: each task's own few-shot examples."""
+
+MAX_ITEMS = 1_000_000
+MAX_SHOTS = 1000
+MAX_WORKERS = 10_000
+
+Check = Callable[[Any], None]
+
+
+def whole_number(text: str) -> int:
+    digits = text.strip()
+    if not digits.removeprefix("-").isdecimal() or len(digits) > 18:
+        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}")
+    return int(digits)
+
+
+def decimal(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number like 0.1, not {text!r}") from None
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    metavar: str | None = None,
+    parse: Callable[[str], Any] = str,
+    check: Check | None = None,
+) -> Any:
+    """A field of a group.
+
+    Args:
+        help: one phrase for the command line; `add_options` appends the default where it is a value.
+        metavar: what the value is called in the help; ``None`` for a flag.
+        parse: from the command line's text.
+        check: raises `UserError` for a value that is refused; ``None`` values are not checked.
+    """
+    return field(default=default, metadata={"help": help, "metavar": metavar, "parse": parse, "check": check})
+
+
+def _between(low: int, high: int, what: str, unit: str) -> Check:
+    def check(value: int) -> None:
+        if not low <= value <= high:
+            raise UserError(f"{what} {value} is not a usable number of {unit}: expected {low} to {high}")
+
+    return check
+
+
+def _one_of(names: tuple[str, ...], what: str) -> Check:
+    def check(value: str) -> None:
+        if value not in names:
+            raise unknown_name(what, value, names)
+
+    return check
+
+
+def _check_batch(tokens: int) -> None:
+    if tokens < 1:
+        raise UserError(f"batch tokens {tokens} can't hold a token: expected 1 or more")
+
+
+def _check_memory(size: str) -> None:
+    from lensprune.engine.memory import parse_memory
+
+    parse_memory(size)
+
+
+def _check_data_dir(folder: str | Path) -> None:
+    if not usable_path(folder, "data folder").is_dir():
+        raise UserError(f"data folder {folder} does not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Base of all groups: building one checks its values.
+
+    Raises:
+        UserError: a value that its option refuses.
+    """
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            check, value = declared.metadata.get("check"), getattr(self, declared.name)
+            if check is not None and value is not None:
+                check(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items(Group):
+    """Which items are asked, with which examples."""
+
+    limit: int | None = option(
+        None,
+        "the first N items of each task (default: all)",
+        metavar="N",
+        parse=whole_number,
+        check=_between(1, MAX_ITEMS, "limit", "items"),
+    )
+    shots: int | None = option(
+        None,
+        "few-shot examples (default: the task's own number)",
+        metavar="N",
+        parse=whole_number,
+        check=_between(0, MAX_SHOTS, "shots", "examples"),
+    )
+    seed: int = option(0, "of few-shot examples and generated items", metavar="N", parse=whole_number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Group):
+    """Where rows come from."""
+
+    data_dir: str | Path | None = option(
+        None,
+        "folder with TASK/SPLIT.jsonl (default: the hub, for tasks that are not bundled)",
+        metavar="FOLDER",
+        check=_check_data_dir,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Group):
+    """How a prompt is written."""
+
+    chat_template: bool = option(False, "put prompts into the model's chat format")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference(Group):
+    """What ablated activations are replaced by."""
+
+    reference: str | Path = option(
+        FEWSHOT,
+        f"text file for {in_words(reference_kinds(), 'and')} (default: the task's few-shot examples)",
+        metavar="FILE",
+    )
+    mean_mode: str = option(
+        "pooled",
+        f"how mean is taken: {in_words(get_args(MeanMode))}",
+        metavar="MODE",
+        check=_one_of(get_args(MeanMode), "mean mode"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Group):
+    """How a model is loaded."""
+
+    dtype: str | None = option(None, "float32, bfloat16, float16 or float64 (default: float32)", metavar="TYPE")
+    device: str | None = option(None, "cpu, cuda, cuda:1, ... (default: a GPU if there is one)", metavar="DEVICE")
+    bos: str | None = option(
+        None,
+        "first token: tokenizer (as it does), always or never (default: tokenizer)",
+        metavar="POLICY",
+        check=_one_of(get_args(BosPolicy), "BOS policy"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splitting(Group):
+    """A model on several GPUs."""
+
+    n_devices: int | None = option(None, "split the model over N GPUs", metavar="N", parse=whole_number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution(Group):
+    """How rows are run; no number depends on it."""
+
+    executor: str = option(
+        "forked",
+        f"{in_words(executor_names())}, with the same numbers: forked is fast, hooked the reference",
+        metavar="NAME",
+    )
+    batch_tokens: int | None = option(None, "tokens per batch", metavar="N", parse=whole_number, check=_check_batch)
+    memory: str | None = option(
+        None, "what may be taken besides the model's weights, like 4GB", metavar="SIZE", check=_check_memory
+    )
+
+
+def _check_share(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise UserError(f"screen {fraction:g} is not a share of the heads: expected a number between 0 and 1, like 0.1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening(Group):
+    """Measuring only what an estimate of all heads ranks first."""
+
+    screen: float | None = option(
+        None,
+        "of heads, estimate all and measure only this share, like 0.1, and a random control set",
+        metavar="SHARE",
+        parse=decimal,
+        check=_check_share,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers(Group):
+    """How cells are distributed with ``--executor ray``."""
+
+    workers: int | None = option(
+        None,
+        "workers of --executor ray (default: one per GPU, else one per CPU)",
+        metavar="N",
+        parse=whole_number,
+        check=_between(1, MAX_WORKERS, "workers", "workers"),
+    )
+    ray_address: str | None = option(
+        None,
+        "running cluster of --executor ray, like ray://head:10001 or auto (default: a local one is started)",
+        metavar="ADDRESS",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, Workers):
+    """What a sweep was asked to do, apart from the model; see `lensprune.sweep` for the meaning of each."""
+
+    tasks: tuple[str, ...]
+    protocols: tuple[str, ...]
+    variants: VariantSelection | tuple[Variant, ...]
+    spread: str | None = None
+    command: str = ""
+
+    @classmethod
+    def given(
+        cls,
+        tasks: Sequence[str] | str,
+        protocols: Sequence[str] | str,
+        variants: Sequence[Variant] | VariantSelection | str,
+        **values: Any,
+    ) -> SweepOptions:
+        """From the arguments of a public function: a single name stands for itself, a word for what to sweep over."""
+        executor, workers, address = (values.pop(name, None) for name in ("executor", "workers", "ray_address"))
+        if isinstance(variants, str):
+            variants = VariantSelection(over=variants)
+        return cls(
+            tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+            protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+            variants=variants if isinstance(variants, VariantSelection) else tuple(variants),
+            **values,
+            **executor_options(executor or "forked", workers, address),
+        )
+
+    def __post_init__(self) -> None:
+        for what, given in (("task", self.tasks), ("protocol", self.protocols)):
+            if not given:
+                raise UserError(f"no {what} is given: name at least one")
+            twice = next((name for name in given if given.count(name) > 1), None)
+            if twice is not None:
+                raise UserError(f"{what} {twice!r} is given twice")
+        for protocol in self.protocols:
+            protocol_named(protocol)
+        super().__post_init__()
+        if self.spread is not None and self.spread not in SPREADS:
+            raise unknown_name("way of spreading cells", self.spread, SPREADS)
+        if self.spread is None and (self.workers is not None or self.ray_address is not None):
+            what = "a Ray address" if self.workers is None else "a number of workers"
+            raise UserError(f"{what} is given but the sweep is not spread: choose executor ray")
+        if self.screen is not None:
+            self._check_screen()
+
+    def _check_screen(self) -> None:
+        if self.spread is not None:
+            raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
+        chosen = self.variants
+        if isinstance(chosen, VariantSelection) and chosen.over not in head_words():
+            raise UserError(
+                f"screen ranks heads, and the sweep is over {chosen.over}: use over {in_words(head_words())}"
+            )
+        searched = next((kind for kind in kinds_of(chosen) if not ablation_kind(kind).can_be_estimated), None)
+        if searched is not None:
+            others = [n for n, kind in ablation_kinds().items() if kind.can_be_estimated and not kind.branches_only]
+            raise UserError(
+                f"screen saves nothing with ablation {searched}, whose constants are searched for head by head: use "
+                f"{in_words(others)}"
+            )
+
+
+def kinds_of(chosen: VariantSelection | Sequence[Variant]) -> list[str]:
+    """The kinds of ablation among variants."""
+    if isinstance(chosen, VariantSelection):
+        return [chosen.kind]
+    return sorted({ablation.kind for variant in chosen for ablation in variant.ablations})
+
+
+def add_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *groups: type[Group], **defaults: Any
+) -> None:
+    """Add an argument for every field of `groups`; `defaults` replaces the default of some for this command.
+
+    A field that two groups declare is added once, as the last one has it.
+    """
+    declared = {own.name: own for group in groups for own in fields(group)}
+    for name, own in declared.items():
+        default = defaults.get(name, own.default)
+        text = own.metadata["help"]
+        if isinstance(default, (int, float, str)) and not isinstance(default, bool) and "(default" not in text:
+            text = f"{text} (default: {default})"
+        elif name in defaults:
+            text = f"{text.partition(' (default')[0]} (default: {default})"
+        flag = f"--{name.replace('_', '-')}"
+        if own.metadata["metavar"] is None:
+            parser.add_argument(flag, action="store_true", default=default, help=text)
+        else:
+            parser.add_argument(
+                flag, type=own.metadata["parse"], default=default, metavar=own.metadata["metavar"], help=text
+            )
+
+
+def option_values(given: argparse.Namespace | Mapping[str, Any], *groups: type[Group]) -> dict[str, Any]:
+    """Values of the options of `groups` among `given`: parsed arguments, or a function's ``locals()``."""
+    names = {own.name for group in groups for own in fields(group)}
+    values = vars(given) if isinstance(given, argparse.Namespace) else given
+    return {name: values[name] for name in values if name in names}
+
+
+def executor_options(executor: str, workers: int | None = None, ray_address: str | None = None) -> dict[str, Any]:
+    """Fields of `SweepOptions` for an executor as it is asked for: ``forked``, ``hooked``, ``ray`` or ``ray:hooked``.
+
+    ``ray`` says how cells are spread, and what is behind the colon which executor each worker runs, because only that
+    belongs to the numbers.
+    """
+    spread, _, own = executor.partition(":")
+    if spread in SPREADS:
+        return {"executor": own or "forked", "spread": spread, "workers": workers, "ray_address": ray_address}
+    return {"executor": executor, "spread": None, "workers": workers, "ray_address": ray_address}
