@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,15 @@ import torch
 
 from lensprune.errors import UserError
 from lensprune.models import load_model
-from tests.families import save_folder
+from tests.helpers.tiny_models import folder
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")
-def family_folder(tmp_path_factory: pytest.TempPathFactory):
-    """Function: family name → local model folder, written once a session."""
-    folders: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in folders:
-            folders[family] = save_folder(family, tmp_path_factory.mktemp(family) / family)
-        return folders[family]
-
+def family_folder() -> Callable[[str], Path]:
+    """Function: family name → local model folder."""
     return folder
 
 

@@ -31,7 +31,7 @@ from lensprune.sweep.prepare import SweepOptions, prepare
 from lensprune.sweep.result import Run
 from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.store import open_store
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 PROTOCOLS = ("default", "continuation", "generate")
 TASK = "kv_retrieval[pairs=2]"

@@ -25,9 +25,9 @@ from lensprune.sweep.screening import choose, screened_count
 from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.spec import SweepSpec
 from lensprune.sweep.store import MemoryStore
-from tests.families import save_folder
-from tests.models_cache import tiny
-from tests.unit.sweep.cells import table
+from tests.helpers.families import save_folder
+from tests.helpers.made_cells import table
+from tests.helpers.tiny_models import tiny
 
 TASKS, PROTOCOLS = ["facts", "kv_retrieval[pairs=2]"], ["continuation", "generate"]
 

@@ -17,8 +17,8 @@ from lensprune.errors import UserError
 from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.store import RunStore
 from lensprune.tasks import prompt_strings
-from tests.families import byte_tokenizer
-from tests.unit.models.gguf_files import write_gguf
+from tests.helpers.families import byte_tokenizer
+from tests.helpers.gguf_files import write_gguf
 
 TASKS = ("facts", "kv_retrieval[pairs=2]", "arithmetic")
 PROTOCOLS = ("default", "continuation", "generate")

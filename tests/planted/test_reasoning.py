@@ -11,9 +11,9 @@ from lensprune.errors import UserError
 from lensprune.heads.reasoning import Primitives, Wording, primitives, selectivity
 from lensprune.heads.reasoning.verdicts import ROLES
 from lensprune.models.base import HookedModel
-from tests.planted.circuits import ids
-from tests.planted.models import SHAPES
-from tests.planted.reasoner import TEXTS, WORDING, reasoner
+from tests.helpers.planted.circuits import ids
+from tests.helpers.planted.models import SHAPES
+from tests.helpers.planted.reasoner import TEXTS, WORDING, reasoner
 
 ROLES_BY_CONSTRUCTION = {
     (0, 0): "routes position",

@@ -20,8 +20,8 @@ from lensprune.ablation import (
     layer_range,
 )
 from lensprune.models.base import HookedModel
-from tests.families import FAMILIES, hf_model
-from tests.models_cache import tiny
+from tests.helpers.families import FAMILIES, hf_model
+from tests.helpers.tiny_models import tiny
 
 TEXT = "Seven brave mice ran over the wall"
 

@@ -19,7 +19,7 @@ from lensprune.errors import UserError
 from lensprune.report.figures.concentration import lorenz_curves
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.store import MemoryStore
-from tests.unit.sweep.cells import table
+from tests.helpers.made_cells import table
 
 
 def effects_of(differences: np.ndarray, task: str = "t") -> ItemEffects:

@@ -15,7 +15,7 @@ from lensprune.analysis.similarity import angular_distance, layer_similarity
 from lensprune.engine.traces import TokenTrace
 from lensprune.errors import UserError
 from lensprune.sweep.fidelity import fidelity
-from tests.models_cache import TEXTS, tiny
+from tests.helpers.tiny_models import TEXTS, tiny
 
 
 def trace(logprob: list[float], regret: list[float], kl: list[float]) -> TokenTrace:

@@ -14,7 +14,7 @@ from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.store import MemoryStore
-from tests.unit.sweep.cells import skip, table
+from tests.helpers.made_cells import skip, table
 
 Outcomes = Mapping[tuple[str, str], Mapping[Variant, Sequence[bool]]]
 

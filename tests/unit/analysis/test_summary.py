@@ -12,7 +12,7 @@ from lensprune.errors import LensPruneError
 from lensprune.protocols.base import Outcome
 from lensprune.sweep.records import CellKey, cell_table
 from lensprune.sweep.store import MemoryStore
-from tests.unit.sweep.cells import outcome, requests, skip, table
+from tests.helpers.made_cells import outcome, requests, skip, table
 
 CELLS = [("t", "default")]
 

@@ -16,9 +16,9 @@ from lensprune.delta.parts import COMPONENTS, enumerate_parts, whole_model
 from lensprune.delta.tensors import part_tensors
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.errors import UserError
-from tests.families import FAMILIES
-from tests.models_cache import likelihood_requests
-from tests.unit.delta.pairs import fresh, hooked_logits, plain_logits, state, tiny_pair
+from tests.helpers.families import FAMILIES
+from tests.helpers.model_pairs import fresh, hooked_logits, plain_logits, state, tiny_pair
+from tests.helpers.tiny_models import likelihood_requests
 
 SPLIT = ("phi3", "gpt2", "gpt_neox")
 """Families whose bridge splits a fused projection."""

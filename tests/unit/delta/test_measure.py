@@ -21,8 +21,8 @@ from lensprune.delta.swaps import Swap, enumerate_swaps
 from lensprune.errors import UserError
 from lensprune.sweep.records import CellKey, cell_table
 from lensprune.sweep.store import MemoryStore
-from tests.unit.delta.pairs import fresh, hooked_logits
-from tests.unit.sweep.cells import outcome, requests
+from tests.helpers.made_cells import outcome, requests
+from tests.helpers.model_pairs import fresh, hooked_logits
 
 mpl.use("Agg")
 

@@ -14,9 +14,9 @@ from lensprune.delta.parts import enumerate_parts
 from lensprune.delta.swaps import Swap, enumerate_swaps
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
-from tests.families import byte_tokenizer, hf_model
-from tests.models_cache import tiny
-from tests.unit.delta.pairs import fresh, tiny_pair
+from tests.helpers.families import byte_tokenizer, hf_model
+from tests.helpers.model_pairs import fresh, tiny_pair
+from tests.helpers.tiny_models import tiny
 
 
 def with_tokenizer(folder: Path, change: Any) -> Any:

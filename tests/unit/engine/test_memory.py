@@ -19,7 +19,7 @@ from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.tree import chunk_sequences
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse
-from tests.models_cache import generation_requests, likelihood_requests, tiny
+from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 
 CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
 

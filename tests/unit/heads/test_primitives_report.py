@@ -11,8 +11,8 @@ from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.heads.reasoning import task_texts
 from lensprune.report.jobs.primitives import primitives_report
-from tests.families import save_folder
-from tests.planted.reasoner import TEXTS, WORDING, reasoner
+from tests.helpers.families import save_folder
+from tests.helpers.planted.reasoner import TEXTS, WORDING, reasoner
 
 
 def test_files_and_lines(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lensprune.heads.reasoning.effects import TokenLosses, class_effects
 from lensprune.heads.reasoning.verdicts import Thresholds, role_evidence, verdict_table
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 UNITS = 10
 KINDS = ("operand", "operand", "result", "words", "words", "words")

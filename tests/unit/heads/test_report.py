@@ -19,8 +19,8 @@ from lensprune.models import as_hooked_model
 from lensprune.report.jobs.heads import heads_report
 from lensprune.sweep.result import Run
 from lensprune.sweep.run import sweep
-from tests.planted.circuits import ARITHMETIC, model_of
-from tests.planted.models import build, word_tokenizer
+from tests.helpers.planted.circuits import ARITHMETIC, model_of
+from tests.helpers.planted.models import build, word_tokenizer
 
 mpl.use("agg")
 

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
-from tests.unit.report.runs import HOSTILE, N_LAYERS, heads_run, layers_run
+from tests.helpers.made_runs import HOSTILE, N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")
 

@@ -15,7 +15,7 @@ from lensprune.ablation import Ablation, Head, Layer, Variant
 from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS, concentration_files
 from lensprune.report.jobs.run import run_report
 from lensprune.sweep.result import Run
-from tests.unit.report.runs import heads_run, layers_run
+from tests.helpers.made_runs import heads_run, layers_run
 
 
 def zero(*heads: tuple[int, int], kind: str = "zero") -> Variant:

@@ -17,7 +17,7 @@ from lensprune.report.figures.delta_by_depth import delta_by_depth, drawable
 from lensprune.report.jobs.run import write_outputs
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.store import MemoryStore
-from tests.unit.sweep.cells import skip, table
+from tests.helpers.made_cells import skip, table
 
 mpl.use("agg")
 

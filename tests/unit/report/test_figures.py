@@ -17,7 +17,7 @@ from lensprune.report.figures.kinds import KINDS, run_figures
 from lensprune.report.figures.protocol_pairs import protocol_pairs
 from lensprune.report.figures.removal import removal_data, removal_figure
 from lensprune.report.figures.token_map import token_map, token_map_data
-from tests.unit.report.runs import N_LAYERS, heads_run, layers_run
+from tests.helpers.made_runs import N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")
 

@@ -20,7 +20,7 @@ from lensprune.report.pages.browser_rows import browser_rows, shares_of
 from lensprune.report.pages.compare import compare_page, runs_gap
 from lensprune.report.pages.run import write_report
 from lensprune.sweep.records import CellKey
-from tests.unit.report.runs import HOSTILE, N_LAYERS, heads_run, layers_run
+from tests.helpers.made_runs import HOSTILE, N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")
 

@@ -20,7 +20,7 @@ from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols import build_requests
 from lensprune.tasks.loading import load_task
-from tests.models_cache import tiny
+from tests.helpers.tiny_models import tiny
 
 CASES = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 FEW = settings(CASES, max_examples=40)

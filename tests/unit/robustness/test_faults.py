@@ -29,7 +29,7 @@ from lensprune.sweep.cells import measure_cells
 from lensprune.sweep.prepare import SweepOptions, prepare
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.selection import VariantSelection
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 TASKS = ("facts", "arithmetic")
 PROTOCOLS = ("continuation", "generate")

@@ -19,7 +19,7 @@ from lensprune.studies import paper as study
 from lensprune.studies.pair import NO_PAIR, moved
 from lensprune.studies.presets import PRESETS, Preset, StudyPart
 from lensprune.tasks import get_task
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 mpl.use("agg")
 

@@ -18,7 +18,7 @@ from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.store import MemoryStore
 from lensprune.sweep.units import Unit, UnitQueue
 from lensprune.sweep.worker import CellWorker, Failure, News, Ready
-from tests.unit.sweep.cells import skip, spec, table
+from tests.helpers.made_cells import skip, spec, table
 
 VARIANTS = (CLEAN, *(skip(layer) for layer in range(12)))
 SPEC = spec(VARIANTS, tasks=("t", "u"))

@@ -15,7 +15,7 @@ from lensprune.errors import UserError
 from lensprune.tasks import GenerationFormat, MultipleChoiceFormat, build_context, get_task, load_task
 from lensprune.tasks.kv_retrieval import balanced_position, with_pairs
 from lensprune.tasks.prompts import prompt_strings
-from tests.unit.tasks.conftest import RowsWriter
+from tests.helpers.rows import RowsWriter
 
 
 def _row(number: int, pairs: int, gold: int = 0) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from functools import cache
 
 from lensprune.heads.reasoning import Wording
 from lensprune.models.base import HookedModel
-from tests.planted.blueprint import BOS, Blueprint, Mover, PlantedHead
-from tests.planted.models import loaded
+from tests.helpers.planted.blueprint import BOS, Blueprint, Mover, PlantedHead
+from tests.helpers.planted.models import loaded
 
 __all__ = ["REASONER", "TEXTS", "WORDING", "reasoner"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -14,14 +12,15 @@ from lensprune.delta.tensors import plain_attention
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.models.bridge import BridgeModel
-from tests.families import byte_tokenizer, hf_model
+from tests.helpers.families import byte_tokenizer, hf_model
+from tests.helpers.tiny_models import scratch
 
 __all__ = ["fresh", "hooked_logits", "plain_logits", "state", "tiny_pair"]
 
 
 def fresh(family: str, seed: int, **overrides: Any) -> HookedModel:
     """A model of its own; norms differ between seeds too."""
-    folder = Path(mkdtemp()) / f"{family}-{seed}"
+    folder = scratch(f"{family}-{seed}")
     model = hf_model(family, seed, **overrides)
     with torch.no_grad():
         for parameter in model.parameters():

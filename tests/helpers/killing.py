@@ -1,4 +1,4 @@
-"""Sweeps in processes that are killed with SIGKILL: ``python -m tests.unit.robustness.killing MODEL FOLDER``.
+"""Sweeps in processes that are killed with SIGKILL: ``python -m tests.helpers.killing MODEL FOLDER``.
 
 One warm process forks a child for every sweep, so that a moment costs the sweep and not the start of the libraries.
 The counts go to standard output as JSON.
