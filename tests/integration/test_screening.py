@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lensprune.sweep.spec import SweepSpec
 from lensprune.sweep.store import MemoryStore
 from tests.helpers.families import save_folder
 from tests.helpers.made_cells import table
+from tests.helpers.sweeps import sweep as tiny_sweep
 from tests.helpers.tiny_models import tiny
 
 TASKS, PROTOCOLS = ["facts", "kv_retrieval[pairs=2]"], ["continuation", "generate"]
@@ -37,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_folder("llama", tmp_path_factory.mktemp("model"), num_hidden_layers=8)
 
 
-def sweep(folder: Path, **changes: Any) -> lp.Run:
-    arguments: dict[str, Any] = {"limit": 4, "shots": 1, "device": "cpu", "progress": False, "screen": 0.1}
-    return lp.sweep(str(folder), TASKS, PROTOCOLS, VariantSelection("heads"), **{**arguments, **changes})
+sweep = partial(
+    tiny_sweep, tasks=TASKS, protocols=PROTOCOLS, variants=VariantSelection("heads"), limit=4, shots=1, screen=0.1
+)
 
 
 @pytest.fixture(scope="module")

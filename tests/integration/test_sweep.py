@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lensprune.sweep.store import RunStore
 from lensprune.tasks import prompt_strings
 from tests.helpers.families import byte_tokenizer
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.sweeps import sweep as tiny_sweep
 
 TASKS = ("facts", "kv_retrieval[pairs=2]", "arithmetic")
 PROTOCOLS = ("default", "continuation", "generate")
@@ -30,17 +32,7 @@ def folder(family_folder: Callable[[str], Path]) -> Path:
     return family_folder("llama")
 
 
-def sweep(folder: Path, out: Path | None, **changes: Any) -> lp.Run:
-    arguments: dict[str, Any] = {
-        "tasks": TASKS,
-        "protocols": PROTOCOLS,
-        "variants": VariantSelection("layers", "skip"),
-        "limit": LIMIT,
-        "shots": 1,
-        "device": "cpu",
-        "progress": False,
-    }
-    return lp.sweep(str(folder), out=out, **{**arguments, **changes})
+sweep = partial(tiny_sweep, tasks=TASKS, protocols=PROTOCOLS, limit=LIMIT, shots=1)
 
 
 def record_files(out: Path) -> dict[str, bytes]:

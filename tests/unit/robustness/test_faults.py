@@ -30,6 +30,7 @@ from lensprune.sweep.prepare import SweepOptions, prepare
 from lensprune.sweep.records import CellKey
 from lensprune.sweep.selection import VariantSelection
 from tests.helpers.families import save_folder
+from tests.helpers.sweeps import sweep
 
 TASKS = ("facts", "arithmetic")
 PROTOCOLS = ("continuation", "generate")
@@ -47,11 +48,6 @@ def folder(family_folder: Callable[[str], Path]) -> Path:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these sweeps."""
     monkeypatch.setattr("lensprune.report.jobs.run.drawable", lambda summary: False)
-
-
-def sweep(folder: Path, out: Path | None, **changes: Any) -> lp.Run:
-    arguments: dict[str, Any] = {"limit": 3, "shots": 0, "device": "cpu", "progress": False, **changes}
-    return lp.sweep(str(folder), TASKS, PROTOCOLS, VariantSelection("layers", "skip"), out=out, **arguments)
 
 
 @pytest.fixture(scope="module")
