@@ -11,12 +11,17 @@ DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
 .PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench quick lint format clean
 
+# Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
+# are far slower than one. A file stays with one process, so that its fixtures are made once.
+WORKERS := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
 $(VENV)/.installed: pyproject.toml
-	@echo "== setting up $(VENV)"
+	@echo "== setting up $(VENV): torch, then lensprune with what its tests need (a few minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip<26"
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install $(PIP_PROGRESS) "$(TORCH)"
+	$(BIN)/python -m pip install $(PIP_PROGRESS) --editable ".[test]"
 	@touch $@
 
 $(VENV3)/.installed: pyproject.toml

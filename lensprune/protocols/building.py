@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode, prefix_token_id
 from lensprune.protocols.base import ItemRequests, Prompt
 from lensprune.protocols.chat import chat_prompt, check_chat_template
-from lensprune.protocols.encoding import generate_request, loglikelihood_request
+from lensprune.protocols.encoding import Encoder, generate_request, loglikelihood_request
 from lensprune.protocols.requests import Request
 from lensprune.tasks.base import GenerationFormat, Item, LoadedTask, PromptFormat, ProtocolName
 from lensprune.tasks.prompts import format_of, prompt_strings
@@ -37,7 +37,9 @@ def build_requests(
     for item in task.items:
         prompts = _chat_prompts(model, fmt, item) if chat_template else _plain_prompts(fmt, item)
         where = f"task {task.task.name!r}, item {item.id}"
-        pairs = [_request(model, fmt, prompt, where) for prompt in prompts]
+        # Options share their context, and a long one takes longest to encode.
+        encoder = lru_cache(maxsize=2)(partial(encode, model))
+        pairs = [_request(model, encoder, fmt, prompt, where) for prompt in prompts]
         built.append(
             ItemRequests(
                 item=item,
@@ -66,8 +68,10 @@ def _chat_prompts(model: HookedModel, fmt: PromptFormat, item: Item) -> tuple[Pr
     )
 
 
-def _request(model: HookedModel, fmt: PromptFormat, prompt: Prompt, where: str) -> tuple[Request, int]:
-    encoder, prefix_id, room = partial(encode, model), prefix_token_id(model), model.facts.n_ctx
+def _request(
+    model: HookedModel, encoder: Encoder, fmt: PromptFormat, prompt: Prompt, where: str
+) -> tuple[Request, int]:
+    prefix_id, room = prefix_token_id(model), model.facts.n_ctx
     if isinstance(fmt, GenerationFormat):
         return generate_request(encoder, prefix_id, room, prompt.context, fmt.until, fmt.max_new_tokens, where)
     return loglikelihood_request(encoder, prefix_id, room, prompt.context, prompt.continuation, where)

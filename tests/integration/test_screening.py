@@ -49,6 +49,7 @@ def screened(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
     return sweep(folder, out=tmp_path_factory.mktemp("runs") / "screened")
 
 
+@pytest.mark.slow
 def test_measured_cells_are_those_of_a_whole_sweep(folder: Path, screened: lp.Run) -> None:
     whole = sweep(folder, screen=None)
     names = screened.spec.variant_names
@@ -102,6 +103,7 @@ def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp
     assert found.to_dict() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped_without_estimating_again(
     folder: Path, screened: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

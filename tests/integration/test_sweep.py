@@ -68,6 +68,7 @@ def test_removing_a_layer_changes_what_is_measured(whole: lp.Run) -> None:
     assert (logprobs.drop(columns="clean").sub(logprobs["clean"], axis=0).abs() > 1e-3).all().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 7, 20])
 def test_stopped_and_resumed_gives_identical_records(
     folder: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -105,6 +106,7 @@ def test_the_same_call_goes_on_and_a_changed_one_is_refused(folder: Path, tmp_pa
     assert record_files(out) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"executor": "hooked"}, {"batch_tokens": 64}, {"executor": "hooked", "batch_tokens": 64}]
 )

@@ -51,6 +51,7 @@ def test_the_reasoner_works_in_steps(shape: str) -> None:
     assert {place: said[place] for place in right} == right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_planted_head_is_named_and_nothing_else(shape: str) -> None:
     verdicts = battery(shape).verdicts

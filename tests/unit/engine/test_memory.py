@@ -120,6 +120,7 @@ def test_keys_and_values_held_are_those_that_were_planned(chosen: slice, monkeyp
     assert max(held) >= 0.4 * planned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"), CPU_ERROR])
 def test_out_of_memory_halves_the_budgets_and_goes_on(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -161,6 +162,7 @@ def test_out_of_memory_halves_the_budgets_and_goes_on(
     assert "out of memory" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_and_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     executor = ForkedExecutor(model)

@@ -92,6 +92,7 @@ def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int) -
     torch.testing.assert_close(z.float(), expected(q, *both, allowed, seen), rtol=0, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2"])
 def test_same_tokens_as_hooked(kernel: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0

@@ -15,6 +15,7 @@ from tests.helpers.families import save_folder
 from tests.helpers.planted.reasoner import TEXTS, WORDING, reasoner
 
 
+@pytest.mark.slow
 def test_files_and_lines(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
     printed = primitives_report(

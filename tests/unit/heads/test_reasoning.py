@@ -102,6 +102,7 @@ def test_a_difference_without_spread_has_the_permutation_p() -> None:
     assert [effects[head, "operand"] for head in range(3)] == pytest.approx([1 / comb(18, 8), 1, 1])
 
 
+@pytest.mark.slow
 def test_shuffled_classes_give_a_uniform_p() -> None:
     """Where the classes mean nothing, contrast_p is no smaller than it says."""
     found = losses()

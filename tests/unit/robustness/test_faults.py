@@ -66,6 +66,7 @@ def lost(out: Path, whole: pd.DataFrame) -> int:
 WRITES = {"write": (Path, "write_bytes"), "sync": (os, "fsync"), "rename": (os, "replace")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", WRITES)
 @pytest.mark.parametrize("after", [0, 1, 6])
 def test_disk_full(
