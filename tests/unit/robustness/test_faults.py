@@ -249,7 +249,9 @@ def command(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, tmp_path: Path, record_property: Recorded) -> None:
     out = tmp_path / "run"
-    asked = ["--task", "facts", "--protocol", "generate", "--over", "heads", "--limit", "60", "--shots", "0"]
+    # The first task's cells are stored long before the last task is begun, on the fastest machine too.
+    tasks = [word for task in ("facts", "arithmetic", "kv_retrieval") for word in ("--task", task)]
+    asked = [*tasks, "--protocol", "generate", "--over", "heads", "--limit", "60", "--shots", "0"]
     process = command(["sweep", "--model", str(folder), *asked, "--device", "cpu", "--out", str(out)])
     end = time.monotonic() + 300
     while not list((out / "records").glob("[!.]*.parquet")) and process.poll() is None and time.monotonic() < end:
@@ -261,7 +263,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, tmp_path: Path
     assert last.startswith("lensprune: stopped: ")
     assert last.endswith(f"go on with: lensprune resume {out}")
     stored = len(lp.Run.load(out).finished())
-    assert f"stopped: {stored} of 13 cells" in last
+    assert 0 < stored < 39
+    assert f"stopped: {stored} of 39 cells" in last
     assert not list(out.rglob(f"{files.TEMPORARY_PREFIX}*"))
     record_property("tried", 1)
 
