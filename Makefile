@@ -29,7 +29,7 @@ endef
 $(VENV)/.installed: pyproject.toml
 	@echo "== setting up $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(call install,$(VENV),--editable ".[test,docs]")
+	$(call install,$(VENV),--editable ".[test$(COMMA)docs]")
 
 $(VENV3)/.installed: pyproject.toml
 	@echo "== setting up $(VENV3) with TransformerLens 3.9"
