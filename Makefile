@@ -9,7 +9,7 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench quick lint format clean
+.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench kernels quick lint format clean
 
 # Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
 # are far slower than one. A file stays with one process, so that its fixtures are made once.
@@ -61,6 +61,18 @@ test-hooked-transformer: $(VENV3)/.installed
 	OMP_NUM_THREADS=1 $(VENV3)/bin/python -m pytest -q tests/unit/models/test_hooked_transformer.py \
 		tests/unit/attribution/test_hooked_transformer.py \
 		tests/integration/test_hooked_transformer_sweep.py
+
+# The same processor computes with other kernels under these settings; the numbers then differ by rounding alone.
+KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41
+KERNEL_TESTS := tests/unit/engine/test_forked.py tests/unit/engine/test_hooked.py tests/unit/engine/test_traces.py \
+	tests/unit/models/test_float64.py tests/unit/models/test_load_folder.py tests/unit/ablation/test_identities.py \
+	tests/unit/attribution/test_nodes.py tests/unit/delta/test_exchange.py
+
+kernels: $(VENV)/.installed
+	@echo "== a slice of the tests under other CPU kernels"
+	set -e; for setting in $(KERNELS); do \
+		echo "== $$setting"; env $$setting $(PYTEST) $(WORKERS) -m "not slow" $(KERNEL_TESTS); \
+	done
 
 families: $(VENV)/.installed
 	@echo "== architecture families by checks, into README.md"
