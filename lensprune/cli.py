@@ -21,8 +21,19 @@ from lensprune.commands import heads as heads_command
 from lensprune.commands import paper as paper_command
 from lensprune.commands import primitives as primitives_command
 from lensprune.commands import report as report_command
-from lensprune.commands.options import add_spread, add_sweep_options
+from lensprune.commands.options import add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.sweeps.options import (
+    Execution,
+    Items,
+    Loading,
+    Reference,
+    Splitting,
+    SweepOptions,
+    Workers,
+    add_options,
+    option_values,
+)
 from lensprune.version import __version__
 
 __all__ = ["main"]
@@ -50,7 +61,7 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"lensprune {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
         own = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
@@ -88,7 +99,7 @@ def _parser() -> _Parser:
     resumed = command("resume", _resume, "continue a run where it stopped")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")
-    add_spread(resumed)
+    add_options(resumed, Workers)
     demo = command(
         "demo", _demo, "remove each layer of the bundled model in turn, on bundled tasks, under three protocols"
     )
@@ -115,50 +126,52 @@ def _tasks(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.lm_eval_task:
         return _sweep_lm_eval(arguments)
+    values = _sweep_arguments(arguments)
     from lensprune.sweeps.run import sweep
 
-    return _show(sweep(arguments.model, **_sweep_arguments(arguments), command=arguments.command_line))
+    return _show(sweep(arguments.model, **values, command=arguments.command_line))
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     if arguments.lm_eval_task:
         raise UserError("--lm-eval-task can't be planned: lm-eval builds its prompts only when it runs; use --task")
+    values = _sweep_arguments(arguments)
     from lensprune.planning import plan
 
-    speed = {"flops": arguments.flops, "bandwidth": arguments.bandwidth}
-    print(plan(arguments.model, **_sweep_arguments(arguments), **speed))
+    print(plan(arguments.model, **values, flops=arguments.flops, bandwidth=arguments.bandwidth))
     return 0
 
 
+def _check_models(arguments: argparse.Namespace) -> None:
+    """Refuse a name that stands for no model before the libraries that load models are imported."""
+    from lensprune.models.sources.resolve import model_kind
+
+    for option in ("model", "base", "distilled"):
+        name = getattr(arguments, option, None)
+        if name is not None:
+            model_kind(name)
+
+
 def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of a sweep as keyword arguments of `lensprune.sweep`."""
+    """The options of a sweep as keyword arguments of `lensprune.sweep`.
+
+    What is wrong with them, the model's name or a task's is said here, before torch is imported.
+    """
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
     from lensprune.sweeps.selection import VariantSelection
+    from lensprune.tasks import get_task
 
-    return {
+    values = {
         "tasks": arguments.task,
         "protocols": arguments.protocol or ["default"],
         "variants": VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
-        "limit": arguments.limit,
-        "shots": arguments.shots,
-        "seed": arguments.seed,
-        "data_dir": arguments.data_dir,
-        "reference": arguments.reference,
-        "mean_mode": arguments.mean_mode,
-        "chat_template": arguments.chat_template,
-        "dtype": arguments.dtype,
-        "device": arguments.device,
-        "n_devices": arguments.n_devices,
-        "bos": arguments.bos,
-        "executor": arguments.executor,
-        "workers": arguments.workers,
-        "ray_address": arguments.ray_address,
-        "batch_tokens": arguments.batch_tokens,
-        "memory": arguments.memory,
-        "screen": arguments.screen,
-        "out": arguments.out,
+        **option_values(arguments, SweepOptions),
     }
+    SweepOptions.given(**values)
+    for name in arguments.task:
+        get_task(name)
+    return {**values, "out": arguments.out}
 
 
 def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
@@ -183,18 +196,7 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.lm_eval_task,
         VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
-        limit=arguments.limit,
-        shots=arguments.shots,
-        reference=arguments.reference,
-        mean_mode=arguments.mean_mode,
-        seed=arguments.seed,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        n_devices=arguments.n_devices,
-        bos=arguments.bos,
-        executor=arguments.executor,
-        batch_tokens=arguments.batch_tokens,
-        memory=arguments.memory,
+        **option_values(arguments, Items, Reference, Loading, Splitting, Execution),
         out=arguments.out,
     )
     print(metrics_report(table))
@@ -203,16 +205,17 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     from lensprune.runs.store import read_spec
+
+    exchanged = read_spec(Path(arguments.folder)).exchanges_weights
     from lensprune.sweeps.run import resume
 
-    if read_spec(Path(arguments.folder)).exchanges_weights:
+    if exchanged:
         from lensprune.replacement import DeltaRun
         from lensprune.replacement.text import delta_report
 
         print(delta_report(DeltaRun.load(arguments.folder)))
         return 0
-    spread = {"workers": arguments.workers, "ray_address": arguments.ray_address}
-    return _show(resume(arguments.folder, executor=arguments.executor, **spread))
+    return _show(resume(arguments.folder, executor=arguments.executor, **option_values(arguments, Workers)))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -249,10 +252,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             # argparse takes these hyphens for its own sign that the options end, and would give a list.
             raise UserError(f"{lost.removesuffix('=--')} has no usable value: '--' is not one")
         arguments = parser.parse_args(given)
-        if arguments.command is None:
+        if arguments.subcommand is None:
             parser.print_help()
             return 0
         arguments.command_line = shlex.join(["lensprune", *given])
+        _check_models(arguments)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.families import FAMILIES
-from tests.markdown import write_between
+from tests.helpers.families import FAMILIES
+from tests.helpers.markdown import write_between
 
 IDENTITIES = "tests/unit/ablation/test_identities.py"
 HOOKED = "tests/unit/engine/test_hooked.py"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_items, add_loading, add_model, add_out, whole_number
+from lensprune.commands.options import add_model, add_out
+from lensprune.sweeps.options import Items, Loading, add_options, option_values, whole_number
 
 __all__ = ["add_arguments", "run"]
 
@@ -22,12 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", default="kv_retrieval", metavar="TASK", help="kv_retrieval (the default) or arithmetic"
     )
-    add_items(
-        parser,
-        limit="pairs of prompts (default: 10)",
-        seed="of items and their counterparts (default: 0)",
-        default_limit=10,
-    )
+    add_options(parser, Items, limit=10)
     parser.add_argument(
         "--receiver", default="logits", metavar="INPUT", help="for path: logits (the default), L5.H1.q, L5.KV0.k, ..."
     )
@@ -39,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-curve", action="store_true", help="for eap-ig: score all pairs and draw no curve")
     parser.add_argument("--top", type=whole_number, default=10, metavar="N", help="rows to print (default: 10)")
-    add_loading(parser)
+    add_options(parser, Loading)
     add_out(parser, "folder for tables and figures")
 
 
@@ -53,18 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.method,
             arguments.task,
             arguments.out,
-            limit=arguments.limit,
-            shots=arguments.shots,
-            seed=arguments.seed,
+            **option_values(arguments, Items, Loading),
             options=AttributionOptions(
                 receiver=arguments.receiver,
                 total=arguments.total,
                 steps=arguments.steps,
                 curve=not arguments.no_curve,
             ),
-            dtype=arguments.dtype,
-            device=arguments.device,
-            bos=arguments.bos,
             most=arguments.top,
         )
     )

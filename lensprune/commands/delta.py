@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_measured, add_ran
+from lensprune.commands.options import add_execution, add_measured
 from lensprune.errors import UserError
+from lensprune.sweeps.options import Execution, Items, Loading, Prompts, Rows, Splitting, option_values
 
 __all__ = ["add_arguments", "run"]
+
+GROUPS = (Items, Rows, Prompts, Loading, Splitting, Execution)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     changed.add_argument(
         "--alpha", type=float, default=1.0, metavar="A", help="base + A·(distilled − base), 0 to 1 (default: 1)"
     )
-    add_ran(parser)
+    add_execution(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,17 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         layers=arguments.layers,
         heads=arguments.heads,
         alpha=arguments.alpha,
-        limit=arguments.limit,
-        shots=arguments.shots,
-        seed=arguments.seed,
-        data_dir=arguments.data_dir,
-        chat_template=arguments.chat_template,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        bos=arguments.bos,
-        executor=arguments.executor,
-        batch_tokens=arguments.batch_tokens,
-        memory=arguments.memory,
+        **option_values(arguments, *GROUPS),
         out=arguments.out,
         command=arguments.command_line,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_data_dir, add_items, add_loading, add_model, add_out
+from lensprune.commands.options import add_execution, add_model
+from lensprune.sweeps.options import Execution, Items, Loading, Prompts, Rows, Splitting, add_options, option_values
 
 __all__ = ["add_arguments", "run"]
 
@@ -32,10 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROTOCOL",
         help="with --validate: sweep under these, generate among them (default: all three)",
     )
-    add_items(parser, limit="items of each task (default: 24)", default_limit=24)
-    add_data_dir(parser)
-    add_loading(parser)
-    add_out(parser, "folder for tables")
+    add_options(parser, Items, Rows, Prompts, limit=24)
+    add_execution(parser, "folder for tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,13 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             layers=arguments.layers,
             validate=arguments.validate,
             protocols=arguments.protocol,
-            limit=arguments.limit,
-            shots=arguments.shots,
-            seed=arguments.seed,
-            data_dir=arguments.data_dir,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            bos=arguments.bos,
+            **option_values(arguments, Items, Rows, Prompts, Loading, Splitting, Execution),
         )
     )
     return 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_items, add_loading, add_model, add_out, whole_number
+from lensprune.commands.options import add_model, add_out
+from lensprune.sweeps.options import Items, Loading, add_options, option_values, whole_number
 
 __all__ = ["add_arguments", "run"]
 
@@ -23,17 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="texts, parted by blank lines, for attention sink, entropy and distance (default: random tokens)",
     )
-    add_items(
-        parser,
-        limit="items behind retrieval and arithmetic scores (default: 20)",
-        shots="worked examples in front of each item",
-        seed="of random tokens and generated items (default: 0)",
-        default_limit=20,
-    )
+    add_options(parser, Items, limit=20)
     parser.add_argument(
         "--top", type=whole_number, default=5, metavar="N", help="heads to name for each score (default: 5)"
     )
-    add_loading(parser)
+    add_options(parser, Loading)
     add_out(parser, "folder for tables and heatmaps")
 
 
@@ -48,12 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             scores=arguments.score,
             run=arguments.run_folder,
             text_file=arguments.text,
-            limit=arguments.limit,
-            shots=arguments.shots,
-            seed=arguments.seed,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            bos=arguments.bos,
+            **option_values(arguments, Items, Loading),
             most=arguments.top,
         )
     )

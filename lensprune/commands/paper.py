@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_data_dir, add_model, whole_number
+from lensprune.commands.options import add_model
+from lensprune.sweeps.options import Loading, Rows, Seed, add_options, option_values
 
 __all__ = ["add_arguments", "run"]
 
@@ -21,12 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distilled", metavar="NAME", help="its distilled model (smoke: toy-distilled; full: no pair unless given)"
     )
-    parser.add_argument(
-        "--seed", type=whole_number, default=0, metavar="N", help="of examples and generated tasks (default: 0)"
-    )
-    add_data_dir(parser)
-    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 or float64 (default: float32)")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add_options(parser, Seed, Rows, Loading)
     parser.add_argument(
         "--out", default="runs/paper", metavar="FOLDER", help="folder of the study (default: runs/paper)"
     )
@@ -40,10 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.out,
         preset=arguments.preset,
-        seed=arguments.seed,
-        data_dir=arguments.data_dir,
-        dtype=arguments.dtype,
-        device=arguments.device,
+        **option_values(arguments, Seed, Rows, Loading),
         command=arguments.command_line,
         base=arguments.base,
         distilled=arguments.distilled,

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from lensprune.errors import LensPruneError, UserError
 from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
-from lensprune.sweeps.options import SweepOptions, option_values
-from lensprune.sweeps.prepare import Asked, ask, load_tasks, resolved_variants
+from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
+from lensprune.sweeps.prepare import Asked, ask, check_before_loading, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
 
 __all__ = ["AnswerReading", "fidelity", "read_answers"]
@@ -137,7 +138,13 @@ def read_answers(
             generated = time.perf_counter() - began
             item_ids, answers = _answers(hooked.tokenizer, cell, clean.responses, whole)
             reference = (
-                collect_reference(hooked, cell.reference_prompts, wants_reference, donor_seed=seed)
+                collect_reference(
+                    hooked,
+                    cell.reference_prompts,
+                    wants_reference,
+                    mode=options.mean_mode,  # type: ignore[arg-type]
+                    donor_seed=options.seed,
+                )
                 if wants_reference
                 else None
             )

@@ -36,6 +36,7 @@ def fidelity_report(
     protocols: Sequence[str] | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    n_devices: int | None = None,
     bos: str | None = None,
     **options: Any,
 ) -> str:
@@ -50,8 +51,8 @@ def fidelity_report(
         layers: like ``0-3,7``; ``None``: all.
         validate: `validate_fidelity` instead of `fidelity` alone.
         protocols: of `validate_fidelity`; ``None``: all.
-        dtype, device, bos: for `load_model`, when `model` is a name.
-        options: limit, shots, seed, data_dir of either.
+        dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
+        options: limit, shots, seed, data_dir, chat_template, executor, batch_tokens, memory of either.
 
     Raises:
         UserError: as these raise it, or a file that cannot be written.
@@ -60,7 +61,7 @@ def fidelity_report(
         raise unknown_name("kind of part", over, ("layers", "heads"))
     if protocols is not None and not validate:
         raise UserError("protocols are swept only to validate: give --validate too, or leave --protocol out")
-    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    hooked = open_model(model, dtype=dtype, device=device, n_devices=n_devices, bos=bos)
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     if validate:
         if protocols is not None:

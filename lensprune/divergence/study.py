@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
 from lensprune.primitives.battery import default_texts, text_rows
 from lensprune.primitives.effects import token_losses
+from lensprune.sweeps.options import Execution, Items, Loading, Prompts, Rows, Splitting, SweepOptions, option_values
 from lensprune.sweeps.run import sweep
 
 __all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]
@@ -79,7 +80,14 @@ def validate_fidelity(
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
+    chat_template: bool = False,
+    dtype: str | None = None,
     device: str | None = None,
+    n_devices: int | None = None,
+    bos: str | None = None,
+    executor: str = "forked",
+    batch_tokens: int | None = None,
+    memory: str | None = None,
     resamples: int = 1000,
     progress: bool = True,
 ) -> FidelityStudy:
@@ -91,8 +99,9 @@ def validate_fidelity(
         protocols: ``generate`` among them, since its time is what fidelity is to save.
         over: ``layers`` (skipped) or ``heads`` (zeroed).
         layers: these alone, or heads of these alone; ``None``: all.
-        limit, shots, seed, data_dir, device, progress: of `sweep`.
-        resamples: bootstrap draws of the parts, behind the intervals.
+        resamples: bootstrap draws of the parts, for the intervals.
+
+    The other arguments are those of `sweep`.
 
     Raises:
         UserError: an option out of range, or what `sweep` refuses.
@@ -101,27 +110,23 @@ def validate_fidelity(
         raise unknown_name("kind of part", over, ("layers", "heads"))
     if "generate" not in protocols:
         raise UserError("protocols lack generate: fidelity is compared with it")
+    given = locals()
     names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    hooked = open_model(model, device=device)
+    hooked = open_model(model, **option_values(given, Loading, Splitting))
     facts = hooked.facts
     variants = each_layer(facts, "skip", layers) if over == "layers" else each_head(facts, "zero", layers)
-    options: dict[str, Any] = {
-        "limit": limit,
-        "shots": shots,
-        "seed": seed,
-        "data_dir": None if data_dir is None else str(data_dir),
-        "progress": progress,
-    }
+    options = option_values(given, Items, Rows, Prompts, Execution)
     general = _general(hooked, variants, over)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("agreement", "scores", "summary", "gap", "thrift")}
     seconds = []
     for task in names:
-        [reading] = read_answers(hooked.module, [task], variants, **options)
-        few = _seconds_of_few(hooked, task, variants, {**options, "limit": max(1, limit // _FEW)})
+        asked = SweepOptions.given(task, "generate", variants, **options)
+        [reading] = read_answers(hooked.module, asked, progress=progress)
+        few = _seconds_of_few(hooked, replace(asked, limit=max(1, limit // _FEW)), progress)
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            run = sweep(hooked.module, [task], [protocol], variants, **options)
+            run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **options)
             if protocol == "generate":
                 taken = time.perf_counter() - began
             records[protocol], summary[protocol] = run.records(), run.summary()
@@ -150,10 +155,10 @@ def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
 
 
-def _seconds_of_few(model: HookedModel, task: str, variants: Sequence[Variant], options: dict[str, Any]) -> float:
+def _seconds_of_few(model: HookedModel, options: SweepOptions, progress: bool) -> float:
     """Time of fidelity on few items; NaN where the clean model answers none of them right."""
     try:
-        [few] = read_answers(model.module, [task], variants, **options)
+        [few] = read_answers(model.module, options, progress=progress)
     except UserError:
         # All items were read before with these options, so the only thing that few can lack is a right answer.
         return float("nan")

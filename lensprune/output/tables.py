@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from lensprune.output.plain_text import for_terminal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["aligned", "metrics_report"]
 

@@ -24,7 +24,7 @@ from lensprune.replacement.result import DeltaRun
 from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, MemoryStore, RunStore, check_out_folder, stopped_message
-from lensprune.sweeps.options import SweepOptions, option_values
+from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import Asked, ask, load_tasks, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
 
@@ -53,6 +53,7 @@ def measure_delta(
     chat_template: bool = False,
     dtype: str | None = None,
     device: str | None = None,
+    n_devices: int | None = None,
     bos: str | None = None,
     executor: str = "forked",
     batch_tokens: int | None = None,
@@ -91,7 +92,7 @@ def measure_delta(
     if folder is not None:
         check_out_folder(folder)
     loaded = load_tasks(options)
-    pair = model_pair(*(open_model(model, dtype=dtype, device=device, bos=bos) for model in (base, distilled)))
+    pair = model_pair(*(open_model(model, **option_values(options, Loading, Splitting)) for model in (base, distilled)))
     swaps = _swaps(pair, component, mode, direction, start, layers, heads, alpha)
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)

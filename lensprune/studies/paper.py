@@ -30,6 +30,7 @@ def paper(
     data_dir: str | Path | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    bos: str | None = None,
     progress: bool = True,
     command: str = "",
     base: str | None = None,
@@ -42,7 +43,7 @@ def paper(
     Args:
         model: a name or path for `load_model`.
         preset: one of `PRESETS`.
-        seed, data_dir, dtype, device, progress, command: of `sweep`.
+        seed, data_dir, dtype, device, bos, progress, command: of `sweep`.
         base, distilled: names or paths of the pair that is compared; ``None`` for both takes the preset's own, if it
             has one.
 
@@ -64,6 +65,7 @@ def paper(
         "seed": seed,
         "data_dir": data_dir,
         "dtype": dtype,
+        "bos": bos,
         "device": device,
         "progress": progress,
         "command": command,

@@ -34,6 +34,7 @@ __all__ = [
     "Reference",
     "Rows",
     "Screening",
+    "Seed",
     "Splitting",
     "SweepOptions",
     "Workers",
@@ -137,7 +138,14 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Items(Group):
+class Seed(Group):
+    """What is drawn."""
+
+    seed: int = option(0, "of few-shot examples and whatever is drawn or generated", metavar="N", parse=whole_number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items(Seed):
     """Which items are asked, with which examples."""
 
     limit: int | None = option(
@@ -154,7 +162,6 @@ class Items(Group):
         parse=whole_number,
         check=_between(0, MAX_SHOTS, "shots", "examples"),
     )
-    seed: int = option(0, "of few-shot examples and generated items", metavar="N", parse=whole_number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,11 +368,11 @@ def add_options(
             )
 
 
-def option_values(given: argparse.Namespace | Mapping[str, Any], *groups: type[Group]) -> dict[str, Any]:
-    """Values of the options of `groups` among `given`: parsed arguments, or a function's ``locals()``."""
+def option_values(given: Any, *groups: type[Group]) -> dict[str, Any]:
+    """Values of the options of `groups` among `given`: parsed arguments, a function's ``locals()`` or other options."""
+    values = given if isinstance(given, Mapping) else vars(given)
     names = {own.name for group in groups for own in fields(group)}
-    values = vars(given) if isinstance(given, argparse.Namespace) else given
-    return {name: values[name] for name in values if name in names}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def executor_options(executor: str, workers: int | None = None, ray_address: str | None = None) -> dict[str, Any]:

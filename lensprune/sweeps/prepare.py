@@ -21,7 +21,7 @@ from lensprune.protocols.requests import GenerateRequest, Request
 from lensprune.runs.spec import CellSpec, HowItRan, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
-from lensprune.sweeps.options import FEWSHOT, SweepOptions, kinds_of
+from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, kinds_of, option_values
 from lensprune.sweeps.references import fewshot_prompts, prompts_hash, read_reference_text, text_prompts
 from lensprune.sweeps.selection import VariantSelection, with_clean
 from lensprune.tasks.base import LoadedTask, ProtocolName
@@ -193,7 +193,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
         UserError: whatever the user can mend.
     """
     tasks, text = check_before_loading(options, out)
-    hooked = open_model(model, dtype=options.dtype, device=options.device, n_devices=options.n_devices, bos=options.bos)
+    hooked = open_model(model, **option_values(options, Loading, Splitting))
     variants = resolved_variants(hooked.facts, options)
     asked = ask(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
     spec = sweep_spec(

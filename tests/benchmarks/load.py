@@ -32,7 +32,7 @@ from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.selection import VariantSelection
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 PROTOCOLS = ("default", "continuation", "generate")
 TASK = "kv_retrieval[pairs=2]"

@@ -31,8 +31,8 @@ from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse, Request
-from tests.families import FAMILIES, save_folder
-from tests.models_cache import generation_requests, likelihood_requests, tiny
+from tests.helpers.families import FAMILIES, save_folder
+from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 
 PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
 
