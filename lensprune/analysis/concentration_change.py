@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from lensprune.analysis.concentration import concentration_statistics
 from lensprune.analysis.head_effects import ItemEffects
@@ -92,7 +92,7 @@ def over_seeds(per_seed: pd.DataFrame) -> pd.DataFrame:
 def _t_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     if len(values) < _FEWEST_SEEDS:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 

@@ -7,8 +7,8 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.errors import UserError
@@ -41,7 +41,7 @@ def spearman(
 
     NaN for both where one side is constant.
     """
-    ranks_a, ranks_b = stats.rankdata(a), stats.rankdata(b)
+    ranks_a, ranks_b = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
     ranks_a, ranks_b = ranks_a - ranks_a.mean(), ranks_b - ranks_b.mean()
     size = float(np.sqrt((ranks_a**2).sum() * (ranks_b**2).sum()))
     if size == 0:
@@ -76,7 +76,7 @@ def jaccard_top_k(
     of_a, of_b, shared = len(top_a), len(top_b), len(top_a & top_b)
     if not of_a or not of_b:
         return of_a, of_b, 0, np.nan, np.nan, np.nan
-    law = stats.hypergeom(n, of_a, of_b)
+    law = scipy.stats.hypergeom(n, of_a, of_b)
     counts = np.arange(min(of_a, of_b) + 1)
     expected = float((law.pmf(counts) * counts / (of_a + of_b - counts)).sum())
     return of_a, of_b, shared, shared / (of_a + of_b - shared), expected, float(law.sf(shared - 1))

@@ -6,8 +6,8 @@ from functools import cache, lru_cache
 from typing import Protocol
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 __all__ = ["FLIPS", "Exceedances", "sign_flip_p", "two_stage_p"]
 
@@ -135,5 +135,5 @@ def _two_sided(counts: tuple[int, ...], observed: int) -> float:
 
 @lru_cache(maxsize=10_000)
 def _binomial(count: int) -> Float[np.ndarray, " flipped"]:
-    probabilities: Float[np.ndarray, " flipped"] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+    probabilities: Float[np.ndarray, " flipped"] = scipy.stats.binom.pmf(np.arange(count + 1), count, 0.5)
     return probabilities

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 __all__ = ["kendall_rows", "spearman_rows"]
 
@@ -14,7 +14,7 @@ _BLOCK = 2_000_000
 def spearman_rows(a: Float[np.ndarray, "row n"], b: Float[np.ndarray, "row n"]) -> Float[np.ndarray, " row"]:
     """Spearman's ρ of each row of `a` with that row of `b`, ties by mean ranks; NaN where one side is constant or has a
     NaN."""
-    ranks = [stats.rankdata(side, axis=1, nan_policy="propagate") for side in (a, b)]
+    ranks = [scipy.stats.rankdata(side, axis=1, nan_policy="propagate") for side in (a, b)]
     centred = [side - side.mean(axis=1, keepdims=True) for side in ranks]
     norm = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from scipy.stats import spearmanr
+import scipy
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.head_effects import read_effects
@@ -91,7 +91,9 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
                 "heads": len(own),
                 "measured": len(measured),
                 "controls": len(controls),
-                "rank_correlation": float(spearmanr(controls["estimate"], controls[column])[0]) if varied else math.nan,
+                "rank_correlation": float(scipy.stats.spearmanr(controls["estimate"], controls[column])[0])
+                if varied
+                else math.nan,
                 "top": top,
                 "controls_in_top": inside,
                 "expected_missed": inside / len(controls) * (len(own) - len(measured)) if len(controls) else math.nan,

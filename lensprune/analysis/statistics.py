@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 __all__ = [
     "CONFIDENCE",
@@ -138,7 +138,7 @@ def mcnemar_exact(
     """
     lost = (clean[:, None] & ~variants).sum(axis=0)
     won = (~clean[:, None] & variants).sum(axis=0)
-    return np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(lost, won), lost + won, 0.5))
+    return np.minimum(1.0, 2 * scipy.stats.binom.cdf(np.minimum(lost, won), lost + won, 0.5))
 
 
 def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
@@ -146,5 +146,5 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
     q_values = np.full(p_values.shape, np.nan)
     known = ~np.isnan(p_values)
     if known.any():
-        q_values[known] = stats.false_discovery_control(p_values[known])
+        q_values[known] = scipy.stats.false_discovery_control(p_values[known])
     return q_values

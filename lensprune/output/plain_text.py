@@ -5,11 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import overload
-
-import pandas as pd
+from typing import TYPE_CHECKING, overload
 
 from lensprune.output.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["csv_text", "escape_cell", "for_terminal", "visible", "write_csv", "write_csv_parts"]
 
@@ -57,7 +58,7 @@ def escape_cell(value: object) -> object:
 def _escaped(frame: pd.DataFrame) -> pd.DataFrame:
     text_columns = frame.select_dtypes(include=["object", "string"]).columns
     escaped = frame.assign(**{name: frame[name].map(escape_cell, na_action="ignore") for name in text_columns})
-    escaped.columns = pd.Index([str(escape_cell(str(name))) for name in escaped.columns])
+    escaped.columns = [str(escape_cell(str(name))) for name in escaped.columns]  # type: ignore[assignment]
     return escaped
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
@@ -234,6 +234,6 @@ def _specificity(
         d = np.where(
             still, np.where(np.abs(difference) < TOLERANCE, 0.0, np.sign(difference) * np.inf), difference / spread
         )
-        p = stats.ttest_ind(units, text, equal_var=False, alternative="greater").pvalue
+        p = scipy.stats.ttest_ind(units, text, equal_var=False, alternative="greater").pvalue
     alone = 1 / math.comb(len(units) + len(text), len(text))
     return d, np.where(still, np.where(difference > TOLERANCE, alone, 1.0), p)

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from lensprune.analysis.overlap import spearman
 from lensprune.analysis.rank_correlation import spearman_rows
@@ -25,7 +25,7 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """
     if len(x) > _MOST_FOR_ALL_ORDERS:
         return spearman(x, y)
-    orders = np.array(list(permutations(stats.rankdata(y))))
+    orders = np.array(list(permutations(scipy.stats.rankdata(y))))
     found = spearman_rows(np.broadcast_to(x, orders.shape), orders)
     # The first order is that of `y`.
     return float(found[0]), float(np.mean(np.abs(found) >= abs(found[0]) - _EQUAL))

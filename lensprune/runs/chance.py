@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Bool, Float
-from scipy import stats
 
 __all__ = ["at_chance", "beats_chance", "known_at_chance"]
 
@@ -23,11 +23,11 @@ def at_chance(correct: Bool[np.ndarray, " item"], chances: Float[np.ndarray, " i
     if n == 0:
         return True
     if not np.any(chances > 0):
-        lower = stats.beta.ppf(alpha, right, n - right + 1) if right else 0.0
+        lower = scipy.stats.beta.ppf(alpha, right, n - right + 1) if right else 0.0
         return not (lower > 0 and right >= 2)
     law = np.ones(1)
     for chance, count in zip(*np.unique(chances, return_counts=True), strict=True):
-        law = np.convolve(law, stats.binom.pmf(np.arange(count + 1), count, chance))
+        law = np.convolve(law, scipy.stats.binom.pmf(np.arange(count + 1), count, chance))
     return bool(law[right:].sum() >= alpha)
 
 

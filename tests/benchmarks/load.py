@@ -104,7 +104,13 @@ def measure(model: Path, out: Path, variants: int, items: int) -> Load:
 
     with stage("requests"):
         layers = f"0-{variants // HEADS - 1}"
-        options = SweepOptions((TASK,), PROTOCOLS, VariantSelection("heads", "zero", layers), limit=items, device="cpu")
+        options = SweepOptions(
+            tasks=(TASK,),
+            protocols=PROTOCOLS,
+            variants=VariantSelection("heads", "zero", layers),
+            limit=items,
+            device="cpu",
+        )
         prepared = prepare(str(model), options)
     load.base_memory = peak_memory()
     with open_store(out, prepared.spec) as store, stage("score and store"):

@@ -82,7 +82,14 @@ def test_table_says_what_is_measured(screened: lp.Run) -> None:
 
 
 def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp.Run) -> None:
-    options = SweepOptions(("facts",), ("continuation",), VariantSelection("heads"), limit=4, shots=1, device="cpu")
+    options = SweepOptions(
+        tasks=("facts",),
+        protocols=("continuation",),
+        variants=VariantSelection("heads"),
+        limit=4,
+        shots=1,
+        device="cpu",
+    )
     prepared = prepare(str(folder), options)
     [asked] = prepared.asked
     heads = each_head(prepared.model)

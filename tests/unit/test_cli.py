@@ -101,9 +101,9 @@ BAD = {
     "plan at no speed": (["plan", "--model", "smollm2-135m", "--task", "facts", "--flops", "-1"], "flops -1.0"),
     "plan at a speed that is no number": (["plan", "--model", "x", "--task", "facts", "--flops", "fast"], "--flops"),
     "delta of one model": (["delta", "--base", "smollm2-135m", "--task", "facts"], "--distilled"),
-    "delta without a task": (["delta", "--base", "a", "--distilled", "b"], "no task is given"),
+    "delta without a task": (["delta", "--base", "toy-base", "--distilled", "toy-distilled"], "no task is given"),
     "delta of an unknown component": (
-        ["delta", "--base", "a", "--distilled", "b", "--task", "facts", "--component", "attn-out"],
+        ["delta", "--base", "toy-base", "--distilled", "toy-distilled", "--task", "facts", "--component", "attn-out"],
         "did you mean attn_out",
     ),
     "control characters": (_arguments(["--task", "evil\x1b[31m\nname"]), "evil"),
@@ -205,3 +205,30 @@ def test_public_names_are_found_whatever_is_imported_first() -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'swep'"):
         _ = lensprune.swep  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["models"],
+        ["tasks"],
+        ["sweep", "--model", "nope", "--task", "facts"],
+        ["sweep", "--model", "toy-base", "--task", "fcts"],
+        ["sweep", "--model", "toy-base", "--task", "facts", "--limit", "0"],
+        ["delta", "--base", "nope", "--distilled", "nope", "--task", "facts"],
+        ["heads", "--model", "nope"],
+        ["resume", "nowhere"],
+    ],
+    ids=" ".join,
+)
+def test_help_lists_and_refusals_import_no_library_that_takes_seconds(words: list[str]) -> None:
+    code = f"""
+import contextlib, sys
+from lensprune.cli import main
+with contextlib.suppress(SystemExit):
+    main({words!r})
+print(sorted({{"torch", "transformers", "transformer_lens", "datasets", "matplotlib"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

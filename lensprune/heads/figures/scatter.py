@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pandas as pd
+import scipy
 from matplotlib.axes import Axes
-from scipy import stats
 
 from lensprune.errors import UserError, unknown_name
 from lensprune.heads.scores import SCORES
@@ -56,7 +56,7 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
                 )  # fmt: skip
         said = "at chance" if unclear else ""
         if not unclear and len(own) >= _FEWEST and own[score].nunique() > 1 and own["delta"].nunique() > 1:
-            found = stats.spearmanr(own[score], own["delta"])
+            found = scipy.stats.spearmanr(own[score], own["delta"])
             said = f"ρ {found.statistic:+.2f}, p {found.pvalue:.2g}, {len(own)} heads"
         ax.set(xlabel=score.replace("_", " "))
         ax.set_title(panel_title(str(task), f"{protocol}, {ablation}" + (f" ({said})" if said else "")), fontsize=9)

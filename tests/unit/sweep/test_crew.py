@@ -180,7 +180,9 @@ def test_workers_that_wait_for_room_are_no_stall(caplog: pytest.LogCaptureFixtur
 
 
 def test_a_worker_in_this_process_measures_what_it_is_given(family_folder: Callable[[str], Path]) -> None:
-    options = SweepOptions(("facts",), ("continuation",), VariantSelection("layers", "skip"), limit=2, shots=0)
+    options = SweepOptions(
+        tasks=("facts",), protocols=("continuation",), variants=VariantSelection("layers", "skip"), limit=2, shots=0
+    )
     worker = CellWorker(str(family_folder("llama")), options)
     news = News()
     while news.ready is None and news.failure is None:
@@ -196,7 +198,9 @@ def test_a_worker_in_this_process_measures_what_it_is_given(family_folder: Calla
 
 
 def test_a_worker_that_cannot_load_says_why() -> None:
-    options = SweepOptions(("facts",), ("continuation",), VariantSelection("layers", "skip"), limit=2)
+    options = SweepOptions(
+        tasks=("facts",), protocols=("continuation",), variants=VariantSelection("layers", "skip"), limit=2
+    )
     news = CellWorker("no-such-model", options).poll(60)
     assert news.failure is not None
     error = news.failure.raised()
@@ -215,6 +219,6 @@ def test_executor_and_spread_are_told_apart(asked: str, fields: tuple[str, str |
 
 def test_workers_without_ray_are_refused() -> None:
     with pytest.raises(UserError, match="number of workers is given but the sweep is not spread"):
-        SweepOptions(("facts",), ("default",), VariantSelection(), workers=2)
+        SweepOptions(tasks=("facts",), protocols=("default",), variants=VariantSelection(), workers=2)
     with pytest.raises(UserError, match="workers 0 is not a usable number"):
-        SweepOptions(("facts",), ("default",), VariantSelection(), spread="ray", workers=0)
+        SweepOptions(tasks=("facts",), protocols=("default",), variants=VariantSelection(), spread="ray", workers=0)
