@@ -58,7 +58,7 @@ def escape_cell(value: object) -> object:
 def _escaped(frame: pd.DataFrame) -> pd.DataFrame:
     text_columns = frame.select_dtypes(include=["object", "string"]).columns
     escaped = frame.assign(**{name: frame[name].map(escape_cell, na_action="ignore") for name in text_columns})
-    escaped.columns = [str(escape_cell(str(name))) for name in escaped.columns]  # type: ignore[assignment]
+    escaped.columns = [str(escape_cell(str(name))) for name in escaped.columns]
     return escaped
 
 
