@@ -24,6 +24,7 @@ from lensprune.commands import primitives as primitives_command
 from lensprune.commands import report as report_command
 from lensprune.commands.options import add_spread, add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.terminal import lasting_streams
 
 __all__ = ["main"]
 
@@ -236,9 +237,24 @@ def _quiet_libraries() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    Nothing that happens to the terminal stops the work. Standard error is never missed; standard output that could not
+    be written is a failure, unless its reader left by itself (``lensprune tasks | head``).
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     _quiet_libraries()
+    with lasting_streams() as (out, _):
+        code = _run(given)
+        out.flush()
+        if out.failure is None or isinstance(out.failure, BrokenPipeError):
+            return code
+        reason = getattr(out.failure, "strerror", None) or str(out.failure)
+        print(f"lensprune: standard output could not be written ({_one_line(reason)})", file=sys.stderr)
+        return code or 1
+
+
+def _run(given: Sequence[str]) -> int:
     try:
         parser = _parser()
         commands = [name for action in parser._subparsers._group_actions for name in action.choices]  # type: ignore
@@ -253,9 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         arguments.command_line = shlex.join(["lensprune", *given])
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
+        return int(arguments.run(arguments))
     except UserError as error:
         print(f"lensprune: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
@@ -265,7 +279,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"lensprune: {_one_line(str(stop)) or 'stopped: give the same command again to go on'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Whoever read our output is gone (``lensprune tasks | head``); what is buffered can't be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from tqdm.auto import tqdm
 
 from lensprune.ablation.reference import collect_reference
 from lensprune.ablation.variants import CLEAN, Variant
@@ -25,6 +23,7 @@ from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Logl
 from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, resolved_variants
 from lensprune.sweep.run import chosen_variants
 from lensprune.sweep.selection import VariantSelection
+from lensprune.terminal import progress_bar
 
 __all__ = ["AnswerReading", "fidelity", "read_answers"]
 
@@ -128,7 +127,7 @@ def read_answers(
     runner = make_executor(executor, hooked)
     readings = []
     bar: Any
-    with tqdm(unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
+    with progress_bar(shown=progress) as bar:
         for cell in asked:
             task = cell.task.task.name
             bar.set_description(task)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from lensprune.ablation.reference import collect_reference
 from lensprune.ablation.variants import CLEAN, REFERENCE_KINDS
@@ -15,6 +14,7 @@ from lensprune.errors import UserError
 from lensprune.models.load import open_model
 from lensprune.sweep.references import FEWSHOT, read_reference_text, text_prompts
 from lensprune.sweep.selection import VariantSelection, with_clean
+from lensprune.terminal import progress_bar
 
 __all__ = ["metric_table", "sweep_lm_eval"]
 
@@ -71,7 +71,7 @@ def sweep_lm_eval(
     if wants_reference and text is not None:
         prompts = text_prompts(hooked, text, str(reference))
         collected = collect_reference(hooked, prompts, chosen, mode=mean_mode, donor_seed=seed)  # type: ignore[arg-type]
-    with tqdm(unit="row", disable=not progress, dynamic_ncols=True) as bar:
+    with progress_bar(shown=progress) as bar:
 
         def advance(rows: int) -> None:
             bar.update(rows)

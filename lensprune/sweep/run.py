@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor
@@ -23,6 +20,7 @@ from lensprune.sweep.selection import VariantSelection
 from lensprune.sweep.spec import SweepSpec
 from lensprune.sweep.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.sweep.variant_json import variant_from_json
+from lensprune.terminal import progress_bar
 
 __all__ = ["chosen_variants", "resume", "run_sweep", "sweep"]
 
@@ -161,7 +159,7 @@ def _execute(prepared: Prepared, executor: Executor, store: CellStore, progress:
     work = [(asked, _missing(asked, prepared.variants, finished)) for asked in prepared.asked]
     rows = sum(len(asked.requests) * len(variants) for asked, variants in work)
     bar: Any
-    with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:
+    with progress_bar(shown=progress, total=rows) as bar:
         for asked, variants in work:
             bar.set_description(f"{asked.task.task.name} {asked.protocol}")
             if variants:
