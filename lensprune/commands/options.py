@@ -88,7 +88,11 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
     for option in models:
         add_model(asked, option)
     asked.add_argument(
-        "--task", action="append", default=[], metavar="TASK", help="NAME or NAME[key=value,...]; repeat for several"
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="NAME, NAME[key=value,...] or a YAML file; repeat for several",
     )
     asked.add_argument(
         "--protocol",

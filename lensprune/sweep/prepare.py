@@ -187,10 +187,10 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     Raises:
         UserError: a task that is unknown, lacks a protocol, is given twice, or has no rows.
     """
-    from lensprune.tasks import get_task, load_task
+    from lensprune.tasks import find_task, load_task
 
     for name in options.tasks:
-        task = get_task(name)
+        task = find_task(name)
         for protocol in options.protocols:
             if protocol not in task.formats:
                 raise unknown_name(f"protocol for task {task.name}", protocol, task.formats)
@@ -405,9 +405,17 @@ def sweep_spec(
             data_dir=None if options.data_dir is None else str(Path(options.data_dir).resolve()),
             reference_file=str(Path(options.reference).resolve()) if from_file else None,
             data_sources={task.task.name: task.data_source for task in tasks},
+            task_files=_task_files(options.tasks),
             command=options.command,
         ),
     )
+
+
+def _task_files(tasks: Sequence[str]) -> dict[str, str]:
+    """The file of each task that was given by its path."""
+    from lensprune.tasks import find_task, is_task_file
+
+    return {find_task(path).name: str(usable_path(path, "task file").resolve()) for path in tasks if is_task_file(path)}
 
 
 def _where(model: Any) -> str | None:

@@ -59,7 +59,7 @@ def sweep(
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
-        tasks: task names, ``name`` or ``name[key=value,...]``.
+        tasks: task names, ``name`` or ``name[key=value,...]``, or paths of tasks' YAML files.
         protocols: any of ``default``, ``continuation``, ``generate``.
         variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
             ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``.
@@ -213,7 +213,7 @@ def resume(
 def _options_of(spec: SweepSpec) -> SweepOptions:
     how = spec.how
     return SweepOptions(
-        tasks=tuple(task.name for task in spec.tasks),
+        tasks=tuple(how.task_files.get(task.name, task.name) for task in spec.tasks),
         protocols=spec.protocols,
         variants=tuple(variant_from_json(variant) for variant in spec.variants),
         limit=spec.limit,

@@ -10,10 +10,11 @@ from typing import Any
 from lensprune.errors import UserError
 from lensprune.tasks.base import Doc, GenerationFormat, Item, LoadedTask, PromptFormat, RowRequest, Rows, Task
 from lensprune.tasks.fewshot import LM_EVAL_SEED, FewshotDraw
+from lensprune.tasks.nulls import WatchedRow
 from lensprune.tasks.registry import get_task
 from lensprune.tasks.yaml_task import register_yaml
 
-__all__ = ["load_task"]
+__all__ = ["find_task", "is_task_file", "load_task"]
 
 
 def load_task(
@@ -43,7 +44,7 @@ def load_task(
     """
     if limit is not None and limit <= 0:
         raise UserError(f"limit {limit} is not a number of items: expected 1 or more")
-    task = _task(spec) if isinstance(spec, str) else spec
+    task = find_task(spec) if isinstance(spec, str) else spec
     n_shots = task.default_shots if shots is None else shots
     if n_shots < 0:
         raise UserError(f"shots {n_shots} is not a number of examples: expected 0 or more")
@@ -69,8 +70,18 @@ def load_task(
     )
 
 
-def _task(spec: str) -> Task:
-    return get_task(register_yaml(spec) if spec.endswith((".yaml", ".yml")) else spec)
+def is_task_file(spec: str) -> bool:
+    """Whether `spec` is the path of a task's YAML file rather than a name."""
+    return spec.lower().endswith((".yaml", ".yml"))
+
+
+def find_task(spec: str) -> Task:
+    """The task with this name, ``name[key=value,...]``, or this YAML file, which is registered.
+
+    Raises:
+        UserError: as `get_task` and `register_yaml`.
+    """
+    return get_task(register_yaml(spec) if is_task_file(spec) else spec)
 
 
 def _pool(task: Task, rows: Rows) -> Sequence[Doc]:
@@ -125,10 +136,12 @@ def _check_items(task: Task, items: Sequence[Item], source: str) -> None:
         for protocol, fmt in task.formats.items():
             _check_doc(fmt, item.doc, f"task {task.name!r}, protocol {protocol}: item {number} of {source}")
             for example in item.fewshot:
-                _check_doc(fmt, example, f"task {task.name!r}, protocol {protocol}: few-shot example of item {number}")
+                where = f"task {task.name!r}, protocol {protocol}: few-shot example of item {number}"
+                _check_doc(fmt.example or fmt, example, where)
 
 
-def _check_doc(fmt: PromptFormat, doc: Doc, where: str) -> None:
+def _check_doc(fmt: PromptFormat, row: Doc, where: str) -> None:
+    doc = WatchedRow(row)
     try:
         fmt.context(doc)
         if isinstance(fmt, GenerationFormat):
