@@ -11,6 +11,7 @@ from lensprune.errors import UserError
 from lensprune.tasks.base import Doc, GenerationFormat, Item, LoadedTask, PromptFormat, RowRequest, Rows, Task
 from lensprune.tasks.fewshot import LM_EVAL_SEED, FewshotDraw
 from lensprune.tasks.nulls import WatchedRow
+from lensprune.tasks.own_answers import check_own_answers
 from lensprune.tasks.registry import get_task
 from lensprune.tasks.yaml_task import register_yaml
 
@@ -40,7 +41,7 @@ def load_task(
 
     Raises:
         UserError: unknown task or parameter; `limit` or `shots` out of range; rows missing or not as the task needs
-            them (file, row and column are named); more shots than examples.
+            them (file, row and column are named); more shots than examples; references that no answer can match.
     """
     if limit is not None and limit <= 0:
         raise UserError(f"limit {limit} is not a number of items: expected 1 or more")
@@ -138,6 +139,9 @@ def _check_items(task: Task, items: Sequence[Item], source: str) -> None:
             for example in item.fewshot:
                 where = f"task {task.name!r}, protocol {protocol}: few-shot example of item {number}"
                 _check_doc(fmt.example or fmt, example, where)
+    for protocol, fmt in task.formats.items():
+        if isinstance(fmt, GenerationFormat):
+            check_own_answers(fmt, items, f"task {task.name!r}, protocol {protocol}, {source}")
 
 
 def _check_doc(fmt: PromptFormat, row: Doc, where: str) -> None:
