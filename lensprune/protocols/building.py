@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from lensprune.models.base import HookedModel
@@ -15,6 +16,8 @@ from lensprune.tasks.prompts import format_of, prompt_strings
 
 __all__ = ["build_requests"]
 
+logger = logging.getLogger("lensprune")
+
 
 def build_requests(
     model: HookedModel, task: LoadedTask, protocol: ProtocolName, chat_template: bool = False
@@ -24,19 +27,23 @@ def build_requests(
     Args:
         chat_template: put each prompt into the model's chat format as lm-eval's ``--apply_chat_template`` does:
             the description is the system message, few-shot examples and question together are one user message,
-            and a continuation follows without the target delimiter.
+            and a continuation follows without the target delimiter. A description that the template does not take is
+            left out, with a warning.
 
     Raises:
         UserError: the task lacks the protocol; an option has no token of its own; a continuation or the new tokens
-            do not fit the model's context; a chat template is asked for and the model has none.
+            do not fit the model's context; a chat template is asked for and the model has none, or one that loses the
+            question.
     """
     fmt = format_of(task.task, protocol)
     if chat_template:
         check_chat_template(model.tokenizer, model.facts.name)
     built = []
+    undescribed = 0
     for item in task.items:
-        prompts = _chat_prompts(model, fmt, item) if chat_template else _plain_prompts(fmt, item)
         where = f"task {task.task.name!r}, item {item.id}"
+        prompts, described = _chat_prompts(model, fmt, item) if chat_template else (_plain_prompts(fmt, item), True)
+        undescribed += not described
         pairs = [_request(model, fmt, prompt, where) for prompt in prompts]
         built.append(
             ItemRequests(
@@ -48,6 +55,11 @@ def build_requests(
                 truncated_tokens=max(cut for _, cut in pairs),
             )
         )
+    if undescribed:
+        logger.warning(
+            f"task {task.task.name!r}: the chat template of {model.facts.name} takes no system message, so "
+            f"{undescribed} of {len(task.items)} prompts lack the task's description (as in lm-eval)"
+        )
     return built
 
 
@@ -55,15 +67,15 @@ def _plain_prompts(fmt: PromptFormat, item: Item) -> tuple[Prompt, ...]:
     return tuple(Prompt(context, continuation) for context, continuation in prompt_strings(fmt, item))
 
 
-def _chat_prompts(model: HookedModel, fmt: PromptFormat, item: Item) -> tuple[Prompt, ...]:
+def _chat_prompts(model: HookedModel, fmt: PromptFormat, item: Item) -> tuple[tuple[Prompt, ...], bool]:
+    """The prompts of `item`, and whether all of them hold the task's description."""
     system = fmt.description(item.doc)
-    return tuple(
-        Prompt(
-            chat_prompt(model.tokenizer, system, context.removeprefix(system)),
-            continuation.removeprefix(fmt.target_delimiter),
-        )
-        for context, continuation in prompt_strings(fmt, item)
-    )
+    prompts, described = [], True
+    for context, continuation in prompt_strings(fmt, item):
+        text, whole = chat_prompt(model.tokenizer, system, context.removeprefix(system))
+        prompts.append(Prompt(text, continuation.removeprefix(fmt.target_delimiter)))
+        described &= whole or not system
+    return tuple(prompts), described
 
 
 def _request(model: HookedModel, fmt: PromptFormat, prompt: Prompt, where: str) -> tuple[Request, int]:
