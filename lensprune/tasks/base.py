@@ -79,7 +79,8 @@ class GenerationFormat:
     """A prompt that is answered by greedy generation.
 
     `target` is the few-shot answer text (``doc_to_target``) and the reference that `matches` compares with; several
-    right answers are an `AnyOf`. `example`, where given, is the format of the few-shot examples.
+    right answers are an `AnyOf`. `example`, where given, is the format of the few-shot examples. `measures` are more
+    metrics by name, functions of the whole text and the row; they never decide `correct`.
     `filters` are tried separately, each giving one metric ``exact_match,<filter name>``; the first one
     whose name is `primary_filter` decides `correct`. `matches(prediction, target)` is lm-eval's exact_match with
     the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g. ``"18"``).
@@ -100,6 +101,7 @@ class GenerationFormat:
     fewshot_delimiter: str = "\n\n"
     is_answer: Callable[[str], bool] = bool
     example: PromptFormat | None = None
+    measures: Mapping[str, Callable[[str, Doc], bool]] = field(default_factory=dict)
 
 
 PromptFormat = MultipleChoiceFormat | GenerationFormat

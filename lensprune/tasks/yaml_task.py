@@ -441,6 +441,7 @@ class _TaskFile:
             display_gold=form.display_gold,
             description=form.description,
             is_answer=form.is_answer,
+            measures=form.measures,
             target_delimiter=self._target_delimiter,
             fewshot_delimiter=self._fewshot_delimiter,
         )

@@ -22,7 +22,8 @@ def _own_registry(own_registry: dict[str, Any]) -> None:
 
 
 def gsm8k(folder: Path, answers: list[str]) -> Path:
-    (folder / "gsm8k").mkdir()
+    folder = folder / "data"
+    (folder / "gsm8k").mkdir(parents=True)
     rows = [{"question": f"How many, {i}?", "answer": f"It follows.\n#### {a}"} for i, a in enumerate(answers)]
     (folder / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

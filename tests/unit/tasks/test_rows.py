@@ -80,11 +80,12 @@ def test_a_null_that_the_template_expects_is_none(template: str, expected: str, 
 
 
 def test_a_built_in_task_names_row_and_column(tmp_path: Path) -> None:
-    (tmp_path / "gsm8k").mkdir()
+    data = tmp_path / "data"
+    (data / "gsm8k").mkdir(parents=True)
     rows = [{"question": "How many?", "answer": "#### 3"}, {"question": None, "answer": "#### 4"}]
-    (tmp_path / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (data / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"item 2 of .*test\.jsonl cannot be asked .*column 'question' is null"):
-        load_task("gsm8k", data_dir=tmp_path, shots=0)
+        load_task("gsm8k", data_dir=data, shots=0)
 
 
 def test_a_watched_row_is_the_row_otherwise() -> None:
