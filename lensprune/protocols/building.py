@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
+from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode, prefix_token_id
 from lensprune.protocols.base import ItemRequests, Prompt
@@ -18,11 +19,17 @@ __all__ = ["build_requests"]
 
 logger = logging.getLogger("lensprune")
 
+MOST_LEFT_OUT = 0.1
+"""Largest share of a task's items that may be left out because they can't be asked."""
+
 
 def build_requests(
     model: HookedModel, task: LoadedTask, protocol: ProtocolName, chat_template: bool = False
 ) -> list[ItemRequests]:
     """The requests of every item, with the strings behind them; equal to lm-eval 0.4.13's for the tasks it has.
+
+    An item that this model can't be asked (an option without a token of its own, a continuation that does not fit) is
+    left out with a warning, as long as no more than `MOST_LEFT_OUT` of the items are.
 
     Args:
         chat_template: put each prompt into the model's chat format as lm-eval's ``--apply_chat_template`` does:
@@ -31,20 +38,25 @@ def build_requests(
             left out, with a warning.
 
     Raises:
-        UserError: the task lacks the protocol; an option has no token of its own; a continuation or the new tokens
-            do not fit the model's context; a chat template is asked for and the model has none, or one that loses the
-            question.
+        UserError: the task lacks the protocol; in too many items, an option has no token of its own, or a continuation
+            or the new tokens do not fit the model's context; a chat template is asked for and the model has none, or
+            one that loses the question.
     """
     fmt = format_of(task.task, protocol)
     if chat_template:
         check_chat_template(model.tokenizer, model.facts.name)
-    built = []
+    built: list[ItemRequests] = []
+    left_out: list[UserError] = []
     undescribed = 0
     for item in task.items:
         where = f"task {task.task.name!r}, item {item.id}"
         prompts, described = _chat_prompts(model, fmt, item) if chat_template else (_plain_prompts(fmt, item), True)
         undescribed += not described
-        pairs = [_request(model, fmt, prompt, where) for prompt in prompts]
+        try:
+            pairs = [_request(model, fmt, prompt, where) for prompt in prompts]
+        except UserError as error:
+            left_out.append(error)
+            continue
         built.append(
             ItemRequests(
                 item=item,
@@ -54,6 +66,13 @@ def build_requests(
                 # Options share their context, so the largest cut is what the item lost.
                 truncated_tokens=max(cut for _, cut in pairs),
             )
+        )
+    if len(left_out) > MOST_LEFT_OUT * len(task.items):
+        raise left_out[0]
+    if left_out:
+        logger.warning(
+            f"task {task.task.name!r}, {protocol}: {len(left_out)} of {len(task.items)} items can't be asked and are "
+            f"left out; the first: {left_out[0]}"
         )
     if undescribed:
         logger.warning(

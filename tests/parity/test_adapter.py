@@ -173,8 +173,8 @@ def test_variants_of_one_name_are_refused(model: BridgeModel, manager: TaskManag
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"do_sample": True, "temperature": 1.0}, "samples at random"),
-        ({"num_beams": 4}, "'num_beams' is not supported"),
+        ({"do_sample": True, "temperature": 1.0}, "'do_sample' is true"),
+        ({"num_beams": 4}, "'num_beams' is 4"),
     ],
 )
 def test_what_is_not_greedy_is_refused(
