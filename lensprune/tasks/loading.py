@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from lensprune.tasks.yaml_task import register_yaml
 
 __all__ = ["find_task", "is_task_file", "load_task"]
 
+logger = logging.getLogger("lensprune")
+
 
 def load_task(
     spec: str | Task,
@@ -26,6 +29,7 @@ def load_task(
     shots: int | None = None,
     seed: int = 0,
     split: str | None = None,
+    leave_out_repeated: bool = False,
 ) -> LoadedTask:
     """Load a task's items.
 
@@ -38,6 +42,8 @@ def load_task(
         seed: few-shot examples are drawn with seed 1234 + `seed`, so that 0 draws those that lm-eval draws by default.
             Tasks that generate their rows generate others for another seed.
         split: evaluated split, where the task has several.
+        leave_out_repeated: leave out the items that stand among their own few-shot examples, because a row is in both
+            splits; without it they are kept, as in lm-eval, with a warning.
 
     Raises:
         UserError: unknown task or parameter; `limit` or `shots` out of range; rows missing or not as the task needs
@@ -59,6 +65,17 @@ def load_task(
         )
     )
     items = _items(task, rows, n_shots, limit, LM_EVAL_SEED + seed)
+    repeated = [item for item in items if item.doc in item.fewshot]
+    if repeated:
+        logger.warning(
+            f"task {task.name!r}: {len(repeated)} of {len(items)} items stand among their own few-shot examples, since "
+            f"rows are in both splits, and are {'left out' if leave_out_repeated else 'kept'}; the first is item "
+            f"{repeated[0].id}"
+        )
+    if leave_out_repeated:
+        items = tuple(item for item in items if item.doc not in item.fewshot)
+        if not items:
+            raise UserError(f"task {task.name!r}: every item stands among its own few-shot examples")
     _check_items(task, items, rows.source)
     return LoadedTask(
         task=task,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,21 @@ def test_a_data_folder_may_hold_json_arrays(tmp_path: Path) -> None:
     (tmp_path / "data" / "rows" / "test.json").write_text(json.dumps(ROWS[1:]))
     loaded = load_task(task_file(tmp_path, ROWS), data_dir=tmp_path / "data")
     assert [item.doc["a"] for item in loaded.items] == ["y"]
+
+
+def test_rows_in_both_splits_are_counted_and_left_out_on_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shots = [{"q": "9", "a": "z"}, ROWS[1]]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
+    files = {"data_files": {"test": "rows.jsonl", "train": "train.jsonl"}}
+    path = task_file(tmp_path, ROWS, dataset_kwargs=files, training_split="train", num_fewshot=2)
+    with caplog.at_level(logging.WARNING, "lensprune"):
+        assert [item.id for item in load_task(path).items] == ["0", "1"]
+        assert [item.id for item in load_task(path, leave_out_repeated=True).items] == ["0"]
+        assert len(caplog.messages) == 2
+        load_task(path, shots=0)
+    kept, left_out = caplog.messages
+    assert "1 of 2 items stand among their own few-shot examples" in kept
+    assert kept.endswith("are kept; the first is item 1")
+    assert left_out.endswith("are left out; the first is item 1")
