@@ -34,6 +34,7 @@ from lensprune.sweeps.options import (
     add_options,
     option_values,
 )
+from lensprune.terminal import lasting_streams
 from lensprune.version import __version__
 
 __all__ = ["main"]
@@ -160,7 +161,7 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
     from lensprune.sweeps.selection import VariantSelection
-    from lensprune.tasks import get_task
+    from lensprune.tasks import find_task
 
     values = {
         "tasks": arguments.task,
@@ -170,7 +171,7 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     SweepOptions.given(**values)
     for name in arguments.task:
-        get_task(name)
+        find_task(name)
     return {**values, "out": arguments.out}
 
 
@@ -239,9 +240,24 @@ def _quiet_libraries() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code.
+
+    Nothing that happens to the terminal stops the work. Standard error is never missed; standard output that could not
+    be written is a failure, unless its reader left by itself (``lensprune tasks | head``).
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     _quiet_libraries()
+    with lasting_streams() as (out, _):
+        code = _run(given)
+        out.flush()
+        if out.failure is None or isinstance(out.failure, BrokenPipeError):
+            return code
+        reason = getattr(out.failure, "strerror", None) or str(out.failure)
+        print(f"lensprune: standard output could not be written ({_one_line(reason)})", file=sys.stderr)
+        return code or 1
+
+
+def _run(given: Sequence[str]) -> int:
     try:
         parser = _parser()
         commands = [name for action in parser._subparsers._group_actions for name in action.choices]  # type: ignore
@@ -257,9 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         arguments.command_line = shlex.join(["lensprune", *given])
         _check_models(arguments)
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
+        return int(arguments.run(arguments))
     except UserError as error:
         print(f"lensprune: error: {_one_line(str(error))}", file=sys.stderr)
         return 2
@@ -269,7 +283,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"lensprune: {_one_line(str(stop)) or 'stopped: give the same command again to go on'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Whoever read our output is gone (``lensprune tasks | head``); what is buffered can't be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

@@ -6,7 +6,8 @@ computes its own metrics and writes its own result and sample files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.errors import LensPruneError, UserError, first_line, unknown_name
 from lensprune.models import as_hooked_model
+from lensprune.offline import is_offline
 
 __all__ = ["run_lm_eval_tasks"]
 
@@ -108,17 +110,38 @@ def _load(manager: Any, names: Sequence[str]) -> list[Any]:
             raise unknown_name("lm-eval task", name, manager.all_tasks)
     import datasets
 
+    offline = is_offline()
     try:
-        loaded = manager.load(list(names))
+        with hub_closed() if offline else nullcontext():
+            loaded = manager.load(list(names))
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"lm-eval cannot load {', '.join(names)} ({first_line(error)}): check the network, or that their data is "
-            "in the cache of datasets"
-        ) from error
+        advice = (
+            "LENSPRUNE_OFFLINE or HF_HUB_OFFLINE is set, so their data must be in the cache of datasets"
+            if offline
+            else "check the network, or that their data is in the cache of datasets"
+        )
+        raise UserError(f"lm-eval cannot load {', '.join(names)} ({first_line(error)}): {advice}") from error
     inner = {child for children in loaded["group_map"].values() for child in children}
     in_groups = {task.task_name for group in loaded["groups"].values() for task in group.get_all_tasks()}
     roots = [group for name, group in loaded["groups"].items() if name not in inner]
     return roots + [task for name, task in loaded["tasks"].items() if name not in in_groups]
+
+
+@contextmanager
+def hub_closed() -> Iterator[None]:
+    """Let datasets and the hub's client use their caches alone, whenever they were imported."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    places: list[Any] = [datasets.config, huggingface_hub.constants]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _output_folders(out: str | Path | None, variants: Iterable[Variant]) -> Mapping[str, Path]:

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any
 
 from lm_eval.api.model import LM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models import encode, prefix_token_id
 from lensprune.models.base import HookedModel
-from lensprune.protocols.encoding import generate_request, loglikelihood_request
+from lensprune.protocols.encoding import generate_request, loglikelihood_request, needed_prefix
 from lensprune.protocols.requests import (
     GenerateResponse,
     LoglikelihoodRequest,
@@ -22,16 +21,12 @@ from lensprune.protocols.requests import (
     Request,
     Response,
 )
+from lensprune.tasks.generation_settings import greedy_settings
 
 __all__ = ["Key", "RecordingLM", "ReplayingLM"]
 
 Key = tuple[str, str]
 """Kind of request, and its arguments as JSON."""
-
-DEFAULT_NEW_TOKENS = 256
-"""lm-eval's ``HFLM.max_gen_toks``."""
-
-_GREEDY_ARGUMENTS = frozenset({"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"})
 
 
 def request_key(instance: Any) -> Key:
@@ -107,7 +102,7 @@ class RecordingLM(_HookedLM):
     def _windows(self, text: str, where: str) -> list[Request]:
         windows = get_rolling_token_windows(
             token_list=encode(self.model, text),
-            prefix_token=prefix_token_id(self.model),
+            prefix_token=needed_prefix(prefix_token_id(self.model), where),
             max_seq_len=self.max_length,
             context_len=1,
         )
@@ -115,19 +110,14 @@ class RecordingLM(_HookedLM):
         return [LoglikelihoodRequest(tuple(context), tuple(continuation)) for context, continuation in pairs]
 
     def _generation(self, context: str, arguments: Mapping[str, Any], where: str) -> list[Request]:
-        settings = normalize_gen_kwargs(dict(arguments), DEFAULT_NEW_TOKENS)
-        unsupported = sorted(set(settings) - _GREEDY_ARGUMENTS)
-        if unsupported:
-            raise UserError(f"{where}: generation setting {unsupported[0]!r} is not supported: only greedy decoding is")
-        if settings.get("do_sample"):
-            raise UserError(f"{where}: the task samples at random, and lensprune only decodes greedily")
+        until, max_new_tokens = greedy_settings(arguments, (), where)
         request, _ = generate_request(
             partial(encode, self.model),
             prefix_token_id(self.model),
             self.max_length,
             context,
-            tuple(handle_stop_sequences(settings["until"], eos=None)),
-            int(settings["max_gen_toks"]),
+            until,
+            max_new_tokens,
             where,
         )
         return [request]

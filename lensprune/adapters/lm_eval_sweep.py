@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.kinds import ablation_kind
@@ -18,6 +17,7 @@ from lensprune.models.load import open_model
 from lensprune.sweeps.options import FEWSHOT
 from lensprune.sweeps.references import read_reference_text, text_prompts
 from lensprune.sweeps.selection import VariantSelection, with_clean
+from lensprune.terminal import progress_bar
 
 __all__ = ["metric_table", "sweep_lm_eval"]
 
@@ -72,7 +72,7 @@ def sweep_lm_eval(
     if wants_reference and text is not None:
         prompts = text_prompts(hooked, text, str(reference))
         collected = collect_reference(hooked, prompts, chosen, mode=mean_mode, donor_seed=seed)  # type: ignore[arg-type]
-    with tqdm(unit="row", disable=not progress, dynamic_ncols=True) as bar:
+    with progress_bar(shown=progress) as bar:
 
         def advance(rows: int) -> None:
             bar.update(rows)

@@ -41,6 +41,7 @@ SUMMARY_COLUMNS = (
     "non_finite_rate",
     "mean_gold_logprob",
     "truncated",
+    "metrics",
 )
 _READ = [
     "item_id",
@@ -49,6 +50,7 @@ _READ = [
     "prediction",
     "gold_logprob",
     "truncated_tokens",
+    "metrics",
     "component",
     "layer",
     "head",
@@ -90,6 +92,15 @@ def _one(table: pa.Table, column: str) -> object:
     return table.column(column)[0].as_py() if table.num_rows else None
 
 
+def _means(metrics: pa.ChunkedArray) -> str:
+    """Each metric's mean over the items, as text: ``exact_match,strict-match 0.250; last_number 0.375``."""
+    values: dict[str, list[float]] = {}
+    for pairs in metrics.to_pylist():
+        for name, value in pairs or ():
+            values.setdefault(name, []).append(value)
+    return "; ".join(f"{name} {sum(own) / len(own):.3f}" for name, own in sorted(values.items()))
+
+
 def _cell(table: pa.Table) -> Cell:
     failure = table.column("failure").to_numpy(zero_copy_only=False)
     n = max(1, table.num_rows)
@@ -108,6 +119,7 @@ def _cell(table: pa.Table) -> Cell:
             "non_finite_rate": float((failure == "non_finite").sum() / n),
             "mean_gold_logprob": float(finite.mean()) if len(finite) else np.nan,
             "truncated": int((table.column("truncated_tokens").to_numpy() > 0).sum()),
+            "metrics": _means(table.column("metrics")),
         },
     )
 
@@ -195,7 +207,8 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     interval of `delta`, over clusters where items have one; `p_value`: exact McNemar; `q_value`:
     Benjamini–Hochberg over the changed variants of the same (task, protocol). `at_chance`: the clean model does
     not beat chance here, so `delta` means nothing. `parse_rate`: share of items with an answer;
-    `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on the left.
+    `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on the left;
+    `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
     Until the clean cell is finished the columns that compare with it are empty.
     """
     rows: list[dict[str, object]] = []

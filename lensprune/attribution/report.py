@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from tqdm.auto import tqdm
 
 from lensprune.attribution import (
     PromptPair,
@@ -39,6 +37,7 @@ from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned
+from lensprune.terminal import progress_bar
 
 __all__ = ["METHODS", "AttributionOptions", "attribution_report", "passes"]
 
@@ -277,7 +276,7 @@ def attribution_report(
         options = replace(options, curve=False)
     total = passes(method, hooked, len(pairs), options)
     shown = progress and total is not None
-    with tqdm(total=total, desc=method, unit="pass", disable=not shown, file=sys.stderr, dynamic_ncols=True) as bar:
+    with progress_bar(shown=shown, total=total, unit="pass", description=method) as bar:
 
         def advance(passes: int) -> None:
             bar.update(passes)

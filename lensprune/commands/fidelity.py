@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TASK",
-        help="NAME or NAME[key=value,...] that can be generated; repeat for several",
+        help="NAME, NAME[key=value,...] or a YAML file, that can be generated; repeat for several",
     )
     parser.add_argument("--over", default="layers", metavar="PART", help="layers or heads (default: layers)")
     parser.add_argument("--layers", metavar="RANGE", help="these layers, or heads of these layers, like 0-3,7")

@@ -42,7 +42,11 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
     for option in models:
         add_model(group, option)
     group.add_argument(
-        "--task", action="append", default=[], metavar="TASK", help="NAME or NAME[key=value,...]; repeat for several"
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="NAME, NAME[key=value,...] or a YAML file; repeat for several",
     )
     group.add_argument(
         "--protocol",

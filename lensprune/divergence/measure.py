@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from tqdm.auto import tqdm
 
 from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.variants import CLEAN, Variant
@@ -26,6 +24,7 @@ from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Logl
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import Asked, ask, check_before_loading, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.terminal import progress_bar
 
 __all__ = ["AnswerReading", "fidelity", "read_answers"]
 
@@ -129,7 +128,7 @@ def read_answers(
     runner = make_executor(options.executor, hooked, options.batch_tokens, options.memory)
     readings = []
     bar: Any
-    with tqdm(unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
+    with progress_bar(shown=progress) as bar:
         for cell in asked:
             task = cell.task.task.name
             bar.set_description(task)

@@ -14,11 +14,10 @@ from lensprune.models.base import BosPolicy, HookedModel
 __all__ = ["check_bos_policy", "encode", "hash_tokenizer", "prefix_token_id"]
 
 
-def prefix_token_id(model: HookedModel) -> int:
+def prefix_token_id(model: HookedModel) -> int | None:
     """The token that stands for an empty context: BOS, else EOS (lm-eval 0.4.13, ``HFLM.prefix_token_id``).
 
-    Raises:
-        UserError: the tokenizer has neither.
+    `None` for a tokenizer with neither, which only an empty context misses.
     """
     return _prefix_token_id(model.tokenizer)
 
@@ -44,7 +43,8 @@ def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None
         return ids if ids[:1] == [bos] else [bos, *ids]
     if add_special_tokens:
         return list(tokenizer.encode(text, add_special_tokens=True))
-    prefix = tokenizer.decode(_prefix_token_id(tokenizer))
+    prefix_id = _prefix_token_id(tokenizer)
+    prefix = None if prefix_id is None else tokenizer.decode(prefix_id)
     if isinstance(prefix, str) and text.startswith(prefix):
         return list(tokenizer.encode(text, add_special_tokens=False))
     return list(tokenizer.encode(text))
@@ -75,10 +75,6 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def _prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    raise UserError(
-        "the tokenizer has neither a BOS nor an EOS token, so an empty context has no token to stand for it"
-    )
+def _prefix_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return next((int(token_id) for token_id in ids if token_id is not None), None)

@@ -7,29 +7,55 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from lensprune.errors import UserError
+from lensprune.errors import UserError, first_line
 
 __all__ = ["chat_prompt", "check_chat_template"]
 
+_RENDERING_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
-    """Raise `UserError` if the tokenizer has no chat template."""
-    if not tokenizer.chat_template:
+    """Raise `UserError` if the tokenizer has no chat template, or several and none that is the default."""
+    template = tokenizer.chat_template
+    if not template:
         raise UserError(f"{model_name} has no chat template: use chat_template=False, or an instruct model")
+    if isinstance(template, dict) and "default" not in template:
+        raise UserError(
+            f"{model_name} has the chat templates {', '.join(sorted(template))} and none called default: set its "
+            "tokenizer's chat_template to the text of one of them"
+        )
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> str:
-    """One user message (examples and question together) behind an optional system message, up to the answer's start.
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> tuple[str, bool]:
+    """One user message (examples and question together) after an optional system message, up to the answer's start.
 
-    A template that refuses a system message gets the user message alone (``HFLM.apply_chat_template``).
+    The prompt holds the user's text, whatever the template: one that loses it (a vision model's, which reads lists of
+    content parts) is given parts. A template that refuses a system message, or drops it, gets the user message alone
+    (``HFLM.apply_chat_template``).
+
+    Returns:
+        The prompt, and whether it holds `system`.
+
+    Raises:
+        UserError: no way of writing the messages leaves the user's text in the prompt.
     """
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": user})
-    try:
-        return _render(tokenizer, messages)
-    except TemplateError:
-        return _render(tokenizer, messages[-1:])
+    problem = ""
+    for described in (True, False) if system else (False,):
+        for in_parts in (False, True):
+            messages = [("system", system)] if described else []
+            try:
+                prompt = _render(tokenizer, [*messages, ("user", user)], in_parts)
+            except _RENDERING_ERRORS as error:
+                problem = problem or f" ({first_line(error)})"
+                continue
+            # Templates trim what they are given.
+            if user.strip() in prompt and (not described or system.strip() in prompt):
+                return prompt, described
+    raise UserError(f"the chat template leaves the question out of the prompt{problem}: use chat_template=False")
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], in_parts: bool) -> str:
+    written: list[dict[str, Any]] = [
+        {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in messages
+    ]
+    return str(tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=True))

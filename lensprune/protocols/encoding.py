@@ -11,20 +11,21 @@ from lensprune.protocols.base import Prompt
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 from lensprune.tasks.base import GenerationFormat, PromptFormat
 
-__all__ = ["Encoder", "ask_prompt", "generate_request", "loglikelihood_request"]
+__all__ = ["Encoder", "ask_prompt", "generate_request", "loglikelihood_request", "needed_prefix"]
 
 Encoder = Callable[[str, bool | None], list[int]]
 """``encode(text, add_special_tokens)``; ``None`` follows the model's BOS policy."""
 
 
 def loglikelihood_request(
-    encode: Encoder, prefix_id: int, max_length: int, context: str, continuation: str, where: str
+    encode: Encoder, prefix_id: int | None, max_length: int, context: str, continuation: str, where: str
 ) -> tuple[LoglikelihoodRequest, int]:
     """Encode one (context, continuation) pair (``TemplateLM.loglikelihood``, ``HFLM._loglikelihood_tokens``).
 
     Spaces at the end of the context move to the continuation; the continuation's ids are those of the whole text
-    past the number of context ids; an empty context becomes the prefix token. What exceeds `max_length` + 1 tokens is
-    cut from the left of the context (the last token is never fed to the model).
+    past the number of context ids; an empty context becomes the prefix token (`prefix_id`; `None` if the tokenizer has
+    none). What exceeds `max_length` + 1 tokens is cut from the left of the context (the last token is never fed to the
+    model).
 
     Args:
         where: names the item in an error.
@@ -33,8 +34,8 @@ def loglikelihood_request(
         The request, and the number of context tokens cut.
 
     Raises:
-        UserError: no token is left to score, or none to condition on; or the continuation alone exceeds the context; or
-            the text holds half a surrogate pair.
+        UserError: no token is left to score, or none to condition on (an empty context without a prefix token too); or
+            the continuation alone exceeds the context; or the text holds half a surrogate pair.
     """
     _check_text(context + continuation, where)
     if context == "":
@@ -43,7 +44,7 @@ def loglikelihood_request(
         if continuation_ids[:1] == [prefix_id]:
             context_ids, continuation_ids = continuation_ids[:1], continuation_ids[1:]
         else:
-            context_ids = [prefix_id]
+            context_ids = [needed_prefix(prefix_id, where)]
     else:
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
@@ -65,7 +66,7 @@ def loglikelihood_request(
 
 def generate_request(
     encode: Encoder,
-    prefix_id: int,
+    prefix_id: int | None,
     max_length: int,
     context: str,
     until: tuple[str, ...],
@@ -89,9 +90,18 @@ def generate_request(
             f"{where}: {max_new_tokens} new tokens leave no room for a prompt in a context of {max_length} tokens"
         )
     _check_text(context, where)
-    ids = encode(context, None) or [prefix_id]
+    ids = encode(context, None) or [needed_prefix(prefix_id, where)]
     cut = max(0, len(ids) - room)
     return GenerateRequest(tuple(ids[cut:]), tuple(until), max_new_tokens), cut
+
+
+def needed_prefix(prefix_id: int | None, where: str) -> int:
+    """The prefix token for an empty context; `UserError` where the tokenizer has none."""
+    if prefix_id is None:
+        raise UserError(
+            f"{where}: the context is empty, and the tokenizer has neither a BOS nor an EOS token to stand for it"
+        )
+    return prefix_id
 
 
 def _check_text(text: str, where: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
-from lensprune.errors import LensPruneError
+from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode
 from lensprune.protocols.base import ItemRequests, Outcome, Prompt
@@ -17,32 +18,49 @@ from lensprune.tasks.prompts import prompt_strings
 
 __all__ = ["build_requests", "score_items"]
 
+logger = logging.getLogger("lensprune")
+
+MAX_LEFT_OUT = 0.1
+"""Largest share of a task's items that may be left out because they can't be asked."""
+
 
 def build_requests(
     model: HookedModel, task: LoadedTask, protocol: ProtocolName, chat_template: bool = False
 ) -> list[ItemRequests]:
     """The requests of every item, with the strings behind them; equal to lm-eval 0.4.13's for the tasks it has.
 
+    An item that this model can't be asked (an option without a token of its own, a continuation that does not fit) is
+    left out with a warning, as long as no more than `MAX_LEFT_OUT` of the items are.
+
     Args:
         chat_template: put each prompt into the model's chat format as lm-eval's ``--apply_chat_template`` does:
             the description is the system message, few-shot examples and question together are one user message,
-            and a continuation follows without the target delimiter.
+            and a continuation follows without the target delimiter. A description that the template does not take is
+            left out, with a warning.
 
     Raises:
-        UserError: an unknown protocol, or one that the task lacks; an option has no token of its own; a continuation
-            or the new tokens do not fit the model's context; a chat template is asked for and the model has none.
+        UserError: an unknown protocol, or one that the task lacks; in too many items, an option has no token of its
+            own, or a continuation or the new tokens do not fit the model's context; a chat template is asked for and
+            the model has none, or one that loses the question.
     """
     row = protocol_named(protocol)
     fmt = row.format_of(task.task)
     if chat_template:
         check_chat_template(model.tokenizer, model.facts.name)
-    built = []
+    built: list[ItemRequests] = []
+    left_out: list[UserError] = []
+    undescribed = 0
     for item in task.items:
-        prompts = _chat_prompts(model, fmt, item) if chat_template else _plain_prompts(fmt, item)
         where = f"task {task.task.name!r}, item {item.id}"
+        prompts, described = _chat_prompts(model, fmt, item) if chat_template else (_plain_prompts(fmt, item), True)
+        undescribed += not described
         # Options share their context, and a long one takes longest to encode.
         encoder = lru_cache(maxsize=2)(partial(encode, model))
-        pairs = [row.ask(model, encoder, fmt, prompt, where) for prompt in prompts]
+        try:
+            pairs = [row.ask(model, encoder, fmt, prompt, where) for prompt in prompts]
+        except UserError as error:
+            left_out.append(error)
+            continue
         built.append(
             ItemRequests(
                 item=item,
@@ -53,6 +71,18 @@ def build_requests(
                 truncated_tokens=max(cut for _, cut in pairs),
             )
         )
+    if len(left_out) > MAX_LEFT_OUT * len(task.items):
+        raise left_out[0]
+    if left_out:
+        logger.warning(
+            f"task {task.task.name!r}, {protocol}: {len(left_out)} of {len(task.items)} items can't be asked and are "
+            f"left out; the first: {left_out[0]}"
+        )
+    if undescribed:
+        logger.warning(
+            f"task {task.task.name!r}: the chat template of {model.facts.name} takes no system message, so "
+            f"{undescribed} of {len(task.items)} prompts lack the task's description (as in lm-eval)"
+        )
     return built
 
 
@@ -60,15 +90,15 @@ def _plain_prompts(fmt: PromptFormat, item: Item) -> tuple[Prompt, ...]:
     return tuple(Prompt(context, continuation) for context, continuation in prompt_strings(fmt, item))
 
 
-def _chat_prompts(model: HookedModel, fmt: PromptFormat, item: Item) -> tuple[Prompt, ...]:
+def _chat_prompts(model: HookedModel, fmt: PromptFormat, item: Item) -> tuple[tuple[Prompt, ...], bool]:
+    """The prompts of `item`, and whether all of them hold the task's description."""
     system = fmt.description(item.doc)
-    return tuple(
-        Prompt(
-            chat_prompt(model.tokenizer, system, context.removeprefix(system)),
-            continuation.removeprefix(fmt.target_delimiter),
-        )
-        for context, continuation in prompt_strings(fmt, item)
-    )
+    prompts, described = [], True
+    for context, continuation in prompt_strings(fmt, item):
+        text, whole = chat_prompt(model.tokenizer, system, context.removeprefix(system))
+        prompts.append(Prompt(text, continuation.removeprefix(fmt.target_delimiter)))
+        described &= whole or not system
+    return tuple(prompts), described
 
 
 def score_items(

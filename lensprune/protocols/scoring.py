@@ -100,7 +100,8 @@ def _pick(metric: str, logprobs: np.ndarray, choices: Sequence[str]) -> int:
 
 
 def score_generation(fmt: GenerationFormat, item: Item, response: GenerateResponse) -> Outcome:
-    """Score one generated answer: each filter gives one metric ``exact_match,<filter name>``.
+    """Score one generated answer: each filter gives one metric ``exact_match,<filter name>``; the
+    format's `measures` add theirs.
 
     The failure is the first that holds of: ``non_finite`` (a logit was NaN or infinite), ``none`` (the primary filter's
     answer matches), ``degenerate`` (`lensprune.protocols.degenerate`), ``no_answer`` (the primary filter finds nothing,
@@ -116,6 +117,8 @@ def score_generation(fmt: GenerationFormat, item: Item, response: GenerateRespon
         f"exact_match,{name}": float(finite and answer is not None and fmt.matches(answer, target))
         for name, answer in answers.items()
     }
+    for name, measure in fmt.measures.items():
+        metrics[name] = float(finite and measure(response.text, item.doc))
     prediction = answers[fmt.primary_filter]
     correct = metrics[f"exact_match,{fmt.primary_filter}"] == 1.0
     failure: Failure

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from lensprune.ablation.variants import CLEAN, Variant, parse_indices
 from lensprune.engine import executor_info, make_executor
@@ -27,6 +24,7 @@ from lensprune.runs.store import CellStore, MemoryStore, RunStore, check_out_fol
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import Asked, ask, load_tasks, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.terminal import progress_bar
 
 __all__ = ["measure_delta"]
 
@@ -161,7 +159,7 @@ def _execute(
     executors = {h: make_executor(options.executor, pair.host(h), options.batch_tokens, options.memory) for h in hosts}
     plain = {"base": CLEAN, "distilled": Variant(DISTILLED)}
     rows = sum(len(part.requests) for part in asked) * (2 + len(swaps))
-    with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:
+    with progress_bar(shown=progress, total=rows) as bar:
         for host in hosts:
             _measure(executors[host], plain[host], asked, store, bar)
         for own in _by_parts(swaps):

@@ -46,6 +46,8 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
     ]
     if notes:
         head += "; " + ", ".join(notes)
+    if ";" in str(first["metrics"]):
+        head += f"\n  metrics: {for_terminal(str(first['metrics']))}"
     if known_at_chance(clean).iloc[0]:
         return f"{head}\n  at chance: the clean model does not beat guessing here, so its changes are not ranked"
     changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)

@@ -75,6 +75,8 @@ class HowItRan:
     data_dir: str | None = None
     reference_file: str | None = None
     data_sources: Mapping[str, str] = field(default_factory=dict)
+    task_files: Mapping[str, str] = field(default_factory=dict)
+    """The YAML file of each task that was given by its path."""
     command: str = ""
 
 
@@ -218,6 +220,7 @@ _UNCOVERED: dict[type, dict[str, Any]] = {
         "data_dir": str | None,
         "reference_file": str | None,
         "data_sources": Mapping,
+        "task_files": Mapping,
         "command": str,
     },
 }

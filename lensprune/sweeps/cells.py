@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -12,10 +14,16 @@ from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.errors import LensPruneError
 from lensprune.protocols import score_items
+from lensprune.protocols.base import Outcome
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.sweeps.prepare import Asked, Prepared
 
-__all__ = ["measure_cells", "reference_of"]
+__all__ = ["measure_cells", "reference_of", "warn_of_one_answer"]
+
+logger = logging.getLogger("lensprune")
+
+FEWEST_ANSWERS = 4
+"""With fewer answers, half of them being the same says nothing."""
 
 
 def measure_cells(
@@ -32,11 +40,33 @@ def measure_cells(
     reference = reference_of(prepared, asked, variants)
     for answered in executor.run(asked.requests, variants, reference=reference, progress=progress):
         outcomes = score_items(asked.task, asked.protocol, asked.items, answered.responses)
+        if answered.variant.is_clean and asked.protocol == "generate":
+            warn_of_one_answer(task, outcomes)
         key = CellKey(answered.variant.name, task, asked.protocol)
         yield key, cell_table(key, answered.variant, outcomes, asked.items, asked.chances)
         waiting.discard(answered.variant.name)
     if waiting:
         raise LensPruneError(f"executor {executor.name} gave no answer for {', '.join(sorted(waiting))} on {task}")
+
+
+def warn_of_one_answer(task: str, outcomes: Sequence[Outcome]) -> None:
+    """Warn where more than half of the clean model's answers are extracted as one string that seldom is the right one.
+
+    A filter that takes the first word of a sentence ("The") does that.
+    """
+    found = Counter(outcome.prediction for outcome in outcomes if outcome.prediction is not None)
+    if len(outcomes) < FEWEST_ANSWERS or not found:
+        return
+    answer, count = found.most_common(1)[0]
+    right = sum(outcome.correct for outcome in outcomes if outcome.prediction == answer)
+    if count <= len(outcomes) / 2 or right > count / 2:
+        return
+    metrics = {name: sum(o.metrics[name] for o in outcomes) / len(outcomes) for name in outcomes[0].metrics}
+    logger.warning(
+        f"task {task!r}, generate: {answer!r} is extracted from {count} of the clean model's {len(outcomes)} answers "
+        f"and right in {right}: read their texts, the filter may not fit how this model answers "
+        f"({', '.join(f'{name} {mean:.3f}' for name, mean in sorted(metrics.items()))})"
+    )
 
 
 def reference_of(prepared: Prepared, asked: Asked, variants: Sequence[Variant]) -> ReferenceActivations | None:

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from lensprune.errors import UserError
 from lensprune.results.run import Run
@@ -28,6 +25,7 @@ from lensprune.sweeps.options import FEWSHOT, SweepOptions
 from lensprune.sweeps.prepare import check_before_loading
 from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import CellWorker, News
+from lensprune.terminal import progress_bar
 
 __all__ = ["STALL_SECONDS", "run_on_ray"]
 
@@ -123,7 +121,7 @@ def _measure(
         for c in spec.cells
     ]
     rows = sum(requests[task, protocol] * len(names) for task, protocol, names in groups)
-    with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:
+    with progress_bar(shown=progress, total=rows) as bar:
         bar.set_description(f"{size} workers")
         foreman.run(UnitQueue(groups, size), store, spec, bar.update)
 

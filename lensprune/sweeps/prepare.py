@@ -15,6 +15,7 @@ from lensprune.engine.registry import SPREADS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import open_model
+from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateRequest, Request
@@ -99,10 +100,10 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     Raises:
         UserError: a task that is unknown, lacks a protocol, is given twice, or has no rows.
     """
-    from lensprune.tasks import get_task, load_task
+    from lensprune.tasks import find_task, load_task
 
     for name in options.tasks:
-        task = get_task(name)
+        task = find_task(name)
         for protocol in options.protocols:
             protocol_named(protocol).format_of(task)
     data_dir = None if options.data_dir is None else Path(options.data_dir)
@@ -298,9 +299,17 @@ def sweep_spec(
             data_dir=None if options.data_dir is None else str(Path(options.data_dir).resolve()),
             reference_file=str(Path(options.reference).resolve()) if from_file else None,
             data_sources={task.task.name: task.data_source for task in tasks},
+            task_files=_task_files(options.tasks),
             command=options.command,
         ),
     )
+
+
+def _task_files(tasks: Sequence[str]) -> dict[str, str]:
+    """The file of each task that was given by its path."""
+    from lensprune.tasks import find_task, is_task_file
+
+    return {find_task(path).name: str(usable_path(path, "task file").resolve()) for path in tasks if is_task_file(path)}
 
 
 def _where(model: Any) -> str | None:

@@ -60,7 +60,7 @@ def fewshot_prompts(
     form = protocol_named(protocol).format_of(task.task)
     try:
         asked = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template=chat_template)
-        right = [form.gold(i.doc) if isinstance(form, MultipleChoiceFormat) else 0 for i in items]
+        right = [form.gold(own.item.doc) if isinstance(form, MultipleChoiceFormat) else 0 for own in asked]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"a few-shot example of task {task.task.name} cannot be asked ({type(error).__name__}: {error})"

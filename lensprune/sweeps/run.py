@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor
@@ -23,6 +20,7 @@ from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, op
 from lensprune.sweeps.prepare import Asked, Prepared, prepare
 from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.terminal import progress_bar
 
 __all__ = ["resume", "run_sweep", "sweep"]
 
@@ -61,7 +59,7 @@ def sweep(
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
-        tasks: task names, ``name`` or ``name[key=value,...]``.
+        tasks: task names, ``name`` or ``name[key=value,...]``, or paths of tasks' YAML files.
         protocols: any of ``default``, ``continuation``, ``generate``.
         variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
             ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``.
@@ -134,7 +132,7 @@ def _execute(prepared: Prepared, executor: Executor, store: CellStore, progress:
     work = [(asked, _missing(asked, prepared.variants, finished)) for asked in prepared.asked]
     rows = sum(len(asked.requests) * len(variants) for asked, variants in work)
     bar: Any
-    with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:
+    with progress_bar(shown=progress, total=rows) as bar:
         for asked, variants in work:
             bar.set_description(f"{asked.task.task.name} {asked.protocol}")
             if variants:
@@ -188,7 +186,7 @@ def resume(
 def _options_of(spec: SweepSpec) -> SweepOptions:
     how = spec.how
     return SweepOptions(
-        tasks=tuple(task.name for task in spec.tasks),
+        tasks=tuple(how.task_files.get(task.name, task.name) for task in spec.tasks),
         protocols=spec.protocols,
         variants=tuple(variant_from_json(variant) for variant in spec.variants),
         limit=spec.limit,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from tqdm.auto import tqdm
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
@@ -31,6 +29,7 @@ from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.cells import reference_of
 from lensprune.sweeps.prepare import Asked, Prepared
+from lensprune.terminal import progress_bar
 
 __all__ = ["LEAST_CONTROLS", "choose", "estimated_effects", "screened", "screened_count"]
 
@@ -157,7 +156,7 @@ def _estimates(
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     total = sum(len(asked.requests) for asked in prepared.asked)
-    with tqdm(total=total, unit="request", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
+    with progress_bar(shown=progress, total=total, unit="request") as bar:
         for asked in prepared.asked:
             task = asked.task.task.name
             bar.set_description(f"screening {task} {asked.protocol}")

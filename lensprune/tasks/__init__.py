@@ -11,7 +11,7 @@ from lensprune.tasks.base import (
     Rows,
     Task,
 )
-from lensprune.tasks.loading import load_task
+from lensprune.tasks.loading import find_task, is_task_file, load_task
 from lensprune.tasks.prompts import build_context, prompt_hash, prompt_strings
 from lensprune.tasks.registry import get_task, register_task, task_names
 from lensprune.tasks.yaml_task import register_yaml
@@ -27,7 +27,9 @@ __all__ = [
     "Rows",
     "Task",
     "build_context",
+    "find_task",
     "get_task",
+    "is_task_file",
     "load_task",
     "prompt_hash",
     "prompt_strings",

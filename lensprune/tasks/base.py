@@ -54,8 +54,9 @@ class MultipleChoiceFormat:
 
     `context` is ``doc_to_text``, `choices` ``doc_to_choice``, `gold` the index of the right choice. With
     `per_choice_context` (winogrande) `choices` gives one context per option and `continuation` the shared text.
-    `primary_metric` decides `correct`: ``acc`` (argmax of summed log-probabilities, ties to the lowest index)
-    or ``acc_norm`` (divided by the choice's length in characters).
+    `primary_metric` decides `correct`: ``acc`` (argmax of summed log-probabilities, ties to the lowest index),
+    ``acc_norm`` (divided by the choice's length in characters) or ``acc_bytes`` (in bytes). `example`, where given, is
+    the format of the few-shot examples.
     """
 
     context: Callable[[Doc], str]
@@ -66,7 +67,8 @@ class MultipleChoiceFormat:
     target_delimiter: str = " "
     fewshot_delimiter: str = "\n\n"
     metrics: tuple[str, ...] = ("acc", "acc_norm")
-    primary_metric: Literal["acc", "acc_norm"] = "acc"
+    primary_metric: Literal["acc", "acc_norm", "acc_bytes"] = "acc"
+    example: PromptFormat | None = None
 
     @property
     def per_choice_context(self) -> bool:
@@ -77,7 +79,9 @@ class MultipleChoiceFormat:
 class GenerationFormat:
     """A prompt that is answered by greedy generation.
 
-    `target` is the few-shot answer text (``doc_to_target``) and the reference that `matches` compares with.
+    `target` is the few-shot answer text (``doc_to_target``) and the reference that `matches` compares with; several
+    right answers are an `AnyOf`. `example`, where given, is the format of the few-shot examples. `measures` are more
+    metrics by name, functions of the whole text and the row; they never decide `correct`.
     `filters` are tried separately, each giving one metric ``exact_match,<filter name>``; the first one
     whose name is `primary_filter` decides `correct`. `matches(prediction, target)` is lm-eval's exact_match with
     the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g. ``"18"``).
@@ -97,6 +101,8 @@ class GenerationFormat:
     target_delimiter: str = " "
     fewshot_delimiter: str = "\n\n"
     is_answer: Callable[[str], bool] = bool
+    example: PromptFormat | None = None
+    measures: Mapping[str, Callable[[str, Doc], bool]] = field(default_factory=dict)
 
 
 PromptFormat = MultipleChoiceFormat | GenerationFormat

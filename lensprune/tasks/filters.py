@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "FLEXIBLE_NUMBER",
+    "AnyOf",
     "FilterChain",
     "RegexFilter",
+    "answers_of",
     "exact_match",
     "first_line",
     "remove_whitespace",
@@ -25,24 +27,26 @@ FLEXIBLE_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
 class RegexFilter:
     """lm-eval's ``regex``: the `group_select`-th match of `pattern`; of several groups the first non-empty one.
 
-    The result is stripped. ``None`` stands for lm-eval's fallback ``[invalid]``.
+    The result is stripped. Where the text has no such match, or fewer matches, it is `fallback`; ``None`` stands for
+    lm-eval's ``[invalid]``, which is no answer.
     """
 
     name: str
     pattern: str
     group_select: int = 0
+    fallback: str | None = None
     _compiled: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_compiled", re.compile(self.pattern))
 
     def __call__(self, text: str) -> str | None:
-        matches = self._compiled.findall(text)
-        if not matches:
-            return None
-        match = matches[self.group_select]
+        try:
+            match = self._compiled.findall(text)[self.group_select]
+        except IndexError:
+            return self.fallback
         if isinstance(match, tuple):
-            match = next((group for group in match if group), None)
+            match = next((group for group in match if group), self.fallback)
         return None if match is None else match.strip()
 
 
@@ -91,6 +95,25 @@ def first_line(name: str = "get_response") -> FilterChain:
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+class AnyOf(str):
+    """Several right answers: as text the first of them, which few-shot examples show; `answers` holds all."""
+
+    answers: tuple[str, ...]
+
+    def __new__(cls, answers: Sequence[str]) -> AnyOf:
+        """Raises `ValueError` if there is no answer."""
+        if not answers:
+            raise ValueError("the list of right answers is empty")
+        made = super().__new__(cls, answers[0])
+        made.answers = tuple(answers)
+        return made
+
+
+def answers_of(target: str) -> tuple[str, ...]:
+    """Every right answer that `target` stands for."""
+    return target.answers if isinstance(target, AnyOf) else (target,)
+
+
 def exact_match(
     prediction: str,
     reference: str,
@@ -100,11 +123,11 @@ def exact_match(
     ignore_punctuation: bool = False,
     ignore_numbers: bool = False,
 ) -> bool:
-    """lm-eval's ``exact_match``: both sides normalised, then compared as strings.
+    """lm-eval's ``exact_match``: both sides normalised, then compared as strings; of several answers (`AnyOf`) any.
 
     The order is lm-eval's: `regexes_to_ignore` removed one after the other, lower case, ASCII punctuation, digits.
     """
-    sides = [prediction, reference]
+    sides = [prediction, *answers_of(reference)]
     for pattern in regexes_to_ignore:
         sides = [re.sub(pattern, "", side) for side in sides]
     if ignore_case:
@@ -113,4 +136,4 @@ def exact_match(
         sides = [side.translate(_PUNCTUATION) for side in sides]
     if ignore_numbers:
         sides = [side.translate(str.maketrans("", "", string.digits)) for side in sides]
-    return sides[0] == sides[1]
+    return sides[0] in sides[1:]

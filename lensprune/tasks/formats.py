@@ -9,6 +9,7 @@ from typing import Literal
 
 from lensprune.tasks.base import Doc, GenerationFormat, MultipleChoiceFormat, PromptFormat, ProtocolName
 from lensprune.tasks.filters import exact_match, first_line
+from lensprune.tasks.measures import letter_or_text
 
 __all__ = [
     "LETTER_UNTIL",
@@ -81,6 +82,7 @@ def letter_generation(
     """Protocol ``generate`` of a multiple-choice task: lm-eval's ``mmlu_generative`` convention.
 
     The prompt is that of `letter_choice`; the first line, without case and punctuation, must be the letter.
+    The metric ``letter_or_text`` takes a sentence too that names the right option by its letter or its text.
     `max_new_tokens` is small because an answer is one letter; lm-eval's own limit is 256.
     """
 
@@ -100,6 +102,7 @@ def letter_generation(
         is_answer=lambda text: any(
             exact_match(text, letter, ignore_case=True, ignore_punctuation=True) for letter in ascii_uppercase
         ),
+        measures={"letter_or_text": lambda text, doc: letter_or_text(text, options(doc)) == gold(doc)},
     )
 
 

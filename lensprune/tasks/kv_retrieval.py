@@ -24,6 +24,7 @@ from lensprune.tasks.bundled.kv_rows import balanced_position, generate_kv_rows
 from lensprune.tasks.distractors import shuffled_options
 from lensprune.tasks.filters import RegexFilter, exact_match
 from lensprune.tasks.formats import AnswerForm, choose_from, letter_choice
+from lensprune.tasks.measures import contains
 from lensprune.tasks.registry import register_task
 from lensprune.tasks.sources import Dataset
 
@@ -146,6 +147,7 @@ def _formats(ending: Ending, answer: AnswerForm) -> dict[ProtocolName, PromptFor
             display_gold=_value,
             target_delimiter=delimiter,
             fewshot_delimiter=f"{closing}\n\n",
+            measures={"contains_value": lambda text, doc: contains(text, _value(doc))},
         ),
     }
 
@@ -223,8 +225,8 @@ def kv_retrieval(
 
     ``default`` and ``continuation`` offer the value and three other values of the same JSON (`shuffled_options`,
     seeded by the key); ``continuation`` scores the bare value. ``generate`` compares the first UUID or word of the
-    answer with the value; the authors' metric asks only that the value occurs in it. Chance under ``generate`` is one
-    over the number of pairs: that of a model that copies any value.
+    answer with the value; the metric ``contains_value`` is the authors', which asks only that the value occurs in it.
+    Chance under ``generate`` is one over the number of pairs: that of a model that copies any value.
 
     Raises:
         UserError: `pairs` below 2, or `gold` outside the list.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 from lensprune.errors import UserError
 from lensprune.tasks.base import Doc, GenerationFormat, Item, LoadedTask, PromptFormat, RowRequest, Rows, Task
 from lensprune.tasks.fewshot import LM_EVAL_SEED, FewshotDraw
+from lensprune.tasks.nulls import WatchedRow
+from lensprune.tasks.own_answers import check_own_answers
 from lensprune.tasks.registry import get_task
 from lensprune.tasks.yaml_task import register_yaml
 
-__all__ = ["load_task"]
+__all__ = ["find_task", "is_task_file", "load_task"]
+
+logger = logging.getLogger("lensprune")
 
 
 def load_task(
@@ -24,6 +29,7 @@ def load_task(
     shots: int | None = None,
     seed: int = 0,
     split: str | None = None,
+    leave_out_repeated: bool = False,
 ) -> LoadedTask:
     """Load a task's items.
 
@@ -36,14 +42,16 @@ def load_task(
         seed: few-shot examples are drawn with seed 1234 + `seed`, so that 0 draws those that lm-eval draws by default.
             Tasks that generate their rows generate others for another seed.
         split: evaluated split, where the task has several.
+        leave_out_repeated: leave out the items that stand among their own few-shot examples, because a row is in both
+            splits; without it they are kept, as in lm-eval, with a warning.
 
     Raises:
         UserError: unknown task or parameter; `limit` or `shots` out of range; rows missing or not as the task needs
-            them (file, row and column are named); more shots than examples.
+            them (file, row and column are named); more shots than examples; references that no answer can match.
     """
     if limit is not None and limit <= 0:
         raise UserError(f"limit {limit} is not a number of items: expected 1 or more")
-    task = _task(spec) if isinstance(spec, str) else spec
+    task = find_task(spec) if isinstance(spec, str) else spec
     n_shots = task.default_shots if shots is None else shots
     if n_shots < 0:
         raise UserError(f"shots {n_shots} is not a number of examples: expected 0 or more")
@@ -57,6 +65,17 @@ def load_task(
         )
     )
     items = _items(task, rows, n_shots, limit, LM_EVAL_SEED + seed)
+    repeated = [item for item in items if item.doc in item.fewshot]
+    if repeated:
+        logger.warning(
+            f"task {task.name!r}: {len(repeated)} of {len(items)} items stand among their own few-shot examples, since "
+            f"rows are in both splits, and are {'left out' if leave_out_repeated else 'kept'}; the first is item "
+            f"{repeated[0].id}"
+        )
+    if leave_out_repeated:
+        items = tuple(item for item in items if item.doc not in item.fewshot)
+        if not items:
+            raise UserError(f"task {task.name!r}: every item stands among its own few-shot examples")
     _check_items(task, items, rows.source)
     return LoadedTask(
         task=task,
@@ -69,8 +88,18 @@ def load_task(
     )
 
 
-def _task(spec: str) -> Task:
-    return get_task(register_yaml(spec) if spec.endswith((".yaml", ".yml")) else spec)
+def is_task_file(spec: str) -> bool:
+    """Whether `spec` is the path of a task's YAML file rather than a name."""
+    return spec.lower().endswith((".yaml", ".yml"))
+
+
+def find_task(spec: str) -> Task:
+    """The task with this name, ``name[key=value,...]``, or this YAML file, which is registered.
+
+    Raises:
+        UserError: as `get_task` and `register_yaml`.
+    """
+    return get_task(register_yaml(spec) if is_task_file(spec) else spec)
 
 
 def _pool(task: Task, rows: Rows) -> Sequence[Doc]:
@@ -125,10 +154,15 @@ def _check_items(task: Task, items: Sequence[Item], source: str) -> None:
         for protocol, fmt in task.formats.items():
             _check_doc(fmt, item.doc, f"task {task.name!r}, protocol {protocol}: item {number} of {source}")
             for example in item.fewshot:
-                _check_doc(fmt, example, f"task {task.name!r}, protocol {protocol}: few-shot example of item {number}")
+                where = f"task {task.name!r}, protocol {protocol}: few-shot example of item {number}"
+                _check_doc(fmt.example or fmt, example, where)
+    for protocol, fmt in task.formats.items():
+        if isinstance(fmt, GenerationFormat):
+            check_own_answers(fmt, items, f"task {task.name!r}, protocol {protocol}, {source}")
 
 
-def _check_doc(fmt: PromptFormat, doc: Doc, where: str) -> None:
+def _check_doc(fmt: PromptFormat, row: Doc, where: str) -> None:
+    doc = WatchedRow(row)
     try:
         fmt.context(doc)
         if isinstance(fmt, GenerationFormat):

@@ -10,6 +10,7 @@ from lensprune.tasks.base import Doc, GenerationFormat, MultipleChoiceFormat, Pr
 from lensprune.tasks.distractors import number_options, parse_number
 from lensprune.tasks.filters import FLEXIBLE_NUMBER, RegexFilter, exact_match
 from lensprune.tasks.formats import AnswerForm, choose_from, letter_choice
+from lensprune.tasks.measures import last_number
 
 __all__ = ["NUMBER_OPTIONS", "contains_digit", "number_choices", "number_generation", "numeric_chance"]
 
@@ -71,7 +72,8 @@ def number_generation(
 
     ``strict-match`` finds the number behind the phrase that the few-shot examples use (`strict_pattern`),
     ``flexible-extract`` the last number of the text. `max_new_tokens` is lm-eval's default. `also_ignored`: patterns
-    removed before the comparison beside GSM8K's, such as what stands in front of the number in `target`.
+    removed before the comparison beside GSM8K's, such as what stands in front of the number in `target`. The metric
+    ``last_number`` compares the last number of the text as a number.
     """
     return GenerationFormat(
         context=prompt,
@@ -86,6 +88,7 @@ def number_generation(
         max_new_tokens=max_new_tokens,
         display_gold=lambda doc: f"{parse_number(answer(doc)):f}",
         is_answer=contains_digit,
+        measures={"last_number": lambda text, doc: last_number(text) == parse_number(answer(doc))},
     )
 
 

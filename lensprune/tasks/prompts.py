@@ -16,6 +16,7 @@ from lensprune.tasks.base import (
     ProtocolName,
     Task,
 )
+from lensprune.tasks.filters import answers_of
 
 __all__ = ["build_context", "fewshot_example", "format_of", "prompt_hash", "prompt_strings"]
 
@@ -51,7 +52,7 @@ def build_context(fmt: PromptFormat, item: Item) -> str:
     With `per_choice_context` (winogrande) this is the part that all options share; the context of an option is this
     string followed by the option (`prompt_strings` does that).
     """
-    examples = "".join(fewshot_example(fmt, doc) for doc in item.fewshot)
+    examples = "".join(fewshot_example(fmt.example or fmt, doc) for doc in item.fewshot)
     return f"{fmt.description(item.doc)}{examples}{fmt.context(item.doc)}"
 
 
@@ -77,7 +78,10 @@ def _hashed_strings(loaded: LoadedTask, fmt: PromptFormat) -> Iterator[str]:
         for context, continuation in prompt_strings(fmt, item):
             yield context
             yield continuation
-        yield str(fmt.gold(item.doc)) if isinstance(fmt, MultipleChoiceFormat) else fmt.target(item.doc)
+        if isinstance(fmt, MultipleChoiceFormat):
+            yield str(fmt.gold(item.doc))
+        else:
+            yield from answers_of(fmt.target(item.doc))
     if isinstance(fmt, GenerationFormat):
         yield from fmt.until
         yield str(fmt.max_new_tokens)

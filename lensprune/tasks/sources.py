@@ -13,32 +13,47 @@ from lensprune.offline import is_offline
 from lensprune.packaged import data_folder
 from lensprune.tasks.base import Doc, RowRequest, Rows
 
-__all__ = ["Dataset", "hub_rows", "read_jsonl", "require_columns"]
+__all__ = ["Dataset", "hub_rows", "read_rows", "require_columns"]
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; blank lines are skipped.
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line, or of one JSON array of objects; blank lines and a byte-order mark are
+    skipped.
 
     Raises:
         UserError: the file is missing, unreadable or empty, or a line is not a JSON object (with its number).
     """
-    rows: list[dict[str, Any]] = []
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                row = _parse_line(path, number, line)
-                rows.append(row)
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if text.lstrip().startswith("["):
+        rows = _parse_array(path, text)
+    else:
+        lines = text.split("\n")
+        rows = [_parse_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise UserError(f"{path}: the file holds no rows")
     return rows
+
+
+def _parse_array(path: Path, text: str) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path}: starts like a JSON array and is not JSON ({reason})") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: can't be read ({str(error).partition(':')[0]})") from None
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            raise UserError(f"{path}: element {number} is a JSON {kind}, expected an object with columns")
+    return list(rows)
 
 
 def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -114,7 +129,7 @@ class Dataset:
         fewshot_splits: split of the few-shot examples, by preference (the first one is the hub's).
         process: applied to every row after the check of columns.
         keep: rows for which it is false are left out.
-        files: a file for each split, for tasks that bring their own.
+        files: one or more files for each split, for tasks that bring their own.
     """
 
     folder: str
@@ -125,7 +140,7 @@ class Dataset:
     fewshot_splits: tuple[str, ...] = ("train",)
     process: Callable[[Doc], Doc] = lambda row: row
     keep: Callable[[Doc], bool] = lambda row: True
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def __call__(self, request: RowRequest) -> Rows:
         """Read the evaluated rows, and the few-shot pool if shots are asked for.
@@ -153,7 +168,7 @@ class Dataset:
             fewshot = docs if shot_split is None or shared else reader(shot_split)[0]
         return Rows(docs, fewshot, source, fewshot_is_evaluated=shared)
 
-    def _local_files(self, data_dir: Path | None) -> Mapping[str, Path]:
+    def _local_files(self, data_dir: Path | None) -> Mapping[str, tuple[Path, ...]]:
         if data_dir is not None:
             if not data_dir.is_dir():
                 raise UserError(f"data folder {str(data_dir)!r} does not exist")
@@ -167,25 +182,26 @@ class Dataset:
         bundled = data_folder() / self.folder
         return self._files_in(bundled) if bundled.is_dir() else {}
 
-    def _files_in(self, folder: Path) -> Mapping[str, Path]:
-        files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    def _files_in(self, folder: Path) -> Mapping[str, tuple[Path, ...]]:
+        # JSON Lines come last, so that of two files of one split they are the ones read.
+        files = {path.stem: (path,) for kind in ("json", "jsonl") for path in sorted(folder.glob(f"*.{kind}"))}
         if not files:
             wanted = " or ".join(f"{name}.jsonl" for name in self.splits)
             raise UserError(f"{folder}: expected {wanted}, found no .jsonl file")
         return files
 
-    def _choose(self, asked: str | None, files: Mapping[str, Path]) -> str:
+    def _choose(self, asked: str | None, files: Mapping[str, tuple[Path, ...]]) -> str:
         for name in self.splits if asked is None else (asked,):
             if name in files:
                 return name
-        folder = next(iter(files.values())).parent
+        folder = next(iter(files.values()))[0].parent
         wanted = f"no {asked}.jsonl" if asked else "expected " + " or ".join(f"{name}.jsonl" for name in self.splits)
         raise UserError(f"{folder}: {wanted}; splits there: {', '.join(sorted(files))}")
 
-    def _local_reader(self, files: Mapping[str, Path]) -> Callable[[str], tuple[list[Doc], str]]:
+    def _local_reader(self, files: Mapping[str, tuple[Path, ...]]) -> Callable[[str], tuple[list[Doc], str]]:
         def read(split: str) -> tuple[list[Doc], str]:
-            path = files[split]
-            return self._checked(read_jsonl(path), str(path)), str(path)
+            rows = [row for path in files[split] for row in self._checked(read_rows(path), str(path))]
+            return rows, ", ".join(map(str, files[split]))
 
         return read
 

@@ -4,65 +4,58 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lensprune.errors import UserError, nearest, unknown_name
+from lensprune.errors import UserError, unknown_name
 from lensprune.paths import usable_path
 from lensprune.tasks.base import (
     Doc,
     FewshotSampler,
-    Filter,
     GenerationFormat,
     MultipleChoiceFormat,
     PromptFormat,
     ProtocolName,
     Task,
 )
-from lensprune.tasks.filters import FilterChain, RegexFilter, exact_match, remove_whitespace
+from lensprune.tasks.filters import AnyOf, FilterChain, RegexFilter, answers_of, exact_match, remove_whitespace
 from lensprune.tasks.formats import LETTER_UNTIL, letter_choice, letter_generation, letters, uniform_chance
+from lensprune.tasks.generation_settings import greedy_settings
 from lensprune.tasks.registry import register_task
 from lensprune.tasks.sources import Dataset
-from lensprune.tasks.templates import choices_of, target_of, text_of
+from lensprune.tasks.templates import choices_of, is_index, target_of, text_of
+from lensprune.tasks.yaml_fields import (
+    FEWSHOT_OVERRIDES,
+    FEWSHOT_REFUSED,
+    FEWSHOT_USED,
+    FILTERS_REFUSED,
+    METRICS_REFUSED,
+    check_keys,
+    read_fields,
+)
 
 __all__ = ["register_yaml"]
 
-_NEEDED = ("task", "doc_to_text", "doc_to_target")
-_USED = (
-    *_NEEDED,
-    "chance",
-    "columns",
-    "dataset_kwargs",
-    "dataset_name",
-    "dataset_path",
-    "description",
-    "doc_to_choice",
-    "fewshot_config",
-    "fewshot_delimiter",
-    "fewshot_split",
-    "filter_list",
-    "folder",
-    "generation_kwargs",
-    "metric_list",
-    "num_fewshot",
-    "output_type",
-    "primary_metric",
-    "protocols",
-    "question",
-    "summary",
-    "target_delimiter",
-    "test_split",
-    "training_split",
-    "validation_split",
-)
-_WITHOUT_EFFECT = ("doc_to_decontamination_query", "metadata", "repeats", "should_decontaminate", "tag", "task_alias")
 _PROTOCOLS: tuple[ProtocolName, ...] = ("default", "continuation", "generate")
 _MATCH_OPTIONS = ("regexes_to_ignore", "ignore_case", "ignore_punctuation", "ignore_numbers")
-_MAX_NEW_TOKENS = 256
+_METRIC_KEYS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")
+_CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes")
+_STEP_KEYS = {
+    "lowercase": (),
+    "majority_vote": (),
+    "map": ("mapping_dict", "default_value"),
+    "regex": ("regex_pattern", "group_select", "fallback"),
+    "remove_whitespace": (),
+    "take_first": (),
+    "uppercase": (),
+}
+_ONE_ANSWER = ("take_first", "majority_vote")
+"""Filters that choose among several sampled answers; of one they take that one."""
+_INVALID = "[invalid]"
+_BUILDERS = ("arrow", "csv", "pandas", "parquet", "text", "webdataset", "xml")
+_DATASET_KWARGS = {"trust_remote_code": "code from the hub is never run"}
 
 
 def register_yaml(path: Path | str) -> str:
@@ -71,10 +64,11 @@ def register_yaml(path: Path | str) -> str:
     The fields are lm-eval's: ``task``, ``dataset_path``, ``dataset_name``, ``dataset_kwargs: data_files`` (paths
     relative to the file, with ``dataset_path: json``), ``training_split``, ``validation_split``, ``test_split``,
     ``fewshot_split``, ``doc_to_text``, ``doc_to_choice``, ``doc_to_target`` (column names or jinja2 templates, run in a
-    sandbox), ``description``, ``target_delimiter``, ``fewshot_delimiter``, ``fewshot_config: sampler`` or ``samples``,
-    ``num_fewshot``, ``output_type`` (``multiple_choice`` or ``generate_until``), ``generation_kwargs: until`` and
-    ``max_gen_toks``, ``filter_list`` (functions regex, remove_whitespace, take_first), ``metric_list``. So a file of
-    lm-eval without ``!function`` and ``include`` works as it is, with its prompts and its few-shot examples.
+    sandbox; a list of texts means that any of them is right), ``description``, ``target_delimiter``,
+    ``fewshot_delimiter``, ``fewshot_config`` (sampler, split, samples, and how the examples are written otherwise than
+    the question), ``num_fewshot``, ``output_type`` (``multiple_choice`` or ``generate_until``), ``generation_kwargs``
+    (`greedy_settings`), ``filter_list``, ``metric_list``, ``include``. So a file of lm-eval without ``!function`` works
+    as it is, with its prompts and its few-shot examples; a field that can't be honoured is refused by name.
 
     Fields of our own: ``folder`` (below the data folder; default the task's name), ``columns``, ``summary``,
     ``question`` (what stands above the lettered options; default ``doc_to_text`` without a final ``Answer:``),
@@ -89,7 +83,7 @@ def register_yaml(path: Path | str) -> str:
         UserError: the file cannot be read, a field is missing, unknown (with the nearest name) or of the wrong form.
     """
     path = usable_path(path, "task file")
-    config = _read(path)
+    config = read_fields(path)
     file = _TaskFile(path, config)
     task = file.task()
 
@@ -100,30 +94,6 @@ def register_yaml(path: Path | str) -> str:
     builder.__qualname__ = str(path.resolve())
     register_task(name=task.name)(builder)
     return task.name
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        hint = "; Python code is not run from YAML, use @register_task" if "!function" in reason else ""
-        raise UserError(f"{path}: not a task file ({reason}){hint}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected a mapping of fields, got {type(config).__name__}")
-    for field in config:
-        if field not in (*_USED, *_WITHOUT_EFFECT):
-            close = nearest(str(field), _USED, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"fields are: {', '.join(sorted(_USED))}"
-            raise UserError(f"{path}: unknown field {field!r}: {hint}")
-    for field in _NEEDED:
-        if config.get(field) is None:
-            raise UserError(f"{path}: field {field!r} is missing")
-    return config
 
 
 @dataclass(frozen=True)
@@ -146,15 +116,17 @@ class _TaskFile:
         return text_of(self._of_kind(field, str, "", "text"), f"{self.path}: {field}")
 
     def task(self) -> Task:
-        formats = self._chosen(self._formats())
+        formats = self._chosen(self._formats_with_examples())
         options = self._options()
         chance = self._of_kind("chance", (int, float), 0.0, "a number")
-        fewshot = self._of_kind("fewshot_config", dict, {}, "a mapping")
+        fewshot = self._fewshot()
         sampler: FewshotSampler = "first_n" if fewshot.get("sampler") == "first_n" else "random"
         if fewshot.get("sampler") not in (None, "default", "first_n"):
             raise unknown_name(f"sampler in {self.path}", str(fewshot["sampler"]), ["default", "first_n"])
         samples = fewshot.get("samples")
-        fewshot_split = fewshot.get("split", self.config.get("fewshot_split"))
+        if samples is not None and not (isinstance(samples, list) and all(isinstance(row, dict) for row in samples)):
+            raise self._error(f"fewshot_config: samples is {samples!r}, expected a list of rows")
+        fewshot_split = fewshot.get("split") or self.config.get("fewshot_split")
         shots = self._of_kind("num_fewshot", int, 0, "a whole number")
         return Task(
             name=str(self.config["task"]),
@@ -174,9 +146,15 @@ class _TaskFile:
         evaluated = self.config.get("test_split") or self.config.get("validation_split")
         shots = [fewshot_split or self.config.get("training_split") or self.config.get("validation_split")]
         hub = self._of_kind("dataset_path", str, None, "text")
-        files = self._of_kind("dataset_kwargs", dict, {}, "a mapping").get("data_files", {})
+        kwargs = self._of_kind("dataset_kwargs", dict, {}, "a mapping")
+        check_keys(kwargs, ("data_files",), _DATASET_KWARGS, f"{self.path}: dataset_kwargs", "setting")
+        files = kwargs.get("data_files") or {}
         if not isinstance(files, dict):
             raise self._error(f"dataset_kwargs: data_files is {files!r}, expected a mapping of split to path")
+        if files and hub not in (None, "json"):
+            raise self._error(f"dataset_path is {hub!r}, and data_files are read as JSON Lines: expected json")
+        if hub in _BUILDERS:
+            raise self._error(f"dataset_path {hub!r} is not supported: convert the files to JSON Lines, and give json")
         return Dataset(
             folder=self._of_kind("folder", str, str(self.config["task"]), "text"),
             columns=tuple(self._of_kind("columns", list, [], "a list of column names")),
@@ -184,15 +162,27 @@ class _TaskFile:
             config=self._of_kind("dataset_name", str, None, "text"),
             splits=(evaluated,) if evaluated else ("test", "validation"),
             fewshot_splits=tuple(split for split in shots if split),
-            files={split: self.path.parent / file for split, file in files.items()},
+            files={split: self._paths(split, given) for split, given in files.items()},
         )
 
+    def _paths(self, split: str, given: Any) -> tuple[Path, ...]:
+        paths = [given] if isinstance(given, str) else given
+        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+            raise self._error(f"dataset_kwargs: data_files of {split} is {given!r}, expected a path or a list of paths")
+        return tuple(self.path.parent / path for path in paths)
+
+    def _fewshot(self) -> Mapping[str, Any]:
+        fewshot: Mapping[str, Any] = self._of_kind("fewshot_config", dict, {}, "a mapping")
+        check_keys(fewshot, FEWSHOT_USED, FEWSHOT_REFUSED, f"{self.path}: fewshot_config", "setting")
+        return fewshot
+
     def _options(self) -> Callable[[Doc], list[str]] | None:
-        source = self._of_kind("doc_to_choice", (str, list), None, "a list, a column or a template")
+        source = self._of_kind("doc_to_choice", (str, list, dict), None, "a list, a mapping, a column or a template")
         return None if source is None else choices_of(source, f"{self.path}: doc_to_choice")
 
     def _shows_letters(self) -> bool:
         fixed = self.config.get("doc_to_choice")
+        fixed = list(fixed.values()) if isinstance(fixed, dict) else fixed
         return isinstance(fixed, list) and [str(choice) for choice in fixed] == letters(len(fixed))
 
     def _question(self) -> Callable[[Doc], str]:
@@ -200,6 +190,19 @@ class _TaskFile:
             return self._text("question")
         text = self._text("doc_to_text")
         return lambda doc: text(doc).removesuffix("Answer:").rstrip()
+
+    def _formats_with_examples(self) -> dict[ProtocolName, PromptFormat]:
+        """The formats, with few-shot examples that are written as ``fewshot_config`` says."""
+        formats = self._formats()
+        own = {
+            name: value for name, value in self._fewshot().items() if name in FEWSHOT_OVERRIDES and value is not None
+        }
+        if not own:
+            return formats
+        examples = _TaskFile(self.path, {**self.config, **own})._formats()
+        if set(examples) != set(formats):
+            raise self._error("fewshot_config: the examples have options where the question has none, or none for some")
+        return {name: replace(fmt, example=examples[name]) for name, fmt in formats.items()}
 
     def _formats(self) -> dict[ProtocolName, PromptFormat]:
         options = self._options()
@@ -210,6 +213,8 @@ class _TaskFile:
             if kind == "multiple_choice":
                 raise self._error("output_type multiple_choice needs the field 'doc_to_choice'")
             return {"generate": self._generation()}
+        if kind == "multiple_choice":
+            self._check_no_generation()
         gold = self._gold(options)
         description = self._text("description")
         question = self._question()
@@ -236,15 +241,32 @@ class _TaskFile:
                 raise self._error(f"protocol {name!r} is not possible here; possible: {', '.join(formats)}")
         return {name: formats[name] for name in _PROTOCOLS if name in wanted}
 
+    def _check_no_generation(self) -> None:
+        """Refuse what says how an answer is generated where options are scored: lm-eval ignores it."""
+        if self.config.get("generation_kwargs") is not None:
+            raise self._error(
+                "generation_kwargs mean nothing to output_type multiple_choice: leave them out, or set generate_until"
+            )
+        for chain in self._filters():
+            if chain.steps:
+                raise self._error(f"filter {chain.name!r} means nothing to output_type multiple_choice: leave it out")
+        if any(entry["metric"] == "exact_match" for entry in self._metrics()):
+            raise self._error("metric exact_match is not measured with output_type multiple_choice: use acc")
+
+    def _target(self) -> Callable[[Doc], str | int | tuple[str, ...]]:
+        source = self._of_kind("doc_to_target", (str, int, list), "", "a column, template, number or list of answers")
+        return target_of(source, f"{self.path}: doc_to_target")
+
     def _gold(self, options: Callable[[Doc], list[str]]) -> Callable[[Doc], int]:
-        target = target_of(
-            self._of_kind("doc_to_target", (str, int), "", "a column, template or number"), str(self.path)
-        )
+        target = self._target()
 
         def gold(doc: Doc) -> int:
             value = target(doc)
+            if isinstance(value, tuple):
+                raise ValueError(f"the answer {list(value)} is a list, and only one of several options can be right")
             if isinstance(value, int):
-                return value
+                # A boolean is an index too: false the first option, true the second.
+                return int(value)
             choices = options(doc)
             # lm-eval's order: digits that a template renders are an index, the text of a column is an option.
             if value.isdigit() and self.config["doc_to_target"] not in doc:
@@ -257,12 +279,12 @@ class _TaskFile:
 
     def _choice(self, options: Callable[[Doc], list[str]], gold: Callable[[Doc], int]) -> MultipleChoiceFormat:
         listed = [str(entry.get("metric")) for entry in self._metrics()]
-        metrics = tuple(name for name in listed if name in ("acc", "acc_norm")) or ("acc", "acc_norm")
-        primary = self._of_kind("primary_metric", str, metrics[0], "acc or acc_norm")
+        metrics = tuple(name for name in listed if name in _CHOICE_METRICS) or ("acc", "acc_norm")
+        primary = self._of_kind("primary_metric", str, metrics[0], "a metric")
         if primary not in metrics:
             raise unknown_name(f"primary_metric in {self.path}", primary, metrics)
         return MultipleChoiceFormat(
-            context=self._text("doc_to_text"),
+            context=self._context(),
             choices=options,
             gold=gold,
             description=self._text("description"),
@@ -271,6 +293,18 @@ class _TaskFile:
             target_delimiter=self._target_delimiter,
             fewshot_delimiter=self._fewshot_delimiter,
         )
+
+    def _context(self) -> Callable[[Doc], str]:
+        source, text = str(self.config["doc_to_text"]), self._text("doc_to_text")
+
+        def context(doc: Doc) -> str:
+            shown = text(doc)
+            if is_index(source, shown, doc):
+                # lm-eval then takes the options for questions, and the target for what follows each of them.
+                raise ValueError(f"doc_to_text gives the number {shown!r}, and options as questions are not supported")
+            return shown
+
+        return context
 
     @property
     def _target_delimiter(self) -> str:
@@ -282,63 +316,113 @@ class _TaskFile:
 
     def _metrics(self) -> Sequence[Mapping[str, Any]]:
         entries = self._of_kind("metric_list", list, [], "a list")
+        known = (*(_CHOICE_METRICS if self.config.get("doc_to_choice") is not None else ()), "exact_match")
         for entry in entries:
-            if not isinstance(entry, dict) or entry.get("metric") not in ("acc", "acc_norm", "exact_match"):
-                raise self._error(f"metric_list: {entry!r}, expected a metric: acc, acc_norm or exact_match")
+            name = entry.get("metric") if isinstance(entry, dict) else None
+            if name in METRICS_REFUSED:
+                raise self._error(f"metric_list: metric {name!r} is not supported: {METRICS_REFUSED[name]}")
+            if name not in known:
+                raise self._error(f"metric_list: {entry!r}, expected a metric: {', '.join(known)}")
+            self._check_metric(entry)
+        names = [entry["metric"] for entry in entries]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise self._error(f"metric_list: {twice!r} is listed twice")
         return entries
 
-    def _filters(self) -> tuple[Filter, ...]:
+    def _check_metric(self, entry: Mapping[str, Any]) -> None:
+        where = f"metric_list: {entry['metric']}"
+        options = _MATCH_OPTIONS if entry["metric"] == "exact_match" else ()
+        check_keys(entry, (*_METRIC_KEYS, *options), {}, f"{self.path}: {where}", "setting")
+        for name, expected in (("aggregation", "mean"), ("higher_is_better", True), ("hf_evaluate", False)):
+            if entry.get(name, expected) != expected:
+                raise self._error(f"{where}: {name} is {entry[name]!r}, expected {expected!r}")
+        for name in options:
+            value = entry.get(name)
+            if name == "regexes_to_ignore":
+                if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+                    raise self._error(f"{where}: {name} is {value!r}, expected a list of regular expressions")
+                for pattern in value or []:
+                    self._compiled(pattern, where)
+            elif not isinstance(value, bool | None):
+                raise self._error(f"{where}: {name} is {value!r}, expected true or false")
+
+    def _compiled(self, pattern: str, where: str) -> None:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise self._error(f"{where}: {pattern!r} is not a regular expression ({error})") from None
+
+    def _filters(self) -> tuple[FilterChain, ...]:
         chains = []
         for entry in self._of_kind("filter_list", list, [], "a list"):
             if not isinstance(entry, dict) or "name" not in entry or not isinstance(entry.get("filter"), list):
                 raise self._error(f"filter_list: {entry!r}, expected the fields name and filter")
+            check_keys(entry, ("name", "filter"), {}, f"{self.path}: filter_list", "setting")
             steps = [self._step(step) for step in entry["filter"]]
             chains.append(FilterChain(str(entry["name"]), tuple(step for step in steps if step is not None)))
+        names = [chain.name for chain in chains]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise self._error(f"filter_list: the name {twice!r} is given twice")
         return tuple(chains) or (FilterChain("none", ()),)
 
     def _step(self, step: Mapping[str, Any]) -> Callable[[str], str | None] | None:
         function = step.get("function") if isinstance(step, dict) else None
+        if function in FILTERS_REFUSED:
+            raise self._error(f"filter_list: filter {function!r} is not supported: {FILTERS_REFUSED[function]}")
+        if function not in _STEP_KEYS:
+            raise unknown_name(f"filter function in {self.path}", str(function), _STEP_KEYS)
+        check_keys(step, ("function", *_STEP_KEYS[function]), {}, f"{self.path}: filter_list: {function}", "setting")
         if function == "regex":
-            pattern = str(step.get("regex_pattern", r"#### (\-?[0-9\.\,]+)"))
-            try:
-                return RegexFilter("regex", pattern, int(step.get("group_select", 0)))
-            except (re.error, ValueError) as error:
-                raise self._error(f"filter_list: {pattern!r} is not a regular expression ({error})") from None
-        if function == "remove_whitespace":
-            return remove_whitespace
-        if function == "take_first":
-            return None
-        raise unknown_name(
-            f"filter function in {self.path}", str(function), ["regex", "remove_whitespace", "take_first"]
-        )
+            return self._regex(step)
+        if function == "map":
+            mapping, default = step.get("mapping_dict") or {}, step.get("default_value")
+            if not isinstance(mapping, dict):
+                raise self._error(f"filter_list: mapping_dict is {mapping!r}, expected a mapping")
+            words = {str(key): str(value) for key, value in mapping.items()}
+            return lambda text: words.get(text, None if default is None else str(default))
+        simple = {"lowercase": str.lower, "uppercase": str.upper, "remove_whitespace": remove_whitespace}
+        return None if function in _ONE_ANSWER else simple[function]
+
+    def _regex(self, step: Mapping[str, Any]) -> RegexFilter:
+        pattern = str(step.get("regex_pattern", r"#### (\-?[0-9\.\,]+)"))
+        self._compiled(pattern, "filter_list")
+        group, fallback = step.get("group_select", 0), step.get("fallback", _INVALID)
+        if isinstance(group, bool) or not isinstance(group, int):
+            raise self._error(f"filter_list: group_select is {group!r}, expected a whole number")
+        if not isinstance(fallback, str):
+            raise self._error(f"filter_list: fallback is {fallback!r}, expected text")
+        return RegexFilter("regex", pattern, group, None if fallback == _INVALID else fallback)
 
     def _generation(self) -> GenerationFormat:
         options = self._options()
         gold = self._gold(options) if options is not None else None
-        target = target_of(
-            self._of_kind("doc_to_target", (str, int), "", "a column, template or number"), str(self.path)
-        )
+        target = self._target()
 
         def answer(doc: Doc) -> str:
-            return str(target(doc)) if options is None or gold is None else options(doc)[gold(doc)]
+            if options is not None and gold is not None:
+                return options(doc)[gold(doc)]
+            value = target(doc)
+            return AnyOf(value) if isinstance(value, tuple) else str(value)
 
         filters = self._filters()
         matching = next((entry for entry in self._metrics() if entry.get("metric") == "exact_match"), {})
-        kwargs = self._of_kind("generation_kwargs", dict, {}, "a mapping")
-        until = kwargs.get("until", [self._fewshot_delimiter])
-        until = [until] if isinstance(until, str) else until
+        until, max_new_tokens = greedy_settings(
+            self._of_kind("generation_kwargs", dict, {}, "a mapping"), [self._fewshot_delimiter], str(self.path)
+        )
         primary = self._of_kind("primary_metric", str, filters[0].name, "the name of a filter")
         if options is None and primary not in [entry.name for entry in filters]:
             raise unknown_name(f"filter in {self.path}", primary, [entry.name for entry in filters])
         return GenerationFormat(
-            context=self._text("doc_to_text"),
+            context=self._text("doc_to_text") if options is None else self._context(),
             target=answer,
             filters=filters,
-            matches=partial(exact_match, **{key: matching[key] for key in _MATCH_OPTIONS if key in matching}),
+            matches=partial(exact_match, **{key: matching[key] for key in _MATCH_OPTIONS if matching.get(key)}),
             primary_filter=primary if options is None else filters[0].name,
-            until=tuple(str(stop) for stop in until),
-            max_new_tokens=int(kwargs.get("max_gen_toks", _MAX_NEW_TOKENS)),
-            display_gold=answer,
+            until=until,
+            max_new_tokens=max_new_tokens,
+            display_gold=lambda doc: " | ".join(answers_of(answer(doc))),
             description=self._text("description"),
             target_delimiter=self._target_delimiter,
             fewshot_delimiter=self._fewshot_delimiter,
@@ -357,6 +441,7 @@ class _TaskFile:
             display_gold=form.display_gold,
             description=form.description,
             is_answer=form.is_answer,
+            measures=form.measures,
             target_delimiter=self._target_delimiter,
             fewshot_delimiter=self._fewshot_delimiter,
         )

@@ -17,7 +17,7 @@ from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.runs.store import RunStore
 from lensprune.sweeps.selection import VariantSelection
-from lensprune.tasks import prompt_strings
+from lensprune.tasks import prompt_strings, registry
 from tests.helpers.families import byte_tokenizer
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.sweeps import sweep as tiny_sweep
@@ -104,6 +104,27 @@ def test_the_same_call_goes_on_and_a_changed_one_is_refused(folder: Path, tmp_pa
     with pytest.raises(UserError, match="holds another run"):
         sweep(folder, out, tasks=["facts"], protocols=["continuation"], limit=LIMIT + 1)
     assert record_files(out) == before
+
+
+def test_a_task_given_by_its_file_is_found_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_builders", {})
+    (tmp_path / "rows.jsonl").write_text('{"q": "1+1", "a": "2"}\n{"q": "2+2", "a": "4"}\n')
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n"
+        'doc_to_text: "{{q}}="\ndoc_to_target: a\ngeneration_kwargs: {max_gen_toks: 2}\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["sweep", "--model", str(folder), "--task", "mine.yaml", "--protocol", "generate", "--layers", "0"]
+    assert main([*arguments, "--out", "run"]) == 0
+    out = tmp_path / "run"
+    whole = record_files(out)
+    (cell,) = (path for path in (out / "records").iterdir() if "L0" in path.name)
+    cell.unlink()
+    monkeypatch.setattr(registry, "_builders", {})
+    monkeypatch.chdir(tmp_path.parent)
+    resumed = lp.resume(out, progress=False)
+    assert record_files(out) == whole
+    assert set(resumed.summary()["task"]) == {"mine"}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
-from lensprune.adapters.lm_eval import run_lm_eval_tasks
+from lensprune.adapters.lm_eval import _load, run_lm_eval_tasks
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.errors import UserError
 from lensprune.models import BridgeModel, as_hooked_model, load_model
@@ -155,6 +155,8 @@ def test_data_that_cannot_be_loaded_is_one_line(
     def away(names: list[str]) -> None:
         raise ConnectionError("Couldn't reach the hub\nand more")
 
+    for name in ("LENSPRUNE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(manager, "load", away)
     with pytest.raises(UserError, match=r"cannot load toy_choice \(Couldn't reach the hub\): check the network"):
         run(model, ["toy_choice"], manager)
@@ -173,8 +175,8 @@ def test_variants_of_one_name_are_refused(model: BridgeModel, manager: TaskManag
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"do_sample": True, "temperature": 1.0}, "samples at random"),
-        ({"num_beams": 4}, "'num_beams' is not supported"),
+        ({"do_sample": True, "temperature": 1.0}, "'do_sample' is true"),
+        ({"num_beams": 4}, "'num_beams' is 4"),
     ],
 )
 def test_what_is_not_greedy_is_refused(
@@ -187,3 +189,29 @@ def test_what_is_not_greedy_is_refused(
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match=f"'toy_other', document 0.*{message}"):
         run(model, [str(path)], manager)
+
+
+def test_offline_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets.config
+    import huggingface_hub.constants
+
+    seen = []
+
+    class Manager:
+        all_tasks = ("far_away",)
+
+        def load(self, names: list[str]) -> None:
+            seen.append((datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE))
+            raise ConnectionError("no cache")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("LENSPRUNE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="check the network"):
+        _load(Manager(), ["far_away"])
+    monkeypatch.setenv("LENSPRUNE_OFFLINE", "1")
+    with pytest.raises(UserError, match="LENSPRUNE_OFFLINE or HF_HUB_OFFLINE is set"):
+        _load(Manager(), ["far_away"])
+    assert seen == [(False, False), (True, True)]
+    assert (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE) == (False, False)

@@ -129,8 +129,9 @@ def test_the_prefix_token_is_bos_else_eos() -> None:
     with pytest.raises(UserError, match="needs a tokenizer with a BOS token"):
         as_hooked_model(bridge(), tokenizer=tokenizer, bos="always")
     tokenizer.eos_token = None
-    with pytest.raises(UserError, match="neither a BOS nor an EOS"):
-        prefix_token_id(as_hooked_model(bridge(), tokenizer=tokenizer))
+    without = as_hooked_model(bridge(), tokenizer=tokenizer)
+    assert prefix_token_id(without) is None
+    assert encode(without, "ab") == tokenizer.encode("ab")
 
 
 def test_a_cache_that_stays_empty_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

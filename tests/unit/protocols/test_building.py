@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import logging
+from dataclasses import replace
 
 import pytest
 
 from lensprune.errors import UserError
 from lensprune.protocols import GenerateRequest, LoglikelihoodRequest, build_requests
-from tests.helpers.toy_task import TOKENIZER, choice_format, generation_format, loaded, model
+from lensprune.tasks.base import Item, LoadedTask
+from tests.helpers.toy_task import DOCS, TOKENIZER, choice_format, generation_format, loaded, model
 
 SHOT = "Q: 0+1?\nA: one\n\n"
 
@@ -110,3 +113,33 @@ class TestChat:
     def test_a_model_without_a_template_is_refused(self):
         with pytest.raises(UserError, match="toy-model has no chat template"):
             build_requests(model(), loaded(), "generate", chat_template=True)
+
+
+def _many(n: int, bad: int) -> LoadedTask:
+    docs = [{"q": f"{i}?", "options": ["x", "y"], "gold": 0} for i in range(n)]
+    docs[bad]["options"] = ["x", ""]
+    return loaded(docs, choice=choice_format(target_delimiter=""))
+
+
+def test_an_item_that_cannot_be_asked_is_left_out_and_counted(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING, "lensprune"):
+        built = build_requests(model(), _many(20, 3), "continuation")
+    assert [asked.item.id for asked in built] == [str(i) for i in range(20) if i != 3]
+    (message,) = caplog.messages
+    assert "1 of 20 items can't be asked and are left out; the first: task 'toy', item 3" in message
+    with pytest.raises(UserError, match="item 3: the continuation '' has no token of its own"):
+        build_requests(model(), _many(9, 3), "continuation")
+
+
+def test_a_tokenizer_without_bos_and_eos_misses_them_only_for_an_empty_context():
+    bare = copy.deepcopy(TOKENIZER)
+    bare.bos_token = bare.eos_token = None
+    (first, _) = build_requests(model(tokenizer=bare), loaded(), "continuation")
+    request = first.requests[0]
+    assert isinstance(request, LoglikelihoodRequest)
+    assert bare.decode(list(request.context_ids)) == first.prompts[0].context
+    assert build_requests(model(tokenizer=bare), loaded(), "generate")[0].requests
+    empty = choice_format(context=lambda doc: "", description=lambda doc: "")
+    without = replace(loaded(choice=empty), items=(Item("0", DOCS[0]),))
+    with pytest.raises(UserError, match="item 0: the context is empty, and the tokenizer has neither"):
+        build_requests(model(tokenizer=bare), without, "continuation")

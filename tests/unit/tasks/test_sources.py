@@ -8,14 +8,14 @@ import pytest
 
 from lensprune.errors import UserError
 from lensprune.tasks import load_task
-from lensprune.tasks.sources import hub_rows, read_jsonl, require_columns
+from lensprune.tasks.sources import hub_rows, read_rows, require_columns
 from tests.helpers.rows import RowsWriter, gsm8k_row, openbookqa_row
 
 
 def test_blank_lines_are_skipped_and_order_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('\n{"a": 1}\n\n  \n{"a": "é"}', encoding="utf-8")
-    assert read_jsonl(path) == [{"a": 1}, {"a": "é"}]
+    assert read_rows(path) == [{"a": 1}, {"a": "é"}]
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,16 @@ def test_a_broken_file_is_named_with_its_line(content: bytes, reason: str, tmp_p
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as caught:
-        read_jsonl(path)
+        read_rows(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        read_jsonl(tmp_path / "absent.jsonl")
+        read_rows(tmp_path / "absent.jsonl")
     with pytest.raises(UserError, match="cannot be read"):
-        read_jsonl(tmp_path)
+        read_rows(tmp_path)
 
 
 def test_missing_column_names_row_and_nearest_column() -> None:

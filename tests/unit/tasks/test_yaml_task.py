@@ -168,7 +168,7 @@ def test_a_data_folder_comes_before_the_files_own_rows(sums: Path, tmp_path: Pat
         ({"filter_list": [{"name": "x", "filter": [{"function": "regx"}]}]}, "did you mean regex"),
         ({"filter_list": [{"name": "x", "filter": [{"function": "regex", "regex_pattern": "("}]}]}, "regular expr"),
         ({"filter_list": ["x"]}, "expected the fields name and filter"),
-        ({"metric_list": [{"metric": "bleu"}]}, "expected a metric"),
+        ({"metric_list": [{"metric": "bleu"}]}, "metric 'bleu' is not supported"),
         ({"fewshot_config": {"sampler": "balanced"}}, "unknown sampler"),
         ({"dataset_kwargs": {"data_files": "test.jsonl"}}, "expected a mapping of split to path"),
     ],

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from lensprune.packaged import data_folder
-from lensprune.tasks.sources import read_jsonl
+from lensprune.tasks.sources import read_rows
 
 LETTERS = ["A", "B", "C", "D"]
 
 
 def rows_of(split: str) -> list[dict[str, Any]]:
-    return read_jsonl(data_folder() / "facts" / f"{split}.jsonl")
+    return read_rows(data_folder() / "facts" / f"{split}.jsonl")
 
 
 def right_text(row: dict[str, Any]) -> str:

@@ -18,15 +18,15 @@ from lensprune.tasks.bundled.kv_rows import generate_kv_rows
 from lensprune.tasks.bundled.word_problem_templates import TEMPLATES
 from lensprune.tasks.bundled.word_problems import FEWSHOT_SEED, TEST_SEED, generate_word_problems
 from lensprune.tasks.loading import load_task
-from lensprune.tasks.sources import read_jsonl
+from lensprune.tasks.sources import read_rows
 
 MARK = re.compile(r"<<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)")
 
 
 def test_word_problem_files_are_the_generators_output() -> None:
     folder = data_folder() / "word_problems"
-    test = read_jsonl(folder / "test.jsonl")
-    train = read_jsonl(folder / "train.jsonl")
+    test = read_rows(folder / "test.jsonl")
+    train = read_rows(folder / "train.jsonl")
     assert test == json.loads(json.dumps(generate_word_problems(8, TEST_SEED)))
     assert train == json.loads(json.dumps(generate_word_problems(1, FEWSHOT_SEED)))
     assert len(TEMPLATES) >= 40
@@ -35,7 +35,7 @@ def test_word_problem_files_are_the_generators_output() -> None:
 
 
 def test_every_chain_of_steps_computes_and_ends_in_the_answer() -> None:
-    for row in read_jsonl(data_folder() / "word_problems" / "test.jsonl"):
+    for row in read_rows(data_folder() / "word_problems" / "test.jsonl"):
         marks = MARK.findall(row["answer"])
         assert len(marks) == row["steps"]
         for left, sign, right, value, shown in marks:

@@ -1,0 +1,140 @@
+"""Standard output, standard error and progress bars that outlive whoever reads them."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["LastingStream", "lasting_streams", "progress_bar"]
+
+_ENCODING_ERRORS = "lensprune-plain"
+_PLAIN = {
+    "Δ": "d",
+    "μ": "u",
+    "→": "->",
+    "↔": "<->",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "×": "x",
+    "±": "+/-",
+    "≤": "<=",
+    "≥": ">=",
+    "≈": "~",
+    "‖": "|",
+    "·": "*",
+    "…": "...",
+}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_ENCODING_ERRORS, _plain)
+
+
+class LastingStream:
+    """A text stream whose writes never fail.
+
+    What the stream's encoding lacks is written in plain letters (``Δ`` as ``d``, ``→`` as ``->``, else ``?``). Once the
+    stream is gone (its reader left, the disk is full, it was closed), `failure` holds the first error and what is
+    written is dropped.
+
+    Args:
+        redirect: when the stream is gone, lead its file descriptor to the null device, so that whoever else writes
+            there, or flushes it when the interpreter ends, does not fail either.
+    """
+
+    def __init__(self, stream: Any, *, redirect: bool = False) -> None:
+        self._stream = stream
+        self._redirect = redirect
+        self.failure: OSError | ValueError | None = None
+
+    def write(self, text: str) -> int:
+        """Write `text`; like a text stream's, it returns the number of characters taken."""
+        if self._stream is not None and self.failure is None:
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding
+                self.write(text.encode(encoding, _ENCODING_ERRORS).decode(encoding))
+            except (OSError, ValueError) as error:
+                self._lose(error)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of `lines`."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Hand on what is buffered."""
+        if self._stream is not None and self.failure is None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._lose(error)
+
+    def isatty(self) -> bool:
+        """Whether a terminal reads the stream."""
+        try:
+            return self._stream is not None and bool(self._stream.isatty())
+        except ValueError:
+            return False
+
+    def _lose(self, error: OSError | ValueError) -> None:
+        self.failure = error
+        if not self._redirect:
+            return
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+        except (OSError, ValueError, AttributeError):
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[tuple[LastingStream, LastingStream]]:
+    """Standard output and standard error as `LastingStream`, for everything that writes to them meanwhile."""
+    _open_missing_descriptors()
+    before = sys.stdout, sys.stderr
+    out, err = (LastingStream(stream, redirect=True) for stream in before)
+    sys.stdout, sys.stderr = out, err
+    try:
+        yield out, err
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _open_missing_descriptors() -> None:
+    """Lead closed standard descriptors to the null device, so that no file of ours becomes standard output."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                os.open(os.devnull, os.O_RDWR)
+
+
+def progress_bar(*, shown: bool, total: int | None = None, unit: str = "row", description: str | None = None) -> Any:
+    """A tqdm bar on standard error that never stops the work: without a reader it is not drawn."""
+    from tqdm.auto import tqdm
+
+    stream = sys.stderr if isinstance(sys.stderr, LastingStream) else LastingStream(sys.stderr)
+    return tqdm(
+        total=total, unit=unit, desc=description, disable=not shown, file=stream, dynamic_ncols=True, smoothing=0.1
+    )
