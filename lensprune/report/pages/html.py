@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lensprune import __version__
+from lensprune.report.figures.style import settings
 from lensprune.report.text.plain_text import csv_text, visible
 from lensprune.sweep.files import write_atomically, write_error
 
@@ -108,7 +109,7 @@ def drawn(name: str, axes: Axes | Sequence[Axes], data: pd.DataFrame, alt: str, 
     figure = cast(Figure, first.figure)
     buffer = io.BytesIO()
     try:
-        with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "lensprune"}):
+        with settings({"svg.fonttype": "path", "svg.hashsalt": "lensprune"}):
             figure.savefig(buffer, format="svg", metadata={"Date": None})
     finally:
         plt.close(figure)
