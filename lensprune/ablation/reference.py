@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lensprune.ablation.components import MLP, Attention, Component, Layer
 from lensprune.ablation.variants import Ablation, Variant, check_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts, NamedHook
 
-__all__ = ["MeanMode", "ReferenceActivations", "check_variants", "collect_reference", "replacement", "site_of"]
+__all__ = [
+    "MeanMode",
+    "ReferenceActivations",
+    "check_variants",
+    "collect_reference",
+    "ordinary_positions",
+    "recorded",
+    "replacement",
+    "site_of",
+]
 
-MeanMode = Literal["pooled", "per_position"]
+MeanMode = Literal["pooled", "pooled_all", "per_position"]
+"""``pooled``: over ordinary positions (see `ordinary_positions`), with the first token's own mean for the first token.
+``pooled_all``: one mean over all positions. ``per_position``: position by position."""
 
 CONTRIBUTION = "contribution"
 OPTIMAL_PROMPTS = 8
+OUTLIER = 10.0
+"""A token whose residual norm is more than so many times the prompt's median, behind any block, is an outlier."""
 
 
 def site_of(component: Component) -> str:
@@ -44,10 +57,12 @@ def site_of(component: Component) -> str:
 class ReferenceActivations:
     """Activations of the clean model on reference prompts, one entry per site (see `site_of`).
 
-    `pooled[site]`: mean over all positions of all prompts. `per_position[site]`: [pos, …], the mean over the prompts
-    that reach a position, for every position that at least two prompts reach (one, if there is one prompt).
-    `donor[site]`: [pos, …], the donor prompt's activations. `optimal[label]`: by component, the constant of
-    `optimal_constants`, in the site's shape. `digest` identifies prompts, mode and donor.
+    `pooled[site]`: mean over the positions that the mode pools. `first[site]`: mean over the prompts' first tokens,
+    which take it in mode ``pooled``: a first token is often an attention sink, with activations a hundred times as
+    large as any other's, and one mean over both is near neither. `per_position[site]`: [pos, …], the mean over the
+    prompts that reach a position, for every position that at least two prompts reach (one, if there is one prompt).
+    `donor[site]`: [pos, …], the donor prompt's activations. `optimal[label]`: by component, [2, …], the constants of
+    `optimal_constants` for the first token and for all others. `digest` identifies prompts, mode and donor.
 
     Past the last calibrated position, decode steps included, ``per_position`` falls back on the pooled mean. Past the
     donor's end, `resample` goes round through the donor's positions 1, 2, …: position 0, often an attention sink, only
@@ -56,6 +71,7 @@ class ReferenceActivations:
 
     mode: MeanMode = "pooled"
     pooled: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    first: Mapping[str, torch.Tensor] = field(default_factory=dict)
     per_position: Mapping[str, torch.Tensor] = field(default_factory=dict)
     donor: Mapping[str, torch.Tensor] = field(default_factory=dict)
     optimal: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -65,8 +81,11 @@ class ReferenceActivations:
     def mean(self, site: str, position_ids: Int[torch.Tensor, "*rows"]) -> Float[torch.Tensor, "*rows ..."]:
         """Mean activation of `site` for tokens at `position_ids`."""
         pooled = self._get(self.pooled, site).to(position_ids.device)
-        if self.mode == "pooled":
+        if self.mode == "pooled_all":
             return pooled.expand(*position_ids.shape, *pooled.shape)
+        if self.mode == "pooled":
+            first = self._get(self.first, site).to(position_ids.device)
+            return torch.stack([first, pooled])[(position_ids > 0).long()]
         table = self._get(self.per_position, site).to(position_ids.device)
         values = table[position_ids.clamp(0, len(table) - 1)]
         calibrated = (position_ids < len(table)).view(*position_ids.shape, *[1] * pooled.ndim)
@@ -82,9 +101,8 @@ class ReferenceActivations:
     def constant(
         self, component: Component, position_ids: Int[torch.Tensor, "*rows"]
     ) -> Float[torch.Tensor, "*rows ..."]:
-        """The optimal constant of `component`, the same for tokens at all `position_ids`."""
-        value = self._get(self.optimal, component.label).to(position_ids.device)
-        return value.expand(*position_ids.shape, *value.shape)
+        """The optimal constant of `component` for tokens at `position_ids`: the first token's, or the others'."""
+        return self._get(self.optimal, component.label).to(position_ids.device)[(position_ids > 0).long()]
 
     @staticmethod
     def _get(table: Mapping[str, torch.Tensor], site: str) -> torch.Tensor:
@@ -123,15 +141,28 @@ def replacement(
     return table(site_of(ablation.component), position_ids).to(like.dtype)
 
 
-class _Recorder:
-    """Keeps one prompt's activations at the wanted sites."""
+def ordinary_positions(residual_norms: Float[torch.Tensor, "layer pos"]) -> Bool[torch.Tensor, " pos"]:
+    """Which tokens of a prompt are no attention sinks, given the norms of the residual stream behind each block.
 
-    def __init__(self, sites: Iterable[str]) -> None:
+    Sinks are the first token, and tokens whose norm is more than `OUTLIER` times the median over the prompt, behind
+    any block: the massive activations of Sun et al. 2024 (arXiv 2402.17762).
+    """
+    usual = (residual_norms <= OUTLIER * residual_norms.median(dim=1, keepdim=True).values).all(dim=0)
+    usual[0] = False
+    return usual
+
+
+class _Recorder:
+    """Keeps one prompt's activations at the wanted sites, and the norms of its residual stream behind each block."""
+
+    def __init__(self, sites: Iterable[str], n_layers: int) -> None:
         self.sites = sorted(set(sites))
         self.values: dict[str, torch.Tensor] = {}
+        self.norms: list[torch.Tensor] = []
+        self._n_layers = n_layers
 
     def hooks(self) -> list[NamedHook]:
-        hooks: list[NamedHook] = []
+        hooks: list[NamedHook] = [(f"blocks.{i}.hook_resid_post", self._measure) for i in range(self._n_layers)]
         for site in self.sites:
             if site.endswith(CONTRIBUTION):
                 block = site.removesuffix(f".{CONTRIBUTION}")
@@ -140,6 +171,14 @@ class _Recorder:
             else:
                 hooks.append((site, self._keep(site)))
         return hooks
+
+    @property
+    def ordinary(self) -> Bool[torch.Tensor, " pos"]:
+        """The prompt's `ordinary_positions`."""
+        return ordinary_positions(torch.stack(self.norms))
+
+    def _measure(self, activation: torch.Tensor, hook: Any) -> None:
+        self.norms.append(activation[0].detach().double().norm(dim=-1).cpu())
 
     def _keep(self, site: str) -> Any:
         def keep(activation: torch.Tensor, hook: Any) -> None:
@@ -152,6 +191,53 @@ class _Recorder:
             self.values[site] = activation.detach() - self.values[site]
 
         return subtract
+
+
+def recorded(
+    model: HookedModel, prompts: Sequence[Sequence[int]], sites: Callable[[int], set[str]]
+) -> Iterator[tuple[dict[str, torch.Tensor], Bool[torch.Tensor, " pos"]]]:
+    """Of each prompt, run by itself: the clean model's activations [pos, …] at `sites` of its index, and which of its
+    tokens are `ordinary_positions`; nothing runs where no site is wanted."""
+    for index, prompt in enumerate(prompts):
+        if not (wanted := sites(index)):
+            yield {}, torch.ones(len(prompt), dtype=torch.bool)
+            continue
+        recorder = _Recorder(wanted, model.facts.n_layers)
+        ids = torch.tensor([list(prompt)], device=model.facts.device)
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        with torch.inference_mode(), model.hooks(recorder.hooks()):
+            model.forward(ids, torch.ones_like(ids), positions, logits_to_keep=1)
+        yield {site: value[0] for site, value in recorder.values.items()}, recorder.ordinary
+
+
+class _SiteMeans:
+    """Sums of one site's activations, in float64, over prompts of at most `longest` tokens."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._totals: torch.Tensor | None = None
+        self._usual: torch.Tensor | None = None
+        self._n_usual = 0
+
+    def add(self, values: Float[torch.Tensor, "pos ..."], usual: Bool[torch.Tensor, " pos"]) -> None:
+        """Add one prompt, whose tokens in `usual` are pooled."""
+        if self._totals is None or self._usual is None:
+            self._totals = torch.zeros(self._longest, *values.shape[1:], dtype=torch.float64)
+            self._usual = torch.zeros(values.shape[1:], dtype=torch.float64)
+        self._totals[: len(values)] += values
+        self._usual += values[usual].sum(0)
+        self._n_usual += int(usual.sum())
+
+    def pooled(self, counts: Float[torch.Tensor, " pos"]) -> torch.Tensor:
+        """The mean over the pooled tokens; over all tokens where there are none, as in prompts of one token."""
+        assert self._totals is not None
+        assert self._usual is not None
+        return self._usual / self._n_usual if self._n_usual else self._totals.sum(0) / counts.sum()
+
+    def by_position(self, counts: Float[torch.Tensor, " pos"]) -> torch.Tensor:
+        """[pos, …], the mean at each position, which `counts` prompts reach."""
+        assert self._totals is not None
+        return self._totals[: len(counts)] / counts.view(-1, *[1] * (self._totals.ndim - 1))
 
 
 def collect_reference(
@@ -196,44 +282,38 @@ def collect_reference(
     mean_sites = {site_of(a.component) for a in ablations if a.kind in ("mean", "optimal")}
     donor_sites = {site_of(a.component) for a in ablations if a.kind == "resample"}
     donor_index = random.Random(donor_seed).randrange(len(prompts))
-    sums: dict[str, torch.Tensor] = {}
-    counts = torch.zeros(max(len(p) for p in prompts), dtype=torch.float64)
+    sites = {site: _SiteMeans(longest) for site in mean_sites}
+    counts = torch.zeros(longest, dtype=torch.float64)
     donor: dict[str, torch.Tensor] = {}
-    for index, prompt in enumerate(prompts):
-        wanted = mean_sites | (donor_sites if index == donor_index else set())
-        if not wanted:
-            continue
-        recorder = _Recorder(wanted)
-        ids = torch.tensor([list(prompt)], device=model.facts.device)
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        with torch.inference_mode(), model.hooks(recorder.hooks()):
-            model.forward(ids, torch.ones_like(ids), positions, logits_to_keep=1)
-        counts[: ids.shape[1]] += 1
-        for site in mean_sites:
-            value = recorder.values[site][0].double().cpu()
-            if site not in sums:
-                sums[site] = torch.zeros(len(counts), *value.shape[1:], dtype=torch.float64)
-            sums[site][: len(value)] += value
+
+    def wanted(index: int) -> set[str]:
+        return mean_sites | (donor_sites if index == donor_index else set())
+
+    for index, (values, usual) in enumerate(recorded(model, prompts, wanted)):
+        counts[: len(usual)] += 1
+        for site, means in sites.items():
+            means.add(values[site].double().cpu(), torch.ones_like(usual) if mode == "pooled_all" else usual)
         if index == donor_index:
-            donor = {site: recorder.values[site][0] for site in donor_sites}
+            donor = {site: values[site] for site in donor_sites}
     dtype = next(iter(model.module.parameters())).dtype
-    needed = min(2, len(prompts))
-    calibrated = int((counts >= needed).sum())
-    pooled, per_position = {}, {}
-    for site, total in sums.items():
-        pooled[site] = (total.sum(0) / counts.sum()).to(model.facts.device, dtype)
-        shaped = counts[:calibrated].view(-1, *[1] * (total.ndim - 1))
-        per_position[site] = (total[:calibrated] / shaped).to(model.facts.device, dtype)
+    calibrated = int((counts >= min(2, len(prompts))).sum())
+    pooled, first, per_position = {}, {}, {}
+    for site, means in sites.items():
+        by_position = means.by_position(counts[:calibrated]).to(model.facts.device, dtype)
+        pooled[site], first[site] = means.pooled(counts).to(model.facts.device, dtype), by_position[0]
+        per_position[site] = by_position
     constants: dict[str, torch.Tensor] = {}
     if optimised:
         # The search runs the model with these very ablations, so it imports this module.
         from lensprune.ablation.optimal import optimal_constants
 
-        constants = optimal_constants(model, prompts[:OPTIMAL_PROMPTS], optimised, pooled)
+        means_of = {site: torch.stack([first[site], pooled[site]]) for site in sites}
+        constants = optimal_constants(model, prompts[:OPTIMAL_PROMPTS], optimised, means_of)
     identity = repr(([list(p) for p in prompts], mode, donor_seed, model.facts.weights_hash))
     return ReferenceActivations(
         mode=mode,
         pooled=pooled,
+        first=first,
         per_position=per_position if mode == "per_position" else {},
         donor=donor,
         optimal=constants,

@@ -147,7 +147,10 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         help="text file for mean, resample and optimal (default: the task's few-shot examples)",
     )
     changed.add_argument(
-        "--mean-mode", default="pooled", metavar="MODE", help="of mean: pooled or per_position (default: pooled)"
+        "--mean-mode",
+        default="pooled",
+        metavar="MODE",
+        help="of mean: pooled, pooled_all or per_position (default: pooled)",
     )
 
     changed.add_argument(

@@ -14,7 +14,7 @@ from lensprune.errors import UserError
 
 __all__ = ["FORMAT", "CellSpec", "HowItRan", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the run folder's layout."""
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
