@@ -45,12 +45,14 @@ def settings(values: Mapping[str, Any]) -> Iterator[None]:
     `matplotlib.rc_context` puts back all of them: a backend that loads inside it, as on the first figure of a
     notebook, loses what it set itself, interactivity included, and no figure appears from then on.
     """
-    before = {name: matplotlib.rcParams[name] for name in values}
-    matplotlib.rcParams.update(values)
+    # Typed by a literal of every parameter's name.
+    parameters: Any = matplotlib.rcParams
+    before = {name: parameters[name] for name in values}
+    parameters.update(values)
     try:
         yield
     finally:
-        matplotlib.rcParams.update(before)
+        parameters.update(before)
 
 
 def colours(n: int) -> list[Any]:
