@@ -9,7 +9,7 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench quick lint format clean
+.PHONY: demo docs notebooks wheel-test test test-main test-hooked-transformer parity families faults audit bench quick lint format clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "== setting up $(VENV)"
@@ -56,6 +56,10 @@ test-hooked-transformer: $(VENV3)/.installed
 families: $(VENV)/.installed
 	@echo "== architecture families by checks, into README.md"
 	$(BIN)/python -m tests.families_table --write README.md
+
+notebooks: $(VENV)/.installed
+	@echo "== run the notebooks in place"
+	$(BIN)/python -m tests.notebooks
 
 parity: $(VENV)/.installed
 	@echo "== prompts, ids, scores and metrics against lm-eval"
