@@ -21,7 +21,7 @@ from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
-from lensprune.sweep.prepare import Asked, SweepOptions, ask, load_tasks, sweep_spec
+from lensprune.sweep.prepare import Asked, SweepOptions, ask, decoding_of, load_tasks, sweep_spec
 from lensprune.sweep.records import CellKey, cell_table
 from lensprune.sweep.result import Run
 from lensprune.sweep.selection import VariantSelection
@@ -114,7 +114,9 @@ def measure_delta(
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
     asked = ask(shortest, loaded, options)
-    spec = sweep_spec(base, pair.base.facts, asked, options, _descriptions(pair, swaps))
+    own = {name: decoding_of(m, options.protocols) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
+    decoding = own if "generate" in options.protocols else {}
+    spec = sweep_spec(base, pair.base.facts, asked, options, _descriptions(pair, swaps), decoding=decoding)
     store: CellStore
     with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, spec) as store:
         for name in store.set_aside if isinstance(store, RunStore) else ():

@@ -12,6 +12,7 @@ from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.engine.batching import batches_by_length, pad_left
+from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.hook_probe import rows_are_independent
 from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import eos_token_ids, pad_token_id, score_continuation
@@ -120,7 +121,7 @@ class HookedExecutor:
         self, requests: dict[int, GenerateRequest], state: BatchState
     ) -> Iterator[tuple[int, Response]]:
         tokenizer, device = self.model.tokenizer, self.model.facts.device
-        eos = eos_token_ids(self.model)
+        eos, rules = eos_token_ids(self.model), GreedyRules(self.model)
         matchers = {i: StopMatcher(tokenizer, r.until, eos) for i, r in requests.items()}
         padded = pad_left([r.context_ids for r in requests.values()], pad_token_id(self.model), device)
         input_ids, mask, positions = padded.input_ids, padded.attention_mask, padded.position_ids
@@ -130,7 +131,7 @@ class HookedExecutor:
             state.position_ids, state.tokens = positions, input_ids
             logits = self.model.forward(input_ids, mask, positions, cache=cache, logits_to_keep=1)[:, -1]
             finite = torch.isfinite(logits).all(-1).tolist()
-            tokens = logits.argmax(-1)
+            tokens = rules.choose(logits, [(r.context_ids, matchers[i].token_ids) for i, r in requests.items()])
             for row, index in list(open_rows.items()):
                 matcher, request = matchers[index], requests[index]
                 if finite[row]:

@@ -29,6 +29,7 @@ __all__ = [
     "SweepOptions",
     "ask",
     "check_before_loading",
+    "decoding_of",
     "executor_options",
     "load_tasks",
     "prepare",
@@ -292,6 +293,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
         options,
         [variant_to_json(v) for v in variants],
         with_reference=any(v.needs_reference for v in variants),
+        decoding=decoding_of(hooked, options.protocols),
     )
     return Prepared(hooked, variants, asked, spec, options)
 
@@ -348,6 +350,17 @@ def executor_options(executor: str, workers: int | None = None, ray_address: str
     return {"executor": executor, "spread": None, "workers": workers, "ray_address": ray_address}
 
 
+def decoding_of(model: HookedModel, protocols: Sequence[str]) -> dict[str, Any]:
+    """What the model's generation config decides about texts, where any is generated.
+
+    Raises:
+        UserError: it asks for what greedy decoding is not.
+    """
+    from lensprune.engine.greedy import GreedyRules
+
+    return GreedyRules(model).recorded if "generate" in protocols else {}
+
+
 def sweep_spec(
     model: Any,
     facts: ModelFacts,
@@ -356,6 +369,7 @@ def sweep_spec(
     variants: Sequence[Mapping[str, Any]],
     *,
     with_reference: bool = False,
+    decoding: Mapping[str, Any] | None = None,
 ) -> SweepSpec:
     """The spec of a run.
 
@@ -363,6 +377,7 @@ def sweep_spec(
         model: as the user gave it.
         variants: descriptions with a ``name``, clean first.
         with_reference: whether any variant takes activations from reference prompts.
+        decoding: from `decoding_of`.
     """
     tasks = list({id(a.task): a.task for a in asked}.values())
     from_file = str(options.reference) != FEWSHOT
@@ -396,6 +411,7 @@ def sweep_spec(
         limit=options.limit,
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
+        decoding=decoding or {},
         how=HowItRan(
             model=_where(model),
             executor=options.executor,

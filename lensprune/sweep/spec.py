@@ -110,6 +110,8 @@ class SweepSpec:
     reference: str | None = None
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
     screen: Mapping[str, Any] | None = None
     """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
     task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
@@ -228,6 +230,7 @@ _MEANINGS = {
     "config_hash": "the model's configuration",
     "tokenizer_hash": "the tokenizer",
     "cells": "the prompts",
+    "decoding": "the generation config",
 }
 
 
