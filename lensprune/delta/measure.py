@@ -45,6 +45,7 @@ def measure_delta(
     layers: str | None = None,
     heads: str | None = None,
     alpha: float = 1.0,
+    renamed_tokens: bool = False,
     limit: int | None = None,
     shots: int | None = None,
     seed: int = 0,
@@ -73,6 +74,7 @@ def measure_delta(
         direction: ``forward`` (into the base), ``backward`` (out of the distilled) or ``both``.
         layers, heads: text like ``0,10,20-29``; ``None`` takes all.
         alpha: how far to go: base + α · (distilled − base), and the mirror image for the distilled model.
+        renamed_tokens: go on where the two spell special tokens of the same ids differently.
 
     The other arguments are those of `lensprune.sweep`.
 
@@ -109,7 +111,8 @@ def measure_delta(
     if folder is not None:
         check_out_folder(folder)
     loaded = load_tasks(options)
-    pair = model_pair(*(open_model(model, dtype=dtype, device=device, bos=bos) for model in (base, distilled)))
+    models = [open_model(model, dtype=dtype, device=device, bos=bos) for model in (base, distilled)]
+    pair = model_pair(*models, renamed_tokens=renamed_tokens)
     swaps = _swaps(pair, component, mode, direction, start, layers, heads, alpha)
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
