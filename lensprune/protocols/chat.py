@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -9,7 +10,20 @@ from transformers import PreTrainedTokenizerBase
 
 from lensprune.errors import UserError
 
-__all__ = ["chat_prompt", "check_chat_template"]
+__all__ = ["TODAY", "chat_prompt", "check_chat_template"]
+
+TODAY = datetime(2024, 7, 26)
+"""The date that templates with a clock write: the one that Llama 3.1's falls back on. With the real one a run would ask
+another prompt tomorrow, and couldn't be resumed."""
+
+# Only text goes into a template, so its clock is one that a template can spell; the newline is the block's own.
+_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(
+        f" | replace('%{sign}{c}', '{TODAY.strftime(f'%{sign}{c}')}')" for c in "aAbBdHIjmMpSyY" for sign in ("-", "")
+    )
+    + " }}{% endmacro %}\n"
+)
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
@@ -32,4 +46,9 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> s
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _CLOCK + template
+    return str(
+        tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+    )
