@@ -9,7 +9,7 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench kernels quick lint format clean
+.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
 
 # Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
 # are far slower than one. A file stays with one process, so that its fixtures are made once.
@@ -78,6 +78,10 @@ kernels: $(VENV)/.installed
 families: $(VENV)/.installed
 	@echo "== architecture families by checks, into README.md"
 	$(BIN)/python -m tests.families_table --write README.md
+
+notebooks: $(VENV)/.installed
+	@echo "== run the notebooks in place"
+	$(BIN)/python -m tests.notebooks
 
 parity: $(VENV)/.installed
 	@echo "== prompts, ids, scores and metrics against lm-eval"

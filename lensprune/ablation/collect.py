@@ -4,50 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
+from jaxtyping import Bool, Float
 
 from lensprune.ablation.kinds import MeanMode
 from lensprune.ablation.optimal import optimal_constants
-from lensprune.ablation.reference import CONTRIBUTION, OPTIMAL_PROMPTS, ReferenceActivations, site_of
+from lensprune.ablation.recorded import recorded
+from lensprune.ablation.reference import OPTIMAL_PROMPTS, ReferenceActivations, site_of
 from lensprune.ablation.variants import Variant
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel, NamedHook
+from lensprune.models.base import HookedModel
 
 __all__ = ["collect_reference"]
 
 
-class _Recorder:
-    """Keeps one prompt's activations at the wanted sites."""
+class _SiteMeans:
+    """Sums of one site's activations, in float64, over prompts of at most `longest` tokens."""
 
-    def __init__(self, sites: Iterable[str]) -> None:
-        self.sites = sorted(set(sites))
-        self.values: dict[str, torch.Tensor] = {}
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._totals: torch.Tensor | None = None
+        self._usual: torch.Tensor | None = None
+        self._n_usual = 0
 
-    def hooks(self) -> list[NamedHook]:
-        hooks: list[NamedHook] = []
-        for site in self.sites:
-            if site.endswith(CONTRIBUTION):
-                block = site.removesuffix(f".{CONTRIBUTION}")
-                hooks.append((f"{block}.hook_resid_pre", self._keep(site)))
-                hooks.append((f"{block}.hook_resid_post", self._subtract(site)))
-            else:
-                hooks.append((site, self._keep(site)))
-        return hooks
+    def add(self, values: Float[torch.Tensor, "pos ..."], usual: Bool[torch.Tensor, " pos"]) -> None:
+        """Add one prompt, whose tokens in `usual` are pooled."""
+        if self._totals is None or self._usual is None:
+            self._totals = torch.zeros(self._longest, *values.shape[1:], dtype=torch.float64)
+            self._usual = torch.zeros(values.shape[1:], dtype=torch.float64)
+        self._totals[: len(values)] += values
+        self._usual += values[usual].sum(0)
+        self._n_usual += int(usual.sum())
 
-    def _keep(self, site: str) -> Any:
-        def keep(activation: torch.Tensor, hook: Any) -> None:
-            self.values[site] = activation.detach().clone()
+    def pooled(self, counts: Float[torch.Tensor, " pos"]) -> torch.Tensor:
+        """The mean over the pooled tokens; over all tokens where there are none, as in prompts of one token."""
+        assert self._totals is not None
+        assert self._usual is not None
+        return self._usual / self._n_usual if self._n_usual else self._totals.sum(0) / counts.sum()
 
-        return keep
-
-    def _subtract(self, site: str) -> Any:
-        def subtract(activation: torch.Tensor, hook: Any) -> None:
-            self.values[site] = activation.detach() - self.values[site]
-
-        return subtract
+    def by_position(self, counts: Float[torch.Tensor, " pos"]) -> torch.Tensor:
+        """[pos, …], the mean at each position, which `counts` prompts reach."""
+        assert self._totals is not None
+        return self._totals[: len(counts)] / counts.view(-1, *[1] * (self._totals.ndim - 1))
 
 
 def collect_reference(
@@ -92,41 +93,35 @@ def collect_reference(
     mean_sites = {site_of(a.component) for a in ablations if a.definition.reference in ("mean", "optimal")}
     donor_sites = {site_of(a.component) for a in ablations if a.definition.reference == "donor"}
     donor_index = random.Random(donor_seed).randrange(len(prompts))
-    sums: dict[str, torch.Tensor] = {}
-    counts = torch.zeros(max(len(p) for p in prompts), dtype=torch.float64)
+    sites = {site: _SiteMeans(longest) for site in mean_sites}
+    counts = torch.zeros(longest, dtype=torch.float64)
     donor: dict[str, torch.Tensor] = {}
-    for index, prompt in enumerate(prompts):
-        wanted = mean_sites | (donor_sites if index == donor_index else set())
-        if not wanted:
-            continue
-        recorder = _Recorder(wanted)
-        ids = torch.tensor([list(prompt)], device=model.facts.device)
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        with torch.inference_mode(), model.hooks(recorder.hooks()):
-            model.forward(ids, torch.ones_like(ids), positions, logits_to_keep=1)
-        counts[: ids.shape[1]] += 1
-        for site in mean_sites:
-            value = recorder.values[site][0].double().cpu()
-            if site not in sums:
-                sums[site] = torch.zeros(len(counts), *value.shape[1:], dtype=torch.float64)
-            sums[site][: len(value)] += value
+
+    def wanted(index: int) -> set[str]:
+        return mean_sites | (donor_sites if index == donor_index else set())
+
+    for index, (values, usual) in enumerate(recorded(model, prompts, wanted)):
+        counts[: len(usual)] += 1
+        for site, means in sites.items():
+            means.add(values[site].double().cpu(), torch.ones_like(usual) if mode == "pooled_all" else usual)
         if index == donor_index:
-            donor = {site: recorder.values[site][0] for site in donor_sites}
+            donor = {site: values[site] for site in donor_sites}
     dtype = next(iter(model.module.parameters())).dtype
-    needed = min(2, len(prompts))
-    calibrated = int((counts >= needed).sum())
-    pooled, per_position = {}, {}
-    for site, total in sums.items():
-        pooled[site] = (total.sum(0) / counts.sum()).to(model.facts.device, dtype)
-        shaped = counts[:calibrated].view(-1, *[1] * (total.ndim - 1))
-        per_position[site] = (total[:calibrated] / shaped).to(model.facts.device, dtype)
+    calibrated = int((counts >= min(2, len(prompts))).sum())
+    pooled, first, per_position = {}, {}, {}
+    for site, means in sites.items():
+        by_position = means.by_position(counts[:calibrated]).to(model.facts.device, dtype)
+        pooled[site], first[site] = means.pooled(counts).to(model.facts.device, dtype), by_position[0]
+        per_position[site] = by_position
     constants: dict[str, torch.Tensor] = {}
     if optimised:
-        constants = optimal_constants(model, prompts[:OPTIMAL_PROMPTS], optimised, pooled)
+        means_of = {site: torch.stack([first[site], pooled[site]]) for site in sites}
+        constants = optimal_constants(model, prompts[:OPTIMAL_PROMPTS], optimised, means_of)
     identity = repr(([list(p) for p in prompts], mode, donor_seed, model.facts.weights_hash))
     return ReferenceActivations(
         mode=mode,
         pooled=pooled,
+        first=first,
         per_position=per_position if mode == "per_position" else {},
         donor=donor,
         optimal=constants,

@@ -22,17 +22,20 @@ __all__ = ["BatchState", "VariantHooks"]
 class BatchState:
     """What the hooks need to know of the forward pass that is running; the executor sets it before each.
 
-    `position_ids` counts each row's tokens from its first real one; padding has position 0.
+    `position_ids` counts each row's tokens from its first real one; padding has position 0. `tokens` are their ids.
     """
 
     position_ids: Int[torch.Tensor, "batch pos"] | None = None
+    tokens: Int[torch.Tensor, "batch pos"] | None = None
 
 
 class VariantHooks:
     """The hooks of one variant, with a record of which ones fired.
 
     Order at one hook point: the ablation's writes, then the user's hooks, then reads. Where a skipped layer
-    reads its input, the user's changes to that input are therefore in it.
+    reads its input, the user's changes to that input are therefore in it. While a user's hook runs, its ``hook``
+    argument also has ``hook.positions`` and ``hook.tokens``, both [batch, pos]: position and id of each token that the
+    call computes, in a decode step the newest alone.
 
     Raises:
         UserError: a component or hook name that the model lacks, or a missing reference.
@@ -66,7 +69,8 @@ class VariantHooks:
                 case unknown:
                     assert_never(unknown)
         self.named: Sequence[NamedHook] = [
-            (name, self._counted(function)) for name, function in [*writes, *variant.hooks, *reads]
+            (name, self._counted(function))
+            for name, function in [*writes, *((name, self._informed(own)) for name, own in variant.hooks), *reads]
         ]
 
     def check_fired(self) -> None:
@@ -86,6 +90,16 @@ class VariantHooks:
             return function(activation, hook)
 
         return counted
+
+    def _informed(self, function: HookFunction) -> HookFunction:
+        def informed(activation: torch.Tensor, hook: Any) -> torch.Tensor | None:
+            hook.positions, hook.tokens = self._state.position_ids, self._state.tokens
+            try:
+                return function(activation, hook)
+            finally:
+                del hook.positions, hook.tokens
+
+        return informed
 
     def _replaced(self, ablation: Ablation, activation: torch.Tensor) -> torch.Tensor:
         """The activation [batch, pos, …] of the ablation's site, with what the component covers replaced."""

@@ -31,8 +31,9 @@ __all__ = [
 OPTIMAL_ITERATIONS = 12
 """L-BFGS iterations of the search for an optimal constant."""
 
-MeanMode = Literal["pooled", "per_position"]
-"""How a mean over reference prompts is taken."""
+MeanMode = Literal["pooled", "pooled_all", "per_position"]
+"""``pooled``: over ordinary positions (see `lensprune.ablation.recorded.ordinary_positions`), with the first token's
+own mean for the first token. ``pooled_all``: one mean over all positions. ``per_position``: position by position."""
 
 Reference = Literal["mean", "donor", "optimal"]
 

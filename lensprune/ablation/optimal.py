@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
 from lensprune.ablation.kinds import OPTIMAL_ITERATIONS
+from lensprune.ablation.recorded import recorded
 from lensprune.ablation.reference import ReferenceActivations, site_of
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import LensPruneError
@@ -56,36 +57,42 @@ def optimal_constants(
     iterations: int = OPTIMAL_ITERATIONS,
 ) -> dict[str, torch.Tensor]:
     """For each component the constant a* that minimises the loss of the model with the component's activation set to a*
-    at every position (Li & Janson 2024, arXiv 2409.09951).
+    (Li & Janson 2024, arXiv 2409.09951): one for the first token, often an attention sink, and one for all others.
 
     The loss is `ablation_loss`: divergence from the clean model, so no answers are needed. Each component is optimised
     with nothing else ablated, also where a variant ablates several together: the paper's joint optimum is no worse.
-    L-BFGS with a strong-Wolfe line search starts from the mean activation and takes no random step.
+    L-BFGS with a strong-Wolfe line search starts from the best of zero, the mean and the median (by coordinate, over
+    the prompts), and takes no random step.
 
     Args:
         ablations: of kind ``optimal``.
-        means: mean activation of each site (`site_of`), where the search starts.
+        means: [2, …], mean activation of each site (`site_of`): the first token's, and that of all others.
         iterations: of L-BFGS; each is one forward and backward pass over the prompts or a few.
 
     Returns:
-        By `component.label`: a constant of the site's shape. For heads, rows of other heads are the mean.
+        By `component.label`: [2, …], constants of the site's shape. For heads, rows of other heads play no part.
 
     Raises:
-        LensPruneError: the search ended above the loss of the mean.
+        LensPruneError: the search ended above the loss of zero, the mean or the median.
     """
     runs = _clean_runs(model, prompts)
+    medians = _medians(model, prompts, {site_of(ablation.component) for ablation in ablations})
     found = {}
     for ablation in dict.fromkeys(ablations):
         label = ablation.component.label
         # What stands in front of the layer does not depend on the constant.
         later = [run.from_layer(model, ablation.component.layer) for run in runs]
-        start = means[site_of(ablation.component)].detach().float()
+        site = site_of(ablation.component)
+        starts = {"mean": means[site].detach().float(), "median": medians[site]}
+        starts["zero"] = torch.zeros_like(starts["mean"])
         with torch.no_grad():
-            first = float(_loss(model, later, ablation, start))
+            losses = {name: float(_loss(model, later, ablation, start)) for name, start in starts.items()}
+        best = min(losses, key=losses.__getitem__)
+        first = losses[best]
         if first <= 0:
-            found[label] = start
+            found[label] = starts[best]
             continue
-        constant = start.clone().requires_grad_()
+        constant = starts[best].clone().requires_grad_()
         optimiser = torch.optim.LBFGS(
             [constant], max_iter=iterations, history_size=_HISTORY, line_search_fn="strong_wolfe"
         )
@@ -97,10 +104,28 @@ def optimal_constants(
         if not last <= first * (1 + 1e-5):
             raise LensPruneError(
                 f"{ablation.name}: the search for the optimal constant ended at a loss of {last:.4g}, above the "
-                f"mean's {first:.4g}"
+                f"{first:.4g} of {best}"
             )
         found[label] = constant.detach()
     return found
+
+
+def _medians(
+    model: HookedModel, prompts: Sequence[Sequence[int]], sites: set[str]
+) -> dict[str, Float[torch.Tensor, "two ..."]]:
+    """By site the median, coordinate by coordinate, over the prompts' first tokens and over their ordinary ones."""
+    rows: dict[str, list[torch.Tensor]] = defaultdict(list)
+    first: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for values, usual in recorded(model, prompts, lambda index: sites):
+        for site, value in values.items():
+            first[site].append(value[:1])
+            rows[site].append(value[usual])
+    medians = {}
+    for site in sites:
+        heads, others = torch.cat(first[site]), torch.cat(rows[site])
+        both = [part.float().median(dim=0).values for part in (heads, others if len(others) else heads)]
+        medians[site] = torch.stack(both)
+    return medians
 
 
 def ablation_loss(

@@ -29,10 +29,12 @@ def site_of(component: Component) -> str:
 class ReferenceActivations:
     """Activations of the clean model on reference prompts, one entry per site (see `site_of`).
 
-    `pooled[site]`: mean over all positions of all prompts. `per_position[site]`: [pos, …], the mean over the prompts
-    that reach a position, for every position that at least two prompts reach (one, if there is one prompt).
-    `donor[site]`: [pos, …], the donor prompt's activations. `optimal[label]`: by component, the constant of
-    `optimal_constants`, in the site's shape. `digest` identifies prompts, mode and donor.
+    `pooled[site]`: mean over the positions that the mode pools. `first[site]`: mean over the prompts' first tokens,
+    which take it in mode ``pooled``: a first token is often an attention sink, with activations a hundred times as
+    large as any other's, and one mean over both is near neither. `per_position[site]`: [pos, …], the mean over the
+    prompts that reach a position, for every position that at least two prompts reach (one, if there is one prompt).
+    `donor[site]`: [pos, …], the donor prompt's activations. `optimal[label]`: by component, [2, …], the constants of
+    `optimal_constants` for the first token and for all others. `digest` identifies prompts, mode and donor.
 
     Past the last calibrated position, decode steps included, ``per_position`` falls back on the pooled mean. Past the
     donor's end, `resample` goes round through the donor's positions 1, 2, …: position 0, often an attention sink, only
@@ -41,6 +43,7 @@ class ReferenceActivations:
 
     mode: MeanMode = "pooled"
     pooled: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    first: Mapping[str, torch.Tensor] = field(default_factory=dict)
     per_position: Mapping[str, torch.Tensor] = field(default_factory=dict)
     donor: Mapping[str, torch.Tensor] = field(default_factory=dict)
     optimal: Mapping[str, torch.Tensor] = field(default_factory=dict)
@@ -50,8 +53,11 @@ class ReferenceActivations:
     def mean(self, site: str, position_ids: Int[torch.Tensor, "*rows"]) -> Float[torch.Tensor, "*rows ..."]:
         """Mean activation of `site` for tokens at `position_ids`."""
         pooled = self._get(self.pooled, site).to(position_ids.device)
-        if self.mode == "pooled":
+        if self.mode == "pooled_all":
             return pooled.expand(*position_ids.shape, *pooled.shape)
+        if self.mode == "pooled":
+            first = self._get(self.first, site).to(position_ids.device)
+            return torch.stack([first, pooled])[(position_ids > 0).long()]
         table = self._get(self.per_position, site).to(position_ids.device)
         values = table[position_ids.clamp(0, len(table) - 1)]
         calibrated = (position_ids < len(table)).view(*position_ids.shape, *[1] * pooled.ndim)
@@ -67,9 +73,8 @@ class ReferenceActivations:
     def constant(
         self, component: Component, position_ids: Int[torch.Tensor, "*rows"]
     ) -> Float[torch.Tensor, "*rows ..."]:
-        """The optimal constant of `component`, the same for tokens at all `position_ids`."""
-        value = self._get(self.optimal, component.label).to(position_ids.device)
-        return value.expand(*position_ids.shape, *value.shape)
+        """The optimal constant of `component` for tokens at `position_ids`: the first token's, or the others'."""
+        return self._get(self.optimal, component.label).to(position_ids.device)[(position_ids > 0).long()]
 
     @staticmethod
     def _get(table: Mapping[str, torch.Tensor], site: str) -> torch.Tensor:

@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     changed.add_argument(
         "--alpha", type=float, default=1.0, metavar="A", help="base + A·(distilled − base), 0 to 1 (default: 1)"
     )
+    changed.add_argument(
+        "--renamed-tokens",
+        action="store_true",
+        help="go on where the two models spell special tokens of the same ids differently",
+    )
     add_execution(parser)
 
 
@@ -65,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         layers=arguments.layers,
         heads=arguments.heads,
         alpha=arguments.alpha,
+        renamed_tokens=arguments.renamed_tokens,
         **option_values(arguments, *GROUPS),
         out=arguments.out,
         command=arguments.command_line,

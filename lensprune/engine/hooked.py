@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 
@@ -12,6 +12,8 @@ from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.engine.batching import batches_by_length, pad_left
+from lensprune.engine.greedy import GreedyRules
+from lensprune.engine.hook_probe import rows_are_independent
 from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import eos_token_ids, pad_token_id, score_continuation
 from lensprune.models.base import HookedModel
@@ -32,7 +34,9 @@ class HookedExecutor:
 
     Rows are left-padded, with attention mask and position ids. `max_tokens` bounds rows × length of a batch; decoding
     keeps the rows of its prompt batch. Requests that need the same forward pass (the letters of one question) share it.
-    Rows of a batch are those that may share a call (see `RopeSides`), so no answer depends on the others.
+    Rows of a batch are those that may share a call (see `RopeSides`), so no answer depends on the others. Under a
+    user's own hooks the rows of a batch have one length and no padding, so that ``activation[:, 0]`` is each one's
+    first token; hooks that mix the rows of a batch see one at a time (`rows_are_independent`).
     """
 
     name = "hooked"
@@ -58,8 +62,9 @@ class HookedExecutor:
             state = BatchState()
             hooks = VariantHooks(self.model, variant, state, reference)
             responses: dict[int, Response] = {}
+            alike = self._alike(variant, requests, reference)
             with torch.inference_mode(), self.model.hooks(hooks.named):
-                for answered in (self._score(likelihood, state), self._generate(generation, state)):
+                for answered in (self._score(likelihood, state, alike), self._generate(generation, state, alike)):
                     for index, response in answered:
                         responses[index] = response
                         if progress is not None:
@@ -68,16 +73,28 @@ class HookedExecutor:
                 hooks.check_fired()
             yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 
-    def _score(self, requests: dict[int, LoglikelihoodRequest], state: BatchState) -> Iterator[tuple[int, Response]]:
+    def _alike(
+        self, variant: Variant, requests: Sequence[Request], reference: ReferenceActivations | None
+    ) -> Callable[[tuple[int, ...]], Hashable]:
+        """What rows of one batch must have in common besides `RopeSides`."""
+        if not variant.hooks or not requests:
+            return lambda row: None
+        inputs = dict.fromkeys(r.input_ids if isinstance(r, LoglikelihoodRequest) else r.context_ids for r in requests)
+        return len if rows_are_independent(self.model, variant, list(inputs), reference) else lambda row: row
+
+    def _score(
+        self, requests: dict[int, LoglikelihoodRequest], state: BatchState, alike: Callable[[tuple[int, ...]], Hashable]
+    ) -> Iterator[tuple[int, Response]]:
         by_input: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, request in requests.items():
             by_input[request.input_ids].append(index)
         inputs = list(by_input)
         lengths = [len(row) for row in inputs]
-        for batch in batches_by_length(lengths, self.max_tokens, [self._sides.of_length(size) for size in lengths]):
+        labels = [(self._sides.of_length(len(row)), alike(row)) for row in inputs]
+        for batch in batches_by_length(lengths, self.max_tokens, labels):
             rows = [inputs[i] for i in batch]
             padded = pad_left(rows, pad_token_id(self.model), self.model.facts.device)
-            state.position_ids = padded.position_ids
+            state.position_ids, state.tokens = padded.position_ids, padded.input_ids
             kept = max(len(requests[i].continuation_ids) for row in rows for i in by_input[row])
             logits = self.model.forward(
                 padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept
@@ -87,14 +104,16 @@ class HookedExecutor:
                     continuation = requests[index].continuation_ids
                     yield index, score_continuation(row_logits[-len(continuation) :], continuation)
 
-    def _generate(self, requests: dict[int, GenerateRequest], state: BatchState) -> Iterator[tuple[int, Response]]:
+    def _generate(
+        self, requests: dict[int, GenerateRequest], state: BatchState, alike: Callable[[tuple[int, ...]], Hashable]
+    ) -> Iterator[tuple[int, Response]]:
         indices, asked = list(requests), list(requests.values())
         contexts = [len(r.context_ids) for r in asked]
         lengths = [size + r.max_new_tokens for size, r in zip(contexts, asked, strict=True)]
         # A finished row runs on while others of its batch generate, and must not pass the context's end meanwhile, nor
         # a length at which angles change: among rows that generate equally many tokens none does.
         apart = max(contexts, default=0) + max((r.max_new_tokens for r in asked), default=0) > self._sides.longest
-        labels = [(self._sides.of(r), r.max_new_tokens if apart else 0) for r in asked]
+        labels = [(self._sides.of(r), r.max_new_tokens if apart else 0, alike(r.context_ids)) for r in asked]
         for batch in batches_by_length(lengths, self.max_tokens, labels):
             yield from self._generate_batch({indices[i]: requests[indices[i]] for i in batch}, state)
 
@@ -102,17 +121,17 @@ class HookedExecutor:
         self, requests: dict[int, GenerateRequest], state: BatchState
     ) -> Iterator[tuple[int, Response]]:
         tokenizer, device = self.model.tokenizer, self.model.facts.device
-        eos = eos_token_ids(self.model)
+        eos, rules = eos_token_ids(self.model), GreedyRules(self.model)
         matchers = {i: StopMatcher(tokenizer, r.until, eos) for i, r in requests.items()}
         padded = pad_left([r.context_ids for r in requests.values()], pad_token_id(self.model), device)
         input_ids, mask, positions = padded.input_ids, padded.attention_mask, padded.position_ids
         cache = self.model.new_cache()
         open_rows = dict(enumerate(requests))
         while open_rows:
-            state.position_ids = positions
+            state.position_ids, state.tokens = positions, input_ids
             logits = self.model.forward(input_ids, mask, positions, cache=cache, logits_to_keep=1)[:, -1]
             finite = torch.isfinite(logits).all(-1).tolist()
-            tokens = logits.argmax(-1)
+            tokens = rules.choose(logits, [(r.context_ids, matchers[i].token_ids) for i, r in requests.items()])
             for row, index in list(open_rows.items()):
                 matcher, request = matchers[index], requests[index]
                 if finite[row]:

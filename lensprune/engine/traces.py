@@ -190,18 +190,18 @@ def _hooked(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
 ) -> Iterator[list[TokenTrace]]:
-    rows = [r.input_ids for r in requests]
-    padded = pad_left(rows, pad_token_id(model), model.facts.device)
-    kept = max(len(r.continuation_ids) for r in requests)
-
     def scored(variant: Variant) -> Float[torch.Tensor, "scored d_vocab"]:
-        state = BatchState()
-        state.position_ids = padded.position_ids
-        hooks = VariantHooks(model, variant, state, reference)
+        # A user's own hooks see one prompt at a time, and no padding.
+        return torch.cat([together(variant, own) for own in ([[r] for r in requests] if variant.hooks else [requests])])
+
+    def together(variant: Variant, asked: Sequence[LoglikelihoodRequest]) -> Float[torch.Tensor, "scored d_vocab"]:
+        padded = pad_left([r.input_ids for r in asked], pad_token_id(model), model.facts.device)
+        kept = max(len(r.continuation_ids) for r in asked)
+        hooks = VariantHooks(model, variant, BatchState(padded.position_ids, padded.input_ids), reference)
         with torch.inference_mode(), model.hooks(hooks.named):
             logits = model.forward(padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept)
         hooks.check_fired()
-        return torch.cat([own[-len(r.continuation_ids) :] for own, r in zip(logits, requests, strict=True)])
+        return torch.cat([own[-len(r.continuation_ids) :] for own, r in zip(logits, asked, strict=True)])
 
     clean = scored(CLEAN)
     each = torch.arange(len(clean), device=clean.device)

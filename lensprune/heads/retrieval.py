@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 
+from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.scoring import eos_token_ids
 from lensprune.errors import UserError
 from lensprune.heads.patterns import pattern_hooks
@@ -72,6 +73,7 @@ def _generate(model: HookedModel, needle: Needle, copied: torch.Tensor) -> Gener
     def read(layer: int, pattern: Float[torch.Tensor, "row head query key"]) -> None:
         favourite[layer] = pattern[0, :, -1].argmax(-1).cpu()
 
+    rules = GreedyRules(model)
     matcher = StopMatcher(model.tokenizer, request.until, eos_token_ids(model))
     tokens = torch.tensor([request.context_ids], device=device)
     mask = torch.ones_like(tokens)
@@ -80,8 +82,8 @@ def _generate(model: HookedModel, needle: Needle, copied: torch.Tensor) -> Gener
     reason = None
     with torch.inference_mode(), model.hooks(pattern_hooks(model, read)):
         while reason is None:
-            logits = model.forward(tokens, mask, positions, cache=cache, logits_to_keep=1)[0, -1]
-            token = int(logits.argmax())
+            logits = model.forward(tokens, mask, positions, cache=cache, logits_to_keep=1)[:, -1]
+            token = int(rules.choose(logits, [(request.context_ids, matcher.token_ids)]))
             copied |= (favourite[..., None] == where) & (held == token)
             reason = matcher.push(token)
             if reason is None and len(matcher.token_ids) >= request.max_new_tokens:

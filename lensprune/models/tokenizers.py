@@ -26,7 +26,9 @@ def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None
     """Token ids of `text` under the model's BOS policy.
 
     Under ``tokenizer`` this is lm-eval 0.4.13's ``HFLM.tok_encode`` with ``add_bos_token=None``: the tokenizer adds
-    what it adds by itself, and nothing if `text` already starts with the prefix token. Under ``always`` exactly one BOS
+    what it adds by itself, and nothing if `text` already starts with the prefix token. What it adds behind the text,
+    such as EOS, is left out: a continuation would follow an end, and lose its first token to it.
+    Under ``always`` exactly one BOS
     token stands in front; under ``never`` no special token is added.
 
     Args:
@@ -42,12 +44,23 @@ def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None
         bos = tokenizer.bos_token_id
         return ids if ids[:1] == [bos] else [bos, *ids]
     if add_special_tokens:
-        return list(tokenizer.encode(text, add_special_tokens=True))
+        return _without_suffix(tokenizer, text, list(tokenizer.encode(text, add_special_tokens=True)))
     prefix_id = _prefix_token_id(tokenizer)
     prefix = None if prefix_id is None else tokenizer.decode(prefix_id)
     if isinstance(prefix, str) and text.startswith(prefix):
         return list(tokenizer.encode(text, add_special_tokens=False))
-    return list(tokenizer.encode(text))
+    return _without_suffix(tokenizer, text, list(tokenizer.encode(text)))
+
+
+def _without_suffix(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    """`ids` of `text` without the special tokens that the tokenizer put behind them."""
+    if not ids or ids[-1] not in tokenizer.all_special_ids:
+        return ids
+    own = list(tokenizer.encode(text, add_special_tokens=False))
+    if not own:
+        return ids[:1]
+    starts = (i for i in range(len(ids) - len(own) + 1) if ids[i : i + len(own)] == own)
+    return ids[: next(starts, len(ids) - len(own)) + len(own)]
 
 
 def check_bos_policy(bos: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lensprune.output.drawing.style import settings
 from lensprune.output.files import write_atomically, write_error
 from lensprune.output.plain_text import csv_text, visible
 from lensprune.version import __version__
@@ -108,7 +109,7 @@ def drawn(name: str, axes: Axes | Sequence[Axes], data: pd.DataFrame, alt: str, 
     figure = cast(Figure, first.figure)
     buffer = io.BytesIO()
     try:
-        with plt.rc_context({"svg.fonttype": "path", "svg.hashsalt": "lensprune"}):
+        with settings({"svg.fonttype": "path", "svg.hashsalt": "lensprune"}):
             figure.savefig(buffer, format="svg", metadata={"Date": None})
     finally:
         plt.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -9,7 +10,20 @@ from transformers import PreTrainedTokenizerBase
 
 from lensprune.errors import UserError, first_line
 
-__all__ = ["chat_prompt", "check_chat_template"]
+__all__ = ["TODAY", "chat_prompt", "check_chat_template"]
+
+TODAY = datetime(2024, 7, 26)
+"""The date that templates with a clock write: the one that Llama 3.1's falls back on. With the real one a run would ask
+another prompt tomorrow, and couldn't be resumed."""
+
+# Only text goes into a template, so its clock is one that a template can spell; the newline is the block's own.
+_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(
+        f" | replace('%{sign}{c}', '{TODAY.strftime(f'%{sign}{c}')}')" for c in "aAbBdHIjmMpSyY" for sign in ("-", "")
+    )
+    + " }}{% endmacro %}\n"
+)
 
 _RENDERING_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
@@ -58,4 +72,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]],
     written: list[dict[str, Any]] = [
         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in messages
     ]
-    return str(tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=True))
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _CLOCK + template
+    return str(
+        tokenizer.apply_chat_template(written, chat_template=template, tokenize=False, add_generation_prompt=True)
+    )

@@ -22,7 +22,7 @@ from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, MemoryStore, RunStore, check_out_folder, stopped_message
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Asked, ask, load_tasks, sweep_spec
+from lensprune.sweeps.prepare import Asked, ask, decoding_of, load_tasks, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.terminal import progress_bar
 
@@ -44,6 +44,7 @@ def measure_delta(
     layers: str | None = None,
     heads: str | None = None,
     alpha: float = 1.0,
+    renamed_tokens: bool = False,
     limit: int | None = None,
     shots: int | None = None,
     seed: int = 0,
@@ -73,6 +74,7 @@ def measure_delta(
         direction: ``forward`` (into the base), ``backward`` (out of the distilled) or ``both``.
         layers, heads: text like ``0,10,20-29``; ``None`` takes all.
         alpha: how far to go: base + α · (distilled − base), and the mirror image for the distilled model.
+        renamed_tokens: go on where the two spell special tokens of the same ids differently.
 
     The other arguments are those of `lensprune.sweep`.
 
@@ -90,12 +92,15 @@ def measure_delta(
     if folder is not None:
         check_out_folder(folder)
     loaded = load_tasks(options)
-    pair = model_pair(*(open_model(model, **option_values(options, Loading, Splitting)) for model in (base, distilled)))
+    models = [open_model(model, **option_values(options, Loading, Splitting)) for model in (base, distilled)]
+    pair = model_pair(*models, renamed_tokens=renamed_tokens)
     swaps = _swaps(pair, component, mode, direction, start, layers, heads, alpha)
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
     asked = ask(shortest, loaded, options)
-    spec = sweep_spec(base, pair.base.facts, asked, options, _descriptions(pair, swaps))
+    own = {name: decoding_of(m, options.protocols) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
+    decoding = own if "generate" in options.protocols else {}
+    spec = sweep_spec(base, pair.base.facts, asked, options, _descriptions(pair, swaps), decoding=decoding)
     store: CellStore
     with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, spec) as store:
         for name in store.set_aside if isinstance(store, RunStore) else ():

@@ -73,8 +73,11 @@ class ModelPair:
         return exchanged(list(pairs.values()), alpha)
 
 
-def model_pair(base: HookedModel, distilled: HookedModel) -> ModelPair:
+def model_pair(base: HookedModel, distilled: HookedModel, *, renamed_tokens: bool = False) -> ModelPair:
     """Check that the two models can exchange weights.
+
+    Args:
+        renamed_tokens: accept special tokens of the same ids that the two spell differently, with a note.
 
     Raises:
         UserError: another kind of model, architecture, number type or device; the first parameter whose shape differs;
@@ -90,13 +93,13 @@ def model_pair(base: HookedModel, distilled: HookedModel) -> ModelPair:
             raise UserError(f"base and distilled differ in {what}: {here} and {there}")
     _check_shapes(a, b)
     _check_configs(a.raw_model.config, b.raw_model.config)  # type: ignore[union-attr]
-    _check_tokenizers(a.tokenizer, b.tokenizer)
+    renamed = _check_tokenizers(a.tokenizer, b.tokenizer, renamed_tokens)
     tied = weights_are_tied(a)
     if tied != weights_are_tied(b):
         raise UserError("only one of base and distilled ties its unembedding to its embedding")
     pair = ModelPair(a, b, tied, ())
     _check_reach(pair)
-    return ModelPair(a, b, tied, tuple(_notes(pair)))
+    return ModelPair(a, b, tied, (*renamed, *_notes(pair)))
 
 
 def _check_shapes(base: BridgeModel, distilled: BridgeModel) -> None:
@@ -121,30 +124,62 @@ def _check_configs(base: Any, distilled: Any) -> None:
             )
 
 
-def _check_tokenizers(base: PreTrainedTokenizerBase, distilled: PreTrainedTokenizerBase) -> None:
+def _check_tokenizers(
+    base: PreTrainedTokenizerBase, distilled: PreTrainedTokenizerBase, renamed_tokens: bool
+) -> list[str]:
+    """Refuse tokenizers that read a text differently.
+
+    Returns:
+        A note on special tokens that are spelled differently, where `renamed_tokens` lets them pass.
+    """
     here = {i: token for token, i in base.get_vocab().items()}
     there = {i: token for token, i in distilled.get_vocab().items()}
-    for i in sorted(here.keys() | there.keys()):
-        if here.get(i) != there.get(i):
+    differing = [i for i in sorted(here.keys() | there.keys()) if here.get(i) != there.get(i)]
+    # A special token is cut out of a text before anything else, so its spelling changes no other token.
+    special = set(base.added_tokens_decoder) & set(distilled.added_tokens_decoder)
+    for i in differing:
+        if i not in special:
             raise UserError(
                 f"base and distilled have different tokenizers: token {i} is {here.get(i)!r} in base, {there.get(i)!r} "
                 "in distilled"
             )
-    rules = [_rules(tokenizer) for tokenizer in (base, distilled)]
+    named = ", ".join(f"{i} ({here[i]!r} in base, {there[i]!r} in distilled)" for i in differing[:3])
+    if len(differing) > 3:
+        named += f" and {len(differing) - 3} more"
+    if differing and not renamed_tokens:
+        raise UserError(
+            f"base and distilled spell special tokens differently: {named}; everything else is the same: go on with "
+            "renamed_tokens=True (--renamed-tokens) if no prompt spells one out"
+        )
+    rules = [_rules(tokenizer, differing) for tokenizer in (base, distilled)]
     for name in rules[0]:
         if rules[0][name] != rules[1][name]:
             raise UserError(
                 f"base and distilled have different tokenizers: the same tokens, but another {name.replace('_', ' ')}"
             )
+    return [f"special tokens are spelled differently: {named}"] if differing else []
 
 
-def _rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What decides ids besides the vocabulary, by section."""
+def _rules(tokenizer: PreTrainedTokenizerBase, renamed: Sequence[int]) -> dict[str, str]:
+    """What decides ids besides the vocabulary, by section; tokens whose ids are in `renamed` stand under their ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     sections = json.loads(backend.to_str()) if backend is not None else {}
     kept = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")
-    rules = {name: json.dumps(sections.get(name), sort_keys=True) for name in kept}
-    return {**rules, "special_tokens": json.dumps({k: str(v) for k, v in tokenizer.special_tokens_map.items()})}
+    names = {str(tokenizer.convert_ids_to_tokens(i)): f"token {i}" for i in renamed}
+
+    def by_id(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {names.get(key, key): by_id(own) for key, own in value.items()}
+        if isinstance(value, list):
+            return [by_id(own) for own in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    rules = {name: by_id(sections.get(name)) for name in kept}
+    rules["added_tokens"] = [token for token in rules["added_tokens"] or () if token["id"] not in renamed]
+    # Prompts hold no padding token.
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
+    rules["special_tokens"] = {name: by_id(str(token)) for name, token in special.items()}
+    return {name: json.dumps(rule, sort_keys=True) for name, rule in rules.items()}
 
 
 def _check_reach(pair: ModelPair) -> None:

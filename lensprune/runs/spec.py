@@ -15,7 +15,7 @@ from lensprune.version import __version__
 
 __all__ = ["FORMAT", "CellSpec", "HowItRan", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the run folder's layout."""
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
@@ -111,6 +111,8 @@ class SweepSpec:
     reference: str | None = None
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
     screen: Mapping[str, Any] | None = None
     """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
     task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
@@ -230,6 +232,7 @@ _MEANINGS = {
     "config_hash": "the model's configuration",
     "tokenizer_hash": "the tokenizer",
     "cells": "the prompts",
+    "decoding": "the generation config",
 }
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Prepared",
     "ask",
     "check_before_loading",
+    "decoding_of",
     "load_tasks",
     "prepare",
     "resolved_variants",
@@ -204,6 +205,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
         options,
         [variant_to_json(v) for v in variants],
         with_reference=any(v.needs_reference for v in variants),
+        decoding=decoding_of(hooked, options.protocols),
     )
     return Prepared(hooked, variants, asked, spec, options)
 
@@ -242,6 +244,17 @@ def _check_reference_options(options: SweepOptions) -> None:
         )
 
 
+def decoding_of(model: HookedModel, protocols: Sequence[str]) -> dict[str, Any]:
+    """What the model's generation config decides about texts, where any is generated.
+
+    Raises:
+        UserError: it asks for what greedy decoding is not.
+    """
+    from lensprune.engine.greedy import GreedyRules
+
+    return GreedyRules(model).recorded if "generate" in protocols else {}
+
+
 def sweep_spec(
     model: Any,
     facts: ModelFacts,
@@ -250,6 +263,7 @@ def sweep_spec(
     variants: Sequence[Mapping[str, Any]],
     *,
     with_reference: bool = False,
+    decoding: Mapping[str, Any] | None = None,
 ) -> SweepSpec:
     """The spec of a run.
 
@@ -257,6 +271,7 @@ def sweep_spec(
         model: as the user gave it.
         variants: descriptions with a ``name``, clean first.
         with_reference: whether any variant takes activations from reference prompts.
+        decoding: from `decoding_of`.
     """
     tasks = list({id(a.task): a.task for a in asked}.values())
     from_file = str(options.reference) != FEWSHOT
@@ -290,6 +305,7 @@ def sweep_spec(
         limit=options.limit,
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
+        decoding=decoding or {},
         how=HowItRan(
             model=_where(model),
             executor=options.executor,

@@ -69,7 +69,8 @@ def sweep(
         data_dir: folder with ``<task>/<split>.jsonl``.
         reference: where `mean` and `resample` take their activations from: ``fewshot`` (each task's own examples
             that are not scored, asked as the protocol asks) or a text file.
-        mean_mode: ``pooled`` over positions or ``per_position``.
+        mean_mode: ``pooled`` (over ordinary positions; the first token has its own mean), ``pooled_all`` (one mean over
+            all positions) or ``per_position``.
         chat_template: put prompts into the model's chat format.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
         executor: how rows are run, ``forked`` or ``hooked``; every executor gives the same numbers. ``ray`` spreads the

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lensprune.ablation import (
+    MLP,
     Ablation,
     Attention,
     BatchState,
@@ -18,8 +19,10 @@ from lensprune.ablation import (
     Layer,
     Variant,
     VariantHooks,
+    collect_reference,
     layer_range,
 )
+from lensprune.ablation.optimal import ablation_loss
 from lensprune.engine import make_executor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.models import BridgeModel, as_hooked_model, encode
@@ -30,6 +33,7 @@ from lensprune.protocols.requests import (
     LoglikelihoodResponse,
     Request,
 )
+from lensprune.sweeps.run import sweep
 from tests.helpers.logits import hooked_logits, plain_logits
 
 TEXT = "The capital of France is Paris, and the capital of Italy is"
@@ -175,3 +179,23 @@ def test_cached_generation_equals_generation_without_a_cache(model: BridgeModel)
                     break
             assert isinstance(response, GenerateResponse)
             assert response.text == model.tokenizer.decode(ids[len(request.context_ids) :], skip_special_tokens=True)
+
+
+def test_a_mean_towards_the_sink_that_a_part_writes_is_told_from_its_loss(smollm2: Any) -> None:
+    """The MLPs of layers 11 and 28 write and erase the first token's massive activation; one mean over all positions
+    puts a share of it everywhere."""
+    variants = [Variant(f"L{layer}.mlp.mean", (Ablation(MLP(layer), "mean"),)) for layer in (11, 28)]
+    found = {
+        mode: sweep(smollm2, ["facts"], ["continuation"], variants, limit=24, mean_mode=mode, progress=False).summary()
+        for mode in ("pooled", "pooled_all")
+    }
+    accuracies = {mode: [round(24 * a) for a in table["accuracy"]] for mode, table in found.items()}
+    assert accuracies == {"pooled": [21, 21, 19], "pooled_all": [21, 7, 15]}
+
+
+def test_the_best_constant_is_no_worse_than_zero_or_the_mean(model: BridgeModel) -> None:
+    variants = {kind: Variant(kind, (Ablation(MLP(11), kind),)) for kind in ("optimal", "mean", "zero")}
+    prompts = [encode(model, text) for text in (TEXT, *TEXTS[:3])]
+    reference = collect_reference(model, prompts, list(variants.values()))
+    loss = {kind: ablation_loss(model, prompts, own, reference) for kind, own in variants.items()}
+    assert 0 < loss["optimal"] < loss["mean"] < 0.5 < 2 < loss["zero"]

@@ -1,31 +1,27 @@
-"""Every notebook runs from its first cell to its last without a network, and is committed with what it printed."""
+"""Every notebook runs from its first cell to its last without a network, and shows what it shows now."""
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("nbclient")
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-_SKIPPED = "skip-execution"
+from tests.notebooks import NOTEBOOKS, SKIPPED, code_cells, differences, execute, images, plots  # noqa: E402
 
-
-def _code(notebook: Any) -> list[Any]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+IDS = [path.stem for path in NOTEBOOKS]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
 def test_it_is_committed_with_its_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    ran = [cell for cell in _code(notebook) if _SKIPPED not in cell.metadata.get("tags", [])]
-    left = [cell for cell in _code(notebook) if _SKIPPED in cell.metadata.get("tags", [])]
+    ran = code_cells(notebook)
+    left = [cell for cell in notebook.cells if SKIPPED in cell.metadata.get("tags", [])]
     assert [cell.execution_count for cell in ran] == list(range(1, len(ran) + 1))
     assert sum(bool(cell.outputs) for cell in ran) >= len(ran) // 2
     assert not any(cell.outputs for cell in left)
@@ -33,23 +29,69 @@ def test_it_is_committed_with_its_outputs(path: Path) -> None:
     assert errors == []
     said = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert "Few" in said, "a notebook says how few its items are"
+    _check_figures(notebook)
+
+
+def _check_figures(notebook: Any) -> None:
+    """Every cell that plots holds an image, and no other does."""
+    drawn = {number: images(cell) for number, cell in enumerate(code_cells(notebook), start=1)}
+    wanted = {number for number, cell in enumerate(code_cells(notebook), start=1) if plots(cell)}
+    assert wanted
+    assert {number for number, n in drawn.items() if n} == wanted
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_it_runs(path: Path, smollm2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LENSPRUNE_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # Tests run beside notebooks: the package is this checkout's.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]))
-    notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(
-        notebook,
-        timeout=1200,
-        kernel_name="python3",
-        skip_cells_with_tag=_SKIPPED,
-        resources={"metadata": {"path": str(tmp_path)}},
-    )
-    client.execute()
-    assert all(cell.execution_count for cell in _code(notebook) if _SKIPPED not in cell.metadata.get("tags", []))
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_it_runs_and_prints_what_it_is_committed_with(path: Path, smollm2: Any) -> None:
+    notebook = execute(path)
+    _check_figures(notebook)
+    assert list(differences(nbformat.read(path, as_version=4), notebook)) == [], "rerun `make notebooks`"
+
+
+def _with(text: str, output: str = "stream") -> Any:
+    cell = nbformat.v4.new_code_cell("print(1)")
+    if output == "stream":
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+    else:
+        cell.outputs = [
+            nbformat.v4.new_output("execute_result", data={"text/plain": text, "text/html": f"<b>{text}</b>"})
+        ]
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+@pytest.mark.parametrize("output", ["stream", "table"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("accuracy  0.250", "accuracy   0.251"),
+        ("took 3.2 s in /tmp/abc/run", "took 17 s in /tmp/xyz/run"),
+        ("<object at 0x7f01>", "<object at 0x7eff>"),
+        ("q 3.80e-05", "q 3.81e-05"),
+    ],
+)
+def test_what_may_differ(old: str, new: str, output: str) -> None:
+    assert list(differences(_with(old, output), _with(new, output))) == []
+
+
+@pytest.mark.parametrize("output", ["stream", "table"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("accuracy 0.250", "accuracy 0.292"),
+        ("24 items", "23 items"),
+        ("gap 0.9", "gap 1.0"),
+        ("q 0.0012", "q 3.8e-05"),
+        ("L0.skip 0.250", "L1.skip 0.250"),
+        ("0.250", "-0.250"),
+    ],
+)
+def test_what_may_not(old: str, new: str, output: str) -> None:
+    [found] = differences(_with(old, output), _with(new, output))
+    assert re.match("cell 1 holds", found)
+
+
+def test_an_output_that_is_gone_is_seen() -> None:
+    silent = _with("")
+    silent.cells[0].outputs = []
+    assert list(differences(_with("0.5"), silent)) == ["cell 1 holds 1 outputs and gives 0 now"]

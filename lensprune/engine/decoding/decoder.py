@@ -22,6 +22,7 @@ from lensprune.engine.decoding.step_attention import DecodeAttention, LayerToken
 from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
 from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
+from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import eos_token_ids, finite_rows
@@ -74,14 +75,15 @@ class GroupDecoder:
 
     def run(self) -> Iterator[tuple[int, int, GenerateResponse]]:
         """Yield (variant, request, response), numbered as given, in the order in which rows finish."""
-        eos = eos_token_ids(self._model)
+        eos, rules = eos_token_ids(self._model), GreedyRules(self._model)
         tokenizer = self._model.tokenizer
         requests = [self._requests[request] for _, request in self._place]
         matchers = [StopMatcher(tokenizer, request.until, eos) for request in requests]
         rows = np.arange(len(requests))
         hidden = self._prefill()
         while True:
-            tokens, finite = self._choose(hidden)
+            texts = [(requests[row].context_ids, matchers[row].token_ids) for row in rows] if rules.settings else []
+            tokens, finite = self._choose(hidden, rules, texts)
             running = np.ones(len(rows), dtype=bool)
             for i, row in enumerate(rows):
                 matcher = matchers[row]
@@ -99,12 +101,17 @@ class GroupDecoder:
                 return
             hidden = self._advance(rows, tokens)
 
-    def _choose(self, hidden: Float[torch.Tensor, "row d_model"]) -> tuple[np.ndarray, np.ndarray]:
-        """Most likely token of each row, and whether all its logits are finite."""
+    def _choose(
+        self,
+        hidden: Float[torch.Tensor, "row d_model"],
+        rules: GreedyRules,
+        texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Next token of each row, whose prompt and tokens so far are in `texts`, and whether its logits are finite."""
         tokens, finite = [], []
         for begin in range(0, len(hidden), UNEMBED_ROWS):
             logits = self._stack.logits(hidden[begin : begin + UNEMBED_ROWS])
-            tokens.append(logits.argmax(-1))
+            tokens.append(rules.choose(logits, texts[begin : begin + UNEMBED_ROWS]))
             finite.append(finite_rows(logits))
         return torch.cat(tokens).cpu().numpy(), torch.cat(finite).cpu().numpy()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -21,6 +23,7 @@ __all__ = [
     "panel_title",
     "panels",
     "protocol_colours",
+    "settings",
 ]
 
 PROTOCOLS = ("default", "continuation", "generate")
@@ -30,7 +33,26 @@ GREY = "0.55"
 SIGNED = "vlag"
 SEQUENTIAL = "rocket_r"
 _STYLE = {"axes.spines.top": False, "axes.spines.right": False}
+# Names of tasks and tokens may hold $, which would be read as mathematics.
+_TEXT = {"text.parse_math": False}
 _WIDEST = 20.0
+
+
+@contextmanager
+def settings(values: Mapping[str, Any]) -> Iterator[None]:
+    """Set some of matplotlib's rcParams for a block, and put back those alone.
+
+    `matplotlib.rc_context` puts back all of them: a backend that loads inside it, as on the first figure of a
+    notebook, loses what it set itself, interactivity included, and no figure appears from then on.
+    """
+    # Typed by a literal of every parameter's name.
+    parameters: Any = matplotlib.rcParams
+    before = {name: parameters[name] for name in values}
+    parameters.update(values)
+    try:
+        yield
+    finally:
+        parameters.update(before)
 
 
 def colours(n: int) -> list[Any]:
@@ -70,8 +92,7 @@ def panels(
     """
     across = min(columns or n, n)
     down = -(-n // across)
-    # Names of tasks and tokens may hold $, which would be read as mathematics.
-    with sns.axes_style("ticks", rc=_STYLE), plt.rc_context({"text.parse_math": False}):
+    with sns.axes_style("ticks", rc=_STYLE), settings(_TEXT):
         figure, grid = plt.subplots(
             down,
             across,

@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lensprune.ablation import Ablation, Attention, Head, KVGroup, Layer, Variant, collect_reference, each_head
+from lensprune.ablation import (
+    MLP,
+    Ablation,
+    Attention,
+    Head,
+    KVGroup,
+    Layer,
+    Variant,
+    collect_reference,
+    each_head,
+    optimal,
+)
 from lensprune.ablation.optimal import ablation_loss, optimal_constants
+from lensprune.ablation.reference import site_of
 from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.errors import UserError
@@ -41,13 +53,48 @@ def test_no_constant_nearby_is_better(family: str, component: object) -> None:
         assert ablation_loss(model, PROMPTS, variants["optimal"], moved) > losses["optimal"]
 
 
+@pytest.mark.parametrize("start", ["zero", "mean", "median"])
+def test_the_search_is_no_worse_than_any_of_its_starts(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The starts are set so that one of them is best by far: the search begins there, and ends no worse."""
+    model, component = tiny("llama"), MLP(1)
+    own = variant(component, "optimal")
+    reference = collect_reference(model, PROMPTS, [variant(component, "mean")])
+    site = site_of(component)
+    good = torch.stack([reference.first[site], reference.pooled[site]])
+    far = good + 30 * torch.randn(good.shape, generator=torch.Generator().manual_seed(1))
+    if start == "zero":
+        good = torch.zeros_like(good)
+    means = {site: good if start == "mean" else far}
+    monkeypatch.setattr(optimal, "_medians", lambda *args: {site: good if start == "median" else far})
+
+    def loss(constant: torch.Tensor) -> float:
+        object.__setattr__(reference, "optimal", {component.label: constant})
+        return ablation_loss(model, PROMPTS, own, reference)
+
+    [found] = optimal_constants(model, PROMPTS, own.ablations, means, iterations=2).values()
+    assert loss(found) < loss(good) < loss(far)
+
+
+def test_medians_are_of_first_tokens_and_of_the_others() -> None:
+    model, site = tiny("llama"), "blocks.1.hook_mlp_out"
+    rows = []
+    for prompt in PROMPTS:
+        ids_ = torch.tensor([prompt])
+        with torch.inference_mode(), model.hooks([(site, lambda value, hook: rows.append(value[0].clone()))]):
+            model.forward(ids_, torch.ones_like(ids_), torch.arange(len(prompt))[None])
+    first, others = torch.stack([row[0] for row in rows]), torch.cat([row[1:] for row in rows])
+    found = optimal._medians(model, PROMPTS, {site})[site]
+    torch.testing.assert_close(found, torch.stack([first.median(0).values, others.median(0).values]))
+    assert (found[1] - others.mean(0)).abs().max() > 1e-4
+
+
 def test_a_head_that_always_writes_the_same_is_replaced_without_loss() -> None:
     """Idle planted heads rest on BOS, so their output is a constant, and the optimal constant is it."""
     model = model_of("induction", "llama")
     prompts = [ids(model, text) for text in ("a b c d a", "p o n m o")]
-    optimal = [variant(Head(1, 3), "optimal"), variant(Head(1, 2), "optimal")]
-    reference = collect_reference(model, prompts, optimal)
-    idle, induction = (ablation_loss(model, prompts, own, reference) for own in optimal)
+    variants = [variant(Head(1, 3), "optimal"), variant(Head(1, 2), "optimal")]
+    reference = collect_reference(model, prompts, variants)
+    idle, induction = (ablation_loss(model, prompts, own, reference) for own in variants)
     assert idle == pytest.approx(0, abs=1e-6)
     assert induction > 0.1
     assert induction < ablation_loss(model, prompts, variant(Head(1, 2), "zero"), None)
@@ -72,7 +119,8 @@ def test_executors_agree(family: str) -> None:
 def test_the_search_is_repeatable_and_needs_a_reference() -> None:
     model = tiny("llama")
     ablations = [Ablation(Head(0, 2), "optimal")]
-    means = collect_reference(model, PROMPTS, each_head(model, "mean", [0], [2])).pooled
+    found = collect_reference(model, PROMPTS, each_head(model, "mean", [0], [2]))
+    means = {site: torch.stack([found.first[site], pooled]) for site, pooled in found.pooled.items()}
     first, again = (optimal_constants(model, PROMPTS, ablations, means, iterations=4) for _ in range(2))
     assert torch.equal(first["L0.H2"], again["L0.H2"])
     with pytest.raises(UserError, match="needs reference activations"):

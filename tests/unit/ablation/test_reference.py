@@ -18,6 +18,7 @@ from lensprune.ablation import (
     VariantHooks,
     collect_reference,
 )
+from lensprune.ablation.reference import ordinary_positions
 from lensprune.errors import HookNeverFired, UserError
 from lensprune.models.base import HookedModel
 from tests.helpers.tiny_models import tiny
@@ -49,10 +50,62 @@ def seen_after(model: HookedModel, variant: Variant, reference: ReferenceActivat
     return kept[0]
 
 
-def test_pooled_mean_is_over_all_reference_positions() -> None:
+SITE = "blocks.1.hook_mlp_out"
+
+
+def test_pooled_mean_is_over_ordinary_positions_and_the_first_token_has_its_own() -> None:
     model = tiny("llama")
     variant = Variant("m", (Ablation(MLP(1), "mean"),))
     reference = collect_reference(model, PROMPTS, [variant])
+    rows = [activation(model, p, SITE).double() for p in PROMPTS]
+    first = torch.stack([row[0] for row in rows]).mean(0).float()
+    others = torch.cat([row[1:] for row in rows]).mean(0).float()
+    assert (first - others).norm() > 0.1 * others.norm() > 0
+    after = seen_after(model, variant, reference, SITE)
+    torch.testing.assert_close(after[1, 0], first)
+    torch.testing.assert_close(after[1, 1:], others.expand_as(after[1, 1:]))
+    # Two pads in front: the first token is the row's third.
+    torch.testing.assert_close(after[0, 2], first)
+    torch.testing.assert_close(after[0, 3:], others.expand_as(after[0, 3:]))
+
+
+def test_sinks_are_the_first_token_and_those_of_an_outlying_norm_behind_any_block() -> None:
+    norms = torch.tensor([[1.0, 2.0, 3.0, 20.0, 20.1], [5.0, 5.0, 49.0, 51.0, 5.0]])
+    norms[0, 4] = 30.1
+    assert ordinary_positions(norms).tolist() == [False, True, True, False, False]
+    assert ordinary_positions(torch.tensor([[4.0]])).tolist() == [False]
+
+
+def test_a_massive_activation_is_left_out_of_the_pooled_mean() -> None:
+    """One token's embedding is made so large that the residual stream's norm stands out."""
+    model = tiny("llama")
+    weights = model.module.get_input_embeddings().weight if hasattr(model.module, "get_input_embeddings") else None
+    weights = weights if weights is not None else model.module.embed.weight
+    variant = Variant("m", (Ablation(MLP(1), "mean"),))
+    kept = weights.data[21].clone()
+    try:
+        weights.data[21] = kept * 1000
+        reference = collect_reference(model, PROMPTS, [variant])
+        rows = [activation(model, p, SITE).double() for p in PROMPTS]
+    finally:
+        weights.data[21] = kept
+    usual = torch.cat([rows[0][1:], rows[1][2:], rows[2][1:]]).mean(0).float()
+    torch.testing.assert_close(reference.pooled[SITE], usual)
+    assert (torch.cat([row[1:] for row in rows]).mean(0).float() - usual).norm() > 1e-3 * usual.norm()
+
+
+def test_prompts_of_one_token_have_no_ordinary_positions() -> None:
+    model = tiny("llama")
+    variant = Variant("m", (Ablation(MLP(1), "mean"),))
+    reference = collect_reference(model, [[10], [20]], [variant])
+    expected = torch.stack([activation(model, p, SITE)[0] for p in ([10], [20])]).mean(0)
+    torch.testing.assert_close(reference.mean(SITE, torch.tensor([0, 1])), expected.expand(2, -1))
+
+
+def test_one_mean_over_all_positions_on_request() -> None:
+    model = tiny("llama")
+    variant = Variant("m", (Ablation(MLP(1), "mean"),))
+    reference = collect_reference(model, PROMPTS, [variant], mode="pooled_all")
     rows = [activation(model, p, "blocks.1.hook_mlp_out") for p in PROMPTS]
     expected = torch.cat(rows).double().mean(0).float()
     torch.testing.assert_close(reference.pooled["blocks.1.hook_mlp_out"], expected)
@@ -72,7 +125,7 @@ def test_mean_per_position_and_its_rule_past_the_last_calibrated_one() -> None:
     positions = torch.tensor([[0, 3, 4, 100]])
     mean = reference.mean("blocks.1.attn.hook_z", positions)[0]
     torch.testing.assert_close(mean[1], table[3])
-    pooled = torch.cat(rows).double().mean(0).float()
+    pooled = torch.cat([row[1:] for row in rows]).double().mean(0).float()
     torch.testing.assert_close(mean[2], pooled)
     torch.testing.assert_close(mean[3], pooled)
 
@@ -90,7 +143,7 @@ def test_padding_uses_row_positions() -> None:
 def test_layer_mean_replaces_the_contribution() -> None:
     model = tiny("llama")
     variant = Variant("m", (Ablation(Layer(1), "mean"),))
-    reference = collect_reference(model, PROMPTS, [variant])
+    reference = collect_reference(model, PROMPTS, [variant], mode="pooled_all")
     deltas = [
         activation(model, p, "blocks.1.hook_resid_post") - activation(model, p, "blocks.1.hook_resid_pre")
         for p in PROMPTS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,40 @@ def with_tokenizer(folder: Path, change: Any) -> Any:
     tokenizer = byte_tokenizer()
     change(tokenizer)
     tokenizer.save_pretrained(folder)
+    return as_hooked_model(load_model(folder, self_check=False))
+
+
+def respelled(folder: Path, old: str, new: str) -> Any:
+    with_tokenizer(folder, lambda tokenizer: None)
+    for path in folder.glob("*token*.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace(json.dumps(old)[1:-1], new), encoding="utf-8")
+    return as_hooked_model(load_model(folder, self_check=False))
+
+
+def test_renamed_special_tokens_are_named_and_pass_on_request(tmp_path: Path) -> None:
+    base, other = tiny("llama"), respelled(tmp_path / "special", "<bos>", "<begin>")
+    assert other.tokenizer.bos_token == "<begin>"
+    bos = base.tokenizer.bos_token_id
+    named = rf"{bos} \('<bos>' in base, '<begin>' in distilled\)"
+    with pytest.raises(UserError, match=rf"spell special tokens differently: {named}; .*--renamed-tokens"):
+        model_pair(base, other)
+    pair = model_pair(base, other, renamed_tokens=True)
+    assert any(re.search(named, note) for note in pair.notes)
+    assert base.tokenizer.encode("a b") == other.tokenizer.encode("a b")
+
+
+def test_a_renamed_ordinary_token_is_refused_all_the_same(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"token .* is 'a' in base, 'b' in distilled"):
+        model_pair(tiny("llama"), with_swapped_letters(tmp_path / "ordinary"), renamed_tokens=True)
+
+
+def with_swapped_letters(folder: Path) -> Any:
+    with_tokenizer(folder, lambda tokenizer: None)
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    vocab = data["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(data), encoding="utf-8")
     return as_hooked_model(load_model(folder, self_check=False))
 
 

@@ -11,7 +11,7 @@ import torch
 from lensprune.ablation.components import MLP, Attention, Head, KVGroup, Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.errors import UserError
-from lensprune.runs.spec import HowItRan, SweepSpec
+from lensprune.runs.spec import FORMAT, HowItRan, SweepSpec
 from lensprune.runs.variant_json import variant_from_json, variant_to_json
 from tests.helpers.made_cells import skip, spec
 
@@ -54,7 +54,7 @@ def test_first_difference_names_what_changed(changes: dict[str, object], words: 
         lambda text: text[:-20],
         lambda text: "[]",
         lambda text: "null",
-        lambda text: text.replace('"format": 2', '"format": 99'),
+        lambda text: text.replace(f'"format": {FORMAT}', '"format": 99'),
         lambda text: text.replace("float32", "float64"),
         lambda text: json.dumps({**json.loads(text), "extra": 1}),
         lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "tasks"}),

@@ -1,0 +1,125 @@
+"""What a model's generation config makes of greedy decoding: penalties and suppressed tokens, as in transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+from lensprune.engine.scoring import eos_token_ids
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel
+
+__all__ = ["GreedyRules"]
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "sequence_bias": (None,),
+    "repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+}
+"""The settings that greedy decoding honours, in transformers' order, and the values that turn each off."""
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "guidance_scale": (None, 1, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "remove_invalid_values": (None, False),
+    "watermarking_config": (None,),
+    "penalty_alpha": (None, 0, 0.0),
+    "dola_layers": (None,),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+}
+
+
+class GreedyRules:
+    """The settings of a model's generation config that change which token greedy decoding chooses.
+
+    Sampling settings change nothing here. Each row is treated as transformers treats it alone: its prompt counts for
+    penalties and n-grams, and no padding does.
+
+    Raises:
+        UserError: a setting that makes another algorithm of greedy decoding (beams, guidance, forced tokens, …).
+    """
+
+    def __init__(self, model: HookedModel) -> None:
+        config = getattr(getattr(model.module, "original_model", None), "generation_config", None)
+        for name, off in _REFUSED.items():
+            value = getattr(config, name, None)
+            if value not in off:
+                raise UserError(
+                    f"the generation config of {model.facts.name} sets {name} to {value!r}, which greedy decoding has "
+                    f"not: set it to {off[-1]!r} in generation_config.json, or leave protocol generate out"
+                )
+        self._eos = sorted(eos_token_ids(model))
+        self.settings = {
+            name: value for name, off in _NEUTRAL.items() if (value := getattr(config, name, None)) not in off
+        }
+        """By name, what is set."""
+        self._processors: dict[int, LogitsProcessorList] = {}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """All that the generation config decides about a text, for a run's spec."""
+        return {"eos_token_ids": self._eos, **self.settings}
+
+    def choose(
+        self, logits: Float[torch.Tensor, "row d_vocab"], rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> Int[torch.Tensor, " row"]:
+        """The next token of each row.
+
+        Args:
+            rows: of each row the prompt, and what it has generated so far.
+        """
+        if not self.settings:
+            return logits.argmax(-1)
+        chosen = []
+        for own, (prompt, generated) in zip(logits, rows, strict=True):
+            ids = torch.tensor([[*prompt, *generated]], device=logits.device)
+            processors = self._of_length(len(prompt), logits.device)
+            chosen.append(processors(ids, own[None].float().clone()).argmax(-1))  # type: ignore[arg-type]
+        return torch.cat(chosen)
+
+    def _of_length(self, size: int, device: torch.device) -> LogitsProcessorList:
+        """The processors of a row whose prompt has `size` tokens."""
+        if size not in self._processors:
+            eos: Any = torch.tensor(self._eos, device=device)
+            made: dict[str, Any] = {
+                "sequence_bias": SequenceBiasLogitsProcessor,
+                "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+                "no_repeat_ngram_size": NoRepeatNGramLogitsProcessor,
+                "bad_words_ids": lambda value: NoBadWordsLogitsProcessor(value, eos),
+                "min_length": lambda value: MinLengthLogitsProcessor(value, eos, device=str(device)),
+                "min_new_tokens": lambda value: MinNewTokensLengthLogitsProcessor(size, value, eos, device=str(device)),
+                "suppress_tokens": lambda value: SuppressTokensLogitsProcessor(value, device=str(device)),
+                "begin_suppress_tokens": lambda value: SuppressTokensAtBeginLogitsProcessor(
+                    value, size, device=str(device)
+                ),
+            }
+            # Lists without an end to wait for have no minimum length, as in transformers.
+            names = [n for n in self.settings if self._eos or n not in ("min_length", "min_new_tokens")]
+            processors: list[LogitsProcessor] = [made[name](self.settings[name]) for name in names]
+            self._processors[size] = LogitsProcessorList(processors)
+        return self._processors[size]
