@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,6 +41,7 @@ __all__ = [
     "add_options",
     "decimal",
     "executor_options",
+    "help_of",
     "kinds_of",
     "option",
     "option_values",
@@ -73,7 +74,7 @@ def decimal(text: str) -> float:
 
 def option(
     default: Any,
-    help: str,
+    help: str | Callable[[], str],
     *,
     metavar: str | None = None,
     parse: Callable[[str], Any] = str,
@@ -82,7 +83,8 @@ def option(
     """A field of a group.
 
     Args:
-        help: one phrase for the command line; `add_options` appends the default where it is a value.
+        help: one phrase for the command line, or a function that gives it, for names that can be registered later;
+            `add_options` appends the default where it is a value.
         metavar: what the value is called in the help; ``None`` for a flag.
         parse: from the command line's text.
         check: raises `UserError` for a value that is refused; ``None`` values are not checked.
@@ -189,7 +191,7 @@ class Reference(Group):
 
     reference: str | Path = option(
         FEWSHOT,
-        f"text file for {in_words(reference_kinds(), 'and')} (default: the task's few-shot examples)",
+        lambda: f"text file for {in_words(reference_kinds(), 'and')} (default: the task's few-shot examples)",
         metavar="FILE",
     )
     mean_mode: str = option(
@@ -227,7 +229,7 @@ class Execution(Group):
 
     executor: str = option(
         "forked",
-        f"{in_words(executor_names())}, with the same numbers: forked is fast, hooked the reference",
+        lambda: f"{in_words(executor_names())}, with the same numbers: forked is fast, hooked the reference",
         metavar="NAME",
     )
     batch_tokens: int | None = option(None, "tokens per batch", metavar="N", parse=whole_number, check=_check_batch)
@@ -344,6 +346,12 @@ def kinds_of(chosen: VariantSelection | Sequence[Variant]) -> list[str]:
     return sorted({ablation.kind for variant in chosen for ablation in variant.ablations})
 
 
+def help_of(declared: Field[Any]) -> str:
+    """What an option means, as the command line says it."""
+    text = declared.metadata["help"]
+    return str(text() if callable(text) else text)
+
+
 def add_options(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, *groups: type[Group], **defaults: Any
 ) -> None:
@@ -354,7 +362,7 @@ def add_options(
     declared = {own.name: own for group in groups for own in fields(group)}
     for name, own in declared.items():
         default = defaults.get(name, own.default)
-        text = own.metadata["help"]
+        text = help_of(own)
         if isinstance(default, (int, float, str)) and not isinstance(default, bool) and "(default" not in text:
             text = f"{text} (default: {default})"
         elif name in defaults:

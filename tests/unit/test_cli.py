@@ -131,7 +131,7 @@ def test_bad_input_is_one_line(case: str, workplace: Path, capsys: pytest.Captur
         ("", "no rows"),
         ('{"id": "1", "question_stem": "?"}\n', "column"),
         ('{"id": "1"\n', "line 1 is not JSON"),
-        ("[1, 2]\n", "line 1 holds a JSON list"),
+        ("[1, 2]\n", "element 1 is a JSON int"),
     ],
 )
 def test_bad_data_is_one_line(

@@ -18,7 +18,7 @@ from lensprune.errors import UserError
 from lensprune.heads.report import heads_report
 from lensprune.primitives.report import primitives_report
 from lensprune.studies.paper import paper
-from lensprune.sweeps.options import Group, SweepOptions, Workers, add_options, option_values
+from lensprune.sweeps.options import Group, SweepOptions, Workers, add_options, help_of, option_values
 
 DECLARED = {own.name: own for own in fields(SweepOptions) if "help" in own.metadata}
 # Functions whose measure is defined on fewer items than a sweep has by default.
@@ -85,7 +85,7 @@ def test_commands_have_the_declared_options(name: str) -> None:
         action, declared = actions[dest], DECLARED[dest]
         assert action.metavar == declared.metadata["metavar"]
         assert action.help is not None
-        assert action.help.startswith(declared.metadata["help"].partition(" (default")[0])
+        assert action.help.startswith(help_of(declared).partition(" (default")[0])
 
 
 def test_every_command_is_compared() -> None:

@@ -18,7 +18,7 @@ from lensprune.ablation import (
     VariantHooks,
     collect_reference,
 )
-from lensprune.ablation.reference import ordinary_positions
+from lensprune.ablation.recorded import ordinary_positions
 from lensprune.errors import HookNeverFired, UserError
 from lensprune.models.base import HookedModel
 from tests.helpers.tiny_models import tiny

@@ -67,5 +67,5 @@ def test_a_template_with_a_clock_writes_one_date_whatever_the_day(monkeypatch: p
 
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
     assert "2031" in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
-    written = chat_prompt(tokenizer, "", "hello")
+    written, _ = chat_prompt(tokenizer, "", "hello")
     assert written == f"\n {TODAY:%d %b %Y}: hello" == "\n 26 Jul 2024: hello"
