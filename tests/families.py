@@ -72,6 +72,23 @@ POST_NORM_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
 }
 """A family whose branches have norms behind them only."""
 
+_AFMOE: dict[str, Any] = {**_COMMON, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GATED_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "bitnet": lambda: transformers.BitNetConfig(**_NO_HEAD_DIM),
+    "laguna": lambda: transformers.LagunaConfig(
+        **_AFMOE, shared_expert_intermediate_size=16, sliding_window=8, num_attention_heads_per_layer=[4] * 3
+    ),
+    "laguna_elementwise": lambda: transformers.LagunaConfig(
+        **_AFMOE,
+        shared_expert_intermediate_size=16,
+        sliding_window=8,
+        num_attention_heads_per_layer=[4] * 3,
+        gating="per-element",
+    ),
+    "afmoe": lambda: transformers.AfmoeConfig(**_AFMOE, sliding_window=8, num_shared_experts=1),
+}
+"""Families with a norm (BitNet) or a gate between attention's result and its output projection."""
+
 SCALED_FAMILIES = tuple(SCALED_CONFIGS)
 _SPECIAL: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 OTHER_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
@@ -134,7 +151,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def hf_model(family: str, seed: int = 0, scale: float = 4.0, **overrides: Any) -> PreTrainedModel:
     """A random fp32 model; weights are scaled up so that ablations move the logits visibly."""
     torch.manual_seed(seed)
-    config = (CONFIGS | SCALED_CONFIGS | POST_NORM_CONFIGS | OTHER_CONFIGS)[family]()
+    config = (CONFIGS | SCALED_CONFIGS | POST_NORM_CONFIGS | GATED_CONFIGS | OTHER_CONFIGS)[family]()
     for key, value in overrides.items():
         setattr(config, key, value)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

@@ -117,9 +117,13 @@ class LayerStack:
                 ]
                 for site in ("hook_attn_out", "hook_mlp_out")
             }
+            self._projections = [
+                self._projection(block, layer) for block, layer in zip(bridge.blocks, self._layers, strict=True)
+            ]
         except (AttributeError, KeyError, ValueError) as error:
             raise UnsupportedByFastPath(f"{model.facts.architecture}: cannot find its layers ({error})") from error
         self._raw = raw
+        self._n_heads = model.facts.n_heads
         self._signatures = [inspect.signature(layer.forward) for layer in self._layers]
         for signature in self._signatures:
             if "attention_mask" not in signature.parameters:
@@ -169,6 +173,20 @@ class LayerStack:
         return layer.get_submodule(block.submodules[component].name)
 
     @staticmethod
+    def _projection(block: Any, layer: torch.nn.Module) -> torch.nn.Module:
+        """The module whose input is ``hook_z``: what a norm or a gate made of attention's result is in it."""
+        component, hook = block.attn.hook_aliases["hook_z"].split(".")
+        if hook != "hook_in":
+            raise ValueError(f"hook_z is {block.attn.hook_aliases['hook_z']}")
+        attention = layer.get_submodule(block.submodules["attn"].name)
+        return attention.get_submodule(block.attn.submodules[component].name)
+
+    @property
+    def projections(self) -> list[torch.nn.Module]:
+        """The output projection of each layer's attention, whose input is ``hook_z``."""
+        return self._projections
+
+    @staticmethod
     def _set_attention(raw: torch.nn.Module) -> None:
         # Set on the configs that the attention modules hold: set_attn_implementation would refuse an
         # unknown name on some families (Gemma 2).
@@ -211,21 +229,47 @@ class LayerStack:
         plan: AttentionPlan,
         edits: LayerEdits | None = None,
     ) -> Float[torch.Tensor, "1 tok d_model"]:
-        """Residual after `layer`, given the residual before it, with the edits of its attention and MLP branch.
+        """Residual after `layer`, given the residual before it, with the edits of its heads, attention and MLP branch.
 
-        Edits per head are the plan's; edits of the layer's whole contribution the caller's.
+        Edits of the layer's whole contribution are the caller's.
+
+        Raises:
+            UnsupportedByFastPath: a module whose input or output was to be edited did not run.
         """
+        arguments = {**batch.arguments[layer], "attention_mask": plan}
+        if edits is None:
+            return self._layers[layer](hidden, **arguments)
         positions = batch.position_ids[0]
+        silent = set()
+
+        def heard(site: str, edit: Callable[..., Any]) -> Callable[..., Any]:
+            silent.add(site)
+
+            def call(*call_args: Any) -> Any:
+                silent.discard(site)
+                return edit(*call_args)
+
+            return call
+
         with ExitStack() as stack:
-            for site, branch_edits in (
-                ("hook_attn_out", edits.attention if edits else []),
-                ("hook_mlp_out", edits.mlp if edits else []),
-            ):
+            for site, branch_edits in (("hook_attn_out", edits.attention), ("hook_mlp_out", edits.mlp)):
                 if branch_edits:
-                    module = self._branches[site][layer]
-                    handle = module.register_forward_hook(_branch_hook(branch_edits, positions))
-                    stack.callback(handle.remove)
-            return self._layers[layer](hidden, **{**batch.arguments[layer], "attention_mask": plan})
+                    edit = heard(site, _branch_hook(branch_edits, positions))
+                    stack.callback(self._branches[site][layer].register_forward_hook(edit).remove)
+            if edits.heads:
+                edit = heard("hook_z", self._heads_hook(edits, positions))
+                stack.callback(self._projections[layer].register_forward_pre_hook(edit).remove)
+            after = self._layers[layer](hidden, **arguments)
+        if silent:
+            raise UnsupportedByFastPath(f"layer {layer} does not call the module that {min(silent)} stands for")
+        return after
+
+    def _heads_hook(self, edits: LayerEdits, positions: torch.Tensor) -> Callable[..., Any]:
+        def replace(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            (z,) = args
+            return (edits.edit_z(z.reshape(len(positions), self._n_heads, -1), positions).reshape(z.shape),)
+
+        return replace
 
     def logits(self, hidden: Float[torch.Tensor, "tok d_model"]) -> Float[torch.Tensor, "tok d_vocab"]:
         """Final norm and unembedding of residuals that left the last layer."""

@@ -17,6 +17,7 @@ from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import pad_left
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.probe import checked_stack
 from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
@@ -79,7 +80,7 @@ def trace_tokens(
     stack = None
     if executor == "forked":
         try:
-            stack = LayerStack(model)
+            stack = checked_stack(model)
         except UnsupportedByFastPath as reason:
             warnings.warn(f"the traces of this model take the hooked path: {reason}", stacklevel=2)
     traces: list[list[TokenTrace | None]] = [[None] * len(requests) for _ in variants]

@@ -102,6 +102,16 @@ class GroupDecoder:
                 return
             hidden = self._advance(rows, tokens)
 
+    def forced(self, tokens: Sequence[int]) -> Float[torch.Tensor, " variant"]:
+        """Log-probability (nats) of `tokens` after the one request's prompt, decoded one by one whatever is likely."""
+        rows = np.arange(len(self._place))
+        hidden, total = self._prefill(), torch.zeros(len(rows), device=self._device)
+        for before, token in zip([None, *tokens], tokens, strict=False):
+            if before is not None:
+                hidden = self._advance(rows, np.full(len(rows), before))
+            total += self._stack.logits(hidden).float().log_softmax(-1)[:, token]
+        return total[np.argsort([variant for variant, _ in self._place])]
+
     def _choose(self, hidden: Float[torch.Tensor, "row d_model"]) -> tuple[np.ndarray, np.ndarray]:
         """Most likely token of each row, and whether all its logits are finite."""
         tokens, finite = [], []
@@ -284,8 +294,6 @@ class GroupDecoder:
                 starting=index.starting,
                 histories=index.histories,
                 prompts=prompts,
-                positions=inner.position_ids[0],
-                edits=inner_edits,
                 blocks=index.blocks,
             )
             part = hidden if whole else hidden[:, index.computed]

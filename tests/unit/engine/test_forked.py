@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
+import torch
 
 from lensprune.ablation import (
     CLEAN,
     MLP,
     Ablation,
+    Attention,
     Head,
+    KVGroup,
     Layer,
     Variant,
     collect_reference,
@@ -25,13 +31,15 @@ from lensprune.ablation import (
     layer_range,
 )
 from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
-from lensprune.engine.layers import UnsupportedByFastPath
+from lensprune.engine.edits import LayerEdits, edits_by_layer
+from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.probe import WAYS, checked_stack, probe_variants
 from lensprune.engine.tree import build_tree, chunk_sequences
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse, Request
-from tests.families import FAMILIES, save_folder
+from tests.families import FAMILIES, GATED_CONFIGS, save_folder
 from tests.models_cache import generation_requests, likelihood_requests, tiny
 
 PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
@@ -71,7 +79,7 @@ def variants(model: HookedModel) -> list[Variant]:
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *GATED_CONFIGS])
 def test_same_numbers_as_hooked(family: str) -> None:
     model = tiny(family)
     chosen = variants(model)
@@ -134,6 +142,72 @@ def test_attention_of_another_kind_is_left_to_the_hooked_executor(family: str, r
     assert list(executor.run(requests, chosen)) == list(HookedExecutor(model).run(requests, chosen))
 
 
+def forget_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lensprune.engine.probe._PASSED", WeakKeyDictionary())
+
+
+def _norm_before_projection(block: Any, layer: Any) -> Any:
+    """BitNet's norm, whose input is attention's result."""
+    return layer.self_attn.attn_sub_norm
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "wrong", "reason"),
+    [
+        ("bitnet", "_projection", _norm_before_projection, "has log-probability .* under L0.H0.zero.*, by hooks"),
+        ("llama", "_projection", lambda block, layer: torch.nn.Identity(), "does not call .* hook_z"),
+        (
+            "gemma3",
+            "_branch_module",
+            lambda block, layer, site: layer.mlp,
+            "under L0.H0.zero .*L1.attn.zero",
+        ),
+    ],
+)
+def test_an_edit_at_the_wrong_place_is_refused(
+    family: str, method: str, wrong: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family)
+    checked_stack(model)
+    forget_probes(monkeypatch)
+    monkeypatch.setattr(LayerStack, method, staticmethod(wrong))
+    with pytest.raises(UnsupportedByFastPath, match=reason):
+        checked_stack(model)
+
+
+def test_a_projection_that_receives_other_values_than_were_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_probes(monkeypatch)
+    right = LayerEdits.edit_z
+    # Far below what a log-probability would show.
+    monkeypatch.setattr(LayerEdits, "edit_z", lambda self, z, positions: right(self, z, positions) + 1e-12)
+    with pytest.raises(UnsupportedByFastPath, match=r"does not receive what L0\.H0\.zero sets"):
+        checked_stack(tiny("llama"))
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit that is not made, of one kind of part, on the fast path alone."""
+    forget_probes(monkeypatch)
+    model = tiny("llama")
+    parts = {type(a.component) for v in probe_variants(model.facts) for a in v.ablations if a.kind == kind}
+    assert parts == {Layer, Attention, MLP, Head, KVGroup}
+    for part in parts:
+
+        def without(assigned: Any, *args: Any, part: type = part) -> dict[int, LayerEdits]:
+            kept = [
+                (replace(v, ablations=tuple(a for a in v.ablations if (type(a.component), a.kind) != (part, kind))), r)
+                for v, r in assigned
+            ]
+            return edits_by_layer(kept, *args)
+
+        for module in ("fork", "decoding.decoder"):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"lensprune.engine.{module}.edits_by_layer", without)
+                with pytest.raises(UnsupportedByFastPath):
+                    checked_stack(model)
+    checked_stack(model)
+
+
 def test_a_window_that_no_text_exceeds_is_none(tmp_path: Path) -> None:
     model = as_hooked_model(load_model(save_folder("qwen2_moe", tmp_path / "model", sliding_window=512)))
     assert make_executor("forked", model).name == "forked"
@@ -148,7 +222,8 @@ def test_any_error_on_the_probe_but_want_of_memory_is_a_refusal(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr("lensprune.engine.forked.fork_variants", fail)
+    forget_probes(monkeypatch)
+    monkeypatch.setattr("lensprune.engine.probe.fork_variants", fail)
     with pytest.raises(raised) as caught:
         ForkedExecutor(tiny("llama"))
     assert error in (caught.value, caught.value.__cause__)

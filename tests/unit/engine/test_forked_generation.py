@@ -38,9 +38,10 @@ from lensprune.models.base import HookedModel
 from lensprune.protocols import build_requests
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Request
 from lensprune.tasks import load_task
-from tests.families import FAMILIES, save_folder
+from tests.families import FAMILIES, GATED_CONFIGS, save_folder
 from tests.models_cache import tiny
 
+ALL = (*FAMILIES, *GATED_CONFIGS)
 REFERENCE_PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
 PREFIXES = (
     "The quick brown fox jumps over the lazy dog and then it runs. ",
@@ -98,11 +99,11 @@ def assert_same(found: list[VariantResponses], expected: list[VariantResponses])
     assert not different
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_same_tokens_as_hooked(family: str) -> None:
     model = tiny(family)
     chosen, requests = variants_for(model), requests_for(model)
-    mode: MeanMode = "per_position" if FAMILIES.index(family) % 2 else "pooled"
+    mode: MeanMode = "per_position" if ALL.index(family) % 2 else "pooled"
     reference = collect_reference(model, REFERENCE_PROMPTS, chosen, mode=mode)
     expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
     done: list[int] = []
