@@ -113,9 +113,21 @@ def _hand_on_cache(bridge: Any) -> str:
             del kwargs["cache"]
         return args, kwargs
 
-    for block in bridge.blocks:
-        block.attn.register_forward_pre_hook(rename, with_kwargs=True)
+    for layer in _layers_without_cache(bridge):
+        bridge.blocks[layer].attn.register_forward_pre_hook(rename, with_kwargs=True)
     return "cache"
+
+
+def _layers_without_cache(bridge: Any) -> list[int]:
+    """Layers whose attention leaves the cache empty when the model passes it under its own name."""
+    cache = DynamicCache(config=bridge.original_model.config)
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(bridge.original_model.parameters()).device)
+    with torch.no_grad():
+        bridge.original_model(
+            input_ids=token, attention_mask=torch.ones_like(token), position_ids=token, use_cache=True, cache=cache
+        )
+    attending = [layer for layer, block in enumerate(bridge.blocks) if hasattr(block, "attn")]
+    return [layer for layer in attending if layer >= len(cache.layers) or not cache.get_seq_length(layer)]
 
 
 def _bound_masks(bridge: Any) -> None:
@@ -132,7 +144,8 @@ def _bound_masks(bridge: Any) -> None:
         return args, kwargs
 
     for block in bridge.blocks:
-        block.attn.register_forward_pre_hook(bound, with_kwargs=True)
+        if hasattr(block, "attn"):
+            block.attn.register_forward_pre_hook(bound, with_kwargs=True)
 
 
 def hookless_twin(model: PreTrainedModel) -> PreTrainedModel:
