@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lensprune.errors import LensPruneError, UserError, first_line
 from lensprune.models.base import BosPolicy
 from lensprune.models.bridge import BridgeModel, hookless_twin
+from lensprune.models.current import remember_weights
 from lensprune.models.facts import hash_weights, model_facts
 from lensprune.models.no_install import nothing_installed
 from lensprune.models.self_check import check_hook_points
@@ -97,6 +98,7 @@ def wrapping(architecture: str, name: str) -> Iterator[None]:
 def attach(bridge: Any, adapter: BridgeModel) -> None:
     """Let `bridge` carry `adapter`, so that the bridge alone can be handed around."""
     bridge.__dict__[ADAPTER_ATTRIBUTE] = adapter
+    remember_weights(bridge, adapter.facts.weights_hash)
 
 
 def tokenizer_for_boot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -13,8 +13,12 @@ from jaxtyping import Float, Int
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lensprune.models.base import ModelFacts, NamedHook
+from lensprune.models.positions import PositionGuard
 
 __all__ = ["BridgeModel", "hookless_twin"]
+
+
+_MASKS_ATTRIBUTE = "_lensprune_masks"
 
 
 class BridgeModel:
@@ -37,13 +41,19 @@ class BridgeModel:
         self._raw_model = raw_model
         self._hook_names = frozenset(bridge.hook_dict)
         self._cache_argument = _hand_on_cache(bridge)
-        if facts.dtype == "float64":
+        self._guard = PositionGuard(bridge.original_model)
+        if not bridge.__dict__.get(_MASKS_ATTRIBUTE):
             _bound_masks(bridge)
+            bridge.__dict__[_MASKS_ATTRIBUTE] = True
 
     @property
     def facts(self) -> ModelFacts:
         """Shape and provenance."""
         return self._facts
+
+    @facts.setter
+    def facts(self, facts: ModelFacts) -> None:
+        self._facts = facts
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -73,6 +83,7 @@ class BridgeModel:
 
         Gradient mode is the caller's.
         """
+        self._guard.check(attention_mask, position_ids)
         device = self.facts.device
         output = self._bridge.original_model(
             input_ids=input_ids.to(device),

@@ -396,6 +396,7 @@ def sweep_spec(
         limit=options.limit,
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
+        kept_hooks=facts.kept_hooks,
         how=HowItRan(
             model=_where(model),
             executor=options.executor,
