@@ -22,6 +22,7 @@ from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.errors import LensPruneError, first_line
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.bridge import hookless_twin
+from lensprune.models.positions import row_index_floor
 
 __all__ = ["FlatBatch", "LayerStack", "UnsupportedByFastPath", "errors_as_unsupported"]
 
@@ -105,6 +106,10 @@ class LayerStack:
             raise UnsupportedByFastPath(
                 "no hook-free twin of the model: load it with lensprune.load_model rather than booting it yourself"
             )
+        if model.facts.kept_hooks:
+            raise UnsupportedByFastPath(f"the model keeps a hook of your own at {model.facts.kept_hooks[0]}")
+        if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
+            raise UnsupportedByFastPath("parameters of the model were replaced by others after it was loaded")
         # A tree of its own over the same tensors, because its attention is replaced for good.
         raw = hookless_twin(raw)
         bridge: Any = model.module
@@ -121,7 +126,13 @@ class LayerStack:
                 self._projection(block, layer) for block, layer in zip(bridge.blocks, self._layers, strict=True)
             ]
         except (AttributeError, KeyError, ValueError) as error:
-            raise UnsupportedByFastPath(f"{model.facts.architecture}: cannot find its layers ({error})") from error
+            raise UnsupportedByFastPath(
+                f"{model.facts.architecture}: no module of its own stands for what the ablations change ({error})"
+            ) from error
+        if row_index_floor(raw.config) is not None:
+            raise UnsupportedByFastPath(
+                f"{model.facts.architecture}: it scales queries by their index in the row, not by their position"
+            )
         self._raw = raw
         self._n_heads = model.facts.n_heads
         self._signatures = [inspect.signature(layer.forward) for layer in self._layers]
@@ -129,8 +140,19 @@ class LayerStack:
             if "attention_mask" not in signature.parameters:
                 raise UnsupportedByFastPath(f"{model.facts.architecture}: its layers take no attention_mask")
         self._set_attention(raw)
-        with errors_as_unsupported(model.facts), torch.no_grad():
-            self._try_layers(model.facts)
+        try:
+            with torch.no_grad():
+                self._try_layers(model.facts)
+        except UnsupportedByFastPath:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            # The plan stands where the attention mask was, and nothing else was changed.
+            raise UnsupportedByFastPath(
+                f"{model.facts.architecture}: its layers use the attention mask themselves, rather than hand it to "
+                "transformers' attention functions"
+            ) from error
 
     def _try_layers(self, facts: ModelFacts) -> None:
         """Run one token through the layers, and refuse those that stand-ins or an `AttentionPlan` cannot replace."""
@@ -167,7 +189,9 @@ class LayerStack:
 
     @staticmethod
     def _branch_module(block: Any, layer: torch.nn.Module, site: str) -> torch.nn.Module:
-        component, hook = block.hook_aliases[site].split(".")
+        if site not in block.hook_aliases:
+            raise ValueError(f"{site} is not a module's output, but computed from it")
+        component, hook = _one_module(site, block.hook_aliases[site])
         if hook != "hook_out":
             raise ValueError(f"{site} is {block.hook_aliases[site]}")
         return layer.get_submodule(block.submodules[component].name)
@@ -175,7 +199,7 @@ class LayerStack:
     @staticmethod
     def _projection(block: Any, layer: torch.nn.Module) -> torch.nn.Module:
         """The module whose input is ``hook_z``: what a norm or a gate made of attention's result is in it."""
-        component, hook = block.attn.hook_aliases["hook_z"].split(".")
+        component, hook = _one_module("hook_z", block.attn.hook_aliases["hook_z"])
         if hook != "hook_in":
             raise ValueError(f"hook_z is {block.attn.hook_aliases['hook_z']}")
         attention = layer.get_submodule(block.submodules["attn"].name)
@@ -293,6 +317,14 @@ class LayerStack:
         finally:
             for layer in self._layers:
                 del layer.forward
+
+
+def _one_module(site: str, alias: Any) -> tuple[str, str]:
+    """Component and hook of an alias such as ``mlp.hook_out``."""
+    parts = alias.split(".") if isinstance(alias, str) else []
+    if len(parts) != 2:
+        raise ValueError(f"{site} is {alias if isinstance(alias, str) else ' or '.join(alias)}")
+    return parts[0], parts[1]
 
 
 def _branch_hook(edits: list[RowEdit], positions: torch.Tensor) -> Callable[..., Any]:

@@ -39,7 +39,8 @@ from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse, Request
-from tests.families import FAMILIES, GATED_CONFIGS, save_folder
+from tests.families import FAMILIES, GATED_CONFIGS, LEFT_TO_HOOKED, save_folder
+from tests.families_table import fallback_sentence
 from tests.models_cache import generation_requests, likelihood_requests, tiny
 
 PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
@@ -122,16 +123,7 @@ def test_unsupported_model_falls_back_with_a_warning() -> None:
         make_executor("froked", tiny("llama"))
 
 
-@pytest.mark.parametrize(
-    ("family", "reason"),
-    [
-        ("gpt_neo", "cannot run layer by layer"),
-        ("falcon", "cannot run layer by layer"),
-        ("bloom", "cannot find its layers"),
-        ("gpt_oss", "layer 0 has attention sinks"),
-        ("qwen2_moe", "layer 1 attends to 40 tokens, but"),
-    ],
-)
+@pytest.mark.parametrize(("family", "reason"), [(family, reason) for family, (_, reason) in LEFT_TO_HOOKED.items()])
 def test_attention_of_another_kind_is_left_to_the_hooked_executor(family: str, reason: str) -> None:
     model = tiny(family)
     with pytest.warns(UserWarning, match=f"hooked one takes over: .*{reason}"):
@@ -206,6 +198,11 @@ def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: 
                 with pytest.raises(UnsupportedByFastPath):
                     checked_stack(model)
     checked_stack(model)
+
+
+def test_the_readme_lists_what_is_left_to_the_hooked_executor() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    assert fallback_sentence() in readme, "run `make families`"
 
 
 def test_a_window_that_no_text_exceeds_is_none(tmp_path: Path) -> None:
