@@ -32,10 +32,11 @@ demo: $(VENV)/.installed
 	$(BIN)/lensprune demo
 
 lint: $(VENV)/.installed
-	@echo "== lint and types"
+	@echo "== lint, types and layers"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 quick: lint
 	@echo "== quick tests"

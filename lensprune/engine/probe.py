@@ -2,20 +2,23 @@
 
 Families differ in what their attention modules pass on, and in what stands between a part's result and the residual
 stream: a norm or a gate in the wrong place changes ablated numbers only. So a short text runs both ways under one
-ablation of every kind of part, in every way, at a layer in the middle; by log-likelihood and by a decode step.
+ablation of every kind for every part of the package, at layers in the middle; by log-likelihood and by a decode step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
 
-from lensprune.ablation.components import MLP, Attention, Component, Head, KVGroup, Layer, heads_of
-from lensprune.ablation.reference import ReferenceActivations, collect_reference, replacement
-from lensprune.ablation.variants import CLEAN, Ablation, AblationKind, Variant
+from lensprune.ablation.collect import collect_reference
+from lensprune.ablation.components import Component, Part, Slot, parts
+from lensprune.ablation.kinds import AblationKind, ablation_kinds
+from lensprune.ablation.reference import ReferenceActivations, replacement
+from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.engine.decoding import GroupDecoder
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
@@ -26,7 +29,7 @@ from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse
 
-__all__ = ["PROBE_TOLERANCE", "checked_stack", "probe_variants"]
+__all__ = ["PROBE_TOLERANCE", "checked_stack", "probe_variants", "probed_kinds", "probed_parts"]
 
 PROBE_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.08}
 """Nats a token, more where tokens are less likely than e⁻⁴. Measured on a model of 135 M parameters: rounding alone
@@ -34,8 +37,6 @@ gives 1e-6, 4e-3 and 0.03; queries that are a tenth too long give 0.1."""
 
 _PASSED: WeakKeyDictionary[torch.nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 """Models that passed, and the weights, dtype and device with which they did."""
-
-WAYS: tuple[AblationKind, ...] = ("zero", "mean", "resample")
 
 
 def checked_stack(model: HookedModel) -> LayerStack:
@@ -52,25 +53,80 @@ def checked_stack(model: HookedModel) -> LayerStack:
     return stack
 
 
+def probed_parts() -> list[Part]:
+    """The package's own parts, narrow ones first. A plug-in's part is some of an activation that these cover."""
+    own = [part for part in parts() if _is_own(part.component)]
+    return sorted(own, key=lambda part: list(Slot).index(part.slot), reverse=True)
+
+
+def probed_kinds() -> list[AblationKind]:
+    """The package's own kinds of ablation."""
+    return [kind for kind in ablation_kinds().values() if kind.value is None or _is_own(kind.value)]
+
+
+def _is_own(defined: object) -> bool:
+    return str(getattr(defined, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
+
+
 def probe_variants(facts: ModelFacts) -> list[Variant]:
-    """The clean model, and each kind of part in each way: at layers in the middle, all in one variant if there is room.
+    """The clean model, and each of `probed_kinds` on each of `probed_parts`: at layers from the middle on, all in one
+    variant if there is room.
 
     No edit hides another: different heads and the MLP of one layer, attention of the next, the whole of a third.
     """
-    layer = max(0, facts.n_layers // 2 - 1)
-    inner: list[Component] = [Head(layer, 0), MLP(layer)]
-    if facts.n_key_value_heads > 1:
-        inner.append(KVGroup(layer, facts.n_key_value_heads - 1))
-    if facts.n_layers >= 3:
-        sets: list[list[Component]] = [[*inner, Attention(layer + 1), Layer(layer + 2)]]
-    else:
-        sets = [inner, [Attention(layer)], [Layer(layer)]]
     variants = [CLEAN]
-    for kind in WAYS:
-        for parts in sets:
-            ablations = tuple(Ablation(part, kind) for part in parts)
+    for kind in probed_kinds():
+        for components in _together([part for part in probed_parts() if kind.allows(part)], facts):
+            ablations = tuple(Ablation(component, kind.name) for component in components)
             variants.append(Variant(" + ".join(ablation.name for ablation in ablations), ablations))
     return variants
+
+
+def _together(chosen: Sequence[Part], facts: ModelFacts) -> list[list[Component]]:
+    """A component of each part, in as few sets as it takes to keep them apart."""
+    sets: list[list[Component]] = []
+    for part in chosen:
+        candidates = list(_candidates(part, facts))
+        room = ((of_set, c) for of_set in sets for c in candidates if all(_apart(c, other, facts) for other in of_set))
+        found = next(room, None)
+        if found is None:
+            sets.append([candidates[0]])
+        else:
+            of_set, component = found
+            of_set.append(component)
+    return sets
+
+
+def _candidates(part: Part, facts: ModelFacts) -> Iterator[Component]:
+    """The part's first and last component in each layer from the middle on."""
+    for layer in range(max(0, facts.n_layers // 2 - 1), facts.n_layers):
+        of_layer = part.each(facts, layer)
+        yield from (of_layer[0], of_layer[-1])
+
+
+def _apart(one: Component, other: Component, facts: ModelFacts) -> bool:
+    """Whether neither component's ablation overwrites what the other's changes."""
+    if one.layer != other.layer:
+        return True
+    slots = {one.part.slot, other.part.slot}
+    if len(slots) == 1:
+        first, second = one.selected(facts), other.selected(facts)
+        return first is not None and second is not None and not set(first) & set(second)
+    return Slot.CONTRIBUTION not in slots and slots != {Slot.ATTENTION, Slot.HEADS}
+
+
+def _reference(model: HookedModel, prompt: Sequence[int], variants: Sequence[Variant]) -> ReferenceActivations:
+    """What the variants' values are taken from; for optimal constants twice the mean, since a search would take long
+    and its result is read like any other constant."""
+    ablations = [ablation for variant in variants for ablation in variant.ablations]
+    searched = [ablation for ablation in ablations if ablation.definition.reference == "optimal"]
+    # The sites' means, without a search.
+    means = [Ablation(ablation.component, "mean") for ablation in searched]
+    given = [ablation for ablation in ablations if ablation not in searched]
+    plain = [Variant(f"{i}: {a.name}", (a,)) for i, a in enumerate([*given, *means])]
+    reference = collect_reference(model, [prompt], plain)
+    constants = {a.component.label: 2 * reference.pooled[a.component.site] for a in searched}
+    return replace(reference, optimal=constants)
 
 
 def _requests(facts: ModelFacts, longest: int) -> list[LoglikelihoodRequest]:
@@ -100,7 +156,7 @@ def _check(model: HookedModel, stack: LayerStack) -> None:
     facts = model.facts
     requests, variants = _requests(facts, RopeSides(model).longest), probe_variants(facts)
     decoded = [_decoded(requests[0], facts)]
-    reference = collect_reference(model, [_words(len(requests[0].input_ids), 7, facts)], variants)
+    reference = _reference(model, _words(len(requests[0].input_ids), 7, facts), variants)
     with errors_as_unsupported(facts), torch.inference_mode():
         fast = _whole_texts(model, stack, requests, variants, reference)
         steps = [_decode(model, stack, request, variants, reference) for request in decoded]
@@ -159,7 +215,7 @@ class _Witness:
     def __init__(self, model: HookedModel, stack: LayerStack, variants: Sequence[Variant]) -> None:
         self._facts = model.facts
         self._received: dict[int, torch.Tensor] = {}
-        layers = {a.component.layer for v in variants for a in v.ablations if isinstance(a.component, (Head, KVGroup))}
+        layers = {a.component.layer for v in variants for a in v.ablations if a.component.part.slot is Slot.HEADS}
         self._handles = [stack.projections[layer].register_forward_hook(self._look(layer)) for layer in layers]
 
     def _look(self, layer: int) -> Callable[..., None]:
@@ -175,9 +231,10 @@ class _Witness:
     def check(self, variant: Variant, reference: ReferenceActivations, position_ids: torch.Tensor) -> None:
         """Compare what came last with what the head edits of `variant`, which ran last, set."""
         for ablation in variant.ablations:
-            if not isinstance(ablation.component, (Head, KVGroup)):
+            component = ablation.component
+            if component.part.slot is not Slot.HEADS:
                 continue
-            layer, heads = ablation.component.layer, heads_of(ablation.component, self._facts)
+            layer, heads = component.layer, component.selected(self._facts)
             z = self._received[layer].reshape(len(position_ids), self._facts.n_heads, -1)
             if not torch.equal(z[:, heads], replacement(ablation, reference, position_ids, z)[:, heads]):
                 raise UnsupportedByFastPath(

@@ -17,14 +17,14 @@ from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.protocols.requests import LoglikelihoodRequest
-from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS
-from lensprune.report.jobs.run import run_report
-from lensprune.sweep.prepare import SweepOptions, prepare
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.screening import choose, screened_count
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.spec import SweepSpec
-from lensprune.sweep.store import MemoryStore
+from lensprune.results.concentration import NOT_OF_ALL_HEADS
+from lensprune.results.text import run_report
+from lensprune.runs.records import CellKey
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import MemoryStore
+from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.screening import choose, screened_count
+from lensprune.sweeps.selection import VariantSelection
 from tests.families import save_folder
 from tests.models_cache import tiny
 from tests.unit.sweep.cells import table
@@ -113,7 +113,7 @@ def test_goes_on_where_it_stopped_without_estimating_again(
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("estimated again")
 
-    monkeypatch.setattr("lensprune.sweep.screening.estimate_logprobs", never)
+    monkeypatch.setattr("lensprune.sweeps.screening.estimate_logprobs", never)
     pd.testing.assert_frame_equal(lp.resume(run.folder, progress=False).records(), before)
     next((run.folder / "records").glob("*.parquet")).unlink()
     pd.testing.assert_frame_equal(sweep(folder, out=run.folder).records(), before)

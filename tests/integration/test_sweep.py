@@ -14,8 +14,8 @@ from gguf import GGMLQuantizationType
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.store import RunStore
+from lensprune.runs.store import RunStore
+from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks import prompt_strings
 from tests.families import byte_tokenizer
 from tests.unit.models.gguf_files import write_gguf

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lensprune.errors import UserError
-from lensprune.heads.reasoning import Primitives, Wording, primitives, selectivity
-from lensprune.heads.reasoning.verdicts import ROLES
 from lensprune.models.base import HookedModel
+from lensprune.primitives import Primitives, Wording, primitives, selectivity
+from lensprune.primitives.verdicts import ROLES
 from tests.planted.circuits import ids
 from tests.planted.models import SHAPES
 from tests.planted.reasoner import TEXTS, WORDING, reasoner

@@ -11,7 +11,7 @@ from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateResponse
-from lensprune.sweep.run import sweep
+from lensprune.sweeps.run import sweep
 from tests.models_cache import generation_requests, likelihood_requests, tiny
 from tests.planted.circuits import ids, model_of
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from lensprune.delta import ModelPair, model_pair
-from lensprune.delta.tensors import plain_attention
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.models.bridge import BridgeModel
+from lensprune.replacement import ModelPair, model_pair
+from lensprune.replacement.tensors import plain_attention
 from tests.families import byte_tokenizer, hf_model
 
 __all__ = ["fresh", "hooked_logits", "plain_logits", "state", "tiny_pair"]

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-import lensprune.delta.exchange as exchange_module
+import lensprune.replacement.exchange as exchange_module
 from lensprune.ablation import CLEAN
-from lensprune.delta import Part
-from lensprune.delta.exchange import exchanged
-from lensprune.delta.pair import weight_change
-from lensprune.delta.parts import COMPONENTS, enumerate_parts, whole_model
-from lensprune.delta.tensors import part_tensors
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.errors import UserError
+from lensprune.replacement import Part
+from lensprune.replacement.exchange import exchanged
+from lensprune.replacement.pair import weight_change
+from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
+from lensprune.replacement.tensors import part_tensors
 from tests.families import FAMILIES
 from tests.models_cache import likelihood_requests
 from tests.unit.delta.pairs import fresh, hooked_logits, plain_logits, state, tiny_pair
@@ -128,7 +128,7 @@ def test_one_head_against_hooks() -> None:
 
 
 def test_self_swap_and_no_swap_change_nothing() -> None:
-    from lensprune.delta import model_pair
+    from lensprune.replacement import model_pair
 
     pair = model_pair(fresh("llama", 0), fresh("llama", 0))
     before = hooked_logits(pair.base)

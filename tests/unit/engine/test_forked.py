@@ -30,10 +30,11 @@ from lensprune.ablation import (
     each_mlp,
     layer_range,
 )
+from lensprune.ablation.kinds import ablation_kind
 from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
 from lensprune.engine.edits import LayerEdits, edits_by_layer
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
-from lensprune.engine.probe import WAYS, checked_stack, probe_variants
+from lensprune.engine.probe import checked_stack, probe_variants, probed_kinds, probed_parts
 from lensprune.engine.tree import build_tree, chunk_sequences
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
@@ -152,7 +153,7 @@ def _norm_before_projection(block: Any, layer: Any) -> Any:
             "gemma3",
             "_branch_module",
             lambda block, layer, site: layer.mlp,
-            "under L0.H0.zero .*L1.attn.zero",
+            "under .*attn.skip",
         ),
     ],
 )
@@ -176,13 +177,46 @@ def test_a_projection_that_receives_other_values_than_were_set_is_refused(monkey
         checked_stack(tiny("llama"))
 
 
-@pytest.mark.parametrize("kind", WAYS)
+def test_the_probe_covers_every_part_and_kind_of_the_package() -> None:
+    """What the tables hold before any plug-in adds to them, and in one variant per kind where layers are enough."""
+    assert {part.component for part in probed_parts()} == {Layer, Attention, MLP, Head, KVGroup}
+    assert [kind.name for kind in probed_kinds()] == ["skip", "zero", "mean", "resample", "optimal"]
+    variants = probe_variants(tiny("llama").facts)
+    assert [v.name for v in variants if v.ablation in ("", "skip", "optimal")] == [
+        "clean",
+        "L0.mlp.skip + L0.attn.skip + L1.skip",
+        "L0.H0.optimal + L0.KV1.optimal + L0.mlp.optimal + L1.attn.optimal + L2.optimal",
+    ]
+    assert len(variants) == 6
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"n_layers": 1}, {"n_layers": 2}, {"n_layers": 32}, {"n_key_value_heads": 1}, {"n_key_value_heads": 4}]
+)
+def test_no_edit_of_a_probe_hides_another(sizes: dict[str, int]) -> None:
+    facts = replace(tiny("llama").facts, **sizes)
+    variants = probe_variants(facts)
+    for kind in probed_kinds():
+        found = [a.component for v in variants for a in v.ablations if a.kind == kind.name]
+        assert sorted(c.part.name for c in found) == sorted(p.name for p in probed_parts() if kind.allows(p))
+    for variant in variants:
+        components = [a.component for a in variant.ablations]
+        for layer in {c.layer for c in components}:
+            names = {c.part.name for c in components if c.layer == layer}
+            assert names == {"layer"} or "layer" not in names
+            assert not {"attention", "head"} <= names
+            assert not {"attention", "kv_group"} <= names
+            heads = [h for c in components if c.layer == layer and "hook_z" in c.site for h in c.selected(facts) or []]
+            assert len(heads) == len(set(heads))
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in probed_kinds()])
 def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit that is not made, of one kind of part, on the fast path alone."""
     forget_probes(monkeypatch)
     model = tiny("llama")
     parts = {type(a.component) for v in probe_variants(model.facts) for a in v.ablations if a.kind == kind}
-    assert parts == {Layer, Attention, MLP, Head, KVGroup}
+    assert parts == {part.component for part in probed_parts() if ablation_kind(kind).allows(part)}
     for part in parts:
 
         def without(assigned: Any, *args: Any, part: type = part) -> dict[int, LayerEdits]:

@@ -12,8 +12,9 @@ import torch
 from lensprune.ablation import CLEAN, each_layer
 from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
 from lensprune.engine.decoding.decoder import GroupDecoder
-from lensprune.engine.decoding.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
+from lensprune.engine.decoding.groups import ChunkSize, group_variants, request_chunks
 from lensprune.engine.layers import LayerStack
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import gpu_limits, limits_for_memory, parse_memory
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.tree import chunk_sequences

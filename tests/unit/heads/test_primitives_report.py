@@ -9,8 +9,8 @@ import pytest
 
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.heads.reasoning import task_texts
-from lensprune.report.jobs.primitives import primitives_report
+from lensprune.primitives import task_texts
+from lensprune.primitives.report import primitives_report
 from tests.families import save_folder
 from tests.planted.reasoner import TEXTS, WORDING, reasoner
 

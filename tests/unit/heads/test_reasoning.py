@@ -11,11 +11,11 @@ import pytest
 
 from lensprune.ablation import Ablation, Head, Variant
 from lensprune.errors import UserError
-from lensprune.heads import primitives
-from lensprune.heads.reasoning.effects import TokenLosses, class_effects
-from lensprune.heads.reasoning.verdicts import Thresholds, role_evidence, verdict_table
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
+from lensprune.primitives import primitives
+from lensprune.primitives.effects import TokenLosses, class_effects
+from lensprune.primitives.verdicts import Thresholds, role_evidence, verdict_table
 from tests.families import save_folder
 
 UNITS = 10

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from lensprune.ablation import Ablation, Head, Layer, Variant
-from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS, concentration_files
-from lensprune.report.jobs.run import run_report
-from lensprune.sweep.result import Run
+from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
+from lensprune.results.run import Run
+from lensprune.results.text import run_report
 from tests.unit.report.runs import heads_run, layers_run
 
 

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import lensprune as lp
-import lensprune.report.jobs.run as outputs
+import lensprune.results.outputs as outputs
 from lensprune.errors import UserError
-from lensprune.sweep.files import TEMPORARY_PREFIX
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.spec import SweepSpec
-from lensprune.sweep.store import SPEC_FILE, RunStore
+from lensprune.output.files import TEMPORARY_PREFIX
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import SPEC_FILE, RunStore
+from lensprune.sweeps.selection import VariantSelection
 
 TASKS = ("facts", "arithmetic")
 PROTOCOLS = ("continuation", "generate")
@@ -173,7 +173,7 @@ def run_moments(model: str, folder: Path, timed: int, seed: int) -> Counts:
     choose = random.Random(seed)
     counts = Counts()
     # Drawing the figure takes longer than the sweep; that it is whole or absent is `write_atomically`'s work as well.
-    outputs.drawable = lambda summary: False
+    outputs.SAVED_FIGURES = ()
     if wait(fork(lambda: run_sweep(model, folder / "whole"))) != 0:
         raise RuntimeError("the uninterrupted sweep failed")
     whole, expected = record_files(folder / "whole"), rows(folder / "whole")

@@ -24,11 +24,11 @@ from lensprune import cli
 from lensprune.engine import forked as forked_engine
 from lensprune.engine import make_executor
 from lensprune.errors import UserError
-from lensprune.sweep import files
-from lensprune.sweep.cells import measure_cells
-from lensprune.sweep.prepare import SweepOptions, prepare
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.selection import VariantSelection
+from lensprune.output import files
+from lensprune.runs.records import CellKey
+from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.selection import VariantSelection
 from tests.families import save_folder
 
 TASKS = ("facts", "arithmetic")
@@ -46,7 +46,7 @@ def folder(family_folder: Callable[[str], Path]) -> Path:
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these sweeps."""
-    monkeypatch.setattr("lensprune.report.jobs.run.drawable", lambda summary: False)
+    monkeypatch.setattr("lensprune.results.outputs.SAVED_FIGURES", ())
 
 
 def sweep(folder: Path, out: Path | None, **changes: Any) -> lp.Run:

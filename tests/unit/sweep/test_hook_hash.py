@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lensprune.sweep.hook_hash import hook_hash
+from lensprune.runs.hook_hash import hook_hash
 
 FACTOR = 1.0
 
@@ -140,7 +140,7 @@ SCRIPT = """
 import torch
 from functools import partial
 from einops import rearrange
-from lensprune.sweep.hook_hash import hook_hash
+from lensprune.runs.hook_hash import hook_hash
 TABLE = {"b": {3, 1, 2}, "a": torch.arange(4)}
 def hook(z, hook, factor):
     return rearrange(torch.relu(z) * factor + TABLE["a"].sum(), "... d -> ... d")

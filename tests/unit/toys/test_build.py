@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from lensprune.delta import model_pair
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
+from lensprune.replacement import model_pair
 from lensprune.toys.beginning import new_model
 from lensprune.toys.build import NAMES, build
 from lensprune.toys.muon import Muon, orthogonalised

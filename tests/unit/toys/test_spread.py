@@ -8,10 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lensprune.analysis.concentration_change import (
+    OVER_SEEDS_COLUMNS,
+    PER_SEED_COLUMNS,
+    Comparison,
+    compare,
+    over_seeds,
+)
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.errors import UserError
 from lensprune.toys.recipe import Recipe
-from lensprune.toys.spread import OVER_SEEDS_COLUMNS, PER_SEED_COLUMNS, Comparison, compare, over_seeds
 from lensprune.toys.study import robustness_curves, study, study_table
 
 TINY = Recipe(
