@@ -18,7 +18,7 @@ from lensprune.planning import Plan, plan
 from lensprune.planning.makespan import GroupTime, makespan, planned_times, recorded_times
 from lensprune.planning.text import duration, quantity
 from lensprune.sweeps.selection import VariantSelection
-from tests.markdown import write_between
+from tests.helpers.markdown import write_between
 
 FLOPS, BANDWIDTH = 400e12, 3e12
 """Of one 80 GB GPU: matrix products in bfloat16 as large models reach them, and reading its memory."""

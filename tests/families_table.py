@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.families import FAMILIES, LEFT_TO_HOOKED
-from tests.markdown import write_between
+from tests.helpers.families import FAMILIES, LEFT_TO_HOOKED
+from tests.helpers.markdown import write_between
 
 IDENTITIES = "tests/unit/ablation/test_identities.py"
 HOOKED = "tests/unit/engine/test_hooked.py"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.markdown import write_between
+from tests.helpers.markdown import write_between
 
 FAULTS = "tests/unit/robustness/test_faults.py"
 FUZZ = "tests/unit/robustness/test_model_files_fuzz.py"

@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
-from tests.markdown import write_between
+from tests.helpers.markdown import write_between
 
 
 def dependencies() -> dict[str, str]:

@@ -18,6 +18,7 @@ from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import LensPruneError
 from lensprune.models.base import HookedModel, NamedHook
 from lensprune.models.resume import resumed_at
+from lensprune.precision import widened
 
 __all__ = ["ablation_loss", "optimal_constants"]
 
@@ -150,7 +151,7 @@ def _divergence(
         with resumed as start, model.hooks([*start, *hooks.named]):
             logits = model.forward(run.tokens, torch.ones_like(run.tokens), positions)
         hooks.check_fired()
-        changed = torch.log_softmax(logits.float(), dim=-1)
+        changed = torch.log_softmax(widened(logits), dim=-1)
         total = total + torch.nn.functional.kl_div(changed, run.log_probs, reduction="sum", log_target=True)
     return total / sum(run.tokens.numel() for run in runs)
 
@@ -170,5 +171,5 @@ def _clean_runs(model: HookedModel, prompts: Sequence[Sequence[int]]) -> list[_C
             tokens = torch.tensor(rows[start : start + _ROWS], device=model.facts.device)
             with torch.no_grad():
                 logits = model.forward(tokens, torch.ones_like(tokens), _positions(tokens))
-            runs.append(_CleanRun(tokens, torch.log_softmax(logits.float(), dim=-1)))
+            runs.append(_CleanRun(tokens, torch.log_softmax(widened(logits), dim=-1)))
     return runs

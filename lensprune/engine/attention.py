@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 
 from lensprune.engine.kernels import Packed, Partial, flash_packed, fused_attention, is_recent_gpu
 from lensprune.engine.tree import Node, PrefixTree
+from lensprune.precision import accumulation_dtype, widened
 
 __all__ = ["ATTENTION_NAME", "AttentionPlan", "AttentionSettings", "TreeAttention", "merge_into", "partial_attention"]
 
@@ -88,7 +89,7 @@ def partial_attention(
         allowed: which query sees which key; a query that sees none gets output 0 and log-sum-exp −∞.
 
     Returns:
-        Output [batch, head, query, d_head] in q's dtype and log-sum-exp [batch, head, query] in fp32.
+        Output [batch, head, query, d_head] in q's dtype and log-sum-exp [batch, head, query] in its accumulation dtype.
     """
     batch, n_heads, n_queries, d_head = q.shape
     n_kv = k.shape[1]
@@ -98,7 +99,7 @@ def partial_attention(
         if fused is not None:
             return fused
     grouped = q.reshape(batch, n_kv, repeat, n_queries, d_head)
-    scores = torch.einsum("bgrqd,bgkd->bgrqk", grouped, k).float() * settings.scaling
+    scores = widened(torch.einsum("bgrqd,bgkd->bgrqk", grouped, k)) * settings.scaling
     if settings.softcap is not None:
         scores = settings.softcap * torch.tanh(scores / settings.softcap)
     if causal:
@@ -109,7 +110,7 @@ def partial_attention(
             allowed = allowed[:, None, None]
         scores = scores.masked_fill(~allowed, -torch.inf)
     lse = scores.logsumexp(-1)
-    weights = torch.exp(scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None])
+    weights = torch.exp(scores - lse.clamp(min=torch.finfo(lse.dtype).min)[..., None])
     out = torch.einsum("bgrqk,bgkd->bgrqd", weights.to(v.dtype), v)
     return out.reshape(q.shape), lse.reshape(batch, n_heads, n_queries)
 
@@ -181,8 +182,9 @@ class TreeAttention:
             z = _in_few_calls(*self._packed, *flat, settings.scaling)
             if z is not None:
                 return z
-        out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        wide = accumulation_dtype(q.dtype)
+        out = torch.empty(q.shape, dtype=wide, device=q.device)
+        lse = torch.empty(q.shape[:2], dtype=wide, device=q.device)
         for node in self._large:
             own = slice(node.start, node.end)
             allowed = _own_window(node.length, window, q.device)
@@ -194,7 +196,7 @@ class TreeAttention:
             q_rows, k_rows, v_rows = (t[:, bucket.index].transpose(0, 1) for t in (q, k, v))
             allowed = _own_window(bucket.index.shape[1], window, q.device)
             part_out, part_lse = partial_attention(q_rows, k_rows, v_rows, settings, causal=True, allowed=allowed)
-            out[:, bucket.target] = part_out.transpose(0, 1)[:, bucket.node, bucket.token].float()
+            out[:, bucket.target] = part_out.transpose(0, 1)[:, bucket.node, bucket.token].to(wide)
             lse[:, bucket.target] = part_lse.transpose(0, 1)[:, bucket.node, bucket.token]
         for node in self._branches:
             own, below = slice(node.start, node.end), slice(node.end, node.subtree_end)
@@ -202,7 +204,7 @@ class TreeAttention:
             if window is not None:
                 allowed = (self._positions[below, None] - self._positions[None, own] < window)[None]
             part = partial_attention(q[None, :, below], k[None, :, own], v[None, :, own], settings, allowed=allowed)
-            merge_into((out[:, below], lse[:, below]), (part[0][0].float(), part[1][0]))
+            merge_into((out[:, below], lse[:, below]), (part[0][0].to(wide), part[1][0]))
         return out.to(q.dtype).transpose(0, 1)
 
 
@@ -213,12 +215,12 @@ def _in_few_calls(
     found = flash_packed(q, k, v, own, scaling, causal=True)
     if found is None:
         return None
-    out, lse = found[0].float(), found[1].contiguous()
+    out, lse = widened(found[0]), found[1].contiguous()
     for level in levels:
         part = flash_packed(q, k, v, level, scaling)
         assert part is not None
         here = out[level.queries], lse[level.queries]
-        merge_into(here, (part[0].float(), part[1]))
+        merge_into(here, (widened(part[0]), part[1]))
         out[level.queries], lse[level.queries] = here
     return out.to(q.dtype)
 

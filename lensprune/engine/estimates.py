@@ -19,6 +19,7 @@ from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import pad_token_id
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction
+from lensprune.precision import widened
 from lensprune.protocols.requests import LoglikelihoodRequest
 
 __all__ = ["estimate_logprobs"]
@@ -94,5 +95,5 @@ def estimate_logprobs(
 
 def _logprob(logits: Float[torch.Tensor, "kept d_vocab"], request: LoglikelihoodRequest) -> Float[torch.Tensor, ""]:
     targets = torch.tensor(request.continuation_ids, device=logits.device)
-    own = logits[-len(targets) :].float().log_softmax(-1)
+    own = widened(logits[-len(targets) :]).log_softmax(-1)
     return own.gather(1, targets[:, None]).sum()

@@ -102,8 +102,7 @@ def _flash_for_cpu(
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=mask, scale=scaling
     )
-    # In double precision its log-sum-exp is in double precision too.
-    return out, lse.float()
+    return out, lse
 
 
 def _efficient(

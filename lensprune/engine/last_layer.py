@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.tree import PrefixTree
+from lensprune.precision import accumulation_dtype
 
 __all__ = ["KeysAndValues", "TreeQueries", "keys_and_values"]
 
@@ -80,8 +81,9 @@ class TreeQueries:
     def _compute(self, q: torch.Tensor, settings: AttentionSettings) -> torch.Tensor:
         assert self.keys_values is not None
         k, v = self.keys_values
-        out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
-        lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device)
+        wide = accumulation_dtype(q.dtype)
+        out = torch.zeros(q.shape, dtype=wide, device=q.device)
+        lse = torch.full(q.shape[:2], -torch.inf, dtype=wide, device=q.device)
         for rows, keys, back in self._blocks:
             seen = back >= 0 if settings.window is None else (back >= 0) & (back < settings.window)
             allowed = None if bool(seen.all()) else seen[None].to(self._device)
@@ -92,7 +94,7 @@ class TreeQueries:
                 settings,
                 allowed=allowed,
             )
-            _merge_first(out[:, rows], lse[:, rows], part_out[0].float(), part_lse[0])
+            _merge_first(out[:, rows], lse[:, rows], part_out[0].to(wide), part_lse[0])
         return out.to(q.dtype).transpose(0, 1)
 
 

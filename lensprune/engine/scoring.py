@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from lensprune.models.base import HookedModel
+from lensprune.precision import accumulation_dtype, widened
 from lensprune.protocols.requests import LoglikelihoodResponse
 
 __all__ = ["eos_token_ids", "finite_rows", "pad_token_id", "score_continuation"]
@@ -17,14 +18,14 @@ __all__ = ["eos_token_ids", "finite_rows", "pad_token_id", "score_continuation"]
 def score_continuation(
     logits: Float[torch.Tensor, "continuation d_vocab"], continuation: Sequence[int]
 ) -> LoglikelihoodResponse:
-    """Sum the log-probabilities (nats, fp32) of `continuation`; row t of `logits` predicts token t.
+    """Sum the log-probabilities (nats) of `continuation`; row t of `logits` predicts token t.
 
     A logit that is NaN or infinite makes the whole response NaN.
     """
     targets = torch.tensor(list(continuation), device=logits.device)
     if not bool(torch.isfinite(logits).all()):
         return LoglikelihoodResponse(math.nan, False, len(targets))
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    logprobs = torch.log_softmax(widened(logits), dim=-1)
     total = logprobs.gather(1, targets[:, None]).sum()
     return LoglikelihoodResponse(float(total), bool((logits.argmax(-1) == targets).all()), len(targets))
 
@@ -32,7 +33,7 @@ def score_continuation(
 def finite_rows(logits: Float[torch.Tensor, "row d_vocab"]) -> Bool[torch.Tensor, " row"]:
     """Whether all logits of a row are finite."""
     # A finite sum has finite terms only, and is several times faster to find than finiteness term by term.
-    finite = torch.isfinite(logits.sum(-1, dtype=torch.float32))
+    finite = torch.isfinite(logits.sum(-1, dtype=accumulation_dtype(logits.dtype)))
     return finite if bool(finite.all()) else torch.isfinite(logits).all(-1)
 
 

@@ -24,6 +24,7 @@ from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
 from lensprune.engine.tree_scoring import Scored, scored_positions
 from lensprune.models.base import HookedModel
+from lensprune.precision import widened
 from lensprune.protocols.requests import LoglikelihoodRequest
 
 __all__ = ["MOST_POSITIONS", "TokenTrace", "trace_tokens"]
@@ -139,7 +140,7 @@ class _Measure:
     """
 
     def __init__(self, clean: Float[torch.Tensor, "position d_vocab"], scored: Scored) -> None:
-        logprobs = clean.float().log_softmax(-1)
+        logprobs = widened(clean).log_softmax(-1)
         self._clean = logprobs.exp()
         # p log p is 0 where p is.
         self._negentropy = torch.xlogy(self._clean, self._clean).sum(-1)
@@ -149,10 +150,11 @@ class _Measure:
         rows, targets = self._scored.rows, self._scored.targets
         # Ties must break as they do in greedy decoding, so in the logits' own precision.
         best, chosen = logits.max(-1)
+        wide = widened(logits)
         # A sum is finite only if all its terms are: their number can't overflow it.
-        finite = torch.isfinite(logits.float().sum(-1))
+        finite = torch.isfinite(wide.sum(-1))
         # Of differences from the best, so that rounding stays small beside them.
-        shifted = logits.float() - best.float()[:, None]
+        shifted = wide - widened(best)[:, None]
         norm = shifted.logsumexp(-1)
         # KL = Σ p log p − Σ p log q, and log q = shifted − norm. Rounding can make a tiny divergence negative.
         kl = (self._negentropy - torch.linalg.vecdot(self._clean, shifted) + norm).clamp(min=0)

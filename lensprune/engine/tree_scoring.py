@@ -12,6 +12,7 @@ from lensprune.engine.layers import LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import finite_rows
 from lensprune.engine.tree import PrefixTree
+from lensprune.precision import accumulation_dtype, widened
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse
 
 __all__ = ["Scored", "TreeScorer", "scored_positions"]
@@ -64,7 +65,7 @@ class TreeScorer:
         device = scored.device
         where = self._scored.to(device)
         rows, targets = where.rows, where.targets
-        logprob = torch.empty(len(rows), device=device)
+        logprob = torch.empty(len(rows), dtype=accumulation_dtype(scored.dtype), device=device)
         greedy = torch.empty(len(rows), dtype=torch.bool, device=device)
         for begin in range(0, len(scored), UNEMBED_ROWS):
             logits = stack.logits(scored[begin : begin + UNEMBED_ROWS])
@@ -74,7 +75,7 @@ class TreeScorer:
             best = logits.argmax(-1)
             # Not logsumexp, which rounds otherwise (7e-6 nats a token over 49,152 tokens on a CPU): the hooked executor
             # and lm-eval take log_softmax.
-            value = logits.float().log_softmax(-1)[local, targets[mine]]
+            value = widened(logits).log_softmax(-1)[local, targets[mine]]
             logprob[mine] = torch.where(finite[local], value, torch.nan)
             greedy[mine] = (best[local] == targets[mine]) & finite[local]
         pieces = zip(logprob.cpu().split(where.sizes), greedy.cpu().split(where.sizes), strict=True)

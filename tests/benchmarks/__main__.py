@@ -18,7 +18,7 @@ import torch
 from tests.benchmarks.sides import Side, started
 from tests.benchmarks.stopwatch import Times
 from tests.benchmarks.works import WORKS, Setting, Work
-from tests.markdown import write_between
+from tests.helpers.markdown import write_between
 
 RESULTS = Path(__file__).parent / "results.json"
 MODEL = "smollm2-135m"

@@ -31,7 +31,7 @@ from lensprune.runs.store import open_store
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.prepare import SweepOptions, prepare
 from lensprune.sweeps.selection import VariantSelection
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 PROTOCOLS = ("default", "continuation", "generate")
 TASK = "kv_retrieval[pairs=2]"

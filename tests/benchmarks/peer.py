@@ -18,7 +18,7 @@ from tests.benchmarks.ours import Metrics
 from tests.benchmarks.random_weights import has_no_weights, random_model
 from tests.benchmarks.stopwatch import Stopwatch, Times
 from tests.benchmarks.works import Setting, Work
-from tests.parity import lm_eval_tasks
+from tests.helpers import lm_eval_tasks
 
 __all__ = ["LmEvalSide"]
 

@@ -12,7 +12,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 import lensprune as lp
-from tests.unit.planning.test_cost import counter
+from tests.helpers.flops import counter
 
 WITHIN = 0.2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from lensprune.runs.store import MemoryStore
 from lensprune.sweeps.prepare import SweepOptions, prepare
 from lensprune.sweeps.screening import choose, screened_count
 from lensprune.sweeps.selection import VariantSelection
-from tests.families import save_folder
-from tests.models_cache import tiny
-from tests.unit.sweep.cells import table
+from tests.helpers.families import save_folder
+from tests.helpers.made_cells import table
+from tests.helpers.sweeps import sweep as tiny_sweep
+from tests.helpers.tiny_models import tiny
 
 TASKS, PROTOCOLS = ["facts", "kv_retrieval[pairs=2]"], ["continuation", "generate"]
 
@@ -37,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_folder("llama", tmp_path_factory.mktemp("model"), num_hidden_layers=8)
 
 
-def sweep(folder: Path, **changes: Any) -> lp.Run:
-    arguments: dict[str, Any] = {"limit": 4, "shots": 1, "device": "cpu", "progress": False, "screen": 0.1}
-    return lp.sweep(str(folder), TASKS, PROTOCOLS, VariantSelection("heads"), **{**arguments, **changes})
+sweep = partial(
+    tiny_sweep, tasks=TASKS, protocols=PROTOCOLS, variants=VariantSelection("heads"), limit=4, shots=1, screen=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,7 @@ def screened(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
     return sweep(folder, out=tmp_path_factory.mktemp("runs") / "screened")
 
 
+@pytest.mark.slow
 def test_measured_cells_are_those_of_a_whole_sweep(folder: Path, screened: lp.Run) -> None:
     whole = sweep(folder, screen=None)
     names = screened.spec.variant_names
@@ -100,6 +103,7 @@ def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp
     assert found.to_dict() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped_without_estimating_again(
     folder: Path, screened: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

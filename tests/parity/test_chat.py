@@ -15,7 +15,7 @@ from lensprune.tasks import ProtocolName, load_task
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
-from tests.parity import lm_eval_tasks  # noqa: E402
+from tests.helpers import lm_eval_tasks  # noqa: E402
 
 LIMIT = 4
 

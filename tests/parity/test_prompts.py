@@ -11,7 +11,7 @@ from lensprune.tasks import GenerationFormat, LoadedTask, ProtocolName, load_tas
 from lensprune.tasks.mmlu import SUBJECTS
 
 lm_eval = pytest.importorskip("lm_eval")
-from tests.parity.lm_eval_tasks import build_task  # noqa: E402
+from tests.helpers.lm_eval_tasks import build_task  # noqa: E402
 
 pytestmark = pytest.mark.data_dir
 

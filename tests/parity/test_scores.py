@@ -28,7 +28,7 @@ from lensprune.protocols import GenerateRequest, ItemRequests, Outcome, aggregat
 from lensprune.tasks.base import GenerationFormat, LoadedTask, ProtocolName, Task
 from lensprune.tasks.loading import load_task
 from lensprune.tasks.registry import get_task
-from tests.parity import lm_eval_tasks
+from tests.helpers import lm_eval_tasks
 from tests.parity.conftest import ParityRow
 
 SKIPPED = 12

@@ -9,8 +9,8 @@ import pandas as pd
 
 from lensprune.attribution import activation_patching, attribution_patching, edge_attribution, path_patching
 from lensprune.attribution.graph import EdgeGraph
-from tests.planted.compiled import PROGRAMS, compiled, program
-from tests.planted.rasp_programs import counterfactuals
+from tests.helpers.planted.compiled import PROGRAMS, compiled, program
+from tests.helpers.planted.rasp_programs import counterfactuals
 
 THRESHOLD = 0.01
 PAIRS = 24

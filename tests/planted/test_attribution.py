@@ -24,8 +24,8 @@ from lensprune.attribution import (
 )
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.models.base import HookedModel
-from tests.planted.circuits import ids, model_of
-from tests.planted.models import SHAPES
+from tests.helpers.planted.circuits import ids, model_of
+from tests.helpers.planted.models import SHAPES
 
 
 def pair(model: HookedModel, clean: str, corrupt: str, answer: str, wrong: str) -> PromptPair:

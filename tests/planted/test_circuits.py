@@ -9,8 +9,8 @@ from lensprune.ablation import Ablation, BatchState, Head, Variant, VariantHooks
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
-from tests.planted.circuits import ids, model_of
-from tests.planted.models import SHAPES
+from tests.helpers.planted.circuits import ids, model_of
+from tests.helpers.planted.models import SHAPES
 
 PROMPTS = {
     "induction": [("a b c d a", "b"), ("p o n m o", "n"), ("c h c", "h")],

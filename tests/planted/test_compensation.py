@@ -14,8 +14,8 @@ from lensprune.errors import UserError
 from lensprune.heads import pairwise_compensation
 from lensprune.tasks import registry
 from lensprune.tasks.base import MultipleChoiceFormat, Rows, Task
-from tests.planted.circuits import model_of
-from tests.planted.models import SHAPES
+from tests.helpers.planted.circuits import model_of
+from tests.helpers.planted.models import SHAPES
 
 NAME = "planted_repeat"
 ROWS = [{"text": "a b c d a", "options": ["b", "c", "d"]}, {"text": "p o n m o", "options": ["n", "p", "m"]}]

@@ -21,8 +21,8 @@ from lensprune.attribution import (
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.engine.registry import make_executor
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
-from tests.planted.compiled import N_HEADS, PROGRAMS, compiled, program
-from tests.planted.rasp_programs import answers, counterfactuals, token_ids
+from tests.helpers.planted.compiled import N_HEADS, PROGRAMS, compiled, program
+from tests.helpers.planted.rasp_programs import answers, counterfactuals, token_ids
 
 THRESHOLD = 0.01
 """Logits, where the right answer leads by 10: above is found, below is not."""
@@ -113,6 +113,7 @@ def test_activation_patching_finds_exactly_the_compiled_parts(name: str) -> None
     assert frame["effect"].abs().loc[frame["effect"].abs() > THRESHOLD].min() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_path_patching_finds_exactly_the_compiled_edges(name: str) -> None:
     model = compiled(name)

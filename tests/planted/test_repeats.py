@@ -8,8 +8,8 @@ from scipy.stats import mannwhitneyu, spearmanr
 from lensprune.errors import UserError
 from lensprune.heads import head_scores, repeat_effects
 from lensprune.models import load_model
-from tests.planted.circuits import model_of
-from tests.planted.models import SHAPES
+from tests.helpers.planted.circuits import model_of
+from tests.helpers.planted.models import SHAPES
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -197,6 +197,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err.endswith("go on with: lensprune resume runs/x\n")
 
 
+@pytest.mark.slow
 def test_public_names_are_found_whatever_is_imported_first() -> None:
     for first in ("lp.Run", "lp.sweep", "lp.each_layer", "__import__('lensprune.runs.store')"):
         code = f"import inspect, lensprune as lp; {first}; assert callable(lp.sweep); lp.Run; assert callable(lp.sweep)"

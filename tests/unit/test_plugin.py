@@ -27,8 +27,8 @@ from lensprune.protocols import LoglikelihoodRequest, LoglikelihoodResponse, Out
 from lensprune.protocols import registry as protocols
 from lensprune.runs.variant_json import variant_from_json, variant_to_json
 from lensprune.tasks.base import Item, PromptFormat
-from tests.families import FAMILIES
-from tests.models_cache import generation_requests, likelihood_requests, tiny
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 
 TASK = "facts"
 LIMIT = 4

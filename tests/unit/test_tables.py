@@ -13,7 +13,7 @@ from lensprune.ablation.components import Component, Slot, parts
 from lensprune.ablation.kinds import ablation_kinds
 from lensprune.engine import executor_names
 from lensprune.protocols import protocol_named, protocol_names
-from tests.models_cache import tiny
+from tests.helpers.tiny_models import tiny
 
 ROOT = Path(__file__).parents[2]
 HOOKS = {Slot.ATTENTION: "hook_attn_out", Slot.MLP: "hook_mlp_out", Slot.HEADS: "attn.hook_z"}

@@ -19,6 +19,7 @@ from lensprune.engine.attention import AttentionSettings, merge_into, partial_at
 from lensprune.engine.decoding.kv import CleanKV, HistoryKV, OwnKV, Pair
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.kernels import Partial, is_recent_gpu
+from lensprune.precision import accumulation_dtype, widened
 
 __all__ = ["DecodeAttention", "LayerTokens", "OwnRows", "Table", "table_by_group"]
 
@@ -292,7 +293,7 @@ def _seen_prefixes(
     settings: AttentionSettings,
 ) -> Partial:
     """Attention of rows to the shared prefix of each: output [row, head, d_head] and log-sum-exp [row, head]."""
-    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
     for table, (k, v) in zip(tables, prefixes, strict=True):
         if table:
             found, norm = partial_attention(q[table.index].transpose(1, 2), k, v, settings)
@@ -315,9 +316,9 @@ def _scattered(q: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor
 def _one_query(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings, allowed: torch.Tensor | None
 ) -> Partial:
-    """Attention of one query a row; fp32 output [row, head, d_head] and log-sum-exp [row, head]."""
+    """Attention of one query a row; widened output [row, head, d_head] and log-sum-exp [row, head]."""
     out, lse = partial_attention(q[:, :, None], k, v, settings, allowed=allowed)
-    return out[:, :, 0].float(), lse[:, :, 0]
+    return widened(out[:, :, 0]), lse[:, :, 0]
 
 
 def _merge_table(
@@ -341,5 +342,5 @@ def _merge_table(
             allowed = torch.arange(k.shape[2], device=k.device) >= first[..., None]
     out, lse = partial_attention(q[table.index].transpose(1, 2), k, v, settings, allowed=allowed)
     here = total[0][table.members], total[1][table.members]
-    merge_into(here, (out[table.group, :, table.place].float(), lse[table.group, :, table.place]))
+    merge_into(here, (widened(out[table.group, :, table.place]), lse[table.group, :, table.place]))
     total[0][table.members], total[1][table.members] = here

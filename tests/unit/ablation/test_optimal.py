@@ -12,8 +12,8 @@ from lensprune.engine.hooked import HookedExecutor
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateResponse
 from lensprune.sweeps.run import sweep
-from tests.models_cache import generation_requests, likelihood_requests, tiny
-from tests.planted.circuits import ids, model_of
+from tests.helpers.planted.circuits import ids, model_of
+from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 
 PROMPTS = [(5, 9, 30, 41, 77, 12), (8, 60, 61, 62), (4, 7, 200, 100, 99, 3)]
 

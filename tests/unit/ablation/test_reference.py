@@ -20,7 +20,7 @@ from lensprune.ablation import (
 )
 from lensprune.errors import HookNeverFired, UserError
 from lensprune.models.base import HookedModel
-from tests.models_cache import tiny
+from tests.helpers.tiny_models import tiny
 
 PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
 

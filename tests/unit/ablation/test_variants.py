@@ -19,7 +19,7 @@ from lensprune.ablation import (
     parse_indices,
 )
 from lensprune.errors import UserError
-from tests.models_cache import tiny
+from tests.helpers.tiny_models import tiny
 
 
 def test_enumerations_cover_the_model_once() -> None:

@@ -11,7 +11,7 @@ from lensprune.analysis.claims import CLAIMS, claim_verdict, claims_found, task_
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
 from lensprune.results.run import Run
 from lensprune.tasks import task_names
-from tests.unit.report.runs import layers_run
+from tests.helpers.made_runs import layers_run
 
 
 def verdicts(run: Run) -> list[str]:

@@ -19,7 +19,7 @@ from lensprune.errors import UserError
 from lensprune.results.figures.concentration import lorenz_curves
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import MemoryStore
-from tests.unit.sweep.cells import outcomes_of, table
+from tests.helpers.made_cells import outcomes_of, table
 
 
 def effects_of(differences: np.ndarray, task: str = "t") -> ItemEffects:

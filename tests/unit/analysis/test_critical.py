@@ -14,8 +14,8 @@ from lensprune.analysis.critical import critical
 from lensprune.errors import UserError
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.store import MemoryStore
-from tests.unit.report.runs import layers_run
-from tests.unit.sweep.cells import outcomes_of
+from tests.helpers.made_cells import outcomes_of
+from tests.helpers.made_runs import layers_run
 
 
 def test_critical_is_a_clear_loss_above_chance() -> None:

@@ -15,7 +15,7 @@ from lensprune.divergence.scores import agreement_with_loss, fidelity_items, fid
 from lensprune.divergence.similarity import angular_distance, layer_similarity
 from lensprune.engine.traces import TokenTrace
 from lensprune.errors import UserError
-from tests.models_cache import TEXTS, tiny
+from tests.helpers.tiny_models import TEXTS, tiny
 
 
 def trace(logprob: list[float], regret: list[float], kl: list[float]) -> TokenTrace:

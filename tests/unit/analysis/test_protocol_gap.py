@@ -14,7 +14,7 @@ from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import MemoryStore
-from tests.unit.sweep.cells import outcomes_of, skip, table
+from tests.helpers.made_cells import outcomes_of, skip, table
 
 Answers = Mapping[tuple[str, str], Mapping[Variant, Sequence[bool]]]
 

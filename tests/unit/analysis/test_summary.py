@@ -13,7 +13,7 @@ from lensprune.errors import LensPruneError
 from lensprune.protocols.base import Outcome
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import MemoryStore
-from tests.unit.sweep.cells import outcome, outcomes_of, requests, skip, table
+from tests.helpers.made_cells import outcome, outcomes_of, requests, skip, table
 
 
 def _store(*cells: tuple[object, list[bool]], **options: object) -> MemoryStore:

@@ -10,8 +10,8 @@ import torch
 from lensprune.attribution import attribution_patching, circuit_metrics, edge_attribution
 from lensprune.attribution.circuits import Circuit
 from lensprune.attribution.graph import EdgeGraph
-from tests.models_cache import tiny
-from tests.unit.attribution.test_nodes import PAIRS
+from tests.helpers.attribution import PAIRS
+from tests.helpers.tiny_models import tiny
 
 tools = pytest.importorskip("transformer_lens.tools.analysis")
 if not hasattr(tools, "faithfulness"):

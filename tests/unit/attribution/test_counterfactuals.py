@@ -14,8 +14,8 @@ from lensprune.attribution.counterfactuals import other_operand, other_value
 from lensprune.errors import UserError
 from lensprune.tasks.bundled.arithmetic import generate_chains
 from lensprune.tasks.bundled.kv_rows import generate_kv_rows
-from tests.models_cache import tiny
-from tests.planted.circuits import model_of
+from tests.helpers.planted.circuits import model_of
+from tests.helpers.tiny_models import tiny
 
 DRAWN = ["3252", "3e2c2888-fd4a-8177-185f-b2c111fe1d47"]
 

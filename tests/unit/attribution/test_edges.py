@@ -23,25 +23,12 @@ from lensprune.attribution import (
 from lensprune.attribution.circuits import Circuit
 from lensprune.attribution.faithfulness import areas
 from lensprune.attribution.runs import edge_inputs, edit_hook, last_logits, run_hooked
-from lensprune.attribution.writers import replace_edges, writes_of
+from lensprune.attribution.writers import replace_edges
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel
-from tests.models_cache import tiny
-from tests.unit.attribution.test_nodes import PAIRS, UNEVEN, double, metric
+from tests.helpers.attribution import PAIRS, UNEVEN, difference, metric, writes
+from tests.helpers.tiny_models import double, tiny
 
 ADDITIVE = ["llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "mixtral"]
-
-
-def writes(model: HookedModel, pair: int = 0) -> tuple[EdgeGraph, torch.Tensor, torch.Tensor, torch.Tensor]:
-    graph = EdgeGraph.of(model.facts)
-    tokens = torch.tensor([PAIRS[pair].clean])
-    _, clean, _ = writes_of(model, graph, tokens)
-    _, corrupt, _ = writes_of(model, graph, torch.tensor([PAIRS[pair].corrupt]))
-    return graph, tokens, clean, corrupt
-
-
-def difference(logits: torch.Tensor, pair: int = 0) -> float:
-    return float(logits[0, PAIRS[pair].answer] - logits[0, PAIRS[pair].wrong])
 
 
 def test_graph_of_a_grouped_model_by_hand() -> None:

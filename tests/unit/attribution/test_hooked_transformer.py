@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -20,12 +17,10 @@ from lensprune.attribution import (
     path_patching,
 )
 from lensprune.heads import SCORES, head_scores
-from lensprune.models import as_hooked_model, load_model
 from lensprune.models import hooked_transformer as module
 from lensprune.models.base import HookedModel
-from tests.families import save_folder
-from tests.models_cache import tiny
-from tests.unit.attribution.test_nodes import UNEVEN
+from tests.helpers.attribution import UNEVEN
+from tests.helpers.tiny_models import tiny
 
 pytestmark = pytest.mark.skipif(module.HookedTransformer is None, reason="TransformerLens 4 has no HookedTransformer")
 
@@ -39,10 +34,8 @@ METHODS: dict[str, Callable[[HookedModel], Any]] = {
 }
 
 
-@cache
 def hooked(family: str) -> HookedModel:
-    folder = save_folder(family, Path(mkdtemp()) / family)
-    return as_hooked_model(load_model(folder, hooked_transformer=True))
+    return tiny(family, hooked_transformer=True)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])

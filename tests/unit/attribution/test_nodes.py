@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,40 +17,9 @@ from lensprune.attribution import (
 )
 from lensprune.attribution.runs import capture, edit_hook, last_logits, run_hooked
 from lensprune.errors import UserError
-from lensprune.models import as_hooked_model, load_model
-from lensprune.models.base import HookedModel
-from tests.families import FAMILIES, save_folder
-from tests.models_cache import tiny
-
-# Norms and softmax compute in float32 whatever the model's type, so finite differences take steps of 3e-3.
-PAIRS = [
-    PromptPair((5, 9, 30, 41, 77, 12), (5, 9, 31, 41, 78, 12), 100, 101),
-    PromptPair((8, 60, 61, 62, 63, 64), (8, 60, 61, 99, 63, 64), 40, 41),
-]
-UNEVEN = [*PAIRS, PromptPair((4, 5, 6), (4, 7, 6), 50, 51)]
-
-
-@cache
-def of_type(family: str, dtype: str) -> HookedModel:
-    folder = save_folder(family, Path(mkdtemp()) / family)
-    return as_hooked_model(load_model(folder, dtype=dtype))
-
-
-def double(family: str) -> HookedModel:
-    return of_type(family, "float64")
-
-
-def metric(model: HookedModel, pair: PromptPair, tokens: tuple[int, ...]) -> float:
-    logits = last_logits(model, torch.tensor([tokens]))[0]
-    return float(logits[pair.answer] - logits[pair.wrong])
-
-
-def effect(frame: pd.DataFrame, site: str, layer: int, head: int = -1, position: int = -1) -> float:
-    chosen = frame[
-        (frame["site"] == site) & (frame["layer"] == layer) & (frame["head"] == head) & (frame["position"] == position)
-    ]
-    assert len(chosen) == 1
-    return float(chosen["effect"].iloc[0])
+from tests.helpers.attribution import PAIRS, UNEVEN, effect, metric
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_models import double, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,7 +42,7 @@ def test_contributions_add_up_to_the_logit_difference(family: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_half_precision_is_the_same_to_its_own_precision(family: str, dtype: str) -> None:
-    model, exact = of_type(family, dtype), double(family)
+    model, exact = tiny(family, dtype), double(family)
     for method in (
         lambda m: direct_logit_attribution(m, PAIRS).table()["value"],
         lambda m: logit_lens(m, PAIRS)["logit_difference"],

@@ -12,8 +12,8 @@ from lensprune.attribution import counterfactual_pairs
 from lensprune.attribution.report import METHODS, AttributionOptions, passes
 from lensprune.cli import main
 from lensprune.models import as_hooked_model
-from tests.planted.circuits import ARITHMETIC, model_of
-from tests.planted.models import build, word_tokenizer
+from tests.helpers.planted.circuits import ARITHMETIC, model_of
+from tests.helpers.planted.models import build, word_tokenizer
 
 
 @pytest.fixture(scope="module")

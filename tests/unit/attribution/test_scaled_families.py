@@ -30,10 +30,9 @@ from lensprune.attribution.runs import capture, edge_inputs, edit_hook, last_log
 from lensprune.attribution.writers import replace_edges
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import HookedModel
-from tests.families import SCALED_FAMILIES
-from tests.models_cache import tiny
-from tests.unit.attribution.test_edges import difference, writes
-from tests.unit.attribution.test_nodes import PAIRS, UNEVEN, double, metric
+from tests.helpers.attribution import PAIRS, UNEVEN, difference, metric, writes
+from tests.helpers.families import SCALED_FAMILIES
+from tests.helpers.tiny_models import double, tiny
 
 SAME = [PromptPair(pair.clean, pair.clean, pair.answer, pair.wrong) for pair in UNEVEN]
 GRANITE = ("granite", "granitemoe")

@@ -22,8 +22,8 @@ from lensprune.replacement.shares import gain_shares, share_intervals
 from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import MemoryStore
-from tests.unit.delta.pairs import fresh, hooked_logits
-from tests.unit.sweep.cells import outcome, outcomes_of, requests
+from tests.helpers.made_cells import outcome, outcomes_of, requests
+from tests.helpers.model_pairs import fresh, pair_logits
 
 mpl.use("Agg")
 
@@ -198,7 +198,7 @@ def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
     """Base + a part of distilled is distilled + the rest of base: here all layers against embeddings and final norm."""
     options: dict[str, Any] = {"limit": 4, "shots": 0, "progress": False, "mode": "range"}
     pair = fresh("llama", 0), fresh("llama", 1)
-    before = [hooked_logits(model) for model in pair]  # type: ignore[arg-type]
+    before = [pair_logits(model) for model in pair]  # type: ignore[arg-type]
     layers = lp.measure_delta(*pair, "facts", component="layer", **options).records()
     swapped = lp.measure_delta(pair[1], pair[0], "facts", component="layer", **options).records()
 
@@ -209,14 +209,14 @@ def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
     assert logprobs(layers, "clean") == logprobs(swapped, "distilled")
     assert logprobs(layers, "base+L0..L2") != logprobs(layers, "clean")
     for model, old in zip(pair, before, strict=True):
-        assert (hooked_logits(model) == old).all()  # type: ignore[arg-type]
+        assert (pair_logits(model) == old).all()  # type: ignore[arg-type]
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lensprune.replacement.measure as measure
 
     pair = fresh("llama", 0), fresh("llama", 1)
-    before = [hooked_logits(model) for model in pair]  # type: ignore[arg-type]
+    before = [pair_logits(model) for model in pair]  # type: ignore[arg-type]
     options: dict[str, Any] = {"component": "mlp", "limit": 3, "shots": 0, "progress": False, "out": tmp_path / "run"}
     measured: list[str] = []
     original = measure._measure
@@ -232,7 +232,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt, match="same arguments"):
         lp.measure_delta(*pair, "facts", **options)
     for model, old in zip(pair, before, strict=True):
-        assert (hooked_logits(model) == old).all()  # type: ignore[arg-type]
+        assert (pair_logits(model) == old).all()  # type: ignore[arg-type]
     stopped = len(list((tmp_path / "run" / "records").iterdir()))
     assert stopped == 2 + 3
     with pytest.raises(UserError, match="lensprune delta again"):

@@ -14,9 +14,9 @@ from lensprune.replacement import COMPONENTS, Part, model_pair
 from lensprune.replacement.pair import weight_change
 from lensprune.replacement.parts import enumerate_parts
 from lensprune.replacement.swaps import Swap, enumerate_swaps
-from tests.families import byte_tokenizer, hf_model
-from tests.models_cache import tiny
-from tests.unit.delta.pairs import fresh, tiny_pair
+from tests.helpers.families import byte_tokenizer, hf_model
+from tests.helpers.model_pairs import fresh, tiny_pair
+from tests.helpers.tiny_models import tiny
 
 
 def with_tokenizer(folder: Path, change: Any) -> Any:

@@ -16,9 +16,8 @@ from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse
-from tests.families import FAMILIES
-from tests.models_cache import tiny
-from tests.unit.attribution.test_nodes import double
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_models import double, tiny
 
 # Without the padding token, whose embedding is 0: there the norm has no usable derivative.
 REQUESTS = [

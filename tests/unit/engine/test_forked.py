@@ -40,9 +40,9 @@ from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse, Request
-from tests.families import FAMILIES, GATED_CONFIGS, LEFT_TO_HOOKED, save_folder
 from tests.families_table import fallback_sentence
-from tests.models_cache import generation_requests, likelihood_requests, tiny
+from tests.helpers.families import FAMILIES, GATED_CONFIGS, LEFT_TO_HOOKED, save_folder
+from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 
 PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
 

@@ -14,8 +14,8 @@ from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest, LoglikelihoodResponse
-from tests.families import FAMILIES, save_folder
-from tests.models_cache import generation_requests, likelihood_requests, tiny
+from tests.helpers.families import FAMILIES, save_folder
+from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 
 VARIANTS = [CLEAN, Variant("L1.skip", (Ablation(Layer(1), "skip"),)), Variant("L1.H2", (Ablation(Head(1, 2), "zero"),))]
 

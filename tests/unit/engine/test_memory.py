@@ -20,7 +20,7 @@ from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.tree import chunk_sequences
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse
-from tests.models_cache import generation_requests, likelihood_requests, tiny
+from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 
 CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
 
@@ -121,6 +121,7 @@ def test_keys_and_values_held_are_those_that_were_planned(chosen: slice, monkeyp
     assert max(held) >= 0.4 * planned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"), CPU_ERROR])
 def test_out_of_memory_halves_the_budgets_and_goes_on(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -162,6 +163,7 @@ def test_out_of_memory_halves_the_budgets_and_goes_on(
     assert "out of memory" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_and_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     executor = ForkedExecutor(model)

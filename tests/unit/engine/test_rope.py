@@ -15,7 +15,7 @@ from lensprune.engine.rope import RopeSides
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, Request
-from tests.models_cache import tiny
+from tests.helpers.tiny_models import tiny
 
 SWITCH = 32
 CONTINUATION = 3
@@ -34,6 +34,7 @@ def requests() -> list[Request]:
     return [*scored, *(GenerateRequest(words(size), ("\x00",), new) for size, new in GENERATED)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

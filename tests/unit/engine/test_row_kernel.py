@@ -14,8 +14,8 @@ from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.decoding import step_attention
 from tests import DEVICE
-from tests.models_cache import tiny
-from tests.unit.engine.test_forked_generation import REFERENCE_PROMPTS, assert_same, requests_for, variants_for
+from tests.helpers.generation import REFERENCE_PROMPTS, assert_same, requests_for, variants_for
+from tests.helpers.tiny_models import tiny
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 if DEVICE != "cpu":
@@ -92,6 +92,7 @@ def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int) -
     torch.testing.assert_close(z.float(), expected(q, *both, allowed, seen), rtol=0, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2"])
 def test_same_tokens_as_hooked(kernel: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0

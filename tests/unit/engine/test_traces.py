@@ -10,8 +10,8 @@ from lensprune.ablation import CLEAN, Ablation, Head, Layer, Variant, collect_re
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import UserError
 from lensprune.protocols.requests import LoglikelihoodRequest
-from tests.families import FAMILIES
-from tests.models_cache import TEXTS, likelihood_requests, tiny
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_models import TEXTS, likelihood_requests, tiny
 
 
 def asked(family: str) -> list[LoglikelihoodRequest]:

@@ -6,7 +6,7 @@ import pytest
 
 from lensprune.errors import UserError
 from lensprune.heads import importance_agreement
-from tests.models_cache import tiny
+from tests.helpers.tiny_models import tiny
 
 
 def test_ways_are_compared_on_the_same_heads() -> None:

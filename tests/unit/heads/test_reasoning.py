@@ -16,7 +16,7 @@ from lensprune.models.base import HookedModel
 from lensprune.primitives import primitives
 from lensprune.primitives.effects import TokenLosses, class_effects
 from lensprune.primitives.verdicts import Thresholds, role_evidence, verdict_table
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 UNITS = 10
 KINDS = ("operand", "operand", "result", "words", "words", "words")
@@ -102,6 +102,7 @@ def test_a_difference_without_spread_has_the_permutation_p() -> None:
     assert [effects[head, "operand"] for head in range(3)] == pytest.approx([1 / comb(18, 8), 1, 1])
 
 
+@pytest.mark.slow
 def test_shuffled_classes_give_a_uniform_p() -> None:
     """Where the classes mean nothing, contrast_p is no smaller than it says."""
     found = losses()

@@ -15,7 +15,7 @@ from lensprune.errors import UserError
 from lensprune.heads.figures.removal import removal_figure
 from lensprune.heads.removal import importance_of, removal_curves
 from lensprune.sweeps.run import sweep
-from tests.planted.circuits import model_of
+from tests.helpers.planted.circuits import model_of
 
 HEADS = [Head(layer, head) for layer in range(2) for head in range(4)]
 

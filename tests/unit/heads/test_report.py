@@ -19,8 +19,8 @@ from lensprune.heads.table import check_same_model
 from lensprune.models import as_hooked_model
 from lensprune.results.run import Run
 from lensprune.sweeps.run import sweep
-from tests.planted.circuits import ARITHMETIC, model_of
-from tests.planted.models import build, word_tokenizer
+from tests.helpers.planted.circuits import ARITHMETIC, model_of
+from tests.helpers.planted.models import build, word_tokenizer
 
 mpl.use("agg")
 

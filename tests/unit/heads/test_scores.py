@@ -18,10 +18,10 @@ from lensprune.models.base import HookedModel
 from lensprune.models.spans import encode_with_spans
 from lensprune.models.weights import embedding, final_norm, frozen_norm, output_weights, unembedding, value_weights
 from lensprune.protocols import GenerateRequest
-from tests.families import FAMILIES
-from tests.models_cache import tiny
-from tests.planted.circuits import ids, model_of
-from tests.planted.models import SHAPES
+from tests.helpers.families import FAMILIES
+from tests.helpers.planted.circuits import ids, model_of
+from tests.helpers.planted.models import SHAPES
+from tests.helpers.tiny_models import tiny
 
 POSITIONAL = ["previous_token", "duplicate_token", "induction"]
 

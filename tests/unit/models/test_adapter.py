@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -16,17 +14,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models import BridgeModel, NamedHook, as_hooked_model, encode, load_model, prefix_token_id
 from lensprune.models.self_check import check_hook_points, required_hooks
-from tests.families import byte_tokenizer, save_folder
-
-
-@cache
-def folder() -> Path:
-    return save_folder("llama", Path(mkdtemp()) / "llama")
+from tests.helpers.families import byte_tokenizer
+from tests.helpers.tiny_models import folder
 
 
 @cache
 def bridge() -> Any:
-    return load_model(folder(), device="cpu")
+    return load_model(folder("llama"), device="cpu")
 
 
 def copy_with(kind: type[BridgeModel]) -> BridgeModel:
@@ -88,7 +82,7 @@ def test_the_self_check_fails_when_a_hook_point_is_missing() -> None:
 
 
 def test_a_bridge_of_the_users_own_is_accepted() -> None:
-    own = TransformerBridge.boot_transformers(str(folder()), device="cpu", dtype=torch.float32)
+    own = TransformerBridge.boot_transformers(str(folder("llama")), device="cpu", dtype=torch.float32)
     model = as_hooked_model(own)
     assert model.module is own
     assert encode(model, "ab") == byte_tokenizer().encode("ab")
@@ -147,4 +141,4 @@ def test_a_cache_that_stays_empty_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(BridgeModel, "forward", without_cache)
     with pytest.raises(LensPruneError, match="cache holds 0 of 6 tokens"):
-        load_model(folder(), device="cpu")
+        load_model(folder("llama"), device="cpu")

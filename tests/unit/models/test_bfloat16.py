@@ -12,8 +12,8 @@ from lensprune.ablation import CLEAN, Ablation, Head, Layer, Variant
 from lensprune.engine import HookedExecutor, make_executor
 from lensprune.models import as_hooked_model, load_model
 from lensprune.protocols.requests import LoglikelihoodResponse
-from tests.families import FAMILIES
-from tests.models_cache import likelihood_requests, tiny
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_models import likelihood_requests, tiny
 
 TOLERANCE = 0.04
 """Nats a token. Bfloat16 keeps 8 significant bits, so weights and activations are off by up to 2⁻⁹ of their size; the

@@ -23,7 +23,7 @@ from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.no_install import nothing_installed
 from lensprune.models.outline import outline_model
-from tests.families import byte_tokenizer, save_folder
+from tests.helpers.families import byte_tokenizer, save_folder
 
 Weights = dict[str, torch.Tensor]
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -15,7 +15,7 @@ from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.adapt import current_model
 from lensprune.protocols.requests import LoglikelihoodRequest
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 ARGUMENTS: dict[str, Any] = {
     "tasks": ["facts"],

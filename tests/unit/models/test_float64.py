@@ -7,9 +7,8 @@ import pytest
 from lensprune.ablation.variants import CLEAN, each_head, each_layer
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.protocols.requests import LoglikelihoodResponse
-from tests.families import FAMILIES
-from tests.models_cache import generation_requests, likelihood_requests
-from tests.unit.attribution.test_nodes import double
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_models import double, generation_requests, likelihood_requests
 
 
 # Mixtral's grouped matrix product has no double precision in PyTorch.

@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from lensprune.engine.scoring import eos_token_ids
 from lensprune.models import as_hooked_model, load_model
-from tests.families import byte_tokenizer
-from tests.unit.models.gguf_files import ARCHITECTURES, deinterleave, interleave, write_gguf
+from tests.helpers.families import byte_tokenizer
+from tests.helpers.gguf_files import ARCHITECTURES, deinterleave, interleave, write_gguf
 
 KINDS = ("F16", "Q8_0", "Q4_0", "Q4_1")
 

@@ -13,7 +13,7 @@ from lensprune.errors import UserError
 from lensprune.models.gguf.config import gguf_config
 from lensprune.models.gguf.header import read_gguf
 from lensprune.models.gguf.weights import gguf_model
-from tests.unit.models import gguf_files
+from tests.helpers import gguf_files
 
 WIDTHS = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 

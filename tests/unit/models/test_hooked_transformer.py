@@ -12,7 +12,7 @@ from lensprune.ablation.variants import each_head
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models import HookedTransformerModel, as_hooked_model, load_model
 from lensprune.models import hooked_transformer as module
-from tests.families import byte_tokenizer
+from tests.helpers.families import byte_tokenizer
 
 MISSING = module.HookedTransformer is None
 needs_class = pytest.mark.skipif(MISSING, reason="TransformerLens 4 has no HookedTransformer")

@@ -5,28 +5,22 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from lensprune.models import BridgeModel, as_hooked_model, load_model
-from tests.families import CONFIGS, FAMILIES, save_folder
+from tests.helpers.families import CONFIGS, FAMILIES, save_folder
+from tests.helpers.tiny_models import folder, tiny
 
 LONG, SHORT = 12, 7
 TOLERANCE = 1e-5
 FUSED = ("phi3", "gpt2", "gpt_neox")
 
 
-@cache
-def folder(family: str) -> Path:
-    return save_folder(family, Path(mkdtemp()) / family)
-
-
-@cache
 def loaded(family: str) -> BridgeModel:
-    model = as_hooked_model(load_model(folder(family), device="cpu"))
+    model = tiny(family)
     assert isinstance(model, BridgeModel)
     return model
 

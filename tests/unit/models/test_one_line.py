@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
-from tests.families import byte_tokenizer
+from tests.helpers.families import byte_tokenizer
 
 _SPECIAL: dict[str, Any] = {"vocab_size": 260, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 _COMMON: dict[str, Any] = {

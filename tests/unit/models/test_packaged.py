@@ -12,7 +12,7 @@ from lensprune.models.cache import hash_file
 from lensprune.models.sources import packaged
 from lensprune.models.sources.base import LoadOptions
 from lensprune.models.sources.packaged import PackagedModel
-from tests.families import save_folder
+from tests.helpers.families import save_folder
 
 OPTIONS = LoadOptions(torch.float32, torch.device("cpu"))
 

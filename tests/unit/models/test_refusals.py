@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 
 from lensprune.errors import UserError
 from lensprune.models import load_model
-from tests.families import byte_tokenizer, save_folder
+from tests.helpers.families import byte_tokenizer, save_folder
 
 
 def refused(name: object, **options: object) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lensprune.attribution.runs import capture, run_from
-from tests.models_cache import tiny
+from tests.helpers.tiny_models import tiny
 
 TOKENS = torch.tensor([[5, 9, 30, 41, 77, 12], [8, 60, 61, 62, 63, 64]])
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from lensprune.ablation import CLEAN, Variant, each_head, each_layer, layer_range
 from lensprune.engine import ForkedExecutor, HookedExecutor
@@ -18,32 +17,12 @@ from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
 from lensprune.planning.unshared import unshared_cost
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
-from tests.families import FAMILIES, save_folder
-from tests.models_cache import likelihood_requests, tiny
-
-
-def flash_for_cpu(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    batch, heads, queries, size = query
-    return int(batch * heads * queries * key[2] * (size + value[3]) * 2)
-
-
-def grouped(tokens: Any, weights: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return int(2 * tokens[0] * weights[1] * weights[2])
-
+from tests.helpers.families import FAMILIES, save_folder
+from tests.helpers.flops import counter
+from tests.helpers.tiny_models import likelihood_requests, tiny
 
 FACTS = tiny("llama").facts
 """Stands for any model's facts where only likelihoods are counted."""
-
-
-def counter() -> FlopCounterMode:
-    """PyTorch's counter, which leaves out the CPU's flash attention and products by expert unless it is told."""
-    return FlopCounterMode(
-        display=False,
-        custom_mapping={
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_for_cpu,
-            torch.ops.aten._grouped_mm: grouped,
-        },
-    )
 
 
 def counted(executor: Any, requests: Sequence[Request], variants: Sequence[Variant]) -> int:
@@ -93,6 +72,7 @@ def test_a_forward_pass_costs_what_pytorch_counts(family: str, shape_of: Any) ->
     assert planned == pytest.approx(flops.get_total_flops(), rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "phi3"])
 def test_hooked_and_forked_cost_what_pytorch_counts(family: str, shape_of: Any) -> None:
     model, shape = tiny(family), shape_of(family)
@@ -140,7 +120,7 @@ def llama(**changes: int) -> ModelShape:
 
 
 def skip(layer: int) -> Variant:
-    from tests.unit.sweep.cells import skip as made
+    from tests.helpers.made_cells import skip as made
 
     return made(layer)
 

@@ -15,7 +15,7 @@ from lensprune.errors import UserError
 from lensprune.planning.makespan import GroupTime, makespan, recorded_times
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import RunStore
-from tests.unit.sweep.cells import skip, spec, table
+from tests.helpers.made_cells import skip, spec, table
 
 
 def test_one_worker_takes_the_sum() -> None:

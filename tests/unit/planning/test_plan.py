@@ -15,7 +15,7 @@ from lensprune.errors import UserError
 from lensprune.models.outline import outline_model
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.text import duration, quantity
-from tests.families import byte_tokenizer
+from tests.helpers.families import byte_tokenizer
 
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],

@@ -7,7 +7,7 @@ import pytest
 from lensprune.errors import LensPruneError
 from lensprune.protocols import GenerateResponse, LoglikelihoodResponse, build_requests
 from lensprune.protocols.answer_span import answer_spans
-from tests.unit.protocols.fakes import DOCS, TOKENIZER, generation_format, loaded, model
+from tests.helpers.toy_task import DOCS, TOKENIZER, generation_format, loaded, model
 
 
 def span(written: str, kept: str | None = None, **changes: object) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from lensprune.errors import UserError
 from lensprune.protocols import GenerateRequest, LoglikelihoodRequest, build_requests
-from tests.unit.protocols.fakes import TOKENIZER, choice_format, generation_format, loaded, model
+from tests.helpers.toy_task import TOKENIZER, choice_format, generation_format, loaded, model
 
 SHOT = "Q: 0+1?\nA: one\n\n"
 

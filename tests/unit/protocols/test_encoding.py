@@ -6,7 +6,7 @@ import pytest
 
 from lensprune.errors import UserError
 from lensprune.protocols.encoding import generate_request, loglikelihood_request
-from tests.families import byte_tokenizer
+from tests.helpers.families import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 BOS = TOKENIZER.bos_token_id

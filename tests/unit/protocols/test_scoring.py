@@ -10,7 +10,7 @@ from lensprune.errors import LensPruneError, UserError
 from lensprune.protocols import GenerateResponse, LoglikelihoodResponse, build_requests, score_items
 from lensprune.protocols.scoring import score_choices, score_generation
 from lensprune.tasks.base import Item
-from tests.unit.protocols.fakes import DOCS, choice_format, generation_format, loaded, model
+from tests.helpers.toy_task import DOCS, choice_format, generation_format, loaded, model
 
 ITEM = Item("0", {"q": "?", "options": ["a", "bbbb", "cc"], "gold": 1})
 

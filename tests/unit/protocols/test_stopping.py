@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lensprune.errors import UserError
 from lensprune.protocols.stopping import StopMatcher, cut_at_stops, with_eos_string
-from tests.families import byte_tokenizer
+from tests.helpers.families import byte_tokenizer
 
 BYTES = byte_tokenizer()
 EOS = BYTES.eos_token_id

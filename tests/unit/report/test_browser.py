@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
-from tests.unit.report.runs import HOSTILE, N_LAYERS, heads_run, layers_run
+from tests.helpers.made_runs import HOSTILE, N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")
 
@@ -76,6 +76,7 @@ def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return browser
 
 
+@pytest.mark.slow
 def test_nothing_is_on_the_console_and_hostile_text_did_not_run(opened: Any) -> None:
     assert opened.get_log("browser") == []
     assert opened.execute_script("return window.hit") is None

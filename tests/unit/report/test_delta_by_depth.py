@@ -18,7 +18,7 @@ from lensprune.results.outputs import write_outputs
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import MemoryStore
-from tests.unit.sweep.cells import outcomes_of, skip, table
+from tests.helpers.made_cells import outcomes_of, skip, table
 
 mpl.use("agg")
 

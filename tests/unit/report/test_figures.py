@@ -20,7 +20,7 @@ from lensprune.heads.figures.removal import removal_data, removal_figure
 from lensprune.heads.figures.scatter import head_function_scatter
 from lensprune.results.figures.kinds import KINDS, figures_of
 from lensprune.results.figures.protocols import protocol_pairs
-from tests.unit.report.runs import N_LAYERS, heads_run, layers_run
+from tests.helpers.made_runs import N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")
 

@@ -20,7 +20,7 @@ from lensprune.results.browser_rows import browser_rows, shares_of
 from lensprune.results.compare import compare_page, runs_gap
 from lensprune.results.page import write_report
 from lensprune.runs.records import CellKey
-from tests.unit.report.runs import HOSTILE, N_LAYERS, heads_run, layers_run
+from tests.helpers.made_runs import HOSTILE, N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import lensprune as lp
-from tests.unit.report.runs import layers_run
+from tests.helpers.made_runs import layers_run
 
 
 def test_a_variant_says_what_happens_where() -> None:

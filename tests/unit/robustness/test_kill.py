@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.robustness.killing import POINTS
+from tests.helpers.killing import POINTS
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed(
     family_folder: Callable[[str], Path], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    command = [sys.executable, "-m", "tests.unit.robustness.killing", str(family_folder("llama")), str(tmp_path)]
+    command = [sys.executable, "-m", "tests.helpers.killing", str(family_folder("llama")), str(tmp_path)]
     one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "LENSPRUNE_OFFLINE": "1"}
     done = subprocess.run(
         command, env={**os.environ, **one_thread}, capture_output=True, text=True, check=False, timeout=550

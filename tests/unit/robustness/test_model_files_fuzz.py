@@ -23,7 +23,7 @@ from lensprune.models.gguf.header import read_gguf
 from lensprune.models.sources.base import LoadOptions
 from lensprune.models.sources.gguf_file import load_gguf
 from lensprune.models.sources.pretrained import load_folder
-from tests.unit.models.gguf_files import write_gguf
+from tests.helpers.gguf_files import write_gguf
 
 FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 FEWER = settings(FUZZ, max_examples=80)

@@ -18,7 +18,7 @@ from lensprune.sweeps.prepare import SweepOptions, executor_options
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import CellWorker, Failure, News, Ready
-from tests.unit.sweep.cells import skip, spec, table
+from tests.helpers.made_cells import skip, spec, table
 
 VARIANTS = (CLEAN, *(skip(layer) for layer in range(12)))
 SPEC = spec(VARIANTS, tasks=("t", "u"))

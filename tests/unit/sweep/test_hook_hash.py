@@ -148,6 +148,7 @@ print(hook_hash(partial(hook, factor=0.5)))
 """
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_hash() -> None:
     found = {
         subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout

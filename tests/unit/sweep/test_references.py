@@ -5,7 +5,7 @@ from __future__ import annotations
 from lensprune.ablation import collect_reference, each_mlp
 from lensprune.sweeps.references import fewshot_prompts
 from lensprune.tasks import load_task
-from tests.models_cache import tiny
+from tests.helpers.tiny_models import tiny
 
 
 def test_long_prompts_are_cut_to_the_context() -> None:

@@ -13,7 +13,7 @@ from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.errors import UserError
 from lensprune.runs.spec import HowItRan, SweepSpec
 from lensprune.runs.variant_json import variant_from_json, variant_to_json
-from tests.unit.sweep.cells import skip, spec
+from tests.helpers.made_cells import skip, spec
 
 
 def test_spec_survives_json() -> None:

@@ -16,7 +16,7 @@ from lensprune.output import files
 from lensprune.runs import store
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import RunStore, check_out_folder, read_spec
-from tests.unit.sweep.cells import skip, spec, table
+from tests.helpers.made_cells import skip, spec, table
 
 RIGHT = [True, True, False, True]
 KEY = CellKey("clean", "t", "default")
@@ -215,7 +215,7 @@ def test_names_that_look_alike_are_different_cells(tmp_path: Path) -> None:
 
 def test_lone_surrogates_are_stored_as_escapes(tmp_path: Path) -> None:
     from lensprune.runs.records import cell_table
-    from tests.unit.sweep.cells import outcome, requests
+    from tests.helpers.made_cells import outcome, requests
 
     cell = cell_table(KEY, CLEAN, [outcome(0, True, text="bad \ud800 text")], requests(1), [0.25])
     with RunStore.writing(tmp_path / "run", spec()) as run:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lensprune.tasks import registry, task_names
-
-RowsWriter = Callable[[str, str, Iterable[Mapping[str, Any]]], Path]
+from tests.helpers.rows import RowsWriter
 
 
 @pytest.fixture
@@ -34,22 +33,3 @@ def write_rows(tmp_path: Path) -> RowsWriter:
         return path
 
     return write
-
-
-def openbookqa_row(number: int) -> dict[str, Any]:
-    """A made-up row in OpenBookQA's schema; its answer is option `number` modulo 4."""
-    return {
-        "id": f"row-{number}",
-        "question_stem": f"Which thing has the number {number}",
-        "choices": {"text": [f"thing {number}{letter}" for letter in "abcd"], "label": list("ABCD")},
-        "answerKey": "ABCD"[number % 4],
-        "fact1": f"thing {number} has a number",
-    }
-
-
-def gsm8k_row(number: int) -> dict[str, Any]:
-    """A made-up row in GSM8K's schema; its answer is `number` + 2."""
-    return {
-        "question": f"Ann has {number} pens and buys 2. How many has she?",
-        "answer": f"{number} + 2 = <<{number}+2={number + 2}>>{number + 2}\n#### {number + 2}",
-    }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lensprune.tasks import MultipleChoiceFormat, get_task
 from lensprune.tasks.distractors import number_options, parse_number, shuffled_options
-from tests.unit.tasks.conftest import gsm8k_row
+from tests.helpers.rows import gsm8k_row
 
 NUMBERS = st.one_of(
     st.integers(-10_000, 10_000_000).map(str),

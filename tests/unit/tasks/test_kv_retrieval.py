@@ -16,7 +16,7 @@ from lensprune.tasks import GenerationFormat, MultipleChoiceFormat, build_contex
 from lensprune.tasks.bundled.kv_rows import balanced_position
 from lensprune.tasks.kv_retrieval import with_pairs
 from lensprune.tasks.prompts import prompt_strings
-from tests.unit.tasks.conftest import RowsWriter
+from tests.helpers.rows import RowsWriter
 
 
 def _row(number: int, pairs: int, gold: int = 0) -> dict[str, Any]:

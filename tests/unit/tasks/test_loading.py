@@ -8,7 +8,7 @@ import pytest
 
 from lensprune.errors import UserError
 from lensprune.tasks import load_task
-from tests.unit.tasks.conftest import RowsWriter, gsm8k_row, openbookqa_row
+from tests.helpers.rows import RowsWriter, gsm8k_row, openbookqa_row
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from lensprune.errors import UserError
 from lensprune.tasks import LoadedTask, build_context, load_task, prompt_hash, prompt_strings
 from lensprune.tasks.base import GenerationFormat
-from tests.unit.tasks.conftest import RowsWriter, gsm8k_row, openbookqa_row
+from tests.helpers.rows import RowsWriter, gsm8k_row, openbookqa_row
 
 
 @pytest.fixture

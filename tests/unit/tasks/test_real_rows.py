@@ -15,7 +15,7 @@ from lensprune.tasks import (
     prompt_hash,
     prompt_strings,
 )
-from tests.unit.tasks.test_registry import REAL_TASKS
+from tests.helpers.rows import REAL_TASKS
 
 pytestmark = pytest.mark.data_dir
 

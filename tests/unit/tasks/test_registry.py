@@ -9,23 +9,7 @@ import pytest
 from lensprune.errors import UserError
 from lensprune.tasks import Task, get_task, load_task, register_task, task_names
 from lensprune.tasks.registry import parse_spec
-
-REAL_TASKS = {
-    "arc_challenge",
-    "arc_easy",
-    "boolq",
-    "commonsense_qa",
-    "gsm8k",
-    "gsm8k_cot",
-    "hellaswag",
-    "kv_retrieval",
-    "mathqa",
-    "mmlu",
-    "openbookqa",
-    "openbookqa_open",
-    "svamp",
-    "winogrande",
-}
+from tests.helpers.rows import REAL_TASKS
 
 
 def _task(**parameters: Any) -> Task:

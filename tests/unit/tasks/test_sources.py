@@ -9,7 +9,7 @@ import pytest
 from lensprune.errors import UserError
 from lensprune.tasks import load_task
 from lensprune.tasks.sources import hub_rows, read_jsonl, require_columns
-from tests.unit.tasks.conftest import RowsWriter, gsm8k_row, openbookqa_row
+from tests.helpers.rows import RowsWriter, gsm8k_row, openbookqa_row
 
 
 def test_blank_lines_are_skipped_and_order_is_kept(tmp_path: Path) -> None:

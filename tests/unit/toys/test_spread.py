@@ -102,6 +102,7 @@ def test_seeds_are_the_units(differences: list[float], statistic: str, answer: s
         assert found["ci_high"].iloc[0] - found["difference"].iloc[0] == pytest.approx(half, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_study_is_written_and_goes_on(tmp_path: Path) -> None:
     lines: list[str] = []
     arguments = {"recipe": TINY, "limit": 3, "progress": False, "log": lines.append}

@@ -1,4 +1,6 @@
-"""Compile RASP programs to transformer weights: ``python tests/planted/compile_rasp.py`` with ``tracr-pypi`` 1.0.0.
+"""Compile RASP programs to transformer weights with ``tracr-pypi`` 1.0.0.
+
+Run it as ``python tests/helpers/planted/compile_rasp.py``.
 
 tracr (Lindner et al. 2023, arXiv 2301.05062) needs jax, so it lives in an environment of its own and what it gives is
 kept in ``compiled/``: a safetensors file of weights and a JSON file of what was compiled for every program. Only tracr,

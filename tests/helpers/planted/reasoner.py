@@ -11,8 +11,8 @@ from functools import cache
 
 from lensprune.models.base import HookedModel
 from lensprune.primitives import Wording
-from tests.planted.blueprint import BOS, Blueprint, Mover, PlantedHead
-from tests.planted.models import loaded
+from tests.helpers.planted.blueprint import BOS, Blueprint, Mover, PlantedHead
+from tests.helpers.planted.models import loaded
 
 __all__ = ["REASONER", "TEXTS", "WORDING", "reasoner"]
 

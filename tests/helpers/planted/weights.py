@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tests.planted.blueprint import BOS, SCALE, Blueprint, PlantedHead
+from tests.helpers.planted.blueprint import BOS, SCALE, Blueprint, PlantedHead
 
 __all__ = ["D_HEAD", "POSITION_GAIN", "REST", "STRONG", "HeadWeights", "Layout", "head_weights"]
 

@@ -19,7 +19,7 @@ from gguf import (
 )
 from transformers import PreTrainedModel
 
-from tests.families import SPECIAL_TOKENS, byte_tokenizer, hf_model
+from tests.helpers.families import SPECIAL_TOKENS, byte_tokenizer, hf_model
 
 ARCHITECTURES = {
     "llama": MODEL_ARCH.LLAMA,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lensprune.attribution import PromptPair
 from lensprune.models.base import HookedModel
-from tests.planted.compiled import program
+from tests.helpers.planted.compiled import program
 
 __all__ = ["answers", "counterfactuals", "token_ids"]
 

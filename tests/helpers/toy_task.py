@@ -8,7 +8,7 @@ from typing import Any
 
 from lensprune.tasks.base import Doc, GenerationFormat, Item, LoadedTask, MultipleChoiceFormat, Rows, Task
 from lensprune.tasks.filters import RegexFilter, exact_match
-from tests.families import byte_tokenizer
+from tests.helpers.families import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import cache
 
 from lensprune.models.base import HookedModel
-from tests.planted.blueprint import Blueprint, Mover, PlantedHead
-from tests.planted.models import loaded
-from tests.planted.weights import REST
+from tests.helpers.planted.blueprint import Blueprint, Mover, PlantedHead
+from tests.helpers.planted.models import loaded
+from tests.helpers.planted.weights import REST
 
 __all__ = ["ARITHMETIC", "BACKUP", "BLUEPRINTS", "DUPLICATE", "INDUCTION", "LINEAR", "RETRIEVAL", "ids", "model_of"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 import transformers
@@ -13,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
-from tests.planted.blueprint import BOS, SCALE, SPECIAL, Blueprint
-from tests.planted.weights import (
+from tests.helpers.planted.blueprint import BOS, SCALE, SPECIAL, Blueprint
+from tests.helpers.planted.weights import (
     D_HEAD,
     POSITION_GAIN,
     Layout,
@@ -22,6 +20,7 @@ from tests.planted.weights import (
     offset_angle,
     rotary_frequencies,
 )
+from tests.helpers.tiny_models import scratch
 
 __all__ = ["SHAPES", "build", "loaded", "word_tokenizer"]
 
@@ -49,7 +48,7 @@ def build(blueprint: Blueprint, shape: str) -> PreTrainedModel:
 
 def loaded(blueprint: Blueprint, shape: str) -> HookedModel:
     """`build`, written to a folder and read by `load_model`, with a BOS in front of every prompt."""
-    folder = Path(mkdtemp()) / f"planted-{shape}"
+    folder = scratch(f"planted-{shape}")
     build(blueprint, shape).save_pretrained(folder)
     word_tokenizer(blueprint.vocabulary).save_pretrained(folder)
     return as_hooked_model(load_model(folder, device="cpu", bos="always"))

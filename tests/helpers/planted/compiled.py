@@ -1,7 +1,7 @@
 """Models that tracr compiled from RASP programs, with idle parts added: what a method should find is known.
 
 `compile_rasp.py` wrote the weights and what was compiled. tracr's transformers have no norms, so here, as in
-`tests.planted.models`, a large constant and mirrored coordinates make LayerNorm the identity.
+`tests.helpers.planted.models`, a large constant and mirrored coordinates make LayerNorm the identity.
 
 tracr gives a layer no more heads than the program needs, and then a method could hardly be wrong. So every layer gets
 idle heads, up to `N_HEADS`, and idle MLP units: their weights are random, they read everything, tokens and each other
@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -24,8 +23,9 @@ from safetensors.torch import load_file
 
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
-from tests.planted.blueprint import SCALE, SPECIAL
-from tests.planted.models import word_tokenizer
+from tests.helpers.planted.blueprint import SCALE, SPECIAL
+from tests.helpers.planted.models import word_tokenizer
+from tests.helpers.tiny_models import scratch
 
 __all__ = ["PROGRAMS", "CompiledProgram", "compiled", "program"]
 
@@ -95,7 +95,7 @@ def program(name: str) -> CompiledProgram:
 def compiled(name: str, softness: float = 1.0) -> HookedModel:
     """The model of a program, its attention scores divided by `softness` (tracr's saturate every softmax)."""
     own = program(name)
-    folder = Path(mkdtemp()) / f"compiled-{name}"
+    folder = scratch(f"compiled-{name}")
     with torch.no_grad():
         _gpt2(own, softness).eval().save_pretrained(folder)
     word_tokenizer(own.vocabulary).save_pretrained(folder)

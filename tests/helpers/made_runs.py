@@ -15,7 +15,7 @@ from lensprune.results.run import Run
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.spec import TaskSpec
 from lensprune.runs.store import CellStore, MemoryStore, RunStore
-from tests.unit.sweep.cells import outcome, requests, skip, spec
+from tests.helpers.made_cells import outcome, requests, skip, spec
 
 HOSTILE = '</script><script>window.hit = 1</script><img src=x onerror="window.hit = 2">\u202etxt.exe\x1b[31m{{7*7}}'
 N_LAYERS = 10
