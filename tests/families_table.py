@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, LEFT_TO_HOOKED
 from tests.helpers.markdown import write_between
 
 IDENTITIES = "tests/unit/ablation/test_identities.py"
@@ -57,6 +57,12 @@ def table(outcomes: Outcomes) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def fallback_sentence() -> str:
+    """The families that the forked executor leaves to the hooked one, for the README."""
+    names = sorted((name for name, _ in LEFT_TO_HOOKED.values()), key=str.lower)
+    return f"These families take the `hooked` executor, with a warning that says why: {', '.join(names)}."
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, help="Markdown file to write the table into")
@@ -67,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(text)
     if options.write is not None:
         write_between(options.write, "families", text)
+        write_between(options.write, "fallback", fallback_sentence())
     whole = all(outcomes.by_cell.get((family, check)) for family in FAMILIES for check in CHECKS)
     return int(code) or int(not whole)
 

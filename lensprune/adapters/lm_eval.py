@@ -15,7 +15,7 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.errors import LensPruneError, UserError, first_line, unknown_name
-from lensprune.models import as_hooked_model
+from lensprune.models.adapt import current_model
 from lensprune.offline import is_offline
 
 __all__ = ["run_lm_eval_tasks"]
@@ -68,7 +68,7 @@ def run_lm_eval_tasks(
             raise
         raise UserError("lm-eval is not installed: pip install 'lensprune[lm-eval]'") from error
 
-    hooked = as_hooked_model(model)
+    hooked = current_model(model)
     folders = _output_folders(out, variants)
     if limit is not None and limit <= 0:
         raise UserError(f"limit must be a positive number of documents, not {limit}")

@@ -66,7 +66,8 @@ def _attend_with_plan(
 ) -> tuple[torch.Tensor, None]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     settings = AttentionSettings(scaling, sliding_window, softcap, sinks=s_aux is not None)
-    return attention_mask.attend(query[0], key[0], value[0], settings)[None], None
+    # Contiguous, as from transformers' own functions: AFMoE takes a view of it.
+    return attention_mask.attend(query[0], key[0], value[0], settings)[None].contiguous(), None
 
 
 AttentionInterface.register(ATTENTION_NAME, _attend_with_plan)
@@ -131,8 +132,7 @@ def merge_into(total: Partial, part: Partial) -> None:
 class TreeAttention:
     """Attention of all tokens of a prefix tree at once: each token sees its own node causally and all its ancestors.
 
-    `edit_z` changes the result per head before the output projection. `saved` returns an earlier result instead of
-    computing; `keep_kv` receives each layer's keys and values.
+    `saved` returns an earlier result instead of computing; `keep_kv` receives each layer's keys and values.
     """
 
     SMALL = 64
@@ -153,7 +153,6 @@ class TreeAttention:
                 [(slice(n.end, n.subtree_end), slice(n.start, n.end)) for n in nodes] for nodes in _by_depth(tree)
             ]
             self._packed = own, [Packed.of(blocks, device) for blocks in levels]
-        self.edit_z: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.saved: torch.Tensor | None = None
         self.save = False
         self.keep_kv: Callable[[torch.Tensor, torch.Tensor], None] | None = None
@@ -168,12 +167,11 @@ class TreeAttention:
         if self.keep_kv is not None:
             self.keep_kv(k, v)
         if self.saved is not None and not self.save:
-            z = self.saved
-        else:
-            z = self._compute(q, k, v, settings)
-            if self.save:
-                self.saved = z
-        return z if self.edit_z is None else self.edit_z(z)
+            return self.saved
+        z = self._compute(q, k, v, settings)
+        if self.save:
+            self.saved = z
+        return z
 
     def _compute(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings) -> torch.Tensor:
         window = settings.window

@@ -124,12 +124,10 @@ class _Pass:
     def _whole_layer(
         self, layer: int, hidden: torch.Tensor, edits: LayerEdits | None, keep: Keep | None
     ) -> torch.Tensor:
-        attention, positions = self._attention, self.batch.position_ids[0]
+        attention = self._attention
         attention.keep_kv = None if keep is None else partial(keep, layer)
-        if edits is not None and edits.heads:
-            attention.edit_z = lambda z: edits.edit_z(z, positions)
         after = self._stack.run_layer(layer, hidden, self.batch, attention, edits)
-        attention.edit_z = attention.keep_kv = None
+        attention.keep_kv = None
         return after
 
     def _last_layer(
@@ -140,7 +138,6 @@ class _Pass:
             queries.keys_values = keys_and_values(self._stack, self._last, hidden, self.batch)
             if keep is not None:
                 keep(self._last, *queries.keys_values)
-        queries.edits = edits
         after = self._stack.run_layer(self._last, before, self._last_batch, queries, edits)
-        queries.edits = queries.keys_values = None
+        queries.keys_values = None
         return after

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
-from lensprune.engine.edits import LayerEdits
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.tree import PrefixTree
 from lensprune.precision import accumulation_dtype
@@ -49,15 +48,13 @@ def keys_and_values(
 class TreeQueries:
     """Attention of some tokens of a prefix tree, given the keys and values of all.
 
-    `wanted` are flat indices in ascending order. Set `keys_values`, or `saved` to an earlier result; `edits` change
-    the result per head.
+    `wanted` are flat indices in ascending order. Set `keys_values`, or `saved` to an earlier result.
     """
 
     def __init__(self, tree: PrefixTree, wanted: Int[torch.Tensor, " wanted"]) -> None:
         self._device = wanted.device
         wanted = wanted.cpu()
         positions = tree.position_ids("cpu")[0]
-        self._wanted_positions = positions[wanted].to(self._device)
         self._blocks: list[tuple[slice, slice, torch.Tensor]] = []
         """(wanted tokens, keys, how far back): the tokens of a node and below it see the node's keys before them."""
         bounds = torch.tensor([[n.start, n.end, n.subtree_end] for n in tree.nodes])
@@ -69,7 +66,6 @@ class TreeQueries:
                 self._blocks.append((slice(low, high), keys, back))
         self.keys_values: KeysAndValues | None = None
         self.saved: torch.Tensor | None = None
-        self.edits: LayerEdits | None = None
 
     def attend(
         self,
@@ -80,8 +76,7 @@ class TreeQueries:
     ) -> Float[torch.Tensor, "wanted head d_head"]:
         if self.saved is None:
             self.saved = self._compute(q, settings)
-        z = self.saved
-        return z if self.edits is None else self.edits.edit_z(z, self._wanted_positions)
+        return self.saved
 
     def _compute(self, q: torch.Tensor, settings: AttentionSettings) -> torch.Tensor:
         assert self.keys_values is not None

@@ -22,6 +22,7 @@ from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.errors import LensPruneError, first_line
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.bridge import hookless_twin
+from lensprune.models.positions import row_index_floor
 
 __all__ = ["FlatBatch", "LayerStack", "UnsupportedByFastPath", "errors_as_unsupported"]
 
@@ -105,6 +106,10 @@ class LayerStack:
             raise UnsupportedByFastPath(
                 "no hook-free twin of the model: load it with lensprune.load_model rather than booting it yourself"
             )
+        if model.facts.kept_hooks:
+            raise UnsupportedByFastPath(f"the model keeps a hook of your own at {model.facts.kept_hooks[0]}")
+        if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
+            raise UnsupportedByFastPath("parameters of the model were replaced by others after it was loaded")
         # A tree of its own over the same tensors, because its attention is replaced for good.
         raw = hookless_twin(raw)
         bridge: Any = model.module
@@ -117,16 +122,37 @@ class LayerStack:
                 ]
                 for site in ("hook_attn_out", "hook_mlp_out")
             }
+            self._projections = [
+                self._projection(block, layer) for block, layer in zip(bridge.blocks, self._layers, strict=True)
+            ]
         except (AttributeError, KeyError, ValueError) as error:
-            raise UnsupportedByFastPath(f"{model.facts.architecture}: cannot find its layers ({error})") from error
+            raise UnsupportedByFastPath(
+                f"{model.facts.architecture}: no module of its own stands for what the ablations change ({error})"
+            ) from error
+        if row_index_floor(raw.config) is not None:
+            raise UnsupportedByFastPath(
+                f"{model.facts.architecture}: it scales queries by their index in the row, not by their position"
+            )
         self._raw = raw
+        self._n_heads = model.facts.n_heads
         self._signatures = [inspect.signature(layer.forward) for layer in self._layers]
         for signature in self._signatures:
             if "attention_mask" not in signature.parameters:
                 raise UnsupportedByFastPath(f"{model.facts.architecture}: its layers take no attention_mask")
         self._set_attention(raw)
-        with errors_as_unsupported(model.facts), torch.no_grad():
-            self._try_layers(model.facts)
+        try:
+            with torch.no_grad():
+                self._try_layers(model.facts)
+        except UnsupportedByFastPath:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            # The plan stands where the attention mask was, and nothing else was changed.
+            raise UnsupportedByFastPath(
+                f"{model.facts.architecture}: its layers use the attention mask themselves, rather than hand it to "
+                "transformers' attention functions"
+            ) from error
 
     def _try_layers(self, facts: ModelFacts) -> None:
         """Run one token through the layers, and refuse those that stand-ins or an `AttentionPlan` cannot replace."""
@@ -163,10 +189,26 @@ class LayerStack:
 
     @staticmethod
     def _branch_module(block: Any, layer: torch.nn.Module, site: str) -> torch.nn.Module:
-        component, hook = block.hook_aliases[site].split(".")
+        if site not in block.hook_aliases:
+            raise ValueError(f"{site} is not a module's output, but computed from it")
+        component, hook = _one_module(site, block.hook_aliases[site])
         if hook != "hook_out":
             raise ValueError(f"{site} is {block.hook_aliases[site]}")
         return layer.get_submodule(block.submodules[component].name)
+
+    @staticmethod
+    def _projection(block: Any, layer: torch.nn.Module) -> torch.nn.Module:
+        """The module whose input is ``hook_z``: what a norm or a gate made of attention's result is in it."""
+        component, hook = _one_module("hook_z", block.attn.hook_aliases["hook_z"])
+        if hook != "hook_in":
+            raise ValueError(f"hook_z is {block.attn.hook_aliases['hook_z']}")
+        attention = layer.get_submodule(block.submodules["attn"].name)
+        return attention.get_submodule(block.attn.submodules[component].name)
+
+    @property
+    def projections(self) -> list[torch.nn.Module]:
+        """The output projection of each layer's attention, whose input is ``hook_z``."""
+        return self._projections
 
     @staticmethod
     def _set_attention(raw: torch.nn.Module) -> None:
@@ -211,21 +253,47 @@ class LayerStack:
         plan: AttentionPlan,
         edits: LayerEdits | None = None,
     ) -> Float[torch.Tensor, "1 tok d_model"]:
-        """Residual after `layer`, given the residual before it, with the edits of its attention and MLP branch.
+        """Residual after `layer`, given the residual before it, with the edits of its heads, attention and MLP branch.
 
-        Edits per head are the plan's; edits of the layer's whole contribution the caller's.
+        Edits of the layer's whole contribution are the caller's.
+
+        Raises:
+            UnsupportedByFastPath: a module whose input or output was to be edited did not run.
         """
+        arguments = {**batch.arguments[layer], "attention_mask": plan}
+        if edits is None:
+            return self._layers[layer](hidden, **arguments)
         positions = batch.position_ids[0]
+        silent = set()
+
+        def heard(site: str, edit: Callable[..., Any]) -> Callable[..., Any]:
+            silent.add(site)
+
+            def call(*call_args: Any) -> Any:
+                silent.discard(site)
+                return edit(*call_args)
+
+            return call
+
         with ExitStack() as stack:
-            for site, branch_edits in (
-                ("hook_attn_out", edits.attention if edits else []),
-                ("hook_mlp_out", edits.mlp if edits else []),
-            ):
+            for site, branch_edits in (("hook_attn_out", edits.attention), ("hook_mlp_out", edits.mlp)):
                 if branch_edits:
-                    module = self._branches[site][layer]
-                    handle = module.register_forward_hook(_branch_hook(branch_edits, positions))
-                    stack.callback(handle.remove)
-            return self._layers[layer](hidden, **{**batch.arguments[layer], "attention_mask": plan})
+                    edit = heard(site, _branch_hook(branch_edits, positions))
+                    stack.callback(self._branches[site][layer].register_forward_hook(edit).remove)
+            if edits.heads:
+                edit = heard("hook_z", self._heads_hook(edits, positions))
+                stack.callback(self._projections[layer].register_forward_pre_hook(edit).remove)
+            after = self._layers[layer](hidden, **arguments)
+        if silent:
+            raise UnsupportedByFastPath(f"layer {layer} does not call the module that {min(silent)} stands for")
+        return after
+
+    def _heads_hook(self, edits: LayerEdits, positions: torch.Tensor) -> Callable[..., Any]:
+        def replace(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            (z,) = args
+            return (edits.edit_z(z.reshape(len(positions), self._n_heads, -1), positions).reshape(z.shape),)
+
+        return replace
 
     def logits(self, hidden: Float[torch.Tensor, "tok d_model"]) -> Float[torch.Tensor, "tok d_vocab"]:
         """Final norm and unembedding of residuals that left the last layer."""
@@ -249,6 +317,14 @@ class LayerStack:
         finally:
             for layer in self._layers:
                 del layer.forward
+
+
+def _one_module(site: str, alias: Any) -> tuple[str, str]:
+    """Component and hook of an alias such as ``mlp.hook_out``."""
+    parts = alias.split(".") if isinstance(alias, str) else []
+    if len(parts) != 2:
+        raise ValueError(f"{site} is {alias if isinstance(alias, str) else ' or '.join(alias)}")
+    return parts[0], parts[1]
 
 
 def _branch_hook(edits: list[RowEdit], positions: torch.Tensor) -> Callable[..., Any]:

@@ -1,8 +1,9 @@
-"""LongRoPE: rotary angles that depend on the longest row of a call.
+"""LongRoPE: rotary angles that depend on the longest row of a call; Llama 4: queries scaled by their index in the row.
 
 transformers takes one set of angles for a whole call, chosen by the largest position in it, so a short row beside a
 long one would be scored with the long one's angles. Rows on different sides of the switch must not share a call. Its
-other rule by length, ``dynamic``, changes angles past the model's context only.
+other rule by length, ``dynamic``, changes angles past the model's context only. Llama 4's scale counts padding, so its
+long rows share a call only with rows of their own length.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Hashable
 from typing import Any
 
 from lensprune.models.base import HookedModel
+from lensprune.models.positions import row_index_floor
 from lensprune.protocols.requests import GenerateRequest, Request
 
 __all__ = ["RopeSides"]
 
 
 class RopeSides:
-    """Which requests of a model may share a call; without LongRoPE, all of them.
+    """Which requests of a model may share a call; of most models, all of them.
 
     `longest` is the length in tokens up to which angles are those of short texts, at most the model's context.
     """
@@ -28,11 +30,14 @@ class RopeSides:
         # Some families have one set for each type of layer.
         sets = [own for own in parameters.values() if isinstance(own, dict)] or [parameters]
         self._switches = {own["original_max_position_embeddings"] for own in sets if own.get("rope_type") == "longrope"}
-        self.longest: int = min(self._switches | {model.facts.n_ctx})
+        self._floor = None if config is None else row_index_floor(config)
+        ends = self._switches | ({self._floor - 1} if self._floor else set())
+        self.longest: int = max(1, min(ends | {model.facts.n_ctx}))
 
     def of_length(self, length: int) -> int:
-        """How many switches a text of so many tokens is past."""
-        return sum(length > switch for switch in self._switches)
+        """How many switches a text of so many tokens is past; a label of its own where rows can't be padded."""
+        past = sum(length > switch for switch in self._switches)
+        return past if self._floor is None or length < self._floor else past + 256 * length
 
     def of(self, request: Request) -> Hashable:
         """A label; requests may share calls if theirs are equal, and 0 is that of short texts.

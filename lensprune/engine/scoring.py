@@ -38,12 +38,14 @@ def finite_rows(logits: Float[torch.Tensor, "row d_vocab"]) -> Bool[torch.Tensor
 
 
 def eos_token_ids(model: HookedModel) -> frozenset[int]:
-    """Every token that ends a generation: the tokenizer's EOS and those of the model's generation config."""
-    found = {model.tokenizer.eos_token_id}
+    """Every token that ends a generation: the tokenizer's EOS, and those of the model's generation config.
+
+    The model's own configuration counts only where the generation config names none, as in transformers.
+    """
     hf = getattr(model.module, "original_model", None)
-    for config in (getattr(hf, "generation_config", None), getattr(hf, "config", None)):
-        ids = getattr(config, "eos_token_id", None)
-        found.update(ids if isinstance(ids, (list, tuple)) else [ids])
+    configs = (getattr(hf, "generation_config", None), getattr(hf, "config", None))
+    stated = next((ids for c in configs if (ids := getattr(c, "eos_token_id", None)) is not None), None)
+    found = [model.tokenizer.eos_token_id, *(stated if isinstance(stated, (list, tuple)) else [stated])]
     return frozenset(i for i in found if isinstance(i, int))
 
 

@@ -17,6 +17,7 @@ from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import pad_left
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.probe import checked_stack
 from lensprune.engine.registry import executor_info
 from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import pad_token_id
@@ -90,7 +91,7 @@ def trace_tokens(
 def _layer_stack(model: HookedModel) -> LayerStack | None:
     """What runs the layers one by one; ``None``, with a warning, for a model that can't be run so."""
     try:
-        return LayerStack(model)
+        return checked_stack(model)
     except UnsupportedByFastPath as reason:
         warnings.warn(f"the traces of this model take the hooked path: {reason}", stacklevel=3)
         return None

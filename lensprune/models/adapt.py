@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -12,6 +13,7 @@ from lensprune.errors import UserError
 from lensprune.models.base import BosPolicy, HookedModel
 from lensprune.models.boot import ADAPTER_ATTRIBUTE, attach
 from lensprune.models.bridge import BridgeModel
+from lensprune.models.current import check_no_hooks, up_to_date, user_hooks
 from lensprune.models.facts import hash_weights, model_facts
 from lensprune.models.hooked_transformer import (
     HookedTransformerModel,
@@ -21,36 +23,97 @@ from lensprune.models.hooked_transformer import (
 from lensprune.models.self_check import check_hook_points
 from lensprune.models.tokenizers import check_bos_policy, hash_tokenizer
 
-__all__ = ["as_hooked_model"]
+__all__ = ["as_hooked_model", "current_model"]
 
 
 def as_hooked_model(
-    model: Any, tokenizer: PreTrainedTokenizerBase | None = None, bos: BosPolicy | None = None
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    bos: BosPolicy | None = None,
+    *,
+    keep_hooks: bool = False,
 ) -> HookedModel:
     """Give the adapter of a model.
+
+    Its facts are those of loading, or of the last sweep; `current_model` brings them to what the model is now.
 
     Args:
         model: a `HookedModel`, a bridge from `load_model`, a TransformerBridge or HookedTransformer of the user's own.
         tokenizer: replaces the tokenizer. A TransformerBridge rebuilds its tokenizer with BOS always on; without this
             argument the original is read again from where it came from, without the network.
         bos: replaces the BOS policy; ``None`` keeps the model's own (``tokenizer`` for a model of the user's).
+        keep_hooks: hooks that the user left on the model are part of it; the facts name them.
 
     Raises:
-        UserError: not a TransformerLens model, or its original tokenizer or a hook point cannot be found.
+        UserError: not a TransformerLens model, or its original tokenizer or a hook point cannot be found; a hook of the
+            user's own is on it, or it was put into compatibility mode.
         LensPruneError: the self-check of a model seen for the first time failed.
     """
     carried = getattr(model, "__dict__", {}).get(ADAPTER_ATTRIBUTE, model)
     if isinstance(carried, HookedModel):
-        return _with(carried, tokenizer, bos)
+        return _with(carried, tokenizer, bos, keep_hooks, given=model is carried)
     if isinstance(model, TransformerBridge):
-        return _adapt_bridge(model, tokenizer, bos or "tokenizer")
+        _refuse_compatibility(model)
+        kept = _kept_hooks(model, keep_hooks)
+        return _keeping(_adapt_bridge(model, tokenizer, bos or "tokenizer"), kept)
     if is_hooked_transformer(model):
-        return adapt_hooked_transformer(model, tokenizer or _original_tokenizer(model), bos or "tokenizer")
+        kept = _kept_hooks(model, keep_hooks)
+        adapted = adapt_hooked_transformer(model, tokenizer or _original_tokenizer(model), bos or "tokenizer")
+        return _keeping(adapted, kept)
     kind = f"{type(model).__module__}.{type(model).__name__}"
     raise UserError(f"a model of type {kind} has no hooks: give lensprune.load_model(...), or a TransformerBridge")
 
 
-def _with(adapter: HookedModel, tokenizer: PreTrainedTokenizerBase | None, bos: BosPolicy | None) -> HookedModel:
+def current_model(model: Any) -> HookedModel:
+    """The adapter of a loaded model, as it is now: edited weights have another hash, and a moved or cast model its new
+    device and dtype.
+
+    Reads every weight, so it is for the beginning of a measurement. Raises as `as_hooked_model` does.
+    """
+    adapter = as_hooked_model(model)
+    if isinstance(adapter, (BridgeModel, HookedTransformerModel)):
+        _refuse_compatibility(adapter.module)
+        check_no_hooks(adapter.module, adapter.facts.kept_hooks)
+        up_to_date(adapter)
+    return adapter
+
+
+def _kept_hooks(module: torch.nn.Module, keep_hooks: bool) -> tuple[str, ...]:
+    kept = user_hooks(module) if keep_hooks else ()
+    check_no_hooks(module, kept)
+    return kept
+
+
+def _keeping(adapter: HookedModel, kept: tuple[str, ...]) -> HookedModel:
+    if kept == adapter.facts.kept_hooks:
+        return adapter
+    facts = replace(adapter.facts, kept_hooks=kept)
+    if isinstance(adapter, BridgeModel):
+        return BridgeModel(adapter.module, adapter.tokenizer, facts, adapter.raw_model)
+    assert isinstance(adapter, HookedTransformerModel)
+    return HookedTransformerModel(adapter.module, adapter.tokenizer, facts)
+
+
+def _refuse_compatibility(module: Any) -> None:
+    if getattr(module, "compatibility_mode", False):
+        raise UserError(
+            "this TransformerBridge is in compatibility mode, which shifts logits: boot it anew and leave that mode off"
+        )
+
+
+def _with(
+    adapter: HookedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    bos: BosPolicy | None,
+    keep_hooks: bool,
+    *,
+    given: bool,
+) -> HookedModel:
+    if isinstance(adapter, (BridgeModel, HookedTransformerModel)):
+        _refuse_compatibility(adapter.module)
+        # An adapter keeps what it was made to keep.
+        if not given or keep_hooks:
+            adapter = _keeping(adapter, _kept_hooks(adapter.module, keep_hooks))
     tokenizer = tokenizer or adapter.tokenizer
     bos = bos or adapter.facts.bos_policy
     if tokenizer is adapter.tokenizer and bos == adapter.facts.bos_policy:
@@ -67,10 +130,6 @@ def _with(adapter: HookedModel, tokenizer: PreTrainedTokenizerBase | None, bos: 
 
 
 def _adapt_bridge(bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase | None, bos: BosPolicy) -> BridgeModel:
-    if getattr(bridge, "compatibility_mode", False):
-        raise UserError(
-            "this TransformerBridge is in compatibility mode, which shifts logits: boot it anew and leave that mode off"
-        )
     tokenizer = tokenizer or _original_tokenizer(bridge)
     check_bos_policy(bos, tokenizer)
     parameter = next(bridge.original_model.parameters())

@@ -30,7 +30,8 @@ class ModelFacts:
 
     `n_key_value_heads` equals `n_heads` without grouped-query attention. `weights_hash` is a sha256 over
     parameter names, shapes, dtypes and bytes; `config_hash` one over the configuration's values (rotary base, norm
-    epsilon, window, …); `tokenizer_hash` one over the serialised tokenizer.
+    epsilon, window, …); `tokenizer_hash` one over the serialised tokenizer. `kept_hooks` are where the
+    user's own hooks are part of the model, on purpose.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelFacts:
     config_hash: str
     tokenizer_hash: str
     parallel_attn_mlp: bool
+    kept_hooks: tuple[str, ...] = ()
 
     @property
     def heads_per_group(self) -> int:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lensprune.errors import LensPruneError, UserError, first_line
 from lensprune.models.base import BosPolicy
 from lensprune.models.bridge import BridgeModel, hookless_twin
+from lensprune.models.current import remember_weights
 from lensprune.models.facts import hash_weights, model_facts
+from lensprune.models.no_install import nothing_installed
 from lensprune.models.self_check import check_hook_points
 from lensprune.models.tokenizers import check_bos_policy
 
@@ -47,14 +52,15 @@ def boot_bridge(
     hf_model.config.architectures = [architecture]
     twin = hookless_twin(hf_model)
     parameter = next(hf_model.parameters())
-    bridge = TransformerBridge.boot_transformers(
-        # A bare name could be one of TransformerLens's aliases, and stand for another model.
-        name if "/" in name else f"lensprune/{name}",
-        hf_model=hf_model,
-        tokenizer=tokenizer_for_boot(tokenizer),
-        device=parameter.device,
-        dtype=parameter.dtype,
-    )
+    with wrapping(architecture, name), nothing_installed():
+        bridge = TransformerBridge.boot_transformers(
+            # A bare name could be one of TransformerLens's aliases, and stand for another model.
+            name if "/" in name else f"lensprune/{name}",
+            hf_model=hf_model,
+            tokenizer=tokenizer_for_boot(tokenizer),
+            device=parameter.device,
+            dtype=parameter.dtype,
+        )
     bridge.cfg.model_name = name
     facts = model_facts(
         name=name,
@@ -68,15 +74,31 @@ def boot_bridge(
         bos=bos,
         weights_hash=weights_hash,
     )
-    adapter = BridgeModel(bridge, tokenizer, facts, twin)
-    check_hook_points(adapter, intervene=self_check)
+    with wrapping(architecture, name), nothing_installed():
+        adapter = BridgeModel(bridge, tokenizer, facts, twin)
+        check_hook_points(adapter, intervene=self_check)
     attach(bridge, adapter)
     return bridge
+
+
+@contextmanager
+def wrapping(architecture: str, name: str) -> Iterator[None]:
+    """What goes wrong inside TransformerLens or the wrapped model, as a `UserError` in one line."""
+    try:
+        yield
+    except LensPruneError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"architecture {architecture} of {name} is not supported: TransformerLens cannot wrap or run it "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def attach(bridge: Any, adapter: BridgeModel) -> None:
     """Let `bridge` carry `adapter`, so that the bridge alone can be handed around."""
     bridge.__dict__[ADAPTER_ATTRIBUTE] = adapter
+    remember_weights(bridge, adapter.facts.weights_hash)
 
 
 def tokenizer_for_boot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

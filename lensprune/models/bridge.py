@@ -13,8 +13,12 @@ from jaxtyping import Float, Int
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lensprune.models.base import ModelFacts, NamedHook
+from lensprune.models.positions import PositionGuard
 
 __all__ = ["BridgeModel", "hookless_twin"]
+
+
+_MASKS_ATTRIBUTE = "_lensprune_masks"
 
 
 class BridgeModel:
@@ -37,13 +41,19 @@ class BridgeModel:
         self._raw_model = raw_model
         self._hook_names = frozenset(bridge.hook_dict)
         self._cache_argument = _hand_on_cache(bridge)
-        if facts.dtype == "float64":
+        self._guard = PositionGuard(bridge.original_model)
+        if not bridge.__dict__.get(_MASKS_ATTRIBUTE):
             _bound_masks(bridge)
+            bridge.__dict__[_MASKS_ATTRIBUTE] = True
 
     @property
     def facts(self) -> ModelFacts:
         """Shape and provenance."""
         return self._facts
+
+    @facts.setter
+    def facts(self, facts: ModelFacts) -> None:
+        self._facts = facts
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -73,6 +83,7 @@ class BridgeModel:
 
         Gradient mode is the caller's.
         """
+        self._guard.check(attention_mask, position_ids)
         device = self.facts.device
         output = self._bridge.original_model(
             input_ids=input_ids.to(device),
@@ -113,9 +124,21 @@ def _hand_on_cache(bridge: Any) -> str:
             del kwargs["cache"]
         return args, kwargs
 
-    for block in bridge.blocks:
-        block.attn.register_forward_pre_hook(rename, with_kwargs=True)
+    for layer in _layers_without_cache(bridge):
+        bridge.blocks[layer].attn.register_forward_pre_hook(rename, with_kwargs=True)
     return "cache"
+
+
+def _layers_without_cache(bridge: Any) -> list[int]:
+    """Layers whose attention leaves the cache empty when the model passes it under its own name."""
+    cache = DynamicCache(config=bridge.original_model.config)
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(bridge.original_model.parameters()).device)
+    with torch.no_grad():
+        bridge.original_model(
+            input_ids=token, attention_mask=torch.ones_like(token), position_ids=token, use_cache=True, cache=cache
+        )
+    attending = [layer for layer, block in enumerate(bridge.blocks) if hasattr(block, "attn")]
+    return [layer for layer in attending if layer >= len(cache.layers) or not cache.get_seq_length(layer)]
 
 
 def _bound_masks(bridge: Any) -> None:
@@ -132,7 +155,8 @@ def _bound_masks(bridge: Any) -> None:
         return args, kwargs
 
     for block in bridge.blocks:
-        block.attn.register_forward_pre_hook(bound, with_kwargs=True)
+        if hasattr(block, "attn"):
+            block.attn.register_forward_pre_hook(bound, with_kwargs=True)
 
 
 def hookless_twin(model: PreTrainedModel) -> PreTrainedModel:

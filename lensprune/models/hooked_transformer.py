@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import BosPolicy, ModelFacts, NamedHook
 from lensprune.models.boot import ADAPTER_ATTRIBUTE, tokenizer_for_boot
+from lensprune.models.current import remember_weights
 from lensprune.models.facts import context_length, hash_weights, model_facts
 from lensprune.models.self_check import check_hook_points
 from lensprune.models.sources.base import LoadedModel
@@ -63,6 +64,10 @@ class HookedTransformerModel:
     def facts(self) -> ModelFacts:
         """Shape and provenance."""
         return self._facts
+
+    @facts.setter
+    def facts(self, facts: ModelFacts) -> None:
+        self._facts = facts
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -183,6 +188,7 @@ def boot_hooked_transformer(loaded: LoadedModel, *, name: str, bos: BosPolicy, s
     _check_same_logits(adapter, hf_model)
     check_hook_points(adapter, intervene=self_check)
     model.__dict__[ADAPTER_ATTRIBUTE] = adapter
+    remember_weights(model, adapter.facts.weights_hash)
     return model
 
 
@@ -201,6 +207,7 @@ def adapt_hooked_transformer(model: Any, tokenizer: PreTrainedTokenizerBase, bos
     adapter = HookedTransformerModel(model, tokenizer, facts)
     check_hook_points(adapter)
     model.__dict__[ADAPTER_ATTRIBUTE] = adapter
+    remember_weights(model, adapter.facts.weights_hash)
     return adapter
 
 

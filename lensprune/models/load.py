@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.adapt import as_hooked_model
+from lensprune.models.adapt import as_hooked_model, current_model
 from lensprune.models.base import BosPolicy, HookedModel
 from lensprune.models.boot import boot_bridge
 from lensprune.models.hooked_transformer import boot_hooked_transformer, require_hooked_transformer
@@ -101,7 +101,7 @@ def open_model(
         return as_hooked_model(load_model(model, **given))
     for name in given:
         raise UserError(f"{name} is given with a model that is already loaded: give it to load_model instead")
-    return as_hooked_model(model)
+    return current_model(model)
 
 
 def _load(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:

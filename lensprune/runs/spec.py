@@ -117,6 +117,8 @@ class SweepSpec:
     """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
     task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
     what is ``measured`` and why."""
+    kept_hooks: tuple[str, ...] = ()
+    """Where hooks of the user's own are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)
     how: HowItRan = field(default_factory=HowItRan)
 
@@ -131,6 +133,8 @@ class SweepSpec:
         if self.screen is None:
             # As in runs from before there was screening.
             data.pop("screen")
+        if not self.kept_hooks:
+            data.pop("kept_hooks")
         return data
 
     @property
@@ -182,6 +186,7 @@ class SweepSpec:
                     "cells": tuple(CellSpec(**c) for c in data["cells"]),
                     "protocols": tuple(data["protocols"]),
                     "variants": tuple(data["variants"]),
+                    "kept_hooks": tuple(data.get("kept_hooks", ())),
                     "how": HowItRan(**data["how"]),
                 }
             )
@@ -233,6 +238,7 @@ _MEANINGS = {
     "tokenizer_hash": "the tokenizer",
     "cells": "the prompts",
     "decoding": "the generation config",
+    "kept_hooks": "the model's own hooks",
 }
 
 

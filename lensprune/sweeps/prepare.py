@@ -306,6 +306,7 @@ def sweep_spec(
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
         decoding=decoding or {},
+        kept_hooks=facts.kept_hooks,
         how=HowItRan(
             model=_where(model),
             executor=options.executor,

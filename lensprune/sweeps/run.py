@@ -10,6 +10,7 @@ from typing import Any
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError
+from lensprune.models.adapt import as_hooked_model
 from lensprune.results.run import Run
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
@@ -48,6 +49,7 @@ def sweep(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    keep_hooks: bool = False,
     out: str | Path | None = None,
     progress: bool = True,
     command: str = "",
@@ -81,6 +83,8 @@ def sweep(
         memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
         screen: of a sweep over heads or key/value groups, the share to measure: those whose removal costs most by an
             estimate of all (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
+        keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
+            refused.
         out: run folder; ``None`` keeps the run in memory.
         progress: show a progress bar.
         command: the command line, kept in the spec.
@@ -92,6 +96,8 @@ def sweep(
         KeyboardInterrupt: stopped by the user; the message says how to go on.
     """
     options = SweepOptions.given(**option_values(locals(), SweepOptions))
+    if keep_hooks:
+        model = as_hooked_model(model, keep_hooks=True)
     return run_sweep(model, options, out=out, progress=progress)
 
 

@@ -72,6 +72,23 @@ POST_NORM_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
 }
 """A family whose branches have norms behind them only."""
 
+_AFMOE: dict[str, Any] = {**_COMMON, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GATED_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "bitnet": lambda: transformers.BitNetConfig(**_NO_HEAD_DIM),
+    "laguna": lambda: transformers.LagunaConfig(
+        **_AFMOE, shared_expert_intermediate_size=16, sliding_window=8, num_attention_heads_per_layer=[4] * 3
+    ),
+    "laguna_elementwise": lambda: transformers.LagunaConfig(
+        **_AFMOE,
+        shared_expert_intermediate_size=16,
+        sliding_window=8,
+        num_attention_heads_per_layer=[4] * 3,
+        gating="per-element",
+    ),
+    "afmoe": lambda: transformers.AfmoeConfig(**_AFMOE, sliding_window=8, num_shared_experts=1),
+}
+"""Families with a norm (BitNet) or a gate between attention's result and its output projection."""
+
 SCALED_FAMILIES = tuple(SCALED_CONFIGS)
 _SPECIAL: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 OTHER_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
@@ -102,6 +119,29 @@ OTHER_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
         sliding_window=40,
         layer_types=["full_attention", "sliding_attention", "full_attention"],
     ),
+    "opt": lambda: transformers.OPTConfig(
+        **_SPECIAL,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        ffn_dim=48,
+        max_position_embeddings=512,
+        word_embed_proj_dim=32,
+    ),
+    "xglm": lambda: transformers.XGLMConfig(
+        **_SPECIAL, d_model=32, num_layers=3, attention_heads=4, ffn_dim=48, max_position_embeddings=512
+    ),
+    "mpt": lambda: transformers.MptConfig(vocab_size=VOCAB_SIZE, d_model=32, n_layers=3, n_heads=4, max_seq_len=512),
+    "falcon_h1": lambda: transformers.FalconH1Config(
+        **_COMMON, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+    ),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **_COMMON, intermediate_size_mlp=48, num_local_experts=2, floor_scale=8, no_rope_layers=[1, 0, 1]
+    ),
+    "dynamic_rope": lambda: transformers.LlamaConfig(
+        **{**_COMMON, "max_position_embeddings": 32},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+    ),
     "long_rope": lambda: transformers.Phi3Config(
         **_NO_HEAD_DIM,
         original_max_position_embeddings=32,
@@ -116,6 +156,22 @@ OTHER_CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     ),
 }
 """Models that the forked executor cannot run, or not on all requests."""
+
+LEFT_TO_HOOKED: dict[str, tuple[str, str]] = {
+    "gpt_neo": ("GPT-Neo", "use the attention mask themselves"),
+    "falcon": ("Falcon", "use the attention mask themselves"),
+    "bloom": ("Bloom", "no module of its own"),
+    "mpt": ("MPT", "no module of its own"),
+    "opt": ("OPT", "no module of its own"),
+    "xglm": ("XGLM", "no module of its own"),
+    "granite": ("Granite", "no module of its own"),
+    "granitemoe": ("GraniteMoE", "no module of its own"),
+    "falcon_h1": ("Falcon-H1", "returns more than the residual"),
+    "gpt_oss": ("gpt-oss", "layer 0 has attention sinks"),
+    "llama4": ("Llama 4", "scales queries by their index in the row"),
+    "qwen2_moe": ("Qwen2-MoE with a sliding window", "layer 1 attends to 40 tokens, but"),
+}
+"""Models that the forked executor leaves to the hooked one as a whole: their names in the README, and the reasons."""
 CORE_FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 
 
@@ -134,7 +190,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def hf_model(family: str, seed: int = 0, scale: float = 4.0, **overrides: Any) -> PreTrainedModel:
     """A random fp32 model; weights are scaled up so that ablations move the logits visibly."""
     torch.manual_seed(seed)
-    config = (CONFIGS | SCALED_CONFIGS | POST_NORM_CONFIGS | OTHER_CONFIGS)[family]()
+    config = (CONFIGS | SCALED_CONFIGS | POST_NORM_CONFIGS | GATED_CONFIGS | OTHER_CONFIGS)[family]()
     for key, value in overrides.items():
         setattr(config, key, value)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,18 @@ WIDTHS = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
 """Multiples of 32, the block of the simple quantisations."""
 
 
-def write_gguf(path: Path, family: str, kind: GGMLQuantizationType, *, rope_freqs: bool = False) -> PreTrainedModel:
+def write_gguf(
+    path: Path,
+    family: str,
+    kind: GGMLQuantizationType,
+    *,
+    rope_freqs: bool = False,
+    metadata: Callable[[GGUFWriter], object] | None = None,
+) -> PreTrainedModel:
     """Write `path` and return the Hugging Face model that holds the very values a reader must find in it.
 
     `rope_freqs` adds Llama 3.1's divisors of the rotary frequencies, 1 to 8; the returned model does not have them.
+    `metadata` adds keys.
     """
     overrides = dict(WIDTHS)
     if family == "gemma3":
@@ -55,6 +64,8 @@ def write_gguf(path: Path, family: str, kind: GGMLQuantizationType, *, rope_freq
     else:
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     _write_tokenizer(writer)
+    if metadata is not None:
+        metadata(writer)
     if rope_freqs:
         writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, WIDTHS["head_dim"] // 2, dtype=np.float32))
     state = model.state_dict()

@@ -27,6 +27,7 @@ from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import eos_token_ids, finite_rows
 from lensprune.models.base import HookedModel
+from lensprune.precision import accumulation_dtype, widened
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 from lensprune.protocols.stopping import StopMatcher
 
@@ -100,6 +101,17 @@ class GroupDecoder:
             if not len(rows):
                 return
             hidden = self._advance(rows, tokens)
+
+    def forced(self, tokens: Sequence[int]) -> Float[torch.Tensor, " variant"]:
+        """Log-probability (nats) of `tokens` after the one request's prompt, decoded one by one whatever is likely."""
+        rows = np.arange(len(self._place))
+        hidden = self._prefill()
+        total = torch.zeros(len(rows), dtype=accumulation_dtype(hidden.dtype), device=self._device)
+        for before, token in zip([None, *tokens], tokens, strict=False):
+            if before is not None:
+                hidden = self._advance(rows, np.full(len(rows), before))
+            total += widened(self._stack.logits(hidden)).log_softmax(-1)[:, token]
+        return total[np.argsort([variant for variant, _ in self._place])]
 
     def _choose(
         self,
@@ -285,8 +297,6 @@ class GroupDecoder:
                 starting=index.starting,
                 histories=index.histories,
                 prompts=prompts,
-                positions=inner.position_ids[0],
-                edits=inner_edits,
                 blocks=index.blocks,
             )
             part = hidden if whole else hidden[:, index.computed]

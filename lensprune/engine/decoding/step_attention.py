@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, Int
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.decoding.kv import CleanKV, HistoryKV, OwnKV, Pair
 from lensprune.engine.decoding.prompts import PromptSet
-from lensprune.engine.edits import LayerEdits
 from lensprune.engine.kernels import Partial, is_recent_gpu
 from lensprune.precision import accumulation_dtype, widened
 
@@ -84,8 +83,6 @@ class LayerTokens:
     starting: Int[torch.Tensor, " starting"]
     histories: Int[torch.Tensor, " history"]
     prompts: np.ndarray
-    positions: Int[torch.Tensor, " tok"]
-    edits: LayerEdits | None
     blocks: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
 
@@ -138,8 +135,7 @@ class DecodeAttention:
         assert tokens is not None
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
         if self._in_few_calls(q.dtype, settings):
-            z = self._attend_in_few_calls(tokens, q, k, v, settings)
-            return z if tokens.edits is None else tokens.edits.edit_z(z, tokens.positions)
+            return self._attend_in_few_calls(tokens, q, k, v, settings)
         n_own, n_before = len(tokens.own), len(tokens.own) + len(tokens.starting)
         parts = []
         if n_own:
@@ -147,8 +143,7 @@ class DecodeAttention:
         if len(tokens.histories):
             z = self._attend_histories(tokens, q[n_before:], k[n_before:], v[n_before:], settings)
             parts.extend([z[tokens.starting], z])
-        z = torch.cat(parts).to(q.dtype)
-        return z if tokens.edits is None else tokens.edits.edit_z(z, tokens.positions)
+        return torch.cat(parts).to(q.dtype)
 
     @property
     def by_kernel(self) -> bool:

@@ -67,9 +67,16 @@ def _common(file: GgufFile) -> dict[str, Any]:
         "rms_norm_eps": float(file.require("attention.layer_norm_rms_epsilon")),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": _end_tokens(file),
         "pad_token_id": file.metadata.get("tokenizer.ggml.padding_token_id"),
     }
+
+
+def _end_tokens(file: GgufFile) -> int | list[int] | None:
+    """Every token that ends a generation in llama.cpp: end of text, of turn and of message."""
+    stated = (file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    ids = list(dict.fromkeys(int(token) for token in stated if token is not None))
+    return ids if len(ids) > 1 else next(iter(ids), None)
 
 
 def _head_dim(file: GgufFile) -> int:
@@ -81,8 +88,9 @@ def _head_dim(file: GgufFile) -> int:
 
 def _rope(file: GgufFile, default_theta: float) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(file.get("rope.freq_base", default_theta))}
-    kind = file.get("rope.scaling.type", "none")
-    factor = float(file.get("rope.scaling.factor", 1.0))
+    # As llama.cpp: the old key where the new one is missing, linear where no type is stated, 0 for no scaling.
+    factor = float(file.get("rope.scaling.factor", file.get("rope.scale_linear", 0.0))) or 1.0
+    kind = file.get("rope.scaling.type", "linear")
     if kind == "linear" and factor != 1.0:
         rope.update(rope_type="linear", factor=factor)
     elif kind not in ("none", "linear"):

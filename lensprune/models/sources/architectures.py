@@ -8,7 +8,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lensprune.errors import UserError, nearest
 
-__all__ = ["check_architecture"]
+__all__ = ["TEXT_PART_KEYS", "check_architecture", "text_config"]
+
+TEXT_PART_KEYS = {
+    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^(model\.)?language_model\.(model\.)?": "model.",
+}
+"""From the names of a multimodal checkpoint's language model to those of its text class."""
 
 
 def check_architecture(config: PretrainedConfig, name: str) -> None:
@@ -24,3 +30,25 @@ def check_architecture(config: PretrainedConfig, name: str) -> None:
             f"architecture {architecture} of {name!r} is not supported: TransformerLens has no adapter for it, so all "
             f"its hook points are missing{hint}"
         )
+
+
+def text_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
+    """The configuration of the language model: `config` itself, or its text part if it is multimodal.
+
+    Raises:
+        UserError: there is no causal language model in it that TransformerLens can wrap.
+    """
+    text = config.get_text_config(decoder=True)
+    if text is config or config.is_encoder_decoder:
+        check_architecture(config, name)
+        return config
+    stated = (getattr(config, "architectures", None) or [config.model_type])[0]
+    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type) is None:
+        raise UserError(
+            f"architecture {stated} of {name!r} is not supported: it is multimodal, and transformers has no class for "
+            f"its text part ({text.model_type}) alone"
+        )
+    check_architecture(text, f"{name} (the text part of {stated})")
+    # The whole model's word counts: some text parts state the opposite, which is never read.
+    text.tie_word_embeddings = config.tie_word_embeddings
+    return text

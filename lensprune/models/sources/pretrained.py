@@ -26,9 +26,11 @@ from transformers import (
 )
 
 from lensprune.errors import UserError, first_line
+from lensprune.models.no_install import nothing_installed
 from lensprune.models.sizes import check_sizes
-from lensprune.models.sources.architectures import check_architecture
+from lensprune.models.sources.architectures import TEXT_PART_KEYS, text_config
 from lensprune.models.sources.base import LoadedModel, LoadOptions
+from lensprune.models.sources.loading_report import check_loading, quiet_report
 from lensprune.offline import is_offline
 
 __all__ = ["load_folder", "load_hub", "move", "placement", "read_config_and_tokenizer"]
@@ -76,19 +78,27 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
         "trust_remote_code": False,
     }
     with _readable(name, local, options.revision):
-        config = AutoConfig.from_pretrained(path, **shared)
-        check_architecture(config, name)
+        stated = AutoConfig.from_pretrained(path, **shared)
+        config = text_config(stated, name)
         if Path(path).is_dir():
             _check_files(Path(path), config, name)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=options.dtype,
-            use_safetensors=True,
-            attn_implementation="eager",
-            **placement(options),
-            **shared,
-        )
+        multimodal = config is not stated
+        with quiet_report(), nothing_installed():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=options.dtype,
+                use_safetensors=True,
+                attn_implementation="eager",
+                key_mapping=TEXT_PART_KEYS if multimodal else None,
+                output_loading_info=True,
+                # Refused below, by name.
+                ignore_mismatched_sizes=True,
+                **placement(options),
+                **shared,
+            )
+        model, info = loaded
+        check_loading(model, info, name, text_part=multimodal)
         tokenizer = options.tokenizer or AutoTokenizer.from_pretrained(path, **shared)
     return LoadedModel(move(model.eval(), options), tokenizer, source)
 
@@ -118,8 +128,7 @@ def read_config_and_tokenizer(
         "trust_remote_code": False,
     }
     with _readable(name, local, revision):
-        config = AutoConfig.from_pretrained(path, **shared)
-    check_architecture(config, name)
+        config = text_config(AutoConfig.from_pretrained(path, **shared), name)
     with _readable(f"{name} (its tokenizer)", local, revision):
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
     return config, tokenizer

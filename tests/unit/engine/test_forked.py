@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
+import torch
 
 from lensprune.ablation import (
     CLEAN,
     MLP,
     Ablation,
+    Attention,
     Head,
+    KVGroup,
     Layer,
     Variant,
     collect_reference,
@@ -24,14 +30,18 @@ from lensprune.ablation import (
     each_mlp,
     layer_range,
 )
+from lensprune.ablation.kinds import ablation_kind
 from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
-from lensprune.engine.layers import UnsupportedByFastPath
+from lensprune.engine.edits import LayerEdits, edits_by_layer
+from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.probe import checked_stack, probe_variants, probed_kinds, probed_parts
 from lensprune.engine.tree import build_tree, chunk_sequences
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse, Request
-from tests.helpers.families import FAMILIES, save_folder
+from tests.families_table import fallback_sentence
+from tests.helpers.families import FAMILIES, GATED_CONFIGS, LEFT_TO_HOOKED, save_folder
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 
 PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
@@ -71,7 +81,7 @@ def variants(model: HookedModel) -> list[Variant]:
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *GATED_CONFIGS])
 def test_same_numbers_as_hooked(family: str) -> None:
     model = tiny(family)
     chosen = variants(model)
@@ -114,16 +124,7 @@ def test_unsupported_model_falls_back_with_a_warning() -> None:
         make_executor("froked", tiny("llama"))
 
 
-@pytest.mark.parametrize(
-    ("family", "reason"),
-    [
-        ("gpt_neo", "cannot run layer by layer"),
-        ("falcon", "cannot run layer by layer"),
-        ("bloom", "cannot find its layers"),
-        ("gpt_oss", "layer 0 has attention sinks"),
-        ("qwen2_moe", "layer 1 attends to 40 tokens, but"),
-    ],
-)
+@pytest.mark.parametrize(("family", "reason"), [(family, reason) for family, (_, reason) in LEFT_TO_HOOKED.items()])
 def test_attention_of_another_kind_is_left_to_the_hooked_executor(family: str, reason: str) -> None:
     model = tiny(family)
     with pytest.warns(UserWarning, match=f"hooked one takes over: .*{reason}"):
@@ -132,6 +133,110 @@ def test_attention_of_another_kind_is_left_to_the_hooked_executor(family: str, r
     requests = likelihood_requests(model)
     chosen = [CLEAN, *each_layer(model, layers=[1])]
     assert list(executor.run(requests, chosen)) == list(HookedExecutor(model).run(requests, chosen))
+
+
+def forget_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lensprune.engine.probe._PASSED", WeakKeyDictionary())
+
+
+def _norm_before_projection(block: Any, layer: Any) -> Any:
+    """BitNet's norm, whose input is attention's result."""
+    return layer.self_attn.attn_sub_norm
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "wrong", "reason"),
+    [
+        ("bitnet", "_projection", _norm_before_projection, "has log-probability .* under L0.H0.zero.*, by hooks"),
+        ("llama", "_projection", lambda block, layer: torch.nn.Identity(), "does not call .* hook_z"),
+        (
+            "gemma3",
+            "_branch_module",
+            lambda block, layer, site: layer.mlp,
+            "under .*attn.skip",
+        ),
+    ],
+)
+def test_an_edit_at_the_wrong_place_is_refused(
+    family: str, method: str, wrong: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family)
+    checked_stack(model)
+    forget_probes(monkeypatch)
+    monkeypatch.setattr(LayerStack, method, staticmethod(wrong))
+    with pytest.raises(UnsupportedByFastPath, match=reason):
+        checked_stack(model)
+
+
+def test_a_projection_that_receives_other_values_than_were_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_probes(monkeypatch)
+    right = LayerEdits.edit_z
+    # Far below what a log-probability would show.
+    monkeypatch.setattr(LayerEdits, "edit_z", lambda self, z, positions: right(self, z, positions) + 1e-12)
+    with pytest.raises(UnsupportedByFastPath, match=r"does not receive what L0\.H0\.zero sets"):
+        checked_stack(tiny("llama"))
+
+
+def test_the_probe_covers_every_part_and_kind_of_the_package() -> None:
+    """What the tables hold before any plug-in adds to them, and in one variant per kind where layers are enough."""
+    assert {part.component for part in probed_parts()} == {Layer, Attention, MLP, Head, KVGroup}
+    assert [kind.name for kind in probed_kinds()] == ["skip", "zero", "mean", "resample", "optimal"]
+    variants = probe_variants(tiny("llama").facts)
+    assert [v.name for v in variants if v.ablation in ("", "skip", "optimal")] == [
+        "clean",
+        "L0.mlp.skip + L0.attn.skip + L1.skip",
+        "L0.H0.optimal + L0.KV1.optimal + L0.mlp.optimal + L1.attn.optimal + L2.optimal",
+    ]
+    assert len(variants) == 6
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"n_layers": 1}, {"n_layers": 2}, {"n_layers": 32}, {"n_key_value_heads": 1}, {"n_key_value_heads": 4}]
+)
+def test_no_edit_of_a_probe_hides_another(sizes: dict[str, int]) -> None:
+    facts = replace(tiny("llama").facts, **sizes)
+    variants = probe_variants(facts)
+    for kind in probed_kinds():
+        found = [a.component for v in variants for a in v.ablations if a.kind == kind.name]
+        assert sorted(c.part.name for c in found) == sorted(p.name for p in probed_parts() if kind.allows(p))
+    for variant in variants:
+        components = [a.component for a in variant.ablations]
+        for layer in {c.layer for c in components}:
+            names = {c.part.name for c in components if c.layer == layer}
+            assert names == {"layer"} or "layer" not in names
+            assert not {"attention", "head"} <= names
+            assert not {"attention", "kv_group"} <= names
+            heads = [h for c in components if c.layer == layer and "hook_z" in c.site for h in c.selected(facts) or []]
+            assert len(heads) == len(set(heads))
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in probed_kinds()])
+def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit that is not made, of one kind of part, on the fast path alone."""
+    forget_probes(monkeypatch)
+    model = tiny("llama")
+    parts = {type(a.component) for v in probe_variants(model.facts) for a in v.ablations if a.kind == kind}
+    assert parts == {part.component for part in probed_parts() if ablation_kind(kind).allows(part)}
+    for part in parts:
+
+        def without(assigned: Any, *args: Any, part: type = part) -> dict[int, LayerEdits]:
+            kept = [
+                (replace(v, ablations=tuple(a for a in v.ablations if (type(a.component), a.kind) != (part, kind))), r)
+                for v, r in assigned
+            ]
+            return edits_by_layer(kept, *args)
+
+        for module in ("fork", "decoding.decoder"):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"lensprune.engine.{module}.edits_by_layer", without)
+                with pytest.raises(UnsupportedByFastPath):
+                    checked_stack(model)
+    checked_stack(model)
+
+
+def test_the_readme_lists_what_is_left_to_the_hooked_executor() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    assert fallback_sentence() in readme, "run `make families`"
 
 
 def test_a_window_that_no_text_exceeds_is_none(tmp_path: Path) -> None:
@@ -148,7 +253,8 @@ def test_any_error_on_the_probe_but_want_of_memory_is_a_refusal(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
-    monkeypatch.setattr("lensprune.engine.forked.fork_variants", fail)
+    forget_probes(monkeypatch)
+    monkeypatch.setattr("lensprune.engine.probe.fork_variants", fail)
     with pytest.raises(raised) as caught:
         ForkedExecutor(tiny("llama"))
     assert error in (caught.value, caught.value.__cause__)

@@ -33,16 +33,18 @@ from lensprune.models import as_hooked_model, load_model
 from lensprune.protocols import build_requests
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Request
 from lensprune.tasks import load_task
-from tests.helpers.families import FAMILIES, save_folder
+from tests.helpers.families import FAMILIES, GATED_CONFIGS, save_folder
 from tests.helpers.generation import REFERENCE_PROMPTS, assert_same, requests_for, variants_for
 from tests.helpers.tiny_models import tiny
 
+ALL = (*FAMILIES, *GATED_CONFIGS)
 
-@pytest.mark.parametrize("family", FAMILIES)
+
+@pytest.mark.parametrize("family", ALL)
 def test_same_tokens_as_hooked(family: str) -> None:
     model = tiny(family)
     chosen, requests = variants_for(model), requests_for(model)
-    mode: MeanMode = "per_position" if FAMILIES.index(family) % 2 else "pooled"
+    mode: MeanMode = "per_position" if ALL.index(family) % 2 else "pooled"
     reference = collect_reference(model, REFERENCE_PROMPTS, chosen, mode=mode)
     expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
     done: list[int] = []

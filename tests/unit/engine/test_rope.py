@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from random import Random
 
 import pytest
+import torch
 
 from lensprune.ablation import CLEAN, each_head, each_layer
-from lensprune.engine import Executor, ForkedExecutor, HookedExecutor
+from lensprune.engine import Executor, ForkedExecutor, HookedExecutor, make_executor
 from lensprune.engine.rope import RopeSides
 from lensprune.engine.traces import trace_tokens
+from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, Request
 from tests.helpers.tiny_models import tiny
 
@@ -76,3 +79,43 @@ def test_sides() -> None:
     other = RopeSides(tiny("llama"))
     assert (sides.longest, other.longest) == (SWITCH, 512)
     assert other.of(GenerateRequest((5,) * 500, (), 12)) == 0
+
+
+@pytest.mark.parametrize("executor", ["forked", "hooked"])
+def test_llama_4_scales_queries_by_position_whatever_the_padding(executor: str) -> None:
+    model = tiny("llama4")
+    rng = Random(1)
+    asked: list[Request] = []
+    for size in (3, 6, 7, 12, 12, 20):
+        words = tuple(rng.randrange(4, 250) for _ in range(size))
+        asked += [LoglikelihoodRequest(words, (9, 10)), GenerateRequest(words, ("\x00",), 4)]
+    variants = [CLEAN, *each_layer(model, layers=[1])]
+    alone = [list(HookedExecutor(model).run([request], variants)) for request in asked]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        together = list(make_executor(executor, model).run(asked, variants))
+    for v, result in enumerate(together):
+        for response, own in zip(result.responses, alone, strict=True):
+            [expected] = own[v].responses
+            if isinstance(response, LoglikelihoodResponse):
+                assert isinstance(expected, LoglikelihoodResponse)
+                assert response.logprob == pytest.approx(expected.logprob, abs=1e-4)
+            else:
+                assert response == expected
+    ids = torch.tensor([[3, 3, *range(10, 20)]])
+    mask = (ids != 3).long()
+    with pytest.raises(UserError, match="scales queries by their index in the row from 8 tokens on"):
+        model.forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+
+
+def test_dynamic_rope_forgets_longer_texts() -> None:
+    model = tiny("dynamic_rope")
+    ids, positions = torch.arange(10, 42)[None], torch.arange(32)[None]
+    with torch.no_grad():
+        before = model.forward(ids, torch.ones_like(ids), positions)
+        # A call of the user's own, past the context.
+        long = torch.arange(10, 58)[None]
+        model.module.original_model(input_ids=long, position_ids=torch.arange(48)[None])
+        assert torch.equal(model.forward(ids, torch.ones_like(ids), positions), before)
+        with pytest.raises(UserError, match="a text of 48 tokens is longer than this model's 32"):
+            model.forward(long, torch.ones_like(long), torch.arange(48)[None])

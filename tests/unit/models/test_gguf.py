@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
+from lensprune.engine.scoring import eos_token_ids
 from lensprune.models import as_hooked_model, load_model
 from tests.helpers.families import byte_tokenizer
 from tests.helpers.gguf_files import ARCHITECTURES, deinterleave, interleave, write_gguf
@@ -57,3 +59,50 @@ def test_row_order_of_rotary_projections() -> None:
     rows = np.arange(8)
     assert interleave(rows, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     assert deinterleave(interleave(rows, 2), 2).tolist() == rows.tolist()
+
+
+SCALINGS: dict[str, tuple[Callable[[GGUFWriter], object], float]] = {
+    "without a type": (lambda writer: writer.add_rope_scaling_factor(4.0), 4.0),
+    "old key": (lambda writer: writer.add_float32("llama.rope.scale_linear", 4.0), 4.0),
+    "new key first": (
+        lambda writer: (
+            writer.add_rope_scaling_factor(4.0),
+            writer.add_float32("llama.rope.scale_linear", 2.0),
+        ),
+        4.0,
+    ),
+    "none": (
+        lambda writer: (writer.add_rope_scaling_type(RopeScalingType.NONE), writer.add_rope_scaling_factor(4.0)),
+        1.0,
+    ),
+    "zero": (lambda writer: writer.add_rope_scaling_factor(0.0), 1.0),
+}
+
+
+@pytest.mark.parametrize("how", SCALINGS)
+def test_rotary_scaling_is_llama_cpps(how: str, tmp_path: Path) -> None:
+    """llama.cpp: linear where no type is stated, the old key where the new one is missing, 0 for no scaling."""
+    metadata, factor = SCALINGS[how]
+    expected = write_gguf(tmp_path / "m.gguf", "llama", GGMLQuantizationType.F32, metadata=metadata)
+    ids = torch.arange(10, 40)[None]
+    with torch.no_grad():
+        plain = expected(input_ids=ids).logits
+        expected.model.rotary_emb.inv_freq /= factor
+        scaled = expected(input_ids=ids).logits
+        found = load_model(tmp_path / "m.gguf", device="cpu").original_model(input_ids=ids).logits
+    assert (factor == 1.0) == torch.equal(plain, scaled)
+    if factor != 1.0:
+        assert float((plain - scaled).abs().max()) > 0.01
+    torch.testing.assert_close(found, scaled, rtol=1e-4, atol=1e-4)
+
+
+def test_end_of_turn_and_end_of_message_end_a_generation(tmp_path: Path) -> None:
+    def metadata(writer: GGUFWriter) -> None:
+        writer.add_eot_token_id(40)
+        writer.add_eom_token_id(41)
+
+    write_gguf(tmp_path / "m.gguf", "llama", GGMLQuantizationType.F32, metadata=metadata)
+    write_gguf(tmp_path / "plain.gguf", "llama", GGMLQuantizationType.F32)
+    plain = eos_token_ids(as_hooked_model(load_model(tmp_path / "plain.gguf", device="cpu")))
+    assert len(plain) == 1
+    assert eos_token_ids(as_hooked_model(load_model(tmp_path / "m.gguf", device="cpu"))) == plain | {40, 41}
