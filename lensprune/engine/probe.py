@@ -125,7 +125,10 @@ def _reference(model: HookedModel, prompt: Sequence[int], variants: Sequence[Var
     given = [ablation for ablation in ablations if ablation not in searched]
     plain = [Variant(f"{i}: {a.name}", (a,)) for i, a in enumerate([*given, *means])]
     reference = collect_reference(model, [prompt], plain)
-    constants = {a.component.label: 2 * reference.pooled[a.component.site] for a in searched}
+    constants = {
+        a.component.label: 2 * torch.stack([table[a.component.site] for table in (reference.first, reference.pooled)])
+        for a in searched
+    }
     return replace(reference, optimal=constants)
 
 
