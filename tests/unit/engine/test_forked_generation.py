@@ -34,8 +34,9 @@ from lensprune.protocols import build_requests
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Request
 from lensprune.tasks import load_task
 from tests.helpers.families import FAMILIES, save_folder
-from tests.helpers.generation import REFERENCE_PROMPTS, assert_same, requests_for, variants_for
+from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, variants_for
 from tests.helpers.tiny_models import tiny
+from tests.helpers.tolerances import assert_responses_agree
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +48,7 @@ def test_same_tokens_as_hooked(family: str) -> None:
     expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
     done: list[int] = []
     found = list(ForkedExecutor(model).run(requests, chosen, reference=reference, progress=done.append))
-    assert_same(found, expected)
+    assert_responses_agree(model, requests, found, expected, reference)
     assert sum(done) == len(requests) * len(chosen)
 
 
@@ -67,7 +68,9 @@ def test_any_budget_gives_the_same_tokens(family: str, max_tokens: int, max_rows
     reference = collect_reference(model, REFERENCE_PROMPTS, chosen)
     expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
     executor = ForkedExecutor(model, max_tokens, max_rows, max_kv_bytes)
-    assert_same(list(executor.run(requests, chosen, reference=reference)), expected)
+    assert_responses_agree(
+        model, requests, list(executor.run(requests, chosen, reference=reference)), expected, reference
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
@@ -79,7 +82,7 @@ def test_long_rows_outgrow_their_buffers_and_outlive_the_rest(family: str) -> No
     requests: list[Request] = [*short, long, replace(short[6], max_new_tokens=40)]
     expected = list(HookedExecutor(model).run(requests, chosen))
     assert max(len(r.token_ids) for e in expected for r in e.responses if isinstance(r, GenerateResponse)) > 64
-    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
 
 
 def test_stop_strings_and_eos_end_rows_as_in_the_hooked_executor() -> None:
@@ -92,7 +95,7 @@ def test_stop_strings_and_eos_end_rows_as_in_the_hooked_executor() -> None:
     stops = tuple(sorted({text[3:5] for text in written if text[3:5].isascii() and len(text) > 4}))
     requests: list[Request] = [replace(r, until=stops) for r in free]
     expected = list(HookedExecutor(model).run(requests, chosen))
-    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
     reasons = {r.stop_reason for e in expected for r in e.responses if isinstance(r, GenerateResponse)}
     assert reasons >= {"stop_string", "length"}
 
@@ -106,7 +109,7 @@ def test_non_finite_logits_end_a_row(tmp_path) -> None:
     chosen = [CLEAN, *each_layer(model)]
     requests = requests_for(model)
     expected = list(HookedExecutor(model).run(requests, chosen))
-    assert_same(list(executor.run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(executor.run(requests, chosen)), expected)
     reasons = {
         e.variant.name: {r.stop_reason for r in e.responses if isinstance(r, GenerateResponse)} for e in expected
     }
@@ -146,7 +149,7 @@ def test_real_model_writes_the_same_tokens(smollm2: Any) -> None:
     requests = [request for item in items for request in item.requests]
     chosen = [*each_layer(model, layers=[17]), *each_head(model, layers=[12], heads=[4])]
     expected = list(HookedExecutor(model).run(requests, chosen))
-    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
 
 
 def test_constants_of_ones_own_take_their_place_while_decoding() -> None:
@@ -160,7 +163,9 @@ def test_constants_of_ones_own_take_their_place_while_decoding() -> None:
     chosen = [Variant(a.name, (a,)) for a in ablations]
     requests = requests_for(model, 6)
     expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
-    assert_same(list(ForkedExecutor(model).run(requests, chosen, reference=reference)), expected)
+    assert_responses_agree(
+        model, requests, list(ForkedExecutor(model).run(requests, chosen, reference=reference)), expected, reference
+    )
 
 
 def test_no_requests_and_no_variants() -> None:
@@ -175,7 +180,7 @@ def test_variants_with_hooks_keep_their_place_among_the_others() -> None:
     chosen = [*each_layer(model), mine, CLEAN]
     requests = requests_for(model, 5)
     expected = list(HookedExecutor(model).run(requests, chosen))
-    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
 
 
 def test_finite_rows() -> None:
