@@ -10,10 +10,10 @@ from lensprune.ablation.optimal import ablation_loss, optimal_constants
 from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.errors import UserError
-from lensprune.protocols.requests import GenerateResponse
 from lensprune.sweep.run import sweep
 from tests.helpers.planted.circuits import ids, model_of
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
+from tests.helpers.tolerances import assert_responses_agree
 
 PROMPTS = [(5, 9, 30, 41, 77, 12), (8, 60, 61, 62), (4, 7, 200, 100, 99, 3)]
 
@@ -60,13 +60,9 @@ def test_executors_agree(family: str) -> None:
     variants.append(Variant("two", (Ablation(Head(0, 1), "optimal"), Ablation(Attention(1), "mean"))))
     reference = collect_reference(model, PROMPTS, variants)
     requests = [*likelihood_requests(model), *generation_requests(model, 3)]
-    slow = {a.variant.name: a.responses for a in HookedExecutor(model).run(requests, variants, reference=reference)}
-    for answered in ForkedExecutor(model).run(requests, variants, reference=reference):
-        for ours, theirs in zip(answered.responses, slow[answered.variant.name], strict=True):
-            if isinstance(ours, GenerateResponse):
-                assert ours.token_ids == theirs.token_ids  # type: ignore[union-attr]
-            else:
-                assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)  # type: ignore[union-attr]
+    slow = {a.variant.name: a for a in HookedExecutor(model).run(requests, variants, reference=reference)}
+    found = list(ForkedExecutor(model).run(requests, variants, reference=reference))
+    assert_responses_agree(model, requests, found, [slow[answered.variant.name] for answered in found], reference)
 
 
 def test_the_search_is_repeatable_and_needs_a_reference() -> None:
