@@ -77,8 +77,8 @@ def test_as_products_give(
     # Outputs are means of values; weights and outputs are each rounded once to the type.
     assert_tensors_agree(out, expected_out, size=size_of(v), dtype=dtype, roundings=ROUNDINGS_OF.get(dtype, ROUNDINGS))
     if dtype == torch.bfloat16:
-        # The logarithm of a sum whose terms are rounded to bfloat16: half a unit of 1.
-        assert_tensors_agree(lse, expected_lse, size=1.0, dtype=dtype, roundings=0.5)
+        # Scores may be rounded to bfloat16 before their exponentials are summed: by half a unit at most.
+        assert_tensors_agree(lse, expected_lse, dtype=dtype, roundings=0.5)
     else:
         assert_tensors_agree(lse, expected_lse, dtype=dtype)
 
