@@ -79,9 +79,9 @@ def test_columns_by_definition() -> None:
     )
     given = changed[range(len(continuation)), list(continuation)]
     size = size_of(given)
-    assert_tensors_agree(trace.logprob, given, size=size)
-    assert_tensors_agree(trace.regret, changed.max(-1).values - given, size=size, terms=2)
-    assert_tensors_agree(trace.kl, (clean.exp() * (clean - changed)).sum(-1), size=size, terms=2)
+    assert_tensors_agree(trace.logprob, given, size=size, dtype=torch.float32)
+    assert_tensors_agree(trace.regret, changed.max(-1).values - given, size=size, terms=2, dtype=torch.float32)
+    assert_tensors_agree(trace.kl, (clean.exp() * (clean - changed)).sum(-1), size=size, terms=2, dtype=torch.float32)
     assert (trace.agrees == (changed.argmax(-1).numpy() == np.array(continuation))).all()
 
 
