@@ -9,49 +9,71 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench quick lint format clean
+.PHONY: demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench kernels quick lint format clean
+
+# Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
+# are far slower than one. A file stays with one process, so that its fixtures are made once.
+WORKERS := -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+COMMA := ,
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+# uv installs in seconds and shows how far it is; where it can't reach the package index, pip does it. torch goes
+# through pip, which knows of a local wheel.
+define install
+	$(1)/bin/python -m pip install --quiet --upgrade "pip<26" uv
+	$(1)/bin/python -m pip install "$(TORCH)"
+	$(1)/bin/uv pip install --python $(1)/bin/python $(2) || $(1)/bin/python -m pip install $(2)
+	@touch $@
+endef
 
 $(VENV)/.installed: pyproject.toml
 	@echo "== setting up $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip<26"
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	@touch $@
+	$(call install,$(VENV),--editable ".[test$(COMMA)docs]")
 
 $(VENV3)/.installed: pyproject.toml
 	@echo "== setting up $(VENV3) with TransformerLens 3.9"
 	$(PYTHON) -m venv $(VENV3)
-	$(VENV3)/bin/python -m pip install --quiet --upgrade "pip<26"
-	$(VENV3)/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV3)/bin/python -m pip install --quiet --editable . "transformer-lens>=3.9,<4" pytest pytest-timeout
-	@touch $@
+	$(call install,$(VENV3),--editable . "transformer-lens>=3.9$(COMMA)<4" hypothesis pytest pytest-timeout)
 
 demo: $(VENV)/.installed
 	@echo "== lensprune demo: remove each layer of smollm2-135m and score three bundled tasks"
 	$(BIN)/lensprune demo
 
 lint: $(VENV)/.installed
-	@echo "== lint and types"
+	@echo "== lint, types and layers"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 quick: lint
 	@echo "== quick tests"
-	$(BIN)/python -m pytest -q -m "not slow and not real_model" --ignore=tests/parity
+	$(PYTEST) $(WORKERS) -m "not slow and not real_model" --ignore=tests/parity
 
 test: lint docs test-main test-hooked-transformer
 
 test-main: $(VENV)/.installed
 	@echo "== all tests"
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(PYTEST) $(WORKERS) --durations=20 --cov --cov-report=term
 
 test-hooked-transformer: $(VENV3)/.installed
 	@echo "== HookedTransformer, with TransformerLens 3.9"
-	$(VENV3)/bin/python -m pytest -q tests/unit/models/test_hooked_transformer.py \
+	OMP_NUM_THREADS=1 $(VENV3)/bin/python -m pytest -q tests/unit/models/test_hooked_transformer.py \
 		tests/unit/attribution/test_hooked_transformer.py \
 		tests/integration/test_hooked_transformer_sweep.py
+
+# The same processor computes with other kernels under these settings; the numbers then differ by rounding alone.
+KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41
+KERNEL_TESTS := tests/unit/engine/test_forked.py tests/unit/engine/test_hooked.py tests/unit/engine/test_traces.py \
+	tests/unit/models/test_float64.py tests/unit/models/test_load_folder.py tests/unit/ablation/test_identities.py \
+	tests/unit/attribution/test_nodes.py tests/unit/delta/test_exchange.py
+
+kernels: $(VENV)/.installed
+	@echo "== a slice of the tests under other CPU kernels"
+	set -e; for setting in $(KERNELS); do \
+		echo "== $$setting"; env $$setting $(PYTEST) $(WORKERS) -m "not slow" $(KERNEL_TESTS); \
+	done
 
 families: $(VENV)/.installed
 	@echo "== architecture families by checks, into README.md"
@@ -59,7 +81,7 @@ families: $(VENV)/.installed
 
 parity: $(VENV)/.installed
 	@echo "== prompts, ids, scores and metrics against lm-eval"
-	$(BIN)/python -m pytest tests/parity
+	$(PYTEST) $(WORKERS) tests/parity
 
 faults: $(VENV)/.installed
 	@echo "== faults and hostile inputs, into docs/reliability.md"
@@ -76,7 +98,6 @@ bench: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	@echo "== documentation, into build/site; a warning is an error"
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
 
 wheel-test: $(VENV)/.installed

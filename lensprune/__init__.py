@@ -14,17 +14,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lensprune.version import __version__
 
 if TYPE_CHECKING:
     from lensprune.ablation import (
         CLEAN,
         MLP,
+        AblatedSite,
         Ablation,
         Attention,
+        Component,
         Head,
         KVGroup,
         Layer,
+        Slot,
         Variant,
         cumulative,
         each_attention,
@@ -34,17 +37,21 @@ if TYPE_CHECKING:
         each_layer,
         each_mlp,
         layer_range,
+        register_ablation,
+        register_part,
     )
     from lensprune.attribution import PromptPair, counterfactual_pairs
-    from lensprune.delta import DeltaRun, measure_delta
+    from lensprune.divergence.measure import fidelity
+    from lensprune.engine import register_executor
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
     from lensprune.heads import head_scores
     from lensprune.models import as_hooked_model, load_model
     from lensprune.planning import Plan, plan
-    from lensprune.sweep.fidelity import fidelity
-    from lensprune.sweep.result import Run
-    from lensprune.sweep.run import resume, sweep
-    from lensprune.sweep.selection import VariantSelection
+    from lensprune.protocols import register_protocol
+    from lensprune.replacement import DeltaRun, measure_delta
+    from lensprune.results.run import Run
+    from lensprune.sweeps.run import resume, sweep
+    from lensprune.sweeps.selection import VariantSelection
     from lensprune.tasks import get_task, load_task, register_task, task_names
 
 # Torch and transformers take seconds to import: a name is looked up when it is first used.
@@ -52,11 +59,14 @@ _HOMES = {
     "lensprune.ablation": (
         "CLEAN",
         "MLP",
+        "AblatedSite",
         "Ablation",
         "Attention",
+        "Component",
         "Head",
         "KVGroup",
         "Layer",
+        "Slot",
         "Variant",
         "cumulative",
         "each_attention",
@@ -66,17 +76,21 @@ _HOMES = {
         "each_layer",
         "each_mlp",
         "layer_range",
+        "register_ablation",
+        "register_part",
     ),
-    "lensprune.delta": ("DeltaRun", "measure_delta"),
+    "lensprune.replacement": ("DeltaRun", "measure_delta"),
     "lensprune.attribution": ("PromptPair", "counterfactual_pairs"),
+    "lensprune.engine": ("register_executor",),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
     "lensprune.heads": ("head_scores",),
     "lensprune.models": ("as_hooked_model", "load_model"),
     "lensprune.planning": ("Plan", "plan"),
-    "lensprune.sweep.fidelity": ("fidelity",),
-    "lensprune.sweep.result": ("Run",),
-    "lensprune.sweep.run": ("resume",),
-    "lensprune.sweep.selection": ("VariantSelection",),
+    "lensprune.divergence.measure": ("fidelity",),
+    "lensprune.protocols": ("register_protocol",),
+    "lensprune.results.run": ("Run",),
+    "lensprune.sweeps.run": ("resume", "sweep"),
+    "lensprune.sweeps.selection": ("VariantSelection",),
     "lensprune.tasks": ("get_task", "load_task", "register_task", "task_names"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -84,8 +98,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "CLEAN",
     "MLP",
+    "AblatedSite",
     "Ablation",
     "Attention",
+    "Component",
     "DeltaRun",
     "Head",
     "HookNeverFired",
@@ -95,9 +111,11 @@ __all__ = [
     "Plan",
     "PromptPair",
     "Run",
+    "Slot",
     "UserError",
     "Variant",
     "VariantSelection",
+    "__version__",
     "as_hooked_model",
     "counterfactual_pairs",
     "cumulative",
@@ -115,6 +133,10 @@ __all__ = [
     "load_task",
     "measure_delta",
     "plan",
+    "register_ablation",
+    "register_executor",
+    "register_part",
+    "register_protocol",
     "register_task",
     "resume",
     "sweep",
@@ -123,8 +145,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "sweep":
-        return importlib.import_module("lensprune.sweep")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'lensprune' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lensprune import __version__
 from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import fidelity as fidelity_command
@@ -24,6 +23,7 @@ from lensprune.commands import primitives as primitives_command
 from lensprune.commands import report as report_command
 from lensprune.commands.options import add_spread, add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.version import __version__
 
 __all__ = ["main"]
 
@@ -106,7 +106,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    from lensprune.report.text.tables import tasks_table
+    from lensprune.commands.lists import tasks_table
 
     print(tasks_table())
     return 0
@@ -115,7 +115,7 @@ def _tasks(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.lm_eval_task:
         return _sweep_lm_eval(arguments)
-    from lensprune.sweep.run import sweep
+    from lensprune.sweeps.run import sweep
 
     return _show(sweep(arguments.model, **_sweep_arguments(arguments), command=arguments.command_line))
 
@@ -131,10 +131,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of a sweep as keyword arguments of `lensprune.sweep.run.sweep`."""
+    """The options of a sweep as keyword arguments of `lensprune.sweep`."""
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
-    from lensprune.sweep.selection import VariantSelection
+    from lensprune.sweeps.selection import VariantSelection
 
     return {
         "tasks": arguments.task,
@@ -175,9 +175,9 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
             raise UserError(f"{option} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"limit {arguments.limit} is not a number of items: expected 1 or more")
-    from lensprune.report.text.tables import metrics_report
-    from lensprune.sweep.lm_eval_tasks import sweep_lm_eval
-    from lensprune.sweep.selection import VariantSelection
+    from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
+    from lensprune.output.tables import metrics_report
+    from lensprune.sweeps.selection import VariantSelection
 
     table = sweep_lm_eval(
         arguments.model,
@@ -202,12 +202,12 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    from lensprune.sweep.run import resume
-    from lensprune.sweep.store import read_spec
+    from lensprune.runs.store import read_spec
+    from lensprune.sweeps.run import resume
 
     if read_spec(Path(arguments.folder)).exchanges_weights:
-        from lensprune.delta import DeltaRun
-        from lensprune.report.jobs.delta import delta_report
+        from lensprune.replacement import DeltaRun
+        from lensprune.replacement.text import delta_report
 
         print(delta_report(DeltaRun.load(arguments.folder)))
         return 0
@@ -216,13 +216,13 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from lensprune.sweep.demo import demo
+    from lensprune.sweeps.demo import demo
 
     return _show(demo(out=arguments.out))
 
 
 def _show(run: Any) -> int:
-    from lensprune.report.jobs.run import run_report
+    from lensprune.results.text import run_report
 
     print(run_report(run))
     return 0

@@ -1,12 +1,12 @@
-"""Paths as users type them."""
+"""Paths and files of text as users name them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lensprune.errors import UserError
+from lensprune.errors import UserError, first_line
 
-__all__ = ["usable_path"]
+__all__ = ["read_texts", "usable_path"]
 
 _SHOWN = 60
 
@@ -31,3 +31,20 @@ def usable_path(given: str | Path, what: str) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{what} {shown} is not a usable path: {reason}") from None
     return path
+
+
+def read_texts(path: Path) -> list[str]:
+    """Texts of a UTF-8 file, parted by blank lines.
+
+    Raises:
+        UserError: the file cannot be read or holds no text.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise UserError(f"cannot read {path}: {reason}") from None
+    texts = [text.strip() for text in content.split("\n\n") if text.strip()]
+    if not texts:
+        raise UserError(f"{path} holds no text")
+    return texts

@@ -16,8 +16,8 @@ from typing import Any
 from lensprune.models.outline import outline_model
 from lensprune.planning import Plan, plan
 from lensprune.planning.makespan import GroupTime, makespan, planned_times, recorded_times
-from lensprune.report.text.plan import duration, quantity
-from lensprune.sweep.selection import VariantSelection
+from lensprune.planning.text import duration, quantity
+from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.markdown import write_between
 
 FLOPS, BANDWIDTH = 400e12, 3e12

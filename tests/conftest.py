@@ -1,20 +1,36 @@
-"""Shared fixtures: tiny models of every family, the real model, and the folder of benchmark rows."""
+"""Shared fixtures: tiny models of every family, the real model, the folder of benchmark rows; and what a run prints."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
 from lensprune.errors import UserError
 from lensprune.models import load_model
+from tests.helpers.families import CORE_FAMILIES
 from tests.helpers.tiny_models import folder
 
-if "OMP_NUM_THREADS" not in os.environ:
+ROWS_FOLDER = "the folder of benchmark rows is missing: see 'Benchmark rows' in docs/CONTRIBUTING.md"
+"""Why a test that reads real rows is skipped; the summary counts skips by their reason."""
+MAX_WORKER_GB = 6.0
+"""A test process that grows beyond this fails the run: two of them have to fit a small machine."""
+
+# A busy machine is no failure: `timeout` in pyproject.toml bounds each test.
+hypothesis.settings.register_profile("lensprune", deadline=None)
+hypothesis.settings.load_profile("lensprune")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+elif "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 
 
@@ -28,10 +44,10 @@ def family_folder() -> Callable[[str], Path]:
 def data_dir() -> Path:
     """Folder of real benchmark rows: LENSPRUNE_DATA_DIR, or ``shared/benchmarks`` next to the checkout."""
     named = os.environ.get("LENSPRUNE_DATA_DIR")
-    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "benchmarks"
-    if not folder.is_dir():
-        pytest.skip("no folder of benchmark rows: set LENSPRUNE_DATA_DIR")
-    return folder
+    rows = Path(named) if named else Path(__file__).parents[2] / "shared" / "benchmarks"
+    if not rows.is_dir():
+        pytest.skip(ROWS_FOLDER)
+    return rows
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +63,61 @@ def smollm2() -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that asks for the real model."""
+    """Mark tests that ask for the real model, and those of further families as slow; run the longest files first.
+
+    With several workers a file goes to one of them as a whole: a long one that started last would run alone.
+    """
+    long = {item.path for item in items if item.get_closest_marker("slow") or "smollm2" in _fixtures(item)}
     for item in items:
-        if "smollm2" in getattr(item, "fixturenames", ()):
+        if "smollm2" in _fixtures(item):
             item.add_marker(pytest.mark.real_model)
+        call = getattr(item, "callspec", None)
+        if call is not None and call.params.get("family", CORE_FAMILIES[0]) not in CORE_FAMILIES:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.path not in long)
+
+
+def _fixtures(item: pytest.Item) -> tuple[str, ...]:
+    return tuple(getattr(item, "fixturenames", ()))
+
+
+def _peak_gb() -> float:
+    """Largest resident memory of this process, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+_peaks: dict[str, float] = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Keep a worker's peak memory."""
+    _peaks[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak_gb", float("nan"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker, send the peak memory to the main process; there, fail where a worker took too much."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["peak_gb"] = _peak_gb()
+    elif any(peak > MAX_WORKER_GB for peak in _peaks.values()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line per reason for skipping, and the peak memory of each worker."""
+    reasons = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+    for name, peak in sorted(_peaks.items()):
+        beyond = f", more than the {MAX_WORKER_GB:g} GB that a worker may take" if peak > MAX_WORKER_GB else ""
+        terminalreporter.write_line(f"peak memory of {name}: {peak:.1f} GB{beyond}")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
 
 
 @pytest.fixture

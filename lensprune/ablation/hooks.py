@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from jaxtyping import Int
 
-from lensprune.ablation.components import Head, KVGroup, Layer, heads_of
-from lensprune.ablation.reference import ReferenceActivations, check_variants, replacement, site_of
+from lensprune.ablation.components import Component, Slot
+from lensprune.ablation.reference import ReferenceActivations, check_variants, replacement
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import HookNeverFired, LensPruneError, unknown_name
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
@@ -51,18 +51,20 @@ class VariantHooks:
         self._state = state
         self._reference = reference
         self._fired: list[bool] = []
-        self._residuals: dict[int, torch.Tensor] = {}
+        self._residuals: dict[Component, torch.Tensor] = {}
         writes: list[NamedHook] = []
         reads: list[NamedHook] = []
         for ablation in variant.ablations:
-            if isinstance(ablation.component, Layer):
-                block = f"blocks.{ablation.component.layer}"
-                reads.append((f"{block}.hook_resid_pre", self._read_residual(ablation.component.layer)))
-                writes.append((f"{block}.hook_resid_post", self._replace_contribution(ablation)))
-            elif isinstance(ablation.component, (Head, KVGroup)):
-                writes.append((site_of(ablation.component), self._replace_heads(ablation)))
-            else:
-                writes.append((site_of(ablation.component), self._replace_branch(ablation)))
+            component = ablation.component
+            match component.part.slot:
+                case Slot.CONTRIBUTION:
+                    block = f"blocks.{component.layer}"
+                    reads.append((f"{block}.hook_resid_pre", self._read_residual(component)))
+                    writes.append((f"{block}.hook_resid_post", self._replace_contribution(ablation)))
+                case Slot.ATTENTION | Slot.MLP | Slot.HEADS:
+                    writes.append((component.site, self._replace(ablation)))
+                case unknown:
+                    assert_never(unknown)
         self.named: Sequence[NamedHook] = [
             (name, self._counted(function)) for name, function in [*writes, *variant.hooks, *reads]
         ]
@@ -85,41 +87,35 @@ class VariantHooks:
 
         return counted
 
-    def _replacement(self, ablation: Ablation, like: torch.Tensor) -> torch.Tensor:
+    def _replaced(self, ablation: Ablation, activation: torch.Tensor) -> torch.Tensor:
+        """The activation [batch, pos, …] of the ablation's site, with what the component covers replaced."""
         if self._state.position_ids is None:
             raise LensPruneError("the executor did not set the batch's position ids before the forward pass")
-        return replacement(ablation, self._reference, self._state.position_ids, like)
+        value = replacement(ablation, self._reference, self._state.position_ids, activation)
+        selected = ablation.component.selected(self._model.facts)
+        if selected is None:
+            return value
+        changed = activation.clone()
+        changed[:, :, selected] = value[:, :, selected]
+        return changed
 
-    def _read_residual(self, layer: int) -> HookFunction:
+    def _read_residual(self, component: Component) -> HookFunction:
         def read(activation: torch.Tensor, hook: Any) -> None:
-            self._residuals[layer] = activation
+            self._residuals[component] = activation
 
         return read
 
     def _replace_contribution(self, ablation: Ablation) -> HookFunction:
-        layer = ablation.component.layer
-
         def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
-            residual = self._residuals.pop(layer)
-            if ablation.kind in ("skip", "zero"):
+            residual = self._residuals.pop(ablation.component)
+            if ablation.adds_nothing and ablation.replaces_block:
                 return residual
-            return residual + self._replacement(ablation, residual)
+            return residual + self._replaced(ablation, activation - residual)
 
         return replace
 
-    def _replace_branch(self, ablation: Ablation) -> HookFunction:
+    def _replace(self, ablation: Ablation) -> HookFunction:
         def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
-            return self._replacement(ablation, activation)
-
-        return replace
-
-    def _replace_heads(self, ablation: Ablation) -> HookFunction:
-        assert isinstance(ablation.component, (Head, KVGroup))
-        heads = heads_of(ablation.component, self._model.facts)
-
-        def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
-            changed = activation.clone()
-            changed[..., heads, :] = self._replacement(ablation, activation)[..., heads, :]
-            return changed
+            return self._replaced(ablation, activation)
 
         return replace

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.ablation.hooks import BatchState, VariantHooks
+from lensprune.ablation.kinds import OPTIMAL_ITERATIONS
 from lensprune.ablation.reference import ReferenceActivations, site_of
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import LensPruneError
@@ -21,7 +22,6 @@ from lensprune.precision import widened
 
 __all__ = ["ablation_loss", "optimal_constants"]
 
-ITERATIONS = 12
 _HISTORY = 8
 _ROWS = 8
 _NO_HOOKS: list[NamedHook] = []
@@ -53,7 +53,7 @@ def optimal_constants(
     prompts: Sequence[Sequence[int]],
     ablations: Sequence[Ablation],
     means: Mapping[str, torch.Tensor],
-    iterations: int = ITERATIONS,
+    iterations: int = OPTIMAL_ITERATIONS,
 ) -> dict[str, torch.Tensor]:
     """For each component the constant a* that minimises the loss of the model with the component's activation set to a*
     at every position (Li & Janson 2024, arXiv 2409.09951).

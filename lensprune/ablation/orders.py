@@ -55,6 +55,6 @@ def _variants(
             if not least <= k <= most:
                 raise UserError(f"cannot {verb} {k} of {len(order)} components: choose {least} to {most}")
             removed = order[:k] if verb == "remove" else order[k:]
-            ablations = tuple(Ablation(component, kind) for component in removed)  # type: ignore[arg-type]
+            ablations = tuple(Ablation(component, kind) for component in removed)
             found.append(Variant(f"{name}.{verb}{k}.{kind}", ablations))
     return found

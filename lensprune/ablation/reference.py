@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 
-from lensprune.ablation.components import MLP, Attention, Component, Layer
+from lensprune.ablation.components import Component, Slot
+from lensprune.ablation.kinds import AblatedSite
 from lensprune.ablation.variants import Ablation, Variant, check_names
-from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel, ModelFacts, NamedHook
+from lensprune.errors import LensPruneError, UserError
+from lensprune.models.base import ModelFacts
 
-__all__ = ["MeanMode", "ReferenceActivations", "check_variants", "collect_reference", "replacement", "site_of"]
+__all__ = ["MeanMode", "ReferenceActivations", "check_variants", "replacement", "site_of"]
 
 MeanMode = Literal["pooled", "per_position"]
 
-CONTRIBUTION = "contribution"
+CONTRIBUTION = Slot.CONTRIBUTION.value
 OPTIMAL_PROMPTS = 8
 
 
 def site_of(component: Component) -> str:
-    """Name of the activation that an ablation of `component` replaces.
-
-    A hook name for branches and heads; for a layer ``blocks.{l}.contribution``, which stands for
-    ``hook_resid_post − hook_resid_pre``.
-    """
-    block = f"blocks.{component.layer}"
-    if isinstance(component, Layer):
-        return f"{block}.{CONTRIBUTION}"
-    if isinstance(component, Attention):
-        return f"{block}.hook_attn_out"
-    if isinstance(component, MLP):
-        return f"{block}.hook_mlp_out"
-    return f"{block}.attn.hook_z"
+    """Name of the activation that an ablation of `component` replaces; see `Component.site`."""
+    return component.site
 
 
 @dataclass(frozen=True)
@@ -111,132 +99,23 @@ def replacement(
     """The value that takes the place of the activation `like` at `ablation`'s site, for tokens at `position_ids`.
 
     Raises:
-        UserError: `mean`, `resample` or `optimal` without a reference.
+        UserError: a kind that takes its value from a reference, without one.
+        LensPruneError: the kind's value has another shape than the activation.
     """
-    if ablation.kind in ("skip", "zero"):
+    kind = ablation.definition
+    if kind.value is None:
         return torch.zeros_like(like)
-    if reference is None:
+    if kind.reference is None:
+        given = None
+    elif reference is None:
         raise UserError(f"{ablation.name} needs reference activations: give a reference set of prompts")
-    if ablation.kind == "optimal":
-        return reference.constant(ablation.component, position_ids).to(like.dtype)
-    table = reference.mean if ablation.kind == "mean" else reference.resample
-    return table(site_of(ablation.component), position_ids).to(like.dtype)
-
-
-class _Recorder:
-    """Keeps one prompt's activations at the wanted sites."""
-
-    def __init__(self, sites: Iterable[str]) -> None:
-        self.sites = sorted(set(sites))
-        self.values: dict[str, torch.Tensor] = {}
-
-    def hooks(self) -> list[NamedHook]:
-        hooks: list[NamedHook] = []
-        for site in self.sites:
-            if site.endswith(CONTRIBUTION):
-                block = site.removesuffix(f".{CONTRIBUTION}")
-                hooks.append((f"{block}.hook_resid_pre", self._keep(site)))
-                hooks.append((f"{block}.hook_resid_post", self._subtract(site)))
-            else:
-                hooks.append((site, self._keep(site)))
-        return hooks
-
-    def _keep(self, site: str) -> Any:
-        def keep(activation: torch.Tensor, hook: Any) -> None:
-            self.values[site] = activation.detach().clone()
-
-        return keep
-
-    def _subtract(self, site: str) -> Any:
-        def subtract(activation: torch.Tensor, hook: Any) -> None:
-            self.values[site] = activation.detach() - self.values[site]
-
-        return subtract
-
-
-def collect_reference(
-    model: HookedModel,
-    prompts: Sequence[Sequence[int]],
-    variants: Sequence[Variant],
-    *,
-    mode: MeanMode = "pooled",
-    donor_seed: int = 0,
-    description: str = "",
-) -> ReferenceActivations:
-    """Run the clean model over reference prompts and keep what the variants' `mean`, `resample` and `optimal` need.
-
-    Prompts run one at a time, so no padding enters a mean. Sums are kept in float64. The donor prompt is
-    ``random.Random(donor_seed)``'s choice among the prompts. Optimal constants are searched for on the first
-    `OPTIMAL_PROMPTS` prompts, one component after the other: much slower than a mean.
-
-    Args:
-        prompts: token ids of each reference prompt; never the scored items.
-        variants: only their sites are recorded.
-
-    Raises:
-        UserError: no prompts, an empty prompt, one that is longer than the model's context, or an unknown mode.
-    """
-    if mode not in get_args(MeanMode):
-        raise unknown_name("mean mode", str(mode), get_args(MeanMode))
-    if not prompts:
-        raise UserError(
-            "mean, resample and optimal need reference prompts, and there are none: give few-shot examples or a text "
-            "file"
+    else:
+        given = reference
+    computed = like if kind.reads_activation else None
+    value = kind.value(AblatedSite(ablation.component, position_ids, like, given, computed))
+    if value.shape != like.shape:
+        raise LensPruneError(
+            f"{ablation.name}: ablation {kind.name} gives a value of shape {tuple(value.shape)} for an activation of "
+            f"shape {tuple(like.shape)}"
         )
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise UserError("a reference prompt is empty after tokenisation: remove it")
-    longest = max(len(prompt) for prompt in prompts)
-    if longest > model.facts.n_ctx:
-        raise UserError(
-            f"a reference prompt has {longest} tokens, and the context of {model.facts.name} holds "
-            f"{model.facts.n_ctx}: cut it to that length"
-        )
-    ablations = [a for v in variants for a in v.ablations]
-    optimised = [a for a in ablations if a.kind == "optimal"]
-    mean_sites = {site_of(a.component) for a in ablations if a.kind in ("mean", "optimal")}
-    donor_sites = {site_of(a.component) for a in ablations if a.kind == "resample"}
-    donor_index = random.Random(donor_seed).randrange(len(prompts))
-    sums: dict[str, torch.Tensor] = {}
-    counts = torch.zeros(max(len(p) for p in prompts), dtype=torch.float64)
-    donor: dict[str, torch.Tensor] = {}
-    for index, prompt in enumerate(prompts):
-        wanted = mean_sites | (donor_sites if index == donor_index else set())
-        if not wanted:
-            continue
-        recorder = _Recorder(wanted)
-        ids = torch.tensor([list(prompt)], device=model.facts.device)
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        with torch.inference_mode(), model.hooks(recorder.hooks()):
-            model.forward(ids, torch.ones_like(ids), positions, logits_to_keep=1)
-        counts[: ids.shape[1]] += 1
-        for site in mean_sites:
-            value = recorder.values[site][0].double().cpu()
-            if site not in sums:
-                sums[site] = torch.zeros(len(counts), *value.shape[1:], dtype=torch.float64)
-            sums[site][: len(value)] += value
-        if index == donor_index:
-            donor = {site: recorder.values[site][0] for site in donor_sites}
-    dtype = next(iter(model.module.parameters())).dtype
-    needed = min(2, len(prompts))
-    calibrated = int((counts >= needed).sum())
-    pooled, per_position = {}, {}
-    for site, total in sums.items():
-        pooled[site] = (total.sum(0) / counts.sum()).to(model.facts.device, dtype)
-        shaped = counts[:calibrated].view(-1, *[1] * (total.ndim - 1))
-        per_position[site] = (total[:calibrated] / shaped).to(model.facts.device, dtype)
-    constants: dict[str, torch.Tensor] = {}
-    if optimised:
-        # The search runs the model with these very ablations, so it imports this module.
-        from lensprune.ablation.optimal import optimal_constants
-
-        constants = optimal_constants(model, prompts[:OPTIMAL_PROMPTS], optimised, pooled)
-    identity = repr(([list(p) for p in prompts], mode, donor_seed, model.facts.weights_hash))
-    return ReferenceActivations(
-        mode=mode,
-        pooled=pooled,
-        per_position=per_position if mode == "per_position" else {},
-        donor=donor,
-        optimal=constants,
-        description=description or f"{len(prompts)} prompts, {int(sum(len(p) for p in prompts))} tokens",
-        digest=hashlib.sha256(identity.encode()).hexdigest(),
-    )
+    return value.to(like.dtype)

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from lensprune.ablation.components import (
-    MLP,
-    Attention,
-    Component,
-    Head,
-    KVGroup,
-    Layer,
-    check_component,
+from lensprune.ablation.choices import (
+    check_allowed,
+    default_kind,
+    indexed_words,
+    parts_over,
 )
+from lensprune.ablation.components import (
+    HEADS_AND_GROUPS,
+    Component,
+    Layer,
+    Part,
+    Slot,
+    check_component,
+    part_named,
+    part_of,
+)
+from lensprune.ablation.kinds import AblationKind, ablation_kind
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts, NamedHook
 
 __all__ = [
     "CLEAN",
-    "OVER",
-    "OVER_HEADS",
-    "REFERENCE_KINDS",
     "Ablation",
-    "AblationKind",
     "Variant",
     "check_names",
     "cumulative",
@@ -40,35 +44,40 @@ __all__ = [
     "parse_indices",
 ]
 
-AblationKind = Literal["skip", "zero", "mean", "resample", "optimal"]
-"""``skip``: the branch adds nothing, resid_post = resid_pre (layers, attention, MLP). ``zero``: the activation is 0;
-for a layer, attention or MLP the activation is its contribution to the residual stream, so zero equals skip there.
-``mean``: its mean over reference prompts. ``resample``: its value on a donor prompt, position by position.
-``optimal``: the constant that changes the model's predictions on the reference prompts least."""
-
-BRANCH_KINDS: tuple[str, ...] = get_args(AblationKind)
-REFERENCE_KINDS: tuple[str, ...] = ("mean", "resample", "optimal")
-
 
 @dataclass(frozen=True)
 class Ablation:
     """One component changed in one way."""
 
     component: Component
-    kind: AblationKind
+    kind: str
 
     def __post_init__(self) -> None:
-        if self.kind not in BRANCH_KINDS:
-            raise unknown_name("ablation", str(self.kind), BRANCH_KINDS)
-        if self.kind == "skip" and isinstance(self.component, (Head, KVGroup)):
-            raise UserError(
-                f"skip bypasses a residual branch, and {self.component.label} is not one: use zero, mean, resample or "
-                "optimal"
-            )
+        check_allowed(self.kind, part_of(self.component), f"{self.component.label} is")
 
     @property
     def name(self) -> str:
         return f"{self.component.label}.{self.kind}"
+
+    @property
+    def definition(self) -> AblationKind:
+        """What the kind does.
+
+        Raises:
+            UserError: it is not registered (any more).
+        """
+        return ablation_kind(self.kind)
+
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether the value is zero."""
+        return self.definition.value is None
+
+    @property
+    def replaces_block(self) -> bool:
+        """Whether a whole block's contribution is replaced by a value that does not depend on it: it need not run."""
+        part = self.component.part
+        return part.slot is Slot.CONTRIBUTION and part.is_branch and not self.definition.reads_activation
 
 
 @dataclass(frozen=True)
@@ -106,17 +115,14 @@ class Variant:
     @property
     def needs_reference(self) -> bool:
         """Whether any ablation takes its values from reference prompts."""
-        return any(a.kind in REFERENCE_KINDS for a in self.ablations)
+        return any(a.definition.reference is not None for a in self.ablations)
 
     @property
     def component(self) -> str:
         """Label of what is changed, for tables: the single component's kind, ``range``, ``hooks`` or empty."""
-        kinds = {type(a.component).__name__ for a in self.ablations}
-        if not kinds:
+        if not self.ablations:
             return "hooks" if self.hooks else ""
-        if len(self.ablations) > 1:
-            return "range"
-        return _TABLE_NAMES[kinds.pop()]
+        return self.ablations[0].component.part.name if len(self.ablations) == 1 else "range"
 
     @property
     def layer(self) -> int | None:
@@ -125,13 +131,8 @@ class Variant:
 
     @property
     def head(self) -> int | None:
-        """The head (or group) index of a single-head variant, else ``None``."""
-        if len(self.ablations) != 1:
-            return None
-        component = self.ablations[0].component
-        if isinstance(component, Head):
-            return component.head
-        return component.group if isinstance(component, KVGroup) else None
+        """The index within its layer of a single component that has one (a head, a group), else ``None``."""
+        return self.ablations[0].component.index if len(self.ablations) == 1 else None
 
     @property
     def ablation(self) -> str:
@@ -152,8 +153,6 @@ def check_names(variants: Sequence[Variant]) -> None:
         raise UserError(f"variant name {twice!r} is used twice: every variant needs a name of its own")
 
 
-_TABLE_NAMES = {"Layer": "layer", "Attention": "attention", "MLP": "mlp", "Head": "head", "KVGroup": "kv_group"}
-
 CLEAN = Variant("clean")
 
 ModelLike = HookedModel | ModelFacts | Any
@@ -168,61 +167,45 @@ def _facts(model: ModelLike) -> ModelFacts:
 
 
 def _each(
-    model: ModelLike,
-    kind: str,
-    layers: Sequence[int] | None,
-    components: Callable[[ModelFacts, int], Iterable[Component]],
+    model: ModelLike, part: Part, kind: str, layers: Sequence[int] | None, indices: Sequence[int] | None = None
 ) -> list[Variant]:
     facts = _facts(model)
     variants = []
     for layer in range(facts.n_layers) if layers is None else layers:
         check_component(Layer(layer), facts)
-        for component in components(facts, layer):
-            check_component(component, facts)
-            ablation = Ablation(component, kind)  # type: ignore[arg-type]
+        for component in part.each(facts, layer, indices):
+            ablation = Ablation(component, kind)
             variants.append(Variant(ablation.name, (ablation,)))
     return variants
 
 
 def each_layer(model: ModelLike, kind: str = "skip", layers: Sequence[int] | None = None) -> list[Variant]:
     """One variant per layer (paper §3: one layer removed at a time)."""
-    return _each(model, kind, layers, lambda facts, layer: [Layer(layer)])
+    return _each(model, part_named("layer"), kind, layers)
 
 
 def each_attention(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
     """One variant per attention branch."""
-    return _each(model, kind, layers, lambda facts, layer: [Attention(layer)])
+    return _each(model, part_named("attention"), kind, layers)
 
 
 def each_mlp(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
     """One variant per MLP branch."""
-    return _each(model, kind, layers, lambda facts, layer: [MLP(layer)])
+    return _each(model, part_named("mlp"), kind, layers)
 
 
 def each_head(
     model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> list[Variant]:
     """One variant per query head."""
-    return _each(
-        model,
-        kind,
-        layers,
-        lambda facts, layer: [Head(layer, h) for h in (range(facts.n_heads) if heads is None else heads)],
-    )
+    return _each(model, part_named("head"), kind, layers, heads)
 
 
 def each_kv_group(
     model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, groups: Sequence[int] | None = None
 ) -> list[Variant]:
     """One variant per key/value group, all its query heads together."""
-    return _each(
-        model,
-        kind,
-        layers,
-        lambda facts, layer: [
-            KVGroup(layer, g) for g in (range(facts.n_key_value_heads) if groups is None else groups)
-        ],
-    )
+    return _each(model, part_named("kv_group"), kind, layers, groups)
 
 
 def each_head_and_group(
@@ -230,8 +213,7 @@ def each_head_and_group(
 ) -> list[Variant]:
     """Every query head and every key/value group that one of them belongs to, as different experiments in one sweep."""
     facts = _facts(model)
-    size = facts.n_heads // facts.n_key_value_heads
-    groups = None if heads is None else sorted({head // size for head in heads})
+    groups = None if heads is None else sorted({head // facts.heads_per_group for head in heads})
     return [*each_head(facts, kind, layers, heads), *each_kv_group(facts, kind, layers, groups)]
 
 
@@ -240,7 +222,7 @@ def layer_range(model: ModelLike, first: int, last: int, kind: str = "skip") -> 
     facts = _facts(model)
     if first > last:
         raise UserError(f"layer range {first}-{last} is empty: the first layer must not exceed the last")
-    ablations = tuple(Ablation(Layer(layer), kind) for layer in range(first, last + 1))  # type: ignore[arg-type]
+    ablations = tuple(Ablation(Layer(layer), kind) for layer in range(first, last + 1))
     name = ablations[0].name if first == last else f"L{first}-{last}.{kind}"
     variant = Variant(name, ablations)
     variant.check(facts)
@@ -265,18 +247,6 @@ def cumulative(
     return [layer_range(facts, last - n + 1, last, kind) for n in range(1, count + 1)]
 
 
-OVER: dict[str, Callable[..., list[Variant]]] = {
-    "layers": each_layer,
-    "attention": each_attention,
-    "mlp": each_mlp,
-    "heads": each_head,
-    "kv-groups": each_kv_group,
-    "heads-and-groups": each_head_and_group,
-}
-OVER_HEADS: tuple[str, ...] = ("heads", "kv-groups", "heads-and-groups")
-"""The command line's ``--over`` names."""
-
-
 def enumerate_variants(
     model: ModelLike,
     over: str,
@@ -284,21 +254,20 @@ def enumerate_variants(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> list[Variant]:
-    """The variants of ``--over``: one of `OVER`.
+    """The variants of ``--over``: one of `over_words`.
 
     Args:
-        kind: the ablation; ``None`` takes skip for layers and zero for everything else.
+        kind: the ablation; ``None`` takes skip for layers and zero for everything else, or the part's own default.
         layers: restrict to these layers.
-        heads: restrict to these heads (or groups); only for `OVER_HEADS`.
+        heads: restrict to these heads, groups or other indices within a layer; only for `indexed_words`.
     """
-    if over not in OVER:
-        raise unknown_name("value for over", over, OVER)
-    kind = kind or ("skip" if over == "layers" else "zero")
-    if over in OVER_HEADS:
-        return OVER[over](model, kind, layers, heads)
-    if heads is not None:
-        raise UserError(f"heads are given but the sweep is over {over}: use over {', '.join(OVER_HEADS)}")
-    return OVER[over](model, kind, layers)
+    kind = kind or default_kind(over)
+    if heads is not None and over not in indexed_words():
+        raise UserError(f"heads are given but the sweep is over {over}: use over {', '.join(indexed_words())}")
+    if over == HEADS_AND_GROUPS:
+        return each_head_and_group(model, kind, layers, heads)
+    [part] = parts_over(over)
+    return _each(model, part, kind, layers, heads)
 
 
 def parse_indices(text: str, size: int, what: str = "layer") -> list[int]:

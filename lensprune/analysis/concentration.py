@@ -18,6 +18,7 @@ __all__ = [
     "concentration",
     "concentration_of",
     "concentration_statistics",
+    "concentration_table",
     "lorenz",
     "null_effects",
 ]
@@ -149,6 +150,11 @@ def concentration_of(effects: ItemEffects, *, top: Sequence[int] = TOP, seed: in
     for place, (name, value) in enumerate(facts.items()):
         frame.insert(place, name, value)
     return frame
+
+
+def concentration_table(effects: Sequence[ItemEffects], *, top: Sequence[int] = TOP, seed: int = 0) -> pd.DataFrame:
+    """`concentration_of` each (task, protocol), in one table."""
+    return pd.concat([concentration_of(own, top=top, seed=seed) for own in effects], ignore_index=True)
 
 
 def lorenz(effects: Float[np.ndarray, "*draws part"]) -> Float[np.ndarray, "*draws points"]:

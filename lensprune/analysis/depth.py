@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import numpy as np
 import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.statistics import paired_bootstrap
 from lensprune.analysis.summary import read_group
-from lensprune.sweep.store import CellStore
+from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["BANDS", "band_of", "depth_bands"]
 
@@ -38,18 +36,20 @@ def band_of(layer: int, n_layers: int) -> str:
     return "last" if 10 * layer >= 7 * n_layers else "middle"
 
 
-def depth_bands(
-    store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str], n_layers: int
-) -> pd.DataFrame:
+def depth_bands(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
     """Mean Δμ over the swept layers of each band, for each kind of component and ablation.
 
     `mean_delta`: mean over the band's layers of Δμ, one removed at a time (heads: over all swept heads of the layers);
     `ci_low`, `ci_high`: paired bootstrap 95% interval over items, the layers being fixed; `worst_delta`: the lowest
     Δμ in the band; `n_layers`: how many of the band's layers were swept. ``at_chance`` bands mean nothing.
+
+    Raises:
+        UserError: a name that is not part of this run.
     """
     rows = []
-    for task, protocol in cells:
-        group = read_group(store, task, protocol, variants)
+    n_layers = outcomes.spec.n_layers
+    for cell_task, cell_protocol in outcomes.select(task, protocol):
+        group = read_group(outcomes, cell_task, cell_protocol)
         if group is None or group.clean is None:
             continue
         parts: dict[tuple[str, str, str], list[str]] = {}
@@ -61,13 +61,13 @@ def depth_bands(
         for (component, ablation, band), names in sorted(
             parts.items(), key=lambda p: (*p[0][:2], BANDS.index(p[0][2]))
         ):
-            outcomes = np.stack([group.cells[name].correct for name in names], axis=1)
-            differences = outcomes.astype(float) - group.clean.correct[:, None]
+            correct = np.stack([group.cells[name].correct for name in names], axis=1)
+            differences = correct.astype(float) - group.clean.correct[:, None]
             interval = paired_bootstrap(differences.mean(axis=1, keepdims=True), group.clusters)
             rows.append(
                 [
-                    task,
-                    protocol,
+                    cell_task,
+                    cell_protocol,
                     component,
                     ablation,
                     band,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +9,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.statistics import at_chance
 from lensprune.errors import LensPruneError, UserError, unknown_name
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import CellStore
+from lensprune.runs.chance import at_chance
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.records import CellKey
 
-__all__ = ["MEASURES", "ItemEffects", "read_effects"]
+__all__ = ["MEASURES", "ItemEffects", "item_effects", "read_effects"]
 
 MEASURES = ("correct", "gold_logprob", "margin")
 """``correct``: right or wrong; ``gold_logprob``: log-probability of the right answer, nats; ``margin``: its lead over
@@ -49,10 +48,9 @@ class ItemEffects:
 
 
 def read_effects(
-    store: CellStore,
+    outcomes: Outcomes,
     task: str,
     protocol: str,
-    variants: Sequence[str],
     *,
     component: str = "head",
     ablation: str | None = None,
@@ -73,25 +71,24 @@ def read_effects(
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
     where = f"{task} under {protocol}"
-    finished = store.finished()
+    finished = outcomes.finished(task, protocol)
     clean_key = CellKey(CLEAN.name, task, protocol)
     if clean_key not in finished:
         raise UserError(f"the clean model is not measured yet on {where}: finish the run first")
-    clean = store.read(clean_key, list(dict.fromkeys(["item_id", measure, "cluster", "correct", "chance"])))
+    clean = outcomes.cell(clean_key, list(dict.fromkeys(["item_id", measure, "cluster", "correct", "chance"])))
     kept, facts, columns = [], [], []
-    for name in variants:
-        key = CellKey(name, task, protocol)
-        if name == CLEAN.name or key not in finished:
+    for key in finished:
+        if key == clean_key:
             continue
-        cell = store.read(key, ["item_id", measure, "component", "layer", "head", "ablation"])
+        cell = outcomes.cell(key, ["item_id", measure, "component", "layer", "head", "ablation"])
         first = {c: cell.column(c)[0].as_py() for c in ("component", "layer", "head", "ablation")} if len(cell) else {}
         if first.get("component") != component or first.get("layer") is None:
             continue
         if ablation not in (None, first["ablation"]):
             continue
         if not cell.column("item_id").combine_chunks().equals(clean.column("item_id").combine_chunks()):
-            raise LensPruneError(f"records of {name} and {CLEAN.name} on {where} hold different items")
-        kept.append(name)
+            raise LensPruneError(f"records of {key.variant} and {CLEAN.name} on {where} hold different items")
+        kept.append(key.variant)
         facts.append(first)
         columns.append(cell.column(measure).to_numpy(zero_copy_only=False).astype(float))
     kinds = sorted({str(fact["ablation"]) for fact in facts})
@@ -122,3 +119,26 @@ def read_effects(
         ),
         item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[finite]),
     )
+
+
+def item_effects(
+    outcomes: Outcomes,
+    task: str | None = None,
+    protocol: str | None = None,
+    *,
+    component: str = "head",
+    ablation: str | None = None,
+    measure: str = "correct",
+) -> list[ItemEffects]:
+    """`read_effects` for each (task, protocol) of a run, or for those that are named.
+
+    Raises:
+        UserError: as `read_effects`, a name that is not part of this run, or parts that were chosen by screening.
+    """
+    cells = outcomes.select(task, protocol)
+    if outcomes.spec.screen is not None and component == outcomes.spec.screen["component"]:
+        raise UserError(
+            "this run is screened: the heads that it measured were chosen for their effects, so they say "
+            "nothing of all heads; see screen(), or sweep without screen"
+        )
+    return [read_effects(outcomes, *cell, component=component, ablation=ablation, measure=measure) for cell in cells]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from lensprune.analysis.head_effects import ItemEffects
+from lensprune.analysis.head_effects import ItemEffects, item_effects
 from lensprune.analysis.statistics import paired_bootstrap
 from lensprune.errors import UserError
+from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["heads_beside_groups"]
+__all__ = ["heads_and_groups", "heads_beside_groups"]
 
 
 def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int, *, seed: int = 0) -> pd.DataFrame:
@@ -78,3 +79,24 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
     frame = pd.DataFrame(rows)
     frame["interaction"], frame["ci_low"], frame["ci_high"] = intervals.delta, intervals.low, intervals.high
     return frame
+
+
+def heads_and_groups(
+    outcomes: Outcomes,
+    task: str | None = None,
+    protocol: str | None = None,
+    *,
+    ablation: str | None = None,
+    measure: str = "correct",
+) -> list[pd.DataFrame]:
+    """`heads_beside_groups` for each (task, protocol) of a run, or for those that are named.
+
+    Raises:
+        UserError: a name that is not part of this run, or it did not remove both (over ``heads-and-groups``).
+    """
+    heads, groups = (
+        item_effects(outcomes, task, protocol, component=component, ablation=ablation, measure=measure)
+        for component in ("head", "kv_group")
+    )
+    size = outcomes.spec.n_heads // outcomes.spec.n_key_value_heads
+    return [heads_beside_groups(own, other, size) for own, other in zip(heads, groups, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +13,7 @@ from lensprune.analysis.randomization import sign_flip_p
 from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
-from lensprune.sweep.store import CellStore
+from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["GAP_COLUMNS", "paired_gap", "protocol_gap", "task_gap"]
 
@@ -60,8 +60,8 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
         return pd.DataFrame(columns=list(GAP_COLUMNS))
     changes = []
     for group in (a, b):
-        outcomes = np.stack([group.cells[name].correct for name in names], axis=1).astype(float)
-        changes.append(outcomes - group.clean.correct[:, None])  # type: ignore[union-attr]
+        correct = np.stack([group.cells[name].correct for name in names], axis=1).astype(float)
+        changes.append(correct - group.clean.correct[:, None])  # type: ignore[union-attr]
     differences = changes[1] - changes[0]
     interval = paired_bootstrap(differences, a.clusters, largest=2)
     p_values = sign_flip_p(differences)
@@ -90,27 +90,36 @@ def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=list(GAP_COLUMNS))
 
 
-def protocol_gap(store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str]) -> pd.DataFrame:
-    """`paired_gap` for every task and every two of its protocols, in the order in which the run has them."""
+def protocol_gap(outcomes: Outcomes, task: str | None = None) -> pd.DataFrame:
+    """`paired_gap` for every task, or the one that is named, and every two of its protocols, in the run's order.
+
+    Raises:
+        UserError: a name that is not part of this run, or a single protocol.
+    """
+    cells = outcomes.select(task)
+    if len(outcomes.spec.protocols) < 2:
+        raise UserError(
+            f"this run has one protocol, {outcomes.spec.protocols[0]}: sweep with two or more to compare them"
+        )
     by_task: dict[str, list[Group]] = {}
-    for task, protocol in cells:
-        group = read_group(store, task, protocol, variants)
+    for cell in cells:
+        group = read_group(outcomes, *cell)
         if group is not None and group.clean is not None:
-            by_task.setdefault(task, []).append(group)
+            by_task.setdefault(group.task, []).append(group)
     return _joined([paired_gap(a, b) for groups in by_task.values() for a, b in combinations(groups, 2)])
 
 
-def task_gap(store: CellStore, a: str, b: str, protocols: Sequence[str], variants: Sequence[str]) -> pd.DataFrame:
+def task_gap(outcomes: Outcomes, a: str, b: str) -> pd.DataFrame:
     """`paired_gap` of two tasks with the same items under each protocol: closed book `a` against open book `b`.
 
     A negative gap says that the removal costs more with the book open.
 
     Raises:
-        UserError: the tasks have different items.
+        UserError: a name that is not part of this run, or tasks with different items.
     """
     frames = []
-    for protocol in protocols:
-        groups = [read_group(store, task, protocol, variants) for task in (a, b)]
+    for protocol in outcomes.spec.protocols:
+        groups = [read_group(outcomes, task, protocol) for task in (a, b)]
         if all(group is not None and group.clean is not None for group in groups):
             frames.append(paired_gap(*groups))  # type: ignore[arg-type]
     return _joined(frames)

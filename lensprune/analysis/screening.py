@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 from scipy.stats import spearmanr
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.head_effects import read_effects
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import CellStore
+from lensprune.errors import UserError
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.records import CellKey
 
 __all__ = ["screen_quality", "screen_table"]
 
 
-def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
+def screen_table(outcomes: Outcomes) -> pd.DataFrame:
     """One row a (task, protocol, head): what was estimated, and what was measured where it was.
 
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
-    `lensprune.sweep.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
+    `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
     strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
     ``estimated``), ``delta`` (measured Δμ) and ``margin_change`` (measured mean change of the margin, nats, on items
-    where it is finite; NaN under ``generate``). What is only estimated has NaN there.
+    where it is finite; NaN under a protocol without one). What is only estimated has NaN there.
+
+    Raises:
+        UserError: the sweep measured all its heads.
     """
+    screen = outcomes.spec.screen
+    if screen is None:
+        raise UserError("this run was not screened, all its heads are measured: see summary()")
     frame = pd.DataFrame(screen["estimates"])
     frame["rank"] = frame.groupby(["task", "protocol"])["estimate"].rank(method="first").astype(int)
     frame["status"] = [
@@ -40,36 +45,40 @@ def screen_table(screen: Mapping[str, Any], store: CellStore) -> pd.DataFrame:
     ]
     for column in ("delta", "margin_change"):
         frame[column] = math.nan
-    finished = store.finished()
+    finished = set(outcomes.finished())
     for cell, own in frame.groupby(["task", "protocol"], sort=False):
         task, protocol = map(str, cell)
-        names = [name for name in own["variant"] if CellKey(name, task, protocol) in finished]
+        measured = any(CellKey(name, task, protocol) in finished for name in own["variant"])
         for column, measure in (("delta", "correct"), ("margin_change", "margin")):
-            if not names or CellKey(CLEAN.name, task, protocol) not in finished:
+            clean = CellKey(CLEAN.name, task, protocol)
+            if not measured or clean not in finished:
                 continue
-            if measure == "margin" and protocol == "generate":
+            # Null, not NaN, where a protocol has no such measure.
+            values = outcomes.cell(clean, [measure]).column(measure)
+            if values.null_count == len(values):
                 continue
-            effects = read_effects(store, task, protocol, names, component=screen["component"], measure=measure)
+            effects = read_effects(outcomes, task, protocol, component=screen["component"], measure=measure)
             found = dict(zip(effects.variants, effects.effects, strict=True))
             frame.loc[own.index, column] = [found.get(name, math.nan) for name in own["variant"]]
     return frame.sort_values(["task", "protocol", "rank"], kind="stable").reset_index(drop=True)
 
 
-def screen_quality(table: pd.DataFrame, top: int) -> pd.DataFrame:
+def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
     """How far the estimates can be trusted, by the heads drawn at random: one row a (task, protocol).
 
     Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
-    over the controls), ``top``, ``controls_in_top`` (controls whose measured loss is among the `top`
-    largest measured) and ``expected_missed`` (how many heads that were never measured would be
-    among them, if they are like the controls). The measurement is the margin's change, under ``generate`` Δμ.
+    over the controls), ``top`` (heads sought in each), ``controls_in_top`` (controls whose measured loss is among the
+    `top` largest measured) and ``expected_missed`` (how many heads that were never measured would be
+    among them, if they are like the controls). The measurement is the margin's change, or Δμ under a protocol without
+    one.
 
-    Args:
-        table: of `screen_table`.
-        top: heads sought in each (task, protocol).
+    Raises:
+        UserError: as `screen_table`.
     """
+    table, top = screen_table(outcomes), int((outcomes.spec.screen or {})["top"])
     rows = []
     for (task, protocol), own in table.groupby(["task", "protocol"], sort=False):
-        column = "delta" if protocol == "generate" else "margin_change"
+        column = "margin_change" if own["margin_change"].notna().any() else "delta"
         measured = own.dropna(subset=[column])
         controls = measured[measured["status"] == "measured: control"]
         strongest = measured.sort_values([column, "rank"], kind="stable").head(top)

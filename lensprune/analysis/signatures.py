@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from lensprune.analysis.depth import BANDS, band_of
 from lensprune.analysis.statistics import paired_bootstrap
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
-from lensprune.sweep.store import CellStore
+from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["MARGIN", "SIGNATURE_COLUMNS", "signatures", "verdict"]
 
@@ -87,9 +86,7 @@ def _changes(group: Group, n_layers: int) -> dict[str, _Change]:
     return changes
 
 
-def signatures(
-    store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str], n_layers: int, margin: float = MARGIN
-) -> pd.DataFrame:
+def signatures(outcomes: Outcomes, task: str | None = None, *, margin: float = MARGIN) -> pd.DataFrame:
     """One row a signature and (task, protocol, ablation), with the columns `SIGNATURE_COLUMNS`.
 
     Layers are those removed one at a time by the same ablation; *first* is the first 30% of the depth, *later* the
@@ -108,17 +105,17 @@ def signatures(
     `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
 
     Raises:
-        UserError: no ablation removed enough single layers in all three bands of the depth, or `margin` is not
-            positive.
+        UserError: a name that is not part of this run, no ablation removed enough single layers in all three bands of
+            the depth, or `margin` is not positive.
     """
     if not margin > 0:
         raise UserError(f"margin {margin} is not a loss of accuracy: expected a number above 0")
     groups: dict[str, dict[str, Group]] = {}
-    for task, protocol in cells:
-        group = read_group(store, task, protocol, variants)
+    for cell in outcomes.select(task):
+        group = read_group(outcomes, *cell)
         if group is not None and group.clean is not None:
-            groups.setdefault(task, {})[protocol] = group
-    rows = [row for own in groups.values() for row in _of_task(own, n_layers, margin)]
+            groups.setdefault(group.task, {})[group.protocol] = group
+    rows = [row for own in groups.values() for row in _of_task(own, outcomes.spec.n_layers, margin)]
     return pd.DataFrame(rows, columns=list(SIGNATURE_COLUMNS))
 
 

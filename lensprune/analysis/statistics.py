@@ -1,4 +1,4 @@
-"""Paired statistics of an ablation: interval and p-value of Δμ, and whether the clean model beats chance at all.
+"""Paired statistics of an ablation: interval and p-value of Δμ.
 
 Everything here takes outcomes of the *same items* with and without a change. Differences are variant − clean, so a
 negative Δμ means that the removed part was needed.
@@ -15,7 +15,6 @@ from scipy import stats
 __all__ = [
     "CONFIDENCE",
     "DeltaIntervals",
-    "at_chance",
     "benjamini_hochberg",
     "bootstrap_means",
     "mcnemar_exact",
@@ -149,24 +148,3 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
     if known.any():
         q_values[known] = stats.false_discovery_control(p_values[known])
     return q_values
-
-
-def at_chance(correct: Bool[np.ndarray, " item"], chances: Float[np.ndarray, " item"], alpha: float = 0.05) -> bool:
-    """Whether the number of right answers could well come from uninformed guesses.
-
-    One-sided exact test: guesses are right independently with each item's own chance (a Poisson-binomial law, the
-    binomial one when all chances are equal); at chance when P(as many or more right) ≥ `alpha`. Where the chance
-    is 0 for every item one right answer already refutes it, so there the rule asks for a lower 95%
-    Clopper–Pearson bound above 0 and at least two right answers, since one can be an accident of extraction.
-    No items: at chance.
-    """
-    n, right = len(correct), int(correct.sum())
-    if n == 0:
-        return True
-    if not np.any(chances > 0):
-        lower = stats.beta.ppf(alpha, right, n - right + 1) if right else 0.0
-        return not (lower > 0 and right >= 2)
-    law = np.ones(1)
-    for chance, count in zip(*np.unique(chances, return_counts=True), strict=True):
-        law = np.convolve(law, stats.binom.pmf(np.arange(count + 1), count, chance))
-    return bool(law[right:].sum() >= alpha)

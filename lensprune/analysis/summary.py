@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,10 @@ import pandas as pd
 import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.statistics import at_chance, benjamini_hochberg, mcnemar_exact, paired_bootstrap
+from lensprune.analysis.statistics import benjamini_hochberg, mcnemar_exact, paired_bootstrap
 from lensprune.errors import LensPruneError
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import CellStore
+from lensprune.runs.chance import at_chance
+from lensprune.runs.outcomes import Outcomes, computed_once
 
 __all__ = ["SUMMARY_COLUMNS", "Cell", "Group", "read_group", "summarise"]
 
@@ -113,21 +112,21 @@ def _cell(table: pa.Table) -> Cell:
     )
 
 
-def read_group(store: CellStore, task: str, protocol: str, variants: Sequence[str]) -> Group | None:
+def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
     """Read the cells of one (task, protocol), a file at a time; ``None`` when none is finished.
 
     Raises:
+        UserError: a name that is not part of the run.
         LensPruneError: two cells hold different items, so they can't be paired.
     """
-    finished = store.finished()
-    keys = [key for name in variants if (key := CellKey(name, task, protocol)) in finished]
+    keys = outcomes.finished(task, protocol)
     if not keys:
         return None
-    shared = store.read(keys[0], ["chance", "cluster"])
+    shared = outcomes.cell(keys[0], ["chance", "cluster"])
     names = shared.column("cluster").to_pandas()
     codes, distinct = pd.factorize(names)
     clustered = bool(names.notna().all()) and len(names) > 0
-    cells = {key.variant: _cell(store.read(key, _READ)) for key in keys}
+    cells = {key.variant: _cell(outcomes.cell(key, _READ)) for key in keys}
     ids = cells[keys[0].variant].item_ids
     for name, cell in cells.items():
         if not cell.item_ids.equals(ids):
@@ -187,8 +186,9 @@ def _rows(group: Group) -> list[dict[str, object]]:
     return rows
 
 
-def summarise(store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequence[str]) -> pd.DataFrame:
-    """The summary of a run's finished cells, with the columns `SUMMARY_COLUMNS`.
+@computed_once
+def summarise(outcomes: Outcomes) -> pd.DataFrame:
+    """The summary of a run's finished cells, one row per (variant, task, protocol), with the columns `SUMMARY_COLUMNS`.
 
     `delta` = accuracy − accuracy_clean on the same items (negative: the part was needed), `delta_relative` =
     delta / accuracy_clean (NaN when the clean model got nothing right); `ci_low`, `ci_high`: paired bootstrap 95%
@@ -197,14 +197,10 @@ def summarise(store: CellStore, cells: Iterable[tuple[str, str]], variants: Sequ
     not beat chance here, so `delta` means nothing. `parse_rate`: share of items with an answer;
     `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on the left.
     Until the clean cell is finished the columns that compare with it are empty.
-
-    Args:
-        cells: (task, protocol) pairs in the order of the rows.
-        variants: variant names in the order of the rows.
     """
     rows: list[dict[str, object]] = []
-    for task, protocol in cells:
-        group = read_group(store, task, protocol, variants)
+    for task, protocol in outcomes.cells:
+        group = read_group(outcomes, task, protocol)
         if group is not None:
             rows.extend(_rows(group))
     frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Attribute, write and print."""
-    from lensprune.report.jobs.attribution import AttributionOptions, attribution_report
+    from lensprune.attribution.report import AttributionOptions, attribution_report
 
     print(
         attribution_report(

@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
-    from lensprune.delta import measure_delta
-    from lensprune.report.jobs.delta import delta_report
+    from lensprune.replacement import measure_delta
+    from lensprune.replacement.text import delta_report
 
     result = measure_delta(
         arguments.base,

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
-    from lensprune.report.jobs.fidelity import fidelity_report
+    from lensprune.divergence.report import fidelity_report
 
     print(
         fidelity_report(

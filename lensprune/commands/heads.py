@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
-    from lensprune.report.jobs.heads import heads_report
+    from lensprune.heads.report import heads_report
 
     print(
         heads_report(

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from lensprune.ablation.choices import indexed_words, over_words, reference_kinds
+from lensprune.ablation.kinds import ablation_kinds
+from lensprune.engine.registry import executor_names
+from lensprune.protocols.registry import protocol_names
+from lensprune.registry import in_words
+
 __all__ = [
     "add_data_dir",
     "add_items",
@@ -94,7 +100,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         "--protocol",
         action="append",
         metavar="NAME",
-        help="default, continuation or generate; repeat for several (default: default)",
+        help=f"{in_words(protocol_names())}; repeat for several (default: default)",
     )
     add_items(asked)
     add_data_dir(asked)
@@ -110,7 +116,8 @@ def add_ran(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--executor",
         default="forked",
         metavar="NAME",
-        help="forked (fast) or hooked (the reference), with the same numbers; sweep: also ray (default: forked)",
+        help=f"{in_words(executor_names())}, with the same numbers: forked is fast, hooked the reference; sweep: also "
+        "ray (default: forked)",
     )
     ran.add_argument("--batch-tokens", type=whole_number, metavar="N", help="tokens in a batch")
     ran.add_argument("--memory", metavar="SIZE", help="what may be taken besides the model's weights, like 4GB")
@@ -133,18 +140,20 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         "--over",
         default="layers",
         metavar="PARTS",
-        help="layers, attention, mlp, heads, kv-groups or heads-and-groups (default: layers)",
+        help=f"{in_words(over_words())} (default: layers)",
     )
     changed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
-    changed.add_argument("--heads", metavar="LIST", help="like 0-8, of heads or kv-groups (default: all)")
+    changed.add_argument("--heads", metavar="LIST", help=f"like 0-8, of {in_words(indexed_words())} (default: all)")
     changed.add_argument(
-        "--ablation", metavar="KIND", help="skip, zero, mean, resample or optimal (default: skip for layers, else zero)"
+        "--ablation",
+        metavar="KIND",
+        help=f"{in_words(list(ablation_kinds()))} (default: skip for layers, else zero)",
     )
     changed.add_argument(
         "--reference",
         default="fewshot",
         metavar="FILE",
-        help="text file for mean, resample and optimal (default: the task's few-shot examples)",
+        help=f"text file for {in_words(reference_kinds(), 'and')} (default: the task's few-shot examples)",
     )
     changed.add_argument(
         "--mean-mode", default="pooled", metavar="MODE", help="of mean: pooled or per_position (default: pooled)"

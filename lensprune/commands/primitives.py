@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
-    from lensprune.report.jobs.primitives import primitives_report
+    from lensprune.primitives.report import primitives_report
 
     print(
         primitives_report(

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print where it is."""
-    from lensprune.report.pages.write import report
+    from lensprune.studies.report import report
 
     print(report(arguments.folder, arguments.other, out=arguments.out))
     return 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import assert_never
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from lensprune.ablation.components import MLP, Attention, Head, KVGroup, Layer, heads_of
+from lensprune.ablation.components import Slot, part_of
 from lensprune.ablation.reference import ReferenceActivations, replacement
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.models.base import ModelFacts
@@ -28,27 +29,24 @@ def first_layer(variant: Variant, n_layers: int) -> int:
 
 @dataclass(frozen=True)
 class RowEdit:
-    """One ablation on some rows (tokens) of a flat batch."""
+    """One ablation on some rows (tokens) of a flat batch; `selected`: heads or dimensions of each (``None``: all)."""
 
     rows: Rows
     ablation: Ablation
     reference: ReferenceActivations | None
+    selected: list[int] | None = None
 
-    def write(
-        self,
-        activation: Float[torch.Tensor, "tok ..."],
-        position_ids: Int[torch.Tensor, " tok"],
-        heads: list[int] | None = None,
-    ) -> None:
-        """Replace, in place, the activation of the ablation's site on the rows; of z [tok, head, d_head], `heads`."""
+    def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
+        """Replace, in place, the activation of the ablation's site on the rows."""
         part = activation[self.rows]
         new = replacement(self.ablation, self.reference, position_ids[self.rows], part)
-        if heads is None:
+        if self.selected is None:
             activation[self.rows] = new
         elif isinstance(self.rows, slice):
-            part[:, heads] = new[:, heads]
+            part[:, self.selected] = new[:, self.selected]
         else:
-            activation[self.rows[:, None], torch.tensor(heads, device=self.rows.device)] = new[:, heads]
+            selected = torch.tensor(self.selected, device=self.rows.device)
+            activation[self.rows[:, None], selected] = new[:, selected]
 
 
 @dataclass
@@ -58,12 +56,17 @@ class LayerEdits:
     contribution: list[RowEdit] = field(default_factory=list)
     attention: list[RowEdit] = field(default_factory=list)
     mlp: list[RowEdit] = field(default_factory=list)
-    heads: list[tuple[RowEdit, list[int]]] = field(default_factory=list)
+    heads: list[RowEdit] = field(default_factory=list)
 
     @property
     def bypass(self) -> bool:
         """Whether all rows take a contribution that does not depend on the block's own computation."""
-        return any(edit.rows == ALL for edit in self.contribution if isinstance(edit.rows, slice))
+        return any(isinstance(edit.rows, slice) and edit.rows == ALL for edit in self.replaced)
+
+    @property
+    def replaced(self) -> list[RowEdit]:
+        """Edits of the contribution that do not depend on the block's own computation."""
+        return [edit for edit in self.contribution if edit.ablation.replaces_block]
 
     def contribute(
         self,
@@ -76,10 +79,13 @@ class LayerEdits:
             return after
         out = after.clone()
         for edit in self.contribution:
-            out[0, edit.rows] = before[0, edit.rows]
-            if edit.ablation.kind not in ("skip", "zero"):
-                here = before[0, edit.rows]
-                out[0, edit.rows] += replacement(edit.ablation, edit.reference, position_ids[edit.rows], here)
+            residual = before[0, edit.rows]
+            if edit.ablation.adds_nothing and edit.ablation.replaces_block:
+                out[0, edit.rows] = residual
+            else:
+                contribution = out[0, edit.rows] - residual
+                replace(edit, rows=ALL).write(contribution, position_ids[edit.rows])
+                out[0, edit.rows] = residual + contribution
         return out
 
     def edit_z(
@@ -89,8 +95,8 @@ class LayerEdits:
         if not self.heads:
             return z
         changed = z.clone()
-        for edit, heads in self.heads:
-            edit.write(changed, position_ids, heads)
+        for edit in self.heads:
+            edit.write(changed, position_ids)
         return changed
 
     def within(self, computed: np.ndarray) -> LayerEdits:
@@ -109,26 +115,34 @@ class LayerEdits:
         return LayerEdits(
             attention=[new for edit in self.attention if (new := moved(edit))],
             mlp=[new for edit in self.mlp if (new := moved(edit))],
-            heads=[(new, heads) for edit, heads in self.heads if (new := moved(edit))],
+            heads=[new for edit in self.heads if (new := moved(edit))],
         )
 
 
 def edits_by_layer(
     assigned: Iterable[tuple[Variant, Rows]], reference: ReferenceActivations | None, facts: ModelFacts
 ) -> dict[int, LayerEdits]:
-    """Collect the edits of several variants, each on its own rows."""
+    """Collect the edits of several variants, each on its own rows.
+
+    Raises:
+        UserError: a component of a part that is not registered: it must not pass for no change at all.
+    """
     layers: dict[int, LayerEdits] = defaultdict(LayerEdits)
     for variant, rows in assigned:
         for ablation in variant.ablations:
-            edit = RowEdit(rows, ablation, reference)
-            layer = layers[ablation.component.layer]
-            match ablation.component:
-                case Layer():
+            component = ablation.component
+            part = part_of(component)
+            edit = RowEdit(rows, ablation, reference, component.selected(facts))
+            layer = layers[component.layer]
+            match part.slot:
+                case Slot.CONTRIBUTION:
                     layer.contribution.append(edit)
-                case Attention():
+                case Slot.ATTENTION:
                     layer.attention.append(edit)
-                case MLP():
+                case Slot.MLP:
                     layer.mlp.append(edit)
-                case Head() | KVGroup():
-                    layer.heads.append((edit, heads_of(ablation.component, facts)))
+                case Slot.HEADS:
+                    layer.heads.append(edit)
+                case unknown:
+                    assert_never(unknown)
     return dict(layers)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 
-from lensprune.ablation.components import Head, KVGroup
+from lensprune.ablation.components import Slot
 from lensprune.ablation.hooks import BatchState, VariantHooks
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
@@ -41,7 +41,7 @@ def estimate_logprobs(
     It is exact where the model is linear between the two activations.
 
     Args:
-        variants: each changes one head or key/value group, with any ablation.
+        variants: each changes one head, key/value group or other part of z, with any ablation.
         max_tokens: rows × length of a batch.
         progress: called with the number of requests done.
 
@@ -49,8 +49,8 @@ def estimate_logprobs(
         UserError: a variant that changes anything else.
     """
     for variant in variants:
-        parts = [type(ablation.component) for ablation in variant.ablations]
-        if variant.hooks or len(parts) != 1 or not issubclass(parts[0], (Head, KVGroup)):
+        slots = [ablation.component.part.slot for ablation in variant.ablations]
+        if variant.hooks or slots != [Slot.HEADS]:
             raise UserError(
                 f"{variant.name} is not the removal of one head or one key/value group: only those can be estimated"
             )

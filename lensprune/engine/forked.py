@@ -21,10 +21,11 @@ import torch
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
-from lensprune.engine.decoding import DecodeLimits, GroupDecoder, group_variants, request_chunks
+from lensprune.engine.decoding import GroupDecoder, group_variants, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath, errors_as_unsupported
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.rope import RopeSides

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from lensprune.engine.decoding.groups import DecodeLimits
+from lensprune.engine.limits import DecodeLimits
 from lensprune.errors import UserError
 from lensprune.models.base import ModelFacts
 

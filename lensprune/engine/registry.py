@@ -1,22 +1,82 @@
-"""Executors by name."""
+"""Executors by name: one row each."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lensprune.engine.base import Executor
-from lensprune.engine.decoding.groups import DecodeLimits
-from lensprune.engine.forked import ForkedExecutor
-from lensprune.engine.hooked import HookedExecutor
-from lensprune.engine.layers import UnsupportedByFastPath
-from lensprune.engine.memory import budgets, gpu_limits
-from lensprune.errors import unknown_name
-from lensprune.models import as_hooked_model
+from lensprune.errors import LensPruneError, UserError
+from lensprune.registry import Registry
 
-__all__ = ["EXECUTORS", "make_executor"]
+if TYPE_CHECKING:
+    from lensprune.engine.base import Executor
+    from lensprune.engine.limits import DecodeLimits
+    from lensprune.models.base import HookedModel
 
-EXECUTORS: tuple[str, ...] = ("forked", "hooked")
+__all__ = ["SPREADS", "ExecutorInfo", "executor_info", "executor_names", "make_executor", "register_executor"]
+
+SPREADS = ("ray",)
+"""Words that stand in an executor's place where cells are spread over workers."""
+
+Build = Callable[["HookedModel", "int | DecodeLimits | None"], "Executor"]
+
+
+@dataclass(frozen=True)
+class ExecutorInfo:
+    """One executor.
+
+    `build` makes it for a model and budgets: all of them out of an amount of memory, the tokens of a batch alone, or
+    ``None`` for its defaults. `shares_work`: the clean model runs once for all variants, as in the forked executor; a
+    plan counts its work and memory so, and those of the hooked executor otherwise.
+    """
+
+    name: str
+    summary: str
+    build: Build
+    shares_work: bool = False
+
+
+_EXECUTORS: Registry[ExecutorInfo] = Registry("executor")
+
+B = TypeVar("B", bound=Build)
+
+
+def register_executor(name: str, *, shares_work: bool = False) -> Callable[[B], B]:
+    """Decorator: make the executor that a function of a model and budgets returns known as `name`.
+
+    The executor's own `name` has to be the same. The first line of the function's docstring says what it is; for
+    `shares_work` see `ExecutorInfo`. Its numbers have to be the hooked executor's.
+
+    Raises:
+        UserError: the name is taken, or can't be one.
+    """
+
+    def register(build: B) -> B:
+        if name in SPREADS:
+            raise UserError(
+                f"executor name {name!r} is taken: it spreads cells over workers, whose executor is another"
+            )
+        summary = (build.__doc__ or "").strip().partition("\n")[0]
+        _EXECUTORS.add(name, ExecutorInfo(name, summary, build, shares_work), build)
+        return build
+
+    return register
+
+
+def executor_info(name: str) -> ExecutorInfo:
+    """The executor of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _EXECUTORS.get(name)
+
+
+def executor_names() -> tuple[str, ...]:
+    """All executors, those of the package first."""
+    return _EXECUTORS.names()
 
 
 def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: str | None = None) -> Executor:
@@ -26,7 +86,7 @@ def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: 
     that of the one that runs.
 
     Args:
-        name: one of `EXECUTORS`.
+        name: one of `executor_names`.
         model: anything that `as_hooked_model` accepts.
         max_tokens: tokens per batch; ``None`` takes the executor's default, on a GPU one for its free memory.
         memory: how much a run may take besides the model's weights, like ``"4GB"``; it sets the batch budgets, of
@@ -35,24 +95,46 @@ def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: 
     Raises:
         UserError: unknown name; an amount of memory that cannot be read, or is too small for the model.
     """
-    if name not in EXECUTORS:
-        raise unknown_name("executor", name, EXECUTORS)
+    info = executor_info(name)
+    from lensprune.engine.memory import budgets
+    from lensprune.models import as_hooked_model
+
     hooked = as_hooked_model(model)
-    asked = budgets(hooked.facts, max_tokens, memory)
+    executor = info.build(hooked, budgets(hooked.facts, max_tokens, memory))
+    if executor.name not in executor_names():
+        raise LensPruneError(f"executor {name!r} calls itself {executor.name!r}, which no run could be continued with")
+    return executor
+
+
+@register_executor("forked", shares_work=True)
+def _forked(model: HookedModel, budget: int | DecodeLimits | None) -> Executor:
+    """The fast one: every variant resumes from the clean model."""
+    from lensprune.engine.forked import ForkedExecutor
+    from lensprune.engine.layers import UnsupportedByFastPath
+    from lensprune.engine.limits import DecodeLimits
+    from lensprune.engine.memory import gpu_limits
+
+    limits = budget
+    if not isinstance(limits, DecodeLimits) and (free := gpu_limits(model.facts)) is not None:
+        limits = free if limits is None else replace(free, tokens=limits)
     options: dict[str, int] = {}
-    more: dict[str, int] = {}
-    if isinstance(asked, DecodeLimits):
-        options, more = {"max_tokens": asked.tokens}, {"max_rows": asked.rows, "max_kv_bytes": asked.kv_bytes}
-    elif asked is not None:
-        options = {"max_tokens": asked}
-    if name == "forked":
-        default = gpu_limits(hooked.facts) if memory is None else None
-        if default is not None:
-            more = {"max_rows": default.rows, "max_kv_bytes": default.kv_bytes, "max_tokens": default.tokens}
-        try:
-            return ForkedExecutor(hooked, **{**more, **options})
-        except UnsupportedByFastPath as reason:
-            warnings.warn(
-                f"the forked executor cannot run this model, the hooked one takes over: {reason}", stacklevel=2
-            )
-    return HookedExecutor(hooked, **options)
+    if isinstance(limits, DecodeLimits):
+        options = {"max_tokens": limits.tokens, "max_rows": limits.rows, "max_kv_bytes": limits.kv_bytes}
+    elif limits is not None:
+        options = {"max_tokens": limits}
+    try:
+        return ForkedExecutor(model, **options)
+    except UnsupportedByFastPath as reason:
+        warnings.warn(f"the forked executor cannot run this model, the hooked one takes over: {reason}", stacklevel=3)
+    return _hooked(model, budget)
+
+
+@register_executor("hooked")
+def _hooked(model: HookedModel, budget: int | DecodeLimits | None) -> Executor:
+    """The reference: TransformerLens hooks, one variant at a time."""
+    from lensprune.engine.hooked import HookedExecutor
+    from lensprune.engine.limits import DecodeLimits
+
+    if budget is None:
+        return HookedExecutor(model)
+    return HookedExecutor(model, budget.tokens if isinstance(budget, DecodeLimits) else budget)

@@ -17,11 +17,11 @@ from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import pad_left
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.registry import executor_info
 from lensprune.engine.rope import RopeSides
 from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
 from lensprune.engine.tree_scoring import Scored, scored_positions
-from lensprune.errors import unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.precision import widened
 from lensprune.protocols.requests import LoglikelihoodRequest
@@ -74,35 +74,42 @@ def trace_tokens(
         UserError: unknown executor, a name used twice, or a variant that needs a reference and has none.
         HookNeverFired: a hook of a variant did not fire.
     """
-    if executor not in ("forked", "hooked"):
-        raise unknown_name("executor", executor, ("forked", "hooked"))
+    shares_work = executor_info(executor).shares_work
     check_variants(variants, model.facts, reference)
-    stack = None
-    if executor == "forked":
-        try:
-            stack = LayerStack(model)
-        except UnsupportedByFastPath as reason:
-            warnings.warn(f"the traces of this model take the hooked path: {reason}", stacklevel=2)
-    traces: list[list[TokenTrace | None]] = [[None] * len(requests) for _ in variants]
-    fast = [i for i, variant in enumerate(variants) if stack is not None and not variant.hooks]
-    slow = [i for i in range(len(variants)) if i not in fast]
+    stack = _layer_stack(model) if shares_work else None
+    traces: dict[str, dict[int, TokenTrace]] = {variant.name: {} for variant in variants}
     sides = RopeSides(model)
     for chunk in _chunks(requests, most_positions, [sides.of_length(len(r.input_ids)) for r in requests]):
-        asked = [requests[i] for i in chunk]
-        if fast and stack is not None:
-            order = {variants[i].name: i for i in fast}
-            for variant, found in _forked(model, stack, asked, [variants[i] for i in fast], reference):
-                for place, trace in zip(chunk, found, strict=True):
-                    traces[order[variant.name]][place] = trace
-                if progress is not None:
-                    progress(len(chunk))
-        if slow:
-            for i, found in zip(slow, _hooked(model, asked, [variants[i] for i in slow], reference), strict=True):
-                for place, trace in zip(chunk, found, strict=True):
-                    traces[i][place] = trace
-                if progress is not None:
-                    progress(len(chunk))
-    return [[trace for trace in own if trace is not None] for own in traces]
+        for variant, of_chunk in _traced(model, stack, [requests[i] for i in chunk], variants, reference):
+            traces[variant.name].update(zip(chunk, of_chunk, strict=True))
+            if progress is not None:
+                progress(len(chunk))
+    return [[traces[variant.name][i] for i in range(len(requests))] for variant in variants]
+
+
+def _layer_stack(model: HookedModel) -> LayerStack | None:
+    """What runs the layers one by one; ``None``, with a warning, for a model that can't be run so."""
+    try:
+        return LayerStack(model)
+    except UnsupportedByFastPath as reason:
+        warnings.warn(f"the traces of this model take the hooked path: {reason}", stacklevel=3)
+        return None
+
+
+def _traced(
+    model: HookedModel,
+    stack: LayerStack | None,
+    requests: Sequence[LoglikelihoodRequest],
+    variants: Sequence[Variant],
+    reference: ReferenceActivations | None,
+) -> Iterator[tuple[Variant, list[TokenTrace]]]:
+    """Each variant's traces of requests that run in one call, by the fast path where it can."""
+    fast = [variant for variant in variants if stack is not None and not variant.hooks]
+    slow = [variant for variant in variants if stack is None or variant.hooks]
+    if stack is not None and fast:
+        yield from _forked(model, stack, requests, fast, reference)
+    if slow:
+        yield from zip(slow, _hooked(model, requests, slow, reference), strict=True)
 
 
 def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int, sides: Sequence[int]) -> Iterator[list[int]]:

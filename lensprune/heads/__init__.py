@@ -2,10 +2,9 @@
 
 from lensprune.heads.agreement import Agreement, importance_agreement
 from lensprune.heads.compensation import Compensation, pairwise_compensation
-from lensprune.heads.head_table import HeadTable
-from lensprune.heads.reasoning import Primitives, primitives, selectivity
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
 from lensprune.heads.repeats import repeat_effects
+from lensprune.heads.result import HeadTable
 from lensprune.heads.scores import SCORES, head_scores, score_names
 from lensprune.heads.table import scores_with_effects, top_heads
 
@@ -14,17 +13,14 @@ __all__ = [
     "Agreement",
     "Compensation",
     "HeadTable",
-    "Primitives",
     "RemovalCurves",
     "head_scores",
     "importance_agreement",
     "importance_of",
     "pairwise_compensation",
-    "primitives",
     "removal_curves",
     "repeat_effects",
     "score_names",
     "scores_with_effects",
-    "selectivity",
     "top_heads",
 ]

@@ -9,20 +9,20 @@ from typing import Any
 
 import pandas as pd
 
+from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import each_head
 from lensprune.analysis.overlap import jaccard_top_k, spearman
 from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
-from lensprune.sweep.cells import reference_of
-from lensprune.sweep.prepare import SweepOptions, prepare
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
-from lensprune.sweep.screening import estimated_effects
+from lensprune.protocols.registry import protocol_named
+from lensprune.results.run import Run
+from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.run import sweep
+from lensprune.sweeps.screening import estimated_effects
 
 __all__ = ["Agreement", "importance_agreement"]
-
-ESTIMABLE = ("zero", "mean", "resample")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def importance_agreement(
     Raises:
         UserError: fewer than two ways, or whatever a sweep refuses.
     """
-    estimated = [kind for kind in ablations if kind in ESTIMABLE] if estimates else []
+    estimated = [kind for kind in ablations if ablation_kind(kind).can_be_estimated] if estimates else []
     if len(ablations) + len(estimated) < 2:
         raise UserError("agreement is between ways of removing heads: give two ablations, or one with its estimate")
     hooked = as_hooked_model(model)
@@ -83,7 +83,7 @@ def importance_agreement(
     executor = make_executor("forked", hooked)
     frames, rows = [], []
     for asked, (task, protocol) in zip(prepared.asked, run.cells, strict=True):
-        measure = "correct" if protocol == "generate" else "margin"
+        measure = protocol_named(protocol).measure
         columns = {}
         for kind in ablations:
             [found] = run.effects(task, protocol, ablation=kind, measure=measure)

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from lensprune.errors import UserError
 from lensprune.heads.patterns import read_patterns
 from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
-from lensprune.heads.spans import EncodedText, encode_with_spans
 from lensprune.models.base import HookedModel
+from lensprune.models.spans import EncodedText, encode_with_spans
 from lensprune.tasks import load_task
 from lensprune.tasks.prompts import build_context, format_of
 

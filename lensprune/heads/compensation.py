@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.components import Head
-from lensprune.ablation.variants import CLEAN, Ablation, AblationKind, Variant
+from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.analysis.head_effects import MEASURES
 from lensprune.analysis.statistics import paired_bootstrap
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
+from lensprune.protocols.registry import protocol_named
+from lensprune.results.run import Run
+from lensprune.sweeps.run import sweep
 
 __all__ = ["Compensation", "pairwise_compensation"]
 
@@ -46,7 +47,7 @@ def pairwise_compensation(
     protocols: Sequence[str] | str = ("default",),
     *,
     measure: str | None = None,
-    ablation: AblationKind = "zero",
+    ablation: str = "zero",
     seed: int = 0,
     **options: Any,
 ) -> Compensation:
@@ -79,14 +80,14 @@ def pairwise_compensation(
     return Compensation(pd.concat(tables, ignore_index=True), run)
 
 
-def _variant(heads: tuple[Head, ...], kind: AblationKind) -> Variant:
+def _variant(heads: tuple[Head, ...], kind: str) -> Variant:
     return Variant(f"{'+'.join(head.label for head in heads)}.{kind}", tuple(Ablation(head, kind) for head in heads))
 
 
 def _table(
-    run: Run, task: str, protocol: str, heads: Sequence[Head], measure: str | None, kind: AblationKind, seed: int
+    run: Run, task: str, protocol: str, heads: Sequence[Head], measure: str | None, kind: str, seed: int
 ) -> pd.DataFrame:
-    column = measure or ("correct" if protocol == "generate" else "margin")
+    column = measure or protocol_named(protocol).measure
     records = run.records(task=task, protocol=protocol)
     wide: pd.DataFrame = records.pivot(index="item_id", columns="variant", values=column).astype(float)
     changes = wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0)

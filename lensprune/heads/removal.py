@@ -13,8 +13,8 @@ from lensprune.ablation.components import Head
 from lensprune.ablation.orders import keep_first, random_orders, remove_first
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
+from lensprune.results.run import Run
+from lensprune.sweeps.run import sweep
 
 __all__ = ["RemovalCurves", "importance_of", "removal_curves"]
 

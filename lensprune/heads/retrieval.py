@@ -13,8 +13,8 @@ from lensprune.engine.scoring import eos_token_ids
 from lensprune.errors import UserError
 from lensprune.heads.patterns import pattern_hooks
 from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
-from lensprune.heads.spans import encode_with_spans
 from lensprune.models.base import HookedModel
+from lensprune.models.spans import encode_with_spans
 from lensprune.protocols import (
     GenerateRequest,
     GenerateResponse,

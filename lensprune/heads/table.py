@@ -6,7 +6,7 @@ import pandas as pd
 
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import ModelFacts
-from lensprune.sweep.result import Run
+from lensprune.results.run import Run
 
 __all__ = ["check_same_model", "scores_with_effects", "top_heads"]
 

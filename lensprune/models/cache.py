@@ -15,7 +15,7 @@ import platformdirs
 
 from lensprune.errors import UserError
 
-__all__ = ["cache_root", "hash_file", "is_offline", "read_manifest", "store", "verify"]
+__all__ = ["cache_root", "hash_file", "read_manifest", "store", "verify"]
 
 MANIFEST = "lensprune-manifest.json"
 _CHUNK = 1 << 22
@@ -25,14 +25,6 @@ def cache_root() -> Path:
     """``LENSPRUNE_CACHE``, else the platform's cache folder for lensprune."""
     named = os.environ.get("LENSPRUNE_CACHE")
     return Path(named) if named else Path(platformdirs.user_cache_dir("lensprune", appauthor=False))
-
-
-def is_offline() -> bool:
-    """Whether ``LENSPRUNE_OFFLINE`` (or Hugging Face's ``HF_HUB_OFFLINE``) forbids every network access."""
-    return any(os.environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in _OFFLINE_VARIABLES)
-
-
-_OFFLINE_VARIABLES = ("LENSPRUNE_OFFLINE", "HF_HUB_OFFLINE")
 
 
 def hash_file(path: Path) -> str:

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import BosPolicy, ModelFacts, NamedHook
 from lensprune.models.boot import ADAPTER_ATTRIBUTE, tokenizer_for_boot
-from lensprune.models.cache import is_offline
 from lensprune.models.facts import context_length, hash_weights, model_facts
 from lensprune.models.self_check import check_hook_points
 from lensprune.models.sources.base import LoadedModel
 from lensprune.models.tokenizers import check_bos_policy
+from lensprune.offline import is_offline
 
 try:
     from transformer_lens import HookedTransformer

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lensprune.errors import UserError
 from lensprune.models.base import BosPolicy, ModelFacts
-from lensprune.models.cache import is_offline
 from lensprune.models.facts import model_facts
 from lensprune.models.gguf.config import gguf_config
 from lensprune.models.gguf.header import read_gguf
@@ -21,6 +20,7 @@ from lensprune.models.sources.bundled import BUNDLED
 from lensprune.models.sources.pretrained import read_config_and_tokenizer
 from lensprune.models.sources.resolve import display_name, model_kind
 from lensprune.models.tokenizers import check_bos_policy
+from lensprune.offline import is_offline
 
 __all__ = ["ModelOutline", "outline_model"]
 

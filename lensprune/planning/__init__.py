@@ -1,5 +1,6 @@
 """What a sweep would cost, known before it runs."""
 
-from lensprune.planning.sweep_plan import Plan, plan
+from lensprune.planning.result import Plan
+from lensprune.planning.sweep_plan import plan
 
 __all__ = ["Plan", "plan"]

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from lensprune.engine.registry import executor_info
 from lensprune.errors import UserError
+from lensprune.planning.result import Plan
 from lensprune.planning.speed import estimated_seconds
-from lensprune.planning.sweep_plan import Plan
-from lensprune.sweep.store import RunStore
-from lensprune.sweep.units import UnitQueue
+from lensprune.runs.store import RunStore
+from lensprune.sweeps.units import UnitQueue
 
 __all__ = ["GroupTime", "Makespan", "makespan", "planned_times", "recorded_times"]
 
@@ -78,13 +79,14 @@ def _simulate(groups: Sequence[GroupTime], workers: int, load_seconds: float) ->
 def planned_times(plan: Plan) -> list[GroupTime]:
     """Times of every (task, protocol) of a plan: what one clean pass takes is paid once a unit.
 
-    With the hooked executor nothing is shared, so it is paid in every cell.
+    With an executor that shares no work it is paid in every cell.
     """
     weights = plan.memory.weights
+    shares_work = executor_info(plan.executor).shares_work
     groups = []
     for cell in plan.cells:
-        whole = estimated_seconds(cell.unshared if plan.executor == "hooked" else cell.shared, plan.speed, weights)
-        clean = 0.0 if plan.executor == "hooked" else whole / plan.n_variants
+        whole = estimated_seconds(cell.shared if shares_work else cell.unshared, plan.speed, weights)
+        clean = whole / plan.n_variants if shares_work else 0.0
         groups.append(GroupTime(cell.task, cell.protocol, plan.n_variants, (whole - clean) / plan.n_variants, clean))
     return groups
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lensprune.ablation.variants import Variant
-from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.models.base import ModelFacts
 from lensprune.planning.shape import ModelShape
@@ -54,7 +54,7 @@ def peak_memory(
     requests: Sequence[Sequence[Request]],
     variants: Sequence[Variant],
     *,
-    executor: str,
+    shares_work: bool,
     bytes_a_number: int,
     budget: int | DecodeLimits | None,
     on_cpu: bool,
@@ -63,10 +63,10 @@ def peak_memory(
 
     Args:
         requests: one list a (task, protocol); they run one after the other.
-        executor: ``hooked``, or any other for the forked way.
+        shares_work: whether the executor runs as the forked one does, else as the hooked one.
     """
     worst = Memory(0, 0, 0, 0, 0)
-    hooked = [v for v in variants if v.hooks or executor == "hooked"]
+    hooked = [v for v in variants if v.hooks or not shares_work]
     for asked in requests:
         phases: list[Memory] = []
         if hooked:

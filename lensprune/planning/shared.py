@@ -7,12 +7,12 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import Variant
-from lensprune.engine.decoding.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
+from lensprune.engine.decoding.groups import ChunkSize, group_variants, request_chunks
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.edits import first_layer
 from lensprune.engine.forked import ForkedExecutor
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
 from lensprune.models.base import ModelFacts
 from lensprune.planning.cost import Cost, blocks_cost, last_block_cost, unembedding_cost
@@ -150,8 +150,8 @@ def _layer(shape: ModelShape, chunk: Chunk, layer: int, taken_over: bool) -> Cos
 
 
 def _skipped(variant: Variant) -> set[int]:
-    """Layers whose whole contribution is replaced, so that they need not run."""
-    return {a.component.layer for a in variant.ablations if isinstance(a.component, Layer)}
+    """Layers that need not run, since their whole contribution is replaced."""
+    return {a.component.layer for a in variant.ablations if a.replaces_block}
 
 
 def _decoded(shape: ModelShape, chunk: Chunk) -> Cost:

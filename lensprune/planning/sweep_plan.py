@@ -4,92 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from lensprune.ablation.optimal import ITERATIONS
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.engine.decoding.groups import DecodeLimits
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
-from lensprune.errors import UserError, unknown_name
+from lensprune.engine.registry import executor_info
+from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import parse_dtype
 from lensprune.models.outline import outline_model
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
-from lensprune.planning.memory import Memory, peak_memory
+from lensprune.planning.memory import peak_memory
+from lensprune.planning.result import Plan, PlannedCell
 from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
+from lensprune.planning.text import plan_report
 from lensprune.planning.unshared import unshared_cost
-from lensprune.sweep.prepare import Asked, SweepOptions, ask, executor_options, load_tasks, resolved_variants
-from lensprune.sweep.references import FEWSHOT, read_reference_text
-from lensprune.sweep.run import chosen_variants
-from lensprune.sweep.screening import screened_count
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.store import check_out_folder
+from lensprune.runs.store import check_out_folder
+from lensprune.sweeps.prepare import Asked, SweepOptions, ask, executor_options, load_tasks, resolved_variants
+from lensprune.sweeps.references import FEWSHOT, read_reference_text
+from lensprune.sweeps.run import chosen_variants
+from lensprune.sweeps.screening import screened_count
+from lensprune.sweeps.selection import VariantSelection
 
-__all__ = ["Plan", "PlannedCell", "plan"]
-
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """One (task, protocol): its size, and its cost in all variants without and with sharing."""
-
-    task: str
-    protocol: str
-    items: int
-    requests: int
-    unshared: Cost
-    shared: Cost
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep would cost.
-
-    `unshared` is the hooked executor's way, `shared` the forked one's; `memory` and `seconds` are those of
-    `executor`. Generations count with all the new tokens that they may take.
-    """
-
-    model: str
-    shape: ModelShape
-    dtype: str
-    device: str
-    executor: str
-    n_variants: int
-    cells: tuple[PlannedCell, ...]
-    reference: Cost
-    memory: Memory
-    speed: Speed
-    seconds: float
-    workers: int | None = None
-    """Of a sweep that is spread; every other figure is that of one process."""
-
-    @property
-    def n_cells(self) -> int:
-        return len(self.cells) * self.n_variants
-
-    @property
-    def unshared(self) -> Cost:
-        return sum((cell.unshared for cell in self.cells), Cost()) + self.reference
-
-    @property
-    def shared(self) -> Cost:
-        return sum((cell.shared for cell in self.cells), Cost()) + self.reference
-
-    @property
-    def cost(self) -> Cost:
-        """What `executor` runs."""
-        return self.unshared if self.executor == "hooked" else self.shared
-
-    def __str__(self) -> str:
-        from lensprune.report.text.plan import plan_report
-
-        return plan_report(self)
+__all__ = ["plan"]
 
 
 def plan(
@@ -155,7 +100,7 @@ def plan(
     )
     executor = options.executor
     given_speed = _given_speed(flops, bandwidth)
-    _check_executor(executor)
+    shares_work = executor_info(executor).shares_work
     if out is not None:
         check_out_folder(Path(out))
     text = None if str(reference) == FEWSHOT else read_reference_text(reference)
@@ -172,7 +117,7 @@ def plan(
         chosen = _spread_out(chosen, screen)
     budget = budgets(outline.facts, batch_tokens, memory)
     weights = shape.parameters * number.itemsize
-    if executor != "hooked" and memory is None and (free := gpu_limits(outline.facts, weights)) is not None:
+    if shares_work and memory is None and (free := gpu_limits(outline.facts, weights)) is not None:
         budget = free if batch_tokens is None else replace(free, tokens=batch_tokens)
     asked = ask(cast(HookedModel, outline), loaded, options, text, with_reference=reference_wanted)
     cells = tuple(_cell(shape, outline.facts, part, chosen, budget, screened=screen is not None) for part in asked)
@@ -182,14 +127,14 @@ def plan(
         outline.facts,
         [part.requests for part in asked],
         chosen,
-        executor=executor,
+        shares_work=shares_work,
         bytes_a_number=number.itemsize,
         budget=budget,
         on_cpu=place.startswith("cpu"),
     )
     speed = given_speed or measure_speed(shape, number, place)
-    total = sum((cell.unshared if executor == "hooked" else cell.shared for cell in cells), prompts)
-    return Plan(
+    total = sum((cell.shared if shares_work else cell.unshared for cell in cells), prompts)
+    planned = Plan(
         model=outline.facts.name,
         shape=shape,
         dtype=outline.facts.dtype,
@@ -203,6 +148,7 @@ def plan(
         seconds=estimated_seconds(total, speed, weights),
         workers=options.workers,
     )
+    return replace(planned, text=plan_report(planned))
 
 
 def _given_speed(flops: float | None, bandwidth: float | None) -> Speed | None:
@@ -220,13 +166,6 @@ def _check_device(name: str) -> None:
         torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{name!r} is not a device: expected cpu, cuda, cuda:1, ...") from error
-
-
-def _check_executor(name: str) -> None:
-    from lensprune.engine import EXECUTORS
-
-    if name not in EXECUTORS:
-        raise unknown_name("executor", name, EXECUTORS)
 
 
 def _spread_out(variants: Sequence[Variant], fraction: float) -> tuple[Variant, ...]:
@@ -266,18 +205,17 @@ def _cell(
 def _reference_cost(shape: ModelShape, asked: Sequence[Asked], variants: Sequence[Variant]) -> Cost:
     """The clean model on the prompts from which mean and resample take their activations, one at a time.
 
-    Optimal constants are counted with one forward and one backward pass from the layer on for each iteration of their
-    search: at least, since a line search may take more.
+    Values that are searched for beforehand count with their kind's passes from the layer on.
     """
     total = Cost()
-    optimal = {a for variant in variants for a in variant.ablations if a.kind == "optimal"}
+    searched = {a for variant in variants for a in variant.ablations if a.definition.search_passes}
     for part in asked:
-        for prompt in part.reference_prompts[:OPTIMAL_PROMPTS] if optimal else ():
+        for prompt in part.reference_prompts[:OPTIMAL_PROMPTS] if searched else ():
             n = len(prompt)
             total += blocks_cost(shape, n, n**2) + unembedding_cost(shape, n)
-            for ablation in optimal:
+            for ablation in searched:
                 once = blocks_cost(shape, n, n**2, ablation.component.layer) + unembedding_cost(shape, n)
-                total += once * (2 * ITERATIONS)
+                total += once * ablation.definition.search_passes
     for prompt in (prompt for part in asked for prompt in part.reference_prompts):
         total += blocks_cost(shape, len(prompt), len(prompt) ** 2) + unembedding_cost(shape, 1)
     return total

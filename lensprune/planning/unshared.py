@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lensprune.engine.batching import batches_by_length
-from lensprune.engine.decoding.groups import DecodeLimits
 from lensprune.engine.hooked import HookedExecutor
+from lensprune.engine.limits import DecodeLimits
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
 from lensprune.planning.shape import ModelShape
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request

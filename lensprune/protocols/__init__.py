@@ -1,19 +1,26 @@
 """How an item is asked and scored."""
 
-from lensprune.protocols.aggregate import aggregate
-from lensprune.protocols.base import Failure, ItemRequests, Outcome, Prompt
-from lensprune.protocols.building import build_requests
-from lensprune.protocols.degenerate import is_degenerate
-from lensprune.protocols.requests import (
-    GenerateRequest,
-    GenerateResponse,
-    LoglikelihoodRequest,
-    LoglikelihoodResponse,
-    Request,
-    Response,
-)
-from lensprune.protocols.scoring import score_items
-from lensprune.protocols.stopping import StopMatcher
+from typing import TYPE_CHECKING
+
+from lensprune.registry import lazy_names
+
+if TYPE_CHECKING:
+    from lensprune.protocols.aggregate import aggregate
+    from lensprune.protocols.base import Failure, ItemRequests, Outcome, Prompt
+    from lensprune.protocols.degenerate import is_degenerate
+    from lensprune.protocols.encoding import ask_prompt
+    from lensprune.protocols.items import build_requests, score_items
+    from lensprune.protocols.registry import Protocol, protocol_named, protocol_names, register_protocol
+    from lensprune.protocols.requests import (
+        GenerateRequest,
+        GenerateResponse,
+        LoglikelihoodRequest,
+        LoglikelihoodResponse,
+        Request,
+        Response,
+    )
+    from lensprune.protocols.scoring import score_answer
+    from lensprune.protocols.stopping import StopMatcher
 
 __all__ = [
     "Failure",
@@ -24,11 +31,21 @@ __all__ = [
     "LoglikelihoodResponse",
     "Outcome",
     "Prompt",
+    "Protocol",
     "Request",
     "Response",
     "StopMatcher",
     "aggregate",
+    "ask_prompt",
     "build_requests",
     "is_degenerate",
+    "protocol_named",
+    "protocol_names",
+    "register_protocol",
+    "score_answer",
     "score_items",
 ]
+
+__getattr__ = lazy_names(
+    __name__, ("registry", "requests", "base", "degenerate", "stopping", "scoring", "aggregate", "encoding", "items")
+)

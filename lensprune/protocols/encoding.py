@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lensprune.errors import UserError
-from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
+from lensprune.models.base import HookedModel
+from lensprune.models.tokenizers import prefix_token_id
+from lensprune.protocols.base import Prompt
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
+from lensprune.tasks.base import GenerationFormat, PromptFormat
 
-__all__ = ["Encoder", "generate_request", "loglikelihood_request"]
+__all__ = ["Encoder", "ask_prompt", "generate_request", "loglikelihood_request"]
 
 Encoder = Callable[[str, bool | None], list[int]]
 """``encode(text, add_special_tokens)``; ``None`` follows the model's BOS policy."""
@@ -97,3 +101,20 @@ def _check_text(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise UserError(f"{where}: the text holds {half!r}, half of a surrogate pair, which is no character") from None
+
+
+def ask_prompt(
+    model: HookedModel, encode: Encoder, fmt: PromptFormat, prompt: Prompt, where: str
+) -> tuple[Request, int]:
+    """What `fmt` asks of a prompt (the log-likelihood of its continuation, or a generation), and the tokens cut.
+
+    Args:
+        where: names the item in an error.
+
+    Raises:
+        UserError: an option has no token of its own; a continuation or the new tokens do not fit the model's context.
+    """
+    prefix_id, room = prefix_token_id(model), model.facts.n_ctx
+    if isinstance(fmt, GenerationFormat):
+        return generate_request(encode, prefix_id, room, prompt.context, fmt.until, fmt.max_new_tokens, where)
+    return loglikelihood_request(encode, prefix_id, room, prompt.context, prompt.continuation, where)

@@ -8,48 +8,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from lensprune.errors import LensPruneError, UserError, unknown_name
-from lensprune.protocols.base import Failure, ItemRequests, Outcome
+from lensprune.protocols.base import Failure, Outcome
 from lensprune.protocols.degenerate import is_degenerate
 from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse, Response
-from lensprune.tasks.base import GenerationFormat, Item, LoadedTask, MultipleChoiceFormat, ProtocolName
-from lensprune.tasks.prompts import format_of
+from lensprune.tasks.base import GenerationFormat, Item, MultipleChoiceFormat, PromptFormat
 
-__all__ = ["LIKELIHOOD_METRICS", "score_choices", "score_generation", "score_items"]
+__all__ = ["LIKELIHOOD_METRICS", "score_answer", "score_choices", "score_generation"]
 
 LIKELIHOOD_METRICS = ("acc", "acc_norm", "acc_bytes")
 
 
-def score_items(
-    task: LoadedTask, protocol: ProtocolName, item_requests: Sequence[ItemRequests], responses: Sequence[Response]
-) -> list[Outcome]:
-    """One outcome for each of `item_requests`, in order.
-
-    Args:
-        responses: the answers to all requests of all items, concatenated in the same order.
+def score_answer(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outcome:
+    """Score one item as its format says: `score_choices` or `score_generation`.
 
     Raises:
-        UserError: the task lacks the protocol.
-        LensPruneError: the number or the kind of the responses does not fit the requests.
+        LensPruneError: the number or the kind of the responses is not what the format asks for.
     """
-    fmt = format_of(task.task, protocol)
-    expected = sum(len(item.requests) for item in item_requests)
-    if len(responses) != expected:
-        raise LensPruneError(f"{expected} requests were asked and {len(responses)} responses came back")
-    outcomes, start = [], 0
-    for asked in item_requests:
-        own = responses[start : start + len(asked.requests)]
-        start += len(asked.requests)
-        if isinstance(fmt, MultipleChoiceFormat):
-            likelihoods = [r for r in own if isinstance(r, LoglikelihoodResponse)]
-            if len(likelihoods) != len(own):
-                raise LensPruneError(f"item {asked.item.id}: a generation came back where a log-likelihood was asked")
-            outcomes.append(score_choices(fmt, asked.item, likelihoods))
-        else:
-            (response,) = own
-            if not isinstance(response, GenerateResponse):
-                raise LensPruneError(f"item {asked.item.id}: a log-likelihood came back where a generation was asked")
-            outcomes.append(score_generation(fmt, asked.item, response))
-    return outcomes
+    if isinstance(fmt, MultipleChoiceFormat):
+        likelihoods = [r for r in responses if isinstance(r, LoglikelihoodResponse)]
+        if len(likelihoods) != len(responses):
+            raise LensPruneError(f"item {item.id}: a generation came back where a log-likelihood was asked")
+        return score_choices(fmt, item, likelihoods)
+    if len(responses) != 1 or not isinstance(responses[0], GenerateResponse):
+        raise LensPruneError(f"item {item.id}: a log-likelihood came back where a generation was asked")
+    return score_generation(fmt, item, responses[0])
 
 
 def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[LoglikelihoodResponse]) -> Outcome:

@@ -9,16 +9,17 @@ from typing import Any
 import pandas as pd
 
 from lensprune.analysis.claims import task_kind
-from lensprune.delta.measure import measure_delta
-from lensprune.delta.result import DeltaRun
+from lensprune.analysis.concentration_change import Comparison, compare
 from lensprune.errors import UserError
-from lensprune.report.pages.compare import write_comparison
-from lensprune.report.pages.run import write_report
+from lensprune.replacement.measure import measure_delta
+from lensprune.replacement.result import DeltaRun
+from lensprune.results.compare import write_comparison
+from lensprune.results.page import write_report
+from lensprune.results.run import Run
+from lensprune.runs.chance import beats_chance
 from lensprune.studies.presets import Exchange, Preset, StudyPart
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
-from lensprune.sweep.selection import VariantSelection
-from lensprune.toys.spread import Comparison, compare
+from lensprune.sweeps.run import sweep
+from lensprune.sweeps.selection import VariantSelection
 
 __all__ = ["NO_PAIR", "PairFound", "chosen_pair", "moved", "run_pair", "spread_rows"]
 
@@ -97,7 +98,8 @@ def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any
 def spread_rows(found: PairFound) -> pd.DataFrame:
     """Whether the distilled model's losses are spread over more parts than the base's, with paired intervals.
 
-    One row a (sweep, task, protocol, statistic), the columns of `lensprune.toys.spread.PER_SEED_COLUMNS` with
+    One row a (sweep, task, protocol, statistic), the columns of
+    `lensprune.analysis.concentration_change.PER_SEED_COLUMNS` with
     ``protocol`` and ``at_chance``: that of either model. ``value`` is the distilled model's.
     """
     frames = []
@@ -125,7 +127,7 @@ def moved(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """
     own = rows[(rows["statistic"] == "participation_ratio") & (rows["task"].map(task_kind) == "reasoning")]
     own = own.reset_index(drop=True)
-    clear = ((own["ci_low"] > 0) | (own["ci_high"] < 0)) & ~own["at_chance"].astype(bool)
+    clear = ((own["ci_low"] > 0) | (own["ci_high"] < 0)) & beats_chance(own)
     verdicts = [
         "at chance" if chance else "seen" if seen else "not resolvable"
         for chance, seen in zip(own["at_chance"], clear, strict=True)

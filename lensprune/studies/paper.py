@@ -8,13 +8,13 @@ from typing import Any
 
 from lensprune.errors import UserError, unknown_name
 from lensprune.paths import usable_path
-from lensprune.report.pages.run import write_report
+from lensprune.results.page import write_report
+from lensprune.results.run import Run
 from lensprune.studies.pair import NO_PAIR, chosen_pair, run_pair
 from lensprune.studies.presets import PRESETS, StudyPart
 from lensprune.studies.study_page import STUDY_FILE, write_study_page
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
-from lensprune.sweep.selection import VariantSelection
+from lensprune.sweeps.run import sweep
+from lensprune.sweeps.selection import VariantSelection
 
 __all__ = ["STUDY_FILE", "paper"]
 

@@ -10,15 +10,17 @@ import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import DISTILLATION, claims_found
+from lensprune.analysis.critical import critical
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
 from lensprune.errors import UserError
-from lensprune.report.figures.delta_kinds import delta_figure_of
-from lensprune.report.figures.kinds import figure_of
-from lensprune.report.pages.html import Column, Drawn, drawn, render, table, write_page
-from lensprune.report.text.plain_text import visible
+from lensprune.output.html import Column, Drawn, drawn, render, table, write_page
+from lensprune.output.plain_text import visible
+from lensprune.replacement.figure_kinds import delta_figure_of
+from lensprune.results.figures.kinds import figure_of
+from lensprune.results.run import Run
+from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.studies.pair import NO_PAIR, PairFound, moved, spread_rows
 from lensprune.studies.presets import Preset, StudyPart
-from lensprune.sweep.result import Run
 
 __all__ = ["STUDY_FILE", "write_study_page"]
 
@@ -79,8 +81,8 @@ def _signatures(runs: list[tuple[StudyPart, Run]]) -> tuple[pd.DataFrame, str]:
 
 def _lost(run: Run) -> str:
     summary = run.summary()
-    ranked = summary["at_chance"].eq(False).fillna(False).astype(bool) & summary["variant"].ne(CLEAN.name)
-    lost = summary[ranked & (summary["delta"] < 0) & (summary["q_value"] <= 0.05)]
+    ranked = beats_chance(summary) & summary["variant"].ne(CLEAN.name)
+    lost = critical(summary)
     return f"{len(lost)} of {int(ranked.sum())}" if ranked.any() else "none above chance"
 
 
@@ -124,7 +126,7 @@ def _pair(found: PairFound, spread: pd.DataFrame, folder: Path) -> dict[str, Any
         figure = delta_figure_of(result)
         caption = f"{one.name}: {figure.caption}"
         pictures.append(drawn(one.name, figure.draw(), figure.data(), f"{one.name}. {figure.alt}", caption))
-    notes = ["clean model at chance" if chance else "" for chance in spread["at_chance"]]
+    notes = ["clean model at chance" if chance else "" for chance in known_at_chance(spread)]
     shown = spread.assign(statistic=spread["statistic"].map(_STATISTICS), note=notes)
     return {"sweeps": sweeps, "spread": table(shown, _SPREAD_SHOWN), "exchanges": exchanges, "figures": pictures}
 
@@ -143,7 +145,7 @@ def _gain(row: dict[str, Any]) -> str:
 
 
 def _most(shares: pd.DataFrame, direction: str) -> str:
-    own = shares[(shares["direction"] == direction) & ~shares["at_chance"].fillna(True).astype(bool)]
+    own = shares[(shares["direction"] == direction) & beats_chance(shares)]
     if own.empty:
         return "at chance"
     best = own.sort_values("effect", ascending=False, kind="stable").iloc[0]

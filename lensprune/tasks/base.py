@@ -23,7 +23,8 @@ __all__ = [
 ]
 
 Doc = Mapping[str, Any]
-ProtocolName = Literal["default", "continuation", "generate"]
+ProtocolName = str
+"""A key of `Task.formats`: ``default``, ``continuation``, ``generate``, or the form of a protocol of the user's own."""
 FewshotSampler = Literal["random", "first_n"]
 
 
@@ -132,7 +133,8 @@ class Rows:
 class Task:
     """A benchmark: where its rows come from, how each protocol asks them, and its chance level.
 
-    `chance(doc, protocol)` is the expected accuracy of an uninformed guess on one item (0 for an open answer).
+    `chance(doc, form)` is the expected accuracy of an uninformed guess on one item that is asked in the form
+    `formats[form]` (0 for an open answer).
     `load` turns a request into rows. `fixed_fewshot`, where given, is the few-shot pool whatever the rows are.
 
     `exclude_self`: draw one example more than asked and drop the item itself, even though the pool is another

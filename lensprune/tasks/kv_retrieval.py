@@ -20,13 +20,14 @@ from lensprune.tasks.base import (
     Rows,
     Task,
 )
+from lensprune.tasks.bundled.kv_rows import balanced_position, generate_kv_rows
 from lensprune.tasks.distractors import shuffled_options
 from lensprune.tasks.filters import RegexFilter, exact_match
 from lensprune.tasks.formats import AnswerForm, choose_from, letter_choice
 from lensprune.tasks.registry import register_task
 from lensprune.tasks.sources import Dataset
 
-__all__ = ["GoldPosition", "balanced_position", "kv_retrieval", "with_pairs"]
+__all__ = ["GoldPosition", "kv_retrieval", "with_pairs"]
 
 GoldPosition = Literal["balanced", "as_is", "first", "middle", "last"]
 Ending = Literal["plain", "reopened"]
@@ -42,19 +43,6 @@ _SHOT_SEED_OFFSET = 1_000_003
 _VALUE = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Za-z0-9]+"
 _MAX_NEW_TOKENS = 40
 """A UUID is 36 characters, of which tokenizers that split digits make up to 36 tokens."""
-
-
-def balanced_position(index: int, pairs: int) -> int:
-    """Position of the gold pair of the `index`-th item: the van der Corput sequence in base 2, scaled to `pairs`.
-
-    Any first n items cover the list evenly, so a `limit` keeps the balance.
-    """
-    fraction, weight = 0.0, 0.5
-    while index:
-        fraction += weight * (index & 1)
-        index >>= 1
-        weight /= 2
-    return int(fraction * pairs)
 
 
 def with_pairs(row: Doc, pairs: int, gold: GoldPosition | int, index: int) -> dict[str, object]:
@@ -206,9 +194,6 @@ class _KeyValueRows:
         return sizes[min(enough)]
 
     def _generated(self, request: RowRequest, keys: str) -> tuple[Sequence[Doc], Sequence[Doc]]:
-        # The generator is a neighbour that itself registers tasks, so it is looked up when rows are asked for.
-        from lensprune.tasks.bundled.kv_rows import generate_kv_rows
-
         if request.split is not None:
             raise UserError(f"task {_FOLDER!r}: generated rows have no split {request.split!r}")
         docs = generate_kv_rows(max(_GENERATED_ROWS, request.limit or 0), self.pairs, keys, request.seed)

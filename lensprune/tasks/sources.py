@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lensprune.errors import UserError, nearest
+from lensprune.offline import is_offline
 from lensprune.packaged import data_folder
 from lensprune.tasks.base import Doc, RowRequest, Rows
 
-__all__ = ["Dataset", "hub_rows", "is_offline", "read_jsonl", "require_columns"]
-
-
-def is_offline() -> bool:
-    """Whether ``LENSPRUNE_OFFLINE`` forbids every network access."""
-    return os.environ.get("LENSPRUNE_OFFLINE", "").lower() not in ("", "0", "false", "no")
+__all__ = ["Dataset", "hub_rows", "read_jsonl", "require_columns"]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -83,7 +78,7 @@ def hub_rows(path: str, config: str | None, split: str, missing: str = "") -> li
         UserError: ``LENSPRUNE_OFFLINE`` is set, or the dataset cannot be loaded.
     """
     label = f"{path}{f' ({config})' if config else ''}, split {split!r}"
-    if is_offline():
+    if is_offline(hub_counts=False):
         raise UserError(f"{missing}LENSPRUNE_OFFLINE is set, so {label} cannot be fetched: give --data-dir FOLDER")
     # Importing datasets takes a second or more, and local rows never need it.
     import datasets

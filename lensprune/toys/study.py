@@ -14,16 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lensprune.analysis.concentration_change import Comparison, compare, over_seeds
 from lensprune.errors import UserError
-from lensprune.report.figures.style import colours, panels
-from lensprune.report.text.plain_text import write_csv
-from lensprune.report.text.tables import aligned
-from lensprune.sweep.files import write_atomically
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
+from lensprune.output.drawing.style import colours, panels
+from lensprune.output.files import write_atomically
+from lensprune.output.plain_text import write_csv
+from lensprune.output.tables import aligned
+from lensprune.results.run import Run
+from lensprune.sweeps.run import sweep
 from lensprune.toys.build import TEACHER_WEIGHTS, build
 from lensprune.toys.recipe import RECIPE, Recipe
-from lensprune.toys.spread import Comparison, compare, over_seeds
 
 __all__ = ["TASKS", "Study", "robustness_curves", "study"]
 

@@ -25,12 +25,12 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodResponse, Request, Response
-from lensprune.report.jobs.run import run_report
-from lensprune.sweep.cells import measure_cells
-from lensprune.sweep.prepare import SweepOptions, prepare
-from lensprune.sweep.result import Run
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.store import open_store
+from lensprune.results.run import Run
+from lensprune.results.text import run_report
+from lensprune.runs.store import open_store
+from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.families import save_folder
 
 PROTOCOLS = ("default", "continuation", "generate")

@@ -19,8 +19,8 @@ from lensprune.planning.shared import shared_cost
 from lensprune.planning.speed import measure_speed
 from lensprune.planning.unshared import unshared_cost
 from lensprune.protocols import build_requests, score_items
-from lensprune.sweep.prepare import Asked
-from lensprune.sweep.screening import choose, estimated_effects
+from lensprune.sweeps.prepare import Asked
+from lensprune.sweeps.screening import choose, estimated_effects
 from lensprune.tasks.base import GenerationFormat, LoadedTask
 from lensprune.tasks.loading import load_task
 from lensprune.tasks.registry import get_task

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 import lensprune as lp
-import lensprune.report.jobs.run as outputs
+import lensprune.results.outputs as outputs
 from lensprune.errors import UserError
-from lensprune.sweep.files import TEMPORARY_PREFIX
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.spec import SweepSpec
-from lensprune.sweep.store import SPEC_FILE, RunStore
+from lensprune.output.files import TEMPORARY_PREFIX
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import SPEC_FILE, RunStore
+from tests.helpers.sweeps import sweep
 
 TASKS = ("facts", "arithmetic")
 PROTOCOLS = ("continuation", "generate")
@@ -50,27 +50,12 @@ class Counts:
     set_aside: int = 0
 
 
-def run_sweep(model: str, out: Path) -> None:
-    """A sweep of 16 cells over a tiny model."""
-    lp.sweep(
-        model,
-        TASKS,
-        PROTOCOLS,
-        VariantSelection("layers", "skip"),
-        limit=2,
-        shots=0,
-        device="cpu",
-        progress=False,
-        out=out,
-    )
-
-
 def resume_or_sweep(model: str, out: Path) -> None:
     """`resume` where a spec is there, as its user would."""
     if (out / SPEC_FILE).exists():
         lp.resume(out, progress=False)
     else:
-        run_sweep(model, out)
+        sweep(model, out, limit=2)
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -173,12 +158,12 @@ def run_moments(model: str, folder: Path, timed: int, seed: int) -> Counts:
     choose = random.Random(seed)
     counts = Counts()
     # Drawing the figure takes longer than the sweep; that it is whole or absent is `write_atomically`'s work as well.
-    outputs.drawable = lambda summary: False
-    if wait(fork(lambda: run_sweep(model, folder / "whole"))) != 0:
+    outputs.SAVED_FIGURES = ()
+    if wait(fork(lambda: sweep(model, folder / "whole", limit=2))) != 0:
         raise RuntimeError("the uninterrupted sweep failed")
     whole, expected = record_files(folder / "whole"), rows(folder / "whole")
     began = time.monotonic()
-    if wait(fork(lambda: run_sweep(model, folder / "timed"))) != 0:
+    if wait(fork(lambda: sweep(model, folder / "timed", limit=2))) != 0:
         raise RuntimeError("the timed sweep failed")
     length = time.monotonic() - began
     plans: list[tuple[str, float | int]] = [("any", choose.uniform(0, length)) for _ in range(timed)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -10,9 +11,11 @@ from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.protocols.base import Failure, ItemRequests, Outcome
 from lensprune.protocols.requests import LoglikelihoodRequest
-from lensprune.sweep.records import CellKey, cell_table
-from lensprune.sweep.spec import CellSpec, SweepSpec, TaskSpec
-from lensprune.sweep.variant_json import variant_to_json
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.records import CellKey, cell_table
+from lensprune.runs.spec import CellSpec, SweepSpec, TaskSpec
+from lensprune.runs.store import CellStore
+from lensprune.runs.variant_json import variant_to_json
 from lensprune.tasks.base import Item
 
 
@@ -86,3 +89,16 @@ def spec(
         "variants": tuple(variant_to_json(v) for v in variants),
     }
     return SweepSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def outcomes_of(
+    store: CellStore, names: Sequence[str], cells: Sequence[tuple[str, str]] = (("t", "default"),), **changes: object
+) -> Outcomes:
+    """The outcomes in `store` of variants by their names, under a spec that has `cells`."""
+    tasks, protocols = (list(dict.fromkeys(column)) for column in zip(*cells, strict=True))
+    made = replace(
+        spec(tasks=tasks, protocols=protocols, **changes),
+        cells=tuple(CellSpec(*cell, "p" * 64) for cell in cells),
+        variants=tuple({"name": name} for name in names),
+    )
+    return Outcomes(made, store)

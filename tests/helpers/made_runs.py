@@ -11,10 +11,10 @@ import numpy as np
 
 from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
-from lensprune.sweep.records import CellKey, cell_table
-from lensprune.sweep.result import Run
-from lensprune.sweep.spec import TaskSpec
-from lensprune.sweep.store import CellStore, MemoryStore, RunStore
+from lensprune.results.run import Run
+from lensprune.runs.records import CellKey, cell_table
+from lensprune.runs.spec import TaskSpec
+from lensprune.runs.store import CellStore, MemoryStore, RunStore
 from tests.helpers.made_cells import outcome, requests, skip, spec
 
 HOSTILE = '</script><script>window.hit = 1</script><img src=x onerror="window.hit = 2">\u202etxt.exe\x1b[31m{{7*7}}'

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from lensprune.delta import ModelPair, model_pair
-from lensprune.delta.tensors import plain_attention
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.models.bridge import BridgeModel
+from lensprune.replacement import ModelPair, model_pair
+from lensprune.replacement.tensors import plain_attention
 from tests.helpers.families import byte_tokenizer, hf_model
+from tests.helpers.logits import logits_under_hooks, plain_logits
 from tests.helpers.tiny_models import scratch
 
-__all__ = ["fresh", "hooked_logits", "plain_logits", "state", "tiny_pair"]
+__all__ = ["fresh", "pair_logits", "state", "tiny_pair", "twin_logits"]
 
 
 def fresh(family: str, seed: int, **overrides: Any) -> HookedModel:
@@ -36,21 +37,18 @@ def tiny_pair(family: str) -> ModelPair:
     return model_pair(fresh(family, 0), fresh(family, 1))
 
 
-def _inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    ids = (torch.arange(2 * 11) * 7 + 5).reshape(2, 11) % 250
-    return ids, torch.arange(11).expand(2, 11)
+_IDS = (torch.arange(2 * 11) * 7 + 5).reshape(2, 11) % 250
 
 
-def hooked_logits(model: BridgeModel, hooks: Any = ()) -> torch.Tensor:
-    ids, positions = _inputs()
-    with torch.no_grad(), model.hooks(list(hooks)):
-        return model.forward(ids, torch.ones_like(ids), positions)
+def pair_logits(model: BridgeModel, hooks: Any = ()) -> torch.Tensor:
+    """Of two rows, through the bridge."""
+    return logits_under_hooks(model, _IDS, hooks)
 
 
-def plain_logits(model: BridgeModel) -> torch.Tensor:
-    ids, positions = _inputs()
-    with torch.no_grad(), plain_attention(model) as raw:
-        return raw(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False).logits
+def twin_logits(model: BridgeModel) -> torch.Tensor:
+    """Of the same rows, through the bridge's hook-free twin."""
+    with plain_attention(model) as raw:
+        return plain_logits(raw, _IDS)
 
 
 def state(model: BridgeModel) -> dict[str, torch.Tensor]:

@@ -12,12 +12,10 @@ import torch
 from lensprune.ablation import (
     Ablation,
     Attention,
-    BatchState,
     Head,
     KVGroup,
     Layer,
     Variant,
-    VariantHooks,
     layer_range,
 )
 from lensprune.engine import make_executor
@@ -29,6 +27,7 @@ from lensprune.protocols.requests import (
     LoglikelihoodRequest,
     Request,
 )
+from tests.helpers.logits import hooked_logits, plain_logits
 from tests.helpers.tolerances import assert_greedy, assert_responses_agree, assert_tensors_agree
 
 TEXT = "The capital of France is Paris, and the capital of Italy is"
@@ -54,19 +53,12 @@ def plain(model: BridgeModel) -> Any:
     return copy
 
 
-def hooked_logits(model: BridgeModel, *ablations: Ablation) -> torch.Tensor:
-    ids = torch.tensor([encode(model, TEXT)])
-    positions = torch.arange(ids.shape[1])[None]
-    hooks = VariantHooks(model, Variant("variant", ablations), BatchState(positions))
-    with torch.inference_mode(), model.hooks(hooks.named):
-        logits = model.forward(ids, torch.ones_like(ids), positions)
-    hooks.check_fired()
-    return logits
+def ids(model: BridgeModel) -> list[int]:
+    return encode(model, TEXT)
 
 
-def plain_logits(plain: Any, model: BridgeModel) -> torch.Tensor:
-    with torch.inference_mode():
-        return plain(torch.tensor([encode(model, TEXT)])).logits
+def under(model: BridgeModel, *ablations: Ablation) -> torch.Tensor:
+    return hooked_logits(model, ids(model), Variant("variant", ablations))
 
 
 @contextmanager
@@ -82,38 +74,38 @@ def zeroed_columns(plain: Any, layer: int, heads: Sequence[int], d_head: int) ->
 
 @pytest.mark.parametrize("layer", [0, 1, 14, 28, 29])
 def test_skip_equals_bypassed_block(model: BridgeModel, plain: Any, layer: int) -> None:
-    clean = plain_logits(plain, model)
+    clean = plain_logits(plain, ids(model))
     handle = plain.model.layers[layer].register_forward_hook(
         lambda module, args, kwargs, output: args[0] if args else kwargs["hidden_states"], with_kwargs=True
     )
-    expected = plain_logits(plain, model)
+    expected = plain_logits(plain, ids(model))
     handle.remove()
     assert (expected - clean).abs().max() > 1e-2
-    skipped = hooked_logits(model, Ablation(Layer(layer), "skip")).log_softmax(-1)
+    skipped = under(model, Ablation(Layer(layer), "skip")).log_softmax(-1)
     assert_tensors_agree(skipped, expected.log_softmax(-1))
 
 
 @pytest.mark.parametrize(("layer", "head"), [(0, 0), (13, 4), (29, 8)])
 def test_zeroed_head_equals_zeroed_projection_columns(model: BridgeModel, plain: Any, layer: int, head: int) -> None:
     with zeroed_columns(plain, layer, [head], model.facts.d_head):
-        expected = plain_logits(plain, model)
-    zeroed = hooked_logits(model, Ablation(Head(layer, head), "zero"))
+        expected = plain_logits(plain, ids(model))
+    zeroed = under(model, Ablation(Head(layer, head), "zero"))
     assert_tensors_agree(zeroed.log_softmax(-1), expected.log_softmax(-1))
 
 
 def test_all_heads_zeroed_is_attention_zeroed(model: BridgeModel) -> None:
-    heads = hooked_logits(model, *(Ablation(Head(7, h), "zero") for h in range(model.facts.n_heads)))
-    assert_tensors_agree(heads, hooked_logits(model, Ablation(Attention(7), "zero")))
+    heads = under(model, *(Ablation(Head(7, h), "zero") for h in range(model.facts.n_heads)))
+    assert_tensors_agree(heads, under(model, Ablation(Attention(7), "zero")))
 
 
 def test_heads_of_a_group_differ_singly_and_make_up_the_group(model: BridgeModel) -> None:
     members = range(3, 6)
-    single = [hooked_logits(model, Ablation(Head(5, h), "zero")) for h in members]
+    single = [under(model, Ablation(Head(5, h), "zero")) for h in members]
     for i, first in enumerate(single):
         for second in single[i + 1 :]:
             assert (first - second).abs().max() > 1e-3
-    group = hooked_logits(model, Ablation(KVGroup(5, 1), "zero"))
-    union = hooked_logits(model, *(Ablation(Head(5, h), "zero") for h in members))
+    group = under(model, Ablation(KVGroup(5, 1), "zero"))
+    union = under(model, *(Ablation(Head(5, h), "zero") for h in members))
     assert torch.equal(group, union)
     assert group.any()
 

@@ -10,7 +10,7 @@ import pytest
 
 import lensprune as lp
 from lensprune.models import hooked_transformer
-from lensprune.sweep.selection import VariantSelection
+from lensprune.sweeps.selection import VariantSelection
 
 pytestmark = pytest.mark.skipif(
     hooked_transformer.HookedTransformer is None, reason="TransformerLens 4 has no HookedTransformer"

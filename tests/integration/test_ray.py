@@ -17,11 +17,11 @@ import pytest
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.sweep.distributed import run_on_ray
-from lensprune.sweep.prepare import SweepOptions
-from lensprune.sweep.run import run_sweep
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.store import RunStore, read_spec
+from lensprune.runs.store import RunStore, read_spec
+from lensprune.sweeps.distributed import run_on_ray
+from lensprune.sweeps.prepare import SweepOptions
+from lensprune.sweeps.run import run_sweep
+from lensprune.sweeps.selection import VariantSelection
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import UserError
 from lensprune.protocols.requests import LoglikelihoodRequest
-from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS
-from lensprune.report.jobs.run import run_report
-from lensprune.sweep.prepare import SweepOptions, prepare
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.screening import choose, screened_count
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.spec import SweepSpec
-from lensprune.sweep.store import MemoryStore
+from lensprune.results.concentration import NOT_OF_ALL_HEADS
+from lensprune.results.text import run_report
+from lensprune.runs.records import CellKey
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import MemoryStore
+from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.screening import choose, screened_count
+from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.families import save_folder
 from tests.helpers.made_cells import table
+from tests.helpers.sweeps import sweep as tiny_sweep
 from tests.helpers.tiny_models import tiny
 
 TASKS, PROTOCOLS = ["facts", "kv_retrieval[pairs=2]"], ["continuation", "generate"]
@@ -37,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_folder("llama", tmp_path_factory.mktemp("model"), num_hidden_layers=8)
 
 
-def sweep(folder: Path, **changes: Any) -> lp.Run:
-    arguments: dict[str, Any] = {"limit": 4, "shots": 1, "device": "cpu", "progress": False, "screen": 0.1}
-    return lp.sweep(str(folder), TASKS, PROTOCOLS, VariantSelection("heads"), **{**arguments, **changes})
+sweep = partial(
+    tiny_sweep, tasks=TASKS, protocols=PROTOCOLS, variants=VariantSelection("heads"), limit=4, shots=1, screen=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,7 @@ def screened(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
     return sweep(folder, out=tmp_path_factory.mktemp("runs") / "screened")
 
 
+@pytest.mark.slow
 def test_measured_cells_are_those_of_a_whole_sweep(folder: Path, screened: lp.Run) -> None:
     whole = sweep(folder, screen=None)
     names = screened.spec.variant_names
@@ -100,6 +103,7 @@ def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp
     assert found.to_dict() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped_without_estimating_again(
     folder: Path, screened: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +117,7 @@ def test_goes_on_where_it_stopped_without_estimating_again(
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("estimated again")
 
-    monkeypatch.setattr("lensprune.sweep.screening.estimate_logprobs", never)
+    monkeypatch.setattr("lensprune.sweeps.screening.estimate_logprobs", never)
     pd.testing.assert_frame_equal(lp.resume(run.folder, progress=False).records(), before)
     next((run.folder / "records").glob("*.parquet")).unlink()
     pd.testing.assert_frame_equal(sweep(folder, out=run.folder).records(), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from gguf import GGMLQuantizationType
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.store import RunStore
+from lensprune.runs.store import RunStore
+from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks import prompt_strings
 from tests.helpers.families import byte_tokenizer
 from tests.helpers.gguf_files import write_gguf
+from tests.helpers.sweeps import sweep as tiny_sweep
 
 TASKS = ("facts", "kv_retrieval[pairs=2]", "arithmetic")
 PROTOCOLS = ("default", "continuation", "generate")
@@ -30,17 +32,7 @@ def folder(family_folder: Callable[[str], Path]) -> Path:
     return family_folder("llama")
 
 
-def sweep(folder: Path, out: Path | None, **changes: Any) -> lp.Run:
-    arguments: dict[str, Any] = {
-        "tasks": TASKS,
-        "protocols": PROTOCOLS,
-        "variants": VariantSelection("layers", "skip"),
-        "limit": LIMIT,
-        "shots": 1,
-        "device": "cpu",
-        "progress": False,
-    }
-    return lp.sweep(str(folder), out=out, **{**arguments, **changes})
+sweep = partial(tiny_sweep, tasks=TASKS, protocols=PROTOCOLS, limit=LIMIT, shots=1)
 
 
 def record_files(out: Path) -> dict[str, bytes]:
@@ -76,6 +68,7 @@ def test_removing_a_layer_changes_what_is_measured(whole: lp.Run) -> None:
     assert (logprobs.drop(columns="clean").sub(logprobs["clean"], axis=0).abs() > 1e-3).all().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 7, 20])
 def test_stopped_and_resumed_gives_identical_records(
     folder: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -113,6 +106,7 @@ def test_the_same_call_goes_on_and_a_changed_one_is_refused(folder: Path, tmp_pa
     assert record_files(out) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"executor": "hooked"}, {"batch_tokens": 64}, {"executor": "hooked", "batch_tokens": 64}]
 )

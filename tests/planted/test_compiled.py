@@ -113,6 +113,7 @@ def test_activation_patching_finds_exactly_the_compiled_parts(name: str) -> None
     assert frame["effect"].abs().loc[frame["effect"].abs() > THRESHOLD].min() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_path_patching_finds_exactly_the_compiled_edges(name: str) -> None:
     model = compiled(name)

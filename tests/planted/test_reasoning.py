@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lensprune.errors import UserError
-from lensprune.heads.reasoning import Primitives, Wording, primitives, selectivity
-from lensprune.heads.reasoning.verdicts import ROLES
 from lensprune.models.base import HookedModel
+from lensprune.primitives import Primitives, Wording, primitives, selectivity
+from lensprune.primitives.verdicts import ROLES
 from tests.helpers.planted.circuits import ids
 from tests.helpers.planted.models import SHAPES
 from tests.helpers.planted.reasoner import TEXTS, WORDING, reasoner
@@ -51,6 +51,7 @@ def test_the_reasoner_works_in_steps(shape: str) -> None:
     assert {place: said[place] for place in right} == right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_planted_head_is_named_and_nothing_else(shape: str) -> None:
     verdicts = battery(shape).verdicts

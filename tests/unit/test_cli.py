@@ -191,14 +191,15 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     def stopped(folder: str, **options: object) -> None:
         raise KeyboardInterrupt("stopped: 3 of 9 cells are stored; go on with: lensprune resume runs/x")
 
-    monkeypatch.setattr("lensprune.sweep.run.resume", stopped)
-    monkeypatch.setattr("lensprune.sweep.store.read_spec", lambda folder: SimpleNamespace(exchanges_weights=False))
+    monkeypatch.setattr("lensprune.sweeps.run.resume", stopped)
+    monkeypatch.setattr("lensprune.runs.store.read_spec", lambda folder: SimpleNamespace(exchanges_weights=False))
     assert cli.main(["resume", "runs/x"]) == 130
     assert capsys.readouterr().err.endswith("go on with: lensprune resume runs/x\n")
 
 
+@pytest.mark.slow
 def test_public_names_are_found_whatever_is_imported_first() -> None:
-    for first in ("lp.Run", "lp.sweep", "lp.each_layer", "__import__('lensprune.sweep.store')"):
+    for first in ("lp.Run", "lp.sweep", "lp.each_layer", "__import__('lensprune.runs.store')"):
         code = f"import inspect, lensprune as lp; {first}; assert callable(lp.sweep); lp.Run; assert callable(lp.sweep)"
         code += "\nassert 'variants' in inspect.signature(lp.sweep).parameters\nfor n in lp.__all__: getattr(lp, n)"
         subprocess.run([sys.executable, "-c", code], check=True)

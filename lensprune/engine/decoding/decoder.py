@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from lensprune.ablation.components import Layer
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.decoding.histories import Histories, Split
@@ -66,9 +65,7 @@ class GroupDecoder:
         self._prompt_of = np.tile(prompt_of, len(order))
         self._first = np.repeat(firsts, n_requests)
         self._place = [(order[v], r) for v in range(len(order)) for r in range(n_requests)]
-        self._replaces = [
-            {a.component.layer for a in v.ablations if isinstance(a.component, Layer)} for v in self._variants
-        ]
+        self._replaces = [{a.component.layer for a in v.ablations if a.replaces_block} for v in self._variants]
         self._histories = Histories(self._prompt_of)
         # Rows that have a place in the buffers, and each row's place at each layer.
         self._dense = np.arange(len(self._place))
@@ -214,37 +211,34 @@ class GroupDecoder:
 
     def _layer_indices(self, step: Step, edits: dict[int, LayerEdits]) -> list[LayerIndex]:
         """What each layer's call takes from where, sent to the device all at once."""
-        arrays, masks = [], []
-        n_before = 0
-        for layer in range(self._stack.n_layers):
-            n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-            source_of = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
-            is_computed = np.ones(len(source_of), dtype=bool)
-            for edit in edits[layer].contribution if layer in edits else []:
-                is_computed[edit.rows] = False
-            rows = np.flatnonzero(is_computed[:n_rows])
-            differing = rows[self._first[step.rows[rows]] < layer]
-            place = self._own_place[layer][step.rows[differing]] if len(differing) else differing
-            arrays += [
-                source_of,
-                step.history_of[n_before:n_rows],
-                np.flatnonzero(is_computed),
-                place,
-                step.history_of[rows[len(differing) :]],
-                self._attention.histories[layer].places if n_histories else place[:0],
-            ]
-            if self._attention.by_kernel:
-                arrays += self._by_block(layer, place)
-            masks.append(is_computed)
-            n_before = n_rows
-        sent = iter(sent_at_once(arrays, self._device))
-        n_blocks = len(self._prompts.widths) if self._attention.by_kernel else 0
-        found = []
-        for mask in masks:
-            source, entering, computed, own, starting, histories = (next(sent) for _ in range(6))
-            blocks = [(next(sent), next(sent)) for _ in range(n_blocks)]
-            found.append(LayerIndex(mask, source, entering, computed, own, starting, histories, blocks))
-        return found
+        masks, arrays = zip(
+            *(self._layer_arrays(layer, step, edits.get(layer)) for layer in range(self._stack.n_layers)), strict=True
+        )
+        sent = iter(sent_at_once([array for of_layer in arrays for array in of_layer], self._device))
+        return [
+            LayerIndex.of(mask, [next(sent) for _ in of_layer]) for mask, of_layer in zip(masks, arrays, strict=True)
+        ]
+
+    def _layer_arrays(self, layer: int, step: Step, edits: LayerEdits | None) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Which tokens of one layer's call are computed, and the index arrays of `LayerIndex.of`."""
+        n_before = int(step.n_rows[layer - 1]) if layer else 0
+        n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
+        source_of = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
+        is_computed = np.ones(len(source_of), dtype=bool)
+        for edit in edits.replaced if edits is not None else []:
+            is_computed[edit.rows] = False
+        rows = np.flatnonzero(is_computed[:n_rows])
+        differing = rows[self._first[step.rows[rows]] < layer]
+        place = self._own_place[layer][step.rows[differing]] if len(differing) else differing
+        arrays = [
+            source_of,
+            step.history_of[n_before:n_rows],
+            np.flatnonzero(is_computed),
+            place,
+            step.history_of[rows[len(differing) :]],
+            self._attention.histories[layer].places if n_histories else place[:0],
+        ]
+        return is_computed, arrays + (self._by_block(layer, place) if self._attention.by_kernel else [])
 
     def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
         """Which own rows, given their places, are in each block of a layer's buffers, and their places there."""
@@ -296,7 +290,7 @@ class GroupDecoder:
                 after = hidden.clone()
                 after[:, index.computed] = part
         # Rows that were left out are as they were before the layer already.
-        if edits is None or all(edit.ablation.kind in ("skip", "zero") for edit in edits.contribution):
+        if edits is None or all(e.ablation.adds_nothing and e.ablation.replaces_block for e in edits.contribution):
             return after
         return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 

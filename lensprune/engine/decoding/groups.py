@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -12,27 +11,15 @@ import torch
 from lensprune.ablation.variants import Variant
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.edits import first_layer
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.tree import chunk_sequences
 from lensprune.models.base import ModelFacts
 from lensprune.protocols.requests import GenerateRequest
 
-__all__ = ["ChunkSize", "DecodeLimits", "group_variants", "kv_bytes_per_token", "request_chunks"]
+__all__ = ["ChunkSize", "group_variants", "kv_bytes_per_token", "request_chunks"]
 
 SHARING_VARIANTS = 16
 """So many variants on one chunk make the clean model's pass a small part of the whole."""
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """`rows`: variants × requests in a step; `kv_bytes`: keys and values held; `tokens`: distinct prompt tokens."""
-
-    rows: int
-    kv_bytes: int
-    tokens: int
-
-    def halved(self) -> DecodeLimits:
-        """Half of everything, at least one row and one token."""
-        return DecodeLimits(max(1, self.rows // 2), max(1, self.kv_bytes // 2), max(1, self.tokens // 2))
 
 
 def kv_bytes_per_token(facts: ModelFacts) -> int:

@@ -161,27 +161,39 @@ class HistoryKV:
         """
         if not len(split.target) and steps < self.pair[0].shape[2] and np.array_equal(numbers, self._numbers):
             return
+        place, copies, room = self._assign(numbers, split)
+        self._resize(room, steps)
+        for source, target in copies:
+            for tensor in self.pair:
+                tensor[target, :, :steps] = tensor[source, :, :steps]
+        self._numbers, self.places = numbers, np.array(place, dtype=np.int64)
+        self._shrink()
+
+    def _assign(self, numbers: np.ndarray, split: Split) -> tuple[list[int], list[tuple[int, int]], int]:
+        """A place for each of the histories, (from, to) of those that begin as copies, and the places that are needed.
+
+        Histories that stay keep their places; no place that is copied from is given away.
+        """
         place = dict(zip(self._numbers.tolist(), self.places.tolist(), strict=True))
         source = dict(zip(split.target.tolist(), split.source.tolist(), strict=True))
-        stay = [n for n in numbers.tolist() if n in place and n not in source]
-        new = [n for n in numbers.tolist() if n not in place or n in source]
-        copied = [(place[source[n]], n) for n in new if n in source]
-        used = {place[n] for n in stay} | {old for old, _ in copied}
+        stay = {n: place[n] for n in numbers.tolist() if n in place and n not in source}
+        new = [n for n in numbers.tolist() if n not in stay]
+        used = {*stay.values(), *(place[source[n]] for n in new if n in source)}
         free = [i for i in range(len(self)) if i not in used]
         room = len(self)
         if len(new) > len(free):
             room = max(len(used) + len(new), len(self) + len(self) // 4)
             free.extend(range(len(self), room))
-        self._resize(room, steps)
-        now = {**{n: place[n] for n in stay}, **dict(zip(new, free, strict=False))}
-        for old, n in copied:
-            for tensor in self.pair:
-                tensor[now[n], :, :steps] = tensor[old, :, :steps]
-        self._numbers, self.places = numbers, np.array([now[n] for n in numbers.tolist()], dtype=np.int64)
-        if len(self) > 2 * len(numbers) + 8:
+        given = dict(zip(new, free, strict=False))
+        copies = [(place[source[n]], given[n]) for n in new if n in source]
+        return [stay[n] if n in stay else given[n] for n in numbers.tolist()], copies, room
+
+    def _shrink(self) -> None:
+        """Leave unused places out where they are more than half."""
+        if len(self) > 2 * len(self.places) + 8:
             kept = torch.from_numpy(self.places).to(self.pair[0].device)
             self.pair = self.pair[0][kept], self.pair[1][kept]
-            self.places = np.arange(len(numbers))
+            self.places = np.arange(len(self.places))
 
     def write(self, places: torch.Tensor, step: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Set the keys and values [history, kv_head, d_head] of generated token `step`."""

@@ -164,34 +164,59 @@ class DecodeAttention:
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
     ) -> Float[torch.Tensor, "tok head d_head"]:
         """Shared prefixes as below; a row's other keys, and the merge, by one kernel a block of rows."""
-        assert self._rows_kernel is not None
-        attend_rows, row_keys = self._rows_kernel
         n_own, n_before = len(tokens.own), len(tokens.own) + len(tokens.starting)
         z = q.new_empty(q.shape)
-        end = self.step + 1
         if n_own:
-            own, rows = self.own[tokens.layer], self.own_rows[tokens.layer]
-            seen = None
-            if own.prefixes:
-                spread = q.new_empty(len(own), *q.shape[1:])
-                spread[tokens.own] = q[:n_own]
-                seen = _seen_prefixes(spread, rows.prefixes, own.prefixes, settings)
-            for (block, span), begins, (calls, places) in zip(own.spans(), rows.begins, tokens.blocks, strict=True):
-                keys = row_keys(*block.rest, places, block.width + end, begins)
-                attend_rows(q, (k, v), z, keys, settings.scaling, calls=calls, seen=seen, seen_from=span.start)
+            self._own_by_kernel(tokens, q, k, v, z, settings)
         if len(tokens.histories):
-            clean, by_prompt = self.clean[tokens.layer], self._grouped(tokens.prompts, q.device)
-            q, k, v, found = (t[n_before:] for t in (q, k, v, z))
-            seen = None
-            if clean.prefixes:
-                pairs = [(prefix_k[None], prefix_v[None]) for prefix_k, prefix_v in clean.prefixes]
-                seen = _seen_prefixes(q, by_prompt.prefixes, pairs, settings)
-            generated = row_keys(*self.histories[tokens.layer].pair, tokens.histories, end)
-            rest = row_keys(*clean.rest, by_prompt.prompts, self.prompts.width, self._begins)
-            attend_rows(q, (k, v), found, rest, settings.scaling, more=generated, seen=seen)
+            of_histories = z[n_before:]
+            self._histories_by_kernel(tokens, q[n_before:], k[n_before:], v[n_before:], of_histories, settings)
             if len(tokens.starting):
-                z[n_own:n_before] = found[tokens.starting]
+                z[n_own:n_before] = of_histories[tokens.starting]
         return z
+
+    def _own_by_kernel(
+        self,
+        tokens: LayerTokens,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        z: torch.Tensor,
+        settings: AttentionSettings,
+    ) -> None:
+        """Into `z`, attention of the rows with keys and values of their own; all tensors are those of all tokens."""
+        assert self._rows_kernel is not None
+        attend_rows, row_keys = self._rows_kernel
+        own, rows = self.own[tokens.layer], self.own_rows[tokens.layer]
+        seen = None
+        if own.prefixes:
+            spread = q.new_empty(len(own), *q.shape[1:])
+            spread[tokens.own] = q[: len(tokens.own)]
+            seen = _seen_prefixes(spread, rows.prefixes, own.prefixes, settings)
+        for (block, span), begins, (calls, places) in zip(own.spans(), rows.begins, tokens.blocks, strict=True):
+            keys = row_keys(*block.rest, places, block.width + self.step + 1, begins)
+            attend_rows(q, (k, v), z, keys, settings.scaling, calls=calls, seen=seen, seen_from=span.start)
+
+    def _histories_by_kernel(
+        self,
+        tokens: LayerTokens,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        z: torch.Tensor,
+        settings: AttentionSettings,
+    ) -> None:
+        """Into `z`, attention of the histories' newest tokens, to which all tensors belong."""
+        assert self._rows_kernel is not None
+        attend_rows, row_keys = self._rows_kernel
+        clean, by_prompt = self.clean[tokens.layer], self._grouped(tokens.prompts, q.device)
+        seen = None
+        if clean.prefixes:
+            pairs = [(prefix_k[None], prefix_v[None]) for prefix_k, prefix_v in clean.prefixes]
+            seen = _seen_prefixes(q, by_prompt.prefixes, pairs, settings)
+        generated = row_keys(*self.histories[tokens.layer].pair, tokens.histories, self.step + 1)
+        rest = row_keys(*clean.rest, by_prompt.prompts, self.prompts.width, self._begins)
+        attend_rows(q, (k, v), z, rest, settings.scaling, more=generated, seen=seen)
 
     def _attend_own(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings

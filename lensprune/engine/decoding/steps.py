@@ -64,6 +64,13 @@ class LayerIndex:
     histories: Int[torch.Tensor, " history"]
     blocks: list[tuple[torch.Tensor, torch.Tensor]]
 
+    @classmethod
+    def of(cls, is_computed: np.ndarray, indices: Sequence[torch.Tensor]) -> LayerIndex:
+        """From `source` to `histories`, in the order of the fields, and then a pair for each block."""
+        source, entering, computed, own, starting, histories, *blocks = indices
+        pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
+        return cls(is_computed, source, entering, computed, own, starting, histories, pairs)
+
 
 def sent_at_once(arrays: Sequence[np.ndarray], device: torch.device | str) -> Sequence[torch.Tensor]:
     """Index arrays as tensors on a device, in one transfer."""

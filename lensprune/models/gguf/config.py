@@ -13,7 +13,7 @@ from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen2C
 
 from lensprune.errors import UserError, first_line, nearest
 from lensprune.models.gguf.header import GgufFile
-from lensprune.models.sources.sizes import check_sizes
+from lensprune.models.sizes import check_sizes
 
 __all__ = ["ARCHITECTURES", "gguf_config"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lensprune.errors import UserError
-from lensprune.models.cache import cache_root, hash_file, is_offline, read_manifest, store, verify
+from lensprune.models.cache import cache_root, hash_file, read_manifest, store, verify
 from lensprune.models.facts import hash_weights
 from lensprune.models.gguf.config import gguf_config
 from lensprune.models.gguf.header import read_gguf
@@ -23,6 +23,7 @@ from lensprune.models.gguf.weights import gguf_model
 from lensprune.models.sources.base import LoadedModel, LoadOptions
 from lensprune.models.sources.packaged import PackagedModel
 from lensprune.models.sources.pretrained import load_folder
+from lensprune.offline import is_offline
 
 __all__ = ["BUNDLED", "BundledModel", "WheelModel"]
 

@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from lensprune.errors import UserError, first_line
-from lensprune.models.cache import is_offline
+from lensprune.models.sizes import check_sizes
 from lensprune.models.sources.architectures import check_architecture
 from lensprune.models.sources.base import LoadedModel, LoadOptions
-from lensprune.models.sources.sizes import check_sizes
+from lensprune.offline import is_offline
 
 __all__ = ["load_folder", "load_hub", "move", "placement", "read_config_and_tokenizer"]
 

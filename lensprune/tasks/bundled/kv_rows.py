@@ -9,9 +9,8 @@ from random import Random
 from lensprune.errors import UserError, unknown_name
 from lensprune.tasks.bundled.words import NOUNS
 from lensprune.tasks.distractors import seeded_by
-from lensprune.tasks.kv_retrieval import balanced_position
 
-__all__ = ["KEY_KINDS", "generate_kv_rows"]
+__all__ = ["KEY_KINDS", "balanced_position", "generate_kv_rows"]
 
 KEY_KINDS = ("word", "uuid")
 
@@ -30,6 +29,19 @@ def _uuid_pairs(random: Random, pairs: int) -> list[list[str]]:
 
 
 _PAIRS: dict[str, Callable[[Random, int], list[list[str]]]] = {"word": _word_pairs, "uuid": _uuid_pairs}
+
+
+def balanced_position(index: int, pairs: int) -> int:
+    """Position of the gold pair of the `index`-th item: the van der Corput sequence in base 2, scaled to `pairs`.
+
+    Any first n items cover the list evenly, so a `limit` keeps the balance.
+    """
+    fraction, weight = 0.0, 0.5
+    while index:
+        fraction += weight * (index & 1)
+        index >>= 1
+        weight /= 2
+    return int(fraction * pairs)
 
 
 def generate_kv_rows(n: int, pairs: int, keys: str = "word", seed: int = 0) -> list[dict[str, object]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from lensprune.heads.reasoning import Wording
 from lensprune.models.base import HookedModel
+from lensprune.primitives import Wording
 from tests.helpers.planted.blueprint import BOS, Blueprint, Mover, PlantedHead
 from tests.helpers.planted.models import loaded
 

@@ -10,7 +10,7 @@ from lensprune.ablation.optimal import ablation_loss, optimal_constants
 from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.errors import UserError
-from lensprune.sweep.run import sweep
+from lensprune.sweeps.run import sweep
 from tests.helpers.planted.circuits import ids, model_of
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 from tests.helpers.tolerances import assert_responses_agree

@@ -9,7 +9,7 @@ import pytest
 from lensprune.ablation.variants import Variant
 from lensprune.analysis.claims import CLAIMS, claim_verdict, claims_found, task_kind
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
-from lensprune.sweep.result import Run
+from lensprune.results.run import Run
 from lensprune.tasks import task_names
 from tests.helpers.made_runs import layers_run
 

@@ -16,10 +16,10 @@ from lensprune.analysis.concentration import concentration, concentration_statis
 from lensprune.analysis.head_effects import ItemEffects, read_effects
 from lensprune.analysis.overlap import jaccard_top_k, overlap, spearman
 from lensprune.errors import UserError
-from lensprune.report.figures.concentration import lorenz_curves
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import MemoryStore
-from tests.helpers.made_cells import table
+from lensprune.results.figures.concentration import lorenz_curves
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import MemoryStore
+from tests.helpers.made_cells import outcomes_of, table
 
 
 def effects_of(differences: np.ndarray, task: str = "t") -> ItemEffects:
@@ -150,17 +150,18 @@ def head(place: int, kind: str = "zero") -> Variant:
 
 def test_effects_are_read_from_records() -> None:
     store = MemoryStore()
-    outcomes = {CLEAN: [True, True, False], head(0): [False, True, False], head(1): [True, True, True]}
-    for variant, correct in outcomes.items():
+    answers = {CLEAN: [True, True, False], head(0): [False, True, False], head(1): [True, True, True]}
+    for variant, correct in answers.items():
         store.write(CellKey(variant.name, "t", "default"), table(variant, correct))
-    names = [variant.name for variant in outcomes]
-    found = read_effects(store, "t", "default", names)
+    names = [variant.name for variant in answers]
+    outcomes = outcomes_of(store, names)
+    found = read_effects(outcomes, "t", "default")
     assert found.variants == ("L0.H0.zero", "L0.H1.zero")
     assert found.heads == (0, 1)
     assert found.item_ids == tuple(store.read(CellKey("clean", "t", "default"), ["item_id"])["item_id"].to_pylist())
     np.testing.assert_array_equal(found.differences, [[-1, 0], [0, 0], [0, 1]])
     np.testing.assert_allclose(found.effects, [-1 / 3, 1 / 3])
-    assert (read_effects(store, "t", "default", names, measure="gold_logprob").differences == 0).all()
+    assert (read_effects(outcomes, "t", "default", measure="gold_logprob").differences == 0).all()
     plt.close(lorenz_curves([found]).figure)
     for arguments, message in (
         ({"component": "mlp"}, "no mlp was removed"),
@@ -168,7 +169,7 @@ def test_effects_are_read_from_records() -> None:
         ({"measure": "corect"}, "did you mean correct"),
     ):
         with pytest.raises(UserError, match=message):
-            read_effects(store, "t", "default", names, **arguments)
+            read_effects(outcomes, "t", "default", **arguments)
     store.write(CellKey("L0.H1.mean", "t", "default"), table(head(1, "mean"), [True, True, True]))
     with pytest.raises(UserError, match="choose ablation mean or zero"):
-        read_effects(store, "t", "default", [*names, "L0.H1.mean"])
+        read_effects(outcomes_of(store, [*names, "L0.H1.mean"]), "t", "default")

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lensprune.ablation import each_layer
-from lensprune.analysis.fidelity import agreement_with_loss, fidelity_items, fidelity_row
-from lensprune.analysis.similarity import angular_distance, layer_similarity
+from lensprune.divergence.measure import fidelity
+from lensprune.divergence.scores import agreement_with_loss, fidelity_items, fidelity_row
+from lensprune.divergence.similarity import angular_distance, layer_similarity
 from lensprune.engine.traces import TokenTrace
 from lensprune.errors import UserError
-from lensprune.sweep.fidelity import fidelity
 from tests.helpers.tiny_models import TEXTS, tiny
 
 

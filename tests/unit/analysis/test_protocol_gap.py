@@ -12,16 +12,16 @@ from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, task_gap
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import MemoryStore
-from tests.helpers.made_cells import skip, table
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import MemoryStore
+from tests.helpers.made_cells import outcomes_of, skip, table
 
-Outcomes = Mapping[tuple[str, str], Mapping[Variant, Sequence[bool]]]
+Answers = Mapping[tuple[str, str], Mapping[Variant, Sequence[bool]]]
 
 
-def stored(outcomes: Outcomes) -> MemoryStore:
+def stored(answers: Answers) -> MemoryStore:
     store = MemoryStore()
-    for (task, protocol), cells in outcomes.items():
+    for (task, protocol), cells in answers.items():
         for variant, correct in cells.items():
             store.write(CellKey(variant.name, task, protocol), table(variant, correct, task=task, protocol=protocol))
     return store
@@ -38,7 +38,7 @@ def test_a_gap_by_hand() -> None:
             ("t", "generate"): {CLEAN: right(9, 10), skip(0): right(2, 10)},
         }
     )
-    frame = protocol_gap(store, [("t", "default"), ("t", "generate")], ["clean", "L0.skip"])
+    frame = protocol_gap(outcomes_of(store, ["clean", "L0.skip"], [("t", "default"), ("t", "generate")]))
     assert tuple(frame.columns) == GAP_COLUMNS
     [row] = frame.to_dict("records")
     assert (row["protocol_a"], row["protocol_b"], row["variant"], row["layer"]) == ("default", "generate", "L0.skip", 0)
@@ -59,10 +59,12 @@ def test_open_and_closed_book_are_paired_by_item() -> None:
             ("other", "default"): {CLEAN: right(8, 9), skip(0): right(7, 9)},
         }
     )
-    [row] = task_gap(store, "closed", "open", ["default"], ["clean", "L0.skip"]).to_dict("records")
+    cells = [(task, "default") for task in ("closed", "open", "other")]
+    outcomes = outcomes_of(store, ["clean", "L0.skip"], cells)
+    [row] = task_gap(outcomes, "closed", "open").to_dict("records")
     assert row["gap"] == pytest.approx(0.5)
     with pytest.raises(UserError, match="different items"):
-        task_gap(store, "closed", "other", ["default"], ["clean", "L0.skip"])
+        task_gap(outcomes, "closed", "other")
 
 
 def layers(first: int, middle: int, last: int, clean: int, of: int) -> dict[Variant, list[bool]]:
@@ -76,7 +78,9 @@ def layers(first: int, middle: int, last: int, clean: int, of: int) -> dict[Vari
 def test_unchanged_gaps_have_the_interval_of_two_outcomes() -> None:
     cells = {CLEAN: right(8, 10), skip(0): right(8, 10)}
     store = stored({("t", "default"): cells, ("t", "generate"): cells})
-    [row] = protocol_gap(store, [("t", "default"), ("t", "generate")], ["clean", "L0.skip"]).to_dict("records")
+    [row] = protocol_gap(outcomes_of(store, ["clean", "L0.skip"], [("t", "default"), ("t", "generate")])).to_dict(
+        "records"
+    )
     bound = 2 * (1 - 0.025 ** (1 / 10))
     assert (row["gap"], row["ci_low"], row["ci_high"]) == pytest.approx((0, -bound, bound))
 
@@ -89,7 +93,7 @@ def test_each_ablation_has_signatures_of_its_own() -> None:
         cells[own] = right(100, 100)
     zeroed = Variant("L3.zero", (Ablation(Layer(3), "zero"),))
     cells[zeroed] = right(0, 100)
-    frame = signatures(stored({("t", "default"): cells}), [("t", "default")], [own.name for own in cells], 10)
+    frame = signatures(outcomes_of(stored({("t", "default"): cells}), [own.name for own in cells], n_layers=10))
     assert tuple(frame.columns) == SIGNATURE_COLUMNS
     found = frame.set_index("ablation")
     assert found["value"].to_dict() == pytest.approx({"skip": -0.8, "mean": 0})
@@ -103,7 +107,7 @@ def test_a_handful_of_layers_does_not_stand_for_the_depth() -> None:
 
     def found(chosen: list[int]) -> pd.DataFrame:
         cells = {CLEAN: right(10, 10), **{skip(layer): right(1 if layer < 9 else 10, 10) for layer in chosen}}
-        return signatures(stored({("t", "default"): cells}), [("t", "default")], [own.name for own in cells], 30)
+        return signatures(outcomes_of(stored({("t", "default"): cells}), [own.name for own in cells], n_layers=30))
 
     every_third = found(list(range(0, 30, 3)))
     assert every_third["layers"].to_list() == ["3 of 9, 7 of 21"]
@@ -112,9 +116,9 @@ def test_a_handful_of_layers_does_not_stand_for_the_depth() -> None:
         found([0, 1, 9, 12, 15, 18, 21, 24, 27])
 
 
-def run_signatures(outcomes: Outcomes) -> dict[tuple[str, str], str]:
+def run_signatures(answers: Answers) -> dict[tuple[str, str], str]:
     names = ["clean", *(f"L{layer}.skip" for layer in range(10))]
-    frame = signatures(stored(outcomes), list(outcomes), names, 10)
+    frame = signatures(outcomes_of(stored(answers), names, list(answers), n_layers=10))
     return {(row.signature, row.protocol): row.verdict for row in frame.itertuples()}
 
 
@@ -174,6 +178,6 @@ def test_verdicts() -> None:
 def test_signatures_need_the_whole_depth() -> None:
     store = stored({("t", "default"): {CLEAN: right(9, 10), skip(0): right(1, 10)}})
     with pytest.raises(UserError, match="sweep over layers"):
-        signatures(store, [("t", "default")], ["clean", "L0.skip"], 10)
+        signatures(outcomes_of(store, ["clean", "L0.skip"], n_layers=10))
     with pytest.raises(UserError, match="margin 0"):
-        signatures(store, [], [], 10, 0)
+        signatures(outcomes_of(store, ["clean"]), margin=0)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lensprune.analysis.statistics import at_chance, benjamini_hochberg, mcnemar_exact, paired_bootstrap
+from lensprune.analysis.statistics import benjamini_hochberg, mcnemar_exact, paired_bootstrap
+from lensprune.runs.chance import at_chance
 
 
 def test_mcnemar_counts_only_discordant_items() -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from lensprune.analysis.rank_correlation import kendall_rows, spearman_rows
-from lensprune.analysis.thrift import changes_of, thrift
+from lensprune.divergence.thrift import changes_of, thrift
 from lensprune.errors import UserError
 
 

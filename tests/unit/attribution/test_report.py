@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from lensprune.attribution import counterfactual_pairs
+from lensprune.attribution.report import METHODS, AttributionOptions, passes
 from lensprune.cli import main
 from lensprune.models import as_hooked_model
-from lensprune.report.jobs.attribution import METHODS, AttributionOptions, passes
 from tests.helpers.planted.circuits import ARITHMETIC, model_of
 from tests.helpers.planted.models import build, word_tokenizer
 

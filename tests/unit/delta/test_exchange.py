@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-import lensprune.delta.exchange as exchange_module
+import lensprune.replacement.exchange as exchange_module
 from lensprune.ablation import CLEAN
-from lensprune.delta import Part
-from lensprune.delta.exchange import exchanged
-from lensprune.delta.pair import weight_change
-from lensprune.delta.parts import COMPONENTS, enumerate_parts, whole_model
-from lensprune.delta.tensors import part_tensors
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.errors import UserError
+from lensprune.replacement import Part
+from lensprune.replacement.exchange import exchanged
+from lensprune.replacement.pair import weight_change
+from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
+from lensprune.replacement.tensors import part_tensors
 from tests.helpers.families import FAMILIES
-from tests.helpers.model_pairs import fresh, hooked_logits, plain_logits, state, tiny_pair
+from tests.helpers.model_pairs import fresh, pair_logits, state, tiny_pair, twin_logits
 from tests.helpers.tiny_models import likelihood_requests
 from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree
 
@@ -33,13 +33,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_full_swap_is_the_other_model_bit_for_bit(family: str) -> None:
     pair = tiny_pair(family)
     before = state(pair.base), state(pair.distilled)
-    hooked = hooked_logits(pair.base), hooked_logits(pair.distilled)
-    plain = plain_logits(pair.base), plain_logits(pair.distilled)
+    hooked = pair_logits(pair.base), pair_logits(pair.distilled)
+    plain = twin_logits(pair.base), twin_logits(pair.distilled)
     with pair.exchanged(whole_model(pair.base.facts)):
-        assert torch.equal(hooked_logits(pair.base), hooked[1])
-        assert torch.equal(hooked_logits(pair.distilled), hooked[0])
-        assert torch.equal(plain_logits(pair.base), plain[1])
-        assert torch.equal(plain_logits(pair.distilled), plain[0])
+        assert torch.equal(pair_logits(pair.base), hooked[1])
+        assert torch.equal(pair_logits(pair.distilled), hooked[0])
+        assert torch.equal(twin_logits(pair.base), plain[1])
+        assert torch.equal(twin_logits(pair.distilled), plain[0])
         assert same(state(pair.base), before[1])
     assert same(state(pair.base), before[0])
     assert same(state(pair.distilled), before[1])
@@ -48,15 +48,15 @@ def test_full_swap_is_the_other_model_bit_for_bit(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_part_reaches_hooked_and_plain_model_alike(family: str) -> None:
     pair = tiny_pair(family)
-    clean, before = plain_logits(pair.base), state(pair.base)
+    clean, before = twin_logits(pair.base), state(pair.base)
     for component in COMPONENTS:
         if component == "head" and family in SPLIT:
             continue
         for part in enumerate_parts(pair.base.facts, component)[:5]:
             with pair.exchanged([part]):
-                plain = plain_logits(pair.base)
+                plain = twin_logits(pair.base)
                 assert not torch.equal(plain, clean), part.label
-                assert_tensors_agree(hooked_logits(pair.base), plain)
+                assert_tensors_agree(pair_logits(pair.base), plain)
             assert same(state(pair.base), before), part.label
 
 
@@ -103,17 +103,17 @@ def test_output_projection_against_hooks(family: str) -> None:
         return kept["z"].flatten(2) @ weight.T
 
     hooks = [(f"blocks.{layer}.attn.hook_z", keep), (f"blocks.{layer}.attn.hook_out", project)]
-    expected = hooked_logits(pair.base, hooks)
-    assert not torch.allclose(expected, hooked_logits(pair.base), atol=1e-2)
+    expected = pair_logits(pair.base, hooks)
+    assert not torch.allclose(expected, pair_logits(pair.base), atol=1e-2)
     with pair.exchanged([Part("attn_out", layer)]):
-        assert_tensors_agree(hooked_logits(pair.base), expected)
-        assert_tensors_agree(plain_logits(pair.base), expected)
+        assert_tensors_agree(pair_logits(pair.base), expected)
+        assert_tensors_agree(twin_logits(pair.base), expected)
 
 
 def test_one_head_against_hooks() -> None:
     """A head's W_O alone, by hand: z of this head times the other model's columns."""
     pair = tiny_pair("llama")
-    before = plain_logits(pair.base)
+    before = twin_logits(pair.base)
     mine = part_tensors(pair.base, Part("head", 0, 3))
     theirs = part_tensors(pair.distilled, Part("head", 0, 3))
     assert {tuple(t.shape) for t in mine.values()} == {(8, 32), (32, 8)}
@@ -123,37 +123,37 @@ def test_one_head_against_hooks() -> None:
     with pair.exchanged([Part("head", 0, 3)]):
         assert torch.equal(q[:24], rest[0])
         assert torch.equal(o[:, :24], rest[1])
-        assert not torch.equal(plain_logits(pair.base), before)
+        assert not torch.equal(twin_logits(pair.base), before)
     assert all(not torch.equal(mine[name], theirs[name]) for name in mine)
-    assert torch.equal(plain_logits(pair.base), before)
+    assert torch.equal(twin_logits(pair.base), before)
 
 
 def test_self_swap_and_no_swap_change_nothing() -> None:
-    from lensprune.delta import model_pair
+    from lensprune.replacement import model_pair
 
     pair = model_pair(fresh("llama", 0), fresh("llama", 0))
-    before = hooked_logits(pair.base)
+    before = pair_logits(pair.base)
     with pair.exchanged(whole_model(pair.base.facts)):
-        assert torch.equal(hooked_logits(pair.base), before)
+        assert torch.equal(pair_logits(pair.base), before)
     with tiny_pair("llama").exchanged([]):
-        assert torch.equal(hooked_logits(tiny_pair("llama").base), before)
+        assert torch.equal(pair_logits(tiny_pair("llama").base), before)
     assert weight_change(pair, whole_model(pair.base.facts)).absolute == 0
 
 
 def test_ends_and_middle_of_the_line() -> None:
     pair = tiny_pair("llama")
     part = Part("mlp", 1)
-    before, old = state(pair.base), hooked_logits(pair.base)
+    before, old = state(pair.base), pair_logits(pair.base)
     [name, *_] = part_tensors(pair.base, part)
     a, b = (part_tensors(m, part)[name] for m in (pair.base, pair.distilled))
     old_a, old_b = a.clone(), b.clone()
     with pair.exchanged([part], alpha=0.0):
-        assert torch.equal(hooked_logits(pair.base), old)
+        assert torch.equal(pair_logits(pair.base), old)
     with pair.exchanged([part]):
-        at_one = hooked_logits(pair.base)
+        at_one = pair_logits(pair.base)
         assert torch.equal(a, old_b)
     with pair.exchanged([part], alpha=1 - 1e-9):
-        assert_tensors_agree(hooked_logits(pair.base), at_one)
+        assert_tensors_agree(pair_logits(pair.base), at_one)
     with pair.exchanged([part], alpha=0.25):
         assert_tensors_agree(a, 0.75 * old_a + 0.25 * old_b, roundings=2)
         assert_tensors_agree(b, 0.75 * old_b + 0.25 * old_a, roundings=2)

@@ -14,15 +14,16 @@ import pytest
 import lensprune as lp
 from lensprune import cli
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.delta import COMPONENTS, Part
-from lensprune.delta.pair import WeightChange
-from lensprune.delta.shares import DISTILLED, gain_shares, share_intervals
-from lensprune.delta.swaps import Swap, enumerate_swaps
 from lensprune.errors import UserError
-from lensprune.sweep.records import CellKey, cell_table
-from lensprune.sweep.store import MemoryStore
-from tests.helpers.made_cells import outcome, requests
-from tests.helpers.model_pairs import fresh, hooked_logits
+from lensprune.replacement import COMPONENTS, Part
+from lensprune.replacement.outcomes import ReplacementOutcomes
+from lensprune.replacement.pair import WeightChange
+from lensprune.replacement.shares import gain_shares, share_intervals
+from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
+from lensprune.runs.records import CellKey, cell_table
+from lensprune.runs.store import MemoryStore
+from tests.helpers.made_cells import outcome, outcomes_of, requests
+from tests.helpers.model_pairs import fresh, pair_logits
 
 mpl.use("Agg")
 
@@ -34,6 +35,12 @@ def store(outcomes: dict[Any, list[bool]]) -> MemoryStore:
         answers = [outcome(i, c) for i, c in enumerate(correct)]
         made.write(key, cell_table(key, variant, answers, requests(len(correct)), [0.0] * len(correct)))
     return made
+
+
+def exchanged(cells: dict[Any, list[bool]], swaps: list[Swap], changes: dict[str, WeightChange]) -> ReplacementOutcomes:
+    stored = store(cells)
+    spec = outcomes_of(stored, [variant.name for variant in cells]).spec
+    return ReplacementOutcomes(spec, stored, None, swaps, changes, ("a", "b"), ())
 
 
 def swap(host: Any, layer: int) -> Swap:
@@ -51,7 +58,7 @@ def test_shares_by_hand() -> None:
     swaps = [swap("base", 0), swap("distilled", 0), swap("base", 1)]
     cells = {CLEAN: answers(8), Variant(DISTILLED): answers(28), swaps[0]: answers(18), swaps[1]: answers(13)}
     cells[swaps[2]] = answers(8)
-    table = gain_shares(store(cells), [("t", "default")], swaps, CHANGES)
+    table = gain_shares(exchanged(cells, swaps, CHANGES))
     forward, backward, nothing = (row for _, row in table.iterrows())
     assert forward["gain"] == pytest.approx(0.5)
     assert forward["gain_is_clear"]
@@ -70,7 +77,7 @@ def test_shares_by_hand() -> None:
 def test_no_share_of_an_unclear_gain() -> None:
     swaps = [swap("base", 0)]
     cells = {CLEAN: answers(20), Variant(DISTILLED): [*answers(19, 20), *answers(2, 20)], swaps[0]: answers(30)}
-    [row] = gain_shares(store(cells), [("t", "default")], swaps, CHANGES).to_dict("records")
+    [row] = gain_shares(exchanged(cells, swaps, CHANGES)).to_dict("records")
     assert row["gain"] == pytest.approx(0.025)
     assert not row["gain_is_clear"]
     assert np.isnan(row["share"])
@@ -191,7 +198,7 @@ def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
     """Base + a part of distilled is distilled + the rest of base: here all layers against embeddings and final norm."""
     options: dict[str, Any] = {"limit": 4, "shots": 0, "progress": False, "mode": "range"}
     pair = fresh("llama", 0), fresh("llama", 1)
-    before = [hooked_logits(model) for model in pair]  # type: ignore[arg-type]
+    before = [pair_logits(model) for model in pair]  # type: ignore[arg-type]
     layers = lp.measure_delta(*pair, "facts", component="layer", **options).records()
     swapped = lp.measure_delta(pair[1], pair[0], "facts", component="layer", **options).records()
 
@@ -202,14 +209,14 @@ def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
     assert logprobs(layers, "clean") == logprobs(swapped, "distilled")
     assert logprobs(layers, "base+L0..L2") != logprobs(layers, "clean")
     for model, old in zip(pair, before, strict=True):
-        assert (hooked_logits(model) == old).all()  # type: ignore[arg-type]
+        assert (pair_logits(model) == old).all()  # type: ignore[arg-type]
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lensprune.delta.measure as measure
+    import lensprune.replacement.measure as measure
 
     pair = fresh("llama", 0), fresh("llama", 1)
-    before = [hooked_logits(model) for model in pair]  # type: ignore[arg-type]
+    before = [pair_logits(model) for model in pair]  # type: ignore[arg-type]
     options: dict[str, Any] = {"component": "mlp", "limit": 3, "shots": 0, "progress": False, "out": tmp_path / "run"}
     measured: list[str] = []
     original = measure._measure
@@ -225,7 +232,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt, match="same arguments"):
         lp.measure_delta(*pair, "facts", **options)
     for model, old in zip(pair, before, strict=True):
-        assert (hooked_logits(model) == old).all()  # type: ignore[arg-type]
+        assert (pair_logits(model) == old).all()  # type: ignore[arg-type]
     stopped = len(list((tmp_path / "run" / "records").iterdir()))
     assert stopped == 2 + 3
     with pytest.raises(UserError, match="lensprune delta again"):
@@ -274,14 +281,14 @@ def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_figures_of_every_kind() -> None:
     import matplotlib.pyplot as plt
 
-    from lensprune.report.figures.delta_swaps import effect_against_weights, effect_by_depth
+    from lensprune.replacement.figures import effect_against_weights, effect_by_depth
 
     for parts in ([Part("mlp", i) for i in range(3)], [Part("head", 0, i) for i in range(3)]):
         swaps = enumerate_swaps(parts)
         changes = {s.label: WeightChange(1.0, 0.1) for s in swaps}
         cells: dict[Any, list[bool]] = {CLEAN: answers(5), Variant(DISTILLED): answers(30)}
         cells |= {s: answers(10 + i) for i, s in enumerate(swaps)}
-        shares = gain_shares(store(cells), [("t", "default")], swaps, changes)
+        shares = gain_shares(exchanged(cells, swaps, changes))
         [ax] = effect_by_depth(shares, n_layers=3, title="a → b")
         labels = [text.get_text() for text in ax.get_legend().get_texts()]
         assert labels[:3] == ["whole gain +0.62 (n 40)", "into the base", "out of the distilled"]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import transformers
 
-from lensprune.delta import COMPONENTS, Part, model_pair
-from lensprune.delta.pair import weight_change
-from lensprune.delta.parts import enumerate_parts
-from lensprune.delta.swaps import Swap, enumerate_swaps
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
+from lensprune.replacement import COMPONENTS, Part, model_pair
+from lensprune.replacement.pair import weight_change
+from lensprune.replacement.parts import enumerate_parts
+from lensprune.replacement.swaps import Swap, enumerate_swaps
 from tests.helpers.families import byte_tokenizer, hf_model
 from tests.helpers.model_pairs import fresh, tiny_pair
 from tests.helpers.tiny_models import tiny
@@ -88,8 +88,8 @@ def test_a_model_of_another_kind_is_refused() -> None:
 
 def test_an_exchange_that_misses_the_hooked_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT-NeoX's bridge holds copies of q, k and v; if they were forgotten the self-check must notice."""
-    import lensprune.delta.pair as pair_module
-    from lensprune.delta.tensors import twin_tensors
+    import lensprune.replacement.pair as pair_module
+    from lensprune.replacement.tensors import twin_tensors
 
     monkeypatch.setattr(pair_module, "part_tensors", twin_tensors)
     with pytest.raises(UserError, match="does not reach"):

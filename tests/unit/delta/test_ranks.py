@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lensprune.delta.result import _rank_correlation
+from lensprune.replacement.ranks import _rank_correlation
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.hooks import BatchState, VariantHooks
-from lensprune.ablation.reference import ReferenceActivations, collect_reference
+from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant, each_head, each_kv_group, each_layer
 from lensprune.engine import HookedExecutor
 from lensprune.engine.estimates import estimate_logprobs

@@ -12,8 +12,9 @@ import torch
 from lensprune.ablation import CLEAN, each_layer
 from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
 from lensprune.engine.decoding.decoder import GroupDecoder
-from lensprune.engine.decoding.groups import ChunkSize, DecodeLimits, group_variants, request_chunks
+from lensprune.engine.decoding.groups import ChunkSize, group_variants, request_chunks
 from lensprune.engine.layers import LayerStack
+from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import gpu_limits, limits_for_memory, parse_memory
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.tree import chunk_sequences
@@ -121,6 +122,7 @@ def test_keys_and_values_held_are_those_that_were_planned(chosen: slice, monkeyp
     assert max(held) >= 0.4 * planned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"), CPU_ERROR])
 def test_out_of_memory_halves_the_budgets_and_goes_on(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -154,6 +156,7 @@ def test_out_of_memory_halves_the_budgets_and_goes_on(
     assert "out of memory" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_and_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     executor = ForkedExecutor(model)

@@ -32,6 +32,7 @@ def requests() -> list[Request]:
     return [*scored, *(GenerateRequest(words(size), ("\x00",), new) for size, new in GENERATED)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

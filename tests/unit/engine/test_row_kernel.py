@@ -94,6 +94,7 @@ def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int) -
     assert_tensors_agree(z, expected(q, *both, allowed, seen), dtype=dtype, roundings=ROUNDINGS_OF[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2"])
 def test_same_tokens_as_hooked(kernel: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0

@@ -9,12 +9,13 @@ import pytest
 
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.heads.reasoning import task_texts
-from lensprune.report.jobs.primitives import primitives_report
+from lensprune.primitives import task_texts
+from lensprune.primitives.report import primitives_report
 from tests.helpers.families import save_folder
 from tests.helpers.planted.reasoner import TEXTS, WORDING, reasoner
 
 
+@pytest.mark.slow
 def test_files_and_lines(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
     printed = primitives_report(

@@ -11,11 +11,11 @@ import pytest
 
 from lensprune.ablation import Ablation, Head, Variant
 from lensprune.errors import UserError
-from lensprune.heads import primitives
-from lensprune.heads.reasoning.effects import TokenLosses, class_effects
-from lensprune.heads.reasoning.verdicts import Thresholds, role_evidence, verdict_table
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
+from lensprune.primitives import primitives
+from lensprune.primitives.effects import TokenLosses, class_effects
+from lensprune.primitives.verdicts import Thresholds, role_evidence, verdict_table
 from tests.helpers.families import save_folder
 
 UNITS = 10
@@ -102,6 +102,7 @@ def test_a_difference_without_spread_has_the_permutation_p() -> None:
     assert [effects[head, "operand"] for head in range(3)] == pytest.approx([1 / comb(18, 8), 1, 1])
 
 
+@pytest.mark.slow
 def test_shuffled_classes_give_a_uniform_p() -> None:
     """Where the classes mean nothing, contrast_p is no smaller than it says."""
     found = losses()

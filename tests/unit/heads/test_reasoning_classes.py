@@ -8,8 +8,8 @@ import transformers
 from tokenizers import models, pre_tokenizers
 
 from lensprune.errors import UserError
-from lensprune.heads.reasoning.chains import Chain, ChainOptions, Wording, draw_chains
-from lensprune.heads.reasoning.classes import mark_solution, token_classes
+from lensprune.primitives.chains import Chain, ChainOptions, Wording, draw_chains
+from lensprune.primitives.classes import mark_solution, token_classes
 from lensprune.toys.tokenizer import make_tokenizer
 
 CHAIN = (

@@ -12,9 +12,9 @@ import pytest
 from lensprune.ablation import Head, each_head
 from lensprune.ablation.orders import keep_first, random_orders, remove_first
 from lensprune.errors import UserError
+from lensprune.heads.figures.removal import removal_figure
 from lensprune.heads.removal import importance_of, removal_curves
-from lensprune.report.figures.removal import removal_figure
-from lensprune.sweep.run import sweep
+from lensprune.sweeps.run import sweep
 from tests.helpers.planted.circuits import model_of
 
 HEADS = [Head(layer, head) for layer in range(2) for head in range(4)]

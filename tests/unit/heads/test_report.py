@@ -14,11 +14,11 @@ from lensprune.ablation import each_head, each_layer
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.heads import HeadTable, head_scores, scores_with_effects
+from lensprune.heads.report import heads_report
 from lensprune.heads.table import check_same_model
 from lensprune.models import as_hooked_model
-from lensprune.report.jobs.heads import heads_report
-from lensprune.sweep.result import Run
-from lensprune.sweep.run import sweep
+from lensprune.results.run import Run
+from lensprune.sweeps.run import sweep
 from tests.helpers.planted.circuits import ARITHMETIC, model_of
 from tests.helpers.planted.models import build, word_tokenizer
 

@@ -14,8 +14,8 @@ from lensprune.heads.positional import measure_positional, measure_spread
 from lensprune.heads.registry import ScoreOptions
 from lensprune.heads.retrieval import Needle, retrieval_scores
 from lensprune.heads.sequences import repeated_random_tokens
-from lensprune.heads.spans import encode_with_spans
 from lensprune.models.base import HookedModel
+from lensprune.models.spans import encode_with_spans
 from lensprune.models.weights import embedding, final_norm, frozen_norm, output_weights, unembedding, value_weights
 from lensprune.protocols import GenerateRequest
 from tests.helpers.families import FAMILIES

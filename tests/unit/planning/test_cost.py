@@ -72,6 +72,7 @@ def test_a_forward_pass_costs_what_pytorch_counts(family: str, shape_of: Any) ->
     assert planned == pytest.approx(flops.get_total_flops(), rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "phi3"])
 def test_hooked_and_forked_cost_what_pytorch_counts(family: str, shape_of: Any) -> None:
     model, shape = tiny(family), shape_of(family)

@@ -13,8 +13,8 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.planning.makespan import GroupTime, makespan, recorded_times
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import RunStore
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import RunStore
 from tests.helpers.made_cells import skip, spec, table
 
 

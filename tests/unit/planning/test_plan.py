@@ -14,7 +14,7 @@ from lensprune import cli
 from lensprune.errors import UserError
 from lensprune.models.outline import outline_model
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
-from lensprune.report.text.plan import duration, quantity
+from lensprune.planning.text import duration, quantity
 from tests.helpers.families import byte_tokenizer
 
 LLAMA_8B = {

@@ -76,6 +76,7 @@ def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return browser
 
 
+@pytest.mark.slow
 def test_nothing_is_on_the_console_and_hostile_text_did_not_run(opened: Any) -> None:
     assert opened.get_log("browser") == []
     assert opened.execute_script("return window.hit") is None
@@ -167,7 +168,7 @@ def test_text_can_be_read_in_both_colour_schemes(opened: Any, scheme: str) -> No
 
 
 def test_other_pages_are_quiet_too(browser: Any, tmp_path: Path) -> None:
-    from lensprune.report.pages.compare import write_comparison
+    from lensprune.results.compare import write_comparison
 
     a, b = heads_run(folder=tmp_path / "a"), heads_run(folder=tmp_path / "b")
     for page in (a.report(), write_comparison(a, b)):

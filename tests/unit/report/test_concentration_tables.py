@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from lensprune.ablation import Ablation, Head, Layer, Variant
-from lensprune.report.jobs.concentration import NOT_OF_ALL_HEADS, concentration_files
-from lensprune.report.jobs.run import run_report
-from lensprune.sweep.result import Run
+from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
+from lensprune.results.run import Run
+from lensprune.results.text import run_report
 from tests.helpers.made_runs import heads_run, layers_run
 
 
@@ -23,6 +23,7 @@ def zero(*heads: tuple[int, int], kind: str = "zero") -> Variant:
     return Variant("+".join(a.name for a in ablations), ablations)
 
 
+@pytest.mark.slow
 def test_a_head_sweep_leaves_concentration_and_overlap(tmp_path: Path) -> None:
     run = heads_run(folder=tmp_path / "run")
     run.save()
@@ -63,6 +64,7 @@ def test_each_way_of_removal_has_its_own(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variants",
     [

@@ -13,17 +13,18 @@ import pytest
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
-from lensprune.report.figures.delta_by_depth import delta_by_depth, drawable
-from lensprune.report.jobs.run import write_outputs
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import MemoryStore
-from tests.helpers.made_cells import skip, table
+from lensprune.results.figures.depth import delta_by_depth
+from lensprune.results.outputs import write_outputs
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import MemoryStore
+from tests.helpers.made_cells import outcomes_of, skip, table
 
 mpl.use("agg")
 
 
 @pytest.fixture
-def summary() -> pd.DataFrame:
+def outcomes() -> Outcomes:
     store = MemoryStore()
     right = {"default": 9, "generate": 3}
     for task in ("one", "two"):
@@ -33,7 +34,12 @@ def summary() -> pd.DataFrame:
                 key = CellKey(variant.name, task, protocol)
                 store.write(key, table(variant, correct, task=task, protocol=protocol))
     cells = [(task, protocol) for task in ("one", "two") for protocol in right]
-    return summarise(store, cells, ["clean", "L0.skip", "L2.skip"])
+    return outcomes_of(store, ["clean", "L0.skip", "L2.skip"], cells, n_layers=3)
+
+
+@pytest.fixture
+def summary(outcomes: Outcomes) -> pd.DataFrame:
+    return summarise(outcomes)
 
 
 def test_lines_are_the_tables_deltas(summary: pd.DataFrame) -> None:
@@ -63,15 +69,14 @@ def test_a_protocol_at_chance_is_grey_dashed_and_labelled(summary: pd.DataFrame)
 
 def test_nothing_to_draw_is_said(summary: pd.DataFrame) -> None:
     clean = summary[summary["variant"] == "clean"]
-    assert not drawable(clean)
     with pytest.raises(UserError, match="nothing to draw"):
         delta_by_depth(clean)
 
 
-def test_outputs_are_written_whole(summary: pd.DataFrame, tmp_path: Path) -> None:
-    written = write_outputs(tmp_path, summary, n_layers=3)
+def test_outputs_are_written_whole(outcomes: Outcomes, tmp_path: Path) -> None:
+    written = write_outputs(outcomes, tmp_path)
     assert [p.relative_to(tmp_path).as_posix() for p in written] == ["summary.csv", "figures/delta_by_depth.png"]
     assert written[1].read_bytes().startswith(b"\x89PNG")
-    assert len(pd.read_csv(written[0])) == len(summary)
+    assert len(pd.read_csv(written[0])) == len(summarise(outcomes)) == 12
     assert not [p for p in tmp_path.rglob(".tmp-*")]
     assert not plt.get_fignums()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 from matplotlib.axes import Axes
 
 import lensprune as lp
+from lensprune.ablation import Ablation, Head, Variant
+from lensprune.attribution.figures.faithfulness import faithfulness_figure
+from lensprune.attribution.figures.token_map import token_map, token_map_data
 from lensprune.errors import UserError
-from lensprune.report.figures.faithfulness import faithfulness_figure
-from lensprune.report.figures.head_scatter import head_function_scatter
-from lensprune.report.figures.kinds import KINDS, run_figures
-from lensprune.report.figures.protocol_pairs import protocol_pairs
-from lensprune.report.figures.removal import removal_data, removal_figure
-from lensprune.report.figures.token_map import token_map, token_map_data
+from lensprune.heads.figures.removal import removal_data, removal_figure
+from lensprune.heads.figures.scatter import head_function_scatter
+from lensprune.results.figures.kinds import KINDS, figures_of
+from lensprune.results.figures.protocols import protocol_pairs
 from tests.helpers.made_runs import N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")
@@ -49,13 +52,13 @@ def test_an_unknown_kind_names_the_kinds(layers: lp.Run) -> None:
 
 
 def test_a_run_has_the_figures_that_it_can_draw(layers: lp.Run, heads: lp.Run) -> None:
-    assert [figure.name for figure in run_figures(layers)] == [
+    assert [figure.name for figure in figures_of(layers)] == [
         "delta_by_depth",
         "protocols",
         "concentration",
         "failures",
     ]
-    assert "heads" in [figure.name for figure in run_figures(heads)]
+    assert "heads" in [figure.name for figure in figures_of(heads)]
     with pytest.raises(UserError, match="no single head"):
         layers.plot("heads")
     with pytest.raises(UserError, match="facts_open"):
@@ -81,6 +84,18 @@ def test_the_head_map_shows_the_needed_head_and_marks_it(heads: lp.Run) -> None:
     assert grid[1, 2] == -0.5
     assert np.nansum(grid) == -0.5
     assert ax.collections[1].get_offsets().tolist() == [[2.5, 1.5]]
+
+
+def test_save_and_plot_draw_the_same_map_of_all_heads(tmp_path: Path) -> None:
+    """Two heads of four are swept: the map has four columns, in the file as on the screen."""
+    variants = [Variant(a.name, (a,)) for a in (Ablation(Head(0, head), "zero") for head in range(2))]
+    run = layers_run(tmp_path / "run", variants=variants, tasks=("facts",))
+    assert run.spec.n_heads == 4
+    run.save()
+    ax = first(run.plot("heads"))
+    assert ax.get_xlim() == (0, 4)
+    ax.figure.savefig(tmp_path / "plotted.png", dpi=150)
+    assert (tmp_path / "plotted.png").read_bytes() == (tmp_path / "run" / "figures" / "heads.png").read_bytes()
 
 
 def test_protocols_ring_only_what_differs(layers: lp.Run) -> None:

@@ -16,10 +16,10 @@ import pytest
 from lensprune.ablation.variants import Variant
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.report.pages.browser_rows import browser_rows, shares_of
-from lensprune.report.pages.compare import compare_page, runs_gap
-from lensprune.report.pages.run import write_report
-from lensprune.sweep.records import CellKey
+from lensprune.results.browser_rows import browser_rows, shares_of
+from lensprune.results.compare import compare_page, runs_gap
+from lensprune.results.page import write_report
+from lensprune.runs.records import CellKey
 from tests.helpers.made_runs import HOSTILE, N_LAYERS, heads_run, layers_run
 
 mpl.use("agg")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lensprune.report.text.plain_text import escape_cell, for_terminal, write_csv
+from lensprune.output.plain_text import escape_cell, for_terminal, write_csv
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])

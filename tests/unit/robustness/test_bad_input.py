@@ -218,6 +218,7 @@ def test_prompts_of_gsm8k(question: str, answer: Any, count_cases: Callable[[], 
     assert message is None or "gsm8k" in message
 
 
+@pytest.mark.slow
 def test_ten_megabytes_in_a_row_are_cut_to_the_context() -> None:
     big = {**GOOD_ROW, "question_stem": "word " * 2_000_000}
     text = json.dumps(big) + "\n" + json.dumps({**GOOD_ROW, "id": "x-2"})

@@ -24,12 +24,13 @@ from lensprune import cli
 from lensprune.engine import forked as forked_engine
 from lensprune.engine import make_executor
 from lensprune.errors import UserError
-from lensprune.sweep import files
-from lensprune.sweep.cells import measure_cells
-from lensprune.sweep.prepare import SweepOptions, prepare
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.selection import VariantSelection
+from lensprune.output import files
+from lensprune.runs.records import CellKey
+from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.families import save_folder
+from tests.helpers.sweeps import sweep
 
 TASKS = ("facts", "arithmetic")
 PROTOCOLS = ("continuation", "generate")
@@ -46,12 +47,7 @@ def folder(family_folder: Callable[[str], Path]) -> Path:
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these sweeps."""
-    monkeypatch.setattr("lensprune.report.jobs.run.drawable", lambda summary: False)
-
-
-def sweep(folder: Path, out: Path | None, **changes: Any) -> lp.Run:
-    arguments: dict[str, Any] = {"limit": 3, "shots": 0, "device": "cpu", "progress": False, **changes}
-    return lp.sweep(str(folder), TASKS, PROTOCOLS, VariantSelection("layers", "skip"), out=out, **arguments)
+    monkeypatch.setattr("lensprune.results.outputs.SAVED_FIGURES", ())
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +66,7 @@ def lost(out: Path, whole: pd.DataFrame) -> int:
 WRITES = {"write": (Path, "write_bytes"), "sync": (os, "fsync"), "rename": (os, "replace")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", WRITES)
 @pytest.mark.parametrize("after", [0, 1, 6])
 def test_disk_full(
@@ -252,7 +249,9 @@ def command(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, tmp_path: Path, record_property: Recorded) -> None:
     out = tmp_path / "run"
-    asked = ["--task", "facts", "--protocol", "generate", "--over", "heads", "--limit", "60", "--shots", "0"]
+    # The first task's cells are stored long before the last task is begun, on the fastest machine too.
+    tasks = [word for task in ("facts", "arithmetic", "kv_retrieval") for word in ("--task", task)]
+    asked = [*tasks, "--protocol", "generate", "--over", "heads", "--limit", "60", "--shots", "0"]
     process = command(["sweep", "--model", str(folder), *asked, "--device", "cpu", "--out", str(out)])
     end = time.monotonic() + 300
     while not list((out / "records").glob("[!.]*.parquet")) and process.poll() is None and time.monotonic() < end:
@@ -264,7 +263,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, tmp_path: Path
     assert last.startswith("lensprune: stopped: ")
     assert last.endswith(f"go on with: lensprune resume {out}")
     stored = len(lp.Run.load(out).finished())
-    assert f"stopped: {stored} of 13 cells" in last
+    assert 0 < stored < 39
+    assert f"stopped: {stored} of 39 cells" in last
     assert not list(out.rglob(f"{files.TEMPORARY_PREFIX}*"))
     record_property("tried", 1)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lensprune.analysis.fidelity import AGREEMENT_COLUMNS
 from lensprune.cli import main
+from lensprune.divergence.scores import AGREEMENT_COLUMNS
+from lensprune.divergence.study import MEASURES, FidelityStudy, validate_fidelity
 from lensprune.errors import UserError
-from lensprune.studies.fidelity import MEASURES, FidelityStudy, validate_fidelity
 
 TASK = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
 

@@ -41,6 +41,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Preset:
     return small
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_and_ends_in_a_page(
     deep: Path, small: Preset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_layers_of_a_share_of_the_depth() -> None:
     assert replace(part, depth=None).layers(30) is None
 
 
+@pytest.mark.slow
 def test_the_pair_is_swept_compared_and_exchanged(
     deep: Path, family_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import HookNeverFired, LensPruneError, UserError
-from lensprune.sweep.crew import Foreman, WorkerLost
-from lensprune.sweep.prepare import SweepOptions, executor_options
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.selection import VariantSelection
-from lensprune.sweep.store import MemoryStore
-from lensprune.sweep.units import Unit, UnitQueue
-from lensprune.sweep.worker import CellWorker, Failure, News, Ready
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import MemoryStore
+from lensprune.sweeps.crew import Foreman, WorkerLost
+from lensprune.sweeps.prepare import SweepOptions, executor_options
+from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.units import Unit, UnitQueue
+from lensprune.sweeps.worker import CellWorker, Failure, News, Ready
 from tests.helpers.made_cells import skip, spec, table
 
 VARIANTS = (CLEAN, *(skip(layer) for layer in range(12)))

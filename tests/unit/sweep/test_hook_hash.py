@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lensprune.sweep.hook_hash import hook_hash
+from lensprune.runs.hook_hash import hook_hash
 
 FACTOR = 1.0
 
@@ -140,7 +140,7 @@ SCRIPT = """
 import torch
 from functools import partial
 from einops import rearrange
-from lensprune.sweep.hook_hash import hook_hash
+from lensprune.runs.hook_hash import hook_hash
 TABLE = {"b": {3, 1, 2}, "a": torch.arange(4)}
 def hook(z, hook, factor):
     return rearrange(torch.relu(z) * factor + TABLE["a"].sum(), "... d -> ... d")
@@ -148,6 +148,7 @@ print(hook_hash(partial(hook, factor=0.5)))
 """
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_hash() -> None:
     found = {
         subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout

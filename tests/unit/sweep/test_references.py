@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lensprune.ablation import collect_reference, each_mlp
-from lensprune.sweep.references import fewshot_prompts
+from lensprune.sweeps.references import fewshot_prompts
 from lensprune.tasks import load_task
 from tests.helpers.tiny_models import tiny
 

@@ -11,8 +11,8 @@ import torch
 from lensprune.ablation.components import MLP, Attention, Head, KVGroup, Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.errors import UserError
-from lensprune.sweep.spec import HowItRan, SweepSpec
-from lensprune.sweep.variant_json import variant_from_json, variant_to_json
+from lensprune.runs.spec import HowItRan, SweepSpec
+from lensprune.runs.variant_json import variant_from_json, variant_to_json
 from tests.helpers.made_cells import skip, spec
 
 

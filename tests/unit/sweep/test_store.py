@@ -12,9 +12,10 @@ import pytest
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import UserError
-from lensprune.sweep import files, store
-from lensprune.sweep.records import CellKey
-from lensprune.sweep.store import RunStore, check_out_folder, read_spec
+from lensprune.output import files
+from lensprune.runs import store
+from lensprune.runs.records import CellKey
+from lensprune.runs.store import RunStore, check_out_folder, read_spec
 from tests.helpers.made_cells import skip, spec, table
 
 RIGHT = [True, True, False, True]
@@ -213,7 +214,7 @@ def test_names_that_look_alike_are_different_cells(tmp_path: Path) -> None:
 
 
 def test_lone_surrogates_are_stored_as_escapes(tmp_path: Path) -> None:
-    from lensprune.sweep.records import cell_table
+    from lensprune.runs.records import cell_table
     from tests.helpers.made_cells import outcome, requests
 
     cell = cell_table(KEY, CLEAN, [outcome(0, True, text="bad \ud800 text")], requests(1), [0.25])

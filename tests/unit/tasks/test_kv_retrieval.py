@@ -13,7 +13,8 @@ import pytest
 
 from lensprune.errors import UserError
 from lensprune.tasks import GenerationFormat, MultipleChoiceFormat, build_context, get_task, load_task
-from lensprune.tasks.kv_retrieval import balanced_position, with_pairs
+from lensprune.tasks.bundled.kv_rows import balanced_position
+from lensprune.tasks.kv_retrieval import with_pairs
 from lensprune.tasks.prompts import prompt_strings
 from tests.helpers.rows import RowsWriter
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from lensprune.delta import model_pair
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
+from lensprune.replacement import model_pair
 from lensprune.toys.beginning import new_model
 from lensprune.toys.build import NAMES, build
 from lensprune.toys.muon import Muon, orthogonalised
@@ -34,6 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     return out, build(TINY, out, log=lambda line: None)
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_bytes(built: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     assert build(TINY, tmp_path / "again", log=lambda line: None) == built[1]
     other = build(replace(TINY, seed=1), tmp_path / "other", log=lambda line: None)
@@ -75,6 +76,7 @@ def test_the_recipe_fits_its_size() -> None:
     assert json.loads(json.dumps(RECIPE.__dict__))["seed"] == 0
 
 
+@pytest.mark.slow
 def test_training_learns_and_distilling_approaches_the_teacher() -> None:
     source = TextSource(0, worked=True)
     texts = [source.arithmetic(2) for _ in range(8)]

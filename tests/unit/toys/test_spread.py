@@ -8,10 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lensprune.analysis.concentration_change import (
+    OVER_SEEDS_COLUMNS,
+    PER_SEED_COLUMNS,
+    Comparison,
+    compare,
+    over_seeds,
+)
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.errors import UserError
 from lensprune.toys.recipe import Recipe
-from lensprune.toys.spread import OVER_SEEDS_COLUMNS, PER_SEED_COLUMNS, Comparison, compare, over_seeds
 from lensprune.toys.study import robustness_curves, study, study_table
 
 TINY = Recipe(
@@ -96,6 +102,7 @@ def test_seeds_are_the_units(differences: list[float], statistic: str, answer: s
         assert found["ci_high"].iloc[0] - found["difference"].iloc[0] == pytest.approx(half, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_study_is_written_and_goes_on(tmp_path: Path) -> None:
     lines: list[str] = []
     arguments = {"recipe": TINY, "limit": 3, "progress": False, "log": lines.append}

@@ -1,0 +1,67 @@
+"""What a sweep can be over and by which kinds of ablation, as words: the two tables put together."""
+
+from __future__ import annotations
+
+from lensprune.ablation.components import HEADS_AND_GROUPS, Part, Slot, part_named, parts
+from lensprune.ablation.kinds import ablation_kind, ablation_kinds, kinds_allowed
+from lensprune.errors import UserError, unknown_name
+from lensprune.registry import in_words
+
+__all__ = [
+    "check_allowed",
+    "default_kind",
+    "head_words",
+    "indexed_words",
+    "over_words",
+    "parts_over",
+    "reference_kinds",
+]
+
+
+def over_words() -> tuple[str, ...]:
+    """What a sweep can be over: the command line's ``--over``."""
+    return (*(part.over for part in parts()), HEADS_AND_GROUPS)
+
+
+def parts_over(over: str) -> tuple[Part, ...]:
+    """The parts that a sweep over `over` changes.
+
+    Raises:
+        UserError: no such word.
+    """
+    if over == HEADS_AND_GROUPS:
+        return part_named("head"), part_named("kv_group")
+    found = tuple(part for part in parts() if part.over == over)
+    if not found:
+        raise unknown_name("value for over", over, over_words())
+    return found
+
+
+def indexed_words() -> tuple[str, ...]:
+    """The words over which a layer has several components, so that some of them can be chosen."""
+    return tuple(word for word in over_words() if parts_over(word)[0].index is not None)
+
+
+def head_words() -> tuple[str, ...]:
+    """The words over which heads, or groups of them, are ranked by one scale."""
+    return tuple(part.over for part in parts() if part.slot is Slot.HEADS)
+
+
+def default_kind(over: str) -> str:
+    """The ablation that is taken where none is named."""
+    return parts_over(over)[0].default_ablation
+
+
+def reference_kinds() -> list[str]:
+    """Names of the kinds that take their values from reference prompts."""
+    return [name for name, kind in ablation_kinds().items() if kind.reference is not None]
+
+
+def check_allowed(kind: str, part: Part, what: str) -> None:
+    """Raise `UserError` if `kind` is unknown, or not for components of this part.
+
+    Args:
+        what: names the component and ends in "is" or "are", for the message.
+    """
+    if not ablation_kind(kind).allows(part):
+        raise UserError(f"{kind} bypasses a residual branch, and {what} not one: use {in_words(kinds_allowed(part))}")

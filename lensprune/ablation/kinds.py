@@ -1,0 +1,185 @@
+"""What takes a component's place: one row per kind of ablation, from which executors, plan and command line derive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from lensprune.ablation.components import Part
+from lensprune.errors import LensPruneError
+from lensprune.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int
+
+    from lensprune.ablation.components import Component
+    from lensprune.ablation.reference import ReferenceActivations
+
+__all__ = [
+    "OPTIMAL_ITERATIONS",
+    "AblatedSite",
+    "AblationKind",
+    "ablation_kind",
+    "ablation_kinds",
+    "kinds_allowed",
+    "register_ablation",
+]
+
+OPTIMAL_ITERATIONS = 12
+"""L-BFGS iterations of the search for an optimal constant."""
+
+Reference = Literal["mean", "donor", "optimal"]
+
+
+@dataclass(frozen=True)
+class AblatedSite:
+    """What a kind of ablation computes its value from, for tokens at `position_ids` [*rows].
+
+    `like` has the shape [*rows, …], type and device of the activation that is replaced; its numbers mean nothing.
+    """
+
+    component: Component
+    position_ids: Int[torch.Tensor, "*rows"]
+    like: Float[torch.Tensor, "*rows ..."]
+    given: ReferenceActivations | None = None
+    computed: Float[torch.Tensor, "*rows ..."] | None = None
+
+    @property
+    def activation(self) -> Float[torch.Tensor, "*rows ..."]:
+        """The activation that is replaced; only for kinds with `reads_activation`."""
+        if self.computed is None:
+            raise LensPruneError(
+                f"{self.component.label}: its ablation reads the activation, and was registered as one that doesn't"
+            )
+        return self.computed
+
+    @property
+    def reference(self) -> ReferenceActivations:
+        """The clean model's activations on reference prompts; only for kinds with `reference`."""
+        if self.given is None:
+            raise LensPruneError(
+                f"{self.component.label}: its ablation reads reference activations, and was registered without any"
+            )
+        return self.given
+
+    def full(self, number: float) -> Float[torch.Tensor, "*rows ..."]:
+        """The same number everywhere."""
+        return self.like.new_full(self.like.shape, number)
+
+
+Value = Callable[[AblatedSite], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class AblationKind:
+    """One way of ablation.
+
+    `value` gives what takes the activation's place, in the shape of `AblatedSite.like`; of a component that covers some
+    heads or dimensions only those are used. `None`: zero. `reads_activation`: the value depends on the activation that
+    it replaces, so a whole block has to run even where its contribution is replaced. `reference`: what of
+    `ReferenceActivations` the value takes, which is then collected on reference prompts. `branches_only`: for parts
+    that are a whole block or branch. `can_be_estimated`: screening may rank components by attribution patching towards
+    the value. `search_passes`: forward passes from the component's layer on, as many as a plan counts for one reference
+    prompt to find the value beforehand; a backward pass counts as one.
+    """
+
+    name: str
+    summary: str
+    value: Value | None = None
+    reads_activation: bool = False
+    reference: Reference | None = None
+    branches_only: bool = False
+    can_be_estimated: bool = True
+    search_passes: int = 0
+
+    def allows(self, part: Part) -> bool:
+        """Whether components of this part can be ablated so."""
+        return part.is_branch or not self.branches_only
+
+
+_KINDS: Registry[AblationKind] = Registry("ablation")
+
+V = TypeVar("V", bound=Value)
+
+
+@overload
+def register_ablation(value: V) -> V: ...
+@overload
+def register_ablation(*, name: str | None = None, **properties: Any) -> Callable[[V], V]: ...
+def register_ablation(value: V | None = None, *, name: str | None = None, **properties: Any) -> V | Callable[[V], V]:
+    """Decorator: make what a function returns a kind of ablation, known by the function's name (or by `name`)::
+
+        @register_ablation
+        def halve(site: AblatedSite) -> torch.Tensor:
+            \"\"\"Half of the activation.\"\"\"
+            return site.activation / 2
+
+    The first line of its docstring says what it does. `reads_activation` is ``True`` unless it is given; for the other
+    `properties` see `AblationKind`.
+
+    Raises:
+        UserError: the name is taken, or can't be one.
+    """
+
+    def register(function: V) -> V:
+        kind = AblationKind(
+            name=name or function.__name__,
+            summary=(function.__doc__ or "").strip().partition("\n")[0],
+            value=function,
+            **{"reads_activation": True, **properties},
+        )
+        _KINDS.add(kind.name, kind, function)
+        return function
+
+    return register if value is None else register(value)
+
+
+def ablation_kinds() -> Mapping[str, AblationKind]:
+    """All kinds by name, those of the package first."""
+    return {name: _KINDS.get(name) for name in _KINDS.names()}
+
+
+def ablation_kind(name: str) -> AblationKind:
+    """The kind of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _KINDS.get(name)
+
+
+def kinds_allowed(part: Part) -> list[str]:
+    """Names of the kinds for components of this part."""
+    return [kind.name for kind in _KINDS.rows() if kind.allows(part)]
+
+
+def _mean(site: AblatedSite) -> torch.Tensor:
+    return site.reference.mean(site.component.site, site.position_ids)
+
+
+def _resample(site: AblatedSite) -> torch.Tensor:
+    return site.reference.resample(site.component.site, site.position_ids)
+
+
+def _optimal(site: AblatedSite) -> torch.Tensor:
+    return site.reference.constant(site.component, site.position_ids)
+
+
+for _kind in (
+    AblationKind("skip", "the branch adds nothing: resid_post = resid_pre", branches_only=True),
+    AblationKind("zero", "the activation is 0: of a whole layer or branch the same as skip"),
+    AblationKind("mean", "its mean over reference prompts", _mean, reference="mean"),
+    AblationKind("resample", "its value on a donor prompt, position by position", _resample, reference="donor"),
+    AblationKind(
+        "optimal",
+        "the constant that changes the predictions on the reference prompts least",
+        _optimal,
+        reference="optimal",
+        can_be_estimated=False,
+        # A forward and a backward pass for each iteration: at least, since a line search may take more.
+        search_passes=2 * OPTIMAL_ITERATIONS,
+    ),
+):
+    _KINDS.add(_kind.name, _kind, AblationKind)

@@ -1,0 +1,318 @@
+"""The job of ``lensprune attribute``: build counterfactual pairs, run a method, write its tables and figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from tqdm.auto import tqdm
+
+from lensprune.attribution import (
+    PromptPair,
+    activation_patching,
+    attribution_patching,
+    counterfactual_pairs,
+    direct_and_total_effects,
+    direct_logit_attribution,
+    edge_attribution,
+    faithfulness_curve,
+    logit_lens,
+    path_patching,
+)
+from lensprune.attribution.faithfulness import MIB_FRACTIONS
+from lensprune.attribution.figures.faithfulness import faithfulness_figure
+from lensprune.attribution.graph import EdgeGraph
+from lensprune.attribution.pairs import pair_batches
+from lensprune.attribution.runs import last_logits
+from lensprune.engine.base import ProgressCallback
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookedModel
+from lensprune.models.load import open_model
+from lensprune.output.drawing.heatmap import head_heatmaps
+from lensprune.output.plain_text import for_terminal
+from lensprune.output.results_folder import write_results
+from lensprune.output.tables import aligned
+
+__all__ = ["METHODS", "AttributionOptions", "attribution_report", "passes"]
+
+_Pairs = Sequence[PromptPair]
+_PAIRS = 8
+_PATCHED = ["part", "effect", "standard_error", "share"]
+_UNSIGNED = ("standard_error", "answer_rank")
+
+
+@dataclass(frozen=True)
+class AttributionOptions:
+    """Options of the methods: `receiver` of ``path``, whether it also patches every head for its total effect; `steps`
+    of ``eap-ig``, whether it also draws a curve."""
+
+    receiver: str = "logits"
+    total: bool = False
+    steps: int = 5
+    curve: bool = True
+
+    def check(self, method: str) -> None:
+        """Refuse an option that is not of the method.
+
+        Raises:
+            UserError: names the option and its method.
+        """
+        plain = AttributionOptions()
+        for owner, names in (("path", ("receiver", "total")), ("eap-ig", ("steps", "curve"))):
+            for name in names:
+                if method != owner and getattr(self, name) != getattr(plain, name):
+                    raise UserError(f"{name} is an option of method {owner}, not of {method}: leave it out")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Tables by file name (the first one is shown), a note, and what to draw."""
+
+    tables: dict[str, pd.DataFrame]
+    note: str
+    draw: Callable[[str], Axes] | None = None
+    rank_by: str | None = None
+    shown: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Preference:
+    """How much a model prefers the right answer on some pairs: logit difference, mean and standard error."""
+
+    clean: float
+    clean_error: float
+    corrupt: float
+    corrupt_error: float
+    moved: float
+    moved_error: float
+
+    @classmethod
+    def of(cls, model: HookedModel, pairs: Sequence[PromptPair]) -> _Preference:
+        clean, corrupt = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
+        for batch in pair_batches(pairs, model.facts.device, _PAIRS):
+            own = list(batch.index)
+            clean[own] = batch.metric(last_logits(model, batch.clean)).double().cpu().numpy()
+            corrupt[own] = batch.metric(last_logits(model, batch.corrupt)).double().cpu().numpy()
+        found = []
+        for values in (clean, corrupt, clean - corrupt):
+            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+            found += [float(values.mean()), float(error)]
+        return cls(*found)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the answer is preferred, and by the clean prompt's difference, beyond two standard errors."""
+        return self.clean > 2 * self.clean_error and self.moved > 2 * self.moved_error
+
+    def __str__(self) -> str:
+        text = (
+            f"logit difference of the answer: clean {self.clean:+.3f} ± {self.clean_error:.3f}, corrupt "
+            f"{self.corrupt:+.3f} ± {self.corrupt_error:.3f} (mean ± standard error over pairs)"
+        )
+        if self.resolved:
+            return text
+        return (
+            f"{text}\nthe model is not seen to prefer the right answer on these pairs, so effects say nothing of how "
+            "it answers; no shares, CPR or CMD are given"
+        )
+
+
+def _map(frame: pd.DataFrame, value: str, name: str) -> Callable[[str], Axes]:
+    own = frame.assign(kind=name) if "site" in frame else frame[frame["head"] >= 0].assign(kind=name)
+    return lambda title: head_heatmaps(own, by="kind", value=value, title=title, label="logits")[0]
+
+
+def _dla(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    found = direct_logit_attribution(model, pairs)
+    tables = {unit: found.table(unit) for unit in ("head", "component", "layer")}
+    note = f"contributions to the logit difference, which is {float(found.logit_difference.mean()):+.3f} on average"
+    return _Found(
+        {f"dla_{unit}": table for unit, table in tables.items()},
+        note,
+        _map(tables["head"], "value", "direct logit attribution"),
+        "value",
+        ["part", "value", "standard_error"],
+    )
+
+
+def _lens(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    return _Found({"logit_lens": logit_lens(model, pairs)}, "what the residual stream says after each layer")
+
+
+def _patch(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    frame = activation_patching(model, pairs, ["head", "mlp"], progress=progress)
+    note = "change of the logit difference with the corrupt activation (negative: needed)"
+    return _Found({"patching": frame}, note, _map(frame, "effect", "patching"), "effect", _PATCHED)
+
+
+def _atp(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    frame = attribution_patching(model, pairs, ["head", "mlp"])
+    note = "first-order estimate of the change with the corrupt activation (negative: needed)"
+    return _Found(
+        {"attribution_patching": frame}, note, _map(frame, "effect", "attribution patching"), "effect", _PATCHED
+    )
+
+
+def _path(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    frame = path_patching(model, pairs, options.receiver, progress=progress)
+    tables = {"path_patching": frame}
+    note = f"exact effect of each component's corrupt output on {options.receiver} alone (negative: needed)"
+    if options.total:
+        tables["direct_and_total"] = direct_and_total_effects(model, pairs, progress=progress)
+    name = f"path to {options.receiver}"
+    return _Found(
+        tables, note, _map(frame, "effect", name), "effect", ["sender", "receiver", "effect", "standard_error"]
+    )
+
+
+def _eap(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _Found:
+    half = _scored(len(pairs), options)
+    scores = edge_attribution(model, pairs[:half], steps=options.steps, progress=progress)
+    tables = {"edges": scores.table()}
+    note = f"estimated effect of corrupting each of {scores.graph.n_edges} edges, from {half} pairs (negative: needed)"
+    if half == len(pairs):
+        return _Found(tables, note, None, "effect")
+    curve = faithfulness_curve(model, pairs[half:], scores, progress=progress)
+    tables["faithfulness"] = curve.table
+    note += f"\ngreedy circuits on the other {len(pairs) - half} pairs: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
+    return _Found(tables, note, lambda title: faithfulness_figure(curve.table, title=title), "effect")
+
+
+def _scored(n: int, options: AttributionOptions) -> int:
+    """How many of `n` pairs edges are scored on; the curve is drawn from the others."""
+    return (n + 1) // 2 if options.curve and n > 1 else n
+
+
+def passes(method: str, model: HookedModel, n: int, options: AttributionOptions) -> int | None:
+    """What a method reports as its progress on `n` pairs, all in all; ``None`` where it is over in a few passes."""
+    facts = model.facts
+    heads = facts.n_layers * facts.n_heads
+    if method == "patch":
+        return n * (heads + facts.n_layers)
+    if method == "eap-ig":
+        scored = _scored(n, options)
+        return scored * options.steps + (n - scored) * len(MIB_FRACTIONS)
+    if method == "path":
+        graph = EdgeGraph.of(facts)
+
+        def read(receiver: str) -> int:
+            return int(graph.edges[:, graph.reader(receiver)].sum())
+
+        return n * (read(options.receiver) + (heads + read("logits") if options.total else 0))
+    return None
+
+
+METHODS: dict[str, Callable[[HookedModel, Sequence[PromptPair], AttributionOptions, ProgressCallback], _Found]] = {
+    "dla": _dla,
+    "lens": _lens,
+    "patch": _patch,
+    "atp": _atp,
+    "path": _path,
+    "eap-ig": _eap,
+}
+"""The command line's ``--method`` names."""
+
+
+def attribution_report(
+    model: Any,
+    method: str,
+    task: str,
+    out: str | Path | None = None,
+    *,
+    limit: int = 10,
+    shots: int | None = None,
+    seed: int = 0,
+    options: AttributionOptions | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    bos: str | None = None,
+    most: int = 10,
+    progress: bool = True,
+) -> str:
+    """Attribute a task's answers, write tables and a figure to `out`, and return the lines to print.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        method: ``dla``, ``lens``, ``patch``, ``atp``, ``path`` or ``eap-ig``.
+        task: a task with counterfactual pairs (`counterfactual_pairs`).
+        out: folder for CSV files and ``figures/<method>.png``.
+        limit, shots, seed: of the task's items.
+        options: of the method.
+        dtype, device, bos: for `load_model`, when `model` is a name.
+        most: rows to print.
+        progress: show a bar of the passes done.
+
+    Raises:
+        UserError: an unknown method, task or receiver, or a file that cannot be written.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    options = options or AttributionOptions()
+    options.check(method)
+    if most < 1 or limit < 1:
+        raise UserError("limit and the number of rows to print must be 1 or more")
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    pairs = counterfactual_pairs(hooked, task, limit=limit, shots=shots, seed=seed)
+    preference = _Preference.of(hooked, pairs)
+    if not preference.resolved:
+        options = replace(options, curve=False)
+    total = passes(method, hooked, len(pairs), options)
+    shown = progress and total is not None
+    with tqdm(total=total, desc=method, unit="pass", disable=not shown, file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def advance(passes: int) -> None:
+            bar.update(passes)
+
+        found = METHODS[method](hooked, pairs, options, advance)
+    if not preference.resolved:
+        for table in found.tables.values():
+            if "share" in table:
+                table["share"] = float("nan")
+    title = f"{hooked.facts.name}: {method} on {len(pairs)} pairs of {task}"
+    lines = [for_terminal(title), str(preference), found.note, _shown(found, most)]
+    if out is not None:
+        tables = {f"{name}.csv": table for name, table in found.tables.items()}
+        draw = {} if found.draw is None else {method: partial(found.draw, title)}
+        lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
+    return "\n\n".join(lines)
+
+
+def _shown(found: _Found, most: int) -> str:
+    frame = next(iter(found.tables.values()))
+    if "site" in frame:
+        places = zip(frame["site"], frame["layer"], frame["head"], strict=True)
+        frame = frame.assign(part=[_part(*place) for place in places])
+    if found.rank_by is not None:
+        frame = frame.loc[frame[found.rank_by].abs().sort_values(ascending=False, kind="stable").index].head(most)
+    columns = found.shown or list(frame.columns)
+    rows = [[_cell(column, row[column]) for column in columns] for row in frame.to_dict("records")]
+    return aligned([columns, *rows])
+
+
+def _part(site: str, layer: int, head: int) -> str:
+    return f"L{layer}.{site}" if head < 0 else f"L{layer}.H{head}"
+
+
+def _cell(column: str, value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "-" if np.isnan(value) else f"{value:.3f}" if column in _UNSIGNED else f"{value:+.3f}"

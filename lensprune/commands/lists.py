@@ -1,0 +1,19 @@
+"""What ``lensprune tasks`` prints."""
+
+from __future__ import annotations
+
+from lensprune.output.tables import aligned
+from lensprune.protocols.registry import protocols_of
+from lensprune.tasks import get_task, task_names
+
+__all__ = ["tasks_table"]
+
+
+def tasks_table() -> str:
+    """One line a task: name, protocols, parameters with their defaults, and what it is."""
+    rows = [["task", "protocols", "parameters", "what it is"]]
+    for name in task_names():
+        task = get_task(name)
+        parameters = ", ".join(f"{key}={value}" for key, value in task.parameters.items())
+        rows.append([name, ", ".join(protocols_of(task)), parameters or "-", task.summary])
+    return aligned(rows)

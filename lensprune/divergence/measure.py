@@ -1,0 +1,185 @@
+"""Fidelity of every variant: the clean model's own right answers, read by each variant in one pass a chunk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from tqdm.auto import tqdm
+
+from lensprune.ablation.collect import collect_reference
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.divergence.scores import FIDELITY_COLUMNS, fidelity_items, fidelity_row
+from lensprune.engine import make_executor
+from lensprune.engine.traces import trace_tokens
+from lensprune.errors import LensPruneError, UserError
+from lensprune.models.load import open_model
+from lensprune.protocols.answer_span import answer_spans
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
+from lensprune.sweeps.prepare import Asked, SweepOptions, ask, load_tasks, resolved_variants
+from lensprune.sweeps.run import chosen_variants
+from lensprune.sweeps.selection import VariantSelection
+
+__all__ = ["AnswerReading", "fidelity", "read_answers"]
+
+_NAMED = ("component", "layer", "head", "ablation")
+
+
+@dataclass(frozen=True)
+class AnswerReading:
+    """One task's answers as every variant read them.
+
+    `item_ids`: of the answers read, in order; `items`: by variant (clean left out), see `fidelity_items`; `n_tokens`:
+    read of each variant; `n_asked`: items that the clean model was asked; `seconds`: of the clean generation
+    (``generate``) and the reading (``trace``).
+    """
+
+    task: str
+    item_ids: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    items: dict[str, dict[str, Float[np.ndarray, " item"]]]
+    n_tokens: int
+    n_asked: int
+    seconds: dict[str, float]
+
+
+def fidelity(
+    model: Any,
+    tasks: Sequence[str] | str,
+    variants: Sequence[Variant] | VariantSelection | str = "layers",
+    **options: Any,
+) -> pd.DataFrame:
+    """How far each variant stays on the clean model's own right answers; see `lensprune.divergence.scores`.
+
+    Costs the clean model's generation and then one teacher-forced pass a variant, instead of a generation a variant.
+
+    Args:
+        model, tasks, variants, options: of `read_answers`.
+
+    Returns:
+        One row a (task, variant), clean left out: variant, component, layer, head, ablation, task, and
+        `FIDELITY_COLUMNS`. ``attrs["seconds"]`` holds the time of the clean generation and of the traces.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    rows: list[dict[str, object]] = []
+    seconds = {"generate": 0.0, "trace": 0.0}
+    for reading in read_answers(model, tasks, variants, **options):
+        for name, taken in reading.seconds.items():
+            seconds[name] += taken
+        for variant in reading.variants:
+            row = fidelity_row(reading.items[variant.name], reading.n_tokens)
+            named = {name: getattr(variant, name) for name in _NAMED}
+            rows.append({**named, "variant": variant.name, "task": reading.task, **row})
+    frame = pd.DataFrame(rows, columns=["variant", *_NAMED, "task", *FIDELITY_COLUMNS])
+    frame.attrs["seconds"] = seconds
+    return frame.astype({"layer": "Int64", "head": "Int64"})
+
+
+def read_answers(
+    model: Any,
+    tasks: Sequence[str] | str,
+    variants: Sequence[Variant] | VariantSelection | str = "layers",
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    device: str | None = None,
+    executor: str = "forked",
+    whole: bool = False,
+    progress: bool = True,
+) -> list[AnswerReading]:
+    """Let the clean model answer, and let every variant read its right answers; one reading a task.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        tasks: task names; each must support ``generate``.
+        variants, limit, shots, seed, data_dir, device, executor: as for `lensprune.sweep`.
+        whole: read every answer to its last token, the wrong ones too.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: whatever the user can mend; a task of which the clean model answers nothing right.
+    """
+    options = SweepOptions(
+        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+        protocols=("generate",),
+        variants=chosen_variants(variants),
+        limit=limit,
+        shots=shots,
+        seed=seed,
+        data_dir=data_dir,
+        device=device,
+        executor=executor,
+    )
+    loaded = load_tasks(options)
+    hooked = open_model(model, device=device)
+    changed = tuple(v for v in resolved_variants(hooked.facts, options) if not v.is_clean)
+    wants_reference = [v for v in changed if v.needs_reference]
+    asked = ask(hooked, loaded, options, with_reference=bool(wants_reference))
+    runner = make_executor(executor, hooked)
+    readings = []
+    bar: Any
+    with tqdm(unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True) as bar:
+        for cell in asked:
+            task = cell.task.task.name
+            bar.set_description(task)
+            began = time.perf_counter()
+            [clean] = runner.run(cell.requests, [CLEAN], progress=bar.update)
+            generated = time.perf_counter() - began
+            item_ids, answers = _answers(hooked.tokenizer, cell, clean.responses, whole)
+            reference = (
+                collect_reference(hooked, cell.reference_prompts, wants_reference, donor_seed=seed)
+                if wants_reference
+                else None
+            )
+            began = time.perf_counter()
+            own, *others = trace_tokens(
+                hooked, answers, [CLEAN, *changed], reference=reference, executor=runner.name, progress=bar.update
+            )
+            readings.append(
+                AnswerReading(
+                    task=task,
+                    item_ids=item_ids,
+                    variants=changed,
+                    items={v.name: fidelity_items(found, own) for v, found in zip(changed, others, strict=True)},
+                    n_tokens=sum(len(answer.continuation_ids) for answer in answers),
+                    n_asked=len(cell.items),
+                    seconds={"generate": generated, "trace": time.perf_counter() - began},
+                )
+            )
+    return readings
+
+
+def _answers(
+    tokenizer: Any, cell: Asked, responses: Sequence[Any], whole: bool
+) -> tuple[tuple[str, ...], list[LoglikelihoodRequest]]:
+    """The clean model's right answers up to where they are right, as texts to be read, and their items."""
+    task = cell.task.task.name
+    if whole:
+        spans = [len(response.token_ids) for response in responses]
+    else:
+        spans = answer_spans(tokenizer, cell.task, cell.items, responses)
+    item_ids, answers = [], []
+    for item, request, response, span in zip(cell.items, cell.requests, responses, spans, strict=True):
+        if not isinstance(request, GenerateRequest) or not isinstance(response, GenerateResponse):
+            raise LensPruneError(f"task {task}: expected generations")
+        if response.stop_reason == "non_finite" or not response.token_ids:
+            raise UserError(f"task {task}: the clean model's logits are not finite, so it has no answer to stay on")
+        if span:
+            item_ids.append(item.item.id)
+            answers.append(LoglikelihoodRequest(request.context_ids, response.token_ids[:span]))
+    if not answers:
+        raise UserError(
+            f"task {task}: the clean model answers none of {len(cell.items)} items right, so there is no right answer "
+            "to stay on: take more items or an easier task"
+        )
+    return tuple(item_ids), answers

@@ -1,0 +1,153 @@
+"""The job of ``lensprune fidelity``: fidelity of each part, or its validation, as tables and lines to print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lensprune.ablation.variants import each_head, each_layer, parse_indices
+from lensprune.divergence.loss_split import FAILURES
+from lensprune.divergence.measure import fidelity
+from lensprune.divergence.study import FidelityStudy, validate_fidelity
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.load import open_model
+from lensprune.output.plain_text import for_terminal
+from lensprune.output.results_folder import write_results
+from lensprune.output.tables import aligned
+from lensprune.runs.chance import known_at_chance
+
+__all__ = ["fidelity_report"]
+
+_WEAKEST = 8
+_THRIFTY = ("fidelity", "Δμ itself", "fidelity, shuffled")
+
+
+def fidelity_report(
+    model: Any,
+    tasks: Sequence[str],
+    out: str | Path | None = None,
+    *,
+    over: str = "layers",
+    layers: str | None = None,
+    validate: bool = False,
+    protocols: Sequence[str] | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    bos: str | None = None,
+    **options: Any,
+) -> str:
+    """Measure fidelity, write tables to `out`, and return the lines to print.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        tasks: each must support ``generate``.
+        out: folder for ``fidelity.csv``; with `validate` also ``agreement.csv``, ``summary.csv``, ``gap.csv``,
+            ``thrift.csv``, ``seconds.csv``.
+        over: ``layers`` or ``heads``.
+        layers: like ``0-3,7``; ``None``: all.
+        validate: `validate_fidelity` instead of `fidelity` alone.
+        protocols: of `validate_fidelity`; ``None``: all.
+        dtype, device, bos: for `load_model`, when `model` is a name.
+        options: limit, shots, seed, data_dir of either.
+
+    Raises:
+        UserError: as these raise it, or a file that cannot be written.
+    """
+    if over not in ("layers", "heads"):
+        raise unknown_name("kind of part", over, ("layers", "heads"))
+    if protocols is not None and not validate:
+        raise UserError("protocols are swept only to validate: give --validate too, or leave --protocol out")
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
+    if validate:
+        if protocols is not None:
+            options["protocols"] = protocols
+        study = validate_fidelity(hooked.module, tasks, over=over, layers=chosen, **options)
+        tables = {"fidelity.csv": study.scores, "agreement.csv": study.agreement, "summary.csv": study.summary}
+        tables |= {"gap.csv": study.gap, "seconds.csv": study.seconds, "thrift.csv": study.thrift}
+        lines = [for_terminal(study.model), *_validation(study)]
+    else:
+        facts = hooked.facts
+        variants = each_layer(facts, "skip", chosen) if over == "layers" else each_head(facts, "zero", chosen)
+        found = fidelity(hooked.module, tasks, variants, **options)
+        tables, lines = {"fidelity.csv": found}, _weakest(found)
+    if out is not None:
+        lines.append("\n".join(str(path) for path in write_results(Path(out), tables, {})))
+    return "\n\n".join(lines)
+
+
+def _weakest(found: pd.DataFrame) -> list[str]:
+    parts = []
+    for task, own in found.groupby("task", sort=False):
+        rows = [["part", "fidelity", "95% interval", "follows to the end", "KL"]]
+        for row in own.sort_values("fidelity", kind="stable").head(_WEAKEST).to_dict("records"):
+            interval = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+            rows.append(
+                [row["variant"], f"{row['fidelity']:.3f}", interval, f"{row['follow']:.2f}", f"{row['kl']:.3f}"]
+            )
+        parts.append(f"{for_terminal(str(task))}: parts without which the model's own answers are followed least\n")
+        parts[-1] += aligned(rows)
+    return parts
+
+
+def _thrift(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for task, own in table.groupby("task", sort=False):
+        rows = [["scored on", *(cell for name in _THRIFTY for cell in (name, "95%"))]]
+        for _, at in own.groupby("share", sort=False):
+            cells = [f"{at['n_few'].iloc[0]} against the other {at['n_rest'].iloc[0]}"]
+            for row in at.to_dict("records"):
+                cells += [f"{row['spearman']:+.2f}", f"[{row['spearman_low']:+.2f}, {row['spearman_high']:+.2f}]"]
+            rows.append(cells)
+        title = f"{for_terminal(str(task))}: rank correlation of a few items' scores with Δμ (generate) on the others"
+        parts.append(f"{title}\n{aligned(rows)}")
+    return parts
+
+
+def _guessed(summary: pd.DataFrame) -> pd.DataFrame:
+    """The clean rows of tasks and protocols at chance."""
+    return summary[summary["variant"].eq("clean") & known_at_chance(summary)]
+
+
+def _validation(study: FidelityStudy) -> list[str]:
+    parts = []
+    for (task, protocol), own in study.agreement.groupby(["task", "protocol"], sort=False):
+        first = own.iloc[0]
+        title = (
+            f"{for_terminal(str(task))}, {protocol}: rank correlation with Δμ over {first['n_variants']} parts "
+            f"(clean accuracy {first['accuracy_clean']:.2f}, n {first['n']}, ceiling {first['ceiling']:.2f})"
+        )
+        rows = [["measure", "Spearman", "95% interval", "Kendall", "95% interval", "95% of shuffles below", "p"]]
+        for row in own.to_dict("records"):
+            cells = [str(row["measure"])]
+            for name in ("spearman", "kendall"):
+                cells += [f"{row[name]:+.2f}", f"[{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"]
+            rows.append([*cells, f"{row['shuffled_high']:+.2f}", f"{row['p_value']:.2g}"])
+        parts.append(f"{title}\n{aligned(rows)}")
+    guessed = _guessed(study.summary)
+    parts += [
+        f"{for_terminal(str(row['task']))}, {row['protocol']}: at chance (clean accuracy {row['accuracy']:.2f}, "
+        f"n {row['n']}), so Δμ means nothing"
+        for row in guessed.to_dict("records")
+    ]
+    nothing_lost = guessed.loc[guessed["protocol"] == "generate", "task"]
+    parts += _thrift(study.thrift[~study.thrift["task"].isin(nothing_lost)])
+    rows = [["seconds", "sweep under generate", "fidelity", "ratio", "on a fifth of the items", "ratio"]]
+    for row in study.seconds.to_dict("records"):
+        numbers = (row[name] for name in ("generate", "fidelity", "ratio", "few", "few_ratio"))
+        rows.append(
+            [for_terminal(str(row["task"])), *(f"{number:.1f}" if pd.notna(number) else "-" for number in numbers)]
+        )
+    parts.append(aligned(rows))
+    if len(study.gap):
+        rows = [
+            ["mean over parts", "Δμ generate", "Δμ continuation", "gap", *(name.replace("_", " ") for name in FAILURES)]
+        ]
+        for task, own in study.gap.groupby("task", sort=False):
+            mean = own[["delta", "delta_other", "gap", *FAILURES]].mean()
+            rows.append([str(task), *(f"{value:+.3f}" for value in mean)])
+        parts.append(aligned(rows))
+    return parts

@@ -1,0 +1,211 @@
+"""Does fidelity rank parts as the protocols do, at a fraction of the cost? The study behind docs/open-questions.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lensprune.ablation.variants import Variant, each_head, each_layer
+from lensprune.divergence.loss_split import GAP_COLUMNS, failure_gap, split_half_of
+from lensprune.divergence.measure import AnswerReading, read_answers
+from lensprune.divergence.scores import agreement_with_loss, fidelity_row
+from lensprune.divergence.similarity import layer_similarity
+from lensprune.divergence.thrift import SHARES, changes_of, thrift
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookedModel
+from lensprune.models.load import open_model
+from lensprune.primitives.battery import default_texts, text_rows
+from lensprune.primitives.effects import token_losses
+from lensprune.sweeps.run import sweep
+
+__all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]
+
+MEASURES = {
+    "fidelity": 1,
+    "follow": 1,
+    "path_share": 1,
+    "kl": -1,
+    "loss_change": -1,
+    "gold_logprob": 1,
+    "perplexity_change": -1,
+    "block_influence": -1,
+    "angular_distance": -1,
+}
+"""What is compared with Δμ; +1: a higher value means a smaller loss. The first five are columns of `fidelity`.
+``gold_logprob``: mean log-probability of the right option under the first likelihood protocol asked for.
+``perplexity_change``: of general text, relative. ``block_influence`` and ``angular_distance`` exist for whole layers
+alone."""
+_TEXTS = 12
+_LAYERS_ONLY = ("block_influence", "angular_distance")
+_FEW = 5
+
+
+@dataclass(frozen=True)
+class FidelityStudy:
+    """Tables of one model.
+
+    `agreement`: a row a (task, protocol, measure), see `agreement_with_loss`, with ``accuracy_clean``, ``n`` items and
+    ``ceiling``: the correlation that a score without error could be expected to reach, √`split_half`. Tasks and
+    protocols at which the clean model is at chance have no row. `scores`: every measure of every (task, variant).
+    `summary`: of the sweep. `gap`: see `failure_gap` (empty without both protocols). `thrift`: see `thrift`, by task.
+    `seconds`: a row a task: ``generate`` (the sweep under generate), ``fidelity`` (clean generation and reading),
+    ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth of the items, NaN where the clean
+    model answers none of these right.
+    """
+
+    model: str
+    agreement: pd.DataFrame
+    scores: pd.DataFrame
+    summary: pd.DataFrame
+    gap: pd.DataFrame
+    thrift: pd.DataFrame
+    seconds: pd.DataFrame
+
+
+def validate_fidelity(
+    model: Any,
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] = ("default", "continuation", "generate"),
+    *,
+    over: str = "layers",
+    layers: Sequence[int] | None = None,
+    limit: int = 24,
+    shots: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    device: str | None = None,
+    resamples: int = 1000,
+    progress: bool = True,
+) -> FidelityStudy:
+    """Measure Δμ by sweeps, and fidelity and its baselines on the same items, and correlate them over the parts.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        tasks: each must support ``generate``.
+        protocols: ``generate`` among them, since its time is what fidelity is to save.
+        over: ``layers`` (skipped) or ``heads`` (zeroed).
+        layers: these alone, or heads of these alone; ``None``: all.
+        limit, shots, seed, data_dir, device, progress: of `sweep`.
+        resamples: bootstrap draws of the parts, behind the intervals.
+
+    Raises:
+        UserError: an option out of range, or what `sweep` refuses.
+    """
+    if over not in ("layers", "heads"):
+        raise unknown_name("kind of part", over, ("layers", "heads"))
+    if "generate" not in protocols:
+        raise UserError("protocols lack generate: fidelity is compared with it")
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    hooked = open_model(model, device=device)
+    facts = hooked.facts
+    variants = each_layer(facts, "skip", layers) if over == "layers" else each_head(facts, "zero", layers)
+    options: dict[str, Any] = {
+        "limit": limit,
+        "shots": shots,
+        "seed": seed,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "progress": progress,
+    }
+    general = _general(hooked, variants, over)
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("agreement", "scores", "summary", "gap", "thrift")}
+    seconds = []
+    for task in names:
+        [reading] = read_answers(hooked.module, [task], variants, **options)
+        few = _seconds_of_few(hooked, task, variants, {**options, "limit": max(1, limit // _FEW)})
+        records, summary = {}, {}
+        for protocol in protocols:
+            began = time.perf_counter()
+            run = sweep(hooked.module, [task], [protocol], variants, **options)
+            if protocol == "generate":
+                taken = time.perf_counter() - began
+            records[protocol], summary[protocol] = run.records(), run.summary()
+        measured = pd.concat(records.values(), ignore_index=True)
+        of_task = pd.concat(summary.values(), ignore_index=True)
+        found = _scores(reading, of_task).merge(general, on="variant")
+        rows = agreement_with_loss(found, of_task, _measures(over), resamples=resamples, seed=seed)
+        tables["agreement"].append(_with_ceiling(rows, of_task, measured))
+        tables["scores"].append(found)
+        tables["summary"].append(of_task)
+        tables["thrift"].append(_thrift(reading, records["generate"], seed).assign(task=found["task"].iloc[0]))
+        if "continuation" in protocols:
+            tables["gap"].append(failure_gap(measured))
+        cost = sum(reading.seconds.values())
+        seconds.append((found["task"].iloc[0], taken, cost, taken / cost, few, taken / few))
+    joined = {name: _joined(own) for name, own in tables.items()}
+    if joined["gap"].empty:
+        joined["gap"] = pd.DataFrame(columns=list(GAP_COLUMNS))
+    columns = ["task", "generate", "fidelity", "ratio", "few", "few_ratio"]
+    return FidelityStudy(model=facts.name, seconds=pd.DataFrame(seconds, columns=columns), **joined)
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    # An empty frame's columns are of no type, which those of the others would take on.
+    kept = [frame for frame in frames if len(frame)] or list(frames[:1])
+    return pd.concat(kept, ignore_index=True) if kept else pd.DataFrame()
+
+
+def _seconds_of_few(model: HookedModel, task: str, variants: Sequence[Variant], options: dict[str, Any]) -> float:
+    """Time of fidelity on few items; NaN where the clean model answers none of them right."""
+    try:
+        [few] = read_answers(model.module, [task], variants, **options)
+    except UserError:
+        # All items were read before with these options, so the only thing that few can lack is a right answer.
+        return float("nan")
+    return sum(few.seconds.values())
+
+
+def _scores(reading: AnswerReading, summary: pd.DataFrame) -> pd.DataFrame:
+    """Measures of one task: a row a variant."""
+    rows = []
+    for variant in reading.variants:
+        row: dict[str, object] = {"variant": variant.name, "layer": variant.layer, "head": variant.head}
+        row |= fidelity_row(reading.items[variant.name], reading.n_tokens)
+        rows.append(row)
+    found = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+    # The sweep may write a task's parameters in another order than they were given.
+    found.insert(0, "task", summary["task"].iloc[0])
+    likelihood = summary[summary["mean_gold_logprob"].notna()].drop_duplicates("variant").set_index("variant")
+    found["gold_logprob"] = found["variant"].map(likelihood["mean_gold_logprob"]).astype(float)
+    return found
+
+
+def _thrift(reading: AnswerReading, records: pd.DataFrame, seed: int) -> pd.DataFrame:
+    changes = changes_of(records)
+    names = [variant.name for variant in reading.variants]
+    items = pd.DataFrame({name: reading.items[name]["fidelity"] for name in names}, index=list(reading.item_ids))
+    # An answer that was not read says nothing of any variant.
+    scores = items.reindex(changes.index).fillna(0.0)
+    shares = [share for share in SHARES if 0 < round(share * len(changes)) < len(changes)]
+    return thrift(scores.to_numpy(), changes[names].to_numpy(), shares, seed=seed)
+
+
+def _measures(over: str) -> dict[str, int]:
+    return {name: sign for name, sign in MEASURES.items() if over == "layers" or name not in _LAYERS_ONLY}
+
+
+def _general(model: HookedModel, variants: Sequence[Variant], over: str) -> pd.DataFrame:
+    """The baselines that need no task, on the bundled general texts: a row a variant."""
+    rows = text_rows(model, default_texts(_TEXTS))
+    change = np.expm1(token_losses(model, rows, variants).loss.mean(axis=0))
+    frame = pd.DataFrame({"variant": [variant.name for variant in variants], "perplexity_change": change})
+    if over == "layers":
+        similar = layer_similarity(model, [row.context_ids + row.solution_ids for row in rows])
+        frame = frame.merge(similar[["variant", *_LAYERS_ONLY]], on="variant")
+    return frame
+
+
+def _with_ceiling(rows: pd.DataFrame, summary: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    clean = summary[summary["variant"] == "clean"].set_index("protocol")
+    ranked = records[records["protocol"].isin(rows["protocol"])]
+    ceilings = {protocol: split_half_of(own) ** 0.5 for protocol, own in ranked.groupby("protocol")}
+    return rows.assign(
+        accuracy_clean=rows["protocol"].map(clean["accuracy"]),
+        n=rows["protocol"].map(clean["n"]),
+        ceiling=rows["protocol"].map(ceilings).astype(float),
+    )

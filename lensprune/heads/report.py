@@ -1,0 +1,137 @@
+"""The job of ``lensprune heads``: measure head functions, write them, and say which heads stand out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from lensprune.heads.figures.kinds import UNIT_SCORES
+from lensprune.heads.scores import SCORES, head_scores
+from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
+from lensprune.models.load import open_model
+from lensprune.output.drawing.heatmap import head_heatmaps
+from lensprune.output.results_folder import write_results
+from lensprune.output.tables import aligned
+from lensprune.paths import read_texts
+from lensprune.results.concentration import head_tables
+from lensprune.results.run import Run
+from lensprune.runs.chance import beats_chance
+
+__all__ = ["heads_report"]
+
+SCORES_FILE = "heads.csv"
+EFFECTS_FILE = "heads_and_effects.csv"
+
+
+def heads_report(
+    model: Any,
+    out: str | Path | None = None,
+    *,
+    scores: Sequence[str] | None = None,
+    run: str | Path | Run | None = None,
+    text_file: str | Path | None = None,
+    limit: int = 20,
+    shots: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+    bos: str | None = None,
+    most: int = 5,
+) -> str:
+    """Measure head functions, write tables and heatmaps to `out`, and return the lines to print.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        out: folder for ``heads.csv``, ``figures/heads.png`` and, with `run`, ``heads_and_effects.csv``,
+            ``concentration.csv``, ``figures/lorenz.png`` and, where it has several tasks or protocols, ``overlap.csv``.
+        scores, limit, shots, seed: of `head_scores`.
+        run: a sweep over heads (or its folder) whose effects are put beside the scores.
+        text_file: texts, parted by blank lines, for attention sink, entropy and distance.
+        dtype, device, bos: for `load_model`, when `model` is a name.
+        most: heads named for each score.
+
+    Raises:
+        UserError: as `head_scores` and `scores_with_effects` raise it, a file that cannot be read or written.
+    """
+    effects_of = run if isinstance(run, Run) or run is None else Run.load(run)
+    texts = None if text_file is None else read_texts(Path(text_file))
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    if effects_of is not None:
+        check_same_model(effects_of, hooked.facts)
+    measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed)
+    lines = [
+        f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",
+        _top(measured, most),
+    ]
+    tables = {SCORES_FILE: measured}
+    draw: dict[str, Callable[[], Axes | list[Axes]]] = {
+        "heads": partial(head_heatmaps, measured, title=hooked.facts.name, unit_range=UNIT_SCORES)
+    }
+    if effects_of is not None:
+        joined = scores_with_effects(measured, effects_of)
+        tables[EFFECTS_FILE] = joined
+        lines.append(_strongest(joined, most))
+        for ablation in dict.fromkeys(joined["ablation"]):
+            found = head_tables(effects_of, ablation)
+            name = f"_{ablation}" if joined["ablation"].nunique() > 1 else ""
+            tables[f"concentration{name}.csv"] = found.concentration
+            lines.append(_concentration(found.concentration, ablation))
+            if any(own.effects.any() for own in found.effects):
+                draw[f"lorenz{name}"] = partial(effects_of.plot_concentration, ablation=ablation)
+            if found.overlap is not None:
+                tables[f"overlap{name}.csv"] = found.overlap
+                lines.append(_overlap(found.overlap, ablation))
+    if out is not None:
+        lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
+    return "\n\n".join(lines)
+
+
+def _top(scores: pd.DataFrame, most: int) -> str:
+    rows = [["score", "top heads"]]
+    best = top_heads(scores, most)
+    for name in dict.fromkeys(scores["score"]):
+        own = best[best["score"] == name]
+        named = "  ".join(f"L{r.layer}.H{r.head} {r.value:.2f}" for r in own.itertuples())
+        rows.append([str(name), named or "not measured"])
+    return aligned(rows)
+
+
+def _concentration(frame: pd.DataFrame, ablation: str) -> str:
+    rows = [[f"effects of heads ({ablation})", "statistic", "value", "95% interval", "noise alone", "p"]]
+    for row in frame.to_dict("records"):
+        place = f"{row['task']}, {row['protocol']}" + (" (at chance)" if row["at_chance"] else "")
+        interval, null = (f"[{row[f'{kind}_low']:.2f}, {row[f'{kind}_high']:.2f}]" for kind in ("ci", "null"))
+        rows.append([place, str(row["statistic"]), f"{row['value']:.2f}", interval, null, f"{row['p_value']:.2g}"])
+    return aligned(rows)
+
+
+def _overlap(frame: pd.DataFrame, ablation: str) -> str:
+    k = int(frame["k"].iloc[0])
+    rows = [[f"shared heads ({ablation})", "Spearman", "p", f"shared of the top {k}", "Jaccard", "by chance", "p"]]
+    for row in frame.to_dict("records"):
+        pair = f"{row['task_a']}, {row['protocol_a']} – {row['task_b']}, {row['protocol_b']}"
+        shared = f"{row['shared']} of {row['top_a']} and {row['top_b']}"
+        numbers = [f"{row[name]:.2g}" for name in ("jaccard", "jaccard_expected", "jaccard_p")]
+        rows.append([pair, f"{row['spearman']:+.2f}", f"{row['spearman_p']:.2g}", shared, *numbers])
+    return aligned(rows)
+
+
+def _strongest(joined: pd.DataFrame, most: int) -> str:
+    parts = []
+    scores = [name for name in joined.columns if name in SCORES]
+    for (task, protocol, ablation), group in joined.groupby(["task", "protocol", "ablation"], sort=False):
+        title = f"{task}, {protocol}: heads whose removal ({ablation}) costs most"
+        if not beats_chance(group).iloc[0]:
+            parts.append(f"{title}\n  at chance: not ranked")
+            continue
+        rows = [["head", "Δμ", *scores]]
+        for row in group.sort_values("delta", kind="stable").head(most).to_dict("records"):
+            values = [f"{row[name]:.2f}" for name in scores]
+            rows.append([f"L{row['layer']}.H{row['head']}", f"{row['delta']:+.3f}", *values])
+        parts.append(title + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines()))
+    return "\n\n".join(parts)

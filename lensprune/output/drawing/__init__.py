@@ -1,0 +1,1 @@
+"""The look of figures, and what a figure is."""

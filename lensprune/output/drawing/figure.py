@@ -1,0 +1,40 @@
+"""A figure as a value: what it is called, what it says, how it is drawn and from what table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lensprune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Figure", "drawn_axes", "unknown_kind"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that can be drawn: `draw()` gives its axes, `data()` the tidy table that it draws."""
+
+    name: str
+    alt: str
+    caption: str
+    draw: Callable[[], Axes | list[Axes]]
+    data: Callable[[], pd.DataFrame]
+
+
+def drawn_axes(figure: Figure) -> Axes | list[Axes]:
+    """Draw a figure; one Axes, or a list where there are several panels."""
+    axes = figure.draw()
+    return axes[0] if isinstance(axes, list) and len(axes) == 1 else axes
+
+
+def unknown_kind(kind: str, kinds: Iterable[str]) -> UserError:
+    """The error for a kind of figure that is none of `kinds`: it names the nearest and all of them."""
+    close = nearest(kind, kinds, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return UserError(f"unknown kind of figure {kind!r}: {hint}choose one of {', '.join(kinds)}")

@@ -1,0 +1,104 @@
+"""A plan as text for the terminal."""
+
+from __future__ import annotations
+
+from lensprune.output.plain_text import for_terminal
+from lensprune.output.tables import aligned
+from lensprune.planning.cost import Cost
+from lensprune.planning.makespan import makespan, planned_times
+from lensprune.planning.result import Plan
+
+__all__ = ["duration", "plan_report", "quantity"]
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Three significant digits and a decimal prefix: ``1.24 T``."""
+    power = 0
+    while abs(value) >= 999.5 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {_PREFIXES[power]}{unit}".strip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days, whichever reads best."""
+    for size, unit in ((_DAY, "days"), (_HOUR, "hours"), (_MINUTE, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+def _saving(before: float, after: float) -> str:
+    return f"{before / after:.1f}×" if after else "-"
+
+
+def _cost_rows(plan: Plan) -> list[list[str]]:
+    rows = [["", "hooked", "forked", "saving"]]
+    before, after = plan.unshared, plan.shared
+
+    def row(label: str, a: float, b: float, unit: str = "") -> None:
+        rows.append([label, quantity(a, unit), quantity(b, unit), _saving(a, b)])
+
+    row("tokens", before.tokens, after.tokens)
+    row("positions unembedded", before.scored, after.scored)
+    row("FLOPs", before.flops, after.flops)
+    for part in ("attention", "scores", "mlp", "unembedding"):
+        label = {"scores": "attention between tokens", "attention": "attention projections"}.get(part, part)
+        row(f"of which {label}", getattr(before, part), getattr(after, part))
+    return rows
+
+
+def _cell_rows(plan: Plan) -> list[list[str]]:
+    rows = [["task", "protocol", "items", "requests", "tokens hooked", "tokens forked", "FLOPs forked"]]
+    for cell in plan.cells:
+        unshared, shared = cell.unshared, cell.shared
+        numbers = [str(cell.items), str(cell.requests), quantity(unshared.tokens), quantity(shared.tokens)]
+        rows.append([cell.task, cell.protocol, *numbers, quantity(shared.flops)])
+    return rows
+
+
+def plan_report(plan: Plan) -> str:
+    """What `lensprune plan` prints."""
+    memory, speed = plan.memory, plan.speed
+    shape = plan.shape
+    head = (
+        f"{for_terminal(plan.model)}: {shape.n_layers} layers, {quantity(shape.parameters)} parameters, "
+        f"{quantity(shape.flops_per_token)}FLOP a token; {plan.dtype} on {for_terminal(plan.device)}"
+    )
+    cells = (
+        f"{plan.n_cells} cells: {plan.n_variants} variants × {len(plan.cells)} (task, protocol); nothing has been run"
+    )
+    if plan.reference != Cost():
+        cells += f"; {quantity(plan.reference.tokens)} tokens are reference prompts"
+    parts = [("weights", memory.weights), ("activations", memory.activations), ("logits", memory.logits)]
+    parts += [("keys and values", memory.cache)] if memory.cache else []
+    parts += [("libraries", memory.process)] if memory.process else []
+    detail = ", ".join(f"{label} {quantity(size, 'B')}" for label, size in parts)
+    rate = f"{quantity(speed.flops, 'FLOP/s')} {'measured here' if speed.measured else 'as given'}"
+    if speed.bandwidth is not None:
+        rate += f", weights read at {quantity(speed.bandwidth, 'B/s')}"
+    elif plan.cost.passes:
+        rate += "; decoding is bound by reading weights and will take longer: give a bandwidth"
+    return "\n\n".join(
+        [
+            f"{head}\n{cells}",
+            aligned(_cell_rows(plan)),
+            aligned(_cost_rows(plan)),
+            f"{'memory:':9}{quantity(memory.total, 'B')} at the peak with {plan.executor} ({detail})\n"
+            f"{'time:':9}{duration(plan.seconds)} of matrix products with {plan.executor} ({rate})"
+            f"{_spread_line(plan)}",
+        ]
+    )
+
+
+def _spread_line(plan: Plan) -> str:
+    """The simulated time by `plan.workers`; nothing for a sweep in one process."""
+    if plan.workers is None:
+        return ""
+    found = makespan(planned_times(plan), plan.workers)
+    return (
+        f"\n{'spread:':9}{duration(found.seconds)} with {plan.workers} workers, each at {found.efficiency:.0%} of the "
+        "rate of one alone; loading the model comes on top"
+    )

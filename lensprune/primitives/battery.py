@@ -1,0 +1,238 @@
+"""`primitives`: read worked solutions without each part, patch what matters, and name what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from lensprune.ablation.collect import collect_reference
+from lensprune.ablation.reference import MeanMode, ReferenceActivations
+from lensprune.ablation.variants import Variant, each_head, each_layer, each_mlp
+from lensprune.attribution.sites import PatchTarget
+from lensprune.errors import UserError
+from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import HookedModel
+from lensprune.models.tokenizers import encode
+from lensprune.primitives.causal import LEAST_PROBES, causal_tests
+from lensprune.primitives.chains import Chain, ChainOptions, Wording, draw_chains
+from lensprune.primitives.classes import CLASSES, MarkedSolution, tokenize_solution
+from lensprune.primitives.effects import LEAST_SOLUTIONS, SHUFFLES, TokenLosses, class_effects, token_losses
+from lensprune.primitives.probes import TESTS, make_probes
+from lensprune.primitives.result import Primitives
+from lensprune.primitives.verdicts import LEAST_KNOWN, ROLES, Thresholds, role_evidence, verdict_table
+from lensprune.tasks import load_task
+from lensprune.tasks.base import GenerationFormat
+from lensprune.tasks.prompts import build_context, format_of
+
+__all__ = ["default_texts", "marked_chains", "primitives", "reference_for", "task_texts", "text_rows"]
+
+_REFERENCE = 16
+_LONGEST_TEXT = 128
+
+
+def primitives(
+    model: Any,
+    *,
+    operands: int = 3,
+    largest: int = 9,
+    subtract: bool = True,
+    limit: int = 24,
+    shots: int = 4,
+    layers: Sequence[int] | None = None,
+    ablation: str = "zero",
+    texts: Sequence[str | tuple[str, str]] | None = None,
+    wording: Wording | None = None,
+    thresholds: Thresholds | None = None,
+    shuffles: int = SHUFFLES,
+    seed: int = 0,
+) -> Primitives:
+    """Name what heads and MLPs do in chains of sums: carry an operand or operator, route to a position, compute or move
+    a result, format the answer, or keep text coherent.
+
+    Each part is removed while the model reads worked solutions and general text, teacher-forced (`class_effects`).
+    Parts that cost `thresholds.effect` nats on some class are patched with runs in which one thing differs
+    (`causal_tests`). A role needs both, by `Thresholds`; a part may have several.
+
+    What it can't see: parts that others stand in for when they are removed alone, and roles in texts of other kinds.
+
+    Args:
+        operands, largest, subtract: of the chains, as for the task ``arithmetic``; `largest` of 9 or less, so that
+            every number is one digit.
+        limit: chains behind the effects, and again behind the causal tests.
+        shots: worked chains in front of each.
+        layers: heads and MLPs of these layers only.
+        ablation: ``zero``, or ``mean`` over other chains with their solutions.
+        texts: general text, one a unit: a string (its first 128 tokens are read) or (prompt, text), of which the text
+            alone is read, such as `task_texts` gives; ``None``: the bundled facts and the questions of the bundled word
+            problems.
+        wording: how chains are written.
+        shuffles: of class labels, behind ``contrast_p``.
+        seed: of chains, pairs, shuffles and bootstraps.
+
+    Raises:
+        UserError: an option out of range, or prompts longer than the model's context.
+    """
+    hooked = as_hooked_model(model)
+    bounds, words = thresholds or Thresholds(), wording or Wording()
+    if limit < LEAST_SOLUTIONS:
+        raise UserError(f"limit {limit} is too few for an interval: expected {LEAST_SOLUTIONS} or more")
+    if ablation not in ("zero", "mean"):
+        raise UserError(f"ablation {ablation!r} is not one that primitives takes: choose zero or mean")
+    asked = ChainOptions(operands, largest, subtract, limit, shots, words, seed)
+    front = asked.examples()
+    solutions = marked_chains(hooked, asked.chains(), words, front)
+    rows = text_rows(hooked, default_texts(max(limit, 12)) if texts is None else texts)
+    variants = [
+        *each_head(hooked.facts, ablation, layers),
+        *each_mlp(hooked.facts, ablation, layers),
+        *each_layer(hooked.facts, "skip", layers),
+    ]
+    reference = reference_for(hooked, asked, variants)
+    found = token_losses(hooked, solutions, variants, reference)
+    text = token_losses(hooked, rows, variants, reference)
+    effects = class_effects(found, text, variants, shuffles=shuffles, seed=seed)
+    shuffled = class_effects(_shuffled(found, seed), text, variants, shuffles=shuffles, seed=seed)
+    chains = draw_chains(limit, operands, largest, subtract, seed, distinct=True)
+    probes, missed = make_probes(hooked, chains, words, front, seed)
+    places = _places(effects, bounds)
+    causal = causal_tests(hooked, probes, places, seed)
+    evidence = role_evidence(effects, causal, bounds)
+    return Primitives(
+        model=hooked.facts.name,
+        effects=effects,
+        causal=causal,
+        evidence=evidence,
+        verdicts=verdict_table(effects, evidence, bounds),
+        controls=_controls(
+            evidence,
+            role_evidence(shuffled, causal, bounds),
+            role_evidence(effects, causal, bounds, placebo=True),
+        ),
+        thresholds=bounds,
+        asked=asked,
+        ablation=ablation,
+        notes=tuple(_notes(effects, causal, missed)),
+    )
+
+
+def marked_chains(
+    model: HookedModel, chains: Sequence[Chain], wording: Wording, front: str = ""
+) -> list[MarkedSolution]:
+    """The chains with their worked solutions, tokens classed, behind the examples `front`."""
+    return [
+        tokenize_solution(model, front + chain.question(wording), chain.question(wording), chain.solution(wording))
+        for chain in chains
+    ]
+
+
+def default_texts(limit: int) -> list[str]:
+    """Sentences of the bundled facts, and questions of the bundled word problems: short texts, no worked steps."""
+    facts = load_task("facts", limit=limit, shots=0).items
+    problems = load_task("word_problems", limit=limit, shots=0).items
+    return [str(item.doc["fact1"]) for item in facts] + [str(item.doc["question"]) for item in problems]
+
+
+def task_texts(task: str, limit: int = 24, shots: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
+    """Another task's prompts under ``generate`` and their right answers, of which the answers alone are read.
+
+    Raises:
+        UserError: an unknown task, or one without ``generate``.
+    """
+    loaded = load_task(task, limit=limit, shots=shots, seed=seed)
+    form = format_of(loaded.task, "generate")
+    if not isinstance(form, GenerationFormat):
+        raise UserError(f"task {task!r} is not answered by generation, so it has no answers to read")
+    return [(build_context(form, own), form.target_delimiter + form.target(own.doc)) for own in loaded.items]
+
+
+def text_rows(model: HookedModel, texts: Sequence[str | tuple[str, str]]) -> list[MarkedSolution]:
+    """Texts to read from their second token on; of (prompt, text) the text alone.
+
+    Raises:
+        UserError: fewer texts with a token to read than an interval needs, or a longer one than the context holds.
+    """
+    usable = []
+    for text in texts:
+        if isinstance(text, str):
+            ids = encode(model, text)[: min(_LONGEST_TEXT, model.facts.n_ctx)]
+            front = 1
+        else:
+            ids = encode(model, "".join(text))
+            front = len(encode(model, text[0]))
+            if len(ids) > model.facts.n_ctx:
+                raise UserError(f"a text has {len(ids)} tokens, and the context holds {model.facts.n_ctx}")
+        if 0 < front < len(ids):
+            usable.append(MarkedSolution(tuple(ids[:front]), tuple(ids[front:]), ("text",) * (len(ids) - front)))
+    if len(usable) < LEAST_SOLUTIONS:
+        raise UserError(
+            f"{len(usable)} general texts have a token to read behind another, expected {LEAST_SOLUTIONS} or more"
+        )
+    return usable
+
+
+def reference_for(
+    model: HookedModel, asked: ChainOptions, variants: Sequence[Variant], mode: MeanMode = "pooled"
+) -> ReferenceActivations | None:
+    """Activations on the worked examples' kind of chains, none of which is asked, where a variant needs them."""
+    needy = [variant for variant in variants if variant.needs_reference]
+    if not needy:
+        return None
+    others = marked_chains(model, asked.shown(_REFERENCE), asked.wording, asked.examples())
+    return collect_reference(model, [own.context_ids + own.solution_ids for own in others], needy, mode=mode)
+
+
+def _shuffled(found: TokenLosses, seed: int) -> TokenLosses:
+    """The classes of each solution's predicted tokens in random order: a negative control."""
+    generator = np.random.default_rng(seed + 1)
+    kinds = found.kind.copy()
+    for unit in np.unique(found.unit):
+        own = np.flatnonzero((found.unit == unit) & found.predicted)
+        kinds[own] = generator.permutation(kinds[own])
+    return replace(found, kind=kinds)
+
+
+def _places(effects: pd.DataFrame, thresholds: Thresholds) -> list[PatchTarget]:
+    """Heads and MLPs whose removal costs enough on some class."""
+    own = effects[effects["component"].isin(("head", "mlp")) & (effects["class"] != "text")]
+    strong = own[own["effect"] >= thresholds.effect].drop_duplicates("variant")
+    found = []
+    for row in strong.to_dict("records"):
+        head = -1 if pd.isna(row["head"]) else int(row["head"])
+        found.append(PatchTarget(cast(Any, row["component"]), int(row["layer"]), head, -1))
+    return sorted(found, key=lambda place: (place.layer, place.site, place.head))
+
+
+def _controls(evidence: pd.DataFrame, shuffled: pd.DataFrame, placebo: pd.DataFrame) -> pd.DataFrame:
+    def count(table: pd.DataFrame, role: str) -> int:
+        own = table[table["named"] & (table["role"] == role)]
+        return len(own.drop_duplicates(["component", "layer", "head"]))
+
+    rows = [(role, count(evidence, role), count(shuffled, role), count(placebo, role)) for role in ROLES]
+    return pd.DataFrame(rows, columns=["role", "named", "named_with_shuffled_classes", "named_by_placebo"])
+
+
+def _notes(effects: pd.DataFrame, causal: pd.DataFrame, missed: dict[str, int]) -> list[str]:
+    notes = []
+    for kind in CLASSES:
+        seen = effects[effects["class"] == kind].iloc[0]
+        if seen["n_solutions"] < LEAST_SOLUTIONS:
+            notes.append(f"class {kind}: predicted in {seen['n_solutions']} solutions, not resolvable")
+    known = float(effects.loc[effects["class"] == "text", "predicted"].iloc[0])
+    if known < LEAST_KNOWN:
+        notes.append(
+            f"general text: the model predicts {known:.1%} of its tokens, so nothing is said about coherence, and "
+            "specificity is against text that the model does not know"
+        )
+    if causal.empty:
+        notes.append("no head or MLP costs as much as the threshold on any class, so none was patched")
+    for test in TESTS:
+        tried = causal[causal["test"] == test]
+        if len(tried) and tried["n"].iloc[0] < LEAST_PROBES:
+            counts = f"{tried['n'].iloc[0]} of {tried['n_asked'].iloc[0]} probes answered right"
+            without = f", {missed[test]} more could not be made" if missed[test] else ""
+            notes.append(f"test {test}: {counts}{without}, not resolvable")
+    return notes

@@ -1,0 +1,215 @@
+"""Which parts carry what a counterfactual changes: a part's activation of one run is put into another."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from lensprune.analysis.randomization import sign_flip_p
+from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
+from lensprune.attribution.runs import Edit, capture, edit_hook, run_from
+from lensprune.attribution.sites import PatchTarget, hook_of
+from lensprune.models.base import HookedModel
+from lensprune.primitives.probes import TESTS, Probe
+
+__all__ = ["CAUSAL_COLUMNS", "LEAST_PROBES", "causal_tests"]
+
+CAUSAL_COLUMNS = (
+    "component",
+    "layer",
+    "head",
+    "test",
+    "effect",
+    "share",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "q_value",
+    "placebo_share",
+    "placebo_p",
+    "placebo_q",
+    "whole",
+    "n",
+    "n_asked",
+)
+LEAST_PROBES = 6
+_ROWS = 64
+_PAIRS = 16
+
+
+def causal_tests(
+    model: HookedModel, probes: Sequence[Probe], places: Sequence[PatchTarget], seed: int = 0
+) -> pd.DataFrame:
+    """Patch each place in every probe, and measure how far the next token moves to what the donor would have.
+
+    A probe counts where the model does what is tested: its most likely next token in the clean run is `old`, and, where
+    the prompts correspond, in the donor run `new`. The metric is the logit of `new` minus that of `old` where the
+    prompts correspond; else the logit of `new` minus the mean of `others`, so that losing `old` alone moves nothing.
+
+    * ``effect``: mean of metric(patched) − metric(clean), logits; positive: the place carries what was changed.
+    * ``whole``: the mean change that would make `new` as likely as the right answer is: metric(donor) − metric(clean),
+      or logit(`old`) − logit(`new`) in the clean run. ``share``: ``effect`` / ``whole``, with a bootstrap 95% interval
+      (of ``effect``, over ``whole``; NaN where all chains have the same effect) over chains.
+    * ``p_value``: sign-flip test over chains, two-sided (`sign_flip_p`, for all places × tests); ``q_value``:
+      Benjamini–Hochberg over places × tests of a component.
+    * ``placebo_…``: the same with the logit difference of two random tokens of `others`, in place of the metric: what a
+      patch does to tokens that nothing points to. NaN where no probe of the test has two of them.
+    * ``n`` of ``n_asked`` probes count; with fewer than `LEAST_PROBES` chains the rest is NaN.
+    """
+    groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
+    for index, probe in enumerate(probes):
+        groups[len(probe.clean), len(probe.donor), probe.everywhere].append(index)
+    effects = np.full((len(probes), len(places)), np.nan)
+    placebos = np.full((len(probes), len(places)), np.nan)
+    wholes, counts = np.full(len(probes), np.nan), np.zeros(len(probes), bool)
+    generator = np.random.default_rng(seed)
+    for indices in groups.values():
+        for start in range(0, len(indices), _PAIRS):
+            chosen = indices[start : start + _PAIRS]
+            own = [probes[i] for i in chosen]
+            wholes[chosen], counts[chosen], effects[chosen], placebos[chosen] = _measure(model, own, places, generator)
+    tests = np.array([probe.test for probe in probes])
+    units = np.array([probe.unit for probe in probes])
+    frames = []
+    for test in TESTS:
+        asked = tests == test
+        frame = pd.DataFrame(
+            {
+                "component": [place.site for place in places],
+                "layer": [place.layer for place in places],
+                "head": [place.head if place.head >= 0 else None for place in places],
+                "test": test,
+            }
+        )
+        for name in CAUSAL_COLUMNS[4:-2]:
+            frame[name] = np.nan
+        used = asked & counts
+        frame["n"], frame["n_asked"] = int(used.sum()), int(asked.sum())
+        if len(np.unique(units[used])) >= LEAST_PROBES:
+            tested = len(places) * len(TESTS)
+            _fill(frame, effects[used], placebos[used], units[used], wholes[used].mean(), tested, seed)
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    for _, own_rows in table.groupby("component"):
+        for name in ("", "placebo_"):
+            of = "p_value" if not name else "placebo_p"
+            to = "q_value" if not name else "placebo_q"
+            table.loc[own_rows.index, to] = benjamini_hochberg(own_rows[of].to_numpy(float))
+    return table[list(CAUSAL_COLUMNS)].astype({"layer": "Int64", "head": "Int64"})
+
+
+def _fill(
+    frame: pd.DataFrame,
+    effects: np.ndarray,
+    placebos: np.ndarray,
+    units: np.ndarray,
+    whole: float,
+    tested: int,
+    seed: int,
+) -> None:
+    def p_value(of: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        return sign_flip_p(_by_unit(of, unit), tests=tested, flips=2000, seed=seed)
+
+    interval = paired_bootstrap(effects, units, largest=None, resamples=1000, seed=seed)
+    frame["effect"], frame["whole"] = interval.delta, whole
+    frame["p_value"] = p_value(effects, units)
+    scale = whole if whole > 0 else np.nan
+    frame["share"] = interval.delta / scale
+    frame["ci_low"], frame["ci_high"] = interval.low / scale, interval.high / scale
+    known = np.isfinite(placebos).all(axis=1)
+    if len(np.unique(units[known])) >= LEAST_PROBES:
+        frame["placebo_share"] = placebos[known].mean(axis=0) / scale
+        frame["placebo_p"] = p_value(placebos[known], units[known])
+
+
+def _by_unit(effects: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Mean effect of each chain's probes."""
+    return pd.DataFrame(effects).groupby(units).mean().to_numpy()
+
+
+def _measure(
+    model: HookedModel, probes: Sequence[Probe], places: Sequence[PatchTarget], generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Whole change [probe], whether it counts [probe], effect and placebo effect [probe, place], of probes of one
+    shape."""
+    device, everywhere, n = model.facts.device, probes[0].everywhere, len(probes)
+    clean = torch.tensor([probe.clean for probe in probes], device=device)
+    donor = torch.tensor([probe.donor for probe in probes], device=device)
+    hooks = {hook_of(place.site, place.layer) for place in places}
+    donor_logits, donors = capture(model, donor, hooks)
+    layers = sorted({place.layer for place in places})
+    clean_logits, residuals = capture(model, clean, {hook_of("resid", layer) for layer in layers})
+    old = torch.tensor([probe.old for probe in probes])
+    new = torch.tensor([probe.new for probe in probes])
+    pairs = [_two(probe.others, generator) for probe in probes]
+    rows = torch.arange(n)
+
+    def metric(logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
+        logits = logits.double().cpu()
+        if everywhere:
+            return (logits[rows, new] - logits[rows, old]).numpy()
+        others = torch.stack([row[list(probe.others)].mean() for row, probe in zip(logits, probes, strict=True)])
+        return (logits[rows, new] - others).numpy()
+
+    def placebo(logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
+        logits = logits.double().cpu()
+        return np.array(
+            [float(row[two[0]] - row[two[1]]) if two else np.nan for row, two in zip(logits, pairs, strict=True)]
+        )
+
+    counts = (clean_logits.argmax(-1).cpu() == old).numpy()
+    if everywhere:
+        counts &= (donor_logits.argmax(-1).cpu() == new).numpy()
+        wholes = metric(donor_logits) - metric(clean_logits)
+    else:
+        own = clean_logits.double().cpu()
+        wholes = (own[rows, old] - own[rows, new]).numpy()
+    before, placebo_before = metric(clean_logits), placebo(clean_logits)
+    effects, placebos = np.empty((n, len(places))), np.empty((n, len(places)))
+    each = max(1, _ROWS // n)
+    for layer in layers:
+        of_layer = [i for i, place in enumerate(places) if place.layer == layer]
+        for start in range(0, len(of_layer), each):
+            chunk = of_layer[start : start + each]
+            patches = [(i, _patch(places[j], i, n, donors, everywhere)) for i, j in enumerate(chunk)]
+            named = [
+                (hook_of(places[j].site, layer), edit_hook(edit)) for j, (_, edit) in zip(chunk, patches, strict=True)
+            ]
+            residual = residuals[hook_of("resid", layer)].repeat(len(chunk), 1, 1)
+            with torch.no_grad():
+                logits = run_from(model, layer, residual, clean.repeat(len(chunk), 1), named)
+            for own_logits, j in zip(logits.split(n), chunk, strict=True):
+                effects[:, j] = metric(own_logits) - before
+                placebos[:, j] = placebo(own_logits) - placebo_before
+    return wholes, counts, effects, placebos
+
+
+def _two(others: Sequence[int], generator: np.random.Generator) -> tuple[int, int] | None:
+    if len(others) < 2:
+        return None
+    first, second = generator.permutation(len(others))[:2]
+    return others[int(first)], others[int(second)]
+
+
+def _patch(place: PatchTarget, block: int, n: int, donors: dict[str, torch.Tensor], everywhere: bool) -> Edit:
+    """Put the donor's activation into the rows `block` × n to (`block` + 1) × n."""
+    value = donors[hook_of(place.site, place.layer)]
+
+    def edit(activation: torch.Tensor) -> torch.Tensor:
+        changed = activation.clone()
+        rows = slice(block * n, (block + 1) * n)
+        positions: Any = slice(None) if everywhere else -1
+        source: Any = (slice(None), positions)
+        where: Any = (rows, positions)
+        if place.head >= 0:
+            where, source = (*where, place.head), (*source, place.head)
+        changed[where] = value[source]
+        return changed
+
+    return edit

@@ -1,0 +1,179 @@
+"""What each token of a worked solution is for: an operand that is copied, a result, a carried result, …"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel
+from lensprune.models.spans import encode_with_spans
+
+__all__ = ["CLASSES", "Mark", "MarkedSolution", "mark_solution", "token_classes", "tokenize_solution"]
+
+CLASSES = ("operand", "operator", "result", "carried", "conclusion", "answer", "words")
+"""``operand``: a number of the question where a step uses it; ``operator``; ``result``: the number behind a step's
+``=``; ``carried``: an earlier result where a later step uses it; ``conclusion``: the words that lead to the final
+answer, behind the last step; ``answer``: the final answer; ``words``: all else, ``=`` and punctuation included."""
+
+_NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
+_OPERATOR = r"[-+*/×÷]"
+_EQUATION = re.compile(rf"{_NUMBER}(?:\s*{_OPERATOR}\s*{_NUMBER})+\s*=\s*-?{_NUMBER}")
+_PART = re.compile(rf"(?P<number>{_NUMBER})|(?P<operator>{_OPERATOR})|(?P<equals>=)")
+_RESULT = re.compile(rf"-?{_NUMBER}")
+_PUNCTUATION = " \t\r\n.,;:!"
+_UNCLEAR = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Characters `start` to `stop` (not included) of a solution, and their class; "" where it can't be told."""
+
+    start: int
+    stop: int
+    kind: str
+
+
+def mark_solution(question: str, solution: str) -> list[Mark]:
+    """The classes of a solution's characters, in order and without gaps.
+
+    Steps are equations such as ``3 + 4 = 7``. An operand that equals the result of the step right before and stands
+    first in its step is ``carried``; any other operand is an ``operand`` where the question has this number, else
+    ``carried`` where an earlier step has it as its result, else of no class. Numbers outside of steps are read the same
+    way, but for the last one behind all steps: the ``answer``. Without a step there is no result and no conclusion.
+
+    Raises:
+        UserError: calculator marks (``<<3+4=7>>``) are in the solution: they hold every number twice.
+    """
+    if "<<" in solution:
+        raise UserError("the solution holds calculator marks like <<3+4=7>>: take them out first")
+    asked = {_value(number) for number in re.findall(_NUMBER, question)}
+    marks: list[Mark] = []
+    results: list[str] = []
+    end = 0
+    for equation in _EQUATION.finditer(solution):
+        marks += _outside(solution, end, equation.start(), asked, results)
+        marks += _step(solution, equation, asked, results)
+        end = equation.end()
+    tail = _outside(solution, end, len(solution), asked, results)
+    if results:
+        tail = _concluded(solution, end, tail)
+    return _filled(marks + tail, len(solution))
+
+
+def _value(number: str) -> str:
+    return number.replace(",", "")
+
+
+def _operand_kind(number: str, asked: set[str], results: Sequence[str], first: bool) -> str:
+    if first and results and number == results[-1]:
+        return "carried"
+    if number in asked:
+        return "operand"
+    return "carried" if number in results else _UNCLEAR
+
+
+def _step(solution: str, equation: re.Match[str], asked: set[str], results: list[str]) -> list[Mark]:
+    marks = []
+    first = True
+    equals = solution.rindex("=", *equation.span())
+    for part in _PART.finditer(solution, equation.start(), equals):
+        if part.lastgroup == "number":
+            kind = _operand_kind(_value(part[0]), asked, results, first)
+            first = False
+            marks.append(Mark(*part.span(), kind))
+        elif part.lastgroup == "operator":
+            marks.append(Mark(*part.span(), "operator"))
+    found = _RESULT.search(solution, equals, equation.end())
+    assert found is not None
+    results.append(_value(found[0]))
+    return [*marks, Mark(*found.span(), "result")]
+
+
+def _outside(solution: str, start: int, stop: int, asked: set[str], results: Sequence[str]) -> list[Mark]:
+    found = re.finditer(_NUMBER, solution[start:stop])
+    return [Mark(start + n.start(), start + n.end(), _operand_kind(_value(n[0]), asked, results, False)) for n in found]
+
+
+def _concluded(solution: str, end: int, tail: list[Mark]) -> list[Mark]:
+    """What stands behind the last step: its punctuation, the conclusion, the answer."""
+    if not tail:
+        return tail
+    *before, last = tail
+    answer = Mark(last.start, last.stop, "answer")
+    start = end
+    while start < last.start and solution[start] in _PUNCTUATION:
+        start += 1
+    pieces: list[Mark] = []
+    for mark in [*before, Mark(last.start, last.start, "")]:
+        if start < mark.start:
+            pieces.append(Mark(start, mark.start, "conclusion"))
+        start = mark.stop
+    return sorted([*before, *pieces, answer], key=lambda mark: mark.start)
+
+
+def _filled(marks: Sequence[Mark], length: int) -> list[Mark]:
+    """The marks with ``words`` between them."""
+    filled: list[Mark] = []
+    end = 0
+    for mark in [*marks, Mark(length, length, "words")]:
+        if end < mark.start:
+            filled.append(Mark(end, mark.start, "words"))
+        if mark.start < mark.stop:
+            filled.append(mark)
+        end = mark.stop
+    return filled
+
+
+def token_classes(text: str, start: int, marks: Sequence[Mark], spans: Sequence[tuple[int, int]]) -> list[str]:
+    """The class of each token; "" for a token that holds characters of several classes.
+
+    Blanks don't count beside other characters, since many tokenizers put a blank into the token behind it; a token of
+    blanks alone is one of the ``words``.
+
+    Args:
+        text: question and solution; `marks` count from `start`, the solution's first character.
+        spans: characters of `text` that each token stands for.
+    """
+    kinds = []
+    for first, stop in spans:
+        own = {
+            mark.kind
+            for mark in marks
+            if text[max(first, start + mark.start) : max(0, min(stop, start + mark.stop))].strip()
+        }
+        kinds.append(own.pop() if len(own) == 1 else "words" if not own else _UNCLEAR)
+    return kinds
+
+
+@dataclass(frozen=True)
+class MarkedSolution:
+    """A prompt, and the tokens of a solution behind it with their classes ("": none)."""
+
+    context_ids: tuple[int, ...]
+    solution_ids: tuple[int, ...]
+    kinds: tuple[str, ...]
+
+
+def tokenize_solution(model: HookedModel, context: str, question: str, solution: str) -> MarkedSolution:
+    """Tokens of `solution` behind `context`, which ends in `question`.
+
+    A token that holds characters of both belongs to the prompt.
+
+    Raises:
+        UserError: no token of the solution is left, or nothing is in front of it, or it is longer than the model's
+            context.
+    """
+    text = context + solution
+    encoded = encode_with_spans(model, text)
+    front = next((i for i, (a, b) in enumerate(encoded.spans) if a < b and a >= len(context)), len(encoded.ids))
+    if front in (0, len(encoded.ids)):
+        raise UserError(f"the solution {solution!r} has no token of its own behind its question {question!r}")
+    if len(encoded.ids) > model.facts.n_ctx:
+        raise UserError(
+            f"a prompt with its solution has {len(encoded.ids)} tokens, and the context of {model.facts.name} holds "
+            f"{model.facts.n_ctx}: take fewer shots"
+        )
+    kinds = token_classes(text, len(context), mark_solution(question, solution), encoded.spans[front:])
+    return MarkedSolution(encoded.ids[:front], encoded.ids[front:], tuple(kinds))

@@ -1,0 +1,239 @@
+"""What removing a part costs on each class of tokens of worked solutions, and on general text, in nats."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.analysis.randomization import TOLERANCE, sign_flip_p, two_stage_p
+from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
+from lensprune.engine.traces import TokenTrace, trace_tokens
+from lensprune.models.base import HookedModel
+from lensprune.primitives.classes import CLASSES, MarkedSolution
+from lensprune.protocols.requests import LoglikelihoodRequest
+
+__all__ = ["EFFECT_COLUMNS", "LEAST_SOLUTIONS", "TokenLosses", "class_effects", "token_losses"]
+
+EFFECT_COLUMNS = (
+    "variant",
+    "component",
+    "layer",
+    "head",
+    "class",
+    "effect",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "q_value",
+    "contrast",
+    "contrast_p",
+    "contrast_q",
+    "text_effect",
+    "specificity",
+    "specificity_p",
+    "specificity_q",
+    "rank_p",
+    "predicted",
+    "n_tokens",
+    "n_solutions",
+)
+LEAST_SOLUTIONS = 6
+"""A class that the clean model predicts in fewer solutions is not resolvable: a sign-flip p can't reach 0.05 there."""
+SHUFFLES = 2000
+_POOL = 1023
+_BLOCK = 2048
+_COLUMNS = 128
+_TEXT = "text"
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """log p(clean) − log p(variant) of given tokens, nats; positive: the part was needed.
+
+    `unit`: the solution or text that each token belongs to; `kind`: its class; `predicted`: whether the clean model's
+    most likely token is the given one.
+    """
+
+    loss: Float[np.ndarray, "tok variant"]
+    unit: Int[np.ndarray, " tok"]
+    kind: np.ndarray
+    predicted: Bool[np.ndarray, " tok"]
+
+    def units(self, wanted: Bool[np.ndarray, " tok"]) -> Float[np.ndarray, "unit variant"]:
+        """Mean loss of the wanted tokens of each unit that has any."""
+        codes = np.unique(self.unit[wanted], return_inverse=True)[1]
+        sums = np.zeros((codes.max(initial=-1) + 1, self.loss.shape[1]))
+        np.add.at(sums, codes, self.loss[wanted])
+        return sums / np.bincount(codes)[:, None]
+
+
+def token_losses(
+    model: HookedModel,
+    solutions: Sequence[MarkedSolution],
+    variants: Sequence[Variant],
+    reference: ReferenceActivations | None = None,
+) -> TokenLosses:
+    """Read the solutions teacher-forced, under each variant (which do not include the clean model)."""
+    requests = [LoglikelihoodRequest(own.context_ids, own.solution_ids) for own in solutions]
+    clean, *changed = trace_tokens(model, requests, [CLEAN, *variants], reference=reference)
+
+    def joined(traces: Sequence[TokenTrace]) -> np.ndarray:
+        return np.concatenate([trace.logprob for trace in traces])
+
+    losses = joined(clean)[:, None] - np.stack([joined(own) for own in changed], axis=1)
+    return TokenLosses(
+        loss=losses,
+        unit=np.repeat(np.arange(len(solutions)), [len(own.solution_ids) for own in solutions]),
+        kind=np.array([kind for own in solutions for kind in own.kinds]),
+        predicted=np.concatenate([trace.agrees for trace in clean]),
+    )
+
+
+def class_effects(
+    found: TokenLosses, text: TokenLosses, variants: Sequence[Variant], *, shuffles: int = SHUFFLES, seed: int = 0
+) -> pd.DataFrame:
+    """The effect of each variant on each class, over the tokens that the clean model predicts (its most likely token).
+
+    * ``effect``: mean loss over the class's tokens, nats, with a bootstrap 95% interval over solutions (NaN where
+      all have the same); ``p_value``: sign-flip test over solutions, two-sided (`sign_flip_p`).
+    * ``contrast``: ``effect`` minus the mean over the other predicted tokens of the same solutions; ``contrast_p``:
+      how often it is as large with the class labels shuffled within each solution (one-sided; `shuffles` draws, and
+      more where few are as large: `two_stage_p`).
+    * ``text_effect``: mean loss over all tokens of general text; ``specificity``: (mean over solutions of the class
+      effect − mean over texts of the text effect) over their pooled standard deviation; ``specificity_p``: one-sided
+      Welch test of that difference (where neither group varies, the permutation test's p).
+    * ``rank_p``: share of this component's parts, this one included, with a specificity as large: what a part drawn at
+      random has.
+    * ``q_value``, ``contrast_q``, ``specificity_q``: Benjamini–Hochberg over parts × classes of one component. The
+      p-values behind them are fine enough for a lone effect among all parts × classes to be found.
+    * ``predicted``: share of the class's tokens that the clean model predicts; ``n_tokens``, ``n_solutions``: what the
+      effect rests on. Below `LEAST_SOLUTIONS` all but these two are NaN.
+
+    The class ``text`` has a row a variant too: its effect on general text.
+    """
+    usable = found.predicted & (found.kind != "") & np.isfinite(found.loss).all(axis=1)
+    text_usable = np.isfinite(text.loss).all(axis=1)
+    text_units = text.units(text_usable)
+    tests = len(variants) * (1 + len(CLASSES))
+    frames = [_row(variants, _TEXT, text, text_usable, np.ones(len(text.kind), bool), tests, seed)]
+    frames[0]["text_effect"] = frames[0]["effect"]
+    for kind in CLASSES:
+        own = found.kind == kind
+        wanted = usable & own
+        frame = _row(variants, kind, found, wanted, own, tests, seed)
+        if frame["n_solutions"].iloc[0] >= LEAST_SOLUTIONS:
+            frame["text_effect"] = frames[0]["effect"]
+            frame["contrast"], frame["contrast_p"] = _contrast(found, usable, own, shuffles, tests, seed)
+            frame["specificity"], frame["specificity_p"] = _specificity(found.units(wanted), text_units)
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    for name in ("q_value", "contrast_q", "specificity_q", "rank_p"):
+        table[name] = np.nan
+    for _, own_rows in table.groupby("component"):
+        for name, of in (("q_value", "p_value"), ("contrast_q", "contrast_p"), ("specificity_q", "specificity_p")):
+            table.loc[own_rows.index, name] = benjamini_hochberg(own_rows[of].to_numpy(float))
+    ranked = table.groupby(["component", "class"])["specificity"]
+    table["rank_p"] = ranked.rank(method="max", ascending=False) / ranked.transform("count")
+    return table[list(EFFECT_COLUMNS)].astype({"layer": "Int64", "head": "Int64"})
+
+
+def _row(
+    variants: Sequence[Variant],
+    kind: str,
+    losses: TokenLosses,
+    wanted: Bool[np.ndarray, " tok"],
+    all_of_it: Bool[np.ndarray, " tok"],
+    tests: int,
+    seed: int,
+) -> pd.DataFrame:
+    n_units = len(np.unique(losses.unit[wanted]))
+    frame = pd.DataFrame(
+        {name: [getattr(v, name) for v in variants] for name in ("component", "layer", "head")}
+        | {"variant": [v.name for v in variants], "class": kind}
+    )
+    for name in EFFECT_COLUMNS[5:-3]:
+        frame[name] = np.nan
+    frame["predicted"] = losses.predicted[all_of_it].mean() if all_of_it.any() else np.nan
+    frame["n_tokens"], frame["n_solutions"] = int(wanted.sum()), n_units
+    if n_units >= LEAST_SOLUTIONS:
+        interval = paired_bootstrap(losses.loss[wanted], losses.unit[wanted], largest=None, resamples=1000, seed=seed)
+        frame["effect"], frame["ci_low"], frame["ci_high"] = interval.delta, interval.low, interval.high
+        frame["p_value"] = sign_flip_p(losses.units(wanted), tests=tests, flips=2000, seed=seed)
+    return frame
+
+
+def _contrast(
+    losses: TokenLosses,
+    usable: Bool[np.ndarray, " tok"],
+    own: Bool[np.ndarray, " tok"],
+    shuffles: int,
+    tests: int,
+    seed: int,
+) -> tuple[Float[np.ndarray, " variant"], Float[np.ndarray, " variant"]]:
+    """Effect on the class minus effect on the other tokens, and its p under labels shuffled within solutions.
+
+    A draw takes one of `_POOL` random shufflings, or the labels as they are, for each solution by itself. That the pool
+    holds them as they are keeps the test exact (Hemerik & Goeman 2018), and sums over a solution are needed only once
+    a shuffling.
+    """
+    loss, unit, label = losses.loss[usable], losses.unit[usable], own[usable]
+    n, total = label.sum(), loss.sum(axis=0)
+    if n == len(label):
+        return np.full(loss.shape[1], np.nan), np.full(loss.shape[1], np.nan)
+    # The contrast increases with the summed loss of the labelled tokens, the total being fixed.
+    inside = loss[label].sum(axis=0)
+    solutions = [np.flatnonzero(unit == one) for one in np.unique(unit[label])]
+
+    def beyond(columns: Int[np.ndarray, " column"], draws: int, stage: int) -> Int[np.ndarray, " column"]:
+        blocks = np.split(columns, range(_COLUMNS, len(columns), _COLUMNS))
+        return np.concatenate([of_block(block, draws, stage) for block in blocks])
+
+    def of_block(columns: Int[np.ndarray, " column"], draws: int, stage: int) -> Int[np.ndarray, " column"]:
+        generator = np.random.default_rng((seed, stage))
+        sums = []
+        for tokens in solutions:
+            shuffled = generator.permuted(np.tile(label[tokens], (_POOL, 1)), axis=1)
+            sums.append(np.vstack([label[tokens], shuffled]).astype(float) @ loss[np.ix_(tokens, columns)])
+        counts = np.zeros(len(columns), int)
+        for start in range(0, draws, _BLOCK):
+            drawn = generator.integers(0, _POOL + 1, size=(len(sums), min(_BLOCK, draws - start)), dtype=np.int16)
+            found = np.zeros((drawn.shape[1], len(columns)))
+            for of_solution, chosen in zip(sums, drawn, strict=True):
+                found += of_solution.take(chosen, axis=0)
+            counts += (found >= inside[columns] - TOLERANCE).sum(axis=0)
+        return counts
+
+    observed = inside / n - (total - inside) / (len(label) - n)
+    return observed, two_stage_p(beyond, loss.shape[1], draws=shuffles, tests=tests)
+
+
+def _specificity(
+    units: Float[np.ndarray, "unit variant"], text: Float[np.ndarray, "text variant"]
+) -> tuple[Float[np.ndarray, " variant"], Float[np.ndarray, " variant"]]:
+    """Standardised difference of two groups of means, and its one-sided Welch p.
+
+    Where neither group varies Welch's t does not exist, and p is that of the permutation test: a difference above 0
+    has only one division of the units with it.
+    """
+    difference = units.mean(axis=0) - text.mean(axis=0)
+    variances = units.var(axis=0, ddof=1), text.var(axis=0, ddof=1)
+    spread = np.sqrt((variances[0] + variances[1]) / 2)
+    still = spread < TOLERANCE
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        # Groups that hardly vary are told apart below.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        d = np.where(
+            still, np.where(np.abs(difference) < TOLERANCE, 0.0, np.sign(difference) * np.inf), difference / spread
+        )
+        p = stats.ttest_ind(units, text, equal_var=False, alternative="greater").pvalue
+    alone = 1 / math.comb(len(units) + len(text), len(text))
+    return d, np.where(still, np.where(difference > TOLERANCE, alone, 1.0), p)

@@ -1,0 +1,22 @@
+"""Maps of what heads do in worked solutions: what each class of token loses without a head."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+from lensprune.output.drawing.heatmap import head_heatmaps
+from lensprune.primitives import Primitives
+
+__all__ = ["primitives_heatmaps"]
+
+
+def primitives_heatmaps(found: Primitives) -> list[Axes]:
+    """A map of layers × heads and MLPs for each class that is resolvable, and for general text: effect of removal in
+    nats."""
+    parts = found.effects[found.effects["component"].isin(["head", "mlp"]) & found.effects["effect"].notna()]
+    return head_heatmaps(
+        parts.assign(score=parts["class"]),
+        value="effect",
+        title=f"{found.model}: nats lost without a part, by class",
+        label="nats",
+    )

@@ -1,0 +1,135 @@
+"""The job of ``lensprune primitives``: what parts do in worked solutions, as tables, heatmaps and lines to print."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lensprune.ablation.variants import parse_indices
+from lensprune.errors import UserError
+from lensprune.models.load import open_model
+from lensprune.output.plain_text import for_terminal
+from lensprune.output.results_folder import write_results
+from lensprune.output.tables import aligned
+from lensprune.paths import read_texts
+from lensprune.primitives import CLASSES, Primitives, primitives, selectivity, task_texts
+from lensprune.primitives.chains import Wording
+from lensprune.primitives.figures import primitives_heatmaps
+from lensprune.primitives.verdicts import NOTHING, Thresholds
+
+__all__ = ["primitives_report"]
+
+
+def primitives_report(
+    model: Any,
+    out: str | Path | None = None,
+    *,
+    layers: str | None = None,
+    text_file: str | Path | None = None,
+    text_task: str | None = None,
+    least_effect: float = 0.1,
+    least_share: float = 0.1,
+    draws: int = 20,
+    selectivity_ablation: Any = None,
+    limit: int = 24,
+    wording: Wording | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+    bos: str | None = None,
+    **options: Any,
+) -> str:
+    """Run the battery, write tables and heatmaps to `out`, and return the lines to print.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        out: folder for ``effects.csv``, ``causal.csv``, ``evidence.csv``, ``verdicts.csv``, ``controls.csv``,
+            ``selectivity.csv`` and ``figures/primitives.png``.
+        layers: like ``0-3,7``.
+        text_file, text_task: general text from a file (texts parted by blank lines), or another task's right answers.
+        least_effect, least_share: thresholds.
+        draws: random sets of heads beside each role's; 0 leaves `selectivity` out.
+        selectivity_ablation: how `selectivity` removes heads; ``None``: as `primitives` does.
+        limit, wording, seed, options: of `primitives`.
+        dtype, device, bos: for `load_model`, when `model` is a name.
+
+    Raises:
+        UserError: as `primitives` raises it, or a file that cannot be read or written.
+    """
+    if text_file is not None and text_task is not None:
+        raise UserError("--text and --text-task both say what general text is: give one of them")
+    thresholds = Thresholds(effect=least_effect, share=least_share)
+    texts: Any = None
+    if text_file is not None:
+        texts = read_texts(Path(text_file))
+    elif text_task is not None:
+        texts = task_texts(text_task, limit, seed=seed)
+    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
+    found = primitives(
+        hooked,
+        limit=limit,
+        layers=chosen,
+        texts=texts,
+        wording=wording,
+        thresholds=thresholds,
+        seed=seed,
+        **options,
+    )
+    tables = {f"{name}.csv": getattr(found, name) for name in ("effects", "causal", "evidence", "verdicts", "controls")}
+    lines = [for_terminal(_title(found)), _known(found), _verdicts(found), _controls(found.controls)]
+    if draws:
+        tables["selectivity.csv"] = selective = selectivity(hooked, found, draws=draws, ablation=selectivity_ablation)
+        if len(selective):
+            lines.append(_selectivity(selective))
+    if found.notes:
+        lines.append("\n".join(for_terminal(note) for note in found.notes))
+    if out is not None:
+        written = write_results(Path(out), tables, {"primitives": partial(primitives_heatmaps, found)})
+        lines.append("\n".join(str(path) for path in written))
+    return "\n\n".join(lines)
+
+
+def _title(found: Primitives) -> str:
+    asked = found.asked
+    signs = "additions and subtractions" if asked.subtract else "additions"
+    return (
+        f"{found.model}: {asked.limit} chains of {asked.operands} numbers ({signs}, results up to {asked.largest}, "
+        f"{asked.shots} shots), parts removed by {found.ablation}"
+    )
+
+
+def _known(found: Primitives) -> str:
+    first = found.effects.drop_duplicates("class").set_index("class")["predicted"]
+    shown = [f"{kind} {first[kind]:.0%}" for kind in (*CLASSES, "text") if pd.notna(first[kind])]
+    return "tokens that the model predicts: " + ", ".join(shown)
+
+
+def _verdicts(found: Primitives) -> str:
+    named = found.verdicts[found.verdicts["verdict"] != NOTHING]
+    rows = [["part", "what it does", "because", "its patch also moves"]]
+    for row in named.to_dict("records"):
+        part = f"L{row['layer']}.{'mlp' if pd.isna(row['head']) else 'H' + str(row['head'])}"
+        rows.append([part, str(row["verdict"]), str(row["because"]), str(row["also"])])
+    rest = len(found.verdicts) - len(named)
+    return f"{aligned(rows)}\n{rest} of {len(found.verdicts)} heads and MLPs: {NOTHING}"
+
+
+def _controls(controls: pd.DataFrame) -> str:
+    rows = [["role", "named", "with shuffled classes", "by placebo"]]
+    return aligned(rows + [[str(cell) for cell in row] for row in controls.itertuples(index=False)])
+
+
+def _selectivity(table: pd.DataFrame) -> str:
+    rows = [["all heads of a role removed", "class", "nats lost", "random heads", "p", "sparing coherence", "p"]]
+    for row in table.to_dict("records"):
+        own = " (own)" if row["own"] else ""
+        cells = [f"{row['role']}: {row['heads']}", f"{row['class']}{own}", f"{row['effect']:+.2f}"]
+        for null, p in (("random", "p_value"), ("spared", "spared_p")):
+            cells.append(f"{row[f'{null}_mean']:.2f} [{row[f'{null}_low']:.2f}, {row[f'{null}_high']:.2f}]")
+            cells.append(f"{row[p]:.2g}")
+        rows.append(cells)
+    return aligned(rows)

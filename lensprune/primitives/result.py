@@ -1,0 +1,52 @@
+"""What `primitives` gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lensprune.errors import unknown_name
+from lensprune.primitives.chains import ChainOptions
+from lensprune.primitives.verdicts import COHERENCE, NOTHING, ROLES, Thresholds
+
+__all__ = ["Primitives"]
+
+
+@dataclass(frozen=True)
+class Primitives:
+    """Tables of one model's battery.
+
+    `effects`: a row a (head, MLP or layer; class of tokens), see `class_effects`. `causal`: a row a (head or MLP,
+    test), see `causal_tests`; parts whose removal costs less than the threshold everywhere are not tested.
+    `evidence`: a row a (part, role, test). `verdicts`: a row a head or MLP. `controls`: a row a role: parts named, and
+    parts that would be named if the tokens' classes were shuffled, or if each patch were judged by its placebo.
+    `thresholds`, `asked`, `ablation`: how it was measured. `notes`: what could not be measured.
+    """
+
+    model: str
+    effects: pd.DataFrame
+    causal: pd.DataFrame
+    evidence: pd.DataFrame
+    verdicts: pd.DataFrame
+    controls: pd.DataFrame
+    thresholds: Thresholds
+    asked: ChainOptions
+    ablation: str
+    notes: tuple[str, ...] = ()
+
+    def heads(self, role: str) -> list[tuple[int, int]]:
+        """(layer, head) of the heads named for a role, strongest patch first.
+
+        Raises:
+            UserError: no such role.
+        """
+        if role not in (*ROLES, COHERENCE, NOTHING):
+            raise unknown_name("role", role, [*ROLES, COHERENCE, NOTHING])
+        if role in ROLES:
+            own = self.evidence[self.evidence["named"] & (self.evidence["role"] == role)]
+            own = own[own["component"] == "head"].sort_values("share", ascending=False)
+        else:
+            own = self.verdicts[(self.verdicts["verdict"] == role) & (self.verdicts["component"] == "head")]
+        places = zip(own["layer"].astype(int), own["head"].astype(int), strict=True)
+        return list(dict.fromkeys(places))

@@ -1,0 +1,115 @@
+"""Do the heads of a role break their own class and leave the others? All of them removed, against random heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lensprune.ablation.components import Head
+from lensprune.ablation.variants import Ablation, Variant
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.adapt import as_hooked_model
+from lensprune.primitives.battery import marked_chains, reference_for
+from lensprune.primitives.classes import CLASSES
+from lensprune.primitives.effects import LEAST_SOLUTIONS, token_losses
+from lensprune.primitives.result import Primitives
+from lensprune.primitives.verdicts import COHERENCE, ROLES
+
+__all__ = ["selectivity"]
+
+_NULLS = ("random", "spared")
+_COLUMNS = [
+    *("role", "heads", "class", "own", "effect"),
+    *("random_mean", "random_low", "random_high", "p_value"),
+    *("spared_mean", "spared_low", "spared_high", "spared_p"),
+]
+_Heads = list[tuple[int, int]]
+
+
+def selectivity(model: Any, found: Primitives, *, draws: int = 20, ablation: str | None = None) -> pd.DataFrame:
+    """Remove all heads of each role together, on as many further chains that took no part in naming them.
+
+    Args:
+        draws: random sets of each null.
+        ablation: ``zero``; ``mean``, over other chains, position by position; ``resample``, from one other chain;
+            ``None``: `found.ablation`. Chains of one wording and length have their words at the same positions, so
+            both keep what a head does in every chain and take away what it knows about this one, whereas ``zero`` also
+            takes a constant away that later parts may rely on.
+
+    Returns:
+        One row a (role with heads, class that the clean model predicts): ``heads``, ``own`` (the class belongs to the
+        role), ``effect`` (mean loss of the tokens that the clean model predicts, nats), mean and middle 95% of the same
+        for `draws` random sets of as many other heads, and ``p_value``: (1 + random sets that cost as much) / (1 +
+        draws), one-sided. Random sets may hold heads of other roles. ``spared_mean``, ``spared_low``, ``spared_high``,
+        ``spared_p``: the same against sets without heads that keep coherence; NaN where fewer heads are left than a set
+        has.
+
+    Raises:
+        UserError: too few draws, too few other heads to draw from, or an ablation that it doesn't take.
+    """
+    hooked = as_hooked_model(model)
+    kind = ablation or found.ablation
+    if kind not in ("zero", "mean", "resample"):
+        raise unknown_name("ablation for selectivity", kind, ("zero", "mean", "resample"))
+    if draws < 1:
+        raise UserError(f"draws {draws} is not a number of random sets: expected 1 or more")
+    facts = hooked.facts
+    everywhere = [(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)]
+    vital = set(found.heads(COHERENCE))
+    generator = np.random.default_rng(found.asked.seed)
+    named = {role: found.heads(role) for role in ROLES if found.heads(role)}
+    if not named:
+        return pd.DataFrame(columns=_COLUMNS)
+    sets: dict[tuple[str, str], list[_Heads]] = {}
+    for role, heads in named.items():
+        others = [place for place in everywhere if place not in heads]
+        if len(others) < len(heads):
+            raise UserError(f"{role}: {len(heads)} heads are named and only {len(others)} others are left to draw from")
+        sets[role, "own"] = [heads]
+        for null, pool in zip(_NULLS, (others, [place for place in others if place not in vital]), strict=True):
+            sets[role, null] = _drawn(pool, len(heads), draws, generator)
+    variants: list[Variant] = []
+    columns = {}
+    for (role, null), chosen in sets.items():
+        columns[role, null] = slice(len(variants), len(variants) + len(chosen))
+        variants += [_without(f"{role} {null} {i}", own, kind) for i, own in enumerate(chosen)]
+    asked = found.asked
+    chains = asked.chains(skip=asked.limit)
+    solutions = marked_chains(hooked, chains, asked.wording, asked.examples())
+    losses = token_losses(hooked, solutions, variants, reference_for(hooked, asked, variants, "per_position"))
+    rows = []
+    for role, heads in named.items():
+        own_classes = {kind for _, kind in ROLES[role]}
+        label = " ".join(f"L{layer}.H{head}" for layer, head in heads)
+        for token_class in CLASSES:
+            wanted = losses.predicted & (losses.kind == token_class)
+            if len(np.unique(losses.unit[wanted])) < LEAST_SOLUTIONS:
+                continue
+            means = losses.loss[wanted].mean(axis=0)
+            effect = float(means[columns[role, "own"]][0])
+            against = [number for null in _NULLS for number in _against(effect, means[columns[role, null]])]
+            rows.append((role, label, token_class, token_class in own_classes, effect, *against))
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _drawn(pool: _Heads, size: int, draws: int, generator: np.random.Generator) -> list[_Heads]:
+    """Random sets of heads; none where the pool is smaller than a set."""
+    if len(pool) < size:
+        return []
+    return [[pool[i] for i in generator.permutation(len(pool))[:size]] for _ in range(draws)]
+
+
+def _against(effect: float, random: Float[np.ndarray, " draw"]) -> tuple[float, float, float, float]:
+    """Mean and middle 95% of random sets' effects, and the one-sided p of `effect` among them; NaN without any."""
+    if not len(random):
+        return (float("nan"),) * 4
+    low, high = np.quantile(random, [0.025, 0.975])
+    p = (1 + int((random >= effect - 1e-9).sum())) / (1 + len(random))
+    return float(random.mean()), float(low), float(high), p
+
+
+def _without(name: str, heads: list[tuple[int, int]], kind: str) -> Variant:
+    return Variant(name, tuple(Ablation(Head(*place), kind) for place in heads))

@@ -1,0 +1,96 @@
+"""From a task's items to what a model is asked, and from its responses back to one outcome an item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+from lensprune.errors import LensPruneError
+from lensprune.models.base import HookedModel
+from lensprune.models.tokenizers import encode
+from lensprune.protocols.base import ItemRequests, Outcome, Prompt
+from lensprune.protocols.chat import chat_prompt, check_chat_template
+from lensprune.protocols.registry import protocol_named
+from lensprune.protocols.requests import Response
+from lensprune.tasks.base import Item, LoadedTask, PromptFormat, ProtocolName
+from lensprune.tasks.prompts import prompt_strings
+
+__all__ = ["build_requests", "score_items"]
+
+
+def build_requests(
+    model: HookedModel, task: LoadedTask, protocol: ProtocolName, chat_template: bool = False
+) -> list[ItemRequests]:
+    """The requests of every item, with the strings behind them; equal to lm-eval 0.4.13's for the tasks it has.
+
+    Args:
+        chat_template: put each prompt into the model's chat format as lm-eval's ``--apply_chat_template`` does:
+            the description is the system message, few-shot examples and question together are one user message,
+            and a continuation follows without the target delimiter.
+
+    Raises:
+        UserError: an unknown protocol, or one that the task lacks; an option has no token of its own; a continuation
+            or the new tokens do not fit the model's context; a chat template is asked for and the model has none.
+    """
+    row = protocol_named(protocol)
+    fmt = row.format_of(task.task)
+    if chat_template:
+        check_chat_template(model.tokenizer, model.facts.name)
+    built = []
+    for item in task.items:
+        prompts = _chat_prompts(model, fmt, item) if chat_template else _plain_prompts(fmt, item)
+        where = f"task {task.task.name!r}, item {item.id}"
+        # Options share their context, and a long one takes longest to encode.
+        encoder = lru_cache(maxsize=2)(partial(encode, model))
+        pairs = [row.ask(model, encoder, fmt, prompt, where) for prompt in prompts]
+        built.append(
+            ItemRequests(
+                item=item,
+                protocol=protocol,
+                prompts=prompts,
+                requests=tuple(request for request, _ in pairs),
+                # Options share their context, so the largest cut is what the item lost.
+                truncated_tokens=max(cut for _, cut in pairs),
+            )
+        )
+    return built
+
+
+def _plain_prompts(fmt: PromptFormat, item: Item) -> tuple[Prompt, ...]:
+    return tuple(Prompt(context, continuation) for context, continuation in prompt_strings(fmt, item))
+
+
+def _chat_prompts(model: HookedModel, fmt: PromptFormat, item: Item) -> tuple[Prompt, ...]:
+    system = fmt.description(item.doc)
+    return tuple(
+        Prompt(
+            chat_prompt(model.tokenizer, system, context.removeprefix(system)),
+            continuation.removeprefix(fmt.target_delimiter),
+        )
+        for context, continuation in prompt_strings(fmt, item)
+    )
+
+
+def score_items(
+    task: LoadedTask, protocol: ProtocolName, item_requests: Sequence[ItemRequests], responses: Sequence[Response]
+) -> list[Outcome]:
+    """One outcome for each of `item_requests`, in order.
+
+    Args:
+        responses: the answers to all requests of all items, concatenated in the same order.
+
+    Raises:
+        UserError: the task lacks the protocol.
+        LensPruneError: the number or the kind of the responses does not fit the requests.
+    """
+    row = protocol_named(protocol)
+    fmt = row.format_of(task.task)
+    expected = sum(len(item.requests) for item in item_requests)
+    if len(responses) != expected:
+        raise LensPruneError(f"{expected} requests were asked and {len(responses)} responses came back")
+    outcomes, start = [], 0
+    for asked in item_requests:
+        own = responses[start : start + len(asked.requests)]
+        start += len(asked.requests)
+        outcomes.append(row.score(fmt, asked.item, own))
+    return outcomes

@@ -1,0 +1,91 @@
+"""Tables of named things to which a user's own code can add, and packages whose names are imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from lensprune.errors import UserError, unknown_name
+
+__all__ = ["Registry", "in_words", "lazy_names"]
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_\-]*")
+
+
+class Registry(Generic[T]):
+    """Rows by name, in the order in which they were registered.
+
+    Args:
+        what: what a name stands for, in messages.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._rows: dict[str, T] = {}
+        self._origins: dict[str, tuple[str, str]] = {}
+
+    def add(self, name: str, row: T, defined_by: Any) -> None:
+        """Make `row` known as `name`.
+
+        `defined_by` is the function or class that the row came from: running the same cell of a notebook twice
+        replaces the row.
+
+        Raises:
+            UserError: the name is taken by something else, or holds other characters than letters, digits, _ and -.
+        """
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{self._what} name {name!r}: start with a letter, and use letters, digits, _ and - only")
+        origin = (str(defined_by.__module__), str(defined_by.__qualname__))
+        taken_by = self._origins.get(name)
+        if taken_by is not None and taken_by != origin:
+            raise UserError(f"{self._what} name {name!r} is taken by {'.'.join(taken_by)}: choose another name")
+        self._rows[name] = row
+        self._origins[name] = origin
+
+    def get(self, name: str) -> T:
+        """The row called `name`.
+
+        Raises:
+            UserError: there is none; the message gives the nearest names.
+        """
+        if name not in self._rows:
+            raise unknown_name(self._what, str(name), self._rows)
+        return self._rows[name]
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._rows)
+
+    def rows(self) -> tuple[T, ...]:
+        return tuple(self._rows.values())
+
+
+def in_words(names: Sequence[str], last: str = "or") -> str:
+    """``a, b or c``."""
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def lazy_names(package: str, modules: Sequence[str]) -> Callable[[str], Any]:
+    """``__getattr__`` of a package whose public names are imported when they are first used.
+
+    Torch and transformers take seconds to import, and tables of names need neither.
+
+    Args:
+        modules: of the package, those that import little first; a name is sought in their ``__all__``.
+    """
+
+    def get(name: str) -> Any:
+        if name in sys.modules[package].__all__:
+            for module in modules:
+                home = importlib.import_module(f"{package}.{module}")
+                if name in home.__all__:
+                    value = getattr(home, name)
+                    setattr(sys.modules[package], name, value)
+                    return value
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get

@@ -1,0 +1,69 @@
+"""The figures of an exchange of weights by kind: what `DeltaRun.plot` draws and what its report holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+
+from lensprune.errors import UserError
+from lensprune.output.drawing.figure import Figure, unknown_kind
+from lensprune.replacement.figures import effect_against_weights, effect_by_depth
+from lensprune.replacement.outcomes import ReplacementOutcomes
+from lensprune.replacement.shares import gain_shares
+
+__all__ = ["DELTA_KINDS", "delta_figure_of", "delta_figures"]
+
+_DRAWN = [
+    "task", "protocol", "direction", "part", "component", "layer", "head", "n", "gain", "gain_is_clear", "effect",
+    "ci_low", "ci_high",
+]  # fmt: skip
+
+
+def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
+    return Figure(
+        "swaps_by_depth",
+        "Line chart: what each exchanged part brings to accuracy, one line a direction",
+        "What each exchanged part brings: put into the base, and missing from the distilled model. Band: paired 95% "
+        "interval; dashes: the whole gain, distilled − base.",
+        partial(effect_by_depth, shares, n_layers=outcomes.spec.n_layers, title=outcomes.title),
+        lambda: shares[_DRAWN],
+    )
+
+
+def _weights(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
+    return Figure(
+        "swaps_by_weight_change",
+        "Scatter plot: what each exchanged part brings against how much its weights changed",
+        "What each exchanged part brings against ‖ΔW‖, how much its weights changed. Bars: paired 95% intervals.",
+        partial(effect_against_weights, shares, title=outcomes.title),
+        lambda: shares[[*_DRAWN, "weight_change", "weight_change_relative"]],
+    )
+
+
+DELTA_KINDS: dict[str, Callable[[ReplacementOutcomes, pd.DataFrame], Figure]] = {"depth": _depth, "weights": _weights}
+"""What `DeltaRun.plot` takes as `kind`."""
+
+
+def delta_figure_of(
+    outcomes: ReplacementOutcomes, kind: str = "depth", task: str | None = None, protocol: str | None = None
+) -> Figure:
+    """The figure of one kind.
+
+    Raises:
+        UserError: an unknown kind, a name that is not part of the run, or nothing to draw.
+    """
+    if kind not in DELTA_KINDS:
+        raise unknown_kind(kind, DELTA_KINDS)
+    shares = gain_shares(outcomes)
+    cells = set(outcomes.select(task, protocol))
+    shares = shares[[cell in cells for cell in zip(shares["task"], shares["protocol"], strict=True)]]
+    if shares.empty:
+        raise UserError("there is nothing to draw: no swap was measured")
+    return DELTA_KINDS[kind](outcomes, shares.reset_index(drop=True))
+
+
+def delta_figures(outcomes: ReplacementOutcomes) -> list[Figure]:
+    """Every kind, in the order of `DELTA_KINDS`."""
+    return [delta_figure_of(outcomes, kind) for kind in DELTA_KINDS]

@@ -1,0 +1,212 @@
+"""Exchange parts between a base and a distilled model and measure both, as a sweep measures ablations."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from lensprune.ablation.variants import CLEAN, Variant, parse_indices
+from lensprune.engine import executor_info, make_executor
+from lensprune.engine.base import Executor
+from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import HookedModel
+from lensprune.models.load import open_model
+from lensprune.protocols import score_items
+from lensprune.replacement.pair import Host, ModelPair, WeightChange, model_pair, weight_change
+from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
+from lensprune.replacement.result import DeltaRun
+from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
+from lensprune.runs.records import CellKey, cell_table
+from lensprune.runs.store import CellStore, MemoryStore, RunStore, check_out_folder, stopped_message
+from lensprune.sweeps.prepare import Asked, SweepOptions, ask, load_tasks, sweep_spec
+from lensprune.sweeps.selection import VariantSelection
+
+__all__ = ["measure_delta"]
+
+logger = logging.getLogger("lensprune")
+
+
+def measure_delta(
+    base: Any,
+    distilled: Any,
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] | str = ("default",),
+    *,
+    component: str = "attn_out",
+    mode: str = "single",
+    direction: str = "both",
+    start: str = "bottom",
+    layers: str | None = None,
+    heads: str | None = None,
+    alpha: float = 1.0,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    chat_template: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+    bos: str | None = None,
+    executor: str = "forked",
+    batch_tokens: int | None = None,
+    memory: str | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    command: str = "",
+) -> DeltaRun:
+    """Which parts of the weights carry what distillation brought?
+
+    Both models are held once. A part is exchanged in place between them, both are measured, and the exchange is undone
+    exactly; no checkpoint is written. The records are those of a sweep: variant ``clean`` is the base, ``distilled``
+    the other model, ``base+PART`` the base with the distilled model's part, ``distilled-PART`` the reverse.
+
+    Args:
+        base, distilled: names or paths for `load_model`, or loaded models; of one shape, with one tokenizer.
+        component: one of `COMPONENTS`.
+        mode: ``single``, ``cumulative`` (from `start`: ``bottom`` or ``top``) or ``range`` (all chosen at once).
+        direction: ``forward`` (into the base), ``backward`` (out of the distilled) or ``both``.
+        layers, heads: text like ``0,10,20-29``; ``None`` takes all.
+        alpha: how far to go: base + α · (distilled − base), and the mirror image for the distilled model.
+
+    The other arguments are those of `lensprune.sweep`.
+
+    Raises:
+        UserError: a pair that can't exchange weights (the first difference is named), or anything else that the user
+            can mend.
+        KeyboardInterrupt: stopped by the user; both models are as they were.
+    """
+    options = SweepOptions(
+        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+        protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+        variants=VariantSelection(),
+        limit=limit,
+        shots=shots,
+        seed=seed,
+        data_dir=data_dir,
+        chat_template=chat_template,
+        dtype=dtype,
+        device=device,
+        bos=bos,
+        executor=executor,
+        batch_tokens=batch_tokens,
+        memory=memory,
+        command=command,
+    )
+    executor_info(executor)
+    if component not in COMPONENTS:
+        raise unknown_name("component", component, COMPONENTS)
+    enumerate_swaps([], mode, direction, start, alpha)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_out_folder(folder)
+    loaded = load_tasks(options)
+    pair = model_pair(*(open_model(model, dtype=dtype, device=device, bos=bos) for model in (base, distilled)))
+    swaps = _swaps(pair, component, mode, direction, start, layers, heads, alpha)
+    # Prompts that fit the shorter context fit both.
+    shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
+    asked = ask(shortest, loaded, options)
+    spec = sweep_spec(base, pair.base.facts, asked, options, _descriptions(pair, swaps))
+    store: CellStore
+    with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, spec) as store:
+        for name in store.set_aside if isinstance(store, RunStore) else ():
+            logger.warning("%s was damaged: it is set aside and computed again", name)
+        try:
+            _execute(pair, swaps, asked, options, store, progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(stopped_message(store, len(asked) * (2 + len(swaps)), "measure_delta")) from None
+        changes = _changes(pair, swaps)
+        names = (pair.base.facts.name, pair.distilled.facts.name)
+        result = DeltaRun(spec, store, folder, swaps, changes, names, pair.notes)
+        if folder is not None:
+            result.save()
+    return result
+
+
+def _swaps(
+    pair: ModelPair,
+    component: str,
+    mode: str,
+    direction: str,
+    start: str,
+    layers: str | None,
+    heads: str | None,
+    alpha: float,
+) -> list[Swap]:
+    facts = pair.base.facts
+    if component == "unembed" and pair.tied:
+        raise UserError("the unembedding is the embedding here (tied): use component embed, which exchanges both")
+    parts = enumerate_parts(
+        facts,
+        component,
+        None if layers is None else parse_indices(layers, facts.n_layers, "layer"),
+        None if heads is None else parse_indices(heads, facts.n_heads, "head"),
+    )
+    return enumerate_swaps(parts, mode, direction, start, alpha)
+
+
+def _descriptions(pair: ModelPair, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
+    hashes = {"base": pair.distilled.facts.weights_hash, "distilled": pair.base.facts.weights_hash}
+    whole = [part.label for part in whole_model(pair.base.facts)]
+    other = {"host": "base", "parts": whole, "alpha": 1.0, "donor": hashes["base"]}
+    known: list[dict[str, Any]] = [{"name": CLEAN.name, "ablations": []}, {"name": DISTILLED, "swap": other}]
+    return [*known, *(swap.to_json(hashes[swap.host]) for swap in swaps)]
+
+
+def _changes(pair: ModelPair, swaps: Sequence[Swap]) -> dict[str, WeightChange]:
+    parts = {swap.label: swap.parts for swap in swaps}
+    return {label: weight_change(pair, own) for label, own in parts.items()}
+
+
+def _execute(
+    pair: ModelPair,
+    swaps: Sequence[Swap],
+    asked: Sequence[Asked],
+    options: SweepOptions,
+    store: CellStore,
+    progress: bool,
+) -> None:
+    hosts: tuple[Host, ...] = ("base", "distilled")
+    executors = {h: make_executor(options.executor, pair.host(h), options.batch_tokens, options.memory) for h in hosts}
+    plain = {"base": CLEAN, "distilled": Variant(DISTILLED)}
+    rows = sum(len(part.requests) for part in asked) * (2 + len(swaps))
+    with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:
+        for host in hosts:
+            _measure(executors[host], plain[host], asked, store, bar)
+        for own in _by_parts(swaps):
+            names = [swap.name for swap in own]
+            bar.set_description(own[0].label)
+            if _missing(names, asked, store):
+                with pair.exchanged(own[0].parts, own[0].alpha):
+                    for swap in own:
+                        _measure(executors[swap.host], swap, asked, store, bar)
+
+
+def _by_parts(swaps: Sequence[Swap]) -> list[list[Swap]]:
+    """Swaps that one exchange serves: it changes both models."""
+    groups: dict[str, list[Swap]] = {}
+    for swap in swaps:
+        groups.setdefault(swap.label, []).append(swap)
+    return list(groups.values())
+
+
+def _missing(names: Sequence[str], asked: Sequence[Asked], store: CellStore) -> bool:
+    finished = store.finished()
+    return any(CellKey(name, a.task.task.name, a.protocol) not in finished for name in names for a in asked)
+
+
+def _measure(executor: Executor, variant: Variant | Swap, asked: Sequence[Asked], store: CellStore, bar: Any) -> None:
+    """Run the model as it stands, and store its outcomes under the variant's name."""
+    for part in asked:
+        key = CellKey(variant.name, part.task.task.name, part.protocol)
+        if key in store.finished():
+            bar.update(len(part.requests))
+            continue
+        [answered] = executor.run(part.requests, [CLEAN], progress=bar.update)
+        outcomes = score_items(part.task, part.protocol, part.items, answered.responses)
+        store.write(key, cell_table(key, variant, outcomes, part.items, part.chances))

@@ -1,0 +1,93 @@
+"""A finished exchange of weights: its outcomes, and what each part carries."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lensprune.analysis.summary import summarise
+from lensprune.replacement.outcomes import ReplacementOutcomes
+from lensprune.replacement.ranks import weights_against_effect
+from lensprune.replacement.shares import gain_shares
+from lensprune.runs.chance import beats_chance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["DeltaRun"]
+
+# Drawing libraries take seconds to import, so the modules that draw are imported when something is drawn.
+
+
+class DeltaRun(ReplacementOutcomes):
+    """What `measure_delta` returns: its outcomes, with every table, figure and page as a method."""
+
+    def summary(self) -> pd.DataFrame:
+        """One row per (variant, task, protocol), every variant against the base model."""
+        return summarise(self)
+
+    def shares(self) -> pd.DataFrame:
+        """What each part carries of the gain; see `lensprune.replacement.shares.gain_shares`."""
+        return gain_shares(self)
+
+    def weights_against_effect(self) -> pd.DataFrame:
+        """Rank correlation of weight change and effect; see `lensprune.replacement.ranks.weights_against_effect`."""
+        return weights_against_effect(self.shares())
+
+    def plot(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
+        """Draw the exchange; one Axes, or a list where there are several panels.
+
+        ===========  ==================================================================================
+        ``depth``    what each part brings to accuracy against its layer, a line a direction
+        ``weights``  the same against ‖ΔW‖, how much the part's weights changed
+        ===========  ==================================================================================
+
+        Raises:
+            UserError: an unknown kind, a name that is not part of this run, or nothing to draw.
+        """
+        from lensprune.output.drawing.figure import drawn_axes
+        from lensprune.replacement.figure_kinds import delta_figure_of
+
+        return drawn_axes(delta_figure_of(self, kind, task, protocol))
+
+    def plot_data(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+        """The tidy table that `plot` draws.
+
+        Raises:
+            UserError: as `plot`.
+        """
+        from lensprune.replacement.figure_kinds import delta_figure_of
+
+        return delta_figure_of(self, kind, task, protocol).data()
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the exchange as one self-contained HTML page; see `lensprune.replacement.page.write_delta_report`."""
+        from lensprune.replacement.page import write_delta_report
+
+        return write_delta_report(self, path)
+
+    def save(self) -> Path:
+        """Write summary.csv, delta.csv, figures and what `load` needs into the run's folder.
+
+        Raises:
+            UserError: the run is in memory, or the disk can't be written to.
+        """
+        from lensprune.replacement.outputs import write_delta_outputs
+
+        folder = self.save_pair()
+        write_delta_outputs(self, folder)
+        return folder
+
+    def __repr__(self) -> str:
+        return f"DeltaRun({self.title}: {len(self.swaps)} swaps, {len(self.cells)} cells each)"
+
+    def _repr_html_(self) -> str:
+        shares = self.shares()
+        columns = ["task", "protocol", "direction", "part", "n", "gain", "effect", "ci_low", "ci_high", "share"]
+        known: Any = shares[beats_chance(shares)]
+        shown = known.sort_values("effect", key=abs, ascending=False, kind="stable").head(10)[columns]
+        rows = shown.to_html(index=False, float_format=lambda x: f"{x:.3f}", escape=True, border=0, na_rep="")
+        return f"<p><b>{html.escape(repr(self))}</b></p><p>Largest effects</p>{rows}"

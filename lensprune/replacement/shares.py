@@ -1,0 +1,112 @@
+"""How much of the distillation gain each part carries, with paired bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means, paired_bootstrap
+from lensprune.analysis.summary import Group, read_group
+from lensprune.replacement.outcomes import ReplacementOutcomes
+from lensprune.replacement.pair import WeightChange
+from lensprune.replacement.swaps import DISTILLED, Swap
+from lensprune.runs.chance import at_chance
+from lensprune.runs.outcomes import computed_once
+
+__all__ = ["DELTA_COLUMNS", "gain_shares", "share_intervals"]
+
+DELTA_COLUMNS = (
+    "task", "protocol", "direction", "part", "component", "layer", "head", "alpha", "n", "accuracy_base",
+    "accuracy_distilled", "accuracy", "gain", "gain_ci_low", "gain_ci_high", "gain_is_clear", "effect", "ci_low",
+    "ci_high", "share", "share_ci_low", "share_ci_high", "weight_change", "weight_change_relative", "at_chance",
+)  # fmt: skip
+
+
+def share_intervals(
+    effects: Float[np.ndarray, "item swap"], gains: Float[np.ndarray, " item"], clusters: np.ndarray | None
+) -> tuple[Float[np.ndarray, " swap"], Float[np.ndarray, " swap"]]:
+    """95% percentile intervals of mean(effect) / mean(gain), items (or clusters) drawn in pairs.
+
+    Meaningful only where the gain's own interval leaves out 0; a draw without any gain counts as ±∞.
+    """
+    means = bootstrap_means(np.column_stack([effects, gains]), clusters)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = means[:, :-1] / means[:, -1:]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(ratios, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+@computed_once
+def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
+    """One row a (task, protocol, swap), with `DELTA_COLUMNS`.
+
+    `gain` = accuracy(distilled) − accuracy(base) on the same items. `effect` is what the part brings: forward,
+    accuracy(base with it) − accuracy(base); backward, accuracy(distilled) − accuracy(distilled without it). Both are
+    positive where the part carries the gain, and `share` = effect / gain; it is empty unless the gain's interval leaves
+    out 0 (`gain_is_clear`). Shares of single parts need not add up to one. `weight_change`: ‖distilled − base‖ over the
+    part's weights. `at_chance`: not even the distilled model beats chance.
+    """
+    rows: list[dict[str, object]] = []
+    for task, protocol in outcomes.cells:
+        group = read_group(outcomes, task, protocol)
+        if group is not None and CLEAN.name in group.cells and DISTILLED in group.cells:
+            rows.extend(_rows(group, [s for s in outcomes.swaps if s.name in group.cells], outcomes.changes))
+    frame = pd.DataFrame(rows, columns=list(DELTA_COLUMNS))
+    return frame.astype({"layer": "Int64", "head": "Int64", "gain_is_clear": "boolean", "at_chance": "boolean"})
+
+
+def _rows(group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChange]) -> list[dict[str, object]]:
+    if not swaps:
+        return []
+    base, distilled = (group.cells[name].correct.astype(float) for name in (CLEAN.name, DISTILLED))
+    changed = np.stack([group.cells[swap.name].correct.astype(float) for swap in swaps], axis=1)
+    forward = np.array([swap.host == "base" for swap in swaps])
+    effects = np.where(forward, changed - base[:, None], distilled[:, None] - changed)
+    gains = distilled - base
+    gain, effect = paired_bootstrap(gains[:, None], group.clusters), paired_bootstrap(effects, group.clusters)
+    clear = bool(gain.low[0] > 0 or gain.high[0] < 0)
+    nothing = np.full(len(swaps), np.nan)
+    low, high = share_intervals(effects, gains, group.clusters) if clear else (nothing, nothing)
+    if clear:
+        # Where not one item differs there is nothing to resample: the effect's exact interval stands in.
+        unchanged = ~np.any(effects != 0, axis=0)
+        ends = np.sort([effect.low / gain.delta[0], effect.high / gain.delta[0]], axis=0)
+        low, high = np.where(unchanged, ends[0], low), np.where(unchanged, ends[1], high)
+    shared = {
+        "task": group.task,
+        "protocol": group.protocol,
+        "n": len(base),
+        "accuracy_base": base.mean(),
+        "accuracy_distilled": distilled.mean(),
+        "gain": gain.delta[0],
+        "gain_ci_low": gain.low[0],
+        "gain_ci_high": gain.high[0],
+        "gain_is_clear": clear,
+        "at_chance": at_chance(group.cells[DISTILLED].correct, group.chances),
+    }
+    rows: list[dict[str, object]] = []
+    for i, swap in enumerate(swaps):
+        own = {
+            "direction": "forward" if swap.host == "base" else "backward",
+            "part": swap.label,
+            "component": swap.component,
+            "layer": swap.layer,
+            "head": swap.head,
+            "alpha": swap.alpha,
+            "accuracy": changed[:, i].mean(),
+            "effect": effect.delta[i],
+            "ci_low": effect.low[i],
+            "ci_high": effect.high[i],
+            "share": effect.delta[i] / gain.delta[0] if clear else np.nan,
+            "share_ci_low": low[i],
+            "share_ci_high": high[i],
+            "weight_change": changes[swap.label].absolute,
+            "weight_change_relative": changes[swap.label].relative,
+        }
+        rows.append({**shared, **own})
+    return rows

@@ -1,1 +1,0 @@
-"""What a user sees of results: figures, pages, and what commands print."""

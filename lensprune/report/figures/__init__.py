@@ -1,1 +1,0 @@
-"""Figures, one a module, and which kinds of them a result has."""

@@ -1,1 +1,0 @@
-"""What each command measures, writes into its folder and prints."""

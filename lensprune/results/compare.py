@@ -1,0 +1,191 @@
+"""The report of two runs beside each other: the same changes, tasks and protocols, and where they differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from lensprune.analysis.protocol_gap import GAP_COLUMNS, paired_gap
+from lensprune.analysis.summary import read_group, summarise
+from lensprune.errors import UserError
+from lensprune.output.html import Column, csv_link, drawn, render, table, write_page
+from lensprune.output.plain_text import visible
+from lensprune.results.figures.protocols import book_gap_by_depth
+from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.outcomes import Outcomes
+
+__all__ = ["compare_page", "runs_gap", "write_comparison"]
+
+MOST_ROWS = 500
+_COMPARED = ("model", "architecture", "n_layers", "weights_hash", "dtype", "device", "bos", "chat_template", "seed")
+_SECTIONS = [("runs", "The two runs"), ("clean", "Whole models"), ("figures", "Figures"), ("changes", "Changes")]
+_CLEAN_SHOWN = {
+    "task": Column("task"),
+    "protocol": Column("protocol"),
+    "n_a": Column("n of A", "d"),
+    "n_b": Column("n of B", "d"),
+    "accuracy_a": Column("accuracy of A", ".3f"),
+    "accuracy_b": Column("accuracy of B", ".3f"),
+    "items": Column("items"),
+}
+_GAP_SHOWN = {
+    "variant": Column("variant"),
+    "task": Column("task"),
+    "protocol": Column("protocol"),
+    "n": Column("n", "d"),
+    "delta_a": Column("Δμ of A", "+.3f"),
+    "delta_b": Column("Δμ of B", "+.3f"),
+    "gap": Column("B − A", "+.3f"),
+    "ci_low": Column("95% from", "+.3f"),
+    "ci_high": Column("to", "+.3f"),
+    "q_value": Column("q", ".2g"),
+    "note": Column("note"),
+}
+
+
+def runs_gap(a: Outcomes, b: Outcomes) -> pd.DataFrame:
+    """Δμ in run `b` minus Δμ in run `a` for every change, task and protocol that both have.
+
+    Where both asked the same items the gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q).
+    Where they did not, `gap` is the plain difference, without an interval, and `n` is missing.
+
+    Returns:
+        The columns `GAP_COLUMNS` with `task`, `protocol` and `note`.
+
+    Raises:
+        UserError: the runs share no finished change on a task and protocol.
+    """
+    frames = []
+    for task, protocol in (cell for cell in a.cells if cell in b.cells):
+        first, second = read_group(a, task, protocol), read_group(b, task, protocol)
+        if first is None or second is None or first.clean is None or second.clean is None:
+            continue
+        if _same_items(a, b, task) and first.clean.item_ids.equals(second.clean.item_ids):
+            own = paired_gap(first, second).assign(note="")
+        else:
+            own = _unpaired(a, b, task, protocol).assign(note="other items: not paired")
+        unclear = known_at_chance(own)
+        own.loc[unclear, "note"] = (own.loc[unclear, "note"] + ", at chance").str.strip(", ")
+        frames.append(own.assign(task=task, protocol=protocol))
+    kept = [frame for frame in frames if len(frame)]
+    if not kept:
+        raise UserError("the two runs share no finished change on a task and protocol: there is nothing to compare")
+    return pd.concat(kept, ignore_index=True)
+
+
+def _same_items(a: Outcomes, b: Outcomes, task: str) -> bool:
+    hashes = [next(spec.items_hash for spec in run.spec.tasks if spec.name == task) for run in (a, b)]
+    return hashes[0] == hashes[1]
+
+
+def _unpaired(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame:
+    sides = []
+    for run in (a, b):
+        frame = summarise(run)
+        sides.append(frame[(frame["task"] == task) & (frame["protocol"] == protocol) & (frame["variant"] != "clean")])
+    place = ["variant", "component", "layer", "head", "ablation"]
+    both = sides[0].merge(sides[1][["variant", "delta", "at_chance"]], on="variant", suffixes=("_a", "_b"))
+    both = both.assign(
+        task_a=task, task_b=task, protocol_a=protocol, protocol_b=protocol, n=pd.array([pd.NA] * len(both), "Int64"),
+        gap=both["delta_b"] - both["delta_a"], ci_low=float("nan"), ci_high=float("nan"), p_value=float("nan"),
+        q_value=float("nan"), at_chance=both["at_chance_a"] | both["at_chance_b"],
+    )  # fmt: skip
+    return both[[*place, *GAP_COLUMNS[len(place) :]]]
+
+
+def _clean(a: Outcomes, b: Outcomes) -> pd.DataFrame:
+    sides = []
+    for run in (a, b):
+        frame = summarise(run)
+        sides.append(frame.loc[frame["variant"] == "clean", ["task", "protocol", "n", "accuracy"]])
+    both = sides[0].merge(sides[1], on=["task", "protocol"], suffixes=("_a", "_b"))
+    return both.assign(items=["the same" if _same_items(a, b, task) else "different" for task in both["task"]])
+
+
+def _name(run: Outcomes) -> str:
+    return run.folder.name if run.folder is not None else run.spec.model
+
+
+def _facts(a: Outcomes, b: Outcomes) -> pd.DataFrame:
+    rows = [("folder", str(a.folder or "in memory"), str(b.folder or "in memory"))]
+    for field in _COMPARED:
+        rows.append((field.replace("_", " "), str(getattr(a.spec, field)), str(getattr(b.spec, field))))
+    for library in sorted({*a.spec.versions, *b.spec.versions}):
+        rows.append((library, a.spec.versions.get(library, "–"), b.spec.versions.get(library, "–")))
+    frame = pd.DataFrame(rows, columns=["what", "a", "b"])
+    return frame.assign(same=(frame["a"] == frame["b"]).map({True: "", False: "differs"}))
+
+
+def compare_page(a: Outcomes, b: Outcomes) -> str:
+    """The page's text.
+
+    Raises:
+        UserError: as `runs_gap`.
+    """
+    gap = runs_gap(a, b)
+    ordered = gap.sort_values("gap", key=lambda column: column.abs(), ascending=False, kind="stable")
+    clear = gap[(gap["q_value"] <= 0.05) & beats_chance(gap)]
+    pictures = []
+    by_layer = gap[gap["layer"].notna()]
+    if len(by_layer):
+        # The figure of open and closed books, with the two runs in their place.
+        names = [f"A: {_name(a)}", f"B: {_name(b)}"]
+        labelled = by_layer.assign(
+            task_a=names[0], task_b=names[1], protocol_b=by_layer["task"] + "\n" + by_layer["protocol"],
+        )  # fmt: skip
+        depth = max(a.spec.n_layers, b.spec.n_layers)
+        axes = book_gap_by_depth(labelled, n_layers=depth)
+        alt = "Line charts: change of accuracy against the layer, run A dashed and run B solid"
+        pictures.append(
+            drawn("two_runs", axes, by_layer, alt, "Δμ against depth in both runs; dots: they differ, q ≤ 0.05.")
+        )
+    return render(
+        "compare.html",
+        title=visible(f"{_name(a)} (A) and {_name(b)} (B)"),
+        lead=_lead(gap, len(clear)),
+        sections=_SECTIONS,
+        facts=table(_facts(a, b), {"what": Column("what"), "a": Column("A"), "b": Column("B"), "same": Column("")}),
+        clean=table(_clean(a, b), _CLEAN_SHOWN),
+        only=[text for text in (_only(a, b, "A"), _only(b, a, "B")) if text],
+        figures=pictures,
+        gap=table(ordered.head(MOST_ROWS), _GAP_SHOWN, ("task", "protocol")),
+        left_out=max(0, len(gap) - MOST_ROWS),
+        tasks=[visible(task) for task in dict.fromkeys(gap["task"])],
+        protocols=list(dict.fromkeys(gap["protocol"])),
+        csv=csv_link(gap),
+    )  # fmt: skip
+
+
+def _lead(gap: pd.DataFrame, clear: int) -> str:
+    tested = int(gap["q_value"].notna().sum())
+    untested = (
+        f"{len(gap) - tested} changes can't be tested: the runs asked other items, and B − A is the plain difference."
+    )
+    if not tested:
+        return f"All {untested}"
+    text = f"{clear} of {tested} changes that both runs measured differ with q ≤ 0.05 (by task and protocol)."
+    return text if tested == len(gap) else f"{text} {untested}"
+
+
+def _only(run: Outcomes, other: Outcomes, letter: str) -> str:
+    cells = [f"{task} under {protocol}" for task, protocol in run.cells if (task, protocol) not in other.cells]
+    variants = len(set(run.spec.variant_names) - set(other.spec.variant_names))
+    parts = [f"tasks and protocols: {', '.join(cells)}"] * bool(cells) + [f"{variants} variants"] * bool(variants)
+    return visible(f"Only in {letter}: {'; '.join(parts)}.") if parts else ""
+
+
+def write_comparison(a: Outcomes, b: Outcomes, path: str | Path | None = None) -> Path:
+    """Write the comparison of two runs as one HTML page.
+
+    Args:
+        path: the file; ``None`` takes ``against-NAME.html`` in the folder of `b`, NAME being the folder of `a`.
+
+    Raises:
+        UserError: as `runs_gap`; no `path` and a run in memory; a place that can't be written to.
+    """
+    if path is None and (a.folder is None or b.folder is None):
+        raise UserError("a run is in memory: name the file to write the comparison to")
+    target = Path(path) if path is not None else b.folder / f"against-{_name(a)}.html"  # type: ignore[operator]
+    page = compare_page(a, b)
+    return write_page(page, target)

@@ -1,0 +1,71 @@
+"""What a sweep over heads leaves beside its summary: whether few heads carry a task, and whether tasks share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.concentration import concentration_table
+from lensprune.analysis.head_effects import ItemEffects, item_effects
+from lensprune.analysis.overlap import overlap
+from lensprune.analysis.summary import summarise
+from lensprune.runs.outcomes import Outcomes
+
+__all__ = ["NOT_OF_ALL_HEADS", "HeadTables", "concentration_files", "head_tables"]
+
+NOT_OF_ALL_HEADS = (
+    "concentration: no table, since this sweep was screened: the heads that it measured were chosen for their effects"
+)
+_SHARED = 10
+
+
+@dataclass(frozen=True)
+class HeadTables:
+    """Heads removed in one way: their effects by (task, protocol), concentration of each, and overlap of each two
+    (``None`` for a single one)."""
+
+    effects: list[ItemEffects]
+    concentration: pd.DataFrame
+    overlap: pd.DataFrame | None
+
+
+def head_tables(outcomes: Outcomes, ablation: str) -> HeadTables:
+    """Concentration and overlap of heads removed in one way. Overlap is of the ten strongest, or of half of the heads
+    where there are fewer than twenty: that two tasks share all of all heads says nothing.
+
+    Raises:
+        UserError: no head was removed in that way, or the run is screened.
+    """
+    found = item_effects(outcomes, ablation=ablation)
+    concentrated = concentration_table(found)
+    shared = overlap(found, min(_SHARED, max(1, len(found[0].variants) // 2))) if len(found) > 1 else None
+    return HeadTables(found, concentrated, shared)
+
+
+def concentration_files(outcomes: Outcomes) -> dict[str, pd.DataFrame]:
+    """``concentration.csv`` and, with two or more (task, protocol) pairs, ``overlap.csv`` of a sweep over heads; one of
+    each a way of removal, named like ``concentration_mean.csv``, where there are several. The effects are Δμ.
+
+    Empty for a run that is not finished, is screened, or removes anything but single heads and key/value groups: of
+    chosen parts it cannot be said how few carry a task.
+    """
+    if outcomes.spec.screen is not None or outcomes.n_finished < outcomes.n_expected:
+        return {}
+    summary = summarise(outcomes)
+    changed = summary[summary["variant"] != CLEAN.name]
+    heads = changed[changed["component"] == "head"]
+    if not changed["component"].isin(["head", "kv_group"]).all():
+        return {}
+    files = {}
+    ways = list(dict.fromkeys(heads["ablation"]))
+    for ablation in ways:
+        if heads.loc[heads["ablation"] == ablation, "variant"].nunique() < 2:
+            continue
+        tables = head_tables(outcomes, ablation)
+        name = f"_{ablation}" if len(ways) > 1 else ""
+        files[f"concentration{name}.csv"] = tables.concentration
+        if tables.overlap is not None:
+            files[f"overlap{name}.csv"] = tables.overlap
+    return files

@@ -1,0 +1,1 @@
+"""Figures of a run, each from a table."""

@@ -1,0 +1,80 @@
+"""Heatmap of layers × heads: what the model loses without each head, and which losses are not noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from lensprune.errors import UserError
+from lensprune.output.drawing.style import SIGNED, panel_title, panels
+from lensprune.runs.chance import beats_chance
+
+__all__ = ["head_effect_maps", "head_effect_maps_data"]
+
+_COLUMNS = 3
+_PARTS = {"head": "head", "kv_group": "key/value group"}
+
+
+def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataFrame:
+    """What `head_effect_maps` draws: task, protocol, component, ablation, layer, head, delta, q_value, significant,
+    at_chance.
+
+    Raises:
+        UserError: no head or key/value group was removed.
+    """
+    frame = summary[summary["component"].isin(list(_PARTS)) & summary["delta"].notna() & summary["head"].notna()]
+    if frame.empty:
+        raise UserError("there is nothing to draw: the run removes no single head or key/value group")
+    columns = ["task", "protocol", "component", "ablation", "layer", "head", "delta", "q_value", "at_chance"]
+    kept = frame[columns].assign(significant=(frame["q_value"] <= q) & beats_chance(frame))
+    return kept.astype({"layer": int, "head": int}).reset_index(drop=True)
+
+
+def head_effect_maps(
+    summary: pd.DataFrame,
+    *,
+    n_layers: int | None = None,
+    n_heads: int | None = None,
+    q: float = 0.05,
+    title: str = "",
+) -> list[Axes]:
+    """Draw Δμ of each removed head: one map a (task, protocol), layers upwards, one scale for all, 0 in the middle.
+
+    A dot marks a change with Benjamini–Hochberg q ≤ `q`; where the clean model is at chance there are no dots and the
+    title says so. Places that were not swept are grey.
+
+    Args:
+        n_layers, n_heads: of the model; ``None`` takes the last ones swept.
+
+    Raises:
+        UserError: no head or key/value group was removed.
+    """
+    frame = head_effect_maps_data(summary, q=q)
+    # Maps of one kind: a run that removes heads in several ways, or groups too, gets a panel for each.
+    groups = list(frame.groupby(["task", "protocol", "component", "ablation"], sort=False))
+    depth = n_layers or int(frame["layer"].max()) + 1
+    width = max(int(frame["head"].max()) + 1, n_heads if n_heads and (frame["component"] == "head").all() else 0)
+    largest = float(frame["delta"].abs().max()) or 1.0
+    size = (min(2.4 + 0.24 * width, 7.0), min(1.8 + 0.17 * depth, 8.0))
+    _, axes = panels(len(groups), size=size, columns=_COLUMNS, title=title)
+    for ax, (key, own) in zip(axes, groups, strict=True):
+        task, protocol, component, ablation = (str(part) for part in key)
+        grid = own.pivot(index="layer", columns="head", values="delta").reindex(range(depth), columns=range(width))
+        ax.set_facecolor("0.85")
+        sns.heatmap(
+            grid.astype(float), ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": "Δμ", "shrink": 0.8}
+        )
+        marked = own[own["significant"]]
+        ax.scatter(marked["head"] + 0.5, marked["layer"] + 0.5, s=22, color="black", edgecolor="white", linewidth=0.7)
+        ax.invert_yaxis()
+        unclear = " (at chance)" if not beats_chance(own).iloc[0] else ""
+        several = f", {ablation}" if frame["ablation"].nunique() > 1 else ""
+        ax.set(title=panel_title(str(task), f"{protocol}{several}{unclear}"), xlabel=_PARTS[component], ylabel="layer")
+        ax.title.set_fontsize(9)
+        ax.tick_params(labelsize=7)
+        shown = range(0, depth, max(1, depth // 10))
+        ax.set_yticks(np.array(shown) + 0.5, [str(layer) for layer in shown])
+        ax.tick_params(axis="y", rotation=0)
+    return axes

@@ -1,0 +1,293 @@
+"""The report of one run: a single HTML file that works without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.claims import claims_found
+from lensprune.analysis.critical import critical
+from lensprune.analysis.signatures import MARGIN, SIGNATURE_COLUMNS, signatures
+from lensprune.analysis.summary import summarise
+from lensprune.errors import UserError
+from lensprune.output.files import write_error
+from lensprune.output.html import LARGEST_INSIDE, Column, csv_link, drawn, json_block, render, table, write_page
+from lensprune.output.plain_text import csv_text, visible, write_csv_parts
+from lensprune.results.browser_rows import MOST_RECORDS, TEXT_LIMIT, browser_rows
+from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
+from lensprune.results.figures.kinds import figures_of
+from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.records import SCHEMA
+
+__all__ = ["RECORDS_FILE", "REPORT_FILE", "run_page", "write_report"]
+
+REPORT_FILE = "report.html"
+RECORDS_FILE = "records.csv"
+_CELLS_AT_ONCE = 50
+MOST_ROWS = 500
+"""Rows of the summary that the page shows."""
+
+_SECTIONS = [
+    ("run", "What was run"),
+    ("figures", "Figures"),
+    ("critical", "Critical parts"),
+    ("summary", "All results"),
+    ("claims", "The paper's claims"),
+    ("items", "Items"),
+    ("downloads", "Downloads"),
+]
+SUMMARY_SHOWN = {
+    "variant": Column("variant"),
+    "task": Column("task"),
+    "protocol": Column("protocol"),
+    "n": Column("n", "d"),
+    "accuracy_clean": Column("clean", ".3f"),
+    "accuracy": Column("accuracy", ".3f"),
+    "delta": Column("Δμ", "+.3f"),
+    "ci_low": Column("95% from", "+.3f"),
+    "ci_high": Column("to", "+.3f"),
+    "p_value": Column("p", ".2g"),
+    "q_value": Column("q", ".2g"),
+    "parse_rate": Column("answered", ".2f"),
+    "degenerate_rate": Column("degenerate", ".2f"),
+    "note": Column("note"),
+}
+_RATES = ("parse_rate", "degenerate_rate", "note")
+_CRITICAL_SHOWN = {name: column for name, column in SUMMARY_SHOWN.items() if name not in _RATES}
+_CELLS_SHOWN = {
+    "task": Column("task"),
+    "protocol": Column("protocol"),
+    "n": Column("items", "d"),
+    "chance": Column("chance", ".3f"),
+    "accuracy": Column("clean accuracy", ".3f"),
+    "parse_rate": Column("answered", ".2f"),
+    "shots": Column("shots", "d"),
+    "seed": Column("seed", "d"),
+    "note": Column("note"),
+}
+_CLAIM_SHOWN = {
+    "task": Column("task"),
+    "protocol": Column("protocol"),
+    "ablation": Column("removed by"),
+    "layers": Column("layers, first and later"),
+    "verdict": Column("verdict"),
+    "n": Column("n", "d"),
+    "value": Column("value", "+.3f"),
+    "ci_low": Column("95% from", "+.3f"),
+    "ci_high": Column("to", "+.3f"),
+    "likelihood_value": Column("likelihood's own", "+.3f"),
+    "likelihood_ci_low": Column("95% from", "+.3f"),
+    "likelihood_ci_high": Column("to", "+.3f"),
+}
+
+
+def write_report(outcomes: Outcomes, path: str | Path | None = None, *, most_records: int = MOST_RECORDS) -> Path:
+    """Write `outcomes` as one HTML page, and beside it records.csv with every record.
+
+    Args:
+        path: the file; ``None`` takes ``report.html`` in the run's folder.
+        most_records: how many records the page's browser of items holds; records.csv has all.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a run in memory without `path`, a folder that does not exist, or one that can't be written to.
+    """
+    if path is None and outcomes.folder is None:
+        raise UserError("this run is in memory: name the file to write its report to")
+    target = Path(path) if path is not None else outcomes.folder / REPORT_FILE  # type: ignore[operator]
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a folder" if target.is_dir() else f"lies in {target.parent}, which does not exist"
+        raise UserError(f"{target} {what}: expected the name of a file in an existing folder, like {REPORT_FILE}")
+    try:
+        write_csv_parts(_record_parts(outcomes), target.with_name(RECORDS_FILE))
+        page = run_page(outcomes, target.with_name(RECORDS_FILE), most_records)
+    except OSError as error:
+        raise write_error(error, target.parent) from None
+    return write_page(page, target)
+
+
+def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
+    keys = outcomes.finished()
+    for start in range(0, max(1, len(keys)), _CELLS_AT_ONCE):
+        cells = [outcomes.cell(key) for key in keys[start : start + _CELLS_AT_ONCE]]
+        frame = pa.concat_tables(cells).to_pandas() if cells else SCHEMA.empty_table().to_pandas()
+        # One text a record: JSON, like {"acc": 1.0}.
+        frame["metrics"] = [json.dumps(dict(pairs)) for pairs in frame["metrics"]]
+        yield frame.astype({"layer": "Int64", "head": "Int64"})
+
+
+def run_page(outcomes: Outcomes, records: Path, most_records: int = MOST_RECORDS) -> str:
+    """The page's text.
+
+    Args:
+        records: the CSV file of all records, which lies beside the page.
+    """
+    summary = _with_notes(summarise(outcomes))
+    changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
+    needed = critical(changed)
+    signed, missing = _signatures(outcomes)
+    rows = browser_rows(outcomes, most_records)
+    done, total = outcomes.n_finished, outcomes.n_expected
+    pictures = [drawn(f.name, f.draw(), f.data(), f.alt, f.caption) for f in figures_of(outcomes)]
+    return render(
+        "run.html",
+        title=visible(f"{outcomes.spec.model}: {_counted(len(outcomes.spec.variants) - 1, 'changed model')}"),
+        lead=_lead(changed, needed),
+        unfinished=f"Not finished: {done} of {total} cells are measured." if done < total else "",
+        sections=_SECTIONS,
+        facts=_facts(outcomes),
+        cells=table(_clean_cells(outcomes, summary), _CELLS_SHOWN),
+        notes=_notes(outcomes, summary),
+        spec_json=visible(outcomes.spec.to_json()),
+        figures=pictures,
+        critical=table(needed.head(MOST_ROWS), _CRITICAL_SHOWN),
+        none_critical=f"{_counted(int(beats_chance(changed).sum()), 'change')} could be tested.",
+        summary=table(changed.head(MOST_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
+        summary_left_out=max(0, len(changed) - MOST_ROWS),
+        tasks=[visible(task.name) for task in outcomes.spec.tasks],
+        protocols=outcomes.spec.protocols,
+        claims=[
+            {
+                "text": found.claim.text,
+                "verdict": found.verdict,
+                "needs": found.claim.needs,
+                "table": table(found.rows, _claim_columns(found.rows)),
+            }
+            for found in claims_found(signed)
+        ],
+        claims_missing=missing,
+        margin=MARGIN,
+        browser_note=_browser_note(rows.shown, rows.total),
+        records_json=json_block(rows.payload),
+        downloads=_downloads(outcomes, {"critical": needed, "signatures": signed}, records),
+    )
+
+
+def _claim_columns(rows: pd.DataFrame) -> dict[str, Column]:
+    """Without the likelihood's own change where no row has one."""
+    alone = rows["likelihood_value"].isna().all()
+    return {name: column for name, column in _CLAIM_SHOWN.items() if not (alone and name.startswith("likelihood"))}
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
+
+
+def _lead(changed: pd.DataFrame, needed: pd.DataFrame) -> str:
+    ranked = changed[beats_chance(changed)]
+    if ranked.empty:
+        return "On no task does the clean model beat chance, so no change is ranked."
+    worst = ranked.iloc[0]
+    found = _counted(len(needed), "change") + f" of {len(ranked)}"
+    said = (
+        f"{found} on tasks above chance lower accuracy with q ≤ 0.05. The largest loss: {worst['variant']} on "
+        f"{visible(worst['task'])} under {worst['protocol']}, Δμ "
+    )
+    numbers = f"{worst['delta']:+.2f} (95% {worst['ci_low']:+.2f} to {worst['ci_high']:+.2f}, n {worst['n']})."
+    return said + numbers.replace("-", "−")
+
+
+def _with_notes(summary: pd.DataFrame) -> pd.DataFrame:
+    chance = known_at_chance(summary)
+    broken = summary["non_finite_rate"].fillna(0) > 0
+    notes = [
+        ", ".join(text for flag, text in ((a, "clean model at chance"), (b, "NaN or infinite logits")) if flag)
+        for a, b in zip(chance, broken, strict=True)
+    ]
+    return summary.assign(note=notes)
+
+
+def _signatures(outcomes: Outcomes) -> tuple[pd.DataFrame, str]:
+    try:
+        return signatures(outcomes), ""
+    except UserError as error:
+        return pd.DataFrame(columns=list(SIGNATURE_COLUMNS)), f"Nothing can be said: {error}."
+
+
+def _clean_cells(outcomes: Outcomes, summary: pd.DataFrame) -> pd.DataFrame:
+    clean = summary[summary["variant"] == CLEAN.name]
+    tasks = {task.name: task for task in outcomes.spec.tasks}
+    own = [tasks[name] for name in clean["task"]]
+    return clean.assign(shots=[task.shots for task in own], seed=[task.seed for task in own])
+
+
+def _notes(outcomes: Outcomes, summary: pd.DataFrame) -> list[str]:
+    clean = summary[(summary["variant"] == CLEAN.name) & (summary["truncated"].fillna(0) > 0)]
+    cut = [
+        f"{visible(str(r.task))}, {r.protocol}: {r.truncated} prompts are cut on the left." for r in clean.itertuples()
+    ]
+    small = [task for task in outcomes.spec.tasks if task.n_items < 50]
+    if small:
+        cut.append(
+            f"With fewer than 50 items ({', '.join(f'{visible(t.name)}: {t.n_items}' for t in small)}) only large "
+            "losses can be told from none."
+        )
+    if outcomes.spec.screen is not None:
+        cut.append(f"{NOT_OF_ALL_HEADS}.")
+    return cut
+
+
+def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
+    spec = outcomes.spec
+    shape = f"{spec.n_layers} layers, {spec.n_heads} heads, {spec.n_key_value_heads} key/value heads"
+    variants = outcomes.spec.variant_names
+    named = ", ".join(variants[:4]) + (f", …, {variants[-1]}" if len(variants) > 5 else "".join(variants[4:5]))
+    pairs = [
+        ("model", f"{spec.model} ({spec.architecture}; {shape})"),
+        ("weights", f"sha256 {spec.weights_hash}"),
+        ("numbers", f"{spec.dtype} on {spec.device}"),
+        ("prompts", f"BOS: {spec.bos}; chat template: {'yes' if spec.chat_template else 'no'}"),
+        ("variants", f"{len(variants)}: {named}"),
+        ("reference", f"{spec.reference or 'none needed'}" + (f", {spec.mean_mode}" if spec.mean_mode else "")),
+        ("seed", str(spec.seed)),
+        ("executor", spec.how.executor),
+        ("command", spec.how.command or "called from Python"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in sorted(spec.versions.items()))),
+        ("data", "; ".join(f"{task}: {where}" for task, where in spec.how.data_sources.items()) or "not recorded"),
+        ("digest", spec.digest),
+    ]  # fmt: skip
+    return [(name, visible(value)) for name, value in pairs]
+
+
+def _browser_note(shown: int, total: int) -> str:
+    texts = f"Texts are cut at {TEXT_LIMIT} characters."
+    if shown == total:
+        return f"All {total} records of changed models are here. {texts}"
+    return (
+        f"{shown} of {total} records are here (no more fit, shared out evenly, those whose outcome changed "
+        f"first); records.csv has all of them. {texts}"
+    )
+
+
+def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Path) -> list[dict[str, Any]]:
+    files = [("summary.csv", summarise(outcomes), "one row a variant, task and protocol")]
+    for name, frame in concentration_files(outcomes).items():
+        text = "whether few heads carry a task" if name.startswith("concentration") else "heads that tasks share"
+        files.append((name, frame, text))
+    files += [
+        ("critical.csv", tables["critical"], "parts whose removal lowers accuracy"),
+        ("signatures.csv", tables["signatures"], "the numbers behind the paper's claims"),
+    ]
+    found: list[dict[str, Any]] = []
+    for name, frame, text in files:
+        address = csv_link(frame)
+        if address is not None:
+            found.append({"name": name, "href": address, "text": text})
+        else:
+            records.with_name(name).write_text(csv_text(frame), encoding="utf-8")
+            found.append({"name": name, "href": name, "text": f"{text} (a file beside this page)"})
+    text = "every record, one row an item"
+    if records.stat().st_size <= LARGEST_INSIDE:
+        found.append({"name": records.name, "href": csv_link(records.read_bytes()), "text": text})
+    else:
+        found.append({"name": records.name, "href": records.name, "text": f"{text} (a file beside this page)"})
+    return found

@@ -1,0 +1,105 @@
+"""What ``lensprune sweep`` prints about a run."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.screening import screen_quality, screen_table
+from lensprune.analysis.summary import summarise
+from lensprune.output.plain_text import for_terminal
+from lensprune.output.results_folder import FIGURES, SUMMARY_TABLE
+from lensprune.output.tables import aligned
+from lensprune.results.concentration import NOT_OF_ALL_HEADS
+from lensprune.results.outputs import SCREEN_TABLE
+from lensprune.results.run import Run
+from lensprune.runs.chance import known_at_chance
+
+__all__ = ["run_report", "screen_report", "top_variants"]
+
+_SHOWN = {
+    "variant": "variant",
+    "accuracy": "accuracy",
+    "delta": "Δμ",
+    "interval": "95% interval",
+    "p_value": "p",
+    "q_value": "q",
+}
+
+
+def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5) -> str:
+    """The variants that lose most under one protocol; where the clean model is at chance, a line that says so."""
+    group = summary[(summary["task"] == task) & (summary["protocol"] == protocol)]
+    clean = group[group["variant"] == CLEAN.name]
+    if clean.empty:
+        return f"{for_terminal(task)}, {protocol}: the clean model is not measured yet"
+    first = clean.iloc[0]
+    clean_line = f"clean accuracy {first['accuracy']:.3f} (chance {first['chance']:.3f}, n {first['n']})"
+    head = f"{for_terminal(task)}, {protocol}: {clean_line}"
+    notes = [
+        f"{count} {what}"
+        for count, what in (
+            (int(first["truncated"]), "prompts cut on the left to fit the context"),
+            (int((group["non_finite_rate"] > 0).sum()), "variants with NaN or infinite logits"),
+        )
+        if count
+    ]
+    if notes:
+        head += "; " + ", ".join(notes)
+    if known_at_chance(clean).iloc[0]:
+        return f"{head}\n  at chance: the clean model does not beat guessing here, so its changes are not ranked"
+    changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)
+    rows = [list(_SHOWN.values())]
+    for _, row in changed.iterrows():
+        rows.append(
+            [
+                str(row["variant"]),
+                f"{row['accuracy']:.3f}",
+                f"{row['delta']:+.3f}",
+                f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
+                f"{row['p_value']:.2g}",
+                f"{row['q_value']:.2g}",
+            ]
+        )
+    return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())
+
+
+def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) -> str:
+    """Heads of a screened sweep by their estimated loss, measured or not, and what the control set says of it."""
+    parts = []
+    for _, own in quality.iterrows():
+        where = (table["task"] == own["task"]) & (table["protocol"] == own["protocol"])
+        controls = int(own["controls"])
+        cell = f"{for_terminal(str(own['task']))}, {own['protocol']}"
+        lines = [
+            f"{cell}: {own['measured']} of {own['heads']} heads are measured, {own['measured'] - controls} for their "
+            f"estimates and {controls} drawn at random; the others are estimated",
+            f"on the random ones estimate and measurement have rank correlation {own['rank_correlation']:.2f}; "
+            f"{own['controls_in_top']} of them are among the {own['top']} measured ones that lose most: if the others "
+            f"are like them, {own['expected_missed']:.0f} such heads were missed",
+        ]
+        rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", "status"]]
+        for _, head in table[where].head(most).iterrows():
+            measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("margin_change", "delta")]
+            rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
+        parts.append("\n".join([*lines, *("  " + line for line in aligned(rows).splitlines())]))
+    return "\n\n".join(parts)
+
+
+def run_report(run: Run, most: int = 5) -> str:
+    """What a finished sweep prints: for each task and protocol the largest losses, then where the files are."""
+    summary = summarise(run)
+    parts = [repr(run), *(top_variants(summary, task, protocol, most) for task, protocol in run.cells)]
+    if run.spec.screen is not None:
+        parts += [screen_report(screen_table(run), screen_quality(run)), NOT_OF_ALL_HEADS]
+    if run.folder is not None:
+        places = [
+            ("table", run.folder / SUMMARY_TABLE),
+            ("screened", run.folder / SCREEN_TABLE),
+            ("records", run.folder / "records"),
+            *(("figure", path) for path in sorted((run.folder / FIGURES).glob("*.png"))),
+            *(("table", path) for path in sorted(run.folder.glob("concentration*.csv"))),
+            *(("table", path) for path in sorted(run.folder.glob("overlap*.csv"))),
+        ]
+        parts.append("\n".join(f"{what + ':':10}{path}" for what, path in places if path.exists()))
+    return "\n\n".join(parts)

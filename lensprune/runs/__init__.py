@@ -1,0 +1,1 @@
+"""A run as data: its spec, its records and where they are stored."""

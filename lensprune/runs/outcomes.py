@@ -1,0 +1,138 @@
+"""The outcomes of a run, in memory or on disk, finished or not: what analyses, figures and pages read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Self, TypeVar
+from weakref import WeakKeyDictionary
+
+import pandas as pd
+import pyarrow as pa
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.errors import unknown_name
+from lensprune.runs.chance import at_chance
+from lensprune.runs.records import SCHEMA, CellKey
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import CellStore, RunStore
+
+__all__ = ["Outcomes", "computed_once"]
+
+
+class Outcomes:
+    """The spec of a run and its stored cells. It knows no analysis, figure or page; those are functions of it."""
+
+    def __init__(self, spec: SweepSpec, store: CellStore, folder: Path | None = None) -> None:
+        self.spec = spec
+        self.folder = folder
+        self._store = store
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """The run in `folder`, finished or not.
+
+        Raises:
+            UserError: no run there, or a damaged record file.
+        """
+        store = RunStore.open(folder)
+        return cls(store.spec, store, Path(folder))
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        """(task, protocol) pairs."""
+        return [(cell.task, cell.protocol) for cell in self.spec.cells]
+
+    @property
+    def n_finished(self) -> int:
+        """How many cells (variant, task, protocol) are stored."""
+        return len(self._store.finished())
+
+    @property
+    def n_expected(self) -> int:
+        """How many cells (variant, task, protocol) the spec has."""
+        return len(self.spec.cells) * len(self.spec.variants)
+
+    def select(self, task: str | None = None, protocol: str | None = None) -> list[tuple[str, str]]:
+        """The (task, protocol) pairs of one task, of one protocol, of both, or all.
+
+        Raises:
+            UserError: a name that is not part of this run.
+        """
+        names = [t.name for t in self.spec.tasks]
+        if task is not None and task not in names:
+            raise unknown_name("task of this run", task, names)
+        if protocol is not None and protocol not in self.spec.protocols:
+            raise unknown_name("protocol of this run", protocol, self.spec.protocols)
+        return [(t, p) for t, p in self.cells if task in (None, t) and protocol in (None, p)]
+
+    def ranked(self, task: str | None = None, protocol: str | None = None) -> list[tuple[str, str]]:
+        """The (task, protocol) pairs of `select` on which the clean model is known to beat chance.
+
+        Raises:
+            UserError: a name that is not part of this run.
+        """
+        return [cell for cell in self.select(task, protocol) if self._beats_chance(*cell)]
+
+    def _beats_chance(self, task: str, protocol: str) -> bool:
+        key = CellKey(CLEAN.name, task, protocol)
+        if key not in self._store.finished():
+            return False
+        clean = self._store.read(key, ["correct", "chance"])
+        correct, chances = (clean.column(name).to_numpy(zero_copy_only=False) for name in ("correct", "chance"))
+        return not at_chance(correct.astype(bool), chances)
+
+    def finished(self, task: str | None = None, protocol: str | None = None) -> list[CellKey]:
+        """Cells (variant, task, protocol) that are measured, by task and protocol and then in the spec's order."""
+        stored = self._store.finished()
+        keys = (CellKey(v, *cell) for cell in self.select(task, protocol) for v in self.spec.variant_names)
+        return [key for key in keys if key in stored]
+
+    def cell(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
+        """Records of one finished cell, in the order of its items, as they are stored; all columns or some."""
+        return self._store.read(key, columns)
+
+    def records(self, variant: str | None = None, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+        """One row per item, of all cells or of those that are named.
+
+        Raises:
+            UserError: a name that is not part of this run.
+        """
+        if variant is not None and variant not in self.spec.variant_names:
+            raise unknown_name("variant", variant, self.spec.variant_names)
+        keys = [key for key in self.finished(task, protocol) if variant in (None, key.variant)]
+        tables = [self._store.read(key) for key in keys]
+        frame = pa.concat_tables(tables).to_pandas() if tables else SCHEMA.empty_table().to_pandas()
+        frame["metrics"] = [dict(pairs) for pairs in frame["metrics"]]
+        return frame.astype({"layer": "Int64", "head": "Int64"})
+
+    def copy_to(self, folder: Path) -> None:
+        """Write the spec and the finished cells to `folder`, but for cells that it already holds.
+
+        Raises:
+            UserError: a folder that holds another run, or a disk that can't be written to.
+        """
+        with RunStore.writing(folder, self.spec) as store:
+            for key in sorted(self._store.finished() - store.finished()):
+                store.write(key, self._store.read(key))
+
+
+_Data = TypeVar("_Data", bound=Outcomes)
+
+
+def computed_once(function: Callable[[_Data], pd.DataFrame]) -> Callable[[_Data], pd.DataFrame]:
+    """Compute a table once for each `Outcomes`, and again only after more cells were stored.
+
+    A stored cell never changes, so the number of finished cells says whether there is anything new.
+    """
+    kept: WeakKeyDictionary[_Data, tuple[int, pd.DataFrame]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def once(outcomes: _Data) -> pd.DataFrame:
+        known = kept.get(outcomes)
+        if known is None or known[0] != outcomes.n_finished:
+            known = kept[outcomes] = (outcomes.n_finished, function(outcomes))
+        return known[1].copy()
+
+    return once

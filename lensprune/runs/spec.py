@@ -1,0 +1,270 @@
+"""What a sweep is: everything that determines its numbers, and how it was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lensprune.errors import UserError
+from lensprune.version import __version__
+
+__all__ = ["FORMAT", "CellSpec", "HowItRan", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
+
+FORMAT = 2
+"""Version of the run folder's layout."""
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces, the same text for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=True)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes the numbers; `python` without its patch level."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    versions["lensprune"] = __version__
+    versions["python"] = ".".join(platform.python_version_tuple()[:2])
+    return versions
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task as it was loaded: `name` is the task with its parameters, as asked for."""
+
+    name: str
+    shots: int
+    seed: int
+    n_items: int
+    items_hash: str
+    """sha256 over the scored items: ids, rows and few-shot examples."""
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """What one (task, protocol) asks of the model."""
+
+    task: str
+    protocol: str
+    prompts_hash: str
+    """sha256 over every prompt string, its token ids and its stop conditions."""
+    reference_hash: str = ""
+    """sha256 over the token ids of the reference prompts, for mean and resample."""
+
+
+@dataclass(frozen=True)
+class HowItRan:
+    """What does not change the numbers: speed, paths and the way the run was asked for."""
+
+    model: str | None = None
+    """Name or path to load the model from; ``None`` when it was given as an object."""
+    executor: str = "forked"
+    """What runs the rows at each worker; `spread` is how cells come to workers."""
+    spread: str | None = None
+    workers: int | None = None
+    ray_address: str | None = None
+    batch_tokens: int | None = None
+    memory: str | None = None
+    n_devices: int | None = None
+    data_dir: str | None = None
+    reference_file: str | None = None
+    data_sources: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """Everything that determines the numbers of a sweep, and beside it how it was run.
+
+    `model` is the name the model was asked for; `weights_hash`, `config_hash`, `tokenizer_hash` and the shape say which
+    model it is, so a moved folder is still the same model. `variants` is the resolved list, clean first.
+    `limit` and `shots` are as asked for (``None``: all items; each task's own number of shots).
+    """
+
+    model: str
+    architecture: str
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    weights_hash: str
+    config_hash: str
+    tokenizer_hash: str
+    dtype: str
+    device: str
+    bos: str
+    chat_template: bool
+    tasks: tuple[TaskSpec, ...]
+    protocols: tuple[str, ...]
+    cells: tuple[CellSpec, ...]
+    variants: tuple[Mapping[str, Any], ...]
+    shots: int | None = None
+    seed: int = 0
+    limit: int | None = None
+    reference: str | None = None
+    """``None`` (no variant needs one), ``fewshot`` or ``file``."""
+    mean_mode: str | None = None
+    screen: Mapping[str, Any] | None = None
+    """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
+    task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
+    what is ``measured`` and why."""
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+    how: HowItRan = field(default_factory=HowItRan)
+
+    def numbers(self) -> dict[str, Any]:
+        """The part that determines the numbers, as plain JSON values."""
+        data = json.loads(canonical_json(asdict(self)))
+        data.pop("how")
+        data.pop("model")
+        for asked in ("shots", "limit"):
+            # Resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
+            data.pop(asked)
+        if self.screen is None:
+            # As in runs from before there was screening.
+            data.pop("screen")
+        return data
+
+    @property
+    def digest(self) -> str:
+        """sha256 of `numbers`: equal digests mean the same sweep."""
+        return hashlib.sha256(canonical_json(self.numbers()).encode()).hexdigest()
+
+    @property
+    def exchanges_weights(self) -> bool:
+        """Whether the variants are two models and exchanges between them, as `measure_delta` makes them."""
+        return any("swap" in variant for variant in self.variants)
+
+    @property
+    def variant_names(self) -> tuple[str, ...]:
+        return tuple(str(v["name"]) for v in self.variants)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether some variants have hooks written in Python, which a file can't hold."""
+        return any(v.get("hooks") for v in self.variants)
+
+    def to_json(self) -> str:
+        """The text of spec.json."""
+        return (
+            json.dumps({"format": FORMAT, "digest": self.digest, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        )
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "spec.json") -> SweepSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            UserError: not JSON, another format, a missing or unknown field, or a digest that does not fit.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not valid JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{where} does not hold a sweep: expected an object")
+        version, digest = data.pop("format", None), data.pop("digest", None)
+        if version != FORMAT:
+            raise UserError(f"{where} has format {version!r}: this version of lensprune reads format {FORMAT}")
+        try:
+            spec = cls(
+                **{
+                    **data,
+                    "tasks": tuple(TaskSpec(**t) for t in data["tasks"]),
+                    "cells": tuple(CellSpec(**c) for c in data["cells"]),
+                    "protocols": tuple(data["protocols"]),
+                    "variants": tuple(data["variants"]),
+                    "how": HowItRan(**data["how"]),
+                }
+            )
+            fits = spec.digest == digest and all(isinstance(name, str) for name in spec.variant_names)
+            # What the digest does not cover is checked by its type.
+            for owner in (spec, spec.how):
+                for name, kinds in _UNCOVERED[type(owner)].items():
+                    value = getattr(owner, name)
+                    if not isinstance(value, kinds) or isinstance(value, bool):
+                        raise TypeError(f"{name} is {type(value).__name__}")
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise UserError(f"{where} does not hold a sweep: {type(error).__name__} {error}") from None
+        if not fits:
+            raise UserError(f"{where} was changed after the run began: its digest does not fit its contents")
+        return spec
+
+    def first_difference(self, other: SweepSpec) -> str | None:
+        """Say where `other` first asks for different numbers, or ``None`` when it does not."""
+        mine, theirs = self.numbers(), other.numbers()
+        # `screen` is on one side only where one of the two was screened.
+        for name in dict.fromkeys([*_COMPARED_FIRST, *mine, *theirs]):
+            if mine.get(name) != theirs.get(name):
+                return _describe(name, mine.get(name), theirs.get(name))
+        return None
+
+
+_UNCOVERED: dict[type, dict[str, Any]] = {
+    SweepSpec: {"model": str, "shots": int | None, "limit": int | None},
+    HowItRan: {
+        "model": str | None,
+        "executor": str,
+        "spread": str | None,
+        "workers": int | None,
+        "ray_address": str | None,
+        "batch_tokens": int | None,
+        "memory": str | None,
+        "n_devices": int | None,
+        "data_dir": str | None,
+        "reference_file": str | None,
+        "data_sources": Mapping,
+        "command": str,
+    },
+}
+_COMPARED_FIRST = ("architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants")
+_MEANINGS = {
+    "weights_hash": "the model's weights",
+    "config_hash": "the model's configuration",
+    "tokenizer_hash": "the tokenizer",
+    "cells": "the prompts",
+}
+
+
+def _short(value: Any) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _describe(name: str, mine: Any, theirs: Any) -> str:
+    label = _MEANINGS.get(name, name)
+    if name == "screen" and (mine is None or theirs is None):
+        return (
+            "all heads are measured there, a screened part of them here"
+            if mine is None
+            else ("a screened part of the heads is measured there, all of them here")
+        )
+    if isinstance(mine, list) and isinstance(theirs, list):
+        if name == "variants":
+            mine_names, their_names = [v["name"] for v in mine], [v["name"] for v in theirs]
+            if mine_names != their_names:
+                return f"variants: {len(mine)} there ({_ends(mine_names)}), {len(theirs)} here ({_ends(their_names)})"
+        if name == "protocols" or len(mine) != len(theirs):
+            names_of = {"tasks": "name"}.get(name)
+            there = [part[names_of] for part in mine] if names_of else mine
+            here = [part[names_of] for part in theirs] if names_of else theirs
+            return f"{label}: {_short(there)} there, {_short(here)} here"
+        for old, new in zip(mine, theirs, strict=True):
+            if old != new and isinstance(old, dict):
+                changed = next((key for key in sorted({*old, *new}) if old.get(key) != new.get(key)), "")
+                owner = " ".join(str(old[key]) for key in ("name", "task", "protocol") if key in old)
+                return (
+                    f"{label} of {owner}: {changed} {_short(old.get(changed))} there, {_short(new.get(changed))} here"
+                )
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        changed = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
+        return f"{label}: {changed} {_short(mine.get(changed))} there, {_short(theirs.get(changed))} here"
+    return f"{label}: {_short(mine)} there, {_short(theirs)} here"
+
+
+def _ends(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]}, ..., {names[-1]}"

@@ -1,0 +1,342 @@
+"""A run on disk: an append-only folder of finished cells that survives being stopped at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lensprune.errors import UserError, nearest
+from lensprune.output.files import TEMPORARY_PREFIX, sync_folder, write_atomically, write_error
+from lensprune.paths import usable_path
+from lensprune.runs.records import CellKey
+from lensprune.runs.spec import SweepSpec
+
+__all__ = ["CellStore", "MemoryStore", "RunStore", "check_out_folder", "open_store", "read_spec", "stopped_message"]
+
+logger = logging.getLogger("lensprune")
+
+SPEC_FILE = "spec.json"
+_LOCK_FILE = ".lock"
+
+
+class CellStore(Protocol):
+    """Where finished cells go and come from."""
+
+    def finished(self) -> set[CellKey]:
+        """Cells that are stored whole."""
+        ...
+
+    def write(self, key: CellKey, table: pa.Table) -> None:
+        """Store a finished cell; a cell is stored once."""
+        ...
+
+    def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
+        """The records of a finished cell, all columns or some."""
+        ...
+
+
+class MemoryStore:
+    """Cells of a run that is not kept on disk."""
+
+    def __init__(self) -> None:
+        self._cells: dict[CellKey, pa.Table] = {}
+
+    def finished(self) -> set[CellKey]:
+        return set(self._cells)
+
+    def write(self, key: CellKey, table: pa.Table) -> None:
+        self._cells[key] = table
+
+    def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
+        table = self._cells[key]
+        return table if columns is None else table.select(list(columns))
+
+
+def read_spec(folder: Path) -> SweepSpec:
+    """The spec of the run in `folder`.
+
+    Raises:
+        UserError: no such folder, no run in it, or a spec that can't be read.
+    """
+    path = usable_path(folder, "run folder") / SPEC_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} {_no_run(folder)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return SweepSpec.from_json(text, str(path))
+
+
+def _no_run(folder: Path) -> str:
+    """Why there is no run, and where the nearest one is."""
+    if folder.is_dir():
+        inner = sorted(path.parent.name for path in folder.glob(f"*/{SPEC_FILE}"))
+        hint = f"; its folders {', '.join(inner)} hold runs" if inner else ""
+        return f"holds no run: expected a folder with {SPEC_FILE} in it{hint}"
+    beside = [path.parent.name for path in folder.parent.glob(f"*/{SPEC_FILE}")] if folder.parent.is_dir() else []
+    close = nearest(folder.name, beside)
+    hint = f"; did you mean {' or '.join(str(folder.parent / name) for name in close)}?" if close else ""
+    return f"is not a folder of a run: expected a folder with {SPEC_FILE} in it{hint}"
+
+
+def check_out_folder(folder: Path) -> SweepSpec | None:
+    """Spec of the run that `folder` already holds, or ``None`` where a new run may begin. Writes nothing.
+
+    Raises:
+        UserError: a file, a folder with other things in it, or a place that can't be written to.
+    """
+    usable_path(folder, "out folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out folder {folder} is a file: choose a new folder")
+    if folder.is_dir():
+        if (folder / SPEC_FILE).exists():
+            return read_spec(folder)
+        strangers = sorted(p.name for p in folder.iterdir() if not _may_precede_spec(p))
+        if strangers:
+            raise UserError(
+                f"out folder {folder} is not empty and holds no run (it has {strangers[0]!r}): choose a new folder"
+            )
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"out folder {folder} can't be made: no permission to write in {existing}")
+    return None
+
+
+def _may_precede_spec(path: Path) -> bool:
+    """Whether a run that was killed before its spec was written can have left `path`."""
+    return path.name == _LOCK_FILE or path.name.startswith(TEMPORARY_PREFIX)
+
+
+def _safe(text: str, length: int) -> str:
+    return re.sub(r"[^A-Za-z0-9=-]+", "_", text)[:length]
+
+
+def _cell_stem(key: CellKey) -> str:
+    """File name of a cell up to its checksum: readable, of safe characters, and different for different cells."""
+    digest = hashlib.sha256("\0".join(key).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{_safe(key.task, 40)}.{_safe(key.protocol, 20)}.{_safe(key.variant, 60)}.{digest}"
+
+
+def _stem_of(path: Path) -> str:
+    """The part of a cell file's name before its checksum."""
+    return path.stem.rpartition(".")[0]
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+class RunStore:
+    """The run folder of one spec.
+
+    A cell is ``records/TASK.PROTOCOL.VARIANT.ID.CHECKSUM.parquet``, where ID is a hash of the cell's full name and
+    CHECKSUM one of the file's bytes: name and contents appear together, in one rename. A file that is not what its
+    name says is moved to ``damaged/`` and its cell counts as missing.
+    """
+
+    def __init__(self, folder: Path, spec: SweepSpec) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.set_aside: list[str] = []
+        """Damaged files that were found and moved, newest last."""
+        self._files: dict[CellKey, Path] = {}
+        self._may_set_aside = False
+
+    @property
+    def records_folder(self) -> Path:
+        return self.folder / "records"
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> RunStore:
+        """An existing run, for reading.
+
+        Raises:
+            UserError: no run there, or a record file is damaged.
+        """
+        path = Path(folder)
+        store = cls(path, read_spec(path))
+        store._scan()
+        return store
+
+    @classmethod
+    def is_complete(cls, folder: str | os.PathLike[str]) -> bool:
+        """Whether every cell of the run is stored whole."""
+        path = Path(folder)
+        store = cls(path, read_spec(path))
+        return not store._scan_quietly() and store.finished() == set(store.expected())
+
+    @classmethod
+    @contextmanager
+    def writing(cls, folder: str | os.PathLike[str], spec: SweepSpec) -> Iterator[RunStore]:
+        """Begin the run of `spec` in `folder`, or continue it; no other process may write there meanwhile.
+
+        Raises:
+            UserError: the folder holds another run, is in use, or can't be written to.
+        """
+        path = Path(folder)
+        check_out_folder(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise write_error(error, path) from None
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{path} is being written by another process: wait for it or choose another out folder"
+                ) from None
+            existing = check_out_folder(path)
+            if existing is not None:
+                difference = existing.first_difference(spec)
+                if difference is not None:
+                    raise UserError(f"{path} holds another run ({difference}): choose another out folder")
+            store = cls(path, spec if existing is None else existing)
+            store._begin(is_new=existing is None)
+            yield store
+        finally:
+            os.close(lock)
+
+    def _begin(self, is_new: bool) -> None:
+        try:
+            for place in (self.folder, self.records_folder):
+                for leftover in place.glob(f"{TEMPORARY_PREFIX}*"):
+                    leftover.unlink()
+            if is_new:
+                text = self.spec.to_json()
+                write_atomically(
+                    self.folder / SPEC_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8")
+                )
+                sync_folder(self.folder.parent)
+            # Only now: until the spec is there, anything else in the folder means that it is not ours.
+            self.records_folder.mkdir(exist_ok=True)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise write_error(error, self.folder) from None
+        self._may_set_aside = True
+        self._scan()
+
+    def expected(self) -> list[CellKey]:
+        """Every cell of the spec: by task and protocol, and in the order of the variants."""
+        return [CellKey(name, cell.task, cell.protocol) for cell in self.spec.cells for name in self.spec.variant_names]
+
+    def _scan_quietly(self) -> list[Path]:
+        """Find the stored cells; return the files that are not whole cells of this run."""
+        keys = {_cell_stem(key): key for key in self.expected()}
+        self._files.clear()
+        strangers = []
+        for path in sorted(self.records_folder.glob("*.parquet")):
+            if path.name.startswith(TEMPORARY_PREFIX):
+                continue
+            key = keys.get(_stem_of(path))
+            if key is None or key in self._files or _file_hash(path) != path.stem.rpartition(".")[2]:
+                strangers.append(path)
+            else:
+                self._files[key] = path
+        return strangers
+
+    def _scan(self) -> None:
+        for path in self._scan_quietly():
+            self._put_aside(path)
+
+    def _put_aside(self, path: Path) -> None:
+        if not self._may_set_aside:
+            raise UserError(
+                f"{path} is damaged (its checksum does not fit): lensprune resume {self.folder} computes it again"
+            )
+        aside = self.folder / "damaged"
+        try:
+            aside.mkdir(exist_ok=True)
+            number = len(list(aside.iterdir()))
+            # A rename would replace a file of that name, if some were taken out of the folder meanwhile.
+            while (aside / f"{number}-{path.name}").exists():
+                number += 1
+            path.rename(aside / f"{number}-{path.name}")
+            sync_folder(aside)
+        except OSError as error:
+            raise write_error(error, aside) from None
+        self.set_aside.append(path.name)
+
+    def finished(self) -> set[CellKey]:
+        return set(self._files)
+
+    def stored(self) -> int:
+        """Cells that lie in the folder, also one whose writing was interrupted after its file was in place."""
+        stems = {_cell_stem(key) for key in self.expected()}
+        return len({stem for path in self.records_folder.glob("*.parquet") if (stem := _stem_of(path)) in stems})
+
+    def write(self, key: CellKey, table: pa.Table) -> None:
+        """Store a finished cell under its checksum.
+
+        Raises:
+            UserError: the disk is full or the folder can't be written to; stored cells stay whole.
+            ValueError: the cell is stored already.
+        """
+        if key in self._files:
+            raise ValueError(f"cell {key} is stored already")
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        checksum = hashlib.sha256(data).hexdigest()[:16]
+        path = self.records_folder / f"{_cell_stem(key)}.{checksum}.parquet"
+        try:
+            write_atomically(path, lambda temporary: temporary.write_bytes(data))
+        except OSError as error:
+            done, total = len(self._files), len(self.expected())
+            advice = f"{done} of {total} cells are stored, continue with: lensprune resume {self.folder}"
+            raise write_error(error, path.parent, advice) from None
+        self._files[key] = path
+
+    def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
+        return pq.read_table(self._files[key], columns=None if columns is None else list(columns), partitioning=None)
+
+    def written_at(self, key: CellKey) -> float:
+        """When a finished cell was stored, in seconds since the epoch, by the clock of its file system."""
+        return self._files[key].stat().st_mtime
+
+
+@contextmanager
+def open_store(folder: Path | None, spec: SweepSpec) -> Iterator[CellStore]:
+    """Where a sweep stores its cells: in memory, or in `folder`, with a warning for every damaged file found there.
+
+    Raises:
+        UserError: as `RunStore.writing`.
+    """
+    if folder is None:
+        yield MemoryStore()
+        return
+    with RunStore.writing(folder, spec) as store:
+        for name in store.set_aside:
+            logger.warning("%s was damaged: it is set aside in %s and computed again", name, folder / "damaged")
+        yield store
+
+
+def stopped_message(store: CellStore, total: int, by_calling: str | None = None) -> str:
+    """What to tell the user who stopped the measurement of `total` cells: how far it came, and how to go on.
+
+    Args:
+        by_calling: what must be called again with the same arguments, where ``lensprune resume`` can't rebuild it.
+    """
+    if not isinstance(store, RunStore):
+        return "stopped; nothing is kept, because the run has no out folder"
+    done = f"stopped: {store.stored()} of {total} cells are stored; go on "
+    if by_calling is not None:
+        return f"{done}by calling {by_calling} again with the same arguments and out folder"
+    return f"{done}with: lensprune resume {store.folder}"

@@ -1,0 +1,1 @@
+"""Run variants on tasks, store the outcomes, and continue where it stopped."""

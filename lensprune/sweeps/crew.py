@@ -1,0 +1,215 @@
+"""Dealing cells out to workers that may be slow, hang, die or come late, with every cell stored once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from lensprune.errors import LensPruneError, UserError
+from lensprune.runs.records import CellKey
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import CellStore
+from lensprune.sweeps.units import Unit, UnitQueue
+from lensprune.sweeps.worker import News, Ready
+
+__all__ = ["Crew", "Foreman", "WorkerLost"]
+
+logger = logging.getLogger("lensprune")
+
+MOST_LOSSES = 5
+"""Workers that may be lost at the same cells without finishing one, or one after another before any is loaded."""
+
+_POLL_SECONDS = 1.0
+_WARN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker is gone; `why` is for a person."""
+
+    why: str
+
+
+class Crew(Protocol):
+    """Workers by number, wherever they run."""
+
+    def hire(self) -> int:
+        """Begin one more worker; it may have to wait for room."""
+        ...
+
+    def assign(self, worker: int, unit: Unit) -> None: ...
+
+    def news(self, seconds: float) -> Sequence[tuple[int, News | WorkerLost]]:
+        """What workers answered; waits up to `seconds` for the first. A worker that is silent is not named."""
+        ...
+
+    def dismiss(self, worker: int) -> None:
+        """End a worker, whatever it does."""
+        ...
+
+
+@dataclass
+class _State:
+    """What is known of one worker. `progress_at` is ``None`` until it answered for the first time."""
+
+    progress_at: float | None = None
+    ready: Ready | None = None
+    unit: Unit | None = None
+    left: set[str] = field(default_factory=set)
+    rows: int = 0
+
+
+class Foreman:
+    """Keeps `size` workers busy; a lost or stalled one is replaced and its unfinished cells are dealt out again.
+
+    Args:
+        stall_seconds: a worker that answered once and then makes no progress for so long is given up.
+    """
+
+    def __init__(
+        self, crew: Crew, size: int, stall_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.crew = crew
+        self.size = size
+        self.stall_seconds = stall_seconds
+        self.lost = 0
+        """Workers that were lost or given up."""
+        self._clock = clock
+        self._workers: dict[int, _State] = {}
+        self._lost_in_a_row = 0
+        self._began = clock()
+        self._warned = False
+        for _ in range(size):
+            self._hire()
+
+    def first_ready(self) -> Ready:
+        """Wait for the first worker that has loaded the model.
+
+        Raises:
+            LensPruneError: workers can't load it, or are lost before they have.
+        """
+        while True:
+            for state in self._workers.values():
+                if state.ready is not None:
+                    return state.ready
+            self._listen(None, None, lambda rows: None)
+
+    def run(self, queue: UnitQueue, store: CellStore, spec: SweepSpec, progress: Callable[[int], object]) -> None:
+        """Let all cells of `queue` be measured and store them.
+
+        Args:
+            spec: of the run; a worker whose own spec would give other numbers is refused.
+            progress: called with rows answered; with a negative number where a lost worker's answers are given up.
+
+        Raises:
+            UserError, HookNeverFired, LensPruneError: as a worker met it; a worker with other numbers; cells at
+                which workers are lost again and again.
+        """
+        for state in self._workers.values():
+            self._check(state, spec)
+        while queue.cells or any(state.unit is not None for state in self._workers.values()):
+            for worker, state in self._workers.items():
+                if state.ready is not None and state.unit is None and (unit := queue.next()) is not None:
+                    state.unit, state.left, state.rows = unit, set(unit.variants), 0
+                    state.progress_at = self._clock()
+                    self.crew.assign(worker, unit)
+            self._listen(queue, (store, spec), progress)
+
+    def _hire(self) -> None:
+        self._workers[self.crew.hire()] = _State()
+
+    def _listen(
+        self,
+        queue: UnitQueue | None,
+        run: tuple[CellStore, SweepSpec] | None,
+        progress: Callable[[int], object],
+    ) -> None:
+        for worker, news in self.crew.news(_POLL_SECONDS):
+            state = self._workers.get(worker)
+            if state is None:
+                continue
+            if isinstance(news, WorkerLost):
+                self._give_up(worker, news.why, queue, progress)
+            else:
+                self._take(state, news, run, progress)
+        now = self._clock()
+        for worker, state in list(self._workers.items()):
+            busy = state.ready is None or state.unit is not None
+            if busy and state.progress_at is not None and now - state.progress_at > self.stall_seconds:
+                why = f"no progress for {now - state.progress_at:.0f} seconds"
+                self._give_up(worker, why, queue, progress)
+        self._warn_of_waiting(now)
+
+    def _take(
+        self,
+        state: _State,
+        news: News,
+        run: tuple[CellStore, SweepSpec] | None,
+        progress: Callable[[int], object],
+    ) -> None:
+        if news.is_progress or state.progress_at is None:
+            state.progress_at = self._clock()
+        if news.failure is not None:
+            raise news.failure.raised()
+        if news.ready is not None:
+            state.ready = news.ready
+            self._lost_in_a_row = 0
+        if run is None:
+            return
+        store, spec = run
+        if news.ready is not None:
+            self._check(state, spec)
+        state.rows += news.rows
+        if news.rows:
+            progress(news.rows)
+        for key, table in news.cells:
+            # Only the cells that this worker was given last and has not sent: each is stored once.
+            if state.unit is not None and key.variant in state.left:
+                store.write(CellKey(*key), table)
+                state.left.discard(key.variant)
+        if news.done and state.unit is not None:
+            if state.left:
+                raise LensPruneError(f"a worker left out {', '.join(sorted(state.left))} on {state.unit.task}")
+            state.unit = None
+
+    def _check(self, state: _State, spec: SweepSpec) -> None:
+        if state.ready is None:
+            return
+        difference = spec.first_difference(SweepSpec.from_json(state.ready.spec, f"worker on {state.ready.host}"))
+        if difference is not None:
+            raise UserError(f"the worker on {state.ready.host} would give other numbers ({difference})")
+
+    def _give_up(self, worker: int, why: str, queue: UnitQueue | None, progress: Callable[[int], object]) -> None:
+        state = self._workers.pop(worker)
+        self.lost += 1
+        self.crew.dismiss(worker)
+        where = "" if state.ready is None else f" on {state.ready.host}"
+        if state.ready is None:
+            self._lost_in_a_row += 1
+            if self._lost_in_a_row >= MOST_LOSSES:
+                raise LensPruneError(f"{MOST_LOSSES} workers in a row were lost while they loaded the model; {why}")
+        unit = state.unit
+        logger.warning("a worker%s was lost (%s): another one takes its cells", where, why)
+        if unit is not None and queue is not None and state.left:
+            finished = len(unit.variants) - len(state.left)
+            per_cell = 0 if state.ready is None else state.ready.requests.get((unit.task, unit.protocol), 0)
+            progress(finished * per_cell - state.rows)
+            left = tuple(name for name in unit.variants if name in state.left)
+            # A worker that finished some of the cells was not lost at the same place as those before it.
+            losses = 1 if finished else unit.losses + 1
+            if losses >= MOST_LOSSES:
+                raise LensPruneError(
+                    f"{MOST_LOSSES} workers were lost while they measured {left[0]} and {len(left) - 1} more on "
+                    f"{unit.task} under {unit.protocol}; {why}"
+                )
+            queue.put_back(replace(unit, variants=left, losses=losses))
+        self._hire()
+
+    def _warn_of_waiting(self, now: float) -> None:
+        waiting = sum(state.progress_at is None for state in self._workers.values())
+        if waiting and not self._warned and now - self._began > _WARN_SECONDS:
+            self._warned = True
+            logger.warning("%d of %d workers have not begun: the cluster has no room for them yet", waiting, self.size)

@@ -1,0 +1,231 @@
+"""A sweep spread over Ray workers, which may be on other machines; the numbers are those of one process.
+
+Each worker loads the model once and measures units of cells; records come back to this process, the only one that
+writes the run folder. A worker that is lost or hangs is replaced, and when this process is stopped the same command
+goes on from the run folder, with as many workers as there are then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from lensprune.errors import UserError
+from lensprune.results.run import Run
+from lensprune.runs.records import CellKey
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import CellStore, open_store, stopped_message
+from lensprune.sweeps.crew import Foreman, WorkerLost
+from lensprune.sweeps.prepare import SweepOptions, check_before_loading
+from lensprune.sweeps.references import FEWSHOT
+from lensprune.sweeps.units import Unit, UnitQueue
+from lensprune.sweeps.worker import CellWorker, News
+
+__all__ = ["STALL_SECONDS", "run_on_ray"]
+
+STALL_SECONDS = 1800.0
+"""Time without any progress after which a worker counts as hung; loading a large model must fit into it."""
+
+_OBJECT_STORE_BYTES = 2**28
+_POLL_SECONDS = 1.0
+
+
+def run_on_ray(
+    model: Any,
+    options: SweepOptions,
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+    stall_seconds: float = STALL_SECONDS,
+) -> Run:
+    """`lensprune.sweeps.run.run_sweep` with its cells spread over Ray workers.
+
+    Args:
+        model: a name or path that every worker can load.
+        options: `workers` of them are started (``None``: one a GPU, on a cluster without GPUs one a CPU), on the
+            cluster at `ray_address`, or on a local one that is started for the sweep.
+        stall_seconds: see `STALL_SECONDS`.
+
+    Raises:
+        UserError: Ray is not installed or not reachable, the cluster is too small, the model was given as an object,
+            and all that a sweep refuses.
+        LensPruneError: workers are lost again and again at the same place.
+        KeyboardInterrupt: stopped by the user; the message says how to go on.
+    """
+    if not isinstance(model, (str, Path)):
+        raise UserError(
+            "a sweep over Ray workers needs a model's name or path, which every worker loads, not a loaded model"
+        )
+    folder = None if out is None else Path(out)
+    check_before_loading(options, folder)
+    with _ray(options.ray_address, options.workers) as ray:
+        share = _share(ray, options)
+        size = options.workers or _places(ray, share)
+        crew = _RayCrew(ray, _full_path(model), _for_workers(options), share)
+        foreman = Foreman(crew, size, stall_seconds)
+        ready = foreman.first_ready()
+        spec = _spec(SweepSpec.from_json(ready.spec, f"the spec of the worker on {ready.host}"), options)
+        with open_store(folder, spec) as store:
+            try:
+                _measure(foreman, size, ready.requests, store, spec, progress)
+                run = Run(spec, store, folder)
+                if folder is not None:
+                    run.save()
+            except KeyboardInterrupt:
+                total = len(spec.cells) * len(spec.variants)
+                by_calling = "sweep" if spec.has_hooks else None
+                raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
+    return run
+
+
+def _full_path(given: str | Path) -> str:
+    """A local path in full, because workers have a working folder of their own; any other name as it is."""
+    path = Path(given).expanduser()
+    return str(path.resolve()) if path.exists() else str(given)
+
+
+def _for_workers(options: SweepOptions) -> SweepOptions:
+    """What one worker is asked to do: the same sweep, by itself."""
+    return replace(
+        options,
+        spread=None,
+        workers=None,
+        ray_address=None,
+        data_dir=None if options.data_dir is None else _full_path(options.data_dir),
+        reference=options.reference if str(options.reference) == FEWSHOT else _full_path(options.reference),
+    )
+
+
+def _spec(of_worker: SweepSpec, options: SweepOptions) -> SweepSpec:
+    how = replace(of_worker.how, spread=options.spread, workers=options.workers, ray_address=options.ray_address)
+    return replace(of_worker, how=how)
+
+
+def _measure(
+    foreman: Foreman,
+    size: int,
+    requests: dict[tuple[str, str], int],
+    store: CellStore,
+    spec: SweepSpec,
+    progress: bool,
+) -> None:
+    finished = store.finished()
+    groups = [
+        (c.task, c.protocol, [n for n in spec.variant_names if CellKey(n, c.task, c.protocol) not in finished])
+        for c in spec.cells
+    ]
+    rows = sum(requests[task, protocol] * len(names) for task, protocol, names in groups)
+    with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:
+        bar.set_description(f"{size} workers")
+        foreman.run(UnitQueue(groups, size), store, spec, bar.update)
+
+
+@contextmanager
+def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
+    """A connection to the cluster at `address`, or a local cluster; one that was there before is used and left."""
+    # Ray reports its use to its makers unless it is told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("spreading a sweep needs Ray: pip install 'lensprune[ray]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    local = {
+        "num_cpus": max(workers or 0, os.cpu_count() or 1),
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
+    try:
+        ray.init(address=address or "local", **quiet, **({} if address else local))
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        where = "a local Ray cluster can't be started" if address is None else f"no Ray cluster answers at {address!r}"
+        raise UserError(f"{where}: {lines[0]}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _share(ray: Any, options: SweepOptions) -> dict[str, int]:
+    """What one worker takes of the cluster.
+
+    Raises:
+        UserError: the cluster has not even that.
+    """
+    total = ray.cluster_resources()
+    on_gpu = total.get("GPU", 0) > 0 and not (options.device or "").startswith("cpu")
+    share = {"num_cpus": 1, "num_gpus": (options.n_devices or 1) if on_gpu else 0}
+    if options.n_devices is not None and options.n_devices > 1 and not on_gpu:
+        raise UserError(f"n_devices={options.n_devices} needs GPUs, and the Ray cluster has none for this sweep")
+    largest = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if share["num_gpus"] > largest:
+        raise UserError(
+            f"n_devices={options.n_devices} is not possible: the largest node of the Ray cluster has {largest:g} GPUs"
+        )
+    return share
+
+
+def _places(ray: Any, share: dict[str, int]) -> int:
+    """Workers that the cluster has room for."""
+    total = ray.cluster_resources()
+    wanted = {"CPU": share["num_cpus"], "GPU": share["num_gpus"]}
+    fitting = [int(total.get(name, 0) // amount) for name, amount in wanted.items() if amount]
+    return max(1, min(fitting))
+
+
+class _RayCrew:
+    """Workers that are Ray actors; see `lensprune.sweeps.crew.Crew`."""
+
+    def __init__(self, ray: Any, model: str, options: SweepOptions, share: dict[str, int]) -> None:
+        self._ray = ray
+        # No restart by Ray itself: a worker that comes back must be given its cells again, which the foreman does.
+        self._actor = ray.remote(CellWorker).options(**share, max_restarts=0, max_task_retries=0)
+        self._arguments = (model, options, share["num_cpus"])
+        self._actors: dict[int, Any] = {}
+        self._asked: dict[Any, int] = {}
+        self._hired = 0
+
+    def hire(self) -> int:
+        self._hired += 1
+        self._actors[self._hired] = self._actor.remote(*self._arguments)
+        self._ask(self._hired)
+        return self._hired
+
+    def _ask(self, worker: int) -> None:
+        self._asked[self._actors[worker].poll.remote(_POLL_SECONDS)] = worker
+
+    def assign(self, worker: int, unit: Unit) -> None:
+        self._actors[worker].assign.remote(unit)
+
+    def news(self, seconds: float) -> Sequence[tuple[int, News | WorkerLost]]:
+        waiting = list(self._asked)
+        first, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
+        if not first:
+            return []
+        answered, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        found: list[tuple[int, News | WorkerLost]] = []
+        for answer in answered:
+            worker = self._asked.pop(answer)
+            try:
+                found.append((worker, self._ray.get(answer)))
+                self._ask(worker)
+            except self._ray.exceptions.RayError as error:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                found.append((worker, WorkerLost(lines[0])))
+        return found
+
+    def dismiss(self, worker: int) -> None:
+        self._asked = {answer: owner for answer, owner in self._asked.items() if owner != worker}
+        self._ray.kill(self._actors.pop(worker))

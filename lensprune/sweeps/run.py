@@ -1,0 +1,236 @@
+"""The main job: every variant on every task under every protocol, into a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from lensprune.ablation.variants import Variant
+from lensprune.engine.base import Executor
+from lensprune.errors import UserError
+from lensprune.results.run import Run
+from lensprune.runs.records import CellKey
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
+from lensprune.runs.variant_json import variant_from_json
+from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.prepare import Asked, Prepared, SweepOptions, executor_options, prepare
+from lensprune.sweeps.references import FEWSHOT
+from lensprune.sweeps.screening import screened
+from lensprune.sweeps.selection import VariantSelection
+
+__all__ = ["chosen_variants", "resume", "run_sweep", "sweep"]
+
+
+def sweep(
+    model: Any,
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] | str = ("default",),
+    variants: Sequence[Variant] | VariantSelection | str = "layers",
+    *,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    reference: str | Path = FEWSHOT,
+    mean_mode: str = "pooled",
+    chat_template: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+    n_devices: int | None = None,
+    bos: str | None = None,
+    executor: str = "forked",
+    workers: int | None = None,
+    ray_address: str | None = None,
+    batch_tokens: int | None = None,
+    memory: str | None = None,
+    screen: float | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    command: str = "",
+) -> Run:
+    """Measure accuracy with parts of a model removed, and how it differs from the whole model's on the same items.
+
+    The clean model is always measured first. Every finished cell (variant, task, protocol) is stored at once, so a
+    sweep with an `out` folder that was stopped goes on where it was, when it is called again or with ``resume``.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+        tasks: task names, ``name`` or ``name[key=value,...]``.
+        protocols: any of ``default``, ``continuation``, ``generate``.
+        variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
+            ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``.
+        limit: the first so many items of each task; ``None`` takes all.
+        shots: few-shot examples; ``None`` takes each task's own number.
+        seed: of few-shot examples, generated tasks and the donor prompt.
+        data_dir: folder with ``<task>/<split>.jsonl``.
+        reference: where `mean` and `resample` take their activations from: ``fewshot`` (each task's own examples
+            that are not scored, asked as the protocol asks) or a text file.
+        mean_mode: ``pooled`` over positions or ``per_position``.
+        chat_template: put prompts into the model's chat format.
+        dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
+        executor: how rows are run, ``forked`` or ``hooked``; every executor gives the same numbers. ``ray`` spreads the
+            cells over Ray workers that run ``forked``, ``ray:hooked`` over such that run ``hooked``.
+        workers: with ``ray``, how many; ``None`` takes one a GPU, or one a CPU where there are no GPUs.
+        ray_address: with ``ray``, a running cluster, ``ray://head:10001`` or ``auto``; ``None`` starts a local one.
+        batch_tokens: tokens in a batch; ``None`` takes the executor's default.
+        memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
+        screen: of a sweep over heads or key/value groups, the share to measure: those whose removal costs most by an
+            estimate of all (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
+        out: run folder; ``None`` keeps the run in memory.
+        progress: show a progress bar.
+        command: the command line, kept in the spec.
+
+    Raises:
+        UserError: anything the user can mend; nothing is written then, apart from cells that were finished before
+            a disk filled up.
+        HookNeverFired: a hook of a variant did not run.
+        KeyboardInterrupt: stopped by the user; the message says how to go on.
+    """
+    options = SweepOptions(
+        tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
+        protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+        variants=chosen_variants(variants),
+        limit=limit,
+        shots=shots,
+        seed=seed,
+        data_dir=data_dir,
+        reference=reference,
+        mean_mode=mean_mode,
+        chat_template=chat_template,
+        dtype=dtype,
+        device=device,
+        n_devices=n_devices,
+        bos=bos,
+        batch_tokens=batch_tokens,
+        memory=memory,
+        screen=screen,
+        command=command,
+        **executor_options(executor, workers, ray_address),
+    )
+    return run_sweep(model, options, out=out, progress=progress)
+
+
+def chosen_variants(variants: Sequence[Variant] | VariantSelection | str) -> VariantSelection | tuple[Variant, ...]:
+    """Variants as `SweepOptions` takes them; a word is what to sweep over."""
+    if isinstance(variants, str):
+        return VariantSelection(over=variants)
+    return variants if isinstance(variants, VariantSelection) else tuple(variants)
+
+
+def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True) -> Run:
+    """`sweep` with its arguments in one object."""
+    folder = None if out is None else Path(out)
+    if options.spread is not None:
+        from lensprune.sweeps.distributed import run_on_ray
+
+        return run_on_ray(model, options, out=folder, progress=progress)
+    from lensprune.engine import make_executor
+
+    prepared = prepare(model, options, folder)
+    executor = make_executor(options.executor, prepared.model, options.batch_tokens, options.memory)
+    # The executor that runs, which is not the one asked for where that can't run this model.
+    how = replace(prepared.spec.how, executor=executor.name)
+    prepared = replace(prepared, spec=replace(prepared.spec, how=how))
+    if options.screen is not None:
+        prepared = screened(prepared, executor, None if folder is None else check_out_folder(folder), progress)
+    with open_store(folder, prepared.spec) as store:
+        try:
+            _execute(prepared, executor, store, progress)
+            run = Run(prepared.spec, store, folder)
+            if folder is not None:
+                run.save()
+        except KeyboardInterrupt:
+            total = len(prepared.asked) * len(prepared.variants)
+            by_calling = "sweep" if prepared.spec.has_hooks else None
+            raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
+    return run
+
+
+def _missing(asked: Asked, variants: Sequence[Variant], finished: set[CellKey]) -> list[Variant]:
+    return [v for v in variants if CellKey(v.name, asked.task.task.name, asked.protocol) not in finished]
+
+
+def _execute(prepared: Prepared, executor: Executor, store: CellStore, progress: bool) -> None:
+    finished = store.finished()
+    work = [(asked, _missing(asked, prepared.variants, finished)) for asked in prepared.asked]
+    rows = sum(len(asked.requests) * len(variants) for asked, variants in work)
+    bar: Any
+    with tqdm(total=rows, unit="row", disable=not progress, file=sys.stderr, dynamic_ncols=True, smoothing=0.1) as bar:
+        for asked, variants in work:
+            bar.set_description(f"{asked.task.task.name} {asked.protocol}")
+            if variants:
+                for key, table in measure_cells(prepared, asked, variants, executor, bar.update):
+                    store.write(key, table)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    progress: bool = True,
+    executor: str | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> Run:
+    """Continue the run in `folder` where it stopped; a finished run is only summarised again.
+
+    Args:
+        executor: run the missing cells with another executor, or spread them as `sweep` does; the numbers are the same.
+        workers, ray_address: as for `sweep`; with a run that was spread over Ray workers they need no `executor`.
+
+    Raises:
+        UserError: no run there; its model, tasks or data have changed (the difference is named); its model or its
+            hooks exist only in Python.
+    """
+    path = Path(folder)
+    spec = read_spec(path)
+    if spec.exchanges_weights:
+        raise UserError(
+            f"{path} holds an exchange of weights: read it with DeltaRun.load, or, if it was stopped, call lensprune "
+            "delta again with the same arguments and the same out folder"
+        )
+    if executor is None and spec.how.spread is not None:
+        executor = f"{spec.how.spread}:{spec.how.executor}"
+        workers = spec.how.workers if workers is None else workers
+        ray_address = spec.how.ray_address if ray_address is None else ray_address
+    how = executor_options(executor or spec.how.executor, workers, ray_address)
+    if RunStore.is_complete(path):
+        run = Run.load(path)
+        run.save()
+        return run
+    options = replace(_options_of(spec), **how)
+    if spec.how.model is None:
+        raise UserError(
+            f"the model of {path} was given as an object: continue by calling lensprune.sweep again with the same "
+            "arguments and the same out folder"
+        )
+    return run_sweep(spec.how.model, options, out=path, progress=progress)
+
+
+def _options_of(spec: SweepSpec) -> SweepOptions:
+    how = spec.how
+    return SweepOptions(
+        tasks=tuple(task.name for task in spec.tasks),
+        protocols=spec.protocols,
+        variants=tuple(variant_from_json(variant) for variant in spec.variants),
+        limit=spec.limit,
+        shots=spec.shots,
+        seed=spec.seed,
+        data_dir=how.data_dir,
+        reference=how.reference_file or FEWSHOT,
+        mean_mode=spec.mean_mode or "pooled",
+        chat_template=spec.chat_template,
+        dtype=spec.dtype,
+        device=None if how.n_devices else spec.device,
+        n_devices=how.n_devices,
+        bos=spec.bos,
+        batch_tokens=how.batch_tokens,
+        memory=how.memory,
+        screen=None if spec.screen is None else float(spec.screen["fraction"]),
+        command=how.command,
+    )

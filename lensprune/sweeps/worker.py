@@ -1,0 +1,125 @@
+"""What runs at a worker: the model is loaded once, then units of cells are measured as they come."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from lensprune.errors import HookNeverFired, LensPruneError, UserError
+from lensprune.runs.records import CellKey
+from lensprune.sweeps.prepare import SweepOptions, prepare
+from lensprune.sweeps.units import Unit
+
+__all__ = ["CellWorker", "Failure", "News", "Ready"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A loaded worker: the spec that it would run, as the text of spec.json, and its requests by (task, protocol)."""
+
+    spec: str
+    requests: dict[tuple[str, str], int]
+    host: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that another worker would meet as well, in a form that any process can read."""
+
+    kind: str
+    message: str
+
+    def raised(self) -> LensPruneError:
+        """The error to raise where the sweep was asked for."""
+        kinds: dict[str, type[LensPruneError]] = {"UserError": UserError, "HookNeverFired": HookNeverFired}
+        if self.kind in kinds:
+            return kinds[self.kind](self.message)
+        return LensPruneError(self.message if self.kind == "LensPruneError" else f"{self.kind}: {self.message}")
+
+
+@dataclass(frozen=True)
+class News:
+    """What happened since the worker was asked last: rows answered, cells finished; `done` when a unit is."""
+
+    rows: int = 0
+    cells: tuple[tuple[CellKey, pa.Table], ...] = ()
+    ready: Ready | None = None
+    done: bool = False
+    failure: Failure | None = None
+
+    @property
+    def is_progress(self) -> bool:
+        return bool(self.rows or self.cells or self.ready or self.done or self.failure)
+
+    def and_then(self, later: News) -> News:
+        """Both in one."""
+        return News(
+            self.rows + later.rows,
+            self.cells + later.cells,
+            self.ready or later.ready,
+            self.done or later.done,
+            self.failure or later.failure,
+        )
+
+
+class CellWorker:
+    """Loads a model and measures units in a thread of its own, so that `poll` answers while it works."""
+
+    def __init__(self, model: str, options: SweepOptions, threads: int | None = None) -> None:
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._units: queue.SimpleQueue[Unit] = queue.SimpleQueue()
+        thread = threading.Thread(target=self._work, args=(model, options, threads), daemon=True)
+        thread.start()
+
+    def assign(self, unit: Unit) -> None:
+        """Measure `unit` after those assigned before."""
+        self._units.put(unit)
+
+    def poll(self, seconds: float = 1.0) -> News:
+        """What happened; waits up to `seconds` for something to happen."""
+        try:
+            news = self._news.get(timeout=seconds)
+        except queue.Empty:
+            return News()
+        while True:
+            try:
+                news = news.and_then(self._news.get_nowait())
+            except queue.Empty:
+                return news
+
+    def _work(self, model: str, options: SweepOptions, threads: int | None) -> None:
+        try:
+            self._load_and_measure(model, options, threads)
+        except Exception as error:
+            self._news.put(News(failure=Failure(type(error).__name__, str(error))))
+
+    def _load_and_measure(self, model: str, options: SweepOptions, threads: int | None) -> None:
+        import torch
+
+        from lensprune.engine import make_executor
+        from lensprune.sweeps.cells import measure_cells
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        prepared = prepare(model, options)
+        executor = make_executor(options.executor, prepared.model, options.batch_tokens, options.memory)
+        spec = replace(prepared.spec, how=replace(prepared.spec.how, executor=executor.name))
+        asked = {(a.task.task.name, str(a.protocol)): a for a in prepared.asked}
+        variants = {variant.name: variant for variant in prepared.variants}
+        requests = {pair: len(a.requests) for pair, a in asked.items()}
+        self._news.put(News(ready=Ready(spec.to_json(), requests, socket.gethostname())))
+
+        def advance(rows: int) -> None:
+            self._news.put(News(rows=rows))
+
+        while True:
+            unit = self._units.get()
+            chosen: list[Any] = [variants[name] for name in unit.variants]
+            for cell in measure_cells(prepared, asked[unit.task, unit.protocol], chosen, executor, advance):
+                self._news.put(News(cells=(cell,)))
+            self._news.put(News(done=True))

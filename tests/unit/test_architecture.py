@@ -1,0 +1,82 @@
+"""The order of the packages is checked, and the check catches what it is for."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The package and its contracts, to plant something in."""
+    shutil.copytree(ROOT / "lensprune", tmp_path / "lensprune", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def lint(folder: Path) -> tuple[int, str]:
+    command = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [str(command), "--no-cache"], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def plant(folder: Path, module: str, line: str) -> None:
+    """Import inside a function, where a circle hides at run time."""
+    with (folder / "lensprune" / f"{module}.py").open("a", encoding="utf-8") as file:
+        file.write(f"\n\ndef planted() -> None:\n    {line}\n")
+
+
+def test_the_contracts_hold_and_catch_an_upward_import(copy: Path) -> None:
+    code, text = lint(copy)
+    assert (code, "2 kept, 0 broken" in text) == (0, True), text
+    plant(copy, "analysis/depth", "from lensprune.results.page import write_report")
+    code, text = lint(copy)
+    assert code == 1
+    assert "lensprune.analysis is not allowed to import lensprune.results" in text
+    assert "lensprune.analysis.depth -> lensprune.results.page" in text
+
+
+def test_the_contracts_catch_a_circle_within_a_package_and_a_package_without_a_place(copy: Path) -> None:
+    plant(copy, "analysis/statistics", "from lensprune.analysis.summary import summarise")
+    code, text = lint(copy)
+    assert code == 1
+    assert "No cycles are allowed in lensprune.analysis" in text
+    (copy / "lensprune" / "newcomer.py").write_text('"""A module that no layer names."""\n', encoding="utf-8")
+    assert "newcomer" in lint(copy)[1]
+
+
+def imports(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """What each file imports, in functions too but not for type checkers, by the names of the modules."""
+    monkeypatch.syspath_prepend(str(folder))
+    graph = grimp.build_graph("lensprune", exclude_type_checking_imports=True, cache_dir=None)
+    return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+
+
+def test_no_files_import_each_other_in_a_circle(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = imports(ROOT, monkeypatch)
+    assert len(graph) > 250
+    assert "lensprune.results.page" in graph["lensprune.results.run"], "imports within functions count"
+    assert sum(len(found) for found in graph.values()) > 1000
+    TopologicalSorter(graph).prepare()
+    graph["lensprune.runs.spec"].add("lensprune.runs.store")
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph).prepare()
+
+
+def test_data_and_analysis_load_no_drawing_library() -> None:
+    code = (
+        "import sys, lensprune.results.run, lensprune.replacement.result\n"
+        "print([name for name in ('matplotlib', 'seaborn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

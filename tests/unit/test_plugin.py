@@ -1,0 +1,454 @@
+"""A plug-in from outside the package: one row or decorator each, and the main job knows it everywhere."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import lensprune as lp
+from lensprune.ablation import VariantHooks, collect_reference, components, enumerate_variants, kinds, layer_range
+from lensprune.ablation.hooks import BatchState
+from lensprune.cli import main
+from lensprune.engine import HookedExecutor, executor_info, make_executor, registry
+from lensprune.engine.estimates import estimate_logprobs
+from lensprune.errors import LensPruneError, UserError
+from lensprune.models.base import HookedModel, ModelFacts
+from lensprune.protocols import LoglikelihoodRequest, LoglikelihoodResponse, Outcome, Response, score_answer
+from lensprune.protocols import registry as protocols
+from lensprune.runs.variant_json import variant_from_json, variant_to_json
+from lensprune.tasks.base import Item, PromptFormat
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
+
+TASK = "facts"
+LIMIT = 4
+EVERY_WAY = ("continuation", "generate", "opposite")
+
+
+def _half(facts: ModelFacts, half: int) -> range:
+    return range(half * facts.d_model // 2, (half + 1) * facts.d_model // 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin() -> Iterator[type[lp.Component]]:
+    """Everything that the plug-in registers, taken back afterwards."""
+    tables: list[Any] = [components._PARTS, kinds._KINDS, protocols._PROTOCOLS, registry._EXECUTORS]
+    before = [(table, dict(table._rows), dict(table._origins)) for table in tables]
+    classes = dict(components._BY_CLASS)
+    globals()["MLPHalf"] = _register()
+    yield MLPHalf
+    for table, rows, origins in before:
+        table._rows, table._origins = rows, origins
+    components._BY_CLASS.clear()
+    components._BY_CLASS.update(classes)
+
+
+MLPHalf: Any = None
+
+
+def _register() -> type[lp.Component]:
+    @lp.register_ablation
+    def halve(site: lp.AblatedSite) -> torch.Tensor:
+        """Half of the activation."""
+        return site.activation / 2
+
+    @lp.register_ablation(name="tenth", reads_activation=False)
+    def constant(site: lp.AblatedSite) -> torch.Tensor:
+        """A tenth everywhere."""
+        return site.full(0.1)
+
+    @lp.register_ablation(name="twice-mean", reference="mean", reads_activation=False)
+    def twice_mean(site: lp.AblatedSite) -> torch.Tensor:
+        """Twice the mean over reference prompts."""
+        return 2 * site.reference.mean(site.component.site, site.position_ids)
+
+    @lp.register_part(
+        "mlp_half",
+        over="mlp-halves",
+        slot=lp.Slot.MLP,
+        label="L{layer}.mlp{half}",
+        size=lambda facts: 2,
+        select=_half,
+        index_word="MLP half",
+        default_ablation="halve",
+    )
+    @dataclass(frozen=True, order=True)
+    class MLPHalf(lp.Component):
+        """One half of the dimensions of what an MLP adds to the residual stream."""
+
+        half: int
+
+    @lp.register_protocol(form="continuation", measure="margin")
+    def opposite(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outcome:
+        """The least likely option."""
+        turned = [replace(r, logprob=-r.logprob) for r in responses if isinstance(r, LoglikelihoodResponse)]
+        return score_answer(fmt, item, turned)
+
+    @lp.register_executor("backwards")
+    def backwards(model: HookedModel, budget: Any) -> Any:
+        """By hooks, the last variant first."""
+        return _Backwards(model)
+
+    return MLPHalf
+
+
+class _Backwards(HookedExecutor):
+    name = "backwards"
+
+    def run(self, requests: Any, variants: Any, **options: Any) -> Any:
+        return super().run(requests, list(variants)[::-1], **options)
+
+
+@pytest.fixture(scope="module")
+def folder(family_folder: Callable[[str], Path]) -> Path:
+    return family_folder("llama")
+
+
+def sweep(folder: Path, over: str = "mlp-halves", ablation: str | None = "halve", **changes: Any) -> lp.Run:
+    arguments: dict[str, Any] = {
+        "tasks": TASK,
+        "protocols": EVERY_WAY,
+        "variants": lp.VariantSelection(over, ablation),
+        "limit": LIMIT,
+        "shots": 1,
+        "device": "cpu",
+        "progress": False,
+    }
+    return lp.sweep(str(folder), **{**arguments, **changes})
+
+
+def numbers(run: lp.Run) -> pd.DataFrame:
+    columns = ["variant", "task", "protocol", "item_id"]
+    return run.records().sort_values(columns).set_index(columns)[["component", "head", "text", "gold_logprob"]]
+
+
+def assert_same_and_changed(one: lp.Run, other: lp.Run, at_least: float = 1e-3) -> None:
+    """The same records within rounding, and some effect under every changed part."""
+    a, b = numbers(one), numbers(other)
+    pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-4)
+    likely = a.xs("continuation", level="protocol")["gold_logprob"].unstack("variant")
+    moved = likely.sub(likely["clean"], axis=0).drop(columns="clean").abs().max()
+    assert (moved > at_least).all(), moved
+
+
+def test_own_kinds_give_the_same_numbers_in_both_executors(folder: Path) -> None:
+    facts = tiny("llama").facts
+    overs = ("layers", "attention", "mlp", "heads", "kv-groups", "mlp-halves")
+    variants = [
+        variant
+        for over in overs
+        for kind in ("halve", "tenth", "twice-mean")
+        for variant in enumerate_variants(facts, over, kind, layers=[1])
+    ]
+    assert len({(v.component, v.ablation) for v in variants}) == len(overs) * 3
+    ways = ("continuation", "generate")
+    hooked, forked = (
+        sweep(folder, variants=variants, protocols=ways, executor=executor) for executor in ("hooked", "forked")
+    )
+    assert_same_and_changed(hooked, forked, at_least=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kind_that_reads_the_activation_on_every_family(family: str) -> None:
+    model = tiny(family)
+    whole, half = lp.each_layer(model, "halve"), layer_range(model, 0, 1, "halve")
+    mixed = lp.Variant(
+        "mixed",
+        (
+            lp.Ablation(lp.Layer(0), "halve"),
+            lp.Ablation(MLPHalf(1, 1), "zero"),
+            lp.Ablation(lp.Head(1, 0), "halve"),
+            lp.Ablation(lp.Layer(2), "skip"),
+        ),
+    )
+    skipped = lp.each_layer(model, "skip", [1])
+    variants = [lp.Variant("clean"), *whole, half, mixed, *skipped]
+    requests = [*likelihood_requests(model), *generation_requests(model)]
+    slow = list(HookedExecutor(model).run(requests, variants))
+    fast = list(make_executor("forked", model).run(requests, variants))
+    for expected, found in zip(slow, fast, strict=True):
+        for a, b in zip(expected.responses, found.responses, strict=True):
+            if isinstance(a, LoglikelihoodResponse):
+                assert isinstance(b, LoglikelihoodResponse)
+                assert b.logprob == pytest.approx(a.logprob, abs=2e-4, rel=2e-4)
+            else:
+                assert a == b
+    clean = np.array([r.logprob for r in slow[0].responses if isinstance(r, LoglikelihoodResponse)])
+    for answered in slow[1:]:
+        changed = np.array([r.logprob for r in answered.responses if isinstance(r, LoglikelihoodResponse)])
+        assert np.abs(changed - clean).max() > 1e-4, answered.variant.name
+
+
+def test_two_halves_make_up_the_whole() -> None:
+    model = tiny("llama")
+    requests = likelihood_requests(model)
+    for kind in ("zero", "halve"):
+        halves = lp.Variant("halves", tuple(lp.Ablation(MLPHalf(1, i), kind) for i in (0, 1)))
+        [whole] = lp.each_mlp(model, kind, [1])
+        for executor in ("hooked", "forked"):
+            a, b, clean = make_executor(executor, model).run(requests, [halves, whole, lp.Variant("clean")])
+            found, expected, unchanged = ([r.logprob for r in x.responses] for x in (a, b, clean))  # type: ignore
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            assert np.abs(np.subtract(expected, unchanged)).max() > 1e-3
+
+
+def test_records_and_summary_name_the_part(folder: Path) -> None:
+    run = sweep(folder)
+    summary = run.summary()
+    part = summary[summary["component"] == "mlp_half"]
+    assert set(part["ablation"]) == {"halve"}
+    assert set(zip(part["layer"], part["head"], strict=True)) == {
+        (layer, half) for layer in (0, 1, 2) for half in (0, 1)
+    }
+    assert "L2.mlp1.halve" in set(part["variant"])
+    assert run.effects(TASK, "continuation", component="mlp_half", measure="margin")[0].effects.any()
+
+
+def test_own_protocol_scores_as_it_says(folder: Path) -> None:
+    run = sweep(folder)
+    by_protocol = numbers(run)["gold_logprob"].unstack("protocol")
+    assert by_protocol["continuation"].abs().min() > 1
+    np.testing.assert_allclose(by_protocol["opposite"], -by_protocol["continuation"])
+    chance = run.records().groupby("protocol")["chance"].first()
+    assert chance["opposite"] == chance["continuation"] > 0
+    assert "opposite" in set(run.summary()["protocol"])
+    task = lp.get_task(TASK)
+    only_generate = replace(task, formats={"generate": task.formats["generate"]})
+    with pytest.raises(UserError, match=r"unknown protocol of task 'facts' 'opposite'.*generate"):
+        protocols.protocol_named("opposite").format_of(only_generate)
+
+
+def test_own_executor_runs_and_is_named(folder: Path, tmp_path: Path) -> None:
+    run = sweep(folder, executor="backwards", out=tmp_path / "run")
+    assert run.spec.how.executor == "backwards"
+    assert_same_and_changed(run, sweep(folder))
+    assert lp.resume(tmp_path / "run", progress=False).spec.how.executor == "backwards"
+
+
+def test_plan_counts_them(folder: Path) -> None:
+    options: dict[str, Any] = {"limit": LIMIT, "shots": 1, "device": "cpu", "flops": 1e12}
+
+    def planned(over: str, ablation: str | None, executor: str = "forked") -> lp.Plan:
+        return lp.plan(str(folder), TASK, "opposite", lp.VariantSelection(over, ablation), executor=executor, **options)
+
+    halves = planned("mlp-halves", None)
+    assert halves.n_variants == 1 + 2 * 3
+    # A skipped layer need not run, one that is halved has to.
+    skipped, halved = planned("layers", "skip"), planned("layers", "halve")
+    assert planned("layers", "tenth").shared == skipped.shared
+    assert halved.shared.flops > skipped.shared.flops > 0
+    assert halved.unshared == skipped.unshared
+    backwards = planned("mlp-halves", None, "backwards")
+    assert backwards.cost == backwards.unshared == planned("mlp-halves", None, "hooked").cost
+    assert backwards.cost.flops > halves.cost.flops
+
+
+def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for word in ("mlp-halves", "halve", "tenth", "twice-mean", "opposite", "backwards"):
+        assert word in shown
+    out = tmp_path / "run"
+    shared = ["--model", str(folder), "--task", TASK, "--protocol", "opposite", "--limit", "2", "--shots", "1"]
+    own = ["--over", "mlp-halves", "--layers", "1", "--heads", "1", "--ablation", "halve", "--executor", "backwards"]
+    assert main(["plan", *shared, *own, "--flops", "1e12"]) == 0
+    assert "backwards" in capsys.readouterr().out
+    assert main(["sweep", *shared, *own, "--out", str(out), "--device", "cpu"]) == 0
+    assert "1 variant, facts, opposite" in capsys.readouterr().out
+    assert "L1.mlp1.halve,mlp_half,1,1,halve,facts,opposite" in (out / "summary.csv").read_text()
+    assert main(["report", str(out)]) == 0
+    assert "L1.mlp1.halve" in (out / "report.html").read_text()
+    assert list(lp.Run.load(out).spec.variant_names) == ["clean", "L1.mlp1.halve"]
+    assert main(["tasks"]) == 0
+    assert "opposite" in capsys.readouterr().out
+    assert main(["sweep", *shared, "--over", "mlp-halves", "--ablation", "skip"]) == 2
+    assert "use zero, mean, resample, optimal, halve, tenth or twice-mean" in capsys.readouterr().err
+
+
+READ_ELSEWHERE = """
+import sys, pathlib, lensprune as lp
+run = lp.Run.load(sys.argv[1])
+print(len(run.summary()))
+lp.resume(sys.argv[1])
+next((pathlib.Path(sys.argv[1]) / "records").glob("*.parquet")).unlink()
+try:
+    lp.resume(sys.argv[1])
+except lp.UserError as error:
+    print(error)
+"""
+
+
+def test_a_run_is_read_where_the_plugin_is_not(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    sweep(folder, protocols="opposite", variants=lp.VariantSelection("mlp-halves", layers="1"), out=out)
+    command = [sys.executable, "-c", READ_ELSEWHERE, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    n_rows, refusal = done.stdout.splitlines()
+    assert int(n_rows) == 3
+    assert refusal.startswith("unknown component 'mlp_half'")
+
+
+def test_a_folder_begun_with_another_definition_is_refused(folder: Path, tmp_path: Path) -> None:
+    [variant] = lp.VariantSelection("mlp-halves", layers="1", heads="0").resolve(tiny("llama").facts)
+    data = variant_to_json(variant)
+    assert variant_from_json(data) == variant
+    assert len(data["ablations"][0]["definition"]) == 64
+    row = kinds._KINDS._rows["halve"]
+    kinds._KINDS._rows["halve"] = replace(row, value=lambda site: site.activation / 3)
+    try:
+        assert variant_to_json(variant)["ablations"][0]["definition"] != data["ablations"][0]["definition"]
+    finally:
+        kinds._KINDS._rows["halve"] = row
+    assert variant_to_json(variant) == data
+    assert "definition" not in variant_to_json(lp.each_layer(tiny("llama"))[0])["ablations"][0]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = tiny("llama")
+    requests = likelihood_requests(model)[:2]
+    with pytest.raises(UserError, match=r"MLP half 2 of L1.mlp2 is out of range"):
+        list(make_executor("forked", model).run(requests, [lp.Variant("x", (lp.Ablation(MLPHalf(1, 2), "zero"),))]))
+    with pytest.raises(UserError, match="twice-mean needs reference activations"):
+        list(HookedExecutor(model).run(requests, lp.each_mlp(model, "twice-mean", [0])))
+
+    @lp.register_ablation(reads_activation=False)
+    def liar(site: lp.AblatedSite) -> torch.Tensor:
+        return site.activation
+
+    @lp.register_ablation
+    def flat(site: lp.AblatedSite) -> torch.Tensor:
+        return site.activation.sum(-1)
+
+    for executor in ("hooked", "forked"):
+        with pytest.raises(LensPruneError, match=r"L0: its ablation reads the activation"):
+            list(make_executor(executor, model).run(requests, lp.each_layer(model, "liar", [0])))
+        with pytest.raises(LensPruneError, match=r"flat gives a value of shape"):
+            list(make_executor(executor, model).run(requests, lp.each_mlp(model, "flat", [0])))
+
+
+@dataclass(frozen=True, order=True)
+class Unregistered(lp.Component):
+    pass
+
+
+@pytest.mark.parametrize("executor", ["hooked", "forked"])
+def test_an_unknown_part_or_kind_is_refused_never_dropped(executor: str) -> None:
+    model = tiny("llama")
+    requests = likelihood_requests(model)[:2]
+    with pytest.raises(UserError, match="not a component that can be ablated"):
+        lp.Ablation(Unregistered(1), "zero")
+    with pytest.raises(UserError, match=r"unknown ablation 'hlave': did you mean halve"):
+        lp.Ablation(lp.MLP(1), "hlave")
+    for component, kind in ((Unregistered(1), "zero"), (lp.MLP(1), "hlave")):
+        # Past the checks of the constructor, as a copy from another process comes.
+        ablation = object.__new__(lp.Ablation)
+        object.__setattr__(ablation, "component", component)
+        object.__setattr__(ablation, "kind", kind)
+        with pytest.raises(UserError, match=r"not a component|unknown ablation"):
+            list(make_executor(executor, model).run(requests, [lp.Variant("x", (ablation,))]))
+
+
+def test_the_fast_path_itself_refuses_an_unknown_part() -> None:
+    from lensprune.engine.edits import ALL, edits_by_layer
+
+    model = tiny("llama")
+    ablation = object.__new__(lp.Ablation)
+    object.__setattr__(ablation, "component", Unregistered(1))
+    object.__setattr__(ablation, "kind", "zero")
+    with pytest.raises(UserError, match="not a component that can be ablated"):
+        edits_by_layer([(lp.Variant("x", (ablation,)), ALL)], None, model.facts)
+
+
+def _again(register: Callable[[], object], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        register()
+
+
+def test_names_that_are_taken_are_refused() -> None:
+    @dataclass(frozen=True, order=True)
+    class Other(lp.Component):
+        pass
+
+    def zero(site: lp.AblatedSite) -> torch.Tensor:
+        return site.full(0)
+
+    def halve(site: lp.AblatedSite) -> torch.Tensor:
+        return site.activation / 3
+
+    part: Any = lp.register_part
+    slot = lp.Slot.MLP
+    _again(lambda: lp.register_ablation(zero), r"ablation name 'zero' is taken by lensprune\.")
+    _again(lambda: lp.register_ablation(halve), r"ablation name 'halve' is taken by tests\.")
+    _again(lambda: part("mlp", over="x", slot=slot, label="x")(Other), r"component name 'mlp' is taken by lensprune\.")
+    _again(lambda: part("other", over="mlp", slot=slot, label="x")(Other), r"over 'mlp' is the part 'mlp' already")
+    _again(lambda: part("other", over="heads-and-groups", slot=slot, label="x")(Other), r"is heads and groups already")
+    _again(lambda: part("o", over="o", slot=slot, label="x", size=lambda facts: 2)(Other), r"fields layer: expected")
+    _again(lambda: part("a b", over="o", slot=slot, label="x")(Other), r"component name 'a b': start with a letter")
+    score: Any = lambda fmt, item, responses: None  # noqa: E731
+    _again(lambda: lp.register_protocol(name="generate")(score), r"protocol name 'generate' is taken by lensprune\.")
+    _again(lambda: lp.register_protocol(name="x", measure="loss")(score), r"unknown measure 'loss'")
+    _again(lambda: lp.register_executor("hooked")(score), r"executor name 'hooked' is taken by lensprune\.")
+    _again(lambda: lp.register_executor("ray")(score), r"'ray' is taken")
+    assert executor_info("hooked").shares_work is False
+    assert kinds.ablation_kind("zero").value is None
+
+
+def test_estimates_towards_an_own_value() -> None:
+    """Halving z changes it half as far as zeroing it, so attribution patching says half as much."""
+    model = tiny("llama")
+    requests = [r for r in likelihood_requests(model) if isinstance(r, LoglikelihoodRequest)]
+    half, whole = (estimate_logprobs(model, requests, lp.each_head(model, kind))[1] for kind in ("halve", "zero"))
+    assert whole.abs().max() > 1e-4
+    torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "plugin_of_the_page.py").write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("plugin_of_the_page")
+    model = tiny("llama")
+    requests = likelihood_requests(model)
+    variants = enumerate_variants(model, "attention-halves", "double", layers=[1])
+    reference = collect_reference(model, [[10, 11, 12]], lp.each_layer(model, "minus_mean", [0]))
+    variants += lp.each_layer(model, "minus_mean", [0])
+    slow, fast = (
+        {
+            answered.variant.name: [r.logprob for r in answered.responses if isinstance(r, LoglikelihoodResponse)]
+            for answered in make_executor(name, model).run(
+                requests, [lp.Variant("clean"), *variants], reference=reference
+            )
+        }
+        for name in ("small-batches", "forked")
+    )
+    assert list(slow) == ["clean", "L1.attn0.double", "L1.attn1.double", "L0.minus_mean"]
+    for name, logprobs in slow.items():
+        np.testing.assert_allclose(fast[name], logprobs, atol=2e-4)
+        assert name == "clean" or np.abs(np.subtract(logprobs, slow["clean"])).max() > 1e-3
+    assert protocols.protocol_named("per_character").form == "continuation"
+
+
+def test_hooks_of_a_part_fire() -> None:
+    model = tiny("llama")
+    [variant] = lp.VariantSelection("mlp-halves", layers="0", heads="1").resolve(model.facts)
+    hooks = VariantHooks(model, variant, BatchState(torch.arange(3)[None]))
+    assert [name for name, _ in hooks.named] == ["blocks.0.hook_mlp_out"]
+    before = torch.ones(1, 3, model.facts.d_model)
+    after = hooks.named[0][1](before, None)
+    assert after is not None
+    half = model.facts.d_model // 2
+    assert (after[..., :half] == 1).all()
+    assert (after[..., half:] == 0.5).all()
