@@ -7,6 +7,7 @@ what was summed and the length of the sum. Greedy choices may differ only where 
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "assert_logprobs_agree",
     "assert_responses_agree",
     "assert_tensors_agree",
+    "assert_zero",
     "precision",
     "rounding",
     "size_of",
@@ -36,17 +38,19 @@ ROUNDINGS = 8
 DECIDED = 0.9
 """Share of greedy choices that must not depend on rounding."""
 
-FLOAT32_NORMS = torch.finfo(torch.float32).eps / 32
-"""Precision of a float64 model with float32 norms. Hugging Face computes RMS norms and softmaxes in float32 whatever
-the model's type. Inputs that agree to 1e-15 are rounded alike there, except where one lies on the boundary between two
-float32 numbers; that moves one of the 32 terms of each later sum by a float32 rounding."""
-
 
 def precision(model: HookedModel) -> float:
-    """Relative precision of `model`'s outputs. GPT-2's norms and softmaxes keep the model's own type."""
+    """Relative precision of `model`'s outputs.
+
+    Hugging Face computes RMS norms and softmaxes in float32 whatever the model's type (GPT-2's keep it). In a float64
+    model their inputs agree to 1e-15 and are rounded alike, unless one lies on the boundary between two float32
+    numbers. That moves one of the `d_model` terms of later sums by a float32 rounding. Sums of independent terms are
+    √d_model times as large as a term, so the sum moves by a share eps / √d_model. It is a rare event, not one of
+    `ROUNDINGS` in a row: hence the division, which `rounding` undoes.
+    """
     dtype: torch.dtype = getattr(torch, model.facts.dtype)
     if dtype == torch.float64 and model.facts.architecture != "GPT2LMHeadModel":
-        return FLOAT32_NORMS
+        return torch.finfo(torch.float32).eps / model.facts.d_model**0.5 / ROUNDINGS
     return torch.finfo(dtype).eps
 
 
@@ -74,25 +78,23 @@ def size_of(*values: Any) -> float:
     return float(max(array[np.isfinite(array)].max(initial=0) for array in arrays))
 
 
-def _narrowest(*values: Any) -> torch.dtype:
-    dtypes = [v.dtype for v in values if isinstance(v, torch.Tensor)]
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps) if dtypes else torch.float32
-
-
 def assert_tensors_agree(
     found: Any,
     expected: Any,
+    dtype: torch.dtype | float,
     *,
     size: float | None = None,
     terms: int = 1,
-    dtype: torch.dtype | float | None = None,
     roundings: float = ROUNDINGS,
+    at_most: float = math.inf,
 ) -> None:
     """`found` and `expected` (tensors, arrays, numbers, lists, or frames with equal columns) differ by rounding only.
 
-    `size` is that of the terms, by default the largest magnitude in `expected`; give it where `expected` is a
-    difference of larger numbers. Columns of frames that hold no floats must be equal. `expected` must not be all zero:
-    compare with `rounding` where zero is right.
+    `dtype` is the type or the relative precision of the less precise of the two computations, which may differ from
+    the type of the results. `size` is that of the terms, by default the largest magnitude in `expected`; give it where
+    `expected` is a difference of larger numbers. `at_most` bounds the tolerance where computations are known to lie
+    closer together than rounding allows. Columns of frames that hold no floats must be equal. `expected` must not be
+    all zero: use `assert_zero` where zero is right.
     """
     if isinstance(expected, pd.DataFrame):
         floats = expected.select_dtypes("floating").columns
@@ -102,12 +104,24 @@ def assert_tensors_agree(
     left, right = _array(found), _array(expected)
     assert left.shape == right.shape
     assert np.any(right != 0), "nothing but zeros is compared"
-    allowed = rounding(dtype or _narrowest(found, expected), size or size_of(right), terms, roundings)
-    np.testing.assert_allclose(left, right, rtol=0, atol=allowed)
+    allowed = rounding(dtype, size_of(right) if size is None else size, terms, roundings)
+    np.testing.assert_allclose(left, right, rtol=0, atol=min(allowed, at_most))
+
+
+def assert_zero(
+    values: Any, dtype: torch.dtype | float, *, size: float, terms: int = 1, at_most: float = math.inf
+) -> None:
+    """`values` are differences of numbers of magnitude `size` that are equal up to rounding."""
+    array = _array(values)
+    assert array.size > 0
+    np.testing.assert_allclose(array, 0, rtol=0, atol=min(rounding(dtype, size, terms), at_most))
 
 
 def assert_logprobs_agree(
-    found: Sequence[Response], expected: Sequence[Response], dtype: torch.dtype | float = torch.float32
+    found: Sequence[Response],
+    expected: Sequence[Response],
+    dtype: torch.dtype | float,
+    at_most: float = math.inf,
 ) -> None:
     """The log-probabilities and numbers of tokens of two sequences of responses agree; others are passed over.
 
@@ -120,7 +134,7 @@ def assert_logprobs_agree(
     ]
     assert len(pairs) == sum(isinstance(b, LoglikelihoodResponse) for b in expected)
     assert [a.n_tokens for a, _ in pairs] == [b.n_tokens for _, b in pairs]
-    assert_tensors_agree([a.logprob for a, _ in pairs], [b.logprob for _, b in pairs], dtype=dtype)
+    assert_tensors_agree([a.logprob for a, _ in pairs], [b.logprob for _, b in pairs], dtype, at_most=at_most)
 
 
 def assert_responses_agree(
@@ -133,25 +147,28 @@ def assert_responses_agree(
     """All responses agree: log-probabilities within rounding, and the same greedy choices.
 
     A choice may differ from the expected one only where both tokens are within rounding of the largest logit, by a
-    forward pass over the expected tokens. After such a token a row is no longer compared. `DECIDED` of all rows must
-    be equal to their end.
+    forward pass over the expected tokens. After such a token a row is no longer compared. `DECIDED` of the generations
+    must be equal to their end, and as large a share of the flags of log-likelihoods.
     """
     assert [f.variant.name for f in found] == [e.variant.name for e in expected]
-    rows = 0
-    undecided: list[tuple[str, int]] = []
+    rows: Counter[type] = Counter()
+    undecided: dict[type, list[tuple[str, int]]] = defaultdict(list)
     for mine, other in zip(found, expected, strict=True):
         assert len(mine.responses) == len(other.responses) == len(requests)
         if any(isinstance(r, LoglikelihoodResponse) and not math.isnan(r.logprob) for r in other.responses):
             assert_logprobs_agree(mine.responses, other.responses, precision(model))
         for i, (request, a, b) in enumerate(zip(requests, mine.responses, other.responses, strict=True)):
-            rows += 1
+            rows[type(request)] += 1
             assert type(a) is type(b)
             if _same_choices(a, b):
                 continue
             assert _left_open(model, other.variant, reference, request, a, b), (other.variant.name, i, a, b)
-            undecided.append((other.variant.name, i))
-    assert rows > 0
-    assert len(undecided) <= (1 - DECIDED) * rows, f"rounding decides {len(undecided)} of {rows} rows: {undecided}"
+            undecided[type(request)].append((other.variant.name, i))
+    assert rows
+    for kind, open_rows in undecided.items():
+        assert len(open_rows) <= (1 - DECIDED) * rows[kind], (
+            f"rounding decides {len(open_rows)} of {rows[kind]} {kind.__name__}s: {open_rows}"
+        )
 
 
 def assert_greedy(
@@ -188,7 +205,11 @@ def _left_open(
     a: Response,
     b: Response,
 ) -> bool:
-    """Whether rounding may decide the first choice in which two responses differ."""
+    """Whether rounding may decide the first choice in which two responses differ.
+
+    A flag is the conjunction of its tokens': one token that is clearly not the best settles it, and so do tokens that
+    are all clearly the best. Only where the smallest margin of a token is within rounding is the flag open.
+    """
     if isinstance(request, GenerateRequest):
         assert isinstance(a, GenerateResponse)
         assert isinstance(b, GenerateResponse)
@@ -201,8 +222,9 @@ def _left_open(
     logits = _logits(model, variant, reference, request.input_ids)[-len(request.continuation_ids) :]
     given = logits[torch.arange(len(logits)), list(request.continuation_ids)]
     others = logits.scatter(1, torch.tensor(request.continuation_ids)[:, None], -math.inf).max(-1).values
-    margins = (given - others).abs()
-    return bool(margins.min() <= rounding(precision(model), size_of(logits), terms=2))
+    margins = given - others
+    token = int(margins.argmin())
+    return bool(margins[token].abs() <= rounding(precision(model), size_of(logits[token]), terms=2))
 
 
 def _logits(

@@ -13,10 +13,11 @@ from lensprune.engine import HookedExecutor, VariantResponses
 from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse
 from tests.helpers.tiny_models import double, generation_requests, likelihood_requests, tiny
 from tests.helpers.tolerances import (
-    FLOAT32_NORMS,
+    ROUNDINGS,
     assert_greedy,
     assert_responses_agree,
     assert_tensors_agree,
+    assert_zero,
     precision,
     rounding,
 )
@@ -26,20 +27,25 @@ def test_rounding_scales_with_precision_size_and_length() -> None:
     assert rounding(torch.float32, 80, 4) == 8 * 2**-23 * 80 * 2
     assert precision(tiny("llama")) == 2**-23
     assert precision(double("gpt2")) == 2**-52
-    assert precision(double("llama")) == FLOAT32_NORMS == 2**-28
+    assert ROUNDINGS * precision(double("llama")) == 2**-23 / 32**0.5
 
 
 def test_only_what_is_within_rounding_agrees() -> None:
     expected = torch.tensor([-0.5, -80.0])
-    assert_tensors_agree(expected + torch.tensor([7e-5, 0]), expected)
+    assert_tensors_agree(expected + torch.tensor([7e-5, 0]), expected, torch.float32)
     with pytest.raises(AssertionError, match="Not equal"):
-        assert_tensors_agree(expected + torch.tensor([9e-5, 0]), expected)
+        assert_tensors_agree(expected + torch.tensor([9e-5, 0]), expected, torch.float32)
     with pytest.raises(AssertionError, match="nothing but zeros"):
-        assert_tensors_agree(torch.zeros(2), torch.zeros(2))
+        assert_tensors_agree(torch.zeros(2), torch.zeros(2), torch.float32)
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_tensors_agree(expected + torch.tensor([7e-5, 0]), expected, torch.float32, at_most=6e-5)
+    assert_zero([0.0, 7e-5], torch.float32, size=80)
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_zero([0.0, 9e-5], torch.float32, size=80)
     frame = pd.DataFrame({"part": ["a", "b"], "value": [1.0, 2.0]})
-    assert_tensors_agree(frame.assign(value=[1.0, 2.000001]), frame)
+    assert_tensors_agree(frame.assign(value=[1.0, 2.000001]), frame, torch.float32)
     with pytest.raises(AssertionError):
-        assert_tensors_agree(frame.assign(part=["a", "c"]), frame)
+        assert_tensors_agree(frame.assign(part=["a", "c"]), frame, torch.float32)
 
 
 def test_a_wrong_token_a_wrong_sum_and_a_wrong_flag_are_noticed() -> None:

@@ -64,7 +64,7 @@ def zero_head_columns(layer: torch.nn.Module, heads: Sequence[int], d_head: int)
 def test_clean_equals_transformers(family: str) -> None:
     model = tiny(family)
     hf, _ = plain_model(family)
-    assert_tensors_agree(under(model, Variant("clean")), plain(hf, model))
+    assert_tensors_agree(under(model, Variant("clean")), plain(hf, model), torch.float32)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -82,7 +82,7 @@ def test_skip_equals_bypassed_block(family: str, layer: int) -> None:
     expected = plain(hf, model)
     assert (expected - clean).abs().max() > 1e-2
     variant = Variant("skip", (Ablation(Layer(layer), "skip"),))
-    assert_tensors_agree(under(model, variant), expected)
+    assert_tensors_agree(under(model, variant), expected, torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,7 +93,7 @@ def test_range_of_all_layers_leaves_the_embedding(family: str) -> None:
         layer.register_forward_hook(
             lambda module, args, kwargs, output: args[0] if args else kwargs["hidden_states"], with_kwargs=True
         )
-    assert_tensors_agree(under(model, layer_range(model, 0, 2)), plain(hf, model))
+    assert_tensors_agree(under(model, layer_range(model, 0, 2)), plain(hf, model), torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,7 +105,7 @@ def test_zeroed_head_equals_zeroed_projection_columns(family: str) -> None:
     expected = plain(hf, model)
     assert (expected - clean).abs().max() > 1e-3
     variant = Variant("head", (Ablation(Head(1, 2), "zero"),))
-    assert_tensors_agree(under(model, variant), expected)
+    assert_tensors_agree(under(model, variant), expected, torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -114,13 +114,13 @@ def test_all_heads_zeroed_is_attention_zeroed_up_to_bias(family: str) -> None:
     hf, layers = plain_model(family)
     heads = Variant("heads", tuple(Ablation(Head(1, h), "zero") for h in range(model.facts.n_heads)))
     zero_head_columns(layers[1], range(model.facts.n_heads), model.facts.d_head)
-    assert_tensors_agree(under(model, heads), plain(hf, model))
+    assert_tensors_agree(under(model, heads), plain(hf, model), torch.float32)
     bias = getattr(output_projection(layers[1]), "bias", None)
     if bias is not None:
         with torch.no_grad():
             bias.zero_()
     attention = Variant("attention", (Ablation(Attention(1), "zero"),))
-    assert_tensors_agree(under(model, attention), plain(hf, model))
+    assert_tensors_agree(under(model, attention), plain(hf, model), torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

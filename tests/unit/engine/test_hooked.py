@@ -38,7 +38,9 @@ def test_batched_equals_one_by_one(family: str) -> None:
     apart = list(HookedExecutor(model, 1).run(requests, VARIANTS))
     assert_responses_agree(model, requests, together, apart)
     found = [r.logprob for r in together[0].responses if isinstance(r, LoglikelihoodResponse)]
-    assert_tensors_agree(found, [plain_logprob(model, r) for r in requests if isinstance(r, LoglikelihoodRequest)])
+    assert_tensors_agree(
+        found, [plain_logprob(model, r) for r in requests if isinstance(r, LoglikelihoodRequest)], torch.float32
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -69,7 +69,7 @@ def test_as_products_give(kernel: ModuleType, dtype: torch.dtype, n_heads: int, 
     want = expected(
         q[calls], k[index][:, :, :end], v[index][:, :, :end], allowed, (seen[0][index + 3], seen[1][index + 3])
     )
-    assert_tensors_agree(z[calls], want, dtype=dtype, roundings=ROUNDINGS_OF[dtype])
+    assert_tensors_agree(z[calls], want, dtype, roundings=ROUNDINGS_OF[dtype])
     assert not z[[1, 2, 4, 6]].any()
 
 
@@ -91,7 +91,7 @@ def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int) -
     allowed = torch.cat(
         [torch.arange(70, device=DEVICE) >= begins[index][:, None], begins.new_ones(7, step + 1) > 0], 1
     )
-    assert_tensors_agree(z, expected(q, *both, allowed, seen), dtype=dtype, roundings=ROUNDINGS_OF[dtype])
+    assert_tensors_agree(z, expected(q, *both, allowed, seen), dtype, roundings=ROUNDINGS_OF[dtype])
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_forked_equals_hooked(family: str) -> None:
         assert len(mine) == len(other) == len(requests)
         for a, b, request in zip(mine, other, requests, strict=True):
             assert len(a.logprob) == len(request.continuation_ids)
-            assert_tensors_agree(a.logprob, b.logprob, size=size)
+            assert_tensors_agree(a.logprob, b.logprob, torch.float32, size=size)
             # Differences of two log-probabilities, and a mean of such differences.
             np.testing.assert_allclose(a.regret, b.regret, rtol=0, atol=rounding(torch.float32, size, terms=2))
             np.testing.assert_allclose(a.kl, b.kl, rtol=0, atol=rounding(torch.float32, size, terms=2))
@@ -79,9 +79,9 @@ def test_columns_by_definition() -> None:
     )
     given = changed[range(len(continuation)), list(continuation)]
     size = size_of(given)
-    assert_tensors_agree(trace.logprob, given, size=size, dtype=torch.float32)
-    assert_tensors_agree(trace.regret, changed.max(-1).values - given, size=size, terms=2, dtype=torch.float32)
-    assert_tensors_agree(trace.kl, (clean.exp() * (clean - changed)).sum(-1), size=size, terms=2, dtype=torch.float32)
+    assert_tensors_agree(trace.logprob, given, torch.float32, size=size)
+    assert_tensors_agree(trace.regret, changed.max(-1).values - given, torch.float32, size=size, terms=2)
+    assert_tensors_agree(trace.kl, (clean.exp() * (clean - changed)).sum(-1), torch.float32, size=size, terms=2)
     assert (trace.agrees == (changed.argmax(-1).numpy() == np.array(continuation))).all()
 
 

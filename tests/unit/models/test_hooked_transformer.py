@@ -59,8 +59,8 @@ def test_the_numbers_are_the_bridges(family: str, family_folder: Any) -> None:
         for at in range(9, WIDTH):
             step = slice(at, at + 1)
             parts.append(hooked.forward(ids[:, step], mask[:, : at + 1], positions[:, step], cache=cache))
-    assert_tensors_agree(found[real], expected[real])
-    assert_tensors_agree(torch.cat(parts, 1)[real], expected[real])
+    assert_tensors_agree(found[real], expected[real], torch.float32)
+    assert_tensors_agree(torch.cat(parts, 1)[real], expected[real], torch.float32)
     torch.testing.assert_close(kept, found[:, -2:])
     assert hooked.facts.weights_hash == bridge.facts.weights_hash
     shapes = ("n_layers", "n_heads", "n_key_value_heads", "d_head", "d_model", "d_vocab", "n_ctx", "parallel_attn_mlp")
@@ -83,7 +83,7 @@ def test_zeroed_heads_and_skipped_layers_agree(family: str, family_folder: Any) 
         for model in (hooked, bridge):
             with torch.no_grad(), model.hooks([(name, function)]):
                 logits.append(model.forward(ids, mask, positions)[mask.bool()])
-        assert_tensors_agree(logits[0], logits[1])
+        assert_tensors_agree(logits[0], logits[1], torch.float32)
     assert len(each_head(hooked)) == 12
 
 

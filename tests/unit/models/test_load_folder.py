@@ -49,7 +49,7 @@ def test_logits_are_those_of_transformers(family: str) -> None:
         expected = plain(family)(input_ids=ids).logits
     found = forward(loaded(family), ids)
     assert float(expected.std()) > 0.01
-    assert_tensors_agree(found, expected)
+    assert_tensors_agree(found, expected, torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,8 +62,8 @@ def test_left_padding_leaves_a_row_as_it_is(family: str) -> None:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         found = model.forward(ids, mask, positions)
-    assert_tensors_agree(found[:1], forward(model, long))
-    assert_tensors_agree(found[1:, pad:], forward(model, short))
+    assert_tensors_agree(found[:1], forward(model, long), torch.float32)
+    assert_tensors_agree(found[1:, pad:], forward(model, short), torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +73,7 @@ def test_a_cache_leaves_the_logits_as_they_are(family: str) -> None:
     parts = [forward(model, ids[:, :SHORT], kept)]
     parts += [forward(model, ids[:, at : at + 1], kept, seen=at) for at in range(SHORT, LONG)]
     assert kept.get_seq_length() == LONG
-    assert_tensors_agree(torch.cat(parts, dim=1), forward(model, ids))
+    assert_tensors_agree(torch.cat(parts, dim=1), forward(model, ids), torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +82,7 @@ def test_logits_to_keep_gives_the_last_positions(family: str) -> None:
     with torch.no_grad():
         found = model.forward(ids, torch.ones_like(ids), torch.arange(LONG)[None], logits_to_keep=2)
     assert found.shape == (1, 2, model.facts.d_vocab)
-    assert_tensors_agree(found, forward(model, ids)[:, -2:])
+    assert_tensors_agree(found, forward(model, ids)[:, -2:], torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,7 +102,7 @@ def test_raw_model_is_the_same_weights_without_hooks(family: str) -> None:
     with torch.no_grad(), model.hooks([("blocks.0.hook_resid_post", double)]):
         raw_logits = raw(input_ids=ids).logits
         hooked = forward(model, ids)
-    assert_tensors_agree(raw_logits, forward(model, ids))
+    assert_tensors_agree(raw_logits, forward(model, ids), torch.float32)
     assert float((hooked - raw_logits).abs().max()) > 1e-3
 
 
