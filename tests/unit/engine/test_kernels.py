@@ -75,7 +75,9 @@ def test_as_products_give(
     wide = (t.double() for t in (q, k, v))
     expected_out, expected_lse = partial_attention(*wide, settings, causal=mask == "causal", allowed=allowed)
     # Outputs are means of values; weights and outputs are each rounded once to the type.
-    assert_tensors_agree(out, expected_out, dtype, size=size_of(v), roundings=ROUNDINGS_OF.get(dtype, ROUNDINGS))
+    assert_tensors_agree(
+        out, expected_out, dtype, size=size_of(v), roundings=ROUNDINGS_OF.get(dtype, ROUNDINGS), at_most=3e-2
+    )
     if dtype == torch.bfloat16:
         # Scores may be rounded to bfloat16 before their exponentials are summed: by half a unit at most.
         assert_tensors_agree(lse, expected_lse, dtype, roundings=0.5)
