@@ -193,6 +193,7 @@ def test_two_halves_make_up_the_whole() -> None:
         for executor in ("hooked", "forked"):
             a, b, clean = make_executor(executor, model).run(requests, [halves, whole, lp.Variant("clean")])
             found, expected, unchanged = ([r.logprob for r in x.responses] for x in (a, b, clean))  # type: ignore
+            # Equal values are put into the same arithmetic.
             assert_tensors_agree(found, expected, torch.float32, at_most=1e-5)
             assert np.abs(np.subtract(expected, unchanged)).max() > 1e-3
 

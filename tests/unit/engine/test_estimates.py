@@ -70,7 +70,7 @@ def test_estimate_is_the_derivative(family: str, kind: Any) -> None:
     reference = reference_for(model, variants)
     clean, estimated = estimate_logprobs(model, REQUESTS, variants, reference=reference, max_tokens=16)
     expected = logprobs(model, CLEAN)
-    assert_tensors_agree(clean, expected, precision(model), at_most=1e-5)
+    assert_tensors_agree(clean, expected, precision(model))
     noise = min(rounding(torch.float32, size_of(expected), roundings=1) / STEP, 3e-3)
     for variant, own in zip(variants, estimated, strict=True):
         there = logprobs(model, part_of_the_way(model, variant, reference, STEP))

@@ -75,8 +75,10 @@ def test_figures_by_kind(head_run: Run) -> None:
 
 def test_effects_concentrate_on_the_planted_heads(head_run: Run) -> None:
     frame = head_run.concentration(protocol="continuation", measure="gold_logprob", top=(2,)).set_index("statistic")
+    # All other heads are idle, so their shares are rounding over a loss of several nats.
     assert frame.loc["share_top_2", "value"] == pytest.approx(1, abs=1e-4)
     assert frame.loc["participation_ratio", "value"] == pytest.approx(2, abs=10 * LEAK)
+    # All other heads are idle, so their shares are rounding over a loss of several nats.
     assert frame.loc["share_top_2", "n_parts"] == 8
 
 
