@@ -9,8 +9,9 @@ from lensprune.attribution import EdgeGraph, PromptPair
 from lensprune.attribution.runs import last_logits
 from lensprune.attribution.writers import writes_of
 from lensprune.models.base import HookedModel
+from tests.helpers.tolerances import size_of
 
-__all__ = ["PAIRS", "UNEVEN", "difference", "effect", "metric", "writes"]
+__all__ = ["PAIRS", "UNEVEN", "difference", "effect", "logit_size", "metric", "writes"]
 
 PAIRS = [
     PromptPair((5, 9, 30, 41, 77, 12), (5, 9, 31, 41, 78, 12), 100, 101),
@@ -22,6 +23,12 @@ UNEVEN = [*PAIRS, PromptPair((4, 5, 6), (4, 7, 6), 50, 51)]
 def metric(model: HookedModel, pair: PromptPair, tokens: tuple[int, ...]) -> float:
     logits = last_logits(model, torch.tensor([tokens]))[0]
     return float(logits[pair.answer] - logits[pair.wrong])
+
+
+def logit_size(model: HookedModel) -> float:
+    """Largest logit after the prompts: effects are differences of logits, so that their rounding scales with it."""
+    prompts = [tokens for pair in UNEVEN for tokens in (pair.clean, pair.corrupt)]
+    return size_of(*(last_logits(model, torch.tensor([tokens])) for tokens in prompts))
 
 
 def effect(frame: pd.DataFrame, site: str, layer: int, head: int = -1, position: int = -1) -> float:

@@ -19,11 +19,10 @@ from lensprune.ablation import (
     each_mlp,
     layer_range,
 )
-from lensprune.engine import VariantResponses
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, Request
 
-__all__ = ["REFERENCE_PROMPTS", "assert_same", "requests_for", "variants_for"]
+__all__ = ["REFERENCE_PROMPTS", "requests_for", "variants_for"]
 
 REFERENCE_PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
 PREFIXES = (
@@ -69,14 +68,3 @@ def variants_for(model: HookedModel) -> list[Variant]:
         layer_range(model, 0, 2),
         Variant("mixed", mixed),
     ]
-
-
-def assert_same(found: list[VariantResponses], expected: list[VariantResponses]) -> None:
-    assert [f.variant.name for f in found] == [e.variant.name for e in expected]
-    different = [
-        (mine.variant.name, i)
-        for mine, other in zip(found, expected, strict=True)
-        for i, (a, b) in enumerate(zip(mine.responses, other.responses, strict=True))
-        if a != b
-    ]
-    assert not different

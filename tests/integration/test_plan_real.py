@@ -97,4 +97,5 @@ def test_memory_is_that_of_a_real_sweep(
         f"libraries {process / 1e6:.0f} MB; {plan.memory}"
     )
     assert planned == pytest.approx(measured, rel=WITHIN)
+    # What the libraries take varies with their versions; the plan must not be off by a factor of two.
     assert plan.memory.process == pytest.approx(process, rel=0.5)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import lensprune as lp
 from lensprune.cli import main
@@ -22,6 +23,7 @@ from lensprune.sweeps.distributed import run_on_ray
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.run import run_sweep
 from lensprune.sweeps.selection import VariantSelection
+from tests.helpers.tolerances import assert_tensors_agree
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
@@ -65,7 +67,7 @@ def assert_same_records(run: lp.Run, whole: lp.Run) -> None:
     mine, expected = run.records(), whole.records()
     pd.testing.assert_frame_equal(mine.drop(columns=numbers), expected.drop(columns=numbers))
     # Another set of variants in a batch may round differently.
-    pd.testing.assert_frame_equal(mine[numbers], expected[numbers], atol=1e-5, rtol=0)
+    assert_tensors_agree(mine[numbers], expected[numbers], torch.float32, at_most=1e-5)
 
 
 def worker_processes() -> list[int]:

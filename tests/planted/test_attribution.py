@@ -24,7 +24,7 @@ from lensprune.attribution import (
 )
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.models.base import HookedModel
-from tests.helpers.planted.circuits import ids, model_of
+from tests.helpers.planted.circuits import LEAK, ids, model_of
 from tests.helpers.planted.models import SHAPES
 
 
@@ -105,6 +105,7 @@ def test_integrated_gradients_rank_exactly_the_planted_edges_first(name: str, sh
         circuit = build(scores, len(expected))
         assert set(circuit.edges) == expected
         measured = circuit_metrics(model, pairs, [circuit])
+        # Soft attention keeps 2 % for other keys; without an edge of the circuit half or more is lost.
         assert measured.faithfulness[0] == pytest.approx(1, abs=0.02)
     curve = faithfulness_curve(model, pairs, scores, (0.0, len(expected) / scores.graph.n_edges + 1e-9, 1.0))
     assert curve.table["faithfulness"].iloc[1] == pytest.approx(1, abs=0.02)
@@ -139,22 +140,22 @@ def test_direct_attribution_gives_the_logit_to_the_induction_head_and_its_source
     pairs = induction_pairs(model)[:1]
     table = direct_logit_attribution(model, pairs).table()
     values = dict(zip(table["part"], table["value"], strict=True))
-    assert values.pop("L1.H2") == pytest.approx(10, abs=1e-2)
-    assert max(map(abs, values.values())) < 1e-2
+    assert values.pop("L1.H2") == pytest.approx(10, abs=10 * LEAK)
+    assert max(map(abs, values.values())) < 10 * LEAK
     sources = source_attribution(model, pairs[0], [(1, 2)])
     assert sources["token"].tolist()[2] == "b"
-    np.testing.assert_allclose(sources["value"], [0, 0, 10, 0, 0, 0], atol=1e-2)
-    assert logit_lens(model, pairs)["logit_difference"].tolist() == pytest.approx([0, 0, 10], abs=1e-2)
+    np.testing.assert_allclose(sources["value"], [0, 0, 10, 0, 0, 0], atol=10 * LEAK)
+    assert logit_lens(model, pairs)["logit_difference"].tolist() == pytest.approx([0, 0, 10], abs=10 * LEAK)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_whole_path_carries_the_whole_effect_and_no_other_does(shape: str) -> None:
     model = model_of("induction", shape)
     pairs = induction_pairs(model)[:1]
-    assert path_effect(model, pairs, ["embed", "L0.H1.v", "L1.H2.k", "logits"]) == pytest.approx(-10, abs=1e-2)
-    assert path_effect(model, pairs, ["L0.H1", "L1.H2.k", "logits"]) == pytest.approx(-10, abs=1e-2)
+    assert path_effect(model, pairs, ["embed", "L0.H1.v", "L1.H2.k", "logits"]) == pytest.approx(-10, abs=10 * LEAK)
+    assert path_effect(model, pairs, ["L0.H1", "L1.H2.k", "logits"]) == pytest.approx(-10, abs=10 * LEAK)
     for path in (["L0.H1", "L1.H2.q", "logits"], ["L0.H1", "L1.H2.v", "logits"], ["L0.H1", "L1.H3.k", "logits"]):
-        assert path_effect(model, pairs, path) == pytest.approx(0, abs=1e-3)
+        assert path_effect(model, pairs, path) == pytest.approx(0, abs=LEAK)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -162,10 +163,10 @@ def test_the_back_up_shows_as_self_repair(shape: str) -> None:
     model = model_of("backup", shape)
     frame = direct_and_total_effects(model, [pair(model, "a b c d a", "f b c d a", "b", "e")])
     table = frame.set_index(["layer", "head"])
-    assert table.loc[(1, 2)].tolist() == pytest.approx([-10, 0, 10], abs=1e-2)
-    assert table.loc[(0, 1)].tolist() == pytest.approx([0, -10, -10], abs=1e-2)
+    assert table.loc[(1, 2)].tolist() == pytest.approx([-10, 0, 10], abs=10 * LEAK)
+    assert table.loc[(0, 1)].tolist() == pytest.approx([0, -10, -10], abs=10 * LEAK)
     others = table.drop([(1, 2), (0, 1)])
-    assert others.abs().to_numpy().max() < 1e-2
+    assert others.abs().to_numpy().max() < 10 * LEAK
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -174,17 +175,17 @@ def test_on_a_linear_model_estimates_are_exact(shape: str) -> None:
     pairs = [pair(model, "a b c d", "a e c f", "b", "e"), pair(model, "b b a c", "b e a c", "b", "e")]
     exact = activation_patching(model, pairs, ["head", "resid", "attn"], by_position=True)
     estimated = attribution_patching(model, pairs, ["head", "resid", "attn"], by_position=True)
-    pd.testing.assert_frame_equal(exact, estimated, atol=2e-3, rtol=1e-3)
+    pd.testing.assert_frame_equal(exact, estimated, atol=2 * LEAK)
     assert exact["effect"].abs().max() > 1
     plain = edge_attribution(model, pairs, steps=1)
     integrated = edge_attribution(model, pairs, steps=7)
-    np.testing.assert_allclose(plain.values, integrated.values, atol=2e-3)
+    np.testing.assert_allclose(plain.values, integrated.values, atol=2 * LEAK)
     for receiver in plain.graph.readers:
         reader = plain.graph.reader(receiver)
         for row in path_patching(model, pairs, receiver).to_dict("records"):
             expected = float(plain.values[plain.graph.writer(row["sender"]), reader])
-            assert row["effect"] == pytest.approx(expected, abs=2e-3)
+            assert row["effect"] == pytest.approx(expected, abs=2 * LEAK)
     # All paths from L0.H1: straight to the logits (it writes nothing there), or by the values of L1.H2.
     total = activation_patching(model, pairs, ["head"])
     whole = total[(total["layer"] == 0) & (total["head"] == 1)]["effect"].iloc[0]
-    assert path_effect(model, pairs, ["L0.H1", "L1.H2.v", "logits"]) == pytest.approx(whole, abs=2e-3)
+    assert path_effect(model, pairs, ["L0.H1", "L1.H2.v", "logits"]) == pytest.approx(whole, abs=2 * LEAK)

@@ -9,7 +9,7 @@ from lensprune.ablation import Ablation, BatchState, Head, Variant, VariantHooks
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
-from tests.helpers.planted.circuits import ids, model_of
+from tests.helpers.planted.circuits import LEAK, ids, model_of
 from tests.helpers.planted.models import SHAPES
 
 PROMPTS = {
@@ -45,7 +45,7 @@ def test_the_answer_has_the_logit_of_the_docstring(name: str, shape: str) -> Non
         expected[model.tokenizer.convert_tokens_to_ids(answer)] = 10.0
         if name == "backup":
             expected[model.tokenizer.bos_token_id] = 10.0
-        torch.testing.assert_close(logits(model, text), expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(logits(model, text), expected, atol=LEAK, rtol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -74,7 +74,7 @@ def test_the_back_up_takes_over_and_both_together_are_needed(shape: str) -> None
     bos = model.tokenizer.bos_token_id
     for removed, of_b, of_bos in (((), 10, 10), (((1, 2),), 10, 0), (((2, 0),), 10, 0), (((1, 2), (2, 0)), 0, 0)):
         got = logits(model, "a b c d a", *removed)
-        assert got[[b, bos]].tolist() == pytest.approx([of_b, of_bos], abs=1e-2)
+        assert got[[b, bos]].tolist() == pytest.approx([of_b, of_bos], abs=10 * LEAK)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

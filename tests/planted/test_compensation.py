@@ -14,7 +14,7 @@ from lensprune.errors import UserError
 from lensprune.heads import pairwise_compensation
 from lensprune.tasks import registry
 from lensprune.tasks.base import MultipleChoiceFormat, Rows, Task
-from tests.helpers.planted.circuits import model_of
+from tests.helpers.planted.circuits import LEAK, model_of
 from tests.helpers.planted.models import SHAPES
 
 NAME = "planted_repeat"
@@ -57,11 +57,11 @@ def test_a_back_up_makes_up_for_the_first_head_and_nothing_for_both(shape: str) 
     ).table.set_index(["layer_a", "head_a", "layer_b", "head_b"])
     pair = found.loc[1, 2, 2, 0]
     values = pair[["effect_a", "effect_b", "effect_both", "interaction", "ci_low", "ci_high"]].tolist()
-    assert values == pytest.approx([0, 0, -10, -10, -10, -10], abs=0.01)
+    assert values == pytest.approx([0, 0, -10, -10, -10, -10], abs=10 * LEAK)
     # Without the head that writes the previous token nothing can be found, with the others or without them.
     for other in ((1, 2), (2, 0)):
         chain = found.loc[(*other, 0, 1)]
-        assert chain[["effect_b", "effect_both", "interaction"]].tolist() == pytest.approx([-10, -10, 0], abs=0.01)
+        assert chain[["effect_b", "effect_both", "interaction"]].tolist() == pytest.approx([-10, -10, 0], abs=10 * LEAK)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -72,7 +72,7 @@ def test_heads_in_series_are_one_job(shape: str) -> None:
     first, second, third = found.table.to_dict("records")
     for row, expected in ((first, [-10, -10, -10, 10]), (second, [-10, 0, -10, 0]), (third, [-10, 0, -10, 0])):
         values = [row[name] for name in ("effect_a", "effect_b", "effect_both", "interaction")]
-        assert values == pytest.approx(expected, abs=0.01)
+        assert values == pytest.approx(expected, abs=10 * LEAK)
     assert set(found.table["measure"]) == {"margin"}
 
 
@@ -100,8 +100,8 @@ def test_groups_beside_the_planted_heads() -> None:
         (0, 0, "0-1", 1),
         (1, 1, "2-3", 2),
     ]
-    assert needed["group_effect"].tolist() == pytest.approx([-10, -10], abs=0.01)
-    assert table["interaction"].abs().max() < 0.01
+    assert needed["group_effect"].tolist() == pytest.approx([-10, -10], abs=10 * LEAK)
+    assert table["interaction"].abs().max() < 10 * LEAK
     only = lp.sweep(model, NAME, "continuation", "heads", progress=False)
     with pytest.raises(UserError, match="no kv_group was removed"):
         only.heads_and_groups()

@@ -21,6 +21,7 @@ from lensprune.attribution import (
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.engine.registry import make_executor
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
+from tests.helpers.planted.circuits import LEAK
 from tests.helpers.planted.compiled import N_HEADS, PROGRAMS, compiled, program
 from tests.helpers.planted.rasp_programs import answers, counterfactuals, token_ids
 
@@ -62,7 +63,7 @@ def test_the_model_computes_the_program_on_every_input(name: str) -> None:
                 values = answers(name, text, place)
                 for value in values:
                     expected[row, place, index[value]] += 10.0 / len(values)
-        torch.testing.assert_close(found, expected, atol=0.01, rtol=0)
+        torch.testing.assert_close(found, expected, atol=10 * LEAK, rtol=0)
 
 
 @pytest.mark.parametrize("executor", ["hooked", "forked"])
@@ -100,7 +101,7 @@ def test_removal_costs_exactly_where_something_was_compiled(name: str, executor:
         elif accuracy < 1:
             needed.add(node(variant.layer, -1 if variant.head is None else variant.head))
         else:
-            assert logprobs == pytest.approx(clean, abs=1e-3)
+            assert logprobs == pytest.approx(clean, abs=LEAK)
     assert needed == own.nodes
 
 
@@ -134,7 +135,7 @@ def test_the_compiled_circuit_is_faithful_and_every_edge_of_it_is_needed(name: s
     circuits = [edges, *([other for other in edges if other != edge] for edge in edges)]
     measured = circuit_metrics(model, pairs, [Circuit(graph, graph.mask(own), len(own)) for own in circuits])
     whole, *without = measured.faithfulness
-    assert whole == pytest.approx(1, abs=1e-3)
+    assert whole == pytest.approx(1, abs=LEAK)
     assert max(without) < 0.91
 
 

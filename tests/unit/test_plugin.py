@@ -29,6 +29,7 @@ from lensprune.runs.variant_json import variant_from_json, variant_to_json
 from lensprune.tasks.base import Item, PromptFormat
 from tests.helpers.families import FAMILIES
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
+from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree
 
 TASK = "facts"
 LIMIT = 4
@@ -135,7 +136,7 @@ def numbers(run: lp.Run) -> pd.DataFrame:
 def assert_same_and_changed(one: lp.Run, other: lp.Run, at_least: float = 1e-3) -> None:
     """The same records within rounding, and some effect under every changed part."""
     a, b = numbers(one), numbers(other)
-    pd.testing.assert_frame_equal(a, b, rtol=1e-4, atol=1e-4)
+    assert_tensors_agree(a, b, torch.float32)
     likely = a.xs("continuation", level="protocol")["gold_logprob"].unstack("variant")
     moved = likely.sub(likely["clean"], axis=0).drop(columns="clean").abs().max()
     assert (moved > at_least).all(), moved
@@ -176,13 +177,7 @@ def test_a_kind_that_reads_the_activation_on_every_family(family: str) -> None:
     requests = [*likelihood_requests(model), *generation_requests(model)]
     slow = list(HookedExecutor(model).run(requests, variants))
     fast = list(make_executor("forked", model).run(requests, variants))
-    for expected, found in zip(slow, fast, strict=True):
-        for a, b in zip(expected.responses, found.responses, strict=True):
-            if isinstance(a, LoglikelihoodResponse):
-                assert isinstance(b, LoglikelihoodResponse)
-                assert b.logprob == pytest.approx(a.logprob, abs=2e-4, rel=2e-4)
-            else:
-                assert a == b
+    assert_responses_agree(model, requests, fast, slow)
     clean = np.array([r.logprob for r in slow[0].responses if isinstance(r, LoglikelihoodResponse)])
     for answered in slow[1:]:
         changed = np.array([r.logprob for r in answered.responses if isinstance(r, LoglikelihoodResponse)])
@@ -198,7 +193,8 @@ def test_two_halves_make_up_the_whole() -> None:
         for executor in ("hooked", "forked"):
             a, b, clean = make_executor(executor, model).run(requests, [halves, whole, lp.Variant("clean")])
             found, expected, unchanged = ([r.logprob for r in x.responses] for x in (a, b, clean))  # type: ignore
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+            # Equal values are put into the same arithmetic.
+            assert_tensors_agree(found, expected, torch.float32, at_most=1e-5)
             assert np.abs(np.subtract(expected, unchanged)).max() > 1e-3
 
 
@@ -411,7 +407,7 @@ def test_estimates_towards_an_own_value() -> None:
     requests = [r for r in likelihood_requests(model) if isinstance(r, LoglikelihoodRequest)]
     half, whole = (estimate_logprobs(model, requests, lp.each_head(model, kind))[1] for kind in ("halve", "zero"))
     assert whole.abs().max() > 1e-4
-    torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-6)
+    assert_tensors_agree(half, whole / 2, torch.float32)
 
 
 def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +432,7 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
     )
     assert list(slow) == ["clean", "L1.attn0.double", "L1.attn1.double", "L0.minus_mean"]
     for name, logprobs in slow.items():
-        np.testing.assert_allclose(fast[name], logprobs, atol=2e-4)
+        assert_tensors_agree(fast[name], logprobs, torch.float32)
         assert name == "clean" or np.abs(np.subtract(logprobs, slow["clean"])).max() > 1e-3
     assert protocols.protocol_named("per_character").form == "continuation"
 

@@ -22,10 +22,10 @@ from lensprune.ablation.reference import site_of
 from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.errors import UserError
-from lensprune.protocols.requests import GenerateResponse
 from lensprune.sweeps.run import sweep
 from tests.helpers.planted.circuits import ids, model_of
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
+from tests.helpers.tolerances import assert_responses_agree, assert_zero
 
 PROMPTS = [(5, 9, 30, 41, 77, 12), (8, 60, 61, 62), (4, 7, 200, 100, 99, 3)]
 
@@ -92,10 +92,10 @@ def test_a_head_that_always_writes_the_same_is_replaced_without_loss() -> None:
     """Idle planted heads rest on BOS, so their output is a constant, and the optimal constant is it."""
     model = model_of("induction", "llama")
     prompts = [ids(model, text) for text in ("a b c d a", "p o n m o")]
-    variants = [variant(Head(1, 3), "optimal"), variant(Head(1, 2), "optimal")]
-    reference = collect_reference(model, prompts, variants)
-    idle, induction = (ablation_loss(model, prompts, own, reference) for own in variants)
-    assert idle == pytest.approx(0, abs=1e-6)
+    optimal = [variant(Head(1, 3), "optimal"), variant(Head(1, 2), "optimal")]
+    reference = collect_reference(model, prompts, optimal)
+    idle, induction = (ablation_loss(model, prompts, own, reference) for own in optimal)
+    assert_zero(idle, torch.float32, size=10, at_most=1e-6)
     assert induction > 0.1
     assert induction < ablation_loss(model, prompts, variant(Head(1, 2), "zero"), None)
 
@@ -107,13 +107,9 @@ def test_executors_agree(family: str) -> None:
     variants.append(Variant("two", (Ablation(Head(0, 1), "optimal"), Ablation(Attention(1), "mean"))))
     reference = collect_reference(model, PROMPTS, variants)
     requests = [*likelihood_requests(model), *generation_requests(model, 3)]
-    slow = {a.variant.name: a.responses for a in HookedExecutor(model).run(requests, variants, reference=reference)}
-    for answered in ForkedExecutor(model).run(requests, variants, reference=reference):
-        for ours, theirs in zip(answered.responses, slow[answered.variant.name], strict=True):
-            if isinstance(ours, GenerateResponse):
-                assert ours.token_ids == theirs.token_ids  # type: ignore[union-attr]
-            else:
-                assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)  # type: ignore[union-attr]
+    slow = {a.variant.name: a for a in HookedExecutor(model).run(requests, variants, reference=reference)}
+    found = list(ForkedExecutor(model).run(requests, variants, reference=reference))
+    assert_responses_agree(model, requests, found, [slow[answered.variant.name] for answered in found], reference)
 
 
 def test_the_search_is_repeatable_and_needs_a_reference() -> None:

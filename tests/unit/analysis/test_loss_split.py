@@ -72,6 +72,7 @@ def test_spearman_brown_predicts_a_second_draw() -> None:
 
     first, second = draw(), draw()
     again = pd.Series(first.mean(axis=0)).corr(pd.Series(second.mean(axis=0)), method="spearman")
+    # Sampling: half of the data predicts what the other half would give, up to its noise.
     assert split_half(first) == pytest.approx(again, abs=0.08)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from lensprune.attribution import (
     activation_patching,
@@ -19,8 +19,9 @@ from lensprune.attribution import (
 from lensprune.heads import SCORES, head_scores
 from lensprune.models import hooked_transformer as module
 from lensprune.models.base import HookedModel
-from tests.helpers.attribution import UNEVEN
+from tests.helpers.attribution import UNEVEN, logit_size
 from tests.helpers.tiny_models import tiny
+from tests.helpers.tolerances import assert_tensors_agree
 
 pytestmark = pytest.mark.skipif(module.HookedTransformer is None, reason="TransformerLens 4 has no HookedTransformer")
 
@@ -41,7 +42,9 @@ def hooked(family: str) -> HookedModel:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 @pytest.mark.parametrize("method", METHODS)
 def test_attribution(method: str, family: str) -> None:
-    np.testing.assert_allclose(METHODS[method](hooked(family)), METHODS[method](tiny(family)), atol=2e-5)
+    size = logit_size(tiny(family))
+    found, expected = (METHODS[method](model) for model in (hooked(family), tiny(family)))
+    assert_tensors_agree(found, expected, torch.float32, size=size, terms=4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -51,4 +54,4 @@ def test_head_scores(family: str) -> None:
         head_scores(model, names, limit=1, shots=0, sequences=2, length=5)["value"]
         for model in (hooked(family), tiny(family))
     )
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert_tensors_agree(ours, theirs, torch.float32)

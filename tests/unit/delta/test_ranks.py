@@ -13,11 +13,13 @@ from lensprune.replacement.ranks import _rank_correlation
     ("y", "rho", "p"), [([1, 2, 3, 4], 1.0, 2 / 24), ([4, 3, 2, 1], -1.0, 2 / 24), ([2, 1, 4, 3], 0.6, 10 / 24)]
 )
 def test_four_parts_over_all_orders(y: list[float], rho: float, p: float) -> None:
+    # One p-value is a share of permutations, the other an approximation by t.
     assert _rank_correlation(np.arange(4.0), np.array(y)) == pytest.approx((rho, p))
 
 
 @pytest.mark.parametrize(("n", "orders"), [(7, 5040), (8, 40320)])
 def test_a_perfect_order_is_one_of_all(n: int, orders: int) -> None:
+    # One p-value is a share of permutations, the other an approximation by t.
     assert _rank_correlation(np.arange(n), np.arange(n)) == pytest.approx((1.0, 2 / orders))
 
 
@@ -31,4 +33,5 @@ def test_a_perfect_order_of_many_parts_has_no_p_of_zero() -> None:
 def test_many_parts_come_close_to_the_usual_approximation() -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 30))
     expected = stats.spearmanr(x, y)
+    # One p-value is a share of permutations, the other an approximation by t.
     assert _rank_correlation(x, y) == pytest.approx((expected.statistic, expected.pvalue), abs=0.02)

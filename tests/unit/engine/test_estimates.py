@@ -18,6 +18,7 @@ from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse
 from tests.helpers.families import FAMILIES
 from tests.helpers.tiny_models import double, tiny
+from tests.helpers.tolerances import assert_tensors_agree, precision, rounding, size_of
 
 # Without the padding token, whose embedding is 0: there the norm has no usable derivative.
 REQUESTS = [
@@ -26,8 +27,12 @@ REQUESTS = [
     LoglikelihoodRequest((1, 2, 13, 4, 5, 6, 7), (13, 1, 4)),
 ]
 PROMPTS = [(9, 8, 7, 6, 5), (20, 30, 40)]
-# Norms and softmax compute in float32 whatever the model's type.
 STEP = 3e-3
+"""Half the width of a central difference. Its error is step² (1e-5) of the third derivative, plus the rounding of its
+ends over the step: norms and softmaxes compute in float32 whatever the model's type, and round each end on its own.
+A step near the cube root of float32's 1e-7 balances the two."""
+CURVATURE = 0.03
+"""Share of a derivative by which a central difference may be off; a wrong place, sign or factor costs half or more."""
 
 
 def reference_for(model: HookedModel, variants: list[Variant]) -> ReferenceActivations | None:
@@ -64,11 +69,13 @@ def test_estimate_is_the_derivative(family: str, kind: Any) -> None:
     variants = each_head(model, kind)[::5]
     reference = reference_for(model, variants)
     clean, estimated = estimate_logprobs(model, REQUESTS, variants, reference=reference, max_tokens=16)
-    torch.testing.assert_close(clean, logprobs(model, CLEAN), rtol=0, atol=1e-5)
+    expected = logprobs(model, CLEAN)
+    assert_tensors_agree(clean, expected, precision(model))
+    noise = min(rounding(torch.float32, size_of(expected), roundings=1) / STEP, 3e-3)
     for variant, own in zip(variants, estimated, strict=True):
         there = logprobs(model, part_of_the_way(model, variant, reference, STEP))
         back = logprobs(model, part_of_the_way(model, variant, reference, -STEP))
-        torch.testing.assert_close(own, (there - back) / (2 * STEP), rtol=0.03, atol=3e-3)
+        torch.testing.assert_close(own, (there - back) / (2 * STEP), rtol=CURVATURE, atol=noise)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt2"])
@@ -91,7 +98,7 @@ def test_batches_and_padding_do_not_matter() -> None:
     apart = estimate_logprobs(model, REQUESTS, variants, reference=reference, max_tokens=1)
     assert done == [3]
     for one, other in zip(together, apart, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert_tensors_agree(one, other, torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ from lensprune.protocols import build_requests
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Request
 from lensprune.tasks import load_task
 from tests.helpers.families import FAMILIES, GATED_CONFIGS, save_folder
-from tests.helpers.generation import REFERENCE_PROMPTS, assert_same, requests_for, variants_for
+from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, variants_for
 from tests.helpers.tiny_models import tiny
+from tests.helpers.tolerances import assert_responses_agree
 
 ALL = (*FAMILIES, *GATED_CONFIGS)
 
@@ -49,7 +50,7 @@ def test_same_tokens_as_hooked(family: str) -> None:
     expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
     done: list[int] = []
     found = list(ForkedExecutor(model).run(requests, chosen, reference=reference, progress=done.append))
-    assert_same(found, expected)
+    assert_responses_agree(model, requests, found, expected, reference)
     assert sum(done) == len(requests) * len(chosen)
 
 
@@ -69,7 +70,9 @@ def test_any_budget_gives_the_same_tokens(family: str, max_tokens: int, max_rows
     reference = collect_reference(model, REFERENCE_PROMPTS, chosen)
     expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
     executor = ForkedExecutor(model, max_tokens, max_rows, max_kv_bytes)
-    assert_same(list(executor.run(requests, chosen, reference=reference)), expected)
+    assert_responses_agree(
+        model, requests, list(executor.run(requests, chosen, reference=reference)), expected, reference
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
@@ -81,7 +84,7 @@ def test_long_rows_outgrow_their_buffers_and_outlive_the_rest(family: str) -> No
     requests: list[Request] = [*short, long, replace(short[6], max_new_tokens=40)]
     expected = list(HookedExecutor(model).run(requests, chosen))
     assert max(len(r.token_ids) for e in expected for r in e.responses if isinstance(r, GenerateResponse)) > 64
-    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
 
 
 def test_stop_strings_and_eos_end_rows_as_in_the_hooked_executor() -> None:
@@ -94,7 +97,7 @@ def test_stop_strings_and_eos_end_rows_as_in_the_hooked_executor() -> None:
     stops = tuple(sorted({text[3:5] for text in written if text[3:5].isascii() and len(text) > 4}))
     requests: list[Request] = [replace(r, until=stops) for r in free]
     expected = list(HookedExecutor(model).run(requests, chosen))
-    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
     reasons = {r.stop_reason for e in expected for r in e.responses if isinstance(r, GenerateResponse)}
     assert reasons >= {"stop_string", "length"}
 
@@ -108,7 +111,7 @@ def test_non_finite_logits_end_a_row(tmp_path) -> None:
     chosen = [CLEAN, *each_layer(model)]
     requests = requests_for(model)
     expected = list(HookedExecutor(model).run(requests, chosen))
-    assert_same(list(executor.run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(executor.run(requests, chosen)), expected)
     reasons = {
         e.variant.name: {r.stop_reason for r in e.responses if isinstance(r, GenerateResponse)} for e in expected
     }
@@ -148,7 +151,7 @@ def test_real_model_writes_the_same_tokens(smollm2: Any) -> None:
     requests = [request for item in items for request in item.requests]
     chosen = [*each_layer(model, layers=[17]), *each_head(model, layers=[12], heads=[4])]
     expected = list(HookedExecutor(model).run(requests, chosen))
-    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
 
 
 def test_constants_of_ones_own_take_their_place_while_decoding() -> None:
@@ -157,12 +160,14 @@ def test_constants_of_ones_own_take_their_place_while_decoding() -> None:
     torch.manual_seed(0)
     ablations = [Ablation(part, "optimal") for part in (Layer(1), Attention(0), MLP(2), Head(1, 2))]
     shapes = [(facts.d_model,)] * 3 + [(facts.n_heads, facts.d_head)]
-    constants = {a.component.label: torch.randn(shape) for a, shape in zip(ablations, shapes, strict=True)}
+    constants = {a.component.label: torch.randn(2, *shape) for a, shape in zip(ablations, shapes, strict=True)}
     reference = ReferenceActivations(optimal=constants)
     chosen = [Variant(a.name, (a,)) for a in ablations]
     requests = requests_for(model, 6)
     expected = list(HookedExecutor(model).run(requests, chosen, reference=reference))
-    assert_same(list(ForkedExecutor(model).run(requests, chosen, reference=reference)), expected)
+    assert_responses_agree(
+        model, requests, list(ForkedExecutor(model).run(requests, chosen, reference=reference)), expected, reference
+    )
 
 
 def test_no_requests_and_no_variants() -> None:
@@ -177,7 +182,7 @@ def test_variants_with_hooks_keep_their_place_among_the_others() -> None:
     chosen = [*each_layer(model), mine, CLEAN]
     requests = requests_for(model, 5)
     expected = list(HookedExecutor(model).run(requests, chosen))
-    assert_same(list(ForkedExecutor(model).run(requests, chosen)), expected)
+    assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
 
 
 def test_finite_rows() -> None:

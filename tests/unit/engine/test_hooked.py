@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lensprune.ablation import CLEAN, Ablation, Head, Layer, Variant
-from lensprune.engine import ForkedExecutor, HookedExecutor
+from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
@@ -16,6 +16,7 @@ from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest, LoglikelihoodResponse
 from tests.helpers.families import FAMILIES, save_folder
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
+from tests.helpers.tolerances import assert_greedy, assert_responses_agree, assert_tensors_agree
 
 VARIANTS = [CLEAN, Variant("L1.skip", (Ablation(Layer(1), "skip"),)), Variant("L1.H2", (Ablation(Head(1, 2), "zero"),))]
 
@@ -35,16 +36,11 @@ def test_batched_equals_one_by_one(family: str) -> None:
     requests = likelihood_requests(model)
     together = list(HookedExecutor(model, 4096).run(requests, VARIANTS))
     apart = list(HookedExecutor(model, 1).run(requests, VARIANTS))
-    for first, second in zip(together, apart, strict=True):
-        for a, b in zip(first.responses, second.responses, strict=True):
-            assert isinstance(a, LoglikelihoodResponse)
-            assert isinstance(b, LoglikelihoodResponse)
-            assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
-            assert (a.is_greedy, a.n_tokens) == (b.is_greedy, b.n_tokens)
-    for request, response in zip(requests, together[0].responses, strict=True):
-        assert isinstance(request, LoglikelihoodRequest)
-        assert isinstance(response, LoglikelihoodResponse)
-        assert response.logprob == pytest.approx(plain_logprob(model, request), abs=1e-4)
+    assert_responses_agree(model, requests, together, apart)
+    found = [r.logprob for r in together[0].responses if isinstance(r, LoglikelihoodResponse)]
+    assert_tensors_agree(
+        found, [plain_logprob(model, r) for r in requests if isinstance(r, LoglikelihoodRequest)], torch.float32
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,31 +48,22 @@ def test_cached_batched_generation_equals_uncached_one_by_one(family: str) -> No
     model = tiny(family)
     requests = generation_requests(model)
     [result] = HookedExecutor(model).run(requests, [CLEAN])
+    rows = []
     for request, response in zip(requests, result.responses, strict=True):
         assert isinstance(response, GenerateResponse)
-        ids = list(request.context_ids)
-        for token in response.token_ids:
-            row = torch.tensor([ids])
-            with torch.inference_mode():
-                logits = model.forward(row, torch.ones_like(row), torch.arange(len(ids))[None])
-            assert int(logits[0, -1].argmax()) == token
-            ids.append(token)
+        rows.append((request.context_ids, response.token_ids))
         assert response.stop_reason == ("eos" if response.token_ids[-1] == 2 else "length")
+    assert_greedy(model, rows)
 
 
 def test_skip_while_decoding_equals_skip_recomputed() -> None:
     model = tiny("llama")
     request = generation_requests(model)[0]
     assert isinstance(request, GenerateRequest)
-    executor = HookedExecutor(model)
-    [result] = executor.run([request], [VARIANTS[1]])
+    [result] = HookedExecutor(model).run([request], [VARIANTS[1]])
     response = result.responses[0]
     assert isinstance(response, GenerateResponse)
-    for step, token in enumerate(response.token_ids):
-        ask = LoglikelihoodRequest(request.context_ids + response.token_ids[:step], (token,))
-        [again] = executor.run([ask], [VARIANTS[1]])
-        assert isinstance(again.responses[0], LoglikelihoodResponse)
-        assert again.responses[0].is_greedy
+    assert_greedy(model, [(request.context_ids, response.token_ids)], VARIANTS[1])
 
 
 def test_mixed_requests_keep_their_order_and_progress_counts_rows() -> None:
@@ -101,7 +88,7 @@ def test_short_answers_to_long_prompts_wait_within_the_context(family: str) -> N
     executor = HookedExecutor(model)
     [together] = executor.run(requests, [CLEAN])
     apart = tuple(next(executor.run([request], [CLEAN])).responses[0] for request in requests)
-    assert together.responses == apart
+    assert_responses_agree(model, requests, [together], [VariantResponses(CLEAN, apart)])
     assert [len(r.token_ids) for r in apart if isinstance(r, GenerateResponse)] == [12, 60]
 
 

@@ -19,8 +19,9 @@ from lensprune.engine.memory import gpu_limits, limits_for_memory, parse_memory
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.tree import chunk_sequences
 from lensprune.errors import UserError
-from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
+from tests.helpers.tolerances import assert_responses_agree
 
 CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
 
@@ -149,15 +150,7 @@ def test_out_of_memory_halves_the_budgets_and_goes_on(
     done: list[int] = []
     with caplog.at_level(logging.WARNING):
         found = list(executor.run(requests, variants, progress=done.append))
-    assert [f.variant.name for f in found] == [e.variant.name for e in expected]
-    for mine, other in zip(found, expected, strict=True):
-        for a, b in zip(mine.responses, other.responses, strict=True):
-            assert type(a) is type(b)
-            if isinstance(a, LoglikelihoodResponse) and isinstance(b, LoglikelihoodResponse):
-                assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
-                assert (a.is_greedy, a.n_tokens) == (b.is_greedy, b.n_tokens)
-            else:
-                assert a == b
+    assert_responses_agree(model, requests, found, expected)
     assert sum(done) == len(requests) * len(variants)
     assert executor.limits.tokens < 256
     assert "out of memory" in caplog.text

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from lensprune.ablation import CLEAN, each_head, each_layer
-from lensprune.engine import Executor, ForkedExecutor, HookedExecutor, make_executor
+from lensprune.engine import Executor, ForkedExecutor, HookedExecutor, VariantResponses, make_executor
 from lensprune.engine.rope import RopeSides
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, Request
 from tests.helpers.tiny_models import tiny
+from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree, size_of
 
 SWITCH = 32
 CONTINUATION = 3
@@ -49,14 +50,11 @@ def test_answers_are_those_of_each_request_alone(make: Callable[..., Executor]) 
     variants = [CLEAN, *each_layer(model, layers=[1]), *each_head(model, layers=[2], heads=[1])]
     alone = [list(HookedExecutor(model).run([request], variants)) for request in requests()]
     done: list[int] = []
-    for v, result in enumerate(make(model).run(requests(), variants, progress=done.append)):
-        for response, own in zip(result.responses, alone, strict=True):
-            [expected] = own[v].responses
-            if isinstance(response, LoglikelihoodResponse):
-                assert isinstance(expected, LoglikelihoodResponse)
-                assert response.logprob == pytest.approx(expected.logprob, abs=1e-4)
-            else:
-                assert response == expected
+    found = list(make(model).run(requests(), variants, progress=done.append))
+    expected = [
+        VariantResponses(variant, tuple(own[v].responses[0] for own in alone)) for v, variant in enumerate(variants)
+    ]
+    assert_responses_agree(model, requests(), found, expected)
     assert sum(done) == len(requests()) * len(variants)
 
 
@@ -65,9 +63,10 @@ def test_traces_are_those_of_each_text_alone(executor: str) -> None:
     model = tiny("long_rope")
     texts = [request for request in requests() if isinstance(request, LoglikelihoodRequest)]
     [together] = trace_tokens(model, texts, [CLEAN], executor=executor)
-    for text, found in zip(texts, together, strict=True):
-        [[expected]] = trace_tokens(model, [text], [CLEAN], executor="hooked")
-        assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
+    alone = [trace_tokens(model, [text], [CLEAN], executor="hooked")[0][0].logprob for text in texts]
+    size = size_of(*alone)
+    for found, expected in zip(together, alone, strict=True):
+        assert_tensors_agree(found.logprob, expected, torch.float32, size=size)
 
 
 def test_sides() -> None:

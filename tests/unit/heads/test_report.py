@@ -19,7 +19,7 @@ from lensprune.heads.table import check_same_model
 from lensprune.models import as_hooked_model
 from lensprune.results.run import Run
 from lensprune.sweeps.run import sweep
-from tests.helpers.planted.circuits import ARITHMETIC, model_of
+from tests.helpers.planted.circuits import ARITHMETIC, LEAK, model_of
 from tests.helpers.planted.models import build, word_tokenizer
 
 mpl.use("agg")
@@ -43,7 +43,7 @@ def test_table_of_scores_and_effects(head_run: Run) -> None:
     assert len(joined) == 8
     assert list(joined.columns[:4]) == ["layer", "head", *SCORES]
     row = joined[(joined["layer"] == 0) & (joined["head"] == 3)].iloc[0]
-    assert row["operand_at_operator"] == pytest.approx(1, abs=1e-3)
+    assert row["operand_at_operator"] == pytest.approx(1, abs=LEAK)
     summary = head_run.summary().query("protocol == 'continuation'").set_index("variant")
     for own in joined.itertuples():
         assert own.delta == summary.loc[f"L{own.layer}.H{own.head}.zero", "delta"]
@@ -75,8 +75,10 @@ def test_figures_by_kind(head_run: Run) -> None:
 
 def test_effects_concentrate_on_the_planted_heads(head_run: Run) -> None:
     frame = head_run.concentration(protocol="continuation", measure="gold_logprob", top=(2,)).set_index("statistic")
+    # All other heads are idle, so their shares are rounding over a loss of several nats.
     assert frame.loc["share_top_2", "value"] == pytest.approx(1, abs=1e-4)
-    assert frame.loc["participation_ratio", "value"] == pytest.approx(2, abs=1e-2)
+    assert frame.loc["participation_ratio", "value"] == pytest.approx(2, abs=10 * LEAK)
+    # All other heads are idle, so their shares are rounding over a loss of several nats.
     assert frame.loc["share_top_2", "n_parts"] == 8
 
 

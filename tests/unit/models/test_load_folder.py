@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from lensprune.models import BridgeModel, as_hooked_model, load_model
 from tests.helpers.families import CONFIGS, FAMILIES, save_folder
 from tests.helpers.tiny_models import folder, tiny
+from tests.helpers.tolerances import assert_tensors_agree
 
 LONG, SHORT = 12, 7
-TOLERANCE = 1e-5
 FUSED = ("phi3", "gpt2", "gpt_neox")
 
 
@@ -42,12 +42,6 @@ def forward(model: BridgeModel, ids: torch.Tensor, cache: DynamicCache | None = 
         return model.forward(ids, mask, positions, cache=cache)
 
 
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within 1e-5 of the logits' own size, which the scaled-up random weights make larger than one."""
-    scale = max(1.0, float(expected.abs().max()))
-    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=TOLERANCE)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_transformers(family: str) -> None:
     ids = tokens(LONG, 0)
@@ -55,7 +49,7 @@ def test_logits_are_those_of_transformers(family: str) -> None:
         expected = plain(family)(input_ids=ids).logits
     found = forward(loaded(family), ids)
     assert float(expected.std()) > 0.01
-    assert_close(found, expected)
+    assert_tensors_agree(found, expected, torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,8 +62,8 @@ def test_left_padding_leaves_a_row_as_it_is(family: str) -> None:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         found = model.forward(ids, mask, positions)
-    assert_close(found[:1], forward(model, long))
-    assert_close(found[1:, pad:], forward(model, short))
+    assert_tensors_agree(found[:1], forward(model, long), torch.float32)
+    assert_tensors_agree(found[1:, pad:], forward(model, short), torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,7 +73,7 @@ def test_a_cache_leaves_the_logits_as_they_are(family: str) -> None:
     parts = [forward(model, ids[:, :SHORT], kept)]
     parts += [forward(model, ids[:, at : at + 1], kept, seen=at) for at in range(SHORT, LONG)]
     assert kept.get_seq_length() == LONG
-    assert_close(torch.cat(parts, dim=1), forward(model, ids))
+    assert_tensors_agree(torch.cat(parts, dim=1), forward(model, ids), torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,7 +82,7 @@ def test_logits_to_keep_gives_the_last_positions(family: str) -> None:
     with torch.no_grad():
         found = model.forward(ids, torch.ones_like(ids), torch.arange(LONG)[None], logits_to_keep=2)
     assert found.shape == (1, 2, model.facts.d_vocab)
-    assert_close(found, forward(model, ids)[:, -2:])
+    assert_tensors_agree(found, forward(model, ids)[:, -2:], torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -108,7 +102,7 @@ def test_raw_model_is_the_same_weights_without_hooks(family: str) -> None:
     with torch.no_grad(), model.hooks([("blocks.0.hook_resid_post", double)]):
         raw_logits = raw(input_ids=ids).logits
         hooked = forward(model, ids)
-    assert_close(raw_logits, forward(model, ids))
+    assert_tensors_agree(raw_logits, forward(model, ids), torch.float32)
     assert float((hooked - raw_logits).abs().max()) > 1e-3
 
 

@@ -169,7 +169,7 @@ def test_screening_is_counted_with_its_estimates(llama_8b: Path) -> None:
     assert (whole.n_variants, screened.n_variants) == (1 + heads, 1 + 155 + 51)
     clean = planned(llama_8b, variants=[lp.CLEAN, *lp.each_layer(facts_of(llama_8b))[:1]], protocols=["default"])
     once = clean.cells[0].unshared.flops / 2
-    # A forward and a backward pass beside a share of the heads, which lie evenly over depth.
+    # A forward and a backward pass beside a share of the heads, which lie evenly over depth; 2 % for uneven thirds.
     left = screened.cells[0].shared.flops - 2 * once
     assert left / whole.cells[0].shared.flops == pytest.approx(207 / 1025, rel=0.02)
 
