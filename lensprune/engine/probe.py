@@ -126,7 +126,7 @@ def _reference(model: HookedModel, prompt: Sequence[int], variants: Sequence[Var
     plain = [Variant(f"{i}: {a.name}", (a,)) for i, a in enumerate([*given, *means])]
     reference = collect_reference(model, [prompt], plain)
     constants = {
-        a.component.label: 2 * torch.stack([table[a.component.site] for table in (reference.first, reference.pooled)])
+        a.component.label: -2 * torch.stack([table[a.component.site] for table in (reference.first, reference.pooled)])
         for a in searched
     }
     return replace(reference, optimal=constants)

@@ -29,7 +29,7 @@ from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.screening import choose, screened_count
 from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.families import save_folder
-from tests.helpers.made_cells import table
+from tests.helpers.made_cells import outcomes_of, table
 from tests.helpers.sweeps import sweep as tiny_sweep
 from tests.helpers.tiny_models import tiny
 from tests.helpers.tolerances import assert_tensors_agree, size_of
@@ -196,9 +196,10 @@ def test_choice_and_quality_by_hand() -> None:
         margin = 0.0 if variant.is_clean else -measured[variant.name]
         store.write(CellKey(variant.name, "t", "default"), table(variant, [True] * 4, margin=margin))
     screen = {"estimates": rows, "measured": why, "top": 4, "reach": 6, "component": "head", "fraction": 0.1}
-    found = screen_table(screen, store)
+    outcomes = outcomes_of(store, ["clean", *(variant.name for variant in chosen)], screen=screen)
+    found = screen_table(outcomes)
     assert found.set_index("variant")["margin_change"][control] == pytest.approx(-10.0)
-    [quality] = screen_quality(found, 4).to_dict("records")
+    [quality] = screen_quality(outcomes).to_dict("records")
     assert (quality["measured"], quality["controls"], quality["top"]) == (14, 8, 4)
     assert quality["controls_in_top"] == 1
     assert quality["expected_missed"] == pytest.approx(18 / 8)
