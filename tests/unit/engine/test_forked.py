@@ -225,7 +225,6 @@ def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: 
                 patch.setattr(f"lensprune.engine.{module}.edits_by_layer", without)
                 with pytest.raises(UnsupportedByFastPath):
                     checked_stack(model)
-                    pytest.fail(f"{kind} of {part.__name__} in {module} went unseen")
     checked_stack(model)
 
 
