@@ -71,9 +71,9 @@ def test_items_without_another_value_are_left_out(tmp_path: Path) -> None:
         rows = [{"ordered_kv_records": [["k", v], ["j", "Osaka"]], "key": "k", "value": v} for v in values]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "kv_retrieval" / "test_2_keys.jsonl").write_text(text, encoding="utf-8")
-        return counterfactual_pairs(tiny("llama"), "kv_retrieval[pairs=2]", limit=2, shots=0, data_dir=folder)
+        return counterfactual_pairs(tiny("llama"), "kv_retrieval[pairs=2]", limit=len(values), shots=0, data_dir=folder)
 
-    assert len(pairs("東京", "Tokyo")) == 1
+    assert len(pairs("東京", *(f"Tokyo{letter}" for letter in "abcdefghij"))) == 10
     with pytest.raises(UserError, match="東京"):
         pairs("東京")
 

@@ -218,7 +218,13 @@ def test_the_order_of_cells_and_the_batch_do_not_change_the_records(
 ) -> None:
     choose = random.Random(seed)
     options = SweepOptions(
-        TASKS, PROTOCOLS, VariantSelection("layers", "skip"), limit=3, shots=0, device="cpu", batch_tokens=budget
+        tasks=TASKS,
+        protocols=PROTOCOLS,
+        variants=VariantSelection("layers", "skip"),
+        limit=3,
+        shots=0,
+        device="cpu",
+        batch_tokens=budget,
     )
     prepared = prepare(str(folder), options)
     executor = make_executor("forked", prepared.model, budget)
