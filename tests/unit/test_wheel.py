@@ -20,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_data_and_templates_are_in_it_as_they_are(wheel: zipfile.ZipFile) -> None:
     data = [path for path in (ROOT / "data").rglob("*") if path.is_file()]
-    templates = [path for path in (ROOT / "lensprune" / "report" / "pages" / "templates").iterdir() if path.is_file()]
+    templates = [path for path in (ROOT / "lensprune" / "output" / "templates").iterdir() if path.is_file()]
     assert len(data) >= 4
     assert len(templates) >= 6
     for path in data:
