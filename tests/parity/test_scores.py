@@ -317,10 +317,17 @@ def count_metric_mismatches(theirs: Theirs, ours: Ours) -> int:
 
 
 def count_aggregate_mismatches(theirs: Theirs, ours: Ours) -> int:
-    wrong = 0
-    for name, (mean, stderr) in aggregate(ours.outcomes, ours.task).items():
-        metric, _, filtered = name.partition(",")
-        key = filtered or "none"
-        wrong += not math.isclose(theirs.aggregates[f"{metric},{key}"], mean, abs_tol=1e-12)
-        wrong += not math.isclose(theirs.aggregates[f"{metric}_stderr,{key}"], stderr, abs_tol=1e-12)
+    """Of the metrics that lm-eval has; ours has some beside them."""
+    mine = {
+        (name.partition(",")[0], name.partition(",")[2] or "none"): values
+        for name, values in aggregate(ours.outcomes, ours.task).items()
+    }
+    named = [key.partition(",") for key in theirs.aggregates if "," in key]
+    expected = {(metric, name) for metric, _, name in named if not metric.endswith("_stderr")}
+    assert expected
+    wrong = len(expected - mine.keys())
+    for metric, name in expected & mine.keys():
+        mean, stderr = mine[metric, name]
+        wrong += not math.isclose(theirs.aggregates[f"{metric},{name}"], mean, abs_tol=1e-12)
+        wrong += not math.isclose(theirs.aggregates[f"{metric}_stderr,{name}"], stderr, abs_tol=1e-12)
     return wrong
