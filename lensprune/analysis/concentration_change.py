@@ -44,7 +44,7 @@ class Comparison:
 
 
 def compare(comparison: Comparison, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Concentration in both models and its difference, student − base; a row a statistic, `PER_SEED_COLUMNS`.
+    """Concentration in both models and its difference, student − base; one row per statistic, `PER_SEED_COLUMNS`.
 
     `ci_low`, `ci_high`: 95% percentile bootstrap of the difference over items, the same items for both models. Where
     either model has no effect at all the values are NaN.
@@ -74,7 +74,7 @@ def compare(comparison: Comparison, *, resamples: int = 2000, seed: int = 0) -> 
 
 
 def over_seeds(per_seed: pd.DataFrame) -> pd.DataFrame:
-    """Mean over training seeds of both models and their difference; a row a (student, task, component, statistic).
+    """Mean over training seeds of both models and their difference; one row per (student, task, component, statistic).
 
     `ci_low`, `ci_high`: 95% interval of the mean difference by Student's t over seeds, the independent units here;
     empty for a single seed. `answer`: ``spreads`` or ``concentrates`` where it leaves out 0, else ``not resolved``.

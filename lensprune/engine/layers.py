@@ -33,7 +33,7 @@ class UnsupportedByFastPath(LensPruneError):
 
 @contextmanager
 def errors_as_unsupported(facts: ModelFacts) -> Iterator[None]:
-    """Turn an error of the model's own code into `UnsupportedByFastPath`; want of memory stays what it is."""
+    """Turn an error of the model's own code into `UnsupportedByFastPath`; lack of memory stays what it is."""
     try:
         yield
     except UnsupportedByFastPath:

@@ -118,7 +118,7 @@ def class_effects(
     * ``predicted``: share of the class's tokens that the clean model predicts; ``n_tokens``, ``n_solutions``: what the
       effect rests on. Below `LEAST_SOLUTIONS` all but these two are NaN.
 
-    The class ``text`` has a row a variant too: its effect on general text.
+    The class ``text`` has one row per variant too: its effect on general text.
     """
     usable = found.predicted & (found.kind != "") & np.isfinite(found.loss).all(axis=1)
     text_usable = np.isfinite(text.loss).all(axis=1)

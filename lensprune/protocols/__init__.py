@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lensprune.registry import lazy_names
 
 if TYPE_CHECKING:
-    from lensprune.protocols.aggregate import aggregate
+    from lensprune.protocols.aggregation import aggregate
     from lensprune.protocols.base import Failure, ItemRequests, Outcome, Prompt
     from lensprune.protocols.degenerate import is_degenerate
     from lensprune.protocols.encoding import ask_prompt
@@ -47,5 +47,5 @@ __all__ = [
 ]
 
 __getattr__ = lazy_names(
-    __name__, ("registry", "requests", "base", "degenerate", "stopping", "scoring", "aggregate", "encoding", "items")
+    __name__, ("registry", "requests", "base", "degenerate", "stopping", "scoring", "aggregation", "encoding", "items")
 )

@@ -25,7 +25,7 @@ from lensprune.engine import make_executor
 from lensprune.engine.base import Executor
 from lensprune.models import BridgeModel, as_hooked_model, load_model
 from lensprune.protocols import GenerateRequest, ItemRequests, Outcome, build_requests, score_items
-from lensprune.protocols.aggregate import aggregate
+from lensprune.protocols.aggregation import aggregate
 from lensprune.tasks.base import GenerationFormat, LoadedTask, ProtocolName, Task
 from lensprune.tasks.loading import load_task
 from lensprune.tasks.registry import get_task

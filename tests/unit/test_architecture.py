@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+
+import lensprune
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,3 +83,13 @@ def test_data_and_analysis_load_no_drawing_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_lazy_package_exports_the_name_of_its_own_module() -> None:
+    """Importing the module would put it in the name's place."""
+    root = Path(lensprune.__file__).parent
+    for init in root.rglob("__init__.py"):
+        package = importlib.import_module(".".join(["lensprune", *init.parent.relative_to(root).parts]))
+        if "__getattr__" in vars(package):
+            modules = {path.stem for path in init.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+            assert not modules & set(package.__all__), package.__name__

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lensprune.errors import UserError
-from lensprune.protocols.aggregate import aggregate, mean_stderr, pooled_stderr
+from lensprune.protocols.aggregation import aggregate, mean_stderr, pooled_stderr
 from lensprune.protocols.base import Outcome
 
 
