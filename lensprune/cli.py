@@ -65,9 +65,11 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
-        own = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        own.set_defaults(run=run)
-        return own
+        subparser = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        )
+        subparser.set_defaults(run=run)
+        return subparser
 
     command("models", _models, "list the bundled models and what else --model takes")
     command("tasks", _tasks, "list the tasks with their protocols and parameters")
@@ -207,14 +209,14 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from lensprune.runs.store import read_spec
 
-    exchanged = read_spec(Path(arguments.folder)).exchanges_weights
+    replaced = read_spec(Path(arguments.folder)).replaces_weights
     from lensprune.sweeps.run import resume
 
-    if exchanged:
-        from lensprune.replacement import DeltaRun
-        from lensprune.replacement.text import delta_report
+    if replaced:
+        from lensprune.replacement import ReplacementRun
+        from lensprune.replacement.text import replacement_report
 
-        print(delta_report(DeltaRun.load(arguments.folder)))
+        print(replacement_report(ReplacementRun.load(arguments.folder)))
         return 0
     return _show(resume(arguments.folder, executor=arguments.executor, **option_values(arguments, Workers)))
 

@@ -26,11 +26,11 @@ _PAIRS = 2
 
 @dataclass(frozen=True)
 class Circuit:
-    """Edges that are kept. `asked` is how many were asked for; pruning may leave fewer."""
+    """Edges that are kept. `requested` is how many were asked for; pruning may leave fewer."""
 
     graph: EdgeGraph
     kept: Bool[torch.Tensor, "writer reader"]
-    asked: int
+    requested: int
 
     @property
     def edges(self) -> list[Edge]:
@@ -39,12 +39,12 @@ class Circuit:
 
     def heads(self) -> list[tuple[int, int]]:
         """(layer, head) of every head that a kept edge leaves."""
-        found = []
+        places = []
         for name in dict.fromkeys(edge.source for edge in self.edges):
             if ".H" in name:
                 layer, head = name[1:].split(".H")
-                found.append((int(layer), int(head)))
-        return found
+                places.append((int(layer), int(head)))
+        return places
 
 
 def top_circuit(scores: EdgeScores, n_edges: int, *, absolute: bool = True, prune: bool = True) -> Circuit:

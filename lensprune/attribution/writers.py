@@ -85,13 +85,13 @@ def replace_edges(
         current[first : first + len(value)] = value.detach()
 
     def rebuild(group: ReaderGroup) -> Edit:
-        own = masks[:, : group.writers, group.start : group.stop]
-        if not bool(own.any()):
+        mask = masks[:, : group.writers, group.start : group.stop]
+        if not bool(mask.any()):
             return lambda activation: None
 
         def edit(activation: torch.Tensor) -> torch.Tensor:
             change = replacement[: group.writers] - current[: group.writers]
-            added = torch.einsum("rwh,wrsd->rshd", own.expand(change.shape[1], -1, -1), change)
+            added = torch.einsum("rwh,wrsd->rshd", mask.expand(change.shape[1], -1, -1), change)
             return activation + (added if group.per_head else added[:, :, 0])
 
         return edit

@@ -51,7 +51,7 @@ def paper(
         The page about the whole study, which links to the report of each sweep.
 
     Raises:
-        UserError: an unknown preset, half a pair, or whatever `sweep`, `measure_delta` and the reports refuse.
+        UserError: an unknown preset, half a pair, or whatever `sweep`, `measure_replacement` and the reports refuse.
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
@@ -85,11 +85,11 @@ def paper(
             )
             write_report(run)
             runs.append((part, run))
-        found = None if pair is None else run_pair(chosen, pair, folder, **options)
+        pair_result = None if pair is None else run_pair(chosen, pair, folder, **options)
     except KeyboardInterrupt:
         # What a sweep says of itself would continue that sweep alone.
         raise KeyboardInterrupt(f"stopped: go on with the study in {folder} by giving the same command again") from None
-    return write_study_page(chosen, runs, found, folder)
+    return write_study_page(chosen, runs, pair_result, folder)
 
 
 def _layers(part: StudyPart, n_layers: int | None) -> str | None:

@@ -13,10 +13,10 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.rank_correlation import spearman_rows
 from lensprune.errors import UserError
 
-__all__ = ["SHARES", "THRIFT_COLUMNS", "changes_of", "thrift"]
+__all__ = ["SAMPLE_EFFICIENCY_COLUMNS", "SHARES", "changes_of", "sample_efficiency"]
 
 SHARES = (0.1, 0.2, 0.5)
-THRIFT_COLUMNS = ("share", "n_few", "n_rest", "score", "spearman", "spearman_low", "spearman_high")
+SAMPLE_EFFICIENCY_COLUMNS = ("share", "n_few", "n_rest", "score", "spearman", "spearman_low", "spearman_high")
 _SPLITS = 200
 
 
@@ -32,11 +32,11 @@ def changes_of(records: pd.DataFrame, item_ids: Sequence[str] | None = None) -> 
     wide = records.pivot(index="item_id", columns="variant", values="correct").astype(float)
     if CLEAN.name not in wide:
         raise UserError("the records have no clean cell, so there is no Δμ")
-    found = wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0)
-    return found if item_ids is None else found.loc[list(item_ids)]
+    changes = wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0)
+    return changes if item_ids is None else changes.loc[list(item_ids)]
 
 
-def thrift(
+def sample_efficiency(
     scores: Float[np.ndarray, "item variant"],
     changes: Float[np.ndarray, "item variant"],
     shares: Sequence[float] = SHARES,
@@ -69,14 +69,14 @@ def thrift(
         lost = np.stack([changes[order[few:]].mean(axis=0) for order in kept])
         by_score = np.stack([scores[order[:few]].mean(axis=0) for order in kept])
         by_loss = np.stack([changes[order[:few]].mean(axis=0) for order in kept])
-        found = {
+        correlations = {
             "fidelity": spearman_rows(by_score, lost),
             "generate": spearman_rows(by_loss, lost),
             "shuffled": spearman_rows(generator.permuted(by_score, axis=1), lost),
         }
-        for name, values in found.items():
+        for name, values in correlations.items():
             drawn = np.nan_to_num(values)
             low, high = np.quantile(drawn, [0.025, 0.975])
             numbers = {"spearman": drawn.mean(), "spearman_low": low, "spearman_high": high}
             rows.append({"share": share, "n_few": few, "n_rest": n - few, "score": name, **numbers})
-    return cast(Any, pd.DataFrame(rows, columns=list(THRIFT_COLUMNS)))
+    return cast(Any, pd.DataFrame(rows, columns=list(SAMPLE_EFFICIENCY_COLUMNS)))
