@@ -49,7 +49,7 @@ lint: $(VENV)/.installed
 
 quick: lint
 	@echo "== quick tests"
-	$(PYTEST) $(WORKERS) -m "not slow and not real_model" --ignore=tests/parity
+	$(PYTEST) $(WORKERS) -m "not slow and not real_model" tests/unit
 
 test: lint docs test-main test-hooked-transformer
 

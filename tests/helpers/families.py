@@ -172,7 +172,7 @@ LEFT_TO_HOOKED: dict[str, tuple[str, str]] = {
     "qwen2_moe": ("Qwen2-MoE with a sliding window", "layer 1 attends to 40 tokens, but"),
 }
 """Models that the forked executor leaves to the hooked one as a whole: their names in the README, and the reasons."""
-CORE_FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
+CORE_FAMILIES = ("llama", "gemma3", "gpt2")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

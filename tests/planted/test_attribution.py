@@ -75,6 +75,7 @@ def circuit_edges(name: str, shape: str) -> set[tuple[str, str]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", PAIRS)
 def test_path_patching_finds_exactly_the_planted_edges(name: str, shape: str) -> None:

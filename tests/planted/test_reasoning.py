@@ -61,6 +61,7 @@ def test_each_planted_head_is_named_and_nothing_else(shape: str) -> None:
     assert found == ROLES_BY_CONSTRUCTION
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_controls_name_nothing(shape: str) -> None:
     controls = battery(shape).controls
@@ -103,6 +104,7 @@ def test_removing_a_role_breaks_its_own_class_and_no_other() -> None:
     assert (table.loc[table["own"], "spared_p"] <= 0.15).all()
 
 
+@pytest.mark.slow
 def test_means_and_donors_leave_what_every_chain_has() -> None:
     """Heads that compute hold nothing but this chain's numbers: without those the result is lost each time."""
     found = battery("llama")
@@ -115,6 +117,7 @@ def test_means_and_donors_leave_what_every_chain_has() -> None:
         selectivity(reasoner("llama"), found, ablation="optimal")
 
 
+@pytest.mark.slow
 def test_what_a_model_cannot_do_has_no_role() -> None:
     """Without the words that its heads wait for, the reasoner predicts two operands, results and what is carried."""
     found = primitives(

@@ -76,6 +76,7 @@ def test_no_files_import_each_other_in_a_circle(monkeypatch: pytest.MonkeyPatch)
         TopologicalSorter(graph).prepare()
 
 
+@pytest.mark.slow
 def test_data_and_analysis_load_no_drawing_library() -> None:
     code = (
         "import sys, lensprune.results.run, lensprune.replacement.result\n"

@@ -142,6 +142,7 @@ def assert_same_and_changed(one: lp.Run, other: lp.Run, at_least: float = 1e-3) 
     assert (moved > at_least).all(), moved
 
 
+@pytest.mark.slow
 def test_own_kinds_give_the_same_numbers_in_both_executors(folder: Path) -> None:
     facts = tiny("llama").facts
     overs = ("layers", "attention", "mlp", "heads", "kv-groups", "mlp-halves")
@@ -285,6 +286,7 @@ except lp.UserError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_read_where_the_plugin_is_not(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sweep(folder, protocols="opposite", variants=lp.VariantSelection("mlp-halves", layers="1"), out=out)

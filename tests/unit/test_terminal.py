@@ -85,6 +85,7 @@ def test_main_leaves_the_streams_as_they_were(capsys: pytest.CaptureFixture[str]
     assert "smollm2-135m" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_without_anyone_at_either_stream(tmp_path: Path) -> None:
     lost = unread()
     result = run([*SWEEP, "--out", str(tmp_path / "run")], stdout=lost, stderr=lost)

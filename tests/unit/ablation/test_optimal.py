@@ -35,6 +35,7 @@ def variant(component: object, kind: str) -> Variant:
     return Variant(ablation.name, (ablation,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", [Head(0, 1), KVGroup(1, 0), Attention(1), Layer(2)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_no_constant_nearby_is_better(family: str, component: object) -> None:

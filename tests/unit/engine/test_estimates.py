@@ -62,6 +62,7 @@ def part_of_the_way(model: HookedModel, variant: Variant, reference: Any, share:
     return Variant("step", hooks=((site, step),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mixtral"])
 @pytest.mark.parametrize("kind", ["zero", "mean"])
 def test_estimate_is_the_derivative(family: str, kind: Any) -> None:

@@ -75,6 +75,7 @@ def test_any_budget_gives_the_same_tokens(family: str, max_tokens: int, max_rows
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
 def test_long_rows_outgrow_their_buffers_and_outlive_the_rest(family: str) -> None:
     model = tiny(family)

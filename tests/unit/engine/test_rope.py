@@ -16,7 +16,7 @@ from lensprune.engine.traces import trace_tokens
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, Request
 from tests.helpers.tiny_models import tiny
-from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree, size_of
+from tests.helpers.tolerances import assert_logprobs_agree, assert_responses_agree, assert_tensors_agree, size_of
 
 SWITCH = 32
 CONTINUATION = 3
@@ -94,13 +94,10 @@ def test_llama_4_scales_queries_by_position_whatever_the_padding(executor: str) 
         warnings.simplefilter("ignore", UserWarning)
         together = list(make_executor(executor, model).run(asked, variants))
     for v, result in enumerate(together):
-        for response, own in zip(result.responses, alone, strict=True):
-            [expected] = own[v].responses
-            if isinstance(response, LoglikelihoodResponse):
-                assert isinstance(expected, LoglikelihoodResponse)
-                assert response.logprob == pytest.approx(expected.logprob, abs=1e-4)
-            else:
-                assert response == expected
+        expected = [one for row in alone for one in row[v].responses]
+        assert_logprobs_agree(result.responses, expected, torch.float32)
+        for response, other in zip(result.responses, expected, strict=True):
+            assert isinstance(response, LoglikelihoodResponse) or response == other
     ids = torch.tensor([[3, 3, *range(10, 20)]])
     mask = (ids != 3).long()
     with pytest.raises(UserError, match="scales queries by their index in the row from 8 tokens on"):

@@ -142,6 +142,7 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> HookedModel:
     return as_hooked_model(load_model(save_folder("llama", tmp_path_factory.mktemp("model") / "llama"), device="cpu"))
 
 
+@pytest.mark.slow
 def test_a_random_model_has_no_roles(random_llama: HookedModel) -> None:
     found = primitives(random_llama, limit=8, shots=1, shuffles=50)
     assert set(found.verdicts["verdict"]) == {"nothing resolvable"}

@@ -16,6 +16,7 @@ from lensprune.models import as_hooked_model, load_model
 from lensprune.models.adapt import current_model
 from lensprune.protocols.requests import LoglikelihoodRequest
 from tests.helpers.families import save_folder
+from tests.helpers.tolerances import assert_logprobs_agree, precision
 
 ARGUMENTS: dict[str, Any] = {
     "tasks": ["facts"],
@@ -144,9 +145,7 @@ def test_dtype_follows_the_parameters(model: Any, dtype: torch.dtype) -> None:
     executor = make_executor("forked", hooked)
     assert executor.name == "forked"
     [fast], [slow] = executor.run(requests, [CLEAN]), HookedExecutor(hooked).run(requests, [CLEAN])
-    tolerance = 1e-6 if dtype == torch.float64 else 0.5
-    for mine, other in zip(fast.responses, slow.responses, strict=True):
-        assert mine.logprob == pytest.approx(other.logprob, abs=tolerance)
+    assert_logprobs_agree(fast.responses, slow.responses, precision(hooked))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

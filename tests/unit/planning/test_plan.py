@@ -174,6 +174,7 @@ def test_screening_is_counted_with_its_estimates(llama_8b: Path) -> None:
     assert left / whole.cells[0].shared.flops == pytest.approx(207 / 1025, rel=0.02)
 
 
+@pytest.mark.slow
 def test_memory_bounds_what_comes_on_top_of_the_weights(llama_8b: Path) -> None:
     arguments = {"tasks": ["facts"], "protocols": ["continuation", "generate"], "limit": 200, "device": "cpu"}
     free, bounded = planned(llama_8b, **arguments), planned(llama_8b, **arguments, memory="2GB")

@@ -85,6 +85,7 @@ def test_nothing_is_on_the_console_and_hostile_text_did_not_run(opened: Any) -> 
     assert shown == HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\u001b")
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn(opened: Any) -> None:
     sizes = opened.execute_script(
         "return Array.from(document.images).map(i => [i.complete, i.naturalWidth, i.alt.length])"
@@ -167,6 +168,7 @@ def test_text_can_be_read_in_both_colour_schemes(opened: Any, scheme: str) -> No
     assert len(ratio) >= 5
 
 
+@pytest.mark.slow
 def test_other_pages_are_quiet_too(browser: Any, tmp_path: Path) -> None:
     from lensprune.results.compare import write_comparison
 

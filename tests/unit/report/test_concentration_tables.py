@@ -44,6 +44,7 @@ def test_a_head_sweep_leaves_concentration_and_overlap(tmp_path: Path) -> None:
     assert str(tmp_path / "run" / "overlap.csv") in run_report(run)
 
 
+@pytest.mark.slow
 def test_the_report_offers_them(tmp_path: Path) -> None:
     page = heads_run(folder=tmp_path / "run").report().read_text(encoding="utf-8")
     (data,) = re.findall(r'href="data:text/csv;base64,([^"]*)" download="concentration.csv"', page)

@@ -64,6 +64,7 @@ def _in_a_shell(*cells: str) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [None, "agg"], ids=["headless", "after_a_figure"])
 def test_state_is_left_as_it_was(backend: str | None, tmp_path: Path) -> None:
     before = "plt.close(plt.figure())\n" if backend else ""
@@ -75,6 +76,7 @@ def test_state_is_left_as_it_was(backend: str | None, tmp_path: Path) -> None:
     assert _child(own + changed, backend) == "True [] agg"
 
 
+@pytest.mark.slow
 def test_figures_appear_in_a_notebook_and_the_inline_backend_keeps_what_it_sets(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib_inline")
     told = "open({path!r}, 'w').write(f'{{state()[:2]}}\\n{{sorted(state()[2].items())}}')"

@@ -83,6 +83,7 @@ def test_shares_are_even_and_used_up() -> None:
     assert list(shares_of(sizes, 2).values()) == [1, 1, 0, 0]
 
 
+@pytest.mark.slow
 def test_heads_have_a_report_without_verdicts(tmp_path: Path) -> None:
     page = heads_run(folder=tmp_path / "run").report().read_text(encoding="utf-8")
     assert "Nothing can be said" in page
@@ -133,6 +134,7 @@ def test_two_runs_are_paired_where_their_items_are_the_same(tmp_path: Path) -> N
         runs_gap(a, layers_run(n=4, tasks=("arithmetic",)))
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         layers_run(tmp_path / name, n=8)

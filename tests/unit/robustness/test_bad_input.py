@@ -240,6 +240,7 @@ def spec_text(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return (out / "spec.json").read_text()
 
 
+@pytest.mark.slow
 @CASES
 @given(data=st.data())
 def test_spec_files(data: st.DataObject, spec_text: str, count_cases: Callable[[], None]) -> None:

@@ -112,6 +112,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_and_really_read_only(
     folder: Path, whole: pd.DataFrame, small_disk: Path, record_property: Recorded
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_folder_that_may_not_be_written(
     record_property("tried", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["fork_variants", "GroupDecoder"])
 def test_out_of_memory_halves_the_budget_and_goes_on(
     folder: Path,
@@ -211,6 +213,7 @@ def test_a_clock_that_goes_backwards(
     record_property("records_lost", lost(tmp_path / "run", whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("budget", [None, 64])
 def test_the_order_of_cells_and_the_batch_do_not_change_the_records(

@@ -118,6 +118,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
     return path.read_bytes(), first
 
 
+@pytest.mark.slow
 def test_gguf_files(gguf: tuple[bytes, int], watch: Watch) -> None:
     data, header = gguf
 
@@ -154,6 +155,7 @@ def whole_folder(family_folder: Callable[[str], Path]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_safetensors_files(whole_folder: Path, watch: Watch) -> None:
     data = (whole_folder / "model.safetensors").read_bytes()
     header = 8 + struct.unpack("<Q", data[:8])[0]
@@ -181,6 +183,7 @@ JSON = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_json_files_of_a_model(whole_folder: Path, watch: Watch, name: str) -> None:
     text = (whole_folder / name).read_text()

@@ -62,6 +62,7 @@ def test_kinds_of_failure_sum_to_what_is_lost(study: FidelityStudy) -> None:
     assert study.gap["delta"].to_numpy() == pytest.approx(summary[study.gap["variant"]].to_numpy())
 
 
+@pytest.mark.slow
 def test_heads_have_no_similarity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["fidelity", "--model", "toy-distilled", "--task", TASK, "--limit", "6", "--device", "cpu"]
     assert main([*command, "--over", "heads", "--layers", "0-1", "--validate", "--out", str(tmp_path)]) == 0
@@ -81,6 +82,7 @@ def validated(seed: int, out: Path) -> list[str]:
     return [*command, "--protocol", "generate", "--seed", str(seed), "--out", str(out)]
 
 
+@pytest.mark.slow
 def test_a_model_at_chance_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With this seed the base is right on 3 of 10 items whose chance is 1 in 10: 0.07 by the binomial law."""
     assert main(validated(0, tmp_path)) == 0
@@ -92,6 +94,7 @@ def test_a_model_at_chance_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureF
     assert found.empty
 
 
+@pytest.mark.slow
 def test_few_items_without_a_right_answer_are_not_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With this seed the base is right on 8 of 10 items, but on neither of the first two."""
     assert main(validated(6, tmp_path)) == 0

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.benchmarks.load import HEADS, lines, measure, model_with_heads
 
 
+@pytest.mark.slow
 def test_many_cells_through_store_and_summary(tmp_path: Path) -> None:
     variants, items = 6 * HEADS, 60
     load = measure(model_with_heads(tmp_path / "model", variants), tmp_path / "run", variants, items)

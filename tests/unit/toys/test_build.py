@@ -41,6 +41,7 @@ def test_the_same_recipe_gives_the_same_bytes(built: tuple[Path, dict[str, str]]
     assert all(other[name] != built[1][name] for name in NAMES)
 
 
+@pytest.mark.slow
 def test_students_are_a_pair_that_can_be_exchanged(built: tuple[Path, dict[str, str]]) -> None:
     base, distilled = (as_hooked_model(load_model(built[0] / name)) for name in NAMES[1:])
     pair = model_pair(base, distilled)
@@ -48,6 +49,7 @@ def test_students_are_a_pair_that_can_be_exchanged(built: tuple[Path, dict[str, 
     assert (base.facts.n_heads, base.facts.n_key_value_heads, base.facts.n_layers) == (4, 2, 2)
 
 
+@pytest.mark.slow
 def test_weights_are_half_precision(built: tuple[Path, dict[str, str]]) -> None:
     for name in NAMES:
         assert {t.dtype for t in load_file(built[0] / name / "model.safetensors").values()} == {torch.float16}
@@ -55,6 +57,7 @@ def test_weights_are_half_precision(built: tuple[Path, dict[str, str]]) -> None:
     assert all(not torch.equal(start[key], base[key]) for key in start)
 
 
+@pytest.mark.slow
 def test_a_stopped_build_goes_on(built: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     lines: list[str] = []
     (tmp_path / "work").mkdir()
