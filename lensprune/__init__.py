@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from lensprune.models import as_hooked_model, load_model
     from lensprune.planning import Plan, plan
     from lensprune.protocols import register_protocol
-    from lensprune.replacement import DeltaRun, measure_delta
+    from lensprune.replacement import ReplacementRun, measure_replacement
     from lensprune.results.run import Run
     from lensprune.sweeps.run import resume, sweep
     from lensprune.sweeps.selection import VariantSelection
@@ -79,7 +79,7 @@ _HOMES = {
         "register_ablation",
         "register_part",
     ),
-    "lensprune.replacement": ("DeltaRun", "measure_delta"),
+    "lensprune.replacement": ("ReplacementRun", "measure_replacement"),
     "lensprune.attribution": ("PromptPair", "counterfactual_pairs"),
     "lensprune.engine": ("register_executor",),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
@@ -102,7 +102,6 @@ __all__ = [
     "Ablation",
     "Attention",
     "Component",
-    "DeltaRun",
     "Head",
     "HookNeverFired",
     "KVGroup",
@@ -110,6 +109,7 @@ __all__ = [
     "LensPruneError",
     "Plan",
     "PromptPair",
+    "ReplacementRun",
     "Run",
     "Slot",
     "UserError",
@@ -131,7 +131,7 @@ __all__ = [
     "layer_range",
     "load_model",
     "load_task",
-    "measure_delta",
+    "measure_replacement",
     "plan",
     "register_ablation",
     "register_executor",

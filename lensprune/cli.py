@@ -207,14 +207,14 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from lensprune.runs.store import read_spec
 
-    exchanged = read_spec(Path(arguments.folder)).exchanges_weights
+    replaced = read_spec(Path(arguments.folder)).replaces_weights
     from lensprune.sweeps.run import resume
 
-    if exchanged:
-        from lensprune.replacement import DeltaRun
-        from lensprune.replacement.text import delta_report
+    if replaced:
+        from lensprune.replacement import ReplacementRun
+        from lensprune.replacement.text import replacement_report
 
-        print(delta_report(DeltaRun.load(arguments.folder)))
+        print(replacement_report(ReplacementRun.load(arguments.folder)))
         return 0
     return _show(resume(arguments.folder, executor=arguments.executor, **option_values(arguments, Workers)))
 

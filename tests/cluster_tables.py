@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lensprune.models.outline import outline_model
+from lensprune.models.model_config import load_model_config
 from lensprune.planning import Plan, plan
 from lensprune.planning.makespan import GroupTime, makespan, planned_times, recorded_times
 from lensprune.planning.text import duration, quantity
@@ -68,7 +68,7 @@ def model_folder(place: Path, name: str) -> Path:
     folder = place / name
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPES[name]))
-    outline_model("smollm2-135m").tokenizer.save_pretrained(folder)
+    load_model_config("smollm2-135m").tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -258,7 +258,7 @@ class Layer(Component):
     """A whole block: its contribution ``resid_post − resid_pre`` to the residual stream."""
 
 
-@register_part("attention", over="attention", slot=Slot.ATTENTION, label="L{layer}.attn")
+@register_part("attention", over="attention", slot=Slot.ATTENTION, label="L{layer}.attention")
 @dataclass(frozen=True, order=True)
 class Attention(Component):
     """The attention branch of a block, as it is added to the residual stream (`hook_attn_out`)."""

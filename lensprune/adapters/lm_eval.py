@@ -88,7 +88,7 @@ def run_lm_eval_tasks(
 
     recorder = RecordingLM(hooked)
     evaluate(recorder, bootstrap_iters=0)
-    found: dict[str, dict[str, Any]] = {}
+    results_of: dict[str, dict[str, Any]] = {}
     requests = recorder.requests
     for answered in executor.run(requests, variants, reference=reference, progress=progress):
         name = answered.variant.name
@@ -97,8 +97,8 @@ def run_lm_eval_tasks(
         results["config"].update(model="lensprune", model_args={"pretrained": hooked.facts.name, "variant": name})
         if folders:
             _write(folders[name], hooked.facts.name, results)
-        found[name] = results
-    return {variant.name: found[variant.name] for variant in variants}
+        results_of[name] = results
+    return {variant.name: results_of[variant.name] for variant in variants}
 
 
 def _load(manager: Any, names: Sequence[str]) -> list[Any]:

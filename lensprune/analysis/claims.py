@@ -9,7 +9,7 @@ import pandas as pd
 
 from lensprune.analysis.signatures import AT_CHANCE
 
-__all__ = ["CLAIMS", "DISTILLATION", "Claim", "ClaimFound", "claim_verdict", "claims_found", "task_kind"]
+__all__ = ["CLAIMS", "DISTILLATION", "Claim", "ClaimResult", "claim_results", "claim_verdict", "task_kind"]
 
 _KINDS = {
     "knowledge": (
@@ -76,7 +76,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 @dataclass(frozen=True)
-class ClaimFound:
+class ClaimResult:
     """A claim, the verdict over its rows, and the rows (columns of `SIGNATURE_COLUMNS`)."""
 
     claim: Claim
@@ -96,11 +96,11 @@ def claim_verdict(verdicts: pd.Series) -> str:
     return said.pop() if len(said) == 1 else "mixed"
 
 
-def claims_found(signatures: pd.DataFrame) -> list[ClaimFound]:
+def claim_results(signatures: pd.DataFrame) -> list[ClaimResult]:
     """Every claim of `CLAIMS` with its rows out of `lensprune.analysis.signatures`."""
     found = []
     for claim in CLAIMS:
         keys = zip(signatures["signature"], signatures["task"], signatures["protocol"], strict=True)
         rows = signatures[[claim.applies(*key) for key in keys]] if len(signatures) else signatures
-        found.append(ClaimFound(claim, claim_verdict(rows["verdict"]), rows.reset_index(drop=True)))
+        found.append(ClaimResult(claim, claim_verdict(rows["verdict"]), rows.reset_index(drop=True)))
     return found

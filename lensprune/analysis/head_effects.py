@@ -16,9 +16,9 @@ from lensprune.runs.records import CellKey
 
 __all__ = ["MEASURES", "ItemEffects", "item_effects", "read_effects"]
 
-MEASURES = ("correct", "gold_logprob", "margin")
-"""``correct``: right or wrong; ``gold_logprob``: log-probability of the right answer, nats; ``margin``: its lead over
-the best other option, nats. The last two do not exist under ``generate``."""
+MEASURES = ("correct", "gold_logprob", "logprob_margin")
+"""``correct``: right or wrong; ``gold_logprob``: log-probability of the right answer, nats; ``logprob_margin``: its
+lead over the best other option, nats. The last two do not exist under ``generate``."""
 
 
 @dataclass(frozen=True)

@@ -80,16 +80,16 @@ def sign_flip_p(
         p_values[column] = _as_extreme(_patterns(len(values)), values[:, None]).mean()
     rest = np.flatnonzero(known & ~whole & ~few)
     if len(rest):
-        own = differences[:, rest]
+        remaining = differences[:, rest]
 
         def beyond(columns: Int[np.ndarray, " column"], draws: int, stage: int) -> Int[np.ndarray, " column"]:
             generator = np.random.default_rng((seed, stage))
             counts = np.zeros(len(columns), int)
             for start in range(0, draws, _BLOCK):
-                shape = min(_BLOCK, draws - start), len(own)
+                shape = min(_BLOCK, draws - start), len(remaining)
                 bits = np.frombuffer(generator.bytes(-(-shape[0] * shape[1] // 8)), np.uint8)
                 flipped = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape)
-                counts += _as_extreme(flipped.astype(float), own[:, columns]).sum(axis=0)
+                counts += _as_extreme(flipped.astype(float), remaining[:, columns]).sum(axis=0)
             return counts
 
         p_values[rest] = two_stage_p(beyond, len(rest), draws=flips, tests=tests or differences.shape[1])
@@ -115,7 +115,7 @@ def _integer_p(differences: Float[np.ndarray, "item variant"]) -> Float[np.ndarr
     counts = np.stack([(sizes == step).sum(axis=0) for step in steps] or [np.zeros(differences.shape[1], int)], axis=1)
     observed = np.abs(differences.sum(axis=0)).astype(int)
     keys = zip(map(tuple, counts.tolist()), observed.tolist(), strict=True)
-    return np.array([_two_sided(of_step, own) for of_step, own in keys], float)
+    return np.array([_two_sided(of_step, total) for of_step, total in keys], float)
 
 
 @lru_cache(maxsize=100_000)
@@ -126,9 +126,9 @@ def _two_sided(counts: tuple[int, ...], observed: int) -> float:
     most = (total - observed) // 2
     law = np.ones(1)
     for step, count in enumerate(counts, 1):
-        own = np.zeros(step * count + 1)
-        own[::step] = _binomial(count)
-        law = np.convolve(law, own[: most + 1])[: most + 1]
+        law_of_step = np.zeros(step * count + 1)
+        law_of_step[::step] = _binomial(count)
+        law = np.convolve(law, law_of_step[: most + 1])[: most + 1]
     # A p of 0 would claim what no test can; the law underflows from about 1,075 items on.
     return float(np.clip(2 * law.sum(), np.finfo(float).tiny, 1.0))
 

@@ -18,8 +18,8 @@ def spearman_rows(a: Float[np.ndarray, "row n"], b: Float[np.ndarray, "row n"]) 
     centred = [side - side.mean(axis=1, keepdims=True) for side in ranks]
     norm = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: np.ndarray = np.where(norm > 0, (centred[0] * centred[1]).sum(axis=1) / norm, np.nan)
-    return found
+        correlation: np.ndarray = np.where(norm > 0, (centred[0] * centred[1]).sum(axis=1) / norm, np.nan)
+    return correlation
 
 
 def kendall_rows(a: Float[np.ndarray, "row n"], b: Float[np.ndarray, "row n"]) -> Float[np.ndarray, " row"]:
@@ -27,12 +27,12 @@ def kendall_rows(a: Float[np.ndarray, "row n"], b: Float[np.ndarray, "row n"]) -
     NaN."""
     n = a.shape[1]
     first, second = np.triu_indices(n, 1)
-    found = np.full(len(a), np.nan)
+    correlation = np.full(len(a), np.nan)
     step = max(1, _BLOCK // max(1, len(first)))
     for start in range(0, len(a), step):
-        own = slice(start, start + step)
-        signs = [np.sign(side[own][:, first] - side[own][:, second]) for side in (a, b)]
+        span = slice(start, start + step)
+        signs = [np.sign(side[span][:, first] - side[span][:, second]) for side in (a, b)]
         norm = np.sqrt((signs[0] ** 2).sum(axis=1) * (signs[1] ** 2).sum(axis=1))
         with np.errstate(invalid="ignore", divide="ignore"):
-            found[own] = np.where(norm > 0, (signs[0] * signs[1]).sum(axis=1) / norm, np.nan)
-    return found
+            correlation[span] = np.where(norm > 0, (signs[0] * signs[1]).sum(axis=1) / norm, np.nan)
+    return correlation

@@ -22,8 +22,8 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
     `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
     strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
-    ``estimated``), ``delta`` (measured Δμ) and ``margin_change`` (measured mean change of the margin, nats, on items
-    where it is finite; NaN under a protocol without one). What is only estimated has NaN there.
+    ``estimated``), ``delta`` (measured Δμ) and ``logprob_margin_change`` (measured mean change of the margin, nats, on
+    items where it is finite; NaN under a protocol without one). What is only estimated has NaN there.
 
     Raises:
         UserError: the sweep measured all its heads.
@@ -43,13 +43,13 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
         else "measured: strongest elsewhere"
         for name, rank in zip(frame["variant"], frame["rank"], strict=True)
     ]
-    for column in ("delta", "margin_change"):
+    for column in ("delta", "logprob_margin_change"):
         frame[column] = math.nan
     finished = set(outcomes.finished())
-    for cell, own in frame.groupby(["task", "protocol"], sort=False):
+    for cell, group in frame.groupby(["task", "protocol"], sort=False):
         task, protocol = map(str, cell)
-        measured = any(CellKey(name, task, protocol) in finished for name in own["variant"])
-        for column, measure in (("delta", "correct"), ("margin_change", "margin")):
+        measured = any(CellKey(name, task, protocol) in finished for name in group["variant"])
+        for column, measure in (("delta", "correct"), ("logprob_margin_change", "logprob_margin")):
             clean = CellKey(CLEAN.name, task, protocol)
             if not measured or clean not in finished:
                 continue
@@ -58,8 +58,8 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
             if values.null_count == len(values):
                 continue
             effects = read_effects(outcomes, task, protocol, component=screen["component"], measure=measure)
-            found = dict(zip(effects.variants, effects.effects, strict=True))
-            frame.loc[own.index, column] = [found.get(name, math.nan) for name in own["variant"]]
+            effect_of = dict(zip(effects.variants, effects.effects, strict=True))
+            frame.loc[group.index, column] = [effect_of.get(name, math.nan) for name in group["variant"]]
     return frame.sort_values(["task", "protocol", "rank"], kind="stable").reset_index(drop=True)
 
 
@@ -77,9 +77,9 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
     """
     table, top = screen_table(outcomes), int((outcomes.spec.screen or {})["top"])
     rows = []
-    for (task, protocol), own in table.groupby(["task", "protocol"], sort=False):
-        column = "margin_change" if own["margin_change"].notna().any() else "delta"
-        measured = own.dropna(subset=[column])
+    for (task, protocol), group in table.groupby(["task", "protocol"], sort=False):
+        column = "logprob_margin_change" if group["logprob_margin_change"].notna().any() else "delta"
+        measured = group.dropna(subset=[column])
         controls = measured[measured["status"] == "measured: control"]
         strongest = measured.sort_values([column, "rank"], kind="stable").head(top)
         inside = int((strongest["status"] == "measured: control").sum())
@@ -88,7 +88,7 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
             {
                 "task": task,
                 "protocol": protocol,
-                "heads": len(own),
+                "heads": len(group),
                 "measured": len(measured),
                 "controls": len(controls),
                 "rank_correlation": float(scipy.stats.spearmanr(controls["estimate"], controls[column])[0])
@@ -96,7 +96,7 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
                 else math.nan,
                 "top": top,
                 "controls_in_top": inside,
-                "expected_missed": inside / len(controls) * (len(own) - len(measured)) if len(controls) else math.nan,
+                "expected_missed": inside / len(controls) * (len(group) - len(measured)) if len(controls) else math.nan,
             }
         )
     return pd.DataFrame(rows)

@@ -16,9 +16,9 @@ from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["MARGIN", "SIGNATURE_COLUMNS", "signatures", "verdict"]
+__all__ = ["ACCURACY_MARGIN", "SIGNATURE_COLUMNS", "signatures", "verdict"]
 
-MARGIN = 0.05
+ACCURACY_MARGIN = 0.05
 """Accuracy below which a loss counts as none."""
 SIGNATURE_COLUMNS = (
     "signature",
@@ -35,18 +35,18 @@ SIGNATURE_COLUMNS = (
     "likelihood_ci_low",
     "likelihood_ci_high",
 )
-LEAST_SHARE = 1 / 3
+MIN_SHARE = 1 / 3
 """Of each band's layers, that must have been removed for the band to be spoken of: every third one, say."""
 AT_CHANCE = "at chance"
 _LIKELIHOODS = ("default", "continuation")
 
 
-def verdict(low: float, high: float, margin: float = MARGIN) -> str:
-    """``seen`` where the whole 95% interval lies below zero, ``not seen`` where it lies above −`margin`, else
-    ``not resolvable`` with so few items. An interval between −`margin` and zero is seen, and small."""
+def verdict(low: float, high: float, accuracy_margin: float = ACCURACY_MARGIN) -> str:
+    """``seen`` where the whole 95% interval lies below zero, ``not seen`` where it lies above −`accuracy_margin`, else
+    ``not resolvable`` with so few items. An interval between −`accuracy_margin` and zero is seen, and small."""
     if high < 0:
         return "seen"
-    return "not seen" if low > -margin else "not resolvable"
+    return "not seen" if low > -accuracy_margin else "not resolvable"
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class _Change:
 def _changes(group: Group, n_layers: int) -> dict[str, _Change]:
     """Changes by ablation; ablations of too few layers of a band are left out."""
     sizes = Counter(band_of(layer, n_layers) for layer in range(n_layers))
-    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    by_ablation: dict[str, dict[str, list[np.ndarray]]] = {}
     for name, cell in group.cells.items():
         layer = cell.facts["layer"]
         if name != CLEAN.name and cell.facts["component"] == "layer" and isinstance(layer, int):
-            bands = found.setdefault(str(cell.facts["ablation"]), {band: [] for band in BANDS})
+            bands = by_ablation.setdefault(str(cell.facts["ablation"]), {band: [] for band in BANDS})
             bands[band_of(layer, n_layers)].append(cell.correct.astype(float) - group.clean.correct)  # type: ignore[union-attr]
     complete = {
         ablation: bands
-        for ablation, bands in found.items()
-        if all(bands[band] and len(bands[band]) >= LEAST_SHARE * sizes[band] for band in BANDS)
+        for ablation, bands in by_ablation.items()
+        if all(bands[band] and len(bands[band]) >= MIN_SHARE * sizes[band] for band in BANDS)
     }
     if not complete:
         raise UserError(
@@ -86,7 +86,9 @@ def _changes(group: Group, n_layers: int) -> dict[str, _Change]:
     return changes
 
 
-def signatures(outcomes: Outcomes, task: str | None = None, *, margin: float = MARGIN) -> pd.DataFrame:
+def signatures(
+    outcomes: Outcomes, task: str | None = None, *, accuracy_margin: float = ACCURACY_MARGIN
+) -> pd.DataFrame:
     """One row a signature and (task, protocol, ablation), with the columns `SIGNATURE_COLUMNS`.
 
     Layers are those removed one at a time by the same ablation; *first* is the first 30% of the depth, *later* the
@@ -98,28 +100,28 @@ def signatures(outcomes: Outcomes, task: str | None = None, *, margin: float = M
       are needed more.
     * ``deep loss of generation``: change in *later* under ``generate``.
     * ``likelihood flat, generation drops``: change in *later* under ``generate`` minus that under a likelihood protocol
-      on the same items; ``seen`` only if the likelihood's own change (`likelihood_value`) is above −`margin` with
-      its whole interval.
+      on the same items; ``seen`` only if the likelihood's own change (`likelihood_value`) is above −`accuracy_margin`
+      with its whole interval.
 
     `value` with a bootstrap 95% interval over items (clusters, where items have them); `verdict`: see `verdict`, or
     `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
 
     Raises:
         UserError: a name that is not part of this run, no ablation removed enough single layers in all three bands of
-            the depth, or `margin` is not positive.
+            the depth, or `accuracy_margin` is not positive.
     """
-    if not margin > 0:
-        raise UserError(f"margin {margin} is not a loss of accuracy: expected a number above 0")
+    if not accuracy_margin > 0:
+        raise UserError(f"margin {accuracy_margin} is not a loss of accuracy: expected a number above 0")
     groups: dict[str, dict[str, Group]] = {}
     for cell in outcomes.select(task):
         group = read_group(outcomes, *cell)
         if group is not None and group.clean is not None:
             groups.setdefault(group.task, {})[group.protocol] = group
-    rows = [row for own in groups.values() for row in _of_task(own, outcomes.spec.n_layers, margin)]
+    rows = [row for of_task in groups.values() for row in _of_task(of_task, outcomes.spec.n_layers, accuracy_margin)]
     return pd.DataFrame(rows, columns=list(SIGNATURE_COLUMNS))
 
 
-def _of_task(groups: dict[str, Group], n_layers: int, margin: float) -> list[dict[str, object]]:
+def _of_task(groups: dict[str, Group], n_layers: int, accuracy_margin: float) -> list[dict[str, object]]:
     by_protocol = {protocol: _changes(group, n_layers) for protocol, group in groups.items()}
     ablations = dict.fromkeys(ablation for of_protocol in by_protocol.values() for ablation in of_protocol)
     return [
@@ -130,30 +132,32 @@ def _of_task(groups: dict[str, Group], n_layers: int, margin: float) -> list[dic
         }
         for ablation in ablations
         for row in _of_ablation(
-            groups, {protocol: of[ablation] for protocol, of in by_protocol.items() if ablation in of}, margin
+            groups, {protocol: of[ablation] for protocol, of in by_protocol.items() if ablation in of}, accuracy_margin
         )
     ]
 
 
-def _of_ablation(groups: dict[str, Group], changes: dict[str, _Change], margin: float) -> list[dict[str, object]]:
+def _of_ablation(
+    groups: dict[str, Group], changes: dict[str, _Change], accuracy_margin: float
+) -> list[dict[str, object]]:
     # With the same clean outcome on both sides, first − later is between −1 and 1; across protocols it can reach ±2.
     rows = [
-        _row("early drop", groups[protocol], change.first - change.later, 1, margin)
+        _row("early drop", groups[protocol], change.first - change.later, 1, accuracy_margin)
         for protocol, change in changes.items()
     ]
     if "generate" not in changes:
         return rows
     group, generated = groups["generate"], changes["generate"].later
-    rows.append(_row("deep loss of generation", group, generated, 1, margin))
+    rows.append(_row("deep loss of generation", group, generated, 1, accuracy_margin))
     for protocol in (p for p in _LIKELIHOODS if p in changes):
         likelihood = changes[protocol].later
-        row = _row("likelihood flat, generation drops", group, generated - likelihood, 2, margin)
-        rows.append(_asking_for_flat(row, groups[protocol], likelihood, margin))
+        row = _row("likelihood flat, generation drops", group, generated - likelihood, 2, accuracy_margin)
+        rows.append(_asking_for_flat(row, groups[protocol], likelihood, accuracy_margin))
     return rows
 
 
 def _row(
-    signature: str, group: Group, values: Float[np.ndarray, " item"], largest: float, margin: float
+    signature: str, group: Group, values: Float[np.ndarray, " item"], largest: float, accuracy_margin: float
 ) -> dict[str, object]:
     interval = paired_bootstrap(values[:, None], group.clusters, largest=largest)
     low, high = float(interval.low[0]), float(interval.high[0])
@@ -161,7 +165,7 @@ def _row(
         "signature": signature,
         "task": group.task,
         "protocol": group.protocol,
-        "verdict": AT_CHANCE if group.at_chance else verdict(low, high, margin),
+        "verdict": AT_CHANCE if group.at_chance else verdict(low, high, accuracy_margin),
         "n": len(values),
         "value": float(interval.delta[0]),
         "ci_low": low,
@@ -170,20 +174,20 @@ def _row(
 
 
 def _asking_for_flat(
-    row: dict[str, object], likelihood: Group, change: Float[np.ndarray, " item"], margin: float
+    row: dict[str, object], likelihood: Group, change: Float[np.ndarray, " item"], accuracy_margin: float
 ) -> dict[str, object]:
     """`row`, a gap between generation and a likelihood protocol, seen only if the likelihood itself stays flat."""
     flat = paired_bootstrap(change[:, None], likelihood.clusters)
     low, high = float(flat.low[0]), float(flat.high[0])
-    found = row["verdict"]
+    decided = row["verdict"]
     if likelihood.at_chance:
-        found = AT_CHANCE
-    elif found == "seen" and low <= -margin:
-        found = "not seen" if high < -margin else "not resolvable"
+        decided = AT_CHANCE
+    elif decided == "seen" and low <= -accuracy_margin:
+        decided = "not seen" if high < -accuracy_margin else "not resolvable"
     return {
         **row,
         "protocol": f"{row['protocol']} − {likelihood.protocol}",
-        "verdict": found,
+        "verdict": decided,
         "likelihood_value": float(flat.delta[0]),
         "likelihood_ci_low": low,
         "likelihood_ci_high": high,

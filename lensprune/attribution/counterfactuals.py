@@ -32,16 +32,16 @@ def other_value(doc: Doc, random: Random) -> dict[str, Any]:
     Raises:
         UserError: no such value in 40 tries: the value has no digit or Latin letter, or the other keys have them all.
     """
-    own = str(doc["value"])
-    taken = {own, *(str(held) for _, held in doc["ordered_kv_records"])}
-    letters = ascii_lowercase if re.search(r"[g-zA-Z]", own) else "abcdef"
+    current = str(doc["value"])
+    taken = {current, *(str(held) for _, held in doc["ordered_kv_records"])}
+    letters = ascii_lowercase if re.search(r"[g-zA-Z]", current) else "abcdef"
     for _ in range(_TRIES):
-        value = re.sub(r"[0-9a-zA-Z]", lambda match: _other_character(match[0], letters, random), own)
+        value = re.sub(r"[0-9a-zA-Z]", lambda match: _other_character(match[0], letters, random), current)
         if value not in taken:
             records = [[key, value if key == doc["key"] else held] for key, held in doc["ordered_kv_records"]]
             return {**doc, "ordered_kv_records": records, "value": value}
     raise UserError(
-        f"value {own!r} has no other of its make that is free in its row, in {_TRIES} tries: expected a value with "
+        f"value {current!r} has no other of its make that is free in its row, in {_TRIES} tries: expected a value with "
         "digits or Latin letters, which can be changed"
     )
 

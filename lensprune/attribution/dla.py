@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from lensprune.attribution.mean_se import MeanSE
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.readout import linear_read_out, tolerance_of
 from lensprune.attribution.runs import capture
-from lensprune.attribution.spread import Spread
 from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
@@ -38,8 +38,9 @@ _SOURCE_HOOKS = (
 class DirectAttribution:
     """Contributions to the logit difference.
 
-    `parts`: part, layer, head of every row of `values` (``embed``, ``L3.H1``, ``L3.attn_bias``, ``L3.mlp``, ``bias``:
-    biases of the final norm and the unembedding). `values[p, i]`: contribution of part p on pair i, in logits;
+    `parts`: part, layer, head of every row of `values` (``embed``, ``L3.H1``, ``L3.attention_bias``, ``L3.mlp``,
+    ``bias``: biases of the final norm and the unembedding). `values[p, i]`: contribution of part p on pair i, in
+    logits;
     positive: for the answer. `logit_difference[i]`: what they add up to.
     """
 
@@ -64,15 +65,15 @@ class DirectAttribution:
             names = names.where(~inside, "L" + self.parts["layer"].astype(str))
         if unit == "component":
             is_mlp = self.parts["part"].str.endswith(".mlp")
-            names = names.where(~inside | is_mlp, names + ".attn").where(~is_mlp, self.parts["part"])
+            names = names.where(~inside | is_mlp, names + ".attention").where(~is_mlp, self.parts["part"])
         codes, distinct = pd.factorize(names)
         sums = torch.zeros(len(distinct), self.values.shape[1], dtype=torch.float64)
         sums.index_add_(0, torch.from_numpy(codes), self.values.double().cpu())
-        spread = Spread(len(distinct))
-        spread.add(sums)
+        means = MeanSE(len(distinct))
+        means.add(sums)
         first = self.parts[~names.duplicated()].reset_index(drop=True)
         frame = first.assign(part=distinct, head=first["head"] if unit == "head" else -1)
-        return frame.assign(value=spread.mean, standard_error=spread.standard_error)
+        return frame.assign(value=means.mean, standard_error=means.standard_error)
 
 
 def direct_logit_attribution(
@@ -111,7 +112,7 @@ def _parts(model: HookedModel) -> pd.DataFrame:
     rows: list[tuple[str, int, int]] = [("embed", -1, -1)]
     for layer in range(model.facts.n_layers):
         rows += [(f"L{layer}.H{head}", layer, head) for head in range(model.facts.n_heads)]
-        rows += [(f"L{layer}.attn_bias", layer, -1), (f"L{layer}.mlp", layer, -1)]
+        rows += [(f"L{layer}.attention_bias", layer, -1), (f"L{layer}.mlp", layer, -1)]
     return pd.DataFrame([*rows, ("bias", -1, -1)], columns=["part", "layer", "head"])
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lensprune.attribution.mean_se import MeanSE
 from lensprune.attribution.pairs import PromptPair, pair_batches
 from lensprune.attribution.patching import same_length
 from lensprune.attribution.runs import capture, run_hooked
 from lensprune.attribution.sites import Direction, SiteName, check_sites, effects_table, hook_of, targets
-from lensprune.attribution.spread import Spread
 from lensprune.engine.activations import START, KeptActivations
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
@@ -48,9 +48,9 @@ def attribution_patching(
     if direction not in ("noise", "denoise"):
         raise unknown_name("direction", str(direction), ["noise", "denoise"])
     positions = same_length(pairs) if by_position else None
-    found = targets(hooked.facts, wanted, positions)
+    chosen = targets(hooked.facts, wanted, positions)
     names = [hook_of(site, layer) for site in wanted for layer in range(hooked.facts.n_layers)]
-    spread = Spread(len(found))
+    means = MeanSE(len(chosen))
     base_total = source_total = 0.0
     for batch in pair_batches(pairs, hooked.facts.device, batch_size):
         base, source = (batch.clean, batch.corrupt) if direction == "noise" else (batch.corrupt, batch.clean)
@@ -62,11 +62,11 @@ def attribution_patching(
         for name in names:
             product = ((donors[name] - activations[name]) * gradients[name]).double().sum(-1).cpu()
             products[name] = product if by_position else product.sum(1, keepdim=True)
-        for place, target in enumerate(found):
-            own = products[hook_of(target.site, target.layer)][:, max(target.position, 0)]
-            spread.add((own if target.head < 0 else own[:, target.head])[None], place)
+        for place, target in enumerate(chosen):
+            at_site = products[hook_of(target.site, target.layer)][:, max(target.position, 0)]
+            means.add((at_site if target.head < 0 else at_site[:, target.head])[None], place)
     n = len(pairs)
-    return effects_table(found, spread, base_total / n, source_total / n)
+    return effects_table(chosen, means, base_total / n, source_total / n)
 
 
 def metric_gradients(
@@ -83,12 +83,12 @@ def metric_gradients(
     with torch.enable_grad():
         values = metric(run_hooked(model, tokens, [(name, activations.keep(name)) for name in wanted]))
         gradients = torch.autograd.grad(values.sum(), [kept[name] for name in names], allow_unused=True)
-    found = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    by_name = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
     for name in names:
         # TransformerLens 3.9 shows Granite's branches beside the computation, not within it.
-        if name not in found:
+        if name not in by_name:
             raise UserError(
                 f"{model.facts.architecture} has no gradient at {name} under this transformer-lens: take sites 'head' "
                 "or 'resid', or activation_patching"
             )
-    return values.detach(), {name: kept[name].detach() for name in names}, found
+    return values.detach(), {name: kept[name].detach() for name in names}, by_name

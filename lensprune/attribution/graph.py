@@ -75,18 +75,18 @@ class EdgeGraph:
     @cached_property
     def groups(self) -> tuple[ReaderGroup, ...]:
         """Readers by hook point; `writers` counts the writers before it."""
-        found, start = [], 0
+        reader_groups, start = [], 0
         for layer in range(self.n_layers):
             before = self.first_writer(layer)
             for slot, size in (("q", self.n_heads), ("k", self.n_key_value_heads), ("v", self.n_key_value_heads)):
                 hook = f"blocks.{layer}.hook_{slot}_input"
-                found.append(ReaderGroup(hook, start, start + size, True, before))
+                reader_groups.append(ReaderGroup(hook, start, start + size, True, before))
                 start += size
             heads = 0 if self.parallel else self.n_heads
-            found.append(ReaderGroup(f"blocks.{layer}.hook_mlp_in", start, start + 1, False, before + heads))
+            reader_groups.append(ReaderGroup(f"blocks.{layer}.hook_mlp_in", start, start + 1, False, before + heads))
             start += 1
         last = f"blocks.{self.n_layers - 1}.hook_resid_post"
-        return (*found, ReaderGroup(last, start, start + 1, False, len(self.writers)))
+        return (*reader_groups, ReaderGroup(last, start, start + 1, False, len(self.writers)))
 
     def group_of(self, reader: int) -> ReaderGroup:
         """The group that a reader is in, by index."""
@@ -139,16 +139,16 @@ class EdgeGraph:
     @cached_property
     def inputs_of(self) -> tuple[tuple[int, ...], ...]:
         """For every writer, the readers that it computes its output from (none for the embedding)."""
-        found: list[tuple[int, ...]] = [()]
+        inputs: list[tuple[int, ...]] = [()]
         size = self.n_heads // self.n_key_value_heads
         per_layer = self.n_heads + 2 * self.n_key_value_heads + 1
         for layer in range(self.n_layers):
             start = layer * per_layer
             for head in range(self.n_heads):
                 key = start + self.n_heads + head // size
-                found.append((start + head, key, key + self.n_key_value_heads))
-            found.append((start + per_layer - 1,))
-        return tuple(found)
+                inputs.append((start + head, key, key + self.n_key_value_heads))
+            inputs.append((start + per_layer - 1,))
+        return tuple(inputs)
 
     def connected(self, kept: Bool[torch.Tensor, "writer reader"]) -> Bool[torch.Tensor, "writer reader"]:
         """The edges of `kept` that lie on a path from the embedding to the logits inside `kept`."""

@@ -32,16 +32,16 @@ def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
     hooked = as_hooked_model(model)
     n_layers = hooked.facts.n_layers
     names = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)), f"blocks.{n_layers - 1}.hook_resid_post"]
-    found = []
+    rows = []
     for batch in pair_batches(pairs, hooked.facts.device, _BATCH):
         logits, kept = capture(hooked, batch.clean, names)
         read = read_out(hooked, torch.stack([kept[name][:, -1] for name in names]))
         check_read_out(hooked, read[-1], logits)
-        for depth, own in enumerate(read.float()):
-            right = own.gather(1, batch.answer[:, None])
-            logprob = right - own.logsumexp(-1, keepdim=True)
-            rank = (own > right).sum(-1)
-            values = zip(batch.metric(own).tolist(), logprob[:, 0].tolist(), rank.tolist(), strict=True)
-            found += [(depth, *row) for row in values]
-    frame = pd.DataFrame(found, columns=["depth", "logit_difference", "answer_logprob", "answer_rank"])
+        for depth, layer_logits in enumerate(read.float()):
+            right = layer_logits.gather(1, batch.answer[:, None])
+            logprob = right - layer_logits.logsumexp(-1, keepdim=True)
+            rank = (layer_logits > right).sum(-1)
+            values = zip(batch.metric(layer_logits).tolist(), logprob[:, 0].tolist(), rank.tolist(), strict=True)
+            rows += [(depth, *row) for row in values]
+    frame = pd.DataFrame(rows, columns=["depth", "logit_difference", "answer_logprob", "answer_rank"])
     return frame.groupby("depth", as_index=False).mean()

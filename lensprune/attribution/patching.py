@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lensprune.attribution.mean_se import MeanSE
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.runs import Edit, capture, edit_hook, run_from
 from lensprune.attribution.sites import (
@@ -21,7 +22,6 @@ from lensprune.attribution.sites import (
     hook_of,
     targets,
 )
-from lensprune.attribution.spread import Spread
 from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
@@ -45,7 +45,7 @@ def activation_patching(
     """The exact effect of every patch on the logit difference (Vig et al. 2020; Meng et al. 2022; Zhang & Nanda 2024).
 
     Args:
-        sites: ``resid``, ``attn``, ``mlp``, ``head``.
+        sites: ``resid``, ``attention``, ``mlp``, ``head``.
         by_position: patch each position by itself; all pairs must then have one length. Otherwise all positions at
             once.
         direction: ``noise`` (the default) runs the clean prompt with corrupt activations: a negative effect means that
@@ -66,28 +66,28 @@ def activation_patching(
     if direction not in ("noise", "denoise"):
         raise unknown_name("direction", str(direction), ["noise", "denoise"])
     positions = same_length(pairs) if by_position else None
-    found = targets(hooked.facts, wanted, positions)
-    spread = Spread(len(found))
+    chosen = targets(hooked.facts, wanted, positions)
+    means = MeanSE(len(chosen))
     base_total = source_total = 0.0
     for batch in pair_batches(pairs, hooked.facts.device, min(_PAIRS, max(1, rows))):
         base, source = (batch.clean, batch.corrupt) if direction == "noise" else (batch.corrupt, batch.clean)
-        source_logits, donors = capture(hooked, source, {hook_of(target.site, target.layer) for target in found})
-        base_logits, residuals = capture(hooked, base, {hook_of("resid", target.layer) for target in found})
+        source_logits, donors = capture(hooked, source, {hook_of(target.site, target.layer) for target in chosen})
+        base_logits, residuals = capture(hooked, base, {hook_of("resid", target.layer) for target in chosen})
         unpatched = batch.metric(base_logits).double()
         base_total += float(unpatched.sum())
         source_total += float(batch.metric(source_logits).sum())
         each = max(1, rows // len(base))
-        for layer, own in groupby(range(len(found)), key=lambda place: found[place].layer):
-            places = list(own)
+        for layer, group in groupby(range(len(chosen)), key=lambda place: chosen[place].layer):
+            places = list(group)
             residual = residuals[hook_of("resid", layer)]
             for start in range(0, len(places), each):
-                chunk = [found[place] for place in places[start : start + each]]
+                chunk = [chosen[place] for place in places[start : start + each]]
                 patched = _patched(hooked, batch, base, residual, donors, chunk)
-                spread.add(patched.double() - unpatched, places[start])
+                means.add(patched.double() - unpatched, places[start])
                 if progress is not None:
                     progress(len(chunk) * len(base))
     n = len(pairs)
-    return effects_table(found, spread, base_total / n, source_total / n)
+    return effects_table(chosen, means, base_total / n, source_total / n)
 
 
 def same_length(pairs: Sequence[PromptPair]) -> int:
@@ -134,4 +134,4 @@ def _patched(
             base.repeat(len(chunk), 1),
             [(name, edit_hook(patch(name))) for name in by_name],
         )
-    return torch.stack([batch.metric(own) for own in logits.split(n)])
+    return torch.stack([batch.metric(part) for part in logits.split(n)])

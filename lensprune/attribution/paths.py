@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 
 from lensprune.attribution.graph import EdgeGraph
+from lensprune.attribution.mean_se import MeanSE
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.patching import activation_patching
 from lensprune.attribution.readout import check_read_out, read_out
 from lensprune.attribution.runs import edge_inputs, edit_hook, require_split_inputs, run_hooked
-from lensprune.attribution.spread import Spread
 from lensprune.attribution.writers import check_additive, replace_edges, writer_hooks, writes_of
 from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError
@@ -62,7 +62,7 @@ def path_patching(
     if senders is None:
         senders = [graph.writers[w] for w in graph.edges[:, reader].nonzero()[:, 0].tolist()]
     masks = torch.stack([graph.mask([(sender, receiver)]) for sender in senders])
-    spread = Spread(len(senders))
+    means = MeanSE(len(senders))
     for batch in pair_batches(pairs, hooked.facts.device, min(_PAIRS, max(1, rows))):
         logits, clean, clean_final = writes_of(hooked, graph, batch.clean)
         _, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
@@ -72,27 +72,27 @@ def path_patching(
             chosen = [graph.writer(sender) for sender in senders]
             patched = clean_final[:, -1] + (corrupt - clean)[chosen, :, -1]
             check_read_out(hooked, read_out(hooked, clean_final[:, -1]), logits)
-            found = torch.stack([batch.metric(own) for own in read_out(hooked, patched)])
-            spread.add(found.double() - base)
+            metrics = torch.stack([batch.metric(logits) for logits in read_out(hooked, patched)])
+            means.add(metrics.double() - base)
             if progress is not None:
                 progress(len(senders) * len(base))
             continue
         n = len(batch.clean)
         each = max(1, rows // n)
         for start in range(0, len(senders), each):
-            own = masks[start : start + each]
+            chunk = masks[start : start + each]
             out = replace_edges(
                 hooked,
                 graph,
-                batch.clean.repeat(len(own), 1),
-                own.repeat_interleave(n, dim=0),
-                corrupt.repeat(1, len(own), 1, 1),
+                batch.clean.repeat(len(chunk), 1),
+                chunk.repeat_interleave(n, dim=0),
+                corrupt.repeat(1, len(chunk), 1, 1),
             )
-            found = torch.stack([batch.metric(part) for part in out.split(n)])
-            spread.add(found.double() - base, start)
+            metrics = torch.stack([batch.metric(part) for part in out.split(n)])
+            means.add(metrics.double() - base, start)
             if progress is not None:
-                progress(len(own) * n)
-    effects = {"effect": spread.mean, "standard_error": spread.standard_error}
+                progress(len(chunk) * n)
+    effects = {"effect": means.mean, "standard_error": means.standard_error}
     frame = pd.DataFrame({"sender": list(senders), "receiver": receiver, **effects})
     frame.insert(1, "layer", [_place(sender)[0] for sender in senders])
     frame.insert(2, "head", [_place(sender)[1] for sender in senders])

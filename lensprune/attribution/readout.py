@@ -66,13 +66,13 @@ def linear_read_out(
     with torch.no_grad():
         unscaled = (final_norm(model).module(final[:, None])[:, 0] @ unembedding(model) + module.b_U).double()
         cap = _logit_cap(module)
-        found = logits.double()
+        observed = logits.double()
         if cap:
-            near = found.abs() < _UNSATURATED * cap
-            target, own = torch.atanh(found[near] / cap) * cap, unscaled[near]
+            near = observed.abs() < _UNSATURATED * cap
+            target, uncapped = torch.atanh(observed[near] / cap) * cap, unscaled[near]
         else:
-            target, own = found, unscaled
-        scale = float((target * own).sum() / own.square().sum().clamp(min=1e-30))
+            target, uncapped = observed, unscaled
+        scale = float((target * uncapped).sum() / uncapped.square().sum().clamp(min=1e-30))
         raw = scale * unscaled
         check_read_out(model, (torch.tanh(raw / cap) * cap if cap else raw).to(logits.dtype), logits)
     return scale, raw

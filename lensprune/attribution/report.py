@@ -71,7 +71,7 @@ class AttributionOptions:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _MethodResult:
     """Tables by file name (the first one is shown), a note, and what to draw."""
 
     tables: dict[str, pd.DataFrame]
@@ -96,14 +96,14 @@ class _Preference:
     def of(cls, model: HookedModel, pairs: Sequence[PromptPair]) -> _Preference:
         clean, corrupt = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
         for batch in pair_batches(pairs, model.facts.device, _PAIRS):
-            own = list(batch.index)
-            clean[own] = batch.metric(last_logits(model, batch.clean)).double().cpu().numpy()
-            corrupt[own] = batch.metric(last_logits(model, batch.corrupt)).double().cpu().numpy()
-        found = []
+            rows = list(batch.index)
+            clean[rows] = batch.metric(last_logits(model, batch.clean)).double().cpu().numpy()
+            corrupt[rows] = batch.metric(last_logits(model, batch.corrupt)).double().cpu().numpy()
+        numbers = []
         for values in (clean, corrupt, clean - corrupt):
             error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-            found += [float(values.mean()), float(error)]
-        return cls(*found)
+            numbers += [float(values.mean()), float(error)]
+        return cls(*numbers)
 
     @property
     def resolved(self) -> bool:
@@ -124,17 +124,17 @@ class _Preference:
 
 
 def _map(frame: pd.DataFrame, value: str, name: str) -> Callable[[str], Axes]:
-    own = frame.assign(kind=name) if "site" in frame else frame[frame["head"] >= 0].assign(kind=name)
-    return lambda title: head_heatmaps(own, by="kind", value=value, title=title, label="logits")[0]
+    shown = frame.assign(kind=name) if "site" in frame else frame[frame["head"] >= 0].assign(kind=name)
+    return lambda title: head_heatmaps(shown, by="kind", value=value, title=title, label="logits")[0]
 
 
 def _dla(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
-) -> _Found:
-    found = direct_logit_attribution(model, pairs)
-    tables = {unit: found.table(unit) for unit in ("head", "component", "layer")}
-    note = f"contributions to the logit difference, which is {float(found.logit_difference.mean()):+.3f} on average"
-    return _Found(
+) -> _MethodResult:
+    dla = direct_logit_attribution(model, pairs)
+    tables = {unit: dla.table(unit) for unit in ("head", "component", "layer")}
+    note = f"contributions to the logit difference, which is {float(dla.logit_difference.mean()):+.3f} on average"
+    return _MethodResult(
         {f"dla_{unit}": table for unit, table in tables.items()},
         note,
         _map(tables["head"], "value", "direct logit attribution"),
@@ -145,55 +145,55 @@ def _dla(
 
 def _lens(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
-) -> _Found:
-    return _Found({"logit_lens": logit_lens(model, pairs)}, "what the residual stream says after each layer")
+) -> _MethodResult:
+    return _MethodResult({"logit_lens": logit_lens(model, pairs)}, "what the residual stream says after each layer")
 
 
 def _patch(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
-) -> _Found:
+) -> _MethodResult:
     frame = activation_patching(model, pairs, ["head", "mlp"], progress=progress)
     note = "change of the logit difference with the corrupt activation (negative: needed)"
-    return _Found({"patching": frame}, note, _map(frame, "effect", "patching"), "effect", _PATCHED)
+    return _MethodResult({"patching": frame}, note, _map(frame, "effect", "patching"), "effect", _PATCHED)
 
 
 def _atp(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
-) -> _Found:
+) -> _MethodResult:
     frame = attribution_patching(model, pairs, ["head", "mlp"])
     note = "first-order estimate of the change with the corrupt activation (negative: needed)"
-    return _Found(
+    return _MethodResult(
         {"attribution_patching": frame}, note, _map(frame, "effect", "attribution patching"), "effect", _PATCHED
     )
 
 
 def _path(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
-) -> _Found:
+) -> _MethodResult:
     frame = path_patching(model, pairs, options.receiver, progress=progress)
     tables = {"path_patching": frame}
     note = f"exact effect of each component's corrupt output on {options.receiver} alone (negative: needed)"
     if options.total:
         tables["direct_and_total"] = direct_and_total_effects(model, pairs, progress=progress)
     name = f"path to {options.receiver}"
-    return _Found(
+    return _MethodResult(
         tables, note, _map(frame, "effect", name), "effect", ["sender", "receiver", "effect", "standard_error"]
     )
 
 
 def _eap(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
-) -> _Found:
+) -> _MethodResult:
     half = _scored(len(pairs), options)
     scores = edge_attribution(model, pairs[:half], steps=options.steps, progress=progress)
     tables = {"edges": scores.table()}
     note = f"estimated effect of corrupting each of {scores.graph.n_edges} edges, from {half} pairs (negative: needed)"
     if half == len(pairs):
-        return _Found(tables, note, None, "effect")
+        return _MethodResult(tables, note, None, "effect")
     curve = faithfulness_curve(model, pairs[half:], scores, progress=progress)
     tables["faithfulness"] = curve.table
     note += f"\ngreedy circuits on the other {len(pairs) - half} pairs: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
-    return _Found(tables, note, lambda title: faithfulness_figure(curve.table, title=title), "effect")
+    return _MethodResult(tables, note, lambda title: faithfulness_figure(curve.table, title=title), "effect")
 
 
 def _scored(n: int, options: AttributionOptions) -> int:
@@ -220,7 +220,9 @@ def passes(method: str, model: HookedModel, n: int, options: AttributionOptions)
     return None
 
 
-METHODS: dict[str, Callable[[HookedModel, Sequence[PromptPair], AttributionOptions, ProgressCallback], _Found]] = {
+METHODS: dict[
+    str, Callable[[HookedModel, Sequence[PromptPair], AttributionOptions, ProgressCallback], _MethodResult]
+] = {
     "dla": _dla,
     "lens": _lens,
     "patch": _patch,
@@ -281,28 +283,28 @@ def attribution_report(
         def advance(passes: int) -> None:
             bar.update(passes)
 
-        found = METHODS[method](hooked, pairs, options, advance)
+        result = METHODS[method](hooked, pairs, options, advance)
     if not preference.resolved:
-        for table in found.tables.values():
+        for table in result.tables.values():
             if "share" in table:
                 table["share"] = float("nan")
     title = f"{hooked.facts.name}: {method} on {len(pairs)} pairs of {task}"
-    lines = [for_terminal(title), str(preference), found.note, _shown(found, most)]
+    lines = [for_terminal(title), str(preference), result.note, _shown(result, most)]
     if out is not None:
-        tables = {f"{name}.csv": table for name, table in found.tables.items()}
-        draw = {} if found.draw is None else {method: partial(found.draw, title)}
+        tables = {f"{name}.csv": table for name, table in result.tables.items()}
+        draw = {} if result.draw is None else {method: partial(result.draw, title)}
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
     return "\n\n".join(lines)
 
 
-def _shown(found: _Found, most: int) -> str:
-    frame = next(iter(found.tables.values()))
+def _shown(result: _MethodResult, most: int) -> str:
+    frame = next(iter(result.tables.values()))
     if "site" in frame:
         places = zip(frame["site"], frame["layer"], frame["head"], strict=True)
         frame = frame.assign(part=[_part(*place) for place in places])
-    if found.rank_by is not None:
-        frame = frame.loc[frame[found.rank_by].abs().sort_values(ascending=False, kind="stable").index].head(most)
-    columns = found.shown or list(frame.columns)
+    if result.rank_by is not None:
+        frame = frame.loc[frame[result.rank_by].abs().sort_values(ascending=False, kind="stable").index].head(most)
+    columns = result.shown or list(frame.columns)
     rows = [[_cell(column, row[column]) for column in columns] for row in frame.to_dict("records")]
     return aligned([columns, *rows])
 

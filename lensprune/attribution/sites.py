@@ -7,19 +7,20 @@ from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 
-from lensprune.attribution.spread import Spread
+from lensprune.attribution.mean_se import MeanSE
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import ModelFacts
 
 __all__ = ["Direction", "PatchTarget", "SiteName", "check_sites", "effects_table", "hook_of", "targets"]
 
-SiteName = Literal["resid", "attn", "mlp", "head"]
-"""``resid``: the residual stream before a layer; ``attn``, ``mlp``: what a branch adds; ``head``: a head's output z."""
+SiteName = Literal["resid", "attention", "mlp", "head"]
+"""``resid``: the residual stream before a layer; ``attention``, ``mlp``: what a branch adds; ``head``: a head's output
+z."""
 
 Direction = Literal["noise", "denoise"]
 """``noise``: the clean run with an activation of the corrupt one; ``denoise``: the corrupt run with a clean one."""
 
-_HOOKS = {"resid": "hook_resid_pre", "attn": "hook_attn_out", "mlp": "hook_mlp_out", "head": "attn.hook_z"}
+_HOOKS = {"resid": "hook_resid_pre", "attention": "hook_attn_out", "mlp": "hook_mlp_out", "head": "attn.hook_z"}
 
 
 class PatchTarget(NamedTuple):
@@ -58,7 +59,7 @@ def targets(facts: ModelFacts, sites: Sequence[SiteName], positions: int | None)
     ]
 
 
-def effects_table(found: Sequence[PatchTarget], effects: Spread, base: float, source: float) -> pd.DataFrame:
+def effects_table(found: Sequence[PatchTarget], effects: MeanSE, base: float, source: float) -> pd.DataFrame:
     """site, layer, head, position, effect, standard_error, share: effect over the metric's change from base to source
     run (NaN where that is 0)."""
     frame = pd.DataFrame(found, columns=["site", "layer", "head", "position"])

@@ -16,12 +16,12 @@ GROUPS = (Items, Rows, Prompts, Loading, Splitting, Execution)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_measured(parser, models=("--base", "--distilled"))
-    changed = parser.add_argument_group("what is exchanged")
+    changed = parser.add_argument_group("what is replaced")
     changed.add_argument(
         "--component",
-        default="attn_out",
+        default="attention_output",
         metavar="PART",
-        help="attn_out, attention, mlp, layer, head, norms, embed or unembed (default: attn_out)",
+        help="attention_output, attention, mlp, layer, head, norms, embed or unembed (default: attention_output)",
     )
     changed.add_argument(
         "--mode",
@@ -55,10 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
-    from lensprune.replacement import measure_delta
-    from lensprune.replacement.text import delta_report
+    from lensprune.replacement import measure_replacement
+    from lensprune.replacement.text import replacement_report
 
-    result = measure_delta(
+    result = measure_replacement(
         arguments.base,
         arguments.distilled,
         tasks=arguments.task,
@@ -75,5 +75,5 @@ def run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         command=arguments.command_line,
     )
-    print(delta_report(result))
+    print(replacement_report(result))
     return 0

@@ -22,7 +22,7 @@ from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Asked, ask, check_before_loading, resolved_variants
+from lensprune.sweeps.prepare import Condition, check_before_loading, conditions_of, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.terminal import progress_bar
 
@@ -124,12 +124,12 @@ def read_answers(
     hooked = open_model(model, **option_values(options, Loading, Splitting))
     changed = tuple(v for v in resolved_variants(hooked.facts, options) if not v.is_clean)
     wants_reference = [v for v in changed if v.needs_reference]
-    asked = ask(hooked, loaded, options, text, with_reference=bool(wants_reference))
+    conditions = conditions_of(hooked, loaded, options, text, with_reference=bool(wants_reference))
     runner = make_executor(options.executor, hooked, options.batch_tokens, options.memory)
     readings = []
     bar: Any
     with progress_bar(shown=progress) as bar:
-        for cell in asked:
+        for cell in conditions:
             task = cell.task.task.name
             bar.set_description(task)
             began = time.perf_counter()
@@ -148,7 +148,7 @@ def read_answers(
                 else None
             )
             began = time.perf_counter()
-            own, *others = trace_tokens(
+            clean_trace, *others = trace_tokens(
                 hooked, answers, [CLEAN, *changed], reference=reference, executor=runner.name, progress=bar.update
             )
             readings.append(
@@ -156,7 +156,9 @@ def read_answers(
                     task=task,
                     item_ids=item_ids,
                     variants=changed,
-                    items={v.name: fidelity_items(found, own) for v, found in zip(changed, others, strict=True)},
+                    items={
+                        v.name: fidelity_items(trace, clean_trace) for v, trace in zip(changed, others, strict=True)
+                    },
                     n_tokens=sum(len(answer.continuation_ids) for answer in answers),
                     n_asked=len(cell.items),
                     seconds={"generate": generated, "trace": time.perf_counter() - began},
@@ -166,7 +168,7 @@ def read_answers(
 
 
 def _answers(
-    tokenizer: Any, cell: Asked, responses: Sequence[Any], whole: bool
+    tokenizer: Any, cell: Condition, responses: Sequence[Any], whole: bool
 ) -> tuple[tuple[str, ...], list[LoglikelihoodRequest]]:
     """The clean model's right answers up to where they are right, as texts to be read, and their items."""
     task = cell.task.task.name

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lensprune.ablation.variants import each_head, each_layer, parse_indices
-from lensprune.divergence.loss_split import FAILURES
+from lensprune.divergence.failure_breakdown import FAILURES
 from lensprune.divergence.measure import fidelity
 from lensprune.divergence.study import FidelityStudy, validate_fidelity
 from lensprune.errors import UserError, unknown_name
@@ -22,7 +22,7 @@ from lensprune.runs.chance import known_at_chance
 __all__ = ["fidelity_report"]
 
 _WEAKEST = 8
-_THRIFTY = ("fidelity", "Δμ itself", "fidelity, shuffled")
+_SAMPLE_EFFICIENCY_SHOWN = ("fidelity", "Δμ itself", "fidelity, shuffled")
 
 
 def fidelity_report(
@@ -46,7 +46,7 @@ def fidelity_report(
         model: a name or path for `load_model`, or a loaded model.
         tasks: each must support ``generate``.
         out: folder for ``fidelity.csv``; with `validate` also ``agreement.csv``, ``summary.csv``, ``gap.csv``,
-            ``thrift.csv``, ``seconds.csv``.
+            ``sample_efficiency.csv``, ``seconds.csv``.
         over: ``layers`` or ``heads``.
         layers: like ``0-3,7``; ``None``: all.
         validate: `validate_fidelity` instead of `fidelity` alone.
@@ -68,23 +68,23 @@ def fidelity_report(
             options["protocols"] = protocols
         study = validate_fidelity(hooked.module, tasks, over=over, layers=chosen, **options)
         tables = {"fidelity.csv": study.scores, "agreement.csv": study.agreement, "summary.csv": study.summary}
-        tables |= {"gap.csv": study.gap, "seconds.csv": study.seconds, "thrift.csv": study.thrift}
+        tables |= {"gap.csv": study.gap, "seconds.csv": study.seconds, "sample_efficiency.csv": study.sample_efficiency}
         lines = [for_terminal(study.model), *_validation(study)]
     else:
         facts = hooked.facts
         variants = each_layer(facts, "skip", chosen) if over == "layers" else each_head(facts, "zero", chosen)
-        found = fidelity(hooked.module, tasks, variants, **options)
-        tables, lines = {"fidelity.csv": found}, _weakest(found)
+        scores = fidelity(hooked.module, tasks, variants, **options)
+        tables, lines = {"fidelity.csv": scores}, _weakest(scores)
     if out is not None:
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, {})))
     return "\n\n".join(lines)
 
 
-def _weakest(found: pd.DataFrame) -> list[str]:
+def _weakest(scores: pd.DataFrame) -> list[str]:
     parts = []
-    for task, own in found.groupby("task", sort=False):
+    for task, of_task in scores.groupby("task", sort=False):
         rows = [["part", "fidelity", "95% interval", "follows to the end", "KL"]]
-        for row in own.sort_values("fidelity", kind="stable").head(_WEAKEST).to_dict("records"):
+        for row in of_task.sort_values("fidelity", kind="stable").head(_WEAKEST).to_dict("records"):
             interval = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
             rows.append(
                 [row["variant"], f"{row['fidelity']:.3f}", interval, f"{row['follow']:.2f}", f"{row['kl']:.3f}"]
@@ -94,11 +94,11 @@ def _weakest(found: pd.DataFrame) -> list[str]:
     return parts
 
 
-def _thrift(table: pd.DataFrame) -> list[str]:
+def _sample_efficiency(table: pd.DataFrame) -> list[str]:
     parts = []
-    for task, own in table.groupby("task", sort=False):
-        rows = [["scored on", *(cell for name in _THRIFTY for cell in (name, "95%"))]]
-        for _, at in own.groupby("share", sort=False):
+    for task, of_task in table.groupby("task", sort=False):
+        rows = [["scored on", *(cell for name in _SAMPLE_EFFICIENCY_SHOWN for cell in (name, "95%"))]]
+        for _, at in of_task.groupby("share", sort=False):
             cells = [f"{at['n_few'].iloc[0]} against the other {at['n_rest'].iloc[0]}"]
             for row in at.to_dict("records"):
                 cells += [f"{row['spearman']:+.2f}", f"[{row['spearman_low']:+.2f}, {row['spearman_high']:+.2f}]"]
@@ -115,14 +115,14 @@ def _guessed(summary: pd.DataFrame) -> pd.DataFrame:
 
 def _validation(study: FidelityStudy) -> list[str]:
     parts = []
-    for (task, protocol), own in study.agreement.groupby(["task", "protocol"], sort=False):
-        first = own.iloc[0]
+    for (task, protocol), group in study.agreement.groupby(["task", "protocol"], sort=False):
+        first = group.iloc[0]
         title = (
             f"{for_terminal(str(task))}, {protocol}: rank correlation with Δμ over {first['n_variants']} parts "
             f"(clean accuracy {first['accuracy_clean']:.2f}, n {first['n']}, ceiling {first['ceiling']:.2f})"
         )
         rows = [["measure", "Spearman", "95% interval", "Kendall", "95% interval", "95% of shuffles below", "p"]]
-        for row in own.to_dict("records"):
+        for row in group.to_dict("records"):
             cells = [str(row["measure"])]
             for name in ("spearman", "kendall"):
                 cells += [f"{row[name]:+.2f}", f"[{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"]
@@ -135,7 +135,7 @@ def _validation(study: FidelityStudy) -> list[str]:
         for row in guessed.to_dict("records")
     ]
     nothing_lost = guessed.loc[guessed["protocol"] == "generate", "task"]
-    parts += _thrift(study.thrift[~study.thrift["task"].isin(nothing_lost)])
+    parts += _sample_efficiency(study.sample_efficiency[~study.sample_efficiency["task"].isin(nothing_lost)])
     rows = [["seconds", "sweep under generate", "fidelity", "ratio", "on a fifth of the items", "ratio"]]
     for row in study.seconds.to_dict("records"):
         numbers = (row[name] for name in ("generate", "fidelity", "ratio", "few", "few_ratio"))
@@ -147,8 +147,8 @@ def _validation(study: FidelityStudy) -> list[str]:
         rows = [
             ["mean over parts", "Δμ generate", "Δμ continuation", "gap", *(name.replace("_", " ") for name in FAILURES)]
         ]
-        for task, own in study.gap.groupby("task", sort=False):
-            mean = own[["delta", "delta_other", "gap", *FAILURES]].mean()
+        for task, group in study.gap.groupby("task", sort=False):
+            mean = group[["delta", "delta_other", "gap", *FAILURES]].mean()
             rows.append([str(task), *(f"{value:+.3f}" for value in mean)])
         parts.append(aligned(rows))
     return parts

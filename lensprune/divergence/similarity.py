@@ -18,7 +18,7 @@ from lensprune.models.base import HookedModel
 
 __all__ = ["angular_distance", "layer_similarity"]
 
-_MOST_TOKENS = 2048
+_MAX_TOKENS = 2048
 
 
 def angular_distance(a: Float[torch.Tensor, "*any d"], b: Float[torch.Tensor, "*any d"]) -> Float[torch.Tensor, "*any"]:
@@ -60,7 +60,7 @@ def layer_similarity(model: HookedModel, prompts: Sequence[Sequence[int]]) -> pd
         cosines[layer] += float(cosine[mask].double().sum())
         angles[layer] += float(angular_distance(pre[:, -1], post[:, -1]).double().sum())
 
-    for batch in batches_by_length([len(prompt) for prompt in prompts], _MOST_TOKENS):
+    for batch in batches_by_length([len(prompt) for prompt in prompts], _MAX_TOKENS):
         padded = pad_left([tuple(prompts[i]) for i in batch], pad_token_id(model), model.facts.device)
         real = padded.attention_mask.bool()
         positions += int(real.sum())

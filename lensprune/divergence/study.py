@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.variants import Variant, each_head, each_layer
-from lensprune.divergence.loss_split import GAP_COLUMNS, failure_gap, split_half_of
+from lensprune.divergence.failure_breakdown import GAP_COLUMNS, failure_gap, split_half_of
 from lensprune.divergence.measure import AnswerReading, read_answers
+from lensprune.divergence.sample_efficiency import SHARES, changes_of, sample_efficiency
 from lensprune.divergence.scores import agreement_with_loss, fidelity_row
 from lensprune.divergence.similarity import layer_similarity
-from lensprune.divergence.thrift import SHARES, changes_of, thrift
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
@@ -54,10 +54,10 @@ class FidelityStudy:
     `agreement`: a row a (task, protocol, measure), see `agreement_with_loss`, with ``accuracy_clean``, ``n`` items and
     ``ceiling``: the correlation that a score without error could be expected to reach, √`split_half`. Tasks and
     protocols at which the clean model is at chance have no row. `scores`: every measure of every (task, variant).
-    `summary`: of the sweep. `gap`: see `failure_gap` (empty without both protocols). `thrift`: see `thrift`, by task.
-    `seconds`: a row a task: ``generate`` (the sweep under generate), ``fidelity`` (clean generation and reading),
-    ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth of the items, NaN where the clean
-    model answers none of these right.
+    `summary`: of the sweep. `gap`: see `failure_gap` (empty without both protocols). `sample_efficiency`: see
+    `sample_efficiency`, by task. `seconds`: a row a task: ``generate`` (the sweep under generate), ``fidelity`` (clean
+    generation and reading), ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth of the
+    items, NaN where the clean model answers none of these right.
     """
 
     model: str
@@ -65,7 +65,7 @@ class FidelityStudy:
     scores: pd.DataFrame
     summary: pd.DataFrame
     gap: pd.DataFrame
-    thrift: pd.DataFrame
+    sample_efficiency: pd.DataFrame
     seconds: pd.DataFrame
 
 
@@ -117,12 +117,14 @@ def validate_fidelity(
     variants = each_layer(facts, "skip", layers) if over == "layers" else each_head(facts, "zero", layers)
     options = option_values(given, Items, Rows, Prompts, Execution)
     general = _general(hooked, variants, over)
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("agreement", "scores", "summary", "gap", "thrift")}
+    tables: dict[str, list[pd.DataFrame]] = {
+        name: [] for name in ("agreement", "scores", "summary", "gap", "sample_efficiency")
+    }
     seconds = []
     for task in names:
-        asked = SweepOptions.given(task, "generate", variants, **options)
-        [reading] = read_answers(hooked.module, asked, progress=progress)
-        few = _seconds_of_few(hooked, replace(asked, limit=max(1, limit // _FEW)), progress)
+        sweep_options = SweepOptions.given(task, "generate", variants, **options)
+        [reading] = read_answers(hooked.module, sweep_options, progress=progress)
+        few = _seconds_of_few(hooked, replace(sweep_options, limit=max(1, limit // _FEW)), progress)
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
@@ -132,17 +134,19 @@ def validate_fidelity(
             records[protocol], summary[protocol] = run.records(), run.summary()
         measured = pd.concat(records.values(), ignore_index=True)
         of_task = pd.concat(summary.values(), ignore_index=True)
-        found = _scores(reading, of_task).merge(general, on="variant")
-        rows = agreement_with_loss(found, of_task, _measures(over), resamples=resamples, seed=seed)
+        scores = _scores(reading, of_task).merge(general, on="variant")
+        rows = agreement_with_loss(scores, of_task, _measures(over), resamples=resamples, seed=seed)
         tables["agreement"].append(_with_ceiling(rows, of_task, measured))
-        tables["scores"].append(found)
+        tables["scores"].append(scores)
         tables["summary"].append(of_task)
-        tables["thrift"].append(_thrift(reading, records["generate"], seed).assign(task=found["task"].iloc[0]))
+        tables["sample_efficiency"].append(
+            _sample_efficiency(reading, records["generate"], seed).assign(task=scores["task"].iloc[0])
+        )
         if "continuation" in protocols:
             tables["gap"].append(failure_gap(measured))
         cost = sum(reading.seconds.values())
-        seconds.append((found["task"].iloc[0], taken, cost, taken / cost, few, taken / few))
-    joined = {name: _joined(own) for name, own in tables.items()}
+        seconds.append((scores["task"].iloc[0], taken, cost, taken / cost, few, taken / few))
+    joined = {name: _joined(frames) for name, frames in tables.items()}
     if joined["gap"].empty:
         joined["gap"] = pd.DataFrame(columns=list(GAP_COLUMNS))
     columns = ["task", "generate", "fidelity", "ratio", "few", "few_ratio"]
@@ -172,22 +176,22 @@ def _scores(reading: AnswerReading, summary: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, object] = {"variant": variant.name, "layer": variant.layer, "head": variant.head}
         row |= fidelity_row(reading.items[variant.name], reading.n_tokens)
         rows.append(row)
-    found = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+    frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
     # The sweep may write a task's parameters in another order than they were given.
-    found.insert(0, "task", summary["task"].iloc[0])
+    frame.insert(0, "task", summary["task"].iloc[0])
     likelihood = summary[summary["mean_gold_logprob"].notna()].drop_duplicates("variant").set_index("variant")
-    found["gold_logprob"] = found["variant"].map(likelihood["mean_gold_logprob"]).astype(float)
-    return found
+    frame["gold_logprob"] = frame["variant"].map(likelihood["mean_gold_logprob"]).astype(float)
+    return frame
 
 
-def _thrift(reading: AnswerReading, records: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _sample_efficiency(reading: AnswerReading, records: pd.DataFrame, seed: int) -> pd.DataFrame:
     changes = changes_of(records)
     names = [variant.name for variant in reading.variants]
     items = pd.DataFrame({name: reading.items[name]["fidelity"] for name in names}, index=list(reading.item_ids))
     # An answer that was not read says nothing of any variant.
     scores = items.reindex(changes.index).fillna(0.0)
     shares = [share for share in SHARES if 0 < round(share * len(changes)) < len(changes)]
-    return thrift(scores.to_numpy(), changes[names].to_numpy(), shares, seed=seed)
+    return sample_efficiency(scores.to_numpy(), changes[names].to_numpy(), shares, seed=seed)
 
 
 def _measures(over: str) -> dict[str, int]:
@@ -208,7 +212,7 @@ def _general(model: HookedModel, variants: Sequence[Variant], over: str) -> pd.D
 def _with_ceiling(rows: pd.DataFrame, summary: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     clean = summary[summary["variant"] == "clean"].set_index("protocol")
     ranked = records[records["protocol"].isin(rows["protocol"])]
-    ceilings = {protocol: split_half_of(own) ** 0.5 for protocol, own in ranked.groupby("protocol")}
+    ceilings = {protocol: split_half_of(group) ** 0.5 for protocol, group in ranked.groupby("protocol")}
     return rows.assign(
         accuracy_clean=rows["protocol"].map(clean["accuracy"]),
         n=rows["protocol"].map(clean["n"]),

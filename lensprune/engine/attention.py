@@ -148,11 +148,11 @@ class TreeAttention:
         self._longest = max(tree.positions) + 1
         self._packed: tuple[Packed, list[Packed]] | None = None
         if is_recent_gpu(torch.device(device)):
-            own = Packed.of([(slice(n.start, n.end), slice(n.start, n.end)) for n in tree.nodes], device)
+            within = Packed.of([(slice(n.start, n.end), slice(n.start, n.end)) for n in tree.nodes], device)
             levels = [
                 [(slice(n.end, n.subtree_end), slice(n.start, n.end)) for n in nodes] for nodes in _by_depth(tree)
             ]
-            self._packed = own, [Packed.of(blocks, device) for blocks in levels]
+            self._packed = within, [Packed.of(blocks, device) for blocks in levels]
         self.saved: torch.Tensor | None = None
         self.save = False
         self.keep_kv: Callable[[torch.Tensor, torch.Tensor], None] | None = None
@@ -186,12 +186,12 @@ class TreeAttention:
         out = torch.empty(q.shape, dtype=wide, device=q.device)
         lse = torch.empty(q.shape[:2], dtype=wide, device=q.device)
         for node in self._large:
-            own = slice(node.start, node.end)
+            span = slice(node.start, node.end)
             allowed = _own_window(node.length, window, q.device)
             part = partial_attention(
-                q[None, :, own], k[None, :, own], v[None, :, own], settings, causal=True, allowed=allowed
+                q[None, :, span], k[None, :, span], v[None, :, span], settings, causal=True, allowed=allowed
             )
-            out[:, own], lse[:, own] = part[0][0], part[1][0]
+            out[:, span], lse[:, span] = part[0][0], part[1][0]
         for bucket in self._buckets:
             q_rows, k_rows, v_rows = (t[:, bucket.index].transpose(0, 1) for t in (q, k, v))
             allowed = _own_window(bucket.index.shape[1], window, q.device)
@@ -199,23 +199,23 @@ class TreeAttention:
             out[:, bucket.target] = part_out.transpose(0, 1)[:, bucket.node, bucket.token].to(wide)
             lse[:, bucket.target] = part_lse.transpose(0, 1)[:, bucket.node, bucket.token]
         for node in self._branches:
-            own, below = slice(node.start, node.end), slice(node.end, node.subtree_end)
+            span, below = slice(node.start, node.end), slice(node.end, node.subtree_end)
             allowed = None
             if window is not None:
-                allowed = (self._positions[below, None] - self._positions[None, own] < window)[None]
-            part = partial_attention(q[None, :, below], k[None, :, own], v[None, :, own], settings, allowed=allowed)
+                allowed = (self._positions[below, None] - self._positions[None, span] < window)[None]
+            part = partial_attention(q[None, :, below], k[None, :, span], v[None, :, span], settings, allowed=allowed)
             merge_into((out[:, below], lse[:, below]), (part[0][0].to(wide), part[1][0]))
         return out.to(q.dtype).transpose(0, 1)
 
 
 def _in_few_calls(
-    own: Packed, levels: Sequence[Packed], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
+    within: Packed, levels: Sequence[Packed], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
 ) -> Float[torch.Tensor, "tok head d_head"] | None:
     """One call for all nodes' own tokens and one for each depth at which nodes branch; ``None``: there is no kernel."""
-    found = flash_packed(q, k, v, own, scaling, causal=True)
-    if found is None:
+    result = flash_packed(q, k, v, within, scaling, causal=True)
+    if result is None:
         return None
-    out, lse = widened(found[0]), found[1].contiguous()
+    out, lse = widened(result[0]), result[1].contiguous()
     for level in levels:
         part = flash_packed(q, k, v, level, scaling)
         assert part is not None

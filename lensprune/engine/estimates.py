@@ -15,7 +15,7 @@ from lensprune.ablation.variants import Variant
 from lensprune.engine.activations import START, KeptActivations
 from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import batches_by_length, pad_left
-from lensprune.engine.rope import RopeSides
+from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.scoring import pad_token_id
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction
@@ -61,9 +61,9 @@ def estimate_logprobs(
         changes[site].append((index, function))
     clean = torch.zeros(len(requests), dtype=torch.float64)
     estimated = torch.zeros(len(variants), len(requests), dtype=torch.float64)
-    sides = RopeSides(model)
+    rope_buckets = LongRopeBuckets(model)
     lengths = [len(request.input_ids) for request in requests]
-    for batch in batches_by_length(lengths, max_tokens, [sides.of(request) for request in requests]):
+    for batch in batches_by_length(lengths, max_tokens, [rope_buckets.of(request) for request in requests]):
         own = [requests[i] for i in batch]
         padded = pad_left([r.input_ids for r in own], pad_token_id(model), model.facts.device)
         state.position_ids = padded.position_ids

@@ -27,7 +27,7 @@ from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.probe import checked_stack
-from lensprune.engine.rope import RopeSides
+from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.tree import Tokens, build_tree, chunk_sequences
 from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.errors import UserError
@@ -74,7 +74,7 @@ class ForkedExecutor:
         self.model = model
         self.limits = DecodeLimits(max_rows, max_kv_bytes, max_tokens)
         self._hooked = HookedExecutor(model, min(max_tokens, 2048))
-        self._sides = RopeSides(model)
+        self._rope_buckets = LongRopeBuckets(model)
         self._stack = checked_stack(model)
 
     def run(
@@ -87,14 +87,14 @@ class ForkedExecutor:
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
-        near = {i: request for i, request in enumerate(requests) if self._sides.of(request) == 0}
+        near = {i: request for i, request in enumerate(requests) if self._rope_buckets.of(request) == 0}
         far = [i for i in range(len(requests)) if i not in near]
         if far:
             logger.info(
                 "%d of %d requests are longer than the %d tokens of LongRoPE's short angles: these run by hooks",
                 len(far),
                 len(requests),
-                self._sides.longest,
+                self._rope_buckets.longest,
             )
         answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress)
         for variant in variants:
@@ -103,9 +103,9 @@ class ForkedExecutor:
             else:
                 responses = next(answers)
                 if far:
-                    asked = [requests[i] for i in far]
-                    [own] = self._hooked.run(asked, [variant], reference=reference, progress=progress)
-                    responses.update(zip(far, own.responses, strict=True))
+                    far_requests = [requests[i] for i in far]
+                    [by_hooks] = self._hooked.run(far_requests, [variant], reference=reference, progress=progress)
+                    responses.update(zip(far, by_hooks.responses, strict=True))
                 yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 
     def _answers(
@@ -171,8 +171,8 @@ class ForkedExecutor:
         waiting = list(by_input)
         while waiting:
             chunk = next(chunk_sequences(waiting, self.limits.tokens))
-            asked = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
-            if self._fits(partial(self._score_chunk, chunk, asked, variants, reference, answered), len(chunk)):
+            chunk_requests = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
+            if self._fits(partial(self._score_chunk, chunk, chunk_requests, variants, reference, answered), len(chunk)):
                 finished = set(chunk)
                 waiting = [sequence for sequence in waiting if sequence not in finished]
 

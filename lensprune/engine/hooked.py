@@ -14,7 +14,7 @@ from lensprune.engine.base import ProgressCallback, VariantResponses
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.hook_probe import rows_are_independent
-from lensprune.engine.rope import RopeSides
+from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.scoring import eos_token_ids, pad_token_id, score_continuation
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import (
@@ -34,7 +34,7 @@ class HookedExecutor:
 
     Rows are left-padded, with attention mask and position ids. `max_tokens` bounds rows × length of a batch; decoding
     keeps the rows of its prompt batch. Requests that need the same forward pass (the letters of one question) share it.
-    Rows of a batch are those that may share a call (see `RopeSides`), so no answer depends on the others. Under a
+    Rows of a batch are those that may share a call (see `LongRopeBuckets`), so no answer depends on the others. Under a
     user's own hooks the rows of a batch have one length and no padding, so that ``activation[:, 0]`` is each one's
     first token; hooks that mix the rows of a batch see one at a time (`rows_are_independent`).
     """
@@ -44,7 +44,7 @@ class HookedExecutor:
     def __init__(self, model: HookedModel, max_tokens: int = 2048) -> None:
         self.model = model
         self.max_tokens = max_tokens
-        self._sides = RopeSides(model)
+        self._rope_buckets = LongRopeBuckets(model)
 
     def run(
         self,
@@ -76,7 +76,7 @@ class HookedExecutor:
     def _alike(
         self, variant: Variant, requests: Sequence[Request], reference: ReferenceActivations | None
     ) -> Callable[[tuple[int, ...]], Hashable]:
-        """What rows of one batch must have in common besides `RopeSides`."""
+        """What rows of one batch must have in common besides `LongRopeBuckets`."""
         if not variant.hooks or not requests:
             return lambda row: None
         inputs = dict.fromkeys(r.input_ids if isinstance(r, LoglikelihoodRequest) else r.context_ids for r in requests)
@@ -90,7 +90,7 @@ class HookedExecutor:
             by_input[request.input_ids].append(index)
         inputs = list(by_input)
         lengths = [len(row) for row in inputs]
-        labels = [(self._sides.of_length(len(row)), alike(row)) for row in inputs]
+        labels = [(self._rope_buckets.of_length(len(row)), alike(row)) for row in inputs]
         for batch in batches_by_length(lengths, self.max_tokens, labels):
             rows = [inputs[i] for i in batch]
             padded = pad_left(rows, pad_token_id(self.model), self.model.facts.device)
@@ -107,13 +107,18 @@ class HookedExecutor:
     def _generate(
         self, requests: dict[int, GenerateRequest], state: BatchState, alike: Callable[[tuple[int, ...]], Hashable]
     ) -> Iterator[tuple[int, Response]]:
-        indices, asked = list(requests), list(requests.values())
-        contexts = [len(r.context_ids) for r in asked]
-        lengths = [size + r.max_new_tokens for size, r in zip(contexts, asked, strict=True)]
+        indices, to_generate = list(requests), list(requests.values())
+        contexts = [len(r.context_ids) for r in to_generate]
+        lengths = [size + r.max_new_tokens for size, r in zip(contexts, to_generate, strict=True)]
         # A finished row runs on while others of its batch generate, and must not pass the context's end meanwhile, nor
         # a length at which angles change: among rows that generate equally many tokens none does.
-        apart = max(contexts, default=0) + max((r.max_new_tokens for r in asked), default=0) > self._sides.longest
-        labels = [(self._sides.of(r), r.max_new_tokens if apart else 0, alike(r.context_ids)) for r in asked]
+        apart = (
+            max(contexts, default=0) + max((r.max_new_tokens for r in to_generate), default=0)
+            > self._rope_buckets.longest
+        )
+        labels = [
+            (self._rope_buckets.of(r), r.max_new_tokens if apart else 0, alike(r.context_ids)) for r in to_generate
+        ]
         for batch in batches_by_length(lengths, self.max_tokens, labels):
             yield from self._generate_batch({indices[i]: requests[indices[i]] for i in batch}, state)
 

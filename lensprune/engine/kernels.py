@@ -21,7 +21,7 @@ FUSED_QUERIES = 8
 to four times)."""
 
 _HALF = (torch.float16, torch.bfloat16)
-_MOST_FLASH_WIDTH = 256
+_MAX_FLASH_WIDTH = 256
 _ALIGNED = 16
 
 packed_kernel = torch.ops.aten._flash_attention_forward
@@ -63,7 +63,7 @@ def is_recent_gpu(device: torch.device) -> bool:
 
 
 def _flash_takes(q: torch.Tensor) -> bool:
-    return q.dtype in _HALF and q.shape[-1] % 8 == 0 and q.shape[-1] <= _MOST_FLASH_WIDTH
+    return q.dtype in _HALF and q.shape[-1] % 8 == 0 and q.shape[-1] <= _MAX_FLASH_WIDTH
 
 
 def _grouped(

@@ -21,7 +21,7 @@ from lensprune.engine.edits import LayerEdits, RowEdit
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.errors import LensPruneError, first_line
 from lensprune.models.base import HookedModel, ModelFacts
-from lensprune.models.bridge import hookless_twin
+from lensprune.models.bridge import unhooked_copy
 from lensprune.models.positions import row_index_floor
 
 __all__ = ["FlatBatch", "LayerStack", "UnsupportedByFastPath", "errors_as_unsupported"]
@@ -71,7 +71,7 @@ class FlatBatch:
         return FlatBatch(self.position_ids[:, index], self.embedded[:, index], {layer: arguments})
 
 
-class _Witness:
+class AttentionRecorder:
     """An attention plan that notes what a layer passes."""
 
     settings: AttentionSettings | None = None
@@ -111,7 +111,7 @@ class LayerStack:
         if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
             raise UnsupportedByFastPath("parameters of the model were replaced by others after it was loaded")
         # A tree of its own over the same tensors, because its attention is replaced for good.
-        raw = hookless_twin(raw)
+        raw = unhooked_copy(raw)
         bridge: Any = model.module
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))
@@ -156,12 +156,12 @@ class LayerStack:
 
     def _try_layers(self, facts: ModelFacts) -> None:
         """Run one token through the layers, and refuse those that stand-ins or an `AttentionPlan` cannot replace."""
-        witnesses = [_Witness() for _ in self._layers]
+        recorders = [AttentionRecorder() for _ in self._layers]
 
         def watched(layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 bound = self._signatures[layer].bind(*args, **kwargs)
-                bound.arguments["attention_mask"] = witnesses[layer]
+                bound.arguments["attention_mask"] = recorders[layer]
                 out = forward(*bound.args, **bound.kwargs)
                 if isinstance(out, tuple):
                     raise UnsupportedByFastPath(f"{facts.architecture}: layer {layer} returns more than the residual")
@@ -173,9 +173,9 @@ class LayerStack:
         with self._replaced([watched(i, layer.forward) for i, layer in enumerate(self._layers)]):
             self._raw.base_model(input_ids=token, position_ids=token, use_cache=False)
         config = self._raw.config.get_text_config()
-        for layer, witness in enumerate(witnesses):
+        for layer, recorder in enumerate(recorders):
             where = f"{facts.architecture}: layer {layer}"
-            settings = witness.settings
+            settings = recorder.settings
             if settings is None:
                 raise UnsupportedByFastPath(f"{where} does not attend through transformers' attention functions")
             if settings.sinks:

@@ -28,10 +28,10 @@ _SMALLEST_SHOWN = 10**7
 _LOGIT_COPIES = 3
 """Logits, their fp32 copy, and the mask of finite ones."""
 
-MOST_ROWS, MOST_TOKENS = 1024, 32768
+MAX_ROWS, MAX_TOKENS = 1024, 32768
 """Beyond these a larger batch is no faster."""
 
-MOST_GPU_ROWS = 4096
+MAX_GPU_ROWS = 4096
 """The same on a GPU, where a decode step of few rows takes as long as one of many."""
 
 _GPU_SHARE = 0.8
@@ -70,8 +70,8 @@ def limits_for_memory(facts: ModelFacts, memory: int) -> DecodeLimits:
         )
     half = (memory - logits) // 2
     tokens = half // per_token
-    most_rows = MOST_GPU_ROWS if torch.device(facts.device).type == "cuda" else MOST_ROWS
-    return DecodeLimits(rows=min(tokens, most_rows), kv_bytes=half, tokens=min(tokens, MOST_TOKENS))
+    most_rows = MAX_GPU_ROWS if torch.device(facts.device).type == "cuda" else MAX_ROWS
+    return DecodeLimits(rows=min(tokens, most_rows), kv_bytes=half, tokens=min(tokens, MAX_TOKENS))
 
 
 def gpu_limits(facts: ModelFacts, weights: int = 0) -> DecodeLimits | None:

@@ -23,7 +23,7 @@ from lensprune.engine.decoding import GroupDecoder
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath, errors_as_unsupported
-from lensprune.engine.rope import RopeSides
+from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.tree import build_tree
 from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.models.base import HookedModel, ModelFacts
@@ -55,16 +55,16 @@ def checked_stack(model: HookedModel) -> LayerStack:
 
 def probed_parts() -> list[Part]:
     """The package's own parts, narrow ones first. A plug-in's part is some of an activation that these cover."""
-    own = [part for part in parts() if _is_own(part.component)]
-    return sorted(own, key=lambda part: list(Slot).index(part.slot), reverse=True)
+    built_in = [part for part in parts() if _is_built_in(part.component)]
+    return sorted(built_in, key=lambda part: list(Slot).index(part.slot), reverse=True)
 
 
 def probed_kinds() -> list[AblationKind]:
     """The package's own kinds of ablation."""
-    return [kind for kind in ablation_kinds().values() if kind.value is None or _is_own(kind.value)]
+    return [kind for kind in ablation_kinds().values() if kind.value is None or _is_built_in(kind.value)]
 
 
-def _is_own(defined: object) -> bool:
+def _is_built_in(defined: object) -> bool:
     return str(getattr(defined, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
@@ -88,11 +88,11 @@ def _together(chosen: Sequence[Part], facts: ModelFacts) -> list[list[Component]
     for part in chosen:
         candidates = list(_candidates(part, facts))
         room = ((of_set, c) for of_set in sets for c in candidates if all(_apart(c, other, facts) for other in of_set))
-        found = next(room, None)
-        if found is None:
+        fitting = next(room, None)
+        if fitting is None:
             sets.append([candidates[0]])
         else:
-            of_set, component = found
+            of_set, component = fitting
             of_set.append(component)
     return sets
 
@@ -157,7 +157,7 @@ def _decoded(request: LoglikelihoodRequest, facts: ModelFacts) -> LoglikelihoodR
 
 def _check(model: HookedModel, stack: LayerStack) -> None:
     facts = model.facts
-    requests, variants = _requests(facts, RopeSides(model).longest), probe_variants(facts)
+    requests, variants = _requests(facts, LongRopeBuckets(model).longest), probe_variants(facts)
     decoded = [_decoded(requests[0], facts)]
     reference = _reference(model, _words(len(requests[0].input_ids), 7, facts), variants)
     with errors_as_unsupported(facts), torch.inference_mode():
@@ -165,8 +165,8 @@ def _check(model: HookedModel, stack: LayerStack) -> None:
         steps = [_decode(model, stack, request, variants, reference) for request in decoded]
     slow = HookedExecutor(model).run([*requests, *decoded], variants, reference=reference)
     for number, (variant, answered) in enumerate(zip(variants, slow, strict=True)):
-        found = [*fast[variant.name], *(scores[number] for scores in steps)]
-        for mine, other in zip(found, answered.responses, strict=True):
+        logprobs = [*fast[variant.name], *(scores[number] for scores in steps)]
+        for mine, other in zip(logprobs, answered.responses, strict=True):
             assert isinstance(other, LoglikelihoodResponse)
             room = PROBE_TOLERANCE[facts.dtype] * max(1.0, abs(other.logprob) / other.n_tokens / 4) * other.n_tokens
             if math.isfinite(other.logprob) and not abs(mine - other.logprob) <= room:
@@ -186,18 +186,18 @@ def _whole_texts(
     """Log-probability of each request's continuation under each variant, through a prefix tree."""
     tree = build_tree([request.input_ids for request in requests])
     scorer = TreeScorer(tree, dict(enumerate(requests)))
-    # All tokens: the last layer then runs as a whole, and the witness sees every row.
+    # All tokens: the last layer then runs as a whole, and the recorder sees every row.
     wanted = torch.arange(len(tree), device=model.facts.device)
     scored, position_ids = scorer.positions.to(wanted.device), tree.position_ids(model.facts.device)[0]
-    found: dict[str, list[float]] = {}
-    witness = _Witness(model, stack, variants)
+    logprobs: dict[str, list[float]] = {}
+    recorder = ProjectionRecorder(model, stack, variants)
     try:
         for variant, hidden in fork_variants(stack, model.facts, tree, wanted, variants, reference):
-            witness.check(variant, reference, position_ids)
-            found[variant.name] = [r.logprob for r in scorer.score(stack, hidden[scored]).values()]
+            recorder.check(variant, reference, position_ids)
+            logprobs[variant.name] = [r.logprob for r in scorer.score(stack, hidden[scored]).values()]
     finally:
-        witness.leave()
-    return found
+        recorder.leave()
+    return logprobs
 
 
 def _decode(
@@ -208,11 +208,11 @@ def _decode(
     reference: ReferenceActivations,
 ) -> list[float]:
     """Log-probability of the request's continuation under each variant, decoded token by token."""
-    asked = GenerateRequest(request.context_ids, (), len(request.continuation_ids))
-    return GroupDecoder(model, stack, variants, [asked], reference).forced(request.continuation_ids).tolist()
+    generation = GenerateRequest(request.context_ids, (), len(request.continuation_ids))
+    return GroupDecoder(model, stack, variants, [generation], reference).forced(request.continuation_ids).tolist()
 
 
-class _Witness:
+class ProjectionRecorder:
     """Sees that attention's output projection receives exactly what a variant puts in the place of heads."""
 
     def __init__(self, model: HookedModel, stack: LayerStack, variants: Sequence[Variant]) -> None:

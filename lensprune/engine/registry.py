@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from lensprune.engine.limits import DecodeLimits
     from lensprune.models.base import HookedModel
 
-__all__ = ["SPREADS", "ExecutorInfo", "executor_info", "executor_names", "make_executor", "register_executor"]
+__all__ = ["BACKENDS", "ExecutorInfo", "executor_info", "executor_names", "make_executor", "register_executor"]
 
-SPREADS = ("ray",)
+BACKENDS = ("ray",)
 """Words that stand in an executor's place where cells are spread over workers."""
 
 Build = Callable[["HookedModel", "int | DecodeLimits | None"], "Executor"]
@@ -54,7 +54,7 @@ def register_executor(name: str, *, shares_work: bool = False) -> Callable[[B], 
     """
 
     def register(build: B) -> B:
-        if name in SPREADS:
+        if name in BACKENDS:
             raise UserError(
                 f"executor name {name!r} is taken: it spreads cells over workers, whose executor is another"
             )

@@ -15,10 +15,10 @@ from lensprune.models.base import HookedModel
 from lensprune.models.positions import row_index_floor
 from lensprune.protocols.requests import GenerateRequest, Request
 
-__all__ = ["RopeSides"]
+__all__ = ["LongRopeBuckets"]
 
 
-class RopeSides:
+class LongRopeBuckets:
     """Which requests of a model may share a call; of most models, all of them.
 
     `longest` is the length in tokens up to which angles are those of short texts, at most the model's context.
@@ -28,8 +28,10 @@ class RopeSides:
         config: Any = getattr(getattr(model.module, "original_model", None), "config", None)
         parameters = {} if config is None else getattr(config.get_text_config(), "rope_parameters", None) or {}
         # Some families have one set for each type of layer.
-        sets = [own for own in parameters.values() if isinstance(own, dict)] or [parameters]
-        self._switches = {own["original_max_position_embeddings"] for own in sets if own.get("rope_type") == "longrope"}
+        sets = [rules for rules in parameters.values() if isinstance(rules, dict)] or [parameters]
+        self._switches = {
+            rules["original_max_position_embeddings"] for rules in sets if rules.get("rope_type") == "longrope"
+        }
         self._floor = None if config is None else row_index_floor(config)
         ends = self._switches | ({self._floor - 1} if self._floor else set())
         self.longest: int = max(1, min(ends | {model.facts.n_ctx}))

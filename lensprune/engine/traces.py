@@ -19,7 +19,7 @@ from lensprune.engine.fork import fork_variants
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
 from lensprune.engine.probe import checked_stack
 from lensprune.engine.registry import executor_info
-from lensprune.engine.rope import RopeSides
+from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.scoring import pad_token_id
 from lensprune.engine.tree import build_tree
 from lensprune.engine.tree_scoring import Scored, scored_positions
@@ -27,11 +27,11 @@ from lensprune.models.base import HookedModel
 from lensprune.precision import widened
 from lensprune.protocols.requests import LoglikelihoodRequest
 
-__all__ = ["MOST_POSITIONS", "TokenTrace", "trace_tokens"]
+__all__ = ["MAX_POSITIONS", "TokenTrace", "trace_tokens"]
 
-MOST_POSITIONS = 512
+MAX_POSITIONS = 512
 """Scored tokens in a chunk: the clean model's distribution is held at each of them, one row of the vocabulary."""
-_MOST_TOKENS = 8192
+_MAX_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def trace_tokens(
     *,
     reference: ReferenceActivations | None = None,
     executor: str = "forked",
-    most_positions: int = MOST_POSITIONS,
+    most_positions: int = MAX_POSITIONS,
     progress: ProgressCallback | None = None,
 ) -> list[list[TokenTrace]]:
     """For each variant, in order, one trace for each request's continuation.
@@ -79,8 +79,8 @@ def trace_tokens(
     check_variants(variants, model.facts, reference)
     stack = _layer_stack(model) if shares_work else None
     traces: dict[str, dict[int, TokenTrace]] = {variant.name: {} for variant in variants}
-    sides = RopeSides(model)
-    for chunk in _chunks(requests, most_positions, [sides.of_length(len(r.input_ids)) for r in requests]):
+    rope_buckets = LongRopeBuckets(model)
+    for chunk in _chunks(requests, most_positions, [rope_buckets.of_length(len(r.input_ids)) for r in requests]):
         for variant, of_chunk in _traced(model, stack, [requests[i] for i in chunk], variants, reference):
             traces[variant.name].update(zip(chunk, of_chunk, strict=True))
             if progress is not None:
@@ -113,17 +113,19 @@ def _traced(
         yield from zip(slow, _hooked(model, requests, slow, reference), strict=True)
 
 
-def _chunks(requests: Sequence[LoglikelihoodRequest], most_positions: int, sides: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of requests that run in one call, each with the same of `sides`."""
+def _chunks(
+    requests: Sequence[LoglikelihoodRequest], most_positions: int, rope_buckets: Sequence[int]
+) -> Iterator[list[int]]:
+    """Indices of requests that run in one call, each with the same of `rope_buckets`."""
     # Neighbours by their contexts share prefixes.
-    order = sorted(range(len(requests)), key=lambda i: (sides[i], requests[i].context_ids))
+    order = sorted(range(len(requests)), key=lambda i: (rope_buckets[i], requests[i].context_ids))
     chunk: list[int] = []
     positions = tokens = 0
     for i in order:
         size = len(requests[i].continuation_ids)
         length = len(requests[i].context_ids) + size
-        full = positions + size > most_positions or tokens + length > _MOST_TOKENS
-        if chunk and (full or sides[i] != sides[chunk[0]]):
+        full = positions + size > most_positions or tokens + length > _MAX_TOKENS
+        if chunk and (full or rope_buckets[i] != rope_buckets[chunk[0]]):
             yield chunk
             chunk, positions, tokens = [], 0, 0
         chunk.append(i)
@@ -165,7 +167,7 @@ class _Measure:
             for c in (behind - norm[rows], regret, kl[rows])
         ]
         pieces = [np.split(column, np.cumsum(self._scored.sizes)[:-1]) for column in columns]
-        return [TokenTrace(*own) for own in zip(*pieces, strict=True)]
+        return [TokenTrace(*values) for values in zip(*pieces, strict=True)]
 
 
 def _forked(
@@ -193,16 +195,18 @@ def _hooked(
 ) -> Iterator[list[TokenTrace]]:
     def scored(variant: Variant) -> Float[torch.Tensor, "scored d_vocab"]:
         # A user's own hooks see one prompt at a time, and no padding.
-        return torch.cat([together(variant, own) for own in ([[r] for r in requests] if variant.hooks else [requests])])
+        return torch.cat(
+            [together(variant, group) for group in ([[r] for r in requests] if variant.hooks else [requests])]
+        )
 
-    def together(variant: Variant, asked: Sequence[LoglikelihoodRequest]) -> Float[torch.Tensor, "scored d_vocab"]:
-        padded = pad_left([r.input_ids for r in asked], pad_token_id(model), model.facts.device)
-        kept = max(len(r.continuation_ids) for r in asked)
+    def together(variant: Variant, group: Sequence[LoglikelihoodRequest]) -> Float[torch.Tensor, "scored d_vocab"]:
+        padded = pad_left([r.input_ids for r in group], pad_token_id(model), model.facts.device)
+        kept = max(len(r.continuation_ids) for r in group)
         hooks = VariantHooks(model, variant, BatchState(padded.position_ids, padded.input_ids), reference)
         with torch.inference_mode(), model.hooks(hooks.named):
             logits = model.forward(padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept)
         hooks.check_fired()
-        return torch.cat([own[-len(r.continuation_ids) :] for own, r in zip(logits, asked, strict=True)])
+        return torch.cat([row_logits[-len(r.continuation_ids) :] for row_logits, r in zip(logits, group, strict=True)])
 
     clean = scored(CLEAN)
     each = torch.arange(len(clean), device=clean.device)

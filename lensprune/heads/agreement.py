@@ -70,28 +70,28 @@ def importance_agreement(
         raise UserError("agreement is between ways of removing heads: give two ablations, or one with its estimate")
     hooked = as_hooked_model(model)
     variants = {kind: each_head(hooked, kind, layers) for kind in ablations}
-    run = sweep(hooked, tasks, protocols, [v for own in variants.values() for v in own], **options)
+    run = sweep(hooked, tasks, protocols, [v for of_kind in variants.values() for v in of_kind], **options)
     kept = {name: value for name, value in options.items() if name not in ("progress", "out")}
-    prepared = prepare(
+    job = prepare(
         hooked,
         SweepOptions(
             tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
             protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
-            variants=tuple(v for own in variants.values() for v in own),
+            variants=tuple(v for of_kind in variants.values() for v in of_kind),
             **kept,
         ),
     )
     executor = make_executor("forked", hooked)
     frames, rows = [], []
-    for asked, (task, protocol) in zip(prepared.asked, run.cells, strict=True):
+    for condition, (task, protocol) in zip(job.conditions, run.cells, strict=True):
         measure = protocol_named(protocol).measure
         columns = {}
         for kind in ablations:
-            [found] = run.effects(task, protocol, ablation=kind, measure=measure)
-            columns[kind] = found.effects
+            [cell_effects] = run.effects(task, protocol, ablation=kind, measure=measure)
+            columns[kind] = cell_effects.effects
         for kind in estimated:
-            reference = reference_of(prepared, asked, variants[kind])
-            columns[f"estimate:{kind}"] = estimated_effects(hooked, asked, variants[kind], executor, reference)
+            reference = reference_of(job, condition, variants[kind])
+            columns[f"estimate:{kind}"] = estimated_effects(hooked, condition, variants[kind], executor, reference)
         heads = variants[ablations[0]]
         place = {"task": task, "protocol": protocol, "layer": [v.layer for v in heads], "head": [v.head for v in heads]}
         frames.append(pd.DataFrame({**place, **columns}))

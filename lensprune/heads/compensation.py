@@ -22,7 +22,7 @@ from lensprune.sweeps.run import sweep
 
 __all__ = ["Compensation", "pairwise_compensation"]
 
-MOST_HEADS = 40
+MAX_HEADS = 40
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,29 @@ def pairwise_compensation(
 
     Args:
         heads: (layer, head), such as the strongest of a sweep or of `importance_of`.
-        measure: ``correct``, ``gold_logprob`` or ``margin``; ``None`` takes the margin, under ``generate`` ``correct``.
+        measure: ``correct``, ``gold_logprob`` or ``logprob_margin``; ``None`` takes the margin, under ``generate``
+            ``correct``.
         options: of `lensprune.sweep` (limit, shots, seed of the items is `seed`, out, …).
 
     Raises:
         UserError: fewer than two heads, one given twice, more than 40, or a measure that the protocol does not give.
     """
-    found = [Head(int(layer), int(head)) for layer, head in heads]
-    if len(found) < 2:
-        raise UserError(f"compensation is between heads: two or more are needed, not {len(found)}")
-    if len(set(found)) < len(found):
-        twice = next(head for head in found if found.count(head) > 1)
+    chosen = [Head(int(layer), int(head)) for layer, head in heads]
+    if len(chosen) < 2:
+        raise UserError(f"compensation is between heads: two or more are needed, not {len(chosen)}")
+    if len(set(chosen)) < len(chosen):
+        twice = next(head for head in chosen if chosen.count(head) > 1)
         raise UserError(f"head {twice.label} is given twice")
-    if len(found) > MOST_HEADS:
+    if len(chosen) > MAX_HEADS:
         raise UserError(
-            f"{len(found)} heads have {len(found) * (len(found) - 1) // 2} pairs: give {MOST_HEADS} or fewer"
+            f"{len(chosen)} heads have {len(chosen) * (len(chosen) - 1) // 2} pairs: give {MAX_HEADS} or fewer"
         )
     if measure is not None and measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
     hooked = as_hooked_model(model)
-    removed = [*((head,) for head in found), *combinations(found, 2)]
-    run = sweep(hooked, tasks, protocols, [_variant(own, ablation) for own in removed], seed=seed, **options)
-    tables = [_table(run, task, protocol, found, measure, ablation, seed) for task, protocol in run.cells]
+    removed = [*((head,) for head in chosen), *combinations(chosen, 2)]
+    run = sweep(hooked, tasks, protocols, [_variant(subset, ablation) for subset in removed], seed=seed, **options)
+    tables = [_table(run, task, protocol, chosen, measure, ablation, seed) for task, protocol in run.cells]
     return Compensation(pd.concat(tables, ignore_index=True), run)
 
 

@@ -14,7 +14,7 @@ from lensprune.heads.sequences import repeated_random_tokens
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode
 
-__all__ = ["POSITIONAL", "SPREAD", "measure_positional", "measure_spread"]
+__all__ = ["ATTENTION_STATS", "POSITIONAL", "measure_attention_stats", "measure_positional"]
 
 _ROWS = 4
 """Rows a forward pass: a pattern has rows × heads × positions² numbers."""
@@ -44,7 +44,7 @@ def measure_positional(model: HookedModel, options: ScoreOptions) -> Measured:
     return {name: total / len(repeated.tokens) for name, total in sums.items()}
 
 
-def measure_spread(model: HookedModel, options: ScoreOptions) -> Measured:
+def measure_attention_stats(model: HookedModel, options: ScoreOptions) -> Measured:
     """Mean attention on the first token, entropy and distance, over all queries but the first."""
     sums: dict[str, torch.Tensor] = defaultdict(
         lambda: torch.zeros(model.facts.n_layers, model.facts.n_heads, dtype=torch.float64)
@@ -98,8 +98,8 @@ POSITIONAL: list[HeadScore] = measured_by(
         "0 to 1",
     ),
 )
-SPREAD: list[HeadScore] = measured_by(
-    measure_spread,
+ATTENTION_STATS: list[HeadScore] = measured_by(
+    measure_attention_stats,
     (
         "attention_sink",
         "attention to the first position, mean over all later queries",

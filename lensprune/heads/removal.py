@@ -32,8 +32,11 @@ def importance_of(
     Raises:
         UserError: a name that is not part of the run, or it removed no heads.
     """
-    found = run.effects(task, protocol, measure=measure)
-    frames = [pd.DataFrame({"layer": own.layers, "head": own.heads, "value": -own.effects}) for own in found]
+    effects = run.effects(task, protocol, measure=measure)
+    frames = [
+        pd.DataFrame({"layer": cell_effects.layers, "head": cell_effects.heads, "value": -cell_effects.effects})
+        for cell_effects in effects
+    ]
     return pd.concat(frames).groupby(["layer", "head"])[["value"]].mean().reset_index()
 
 
@@ -55,7 +58,7 @@ class RemovalCurves:
         (range of the middle 95% of random orders), and p_value: one-sided, that a random order does at least as badly
         (``keep``: at least as well), (1 + such orders) / (1 + random orders)."""
         keys = ["task", "protocol", "k"]
-        chance = {key: own["accuracy"].to_numpy() for key, own in self._random().groupby(keys)}
+        chance = {key: group["accuracy"].to_numpy() for key, group in self._random().groupby(keys)}
         rows = []
         for row in self.table[self.table["order"] != "random"].to_dict("records"):
             random = chance[row["task"], row["protocol"], row["k"]]
@@ -149,14 +152,14 @@ def _orders(
         return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))
 
     by_place = heads(ranked)
-    found: dict[str, tuple[Head, ...]] = {}
+    order_of: dict[str, tuple[Head, ...]] = {}
     for name in orders:
         if name == "random":
             shuffles = random_orders(by_place, random_seeds, seed)
-            found |= {f"random#{index}": order for index, order in enumerate(shuffles)}
+            order_of |= {f"random#{index}": order for index, order in enumerate(shuffles)}
         elif name.endswith("important_first"):
             up = name == "unimportant_first"
-            found[name] = heads(ranked.sort_values("value", ascending=up, kind="stable"))
+            order_of[name] = heads(ranked.sort_values("value", ascending=up, kind="stable"))
         else:
-            found[name] = by_place if name == "shallow_first" else by_place[::-1]
-    return found
+            order_of[name] = by_place if name == "shallow_first" else by_place[::-1]
+    return order_of

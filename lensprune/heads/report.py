@@ -77,15 +77,15 @@ def heads_report(
         tables[EFFECTS_FILE] = joined
         lines.append(_strongest(joined, most))
         for ablation in dict.fromkeys(joined["ablation"]):
-            found = head_tables(effects_of, ablation)
+            analysed = head_tables(effects_of, ablation)
             name = f"_{ablation}" if joined["ablation"].nunique() > 1 else ""
-            tables[f"concentration{name}.csv"] = found.concentration
-            lines.append(_concentration(found.concentration, ablation))
-            if any(own.effects.any() for own in found.effects):
+            tables[f"concentration{name}.csv"] = analysed.concentration
+            lines.append(_concentration(analysed.concentration, ablation))
+            if any(cell_effects.effects.any() for cell_effects in analysed.effects):
                 draw[f"lorenz{name}"] = partial(effects_of.plot_concentration, ablation=ablation)
-            if found.overlap is not None:
-                tables[f"overlap{name}.csv"] = found.overlap
-                lines.append(_overlap(found.overlap, ablation))
+            if analysed.overlap is not None:
+                tables[f"overlap{name}.csv"] = analysed.overlap
+                lines.append(_overlap(analysed.overlap, ablation))
     if out is not None:
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
     return "\n\n".join(lines)
@@ -95,8 +95,8 @@ def _top(scores: pd.DataFrame, most: int) -> str:
     rows = [["score", "top heads"]]
     best = top_heads(scores, most)
     for name in dict.fromkeys(scores["score"]):
-        own = best[best["score"] == name]
-        named = "  ".join(f"L{r.layer}.H{r.head} {r.value:.2f}" for r in own.itertuples())
+        strongest = best[best["score"] == name]
+        named = "  ".join(f"L{r.layer}.H{r.head} {r.value:.2f}" for r in strongest.itertuples())
         rows.append([str(name), named or "not measured"])
     return aligned(rows)
 

@@ -100,9 +100,9 @@ def measure_retrieval(model: HookedModel, options: ScoreOptions) -> Measured:
     Where it answers none right, no head can be said to retrieve: all scores are NaN, and a warning says so.
     """
     loaded = load_task("kv_retrieval", limit=options.limit, shots=options.shots, seed=options.seed)
-    asked = build_requests(model, loaded, "generate")
-    scores, responses = retrieval_scores(model, kv_needles(model, asked))
-    right = [outcome.correct for outcome in score_items(loaded, "generate", asked, responses)]
+    item_requests = build_requests(model, loaded, "generate")
+    scores, responses = retrieval_scores(model, kv_needles(model, item_requests))
+    right = [outcome.correct for outcome in score_items(loaded, "generate", item_requests, responses)]
     if not any(right):
         logger.warning(
             "%s answers none of %d key-value items right: its retrieval scores are NaN", model.facts.name, len(right)
@@ -111,14 +111,14 @@ def measure_retrieval(model: HookedModel, options: ScoreOptions) -> Measured:
     return {"retrieval": scores[torch.tensor(right)].mean(0)}
 
 
-def kv_needles(model: HookedModel, asked: Sequence[ItemRequests]) -> list[Needle]:
+def kv_needles(model: HookedModel, item_requests: Sequence[ItemRequests]) -> list[Needle]:
     """The needles of key-value items: the tokens of the asked key's value in the item's own JSON object.
 
     Args:
-        asked: `ItemRequests` of kv_retrieval under ``generate``.
+        item_requests: `ItemRequests` of kv_retrieval under ``generate``.
     """
     needles = []
-    for item in asked:
+    for item in item_requests:
         text, request = item.prompts[0].context, item.requests[0]
         if not isinstance(request, GenerateRequest):
             raise UserError("needles are made of items of kv_retrieval under generate")

@@ -10,7 +10,7 @@ import pandas as pd
 from lensprune.errors import UserError, unknown_name
 from lensprune.heads.arithmetic import ARITHMETIC
 from lensprune.heads.copying import COPYING
-from lensprune.heads.positional import POSITIONAL, SPREAD
+from lensprune.heads.positional import ATTENTION_STATS, POSITIONAL
 from lensprune.heads.registry import HeadScore, Measured, ScoreOptions
 from lensprune.heads.retrieval import RETRIEVAL
 from lensprune.models.adapt import as_hooked_model
@@ -18,7 +18,7 @@ from lensprune.models.adapt import as_hooked_model
 __all__ = ["SCORES", "head_scores", "score_names"]
 
 SCORES: dict[str, HeadScore] = {
-    score.name: score for score in [*POSITIONAL, *COPYING, *RETRIEVAL, *SPREAD, *ARITHMETIC]
+    score.name: score for score in [*POSITIONAL, *COPYING, *RETRIEVAL, *ATTENTION_STATS, *ARITHMETIC]
 }
 """Every head function by name; each says how it is measured and who defined it."""
 

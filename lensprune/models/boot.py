@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lensprune.errors import LensPruneError, UserError, first_line
 from lensprune.models.base import BosPolicy
-from lensprune.models.bridge import BridgeModel, hookless_twin
+from lensprune.models.bridge import BridgeModel, unhooked_copy
 from lensprune.models.current import remember_weights
 from lensprune.models.facts import hash_weights, model_facts
 from lensprune.models.no_install import nothing_installed
@@ -50,7 +50,7 @@ def boot_bridge(
     hf_model.eval()
     # Text-only configurations inside multimodal ones do not name their class, and the bridge selects by it.
     hf_model.config.architectures = [architecture]
-    twin = hookless_twin(hf_model)
+    twin = unhooked_copy(hf_model)
     parameter = next(hf_model.parameters())
     with wrapping(architecture, name), nothing_installed():
         bridge = TransformerBridge.boot_transformers(

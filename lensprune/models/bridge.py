@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from lensprune.models.base import ModelFacts, NamedHook
 from lensprune.models.positions import PositionGuard
 
-__all__ = ["BridgeModel", "hookless_twin"]
+__all__ = ["BridgeModel", "unhooked_copy"]
 
 
 _MASKS_ATTRIBUTE = "_lensprune_masks"
@@ -159,7 +159,7 @@ def _bound_masks(bridge: Any) -> None:
             block.attn.register_forward_pre_hook(bound, with_kwargs=True)
 
 
-def hookless_twin(model: PreTrainedModel) -> PreTrainedModel:
+def unhooked_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Copy the module tree of `model` but none of its tensors: parameters and buffers are shared."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return copy.deepcopy(model, memo=shared)

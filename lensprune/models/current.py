@@ -46,9 +46,9 @@ def up_to_date(adapter: Any) -> Any:
     _follow_placement(adapter)
     known = module.__dict__.get(_WEIGHTS_ATTRIBUTE)
     if known is not None:
-        found, (before, weights_hash) = fingerprint(module), known
-        if found != before:
-            weights_hash = hashlib.sha256(f"edited {found}".encode()).hexdigest()
+        now, (before, weights_hash) = fingerprint(module), known
+        if now != before:
+            weights_hash = hashlib.sha256(f"edited {now}".encode()).hexdigest()
         if weights_hash != adapter.facts.weights_hash:
             adapter.facts = replace(adapter.facts, weights_hash=weights_hash)
     return adapter
@@ -86,11 +86,11 @@ def _user_hooks(module: torch.nn.Module) -> Iterator[str]:
 
 def check_no_hooks(module: torch.nn.Module, kept: tuple[str, ...]) -> None:
     """Raise `UserError` for a hook that the user left on `module` and that is not among `kept`."""
-    found = [name for name in user_hooks(module) if name not in kept]
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    strays = [name for name in user_hooks(module) if name not in kept]
+    if strays:
+        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
         raise UserError(
-            f"the model has a hook of your own at {found[0]}{more}, which would be part of its clean numbers: remove "
+            f"the model has a hook of your own at {strays[0]}{more}, which would be part of its clean numbers: remove "
             "it (model.reset_hooks(including_permanent=True), or the handle's remove()), or pass keep_hooks=True to "
             "measure the model with it"
         )

@@ -8,7 +8,7 @@ from lensprune.errors import UserError
 
 __all__ = ["check_sizes"]
 
-_LEAST_BITS = 1
+_MIN_BITS = 1
 """Bits that a stored weight takes at least, however it is quantised."""
 
 
@@ -36,7 +36,7 @@ def check_sizes(sizes: Mapping[str, object], n_tensors: int, n_bytes: int, name:
     if layers > n_tensors:
         raise UserError(f"model {name!r} states {layers} layers, and its files hold {n_tensors} tensors")
     for key, side in {"hidden_size": 1, **whole}.items():
-        if side * width * _LEAST_BITS > 8 * n_bytes:
+        if side * width * _MIN_BITS > 8 * n_bytes:
             raise UserError(
                 f"model {name!r} states {key} {whole.get(key, width)}, more than its {n_bytes} bytes can hold"
             )

@@ -25,7 +25,17 @@ from lensprune.output.files import write_atomically, write_error
 from lensprune.output.plain_text import csv_text, visible
 from lensprune.version import __version__
 
-__all__ = ["Column", "Drawn", "Table", "csv_link", "drawn", "json_block", "render", "table", "write_page"]
+__all__ = [
+    "Column",
+    "EmbeddedFigure",
+    "Table",
+    "csv_link",
+    "embedded_figure",
+    "json_block",
+    "render",
+    "table",
+    "write_page",
+]
 
 LARGEST_INSIDE = 1_500_000
 """Bytes of a file that still goes into the page itself; browsers refuse to save much longer data: addresses."""
@@ -65,7 +75,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class EmbeddedFigure:
     """A figure inside the page: an SVG picture that can't run scripts, and the data that it draws."""
 
     name: str
@@ -103,7 +113,9 @@ def csv_link(data: pd.DataFrame | bytes) -> str | None:
     return _data_address("text/csv", data) if len(data) <= LARGEST_INSIDE else None
 
 
-def drawn(name: str, axes: Axes | Sequence[Axes], data: pd.DataFrame, alt: str, caption: str) -> Drawn:
+def embedded_figure(
+    name: str, axes: Axes | Sequence[Axes], data: pd.DataFrame, alt: str, caption: str
+) -> EmbeddedFigure:
     """Take a figure into the page and close it."""
     first = axes if isinstance(axes, Axes) else axes[0]
     figure = cast(Figure, first.figure)
@@ -113,7 +125,7 @@ def drawn(name: str, axes: Axes | Sequence[Axes], data: pd.DataFrame, alt: str, 
             figure.savefig(buffer, format="svg", metadata={"Date": None})
     finally:
         plt.close(figure)
-    return Drawn(name, _data_address("image/svg+xml", buffer.getvalue()), alt, caption, csv_link(data))
+    return EmbeddedFigure(name, _data_address("image/svg+xml", buffer.getvalue()), alt, caption, csv_link(data))
 
 
 def json_block(value: Any) -> Markup:

@@ -8,7 +8,7 @@ import torch
 from transformers import PretrainedConfig
 
 from lensprune.errors import UserError
-from lensprune.models.outline import ModelOutline
+from lensprune.models.model_config import ModelConfig
 
 __all__ = ["LayerShape", "ModelShape", "model_shape"]
 
@@ -59,19 +59,19 @@ class ModelShape:
         return 2 * (sum(layer.attention + layer.mlp for layer in self.layers) + self.unembedding)
 
 
-def model_shape(outline: ModelOutline) -> ModelShape:
+def model_shape(model_config: ModelConfig) -> ModelShape:
     """Read the sizes off the model's modules, which stand on the meta device.
 
     Raises:
         UserError: the blocks can't be told from the rest, or a mixture of experts does not say how many a token uses.
     """
-    facts, skeleton = outline.facts, outline.skeleton
+    facts, skeleton = model_config.facts, model_config.skeleton
     blocks = _blocks(skeleton, facts.n_layers, facts.name)
     head = skeleton.get_output_embeddings()
     weight = getattr(head, "weight", None)
     if weight is None:
         raise UserError(f"{facts.name}: {facts.architecture} has no unembedding matrix that can be counted")
-    text = getattr(outline.config, "text_config", None) or outline.config
+    text = getattr(model_config.config, "text_config", None) or model_config.config
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
         layers=tuple(_layer(block, text) for block in blocks),

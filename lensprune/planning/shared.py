@@ -50,13 +50,13 @@ class Chunk:
 
 def _pairs(tree: PrefixTree, wanted: Iterable[int]) -> tuple[int, int, int]:
     """All (query, key) pairs, those of the largest block, and those of the wanted positions."""
-    own = [node.length**2 for node in tree.nodes]
+    within = [node.length**2 for node in tree.nodes]
     below = [node.length * node.descendants for node in tree.nodes]
     ordered = sorted(wanted)
     last = [
         node.length * (bisect_left(ordered, node.subtree_end) - bisect_left(ordered, node.start)) for node in tree.nodes
     ]
-    return sum(own) + sum(below), max(own + below, default=0), sum(last)
+    return sum(within) + sum(below), max(within + below, default=0), sum(last)
 
 
 def forked_limits(budget: int | DecodeLimits | None) -> DecodeLimits:
@@ -91,10 +91,10 @@ def decode_chunks(
     chunks = request_chunks(generated, variants, facts, limits)
     for group in group_variants(variants, facts, chunks, limits):
         for chunk in chunks:
-            asked = list(chunk.values())
-            prompts = PromptSet.of([request.context_ids for request in asked])
-            rows = tuple((len(request.context_ids), request.max_new_tokens - 1) for request in asked)
-            size = ChunkSize(facts, asked).kv_bytes(group)
+            members = list(chunk.values())
+            prompts = PromptSet.of([request.context_ids for request in members])
+            rows = tuple((len(request.context_ids), request.max_new_tokens - 1) for request in members)
+            size = ChunkSize(facts, members).kv_bytes(group)
             pairs = _pairs(prompts.tree, prompts.last_token.tolist())
             yield Chunk(tuple(group), len(prompts.tree), *pairs, len(prompts), rows, size)
 

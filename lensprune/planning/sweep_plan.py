@@ -18,7 +18,7 @@ from lensprune.engine.registry import executor_info
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import parse_dtype
-from lensprune.models.outline import outline_model
+from lensprune.models.model_config import load_model_config
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
 from lensprune.planning.memory import peak_memory
 from lensprune.planning.result import Plan, PlannedCell
@@ -29,7 +29,7 @@ from lensprune.planning.text import plan_report
 from lensprune.planning.unshared import unshared_cost
 from lensprune.runs.store import check_out_folder
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, option_values
-from lensprune.sweeps.prepare import Asked, ask, load_tasks, resolved_variants
+from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resolved_variants
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_count
 from lensprune.sweeps.selection import VariantSelection
@@ -89,24 +89,27 @@ def plan(
     number = parse_dtype(dtype or "float32")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(place)
-    outline = outline_model(model, dtype=number, device=place, bos=cast(Any, bos or "tokenizer"))
-    shape = model_shape(outline)
-    # Requests are built from the facts and the tokenizer alone, which an outline has like any loaded model.
-    chosen = resolved_variants(outline.facts, options)
+    model_config = load_model_config(model, dtype=number, device=place, bos=cast(Any, bos or "tokenizer"))
+    shape = model_shape(model_config)
+    # Requests are built from the facts and the tokenizer alone, which a `ModelConfig` has like any loaded model.
+    chosen = resolved_variants(model_config.facts, options)
     reference_wanted = any(v.needs_reference for v in chosen)
     if screen is not None:
-        chosen = _spread_out(chosen, screen)
-    budget = budgets(outline.facts, batch_tokens, memory)
+        chosen = _evenly_over_depth(chosen, screen)
+    budget = budgets(model_config.facts, batch_tokens, memory)
     weights = shape.parameters * number.itemsize
-    if shares_work and memory is None and (free := gpu_limits(outline.facts, weights)) is not None:
+    if shares_work and memory is None and (free := gpu_limits(model_config.facts, weights)) is not None:
         budget = free if batch_tokens is None else replace(free, tokens=batch_tokens)
-    asked = ask(cast(HookedModel, outline), loaded, options, text, with_reference=reference_wanted)
-    cells = tuple(_cell(shape, outline.facts, part, chosen, budget, screened=screen is not None) for part in asked)
-    prompts = _reference_cost(shape, asked, chosen)
+    conditions = conditions_of(cast(HookedModel, model_config), loaded, options, text, with_reference=reference_wanted)
+    cells = tuple(
+        _cell(shape, model_config.facts, condition, chosen, budget, screened=screen is not None)
+        for condition in conditions
+    )
+    prompts = _reference_cost(shape, conditions, chosen)
     peak = peak_memory(
         shape,
-        outline.facts,
-        [part.requests for part in asked],
+        model_config.facts,
+        [condition.requests for condition in conditions],
         chosen,
         shares_work=shares_work,
         bytes_a_number=number.itemsize,
@@ -116,9 +119,9 @@ def plan(
     speed = given_speed or measure_speed(shape, number, place)
     total = sum((cell.shared if shares_work else cell.unshared for cell in cells), prompts)
     planned = Plan(
-        model=outline.facts.name,
+        model=model_config.facts.name,
         shape=shape,
-        dtype=outline.facts.dtype,
+        dtype=model_config.facts.dtype,
         device=place,
         executor=executor,
         n_variants=len(chosen),
@@ -149,7 +152,7 @@ def _check_device(name: str) -> None:
         raise UserError(f"{name!r} is not a device: expected cpu, cuda, cuda:1, ...") from error
 
 
-def _spread_out(variants: Sequence[Variant], fraction: float) -> tuple[Variant, ...]:
+def _evenly_over_depth(variants: Sequence[Variant], fraction: float) -> tuple[Variant, ...]:
     """As many variants as screening would choose for one task and protocol, evenly over depth.
 
     Which heads it would choose is not known without weights, and several tasks may choose different ones.
@@ -162,41 +165,41 @@ def _spread_out(variants: Sequence[Variant], fraction: float) -> tuple[Variant, 
 def _cell(
     shape: ModelShape,
     facts: ModelFacts,
-    asked: Asked,
+    condition: Condition,
     variants: Sequence[Variant],
     budget: int | DecodeLimits | None,
     *,
     screened: bool,
 ) -> PlannedCell:
-    requests = asked.requests
+    requests = condition.requests
     estimates = Cost()
     if screened:
         # A forward pass and a backward pass to the activations, each with as many products.
         estimates = unshared_cost(shape, requests, 2, budget)
     return PlannedCell(
-        task=asked.task.task.name,
-        protocol=asked.protocol,
-        items=len(asked.items),
+        task=condition.task.task.name,
+        protocol=condition.protocol,
+        items=len(condition.items),
         requests=len(requests),
         unshared=unshared_cost(shape, requests, len(variants), budget) + estimates,
         shared=shared_cost(shape, facts, requests, variants, budget) + estimates,
     )
 
 
-def _reference_cost(shape: ModelShape, asked: Sequence[Asked], variants: Sequence[Variant]) -> Cost:
+def _reference_cost(shape: ModelShape, conditions: Sequence[Condition], variants: Sequence[Variant]) -> Cost:
     """The clean model on the prompts from which mean and resample take their activations, one at a time.
 
     Values that are searched for beforehand count with their kind's passes from the layer on.
     """
     total = Cost()
     searched = {a for variant in variants for a in variant.ablations if a.definition.search_passes}
-    for part in asked:
-        for prompt in part.reference_prompts[:OPTIMAL_PROMPTS] if searched else ():
+    for condition in conditions:
+        for prompt in condition.reference_prompts[:OPTIMAL_PROMPTS] if searched else ():
             n = len(prompt)
             total += blocks_cost(shape, n, n**2) + unembedding_cost(shape, n)
             for ablation in searched:
                 once = blocks_cost(shape, n, n**2, ablation.component.layer) + unembedding_cost(shape, n)
                 total += once * ablation.definition.search_passes
-    for prompt in (prompt for part in asked for prompt in part.reference_prompts):
+    for prompt in (prompt for condition in conditions for prompt in condition.reference_prompts):
         total += blocks_cost(shape, len(prompt), len(prompt) ** 2) + unembedding_cost(shape, 1)
     return total

@@ -88,17 +88,17 @@ def plan_report(plan: Plan) -> str:
             aligned(_cost_rows(plan)),
             f"{'memory:':9}{quantity(memory.total, 'B')} at the peak with {plan.executor} ({detail})\n"
             f"{'time:':9}{duration(plan.seconds)} of matrix products with {plan.executor} ({rate})"
-            f"{_spread_line(plan)}",
+            f"{_workers_line(plan)}",
         ]
     )
 
 
-def _spread_line(plan: Plan) -> str:
+def _workers_line(plan: Plan) -> str:
     """The simulated time by `plan.workers`; nothing for a sweep in one process."""
     if plan.workers is None:
         return ""
     found = makespan(planned_times(plan), plan.workers)
     return (
-        f"\n{'spread:':9}{duration(found.seconds)} with {plan.workers} workers, each at {found.efficiency:.0%} of the "
+        f"\n{'workers:':9}{duration(found.seconds)} with {plan.workers} workers, each at {found.efficiency:.0%} of the "
         "rate of one alone; loading the model comes on top"
     )

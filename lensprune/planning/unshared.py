@@ -30,11 +30,11 @@ class Batch:
     steps: int = 0
 
 
-def batch_budget(executor: type, asked: int | DecodeLimits | None) -> int:
+def batch_budget(executor: type, limit: int | DecodeLimits | None) -> int:
     """Tokens of a batch: as asked for, or the executor's own default."""
-    if isinstance(asked, DecodeLimits):
-        return asked.tokens
-    return asked if asked is not None else int(inspect.signature(executor).parameters["max_tokens"].default)
+    if isinstance(limit, DecodeLimits):
+        return limit.tokens
+    return limit if limit is not None else int(inspect.signature(executor).parameters["max_tokens"].default)
 
 
 def hooked_batches(requests: Sequence[Request], budget: int) -> Iterator[Batch]:
@@ -49,13 +49,15 @@ def hooked_batches(requests: Sequence[Request], budget: int) -> Iterator[Batch]:
             generated.append(request)
     rows = list(kept)
     for batch in batches_by_length([len(row) for row in rows], budget):
-        own = [rows[i] for i in batch]
-        yield Batch(len(own), max(map(len, own)), sum(map(len, own)), max(kept[row] for row in own))
+        batch_rows = [rows[i] for i in batch]
+        yield Batch(
+            len(batch_rows), max(map(len, batch_rows)), sum(map(len, batch_rows)), max(kept[row] for row in batch_rows)
+        )
     lengths = [len(r.context_ids) + r.max_new_tokens for r in generated]
     for batch in batches_by_length(lengths, budget):
-        asked = [generated[i] for i in batch]
-        contexts = [len(r.context_ids) for r in asked]
-        yield Batch(len(asked), max(contexts), sum(contexts), 1, max(r.max_new_tokens for r in asked) - 1)
+        generations = [generated[i] for i in batch]
+        contexts = [len(r.context_ids) for r in generations]
+        yield Batch(len(generations), max(contexts), sum(contexts), 1, max(r.max_new_tokens for r in generations) - 1)
 
 
 def unshared_cost(

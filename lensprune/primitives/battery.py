@@ -18,13 +18,13 @@ from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode
-from lensprune.primitives.causal import LEAST_PROBES, causal_tests
+from lensprune.primitives.causal import MIN_PROBES, causal_tests
 from lensprune.primitives.chains import Chain, ChainOptions, Wording, draw_chains
 from lensprune.primitives.classes import CLASSES, MarkedSolution, tokenize_solution
-from lensprune.primitives.effects import LEAST_SOLUTIONS, SHUFFLES, TokenLosses, class_effects, token_losses
+from lensprune.primitives.effects import MIN_SOLUTIONS, SHUFFLES, TokenLosses, class_effects, token_losses
 from lensprune.primitives.probes import TESTS, make_probes
 from lensprune.primitives.result import Primitives
-from lensprune.primitives.verdicts import LEAST_KNOWN, ROLES, Thresholds, role_evidence, verdict_table
+from lensprune.primitives.verdicts import MIN_KNOWN, ROLES, Thresholds, role_evidence, verdict_table
 from lensprune.tasks import load_task
 from lensprune.tasks.base import GenerationFormat
 from lensprune.tasks.prompts import build_context, format_of
@@ -79,24 +79,24 @@ def primitives(
     """
     hooked = as_hooked_model(model)
     bounds, words = thresholds or Thresholds(), wording or Wording()
-    if limit < LEAST_SOLUTIONS:
-        raise UserError(f"limit {limit} is too few for an interval: expected {LEAST_SOLUTIONS} or more")
+    if limit < MIN_SOLUTIONS:
+        raise UserError(f"limit {limit} is too few for an interval: expected {MIN_SOLUTIONS} or more")
     if ablation not in ("zero", "mean"):
         raise UserError(f"ablation {ablation!r} is not one that primitives takes: choose zero or mean")
-    asked = ChainOptions(operands, largest, subtract, limit, shots, words, seed)
-    front = asked.examples()
-    solutions = marked_chains(hooked, asked.chains(), words, front)
+    chain_options = ChainOptions(operands, largest, subtract, limit, shots, words, seed)
+    front = chain_options.examples()
+    solutions = marked_chains(hooked, chain_options.chains(), words, front)
     rows = text_rows(hooked, default_texts(max(limit, 12)) if texts is None else texts)
     variants = [
         *each_head(hooked.facts, ablation, layers),
         *each_mlp(hooked.facts, ablation, layers),
         *each_layer(hooked.facts, "skip", layers),
     ]
-    reference = reference_for(hooked, asked, variants)
-    found = token_losses(hooked, solutions, variants, reference)
+    reference = reference_for(hooked, chain_options, variants)
+    losses = token_losses(hooked, solutions, variants, reference)
     text = token_losses(hooked, rows, variants, reference)
-    effects = class_effects(found, text, variants, shuffles=shuffles, seed=seed)
-    shuffled = class_effects(_shuffled(found, seed), text, variants, shuffles=shuffles, seed=seed)
+    effects = class_effects(losses, text, variants, shuffles=shuffles, seed=seed)
+    shuffled = class_effects(_shuffled(losses, seed), text, variants, shuffles=shuffles, seed=seed)
     chains = draw_chains(limit, operands, largest, subtract, seed, distinct=True)
     probes, missed = make_probes(hooked, chains, words, front, seed)
     places = _places(effects, bounds)
@@ -114,7 +114,7 @@ def primitives(
             role_evidence(effects, causal, bounds, placebo=True),
         ),
         thresholds=bounds,
-        asked=asked,
+        chain_options=chain_options,
         ablation=ablation,
         notes=tuple(_notes(effects, causal, missed)),
     )
@@ -147,7 +147,7 @@ def task_texts(task: str, limit: int = 24, shots: int | None = None, seed: int =
     form = format_of(loaded.task, "generate")
     if not isinstance(form, GenerationFormat):
         raise UserError(f"task {task!r} is not answered by generation, so it has no answers to read")
-    return [(build_context(form, own), form.target_delimiter + form.target(own.doc)) for own in loaded.items]
+    return [(build_context(form, item), form.target_delimiter + form.target(item.doc)) for item in loaded.items]
 
 
 def text_rows(model: HookedModel, texts: Sequence[str | tuple[str, str]]) -> list[MarkedSolution]:
@@ -168,49 +168,51 @@ def text_rows(model: HookedModel, texts: Sequence[str | tuple[str, str]]) -> lis
                 raise UserError(f"a text has {len(ids)} tokens, and the context holds {model.facts.n_ctx}")
         if 0 < front < len(ids):
             usable.append(MarkedSolution(tuple(ids[:front]), tuple(ids[front:]), ("text",) * (len(ids) - front)))
-    if len(usable) < LEAST_SOLUTIONS:
+    if len(usable) < MIN_SOLUTIONS:
         raise UserError(
-            f"{len(usable)} general texts have a token to read behind another, expected {LEAST_SOLUTIONS} or more"
+            f"{len(usable)} general texts have a token to read behind another, expected {MIN_SOLUTIONS} or more"
         )
     return usable
 
 
 def reference_for(
-    model: HookedModel, asked: ChainOptions, variants: Sequence[Variant], mode: MeanMode = "pooled"
+    model: HookedModel, chain_options: ChainOptions, variants: Sequence[Variant], mode: MeanMode = "pooled"
 ) -> ReferenceActivations | None:
     """Activations on the worked examples' kind of chains, none of which is asked, where a variant needs them."""
     needy = [variant for variant in variants if variant.needs_reference]
     if not needy:
         return None
-    others = marked_chains(model, asked.shown(_REFERENCE), asked.wording, asked.examples())
-    return collect_reference(model, [own.context_ids + own.solution_ids for own in others], needy, mode=mode)
+    others = marked_chains(model, chain_options.shown(_REFERENCE), chain_options.wording, chain_options.examples())
+    return collect_reference(
+        model, [solution.context_ids + solution.solution_ids for solution in others], needy, mode=mode
+    )
 
 
-def _shuffled(found: TokenLosses, seed: int) -> TokenLosses:
+def _shuffled(losses: TokenLosses, seed: int) -> TokenLosses:
     """The classes of each solution's predicted tokens in random order: a negative control."""
     generator = np.random.default_rng(seed + 1)
-    kinds = found.kind.copy()
-    for unit in np.unique(found.unit):
-        own = np.flatnonzero((found.unit == unit) & found.predicted)
-        kinds[own] = generator.permutation(kinds[own])
-    return replace(found, kind=kinds)
+    kinds = losses.kind.copy()
+    for unit in np.unique(losses.unit):
+        places = np.flatnonzero((losses.unit == unit) & losses.predicted)
+        kinds[places] = generator.permutation(kinds[places])
+    return replace(losses, kind=kinds)
 
 
 def _places(effects: pd.DataFrame, thresholds: Thresholds) -> list[PatchTarget]:
     """Heads and MLPs whose removal costs enough on some class."""
-    own = effects[effects["component"].isin(("head", "mlp")) & (effects["class"] != "text")]
-    strong = own[own["effect"] >= thresholds.effect].drop_duplicates("variant")
-    found = []
+    rows = effects[effects["component"].isin(("head", "mlp")) & (effects["class"] != "text")]
+    strong = rows[rows["effect"] >= thresholds.effect].drop_duplicates("variant")
+    targets = []
     for row in strong.to_dict("records"):
         head = -1 if pd.isna(row["head"]) else int(row["head"])
-        found.append(PatchTarget(cast(Any, row["component"]), int(row["layer"]), head, -1))
-    return sorted(found, key=lambda place: (place.layer, place.site, place.head))
+        targets.append(PatchTarget(cast(Any, row["component"]), int(row["layer"]), head, -1))
+    return sorted(targets, key=lambda place: (place.layer, place.site, place.head))
 
 
 def _controls(evidence: pd.DataFrame, shuffled: pd.DataFrame, placebo: pd.DataFrame) -> pd.DataFrame:
     def count(table: pd.DataFrame, role: str) -> int:
-        own = table[table["named"] & (table["role"] == role)]
-        return len(own.drop_duplicates(["component", "layer", "head"]))
+        named = table[table["named"] & (table["role"] == role)]
+        return len(named.drop_duplicates(["component", "layer", "head"]))
 
     rows = [(role, count(evidence, role), count(shuffled, role), count(placebo, role)) for role in ROLES]
     return pd.DataFrame(rows, columns=["role", "named", "named_with_shuffled_classes", "named_by_placebo"])
@@ -220,10 +222,10 @@ def _notes(effects: pd.DataFrame, causal: pd.DataFrame, missed: dict[str, int]) 
     notes = []
     for kind in CLASSES:
         seen = effects[effects["class"] == kind].iloc[0]
-        if seen["n_solutions"] < LEAST_SOLUTIONS:
+        if seen["n_solutions"] < MIN_SOLUTIONS:
             notes.append(f"class {kind}: predicted in {seen['n_solutions']} solutions, not resolvable")
     known = float(effects.loc[effects["class"] == "text", "predicted"].iloc[0])
-    if known < LEAST_KNOWN:
+    if known < MIN_KNOWN:
         notes.append(
             f"general text: the model predicts {known:.1%} of its tokens, so nothing is said about coherence, and "
             "specificity is against text that the model does not know"
@@ -232,7 +234,7 @@ def _notes(effects: pd.DataFrame, causal: pd.DataFrame, missed: dict[str, int]) 
         notes.append("no head or MLP costs as much as the threshold on any class, so none was patched")
     for test in TESTS:
         tried = causal[causal["test"] == test]
-        if len(tried) and tried["n"].iloc[0] < LEAST_PROBES:
+        if len(tried) and tried["n"].iloc[0] < MIN_PROBES:
             counts = f"{tried['n'].iloc[0]} of {tried['n_asked'].iloc[0]} probes answered right"
             without = f", {missed[test]} more could not be made" if missed[test] else ""
             notes.append(f"test {test}: {counts}{without}, not resolvable")

@@ -18,7 +18,7 @@ from lensprune.attribution.sites import PatchTarget, hook_of
 from lensprune.models.base import HookedModel
 from lensprune.primitives.probes import TESTS, Probe
 
-__all__ = ["CAUSAL_COLUMNS", "LEAST_PROBES", "causal_tests"]
+__all__ = ["CAUSAL_COLUMNS", "MIN_PROBES", "causal_tests"]
 
 CAUSAL_COLUMNS = (
     "component",
@@ -38,7 +38,7 @@ CAUSAL_COLUMNS = (
     "n",
     "n_asked",
 )
-LEAST_PROBES = 6
+MIN_PROBES = 6
 _ROWS = 64
 _PAIRS = 16
 
@@ -60,7 +60,7 @@ def causal_tests(
       Benjamini–Hochberg over places × tests of a component.
     * ``placebo_…``: the same with the logit difference of two random tokens of `others`, in place of the metric: what a
       patch does to tokens that nothing points to. NaN where no probe of the test has two of them.
-    * ``n`` of ``n_asked`` probes count; with fewer than `LEAST_PROBES` chains the rest is NaN.
+    * ``n`` of ``n_asked`` probes count; with fewer than `MIN_PROBES` chains the rest is NaN.
     """
     groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
     for index, probe in enumerate(probes):
@@ -72,13 +72,15 @@ def causal_tests(
     for indices in groups.values():
         for start in range(0, len(indices), _PAIRS):
             chosen = indices[start : start + _PAIRS]
-            own = [probes[i] for i in chosen]
-            wholes[chosen], counts[chosen], effects[chosen], placebos[chosen] = _measure(model, own, places, generator)
+            chosen_probes = [probes[i] for i in chosen]
+            wholes[chosen], counts[chosen], effects[chosen], placebos[chosen] = _measure(
+                model, chosen_probes, places, generator
+            )
     tests = np.array([probe.test for probe in probes])
     units = np.array([probe.unit for probe in probes])
     frames = []
     for test in TESTS:
-        asked = tests == test
+        of_test = tests == test
         frame = pd.DataFrame(
             {
                 "component": [place.site for place in places],
@@ -89,9 +91,9 @@ def causal_tests(
         )
         for name in CAUSAL_COLUMNS[4:-2]:
             frame[name] = np.nan
-        used = asked & counts
-        frame["n"], frame["n_asked"] = int(used.sum()), int(asked.sum())
-        if len(np.unique(units[used])) >= LEAST_PROBES:
+        used = of_test & counts
+        frame["n"], frame["n_asked"] = int(used.sum()), int(of_test.sum())
+        if len(np.unique(units[used])) >= MIN_PROBES:
             tested = len(places) * len(TESTS)
             _fill(frame, effects[used], placebos[used], units[used], wholes[used].mean(), tested, seed)
         frames.append(frame)
@@ -123,7 +125,7 @@ def _fill(
     frame["share"] = interval.delta / scale
     frame["ci_low"], frame["ci_high"] = interval.low / scale, interval.high / scale
     known = np.isfinite(placebos).all(axis=1)
-    if len(np.unique(units[known])) >= LEAST_PROBES:
+    if len(np.unique(units[known])) >= MIN_PROBES:
         frame["placebo_share"] = placebos[known].mean(axis=0) / scale
         frame["placebo_p"] = p_value(placebos[known], units[known])
 

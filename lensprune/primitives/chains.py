@@ -39,11 +39,11 @@ class Chain:
     @property
     def results(self) -> tuple[int, ...]:
         """The result of each step."""
-        found: list[int] = []
+        totals: list[int] = []
         for sign, number in zip(self.signs, self.numbers[1:], strict=True):
-            before = found[-1] if found else self.numbers[0]
-            found.append(before + number if sign == "+" else before - number)
-        return tuple(found)
+            before = totals[-1] if totals else self.numbers[0]
+            totals.append(before + number if sign == "+" else before - number)
+        return tuple(totals)
 
     def with_number(self, place: int, number: int) -> Chain:
         """The chain with another operand."""
@@ -91,9 +91,9 @@ def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, 
         UserError: there are not so many such chains.
     """
     random = Random(f"chains {seed}/{operands}/{largest}/{subtract}/{distinct}")
-    found: dict[Chain, None] = {}
+    chains: dict[Chain, None] = {}
     for _ in range(_TRIES):
-        if len(found) == n:
+        if len(chains) == n:
             break
         chain = Chain(
             tuple(random.randint(1, largest) for _ in range(operands)),
@@ -101,13 +101,13 @@ def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, 
         )
         values: Sequence[int] = (*chain.numbers, *chain.results)
         if all(0 <= value <= largest for value in values) and not (distinct and len(set(values)) < len(values)):
-            found[chain] = None
-    if len(found) < n:
+            chains[chain] = None
+    if len(chains) < n:
         raise UserError(
-            f"there are only {len(found)} chains of {operands} numbers with results up to {largest}, and {n} are "
+            f"there are only {len(chains)} chains of {operands} numbers with results up to {largest}, and {n} are "
             "asked for: take fewer, or a larger result"
         )
-    return list(found)
+    return list(chains)
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class ChainOptions:
         )
 
     def _generated(self, n: int, seed: int) -> list[Chain]:
-        found = []
+        chains = []
         for row in generate_chains(n, self.operands, self.largest, self.subtract, seed):
             parts = str(row["question"]).split()
-            found.append(Chain(tuple(int(part) for part in parts[::2]), tuple(parts[1::2])))
-        return found
+            chains.append(Chain(tuple(int(part) for part in parts[::2]), tuple(parts[1::2])))
+        return chains

@@ -48,15 +48,15 @@ def mark_solution(question: str, solution: str) -> list[Mark]:
     """
     if "<<" in solution:
         raise UserError("the solution holds calculator marks like <<3+4=7>>: take them out first")
-    asked = {_value(number) for number in re.findall(_NUMBER, question)}
+    given = {_value(number) for number in re.findall(_NUMBER, question)}
     marks: list[Mark] = []
     results: list[str] = []
     end = 0
     for equation in _EQUATION.finditer(solution):
-        marks += _outside(solution, end, equation.start(), asked, results)
-        marks += _step(solution, equation, asked, results)
+        marks += _outside(solution, end, equation.start(), given, results)
+        marks += _step(solution, equation, given, results)
         end = equation.end()
-    tail = _outside(solution, end, len(solution), asked, results)
+    tail = _outside(solution, end, len(solution), given, results)
     if results:
         tail = _concluded(solution, end, tail)
     return _filled(marks + tail, len(solution))
@@ -66,34 +66,36 @@ def _value(number: str) -> str:
     return number.replace(",", "")
 
 
-def _operand_kind(number: str, asked: set[str], results: Sequence[str], first: bool) -> str:
+def _operand_kind(number: str, given: set[str], results: Sequence[str], first: bool) -> str:
     if first and results and number == results[-1]:
         return "carried"
-    if number in asked:
+    if number in given:
         return "operand"
     return "carried" if number in results else _UNCLEAR
 
 
-def _step(solution: str, equation: re.Match[str], asked: set[str], results: list[str]) -> list[Mark]:
+def _step(solution: str, equation: re.Match[str], given: set[str], results: list[str]) -> list[Mark]:
     marks = []
     first = True
     equals = solution.rindex("=", *equation.span())
     for part in _PART.finditer(solution, equation.start(), equals):
         if part.lastgroup == "number":
-            kind = _operand_kind(_value(part[0]), asked, results, first)
+            kind = _operand_kind(_value(part[0]), given, results, first)
             first = False
             marks.append(Mark(*part.span(), kind))
         elif part.lastgroup == "operator":
             marks.append(Mark(*part.span(), "operator"))
-    found = _RESULT.search(solution, equals, equation.end())
-    assert found is not None
-    results.append(_value(found[0]))
-    return [*marks, Mark(*found.span(), "result")]
+    match = _RESULT.search(solution, equals, equation.end())
+    assert match is not None
+    results.append(_value(match[0]))
+    return [*marks, Mark(*match.span(), "result")]
 
 
-def _outside(solution: str, start: int, stop: int, asked: set[str], results: Sequence[str]) -> list[Mark]:
-    found = re.finditer(_NUMBER, solution[start:stop])
-    return [Mark(start + n.start(), start + n.end(), _operand_kind(_value(n[0]), asked, results, False)) for n in found]
+def _outside(solution: str, start: int, stop: int, given: set[str], results: Sequence[str]) -> list[Mark]:
+    numbers = re.finditer(_NUMBER, solution[start:stop])
+    return [
+        Mark(start + n.start(), start + n.end(), _operand_kind(_value(n[0]), given, results, False)) for n in numbers
+    ]
 
 
 def _concluded(solution: str, end: int, tail: list[Mark]) -> list[Mark]:
@@ -138,12 +140,12 @@ def token_classes(text: str, start: int, marks: Sequence[Mark], spans: Sequence[
     """
     kinds = []
     for first, stop in spans:
-        own = {
+        overlapping = {
             mark.kind
             for mark in marks
             if text[max(first, start + mark.start) : max(0, min(stop, start + mark.stop))].strip()
         }
-        kinds.append(own.pop() if len(own) == 1 else "words" if not own else _UNCLEAR)
+        kinds.append(overlapping.pop() if len(overlapping) == 1 else "words" if not overlapping else _UNCLEAR)
     return kinds
 
 

@@ -21,7 +21,7 @@ from lensprune.models.base import HookedModel
 from lensprune.primitives.classes import CLASSES, MarkedSolution
 from lensprune.protocols.requests import LoglikelihoodRequest
 
-__all__ = ["EFFECT_COLUMNS", "LEAST_SOLUTIONS", "TokenLosses", "class_effects", "token_losses"]
+__all__ = ["EFFECT_COLUMNS", "MIN_SOLUTIONS", "TokenLosses", "class_effects", "token_losses"]
 
 EFFECT_COLUMNS = (
     "variant",
@@ -46,7 +46,7 @@ EFFECT_COLUMNS = (
     "n_tokens",
     "n_solutions",
 )
-LEAST_SOLUTIONS = 6
+MIN_SOLUTIONS = 6
 """A class that the clean model predicts in fewer solutions is not resolvable: a sign-flip p can't reach 0.05 there."""
 SHUFFLES = 2000
 _POOL = 1023
@@ -83,23 +83,23 @@ def token_losses(
     reference: ReferenceActivations | None = None,
 ) -> TokenLosses:
     """Read the solutions teacher-forced, under each variant (which do not include the clean model)."""
-    requests = [LoglikelihoodRequest(own.context_ids, own.solution_ids) for own in solutions]
+    requests = [LoglikelihoodRequest(solution.context_ids, solution.solution_ids) for solution in solutions]
     clean, *changed = trace_tokens(model, requests, [CLEAN, *variants], reference=reference)
 
     def joined(traces: Sequence[TokenTrace]) -> np.ndarray:
         return np.concatenate([trace.logprob for trace in traces])
 
-    losses = joined(clean)[:, None] - np.stack([joined(own) for own in changed], axis=1)
+    losses = joined(clean)[:, None] - np.stack([joined(traces) for traces in changed], axis=1)
     return TokenLosses(
         loss=losses,
-        unit=np.repeat(np.arange(len(solutions)), [len(own.solution_ids) for own in solutions]),
-        kind=np.array([kind for own in solutions for kind in own.kinds]),
+        unit=np.repeat(np.arange(len(solutions)), [len(solution.solution_ids) for solution in solutions]),
+        kind=np.array([kind for solution in solutions for kind in solution.kinds]),
         predicted=np.concatenate([trace.agrees for trace in clean]),
     )
 
 
 def class_effects(
-    found: TokenLosses, text: TokenLosses, variants: Sequence[Variant], *, shuffles: int = SHUFFLES, seed: int = 0
+    losses: TokenLosses, text: TokenLosses, variants: Sequence[Variant], *, shuffles: int = SHUFFLES, seed: int = 0
 ) -> pd.DataFrame:
     """The effect of each variant on each class, over the tokens that the clean model predicts (its most likely token).
 
@@ -116,24 +116,24 @@ def class_effects(
     * ``q_value``, ``contrast_q``, ``specificity_q``: Benjamini–Hochberg over parts × classes of one component. The
       p-values behind them are fine enough for a lone effect among all parts × classes to be found.
     * ``predicted``: share of the class's tokens that the clean model predicts; ``n_tokens``, ``n_solutions``: what the
-      effect rests on. Below `LEAST_SOLUTIONS` all but these two are NaN.
+      effect rests on. Below `MIN_SOLUTIONS` all but these two are NaN.
 
     The class ``text`` has one row per variant too: its effect on general text.
     """
-    usable = found.predicted & (found.kind != "") & np.isfinite(found.loss).all(axis=1)
+    usable = losses.predicted & (losses.kind != "") & np.isfinite(losses.loss).all(axis=1)
     text_usable = np.isfinite(text.loss).all(axis=1)
     text_units = text.units(text_usable)
     tests = len(variants) * (1 + len(CLASSES))
     frames = [_row(variants, _TEXT, text, text_usable, np.ones(len(text.kind), bool), tests, seed)]
     frames[0]["text_effect"] = frames[0]["effect"]
     for kind in CLASSES:
-        own = found.kind == kind
-        wanted = usable & own
-        frame = _row(variants, kind, found, wanted, own, tests, seed)
-        if frame["n_solutions"].iloc[0] >= LEAST_SOLUTIONS:
+        of_class = losses.kind == kind
+        wanted = usable & of_class
+        frame = _row(variants, kind, losses, wanted, of_class, tests, seed)
+        if frame["n_solutions"].iloc[0] >= MIN_SOLUTIONS:
             frame["text_effect"] = frames[0]["effect"]
-            frame["contrast"], frame["contrast_p"] = _contrast(found, usable, own, shuffles, tests, seed)
-            frame["specificity"], frame["specificity_p"] = _specificity(found.units(wanted), text_units)
+            frame["contrast"], frame["contrast_p"] = _contrast(losses, usable, of_class, shuffles, tests, seed)
+            frame["specificity"], frame["specificity_p"] = _specificity(losses.units(wanted), text_units)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
     for name in ("q_value", "contrast_q", "specificity_q", "rank_p"):
@@ -164,7 +164,7 @@ def _row(
         frame[name] = np.nan
     frame["predicted"] = losses.predicted[all_of_it].mean() if all_of_it.any() else np.nan
     frame["n_tokens"], frame["n_solutions"] = int(wanted.sum()), n_units
-    if n_units >= LEAST_SOLUTIONS:
+    if n_units >= MIN_SOLUTIONS:
         interval = paired_bootstrap(losses.loss[wanted], losses.unit[wanted], largest=None, resamples=1000, seed=seed)
         frame["effect"], frame["ci_low"], frame["ci_high"] = interval.delta, interval.low, interval.high
         frame["p_value"] = sign_flip_p(losses.units(wanted), tests=tests, flips=2000, seed=seed)
@@ -174,7 +174,7 @@ def _row(
 def _contrast(
     losses: TokenLosses,
     usable: Bool[np.ndarray, " tok"],
-    own: Bool[np.ndarray, " tok"],
+    of_class: Bool[np.ndarray, " tok"],
     shuffles: int,
     tests: int,
     seed: int,
@@ -185,7 +185,7 @@ def _contrast(
     holds them as they are keeps the test exact (Hemerik & Goeman 2018), and sums over a solution are needed only once
     a shuffling.
     """
-    loss, unit, label = losses.loss[usable], losses.unit[usable], own[usable]
+    loss, unit, label = losses.loss[usable], losses.unit[usable], of_class[usable]
     n, total = label.sum(), loss.sum(axis=0)
     if n == len(label):
         return np.full(loss.shape[1], np.nan), np.full(loss.shape[1], np.nan)
@@ -206,10 +206,10 @@ def _contrast(
         counts = np.zeros(len(columns), int)
         for start in range(0, draws, _BLOCK):
             drawn = generator.integers(0, _POOL + 1, size=(len(sums), min(_BLOCK, draws - start)), dtype=np.int16)
-            found = np.zeros((drawn.shape[1], len(columns)))
+            dealt = np.zeros((drawn.shape[1], len(columns)))
             for of_solution, chosen in zip(sums, drawn, strict=True):
-                found += of_solution.take(chosen, axis=0)
-            counts += (found >= inside[columns] - TOLERANCE).sum(axis=0)
+                dealt += of_solution.take(chosen, axis=0)
+            counts += (dealt >= inside[columns] - TOLERANCE).sum(axis=0)
         return counts
 
     observed = inside / n - (total - inside) / (len(label) - n)
@@ -226,13 +226,13 @@ def _specificity(
     """
     difference = units.mean(axis=0) - text.mean(axis=0)
     variances = units.var(axis=0, ddof=1), text.var(axis=0, ddof=1)
-    spread = np.sqrt((variances[0] + variances[1]) / 2)
-    still = spread < TOLERANCE
+    pooled_sd = np.sqrt((variances[0] + variances[1]) / 2)
+    still = pooled_sd < TOLERANCE
     with np.errstate(all="ignore"), warnings.catch_warnings():
         # Groups that hardly vary are told apart below.
         warnings.simplefilter("ignore", RuntimeWarning)
         d = np.where(
-            still, np.where(np.abs(difference) < TOLERANCE, 0.0, np.sign(difference) * np.inf), difference / spread
+            still, np.where(np.abs(difference) < TOLERANCE, 0.0, np.sign(difference) * np.inf), difference / pooled_sd
         )
         p = scipy.stats.ttest_ind(units, text, equal_var=False, alternative="greater").pvalue
     alone = 1 / math.comb(len(units) + len(text), len(text))

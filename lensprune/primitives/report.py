@@ -69,7 +69,7 @@ def primitives_report(
         texts = task_texts(text_task, limit, seed=seed)
     hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
-    found = primitives(
+    result = primitives(
         hooked,
         limit=limit,
         layers=chosen,
@@ -79,43 +79,45 @@ def primitives_report(
         seed=seed,
         **options,
     )
-    tables = {f"{name}.csv": getattr(found, name) for name in ("effects", "causal", "evidence", "verdicts", "controls")}
-    lines = [for_terminal(_title(found)), _known(found), _verdicts(found), _controls(found.controls)]
+    tables = {
+        f"{name}.csv": getattr(result, name) for name in ("effects", "causal", "evidence", "verdicts", "controls")
+    }
+    lines = [for_terminal(_title(result)), _known(result), _verdicts(result), _controls(result.controls)]
     if draws:
-        tables["selectivity.csv"] = selective = selectivity(hooked, found, draws=draws, ablation=selectivity_ablation)
+        tables["selectivity.csv"] = selective = selectivity(hooked, result, draws=draws, ablation=selectivity_ablation)
         if len(selective):
             lines.append(_selectivity(selective))
-    if found.notes:
-        lines.append("\n".join(for_terminal(note) for note in found.notes))
+    if result.notes:
+        lines.append("\n".join(for_terminal(note) for note in result.notes))
     if out is not None:
-        written = write_results(Path(out), tables, {"primitives": partial(primitives_heatmaps, found)})
+        written = write_results(Path(out), tables, {"primitives": partial(primitives_heatmaps, result)})
         lines.append("\n".join(str(path) for path in written))
     return "\n\n".join(lines)
 
 
-def _title(found: Primitives) -> str:
-    asked = found.asked
-    signs = "additions and subtractions" if asked.subtract else "additions"
+def _title(result: Primitives) -> str:
+    chains = result.chain_options
+    signs = "additions and subtractions" if chains.subtract else "additions"
     return (
-        f"{found.model}: {asked.limit} chains of {asked.operands} numbers ({signs}, results up to {asked.largest}, "
-        f"{asked.shots} shots), parts removed by {found.ablation}"
+        f"{result.model}: {chains.limit} chains of {chains.operands} numbers ({signs}, results up to {chains.largest}, "
+        f"{chains.shots} shots), parts removed by {result.ablation}"
     )
 
 
-def _known(found: Primitives) -> str:
-    first = found.effects.drop_duplicates("class").set_index("class")["predicted"]
+def _known(result: Primitives) -> str:
+    first = result.effects.drop_duplicates("class").set_index("class")["predicted"]
     shown = [f"{kind} {first[kind]:.0%}" for kind in (*CLASSES, "text") if pd.notna(first[kind])]
     return "tokens that the model predicts: " + ", ".join(shown)
 
 
-def _verdicts(found: Primitives) -> str:
-    named = found.verdicts[found.verdicts["verdict"] != NOTHING]
+def _verdicts(result: Primitives) -> str:
+    named = result.verdicts[result.verdicts["verdict"] != NOTHING]
     rows = [["part", "what it does", "because", "its patch also moves"]]
     for row in named.to_dict("records"):
         part = f"L{row['layer']}.{'mlp' if pd.isna(row['head']) else 'H' + str(row['head'])}"
         rows.append([part, str(row["verdict"]), str(row["because"]), str(row["also"])])
-    rest = len(found.verdicts) - len(named)
-    return f"{aligned(rows)}\n{rest} of {len(found.verdicts)} heads and MLPs: {NOTHING}"
+    rest = len(result.verdicts) - len(named)
+    return f"{aligned(rows)}\n{rest} of {len(result.verdicts)} heads and MLPs: {NOTHING}"
 
 
 def _controls(controls: pd.DataFrame) -> str:
@@ -126,8 +128,8 @@ def _controls(controls: pd.DataFrame) -> str:
 def _selectivity(table: pd.DataFrame) -> str:
     rows = [["all heads of a role removed", "class", "nats lost", "random heads", "p", "sparing coherence", "p"]]
     for row in table.to_dict("records"):
-        own = " (own)" if row["own"] else ""
-        cells = [f"{row['role']}: {row['heads']}", f"{row['class']}{own}", f"{row['effect']:+.2f}"]
+        mark = " (own)" if row["own"] else ""
+        cells = [f"{row['role']}: {row['heads']}", f"{row['class']}{mark}", f"{row['effect']:+.2f}"]
         for null, p in (("random", "p_value"), ("spared", "spared_p")):
             cells.append(f"{row[f'{null}_mean']:.2f} [{row[f'{null}_low']:.2f}, {row[f'{null}_high']:.2f}]")
             cells.append(f"{row[p]:.2g}")

@@ -21,7 +21,7 @@ class Primitives:
     test), see `causal_tests`; parts whose removal costs less than the threshold everywhere are not tested.
     `evidence`: a row a (part, role, test). `verdicts`: a row a head or MLP. `controls`: a row a role: parts named, and
     parts that would be named if the tokens' classes were shuffled, or if each patch were judged by its placebo.
-    `thresholds`, `asked`, `ablation`: how it was measured. `notes`: what could not be measured.
+    `thresholds`, `chain_options`, `ablation`: how it was measured. `notes`: what could not be measured.
     """
 
     model: str
@@ -31,7 +31,7 @@ class Primitives:
     verdicts: pd.DataFrame
     controls: pd.DataFrame
     thresholds: Thresholds
-    asked: ChainOptions
+    chain_options: ChainOptions
     ablation: str
     notes: tuple[str, ...] = ()
 
@@ -44,9 +44,9 @@ class Primitives:
         if role not in (*ROLES, COHERENCE, NOTHING):
             raise unknown_name("role", role, [*ROLES, COHERENCE, NOTHING])
         if role in ROLES:
-            own = self.evidence[self.evidence["named"] & (self.evidence["role"] == role)]
-            own = own[own["component"] == "head"].sort_values("share", ascending=False)
+            rows = self.evidence[self.evidence["named"] & (self.evidence["role"] == role)]
+            rows = rows[rows["component"] == "head"].sort_values("share", ascending=False)
         else:
-            own = self.verdicts[(self.verdicts["verdict"] == role) & (self.verdicts["component"] == "head")]
-        places = zip(own["layer"].astype(int), own["head"].astype(int), strict=True)
+            rows = self.verdicts[(self.verdicts["verdict"] == role) & (self.verdicts["component"] == "head")]
+        places = zip(rows["layer"].astype(int), rows["head"].astype(int), strict=True)
         return list(dict.fromkeys(places))

@@ -14,7 +14,7 @@ from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.primitives.battery import marked_chains, reference_for
 from lensprune.primitives.classes import CLASSES
-from lensprune.primitives.effects import LEAST_SOLUTIONS, token_losses
+from lensprune.primitives.effects import MIN_SOLUTIONS, token_losses
 from lensprune.primitives.result import Primitives
 from lensprune.primitives.verdicts import COHERENCE, ROLES
 
@@ -29,13 +29,13 @@ _COLUMNS = [
 _Heads = list[tuple[int, int]]
 
 
-def selectivity(model: Any, found: Primitives, *, draws: int = 20, ablation: str | None = None) -> pd.DataFrame:
+def selectivity(model: Any, result: Primitives, *, draws: int = 20, ablation: str | None = None) -> pd.DataFrame:
     """Remove all heads of each role together, on as many further chains that took no part in naming them.
 
     Args:
         draws: random sets of each null.
         ablation: ``zero``; ``mean``, over other chains, position by position; ``resample``, from one other chain;
-            ``None``: `found.ablation`. Chains of one wording and length have their words at the same positions, so
+            ``None``: `result.ablation`. Chains of one wording and length have their words at the same positions, so
             both keep what a head does in every chain and take away what it knows about this one, whereas ``zero`` also
             takes a constant away that later parts may rely on.
 
@@ -51,16 +51,16 @@ def selectivity(model: Any, found: Primitives, *, draws: int = 20, ablation: str
         UserError: too few draws, too few other heads to draw from, or an ablation that it doesn't take.
     """
     hooked = as_hooked_model(model)
-    kind = ablation or found.ablation
+    kind = ablation or result.ablation
     if kind not in ("zero", "mean", "resample"):
         raise unknown_name("ablation for selectivity", kind, ("zero", "mean", "resample"))
     if draws < 1:
         raise UserError(f"draws {draws} is not a number of random sets: expected 1 or more")
     facts = hooked.facts
     everywhere = [(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)]
-    vital = set(found.heads(COHERENCE))
-    generator = np.random.default_rng(found.asked.seed)
-    named = {role: found.heads(role) for role in ROLES if found.heads(role)}
+    vital = set(result.heads(COHERENCE))
+    generator = np.random.default_rng(result.chain_options.seed)
+    named = {role: result.heads(role) for role in ROLES if result.heads(role)}
     if not named:
         return pd.DataFrame(columns=_COLUMNS)
     sets: dict[tuple[str, str], list[_Heads]] = {}
@@ -75,18 +75,18 @@ def selectivity(model: Any, found: Primitives, *, draws: int = 20, ablation: str
     columns = {}
     for (role, null), chosen in sets.items():
         columns[role, null] = slice(len(variants), len(variants) + len(chosen))
-        variants += [_without(f"{role} {null} {i}", own, kind) for i, own in enumerate(chosen)]
-    asked = found.asked
-    chains = asked.chains(skip=asked.limit)
-    solutions = marked_chains(hooked, chains, asked.wording, asked.examples())
-    losses = token_losses(hooked, solutions, variants, reference_for(hooked, asked, variants, "per_position"))
+        variants += [_without(f"{role} {null} {i}", chosen_heads, kind) for i, chosen_heads in enumerate(chosen)]
+    chain_options = result.chain_options
+    chains = chain_options.chains(skip=chain_options.limit)
+    solutions = marked_chains(hooked, chains, chain_options.wording, chain_options.examples())
+    losses = token_losses(hooked, solutions, variants, reference_for(hooked, chain_options, variants, "per_position"))
     rows = []
     for role, heads in named.items():
         own_classes = {kind for _, kind in ROLES[role]}
         label = " ".join(f"L{layer}.H{head}" for layer, head in heads)
         for token_class in CLASSES:
             wanted = losses.predicted & (losses.kind == token_class)
-            if len(np.unique(losses.unit[wanted])) < LEAST_SOLUTIONS:
+            if len(np.unique(losses.unit[wanted])) < MIN_SOLUTIONS:
                 continue
             means = losses.loss[wanted].mean(axis=0)
             effect = float(means[columns[role, "own"]][0])

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lensprune.errors import UserError
 
-__all__ = ["COHERENCE", "LEAST_KNOWN", "NOTHING", "ROLES", "Thresholds", "role_evidence", "verdict_table"]
+__all__ = ["COHERENCE", "MIN_KNOWN", "NOTHING", "ROLES", "Thresholds", "role_evidence", "verdict_table"]
 
 ROLES: dict[str, tuple[tuple[str, str], ...]] = {
     "carries operand": (("operand", "operand"),),
@@ -20,7 +20,7 @@ ROLES: dict[str, tuple[tuple[str, str], ...]] = {
     "formats answer": (("format", "conclusion"),),
 }
 """Each role's (causal test, class of tokens that must suffer): one pair is enough."""
-LEAST_KNOWN = 0.1
+MIN_KNOWN = 0.1
 COHERENCE = "keeps coherence"
 NOTHING = "nothing resolvable"
 _PLACE = ["component", "layer", "head"]
@@ -32,7 +32,7 @@ class Thresholds:
 
     Removal: `effect` nats or more on the class, and q ≤ `q` for the effect, for its contrast with the solution's other
     tokens, and for its specificity against general text. Patching: a share of `share` or more, and q ≤ `q`.
-    ``keeps coherence``: the same effect and q on general text of which the model predicts `LEAST_KNOWN` or more of the
+    ``keeps coherence``: the same effect and q on general text of which the model predicts `MIN_KNOWN` or more of the
     tokens, and no other role.
     """
 
@@ -91,7 +91,7 @@ def verdict_table(effects: pd.DataFrame, evidence: pd.DataFrame, thresholds: Thr
         same &= evidence["head"].isna() if pd.isna(part["head"]) else evidence["head"].eq(part["head"])
         own = evidence[same.fillna(False).astype(bool) & evidence["named"]].sort_values("share", ascending=False)
         coherent = part["effect"] >= thresholds.effect and part["q_value"] <= thresholds.q
-        coherent = coherent and part["predicted"] >= LEAST_KNOWN
+        coherent = coherent and part["predicted"] >= MIN_KNOWN
         roles = list(dict.fromkeys(own["role"])) or [COHERENCE if coherent else NOTHING]
         because = [
             f"{row['test']} {row['share']:.0%} (q {row['share_q']:.2g}), {row['class']} {row['effect']:+.2f} nats "

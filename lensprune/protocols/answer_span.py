@@ -37,19 +37,19 @@ def answer_spans(
     if not isinstance(form, GenerationFormat):
         raise LensPruneError(f"task {task.task.name} is not answered by generation")
     spans = []
-    for asked, response in zip(items, responses, strict=True):
-        [request] = asked.requests
+    for item, response in zip(items, responses, strict=True):
+        [request] = item.requests
         if not isinstance(response, GenerateResponse) or not isinstance(request, GenerateRequest):
-            raise LensPruneError(f"item {asked.item.id}: a log-likelihood came back where a generation was asked")
+            raise LensPruneError(f"item {item.item.id}: a log-likelihood came back where a generation was asked")
         size = len(response.token_ids)
-        if not score_generation(form, asked.item, response).correct:
+        if not score_generation(form, item.item, response).correct:
             spans.append(0)
             continue
         stops = with_eos_string(tokenizer, request.until)
         while size > 1:
             ids = response.token_ids[: size - 1]
             text = cut_at_stops(str(tokenizer.decode(list(ids), skip_special_tokens=True)), stops)
-            if not score_generation(form, asked.item, replace(response, text=text, token_ids=ids)).correct:
+            if not score_generation(form, item.item, replace(response, text=text, token_ids=ids)).correct:
                 break
             size -= 1
         spans.append(size)

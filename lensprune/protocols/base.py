@@ -41,8 +41,8 @@ class ItemRequests:
 class Outcome:
     """What one variant did on one item.
 
-    `gold_logprob` (nats) and `margin` (gold minus best other, nats) are ``None`` under generate; `metrics` holds
-    every metric by lm-eval's name (``acc``, ``acc_norm``, ``exact_match,strict-match``, …); `correct` is the
+    `gold_logprob` (nats) and `logprob_margin` (gold minus best other, nats) are ``None`` under generate; `metrics`
+    holds every metric by lm-eval's name (``acc``, ``acc_norm``, ``exact_match,strict-match``, …); `correct` is the
     task's primary one. `n_tokens` counts scored (likelihood) or generated tokens; `text` is the model's answer.
     """
 
@@ -52,7 +52,7 @@ class Outcome:
     prediction: str | None
     correct: bool
     gold_logprob: float | None
-    margin: float | None
+    logprob_margin: float | None
     failure: Failure
     n_tokens: int
     text: str

@@ -119,8 +119,8 @@ def score_items(
     if len(responses) != expected:
         raise LensPruneError(f"{expected} requests were asked and {len(responses)} responses came back")
     outcomes, start = [], 0
-    for asked in item_requests:
-        own = responses[start : start + len(asked.requests)]
-        start += len(asked.requests)
-        outcomes.append(row.score(fmt, asked.item, own))
+    for built in item_requests:
+        answers = responses[start : start + len(built.requests)]
+        start += len(built.requests)
+        outcomes.append(row.score(fmt, built.item, answers))
     return outcomes

@@ -30,13 +30,13 @@ class Protocol:
     and the number of tokens cut from it; it is called with the model, its encoder (which remembers the item's last
     texts), the format, the prompt, and words that name the item in an error. `score` makes one outcome of the format,
     the item and the answers to its requests. `measure`: the column of a record that tells small effects best,
-    ``margin`` where every outcome has one.
+    ``logprob_margin`` where every outcome has one.
     """
 
     name: str
     summary: str
     form: str
-    measure: Literal["margin", "correct"]
+    measure: Literal["logprob_margin", "correct"]
     ask: Ask
     score: Score
 
@@ -63,7 +63,7 @@ def register_protocol(*, name: str | None = None, **properties: Any) -> Callable
 def register_protocol(score: S | None = None, *, name: str | None = None, **properties: Any) -> S | Callable[[S], S]:
     """Decorator: make a way of scoring a protocol, known by the function's name (or by `name`)::
 
-        @register_protocol(form="continuation", measure="margin")
+        @register_protocol(form="continuation", measure="logprob_margin")
         def per_character(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outcome:
             \"\"\"The option that is most likely per character.\"\"\"
             return score_answer(replace(fmt, primary_metric="acc_norm"), item, responses)
@@ -76,16 +76,18 @@ def register_protocol(score: S | None = None, *, name: str | None = None, **prop
     """
 
     def register(function: S) -> S:
-        own = name or function.__name__
+        protocol_name = name or function.__name__
         row = Protocol(
-            name=own,
+            name=protocol_name,
             summary=(function.__doc__ or "").strip().partition("\n")[0],
             score=function,
-            **{"form": own, "measure": "correct", "ask": _ask, **properties},
+            **{"form": protocol_name, "measure": "correct", "ask": _ask, **properties},
         )
-        if row.measure not in ("margin", "correct"):
-            raise UserError(f"protocol {own!r}: unknown measure {row.measure!r}, expected margin or correct")
-        _PROTOCOLS.add(own, row, function)
+        if row.measure not in ("logprob_margin", "correct"):
+            raise UserError(
+                f"protocol {protocol_name!r}: unknown measure {row.measure!r}, expected logprob_margin or correct"
+            )
+        _PROTOCOLS.add(protocol_name, row, function)
         return function
 
     return register if score is None else register(score)
@@ -124,8 +126,8 @@ def _score(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outc
 
 
 for _name, _measure, _summary in (
-    ("default", "margin", "the options are shown, and the likelihood of each one's letter is taken"),
-    ("continuation", "margin", "the options are not shown, and the likelihood of each one's text is taken"),
+    ("default", "logprob_margin", "the options are shown, and the likelihood of each one's letter is taken"),
+    ("continuation", "logprob_margin", "the options are not shown, and the likelihood of each one's text is taken"),
     ("generate", "correct", "greedy decoding until a stop, then the answer is extracted"),
 ):
     _PROTOCOLS.add(_name, Protocol(_name, _summary, _name, _measure, _ask, _score), Protocol)  # type: ignore[arg-type]

@@ -38,8 +38,8 @@ def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[Log
     """Score the options of one item (``ConfigurableTask.process_results``, ``multiple_choice``).
 
     ``acc`` takes the highest summed log-probability, ``acc_norm`` divides by the option's length in characters,
-    ``acc_bytes`` by its length in bytes; ties go to the lowest index. `margin` is gold minus best other of the plain
-    sums, whichever metric decides `correct`. A log-probability that is not finite makes every metric 0 and the
+    ``acc_bytes`` by its length in bytes; ties go to the lowest index. `logprob_margin` is gold minus best other of the
+    plain sums, whichever metric decides `correct`. A log-probability that is not finite makes every metric 0 and the
     failure ``non_finite``.
     """
     choices = list(fmt.choices(item.doc))
@@ -57,7 +57,7 @@ def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[Log
             prediction=None,
             correct=False,
             gold_logprob=math.nan,
-            margin=math.nan,
+            logprob_margin=math.nan,
             failure="non_finite",
             n_tokens=n_tokens,
             text="",
@@ -73,7 +73,7 @@ def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[Log
         prediction=shown[pick],
         correct=pick == gold,
         gold_logprob=float(logprobs[gold]),
-        margin=float(logprobs[gold] - others.max()) if others.size else None,
+        logprob_margin=float(logprobs[gold] - others.max()) if others.size else None,
         failure="none" if pick == gold else "wrong_answer",
         n_tokens=n_tokens,
         text=choices[pick],
@@ -139,7 +139,7 @@ def score_generation(fmt: GenerationFormat, item: Item, response: GenerateRespon
         prediction=prediction,
         correct=correct,
         gold_logprob=None,
-        margin=None,
+        logprob_margin=None,
         failure=failure,
         n_tokens=len(response.token_ids),
         text=response.text,

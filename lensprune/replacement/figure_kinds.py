@@ -1,4 +1,4 @@
-"""The figures of an exchange of weights by kind: what `DeltaRun.plot` draws and what its report holds."""
+"""The figures of a weight replacement by kind: what `ReplacementRun.plot` draws and what its report holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lensprune.replacement.figures import effect_against_weights, effect_by_dept
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.shares import gain_shares
 
-__all__ = ["DELTA_KINDS", "delta_figure_of", "delta_figures"]
+__all__ = ["REPLACEMENT_KINDS", "replacement_figure_of", "replacement_figures"]
 
 _DRAWN = [
     "task", "protocol", "direction", "part", "component", "layer", "head", "n", "gain", "gain_is_clear", "effect",
@@ -24,8 +24,8 @@ _DRAWN = [
 def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
     return Figure(
         "swaps_by_depth",
-        "Line chart: what each exchanged part brings to accuracy, one line a direction",
-        "What each exchanged part brings: put into the base, and missing from the distilled model. Band: paired 95% "
+        "Line chart: what each replaced part brings to accuracy, one line a direction",
+        "What each replaced part brings: put into the base, and missing from the distilled model. Band: paired 95% "
         "interval; dashes: the whole gain, distilled − base.",
         partial(effect_by_depth, shares, n_layers=outcomes.spec.n_layers, title=outcomes.title),
         lambda: shares[_DRAWN],
@@ -35,18 +35,21 @@ def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
 def _weights(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
     return Figure(
         "swaps_by_weight_change",
-        "Scatter plot: what each exchanged part brings against how much its weights changed",
-        "What each exchanged part brings against ‖ΔW‖, how much its weights changed. Bars: paired 95% intervals.",
+        "Scatter plot: what each replaced part brings against how much its weights changed",
+        "What each replaced part brings against ‖ΔW‖, how much its weights changed. Bars: paired 95% intervals.",
         partial(effect_against_weights, shares, title=outcomes.title),
         lambda: shares[[*_DRAWN, "weight_change", "weight_change_relative"]],
     )
 
 
-DELTA_KINDS: dict[str, Callable[[ReplacementOutcomes, pd.DataFrame], Figure]] = {"depth": _depth, "weights": _weights}
-"""What `DeltaRun.plot` takes as `kind`."""
+REPLACEMENT_KINDS: dict[str, Callable[[ReplacementOutcomes, pd.DataFrame], Figure]] = {
+    "depth": _depth,
+    "weights": _weights,
+}
+"""What `ReplacementRun.plot` takes as `kind`."""
 
 
-def delta_figure_of(
+def replacement_figure_of(
     outcomes: ReplacementOutcomes, kind: str = "depth", task: str | None = None, protocol: str | None = None
 ) -> Figure:
     """The figure of one kind.
@@ -54,16 +57,16 @@ def delta_figure_of(
     Raises:
         UserError: an unknown kind, a name that is not part of the run, or nothing to draw.
     """
-    if kind not in DELTA_KINDS:
-        raise unknown_kind(kind, DELTA_KINDS)
+    if kind not in REPLACEMENT_KINDS:
+        raise unknown_kind(kind, REPLACEMENT_KINDS)
     shares = gain_shares(outcomes)
     cells = set(outcomes.select(task, protocol))
     shares = shares[[cell in cells for cell in zip(shares["task"], shares["protocol"], strict=True)]]
     if shares.empty:
-        raise UserError("there is nothing to draw: no swap was measured")
-    return DELTA_KINDS[kind](outcomes, shares.reset_index(drop=True))
+        raise UserError("there is nothing to draw: no replacement was measured")
+    return REPLACEMENT_KINDS[kind](outcomes, shares.reset_index(drop=True))
 
 
-def delta_figures(outcomes: ReplacementOutcomes) -> list[Figure]:
-    """Every kind, in the order of `DELTA_KINDS`."""
-    return [delta_figure_of(outcomes, kind) for kind in DELTA_KINDS]
+def replacement_figures(outcomes: ReplacementOutcomes) -> list[Figure]:
+    """Every kind, in the order of `REPLACEMENT_KINDS`."""
+    return [replacement_figure_of(outcomes, kind) for kind in REPLACEMENT_KINDS]

@@ -1,4 +1,4 @@
-"""Figures of exchanged weights: what each part brings against depth, and against how much it changed."""
+"""Figures of replaced weights: what each part brings against depth, and against how much it changed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lensprune.output.drawing.style import colours, panel_title, panels
 __all__ = ["effect_against_weights", "effect_by_depth"]
 
 _EXCHANGED = {
-    "attn_out": "layer whose attention output is exchanged",
-    "attention": "layer whose attention is exchanged",
-    "mlp": "layer whose MLP is exchanged",
-    "layer": "exchanged layer",
-    "head": "layer whose head is exchanged",
-    "norms": "layer whose norms are exchanged",
+    "attention_output": "layer whose attention output is replaced",
+    "attention": "layer whose attention is replaced",
+    "mlp": "layer whose MLP is replaced",
+    "layer": "replaced layer",
+    "head": "layer whose head is replaced",
+    "norms": "layer whose norms are replaced",
 }
 _DIRECTIONS = {"forward": "into the base", "backward": "out of the distilled"}
 _MARKERS = {"forward": "o", "backward": "s"}
@@ -31,41 +31,41 @@ _MARKERS = {"forward": "o", "backward": "s"}
 
 def _panels(shares: pd.DataFrame, title: str) -> list[tuple[Axes, str, pd.DataFrame]]:
     if shares.empty:
-        raise UserError("there is nothing to draw: no swap was measured")
+        raise UserError("there is nothing to draw: no replacement was measured")
     groups = list(shares.groupby(["task", "protocol"], sort=False))
     _, axes = panels(len(groups), size=(5.4, 4.4), sharey=True, title=title)
     for ax in axes:
         ax.grid(axis="y", alpha=0.35)
-    return [(ax, panel_title(*map(str, key)), own) for ax, (key, own) in zip(axes, groups, strict=True)]
+    return [(ax, panel_title(*map(str, key)), rows) for ax, (key, rows) in zip(axes, groups, strict=True)]
 
 
 def _colours() -> dict[str, Any]:
     return dict(zip(_DIRECTIONS, colours(len(_DIRECTIONS)), strict=True))
 
 
-def _gain_label(own: pd.DataFrame) -> str:
-    first = own.iloc[0]
+def _gain_label(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
     unclear = "" if bool(first["gain_is_clear"]) else ", not clear of 0"
     return f"whole gain {first['gain']:+.2f} (n {first['n']}{unclear})"
 
 
 def _by_layer(shares: pd.DataFrame) -> bool:
-    """Whether every swap is one part, and these have layers; a cumulative series begins with one part too."""
+    """Whether every replacement is one part, and these have layers; a cumulative series begins with one part too."""
     return not (shares["component"] == "range").any() and bool(shares["layer"].notna().any())
 
 
-def _where(own: pd.DataFrame, by_layer: bool) -> str:
-    first = own.iloc[0]
+def _where(rows: pd.DataFrame, by_layer: bool) -> str:
+    first = rows.iloc[0]
     if by_layer:
         return _EXCHANGED[str(first["component"])]
-    return f"number of exchanged parts, beginning with {first['part']}" if len(own) > 1 else str(first["part"])
+    return f"number of replaced parts, beginning with {first['part']}" if len(rows) > 1 else str(first["part"])
 
 
 def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> list[Axes]:
     """What each part brings to accuracy against its layer: one panel a (task, protocol), one line a direction.
 
-    Sets of several parts stand at their order in the table instead (cumulative swaps: at the number of parts). The band
-    is the 95% interval; the dashed line is the whole gain, distilled − base.
+    Sets of several parts stand at their order in the table instead (cumulative replacements: at the number of parts).
+    The band is the 95% interval; the dashed line is the whole gain, distilled − base.
 
     Args:
         shares: from `lensprune.replacement.shares.gain_shares`.
@@ -76,28 +76,28 @@ def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> 
     """
     axes = []
     single = _by_layer(shares)
-    for ax, name_of_panel, own in _panels(shares, title):
+    for ax, name_of_panel, panel in _panels(shares, title):
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
-        ax.axhline(own["gain"].iloc[0], color="0.35", linestyle="--", linewidth=1.2, zorder=1)
-        handles: list[Line2D | Patch] = [Line2D([], [], color="0.35", linestyle="--", label=_gain_label(own))]
-        for direction, rows in own.groupby("direction", sort=False):
+        ax.axhline(panel["gain"].iloc[0], color="0.35", linestyle="--", linewidth=1.2, zorder=1)
+        handles: list[Line2D | Patch] = [Line2D([], [], color="0.35", linestyle="--", label=_gain_label(panel))]
+        for direction, rows in panel.groupby("direction", sort=False):
             name = str(direction)
-            drawn = rows[rows["layer"].notna()].sort_values(["layer", "head"]) if single else rows
-            x = drawn["layer"].astype(int).to_numpy() if single else np.arange(1, len(drawn) + 1)
+            points_of = rows[rows["layer"].notna()].sort_values(["layer", "head"]) if single else rows
+            x = points_of["layer"].astype(int).to_numpy() if single else np.arange(1, len(points_of) + 1)
             colour, marker = _colours()[name], _MARKERS[name]
-            points = single and bool(drawn["head"].notna().any())
+            points = single and bool(points_of["head"].notna().any())
             if points:
-                ax.scatter(x, drawn["effect"], s=12, marker=marker, color=colour, alpha=0.75, linewidths=0)
+                ax.scatter(x, points_of["effect"], s=12, marker=marker, color=colour, alpha=0.75, linewidths=0)
             else:
                 sns.lineplot(
-                    x=x, y=drawn["effect"].to_numpy(), ax=ax, errorbar=None, legend=False, color=colour,
+                    x=x, y=points_of["effect"].to_numpy(), ax=ax, errorbar=None, legend=False, color=colour,
                     marker=marker, markersize=5, linewidth=1.7,
                 )  # fmt: skip
-                ax.fill_between(x, drawn["ci_low"], drawn["ci_high"], color=colour, alpha=0.15, linewidth=0)
+                ax.fill_between(x, points_of["ci_low"], points_of["ci_high"], color=colour, alpha=0.15, linewidth=0)
             style: Literal["none", "-"] = "none" if points else "-"
             handles.append(Line2D([], [], color=colour, marker=marker, linestyle=style, label=_DIRECTIONS[name]))
         ax.set_title(name_of_panel, fontsize=10)
-        ax.set_xlabel(_where(own[own["direction"] == own["direction"].iloc[0]], single))
+        ax.set_xlabel(_where(panel[panel["direction"] == panel["direction"].iloc[0]], single))
         if single:
             ax.set_xlim(-0.5, n_layers - 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -116,9 +116,9 @@ def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axe
         UserError: an empty table.
     """
     axes = []
-    for ax, name_of_panel, own in _panels(shares, title):
+    for ax, name_of_panel, panel in _panels(shares, title):
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
-        for direction, rows in own.groupby("direction", sort=False):
+        for direction, rows in panel.groupby("direction", sort=False):
             name = str(direction)
             x, y = rows["weight_change"].to_numpy(), rows["effect"].to_numpy()
             errors = [y - rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy() - y]
@@ -127,7 +127,7 @@ def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axe
                 elinewidth=0.7, alpha=0.8, label=_DIRECTIONS[name],
             )  # fmt: skip
         ax.set_title(name_of_panel, fontsize=10)
-        ax.set_xlabel("‖ΔW‖ of the exchanged part")
+        ax.set_xlabel("‖ΔW‖ of the replaced part")
         ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axes.append(ax)
     axes[0].set_ylabel("accuracy that the part brings (Δμ)")

@@ -17,27 +17,27 @@ from lensprune.models.load import open_model
 from lensprune.protocols import score_items
 from lensprune.replacement.pair import Host, ModelPair, WeightChange, model_pair, weight_change
 from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
-from lensprune.replacement.result import DeltaRun
-from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
+from lensprune.replacement.result import ReplacementRun
+from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, MemoryStore, RunStore, check_out_folder, stopped_message
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Asked, ask, decoding_of, load_tasks, sweep_spec
+from lensprune.sweeps.prepare import Condition, conditions_of, decoding_of, load_tasks, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.terminal import progress_bar
 
-__all__ = ["measure_delta"]
+__all__ = ["measure_replacement"]
 
 logger = logging.getLogger("lensprune")
 
 
-def measure_delta(
+def measure_replacement(
     base: Any,
     distilled: Any,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
     *,
-    component: str = "attn_out",
+    component: str = "attention_output",
     mode: str = "single",
     direction: str = "both",
     start: str = "bottom",
@@ -60,12 +60,13 @@ def measure_delta(
     out: str | Path | None = None,
     progress: bool = True,
     command: str = "",
-) -> DeltaRun:
+) -> ReplacementRun:
     """Which parts of the weights carry what distillation brought?
 
-    Both models are held once. A part is exchanged in place between them, both are measured, and the exchange is undone
-    exactly; no checkpoint is written. The records are those of a sweep: variant ``clean`` is the base, ``distilled``
-    the other model, ``base+PART`` the base with the distilled model's part, ``distilled-PART`` the reverse.
+    Both models are held once. A part is replaced in place between them, both are measured, and the replacement is
+    undone exactly; no checkpoint is written. The records are those of a sweep: variant ``clean`` is the base,
+    ``distilled`` the other model, ``base+PART`` the base with the distilled model's part, ``distilled-PART`` the
+    reverse.
 
     Args:
         base, distilled: names or paths for `load_model`, or loaded models; of one shape, with one tokenizer.
@@ -87,37 +88,41 @@ def measure_delta(
     executor_info(executor)
     if component not in COMPONENTS:
         raise unknown_name("component", component, COMPONENTS)
-    enumerate_swaps([], mode, direction, start, alpha)
+    enumerate_replacements([], mode, direction, start, alpha)
     folder = None if out is None else Path(out)
     if folder is not None:
         check_out_folder(folder)
     loaded = load_tasks(options)
     models = [open_model(model, **option_values(options, Loading, Splitting)) for model in (base, distilled)]
     pair = model_pair(*models, renamed_tokens=renamed_tokens)
-    swaps = _swaps(pair, component, mode, direction, start, layers, heads, alpha)
+    replacements = _replacements(pair, component, mode, direction, start, layers, heads, alpha)
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
-    asked = ask(shortest, loaded, options)
-    own = {name: decoding_of(m, options.protocols) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
-    decoding = own if "generate" in options.protocols else {}
-    spec = sweep_spec(base, pair.base.facts, asked, options, _descriptions(pair, swaps), decoding=decoding)
+    conditions = conditions_of(shortest, loaded, options)
+    by_host = {
+        name: decoding_of(m, options.protocols) for name, m in (("base", pair.base), ("distilled", pair.distilled))
+    }
+    decoding = by_host if "generate" in options.protocols else {}
+    spec = sweep_spec(base, pair.base.facts, conditions, options, _descriptions(pair, replacements), decoding=decoding)
     store: CellStore
     with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, spec) as store:
         for name in store.set_aside if isinstance(store, RunStore) else ():
             logger.warning("%s was damaged: it is set aside and computed again", name)
         try:
-            _execute(pair, swaps, asked, options, store, progress)
+            _execute(pair, replacements, conditions, options, store, progress)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(stopped_message(store, len(asked) * (2 + len(swaps)), "measure_delta")) from None
-        changes = _changes(pair, swaps)
+            raise KeyboardInterrupt(
+                stopped_message(store, len(conditions) * (2 + len(replacements)), "measure_replacement")
+            ) from None
+        changes = _changes(pair, replacements)
         names = (pair.base.facts.name, pair.distilled.facts.name)
-        result = DeltaRun(spec, store, folder, swaps, changes, names, pair.notes)
+        result = ReplacementRun(spec, store, folder, replacements, changes, names, pair.notes)
         if folder is not None:
             result.save()
     return result
 
 
-def _swaps(
+def _replacements(
     pair: ModelPair,
     component: str,
     mode: str,
@@ -126,7 +131,7 @@ def _swaps(
     layers: str | None,
     heads: str | None,
     alpha: float,
-) -> list[Swap]:
+) -> list[Replacement]:
     facts = pair.base.facts
     if component == "unembed" and pair.tied:
         raise UserError("the unembedding is the embedding here (tied): use component embed, which exchanges both")
@@ -136,26 +141,26 @@ def _swaps(
         None if layers is None else parse_indices(layers, facts.n_layers, "layer"),
         None if heads is None else parse_indices(heads, facts.n_heads, "head"),
     )
-    return enumerate_swaps(parts, mode, direction, start, alpha)
+    return enumerate_replacements(parts, mode, direction, start, alpha)
 
 
-def _descriptions(pair: ModelPair, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
+def _descriptions(pair: ModelPair, replacements: Sequence[Replacement]) -> list[dict[str, Any]]:
     hashes = {"base": pair.distilled.facts.weights_hash, "distilled": pair.base.facts.weights_hash}
     whole = [part.label for part in whole_model(pair.base.facts)]
     other = {"host": "base", "parts": whole, "alpha": 1.0, "donor": hashes["base"]}
-    known: list[dict[str, Any]] = [{"name": CLEAN.name, "ablations": []}, {"name": DISTILLED, "swap": other}]
-    return [*known, *(swap.to_json(hashes[swap.host]) for swap in swaps)]
+    known: list[dict[str, Any]] = [{"name": CLEAN.name, "ablations": []}, {"name": DISTILLED, "replacement": other}]
+    return [*known, *(replacement.to_json(hashes[replacement.host]) for replacement in replacements)]
 
 
-def _changes(pair: ModelPair, swaps: Sequence[Swap]) -> dict[str, WeightChange]:
-    parts = {swap.label: swap.parts for swap in swaps}
-    return {label: weight_change(pair, own) for label, own in parts.items()}
+def _changes(pair: ModelPair, replacements: Sequence[Replacement]) -> dict[str, WeightChange]:
+    parts = {replacement.label: replacement.parts for replacement in replacements}
+    return {label: weight_change(pair, chosen) for label, chosen in parts.items()}
 
 
 def _execute(
     pair: ModelPair,
-    swaps: Sequence[Swap],
-    asked: Sequence[Asked],
+    replacements: Sequence[Replacement],
+    conditions: Sequence[Condition],
     options: SweepOptions,
     store: CellStore,
     progress: bool,
@@ -163,39 +168,45 @@ def _execute(
     hosts: tuple[Host, ...] = ("base", "distilled")
     executors = {h: make_executor(options.executor, pair.host(h), options.batch_tokens, options.memory) for h in hosts}
     plain = {"base": CLEAN, "distilled": Variant(DISTILLED)}
-    rows = sum(len(part.requests) for part in asked) * (2 + len(swaps))
+    rows = sum(len(part.requests) for part in conditions) * (2 + len(replacements))
     with progress_bar(shown=progress, total=rows) as bar:
         for host in hosts:
-            _measure(executors[host], plain[host], asked, store, bar)
-        for own in _by_parts(swaps):
-            names = [swap.name for swap in own]
-            bar.set_description(own[0].label)
-            if _missing(names, asked, store):
-                with pair.exchanged(own[0].parts, own[0].alpha):
-                    for swap in own:
-                        _measure(executors[swap.host], swap, asked, store, bar)
+            _measure(executors[host], plain[host], conditions, store, bar)
+        for group in _by_parts(replacements):
+            names = [replacement.name for replacement in group]
+            bar.set_description(group[0].label)
+            if _missing(names, conditions, store):
+                with pair.replaced(group[0].parts, group[0].alpha):
+                    for replacement in group:
+                        _measure(executors[replacement.host], replacement, conditions, store, bar)
 
 
-def _by_parts(swaps: Sequence[Swap]) -> list[list[Swap]]:
-    """Swaps that one exchange serves: it changes both models."""
-    groups: dict[str, list[Swap]] = {}
-    for swap in swaps:
-        groups.setdefault(swap.label, []).append(swap)
+def _by_parts(replacements: Sequence[Replacement]) -> list[list[Replacement]]:
+    """Those of the same parts together: one replacement in place makes both of them."""
+    groups: dict[str, list[Replacement]] = {}
+    for replacement in replacements:
+        groups.setdefault(replacement.label, []).append(replacement)
     return list(groups.values())
 
 
-def _missing(names: Sequence[str], asked: Sequence[Asked], store: CellStore) -> bool:
+def _missing(names: Sequence[str], conditions: Sequence[Condition], store: CellStore) -> bool:
     finished = store.finished()
-    return any(CellKey(name, a.task.task.name, a.protocol) not in finished for name in names for a in asked)
+    return any(
+        CellKey(name, condition.task.task.name, condition.protocol) not in finished
+        for name in names
+        for condition in conditions
+    )
 
 
-def _measure(executor: Executor, variant: Variant | Swap, asked: Sequence[Asked], store: CellStore, bar: Any) -> None:
+def _measure(
+    executor: Executor, variant: Variant | Replacement, conditions: Sequence[Condition], store: CellStore, bar: Any
+) -> None:
     """Run the model as it stands, and store its outcomes under the variant's name."""
-    for part in asked:
-        key = CellKey(variant.name, part.task.task.name, part.protocol)
+    for condition in conditions:
+        key = CellKey(variant.name, condition.task.task.name, condition.protocol)
         if key in store.finished():
-            bar.update(len(part.requests))
+            bar.update(len(condition.requests))
             continue
-        [answered] = executor.run(part.requests, [CLEAN], progress=bar.update)
-        outcomes = score_items(part.task, part.protocol, part.items, answered.responses)
-        store.write(key, cell_table(key, variant, outcomes, part.items, part.chances))
+        [answered] = executor.run(condition.requests, [CLEAN], progress=bar.update)
+        outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
+        store.write(key, cell_table(key, variant, outcomes, condition.items, condition.chances))

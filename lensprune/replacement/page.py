@@ -1,4 +1,4 @@
-"""The report of an exchange of weights: a single HTML file that works without a network."""
+"""The report of a weight replacement: a single HTML file that works without a network."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from lensprune.errors import UserError
-from lensprune.output.html import Column, csv_link, drawn, render, table, write_page
+from lensprune.output.html import Column, csv_link, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
-from lensprune.replacement.figure_kinds import delta_figures
+from lensprune.replacement.figure_kinds import replacement_figures
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.ranks import weights_against_effect
 from lensprune.replacement.shares import gain_shares
 
-__all__ = ["delta_page", "write_delta_report"]
+__all__ = ["replacement_page", "write_replacement_report"]
 
 _SECTIONS = [("run", "What was run"), ("figures", "Figures"), ("parts", "Parts"), ("weights", "Weights and effects")]
 _GAIN_SHOWN = {
@@ -52,14 +52,14 @@ _RANKS_SHOWN = {
 }
 
 
-def delta_page(outcomes: ReplacementOutcomes) -> str:
+def replacement_page(outcomes: ReplacementOutcomes) -> str:
     """The page's text.
 
     Raises:
-        UserError: no swap was measured.
+        UserError: no replacement was measured.
     """
     shares, spec = gain_shares(outcomes), outcomes.spec
-    pictures = [drawn(f.name, f.draw(), f.data(), f.alt, f.caption) for f in delta_figures(outcomes)]
+    pictures = [embedded_figure(f.name, f.draw(), f.data(), f.alt, f.caption) for f in replacement_figures(outcomes)]
     gains = shares.drop_duplicates(["task", "protocol"])
     lead = "; ".join(
         f"{visible(row['task'])} under {row['protocol']}: the distilled model gains {row['gain']:+.2f} "
@@ -70,16 +70,16 @@ def delta_page(outcomes: ReplacementOutcomes) -> str:
         ("base", outcomes.base),
         ("distilled", outcomes.distilled),
         ("architecture", f"{spec.architecture}; {spec.n_layers} layers, {spec.n_heads} heads"),
-        ("exchanged", f"{', '.join(dict.fromkeys(shares['part']))}"),
+        ("replaced", f"{', '.join(dict.fromkeys(shares['part']))}"),
         ("the rest", "; ".join(outcomes.notes)),
         ("numbers", f"{spec.dtype} on {spec.device}; BOS: {spec.bos}; seed {spec.seed}"),
-        ("command", spec.how.command or "called from Python"),
+        ("command", spec.execution.command or "called from Python"),
         ("versions", ", ".join(f"{name} {number}" for name, number in sorted(spec.versions.items()))),
         ("digest", spec.digest),
     ]
     return render(
-        "delta.html",
-        title=visible(f"{outcomes.title}: {len(set(shares['part']))} exchanged parts"),
+        "replacement.html",
+        title=visible(f"{outcomes.title}: {len(set(shares['part']))} replaced parts"),
         lead=lead.replace("-", "−") + ".",
         sections=_SECTIONS,
         facts=[(name, visible(value)) for name, value in facts],
@@ -99,7 +99,7 @@ def _note(row: pd.Series) -> str:
     return "" if bool(row["gain_is_clear"]) else "not clear of 0, so there are no shares of it"
 
 
-def write_delta_report(outcomes: ReplacementOutcomes, path: str | Path | None = None) -> Path:
+def write_replacement_report(outcomes: ReplacementOutcomes, path: str | Path | None = None) -> Path:
     """Write `outcomes` as one HTML page.
 
     Args:
@@ -111,5 +111,5 @@ def write_delta_report(outcomes: ReplacementOutcomes, path: str | Path | None = 
     if path is None and outcomes.folder is None:
         raise UserError("this run is in memory: name the file to write its report to")
     target = Path(path) if path is not None else outcomes.folder / "report.html"  # type: ignore[operator]
-    page = delta_page(outcomes)
+    page = replacement_page(outcomes)
     return write_page(page, target)

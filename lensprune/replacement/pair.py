@@ -1,4 +1,4 @@
-"""Two models that differ in nothing but their weights, checked before anything is exchanged."""
+"""Two models that differ in nothing but their weights, checked before anything is replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lensprune.engine.scoring import eos_token_ids
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.bridge import BridgeModel
-from lensprune.replacement.exchange import exchanged
+from lensprune.replacement.in_place import replaced
 from lensprune.replacement.parts import Part
 from lensprune.replacement.tensors import part_tensors, plain_attention, require_bridge, twin_tensors, weights_are_tied
 
@@ -59,18 +59,18 @@ class ModelPair:
     def host(self, which: Host) -> BridgeModel:
         return self.base if which == "base" else self.distilled
 
-    def exchanged(self, parts: Sequence[Part], alpha: float = 1.0) -> AbstractContextManager[None]:
+    def replaced(self, parts: Sequence[Part], alpha: float = 1.0) -> AbstractContextManager[None]:
         """Context in which both models hold each other's `parts` (at α = 1), or lie α on the way to it."""
         pairs: dict[tuple[int, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = {}
         for part in parts:
             here, there = part_tensors(self.base, part), part_tensors(self.distilled, part)
             if here.keys() != there.keys():
                 missing = sorted(here.keys() ^ there.keys())[0]
-                raise UserError(f"{part.label} can't be exchanged: only one of the two models holds {missing}")
+                raise UserError(f"{part.label} can't be replaced: only one of the two models holds {missing}")
             for name, tensor in here.items():
-                # A norm inside two parts of one set is exchanged once.
+                # A norm inside two parts of one set is replaced once.
                 pairs[tensor.data_ptr(), tuple(tensor.shape)] = (tensor, there[name])
-        return exchanged(list(pairs.values()), alpha)
+        return replaced(list(pairs.values()), alpha)
 
 
 def model_pair(base: HookedModel, distilled: HookedModel, *, renamed_tokens: bool = False) -> ModelPair:
@@ -187,7 +187,7 @@ def _check_reach(pair: ModelPair) -> None:
     device = pair.base.facts.device
     ids = (torch.arange(12, device=device) * 7 + 3).remainder(pair.base.facts.d_vocab)[None]
     positions = torch.arange(12, device=device)[None]
-    with torch.no_grad(), pair.exchanged([Part("layer", pair.base.facts.n_layers - 1)]):
+    with torch.no_grad(), pair.replaced([Part("layer", pair.base.facts.n_layers - 1)]):
         for model in (pair.base, pair.distilled):
             hooked = model.forward(ids, torch.ones_like(ids), positions).float()
             with plain_attention(model) as twin:
@@ -197,7 +197,7 @@ def _check_reach(pair: ModelPair) -> None:
             scale = max(1.0, float(plain.abs().max()))
             if not float((hooked - plain).abs().max()) <= _PROBE_TOLERANCE * scale:
                 raise UserError(
-                    f"weights of {pair.base.facts.architecture} can't be exchanged in place: its hooked model keeps "
+                    f"weights of {pair.base.facts.architecture} can't be replaced in place: its hooked model keeps "
                     "copies that an exchange does not reach"
                 )
 
@@ -221,10 +221,10 @@ def weight_change(pair: ModelPair, parts: Sequence[Part]) -> WeightChange:
 def _notes(pair: ModelPair) -> list[str]:
     notes = []
     if pair.base.facts.weights_hash == pair.distilled.facts.weights_hash:
-        notes.append("both models have the same weights, so no exchange changes anything")
+        notes.append("both models have the same weights, so no replacement changes anything")
     for component in ("embed", "unembed", "norms"):
         if component == "unembed" and pair.tied:
-            notes.append("the unembedding is the embedding (tied): they are exchanged together")
+            notes.append("the unembedding is the embedding (tied): they are replaced together")
             continue
         layers = range(pair.base.facts.n_layers) if component == "norms" else ()
         change = weight_change(pair, [*(Part(component, layer) for layer in layers), Part(component)])

@@ -1,4 +1,4 @@
-"""Parts of a model's weights that can be exchanged between two models of one shape."""
+"""Parts of a model's weights that can be replaced by those of another model of the same shape."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lensprune.models.base import ModelFacts
 
 __all__ = ["COMPONENTS", "ComponentName", "Part", "enumerate_parts", "whole_model"]
 
-ComponentName = Literal["attn_out", "attention", "mlp", "layer", "head", "norms", "embed", "unembed"]
-"""``attn_out``: the attention's output projection. ``attention``: all its projections (and norms inside it). ``mlp``.
-``layer``: the whole block with its norms. ``head``: a query head's rows of the query projection and its columns of the
-output projection; keys and values belong to the group and stay. ``norms``: a block's norms, and the final one.
-``embed``: token and position embeddings. ``unembed``: the matrix that makes logits."""
+ComponentName = Literal["attention_output", "attention", "mlp", "layer", "head", "norms", "embed", "unembed"]
+"""``attention_output``: the attention's output projection. ``attention``: all its projections (and norms inside it).
+``mlp``. ``layer``: the whole block with its norms. ``head``: a query head's rows of the query projection and its
+columns of the output projection; keys and values belong to the group and stay. ``norms``: a block's norms, and the
+final one. ``embed``: token and position embeddings. ``unembed``: the matrix that makes logits."""
 
 COMPONENTS: tuple[str, ...] = get_args(ComponentName)
 _WITHOUT_LAYER = ("embed", "unembed")
@@ -50,7 +50,7 @@ class Part:
             return cls(label)
         if label == "final.norms":
             return cls("norms")
-        match = re.fullmatch(r"L(\d+)(?:\.(?:H(\d+)|(attn_out|attention|mlp|norms)))?", label)
+        match = re.fullmatch(r"L(\d+)(?:\.(?:H(\d+)|(attention_output|attention|mlp|norms)))?", label)
         if match is None:
             raise ValueError(f"{label!r} is no label of a part")
         layer, head, component = match.groups()

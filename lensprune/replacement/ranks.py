@@ -1,4 +1,4 @@
-"""Do the parts whose weights changed most bring most? Rank correlation over the exchanged parts."""
+"""Do the parts whose weights changed most bring most? Rank correlation over the replaced parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["weights_against_effect"]
 
 _FEWEST_FOR_RANKS = 4
 _EQUAL = 1e-9
-_MOST_FOR_ALL_ORDERS = 8
+_MAX_FOR_ALL_ORDERS = 8
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -23,7 +23,7 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
     Student's t, which is 0 at ρ = ±1 for any number of values, claims more than the orders can give.
     """
-    if len(x) > _MOST_FOR_ALL_ORDERS:
+    if len(x) > _MAX_FOR_ALL_ORDERS:
         return spearman(x, y)
     orders = np.array(list(permutations(scipy.stats.rankdata(y))))
     found = spearman_rows(np.broadcast_to(x, orders.shape), orders)
@@ -41,10 +41,10 @@ def weights_against_effect(shares: pd.DataFrame) -> pd.DataFrame:
         shares: from `lensprune.replacement.shares.gain_shares`.
     """
     rows = []
-    for (task, protocol, direction), own in shares.groupby(["task", "protocol", "direction"], sort=False):
+    for (task, protocol, direction), group in shares.groupby(["task", "protocol", "direction"], sort=False):
         rho = p = float("nan")
-        enough = len(own) >= _FEWEST_FOR_RANKS
-        if enough and own["weight_change"].nunique() > 1 and own["effect"].nunique() > 1:
-            rho, p = _rank_correlation(own["weight_change"].to_numpy(), own["effect"].to_numpy())
-        rows.append([task, protocol, direction, len(own), float(rho), float(p)])
+        enough = len(group) >= _FEWEST_FOR_RANKS
+        if enough and group["weight_change"].nunique() > 1 and group["effect"].nunique() > 1:
+            rho, p = _rank_correlation(group["weight_change"].to_numpy(), group["effect"].to_numpy())
+        rows.append([task, protocol, direction, len(group), float(rho), float(p)])
     return pd.DataFrame(rows, columns=["task", "protocol", "direction", "n_parts", "spearman", "p_value"])

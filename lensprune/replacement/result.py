@@ -1,4 +1,4 @@
-"""A finished exchange of weights: its outcomes, and what each part carries."""
+"""A finished replacement of weights: its outcomes, and what each part carries."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lensprune.runs.chance import beats_chance
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["DeltaRun"]
+__all__ = ["ReplacementRun"]
 
 # Drawing libraries take seconds to import, so the modules that draw are imported when something is drawn.
 
 
-class DeltaRun(ReplacementOutcomes):
-    """What `measure_delta` returns: its outcomes, with every table, figure and page as a method."""
+class ReplacementRun(ReplacementOutcomes):
+    """What `measure_replacement` returns: its outcomes, with every table, figure and page as a method."""
 
     def summary(self) -> pd.DataFrame:
         """One row per (variant, task, protocol), every variant against the base model."""
@@ -38,7 +38,7 @@ class DeltaRun(ReplacementOutcomes):
         return weights_against_effect(self.shares())
 
     def plot(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
-        """Draw the exchange; one Axes, or a list where there are several panels.
+        """Draw the replacement; one Axes, or a list where there are several panels.
 
         ===========  ==================================================================================
         ``depth``    what each part brings to accuracy against its layer, a line a direction
@@ -49,9 +49,9 @@ class DeltaRun(ReplacementOutcomes):
             UserError: an unknown kind, a name that is not part of this run, or nothing to draw.
         """
         from lensprune.output.drawing.figure import drawn_axes
-        from lensprune.replacement.figure_kinds import delta_figure_of
+        from lensprune.replacement.figure_kinds import replacement_figure_of
 
-        return drawn_axes(delta_figure_of(self, kind, task, protocol))
+        return drawn_axes(replacement_figure_of(self, kind, task, protocol))
 
     def plot_data(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
         """The tidy table that `plot` draws.
@@ -59,18 +59,19 @@ class DeltaRun(ReplacementOutcomes):
         Raises:
             UserError: as `plot`.
         """
-        from lensprune.replacement.figure_kinds import delta_figure_of
+        from lensprune.replacement.figure_kinds import replacement_figure_of
 
-        return delta_figure_of(self, kind, task, protocol).data()
+        return replacement_figure_of(self, kind, task, protocol).data()
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the exchange as one self-contained HTML page; see `lensprune.replacement.page.write_delta_report`."""
-        from lensprune.replacement.page import write_delta_report
+        """Write the replacement as one self-contained HTML page; see
+        `lensprune.replacement.page.write_replacement_report`."""
+        from lensprune.replacement.page import write_replacement_report
 
-        return write_delta_report(self, path)
+        return write_replacement_report(self, path)
 
     def save(self) -> Path:
-        """Write summary.csv, delta.csv, figures and what `load` needs into the run's folder.
+        """Write summary.csv, replacement.csv, figures and what `load` needs into the run's folder.
 
         Raises:
             UserError: the run is in memory, or the disk can't be written to.
@@ -82,7 +83,7 @@ class DeltaRun(ReplacementOutcomes):
         return folder
 
     def __repr__(self) -> str:
-        return f"DeltaRun({self.title}: {len(self.swaps)} swaps, {len(self.cells)} cells each)"
+        return f"ReplacementRun({self.title}: {len(self.replacements)} replacements, {len(self.cells)} cells each)"
 
     def _repr_html_(self) -> str:
         shares = self.shares()

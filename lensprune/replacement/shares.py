@@ -13,13 +13,13 @@ from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means, paired_bo
 from lensprune.analysis.summary import Group, read_group
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.pair import WeightChange
-from lensprune.replacement.swaps import DISTILLED, Swap
+from lensprune.replacement.variants import DISTILLED, Replacement
 from lensprune.runs.chance import at_chance
 from lensprune.runs.outcomes import computed_once
 
-__all__ = ["DELTA_COLUMNS", "gain_shares", "share_intervals"]
+__all__ = ["REPLACEMENT_COLUMNS", "gain_shares", "share_intervals"]
 
-DELTA_COLUMNS = (
+REPLACEMENT_COLUMNS = (
     "task", "protocol", "direction", "part", "component", "layer", "head", "alpha", "n", "accuracy_base",
     "accuracy_distilled", "accuracy", "gain", "gain_ci_low", "gain_ci_high", "gain_is_clear", "effect", "ci_low",
     "ci_high", "share", "share_ci_low", "share_ci_high", "weight_change", "weight_change_relative", "at_chance",
@@ -27,8 +27,8 @@ DELTA_COLUMNS = (
 
 
 def share_intervals(
-    effects: Float[np.ndarray, "item swap"], gains: Float[np.ndarray, " item"], clusters: np.ndarray | None
-) -> tuple[Float[np.ndarray, " swap"], Float[np.ndarray, " swap"]]:
+    effects: Float[np.ndarray, "item replacement"], gains: Float[np.ndarray, " item"], clusters: np.ndarray | None
+) -> tuple[Float[np.ndarray, " replacement"], Float[np.ndarray, " replacement"]]:
     """95% percentile intervals of mean(effect) / mean(gain), items (or clusters) drawn in pairs.
 
     Meaningful only where the gain's own interval leaves out 0; a draw without any gain counts as ±∞.
@@ -43,7 +43,7 @@ def share_intervals(
 
 @computed_once
 def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
-    """One row a (task, protocol, swap), with `DELTA_COLUMNS`.
+    """One row a (task, protocol, replacement), with `REPLACEMENT_COLUMNS`.
 
     `gain` = accuracy(distilled) − accuracy(base) on the same items. `effect` is what the part brings: forward,
     accuracy(base with it) − accuracy(base); backward, accuracy(distilled) − accuracy(distilled without it). Both are
@@ -55,22 +55,24 @@ def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
     for task, protocol in outcomes.cells:
         group = read_group(outcomes, task, protocol)
         if group is not None and CLEAN.name in group.cells and DISTILLED in group.cells:
-            rows.extend(_rows(group, [s for s in outcomes.swaps if s.name in group.cells], outcomes.changes))
-    frame = pd.DataFrame(rows, columns=list(DELTA_COLUMNS))
+            rows.extend(_rows(group, [s for s in outcomes.replacements if s.name in group.cells], outcomes.changes))
+    frame = pd.DataFrame(rows, columns=list(REPLACEMENT_COLUMNS))
     return frame.astype({"layer": "Int64", "head": "Int64", "gain_is_clear": "boolean", "at_chance": "boolean"})
 
 
-def _rows(group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChange]) -> list[dict[str, object]]:
-    if not swaps:
+def _rows(
+    group: Group, replacements: Sequence[Replacement], changes: Mapping[str, WeightChange]
+) -> list[dict[str, object]]:
+    if not replacements:
         return []
     base, distilled = (group.cells[name].correct.astype(float) for name in (CLEAN.name, DISTILLED))
-    changed = np.stack([group.cells[swap.name].correct.astype(float) for swap in swaps], axis=1)
-    forward = np.array([swap.host == "base" for swap in swaps])
+    changed = np.stack([group.cells[replacement.name].correct.astype(float) for replacement in replacements], axis=1)
+    forward = np.array([replacement.host == "base" for replacement in replacements])
     effects = np.where(forward, changed - base[:, None], distilled[:, None] - changed)
     gains = distilled - base
     gain, effect = paired_bootstrap(gains[:, None], group.clusters), paired_bootstrap(effects, group.clusters)
     clear = bool(gain.low[0] > 0 or gain.high[0] < 0)
-    nothing = np.full(len(swaps), np.nan)
+    nothing = np.full(len(replacements), np.nan)
     low, high = share_intervals(effects, gains, group.clusters) if clear else (nothing, nothing)
     if clear:
         # Where not one item differs there is nothing to resample: the effect's exact interval stands in.
@@ -90,14 +92,14 @@ def _rows(group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChang
         "at_chance": at_chance(group.cells[DISTILLED].correct, group.chances),
     }
     rows: list[dict[str, object]] = []
-    for i, swap in enumerate(swaps):
+    for i, replacement in enumerate(replacements):
         own = {
-            "direction": "forward" if swap.host == "base" else "backward",
-            "part": swap.label,
-            "component": swap.component,
-            "layer": swap.layer,
-            "head": swap.head,
-            "alpha": swap.alpha,
+            "direction": "forward" if replacement.host == "base" else "backward",
+            "part": replacement.label,
+            "component": replacement.component,
+            "layer": replacement.layer,
+            "head": replacement.head,
+            "alpha": replacement.alpha,
             "accuracy": changed[:, i].mean(),
             "effect": effect.delta[i],
             "ci_low": effect.low[i],
@@ -105,8 +107,8 @@ def _rows(group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChang
             "share": effect.delta[i] / gain.delta[0] if clear else np.nan,
             "share_ci_low": low[i],
             "share_ci_high": high[i],
-            "weight_change": changes[swap.label].absolute,
-            "weight_change_relative": changes[swap.label].relative,
+            "weight_change": changes[replacement.label].absolute,
+            "weight_change_relative": changes[replacement.label].relative,
         }
         rows.append({**shared, **own})
     return rows

@@ -24,7 +24,7 @@ def require_bridge(model: HookedModel) -> BridgeModel:
     """
     if not isinstance(model, BridgeModel) or model.raw_model is None:
         raise UserError(
-            f"the weights of {model.facts.name} can't be exchanged: load it with lensprune.load_model as a "
+            f"the weights of {model.facts.name} can't be replaced: load it with lensprune.load_model as a "
             "TransformerBridge rather than booting it yourself"
         )
     return model
@@ -65,13 +65,13 @@ def part_tensors(model: BridgeModel, part: Part) -> dict[str, torch.Tensor]:
     if part.component == "head":
         return twin
     covered = {tensor.untyped_storage().data_ptr() for tensor in twin.values()}
-    own: dict[str, torch.Tensor] = {}
+    bridge_copies: dict[str, torch.Tensor] = {}
     for name, parameter in _bridge_parameters(model, part):
         storage = parameter.untyped_storage().data_ptr()
         if storage not in covered:
             covered.add(storage)
-            own[f"bridge:{name}"] = parameter
-    return {**twin, **own}
+            bridge_copies[f"bridge:{name}"] = parameter
+    return {**twin, **bridge_copies}
 
 
 def twin_tensors(model: BridgeModel, part: Part) -> dict[str, torch.Tensor]:
@@ -79,21 +79,21 @@ def twin_tensors(model: BridgeModel, part: Part) -> dict[str, torch.Tensor]:
     if part.component == "head":
         return dict(_head_views(model, part))
     raw: Any = model.raw_model
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for path in _module_paths(model, part):
         for name, parameter in raw.get_submodule(path).named_parameters():
             if parameter.data_ptr() not in seen:
                 seen.add(parameter.data_ptr())
-                found[f"{path}.{name}"] = parameter
-    if not found:
+                tensors[f"{path}.{name}"] = parameter
+    if not tensors:
         raise _unsupported(model, part)
-    return found
+    return tensors
 
 
 def _unsupported(model: BridgeModel, part: Part) -> UserError:
     return UserError(
-        f"{model.facts.architecture} keeps no {part.component} in a place of its own: {part.label} can't be exchanged"
+        f"{model.facts.architecture} keeps no {part.component} in a place of its own: {part.label} can't be replaced"
     )
 
 
@@ -117,7 +117,7 @@ def _module_paths(model: BridgeModel, part: Part) -> list[str]:
     owner = inner.get("mlp" if part.component == "mlp" else "attn")
     if owner is None or not owner.name:
         raise _unsupported(model, part)
-    if part.component != "attn_out":
+    if part.component != "attention_output":
         return [f"{block}.{owner.name}"]
     projection = owner.submodules.get("o")
     if projection is None or not projection.name:
@@ -135,7 +135,7 @@ def _bridge_parameters(model: BridgeModel, part: Part) -> Iterator[tuple[str, to
         inside = {
             "layer": [""],
             "attention": ["attn"],
-            "attn_out": ["attn.o"],
+            "attention_output": ["attn.o"],
             "mlp": ["mlp"],
             "norms": [name for name in _mapping(model)["blocks"].submodules if name.startswith("ln")],
         }[part.component]
@@ -160,7 +160,7 @@ def _head_views(model: BridgeModel, part: Part) -> Iterator[tuple[str, torch.Ten
         if not isinstance(linear, torch.nn.Linear):
             raise UserError(
                 f"{facts.architecture} has no linear query and output projections of their own, so heads can't be "
-                "exchanged: use component attention or attn_out"
+                "replaced: use component attention or attention_output"
             )
         yield f"{path}.{sub.name}.weight", linear.weight[rows] if by_row else linear.weight[:, rows]
         if by_row and linear.bias is not None:

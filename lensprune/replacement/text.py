@@ -1,4 +1,4 @@
-"""What ``lensprune delta`` prints about an exchange of weights."""
+"""What ``lensprune delta`` prints about a weight replacement."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lensprune.replacement.ranks import weights_against_effect
 from lensprune.replacement.shares import gain_shares
 from lensprune.runs.chance import beats_chance
 
-__all__ = ["delta_report"]
+__all__ = ["replacement_report"]
 
 
-def delta_report(outcomes: ReplacementOutcomes, most: int = 5) -> str:
+def replacement_report(outcomes: ReplacementOutcomes, most: int = 5) -> str:
     """What `lensprune delta` prints: the pair, the gain of each task and protocol, the parts that carry most of it."""
     shares = gain_shares(outcomes)
     ranks = weights_against_effect(shares)

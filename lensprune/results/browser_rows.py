@@ -13,9 +13,9 @@ from lensprune.output.plain_text import visible
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 
-__all__ = ["MOST_RECORDS", "TEXT_LIMIT", "BrowserRows", "browser_rows", "shares_of"]
+__all__ = ["MAX_RECORDS", "TEXT_LIMIT", "BrowserRows", "browser_rows", "shares_of"]
 
-MOST_RECORDS = 15_000
+MAX_RECORDS = 15_000
 TEXT_LIMIT = 400
 """Characters of a text that are shown."""
 Record = Mapping[str, Any]
@@ -50,7 +50,7 @@ def shares_of(sizes: Mapping[CellKey, int], most: int) -> dict[CellKey, int]:
     return shares
 
 
-def browser_rows(outcomes: Outcomes, most: int = MOST_RECORDS) -> BrowserRows:
+def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
     """Pick the records of changed models for the browser, each beside the clean model's answer to the same item.
 
     Up to `most` records, shared out evenly between cells (the largest losses first); within a cell the items whose
@@ -80,20 +80,20 @@ def browser_rows(outcomes: Outcomes, most: int = MOST_RECORDS) -> BrowserRows:
             if CellKey(CLEAN.name, *place) not in finished:
                 continue
             clean_place, clean_records = place, outcomes.cell(CellKey(CLEAN.name, *place), _COLUMNS).to_pylist()
-        base, own = clean_records, outcomes.cell(key, [*_COLUMNS, "layer"]).to_pylist()
+        base, measured = clean_records, outcomes.cell(key, [*_COLUMNS, "layer"]).to_pylist()
         cell, variant = index("cells", place), index("variants", key.variant)
-        for i in _chosen(own, base, shares[key]):
-            record, before = own[i], base[i]
+        for i in _chosen(measured, base, shares[key]):
+            record, before = measured[i], base[i]
             item = visible(str(record["item_id"]))
             clean.setdefault(cell, {}).setdefault(item, [visible(record["target"]), *_answer(before, index)])
             rows.append([cell, item, variant, record["layer"], *_answer(record, index)])
-    payload = {**names, "clean": {str(cell): own for cell, own in clean.items()}, "rows": rows}
+    payload = {**names, "clean": {str(cell): measured for cell, measured in clean.items()}, "rows": rows}
     return BrowserRows(payload, len(rows), sum(sizes.values()))
 
 
-def _chosen(own: Sequence[Record], base: Sequence[Record], share: int) -> list[int]:
-    differs = [a["correct"] != b["correct"] for a, b in zip(own, base, strict=True)]
-    return sorted(sorted(range(len(own)), key=lambda i: not differs[i])[:share])
+def _chosen(measured: Sequence[Record], base: Sequence[Record], share: int) -> list[int]:
+    differs = [a["correct"] != b["correct"] for a, b in zip(measured, base, strict=True)]
+    return sorted(sorted(range(len(measured)), key=lambda i: not differs[i])[:share])
 
 
 def _answer(record: Record, index: Callable[[str, Any], int]) -> list[Any]:

@@ -9,15 +9,15 @@ import pandas as pd
 from lensprune.analysis.protocol_gap import GAP_COLUMNS, paired_gap
 from lensprune.analysis.summary import read_group, summarise
 from lensprune.errors import UserError
-from lensprune.output.html import Column, csv_link, drawn, render, table, write_page
+from lensprune.output.html import Column, csv_link, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
-from lensprune.results.figures.protocols import book_gap_by_depth
+from lensprune.results.figures.protocols import open_book_gap_by_depth
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["compare_page", "runs_gap", "write_comparison"]
 
-MOST_ROWS = 500
+MAX_ROWS = 500
 _COMPARED = ("model", "architecture", "n_layers", "weights_hash", "dtype", "device", "bos", "chat_template", "seed")
 _SECTIONS = [("runs", "The two runs"), ("clean", "Whole models"), ("figures", "Figures"), ("changes", "Changes")]
 _CLEAN_SHOWN = {
@@ -62,12 +62,12 @@ def runs_gap(a: Outcomes, b: Outcomes) -> pd.DataFrame:
         if first is None or second is None or first.clean is None or second.clean is None:
             continue
         if _same_items(a, b, task) and first.clean.item_ids.equals(second.clean.item_ids):
-            own = paired_gap(first, second).assign(note="")
+            cell_gap = paired_gap(first, second).assign(note="")
         else:
-            own = _unpaired(a, b, task, protocol).assign(note="other items: not paired")
-        unclear = known_at_chance(own)
-        own.loc[unclear, "note"] = (own.loc[unclear, "note"] + ", at chance").str.strip(", ")
-        frames.append(own.assign(task=task, protocol=protocol))
+            cell_gap = _unpaired(a, b, task, protocol).assign(note="other items: not paired")
+        unclear = known_at_chance(cell_gap)
+        cell_gap.loc[unclear, "note"] = (cell_gap.loc[unclear, "note"] + ", at chance").str.strip(", ")
+        frames.append(cell_gap.assign(task=task, protocol=protocol))
     kept = [frame for frame in frames if len(frame)]
     if not kept:
         raise UserError("the two runs share no finished change on a task and protocol: there is nothing to compare")
@@ -135,10 +135,12 @@ def compare_page(a: Outcomes, b: Outcomes) -> str:
             task_a=names[0], task_b=names[1], protocol_b=by_layer["task"] + "\n" + by_layer["protocol"],
         )  # fmt: skip
         depth = max(a.spec.n_layers, b.spec.n_layers)
-        axes = book_gap_by_depth(labelled, n_layers=depth)
+        axes = open_book_gap_by_depth(labelled, n_layers=depth)
         alt = "Line charts: change of accuracy against the layer, run A dashed and run B solid"
         pictures.append(
-            drawn("two_runs", axes, by_layer, alt, "Δμ against depth in both runs; dots: they differ, q ≤ 0.05.")
+            embedded_figure(
+                "two_runs", axes, by_layer, alt, "Δμ against depth in both runs; dots: they differ, q ≤ 0.05."
+            )
         )
     return render(
         "compare.html",
@@ -149,8 +151,8 @@ def compare_page(a: Outcomes, b: Outcomes) -> str:
         clean=table(_clean(a, b), _CLEAN_SHOWN),
         only=[text for text in (_only(a, b, "A"), _only(b, a, "B")) if text],
         figures=pictures,
-        gap=table(ordered.head(MOST_ROWS), _GAP_SHOWN, ("task", "protocol")),
-        left_out=max(0, len(gap) - MOST_ROWS),
+        gap=table(ordered.head(MAX_ROWS), _GAP_SHOWN, ("task", "protocol")),
+        left_out=max(0, len(gap) - MAX_ROWS),
         tasks=[visible(task) for task in dict.fromkeys(gap["task"])],
         protocols=list(dict.fromkeys(gap["protocol"])),
         csv=csv_link(gap),

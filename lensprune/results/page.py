@@ -11,15 +11,24 @@ import pandas as pd
 import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.claims import claims_found
+from lensprune.analysis.claims import claim_results
 from lensprune.analysis.critical import critical
-from lensprune.analysis.signatures import MARGIN, SIGNATURE_COLUMNS, signatures
+from lensprune.analysis.signatures import ACCURACY_MARGIN, SIGNATURE_COLUMNS, signatures
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.files import write_error
-from lensprune.output.html import LARGEST_INSIDE, Column, csv_link, drawn, json_block, render, table, write_page
+from lensprune.output.html import (
+    LARGEST_INSIDE,
+    Column,
+    csv_link,
+    embedded_figure,
+    json_block,
+    render,
+    table,
+    write_page,
+)
 from lensprune.output.plain_text import csv_text, visible, write_csv_parts
-from lensprune.results.browser_rows import MOST_RECORDS, TEXT_LIMIT, browser_rows
+from lensprune.results.browser_rows import MAX_RECORDS, TEXT_LIMIT, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
 from lensprune.results.figures.kinds import figures_of
 from lensprune.runs.chance import beats_chance, known_at_chance
@@ -31,7 +40,7 @@ __all__ = ["RECORDS_FILE", "REPORT_FILE", "run_page", "write_report"]
 REPORT_FILE = "report.html"
 RECORDS_FILE = "records.csv"
 _CELLS_AT_ONCE = 50
-MOST_ROWS = 500
+MAX_ROWS = 500
 """Rows of the summary that the page shows."""
 
 _SECTIONS = [
@@ -88,7 +97,7 @@ _CLAIM_SHOWN = {
 }
 
 
-def write_report(outcomes: Outcomes, path: str | Path | None = None, *, most_records: int = MOST_RECORDS) -> Path:
+def write_report(outcomes: Outcomes, path: str | Path | None = None, *, most_records: int = MAX_RECORDS) -> Path:
     """Write `outcomes` as one HTML page, and beside it records.csv with every record.
 
     Args:
@@ -125,7 +134,7 @@ def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
         yield frame.astype({"layer": "Int64", "head": "Int64"})
 
 
-def run_page(outcomes: Outcomes, records: Path, most_records: int = MOST_RECORDS) -> str:
+def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS) -> str:
     """The page's text.
 
     Args:
@@ -137,7 +146,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MOST_RECORDS
     signed, missing = _signatures(outcomes)
     rows = browser_rows(outcomes, most_records)
     done, total = outcomes.n_finished, outcomes.n_expected
-    pictures = [drawn(f.name, f.draw(), f.data(), f.alt, f.caption) for f in figures_of(outcomes)]
+    pictures = [embedded_figure(f.name, f.draw(), f.data(), f.alt, f.caption) for f in figures_of(outcomes)]
     return render(
         "run.html",
         title=visible(f"{outcomes.spec.model}: {_counted(len(outcomes.spec.variants) - 1, 'changed model')}"),
@@ -149,23 +158,23 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MOST_RECORDS
         notes=_notes(outcomes, summary),
         spec_json=visible(outcomes.spec.to_json()),
         figures=pictures,
-        critical=table(needed.head(MOST_ROWS), _CRITICAL_SHOWN),
+        critical=table(needed.head(MAX_ROWS), _CRITICAL_SHOWN),
         none_critical=f"{_counted(int(beats_chance(changed).sum()), 'change')} could be tested.",
-        summary=table(changed.head(MOST_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
-        summary_left_out=max(0, len(changed) - MOST_ROWS),
+        summary=table(changed.head(MAX_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
+        summary_left_out=max(0, len(changed) - MAX_ROWS),
         tasks=[visible(task.name) for task in outcomes.spec.tasks],
         protocols=outcomes.spec.protocols,
         claims=[
             {
-                "text": found.claim.text,
-                "verdict": found.verdict,
-                "needs": found.claim.needs,
-                "table": table(found.rows, _claim_columns(found.rows)),
+                "text": result.claim.text,
+                "verdict": result.verdict,
+                "needs": result.claim.needs,
+                "table": table(result.rows, _claim_columns(result.rows)),
             }
-            for found in claims_found(signed)
+            for result in claim_results(signed)
         ],
         claims_missing=missing,
-        margin=MARGIN,
+        accuracy_margin=ACCURACY_MARGIN,
         browser_note=_browser_note(rows.shown, rows.total),
         records_json=json_block(rows.payload),
         downloads=_downloads(outcomes, {"critical": needed, "signatures": signed}, records),
@@ -187,9 +196,9 @@ def _lead(changed: pd.DataFrame, needed: pd.DataFrame) -> str:
     if ranked.empty:
         return "On no task does the clean model beat chance, so no change is ranked."
     worst = ranked.iloc[0]
-    found = _counted(len(needed), "change") + f" of {len(ranked)}"
+    counted = _counted(len(needed), "change") + f" of {len(ranked)}"
     said = (
-        f"{found} on tasks above chance lower accuracy with q ≤ 0.05. The largest loss: {worst['variant']} on "
+        f"{counted} on tasks above chance lower accuracy with q ≤ 0.05. The largest loss: {worst['variant']} on "
         f"{visible(worst['task'])} under {worst['protocol']}, Δμ "
     )
     numbers = f"{worst['delta']:+.2f} (95% {worst['ci_low']:+.2f} to {worst['ci_high']:+.2f}, n {worst['n']})."
@@ -216,8 +225,8 @@ def _signatures(outcomes: Outcomes) -> tuple[pd.DataFrame, str]:
 def _clean_cells(outcomes: Outcomes, summary: pd.DataFrame) -> pd.DataFrame:
     clean = summary[summary["variant"] == CLEAN.name]
     tasks = {task.name: task for task in outcomes.spec.tasks}
-    own = [tasks[name] for name in clean["task"]]
-    return clean.assign(shots=[task.shots for task in own], seed=[task.seed for task in own])
+    specs = [tasks[name] for name in clean["task"]]
+    return clean.assign(shots=[task.shots for task in specs], seed=[task.seed for task in specs])
 
 
 def _notes(outcomes: Outcomes, summary: pd.DataFrame) -> list[str]:
@@ -249,10 +258,10 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
         ("variants", f"{len(variants)}: {named}"),
         ("reference", f"{spec.reference or 'none needed'}" + (f", {spec.mean_mode}" if spec.mean_mode else "")),
         ("seed", str(spec.seed)),
-        ("executor", spec.how.executor),
-        ("command", spec.how.command or "called from Python"),
+        ("executor", spec.execution.executor),
+        ("command", spec.execution.command or "called from Python"),
         ("versions", ", ".join(f"{name} {number}" for name, number in sorted(spec.versions.items()))),
-        ("data", "; ".join(f"{task}: {where}" for task, where in spec.how.data_sources.items()) or "not recorded"),
+        ("data", "; ".join(f"{task}: {path}" for task, path in spec.execution.data_sources.items()) or "not recorded"),
         ("digest", spec.digest),
     ]  # fmt: skip
     return [(name, visible(value)) for name, value in pairs]
@@ -277,17 +286,17 @@ def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Pat
         ("critical.csv", tables["critical"], "parts whose removal lowers accuracy"),
         ("signatures.csv", tables["signatures"], "the numbers behind the paper's claims"),
     ]
-    found: list[dict[str, Any]] = []
+    downloads: list[dict[str, Any]] = []
     for name, frame, text in files:
         address = csv_link(frame)
         if address is not None:
-            found.append({"name": name, "href": address, "text": text})
+            downloads.append({"name": name, "href": address, "text": text})
         else:
             records.with_name(name).write_text(csv_text(frame), encoding="utf-8")
-            found.append({"name": name, "href": name, "text": f"{text} (a file beside this page)"})
+            downloads.append({"name": name, "href": name, "text": f"{text} (a file beside this page)"})
     text = "every record, one row an item"
     if records.stat().st_size <= LARGEST_INSIDE:
-        found.append({"name": records.name, "href": csv_link(records.read_bytes()), "text": text})
+        downloads.append({"name": records.name, "href": csv_link(records.read_bytes()), "text": text})
     else:
-        found.append({"name": records.name, "href": records.name, "text": f"{text} (a file beside this page)"})
-    return found
+        downloads.append({"name": records.name, "href": records.name, "text": f"{text} (a file beside this page)"})
+    return downloads

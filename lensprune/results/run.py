@@ -16,7 +16,7 @@ from lensprune.analysis.critical import MAX_Q, critical_layers
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.analysis.head_groups import heads_and_groups
 from lensprune.analysis.overlap import overlap
-from lensprune.analysis.signatures import MARGIN, signatures
+from lensprune.analysis.signatures import ACCURACY_MARGIN, signatures
 from lensprune.analysis.summary import summarise
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes
@@ -48,17 +48,17 @@ class Run(Outcomes):
         """Δμ under one protocol minus Δμ under another; see `lensprune.analysis.protocol_gap.protocol_gap`."""
         return protocol_gap.protocol_gap(self, task)
 
-    def book_gap(self, closed: str, opened: str) -> pd.DataFrame:
+    def open_book_gap(self, closed: str, opened: str) -> pd.DataFrame:
         """Δμ of the open-book task minus that of the closed one; see `lensprune.analysis.protocol_gap.task_gap`."""
         return protocol_gap.task_gap(self, closed, opened)
 
-    def signatures(self, task: str | None = None, *, margin: float = MARGIN) -> pd.DataFrame:
+    def signatures(self, task: str | None = None, *, accuracy_margin: float = ACCURACY_MARGIN) -> pd.DataFrame:
         """The paper's failure signatures, each seen, not seen or not resolvable; see `lensprune.analysis.signatures`.
 
         Args:
-            margin: accuracy below which a loss counts as none.
+            accuracy_margin: accuracy below which a loss counts as none.
         """
-        return signatures(self, task, margin=margin)
+        return signatures(self, task, accuracy_margin=accuracy_margin)
 
     def effects(
         self,
@@ -88,7 +88,7 @@ class Run(Outcomes):
         Args:
             component: ``head``, ``kv_group``, ``layer``, ``attention`` or ``mlp``.
             ablation: of a run that removes parts in several ways, the one to take.
-            measure: ``correct``, ``gold_logprob`` or ``margin``.
+            measure: ``correct``, ``gold_logprob`` or ``logprob_margin``.
             top: the k of the shares of the top k.
         """
         effects = self.effects(task, protocol, component=component, ablation=ablation, measure=measure)

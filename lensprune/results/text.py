@@ -69,20 +69,20 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
 def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) -> str:
     """Heads of a screened sweep by their estimated loss, measured or not, and what the control set says of it."""
     parts = []
-    for _, own in quality.iterrows():
-        where = (table["task"] == own["task"]) & (table["protocol"] == own["protocol"])
-        controls = int(own["controls"])
-        cell = f"{for_terminal(str(own['task']))}, {own['protocol']}"
+    for _, row in quality.iterrows():
+        where = (table["task"] == row["task"]) & (table["protocol"] == row["protocol"])
+        controls = int(row["controls"])
+        cell = f"{for_terminal(str(row['task']))}, {row['protocol']}"
         lines = [
-            f"{cell}: {own['measured']} of {own['heads']} heads are measured, {own['measured'] - controls} for their "
+            f"{cell}: {row['measured']} of {row['heads']} heads are measured, {row['measured'] - controls} for their "
             f"estimates and {controls} drawn at random; the others are estimated",
-            f"on the random ones estimate and measurement have rank correlation {own['rank_correlation']:.2f}; "
-            f"{own['controls_in_top']} of them are among the {own['top']} measured ones that lose most: if the others "
-            f"are like them, {own['expected_missed']:.0f} such heads were missed",
+            f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}; "
+            f"{row['controls_in_top']} of them are among the {row['top']} measured ones that lose most: if the others "
+            f"are like them, {row['expected_missed']:.0f} such heads were missed",
         ]
         rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", "status"]]
         for _, head in table[where].head(most).iterrows():
-            measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("margin_change", "delta")]
+            measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("logprob_margin_change", "delta")]
             rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
         parts.append("\n".join([*lines, *("  " + line for line in aligned(rows).splitlines())]))
     return "\n\n".join(parts)

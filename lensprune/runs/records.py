@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from lensprune.protocols.base import ItemRequests, Outcome
 
-__all__ = ["SCHEMA", "CellKey", "Changed", "cell_table"]
+__all__ = ["SCHEMA", "CellKey", "Intervention", "cell_table"]
 
 
 class CellKey(NamedTuple):
@@ -23,7 +23,7 @@ class CellKey(NamedTuple):
         return f"{self.variant} on {self.task} under {self.protocol}"
 
 
-class Changed(Protocol):
+class Intervention(Protocol):
     """What a record says of a change to the model: a `Variant`, or any other named change."""
 
     @property
@@ -54,7 +54,7 @@ SCHEMA = pa.schema(
         ("correct", pa.bool_()),
         ("chance", pa.float64()),
         ("gold_logprob", pa.float64()),
-        ("margin", pa.float64()),
+        ("logprob_margin", pa.float64()),
         ("failure", pa.string()),
         ("n_tokens", pa.int32()),
         ("truncated_tokens", pa.int32()),
@@ -73,7 +73,7 @@ def _storable(text: str | None) -> str | None:
 
 def cell_table(
     key: CellKey,
-    variant: Changed,
+    variant: Intervention,
     outcomes: Sequence[Outcome],
     requests: Sequence[ItemRequests],
     chances: Sequence[float],
@@ -100,7 +100,7 @@ def cell_table(
         "correct": [o.correct for o in outcomes],
         "chance": list(chances),
         "gold_logprob": [o.gold_logprob for o in outcomes],
-        "margin": [o.margin for o in outcomes],
+        "logprob_margin": [o.logprob_margin for o in outcomes],
         "failure": [o.failure for o in outcomes],
         "n_tokens": [o.n_tokens for o in outcomes],
         "truncated_tokens": [r.truncated_tokens for r in requests],

@@ -13,9 +13,9 @@ from typing import Any
 from lensprune.errors import UserError
 from lensprune.version import __version__
 
-__all__ = ["FORMAT", "CellSpec", "HowItRan", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
+__all__ = ["FORMAT", "CellSpec", "ExecutionSpec", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
 
-FORMAT = 3
+FORMAT = 4
 """Version of the run folder's layout."""
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
@@ -59,14 +59,14 @@ class CellSpec:
 
 
 @dataclass(frozen=True)
-class HowItRan:
+class ExecutionSpec:
     """What does not change the numbers: speed, paths and the way the run was asked for."""
 
     model: str | None = None
     """Name or path to load the model from; ``None`` when it was given as an object."""
     executor: str = "forked"
-    """What runs the rows at each worker; `spread` is how cells come to workers."""
-    spread: str | None = None
+    """What runs the rows at each worker; `backend` is how cells come to workers."""
+    backend: str | None = None
     workers: int | None = None
     ray_address: str | None = None
     batch_tokens: int | None = None
@@ -120,16 +120,16 @@ class SweepSpec:
     kept_hooks: tuple[str, ...] = ()
     """Where hooks of the user's own are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)
-    how: HowItRan = field(default_factory=HowItRan)
+    execution: ExecutionSpec = field(default_factory=ExecutionSpec)
 
     def numbers(self) -> dict[str, Any]:
         """The part that determines the numbers, as plain JSON values."""
         data = json.loads(canonical_json(asdict(self)))
-        data.pop("how")
+        data.pop("execution")
         data.pop("model")
-        for asked in ("shots", "limit"):
+        for option in ("shots", "limit"):
             # Resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
-            data.pop(asked)
+            data.pop(option)
         if self.screen is None:
             # As in runs from before there was screening.
             data.pop("screen")
@@ -143,9 +143,9 @@ class SweepSpec:
         return hashlib.sha256(canonical_json(self.numbers()).encode()).hexdigest()
 
     @property
-    def exchanges_weights(self) -> bool:
-        """Whether the variants are two models and exchanges between them, as `measure_delta` makes them."""
-        return any("swap" in variant for variant in self.variants)
+    def replaces_weights(self) -> bool:
+        """Whether the variants are two models and exchanges between them, as `measure_replacement` makes them."""
+        return any("replacement" in variant for variant in self.variants)
 
     @property
     def variant_names(self) -> tuple[str, ...]:
@@ -187,12 +187,12 @@ class SweepSpec:
                     "protocols": tuple(data["protocols"]),
                     "variants": tuple(data["variants"]),
                     "kept_hooks": tuple(data.get("kept_hooks", ())),
-                    "how": HowItRan(**data["how"]),
+                    "execution": ExecutionSpec(**data["execution"]),
                 }
             )
             fits = spec.digest == digest and all(isinstance(name, str) for name in spec.variant_names)
             # What the digest does not cover is checked by its type.
-            for owner in (spec, spec.how):
+            for owner in (spec, spec.execution):
                 for name, kinds in _UNCOVERED[type(owner)].items():
                     value = getattr(owner, name)
                     if not isinstance(value, kinds) or isinstance(value, bool):
@@ -215,10 +215,10 @@ class SweepSpec:
 
 _UNCOVERED: dict[type, dict[str, Any]] = {
     SweepSpec: {"model": str, "shots": int | None, "limit": int | None},
-    HowItRan: {
+    ExecutionSpec: {
         "model": str | None,
         "executor": str,
-        "spread": str | None,
+        "backend": str | None,
         "workers": int | None,
         "ray_address": str | None,
         "batch_tokens": int | None,

@@ -53,7 +53,7 @@ def variant_from_json(data: Mapping[str, Any]) -> Variant:
         UserError: a component or ablation that is not registered here; or the variant has hooks written in Python,
             which a file can't hold, or exchanges weights with a second model.
     """
-    if "swap" in data:
+    if "replacement" in data:
         raise UserError(
             "this run exchanges the weights of two models: continue by calling lensprune delta again with the same "
             "arguments and the same out folder"

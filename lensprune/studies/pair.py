@@ -11,30 +11,30 @@ import pandas as pd
 from lensprune.analysis.claims import task_kind
 from lensprune.analysis.concentration_change import Comparison, compare
 from lensprune.errors import UserError
-from lensprune.replacement.measure import measure_delta
-from lensprune.replacement.result import DeltaRun
+from lensprune.replacement.measure import measure_replacement
+from lensprune.replacement.result import ReplacementRun
 from lensprune.results.compare import write_comparison
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance
-from lensprune.studies.presets import Exchange, Preset, StudyPart
+from lensprune.studies.presets import Preset, ReplacementPart, StudyPart
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
-__all__ = ["NO_PAIR", "PairFound", "chosen_pair", "moved", "run_pair", "spread_rows"]
+__all__ = ["NO_PAIR", "PairResult", "chosen_pair", "concentration_change_rows", "moved", "run_pair"]
 
 NO_PAIR = "The distilled pair is left out: give --base and --distilled to have it."
 _FOLDER = "pair"
 
 
 @dataclass(frozen=True)
-class PairFound:
+class PairResult:
     """Sweeps of the base and the distilled model with the page that compares them, and exchanges between the two."""
 
     base: str
     distilled: str
     sweeps: tuple[tuple[StudyPart, Run, Run, Path], ...]
-    exchanges: tuple[tuple[Exchange, DeltaRun], ...]
+    replacements: tuple[tuple[ReplacementPart, ReplacementRun], ...]
 
 
 def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tuple[str, str] | None:
@@ -51,14 +51,15 @@ def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tupl
     return base, distilled
 
 
-def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any) -> PairFound:
-    """Run `preset.pair_sweeps` on both models and `preset.exchanges` between them, below `folder`/pair.
+def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any) -> PairResult:
+    """Run `preset.pair_sweeps` on both models and `preset.replacements` between them, below `folder`/pair.
 
     Args:
         options: seed, data_dir, dtype, device, progress and command of `sweep`.
 
     Raises:
-        UserError: whatever `sweep`, `measure_delta` and the reports refuse, such as two models of different shapes.
+        UserError: whatever `sweep`, `measure_replacement` and the reports refuse, such as two models of different
+        shapes.
     """
     home = folder / _FOLDER
     sweeps = []
@@ -78,9 +79,9 @@ def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any
             runs.append(run)
         page = write_comparison(runs[0], runs[1], home / f"{part.name}-compared.html")
         sweeps.append((part, runs[0], runs[1], page))
-    exchanges = []
-    for one in preset.exchanges:
-        result = measure_delta(
+    replacements = []
+    for one in preset.replacements:
+        result = measure_replacement(
             *pair,
             one.tasks,
             one.protocols,
@@ -91,11 +92,11 @@ def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any
             **options,
         )
         result.report()
-        exchanges.append((one, result))
-    return PairFound(*pair, tuple(sweeps), tuple(exchanges))
+        replacements.append((one, result))
+    return PairResult(*pair, tuple(sweeps), tuple(replacements))
 
 
-def spread_rows(found: PairFound) -> pd.DataFrame:
+def concentration_change_rows(pair_result: PairResult) -> pd.DataFrame:
     """Whether the distilled model's losses are spread over more parts than the base's, with paired intervals.
 
     One row a (sweep, task, protocol, statistic), the columns of
@@ -103,7 +104,7 @@ def spread_rows(found: PairFound) -> pd.DataFrame:
     ``protocol`` and ``at_chance``: that of either model. ``value`` is the distilled model's.
     """
     frames = []
-    for part, base, distilled, _ in found.sweeps:
+    for part, base, distilled, _ in pair_result.sweeps:
         component = {"layers": "layer", "heads": "head"}[part.over]
         effects = zip(base.effects(component=component), distilled.effects(component=component), strict=True)
         for one, other in effects:
@@ -125,14 +126,14 @@ def moved(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     reasoning task that can be resolved, ``not resolvable`` where on none, ``mixed`` else, ``not measured`` without one.
     That the interval holds 0 is no proof of no change, so the verdict is never ``not seen``.
     """
-    own = rows[(rows["statistic"] == "participation_ratio") & (rows["task"].map(task_kind) == "reasoning")]
-    own = own.reset_index(drop=True)
-    clear = ((own["ci_low"] > 0) | (own["ci_high"] < 0)) & beats_chance(own)
+    reasoning = rows[(rows["statistic"] == "participation_ratio") & (rows["task"].map(task_kind) == "reasoning")]
+    reasoning = reasoning.reset_index(drop=True)
+    clear = ((reasoning["ci_low"] > 0) | (reasoning["ci_high"] < 0)) & beats_chance(reasoning)
     verdicts = [
         "at chance" if chance else "seen" if seen else "not resolvable"
-        for chance, seen in zip(own["at_chance"], clear, strict=True)
+        for chance, seen in zip(reasoning["at_chance"], clear, strict=True)
     ]
-    if own.empty:
-        return "not measured", own.assign(verdict=verdicts)
+    if reasoning.empty:
+        return "not measured", reasoning.assign(verdict=verdicts)
     said = "seen" if clear.all() else "mixed" if clear.any() else "not resolvable"
-    return said, own.assign(verdict=verdicts)
+    return said, reasoning.assign(verdict=verdicts)

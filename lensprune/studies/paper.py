@@ -51,7 +51,7 @@ def paper(
         The page about the whole study, which links to the report of each sweep.
 
     Raises:
-        UserError: an unknown preset, half a pair, or whatever `sweep`, `measure_delta` and the reports refuse.
+        UserError: an unknown preset, half a pair, or whatever `sweep`, `measure_replacement` and the reports refuse.
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lensprune.tasks.bundled import DEMO_TASKS
 
-__all__ = ["PRESETS", "Exchange", "Preset", "StudyPart"]
+__all__ = ["PRESETS", "Preset", "ReplacementPart", "StudyPart"]
 
 _ALL = ("default", "continuation", "generate")
 
@@ -33,8 +33,8 @@ class StudyPart:
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """One exchange of weights between the base and the distilled model, in both directions."""
+class ReplacementPart:
+    """One replacement of weights between the base and the distilled model, in both directions."""
 
     name: str
     question: str
@@ -50,7 +50,7 @@ class Preset:
     """Sweeps that make up a study, and the choices that the paper leaves open.
 
     `pair` is the base and the distilled model that are compared unless others are given; without either the study
-    has no such part. `pair_sweeps` are made on both of them, `exchanges` between them.
+    has no such part. `pair_sweeps` are made on both of them, `replacements` between them.
     """
 
     name: str
@@ -59,17 +59,19 @@ class Preset:
     choices: tuple[str, ...]
     pair: tuple[str, str] | None
     pair_sweeps: tuple[StudyPart, ...]
-    exchanges: tuple[Exchange, ...]
+    replacements: tuple[ReplacementPart, ...]
 
 
-def _exchanges(task: str, limit: int) -> tuple[Exchange, ...]:
+def _replacements(task: str, limit: int) -> tuple[ReplacementPart, ...]:
     """Attention outputs and whole layers, one by one and more and more from the bottom."""
     made = []
-    for component, words in (("attn_out", "attention output"), ("layer", "layer")):
+    for component, words in (("attention_output", "attention output"), ("layer", "layer")):
         single = f"What does each {words} bring, put into the base or missing from the distilled model?"
         cumulative = f"And {words}s 1, 2, … from the bottom together?"
         for mode, question in (("single", single), ("cumulative", cumulative)):
-            made.append(Exchange(f"{component}-{mode}", question, (task,), ("generate",), component, mode, limit))
+            made.append(
+                ReplacementPart(f"{component}-{mode}", question, (task,), ("generate",), component, mode, limit)
+            )
     return tuple(made)
 
 
@@ -120,7 +122,7 @@ PRESETS: dict[str, Preset] = {
                     (_CHAINS, _KV_SHORT), ("generate",), "layers", "skip", 100,
                 ),
             ),
-            _exchanges(_CHAINS, 100),
+            _replacements(_CHAINS, 100),
         ),
         Preset(
             "full",
@@ -162,7 +164,7 @@ PRESETS: dict[str, Preset] = {
                     ("gsm8k_cot", _KV), ("generate",), "layers", "skip", 200,
                 ),
             ),
-            _exchanges("gsm8k_cot", 100),
+            _replacements("gsm8k_cot", 100),
         ),
     )
 }  # fmt: skip

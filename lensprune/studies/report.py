@@ -1,12 +1,12 @@
-"""The job of ``lensprune report``: a page about one run, an exchange of weights, or two runs."""
+"""The job of ``lensprune report``: a page about one run, a weight replacement, or two runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lensprune.errors import UserError
-from lensprune.replacement.page import write_delta_report
-from lensprune.replacement.result import DeltaRun
+from lensprune.replacement.page import write_replacement_report
+from lensprune.replacement.result import ReplacementRun
 from lensprune.results.compare import write_comparison
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
@@ -16,21 +16,25 @@ __all__ = ["report"]
 
 
 def report(folder: str | Path, other: str | Path | None = None, *, out: str | Path | None = None) -> Path:
-    """Write the report of the run in `folder`, which `sweep` or `measure_delta` made, or the comparison with the run in
-    `other`.
+    """Write the report of the run in `folder`, which `sweep` or `measure_replacement` made, or the comparison with the
+    run in `other`.
 
     Returns:
         The page.
 
     Raises:
-        UserError: no run there, an exchange that is not finished or is to be compared, runs that share nothing, the
+        UserError: no run there, a replacement that is not finished or is to be compared, runs that share nothing, the
             same folder twice, or a place that can't be written to.
     """
-    exchanges = [place for place in (folder, other) if place is not None and read_spec(Path(place)).exchanges_weights]
+    replacements = [place for place in (folder, other) if place is not None and read_spec(Path(place)).replaces_weights]
     if other is None:
-        return write_delta_report(DeltaRun.load(folder), out) if exchanges else write_report(Run.load(folder), out)
+        return (
+            write_replacement_report(ReplacementRun.load(folder), out)
+            if replacements
+            else write_report(Run.load(folder), out)
+        )
     if Path(folder).resolve() == Path(other).resolve():
         raise UserError(f"{folder} is given twice: name another run to compare it with")
-    if exchanges:
-        raise UserError(f"{exchanges[0]} holds an exchange of weights, and only sweeps are compared: report it alone")
+    if replacements:
+        raise UserError(f"{replacements[0]} holds a weight replacement, and only sweeps are compared: report it alone")
     return write_comparison(Run.load(folder), Run.load(other), out)

@@ -9,17 +9,17 @@ from typing import Any
 import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.claims import DISTILLATION, claims_found
+from lensprune.analysis.claims import DISTILLATION, claim_results
 from lensprune.analysis.critical import critical
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
 from lensprune.errors import UserError
-from lensprune.output.html import Column, Drawn, drawn, render, table, write_page
+from lensprune.output.html import Column, EmbeddedFigure, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
-from lensprune.replacement.figure_kinds import delta_figure_of
+from lensprune.replacement.figure_kinds import replacement_figure_of
 from lensprune.results.figures.kinds import figure_of
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance, known_at_chance
-from lensprune.studies.pair import NO_PAIR, PairFound, moved, spread_rows
+from lensprune.studies.pair import NO_PAIR, PairResult, concentration_change_rows, moved
 from lensprune.studies.presets import Preset, StudyPart
 
 __all__ = ["STUDY_FILE", "write_study_page"]
@@ -42,7 +42,7 @@ _SHOWN = {
     "ci_low": Column("95% from", "+.3f"),
     "ci_high": Column("to", "+.3f"),
 }
-_SPREAD_SHOWN = {
+_CHANGE_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
     "statistic": Column("statistic"),
@@ -57,9 +57,9 @@ _SPREAD_SHOWN = {
     "ci_high": Column("to", "+.2f"),
     "note": Column("note"),
 }
-_MOVED_SHOWN = {name: _SPREAD_SHOWN[name] for name in ("task", "protocol")} | {
+_MOVED_SHOWN = {name: _CHANGE_SHOWN[name] for name in ("task", "protocol")} | {
     "verdict": Column("verdict"),
-    **{name: _SPREAD_SHOWN[name] for name in ("n", "base", "value", "difference", "ci_low", "ci_high")},
+    **{name: _CHANGE_SHOWN[name] for name in ("n", "base", "value", "difference", "ci_low", "ci_high")},
 }
 _STATISTICS = {"gini": "Gini index", "participation_ratio": "effective number of parts"}
 
@@ -98,10 +98,10 @@ def _row(part: StudyPart, run: Run) -> dict[str, Any]:
     }
 
 
-def _pair(found: PairFound, spread: pd.DataFrame, folder: Path) -> dict[str, Any]:
+def _pair(pair_result: PairResult, change: pd.DataFrame, folder: Path) -> dict[str, Any]:
     sweeps = []
-    pictures: list[Drawn] = []
-    for part, base, distilled, page in found.sweeps:
+    pictures: list[EmbeddedFigure] = []
+    for part, base, distilled, page in pair_result.sweeps:
         for role, run in (("base", base), ("distilled", distilled)):
             assert run.folder is not None
             href = (run.folder / "report.html").relative_to(folder).as_posix()
@@ -110,11 +110,11 @@ def _pair(found: PairFound, spread: pd.DataFrame, folder: Path) -> dict[str, Any
             figure = figure_of(run)
             caption = f"{role.capitalize()}, {visible(run.spec.model)}: {figure.caption}"
             name = f"{part.name}_{role}"
-            pictures.append(drawn(name, figure.draw(), figure.data(), f"{role}. {figure.alt}", caption))
-    exchanges = []
-    for one, result in found.exchanges:
+            pictures.append(embedded_figure(name, figure.draw(), figure.data(), f"{role}. {figure.alt}", caption))
+    replacements = []
+    for one, result in pair_result.replacements:
         assert result.folder is not None
-        exchanges.append(
+        replacements.append(
             {
                 "name": one.name,
                 "question": one.question,
@@ -123,12 +123,17 @@ def _pair(found: PairFound, spread: pd.DataFrame, folder: Path) -> dict[str, Any
                 "most": [_most(result.shares(), direction) for direction in ("forward", "backward")],
             }
         )
-        figure = delta_figure_of(result)
+        figure = replacement_figure_of(result)
         caption = f"{one.name}: {figure.caption}"
-        pictures.append(drawn(one.name, figure.draw(), figure.data(), f"{one.name}. {figure.alt}", caption))
-    notes = ["clean model at chance" if chance else "" for chance in known_at_chance(spread)]
-    shown = spread.assign(statistic=spread["statistic"].map(_STATISTICS), note=notes)
-    return {"sweeps": sweeps, "spread": table(shown, _SPREAD_SHOWN), "exchanges": exchanges, "figures": pictures}
+        pictures.append(embedded_figure(one.name, figure.draw(), figure.data(), f"{one.name}. {figure.alt}", caption))
+    notes = ["clean model at chance" if chance else "" for chance in known_at_chance(change)]
+    shown = change.assign(statistic=change["statistic"].map(_STATISTICS), note=notes)
+    return {
+        "sweeps": sweeps,
+        "concentration_change": table(shown, _CHANGE_SHOWN),
+        "replacements": replacements,
+        "figures": pictures,
+    }
 
 
 def _gains(shares: pd.DataFrame) -> list[dict[str, Any]]:
@@ -145,14 +150,14 @@ def _gain(row: dict[str, Any]) -> str:
 
 
 def _most(shares: pd.DataFrame, direction: str) -> str:
-    own = shares[(shares["direction"] == direction) & beats_chance(shares)]
-    if own.empty:
+    ranked = shares[(shares["direction"] == direction) & beats_chance(shares)]
+    if ranked.empty:
         return "at chance"
-    best = own.sort_values("effect", ascending=False, kind="stable").iloc[0]
+    best = ranked.sort_values("effect", ascending=False, kind="stable").iloc[0]
     return f"{best['part']} {_signed(best['effect'])} ({_signed(best['ci_low'])} to {_signed(best['ci_high'])})"
 
 
-def write_study_page(preset: Preset, runs: list[tuple[StudyPart, Run]], pair: PairFound | None, folder: Path) -> Path:
+def write_study_page(preset: Preset, runs: list[tuple[StudyPart, Run]], pair: PairResult | None, folder: Path) -> Path:
     """Write the page about a study into `folder`.
 
     Raises:
@@ -160,11 +165,11 @@ def write_study_page(preset: Preset, runs: list[tuple[StudyPart, Run]], pair: Pa
     """
     signed, missing = _signatures(runs)
     claims = []
-    spread = None if pair is None else spread_rows(pair)
-    for one in claims_found(signed):
+    change = None if pair is None else concentration_change_rows(pair)
+    for one in claim_results(signed):
         shown = table(one.rows, _SHOWN)
-        if one.claim == DISTILLATION and spread is not None:
-            verdict, rows = moved(spread)
+        if one.claim == DISTILLATION and change is not None:
+            verdict, rows = moved(change)
             one, shown = replace(one, verdict=verdict), table(rows, _MOVED_SHOWN)  # noqa: PLW2901
         claims.append({"text": one.claim.text, "verdict": one.verdict, "needs": one.claim.needs, "table": shown})
     page = render(
@@ -173,7 +178,7 @@ def write_study_page(preset: Preset, runs: list[tuple[StudyPart, Run]], pair: Pa
         lead=preset.summary,
         sections=_SECTIONS,
         parts=[_row(part, run) for part, run in runs],
-        pair=None if pair is None or spread is None else _pair(pair, spread, folder),
+        pair=None if pair is None or change is None else _pair(pair, change, folder),
         no_pair=NO_PAIR,
         pair_title="" if pair is None else visible(f"{pair.base} and {pair.distilled}"),
         claims=claims,

@@ -16,7 +16,7 @@ from lensprune.errors import LensPruneError
 from lensprune.protocols import score_items
 from lensprune.protocols.base import Outcome
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.sweeps.prepare import Asked, Prepared
+from lensprune.sweeps.prepare import Condition, SweepJob
 
 __all__ = ["measure_cells", "reference_of", "warn_of_one_answer"]
 
@@ -27,7 +27,7 @@ FEWEST_ANSWERS = 4
 
 
 def measure_cells(
-    prepared: Prepared, asked: Asked, variants: Sequence[Variant], executor: Executor, progress: ProgressCallback
+    job: SweepJob, condition: Condition, variants: Sequence[Variant], executor: Executor, progress: ProgressCallback
 ) -> Iterator[tuple[CellKey, pa.Table]]:
     """Yield the records of each variant on one (task, protocol), as soon as they are there.
 
@@ -35,15 +35,15 @@ def measure_cells(
         LensPruneError: the executor left a variant out.
         UserError, HookNeverFired: as the executor.
     """
-    task = asked.task.task.name
+    task = condition.task.task.name
     waiting = {variant.name for variant in variants}
-    reference = reference_of(prepared, asked, variants)
-    for answered in executor.run(asked.requests, variants, reference=reference, progress=progress):
-        outcomes = score_items(asked.task, asked.protocol, asked.items, answered.responses)
-        if answered.variant.is_clean and asked.protocol == "generate":
+    reference = reference_of(job, condition, variants)
+    for answered in executor.run(condition.requests, variants, reference=reference, progress=progress):
+        outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
+        if answered.variant.is_clean and condition.protocol == "generate":
             warn_of_one_answer(task, outcomes)
-        key = CellKey(answered.variant.name, task, asked.protocol)
-        yield key, cell_table(key, answered.variant, outcomes, asked.items, asked.chances)
+        key = CellKey(answered.variant.name, task, condition.protocol)
+        yield key, cell_table(key, answered.variant, outcomes, condition.items, condition.chances)
         waiting.discard(answered.variant.name)
     if waiting:
         raise LensPruneError(f"executor {executor.name} gave no answer for {', '.join(sorted(waiting))} on {task}")
@@ -54,10 +54,10 @@ def warn_of_one_answer(task: str, outcomes: Sequence[Outcome]) -> None:
 
     A filter that takes the first word of a sentence ("The") does that.
     """
-    found = Counter(outcome.prediction for outcome in outcomes if outcome.prediction is not None)
-    if len(outcomes) < FEWEST_ANSWERS or not found:
+    counts = Counter(outcome.prediction for outcome in outcomes if outcome.prediction is not None)
+    if len(outcomes) < FEWEST_ANSWERS or not counts:
         return
-    answer, count = found.most_common(1)[0]
+    answer, count = counts.most_common(1)[0]
     right = sum(outcome.correct for outcome in outcomes if outcome.prediction == answer)
     if count <= len(outcomes) / 2 or right > count / 2:
         return
@@ -69,16 +69,16 @@ def warn_of_one_answer(task: str, outcomes: Sequence[Outcome]) -> None:
     )
 
 
-def reference_of(prepared: Prepared, asked: Asked, variants: Sequence[Variant]) -> ReferenceActivations | None:
+def reference_of(job: SweepJob, condition: Condition, variants: Sequence[Variant]) -> ReferenceActivations | None:
     """What the variants that need a reference take from this (task, protocol)'s reference prompts."""
     wanting = [variant for variant in variants if variant.needs_reference]
     if not wanting:
         return None
-    options = prepared.options
-    where = f"{options.reference}: {len(asked.reference_prompts)} prompts"
+    options = job.options
+    where = f"{options.reference}: {len(condition.reference_prompts)} prompts"
     return collect_reference(
-        prepared.model,
-        asked.reference_prompts,
+        job.model,
+        condition.reference_prompts,
         wanting,
         mode=options.mean_mode,  # type: ignore[arg-type]
         donor_seed=options.seed,

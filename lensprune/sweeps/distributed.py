@@ -20,11 +20,11 @@ from lensprune.results.run import Run
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, open_store, stopped_message
-from lensprune.sweeps.crew import Foreman, WorkerLost
 from lensprune.sweeps.options import FEWSHOT, SweepOptions
 from lensprune.sweeps.prepare import check_before_loading
+from lensprune.sweeps.scheduler import Scheduler, WorkerLost
 from lensprune.sweeps.units import Unit, UnitQueue
-from lensprune.sweeps.worker import CellWorker, News
+from lensprune.sweeps.worker import CellWorker, WorkerUpdate
 from lensprune.terminal import progress_bar
 
 __all__ = ["STALL_SECONDS", "run_on_ray"]
@@ -67,13 +67,13 @@ def run_on_ray(
     with _ray(options.ray_address, options.workers) as ray:
         share = _share(ray, options)
         size = options.workers or _places(ray, share)
-        crew = _RayCrew(ray, _full_path(model), _for_workers(options), share)
-        foreman = Foreman(crew, size, stall_seconds)
-        ready = foreman.first_ready()
+        pool = _RayPool(ray, _full_path(model), _for_workers(options), share)
+        scheduler = Scheduler(pool, size, stall_seconds)
+        ready = scheduler.first_ready()
         spec = _spec(SweepSpec.from_json(ready.spec, f"the spec of the worker on {ready.host}"), options)
         with open_store(folder, spec) as store:
             try:
-                _measure(foreman, size, ready.requests, store, spec, progress)
+                _measure(scheduler, size, ready.requests, store, spec, progress)
                 run = Run(spec, store, folder)
                 if folder is not None:
                     run.save()
@@ -94,7 +94,7 @@ def _for_workers(options: SweepOptions) -> SweepOptions:
     """What one worker is asked to do: the same sweep, by itself."""
     return replace(
         options,
-        spread=None,
+        backend=None,
         workers=None,
         ray_address=None,
         data_dir=None if options.data_dir is None else _full_path(options.data_dir),
@@ -103,12 +103,14 @@ def _for_workers(options: SweepOptions) -> SweepOptions:
 
 
 def _spec(of_worker: SweepSpec, options: SweepOptions) -> SweepSpec:
-    how = replace(of_worker.how, spread=options.spread, workers=options.workers, ray_address=options.ray_address)
-    return replace(of_worker, how=how)
+    execution = replace(
+        of_worker.execution, backend=options.backend, workers=options.workers, ray_address=options.ray_address
+    )
+    return replace(of_worker, execution=execution)
 
 
 def _measure(
-    foreman: Foreman,
+    scheduler: Scheduler,
     size: int,
     requests: dict[tuple[str, str], int],
     store: CellStore,
@@ -123,7 +125,7 @@ def _measure(
     rows = sum(requests[task, protocol] * len(names) for task, protocol, names in groups)
     with progress_bar(shown=progress, total=rows) as bar:
         bar.set_description(f"{size} workers")
-        foreman.run(UnitQueue(groups, size), store, spec, bar.update)
+        scheduler.run(UnitQueue(groups, size), store, spec, bar.update)
 
 
 @contextmanager
@@ -183,23 +185,23 @@ def _places(ray: Any, share: dict[str, int]) -> int:
     return max(1, min(fitting))
 
 
-class _RayCrew:
-    """Workers that are Ray actors; see `lensprune.sweeps.crew.Crew`."""
+class _RayPool:
+    """Workers that are Ray actors; see `lensprune.sweeps.scheduler.WorkerPool`."""
 
     def __init__(self, ray: Any, model: str, options: SweepOptions, share: dict[str, int]) -> None:
         self._ray = ray
-        # No restart by Ray itself: a worker that comes back must be given its cells again, which the foreman does.
+        # No restart by Ray itself: a worker that comes back must be given its cells again, which the scheduler does.
         self._actor = ray.remote(CellWorker).options(**share, max_restarts=0, max_task_retries=0)
         self._arguments = (model, options, share["num_cpus"])
         self._actors: dict[int, Any] = {}
         self._asked: dict[Any, int] = {}
-        self._hired = 0
+        self._started = 0
 
-    def hire(self) -> int:
-        self._hired += 1
-        self._actors[self._hired] = self._actor.remote(*self._arguments)
-        self._ask(self._hired)
-        return self._hired
+    def start(self) -> int:
+        self._started += 1
+        self._actors[self._started] = self._actor.remote(*self._arguments)
+        self._ask(self._started)
+        return self._started
 
     def _ask(self, worker: int) -> None:
         self._asked[self._actors[worker].poll.remote(_POLL_SECONDS)] = worker
@@ -207,23 +209,23 @@ class _RayCrew:
     def assign(self, worker: int, unit: Unit) -> None:
         self._actors[worker].assign.remote(unit)
 
-    def news(self, seconds: float) -> Sequence[tuple[int, News | WorkerLost]]:
+    def updates(self, seconds: float) -> Sequence[tuple[int, WorkerUpdate | WorkerLost]]:
         waiting = list(self._asked)
         first, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
         if not first:
             return []
         answered, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        found: list[tuple[int, News | WorkerLost]] = []
+        answers: list[tuple[int, WorkerUpdate | WorkerLost]] = []
         for answer in answered:
             worker = self._asked.pop(answer)
             try:
-                found.append((worker, self._ray.get(answer)))
+                answers.append((worker, self._ray.get(answer)))
                 self._ask(worker)
             except self._ray.exceptions.RayError as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
-                found.append((worker, WorkerLost(lines[0])))
-        return found
+                answers.append((worker, WorkerLost(lines[0])))
+        return answers
 
-    def dismiss(self, worker: int) -> None:
+    def stop(self, worker: int) -> None:
         self._asked = {answer: owner for answer, owner in self._asked.items() if owner != worker}
         self._ray.kill(self._actors.pop(worker))

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from lensprune.ablation.choices import head_words, reference_kinds
 from lensprune.ablation.kinds import MeanMode, ablation_kind, ablation_kinds
 from lensprune.ablation.variants import Variant
-from lensprune.engine.registry import SPREADS, executor_names
+from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy
 from lensprune.paths import usable_path
@@ -281,7 +281,7 @@ class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Executio
     tasks: tuple[str, ...]
     protocols: tuple[str, ...]
     variants: VariantSelection | tuple[Variant, ...]
-    spread: str | None = None
+    backend: str | None = None
     command: str = ""
 
     @classmethod
@@ -314,16 +314,16 @@ class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Executio
         for protocol in self.protocols:
             protocol_named(protocol)
         super().__post_init__()
-        if self.spread is not None and self.spread not in SPREADS:
-            raise unknown_name("way of spreading cells", self.spread, SPREADS)
-        if self.spread is None and (self.workers is not None or self.ray_address is not None):
+        if self.backend is not None and self.backend not in BACKENDS:
+            raise unknown_name("backend", self.backend, BACKENDS)
+        if self.backend is None and (self.workers is not None or self.ray_address is not None):
             what = "a Ray address" if self.workers is None else "a number of workers"
-            raise UserError(f"{what} is given but the sweep is not spread: choose executor ray")
+            raise UserError(f"{what} is given but the sweep runs in one process: choose executor ray")
         if self.screen is not None:
             self._check_screen()
 
     def _check_screen(self) -> None:
-        if self.spread is not None:
+        if self.backend is not None:
             raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
         chosen = self.variants
         if isinstance(chosen, VariantSelection) and chosen.over not in head_words():
@@ -359,27 +359,31 @@ def add_options(
 
     A field that two groups declare is added once, as the last one has it.
     """
-    declared = {own.name: own for group in groups for own in fields(group)}
-    for name, own in declared.items():
-        default = defaults.get(name, own.default)
-        text = help_of(own)
+    declared = {declaration.name: declaration for group in groups for declaration in fields(group)}
+    for name, declaration in declared.items():
+        default = defaults.get(name, declaration.default)
+        text = help_of(declaration)
         if isinstance(default, (int, float, str)) and not isinstance(default, bool) and "(default" not in text:
             text = f"{text} (default: {default})"
         elif name in defaults:
             text = f"{text.partition(' (default')[0]} (default: {default})"
         flag = f"--{name.replace('_', '-')}"
-        if own.metadata["metavar"] is None:
+        if declaration.metadata["metavar"] is None:
             parser.add_argument(flag, action="store_true", default=default, help=text)
         else:
             parser.add_argument(
-                flag, type=own.metadata["parse"], default=default, metavar=own.metadata["metavar"], help=text
+                flag,
+                type=declaration.metadata["parse"],
+                default=default,
+                metavar=declaration.metadata["metavar"],
+                help=text,
             )
 
 
 def option_values(given: Any, *groups: type[Group]) -> dict[str, Any]:
     """Values of the options of `groups` among `given`: parsed arguments, a function's ``locals()`` or other options."""
     values = given if isinstance(given, Mapping) else vars(given)
-    names = {own.name for group in groups for own in fields(group)}
+    names = {declaration.name for group in groups for declaration in fields(group)}
     return {name: value for name, value in values.items() if name in names}
 
 
@@ -389,7 +393,7 @@ def executor_options(executor: str, workers: int | None = None, ray_address: str
     ``ray`` says how cells are spread, and what is behind the colon which executor each worker runs, because only that
     belongs to the numbers.
     """
-    spread, _, own = executor.partition(":")
-    if spread in SPREADS:
-        return {"executor": own or "forked", "spread": spread, "workers": workers, "ray_address": ray_address}
-    return {"executor": executor, "spread": None, "workers": workers, "ray_address": ray_address}
+    backend, _, of_worker = executor.partition(":")
+    if backend in BACKENDS:
+        return {"executor": of_worker or "forked", "backend": backend, "workers": workers, "ray_address": ray_address}
+    return {"executor": executor, "backend": None, "workers": workers, "ray_address": ray_address}

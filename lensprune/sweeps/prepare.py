@@ -11,7 +11,7 @@ from typing import Any
 from lensprune.ablation.choices import reference_kinds
 from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import Variant
-from lensprune.engine.registry import SPREADS, executor_names
+from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import open_model
@@ -19,7 +19,7 @@ from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateRequest, Request
-from lensprune.runs.spec import CellSpec, HowItRan, SweepSpec, TaskSpec, canonical_json
+from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, kinds_of, option_values
@@ -28,10 +28,10 @@ from lensprune.sweeps.selection import VariantSelection, with_clean
 from lensprune.tasks.base import LoadedTask, ProtocolName
 
 __all__ = [
-    "Asked",
-    "Prepared",
-    "ask",
+    "Condition",
+    "SweepJob",
     "check_before_loading",
+    "conditions_of",
     "decoding_of",
     "load_tasks",
     "prepare",
@@ -41,7 +41,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Asked:
+class Condition:
     """One (task, protocol): its items' requests, their chance levels, and its reference prompts."""
 
     task: LoadedTask
@@ -57,12 +57,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class SweepJob:
     """A sweep that only needs to be run."""
 
     model: HookedModel
     variants: tuple[Variant, ...]
-    asked: tuple[Asked, ...]
+    conditions: tuple[Condition, ...]
     spec: SweepSpec
     options: SweepOptions = field(repr=False)
 
@@ -156,14 +156,14 @@ def resolved_variants(facts: ModelFacts, options: SweepOptions) -> tuple[Variant
     return with_clean(selected, facts)
 
 
-def ask(
+def conditions_of(
     model: HookedModel,
     tasks: Sequence[LoadedTask],
     options: SweepOptions,
     text: str | None = None,
     *,
     with_reference: bool = False,
-) -> tuple[Asked, ...]:
+) -> tuple[Condition, ...]:
     """What each (task, protocol) asks of a model; only the model's facts and tokenizer are used.
 
     Args:
@@ -175,18 +175,18 @@ def ask(
     """
     from lensprune.protocols import build_requests
 
-    asked = []
+    conditions = []
     for task in tasks:
         for protocol in options.protocols:
             form = protocol_named(protocol).form
             prompts = _reference_prompts(model, task, protocol, options, text) if with_reference else ()
             items = tuple(build_requests(model, task, protocol, chat_template=options.chat_template))
             chances = tuple(float(task.task.chance(item.item.doc, form)) for item in items)
-            asked.append(Asked(task, protocol, items, chances, prompts))
-    return tuple(asked)
+            conditions.append(Condition(task, protocol, items, chances, prompts))
+    return tuple(conditions)
 
 
-def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepared:
+def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> SweepJob:
     """Check everything that was asked for, load tasks and model, and build all requests. Writes nothing.
 
     What can be refused without the weights is refused before they are loaded.
@@ -197,17 +197,17 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Prepa
     tasks, text = check_before_loading(options, out)
     hooked = open_model(model, **option_values(options, Loading, Splitting))
     variants = resolved_variants(hooked.facts, options)
-    asked = ask(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
+    conditions = conditions_of(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
     spec = sweep_spec(
         model,
         hooked.facts,
-        asked,
+        conditions,
         options,
         [variant_to_json(v) for v in variants],
         with_reference=any(v.needs_reference for v in variants),
         decoding=decoding_of(hooked, options.protocols),
     )
-    return Prepared(hooked, variants, asked, spec, options)
+    return SweepJob(hooked, variants, conditions, spec, options)
 
 
 def check_before_loading(options: SweepOptions, out: Path | None = None) -> tuple[list[LoadedTask], str | None]:
@@ -220,7 +220,7 @@ def check_before_loading(options: SweepOptions, out: Path | None = None) -> tupl
         UserError: whatever the user can mend.
     """
     if options.executor not in executor_names():
-        raise unknown_name("executor", options.executor, (*executor_names(), *SPREADS))
+        raise unknown_name("executor", options.executor, (*executor_names(), *BACKENDS))
     existing = None if out is None else check_out_folder(out)
     text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
     _check_reference_options(options)
@@ -258,7 +258,7 @@ def decoding_of(model: HookedModel, protocols: Sequence[str]) -> dict[str, Any]:
 def sweep_spec(
     model: Any,
     facts: ModelFacts,
-    asked: Sequence[Asked],
+    conditions: Sequence[Condition],
     options: SweepOptions,
     variants: Sequence[Mapping[str, Any]],
     *,
@@ -273,7 +273,7 @@ def sweep_spec(
         with_reference: whether any variant takes activations from reference prompts.
         decoding: from `decoding_of`.
     """
-    tasks = list({id(a.task): a.task for a in asked}.values())
+    tasks = list({id(condition.task): condition.task for condition in conditions}.values())
     from_file = str(options.reference) != FEWSHOT
     return SweepSpec(
         model=facts.name,
@@ -292,12 +292,12 @@ def sweep_spec(
         protocols=options.protocols,
         cells=tuple(
             CellSpec(
-                a.task.task.name,
-                a.protocol,
-                _prompts_hash(a.items),
-                prompts_hash(a.reference_prompts) if a.reference_prompts else "",
+                condition.task.task.name,
+                condition.protocol,
+                _prompts_hash(condition.items),
+                prompts_hash(condition.reference_prompts) if condition.reference_prompts else "",
             )
-            for a in asked
+            for condition in conditions
         ),
         variants=tuple(variants),
         shots=options.shots,
@@ -307,7 +307,7 @@ def sweep_spec(
         mean_mode=options.mean_mode if with_reference else None,
         decoding=decoding or {},
         kept_hooks=facts.kept_hooks,
-        how=HowItRan(
+        execution=ExecutionSpec(
             model=_where(model),
             executor=options.executor,
             batch_tokens=options.batch_tokens,

@@ -20,9 +20,9 @@ from lensprune.tasks.base import Doc, Item, LoadedTask, MultipleChoiceFormat, Pr
 
 __all__ = ["fewshot_prompts", "prompts_hash", "read_reference_text", "text_prompts"]
 
-MOST_PROMPTS = 32
-MOST_TEXT_TOKENS = 512
-_MOST_TEXT_BYTES = 16 * 2**20
+MAX_PROMPTS = 32
+MAX_TEXT_TOKENS = 512
+_MAX_TEXT_BYTES = 16 * 2**20
 
 
 def _key(doc: Doc) -> str:
@@ -32,7 +32,7 @@ def _key(doc: Doc) -> str:
 def fewshot_prompts(
     model: HookedModel, task: LoadedTask, protocol: ProtocolName, *, data_dir: Path | None, chat_template: bool
 ) -> list[tuple[int, ...]]:
-    """Up to `MOST_PROMPTS` prompts made of few-shot examples, in the very form in which the protocol asks its items.
+    """Up to `MAX_PROMPTS` prompts made of few-shot examples, in the very form in which the protocol asks its items.
 
     Each example of a seeded draw takes the place of the question, in front of it as many other examples (of its own
     subject, where examples are drawn by subject) as the scored items have; under the likelihood protocols its right
@@ -50,7 +50,7 @@ def fewshot_prompts(
         )
     generator = random.Random(f"reference {task.seed}")
     items = []
-    for index in generator.sample(range(len(pool)), min(MOST_PROMPTS, len(pool))):
+    for index in generator.sample(range(len(pool)), min(MAX_PROMPTS, len(pool))):
         doc = pool[index]
         others = [other for other in pool if other is not doc and _group(task, other) == _group(task, doc)]
         shots = tuple(generator.sample(others, min(task.shots, len(others))))
@@ -59,15 +59,15 @@ def fewshot_prompts(
         raise LensPruneError(f"a reference prompt of task {task.task.name} holds a scored item")
     form = protocol_named(protocol).format_of(task.task)
     try:
-        asked = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template=chat_template)
-        right = [form.gold(own.item.doc) if isinstance(form, MultipleChoiceFormat) else 0 for own in asked]
+        built = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template=chat_template)
+        right = [form.gold(example.item.doc) if isinstance(form, MultipleChoiceFormat) else 0 for example in built]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"a few-shot example of task {task.task.name} cannot be asked ({type(error).__name__}: {error})"
         ) from error
     prompts = []
-    for own, index in zip(asked, right, strict=True):
-        request = own.requests[index]
+    for example, index in zip(built, right, strict=True):
+        request = example.requests[index]
         answer = request.continuation_ids if isinstance(request, LoglikelihoodRequest) else ()
         # The model never reads an answer's last token, so a context may have been left one token too long for it.
         prompts.append((request.context_ids + answer)[-model.facts.n_ctx :])
@@ -78,7 +78,7 @@ def _pool(task: LoadedTask, data_dir: Path | None) -> Sequence[Doc]:
     if task.task.fixed_fewshot is not None:
         return task.task.fixed_fewshot
     # A task without shots was loaded without examples; here they are wanted anyway.
-    return task.task.load(RowRequest(data_dir=data_dir, shots=max(MOST_PROMPTS, task.shots), seed=task.seed)).fewshot
+    return task.task.load(RowRequest(data_dir=data_dir, shots=max(MAX_PROMPTS, task.shots), seed=task.seed)).fewshot
 
 
 def _group(task: LoadedTask, doc: Doc) -> str | None:
@@ -95,7 +95,7 @@ def read_reference_text(path: str | Path) -> str:
     try:
         if not file.is_file():
             raise UserError(f"reference file {path} does not exist: give fewshot or a text file")
-        if file.stat().st_size > _MOST_TEXT_BYTES:
+        if file.stat().st_size > _MAX_TEXT_BYTES:
             raise UserError(f"reference file {path} is larger than 16 MiB: a few thousand words are enough")
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -108,14 +108,14 @@ def read_reference_text(path: str | Path) -> str:
 
 
 def text_prompts(model: HookedModel, text: str, where: str) -> list[tuple[int, ...]]:
-    """The first `MOST_PROMPTS` pieces of `text`, each of up to `MOST_TEXT_TOKENS` tokens that fit the model.
+    """The first `MAX_PROMPTS` pieces of `text`, each of up to `MAX_TEXT_TOKENS` tokens that fit the model.
 
     Raises:
         UserError: the text has no token.
     """
     ids = list(encode(model, text))
-    size = min(MOST_TEXT_TOKENS, model.facts.n_ctx)
-    prompts = [tuple(ids[start : start + size]) for start in range(0, min(len(ids), size * MOST_PROMPTS), size)]
+    size = min(MAX_TEXT_TOKENS, model.facts.n_ctx)
+    prompts = [tuple(ids[start : start + size]) for start in range(0, min(len(ids), size * MAX_PROMPTS), size)]
     if not prompts:
         raise UserError(f"reference file {where} has no token")
     return prompts

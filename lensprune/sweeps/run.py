@@ -18,7 +18,7 @@ from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_sto
 from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
-from lensprune.sweeps.prepare import Asked, Prepared, prepare
+from lensprune.sweeps.prepare import Condition, SweepJob, prepare
 from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.terminal import progress_bar
@@ -104,46 +104,46 @@ def sweep(
 def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True) -> Run:
     """`sweep` with its arguments in one object."""
     folder = None if out is None else Path(out)
-    if options.spread is not None:
+    if options.backend is not None:
         from lensprune.sweeps.distributed import run_on_ray
 
         return run_on_ray(model, options, out=folder, progress=progress)
     from lensprune.engine import make_executor
 
-    prepared = prepare(model, options, folder)
-    executor = make_executor(options.executor, prepared.model, options.batch_tokens, options.memory)
+    job = prepare(model, options, folder)
+    executor = make_executor(options.executor, job.model, options.batch_tokens, options.memory)
     # The executor that runs, which is not the one asked for where that can't run this model.
-    how = replace(prepared.spec.how, executor=executor.name)
-    prepared = replace(prepared, spec=replace(prepared.spec, how=how))
+    execution = replace(job.spec.execution, executor=executor.name)
+    job = replace(job, spec=replace(job.spec, execution=execution))
     if options.screen is not None:
-        prepared = screened(prepared, executor, None if folder is None else check_out_folder(folder), progress)
-    with open_store(folder, prepared.spec) as store:
+        job = screened(job, executor, None if folder is None else check_out_folder(folder), progress)
+    with open_store(folder, job.spec) as store:
         try:
-            _execute(prepared, executor, store, progress)
-            run = Run(prepared.spec, store, folder)
+            _execute(job, executor, store, progress)
+            run = Run(job.spec, store, folder)
             if folder is not None:
                 run.save()
         except KeyboardInterrupt:
-            total = len(prepared.asked) * len(prepared.variants)
-            by_calling = "sweep" if prepared.spec.has_hooks else None
+            total = len(job.conditions) * len(job.variants)
+            by_calling = "sweep" if job.spec.has_hooks else None
             raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
     return run
 
 
-def _missing(asked: Asked, variants: Sequence[Variant], finished: set[CellKey]) -> list[Variant]:
-    return [v for v in variants if CellKey(v.name, asked.task.task.name, asked.protocol) not in finished]
+def _missing(condition: Condition, variants: Sequence[Variant], finished: set[CellKey]) -> list[Variant]:
+    return [v for v in variants if CellKey(v.name, condition.task.task.name, condition.protocol) not in finished]
 
 
-def _execute(prepared: Prepared, executor: Executor, store: CellStore, progress: bool) -> None:
+def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool) -> None:
     finished = store.finished()
-    work = [(asked, _missing(asked, prepared.variants, finished)) for asked in prepared.asked]
-    rows = sum(len(asked.requests) * len(variants) for asked, variants in work)
+    work = [(condition, _missing(condition, job.variants, finished)) for condition in job.conditions]
+    rows = sum(len(condition.requests) * len(variants) for condition, variants in work)
     bar: Any
     with progress_bar(shown=progress, total=rows) as bar:
-        for asked, variants in work:
-            bar.set_description(f"{asked.task.task.name} {asked.protocol}")
+        for condition, variants in work:
+            bar.set_description(f"{condition.task.task.name} {condition.protocol}")
             if variants:
-                for key, table in measure_cells(prepared, asked, variants, executor, bar.update):
+                for key, table in measure_cells(job, condition, variants, executor, bar.update):
                     store.write(key, table)
 
 
@@ -167,48 +167,48 @@ def resume(
     """
     path = Path(folder)
     spec = read_spec(path)
-    if spec.exchanges_weights:
+    if spec.replaces_weights:
         raise UserError(
-            f"{path} holds an exchange of weights: read it with DeltaRun.load, or, if it was stopped, call lensprune "
-            "delta again with the same arguments and the same out folder"
+            f"{path} holds a weight replacement: read it with ReplacementRun.load, or, if it was stopped, call "
+            "lensprune delta again with the same arguments and the same out folder"
         )
-    if executor is None and spec.how.spread is not None:
-        executor = f"{spec.how.spread}:{spec.how.executor}"
-        workers = spec.how.workers if workers is None else workers
-        ray_address = spec.how.ray_address if ray_address is None else ray_address
-    how = executor_options(executor or spec.how.executor, workers, ray_address)
+    if executor is None and spec.execution.backend is not None:
+        executor = f"{spec.execution.backend}:{spec.execution.executor}"
+        workers = spec.execution.workers if workers is None else workers
+        ray_address = spec.execution.ray_address if ray_address is None else ray_address
+    execution = executor_options(executor or spec.execution.executor, workers, ray_address)
     if RunStore.is_complete(path):
         run = Run.load(path)
         run.save()
         return run
-    options = replace(_options_of(spec), **how)
-    if spec.how.model is None:
+    options = replace(_options_of(spec), **execution)
+    if spec.execution.model is None:
         raise UserError(
             f"the model of {path} was given as an object: continue by calling lensprune.sweep again with the same "
             "arguments and the same out folder"
         )
-    return run_sweep(spec.how.model, options, out=path, progress=progress)
+    return run_sweep(spec.execution.model, options, out=path, progress=progress)
 
 
 def _options_of(spec: SweepSpec) -> SweepOptions:
-    how = spec.how
+    execution = spec.execution
     return SweepOptions(
-        tasks=tuple(how.task_files.get(task.name, task.name) for task in spec.tasks),
+        tasks=tuple(execution.task_files.get(task.name, task.name) for task in spec.tasks),
         protocols=spec.protocols,
         variants=tuple(variant_from_json(variant) for variant in spec.variants),
         limit=spec.limit,
         shots=spec.shots,
         seed=spec.seed,
-        data_dir=how.data_dir,
-        reference=how.reference_file or FEWSHOT,
+        data_dir=execution.data_dir,
+        reference=execution.reference_file or FEWSHOT,
         mean_mode=spec.mean_mode or "pooled",
         chat_template=spec.chat_template,
         dtype=spec.dtype,
-        device=None if how.n_devices else spec.device,
-        n_devices=how.n_devices,
+        device=None if execution.n_devices else spec.device,
+        n_devices=execution.n_devices,
         bos=spec.bos,
-        batch_tokens=how.batch_tokens,
-        memory=how.memory,
+        batch_tokens=execution.batch_tokens,
+        memory=execution.memory,
         screen=None if spec.screen is None else float(spec.screen["fraction"]),
-        command=how.command,
+        command=execution.command,
     )

@@ -1,7 +1,7 @@
 """Screening: rank all heads by an estimate, and measure only the strongest, with a random control set beside them.
 
 The estimate is attribution patching towards the ablated value (`estimate_logprobs`), of the very thing that a record
-calls margin; under ``generate``, of the log-probability of the clean model's own text.
+calls logprob_margin; under ``generate``, of the log-probability of the clean model's own text.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from lensprune.protocols.requests import GenerateResponse, LoglikelihoodRequest,
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.cells import reference_of
-from lensprune.sweeps.prepare import Asked, Prepared
+from lensprune.sweeps.prepare import Condition, SweepJob
 from lensprune.terminal import progress_bar
 
-__all__ = ["LEAST_CONTROLS", "choose", "estimated_effects", "screened", "screened_count"]
+__all__ = ["MIN_CONTROLS", "choose", "estimated_effects", "screened", "screened_count"]
 
 MARGIN = 1.5
 """So many times the heads that are sought are measured for their estimates."""
-LEAST_CONTROLS = 8
+MIN_CONTROLS = 8
 """Heads drawn at random at least; otherwise half as many as are sought."""
 
 
 def estimated_effects(
     model: HookedModel,
-    asked: Asked,
+    condition: Condition,
     variants: Sequence[Variant],
     executor: Executor,
     reference: ReferenceActivations | None = None,
@@ -58,25 +58,26 @@ def estimated_effects(
     Raises:
         UserError: a variant that is not the removal of one head or key/value group, or no finite number at all.
     """
-    changes = _of_margins if protocol_named(asked.protocol).measure == "margin" else _of_texts
-    effects = changes(model, asked, variants, executor, reference, progress)
+    changes = _of_margins if protocol_named(condition.protocol).measure == "logprob_margin" else _of_texts
+    effects = changes(model, condition, variants, executor, reference, progress)
     finite = np.isfinite(effects).all(axis=0)
     if not finite.any():
         raise UserError(
-            f"{asked.task.task.name} under {asked.protocol}: no item gives a finite estimate, so heads can't be ranked"
+            f"{condition.task.task.name} under {condition.protocol}: "
+            "no item gives a finite estimate, so heads can't be ranked"
         )
     return effects[:, finite].mean(axis=1)
 
 
 def _of_margins(
     model: HookedModel,
-    asked: Asked,
+    condition: Condition,
     variants: Sequence[Variant],
     executor: Executor,
     reference: ReferenceActivations | None,
     progress: ProgressCallback | None,
 ) -> Float[np.ndarray, "variant item"]:
-    requests = [request for request in asked.requests if isinstance(request, LoglikelihoodRequest)]
+    requests = [request for request in condition.requests if isinstance(request, LoglikelihoodRequest)]
     clean, changes = estimate_logprobs(model, requests, variants, reference=reference, progress=progress)
 
     def margins(logprobs: np.ndarray) -> np.ndarray:
@@ -84,8 +85,8 @@ def _of_margins(
             LoglikelihoodResponse(float(value), False, len(request.continuation_ids))
             for value, request in zip(logprobs, requests, strict=True)
         ]
-        outcomes = score_items(asked.task, asked.protocol, asked.items, responses)
-        return np.array([math.nan if o.margin is None else o.margin for o in outcomes])
+        outcomes = score_items(condition.task, condition.protocol, condition.items, responses)
+        return np.array([math.nan if o.logprob_margin is None else o.logprob_margin for o in outcomes])
 
     before = margins(clean.numpy())
     return np.stack([margins((clean + change).numpy()) - before for change in changes])
@@ -93,17 +94,17 @@ def _of_margins(
 
 def _of_texts(
     model: HookedModel,
-    asked: Asked,
+    condition: Condition,
     variants: Sequence[Variant],
     executor: Executor,
     reference: ReferenceActivations | None,
     progress: ProgressCallback | None,
 ) -> Float[np.ndarray, "variant item"]:
-    [answered] = executor.run(asked.requests, [CLEAN])
+    [answered] = executor.run(condition.requests, [CLEAN])
     said = [r.token_ids if isinstance(r, GenerateResponse) else () for r in answered.responses]
     requests = [
         LoglikelihoodRequest(request.context_ids, tokens)
-        for request, tokens in zip(asked.requests, said, strict=True)
+        for request, tokens in zip(condition.requests, said, strict=True)
         if tokens
     ]
     if not requests:
@@ -112,7 +113,7 @@ def _of_texts(
     return changes.numpy()
 
 
-def screened(prepared: Prepared, executor: Executor, existing: SweepSpec | None, progress: bool = True) -> Prepared:
+def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, progress: bool = True) -> SweepJob:
     """The same sweep with only the chosen heads to measure, and all estimates in its spec.
 
     Args:
@@ -121,8 +122,8 @@ def screened(prepared: Prepared, executor: Executor, existing: SweepSpec | None,
     Raises:
         UserError: a variant that is not the removal of one head or key/value group, or nothing to rank by.
     """
-    options = prepared.options
-    heads = [variant for variant in prepared.variants if not variant.is_clean]
+    options = job.options
+    heads = [variant for variant in job.variants if not variant.is_clean]
     kinds = sorted({head.component for head in heads})
     if len(kinds) > 1:
         raise UserError(f"a screened sweep ranks parts of one kind, not {' and '.join(kinds)} together")
@@ -130,7 +131,7 @@ def screened(prepared: Prepared, executor: Executor, existing: SweepSpec | None,
     assert fraction is not None
     screen = None if existing is None else existing.screen
     if screen is None or screen["fraction"] != fraction or not _screens(screen, heads):
-        rows = _estimates(prepared, heads, executor, progress)
+        rows = _estimates(job, heads, executor, progress)
         _, why = choose(heads, rows, fraction, options.seed)
         screen = {
             "fraction": fraction,
@@ -140,9 +141,9 @@ def screened(prepared: Prepared, executor: Executor, existing: SweepSpec | None,
             "estimates": rows,
             "measured": why,
         }
-    chosen = tuple(v for v in prepared.variants if v.is_clean or v.name in screen["measured"])
-    spec = replace(prepared.spec, variants=tuple(variant_to_json(v) for v in chosen), screen=screen)
-    return replace(prepared, variants=chosen, spec=spec)
+    chosen = tuple(v for v in job.variants if v.is_clean or v.name in screen["measured"])
+    spec = replace(job.spec, variants=tuple(variant_to_json(v) for v in chosen), screen=screen)
+    return replace(job, variants=chosen, spec=spec)
 
 
 def _screens(screen: Mapping[str, Any], heads: Sequence[Variant]) -> bool:
@@ -151,21 +152,25 @@ def _screens(screen: Mapping[str, Any], heads: Sequence[Variant]) -> bool:
     return names in ({row["variant"] for row in screen["estimates"]}, set(screen["measured"]))
 
 
-def _estimates(
-    prepared: Prepared, heads: Sequence[Variant], executor: Executor, progress: bool
-) -> list[dict[str, Any]]:
+def _estimates(job: SweepJob, heads: Sequence[Variant], executor: Executor, progress: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    total = sum(len(asked.requests) for asked in prepared.asked)
+    total = sum(len(condition.requests) for condition in job.conditions)
     with progress_bar(shown=progress, total=total, unit="request") as bar:
-        for asked in prepared.asked:
-            task = asked.task.task.name
-            bar.set_description(f"screening {task} {asked.protocol}")
-            reference = reference_of(prepared, asked, heads)
-            effects = estimated_effects(prepared.model, asked, heads, executor, reference, _advance(bar))
+        for condition in job.conditions:
+            task = condition.task.task.name
+            bar.set_description(f"screening {task} {condition.protocol}")
+            reference = reference_of(job, condition, heads)
+            effects = estimated_effects(job.model, condition, heads, executor, reference, _advance(bar))
             for head, effect in zip(heads, effects, strict=True):
                 place = {"layer": head.layer, "head": head.head}
                 rows.append(
-                    {"task": task, "protocol": asked.protocol, "variant": head.name, **place, "estimate": float(effect)}
+                    {
+                        "task": task,
+                        "protocol": condition.protocol,
+                        "variant": head.name,
+                        **place,
+                        "estimate": float(effect),
+                    }
                 )
     return rows
 
@@ -180,7 +185,7 @@ def _advance(bar: Any) -> ProgressCallback:
 def _sizes(n_heads: int, fraction: float) -> tuple[int, int, int]:
     """Number of heads sought in one (task, protocol), of those measured for their estimates, and of controls."""
     size = max(1, math.ceil(fraction * n_heads))
-    return size, math.ceil(MARGIN * size), max(LEAST_CONTROLS, size // 2)
+    return size, math.ceil(MARGIN * size), max(MIN_CONTROLS, size // 2)
 
 
 def screened_count(n_heads: int, fraction: float) -> int:
@@ -202,8 +207,8 @@ def choose(
     _, size, most = _sizes(len(variants), fraction)
     frame = pd.DataFrame(estimates)
     strongest: set[str] = set()
-    for _, own in frame.groupby(["task", "protocol"], sort=False):
-        strongest.update(own.sort_values("estimate", kind="stable")["variant"].head(size))
+    for _, group in frame.groupby(["task", "protocol"], sort=False):
+        strongest.update(group.sort_values("estimate", kind="stable")["variant"].head(size))
     others = [variant.name for variant in variants if variant.name not in strongest]
     controls = set(random.Random(f"screen {seed}").sample(others, min(len(others), most)))
     chosen = [variant for variant in variants if variant.name in strongest | controls]

@@ -16,7 +16,7 @@ from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.units import Unit
 
-__all__ = ["CellWorker", "Failure", "News", "Ready"]
+__all__ = ["CellWorker", "Failure", "Ready", "WorkerUpdate"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class News:
+class WorkerUpdate:
     """What happened since the worker was asked last: rows answered, cells finished; `done` when a unit is."""
 
     rows: int = 0
@@ -57,9 +57,9 @@ class News:
     def is_progress(self) -> bool:
         return bool(self.rows or self.cells or self.ready or self.done or self.failure)
 
-    def and_then(self, later: News) -> News:
+    def and_then(self, later: WorkerUpdate) -> WorkerUpdate:
         """Both in one."""
-        return News(
+        return WorkerUpdate(
             self.rows + later.rows,
             self.cells + later.cells,
             self.ready or later.ready,
@@ -72,7 +72,7 @@ class CellWorker:
     """Loads a model and measures units in a thread of its own, so that `poll` answers while it works."""
 
     def __init__(self, model: str, options: SweepOptions, threads: int | None = None) -> None:
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._updates: queue.SimpleQueue[WorkerUpdate] = queue.SimpleQueue()
         self._units: queue.SimpleQueue[Unit] = queue.SimpleQueue()
         thread = threading.Thread(target=self._work, args=(model, options, threads), daemon=True)
         thread.start()
@@ -81,23 +81,23 @@ class CellWorker:
         """Measure `unit` after those assigned before."""
         self._units.put(unit)
 
-    def poll(self, seconds: float = 1.0) -> News:
+    def poll(self, seconds: float = 1.0) -> WorkerUpdate:
         """What happened; waits up to `seconds` for something to happen."""
         try:
-            news = self._news.get(timeout=seconds)
+            update = self._updates.get(timeout=seconds)
         except queue.Empty:
-            return News()
+            return WorkerUpdate()
         while True:
             try:
-                news = news.and_then(self._news.get_nowait())
+                update = update.and_then(self._updates.get_nowait())
             except queue.Empty:
-                return news
+                return update
 
     def _work(self, model: str, options: SweepOptions, threads: int | None) -> None:
         try:
             self._load_and_measure(model, options, threads)
         except Exception as error:
-            self._news.put(News(failure=Failure(type(error).__name__, str(error))))
+            self._updates.put(WorkerUpdate(failure=Failure(type(error).__name__, str(error))))
 
     def _load_and_measure(self, model: str, options: SweepOptions, threads: int | None) -> None:
         import torch
@@ -107,20 +107,20 @@ class CellWorker:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        prepared = prepare(model, options)
-        executor = make_executor(options.executor, prepared.model, options.batch_tokens, options.memory)
-        spec = replace(prepared.spec, how=replace(prepared.spec.how, executor=executor.name))
-        asked = {(a.task.task.name, str(a.protocol)): a for a in prepared.asked}
-        variants = {variant.name: variant for variant in prepared.variants}
-        requests = {pair: len(a.requests) for pair, a in asked.items()}
-        self._news.put(News(ready=Ready(spec.to_json(), requests, socket.gethostname())))
+        job = prepare(model, options)
+        executor = make_executor(options.executor, job.model, options.batch_tokens, options.memory)
+        spec = replace(job.spec, execution=replace(job.spec.execution, executor=executor.name))
+        condition_of = {(condition.task.task.name, str(condition.protocol)): condition for condition in job.conditions}
+        variants = {variant.name: variant for variant in job.variants}
+        requests = {pair: len(condition.requests) for pair, condition in condition_of.items()}
+        self._updates.put(WorkerUpdate(ready=Ready(spec.to_json(), requests, socket.gethostname())))
 
         def advance(rows: int) -> None:
-            self._news.put(News(rows=rows))
+            self._updates.put(WorkerUpdate(rows=rows))
 
         while True:
             unit = self._units.get()
             chosen: list[Any] = [variants[name] for name in unit.variants]
-            for cell in measure_cells(prepared, asked[unit.task, unit.protocol], chosen, executor, advance):
-                self._news.put(News(cells=(cell,)))
-            self._news.put(News(done=True))
+            for cell in measure_cells(job, condition_of[unit.task, unit.protocol], chosen, executor, advance):
+                self._updates.put(WorkerUpdate(cells=(cell,)))
+            self._updates.put(WorkerUpdate(done=True))

@@ -14,11 +14,11 @@ from lensprune.errors import UserError
 from lensprune.tasks.base import Doc, Filter, GenerationFormat, Item
 from lensprune.tasks.filters import FilterChain, RegexFilter, answers_of, remove_whitespace
 
-__all__ = ["MOST_WRONG", "can_be_right", "check_own_answers"]
+__all__ = ["MAX_WRONG", "can_be_right", "check_own_answers"]
 
 logger = logging.getLogger("lensprune")
 
-MOST_WRONG = 0.1
+MAX_WRONG = 0.1
 """Largest share of items whose reference no answer can match; above it the task is refused."""
 
 _SIMPLE = (str.lower, str.upper, remove_whitespace)
@@ -36,18 +36,18 @@ def check_own_answers(fmt: GenerationFormat, items: Sequence[Item], where: str) 
     """Warn where some items' references can't be matched by any answer, and refuse where many can't.
 
     Raises:
-        UserError: more than `MOST_WRONG` of the items are concerned; the first is named.
+        UserError: more than `MAX_WRONG` of the items are concerned; the first is named.
     """
     wrong = [item for item in items if not can_be_right(fmt, item.doc)]
     if not wrong:
         return
     first = fmt.target(wrong[0].doc)
-    found = ", ".join(f"{f.name} finds {f(first)!r}" for f in fmt.filters)
+    findings = ", ".join(f"{f.name} finds {f(first)!r}" for f in fmt.filters)
     message = (
         f"{where}: the reference of {len(wrong)} of {len(items)} items is wrong by the task's own filters and metric, "
-        f"so that no answer can be right; the first is item {wrong[0].id}: {first[-60:]!r} ({found})"
+        f"so that no answer can be right; the first is item {wrong[0].id}: {first[-60:]!r} ({findings})"
     )
-    if len(wrong) > MOST_WRONG * len(items):
+    if len(wrong) > MAX_WRONG * len(items):
         raise UserError(message)
     logger.warning(message)
 
@@ -59,20 +59,20 @@ def can_be_right(fmt: GenerationFormat, doc: Doc) -> bool:
     looks around or back.
     """
     target = fmt.target(doc)
-    for own in fmt.filters:
-        steps = own.steps if isinstance(own, FilterChain) else (own,)
+    for answer_filter in fmt.filters:
+        steps = answer_filter.steps if isinstance(answer_filter, FilterChain) else (answer_filter,)
         if not all(isinstance(step, RegexFilter) or step in _SIMPLE for step in steps):
             return True
-        for text in _texts(own, answers_of(target)):
-            found = None if text is None else own(text)
-            if text is None or (found is not None and fmt.matches(found, target)):
+        for text in _texts(answer_filter, answers_of(target)):
+            extracted = None if text is None else answer_filter(text)
+            if text is None or (extracted is not None and fmt.matches(extracted, target)):
                 return True
     return False
 
 
-def _texts(own: Filter, answers: Iterable[str]) -> Iterable[str | None]:
+def _texts(answer_filter: Filter, answers: Iterable[str]) -> Iterable[str | None]:
     """The answers bare, then in the words around the group of the filter's pattern; `None` where those aren't known."""
-    steps = own.steps if isinstance(own, FilterChain) else (own,)
+    steps = answer_filter.steps if isinstance(answer_filter, FilterChain) else (answer_filter,)
     pattern = next((step.pattern for step in steps if isinstance(step, RegexFilter)), None)
     for answer in answers:
         yield answer

@@ -190,12 +190,12 @@ class Dataset:
             raise UserError(f"{folder}: expected {wanted}, found no .jsonl file")
         return files
 
-    def _choose(self, asked: str | None, files: Mapping[str, tuple[Path, ...]]) -> str:
-        for name in self.splits if asked is None else (asked,):
+    def _choose(self, split: str | None, files: Mapping[str, tuple[Path, ...]]) -> str:
+        for name in self.splits if split is None else (split,):
             if name in files:
                 return name
         folder = next(iter(files.values()))[0].parent
-        wanted = f"no {asked}.jsonl" if asked else "expected " + " or ".join(f"{name}.jsonl" for name in self.splits)
+        wanted = f"no {split}.jsonl" if split else "expected " + " or ".join(f"{name}.jsonl" for name in self.splits)
         raise UserError(f"{folder}: {wanted}; splits there: {', '.join(sorted(files))}")
 
     def _local_reader(self, files: Mapping[str, tuple[Path, ...]]) -> Callable[[str], tuple[list[Doc], str]]:

@@ -194,12 +194,12 @@ class _TaskFile:
     def _formats_with_examples(self) -> dict[ProtocolName, PromptFormat]:
         """The formats, with few-shot examples that are written as ``fewshot_config`` says."""
         formats = self._formats()
-        own = {
+        overrides = {
             name: value for name, value in self._fewshot().items() if name in FEWSHOT_OVERRIDES and value is not None
         }
-        if not own:
+        if not overrides:
             return formats
-        examples = _TaskFile(self.path, {**self.config, **own})._formats()
+        examples = _TaskFile(self.path, {**self.config, **overrides})._formats()
         if set(examples) != set(formats):
             raise self._error("fewshot_config: the examples have options where the question has none, or none for some")
         return {name: replace(fmt, example=examples[name]) for name, fmt in formats.items()}
@@ -218,13 +218,13 @@ class _TaskFile:
         gold = self._gold(options)
         description = self._text("description")
         question = self._question()
-        own = self._choice(options, gold)
+        letters = self._choice(options, gold)
         if self._shows_letters():
             written: GenerationFormat = self._letters_written(gold, options)
-            return {"default": own, "generate": self._generation() if kind == "generate_until" else written}
+            return {"default": letters, "generate": self._generation() if kind == "generate_until" else written}
         return {
             "default": letter_choice(question, options, gold, description),
-            "continuation": own,
+            "continuation": letters,
             "generate": self._generation()
             if kind == "generate_until"
             else letter_generation(question, options, gold, description),

@@ -1,4 +1,5 @@
-"""Muon: momentum whose updates of a matrix are made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+"""Muon: momentum whose updates of a matrix are made orthogonal (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon).
 
 Small models learn to copy from their context several times sooner with it than with AdamW.
 """

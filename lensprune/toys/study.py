@@ -97,17 +97,17 @@ def study(
                 )
                 for student in _STUDENTS
             ]
-            rows.extend(compare(own) for own in _comparisons(seed, component, runs))
+            rows.extend(compare(comparison) for comparison in _comparisons(seed, component, runs))
             if over == "layers":
                 curves.extend(_curve(seed, student, run) for student, run in zip(_STUDENTS, runs, strict=True))
     per_seed = pd.concat(rows, ignore_index=True)
-    found = Study(per_seed, over_seeds(per_seed), pd.concat(curves, ignore_index=True))
+    result = Study(per_seed, over_seeds(per_seed), pd.concat(curves, ignore_index=True))
     for name in ("per_seed", "answers", "layers"):
-        write_csv(getattr(found, name), folder / f"{name}.csv")
-    figure = cast(Figure, robustness_curves(found.layers)[0].figure)
+        write_csv(getattr(result, name), folder / f"{name}.csv")
+    figure = cast(Figure, robustness_curves(result.layers)[0].figure)
     write_atomically(folder / "layers.png", lambda path: figure.savefig(path, dpi=150, format="png"))
     plt.close(figure)
-    return found
+    return result
 
 
 def _comparisons(seed: int, component: str, runs: Sequence[Run]) -> list[Comparison]:
@@ -125,8 +125,8 @@ def _comparisons(seed: int, component: str, runs: Sequence[Run]) -> list[Compari
 def _curve(seed: int, student: str, run: Run) -> pd.DataFrame:
     frame = run.summary()
     columns = ["task", "layer", "accuracy_clean", "accuracy", "delta", "ci_low", "ci_high", "q_value"]
-    own = frame[frame["component"] == "layer"][columns]
-    return own.assign(seed=seed, student=student)[["student", "seed", *columns]]
+    layers = frame[frame["component"] == "layer"][columns]
+    return layers.assign(seed=seed, student=student)[["student", "seed", *columns]]
 
 
 def robustness_curves(layers: pd.DataFrame) -> list[Axes]:
@@ -136,12 +136,12 @@ def robustness_curves(layers: pd.DataFrame) -> list[Axes]:
     shades = dict(zip(_STUDENTS, colours(len(_STUDENTS)), strict=True))
     for ax, task in zip(axes, tasks, strict=True):
         for student, marker in zip(_STUDENTS, ("o", "s", "^"), strict=True):
-            own = layers[(layers["task"] == task) & (layers["student"] == student)]
-            for _, line in own.groupby("seed"):
+            curves = layers[(layers["task"] == task) & (layers["student"] == student)]
+            for _, line in curves.groupby("seed"):
                 ax.plot(line["layer"], line["accuracy"], color=shades[student], linewidth=0.7, alpha=0.5)
-            mean = own.groupby("layer")["accuracy"].mean()
+            mean = curves.groupby("layer")["accuracy"].mean()
             ax.plot(mean.index, mean, color=shades[student], marker=marker, linewidth=2, label=student)
-            ax.axhline(own["accuracy_clean"].mean(), color=shades[student], linestyle=":", linewidth=1)
+            ax.axhline(curves["accuracy_clean"].mean(), color=shades[student], linestyle=":", linewidth=1)
         ax.set(title=task, xlabel="skipped layer", ylim=(-0.03, 1.03))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("accuracy")
@@ -149,12 +149,12 @@ def robustness_curves(layers: pd.DataFrame) -> list[Axes]:
     return axes
 
 
-def study_table(found: Study) -> str:
+def study_table(result: Study) -> str:
     """The answers in columns."""
     rows = [
         ["student", "task", "parts", "statistic", "seeds", "base", "student's", "difference", "95% interval", "answer"]
     ]
-    for _, row in found.answers.iterrows():
+    for _, row in result.answers.iterrows():
         numbers = [f"{row[name]:.2f}" for name in ("base", "value")]
         interval = f"[{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
         names = [str(row[name]) for name in ("student", "task", "component", "statistic", "n_seeds")]
@@ -170,14 +170,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="items of each task (default: 200)")
     parser.add_argument("--scale", type=float, default=1.0, help="times the recipe's steps (default: 1)")
     arguments = parser.parse_args()
-    found = study(
+    result = study(
         arguments.seeds,
         arguments.out,
         recipe=RECIPE.scaled(arguments.scale),
         limit=arguments.limit,
         log=lambda line: print(line, flush=True),
     )
-    print(study_table(found))
+    print(study_table(result))
     print(f"tables, figure, runs and models: {arguments.out}")
 
 

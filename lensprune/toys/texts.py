@@ -24,8 +24,8 @@ HELD_OUT_ROWS = 200
 """So many rows of each arithmetic task at seed 0 (all that a default evaluation asks) are never trained on, but for
 two numbers: there are only 109 such questions, the table of facts that has to be learnt."""
 
-_MOST_SHOTS = 4
-_MOST_FACTS = 12
+_MAX_SHOTS = 4
+_MAX_FACTS = 12
 _RETRIEVAL = 0.3
 _SUBTRACT = 0.85
 _WORKED_EXAMPLES = 0.5
@@ -103,7 +103,7 @@ class TextSource:
         fmt = self._chains[operands]
         subtract = self._random.random() < _SUBTRACT
         worked_examples = self._random.random() < _WORKED_EXAMPLES
-        last = self._random.randint(0, _MOST_SHOTS if operands > 2 else _MOST_FACTS - 1)
+        last = self._random.randint(0, _MAX_SHOTS if operands > 2 else _MAX_FACTS - 1)
         pieces: Text = []
         for place in range(last + 1):
             row = self._question(operands, subtract)

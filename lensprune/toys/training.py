@@ -145,15 +145,15 @@ def _optimisers(model: PreTrainedModel, learning_rate: float) -> list[torch.opti
     inside = [p for name, p in named if p.ndim == 2 and ".layers." in name]
     outside = [p for name, p in named if not (p.ndim == 2 and ".layers." in name)]
     adam = torch.optim.AdamW(outside, lr=learning_rate * _ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    found: list[torch.optim.Optimizer] = [Muon(inside, learning_rate), adam]
-    for optimiser in found:
+    optimisers: list[torch.optim.Optimizer] = [Muon(inside, learning_rate), adam]
+    for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["full_lr"] = group["lr"]
-    return found
+    return optimisers
 
 
-def _shares(found: dict[str, float]) -> str:
-    return ", ".join(f"{kind} {share:.2f}" for kind, share in found.items())
+def _shares(shares: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.2f}" for kind, share in shares.items())
 
 
 @torch.no_grad()
@@ -168,7 +168,7 @@ def answers_right(
         "chains of 3": lambda: source.arithmetic(3),
         "chains of 4": lambda: source.arithmetic(4),
     }
-    found = {}
+    rates = {}
     for kind, draw in kinds.items():
         right = total = 0
         for _ in range(texts):
@@ -182,5 +182,5 @@ def answers_right(
                     answer.append(next(hits))
                 elif answer:
                     right, total, answer = right + all(answer), total + 1, []
-        found[kind] = right / total
-    return found
+        rates[kind] = right / total
+    return rates

@@ -111,11 +111,11 @@ def measure(model: Path, out: Path, variants: int, items: int) -> Load:
             limit=items,
             device="cpu",
         )
-        prepared = prepare(str(model), options)
+        job = prepare(str(model), options)
     load.base_memory = peak_memory()
-    with open_store(out, prepared.spec) as store, stage("score and store"):
-        for asked in prepared.asked:
-            cells = measure_cells(prepared, asked, prepared.variants, RandomExecutor(), lambda rows: None)
+    with open_store(out, job.spec) as store, stage("score and store"):
+        for condition in job.conditions:
+            cells = measure_cells(job, condition, job.variants, RandomExecutor(), lambda rows: None)
             for key, table in cells:
                 store.write(key, table)
                 load.records += table.num_rows

@@ -13,13 +13,13 @@ from lensprune.engine import HookedExecutor, make_executor
 from lensprune.engine.base import Executor
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import ModelFacts
-from lensprune.models.outline import outline_model
+from lensprune.models.model_config import load_model_config
 from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
 from lensprune.planning.speed import measure_speed
 from lensprune.planning.unshared import unshared_cost
 from lensprune.protocols import build_requests, score_items
-from lensprune.sweeps.prepare import Asked
+from lensprune.sweeps.prepare import Condition
 from lensprune.sweeps.screening import choose, estimated_effects
 from lensprune.tasks.base import GenerationFormat, LoadedTask
 from lensprune.tasks.loading import load_task
@@ -58,7 +58,7 @@ class OurSide:
 
         What is shared is what an exact sweep can share, so the quotient of the two FLOPs bounds the gain.
         """
-        shape = model_shape(outline_model(self._name))
+        shape = model_shape(load_model_config(self._name))
         items = build_requests(self._model, self._task, self._work.protocol)
         requests = [request for item in items for request in item.requests]
         shared = shared_cost(shape, self._model.facts, requests, self._variants, None)
@@ -107,16 +107,16 @@ class ScreenedSide(OurSide):
         margins = {}
         for answered in self._executor.run(requests, self._variants):
             outcomes = score_items(self._task, self._work.protocol, items, answered.responses)
-            margins[answered.variant.name] = sum(outcome.margin or 0.0 for outcome in outcomes)
+            margins[answered.variant.name] = sum(outcome.logprob_margin or 0.0 for outcome in outcomes)
         heads = sorted((name for name in margins if name != "clean"), key=lambda name: margins[name])
         top = heads[: math.ceil((self._work.screen or 0) * len(heads))]
         return len(set(top) & set(self._measured)) / len(top)
 
     def _chosen(self) -> list[str]:
         items = tuple(build_requests(self._model, self._task, self._work.protocol))
-        asked = Asked(self._task, self._work.protocol, items, ())
+        condition = Condition(self._task, self._work.protocol, items, ())
         heads = self._variants[1:]
-        effects = estimated_effects(self._model, asked, heads, self._executor)
+        effects = estimated_effects(self._model, condition, heads, self._executor)
         rows = [
             {"task": "", "protocol": "", "variant": head.name, "estimate": effect}
             for head, effect in zip(heads, effects, strict=True)

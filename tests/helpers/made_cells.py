@@ -34,7 +34,7 @@ def outcome(
         "prediction": "A" if correct else "B",
         "correct": correct,
         "gold_logprob": -1.0 - index,
-        "margin": 0.5,
+        "logprob_margin": 0.5,
         "failure": failure or ("none" if correct else "wrong_answer"),
         "n_tokens": 1,
         "text": " A",
@@ -57,9 +57,12 @@ def table(
     chance: float = 0.25,
     clusters: Sequence[str] | None = None,
     truncated: int = 0,
-    margin: float = 0.5,
+    logprob_margin: float = 0.5,
 ) -> pa.Table:
-    outcomes = [outcome(i, c, None if clusters is None else clusters[i], margin=margin) for i, c in enumerate(correct)]
+    outcomes = [
+        outcome(i, c, None if clusters is None else clusters[i], logprob_margin=logprob_margin)
+        for i, c in enumerate(correct)
+    ]
     key = CellKey(variant.name, task, protocol)
     return cell_table(key, variant, outcomes, requests(len(correct), truncated), [chance] * len(correct))
 

@@ -41,7 +41,7 @@ def test_a_sweep_gives_the_bridges_numbers(
             progress=False,
         )
         records.append(run.records())
-    numbers = ["gold_logprob", "margin"]
+    numbers = ["gold_logprob", "logprob_margin"]
     pd.testing.assert_frame_equal(records[0].drop(columns=numbers), records[1].drop(columns=numbers))
     assert_tensors_agree(records[0][numbers], records[1][numbers], torch.float32)
 

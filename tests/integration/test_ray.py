@@ -58,12 +58,12 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
     return run_sweep(str(folder), OPTIONS, out=tmp_path_factory.mktemp("whole") / "run", progress=False)
 
 
-def spread(**changes: Any) -> SweepOptions:
-    return replace(OPTIONS, spread="ray", workers=2, **changes)
+def on_ray(**changes: Any) -> SweepOptions:
+    return replace(OPTIONS, backend="ray", workers=2, **changes)
 
 
 def assert_same_records(run: lp.Run, whole: lp.Run) -> None:
-    numbers = ["gold_logprob", "margin"]
+    numbers = ["gold_logprob", "logprob_margin"]
     mine, expected = run.records(), whole.records()
     pd.testing.assert_frame_equal(mine.drop(columns=numbers), expected.drop(columns=numbers))
     # Another set of variants in a batch may round differently.
@@ -102,10 +102,10 @@ class Saboteur(threading.Thread):
 
 
 def test_two_workers_give_the_records_of_one_process(folder: Path, whole: lp.Run, tmp_path: Path) -> None:
-    run = run_on_ray(str(folder), spread(), out=tmp_path / "run", progress=False)
+    run = run_on_ray(str(folder), on_ray(), out=tmp_path / "run", progress=False)
     assert_same_records(run, whole)
     spec = read_spec(tmp_path / "run")
-    assert (spec.how.spread, spec.how.executor, spec.how.workers) == ("ray", "forked", 2)
+    assert (spec.execution.backend, spec.execution.executor, spec.execution.workers) == ("ray", "forked", 2)
     assert spec.digest == whole.spec.digest
 
 
@@ -117,7 +117,7 @@ def test_a_lost_worker_is_replaced(
     saboteur = Saboteur(out, number)
     saboteur.start()
     # Long enough to load the libraries on a busy machine.
-    run = run_on_ray(str(folder), spread(), out=out, progress=False, stall_seconds=45)
+    run = run_on_ray(str(folder), on_ray(), out=out, progress=False, stall_seconds=45)
     saboteur.join(10)
     assert saboteur.hit is not None
     assert saboteur.stored_then < len(whole.finished())
@@ -140,7 +140,7 @@ def test_a_stopped_driver_goes_on_by_resume(
 
     monkeypatch.setattr(RunStore, "write", stop)
     with pytest.raises(KeyboardInterrupt, match="5 of 52 cells are stored; go on with: lensprune resume"):
-        run_on_ray(str(folder), spread(), out=out, progress=False)
+        run_on_ray(str(folder), on_ray(), out=out, progress=False)
     monkeypatch.undo()
     assert main(["resume", str(out), "--workers", "1"]) == 0
     assert "52 cells" in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_a_stopped_driver_goes_on_by_resume(
 
 def test_what_a_worker_refuses_is_said_here(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="layer 99"):
-        run_on_ray(str(folder), spread(variants=VariantSelection("layers", "skip", layers="99")), progress=False)
+        run_on_ray(str(folder), on_ray(variants=VariantSelection("layers", "skip", layers="99")), progress=False)
     with pytest.raises(UserError, match=r"largest node|needs GPUs"):
-        run_on_ray(str(folder), spread(device=None, n_devices=64), progress=False)
+        run_on_ray(str(folder), on_ray(device=None, n_devices=64), progress=False)
     assert not list(tmp_path.iterdir())

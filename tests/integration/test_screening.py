@@ -73,14 +73,14 @@ def test_table_says_what_is_measured(screened: lp.Run) -> None:
         assert sorted(strongest["rank"]) == [1, 2, 3, 4, 5, 6]
         assert (own["status"] == "measured: control").sum() + (strongest["status"] != "").sum() <= 32
         estimated = own[own["status"] == "estimated"]
-        assert estimated[["delta", "margin_change"]].isna().all().all()
+        assert estimated[["delta", "logprob_margin_change"]].isna().all().all()
         assert set(estimated["variant"]).isdisjoint(screened.spec.variant_names)
     measured = found[found["status"] != "estimated"]
     assert measured["delta"].notna().all()
     summary = screened.summary().set_index(["task", "protocol", "variant"])["delta"]
     for row in measured.itertuples():
         assert row.delta == pytest.approx(summary[row.task, row.protocol, row.variant])
-    assert (measured["margin_change"].isna() == (measured["protocol"] == "generate")).all()
+    assert (measured["logprob_margin_change"].isna() == (measured["protocol"] == "generate")).all()
 
 
 def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp.Run) -> None:
@@ -92,14 +92,14 @@ def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp
         shots=1,
         device="cpu",
     )
-    prepared = prepare(str(folder), options)
-    [asked] = prepared.asked
-    heads = each_head(prepared.model)
-    requests = [r for r in asked.requests if isinstance(r, LoglikelihoodRequest)]
-    clean, change = estimate_logprobs(prepared.model, requests, heads)
+    job = prepare(str(folder), options)
+    [condition] = job.conditions
+    heads = each_head(job.model)
+    requests = [r for r in condition.requests if isinstance(r, LoglikelihoodRequest)]
+    clean, change = estimate_logprobs(job.model, requests, heads)
     before, after = clean.view(4, -1), (clean + change).view(len(heads), 4, -1)
-    form: Any = asked.task.task.formats["continuation"]
-    golds = [form.gold(item.item.doc) for item in asked.items]
+    form: Any = condition.task.task.formats["continuation"]
+    golds = [form.gold(item.item.doc) for item in condition.items]
 
     def margins(logprobs: Any) -> np.ndarray:
         own = np.array([row[gold] for row, gold in zip(logprobs, golds, strict=True)])
@@ -147,7 +147,7 @@ def test_command_prints_and_saves_the_table(folder: Path, tmp_path: Path, capsys
     shown = capsys.readouterr().out
     assert "11 of 16 heads are measured, 3 for their estimates and 8 drawn at random" in shown
     assert len(pd.read_csv(out / "screen.csv")) == 16
-    assert lp.Run.load(out).spec.how.memory == "1GB"
+    assert lp.Run.load(out).spec.execution.memory == "1GB"
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ def test_choice_and_quality_by_hand() -> None:
     store = MemoryStore()
     measured = {h.name: 10.0 if h.name == control else 4.0 - i for i, h in enumerate(chosen)}
     for variant in (lp.CLEAN, *chosen):
-        margin = 0.0 if variant.is_clean else -measured[variant.name]
-        store.write(CellKey(variant.name, "t", "default"), table(variant, [True] * 4, margin=margin))
+        logprob_margin = 0.0 if variant.is_clean else -measured[variant.name]
+        store.write(CellKey(variant.name, "t", "default"), table(variant, [True] * 4, logprob_margin=logprob_margin))
     screen = {"estimates": rows, "measured": why, "top": 4, "reach": 6, "component": "head", "fraction": 0.1}
     outcomes = outcomes_of(store, ["clean", *(variant.name for variant in chosen)], screen=screen)
     found = screen_table(outcomes)
-    assert found.set_index("variant")["margin_change"][control] == pytest.approx(-10.0)
+    assert found.set_index("variant")["logprob_margin_change"][control] == pytest.approx(-10.0)
     [quality] = screen_quality(outcomes).to_dict("records")
     assert (quality["measured"], quality["controls"], quality["top"]) == (14, 8, 4)
     assert quality["controls_in_top"] == 1

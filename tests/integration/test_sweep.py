@@ -137,7 +137,7 @@ def test_executor_and_batch_size_do_not_change_the_numbers(
 ) -> None:
     other = sweep(folder, None, **changes).records()
     expected = whole.records()
-    numbers = ["gold_logprob", "margin"]
+    numbers = ["gold_logprob", "logprob_margin"]
     pd.testing.assert_frame_equal(other.drop(columns=numbers), expected.drop(columns=numbers))
     assert_tensors_agree(other[numbers], expected[numbers], torch.float32, at_most=1e-4)
 
@@ -159,7 +159,7 @@ def test_reference_ablations_by_both_executors(folder: Path, tmp_path: Path, kin
             ).records()
             for executor in ("hooked", "forked")
         ]
-        numbers = ["gold_logprob", "margin"]
+        numbers = ["gold_logprob", "logprob_margin"]
         pd.testing.assert_frame_equal(pair[0].drop(columns=numbers), pair[1].drop(columns=numbers))
         assert_tensors_agree(pair[0][numbers], pair[1][numbers], torch.float32, at_most=1e-4)
         runs.append(pair[0])
@@ -184,7 +184,7 @@ def test_the_users_own_hook_is_a_variant(folder: Path) -> None:
     run = lp.sweep(model, ["facts"], ["continuation"], variants, limit=LIMIT, shots=1, progress=False)
     logprobs = run.records().pivot(index="item_id", columns="variant", values="gold_logprob")
     # An attention pattern of zeros moves nothing, and this family's output projection has no bias.
-    assert (logprobs["no pattern"] - logprobs["L1.attn.zero"]).abs().max() < 1e-4
+    assert (logprobs["no pattern"] - logprobs["L1.attention.zero"]).abs().max() < 1e-4
     assert (logprobs["no pattern"] - logprobs["clean"]).abs().min() > 1e-3
 
 

@@ -173,8 +173,8 @@ def test_the_back_up_shows_as_self_repair(shape: str) -> None:
 def test_on_a_linear_model_estimates_are_exact(shape: str) -> None:
     model = model_of("linear", shape)
     pairs = [pair(model, "a b c d", "a e c f", "b", "e"), pair(model, "b b a c", "b e a c", "b", "e")]
-    exact = activation_patching(model, pairs, ["head", "resid", "attn"], by_position=True)
-    estimated = attribution_patching(model, pairs, ["head", "resid", "attn"], by_position=True)
+    exact = activation_patching(model, pairs, ["head", "resid", "attention"], by_position=True)
+    estimated = attribution_patching(model, pairs, ["head", "resid", "attention"], by_position=True)
     pd.testing.assert_frame_equal(exact, estimated, atol=2 * LEAK)
     assert exact["effect"].abs().max() > 1
     plain = edge_attribution(model, pairs, steps=1)

@@ -73,7 +73,7 @@ def test_heads_in_series_are_one_job(shape: str) -> None:
     for row, expected in ((first, [-10, -10, -10, 10]), (second, [-10, 0, -10, 0]), (third, [-10, 0, -10, 0])):
         values = [row[name] for name in ("effect_a", "effect_b", "effect_both", "interaction")]
         assert values == pytest.approx(expected, abs=10 * LEAK)
-    assert set(found.table["measure"]) == {"margin"}
+    assert set(found.table["measure"]) == {"logprob_margin"}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_refusals(heads: list[tuple[int, int]], changes: dict[str, str], message
 def test_groups_beside_the_planted_heads() -> None:
     model = model_of("induction", "llama")
     run = lp.sweep(model, NAME, "continuation", "heads-and-groups", progress=False)
-    [table] = run.heads_and_groups(measure="margin")
+    [table] = run.heads_and_groups(measure="logprob_margin")
     assert len(table) == model.facts.n_layers * model.facts.n_key_value_heads
     needed = table[table["group_effect"] < -1]
     assert list(needed[["layer", "group", "heads", "strongest_head"]].itertuples(index=False, name=None)) == [
@@ -108,7 +108,7 @@ def test_groups_beside_the_planted_heads() -> None:
 
 
 def effects(
-    heads: tuple[int, ...], differences: list[list[float]], items: str = "", measure: str = "margin"
+    heads: tuple[int, ...], differences: list[list[float]], items: str = "", measure: str = "logprob_margin"
 ) -> ItemEffects:
     """Effects on items named by one letter each."""
     names, values = tuple(f"v{h}" for h in heads), np.array(differences)

@@ -104,7 +104,7 @@ BAD = {
     "delta without a task": (["delta", "--base", "toy-base", "--distilled", "toy-distilled"], "no task is given"),
     "delta of an unknown component": (
         ["delta", "--base", "toy-base", "--distilled", "toy-distilled", "--task", "facts", "--component", "attn-out"],
-        "did you mean attn_out",
+        "did you mean attention_output",
     ),
     "control characters": (_arguments(["--task", "evil\x1b[31m\nname"]), "evil"),
 }
@@ -192,7 +192,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         raise KeyboardInterrupt("stopped: 3 of 9 cells are stored; go on with: lensprune resume runs/x")
 
     monkeypatch.setattr("lensprune.sweeps.run.resume", stopped)
-    monkeypatch.setattr("lensprune.runs.store.read_spec", lambda folder: SimpleNamespace(exchanges_weights=False))
+    monkeypatch.setattr("lensprune.runs.store.read_spec", lambda folder: SimpleNamespace(replaces_weights=False))
     assert cli.main(["resume", "runs/x"]) == 130
     assert capsys.readouterr().err.endswith("go on with: lensprune resume runs/x\n")
 

@@ -32,7 +32,7 @@ OWN_DEFAULTS = {
 FUNCTIONS: list[Callable[..., Any]] = [
     lp.sweep,
     lp.plan,
-    lp.measure_delta,
+    lp.measure_replacement,
     lp.fidelity,
     validate_fidelity,
     heads_report,

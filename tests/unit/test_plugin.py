@@ -89,7 +89,7 @@ def _register() -> type[lp.Component]:
 
         half: int
 
-    @lp.register_protocol(form="continuation", measure="margin")
+    @lp.register_protocol(form="continuation", measure="logprob_margin")
     def opposite(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outcome:
         """The least likely option."""
         turned = [replace(r, logprob=-r.logprob) for r in responses if isinstance(r, LoglikelihoodResponse)]
@@ -207,7 +207,7 @@ def test_records_and_summary_name_the_part(folder: Path) -> None:
         (layer, half) for layer in (0, 1, 2) for half in (0, 1)
     }
     assert "L2.mlp1.halve" in set(part["variant"])
-    assert run.effects(TASK, "continuation", component="mlp_half", measure="margin")[0].effects.any()
+    assert run.effects(TASK, "continuation", component="mlp_half", measure="logprob_margin")[0].effects.any()
 
 
 def test_own_protocol_scores_as_it_says(folder: Path) -> None:
@@ -226,9 +226,9 @@ def test_own_protocol_scores_as_it_says(folder: Path) -> None:
 
 def test_own_executor_runs_and_is_named(folder: Path, tmp_path: Path) -> None:
     run = sweep(folder, executor="backwards", out=tmp_path / "run")
-    assert run.spec.how.executor == "backwards"
+    assert run.spec.execution.executor == "backwards"
     assert_same_and_changed(run, sweep(folder))
-    assert lp.resume(tmp_path / "run", progress=False).spec.how.executor == "backwards"
+    assert lp.resume(tmp_path / "run", progress=False).spec.execution.executor == "backwards"
 
 
 def test_plan_counts_them(folder: Path) -> None:

@@ -38,7 +38,11 @@ def test_words() -> None:
     assert list(ablation_kinds()) == ["skip", "zero", "mean", "resample", "optimal"]
     assert reference_kinds() == ["mean", "resample", "optimal"]
     assert protocol_names() == ("default", "continuation", "generate")
-    assert [protocol_named(name).measure for name in protocol_names()] == ["margin", "margin", "correct"]
+    assert [protocol_named(name).measure for name in protocol_names()] == [
+        "logprob_margin",
+        "logprob_margin",
+        "correct",
+    ]
     assert executor_names() == ("forked", "hooked")
 
 
@@ -59,7 +63,7 @@ def test_a_part_knows_its_place(family: str) -> None:
     assert lp.Head(1, 2).selected(facts) == [2]
     assert lp.MLP(1).selected(facts) is lp.Layer(1).selected(facts) is None
     labels = [c.label for c in (lp.Layer(2), lp.Attention(2), lp.MLP(2), lp.Head(2, 3), lp.KVGroup(2, 1))]
-    assert labels == ["L2", "L2.attn", "L2.mlp", "L2.H3", "L2.KV1"]
+    assert labels == ["L2", "L2.attention", "L2.mlp", "L2.H3", "L2.KV1"]
     assert lp.KVGroup(2, 1).to_json() == {"kind": "kv_group", "layer": 2, "group": 1}
 
 

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.decoding.histories import Histories, Split
-from lensprune.engine.decoding.kv import CleanKV, HistoryKV, OwnKV, PromptKV
+from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV
 from lensprune.engine.decoding.prompts import PromptSet
-from lensprune.engine.decoding.step_attention import DecodeAttention, LayerTokens, OwnRows, table_by_group
+from lensprune.engine.decoding.shared_histories import SharedHistories, Split
+from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, table_by_group
 from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
 from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
@@ -68,10 +68,10 @@ class GroupDecoder:
         self._first = np.repeat(firsts, n_requests)
         self._place = [(order[v], r) for v in range(len(order)) for r in range(n_requests)]
         self._replaces = [{a.component.layer for a in v.ablations if a.replaces_block} for v in self._variants]
-        self._histories = Histories(self._prompt_of)
+        self._histories = SharedHistories(self._prompt_of)
         # Rows that have a place in the buffers, and each row's place at each layer.
         self._dense = np.arange(len(self._place))
-        self._own_place: dict[int, np.ndarray] = {}
+        self._diverged_place: dict[int, np.ndarray] = {}
         self._most = max(request.max_new_tokens for request in requests)
 
     def run(self) -> Iterator[tuple[int, int, GenerateResponse]]:
@@ -131,7 +131,7 @@ class GroupDecoder:
         """Run all prompts and keep keys and values; returns the residual of each row's last prompt token."""
         prompts, n_layers = self._prompts, self._stack.n_layers
         clean: CleanKV = {}
-        own: dict[int, OwnKV] = {}
+        diverged: dict[int, VariantKV] = {}
         n_requests = len(self._requests)
         prompt_of = torch.from_numpy(self._prompt_of[:n_requests]).to(self._device)
         block_of = prompts.block_of[self._prompt_of[:n_requests]]
@@ -146,29 +146,29 @@ class GroupDecoder:
                 clean[layer] = part
                 return
             # Straight into the buffers: collected first, all variants' prompts would be held twice.
-            if layer not in own:
-                own[layer] = OwnKV.empty(part, len(holding[layer]), block_of, prompts.widths, self._most)
-            own[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
+            if layer not in diverged:
+                diverged[layer] = VariantKV.empty(part, len(holding[layer]), block_of, prompts.widths, self._most)
+            diverged[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
 
         last = prompts.last_token.to(self._device)
-        found: dict[str, torch.Tensor] = {}
+        hidden_of: dict[str, torch.Tensor] = {}
         facts = self._model.facts
         for variant, hidden in fork_variants(
             self._stack, facts, prompts.tree, last, self._variants, self._reference, keep
         ):
-            found[variant.name] = hidden
+            hidden_of[variant.name] = hidden
         self._attention = DecodeAttention(prompts, clean)
         self._step = -1
-        self._attention.own.update(own)
-        self._index_own()
-        return torch.cat([found[v.name][prompt_of] for v in self._variants])
+        self._attention.diverged.update(diverged)
+        self._index_diverged()
+        return torch.cat([hidden_of[v.name][prompt_of] for v in self._variants])
 
-    def _index_own(self) -> None:
+    def _index_diverged(self) -> None:
         """Work out which rows have a place in each layer's buffers, and group them by variant and shared prefix."""
         prompts, attention = self._prompts, self._attention
         block_of = prompts.block_of[self._prompt_of]
-        memo: dict[tuple[int, ...], tuple[np.ndarray, OwnRows]] = {}
-        for layer in attention.own:
+        memo: dict[tuple[int, ...], tuple[np.ndarray, DivergedRows]] = {}
+        for layer in attention.diverged:
             held = tuple(v for v in self._held_variants() if self._differs_below(v, layer))
             if held not in memo:
                 mine = self._dense[np.isin(self._variant_of[self._dense], held)]
@@ -185,9 +185,9 @@ class GroupDecoder:
                     self._real(prompt[block_of[mine] == number], width) for number, width in enumerate(prompts.widths)
                 ]
                 lengths = prompts.lengths[torch.from_numpy(prompt)].to(self._device)
-                begins = [None if own is None else (~own).sum(1) for own in real]
-                memo[held] = place, OwnRows(real, begins, tables, lengths)
-            self._own_place[layer], attention.own_rows[layer] = memo[held]
+                begins = [None if mask is None else (~mask).sum(1) for mask in real]
+                memo[held] = place, DivergedRows(real, begins, tables, lengths)
+            self._diverged_place[layer], attention.diverged_rows[layer] = memo[held]
 
     def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width+generated"] | None:
         """Which columns of a block are no padding, by its rows' prompts; ``None`` where all are none."""
@@ -248,7 +248,7 @@ class GroupDecoder:
             is_computed[edit.rows] = False
         rows = np.flatnonzero(is_computed[:n_rows])
         differing = rows[self._first[step.rows[rows]] < layer]
-        place = self._own_place[layer][step.rows[differing]] if len(differing) else differing
+        place = self._diverged_place[layer][step.rows[differing]] if len(differing) else differing
         arrays = [
             source_of,
             step.history_of[n_before:n_rows],
@@ -264,7 +264,7 @@ class GroupDecoder:
         if not len(place):
             return [place] * 2 * len(self._prompts.widths)
         arrays = []
-        for _, span in self._attention.own[layer].spans():
+        for _, span in self._attention.diverged[layer].spans():
             inside = np.flatnonzero((place >= span.start) & (place < span.stop))
             arrays += [inside, place[inside] - span.start]
         return arrays
@@ -293,7 +293,7 @@ class GroupDecoder:
             inner_edits = edits if whole or edits is None else edits.within(index.is_computed)
             self._attention.tokens = LayerTokens(
                 layer=layer,
-                own=index.own,
+                diverged=index.diverged,
                 starting=index.starting,
                 histories=index.histories,
                 prompts=prompts,
@@ -327,14 +327,14 @@ class GroupDecoder:
         before = self._held_variants()
         dense = self._dense[alive]
         variants = np.unique(self._variant_of[dense])
-        for layer, own in list(self._attention.own.items()):
-            places = self._own_place[layer][dense]
+        for layer, diverged in list(self._attention.diverged.items()):
+            places = self._diverged_place[layer][dense]
             held = [v for v in before if self._differs_below(v, layer)]
             kept = np.flatnonzero(np.isin(held, variants))
             if not len(kept):
-                del self._attention.own[layer]
+                del self._attention.diverged[layer]
                 continue
             rows = torch.from_numpy(np.sort(places[places >= 0])).to(self._device)
-            own.keep(rows, torch.from_numpy(kept).to(self._device))
+            diverged.keep(rows, torch.from_numpy(kept).to(self._device))
         self._dense = dense
-        self._index_own()
+        self._index_diverged()

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from lensprune.engine.decoding.histories import Split
 from lensprune.engine.decoding.prompts import PromptSet
+from lensprune.engine.decoding.shared_histories import Split
 
-__all__ = ["Block", "CleanKV", "HistoryKV", "OwnKV", "Pair", "PromptKV"]
+__all__ = ["Block", "CleanKV", "HistoryKV", "Pair", "PromptKV", "VariantKV"]
 
 GROWTH = 32
 """Columns for the generated tokens of histories are added so many at a time: few last as long as they may."""
@@ -63,7 +63,7 @@ class Block:
 
 
 @dataclass
-class OwnKV:
+class VariantKV:
     """Keys and values, at one layer, of the rows whose variant already differs from the clean model below it.
 
     Rows are numbered through the blocks; within a block, those of one variant follow those of another. `prefixes`
@@ -76,7 +76,7 @@ class OwnKV:
     @classmethod
     def empty(
         cls, like: PromptKV, n_variants: int, block_of: np.ndarray, widths: tuple[int, ...], columns: int
-    ) -> OwnKV:
+    ) -> VariantKV:
         """Room for the prompts of so many variants, one row a request, and for `columns` generated tokens.
 
         All columns at once: buffers that grow are held twice meanwhile, and leave holes in the heap.
@@ -103,8 +103,8 @@ class OwnKV:
                 # Rests are aligned on the right.
                 begin = mine.shape[2] - width
                 whole[variant * n : (variant + 1) * n, :, :width] = mine[prompt_of[block.requests], :, begin:]
-        for whole_prefix, own in zip(self.prefixes, part.prefixes, strict=True):
-            for whole, mine in zip(whole_prefix, own, strict=True):
+        for whole_prefix, part_prefix in zip(self.prefixes, part.prefixes, strict=True):
+            for whole, mine in zip(whole_prefix, part_prefix, strict=True):
                 whole[variant] = mine
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ __all__ = ["PromptSet", "SharedPrefix", "length_blocks", "shared_groups"]
 MIN_SAVING = 32
 """A prefix that spares fewer tokens than this is not worth attention calls of its own."""
 
-MOST_BLOCKS = 3
+MAX_BLOCKS = 3
 """Rests are padded to one of so many widths; each is an attention call of its own at every step and layer."""
 
 
@@ -59,7 +59,7 @@ def shared_groups(ordered: Sequence[Tokens], min_saving: int = MIN_SAVING) -> li
     return best(0, len(ordered))[1] if ordered else []
 
 
-def length_blocks(lengths: Sequence[int], most: int = MOST_BLOCKS) -> list[int]:
+def length_blocks(lengths: Sequence[int], most: int = MAX_BLOCKS) -> list[int]:
     """The block of each length, such that at most `most` blocks, each padded to its longest, hold the fewest tokens.
 
     Blocks are numbered from the shortest lengths on.

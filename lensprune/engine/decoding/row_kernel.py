@@ -17,10 +17,10 @@ from lensprune.engine.kernels import Partial
 
 __all__ = ["RowKeys", "attend_rows"]
 
-_MOST_COLUMNS, _TILE_BYTES = 64, 2**14
+_MAX_COLUMNS, _TILE_BYTES = 64, 2**14
 """Keys taken at a time, and bytes of them: keys and values of one time lie in a processor's shared memory."""
 
-_LEAST_DOT = 16
+_MIN_DOT = 16
 """Matrix products of tensor cores have at least so many rows and columns."""
 
 
@@ -67,7 +67,7 @@ def attend_rows(
     second = keys if more is None else more
     out, lse = (z, z) if seen is None else seen
     (k_new, v_new), none = new, keys.index
-    d_room = max(_LEAST_DOT, triton.next_power_of_2(d_head))
+    d_room = max(_MIN_DOT, triton.next_power_of_2(d_head))
     _kernel[n_queries, n_kv](
         q, q.stride(0), q.stride(1),
         k_new, v_new, k_new.stride(0), k_new.stride(1), v_new.stride(0), v_new.stride(1),
@@ -82,10 +82,10 @@ def attend_rows(
         HAS_MORE=more is not None,
         HAS_SEEN=seen is not None,
         GROUP=n_heads // n_kv,
-        GROUP_ROOM=max(_LEAST_DOT, triton.next_power_of_2(n_heads // n_kv)),
+        GROUP_ROOM=max(_MIN_DOT, triton.next_power_of_2(n_heads // n_kv)),
         D_HEAD=d_head,
         D_ROOM=d_room,
-        COLUMNS=max(_LEAST_DOT, min(_MOST_COLUMNS, _TILE_BYTES // (d_room * keys.k.itemsize))),
+        COLUMNS=max(_MIN_DOT, min(_MAX_COLUMNS, _TILE_BYTES // (d_room * keys.k.itemsize))),
     )  # fmt: skip
 
 
@@ -138,9 +138,9 @@ def _kernel(
         out = tl.load(seen_out + row * out_row + head[:, None] * out_head + d[None], mask=here, other=0.0)
         before = most
         most = tl.maximum(before, lse)
-        own, other = tl.exp(before - most), tl.exp(lse - most)
-        norm = own + other
-        total = total * own[:, None] + out.to(tl.float32) * other[:, None]
+        so_far, other = tl.exp(before - most), tl.exp(lse - most)
+        norm = so_far + other
+        total = total * so_far[:, None] + out.to(tl.float32) * other[:, None]
 
     begin = 0
     if HAS_BEGINS:

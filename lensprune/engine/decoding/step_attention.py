@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
-from lensprune.engine.decoding.kv import CleanKV, HistoryKV, OwnKV, Pair
+from lensprune.engine.decoding.kv import CleanKV, HistoryKV, Pair, VariantKV
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.kernels import Partial, is_recent_gpu
 from lensprune.precision import accumulation_dtype, widened
 
-__all__ = ["DecodeAttention", "LayerTokens", "OwnRows", "Table", "table_by_group"]
+__all__ = ["DecodeAttention", "DivergedRows", "LayerTokens", "Table", "table_by_group"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def table_by_group(
 
 
 @dataclass(frozen=True)
-class OwnRows:
-    """What the rows of one layer's `OwnKV` are, until rows are dropped from it.
+class DivergedRows:
+    """What the rows of one layer's `VariantKV` are, until rows are dropped from it.
 
     `real`, by block, tells tokens of a prompt's rest, and generated ones, from padding (``None``: no padding), and
     `begins` is the first that is none; `prefixes` holds, for each shared prefix, its rows by variant; `lengths` are
@@ -70,16 +70,16 @@ class OwnRows:
 
 @dataclass
 class LayerTokens:
-    """What the tokens of one layer's call are: rows of their own first, then rows about to differ, then histories.
+    """What the tokens of one layer's call are: diverged rows first, then rows about to differ, then histories.
 
-    `own`: place of each own row in the layer's `OwnKV`; `starting`: for each row whose variant changes at this very
-    layer, the history (by its number among `histories`) whose attention it takes over; `histories`: their places in the
-    layer's `HistoryKV`, and `prompts` their prompts. `blocks`, where rows attend by a kernel: which of the own rows are
-    in each block of the `OwnKV`, and their places there.
+    `diverged`: place of each diverged row in the layer's `VariantKV`; `starting`: for each row whose variant changes at
+    this very layer, the history (by its number among `histories`) whose attention it takes over; `histories`: their
+    places in the layer's `HistoryKV`, and `prompts` their prompts. `blocks`, where rows attend by a kernel: which of
+    the diverged rows are in each block of the `VariantKV`, and their places there.
     """
 
     layer: int
-    own: Int[torch.Tensor, " own"]
+    diverged: Int[torch.Tensor, " diverged"]
     starting: Int[torch.Tensor, " starting"]
     histories: Int[torch.Tensor, " history"]
     prompts: np.ndarray
@@ -105,8 +105,8 @@ class DecodeAttention:
 
     prompts: PromptSet
     clean: CleanKV
-    own: dict[int, OwnKV] = field(default_factory=dict)
-    own_rows: dict[int, OwnRows] = field(default_factory=dict)
+    diverged: dict[int, VariantKV] = field(default_factory=dict)
+    diverged_rows: dict[int, DivergedRows] = field(default_factory=dict)
     histories: dict[int, HistoryKV] = field(default_factory=dict)
     step: int = 0
     tokens: LayerTokens | None = None
@@ -136,10 +136,10 @@ class DecodeAttention:
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
         if self._in_few_calls(q.dtype, settings):
             return self._attend_in_few_calls(tokens, q, k, v, settings)
-        n_own, n_before = len(tokens.own), len(tokens.own) + len(tokens.starting)
+        n_diverged, n_before = len(tokens.diverged), len(tokens.diverged) + len(tokens.starting)
         parts = []
-        if n_own:
-            parts.append(self._attend_own(tokens, q[:n_own], k[:n_own], v[:n_own], settings))
+        if n_diverged:
+            parts.append(self._attend_diverged(tokens, q[:n_diverged], k[:n_diverged], v[:n_diverged], settings))
         if len(tokens.histories):
             z = self._attend_histories(tokens, q[n_before:], k[n_before:], v[n_before:], settings)
             parts.extend([z[tokens.starting], z])
@@ -159,18 +159,18 @@ class DecodeAttention:
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
     ) -> Float[torch.Tensor, "tok head d_head"]:
         """Shared prefixes as below; a row's other keys, and the merge, by one kernel a block of rows."""
-        n_own, n_before = len(tokens.own), len(tokens.own) + len(tokens.starting)
+        n_diverged, n_before = len(tokens.diverged), len(tokens.diverged) + len(tokens.starting)
         z = q.new_empty(q.shape)
-        if n_own:
-            self._own_by_kernel(tokens, q, k, v, z, settings)
+        if n_diverged:
+            self._diverged_by_kernel(tokens, q, k, v, z, settings)
         if len(tokens.histories):
             of_histories = z[n_before:]
             self._histories_by_kernel(tokens, q[n_before:], k[n_before:], v[n_before:], of_histories, settings)
             if len(tokens.starting):
-                z[n_own:n_before] = of_histories[tokens.starting]
+                z[n_diverged:n_before] = of_histories[tokens.starting]
         return z
 
-    def _own_by_kernel(
+    def _diverged_by_kernel(
         self,
         tokens: LayerTokens,
         q: torch.Tensor,
@@ -182,13 +182,13 @@ class DecodeAttention:
         """Into `z`, attention of the rows with keys and values of their own; all tensors are those of all tokens."""
         assert self._rows_kernel is not None
         attend_rows, row_keys = self._rows_kernel
-        own, rows = self.own[tokens.layer], self.own_rows[tokens.layer]
+        diverged, rows = self.diverged[tokens.layer], self.diverged_rows[tokens.layer]
         seen = None
-        if own.prefixes:
-            spread = q.new_empty(len(own), *q.shape[1:])
-            spread[tokens.own] = q[: len(tokens.own)]
-            seen = _seen_prefixes(spread, rows.prefixes, own.prefixes, settings)
-        for (block, span), begins, (calls, places) in zip(own.spans(), rows.begins, tokens.blocks, strict=True):
+        if diverged.prefixes:
+            padded = q.new_empty(len(diverged), *q.shape[1:])
+            padded[tokens.diverged] = q[: len(tokens.diverged)]
+            seen = _seen_prefixes(padded, rows.prefixes, diverged.prefixes, settings)
+        for (block, span), begins, (calls, places) in zip(diverged.spans(), rows.begins, tokens.blocks, strict=True):
             keys = row_keys(*block.rest, places, block.width + self.step + 1, begins)
             attend_rows(q, (k, v), z, keys, settings.scaling, calls=calls, seen=seen, seen_from=span.start)
 
@@ -213,11 +213,11 @@ class DecodeAttention:
         rest = row_keys(*clean.rest, by_prompt.prompts, self.prompts.width, self._begins)
         attend_rows(q, (k, v), z, rest, settings.scaling, more=generated, seen=seen)
 
-    def _attend_own(
+    def _attend_diverged(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
-    ) -> Float[torch.Tensor, "own head d_head"]:
-        kv, rows = self.own[tokens.layer], self.own_rows[tokens.layer]
-        q, k, v = (_scattered(t, tokens.own, len(kv)) for t in (q, k, v))
+    ) -> Float[torch.Tensor, "diverged head d_head"]:
+        kv, rows = self.diverged[tokens.layer], self.diverged_rows[tokens.layer]
+        q, k, v = (_scattered(t, tokens.diverged, len(kv)) for t in (q, k, v))
         kv.write(self.step, k, v)
         parts = []
         for (block, span), real in zip(kv.spans(), rows.real, strict=True):
@@ -234,7 +234,7 @@ class DecodeAttention:
         for table, (prefix_k, prefix_v) in zip(rows.prefixes, kv.prefixes, strict=True):
             if table:
                 _merge_table(total, q, table, prefix_k, prefix_v, settings, positions=positions)
-        return total[0][tokens.own]
+        return total[0][tokens.diverged]
 
     def _attend_histories(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -296,8 +296,8 @@ def _seen_prefixes(
     out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
     for table, (k, v) in zip(tables, prefixes, strict=True):
         if table:
-            found, norm = partial_attention(q[table.index].transpose(1, 2), k, v, settings)
-            out[table.members] = found[table.group, :, table.place].to(q.dtype)
+            seen, norm = partial_attention(q[table.index].transpose(1, 2), k, v, settings)
+            out[table.members] = seen[table.group, :, table.place].to(q.dtype)
             lse[table.members] = norm[table.group, :, table.place]
     return out, lse
 
@@ -308,9 +308,9 @@ def _first_seen(end: int, window: int | None) -> int:
 
 
 def _scattered(q: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
-    spread = q.new_zeros(size, *q.shape[1:])
-    spread[places] = q
-    return spread
+    scattered = q.new_zeros(size, *q.shape[1:])
+    scattered[places] = q
+    return scattered
 
 
 def _one_query(

@@ -59,7 +59,7 @@ class LayerIndex:
     source: Int[torch.Tensor, " tok"]
     entering: Int[torch.Tensor, " entering"]
     computed: Int[torch.Tensor, " computed"]
-    own: Int[torch.Tensor, " own"]
+    diverged: Int[torch.Tensor, " diverged"]
     starting: Int[torch.Tensor, " starting"]
     histories: Int[torch.Tensor, " history"]
     blocks: list[tuple[torch.Tensor, torch.Tensor]]
@@ -67,9 +67,9 @@ class LayerIndex:
     @classmethod
     def of(cls, is_computed: np.ndarray, indices: Sequence[torch.Tensor]) -> LayerIndex:
         """From `source` to `histories`, in the order of the fields, and then a pair for each block."""
-        source, entering, computed, own, starting, histories, *blocks = indices
+        source, entering, computed, diverged, starting, histories, *blocks = indices
         pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
-        return cls(is_computed, source, entering, computed, own, starting, histories, pairs)
+        return cls(is_computed, source, entering, computed, diverged, starting, histories, pairs)
 
 
 def sent_at_once(arrays: Sequence[np.ndarray], device: torch.device | str) -> Sequence[torch.Tensor]:

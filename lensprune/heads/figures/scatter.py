@@ -37,27 +37,27 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
         raise UserError(f"there is nothing to draw: no head has both {score} and a measured loss")
     groups = list(frame.groupby(["task", "protocol", "ablation"], sort=False))
     _, axes = panels(len(groups), size=(4.3, 3.7), columns=3, sharey=True, title=title)
-    for ax, ((task, protocol, ablation), own) in zip(axes, groups, strict=True):
-        unclear = not beats_chance(own).iloc[0]
-        clear = ((own["q_value"] <= q) & (not unclear)).to_numpy()
+    for ax, ((task, protocol, ablation), rows) in zip(axes, groups, strict=True):
+        unclear = not beats_chance(rows).iloc[0]
+        clear = ((rows["q_value"] <= q) & (not unclear)).to_numpy()
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=0)
-        ax.scatter(own.loc[~clear, score], own.loc[~clear, "delta"], s=18, color=GREY, alpha=0.6, linewidths=0)
+        ax.scatter(rows.loc[~clear, score], rows.loc[~clear, "delta"], s=18, color=GREY, alpha=0.6, linewidths=0)
         ax.scatter(
-            own.loc[clear, score], own.loc[clear, "delta"], s=34, color="black", marker="D", linewidths=0,
+            rows.loc[clear, score], rows.loc[clear, "delta"], s=34, color="black", marker="D", linewidths=0,
             label=f"q ≤ {q}" if clear.any() else None,
         )  # fmt: skip
         if clear.any():
             ax.legend(fontsize=7, frameon=False)
         if not unclear:
-            for row in own.sort_values("delta", kind="stable").head(_NAMED).to_dict("records"):
+            for row in rows.sort_values("delta", kind="stable").head(_NAMED).to_dict("records"):
                 ax.annotate(
                     f"L{row['layer']}.H{row['head']}", (row[score], row["delta"]), xytext=(4, 3),
                     textcoords="offset points", fontsize=7,
                 )  # fmt: skip
         said = "at chance" if unclear else ""
-        if not unclear and len(own) >= _FEWEST and own[score].nunique() > 1 and own["delta"].nunique() > 1:
-            found = scipy.stats.spearmanr(own[score], own["delta"])
-            said = f"ρ {found.statistic:+.2f}, p {found.pvalue:.2g}, {len(own)} heads"
+        if not unclear and len(rows) >= _FEWEST and rows[score].nunique() > 1 and rows["delta"].nunique() > 1:
+            correlation = scipy.stats.spearmanr(rows[score], rows["delta"])
+            said = f"ρ {correlation.statistic:+.2f}, p {correlation.pvalue:.2g}, {len(rows)} heads"
         ax.set(xlabel=score.replace("_", " "))
         ax.set_title(panel_title(str(task), f"{protocol}, {ablation}" + (f" ({said})" if said else "")), fontsize=9)
     axes[0].set_ylabel("Δμ without the head")

@@ -45,14 +45,14 @@ def check_loading(model: PreTrainedModel, info: Mapping[str, Any], name: str, *,
             f"model {name!r} lacks {_count(missing)} that {type(model).__name__} computes with: {_shown(missing)}; "
             "transformers would fill them with random numbers"
         )
-    mismatched = sorted((key, list(stored), list(own)) for key, stored, own in info["mismatched_keys"])
+    mismatched = sorted((key, list(stored), list(in_model)) for key, stored, in_model in info["mismatched_keys"])
     if mismatched:
-        shown = [f"{key} {stored} instead of {own}" for key, stored, own in mismatched]
+        shown = [f"{key} {stored} instead of {in_model}" for key, stored, in_model in mismatched]
         raise UserError(f"model {name!r} has {_count(shown)} of another shape than its configuration: {_shown(shown)}")
     unexpected = _listed(info["unexpected_keys"])
     if text_part:
-        own = tuple(f"{child}." for child in _parts(model))
-        unexpected = [key for key in unexpected if key.startswith(own)]
+        in_model = tuple(f"{child}." for child in _parts(model))
+        unexpected = [key for key in unexpected if key.startswith(in_model)]
     if unexpected:
         raise UserError(
             f"model {name!r} holds {_count(unexpected)} that {type(model).__name__} has no place for: "

@@ -29,12 +29,20 @@ def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFram
         UserError: nothing to draw: every effect is 0.
     """
     frames = []
-    for own in effects:
-        if not np.any(own.effects != 0):
+    for cell_effects in effects:
+        if not np.any(cell_effects.effects != 0):
             continue
-        low, high = np.nanquantile(lorenz(null_effects(own.differences, _DRAWS, seed)), [0.025, 0.975], axis=0)
-        curve = {"share_of_parts": np.linspace(0, 1, len(own.variants) + 1), "share_of_effect": lorenz(own.effects)}
-        place = {"task": own.task, "protocol": own.protocol, "measure": own.measure, "at_chance": own.at_chance}
+        low, high = np.nanquantile(lorenz(null_effects(cell_effects.differences, _DRAWS, seed)), [0.025, 0.975], axis=0)
+        curve = {
+            "share_of_parts": np.linspace(0, 1, len(cell_effects.variants) + 1),
+            "share_of_effect": lorenz(cell_effects.effects),
+        }
+        place = {
+            "task": cell_effects.task,
+            "protocol": cell_effects.protocol,
+            "measure": cell_effects.measure,
+            "at_chance": cell_effects.at_chance,
+        }
         frames.append(pd.DataFrame({**place, **curve, "null_low": low, "null_high": high}))
     if not frames:
         raise UserError("there is nothing to draw: no removed part changed anything")
@@ -56,20 +64,20 @@ def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int 
     longest = max(len(f"{task}, {protocol} (at chance)") for (task, protocol), _ in curves)
     _, (ax,) = panels(1, size=(5.2 if len(curves) <= _FEW else 5.2 + 0.08 * longest, 4.4), title=title)
     ax.set_box_aspect(1)
-    for i, ((task, protocol), own) in enumerate(curves):
-        unclear = not beats_chance(own).iloc[0]
+    for i, ((task, protocol), curve) in enumerate(curves):
+        unclear = not beats_chance(curve).iloc[0]
         colour = GREY if unclear else colours(len(curves))[i]
-        share = own["share_of_parts"]
-        ax.fill_between(share, own["null_low"], own["null_high"], color=colour, alpha=0.15, linewidth=0)
+        share = curve["share_of_parts"]
+        ax.fill_between(share, curve["null_low"], curve["null_high"], color=colour, alpha=0.15, linewidth=0)
         # Markers in places of their own tell lines apart where colours do not.
         ax.plot(
             share,
-            own["share_of_effect"],
+            curve["share_of_effect"],
             color=colour,
             linestyle="--" if unclear else "-",
             marker=_MARKERS[i % len(_MARKERS)],
             markersize=4,
-            markevery=(i, max(1, len(own) // 8)),
+            markevery=(i, max(1, len(curve) // 8)),
             label=f"{task}, {protocol}" + (" (at chance)" if unclear else ""),
         )
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.9, linestyle=":", label="all equal")

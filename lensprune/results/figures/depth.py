@@ -94,20 +94,20 @@ def _panel(
     handles: list[Line2D | Patch] = []
     n_lines = 0
     for protocol in dict.fromkeys(frame["protocol"]):
-        own = frame[frame["protocol"] == protocol].sort_values(["layer", "head"])
-        at_chance = not beats_chance(own).iloc[0]
+        rows = frame[frame["protocol"] == protocol].sort_values(["layer", "head"])
+        at_chance = not beats_chance(rows).iloc[0]
         colour = GREY if at_chance else colours.get(protocol, "black")
-        clean, chance, n = own["accuracy_clean"].iloc[0], own["chance"].iloc[0], int(own["n"].iloc[0])
+        clean, chance, n = rows["accuracy_clean"].iloc[0], rows["chance"].iloc[0], int(rows["n"].iloc[0])
         label = f"{protocol}: clean {clean:.2f}, n {n}" + (f" (at chance {chance:.2f})" if at_chance else "")
         dashes: Literal["-", "--", "none"] = "--" if at_chance else "-"
         marker = MARKERS.get(protocol, "d")
-        layers = own["layer"].astype(int).to_numpy()
-        if own["head"].notna().any():
+        layers = rows["layer"].astype(int).to_numpy()
+        if rows["head"].notna().any():
             dashes = "none"
             shift = 0.22 * (list(MARKERS).index(protocol) - 1) if protocol in MARKERS else 0.0
             ax.scatter(
                 layers + shift,
-                own["delta"],
+                rows["delta"],
                 s=11,
                 marker=marker,
                 color=colour,
@@ -117,10 +117,10 @@ def _panel(
         else:
             look = {"linewidth": 1.1, "alpha": 0.7} if at_chance else {"linewidth": 1.7, "alpha": 1.0}
             line = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4.5, **look}
-            sns.lineplot(x=layers, y=own["delta"].to_numpy(), ax=ax, errorbar=None, legend=False, **line)
+            sns.lineplot(x=layers, y=rows["delta"].to_numpy(), ax=ax, errorbar=None, legend=False, **line)
             if not at_chance:
                 ax.fill_between(
-                    layers, own["ci_low"].to_numpy(), own["ci_high"].to_numpy(), color=colour, alpha=0.15, linewidth=0
+                    layers, rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy(), color=colour, alpha=0.15, linewidth=0
                 )
         handles.append(Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=4.5, label=label))
         if not at_chance:

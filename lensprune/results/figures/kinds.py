@@ -18,7 +18,7 @@ from lensprune.results.figures.concentration import lorenz_curves, lorenz_data
 from lensprune.results.figures.depth import delta_by_depth, delta_by_depth_data
 from lensprune.results.figures.failures import failures_by_layer
 from lensprune.results.figures.heads import head_effect_maps, head_effect_maps_data
-from lensprune.results.figures.protocols import book_gap_by_depth, protocol_pairs
+from lensprune.results.figures.protocols import open_book_gap_by_depth, protocol_pairs
 from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["KINDS", "figure_of", "figures_of"]
@@ -93,9 +93,9 @@ def _concentration(outcomes: Outcomes, task: str | None, protocol: str | None) -
 
 
 def _component(outcomes: Outcomes) -> str:
-    found = list(dict.fromkeys(summarise(outcomes)["component"]))
+    components = list(dict.fromkeys(summarise(outcomes)["component"]))
     for component in ("head", "kv_group", *BRANCHES):
-        if component in found:
+        if component in components:
             return component
     raise UserError("there is nothing to draw: the run removes no part of its own")
 
@@ -126,7 +126,7 @@ def _open_closed(outcomes: Outcomes, task: str | None, protocol: str | None) -> 
         "open_closed",
         f"Line chart: change of accuracy on {closed} and on {opened} against the layer",
         "Book closed (dashed) against open (solid), on the same items.",
-        partial(book_gap_by_depth, gap, n_layers=outcomes.spec.n_layers, title=outcomes.spec.model),
+        partial(open_book_gap_by_depth, gap, n_layers=outcomes.spec.n_layers, title=outcomes.spec.model),
         lambda: gap,
     )
 
@@ -156,11 +156,11 @@ def figure_of(outcomes: Outcomes, kind: str = "depth", task: str | None = None, 
 
 def figures_of(outcomes: Outcomes, kinds: Iterable[str] = tuple(KINDS)) -> list[Figure]:
     """The figures of those `kinds` that this run has something for, in their order."""
-    found = []
+    figures = []
     for kind in kinds:
         try:
-            found.append(figure_of(outcomes, kind))
+            figures.append(figure_of(outcomes, kind))
         except UserError:
             # A kind that the run has nothing for; damage to records is another error and is not hidden.
             continue
-    return found
+    return figures

@@ -13,7 +13,7 @@ from lensprune.errors import UserError
 from lensprune.output.drawing.style import GREY, MARKERS, panel_title, panels, protocol_colours
 from lensprune.runs.chance import beats_chance
 
-__all__ = ["book_gap_by_depth", "protocol_pairs"]
+__all__ = ["open_book_gap_by_depth", "protocol_pairs"]
 
 _SHALLOW_TO_DEEP = "viridis"
 
@@ -45,24 +45,24 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
     room = 0.06 * (high - low)
     rng = np.random.default_rng(0)
     n_layers = int(frame["layer"].max()) + 1
-    for ax, ((task, first, second), own) in zip(axes, groups, strict=True):
-        unclear = not beats_chance(own).iloc[0]
+    for ax, ((task, first, second), rows) in zip(axes, groups, strict=True):
+        unclear = not beats_chance(rows).iloc[0]
         ax.plot([low, high], [low, high], color="0.6", linewidth=0.9, linestyle=":", zorder=0)
         ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
         # Accuracies of n items fall on a grid: half a step of shift shows points that lie on each other.
-        step = 0.35 / int(own["n"].iloc[0])
-        x, y = (own[name].to_numpy() + rng.uniform(-step, step, len(own)) for name in ("delta_a", "delta_b"))
-        by_layer = {"c": own["layer"], "cmap": _SHALLOW_TO_DEEP, "vmin": 0, "vmax": n_layers - 1}
+        step = 0.35 / int(rows["n"].iloc[0])
+        x, y = (rows[name].to_numpy() + rng.uniform(-step, step, len(rows)) for name in ("delta_a", "delta_b"))
+        by_layer = {"c": rows["layer"], "cmap": _SHALLOW_TO_DEEP, "vmin": 0, "vmax": n_layers - 1}
         look: dict[str, Any] = {"color": GREY} if unclear else by_layer
         points = ax.scatter(x, y, s=24, alpha=0.85, linewidths=0, **look)
-        marked = ((own["q_value"] <= q) & (not unclear)).to_numpy()
+        marked = ((rows["q_value"] <= q) & (not unclear)).to_numpy()
         ax.scatter(x[marked], y[marked], s=70, facecolors="none", edgecolors="black", linewidths=1.1)
         if not unclear:
             ax.figure.colorbar(points, ax=ax, label="layer", shrink=0.8, ticks=MaxNLocator(integer=True))
         note = ", at chance" if unclear else ""
         ax.set(
-            title=panel_title(str(task), f"(n {int(own['n'].iloc[0])}{note})"),
+            title=panel_title(str(task), f"(n {int(rows['n'].iloc[0])}{note})"),
             xlabel=f"Δμ under {first}",
             ylabel=f"Δμ under {second}",
             xlim=(low - room, high + room),
@@ -72,7 +72,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
     return axes
 
 
-def book_gap_by_depth(
+def open_book_gap_by_depth(
     gap: pd.DataFrame, *, n_layers: int | None = None, q: float = 0.05, title: str = ""
 ) -> list[Axes]:
     """Draw Δμ with the book closed (dashed) and open (solid) against the layer: one panel a protocol.
@@ -81,7 +81,7 @@ def book_gap_by_depth(
     Several heads of a layer are drawn as their mean. The data is `gap` itself.
 
     Args:
-        gap: from `Run.book_gap`: `a` is the closed-book task, `b` the open-book one.
+        gap: from `Run.open_book_gap`: `a` is the closed-book task, `b` the open-book one.
 
     Raises:
         UserError: nothing to draw.
@@ -91,24 +91,24 @@ def book_gap_by_depth(
     _, axes = panels(len(groups), size=(4.8, 3.8), columns=3, sharey=True, title=title)
     depth = n_layers or int(frame["layer"].max()) + 1
     foot = float(min(frame["delta_a"].min(), frame["delta_b"].min())) - 0.06
-    for ax, (protocol, own) in zip(axes, groups, strict=True):
-        unclear = not beats_chance(own).iloc[0]
+    for ax, (protocol, rows) in zip(axes, groups, strict=True):
+        unclear = not beats_chance(rows).iloc[0]
         # A panel may be named by a task in a line above its protocol.
         name = str(protocol).splitlines()[-1]
         colour = GREY if unclear else protocol_colours().get(name, "black")
         marker = MARKERS.get(name, "d")
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=0)
-        means = own.groupby("layer")[["delta_a", "delta_b"]].mean()
+        means = rows.groupby("layer")[["delta_a", "delta_b"]].mean()
         for column, task, dashes in (("delta_a", "task_a", "--"), ("delta_b", "task_b", "-")):
             ax.plot(
                 means.index, means[column], color=colour, linestyle=dashes, marker=marker, markersize=4,
-                markerfacecolor="white" if dashes == "--" else colour, label=str(own[task].iloc[0]),
+                markerfacecolor="white" if dashes == "--" else colour, label=str(rows[task].iloc[0]),
             )  # fmt: skip
-        marked = sorted(set(own.loc[(own["q_value"] <= q) & (not unclear), "layer"]))
+        marked = sorted(set(rows.loc[(rows["q_value"] <= q) & (not unclear), "layer"]))
         if marked:
             feet = [foot] * len(marked)
             ax.plot(marked, feet, "o", color="black", markersize=4, label=f"they differ, q ≤ {q}")
-        notes = ["other items" if pd.isna(own["n"].iloc[0]) else f"n {int(own['n'].iloc[0])}"]
+        notes = ["other items" if pd.isna(rows["n"].iloc[0]) else f"n {int(rows['n'].iloc[0])}"]
         notes += ["at chance"] * unclear
         ax.set(title=f"{protocol} ({', '.join(notes)})", xlabel="layer", xlim=(-0.5, depth - 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -27,7 +27,7 @@ def test_enumerations_cover_the_model_once() -> None:
     assert [v.name for v in each_layer(model)] == ["L0.skip", "L1.skip", "L2.skip"]
     assert len({v.name for v in each_head(model)}) == 12
     assert [v.name for v in each_kv_group(model, layers=[1])] == ["L1.KV0.zero", "L1.KV1.zero"]
-    assert [v.name for v in enumerate_variants(model, "attention", layers=[2])] == ["L2.attn.zero"]
+    assert [v.name for v in enumerate_variants(model, "attention", layers=[2])] == ["L2.attention.zero"]
     assert [v.name for v in enumerate_variants(model, "mlp", "mean", [0])] == ["L0.mlp.mean"]
     assert [v.name for v in enumerate_variants(model, "heads", layers=[0], heads=[3])] == ["L0.H3.zero"]
 

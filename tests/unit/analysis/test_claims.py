@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lensprune.ablation.variants import Variant
-from lensprune.analysis.claims import CLAIMS, claim_verdict, claims_found, task_kind
+from lensprune.analysis.claims import CLAIMS, claim_results, claim_verdict, task_kind
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
 from lensprune.results.run import Run
 from lensprune.tasks import task_names
@@ -15,7 +15,7 @@ from tests.helpers.made_runs import layers_run
 
 
 def verdicts(run: Run) -> list[str]:
-    return [found.verdict for found in claims_found(run.signatures())]
+    return [found.verdict for found in claim_results(run.signatures())]
 
 
 def test_a_model_as_the_paper_has_it() -> None:
@@ -52,7 +52,7 @@ def test_verdict_of_rows(said: list[str], expected: str) -> None:
 
 
 def test_without_signatures_nothing_is_measured() -> None:
-    found = claims_found(pd.DataFrame(columns=list(SIGNATURE_COLUMNS)))
+    found = claim_results(pd.DataFrame(columns=list(SIGNATURE_COLUMNS)))
     assert len(found) == len(CLAIMS)
     assert {one.verdict for one in found} == {"not measured"}
 

@@ -57,7 +57,7 @@ def test_critical_layers_take_the_task_first() -> None:
 
 def test_every_method_names_the_task_before_the_protocol() -> None:
     both = {}
-    for kind in (lp.Run, lp.DeltaRun):
+    for kind in (lp.Run, lp.ReplacementRun):
         for name, method in inspect.getmembers(kind, inspect.isfunction):
             names = list(inspect.signature(method).parameters)
             if "task" in names and "protocol" in names:

@@ -86,7 +86,7 @@ def test_lens_ends_in_the_models_answer(family: str) -> None:
 @pytest.mark.parametrize("direction", ["noise", "denoise"])
 def test_patching_the_whole_first_residual_is_the_other_run(direction: str) -> None:
     model = tiny("llama")
-    frame = activation_patching(model, UNEVEN, ["resid", "head", "mlp", "attn"], direction=direction)
+    frame = activation_patching(model, UNEVEN, ["resid", "head", "mlp", "attention"], direction=direction)
     clean = np.mean([metric(model, pair, pair.clean) for pair in UNEVEN])
     corrupt = np.mean([metric(model, pair, pair.corrupt) for pair in UNEVEN])
     sign = 1 if direction == "noise" else -1
@@ -155,8 +155,8 @@ def test_batched_patching_is_sequential_patching() -> None:
     size = logit_size(model)
     change = abs(np.mean([metric(model, pair, pair.corrupt) - metric(model, pair, pair.clean) for pair in UNEVEN]))
     for many, one in (
-        [activation_patching(model, UNEVEN, ["head", "attn"], rows=rows) for rows in (64, 1)],
-        [attribution_patching(model, UNEVEN, ["head", "attn"], batch_size=batch_size) for batch_size in (8, 1)],
+        [activation_patching(model, UNEVEN, ["head", "attention"], rows=rows) for rows in (64, 1)],
+        [attribution_patching(model, UNEVEN, ["head", "attention"], batch_size=batch_size) for batch_size in (8, 1)],
     ):
         shares = [frame.pop("share") for frame in (many, one)]
         assert_tensors_agree(many, one, torch.float32, size=size, terms=4)
@@ -169,13 +169,13 @@ def test_attribution_patching_is_the_derivative_by_finite_differences(family: st
     # softmaxes over the step (1e-7 / 3e-3 = 4e-5 of what passes through them). A step near the cube root of 1e-7
     # balances the two. A wrong factor or a lost term costs much more than 0.5 %.
     model, step = double(family), 3e-3
-    frame = attribution_patching(model, PAIRS, ["head", "mlp", "resid", "attn"], by_position=True)
+    frame = attribution_patching(model, PAIRS, ["head", "mlp", "resid", "attention"], by_position=True)
     for site, hook, layer, head in (
         ("head", "attn.hook_z", 0, 3),
         ("head", "attn.hook_z", 2, 1),
         ("mlp", "hook_mlp_out", 1, -1),
         ("resid", "hook_resid_pre", 0, -1),
-        ("attn", "hook_attn_out", 1, -1),
+        ("attention", "hook_attn_out", 1, -1),
     ):
         name = f"blocks.{layer}.{hook}"
         for position in (2, 5):

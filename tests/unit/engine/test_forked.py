@@ -178,8 +178,8 @@ def test_the_probe_covers_every_part_and_kind_of_the_package() -> None:
     variants = probe_variants(tiny("llama").facts)
     assert [v.name for v in variants if v.ablation in ("", "skip", "optimal")] == [
         "clean",
-        "L0.mlp.skip + L0.attn.skip + L1.skip",
-        "L0.H0.optimal + L0.KV1.optimal + L0.mlp.optimal + L1.attn.optimal + L2.optimal",
+        "L0.mlp.skip + L0.attention.skip + L1.skip",
+        "L0.H0.optimal + L0.KV1.optimal + L0.mlp.optimal + L1.attention.optimal + L2.optimal",
     ]
     assert len(variants) == 6
 

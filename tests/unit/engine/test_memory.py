@@ -109,8 +109,8 @@ def test_keys_and_values_held_are_those_that_were_planned(chosen: slice, monkeyp
         make_room(self, *args)
         attention = self._attention
         pairs = [kv.pair for kv in attention.histories.values()]
-        for own in attention.own.values():
-            pairs += [*own.prefixes, *(block.rest for block in own.blocks)]
+        for diverged in attention.diverged.values():
+            pairs += [*diverged.prefixes, *(block.rest for block in diverged.blocks)]
         for clean in attention.clean.values():
             pairs += [clean.rest, *clean.prefixes]
         held.append(sum(t.numel() * t.element_size() for pair in pairs for t in pair))

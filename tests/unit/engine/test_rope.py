@@ -11,7 +11,7 @@ import torch
 
 from lensprune.ablation import CLEAN, each_head, each_layer
 from lensprune.engine import Executor, ForkedExecutor, HookedExecutor, VariantResponses, make_executor
-from lensprune.engine.rope import RopeSides
+from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, Request
@@ -70,13 +70,13 @@ def test_traces_are_those_of_each_text_alone(executor: str) -> None:
 
 
 def test_sides() -> None:
-    sides = RopeSides(tiny("long_rope"))
-    scored = [sides.of(LoglikelihoodRequest((5,) * size, (6,) * CONTINUATION)) for size in (30, 31)]
+    rope_buckets = LongRopeBuckets(tiny("long_rope"))
+    scored = [rope_buckets.of(LoglikelihoodRequest((5,) * size, (6,) * CONTINUATION)) for size in (30, 31)]
     assert scored == [0, 1]
     cases = [(32, 1), (33, 1), (20, 13), (20, 14)]
-    assert [sides.of(GenerateRequest((5,) * size, (), new)) for size, new in cases] == [0, 1, 0, ("passes", 20)]
-    other = RopeSides(tiny("llama"))
-    assert (sides.longest, other.longest) == (SWITCH, 512)
+    assert [rope_buckets.of(GenerateRequest((5,) * size, (), new)) for size, new in cases] == [0, 1, 0, ("passes", 20)]
+    other = LongRopeBuckets(tiny("llama"))
+    assert (rope_buckets.longest, other.longest) == (SWITCH, 512)
     assert other.of(GenerateRequest((5,) * 500, (), 12)) == 0
 
 

@@ -19,7 +19,7 @@ def test_ways_are_compared_on_the_same_heads() -> None:
     assert len(found.table) == 15
     assert found.table["spearman"].between(-1, 1).all()
     # The columns are those of a sweep and of its estimates, in its order of heads.
-    [zero] = found.run.effects(ablation="zero", measure="margin")
+    [zero] = found.run.effects(ablation="zero", measure="logprob_margin")
     assert found.effects["zero"].tolist() == pytest.approx(zero.effects.tolist())
     assert found.effects["layer"].tolist() == list(zero.layers)
 

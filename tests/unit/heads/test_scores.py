@@ -10,7 +10,7 @@ import torch
 from lensprune.errors import UserError
 from lensprune.heads import SCORES, head_scores, top_heads
 from lensprune.heads.copying import ov_eigenvalues
-from lensprune.heads.positional import measure_positional, measure_spread
+from lensprune.heads.positional import measure_attention_stats, measure_positional
 from lensprune.heads.registry import ScoreOptions
 from lensprune.heads.retrieval import Needle, retrieval_scores
 from lensprune.heads.sequences import repeated_random_tokens
@@ -117,7 +117,7 @@ def test_pattern_scores_equal_loops_over_whole_patterns(family: str) -> None:
     model = tiny(family)
     options = ScoreOptions(sequences=3, length=7, seed=5)
     rows = repeated_random_tokens(model, 3, 7, 5)
-    measured = {**measure_positional(model, options), **measure_spread(model, options)}
+    measured = {**measure_positional(model, options), **measure_attention_stats(model, options)}
     size, start = rows.length, rows.prefix
     for layer, pattern in enumerate(patterns_of(model, rows.tokens)):
         n_rows, n_heads, n, _ = pattern.shape

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from lensprune.engine.scoring import eos_token_ids
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
+from lensprune.models.model_config import load_model_config
 from lensprune.models.no_install import nothing_installed
-from lensprune.models.outline import outline_model
 from tests.helpers.families import byte_tokenizer, save_folder
 
 Weights = dict[str, torch.Tensor]
@@ -172,7 +172,7 @@ def test_the_text_part_of_a_multimodal_checkpoint(build: Callable[[], PreTrained
         found = as_hooked_model(model).forward(ids, torch.ones_like(ids), torch.arange(12)[None])
     assert float(expected.std()) > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert outline_model(tmp_path).facts.architecture == as_hooked_model(model).facts.architecture
+    assert load_model_config(tmp_path).facts.architecture == as_hooked_model(model).facts.architecture
     # A text part that is not whole is refused as any other.
     change_weights(tmp_path, lambda w: {k: v for k, v in w.items() if not k.endswith("layers.1.mlp.down_proj.weight")})
     if build is not _llama4:

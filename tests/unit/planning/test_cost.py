@@ -11,7 +11,7 @@ import torch
 from lensprune.ablation import CLEAN, Variant, each_head, each_layer, layer_range
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.models.base import HookedModel
-from lensprune.models.outline import outline_model
+from lensprune.models.model_config import load_model_config
 from lensprune.planning.cost import Cost, blocks_cost
 from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
@@ -33,7 +33,7 @@ def counted(executor: Any, requests: Sequence[Request], variants: Sequence[Varia
 
 @pytest.fixture
 def shape_of(family_folder: Any) -> Any:
-    return lambda family: model_shape(outline_model(family_folder(family)))
+    return lambda family: model_shape(load_model_config(family_folder(family)))
 
 
 def shared_prefix(model: HookedModel) -> list[Request]:
@@ -52,7 +52,7 @@ def test_parameters_and_facts_are_the_loaded_model_s(family: str, family_folder:
     shape = shape_of(family)
     raw = model.raw_model  # type: ignore[attr-defined]
     assert shape.parameters == sum(p.numel() for p in raw.parameters())
-    facts, planned = model.facts, outline_model(family_folder(family)).facts
+    facts, planned = model.facts, load_model_config(family_folder(family)).facts
     for name in ("architecture", "n_layers", "n_heads", "n_key_value_heads", "d_head", "d_model", "d_vocab", "n_ctx"):
         assert getattr(planned, name) == getattr(facts, name), name
     assert planned.tokenizer_hash == facts.tokenizer_hash
@@ -170,4 +170,4 @@ def test_folder_without_tokenizer_says_so(tmp_path: Any) -> None:
     for file in folder.glob("special*"):
         file.unlink()
     with pytest.raises(UserError, match="no tokenizer"):
-        outline_model(folder)
+        load_model_config(folder)

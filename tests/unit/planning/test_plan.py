@@ -12,7 +12,7 @@ import torch
 import lensprune as lp
 from lensprune import cli
 from lensprune.errors import UserError
-from lensprune.models.outline import outline_model
+from lensprune.models.model_config import load_model_config
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.text import duration, quantity
 from tests.helpers.families import byte_tokenizer
@@ -184,4 +184,4 @@ def test_memory_bounds_what_comes_on_top_of_the_weights(llama_8b: Path) -> None:
 
 
 def facts_of(folder: Path) -> Any:
-    return outline_model(folder).facts
+    return load_model_config(folder).facts

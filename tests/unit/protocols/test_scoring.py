@@ -34,8 +34,8 @@ class TestChoices:
 
     def test_gold_logprob_and_margin_are_plain_sums(self):
         outcome = choose(-1.5, -2.0, -3.0, primary_metric="acc_norm")
-        assert (outcome.gold_logprob, outcome.margin) == (-2.0, -0.5)
-        assert choose(-4.0, -2.0, -3.0).margin == 1.0
+        assert (outcome.gold_logprob, outcome.logprob_margin) == (-2.0, -0.5)
+        assert choose(-4.0, -2.0, -3.0).logprob_margin == 1.0
 
     def test_ties_go_to_the_lowest_index(self):
         assert choose(-2.0, -2.0, -3.0).prediction == "a"
@@ -63,7 +63,7 @@ class TestChoices:
         assert (outcome.correct, outcome.failure, outcome.prediction) == (False, "non_finite", None)
         assert outcome.metrics == {"acc": 0.0, "acc_norm": 0.0}
         assert math.isnan(outcome.gold_logprob)
-        assert math.isnan(outcome.margin)
+        assert math.isnan(outcome.logprob_margin)
 
     def test_unknown_metric(self):
         with pytest.raises(UserError, match=r"log-likelihood metric 'acc_nrm'.*acc_norm"):
@@ -85,7 +85,7 @@ class TestGeneration:
     def test_fields(self):
         outcome = generated("it is two")
         assert (outcome.item_id, outcome.cluster, outcome.target) == ("1", "sums", "two")
-        assert (outcome.gold_logprob, outcome.margin, outcome.n_tokens) == (None, None, 3)
+        assert (outcome.gold_logprob, outcome.logprob_margin, outcome.n_tokens) == (None, None, 3)
 
     def test_nothing_found(self):
         outcome = generated("two, I think")

@@ -37,7 +37,7 @@ from tests.helpers.tolerances import assert_tensors_agree, size_of
 TASKS = ("facts", "arithmetic")
 PROTOCOLS = ("continuation", "generate")
 CELLS = 16
-NUMBERS = ["gold_logprob", "margin"]
+NUMBERS = ["gold_logprob", "logprob_margin"]
 Recorded = Callable[[str, object], None]
 
 
@@ -226,14 +226,14 @@ def test_the_order_of_cells_and_the_batch_do_not_change_the_records(
         device="cpu",
         batch_tokens=budget,
     )
-    prepared = prepare(str(folder), options)
-    executor = make_executor("forked", prepared.model, budget)
+    job = prepare(str(folder), options)
+    executor = make_executor("forked", job.model, budget)
     cells: dict[CellKey, pd.DataFrame] = {}
-    for asked in choose.sample(prepared.asked, len(prepared.asked)):
-        variants = choose.sample(prepared.variants, len(prepared.variants))
+    for condition in choose.sample(job.conditions, len(job.conditions)):
+        variants = choose.sample(job.variants, len(job.variants))
         cut = choose.randint(1, len(variants) - 1)
         for part in (variants[:cut], variants[cut:]):
-            for key, table in measure_cells(prepared, asked, part, executor, lambda rows: None):
+            for key, table in measure_cells(job, condition, part, executor, lambda rows: None):
                 cells[key] = table.to_pandas().drop(columns="metrics")
     assert len(cells) == CELLS
     for key, found in cells.items():
@@ -261,8 +261,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, tmp_path: Path
     out = tmp_path / "run"
     # The first task's cells are stored long before the last task is begun, on the fastest machine too.
     tasks = [word for task in ("facts", "arithmetic", "kv_retrieval") for word in ("--task", task)]
-    asked = [*tasks, "--protocol", "generate", "--over", "heads", "--limit", "60", "--shots", "0"]
-    process = command(["sweep", "--model", str(folder), *asked, "--device", "cpu", "--out", str(out)])
+    condition = [*tasks, "--protocol", "generate", "--over", "heads", "--limit", "60", "--shots", "0"]
+    process = command(["sweep", "--model", str(folder), *condition, "--device", "cpu", "--out", str(out)])
     end = time.monotonic() + 300
     while not list((out / "records").glob("[!.]*.parquet")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)

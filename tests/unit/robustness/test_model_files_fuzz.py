@@ -28,9 +28,9 @@ from tests.helpers.gguf_files import write_gguf
 FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 FEWER = settings(FUZZ, max_examples=80)
 OPTIONS = LoadOptions(torch.float32, torch.device("cpu"), None, None, None)
-MOST_SECONDS = 30.0
+MAX_SECONDS = 30.0
 """For one file; a second on an idle core."""
-MOST_BYTES = 400 * 2**20
+MAX_BYTES = 400 * 2**20
 ABSURD = (0, 1, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1)
 
 
@@ -86,8 +86,8 @@ class Watch:
             self.refused += 1
         assert "\n" not in message
         self.slowest = max(self.slowest, time.perf_counter() - began)
-        assert self.slowest < MOST_SECONDS
-        assert self.grown < MOST_BYTES
+        assert self.slowest < MAX_SECONDS
+        assert self.grown < MAX_BYTES
 
     @property
     def grown(self) -> int:

@@ -39,7 +39,7 @@ def test_every_measure_meets_every_protocol(study: FidelityStudy) -> None:
 def test_only_right_answers_are_read(study: FidelityStudy) -> None:
     summary = study.summary[(study.summary["protocol"] == "generate") & (study.summary["variant"] == "clean")].iloc[0]
     assert study.scores["n"].eq(round(summary["accuracy"] * summary["n"])).all()
-    few = study.thrift
+    few = study.sample_efficiency
     assert list(few["score"].unique()) == ["fidelity", "generate", "shuffled"]
     assert (few["n_few"] + few["n_rest"]).eq(12).all()
     mean = few.groupby("score")["spearman"].mean()
@@ -69,7 +69,7 @@ def test_heads_have_no_similarity(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "rank correlation with Δμ over 8 parts" in printed
     assert "block_influence" not in printed
     assert "against the other" in printed
-    names = ("fidelity", "agreement", "summary", "gap", "thrift", "seconds")
+    names = ("fidelity", "agreement", "summary", "gap", "sample_efficiency", "seconds")
     assert all(len(pd.read_csv(tmp_path / f"{name}.csv")) for name in names)
 
 

@@ -99,9 +99,9 @@ def test_the_pair_is_swept_compared_and_exchanged(
 ) -> None:
     smoke, one = PRESETS["smoke"], ("facts",)
     sweeps = tuple(replace(part, tasks=one, protocols=("continuation",), limit=2) for part in smoke.pair_sweeps)
-    exchanges = tuple(replace(part, tasks=one, protocols=("continuation",), limit=2) for part in smoke.exchanges)
+    replacements = tuple(replace(part, tasks=one, protocols=("continuation",), limit=2) for part in smoke.replacements)
     first = replace(smoke.parts[0], tasks=one, protocols=("continuation",), limit=2)
-    small = replace(smoke, parts=(first,), pair_sweeps=sweeps, exchanges=exchanges)
+    small = replace(smoke, parts=(first,), pair_sweeps=sweeps, replacements=replacements)
     monkeypatch.setitem(PRESETS, "smoke", small)
     out, model = tmp_path / "study", str(family_folder("llama"))
     command = ["paper", "--model", model, "--out", str(out), "--device", "cpu", "--base", model, "--distilled", model]
@@ -110,12 +110,12 @@ def test_the_pair_is_swept_compared_and_exchanged(
     links = re.findall(r'<td><a href="([^"]*)"', page)
     assert links[1:] == [
         "pair/layers-base/report.html", "pair/layers-distilled/report.html", "pair/layers-compared.html",
-        *(f"pair/{one.name}/report.html" for one in small.exchanges),
+        *(f"pair/{one.name}/report.html" for one in small.replacements),
     ]  # fmt: skip
     assert all((out / link).is_file() for link in links)
     assert page.count("<figure>") == 2 + 4
     # A model exchanged with itself: nothing is gained by anything.
-    table = pd.read_csv(out / "pair" / "layer-cumulative" / "delta.csv")
+    table = pd.read_csv(out / "pair" / "layer-cumulative" / "replacement.csv")
     assert (table["effect"] == 0).all()
     assert set(table["part"]) == {"L0", "L0..L1", "L0..L2"}
     kept = {path: path.stat().st_mtime_ns for path in (out / "pair").glob("*/records/*")}
@@ -149,9 +149,9 @@ def test_the_verdict_on_distillation() -> None:
 @pytest.mark.parametrize("preset", list(PRESETS.values()), ids=list(PRESETS))
 def test_presets_name_tasks_and_protocols_that_exist(preset: Preset) -> None:
     assert preset.parts[0].depth is None
-    assert {(one.component, one.mode) for one in preset.exchanges} == {
-        (component, mode) for component in ("attn_out", "layer") for mode in ("single", "cumulative")
+    assert {(one.component, one.mode) for one in preset.replacements} == {
+        (component, mode) for component in ("attention_output", "layer") for mode in ("single", "cumulative")
     }
-    for part in [*preset.parts, *preset.pair_sweeps, *preset.exchanges]:
+    for part in [*preset.parts, *preset.pair_sweeps, *preset.replacements]:
         for task in part.tasks:
             assert set(part.protocols) <= set(get_task(task).formats)

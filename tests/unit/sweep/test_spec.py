@@ -11,19 +11,21 @@ import torch
 from lensprune.ablation.components import MLP, Attention, Head, KVGroup, Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.errors import UserError
-from lensprune.runs.spec import FORMAT, HowItRan, SweepSpec
+from lensprune.runs.spec import FORMAT, ExecutionSpec, SweepSpec
 from lensprune.runs.variant_json import variant_from_json, variant_to_json
 from tests.helpers.made_cells import skip, spec
 
 
 def test_spec_survives_json() -> None:
-    original = spec(protocols=("default", "generate"), how=HowItRan(model="tiny", command="lensprune sweep"))
+    original = spec(protocols=("default", "generate"), execution=ExecutionSpec(model="tiny", command="lensprune sweep"))
     assert SweepSpec.from_json(original.to_json()) == original
 
 
 def test_how_it_ran_is_not_part_of_the_digest() -> None:
-    one = spec(how=HowItRan(executor="hooked", batch_tokens=10, data_dir="a"))
-    other = replace(one, model="same model, moved", how=HowItRan(executor="other", batch_tokens=99, data_dir="b"))
+    one = spec(execution=ExecutionSpec(executor="hooked", batch_tokens=10, data_dir="a"))
+    other = replace(
+        one, model="same model, moved", execution=ExecutionSpec(executor="other", batch_tokens=99, data_dir="b")
+    )
     assert one.digest == other.digest
     assert one.first_difference(other) is None
 

@@ -51,7 +51,7 @@ def test_the_base_retrieves_but_answers_few_chains() -> None:
 
 
 def test_distilling_brought_worked_steps() -> None:
-    run = lp.measure_delta(
+    run = lp.measure_replacement(
         "toy-base", "toy-distilled", [CHAINS], ["generate"], component="layer", mode="cumulative", limit=60,
         device="cpu", progress=False,
     )  # fmt: skip

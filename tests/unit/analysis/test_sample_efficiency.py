@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from lensprune.analysis.rank_correlation import kendall_rows, spearman_rows
-from lensprune.divergence.thrift import changes_of, thrift
+from lensprune.divergence.sample_efficiency import changes_of, sample_efficiency
 from lensprune.errors import UserError
 
 
@@ -31,7 +31,7 @@ def test_a_graded_score_needs_fewer_items_than_counting() -> None:
     chance = np.linspace(0.02, 0.3, 10)
     changes = -(generator.random((200, 10)) < chance).astype(float)
     scores = np.clip(1 - chance + generator.normal(0, 0.02, (200, 10)), 0, 1)
-    found = thrift(scores, changes, [0.1], splits=100).set_index("score")
+    found = sample_efficiency(scores, changes, [0.1], splits=100).set_index("score")
     assert (found["n_few"].iloc[0], found["n_rest"].iloc[0]) == (20, 180)
     assert found.loc["fidelity", "spearman"] > 0.9
     assert 0.3 < found.loc["generate", "spearman"] < found.loc["fidelity", "spearman"] - 0.1
@@ -41,10 +41,10 @@ def test_a_graded_score_needs_fewer_items_than_counting() -> None:
 
 def test_a_score_that_ranks_nothing_counts_as_zero() -> None:
     changes = -np.eye(10)[:, :4]
-    found = thrift(np.ones((10, 4)), changes, [0.5], splits=20).set_index("score")
+    found = sample_efficiency(np.ones((10, 4)), changes, [0.5], splits=20).set_index("score")
     assert found.loc["fidelity", "spearman"] == 0
     with pytest.raises(UserError, match="leaves no item"):
-        thrift(np.ones((10, 4)), changes, [0.01])
+        sample_efficiency(np.ones((10, 4)), changes, [0.01])
 
 
 def test_changes_by_item() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lensprune.divergence.loss_split import FAILURES, failure_gap, split_half, split_half_of
+from lensprune.divergence.failure_breakdown import FAILURES, failure_gap, split_half, split_half_of
 from lensprune.errors import UserError
 
 

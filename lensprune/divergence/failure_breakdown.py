@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.rank_correlation import spearman_rows
-from lensprune.divergence.thrift import changes_of
+from lensprune.divergence.sample_efficiency import changes_of
 from lensprune.errors import UserError
 from lensprune.protocols.base import Failure
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-import lensprune.replacement.exchange as exchange_module
+import lensprune.replacement.in_place as in_place_module
 from lensprune.ablation import CLEAN
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.errors import UserError
 from lensprune.replacement import Part
-from lensprune.replacement.exchange import exchanged
+from lensprune.replacement.in_place import replaced
 from lensprune.replacement.pair import weight_change
 from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
 from lensprune.replacement.tensors import part_tensors
@@ -35,7 +35,7 @@ def test_full_swap_is_the_other_model_bit_for_bit(family: str) -> None:
     before = state(pair.base), state(pair.distilled)
     hooked = pair_logits(pair.base), pair_logits(pair.distilled)
     plain = twin_logits(pair.base), twin_logits(pair.distilled)
-    with pair.exchanged(whole_model(pair.base.facts)):
+    with pair.replaced(whole_model(pair.base.facts)):
         assert torch.equal(pair_logits(pair.base), hooked[1])
         assert torch.equal(pair_logits(pair.distilled), hooked[0])
         assert torch.equal(twin_logits(pair.base), plain[1])
@@ -53,7 +53,7 @@ def test_every_part_reaches_hooked_and_plain_model_alike(family: str) -> None:
         if component == "head" and family in SPLIT:
             continue
         for part in enumerate_parts(pair.base.facts, component)[:5]:
-            with pair.exchanged([part]):
+            with pair.replaced([part]):
                 plain = twin_logits(pair.base)
                 assert not torch.equal(plain, clean), part.label
                 assert_tensors_agree(pair_logits(pair.base), plain, torch.float32)
@@ -62,8 +62,8 @@ def test_every_part_reaches_hooked_and_plain_model_alike(family: str) -> None:
 
 @pytest.mark.parametrize("family", SPLIT)
 def test_heads_of_fused_projections_are_refused(family: str) -> None:
-    with pytest.raises(UserError, match="use component attention"), tiny_pair(family).exchanged([Part("head", 0, 0)]):
-        raise AssertionError("a head of a fused projection was exchanged")
+    with pytest.raises(UserError, match="use component attention"), tiny_pair(family).replaced([Part("head", 0, 0)]):
+        raise AssertionError("a head of a fused projection was replaced")
 
 
 def test_parts_cover_every_weight_once() -> None:
@@ -89,7 +89,7 @@ def test_parts_cover_every_weight_once() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_output_projection_against_hooks(family: str) -> None:
-    """Exchanging W_O alone is the clean model with attn_out = z · W_O of the other model, written by a hook."""
+    """Exchanging W_O alone is the clean model with attention_output = z · W_O of the other model, written by a hook."""
     pair = tiny_pair(family)
     layer = 1
     other: Any = pair.distilled.raw_model
@@ -105,7 +105,7 @@ def test_output_projection_against_hooks(family: str) -> None:
     hooks = [(f"blocks.{layer}.attn.hook_z", keep), (f"blocks.{layer}.attn.hook_out", project)]
     expected = pair_logits(pair.base, hooks)
     assert not torch.allclose(expected, pair_logits(pair.base), atol=1e-2)
-    with pair.exchanged([Part("attn_out", layer)]):
+    with pair.replaced([Part("attention_output", layer)]):
         assert_tensors_agree(pair_logits(pair.base), expected, torch.float32)
         assert_tensors_agree(twin_logits(pair.base), expected, torch.float32)
 
@@ -120,7 +120,7 @@ def test_one_head_against_hooks() -> None:
     raw: Any = pair.base.raw_model
     q, o = (raw.get_submodule(f"model.layers.0.self_attn.{n}_proj").weight for n in "qo")
     rest = q[:24].clone(), o[:, :24].clone()
-    with pair.exchanged([Part("head", 0, 3)]):
+    with pair.replaced([Part("head", 0, 3)]):
         assert torch.equal(q[:24], rest[0])
         assert torch.equal(o[:, :24], rest[1])
         assert not torch.equal(twin_logits(pair.base), before)
@@ -133,9 +133,9 @@ def test_self_swap_and_no_swap_change_nothing() -> None:
 
     pair = model_pair(fresh("llama", 0), fresh("llama", 0))
     before = pair_logits(pair.base)
-    with pair.exchanged(whole_model(pair.base.facts)):
+    with pair.replaced(whole_model(pair.base.facts)):
         assert torch.equal(pair_logits(pair.base), before)
-    with tiny_pair("llama").exchanged([]):
+    with tiny_pair("llama").replaced([]):
         assert torch.equal(pair_logits(tiny_pair("llama").base), before)
     assert weight_change(pair, whole_model(pair.base.facts)).absolute == 0
 
@@ -147,14 +147,14 @@ def test_ends_and_middle_of_the_line() -> None:
     [name, *_] = part_tensors(pair.base, part)
     a, b = (part_tensors(m, part)[name] for m in (pair.base, pair.distilled))
     old_a, old_b = a.clone(), b.clone()
-    with pair.exchanged([part], alpha=0.0):
+    with pair.replaced([part], alpha=0.0):
         assert torch.equal(pair_logits(pair.base), old)
-    with pair.exchanged([part]):
+    with pair.replaced([part]):
         at_one = pair_logits(pair.base)
         assert torch.equal(a, old_b)
-    with pair.exchanged([part], alpha=1 - 1e-9):
+    with pair.replaced([part], alpha=1 - 1e-9):
         assert_tensors_agree(pair_logits(pair.base), at_one, torch.float32)
-    with pair.exchanged([part], alpha=0.25):
+    with pair.replaced([part], alpha=0.25):
         assert_tensors_agree(a, 0.75 * old_a + 0.25 * old_b, torch.float32, roundings=2)
         assert_tensors_agree(b, 0.75 * old_b + 0.25 * old_a, torch.float32, roundings=2)
     assert same(state(pair.base), before)
@@ -166,7 +166,7 @@ def test_undone_after_an_exception(alpha: float) -> None:
     before = state(pair.base), state(pair.distilled)
 
     def fail() -> None:
-        with pair.exchanged([Part("layer", 0), Part("embed")], alpha):
+        with pair.replaced([Part("layer", 0), Part("embed")], alpha):
             assert not same(state(pair.base), before[0])
             raise ZeroDivisionError
 
@@ -195,14 +195,14 @@ def test_an_interrupt_on_the_way_in_or_out_leaves_both_as_they_were(
     stop: int, alpha: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C before each copy in turn: at α = 1 three chunks are copied on the way in and three on the way out."""
-    monkeypatch.setattr(exchange_module, "_CHUNK", 8)
+    monkeypatch.setattr(in_place_module, "_CHUNK", 8)
     monkeypatch.setattr(Interrupted, "count", 0)
     monkeypatch.setattr(Interrupted, "stop", stop)
     a, b = torch.arange(24.0).reshape(6, 4), -torch.arange(24.0).reshape(6, 4).exp()
     old = a.clone(), b.clone()
     entered, interrupted = False, False
     try:
-        with exchanged([(a.as_subclass(Interrupted), b.as_subclass(Interrupted))], alpha):
+        with replaced([(a.as_subclass(Interrupted), b.as_subclass(Interrupted))], alpha):
             entered = True
             assert not torch.equal(a, old[0])
             assert not torch.equal(b, old[1])
@@ -219,7 +219,7 @@ def test_bfloat16_comes_back_bit_for_bit() -> None:
     a, b = torch.randn(50, 3).bfloat16(), torch.randn(50, 3).bfloat16()
     old = a.clone(), b.clone()
     for alpha in (0.3, 1.0):
-        with exchanged([(a, b[:]), (a[:0], b[:0])], alpha):
+        with replaced([(a, b[:]), (a[:0], b[:0])], alpha):
             assert not torch.equal(a, old[0])
         assert torch.equal(a, old[0])
         assert torch.equal(b, old[1])
@@ -230,7 +230,7 @@ def test_both_executors_see_the_exchange(family: str) -> None:
     pair = tiny_pair(family)
     requests = likelihood_requests(pair.base)
     forked, hooked = ForkedExecutor(pair.base), HookedExecutor(pair.base)
-    for part in (Part("attention", 1), Part("mlp", 0), Part("attn_out", 2)):
-        with pair.exchanged([part]):
+    for part in (Part("attention", 1), Part("mlp", 0), Part("attention_output", 2)):
+        with pair.replaced([part]):
             [fast], [slow] = forked.run(requests, [CLEAN]), hooked.run(requests, [CLEAN])
             assert_responses_agree(pair.base, requests, [fast], [slow])

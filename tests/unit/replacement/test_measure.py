@@ -19,7 +19,7 @@ from lensprune.replacement import COMPONENTS, Part
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.pair import WeightChange
 from lensprune.replacement.shares import gain_shares, share_intervals
-from lensprune.replacement.swaps import DISTILLED, Swap, enumerate_swaps
+from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcome, outcomes_of, requests
@@ -37,14 +37,16 @@ def store(outcomes: dict[Any, list[bool]]) -> MemoryStore:
     return made
 
 
-def exchanged(cells: dict[Any, list[bool]], swaps: list[Swap], changes: dict[str, WeightChange]) -> ReplacementOutcomes:
+def replaced(
+    cells: dict[Any, list[bool]], replacements: list[Replacement], changes: dict[str, WeightChange]
+) -> ReplacementOutcomes:
     stored = store(cells)
     spec = outcomes_of(stored, [variant.name for variant in cells]).spec
-    return ReplacementOutcomes(spec, stored, None, swaps, changes, ("a", "b"), ())
+    return ReplacementOutcomes(spec, stored, None, replacements, changes, ("a", "b"), ())
 
 
-def swap(host: Any, layer: int) -> Swap:
-    return Swap(host, (Part("mlp", layer),))
+def replacement(host: Any, layer: int) -> Replacement:
+    return Replacement(host, (Part("mlp", layer),))
 
 
 def answers(right: int, n: int = 40) -> list[bool]:
@@ -55,10 +57,15 @@ CHANGES = {f"L{i}.mlp": WeightChange(i + 1.0, 0.1) for i in range(4)}
 
 
 def test_shares_by_hand() -> None:
-    swaps = [swap("base", 0), swap("distilled", 0), swap("base", 1)]
-    cells = {CLEAN: answers(8), Variant(DISTILLED): answers(28), swaps[0]: answers(18), swaps[1]: answers(13)}
-    cells[swaps[2]] = answers(8)
-    table = gain_shares(exchanged(cells, swaps, CHANGES))
+    replacements = [replacement("base", 0), replacement("distilled", 0), replacement("base", 1)]
+    cells = {
+        CLEAN: answers(8),
+        Variant(DISTILLED): answers(28),
+        replacements[0]: answers(18),
+        replacements[1]: answers(13),
+    }
+    cells[replacements[2]] = answers(8)
+    table = gain_shares(replaced(cells, replacements, CHANGES))
     forward, backward, nothing = (row for _, row in table.iterrows())
     assert forward["gain"] == pytest.approx(0.5)
     assert forward["gain_is_clear"]
@@ -75,9 +82,9 @@ def test_shares_by_hand() -> None:
 
 
 def test_no_share_of_an_unclear_gain() -> None:
-    swaps = [swap("base", 0)]
-    cells = {CLEAN: answers(20), Variant(DISTILLED): [*answers(19, 20), *answers(2, 20)], swaps[0]: answers(30)}
-    [row] = gain_shares(exchanged(cells, swaps, CHANGES)).to_dict("records")
+    replacements = [replacement("base", 0)]
+    cells = {CLEAN: answers(20), Variant(DISTILLED): [*answers(19, 20), *answers(2, 20)], replacements[0]: answers(30)}
+    [row] = gain_shares(replaced(cells, replacements, CHANGES)).to_dict("records")
     assert row["gain"] == pytest.approx(0.025)
     assert not row["gain_is_clear"]
     assert np.isnan(row["share"])
@@ -92,17 +99,17 @@ def test_a_whole_swap_carries_exactly_the_gain() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> lp.DeltaRun:
+def run(tmp_path_factory: pytest.TempPathFactory) -> lp.ReplacementRun:
     out = tmp_path_factory.mktemp("delta") / "run"
-    return lp.measure_delta(
+    return lp.measure_replacement(
         fresh("llama", 0), fresh("llama", 1), "facts", ["default", "generate"], component="layer", mode="cumulative",
         limit=3, shots=0, out=out, progress=False, batch_tokens=2048,
     )  # fmt: skip
 
 
-def test_run_folder(run: lp.DeltaRun) -> None:
+def test_run_folder(run: lp.ReplacementRun) -> None:
     assert run.folder is not None
-    for name in ("spec.json", "summary.csv", "delta.csv", "figures/swaps_by_depth.png"):
+    for name in ("spec.json", "summary.csv", "replacement.csv", "figures/swaps_by_depth.png"):
         assert (run.folder / name).stat().st_size > 0
     assert (run.folder / "figures/swaps_by_weight_change.png").is_file()
     shares = run.shares()
@@ -114,9 +121,9 @@ def test_run_folder(run: lp.DeltaRun) -> None:
     assert len(run.weights_against_effect()) == 4
 
 
-def test_a_folder_gives_the_exchange_back(run: lp.DeltaRun) -> None:
+def test_a_folder_gives_the_exchange_back(run: lp.ReplacementRun) -> None:
     assert run.folder is not None
-    again = lp.DeltaRun.load(run.folder)
+    again = lp.ReplacementRun.load(run.folder)
     pd.testing.assert_frame_equal(again.shares(), run.shares())
     pd.testing.assert_frame_equal(again.weights_against_effect(), run.weights_against_effect())
     assert (again.base, again.distilled, again.notes) == (run.base, run.distilled, run.notes)
@@ -125,7 +132,7 @@ def test_a_folder_gives_the_exchange_back(run: lp.DeltaRun) -> None:
 
 
 def test_report_and_resume_know_an_exchange(
-    run: lp.DeltaRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: lp.ReplacementRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
     assert cli.main(["report", str(run.folder), "--out", str(page)]) == 0
@@ -133,7 +140,7 @@ def test_report_and_resume_know_an_exchange(
     assert cli.main(["resume", str(run.folder)]) == 0
     assert f"{run.base} → {run.distilled}" in capsys.readouterr().out
     assert cli.main(["report", str(run.folder), str(tmp_path)]) == 2
-    with pytest.raises(UserError, match=r"DeltaRun\.load"):
+    with pytest.raises(UserError, match=r"ReplacementRun\.load"):
         lp.resume(run.folder)  # type: ignore[arg-type]
 
 
@@ -146,11 +153,11 @@ def test_report_and_resume_know_an_exchange(
         (lambda folder: next((folder / "records").glob("*.parquet")).unlink(), "is not finished"),
     ],
 )
-def test_a_folder_that_gives_no_exchange(run: lp.DeltaRun, tmp_path: Path, harm: Any, message: str) -> None:
+def test_a_folder_that_gives_no_exchange(run: lp.ReplacementRun, tmp_path: Path, harm: Any, message: str) -> None:
     folder = Path(shutil.copytree(run.folder, tmp_path / "copy"))  # type: ignore[arg-type]
     harm(folder)
     with pytest.raises(UserError, match=message):
-        lp.DeltaRun.load(folder)
+        lp.ReplacementRun.load(folder)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -166,14 +173,14 @@ def test_a_part_is_found_by_its_label(component: str) -> None:
         Part.parse(f"{parts[0].label}.x")
 
 
-def test_figures_by_kind_and_the_page(run: lp.DeltaRun) -> None:
+def test_figures_by_kind_and_the_page(run: lp.ReplacementRun) -> None:
     import matplotlib.pyplot as plt
 
     axes = run.plot(protocol="default")
     data = run.plot_data(protocol="default")
     assert not isinstance(axes, list)
-    # Cumulative swaps stand at their number of parts, though the first of them is one layer.
-    assert axes.get_xlabel() == "number of exchanged parts, beginning with L0"
+    # Cumulative replacements stand at their number of parts, though the first of them is one layer.
+    assert axes.get_xlabel() == "number of replaced parts, beginning with L0"
     lines = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
     assert lines == [[1, 2, 3], [1, 2, 3]]
     assert len(data) == 6
@@ -190,7 +197,7 @@ def test_figures_by_kind_and_the_page(run: lp.DeltaRun) -> None:
     assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
     # Random models answer at chance, so the page says so and no part is ranked.
     assert "at chance" in page
-    assert "6 swaps, 2 cells each" in run._repr_html_()
+    assert "6 replacements, 2 cells each" in run._repr_html_()
     assert "L0" not in run._repr_html_()
 
 
@@ -199,8 +206,8 @@ def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
     options: dict[str, Any] = {"limit": 4, "shots": 0, "progress": False, "mode": "range"}
     pair = fresh("llama", 0), fresh("llama", 1)
     before = [pair_logits(model) for model in pair]  # type: ignore[arg-type]
-    layers = lp.measure_delta(*pair, "facts", component="layer", **options).records()
-    swapped = lp.measure_delta(pair[1], pair[0], "facts", component="layer", **options).records()
+    layers = lp.measure_replacement(*pair, "facts", component="layer", **options).records()
+    swapped = lp.measure_replacement(pair[1], pair[0], "facts", component="layer", **options).records()
 
     def logprobs(frame: Any, variant: str) -> list[float]:
         return list(frame[frame["variant"] == variant]["gold_logprob"])
@@ -230,23 +237,23 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(measure, "_measure", counted)
     with pytest.raises(KeyboardInterrupt, match="same arguments"):
-        lp.measure_delta(*pair, "facts", **options)
+        lp.measure_replacement(*pair, "facts", **options)
     for model, old in zip(pair, before, strict=True):
         assert (pair_logits(model) == old).all()  # type: ignore[arg-type]
     stopped = len(list((tmp_path / "run" / "records").iterdir()))
     assert stopped == 2 + 3
     with pytest.raises(UserError, match="lensprune delta again"):
         lp.resume(tmp_path / "run")
-    again = lp.measure_delta(*pair, "facts", **options)
+    again = lp.measure_replacement(*pair, "facts", **options)
     assert len(again.shares()) == 6
     with pytest.raises(UserError, match="holds another run"):
-        lp.measure_delta(pair[1], pair[0], "facts", **options)
+        lp.measure_replacement(pair[1], pair[0], "facts", **options)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"component": "atn_out"}, "did you mean attn_out"),
+        ({"component": "attention_ouput"}, "did you mean attention_output"),
         ({"mode": "cumulativ"}, "did you mean cumulative"),
         ({"alpha": 2}, "expected 0 to 1"),
         ({"executor": "forkd"}, "did you mean forked"),
@@ -256,12 +263,14 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        lp.measure_delta(fresh("llama", 0), fresh("llama", 1), "facts", limit=1, progress=False, **options)
+        lp.measure_replacement(fresh("llama", 0), fresh("llama", 1), "facts", limit=1, progress=False, **options)
 
 
 def test_unembedding_of_a_tied_model() -> None:
     with pytest.raises(UserError, match="use component embed"):
-        lp.measure_delta(fresh("gpt2", 0), fresh("gpt2", 1), "facts", component="unembed", limit=1, progress=False)
+        lp.measure_replacement(
+            fresh("gpt2", 0), fresh("gpt2", 1), "facts", component="unembed", limit=1, progress=False
+        )
 
 
 def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,9 +280,9 @@ def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 0
     output = capsys.readouterr().out
     assert "gain +0.000" in output
-    assert "the same weights, so no exchange changes anything" in output
-    assert "delta.csv" in output
-    assert (tmp_path / "run" / "delta.csv").is_file()
+    assert "the same weights, so no replacement changes anything" in output
+    assert "replacement.csv" in output
+    assert (tmp_path / "run" / "replacement.csv").is_file()
     assert cli.main([*arguments, "--direction", "foward"]) == 2
     assert "did you mean forward" in capsys.readouterr().err
 
@@ -284,11 +293,11 @@ def test_figures_of_every_kind() -> None:
     from lensprune.replacement.figures import effect_against_weights, effect_by_depth
 
     for parts in ([Part("mlp", i) for i in range(3)], [Part("head", 0, i) for i in range(3)]):
-        swaps = enumerate_swaps(parts)
-        changes = {s.label: WeightChange(1.0, 0.1) for s in swaps}
+        replacements = enumerate_replacements(parts)
+        changes = {s.label: WeightChange(1.0, 0.1) for s in replacements}
         cells: dict[Any, list[bool]] = {CLEAN: answers(5), Variant(DISTILLED): answers(30)}
-        cells |= {s: answers(10 + i) for i, s in enumerate(swaps)}
-        shares = gain_shares(exchanged(cells, swaps, changes))
+        cells |= {s: answers(10 + i) for i, s in enumerate(replacements)}
+        shares = gain_shares(replaced(cells, replacements, changes))
         [ax] = effect_by_depth(shares, n_layers=3, title="a → b")
         labels = [text.get_text() for text in ax.get_legend().get_texts()]
         assert labels[:3] == ["whole gain +0.62 (n 40)", "into the base", "out of the distilled"]

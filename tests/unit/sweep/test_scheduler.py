@@ -13,11 +13,11 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.errors import HookNeverFired, LensPruneError, UserError
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import MemoryStore
-from lensprune.sweeps.crew import Foreman, WorkerLost
 from lensprune.sweeps.options import SweepOptions, executor_options
+from lensprune.sweeps.scheduler import Scheduler, WorkerLost
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.units import Unit, UnitQueue
-from lensprune.sweeps.worker import CellWorker, Failure, News, Ready
+from lensprune.sweeps.worker import CellWorker, Failure, Ready, WorkerUpdate
 from tests.helpers.made_cells import skip, spec, table
 
 VARIANTS = (CLEAN, *(skip(layer) for layer in range(12)))
@@ -26,7 +26,7 @@ ROWS = {("t", "default"): 4, ("u", "default"): 4}
 READY = Ready(SPEC.to_json(), ROWS, "here")
 
 
-class FakeCrew:
+class FakePool:
     """Workers that load in one step and measure one cell a step; `fate(worker, step)` may end or silence them."""
 
     def __init__(self, fate: Callable[[int, int], str] = lambda worker, step: "works", ready: Ready = READY) -> None:
@@ -37,63 +37,63 @@ class FakeCrew:
         self.work: dict[int, list[tuple[str, str, str]]] = {}
         self.measured: list[tuple[str, str, str]] = []
         self.units: list[Unit] = []
-        self.hired = 0
+        self.started = 0
 
-    def hire(self) -> int:
-        self.hired += 1
-        self.steps[self.hired] = 0
-        return self.hired
+    def start(self) -> int:
+        self.started += 1
+        self.steps[self.started] = 0
+        return self.started
 
     def assign(self, worker: int, unit: Unit) -> None:
         assert not self.work.get(worker), "a worker has one unit at a time"
         self.work[worker] = [(name, unit.task, unit.protocol) for name in unit.variants]
         self.units.append(unit)
 
-    def news(self, seconds: float) -> Sequence[tuple[int, News | WorkerLost]]:
+    def updates(self, seconds: float) -> Sequence[tuple[int, WorkerUpdate | WorkerLost]]:
         self.now += 1.0
-        found: list[tuple[int, News | WorkerLost]] = []
+        answers: list[tuple[int, WorkerUpdate | WorkerLost]] = []
         for worker in list(self.steps):
             self.steps[worker] += 1
             what = self.fate(worker, self.steps[worker])
             if what == "dies":
                 del self.steps[worker]
-                found.append((worker, WorkerLost("it was killed")))
+                answers.append((worker, WorkerLost("it was killed")))
             elif what == "fails":
-                found.append((worker, News(failure=Failure("HookNeverFired", "no hook"))))
+                answers.append((worker, WorkerUpdate(failure=Failure("HookNeverFired", "no hook"))))
             elif what == "works":
-                found.append((worker, self._step(worker)))
+                answers.append((worker, self._step(worker)))
             else:
-                found.append((worker, News()))
-        return found
+                answers.append((worker, WorkerUpdate()))
+        return answers
 
-    def _step(self, worker: int) -> News:
+    def _step(self, worker: int) -> WorkerUpdate:
         if self.steps[worker] == 1:
-            return News(ready=self.ready)
+            return WorkerUpdate(ready=self.ready)
         if not self.work.get(worker):
-            return News()
+            return WorkerUpdate()
         name, task, protocol = self.work[worker].pop(0)
         self.measured.append((name, task, protocol))
         variant = next(v for v in VARIANTS if v.name == name)
         cell = (CellKey(name, task, protocol), table(variant, [True] * 4, task=task))
-        return News(rows=4, cells=(cell,), done=not self.work[worker])
+        return WorkerUpdate(rows=4, cells=(cell,), done=not self.work[worker])
 
-    def dismiss(self, worker: int) -> None:
+    def stop(self, worker: int) -> None:
         self.steps.pop(worker, None)
         self.work.pop(worker, None)
 
 
-def run(crew: FakeCrew, size: int = 3, stall: float = 10.0) -> tuple[MemoryStore, int, Foreman]:
+def run(pool: FakePool, size: int = 3, stall: float = 10.0) -> tuple[MemoryStore, int, Scheduler]:
     store, rows = MemoryStore(), 0
 
     def progress(n: int) -> None:
         nonlocal rows
         rows += n
 
-    foreman = Foreman(crew, size, stall, clock=lambda: crew.now)
-    assert foreman.first_ready() == crew.ready
+    scheduler = Scheduler(pool, size, stall, clock=lambda: pool.now)
+    assert scheduler.first_ready() == pool.ready
     groups = [(task, "default", SPEC.variant_names) for task in ("t", "u")]
-    foreman.run(UnitQueue(groups, size), store, SPEC, progress)
-    return store, rows, foreman
+    scheduler.run(UnitQueue(groups, size), store, SPEC, progress)
+    return store, rows, scheduler
 
 
 def expected() -> set[CellKey]:
@@ -101,14 +101,14 @@ def expected() -> set[CellKey]:
 
 
 def test_every_cell_once_and_every_worker_busy() -> None:
-    crew = FakeCrew()
-    store, rows, foreman = run(crew)
+    pool = FakePool()
+    store, rows, scheduler = run(pool)
     assert store.finished() == expected()
-    assert len(crew.measured) == len(expected())
+    assert len(pool.measured) == len(expected())
     assert rows == 4 * len(expected())
-    assert foreman.lost == 0
-    assert len({unit.task for unit in crew.units}) == 2
-    assert len(crew.units[0].variants) > len(crew.units[-1].variants) == 1
+    assert scheduler.lost == 0
+    assert len({unit.task for unit in pool.units}) == 2
+    assert len(pool.units[0].variants) > len(pool.units[-1].variants) == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -122,60 +122,60 @@ def test_workers_that_die_and_hang_at_random_lose_nothing(
         when, what = fates.get(worker, (10**9, ""))
         return what if step >= when else "works"
 
-    crew = FakeCrew(fate)
-    store, rows, foreman = run(crew)
+    pool = FakePool(fate)
+    store, rows, scheduler = run(pool)
     assert store.finished() == expected()
     assert rows == 4 * len(expected())
-    assert foreman.lost >= 1
-    assert crew.hired == 3 + foreman.lost
-    record_property("tried", foreman.lost)
+    assert scheduler.lost >= 1
+    assert pool.started == 3 + scheduler.lost
+    record_property("tried", scheduler.lost)
     record_property("records_lost", 4 * len(expected() - store.finished()))
 
 
 def test_cells_that_kill_every_worker_end_the_sweep() -> None:
     with pytest.raises(LensPruneError, match=r"5 workers were lost while they measured .* on [tu] .*killed"):
-        run(FakeCrew(lambda worker, step: "dies" if step == 2 else "works"), size=1)
+        run(FakePool(lambda worker, step: "dies" if step == 2 else "works"), size=1)
 
 
 def test_workers_that_never_load_end_the_sweep() -> None:
     with pytest.raises(LensPruneError, match="5 workers in a row were lost while they loaded the model; it was killed"):
-        run(FakeCrew(lambda worker, step: "dies"))
+        run(FakePool(lambda worker, step: "dies"))
     with pytest.raises(LensPruneError, match="loaded the model; no progress for"):
-        run(FakeCrew(lambda worker, step: "silent"))
+        run(FakePool(lambda worker, step: "silent"))
 
 
 def test_a_workers_error_is_raised_here() -> None:
     with pytest.raises(HookNeverFired, match="no hook"):
-        run(FakeCrew(lambda worker, step: "fails" if worker == 2 and step == 4 else "works"))
+        run(FakePool(lambda worker, step: "fails" if worker == 2 and step == 4 else "works"))
 
 
 def test_a_worker_with_other_weights_is_refused() -> None:
-    crew = FakeCrew()
+    pool = FakePool()
     other = Ready(spec(VARIANTS, tasks=("t", "u"), weights_hash="x" * 64).to_json(), ROWS, "there")
-    step = crew._step
+    step = pool._step
 
-    def second_is_other(worker: int) -> News:
-        news = step(worker)
-        return News(ready=other) if worker == 2 and news.ready else news
+    def second_is_other(worker: int) -> WorkerUpdate:
+        update = step(worker)
+        return WorkerUpdate(ready=other) if worker == 2 and update.ready else update
 
-    crew._step = second_is_other  # type: ignore[method-assign]
+    pool._step = second_is_other  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"worker on there would give other numbers .the model's weights"):
-        run(crew)
+        run(pool)
 
 
 def test_workers_that_wait_for_room_are_no_stall(caplog: pytest.LogCaptureFixture) -> None:
-    crew = FakeCrew()
-    news = crew.news
+    pool = FakePool()
+    update = pool.updates
 
-    def only_first(seconds: float) -> Sequence[tuple[int, News | WorkerLost]]:
-        crew.now += 9.0
-        return [(worker, what) for worker, what in news(seconds) if worker == 1]
+    def only_first(seconds: float) -> Sequence[tuple[int, WorkerUpdate | WorkerLost]]:
+        pool.now += 9.0
+        return [(worker, what) for worker, what in update(seconds) if worker == 1]
 
-    crew.news = only_first  # type: ignore[method-assign]
+    pool.updates = only_first  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING, logger="lensprune"):
-        store, _, foreman = run(crew, stall=30.0)
+        store, _, scheduler = run(pool, stall=30.0)
     assert store.finished() == expected()
-    assert foreman.lost == 0
+    assert scheduler.lost == 0
     assert "2 of 3 workers have not begun" in caplog.text
 
 
@@ -184,26 +184,26 @@ def test_a_worker_in_this_process_measures_what_it_is_given(family_folder: Calla
         tasks=("facts",), protocols=("continuation",), variants=VariantSelection("layers", "skip"), limit=2, shots=0
     )
     worker = CellWorker(str(family_folder("llama")), options)
-    news = News()
-    while news.ready is None and news.failure is None:
-        news = news.and_then(worker.poll())
-    assert news.failure is None
+    update = WorkerUpdate()
+    while update.ready is None and update.failure is None:
+        update = update.and_then(worker.poll())
+    assert update.failure is None
     worker.assign(Unit("facts", "continuation", ("L1.skip", "clean")))
-    while not news.done and news.failure is None:
-        news = news.and_then(worker.poll())
-    assert news.failure is None
-    assert {key.variant for key, _ in news.cells} == {"L1.skip", "clean"}
-    assert news.ready is not None
-    assert news.rows == 2 * news.ready.requests["facts", "continuation"]
+    while not update.done and update.failure is None:
+        update = update.and_then(worker.poll())
+    assert update.failure is None
+    assert {key.variant for key, _ in update.cells} == {"L1.skip", "clean"}
+    assert update.ready is not None
+    assert update.rows == 2 * update.ready.requests["facts", "continuation"]
 
 
 def test_a_worker_that_cannot_load_says_why() -> None:
     options = SweepOptions(
         tasks=("facts",), protocols=("continuation",), variants=VariantSelection("layers", "skip"), limit=2
     )
-    news = CellWorker("no-such-model", options).poll(60)
-    assert news.failure is not None
-    error = news.failure.raised()
+    update = CellWorker("no-such-model", options).poll(60)
+    assert update.failure is not None
+    error = update.failure.raised()
     assert isinstance(error, UserError)
     assert "no-such-model" in str(error)
 
@@ -214,11 +214,11 @@ def test_a_worker_that_cannot_load_says_why() -> None:
 )
 def test_executor_and_spread_are_told_apart(asked: str, fields: tuple[str, str | None]) -> None:
     options = executor_options(asked)
-    assert (options["executor"], options["spread"]) == fields
+    assert (options["executor"], options["backend"]) == fields
 
 
 def test_workers_without_ray_are_refused() -> None:
-    with pytest.raises(UserError, match="number of workers is given but the sweep is not spread"):
+    with pytest.raises(UserError, match="number of workers is given but the sweep runs in one process"):
         SweepOptions(tasks=("facts",), protocols=("default",), variants=VariantSelection(), workers=2)
     with pytest.raises(UserError, match="workers 0 is not a usable number"):
-        SweepOptions(tasks=("facts",), protocols=("default",), variants=VariantSelection(), spread="ray", workers=0)
+        SweepOptions(tasks=("facts",), protocols=("default",), variants=VariantSelection(), backend="ray", workers=0)

@@ -16,7 +16,7 @@ from lensprune.models import as_hooked_model, load_model
 from lensprune.replacement import COMPONENTS, Part, model_pair
 from lensprune.replacement.pair import weight_change
 from lensprune.replacement.parts import enumerate_parts
-from lensprune.replacement.swaps import Swap, enumerate_swaps
+from lensprune.replacement.variants import Replacement, enumerate_replacements
 from tests.helpers.families import byte_tokenizer, hf_model
 from tests.helpers.model_pairs import fresh, tiny_pair
 from tests.helpers.tiny_models import tiny
@@ -142,7 +142,7 @@ def test_what_is_stated_of_a_pair() -> None:
     assert tied.tied
     assert any("tied" in note for note in tied.notes)
     twins = model_pair(fresh("llama", 0), fresh("llama", 0))
-    assert twins.notes[0] == "both models have the same weights, so no exchange changes anything"
+    assert twins.notes[0] == "both models have the same weights, so no replacement changes anything"
     assert all(note.endswith("identical") for note in twins.notes[1:])
 
 
@@ -150,23 +150,27 @@ def test_weight_change_is_the_frobenius_norm() -> None:
     pair = tiny_pair("llama")
     raw: tuple[Any, Any] = (pair.base.raw_model, pair.distilled.raw_model)
     a, b = (model.get_submodule("model.layers.1.self_attn.o_proj").weight.detach() for model in raw)
-    change = weight_change(pair, [Part("attn_out", 1)])
+    change = weight_change(pair, [Part("attention_output", 1)])
     assert_tensors_agree(change.absolute, (b - a).norm(), torch.float32)
     assert_tensors_agree(change.relative, (b - a).norm() / a.norm(), torch.float32)
-    both = weight_change(pair, [Part("attn_out", 1), Part("attn_out", 1), Part("attention", 1)])
+    both = weight_change(pair, [Part("attention_output", 1), Part("attention_output", 1), Part("attention", 1)])
     assert both.absolute == pytest.approx(weight_change(pair, [Part("attention", 1)]).absolute)
 
 
 def test_parts_and_their_names() -> None:
     facts = tiny("llama").facts
-    assert [p.label for p in enumerate_parts(facts, "attn_out")] == ["L0.attn_out", "L1.attn_out", "L2.attn_out"]
+    assert [p.label for p in enumerate_parts(facts, "attention_output")] == [
+        "L0.attention_output",
+        "L1.attention_output",
+        "L2.attention_output",
+    ]
     assert [p.label for p in enumerate_parts(facts, "head", [2], [1, 3])] == ["L2.H1", "L2.H3"]
     assert [p.label for p in enumerate_parts(facts, "norms")][-1] == "final.norms"
     assert [p.label for p in enumerate_parts(facts, "layer", [0])] == ["L0"]
     assert [p.label for c in ("embed", "unembed") for p in enumerate_parts(facts, c)] == ["embed", "unembed"]
     assert len(COMPONENTS) == 8
     for arguments, message in (
-        (("attn-out",), "did you mean attn_out"),
+        (("attention-output",), "did you mean attention_output"),
         (("mlp", [3]), "layers 0 to 2"),
         (("embed", [0]), "has none"),
         (("mlp", None, [0]), "use component head"),
@@ -180,7 +184,7 @@ def test_swaps_and_their_names() -> None:
     parts = [Part("mlp", layer) for layer in range(3)]
 
     def names(**options: Any) -> list[str]:
-        return [swap.name for swap in enumerate_swaps(parts, **options)]
+        return [replacement.name for replacement in enumerate_replacements(parts, **options)]
 
     assert names() == [n for i in range(3) for n in (f"base+L{i}.mlp", f"distilled-L{i}.mlp")]
     forward = {"direction": "forward"}
@@ -188,7 +192,7 @@ def test_swaps_and_their_names() -> None:
     assert names(mode="cumulative", start="top", **forward)[:2] == ["base+L2.mlp", "base+L1.mlp..L2.mlp"]
     assert names(mode="range", direction="backward") == ["distilled-L0.mlp..L2.mlp"]
     assert names(mode="range", alpha=0.5, **forward) == ["base+L0.mlp..L2.mlp@0.5"]
-    single = Swap("distilled", (Part("head", 1, 2),))
+    single = Replacement("distilled", (Part("head", 1, 2),))
     assert (single.component, single.layer, single.head, single.ablation) == ("head", 1, 2, "from_base")
     for options, message in (
         ({"mode": "singel"}, "did you mean single"),

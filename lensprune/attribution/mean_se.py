@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 
-__all__ = ["Spread"]
+__all__ = ["MeanSE"]
 
 
-class Spread:
+class MeanSE:
     """Mean of `n_values` quantities over pairs, and the standard error of each mean (NaN for a single pair)."""
 
     def __init__(self, n_values: int) -> None:
@@ -18,11 +18,11 @@ class Spread:
 
     def add(self, values: Float[torch.Tensor, "value pair"], start: int = 0) -> None:
         """Add pairs of the quantities `start`, `start` + 1, …"""
-        own = values.detach().double().cpu()
-        where = slice(start, start + len(own))
-        self._sum[where] += own.sum(1)
-        self._squares[where] += own.square().sum(1)
-        self._count[where] += own.shape[1]
+        numbers = values.detach().double().cpu()
+        where = slice(start, start + len(numbers))
+        self._sum[where] += numbers.sum(1)
+        self._squares[where] += numbers.square().sum(1)
+        self._count[where] += numbers.shape[1]
 
     @property
     def mean(self) -> list[float]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["exchanged"]
+__all__ = ["replaced"]
 
 _CHUNK = 1 << 20
 """Numbers copied aside at a time."""
@@ -16,7 +16,7 @@ TensorPair = tuple[torch.Tensor, torch.Tensor]
 
 
 @contextmanager
-def exchanged(pairs: Sequence[TensorPair], alpha: float = 1.0) -> Iterator[None]:
+def replaced(pairs: Sequence[TensorPair], alpha: float = 1.0) -> Iterator[None]:
     """Context in which each pair (a, b) holds (a + α(b − a), b + α(a − b)).
 
     At α = 1 the two swap their contents bit for bit, with no copy beyond a chunk, and at α = 0 nothing is touched; in

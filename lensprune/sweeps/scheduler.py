@@ -13,13 +13,13 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore
 from lensprune.sweeps.units import Unit, UnitQueue
-from lensprune.sweeps.worker import News, Ready
+from lensprune.sweeps.worker import Ready, WorkerUpdate
 
-__all__ = ["Crew", "Foreman", "WorkerLost"]
+__all__ = ["Scheduler", "WorkerLost", "WorkerPool"]
 
 logger = logging.getLogger("lensprune")
 
-MOST_LOSSES = 5
+MAX_LOSSES = 5
 """Workers that may be lost at the same cells without finishing one, or one after another before any is loaded."""
 
 _POLL_SECONDS = 1.0
@@ -33,20 +33,20 @@ class WorkerLost:
     why: str
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers by number, wherever they run."""
 
-    def hire(self) -> int:
+    def start(self) -> int:
         """Begin one more worker; it may have to wait for room."""
         ...
 
     def assign(self, worker: int, unit: Unit) -> None: ...
 
-    def news(self, seconds: float) -> Sequence[tuple[int, News | WorkerLost]]:
+    def updates(self, seconds: float) -> Sequence[tuple[int, WorkerUpdate | WorkerLost]]:
         """What workers answered; waits up to `seconds` for the first. A worker that is silent is not named."""
         ...
 
-    def dismiss(self, worker: int) -> None:
+    def stop(self, worker: int) -> None:
         """End a worker, whatever it does."""
         ...
 
@@ -62,7 +62,7 @@ class _State:
     rows: int = 0
 
 
-class Foreman:
+class Scheduler:
     """Keeps `size` workers busy; a lost or stalled one is replaced and its unfinished cells are dealt out again.
 
     Args:
@@ -70,9 +70,9 @@ class Foreman:
     """
 
     def __init__(
-        self, crew: Crew, size: int, stall_seconds: float, clock: Callable[[], float] = time.monotonic
+        self, pool: WorkerPool, size: int, stall_seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.crew = crew
+        self.pool = pool
         self.size = size
         self.stall_seconds = stall_seconds
         self.lost = 0
@@ -83,7 +83,7 @@ class Foreman:
         self._began = clock()
         self._warned = False
         for _ in range(size):
-            self._hire()
+            self._start()
 
     def first_ready(self) -> Ready:
         """Wait for the first worker that has loaded the model.
@@ -115,11 +115,11 @@ class Foreman:
                 if state.ready is not None and state.unit is None and (unit := queue.next()) is not None:
                     state.unit, state.left, state.rows = unit, set(unit.variants), 0
                     state.progress_at = self._clock()
-                    self.crew.assign(worker, unit)
+                    self.pool.assign(worker, unit)
             self._listen(queue, (store, spec), progress)
 
-    def _hire(self) -> None:
-        self._workers[self.crew.hire()] = _State()
+    def _start(self) -> None:
+        self._workers[self.pool.start()] = _State()
 
     def _listen(
         self,
@@ -127,14 +127,14 @@ class Foreman:
         run: tuple[CellStore, SweepSpec] | None,
         progress: Callable[[int], object],
     ) -> None:
-        for worker, news in self.crew.news(_POLL_SECONDS):
+        for worker, update in self.pool.updates(_POLL_SECONDS):
             state = self._workers.get(worker)
             if state is None:
                 continue
-            if isinstance(news, WorkerLost):
-                self._give_up(worker, news.why, queue, progress)
+            if isinstance(update, WorkerLost):
+                self._give_up(worker, update.why, queue, progress)
             else:
-                self._take(state, news, run, progress)
+                self._take(state, update, run, progress)
         now = self._clock()
         for worker, state in list(self._workers.items()):
             busy = state.ready is None or state.unit is not None
@@ -146,31 +146,31 @@ class Foreman:
     def _take(
         self,
         state: _State,
-        news: News,
+        update: WorkerUpdate,
         run: tuple[CellStore, SweepSpec] | None,
         progress: Callable[[int], object],
     ) -> None:
-        if news.is_progress or state.progress_at is None:
+        if update.is_progress or state.progress_at is None:
             state.progress_at = self._clock()
-        if news.failure is not None:
-            raise news.failure.raised()
-        if news.ready is not None:
-            state.ready = news.ready
+        if update.failure is not None:
+            raise update.failure.raised()
+        if update.ready is not None:
+            state.ready = update.ready
             self._lost_in_a_row = 0
         if run is None:
             return
         store, spec = run
-        if news.ready is not None:
+        if update.ready is not None:
             self._check(state, spec)
-        state.rows += news.rows
-        if news.rows:
-            progress(news.rows)
-        for key, table in news.cells:
+        state.rows += update.rows
+        if update.rows:
+            progress(update.rows)
+        for key, table in update.cells:
             # Only the cells that this worker was given last and has not sent: each is stored once.
             if state.unit is not None and key.variant in state.left:
                 store.write(CellKey(*key), table)
                 state.left.discard(key.variant)
-        if news.done and state.unit is not None:
+        if update.done and state.unit is not None:
             if state.left:
                 raise LensPruneError(f"a worker left out {', '.join(sorted(state.left))} on {state.unit.task}")
             state.unit = None
@@ -185,12 +185,12 @@ class Foreman:
     def _give_up(self, worker: int, why: str, queue: UnitQueue | None, progress: Callable[[int], object]) -> None:
         state = self._workers.pop(worker)
         self.lost += 1
-        self.crew.dismiss(worker)
+        self.pool.stop(worker)
         where = "" if state.ready is None else f" on {state.ready.host}"
         if state.ready is None:
             self._lost_in_a_row += 1
-            if self._lost_in_a_row >= MOST_LOSSES:
-                raise LensPruneError(f"{MOST_LOSSES} workers in a row were lost while they loaded the model; {why}")
+            if self._lost_in_a_row >= MAX_LOSSES:
+                raise LensPruneError(f"{MAX_LOSSES} workers in a row were lost while they loaded the model; {why}")
         unit = state.unit
         logger.warning("a worker%s was lost (%s): another one takes its cells", where, why)
         if unit is not None and queue is not None and state.left:
@@ -200,13 +200,13 @@ class Foreman:
             left = tuple(name for name in unit.variants if name in state.left)
             # A worker that finished some of the cells was not lost at the same place as those before it.
             losses = 1 if finished else unit.losses + 1
-            if losses >= MOST_LOSSES:
+            if losses >= MAX_LOSSES:
                 raise LensPruneError(
-                    f"{MOST_LOSSES} workers were lost while they measured {left[0]} and {len(left) - 1} more on "
+                    f"{MAX_LOSSES} workers were lost while they measured {left[0]} and {len(left) - 1} more on "
                     f"{unit.task} under {unit.protocol}; {why}"
                 )
             queue.put_back(replace(unit, variants=left, losses=losses))
-        self._hire()
+        self._start()
 
     def _warn_of_waiting(self, now: float) -> None:
         waiting = sum(state.progress_at is None for state in self._workers.values())

@@ -22,11 +22,11 @@ from lensprune.models.sources.resolve import display_name, model_kind
 from lensprune.models.tokenizers import check_bos_policy
 from lensprune.offline import is_offline
 
-__all__ = ["ModelOutline", "outline_model"]
+__all__ = ["ModelConfig", "load_model_config"]
 
 
 @dataclass(frozen=True)
-class ModelOutline:
+class ModelConfig:
     """Facts and tokenizer as a loaded model has them (without hashes of weights), and the modules on the meta device.
 
     `skeleton` has every parameter's shape and no memory behind it.
@@ -38,14 +38,14 @@ class ModelOutline:
     skeleton: PreTrainedModel
 
 
-def outline_model(
+def load_model_config(
     name_or_path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     bos: BosPolicy = "tokenizer",
     revision: str | None = None,
-) -> ModelOutline:
+) -> ModelConfig:
     """Read configuration and tokenizer of whatever `load_model` takes.
 
     Raises:
@@ -77,7 +77,7 @@ def outline_model(
         bos=bos,
         weights_hash="",
     )
-    return ModelOutline(facts, tokenizer, config, skeleton)
+    return ModelConfig(facts, tokenizer, config, skeleton)
 
 
 def _read(name_or_path: str | Path, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:

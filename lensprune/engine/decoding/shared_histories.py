@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Histories", "Split"]
+__all__ = ["SharedHistories", "Split"]
 
 Ints = np.ndarray
 
@@ -19,7 +19,7 @@ class Split:
     target: Ints
 
 
-class Histories:
+class SharedHistories:
     """Numbers for distinct (prompt, generated tokens), given to rows and freed when no row has them.
 
     `of_row` is −1 before the row's first token. `size` is one more than the highest number in use so far.

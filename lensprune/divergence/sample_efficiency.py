@@ -13,10 +13,10 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.rank_correlation import spearman_rows
 from lensprune.errors import UserError
 
-__all__ = ["SHARES", "THRIFT_COLUMNS", "changes_of", "thrift"]
+__all__ = ["SAMPLE_EFFICIENCY_COLUMNS", "SHARES", "changes_of", "sample_efficiency"]
 
 SHARES = (0.1, 0.2, 0.5)
-THRIFT_COLUMNS = ("share", "n_few", "n_rest", "score", "spearman", "spearman_low", "spearman_high")
+SAMPLE_EFFICIENCY_COLUMNS = ("share", "n_few", "n_rest", "score", "spearman", "spearman_low", "spearman_high")
 _SPLITS = 200
 
 
@@ -36,7 +36,7 @@ def changes_of(records: pd.DataFrame, item_ids: Sequence[str] | None = None) -> 
     return found if item_ids is None else found.loc[list(item_ids)]
 
 
-def thrift(
+def sample_efficiency(
     scores: Float[np.ndarray, "item variant"],
     changes: Float[np.ndarray, "item variant"],
     shares: Sequence[float] = SHARES,
@@ -79,4 +79,4 @@ def thrift(
             low, high = np.quantile(drawn, [0.025, 0.975])
             numbers = {"spearman": drawn.mean(), "spearman_low": low, "spearman_high": high}
             rows.append({"share": share, "n_few": few, "n_rest": n - few, "score": name, **numbers})
-    return cast(Any, pd.DataFrame(rows, columns=list(THRIFT_COLUMNS)))
+    return cast(Any, pd.DataFrame(rows, columns=list(SAMPLE_EFFICIENCY_COLUMNS)))

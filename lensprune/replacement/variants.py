@@ -1,4 +1,4 @@
-"""Named sets of exchanged parts: one part at a time, a range, or more and more from one end of the model."""
+"""Named sets of replaced parts: one part at a time, a range, or more and more from one end of the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lensprune.errors import UserError, unknown_name
 from lensprune.replacement.pair import Host
 from lensprune.replacement.parts import Part
 
-__all__ = ["DIRECTIONS", "DISTILLED", "MODES", "Swap", "enumerate_swaps"]
+__all__ = ["DIRECTIONS", "DISTILLED", "MODES", "Replacement", "enumerate_replacements"]
 
 DISTILLED = "distilled"
 """Name of the variant that is the distilled model as it stands; the base is `CLEAN`."""
@@ -27,11 +27,11 @@ _STARTS: tuple[str, ...] = get_args(Start)
 
 
 @dataclass(frozen=True)
-class Swap:
+class Replacement:
     """`host` with `parts` on the way (α) to the other model's weights.
 
-    The names that records carry: ``base+L3.attn_out`` is the base with the distilled model's part,
-    ``distilled-L3.attn_out`` the distilled with the base's; `ablation` is ``from_distilled`` or ``from_base``.
+    The names that records carry: ``base+L3.attention_output`` is the base with the distilled model's part,
+    ``distilled-L3.attention_output`` the distilled with the base's; `ablation` is ``from_distilled`` or ``from_base``.
     """
 
     host: Host
@@ -40,7 +40,7 @@ class Swap:
 
     @property
     def label(self) -> str:
-        """What is exchanged, without the direction."""
+        """What is replaced, without the direction."""
         first, last = self.parts[0].label, self.parts[-1].label
         text = first if len(self.parts) == 1 else f"{first}..{last}"
         return text if self.alpha == 1 else f"{text}@{self.alpha:g}"
@@ -70,24 +70,24 @@ class Swap:
         parts = [part.label for part in self.parts]
         return {
             "name": self.name,
-            "swap": {"host": self.host, "parts": parts, "alpha": self.alpha, "donor": donor_hash},
+            "replacement": {"host": self.host, "parts": parts, "alpha": self.alpha, "donor": donor_hash},
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Swap:
-        """The swap that a spec describes."""
-        described = data["swap"]
+    def from_json(cls, data: Mapping[str, Any]) -> Replacement:
+        """The replacement that a spec describes."""
+        described = data["replacement"]
         return cls(described["host"], tuple(map(Part.parse, described["parts"])), float(described["alpha"]))
 
 
-def enumerate_swaps(
+def enumerate_replacements(
     parts: Sequence[Part],
     mode: str = "single",
     direction: str = "both",
     start: str = "bottom",
     alpha: float = 1.0,
-) -> list[Swap]:
-    """Swaps of `parts` (from bottom to top), forward and backward ones of the same parts side by side.
+) -> list[Replacement]:
+    """Replacements of `parts` (from bottom to top), forward and backward ones of the same parts side by side.
 
     Raises:
         UserError: an unknown name, or an α outside 0 to 1.
@@ -112,4 +112,4 @@ def enumerate_swaps(
         sizes = range(1, len(parts) + 1)
         sets = [tuple(parts[:n]) if start == "bottom" else tuple(parts[-n:]) for n in sizes]
     hosts: list[Host] = ["base"] if direction == "forward" else ["distilled"] if direction == "backward" else []
-    return [Swap(host, chosen, alpha) for chosen in sets for host in hosts or ("base", "distilled")]
+    return [Replacement(host, chosen, alpha) for chosen in sets for host in hosts or ("base", "distilled")]
