@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from lensprune.ablation.components import Head
 from lensprune.attribution.mean_se import MeanSE
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.readout import linear_read_out, tolerance_of
@@ -111,7 +112,7 @@ def direct_logit_attribution(
 def _parts(model: HookedModel) -> pd.DataFrame:
     rows: list[tuple[str, int, int]] = [("embed", -1, -1)]
     for layer in range(model.facts.n_layers):
-        rows += [(f"L{layer}.H{head}", layer, head) for head in range(model.facts.n_heads)]
+        rows += [(Head(layer, head).label, layer, head) for head in range(model.facts.n_heads)]
         rows += [(f"L{layer}.attention_bias", layer, -1), (f"L{layer}.mlp", layer, -1)]
     return pd.DataFrame([*rows, ("bias", -1, -1)], columns=["part", "layer", "head"])
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lensprune.ablation.components import Head
 from lensprune.attribution import (
     PromptPair,
     activation_patching,
@@ -310,7 +311,7 @@ def _shown(result: _MethodResult, most: int) -> str:
 
 
 def _part(site: str, layer: int, head: int) -> str:
-    return f"L{layer}.{site}" if head < 0 else f"L{layer}.H{head}"
+    return f"L{layer}.{site}" if head < 0 else Head(layer, head).label
 
 
 def _cell(column: str, value: object) -> str:
