@@ -75,12 +75,10 @@ def reference_of(job: SweepJob, condition: Condition, variants: Sequence[Variant
     if not wanting:
         return None
     options = job.options
-    where = f"{options.reference}: {len(condition.reference_prompts)} prompts"
     return collect_reference(
         job.model,
         condition.reference_prompts,
         wanting,
         mode=options.mean_mode,  # type: ignore[arg-type]
         donor_seed=options.seed,
-        description=where,
     )
