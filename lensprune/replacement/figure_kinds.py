@@ -23,7 +23,7 @@ _DRAWN = [
 
 def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
     return Figure(
-        "swaps_by_depth",
+        "replacements_by_depth",
         "Line chart: what each replaced part brings to accuracy, one line a direction",
         "What each replaced part brings: put into the base, and missing from the distilled model. Band: paired 95% "
         "interval; dashes: the whole gain, distilled − base.",
@@ -34,7 +34,7 @@ def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
 
 def _weights(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
     return Figure(
-        "swaps_by_weight_change",
+        "replacements_by_weight_change",
         "Scatter plot: what each replaced part brings against how much its weights changed",
         "What each replaced part brings against ‖ΔW‖, how much its weights changed. Bars: paired 95% intervals.",
         partial(effect_against_weights, shares, title=outcomes.title),

@@ -103,7 +103,17 @@ BAD = {
     "delta of one model": (["delta", "--base", "smollm2-135m", "--task", "facts"], "--distilled"),
     "delta without a task": (["delta", "--base", "toy-base", "--distilled", "toy-distilled"], "no task is given"),
     "delta of an unknown component": (
-        ["delta", "--base", "toy-base", "--distilled", "toy-distilled", "--task", "facts", "--component", "attn-out"],
+        [
+            "delta",
+            "--base",
+            "toy-base",
+            "--distilled",
+            "toy-distilled",
+            "--task",
+            "facts",
+            "--component",
+            "attention-output",
+        ],
         "did you mean attention_output",
     ),
     "control characters": (_arguments(["--task", "evil\x1b[31m\nname"]), "evil"),

@@ -180,4 +180,4 @@ def test_signatures_need_the_whole_depth() -> None:
     with pytest.raises(UserError, match="sweep over layers"):
         signatures(outcomes_of(store, ["clean", "L0.skip"], n_layers=10))
     with pytest.raises(UserError, match="margin 0"):
-        signatures(outcomes_of(store, ["clean"]), margin=0)
+        signatures(outcomes_of(store, ["clean"]), accuracy_margin=0)

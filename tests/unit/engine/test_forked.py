@@ -147,7 +147,7 @@ def _norm_before_projection(block: Any, layer: Any) -> Any:
             "gemma3",
             "_branch_module",
             lambda block, layer, site: layer.mlp,
-            "under .*attn.skip",
+            "under .*attention.skip",
         ),
     ],
 )

@@ -109,9 +109,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> lp.ReplacementRun:
 
 def test_run_folder(run: lp.ReplacementRun) -> None:
     assert run.folder is not None
-    for name in ("spec.json", "summary.csv", "replacement.csv", "figures/swaps_by_depth.png"):
+    for name in ("spec.json", "summary.csv", "replacement.csv", "figures/replacements_by_depth.png"):
         assert (run.folder / name).stat().st_size > 0
-    assert (run.folder / "figures/swaps_by_weight_change.png").is_file()
+    assert (run.folder / "figures/replacements_by_weight_change.png").is_file()
     shares = run.shares()
     assert len(shares) == 2 * 3 * 2
     assert list(shares["weight_change"].unique()) == sorted(shares["weight_change"].unique())
