@@ -73,10 +73,6 @@ def sweep_lm_eval(
         prompts = text_prompts(hooked, text, str(reference))
         collected = collect_reference(hooked, prompts, chosen, mode=mean_mode, donor_seed=seed)  # type: ignore[arg-type]
     with progress_bar(shown=progress) as bar:
-
-        def advance(rows: int) -> None:
-            bar.update(rows)
-
         results = run_lm_eval_tasks(
             hooked,
             names,
@@ -84,7 +80,7 @@ def sweep_lm_eval(
             make_executor(executor, hooked, batch_tokens, memory),
             LmEvalOptions(limit, shots, out=out),
             reference=collected,
-            progress=advance,
+            progress=bar.update,
         )
     return metric_table(results)
 

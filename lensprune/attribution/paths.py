@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from einops import repeat
 
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.attribution.mean_se import MeanSE
@@ -84,9 +85,9 @@ def path_patching(
             out = replace_edges(
                 hooked,
                 graph,
-                batch.clean.repeat(len(chunk), 1),
-                chunk.repeat_interleave(n, dim=0),
-                corrupt.repeat(1, len(chunk), 1, 1),
+                repeat(batch.clean, "pair pos -> (sender pair) pos", sender=len(chunk)),
+                repeat(chunk, "sender writer reader -> (sender pair) writer reader", pair=n),
+                repeat(corrupt, "writer pair pos d_model -> writer (sender pair) pos d_model", sender=len(chunk)),
             )
             metrics = torch.stack([batch.metric(part) for part in out.split(n)])
             means.add(metrics.double() - base, start)

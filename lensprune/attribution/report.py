@@ -280,11 +280,7 @@ def attribution_report(
     total = passes(method, hooked, len(pairs), options)
     shown = progress and total is not None
     with progress_bar(shown=shown, total=total, unit="pass", description=method) as bar:
-
-        def advance(passes: int) -> None:
-            bar.update(passes)
-
-        result = METHODS[method](hooked, pairs, options, advance)
+        result = METHODS[method](hooked, pairs, options, bar.update)
     if not preference.resolved:
         for table in result.tables.values():
             if "share" in table:
