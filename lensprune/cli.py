@@ -65,9 +65,11 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
-        own = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        own.set_defaults(run=run)
-        return own
+        subparser = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        )
+        subparser.set_defaults(run=run)
+        return subparser
 
     command("models", _models, "list the bundled models and what else --model takes")
     command("tasks", _tasks, "list the tasks with their protocols and parameters")

@@ -36,6 +36,6 @@ def is_offline(*, hub_counts: bool = True) -> bool:
     Raises:
         UserError: ``LENSPRUNE_OFFLINE`` is neither true nor false.
     """
-    own = is_true(os.environ.get("LENSPRUNE_OFFLINE", ""), "LENSPRUNE_OFFLINE")
+    ours = is_true(os.environ.get("LENSPRUNE_OFFLINE", ""), "LENSPRUNE_OFFLINE")
     # Read as huggingface_hub reads it: another library's variable is not ours to refuse.
-    return own or (hub_counts and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))
+    return ours or (hub_counts and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))

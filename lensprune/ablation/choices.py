@@ -31,10 +31,10 @@ def parts_over(over: str) -> tuple[Part, ...]:
     """
     if over == HEADS_AND_GROUPS:
         return part_named("head"), part_named("kv_group")
-    found = tuple(part for part in parts() if part.over == over)
-    if not found:
+    matching = tuple(part for part in parts() if part.over == over)
+    if not matching:
         raise unknown_name("value for over", over, over_words())
-    return found
+    return matching
 
 
 def indexed_words() -> tuple[str, ...]:

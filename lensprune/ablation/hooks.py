@@ -70,7 +70,7 @@ class VariantHooks:
                     assert_never(unknown)
         self.named: Sequence[NamedHook] = [
             (name, self._counted(function))
-            for name, function in [*writes, *((name, self._informed(own)) for name, own in variant.hooks), *reads]
+            for name, function in [*writes, *((name, self._informed(hook)) for name, hook in variant.hooks), *reads]
         ]
 
     def check_fired(self) -> None:

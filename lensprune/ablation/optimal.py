@@ -77,7 +77,7 @@ def optimal_constants(
     """
     runs = _clean_runs(model, prompts)
     medians = _medians(model, prompts, {site_of(ablation.component) for ablation in ablations})
-    found = {}
+    constants = {}
     for ablation in dict.fromkeys(ablations):
         label = ablation.component.label
         # What stands in front of the layer does not depend on the constant.
@@ -90,7 +90,7 @@ def optimal_constants(
         best = min(losses, key=losses.__getitem__)
         first = losses[best]
         if first <= 0:
-            found[label] = starts[best]
+            constants[label] = starts[best]
             continue
         constant = starts[best].clone().requires_grad_()
         optimiser = torch.optim.LBFGS(
@@ -106,8 +106,8 @@ def optimal_constants(
                 f"{ablation.name}: the search for the optimal constant ended at a loss of {last:.4g}, above the "
                 f"{first:.4g} of {best}"
             )
-        found[label] = constant.detach()
-    return found
+        constants[label] = constant.detach()
+    return constants
 
 
 def _medians(

@@ -19,12 +19,12 @@ def random_orders(components: Sequence[C], orders: int, seed: int = 0) -> list[t
     """`orders` seeded shuffles; the i-th depends on `seed`, i and the components alone."""
     if orders < 1:
         raise UserError(f"orders {orders} is not a number of shuffles: expected 1 or more")
-    found = []
+    shuffles = []
     for index in range(orders):
         shuffled = list(components)
         random.Random(f"order {seed} {index}").shuffle(shuffled)
-        found.append(tuple(shuffled))
-    return found
+        shuffles.append(tuple(shuffled))
+    return shuffles
 
 
 def remove_first(orders: Mapping[str, Sequence[Component]], counts: Sequence[int], kind: str = "zero") -> list[Variant]:
@@ -48,7 +48,7 @@ def keep_first(orders: Mapping[str, Sequence[Component]], counts: Sequence[int],
 def _variants(
     orders: Mapping[str, Sequence[Component]], counts: Sequence[int], kind: str, verb: str, least: int
 ) -> list[Variant]:
-    found = []
+    variants = []
     for name, order in orders.items():
         most = len(order) - 1 + least
         for k in counts:
@@ -56,5 +56,5 @@ def _variants(
                 raise UserError(f"cannot {verb} {k} of {len(order)} components: choose {least} to {most}")
             removed = order[:k] if verb == "remove" else order[k:]
             ablations = tuple(Ablation(component, kind) for component in removed)
-            found.append(Variant(f"{name}.{verb}{k}.{kind}", ablations))
-    return found
+            variants.append(Variant(f"{name}.{verb}{k}.{kind}", ablations))
+    return variants

@@ -89,8 +89,8 @@ def metric_table(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """The numbers in lm-eval's results, standard errors left out, beside the clean model's."""
     clean = results[CLEAN.name]["results"]
     rows = []
-    for variant, found in results.items():
-        for task, metrics in found["results"].items():
+    for variant, of_variant in results.items():
+        for task, metrics in of_variant["results"].items():
             for metric, value in metrics.items():
                 if isinstance(value, (int, float)) and "stderr" not in metric and "," in metric:
                     before = float(clean[task][metric])

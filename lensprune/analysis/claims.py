@@ -98,9 +98,9 @@ def claim_verdict(verdicts: pd.Series) -> str:
 
 def claim_results(signatures: pd.DataFrame) -> list[ClaimResult]:
     """Every claim of `CLAIMS` with its rows out of `lensprune.analysis.signatures`."""
-    found = []
+    results = []
     for claim in CLAIMS:
         keys = zip(signatures["signature"], signatures["task"], signatures["protocol"], strict=True)
         rows = signatures[[claim.applies(*key) for key in keys]] if len(signatures) else signatures
-        found.append(ClaimResult(claim, claim_verdict(rows["verdict"]), rows.reset_index(drop=True)))
-    return found
+        results.append(ClaimResult(claim, claim_verdict(rows["verdict"]), rows.reset_index(drop=True)))
+    return results

@@ -59,9 +59,9 @@ def concentration_statistics(
         shares = np.where(total > 0, sizes / total, np.nan)
         entropy = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(axis=-1)
         ratio = 1 / (shares**2).sum(axis=-1)
-    found = {f"share_top_{k}": shares[..., -k:].sum(axis=-1) for k in top if k <= n}
+    largest = {f"share_top_{k}": shares[..., -k:].sum(axis=-1) for k in top if k <= n}
     weights = (2 * np.arange(1, n + 1) - n - 1) / n
-    return {**found, "gini": shares @ weights, "participation_ratio": ratio, "entropy": entropy}
+    return {**largest, "gini": shares @ weights, "participation_ratio": ratio, "entropy": entropy}
 
 
 def null_effects(
@@ -154,7 +154,9 @@ def concentration_of(effects: ItemEffects, *, top: Sequence[int] = TOP, seed: in
 
 def concentration_table(effects: Sequence[ItemEffects], *, top: Sequence[int] = TOP, seed: int = 0) -> pd.DataFrame:
     """`concentration_of` each (task, protocol), in one table."""
-    return pd.concat([concentration_of(own, top=top, seed=seed) for own in effects], ignore_index=True)
+    return pd.concat(
+        [concentration_of(cell_effects, top=top, seed=seed) for cell_effects in effects], ignore_index=True
+    )
 
 
 def lorenz(effects: Float[np.ndarray, "*draws part"]) -> Float[np.ndarray, "*draws points"]:

@@ -58,15 +58,15 @@ def compare(comparison: Comparison, *, resamples: int = 2000, seed: int = 0) -> 
     parts = len(base.variants)
     both = np.concatenate([base.differences, other.differences], axis=1)
     draws = bootstrap_means(both, base.clusters, resamples=resamples, seed=seed)
-    drawn = [concentration_statistics(draws[:, own], ()) for own in (slice(parts), slice(parts, None))]
-    found = [concentration_statistics(effects.effects, ()) for effects in (base, other)]
+    drawn = [concentration_statistics(draws[:, of_model], ()) for of_model in (slice(parts), slice(parts, None))]
+    statistics = [concentration_statistics(effects.effects, ()) for effects in (base, other)]
     tail = (1 - CONFIDENCE) / 2
     rows = []
     for name in STATISTICS:
         differences = drawn[1][name] - drawn[0][name]
         known = differences[~np.isnan(differences)]
         low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
-        values = [float(one[name]) for one in found]
+        values = [float(one[name]) for one in statistics]
         names = [comparison.student, base.task, comparison.component, name, comparison.seed]
         shape = [len(both), parts, comparison.accuracy_base, comparison.accuracy]
         rows.append([*names, *shape, *values, values[1] - values[0], low, high])
@@ -81,8 +81,8 @@ def over_seeds(per_seed: pd.DataFrame) -> pd.DataFrame:
     Values that are NaN in a seed leave that seed out.
     """
     rows = []
-    for key, own in per_seed.groupby(["student", "task", "component", "statistic"], sort=False):
-        known = own.dropna(subset=["difference"])
+    for key, seeds in per_seed.groupby(["student", "task", "component", "statistic"], sort=False):
+        known = seeds.dropna(subset=["difference"])
         low, high = _t_interval(known["difference"].to_numpy())
         means = [float(known[column].mean()) for column in ("base", "value", "difference")]
         rows.append([*key, len(known), *means, low, high, _answer(str(key[-1]), low, high)])

@@ -45,9 +45,9 @@ def failure_counts(
     for key in outcomes.finished(task, protocol):
         if key.variant not in wanted:
             continue
-        found = outcomes.cell(key, ["failure"]).column("failure").to_pylist()
-        counted = Counter(found)
-        place = (key.task, key.protocol, first["component"], first["ablation"], wanted[key.variant], len(found))
-        rows += [(*place, name, counted[name], counted[name] / max(1, len(found))) for name in ("none", *FAILURES)]
+        failures = outcomes.cell(key, ["failure"]).column("failure").to_pylist()
+        counted = Counter(failures)
+        place = (key.task, key.protocol, first["component"], first["ablation"], wanted[key.variant], len(failures))
+        rows += [(*place, name, counted[name], counted[name] / max(1, len(failures))) for name in ("none", *FAILURES)]
     columns = ["task", "protocol", "component", "ablation", "layer", "n", "failure", "count", "share"]
     return pd.DataFrame(rows, columns=columns)

@@ -51,10 +51,10 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
     place = {pair: i for i, pair in enumerate(zip(heads.layers, heads.heads, strict=True))}
     rows, interactions = [], []
     for index, (layer, group) in enumerate(zip(groups.layers, groups.heads, strict=True)):
-        own = range(group * group_size, (group + 1) * group_size)
-        if not all((layer, head) in place for head in own):
+        members = range(group * group_size, (group + 1) * group_size)
+        if not all((layer, head) in place for head in members):
             continue
-        columns = [place[layer, head] for head in own]
+        columns = [place[layer, head] for head in members]
         strongest = min(columns, key=lambda column: effects[column])
         together, apart = of_groups[:, index], of_heads[:, columns].sum(axis=1)
         interactions.append(together - apart)
@@ -65,7 +65,7 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
                 "n": len(in_heads),
                 "layer": layer,
                 "group": group,
-                "heads": f"{own[0]}-{own[-1]}" if len(own) > 1 else str(own[0]),
+                "heads": f"{members[0]}-{members[-1]}" if len(members) > 1 else str(members[0]),
                 "group_effect": float(together.mean()),
                 "sum_of_heads": float(apart.mean()),
                 "strongest_head": heads.heads[strongest],
@@ -99,4 +99,4 @@ def heads_and_groups(
         for component in ("head", "kv_group")
     )
     size = outcomes.spec.n_heads // outcomes.spec.n_key_value_heads
-    return [heads_beside_groups(own, other, size) for own, other in zip(heads, groups, strict=True)]
+    return [heads_beside_groups(of_heads, of_groups, size) for of_heads, of_groups in zip(heads, groups, strict=True)]

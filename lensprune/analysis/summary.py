@@ -98,7 +98,7 @@ def _means(metrics: pa.ChunkedArray) -> str:
     for pairs in metrics.to_pylist():
         for name, value in pairs or ():
             values.setdefault(name, []).append(value)
-    return "; ".join(f"{name} {sum(own) / len(own):.3f}" for name, own in sorted(values.items()))
+    return "; ".join(f"{name} {sum(numbers) / len(numbers):.3f}" for name, numbers in sorted(values.items()))
 
 
 def _cell(table: pa.Table) -> Cell:
@@ -193,8 +193,8 @@ def _rows(group: Group) -> list[dict[str, object]]:
     rows = []
     for name, cell in group.cells.items():
         accuracy = float(cell.correct.mean()) if len(cell.correct) else np.nan
-        own = {"variant": name, "n": len(cell.correct), "accuracy": accuracy}
-        rows.append({**shared, **own, **cell.facts, **measured.get(name, {})})
+        counted = {"variant": name, "n": len(cell.correct), "accuracy": accuracy}
+        rows.append({**shared, **counted, **cell.facts, **measured.get(name, {})})
     return rows
 
 

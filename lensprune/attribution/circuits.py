@@ -39,12 +39,12 @@ class Circuit:
 
     def heads(self) -> list[tuple[int, int]]:
         """(layer, head) of every head that a kept edge leaves."""
-        found = []
+        places = []
         for name in dict.fromkeys(edge.source for edge in self.edges):
             if ".H" in name:
                 layer, head = name[1:].split(".H")
-                found.append((int(layer), int(head)))
-        return found
+                places.append((int(layer), int(head)))
+        return places
 
 
 def top_circuit(scores: EdgeScores, n_edges: int, *, absolute: bool = True, prune: bool = True) -> Circuit:

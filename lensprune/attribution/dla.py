@@ -258,8 +258,8 @@ def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, 
         check_attention(hooked, layer, attention, z)
         weights = output_weights(hooked, layer).detach()
         written = einsum(weighted, weights, "head key d_head, head d_head d_model -> head key d_model")
-        found = (norm.apply(written, scale) * direction).sum(-1).tolist()
+        by_position = (norm.apply(written, scale) * direction).sum(-1).tolist()
         for own_layer, head in chosen:
             if own_layer == layer:
-                rows += [(layer, head, p, texts[p], value) for p, value in enumerate(found[head])]
+                rows += [(layer, head, p, texts[p], value) for p, value in enumerate(by_position[head])]
     return pd.DataFrame(rows, columns=["layer", "head", "position", "token", "value"])

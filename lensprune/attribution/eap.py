@@ -105,9 +105,9 @@ def _add_scores(
     def keep(group: ReaderGroup) -> Edit:
         def look(activation: torch.Tensor) -> torch.Tensor:
             # The MLP's input is the residual stream itself: a copy keeps the way round the MLP out of its gradient.
-            own = activation.clone()
-            inputs.append((group, own))
-            return own
+            copy = activation.clone()
+            inputs.append((group, copy))
+            return copy
 
         return look
 

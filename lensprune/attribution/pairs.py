@@ -80,12 +80,12 @@ def pair_batches(pairs: Sequence[PromptPair], device: str, size: int) -> Iterato
     for indices in by_length.values():
         for start in range(0, len(indices), size):
             chosen = indices[start : start + size]
-            own = [pairs[i] for i in chosen]
+            chosen_pairs = [pairs[i] for i in chosen]
             yield PairBatch(
-                clean=torch.tensor([pair.clean for pair in own], device=device),
-                corrupt=torch.tensor([pair.corrupt for pair in own], device=device),
-                answer=torch.tensor([pair.answer for pair in own], device=device),
-                wrong=torch.tensor([pair.wrong for pair in own], device=device),
+                clean=torch.tensor([pair.clean for pair in chosen_pairs], device=device),
+                corrupt=torch.tensor([pair.corrupt for pair in chosen_pairs], device=device),
+                answer=torch.tensor([pair.answer for pair in chosen_pairs], device=device),
+                wrong=torch.tensor([pair.wrong for pair in chosen_pairs], device=device),
                 index=tuple(chosen),
             )
 

@@ -59,10 +59,10 @@ def targets(facts: ModelFacts, sites: Sequence[SiteName], positions: int | None)
     ]
 
 
-def effects_table(found: Sequence[PatchTarget], effects: MeanSE, base: float, source: float) -> pd.DataFrame:
+def effects_table(targets: Sequence[PatchTarget], effects: MeanSE, base: float, source: float) -> pd.DataFrame:
     """site, layer, head, position, effect, standard_error, share: effect over the metric's change from base to source
     run (NaN where that is 0)."""
-    frame = pd.DataFrame(found, columns=["site", "layer", "head", "position"])
+    frame = pd.DataFrame(targets, columns=["site", "layer", "head", "position"])
     frame["effect"] = effects.mean
     frame["standard_error"] = effects.standard_error
     gap = source - base

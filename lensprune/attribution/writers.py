@@ -86,13 +86,13 @@ def replace_edges(
         current[first : first + len(value)] = value.detach()
 
     def rebuild(group: ReaderGroup) -> Edit:
-        own = masks[:, : group.writers, group.start : group.stop]
-        if not bool(own.any()):
+        mask = masks[:, : group.writers, group.start : group.stop]
+        if not bool(mask.any()):
             return lambda activation: None
 
         def edit(activation: torch.Tensor) -> torch.Tensor:
             change = replacement[: group.writers] - current[: group.writers]
-            each = own.expand(change.shape[1], -1, -1)
+            each = mask.expand(change.shape[1], -1, -1)
             added = einsum(each, change, "row writer reader, writer row pos d_model -> row pos reader d_model")
             return activation + (added if group.per_head else added[:, :, 0])
 

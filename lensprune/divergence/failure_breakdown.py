@@ -37,10 +37,10 @@ def split_half(changes: Float[np.ndarray, "item variant"], splits: int = _SPLITS
         np.stack([changes[order[part]].mean(axis=0) for order in orders])
         for part in (slice(None, n // 2), slice(n // 2, None))
     ]
-    found = spearman_rows(*halves)
-    if np.isnan(found).all():
+    correlations = spearman_rows(*halves)
+    if np.isnan(correlations).all():
         return float("nan")
-    mean = float(np.nanmean(found))
+    mean = float(np.nanmean(correlations))
     return 2 * mean / (1 + mean) if mean > 0 else 0.0
 
 
@@ -66,8 +66,8 @@ def failure_gap(records: pd.DataFrame, protocol: str = "generate", other: str = 
         if wanted not in set(records["protocol"]):
             raise UserError(f"the records have no protocol {wanted!r}: they have {', '.join(set(records['protocol']))}")
     rows = []
-    for task, own in records.groupby("task", sort=False):
-        generated, compared = (own[own["protocol"] == name] for name in (protocol, other))
+    for task, of_task in records.groupby("task", sort=False):
+        generated, compared = (of_task[of_task["protocol"] == name] for name in (protocol, other))
         clean = _shares(generated[generated["variant"] == CLEAN.name])
         other_clean = compared.loc[compared["variant"] == CLEAN.name, "correct"].mean()
         for variant, cell in generated.groupby("variant", sort=False):

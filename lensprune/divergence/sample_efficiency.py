@@ -32,8 +32,8 @@ def changes_of(records: pd.DataFrame, item_ids: Sequence[str] | None = None) -> 
     wide = records.pivot(index="item_id", columns="variant", values="correct").astype(float)
     if CLEAN.name not in wide:
         raise UserError("the records have no clean cell, so there is no Δμ")
-    found = wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0)
-    return found if item_ids is None else found.loc[list(item_ids)]
+    changes = wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0)
+    return changes if item_ids is None else changes.loc[list(item_ids)]
 
 
 def sample_efficiency(
@@ -69,12 +69,12 @@ def sample_efficiency(
         lost = np.stack([changes[order[few:]].mean(axis=0) for order in kept])
         by_score = np.stack([scores[order[:few]].mean(axis=0) for order in kept])
         by_loss = np.stack([changes[order[:few]].mean(axis=0) for order in kept])
-        found = {
+        correlations = {
             "fidelity": spearman_rows(by_score, lost),
             "generate": spearman_rows(by_loss, lost),
             "shuffled": spearman_rows(generator.permuted(by_score, axis=1), lost),
         }
-        for name, values in found.items():
+        for name, values in correlations.items():
             drawn = np.nan_to_num(values)
             low, high = np.quantile(drawn, [0.025, 0.975])
             numbers = {"spearman": drawn.mean(), "spearman_low": low, "spearman_high": high}

@@ -53,7 +53,7 @@ def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) ->
         clean: the clean model's traces of the same answers.
     """
     columns: dict[str, list[float]] = {name: [] for name in _ITEM_COLUMNS}
-    for trace, own in zip(traces, clean, strict=True):
+    for trace, clean_trace in zip(traces, clean, strict=True):
         broken = np.isnan(trace.regret)
         agrees = trace.agrees
         first = int(np.argmin(agrees)) if not agrees.all() else len(agrees)
@@ -61,7 +61,7 @@ def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) ->
         columns["follow"].append(float(agrees.all()))
         columns["path_share"].append(first / len(agrees))
         columns["kl"].append(float(trace.kl.mean()))
-        columns["loss_change"].append(float(own.logprob.mean() - trace.logprob.mean()))
+        columns["loss_change"].append(float(clean_trace.logprob.mean() - trace.logprob.mean()))
     return {name: np.array(values) for name, values in columns.items()}
 
 
@@ -112,8 +112,8 @@ def agreement_with_loss(
     generator = np.random.default_rng(seed)
     rows = []
     for (task, protocol), measured in known.groupby(["task", "protocol"], sort=False):
-        own = scores[scores["task"] == task] if "task" in scores.columns else scores
-        joined = measured[["variant", "delta"]].merge(own, on="variant")
+        of_task = scores[scores["task"] == task] if "task" in scores.columns else scores
+        joined = measured[["variant", "delta"]].merge(of_task, on="variant")
         if len(joined) < 3:
             raise UserError(f"{task} under {protocol}: {len(joined)} variants have both a score and a Δμ, 3 are needed")
         draws = generator.integers(0, len(joined), size=(resamples, len(joined)))

@@ -64,8 +64,8 @@ def estimate_logprobs(
     rope_buckets = LongRopeBuckets(model)
     lengths = [len(request.input_ids) for request in requests]
     for batch in batches_by_length(lengths, max_tokens, [rope_buckets.of(request) for request in requests]):
-        own = [requests[i] for i in batch]
-        padded = pad_left([r.input_ids for r in own], pad_token_id(model), model.facts.device)
+        batch_requests = [requests[i] for i in batch]
+        padded = pad_left([r.input_ids for r in batch_requests], pad_token_id(model), model.facts.device)
         state.position_ids = padded.position_ids
         activations = KeptActivations()
         names = list(dict.fromkeys([START, *changes]))
@@ -74,9 +74,9 @@ def estimate_logprobs(
                 padded.input_ids,
                 padded.attention_mask,
                 padded.position_ids,
-                logits_to_keep=max(len(r.continuation_ids) for r in own),
+                logits_to_keep=max(len(r.continuation_ids) for r in batch_requests),
             )
-            logprobs = torch.stack([_logprob(row, r) for row, r in zip(logits, own, strict=True)])
+            logprobs = torch.stack([_logprob(row, r) for row, r in zip(logits, batch_requests, strict=True)])
             gradients = torch.autograd.grad(logprobs.sum(), [activations.kept[site] for site in changes])
         clean[batch] = logprobs.detach().double().cpu()
         with torch.inference_mode():
@@ -95,5 +95,5 @@ def estimate_logprobs(
 
 def _logprob(logits: Float[torch.Tensor, "kept d_vocab"], request: LoglikelihoodRequest) -> Float[torch.Tensor, ""]:
     targets = torch.tensor(request.continuation_ids, device=logits.device)
-    own = widened(logits[-len(targets) :]).log_softmax(-1)
-    return own.gather(1, targets[:, None]).sum()
+    logprobs = widened(logits[-len(targets) :]).log_softmax(-1)
+    return logprobs.gather(1, targets[:, None]).sum()

@@ -96,10 +96,10 @@ class GreedyRules:
         if not self.settings:
             return logits.argmax(-1)
         chosen = []
-        for own, (prompt, generated) in zip(logits, rows, strict=True):
+        for row_logits, (prompt, generated) in zip(logits, rows, strict=True):
             ids = torch.tensor([[*prompt, *generated]], device=logits.device)
             processors = self._of_length(len(prompt), logits.device)
-            chosen.append(processors(ids, own[None].float().clone()).argmax(-1))  # type: ignore[arg-type]
+            chosen.append(processors(ids, row_logits[None].float().clone()).argmax(-1))  # type: ignore[arg-type]
         return torch.cat(chosen)
 
     def _of_length(self, size: int, device: torch.device) -> LogitsProcessorList:

@@ -45,8 +45,8 @@ def eos_token_ids(model: HookedModel) -> frozenset[int]:
     hf = getattr(model.module, "original_model", None)
     configs = (getattr(hf, "generation_config", None), getattr(hf, "config", None))
     stated = next((ids for c in configs if (ids := getattr(c, "eos_token_id", None)) is not None), None)
-    found = [model.tokenizer.eos_token_id, *(stated if isinstance(stated, (list, tuple)) else [stated])]
-    return frozenset(i for i in found if isinstance(i, int))
+    stated_ids = [model.tokenizer.eos_token_id, *(stated if isinstance(stated, (list, tuple)) else [stated])]
+    return frozenset(i for i in stated_ids if isinstance(i, int))
 
 
 def pad_token_id(model: HookedModel) -> int:

@@ -69,13 +69,13 @@ class PrefixTree:
 
     def flat_positions(self, sequence: Tokens, last: int) -> list[int]:
         """Flat indices of the last `last` tokens of `sequence`, in order."""
-        found: list[int] = []
+        positions: list[int] = []
         node = self.last_node[sequence]
-        while len(found) < last and node >= 0:
+        while len(positions) < last and node >= 0:
             here = self.nodes[node]
-            found.extend(range(here.end - 1, max(here.start, here.end - (last - len(found))) - 1, -1))
+            positions.extend(range(here.end - 1, max(here.start, here.end - (last - len(positions))) - 1, -1))
             node = here.parent
-        return found[::-1]
+        return positions[::-1]
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -101,13 +101,13 @@ def _reader(
     marked: MarkedSum, totals: dict[str, torch.Tensor]
 ) -> Callable[[int, Float[torch.Tensor, "row head query key"]], None]:
     def read(layer: int, pattern: Float[torch.Tensor, "row head query key"]) -> None:
-        own = pattern[0].double().cpu()
-        last = own[:, -1]
+        by_head = pattern[0].double().cpu()
+        last = by_head[:, -1]
         totals["operand_attention"][layer] += last[:, list(marked.operands)].sum(-1)
         totals["operator_attention"][layer] += last[:, list(marked.operators)].sum(-1)
         totals["result_attention"][layer] += last[:, list(marked.results)].sum(-1)
         for operator, operand in marked.in_front:
-            attention = own[:, list(operator)][:, :, list(operand)].sum(-1).mean(-1)
+            attention = by_head[:, list(operator)][:, :, list(operand)].sum(-1).mean(-1)
             totals["operand_at_operator"][layer] += attention / len(marked.in_front)
 
     return read

@@ -104,6 +104,6 @@ def tokenizer_for_boot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     The bridge rebuilds a tokenizer from its name, with BOS switched on and possibly over the network, unless the
     tokenizer's init arguments say that BOS is on already.
     """
-    own = copy.deepcopy(tokenizer)
-    own.init_kwargs = {**own.init_kwargs, "name_or_path": own.name_or_path, "add_bos_token": True}
-    return own
+    changed = copy.deepcopy(tokenizer)
+    changed.init_kwargs = {**changed.init_kwargs, "name_or_path": changed.name_or_path, "add_bos_token": True}
+    return changed

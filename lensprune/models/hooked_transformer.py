@@ -278,8 +278,8 @@ def _check_same_logits(model: HookedTransformerModel, hf_model: PreTrainedModel)
     ids = (torch.arange(length, device=parameter.device) * 13 + 5).remainder(model.facts.d_vocab)[None]
     with torch.no_grad():
         expected = hf_model(input_ids=ids).logits
-        found = model.forward(ids, torch.ones_like(ids), torch.arange(length, device=parameter.device)[None])
-    difference = float((found - expected).abs().max())
+        logits = model.forward(ids, torch.ones_like(ids), torch.arange(length, device=parameter.device)[None])
+    difference = float((logits - expected).abs().max())
     if not difference <= _PROBE_TOLERANCE * max(1.0, float(expected.abs().max())):
         raise LensPruneError(
             f"{model.facts.name}: the HookedTransformer's logits differ from Hugging Face's by {difference:.2g}, so "

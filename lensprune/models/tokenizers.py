@@ -56,11 +56,11 @@ def _without_suffix(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int
     """`ids` of `text` without the special tokens that the tokenizer put behind them."""
     if not ids or ids[-1] not in tokenizer.all_special_ids:
         return ids
-    own = list(tokenizer.encode(text, add_special_tokens=False))
-    if not own:
+    plain = list(tokenizer.encode(text, add_special_tokens=False))
+    if not plain:
         return ids[:1]
-    starts = (i for i in range(len(ids) - len(own) + 1) if ids[i : i + len(own)] == own)
-    return ids[: next(starts, len(ids) - len(own)) + len(own)]
+    starts = (i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain)
+    return ids[: next(starts, len(ids) - len(plain)) + len(plain)]
 
 
 def check_bos_policy(bos: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -94,8 +94,8 @@ def frozen_norm(module: Any) -> FrozenNorm:
         frozen = FrozenNorm(inner, precise, weight, bias, centred)
         check = torch.linspace(-1, 2, len(ones), device=ones.device).sin().to(ones.dtype)
         expected = run(check)
-        found = frozen.apply(check, frozen.scale(check[None, None])[0, 0]) + bias
-    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        normed = frozen.apply(check, frozen.scale(check[None, None])[0, 0]) + bias
+    if not torch.allclose(normed, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
         raise UserError(f"a norm of type {type(inner).__name__} is neither a LayerNorm nor an RMSNorm")
     return frozen
 

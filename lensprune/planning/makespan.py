@@ -106,4 +106,7 @@ def recorded_times(folder: str | Path) -> list[GroupTime]:
     spent: dict[tuple[str, str], list[float]] = defaultdict(list)
     for (before, _), (after, key) in pairwise(written):
         spent[key.task, key.protocol].append(after - before)
-    return [GroupTime(task, protocol, len(own), sum(own) / len(own)) for (task, protocol), own in spent.items()]
+    return [
+        GroupTime(task, protocol, len(seconds), sum(seconds) / len(seconds))
+        for (task, protocol), seconds in spent.items()
+    ]

@@ -67,15 +67,18 @@ def peak_memory(
     """
     worst = Memory(0, 0, 0, 0, 0)
     hooked = [v for v in variants if v.hooks or not shares_work]
-    for asked in requests:
+    for of_cell in requests:
         phases: list[Memory] = []
         if hooked:
             size = batch_budget(HookedExecutor, budget)
-            phases += [_batch(shape, batch, bytes_a_number) for batch in hooked_batches(asked, size)]
+            phases += [_batch(shape, batch, bytes_a_number) for batch in hooked_batches(of_cell, size)]
         if len(hooked) < len(variants):
             limits = forked_limits(budget)
             forked = [v for v in variants if v not in hooked]
-            chunks = [*likelihood_chunks(asked, forked, limits.tokens), *decode_chunks(asked, forked, facts, limits)]
+            chunks = [
+                *likelihood_chunks(of_cell, forked, limits.tokens),
+                *decode_chunks(of_cell, forked, facts, limits),
+            ]
             phases += [_chunk(shape, chunk, bytes_a_number, on_cpu) for chunk in chunks]
         worst = max([worst, *phases], key=lambda memory: memory.total)
     return Memory(

@@ -97,8 +97,8 @@ def _workers_line(plan: Plan) -> str:
     """The simulated time by `plan.workers`; nothing for a sweep in one process."""
     if plan.workers is None:
         return ""
-    found = makespan(planned_times(plan), plan.workers)
+    spent = makespan(planned_times(plan), plan.workers)
     return (
-        f"\n{'workers:':9}{duration(found.seconds)} with {plan.workers} workers, each at {found.efficiency:.0%} of the "
+        f"\n{'workers:':9}{duration(spent.seconds)} with {plan.workers} workers, each at {spent.efficiency:.0%} of the "
         "rate of one alone; loading the model comes on top"
     )

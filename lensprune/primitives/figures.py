@@ -10,13 +10,13 @@ from lensprune.primitives import Primitives
 __all__ = ["primitives_heatmaps"]
 
 
-def primitives_heatmaps(found: Primitives) -> list[Axes]:
+def primitives_heatmaps(result: Primitives) -> list[Axes]:
     """A map of layers × heads and MLPs for each class that is resolvable, and for general text: effect of removal in
     nats."""
-    parts = found.effects[found.effects["component"].isin(["head", "mlp"]) & found.effects["effect"].notna()]
+    parts = result.effects[result.effects["component"].isin(["head", "mlp"]) & result.effects["effect"].notna()]
     return head_heatmaps(
         parts.assign(score=parts["class"]),
         value="effect",
-        title=f"{found.model}: nats lost without a part, by class",
+        title=f"{result.model}: nats lost without a part, by class",
         label="nats",
     )

@@ -91,7 +91,7 @@ def _other_result(chain: Chain, changed: Chain, wording: Wording) -> _Draft | No
     old, new = chain.results[0], changed.results[0]
     if new == old or new not in DIGITS:
         return None
-    clean, donor = (own.prefix(wording, "result0") for own in (chain, changed))
+    clean, donor = (one.prefix(wording, "result0") for one in (chain, changed))
     others = _numbers([digit for digit in _unused([chain, changed]) if digit != new])
     return _Draft(clean, donor, f" {old}", f" {new}", others, True)
 

@@ -89,14 +89,14 @@ def verdict_table(effects: pd.DataFrame, evidence: pd.DataFrame, thresholds: Thr
     for part in text.to_dict("records"):
         same = evidence["component"].eq(part["component"]) & evidence["layer"].eq(part["layer"])
         same &= evidence["head"].isna() if pd.isna(part["head"]) else evidence["head"].eq(part["head"])
-        own = evidence[same.fillna(False).astype(bool) & evidence["named"]].sort_values("share", ascending=False)
+        named = evidence[same.fillna(False).astype(bool) & evidence["named"]].sort_values("share", ascending=False)
         coherent = part["effect"] >= thresholds.effect and part["q_value"] <= thresholds.q
         coherent = coherent and part["predicted"] >= MIN_KNOWN
-        roles = list(dict.fromkeys(own["role"])) or [COHERENCE if coherent else NOTHING]
+        roles = list(dict.fromkeys(named["role"])) or [COHERENCE if coherent else NOTHING]
         because = [
             f"{row['test']} {row['share']:.0%} (q {row['share_q']:.2g}), {row['class']} {row['effect']:+.2f} nats "
             f"(q {row['effect_q']:.2g})"
-            for row in own.to_dict("records")
+            for row in named.to_dict("records")
         ]
         if roles == [COHERENCE]:
             because = [f"text {part['effect']:+.2f} nats (q {part['q_value']:.2g})"]

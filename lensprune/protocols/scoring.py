@@ -85,9 +85,9 @@ def _without_shared_start(contexts: Sequence[str]) -> list[str]:
     """What tells the contexts apart, from the first differing word on (winogrande's options)."""
     words = [context.split(" ") for context in contexts]
     shared = 0
-    while all(len(own) > shared + 1 and own[shared] == words[0][shared] for own in words):
+    while all(len(text) > shared + 1 and text[shared] == words[0][shared] for text in words):
         shared += 1
-    return [" ".join(own[shared:]) for own in words]
+    return [" ".join(text[shared:]) for text in words]
 
 
 def _pick(metric: str, logprobs: np.ndarray, choices: Sequence[str]) -> int:

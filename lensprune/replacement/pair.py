@@ -169,9 +169,9 @@ def _rules(tokenizer: PreTrainedTokenizerBase, renamed: Sequence[int]) -> dict[s
 
     def by_id(value: Any) -> Any:
         if isinstance(value, dict):
-            return {names.get(key, key): by_id(own) for key, own in value.items()}
+            return {names.get(key, key): by_id(entry) for key, entry in value.items()}
         if isinstance(value, list):
-            return [by_id(own) for own in value]
+            return [by_id(entry) for entry in value]
         return names.get(value, value) if isinstance(value, str) else value
 
     rules = {name: by_id(sections.get(name)) for name in kept}

@@ -93,7 +93,7 @@ def _rows(
     }
     rows: list[dict[str, object]] = []
     for i, replacement in enumerate(replacements):
-        own = {
+        measured = {
             "direction": "forward" if replacement.host == "base" else "backward",
             "part": replacement.label,
             "component": replacement.component,
@@ -110,5 +110,5 @@ def _rows(
             "weight_change": changes[replacement.label].absolute,
             "weight_change_relative": changes[replacement.label].relative,
         }
-        rows.append({**shared, **own})
+        rows.append({**shared, **measured})
     return rows

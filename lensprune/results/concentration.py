@@ -38,10 +38,10 @@ def head_tables(outcomes: Outcomes, ablation: str) -> HeadTables:
     Raises:
         UserError: no head was removed in that way, or the run is screened.
     """
-    found = item_effects(outcomes, ablation=ablation)
-    concentrated = concentration_table(found)
-    shared = overlap(found, min(_SHARED, max(1, len(found[0].variants) // 2))) if len(found) > 1 else None
-    return HeadTables(found, concentrated, shared)
+    effects = item_effects(outcomes, ablation=ablation)
+    concentrated = concentration_table(effects)
+    shared = overlap(effects, min(_SHARED, max(1, len(effects[0].variants) // 2))) if len(effects) > 1 else None
+    return HeadTables(effects, concentrated, shared)
 
 
 def concentration_files(outcomes: Outcomes) -> dict[str, pd.DataFrame]:

@@ -85,11 +85,11 @@ def paper(
             )
             write_report(run)
             runs.append((part, run))
-        found = None if pair is None else run_pair(chosen, pair, folder, **options)
+        pair_result = None if pair is None else run_pair(chosen, pair, folder, **options)
     except KeyboardInterrupt:
         # What a sweep says of itself would continue that sweep alone.
         raise KeyboardInterrupt(f"stopped: go on with the study in {folder} by giving the same command again") from None
-    return write_study_page(chosen, runs, found, folder)
+    return write_study_page(chosen, runs, pair_result, folder)
 
 
 def _layers(part: StudyPart, n_layers: int | None) -> str | None:

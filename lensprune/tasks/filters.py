@@ -72,12 +72,12 @@ class FilterChain:
     steps: tuple[Callable[[str], str | None], ...]
 
     def __call__(self, text: str) -> str | None:
-        found: str | None = text
+        extracted: str | None = text
         for step in self.steps:
-            if found is None:
+            if extracted is None:
                 return None
-            found = step(found)
-        return found
+            extracted = step(extracted)
+        return extracted
 
 
 def first_line(name: str = "get_response") -> FilterChain:

@@ -14,7 +14,7 @@ __all__ = ["mathqa"]
 
 def _options(doc: Doc) -> list[str]:
     """lm-eval's reading of ``a ) 38 , b ) 27.675 , … , e ) none``: quotes and brackets of some rows stay."""
-    return [found[4:].rstrip(" ,") for found in re.findall(r"[abcd] \) .*?, |e \) .*?$", doc["options"])]
+    return [option[4:].rstrip(" ,") for option in re.findall(r"[abcd] \) .*?, |e \) .*?$", doc["options"])]
 
 
 def _gold(doc: Doc) -> int:

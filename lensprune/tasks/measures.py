@@ -21,8 +21,8 @@ def contains(text: str, answer: str) -> bool:
 
 def last_number(text: str) -> Decimal | None:
     """The last number in `text`, without thousands separators and currency signs; `None` if there is none."""
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace("−", "-").replace("$", "").replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace("−", "-").replace("$", "").replace(",", "")) if numbers else None
 
 
 def letter_or_text(text: str, options: Sequence[str]) -> int | None:
@@ -36,10 +36,10 @@ def letter_or_text(text: str, options: Sequence[str]) -> int | None:
         return index
     lowered = text.lower()
     words = [option.strip().lower() for option in options]
-    found = [
+    named_options = [
         index
         for index, word in enumerate(words)
         if len(word) > 1 and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", lowered)
     ]
-    named = [i for i in found if not any(i != j and words[i] in words[j] for j in found)]
+    named = [i for i in named_options if not any(i != j and words[i] in words[j] for j in named_options)]
     return named[0] if len(named) == 1 else None

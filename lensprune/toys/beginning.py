@@ -47,9 +47,9 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
 
 def _orthonormal(rows: int, columns: int) -> Float[torch.Tensor, "rows columns"]:
     """Random orthonormal rows that do not read column 0."""
-    found = torch.zeros(rows, columns)
-    found[:, 1:] = torch.linalg.qr(torch.randn(columns - 1, columns - 1))[0][:rows]
-    return found
+    matrix = torch.zeros(rows, columns)
+    matrix[:, 1:] = torch.linalg.qr(torch.randn(columns - 1, columns - 1))[0][:rows]
+    return matrix
 
 
 def _plant_previous_token(

@@ -86,10 +86,10 @@ class TextSource:
         row = self._next(("kv", pairs), lambda seed: generate_kv_rows(_ROWS_A_BLOCK, pairs, "word", seed))
         fmt = self._retrieval
         records: Sequence[tuple[str, str]] = [(str(k), str(v)) for k, v in row["ordered_kv_records"]]
-        asked = self._random.sample([*records, *records], 2 * len(records))
+        queries = self._random.sample([*records, *records], 2 * len(records))
         pieces: Text = []
         shown = ""
-        for key, value in asked:
+        for key, value in queries:
             doc = {**row, "key": key, "value": value}
             prompt = fmt.context(doc)
             # After the first question the object stands there already: only the question is new.

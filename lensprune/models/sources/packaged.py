@@ -46,8 +46,8 @@ class PackagedModel:
         from lensprune.models.sources.pretrained import load_folder
 
         folder = self.folder()
-        found = hash_file(folder / _WEIGHTS)
-        if found != self.sha256:
-            raise UserError(f"{folder / _WEIGHTS} has sha256 {found}, expected {self.sha256}: install lensprune again")
+        digest = hash_file(folder / _WEIGHTS)
+        if digest != self.sha256:
+            raise UserError(f"{folder / _WEIGHTS} has sha256 {digest}, expected {self.sha256}: install lensprune again")
         loaded = load_folder(folder, options, name=self.name)
         return LoadedModel(loaded.hf_model, loaded.tokenizer, f"packaged:{self.name}")

@@ -57,9 +57,11 @@ def head_heatmaps(
     size = (min(max(3.2, 1.6 + 0.24 * len(places)), 6.0), min(max(2.4, 1.3 + 0.16 * n_layers), 7.0))
     _, axes = panels(len(kinds), size=size, columns=_COLUMNS, title=title)
     for ax, kind in zip(axes, kinds, strict=True):
-        own = frame[frame[by] == kind]
-        own = own.assign(head=own["head"].where(own["head"] >= 0, _MLP))
-        table = own.pivot(index="layer", columns="head", values=value).reindex(index=range(n_layers), columns=places)
+        of_kind = frame[frame[by] == kind]
+        of_kind = of_kind.assign(head=of_kind["head"].where(of_kind["head"] >= 0, _MLP))
+        table = of_kind.pivot(index="layer", columns="head", values=value).reindex(
+            index=range(n_layers), columns=places
+        )
         look = _scale(table.to_numpy(dtype=float), kind in unit_range, signed)
         look["cbar_kws"] = {"shrink": 0.7, "label": label}
         sns.heatmap(table.astype(float), ax=ax, **look)

@@ -33,8 +33,8 @@ def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
     kinds = [kind for kind in FAILURES if counts.loc[counts["failure"] == kind, "count"].any()]
     figure, axes = panels(len(groups), size=(4.6, 2.9), columns=3, sharey=True, title=title)
     palette = dict(zip(FAILURES, colours(len(FAILURES)), strict=True))
-    for ax, ((task, protocol), own) in zip(axes, groups, strict=True):
-        wide = own.pivot(index="layer", columns="failure", values="share")
+    for ax, ((task, protocol), panel) in zip(axes, groups, strict=True):
+        wide = panel.pivot(index="layer", columns="failure", values="share")
         apart = -max(2, round(0.1 * len(wide)))
         places = [layer if layer >= 0 else apart for layer in wide.index]
         bottom = pd.Series(0.0, index=wide.index)
@@ -44,9 +44,9 @@ def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
                 hatch=_HATCHES[FAILURES.index(kind) % len(_HATCHES)], edgecolor="white", linewidth=0.3,
             )  # fmt: skip
             bottom = bottom + wide[kind]
-        part = str(own["component"].iloc[0]).replace("_", "-")
-        ax.set(xlabel=f"{part} removed ({own['ablation'].iloc[0]})", ylim=(0, 1))
-        ax.set_title(panel_title(str(task), f"{protocol} (n {int(own['n'].iloc[0])})"), fontsize=9)
+        part = str(panel["component"].iloc[0]).replace("_", "-")
+        ax.set(xlabel=f"{part} removed ({panel['ablation'].iloc[0]})", ylim=(0, 1))
+        ax.set_title(panel_title(str(task), f"{protocol} (n {int(panel['n'].iloc[0])})"), fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         ticks = [tick for tick in ax.get_xticks() if 0 <= tick <= max(places)]
         ax.set_xticks([apart, *ticks], ["clean", *(f"{tick:.0f}" for tick in ticks)])

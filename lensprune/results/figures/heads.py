@@ -59,17 +59,17 @@ def head_effect_maps(
     largest = float(frame["delta"].abs().max()) or 1.0
     size = (min(2.4 + 0.24 * width, 7.0), min(1.8 + 0.17 * depth, 8.0))
     _, axes = panels(len(groups), size=size, columns=_COLUMNS, title=title)
-    for ax, (key, own) in zip(axes, groups, strict=True):
+    for ax, (key, panel) in zip(axes, groups, strict=True):
         task, protocol, component, ablation = (str(part) for part in key)
-        grid = own.pivot(index="layer", columns="head", values="delta").reindex(range(depth), columns=range(width))
+        grid = panel.pivot(index="layer", columns="head", values="delta").reindex(range(depth), columns=range(width))
         ax.set_facecolor("0.85")
         sns.heatmap(
             grid.astype(float), ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": "Δμ", "shrink": 0.8}
         )
-        marked = own[own["significant"]]
+        marked = panel[panel["significant"]]
         ax.scatter(marked["head"] + 0.5, marked["layer"] + 0.5, s=22, color="black", edgecolor="white", linewidth=0.7)
         ax.invert_yaxis()
-        unclear = " (at chance)" if not beats_chance(own).iloc[0] else ""
+        unclear = " (at chance)" if not beats_chance(panel).iloc[0] else ""
         several = f", {ablation}" if frame["ablation"].nunique() > 1 else ""
         ax.set(title=panel_title(str(task), f"{protocol}{several}{unclear}"), xlabel=_PARTS[component], ylabel="layer")
         ax.title.set_fontsize(9)
