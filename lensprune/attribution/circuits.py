@@ -26,11 +26,11 @@ _PAIRS = 2
 
 @dataclass(frozen=True)
 class Circuit:
-    """Edges that are kept. `asked` is how many were asked for; pruning may leave fewer."""
+    """Edges that are kept. `requested` is how many were asked for; pruning may leave fewer."""
 
     graph: EdgeGraph
     kept: Bool[torch.Tensor, "writer reader"]
-    asked: int
+    requested: int
 
     @property
     def edges(self) -> list[Edge]:

@@ -76,7 +76,7 @@ def faithfulness_curve(
     table = pd.DataFrame(
         {
             "fraction": steps,
-            "n_edges": [circuit.asked for circuit in circuits],
+            "n_edges": [circuit.requested for circuit in circuits],
             "n_kept": [int(circuit.kept.sum()) for circuit in circuits],
             "metric": measured.circuits,
             "faithfulness": measured.faithfulness,

@@ -25,12 +25,12 @@ class _Capture:
     """An attention plan that takes keys and values and ends the layer's call there."""
 
     def __init__(self) -> None:
-        self.found: KeysAndValues | None = None
+        self.kept: KeysAndValues | None = None
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
     ) -> Float[torch.Tensor, "tok head d_head"]:
-        self.found = k, v
+        self.kept = k, v
         raise _Captured
 
 
@@ -41,8 +41,8 @@ def keys_and_values(
     capture = _Capture()
     with suppress(_Captured):
         stack.run_layer(layer, hidden, batch, capture)
-    assert capture.found is not None
-    return capture.found
+    assert capture.kept is not None
+    return capture.kept
 
 
 class TreeQueries:
