@@ -83,7 +83,7 @@ def importance_agreement(
         measure = protocol_named(protocol).measure
         ways = {kind: run.effects(task, protocol, ablation=kind, measure=measure)[0].effects for kind in ablations}
         for kind in estimated:
-            reference = reference_of(job, condition, variants[kind])
+            reference = reference_of(hooked, condition, variants[kind], job.options)
             ways[f"estimate:{kind}"] = estimated_effects(hooked, condition, variants[kind], executor, reference)
         heads = variants[ablations[0]]
         place = {"task": task, "protocol": protocol, "layer": [v.layer for v in heads], "head": [v.head for v in heads]}

@@ -159,7 +159,7 @@ def _estimates(job: SweepJob, heads: Sequence[Variant], executor: Executor, prog
         for condition in job.conditions:
             task = condition.task.task.name
             bar.set_description(f"screening {task} {condition.protocol}")
-            reference = reference_of(job, condition, heads)
+            reference = reference_of(job.model, condition, heads, job.options)
             effects = estimated_effects(job.model, condition, heads, executor, reference, bar.update)
             for head, effect in zip(heads, effects, strict=True):
                 place = {"layer": head.layer, "head": head.head}
