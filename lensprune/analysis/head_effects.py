@@ -27,7 +27,7 @@ lead over the best other option, nats. The last two do not exist under ``generat
 class ItemEffects:
     """`differences[i, p]`: measure of item i with part p removed, minus the clean model's; negative: p was needed.
 
-    `layers`, `heads`: place of each part (head −1 for a whole branch). `dropped`: items left out because a value is
+    `layers`, `heads`: place of each part (no head for a whole branch). `dropped`: items left out because a value is
     not finite; `item_ids`: the others, in order. `at_chance`: the clean model does not beat guessing on these items.
     """
 
@@ -36,7 +36,7 @@ class ItemEffects:
     measure: str
     variants: tuple[str, ...]
     layers: tuple[int, ...]
-    heads: tuple[int, ...]
+    heads: tuple[int | None, ...]
     differences: Float[np.ndarray, "item part"]
     clusters: Int[np.ndarray, " item"] | None
     dropped: int
@@ -111,11 +111,11 @@ _PART_COLUMNS = ("component", "layer", "head", "ablation")
 
 @dataclass(frozen=True)
 class _RemovedPart:
-    """Where a part is (head −1 for a whole branch), how it was removed, and the measure on each item without it."""
+    """Where a part is (no head for a whole branch), how it was removed, and the measure on each item without it."""
 
     variant: str
     layer: int
-    head: int
+    head: int | None
     ablation: str
     values: Float[np.ndarray, " item"]
 
@@ -143,7 +143,9 @@ def _checked_part(variant: str, cell: pa.Table, clean: pa.Table, measure: str, w
     if not cell.column("item_id").combine_chunks().equals(clean.column("item_id").combine_chunks()):
         raise LensPruneError(f"records of {variant} and {CLEAN.name} on {where} hold different items")
     layer, head, ablation = (cell.column(name)[0].as_py() for name in _PART_COLUMNS[1:])
-    return _RemovedPart(variant, int(layer), -1 if head is None else int(head), str(ablation), _numbers(cell, measure))
+    return _RemovedPart(
+        variant, int(layer), None if head is None else int(head), str(ablation), _numbers(cell, measure)
+    )
 
 
 def item_effects(

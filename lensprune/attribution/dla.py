@@ -74,7 +74,8 @@ class DirectAttribution:
         means = MeanSE(len(distinct))
         means.add(sums)
         first = self.parts[~names.duplicated()].reset_index(drop=True)
-        frame = first.assign(part=distinct, head=first["head"] if unit == "head" else -1)
+        heads = first["head"] if unit == "head" else pd.Series(pd.NA, index=first.index, dtype="Int64")
+        frame = first.assign(part=distinct, head=heads)
         return frame.assign(value=means.mean, standard_error=means.standard_error)
 
 
@@ -111,11 +112,12 @@ def direct_logit_attribution(
 
 
 def _parts(model: HookedModel) -> pd.DataFrame:
-    rows: list[tuple[str, int, int]] = [("embed", -1, -1)]
+    rows: list[tuple[str, int, int | None]] = [("embed", -1, None)]
     for layer in range(model.facts.n_layers):
         rows += [(Head(layer, head).label, layer, head) for head in range(model.facts.n_heads)]
-        rows += [(f"L{layer}.attention_bias", layer, -1), (f"L{layer}.mlp", layer, -1)]
-    return pd.DataFrame([*rows, ("bias", -1, -1)], columns=["part", "layer", "head"])
+        rows += [(f"L{layer}.attention_bias", layer, None), (f"L{layer}.mlp", layer, None)]
+    frame = pd.DataFrame([*rows, ("bias", -1, None)], columns=["part", "layer", "head"])
+    return frame.astype({"head": "Int64"})
 
 
 def _names(model: HookedModel) -> list[str]:

@@ -120,7 +120,7 @@ def _patched(
             for place, target in by_name[name]:
                 rows = slice(place * n, (place + 1) * n)
                 where: tuple[Any, ...] = (slice(None), slice(None) if target.position < 0 else target.position)
-                if target.head >= 0:
+                if target.head is not None:
                     where = (*where, target.head)
                 changed[rows][where] = donors[name][where]
             return changed

@@ -307,7 +307,7 @@ def _shown(result: _MethodResult, most: int) -> str:
 
 
 def _part(site: str, layer: int, head: int) -> str:
-    return f"L{layer}.{site}" if head < 0 else Head(layer, head).label
+    return f"L{layer}.{site}" if pd.isna(head) else Head(layer, head).label
 
 
 def _cell(column: str, value: object) -> str:

@@ -86,7 +86,7 @@ def causal_tests(
             {
                 "component": [place.site for place in places],
                 "layer": [place.layer for place in places],
-                "head": [place.head if place.head >= 0 else None for place in places],
+                "head": [place.head for place in places],
                 "test": test,
             }
         )
@@ -243,7 +243,7 @@ def _patch(place: PatchTarget, block: int, n: int, donors: Mapping[str, torch.Te
         positions: Any = slice(None) if everywhere else -1
         source: Any = (slice(None), positions)
         where: Any = (rows, positions)
-        if place.head >= 0:
+        if place.head is not None:
             where, source = (*where, place.head), (*source, place.head)
         changed[where] = value[source]
         return changed
