@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from typing import get_args
@@ -21,11 +20,11 @@ from lensprune.models.base import HookedModel
 __all__ = ["collect_reference"]
 
 
-class _SiteMeans:
+class _SiteSums:
     """Sums of one site's activations, in float64, over prompts of at most `longest` tokens."""
 
     def __init__(self, longest: int) -> None:
-        self._longest = longest
+        self._counts = torch.zeros(longest, dtype=torch.float64)
         self._totals: torch.Tensor | None = None
         self._usual: torch.Tensor | None = None
         self._n_usual = 0
@@ -33,22 +32,23 @@ class _SiteMeans:
     def add(self, values: Float[torch.Tensor, "pos ..."], usual: Bool[torch.Tensor, " pos"]) -> None:
         """Add one prompt, whose tokens in `usual` are pooled."""
         if self._totals is None or self._usual is None:
-            self._totals = torch.zeros(self._longest, *values.shape[1:], dtype=torch.float64)
+            self._totals = torch.zeros(len(self._counts), *values.shape[1:], dtype=torch.float64)
             self._usual = torch.zeros(values.shape[1:], dtype=torch.float64)
         self._totals[: len(values)] += values
+        self._counts[: len(values)] += 1
         self._usual += values[usual].sum(0)
         self._n_usual += int(usual.sum())
 
-    def pooled(self, counts: Float[torch.Tensor, " pos"]) -> torch.Tensor:
-        """The mean over the pooled tokens; over all tokens where there are none, as in prompts of one token."""
+    def means(self, n_prompts: int, model: HookedModel) -> tuple[torch.Tensor, torch.Tensor]:
+        """In the model's type: the mean over the pooled tokens (over all where there are none, as in prompts of one
+        token), and [pos, …], the mean at each position that at least two prompts reach (one, if it is the only one)."""
         assert self._totals is not None
         assert self._usual is not None
-        return self._usual / self._n_usual if self._n_usual else self._totals.sum(0) / counts.sum()
-
-    def by_position(self, counts: Float[torch.Tensor, " pos"]) -> torch.Tensor:
-        """[pos, …], the mean at each position, which `counts` prompts reach."""
-        assert self._totals is not None
-        return self._totals[: len(counts)] / counts.view(-1, *[1] * (self._totals.ndim - 1))
+        pooled = self._usual / self._n_usual if self._n_usual else self._totals.sum(0) / self._counts.sum()
+        counts = self._counts[: int((self._counts >= min(2, n_prompts)).sum())]
+        by_position = self._totals[: len(counts)] / counts.view(-1, *[1] * (self._totals.ndim - 1))
+        dtype = next(iter(model.module.parameters())).dtype
+        return pooled.to(model.facts.device, dtype), by_position.to(model.facts.device, dtype)
 
 
 def collect_reference(
@@ -58,7 +58,6 @@ def collect_reference(
     *,
     mode: MeanMode = "pooled",
     donor_seed: int = 0,
-    description: str = "",
 ) -> ReferenceActivations:
     """Run the clean model over reference prompts and keep what the variants' `mean`, `resample` and `optimal` need.
 
@@ -73,6 +72,28 @@ def collect_reference(
     Raises:
         UserError: no prompts, an empty prompt, one that is longer than the model's context, or an unknown mode.
     """
+    _check_prompts(model, prompts, mode)
+    ablations = [a for v in variants for a in v.ablations]
+    means_at = {site_of(a.component) for a in ablations if a.definition.reference in ("mean", "optimal")}
+    donor_at = {site_of(a.component) for a in ablations if a.definition.reference == "donor"}
+    sums, donor = _collect(model, prompts, means_at, donor_at, random.Random(donor_seed).randrange(len(prompts)), mode)
+    means = {site: of_site.means(len(prompts), model) for site, of_site in sums.items()}
+    optimised = [a for a in ablations if a.definition.reference == "optimal"]
+    constants: dict[str, torch.Tensor] = {}
+    if optimised:
+        starts = {site: torch.stack([by_position[0], pooled]) for site, (pooled, by_position) in means.items()}
+        constants = optimal_constants(model, prompts[:OPTIMAL_PROMPTS], optimised, starts)
+    return ReferenceActivations(
+        mode=mode,
+        pooled={site: pooled for site, (pooled, _) in means.items()},
+        first={site: by_position[0] for site, (_, by_position) in means.items()},
+        per_position={site: m for site, (_, m) in means.items()} if mode == "per_position" else {},
+        donor=donor,
+        optimal=constants,
+    )
+
+
+def _check_prompts(model: HookedModel, prompts: Sequence[Sequence[int]], mode: MeanMode) -> None:
     if mode not in get_args(MeanMode):
         raise unknown_name("mean mode", str(mode), get_args(MeanMode))
     if not prompts:
@@ -88,43 +109,26 @@ def collect_reference(
             f"a reference prompt has {longest} tokens, and the context of {model.facts.name} holds "
             f"{model.facts.n_ctx}: cut it to that length"
         )
-    ablations = [a for v in variants for a in v.ablations]
-    optimised = [a for a in ablations if a.definition.reference == "optimal"]
-    mean_sites = {site_of(a.component) for a in ablations if a.definition.reference in ("mean", "optimal")}
-    donor_sites = {site_of(a.component) for a in ablations if a.definition.reference == "donor"}
-    donor_index = random.Random(donor_seed).randrange(len(prompts))
-    sites = {site: _SiteMeans(longest) for site in mean_sites}
-    counts = torch.zeros(longest, dtype=torch.float64)
+
+
+def _collect(
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    means_at: set[str],
+    donor_at: set[str],
+    donor_index: int,
+    mode: MeanMode,
+) -> tuple[dict[str, _SiteSums], dict[str, torch.Tensor]]:
+    """Sums over the prompts at the sites `means_at`, and the donor prompt's activations at the sites `donor_at`."""
+    sums = {site: _SiteSums(max(len(prompt) for prompt in prompts)) for site in means_at}
     donor: dict[str, torch.Tensor] = {}
 
     def wanted(index: int) -> set[str]:
-        return mean_sites | (donor_sites if index == donor_index else set())
+        return means_at | (donor_at if index == donor_index else set())
 
     for index, (values, usual) in enumerate(recorded(model, prompts, wanted)):
-        counts[: len(usual)] += 1
-        for site, means in sites.items():
-            means.add(values[site].double().cpu(), torch.ones_like(usual) if mode == "pooled_all" else usual)
+        for site, of_site in sums.items():
+            of_site.add(values[site].double().cpu(), torch.ones_like(usual) if mode == "pooled_all" else usual)
         if index == donor_index:
-            donor = {site: values[site] for site in donor_sites}
-    dtype = next(iter(model.module.parameters())).dtype
-    calibrated = int((counts >= min(2, len(prompts))).sum())
-    pooled, first, per_position = {}, {}, {}
-    for site, means in sites.items():
-        by_position = means.by_position(counts[:calibrated]).to(model.facts.device, dtype)
-        pooled[site], first[site] = means.pooled(counts).to(model.facts.device, dtype), by_position[0]
-        per_position[site] = by_position
-    constants: dict[str, torch.Tensor] = {}
-    if optimised:
-        means_of = {site: torch.stack([first[site], pooled[site]]) for site in sites}
-        constants = optimal_constants(model, prompts[:OPTIMAL_PROMPTS], optimised, means_of)
-    identity = repr(([list(p) for p in prompts], mode, donor_seed, model.facts.weights_hash))
-    return ReferenceActivations(
-        mode=mode,
-        pooled=pooled,
-        first=first,
-        per_position=per_position if mode == "per_position" else {},
-        donor=donor,
-        optimal=constants,
-        description=description or f"{len(prompts)} prompts, {int(sum(len(p) for p in prompts))} tokens",
-        digest=hashlib.sha256(identity.encode()).hexdigest(),
-    )
+            donor = {site: values[site] for site in donor_at}
+    return sums, donor

@@ -34,7 +34,7 @@ class ReferenceActivations:
     large as any other's, and one mean over both is near neither. `per_position[site]`: [pos, …], the mean over the
     prompts that reach a position, for every position that at least two prompts reach (one, if there is one prompt).
     `donor[site]`: [pos, …], the donor prompt's activations. `optimal[label]`: by component, [2, …], the constants of
-    `optimal_constants` for the first token and for all others. `digest` identifies prompts, mode and donor.
+    `optimal_constants` for the first token and for all others.
 
     Past the last calibrated position, decode steps included, ``per_position`` falls back on the pooled mean. Past the
     donor's end, `resample` goes round through the donor's positions 1, 2, …: position 0, often an attention sink, only
@@ -47,8 +47,6 @@ class ReferenceActivations:
     per_position: Mapping[str, torch.Tensor] = field(default_factory=dict)
     donor: Mapping[str, torch.Tensor] = field(default_factory=dict)
     optimal: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    description: str = ""
-    digest: str = ""
 
     def mean(self, site: str, position_ids: Int[torch.Tensor, "*rows"]) -> Float[torch.Tensor, "*rows ..."]:
         """Mean activation of `site` for tokens at `position_ids`."""

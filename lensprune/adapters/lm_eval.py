@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,25 @@ from lensprune.errors import LensPruneError, UserError, first_line, unknown_name
 from lensprune.models.adapt import current_model
 from lensprune.offline import is_offline
 
-__all__ = ["run_lm_eval_tasks"]
+__all__ = ["LmEvalOptions", "run_lm_eval_tasks"]
+
+
+@dataclass(frozen=True)
+class LmEvalOptions:
+    """What lm-eval is told.
+
+    `limit`: documents of each task; ``None`` takes all. `num_fewshot`: as lm-eval's ``--num_fewshot``. `include_path`:
+    folder of the user's own YAML tasks. `out`: folder that gets ``<variant>/<model>/results_<date>.json`` and
+    ``samples_<task>_<date>.jsonl``, as lm-eval lays them out; it must not hold anything yet. `task_manager`: an
+    ``lm_eval.tasks.TaskManager`` to use again (a new one reads every task's name, which takes seconds); it replaces
+    `include_path`.
+    """
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    include_path: str | Path | None = None
+    out: str | Path | None = None
+    task_manager: Any | None = None
 
 
 def run_lm_eval_tasks(
@@ -26,12 +45,8 @@ def run_lm_eval_tasks(
     task_names: Sequence[str],
     variants: Sequence[Variant],
     executor: Executor,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    out: str | Path | None = None,
+    options: LmEvalOptions | None = None,
     *,
-    task_manager: Any | None = None,
     reference: ReferenceActivations | None = None,
     progress: ProgressCallback | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -40,13 +55,6 @@ def run_lm_eval_tasks(
     Args:
         model: anything that `as_hooked_model` accepts.
         task_names: names that lm-eval knows, or paths of YAML files.
-        limit: documents of each task; ``None`` takes all.
-        num_fewshot: as lm-eval's ``--num_fewshot``.
-        include_path: folder of the user's own YAML tasks.
-        out: folder that gets ``<variant>/<model>/results_<date>.json`` and ``samples_<task>_<date>.jsonl``, as lm-eval
-            lays them out; it must not hold anything yet.
-        task_manager: an ``lm_eval.tasks.TaskManager`` to use again (a new one reads every task's name, which takes
-            seconds); it replaces `include_path`.
         reference: activations for variants that need them.
 
     Returns:
@@ -69,18 +77,20 @@ def run_lm_eval_tasks(
         raise UserError("lm-eval is not installed: pip install 'lensprune[lm-eval]'") from error
 
     hooked = current_model(model)
-    folders = _output_folders(out, variants)
-    if limit is not None and limit <= 0:
-        raise UserError(f"limit must be a positive number of documents, not {limit}")
-    manager = task_manager or TaskManager(include_path=str(include_path) if include_path is not None else None)
+    options = options or LmEvalOptions()
+    folders = _output_folders(options.out, variants)
+    if options.limit is not None and options.limit <= 0:
+        raise UserError(f"limit must be a positive number of documents, not {options.limit}")
+    path = options.include_path
+    manager = options.task_manager or TaskManager(include_path=None if path is None else str(path))
     tasks = _load(manager, task_names)
 
     def evaluate(lm: Any, bootstrap_iters: int) -> dict[str, Any]:
         results: dict[str, Any] = simple_evaluate(
             model=lm,
             tasks=tasks,
-            num_fewshot=num_fewshot,
-            limit=limit,
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
             task_manager=manager,
             bootstrap_iters=bootstrap_iters,
         )

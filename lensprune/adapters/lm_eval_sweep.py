@@ -59,7 +59,7 @@ def sweep_lm_eval(
     Raises:
         UserError: lm-eval is not installed, an unknown task, or whatever else the user can mend.
     """
-    from lensprune.adapters.lm_eval import run_lm_eval_tasks
+    from lensprune.adapters.lm_eval import LmEvalOptions, run_lm_eval_tasks
 
     executor_info(executor)
     wants_reference = ablation_kind(variants.kind).reference is not None
@@ -73,20 +73,14 @@ def sweep_lm_eval(
         prompts = text_prompts(hooked, text, str(reference))
         collected = collect_reference(hooked, prompts, chosen, mode=mean_mode, donor_seed=seed)  # type: ignore[arg-type]
     with progress_bar(shown=progress) as bar:
-
-        def advance(rows: int) -> None:
-            bar.update(rows)
-
         results = run_lm_eval_tasks(
             hooked,
             names,
             chosen,
             make_executor(executor, hooked, batch_tokens, memory),
-            limit=limit,
-            num_fewshot=shots,
-            out=out,
+            LmEvalOptions(limit, shots, out=out),
             reference=collected,
-            progress=advance,
+            progress=bar.update,
         )
     return metric_table(results)
 

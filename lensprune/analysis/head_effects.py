@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jaxtyping import Float, Int
 
 from lensprune.ablation.variants import CLEAN
@@ -25,7 +27,7 @@ lead over the best other option, nats. The last two do not exist under ``generat
 class ItemEffects:
     """`differences[i, p]`: measure of item i with part p removed, minus the clean model's; negative: p was needed.
 
-    `layers`, `heads`: place of each part (head −1 for a whole branch). `dropped`: items left out because a value is
+    `layers`, `heads`: place of each part (no head for a whole branch). `dropped`: items left out because a value is
     not finite; `item_ids`: the others, in order. `at_chance`: the clean model does not beat guessing on these items.
     """
 
@@ -34,7 +36,7 @@ class ItemEffects:
     measure: str
     variants: tuple[str, ...]
     layers: tuple[int, ...]
-    heads: tuple[int, ...]
+    heads: tuple[int | None, ...]
     differences: Float[np.ndarray, "item part"]
     clusters: Int[np.ndarray, " item"] | None
     dropped: int
@@ -71,53 +73,78 @@ def read_effects(
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
     where = f"{task} under {protocol}"
-    finished = outcomes.finished(task, protocol)
-    clean_key = CellKey(CLEAN.name, task, protocol)
-    if clean_key not in finished:
-        raise UserError(f"the clean model is not measured yet on {where}: finish the run first")
-    clean = outcomes.cell(clean_key, list(dict.fromkeys(["item_id", measure, "cluster", "correct", "chance"])))
-    kept, facts, columns = [], [], []
-    for key in finished:
-        if key == clean_key:
-            continue
-        cell = outcomes.cell(key, ["item_id", measure, "component", "layer", "head", "ablation"])
-        first = {c: cell.column(c)[0].as_py() for c in ("component", "layer", "head", "ablation")} if len(cell) else {}
-        if first.get("component") != component or first.get("layer") is None:
-            continue
-        if ablation not in (None, first["ablation"]):
-            continue
-        if not cell.column("item_id").combine_chunks().equals(clean.column("item_id").combine_chunks()):
-            raise LensPruneError(f"records of {key.variant} and {CLEAN.name} on {where} hold different items")
-        kept.append(key.variant)
-        facts.append(first)
-        columns.append(cell.column(measure).to_numpy(zero_copy_only=False).astype(float))
-    kinds = sorted({str(fact["ablation"]) for fact in facts})
-    if not kept:
+    clean = _clean_cell(outcomes, task, protocol, measure)
+    parts = [
+        _checked_part(key.variant, cell, clean, measure, where)
+        for key in outcomes.finished(task, protocol)
+        if key.variant != CLEAN.name
+        and _is_removed((cell := outcomes.cell(key, [*_PART_COLUMNS, "item_id", measure])), component, ablation)
+    ]
+    if not parts:
         raise UserError(f"no {component} was removed{f' by {ablation}' if ablation else ''} on {where}")
+    kinds = sorted({part.ablation for part in parts})
     if len(kinds) > 1:
         raise UserError(f"{component}s were removed in several ways on {where}: choose ablation {' or '.join(kinds)}")
-    base = clean.column(measure).to_numpy(zero_copy_only=False).astype(float)
-    if np.isnan(base).all():
+    before = _numbers(clean, measure)
+    if np.isnan(before).all():
         raise UserError(f"{protocol} gives no {measure}: use measure 'correct'")
-    differences = np.stack(columns, axis=1) - base[:, None]
+    differences = np.stack([part.values for part in parts], axis=1) - before[:, None]
     finite = np.isfinite(differences).all(axis=1)
     names = clean.column("cluster").to_pandas()
-    clusters = pd.factorize(names)[0][finite] if names.notna().all() else None
     return ItemEffects(
         task=task,
         protocol=protocol,
         measure=measure,
-        variants=tuple(kept),
-        layers=tuple(int(fact["layer"]) for fact in facts),
-        heads=tuple(-1 if fact["head"] is None else int(fact["head"]) for fact in facts),
+        variants=tuple(part.variant for part in parts),
+        layers=tuple(part.layer for part in parts),
+        heads=tuple(part.head for part in parts),
         differences=differences[finite],
-        clusters=clusters,
+        clusters=pd.factorize(names)[0][finite] if names.notna().all() else None,
         dropped=int((~finite).sum()),
-        at_chance=at_chance(
-            clean.column("correct").to_numpy(zero_copy_only=False).astype(bool),
-            clean.column("chance").to_numpy(zero_copy_only=False),
-        ),
+        at_chance=at_chance(_numbers(clean, "correct").astype(bool), _numbers(clean, "chance")),
         item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[finite]),
+    )
+
+
+_PART_COLUMNS = ("component", "layer", "head", "ablation")
+
+
+@dataclass(frozen=True)
+class _RemovedPart:
+    """Where a part is (no head for a whole branch), how it was removed, and the measure on each item without it."""
+
+    variant: str
+    layer: int
+    head: int | None
+    ablation: str
+    values: Float[np.ndarray, " item"]
+
+
+def _numbers(cell: pa.Table, column: str) -> Float[np.ndarray, " item"]:
+    return cast(np.ndarray, cell.column(column).to_numpy(zero_copy_only=False).astype(float))
+
+
+def _clean_cell(outcomes: Outcomes, task: str, protocol: str, measure: str) -> pa.Table:
+    key = CellKey(CLEAN.name, task, protocol)
+    if key not in outcomes.finished(task, protocol):
+        raise UserError(f"the clean model is not measured yet on {task} under {protocol}: finish the run first")
+    return outcomes.cell(key, list(dict.fromkeys(["item_id", measure, "cluster", "correct", "chance"])))
+
+
+def _is_removed(cell: pa.Table, component: str, ablation: str | None) -> bool:
+    """Whether the cell is of a removed part of one layer, of this kind and removed in this way."""
+    if not len(cell) or cell.column("layer")[0].as_py() is None:
+        return False
+    kind, how = (cell.column(name)[0].as_py() for name in ("component", "ablation"))
+    return bool(kind == component and ablation in (None, how))
+
+
+def _checked_part(variant: str, cell: pa.Table, clean: pa.Table, measure: str, where: str) -> _RemovedPart:
+    if not cell.column("item_id").combine_chunks().equals(clean.column("item_id").combine_chunks()):
+        raise LensPruneError(f"records of {variant} and {CLEAN.name} on {where} hold different items")
+    layer, head, ablation = (cell.column(name)[0].as_py() for name in _PART_COLUMNS[1:])
+    return _RemovedPart(
+        variant, int(layer), None if head is None else int(head), str(ablation), _numbers(cell, measure)
     )
 
 

@@ -51,6 +51,7 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
     place = {pair: i for i, pair in enumerate(zip(heads.layers, heads.heads, strict=True))}
     rows, interactions = [], []
     for index, (layer, group) in enumerate(zip(groups.layers, groups.heads, strict=True)):
+        assert group is not None
         members = range(group * group_size, (group + 1) * group_size)
         if not all((layer, head) in place for head in members):
             continue

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from einops import einsum, repeat
 from jaxtyping import Float
 
+from lensprune.ablation.components import Head
 from lensprune.attribution.mean_se import MeanSE
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.readout import linear_read_out, tolerance_of
@@ -72,7 +74,8 @@ class DirectAttribution:
         means = MeanSE(len(distinct))
         means.add(sums)
         first = self.parts[~names.duplicated()].reset_index(drop=True)
-        frame = first.assign(part=distinct, head=first["head"] if unit == "head" else -1)
+        heads = first["head"] if unit == "head" else pd.Series(pd.NA, index=first.index, dtype="Int64")
+        frame = first.assign(part=distinct, head=heads)
         return frame.assign(value=means.mean, standard_error=means.standard_error)
 
 
@@ -109,11 +112,12 @@ def direct_logit_attribution(
 
 
 def _parts(model: HookedModel) -> pd.DataFrame:
-    rows: list[tuple[str, int, int]] = [("embed", -1, -1)]
+    rows: list[tuple[str, int, int | None]] = [("embed", -1, None)]
     for layer in range(model.facts.n_layers):
-        rows += [(f"L{layer}.H{head}", layer, head) for head in range(model.facts.n_heads)]
-        rows += [(f"L{layer}.attention_bias", layer, -1), (f"L{layer}.mlp", layer, -1)]
-    return pd.DataFrame([*rows, ("bias", -1, -1)], columns=["part", "layer", "head"])
+        rows += [(Head(layer, head).label, layer, head) for head in range(model.facts.n_heads)]
+        rows += [(f"L{layer}.attention_bias", layer, None), (f"L{layer}.mlp", layer, None)]
+    frame = pd.DataFrame([*rows, ("bias", -1, None)], columns=["part", "layer", "head"])
+    return frame.astype({"head": "Int64"})
 
 
 def _names(model: HookedModel) -> list[str]:
@@ -178,7 +182,8 @@ def head_writes(
     model: HookedModel, layer: int, z: Float[torch.Tensor, "*rows head d_head"]
 ) -> Float[torch.Tensor, "*rows head d_model"]:
     """What each head adds to the residual stream; a norm behind attention is held at the scale of this input."""
-    heads = torch.einsum("...hd,hdm->...hm", z, output_weights(model, layer).to(z.dtype))
+    weights = output_weights(model, layer).to(z.dtype)
+    heads = einsum(z, weights, "... head d_head, head d_head d_model -> ... head d_model")
     block = block_of(model, layer)
     if "ln1_post" not in block._modules:
         return heads
@@ -248,12 +253,13 @@ def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, 
         if "ln1_post" in block_of(hooked, layer)._modules:
             raise UserError(f"{facts.architecture} norms the sum of its heads: it can't be split by source token")
         pattern, v, z, attention, mlp, before, after = (kept[f"blocks.{layer}.{hook}"] for hook in _SOURCE_HOOKS)
-        values = v[0].repeat_interleave(facts.heads_per_group, dim=1)
-        weighted = pattern[0, :, -1, :, None] * values.transpose(0, 1)
+        values = repeat(v[0], "key kv_head d_head -> key (kv_head group) d_head", group=facts.heads_per_group)
+        weighted = einsum(pattern[0, :, -1], values, "head key, key head d_head -> head key d_head")
         check_sum(weighted.sum(1), z[0, -1])
         check_sum(before + attention + mlp, after)
         check_attention(hooked, layer, attention, z)
-        written = torch.einsum("hsd,hdm->hsm", weighted, output_weights(hooked, layer).detach())
+        weights = output_weights(hooked, layer).detach()
+        written = einsum(weighted, weights, "head key d_head, head d_head d_model -> head key d_model")
         by_position = (norm.apply(written, scale) * direction).sum(-1).tolist()
         for own_layer, head in chosen:
             if own_layer == layer:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from einops import einsum
 from jaxtyping import Float
 
 from lensprune.attribution.graph import EdgeGraph, ReaderGroup
@@ -117,5 +118,9 @@ def _add_scores(
         gradients = torch.autograd.grad(metric, [activation for _, activation in inputs])
     for (group, _), gradient in zip(inputs, gradients, strict=True):
         per_reader = gradient if group.per_head else gradient[:, :, None]
-        found = torch.einsum("wbsd,bshd->wh", difference[: group.writers], per_reader.to(difference.dtype))
-        values[: group.writers, group.start : group.stop] += found.double().cpu()
+        products = einsum(
+            difference[: group.writers],
+            per_reader.to(difference.dtype),
+            "writer row pos d_model, row pos reader d_model -> writer reader",
+        )
+        values[: group.writers, group.start : group.stop] += products.double().cpu()

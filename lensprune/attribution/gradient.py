@@ -64,7 +64,7 @@ def attribution_patching(
             products[name] = product if by_position else product.sum(1, keepdim=True)
         for place, target in enumerate(chosen):
             at_site = products[hook_of(target.site, target.layer)][:, max(target.position, 0)]
-            means.add((at_site if target.head < 0 else at_site[:, target.head])[None], place)
+            means.add((at_site if target.head is None else at_site[:, target.head])[None], place)
     n = len(pairs)
     return effects_table(chosen, means, base_total / n, source_total / n)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
+from lensprune.ablation.components import Head
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import ModelFacts
 
@@ -58,7 +59,7 @@ class EdgeGraph:
         """Names of the writers, in order of depth."""
         names = ["embed"]
         for layer in range(self.n_layers):
-            names += [f"L{layer}.H{head}" for head in range(self.n_heads)] + [f"L{layer}.mlp"]
+            names += [Head(layer, head).label for head in range(self.n_heads)] + [f"L{layer}.mlp"]
         return tuple(names)
 
     @cached_property
@@ -67,7 +68,7 @@ class EdgeGraph:
         kv = "H" if self.n_key_value_heads == self.n_heads else "KV"
         names = []
         for layer in range(self.n_layers):
-            names += [f"L{layer}.H{head}.q" for head in range(self.n_heads)]
+            names += [f"{Head(layer, head).label}.q" for head in range(self.n_heads)]
             names += [f"L{layer}.{kv}{group}.{slot}" for slot in "kv" for group in range(self.n_key_value_heads)]
             names.append(f"L{layer}.mlp")
         return (*names, "logits")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from einops import repeat
 
 from lensprune.attribution.mean_se import MeanSE
 from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
@@ -119,7 +120,7 @@ def _patched(
             for place, target in by_name[name]:
                 rows = slice(place * n, (place + 1) * n)
                 where: tuple[Any, ...] = (slice(None), slice(None) if target.position < 0 else target.position)
-                if target.head >= 0:
+                if target.head is not None:
                     where = (*where, target.head)
                 changed[rows][where] = donors[name][where]
             return changed
@@ -130,8 +131,8 @@ def _patched(
         logits = run_from(
             model,
             chunk[0].layer,
-            residual.repeat(len(chunk), 1, 1),
-            base.repeat(len(chunk), 1),
+            repeat(residual, "pair pos d_model -> (patch pair) pos d_model", patch=len(chunk)),
+            repeat(base, "pair pos -> (patch pair) pos", patch=len(chunk)),
             [(name, edit_hook(patch(name))) for name in by_name],
         )
     return torch.stack([batch.metric(part) for part in logits.split(n)])

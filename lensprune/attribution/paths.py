@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from einops import repeat
 
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.attribution.mean_se import MeanSE
@@ -47,7 +48,7 @@ def path_patching(
         progress: called with the number of finished (sender, pair) patches.
 
     Returns:
-        sender, layer, head (−1 for embedding and MLPs), receiver, effect: mean over pairs of metric(patched) −
+        sender, layer, head (NA for embedding and MLPs), receiver, effect: mean over pairs of metric(patched) −
         metric(clean), logits; standard_error of that mean (NaN for one pair); strongest first.
 
     Raises:
@@ -84,9 +85,9 @@ def path_patching(
             out = replace_edges(
                 hooked,
                 graph,
-                batch.clean.repeat(len(chunk), 1),
-                chunk.repeat_interleave(n, dim=0),
-                corrupt.repeat(1, len(chunk), 1, 1),
+                repeat(batch.clean, "pair pos -> (sender pair) pos", sender=len(chunk)),
+                repeat(chunk, "sender writer reader -> (sender pair) writer reader", pair=n),
+                repeat(corrupt, "writer pair pos d_model -> writer (sender pair) pos d_model", sender=len(chunk)),
             )
             metrics = torch.stack([batch.metric(part) for part in out.split(n)])
             means.add(metrics.double() - base, start)
@@ -95,16 +96,16 @@ def path_patching(
     effects = {"effect": means.mean, "standard_error": means.standard_error}
     frame = pd.DataFrame({"sender": list(senders), "receiver": receiver, **effects})
     frame.insert(1, "layer", [_place(sender)[0] for sender in senders])
-    frame.insert(2, "head", [_place(sender)[1] for sender in senders])
+    frame.insert(2, "head", pd.Series([_place(sender)[1] for sender in senders], dtype="Int64"))
     order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
     return frame.loc[order].reset_index(drop=True)
 
 
-def _place(name: str) -> tuple[int, int]:
+def _place(name: str) -> tuple[int, int | None]:
     parts = name.split(".")
     if len(parts) == 1:
-        return -1, -1
-    return int(parts[0][1:]), int(parts[1][1:]) if parts[1].startswith("H") else -1
+        return -1, None
+    return int(parts[0][1:]), int(parts[1][1:]) if parts[1].startswith("H") else None
 
 
 def path_effect(model: Any, pairs: Sequence[PromptPair], path: Sequence[str]) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lensprune.ablation.components import Head
 from lensprune.attribution import (
     PromptPair,
     activation_patching,
@@ -279,11 +280,7 @@ def attribution_report(
     total = passes(method, hooked, len(pairs), options)
     shown = progress and total is not None
     with progress_bar(shown=shown, total=total, unit="pass", description=method) as bar:
-
-        def advance(passes: int) -> None:
-            bar.update(passes)
-
-        result = METHODS[method](hooked, pairs, options, advance)
+        result = METHODS[method](hooked, pairs, options, bar.update)
     if not preference.resolved:
         for table in result.tables.values():
             if "share" in table:
@@ -310,7 +307,7 @@ def _shown(result: _MethodResult, most: int) -> str:
 
 
 def _part(site: str, layer: int, head: int) -> str:
-    return f"L{layer}.{site}" if head < 0 else f"L{layer}.H{head}"
+    return f"L{layer}.{site}" if pd.isna(head) else Head(layer, head).label
 
 
 def _cell(column: str, value: object) -> str:

@@ -24,11 +24,11 @@ _HOOKS = {"resid": "hook_resid_pre", "attention": "hook_attn_out", "mlp": "hook_
 
 
 class PatchTarget(NamedTuple):
-    """One patch; head −1: the whole activation, position −1: every position."""
+    """One patch; without a head, of the whole activation; position −1: every position."""
 
     site: SiteName
     layer: int
-    head: int
+    head: int | None
     position: int
 
 
@@ -54,15 +54,15 @@ def targets(facts: ModelFacts, sites: Sequence[SiteName], positions: int | None)
         PatchTarget(site, layer, head, position)
         for site in sites
         for layer in range(facts.n_layers)
-        for head in (range(facts.n_heads) if site == "head" else (-1,))
+        for head in (range(facts.n_heads) if site == "head" else (None,))
         for position in places
     ]
 
 
 def effects_table(targets: Sequence[PatchTarget], effects: MeanSE, base: float, source: float) -> pd.DataFrame:
-    """site, layer, head, position, effect, standard_error, share: effect over the metric's change from base to source
-    run (NaN where that is 0)."""
-    frame = pd.DataFrame(targets, columns=["site", "layer", "head", "position"])
+    """site, layer, head (or NA), position, effect, standard_error, share: effect over the metric's change from base to
+    source run (NaN where that is 0)."""
+    frame = pd.DataFrame(targets, columns=["site", "layer", "head", "position"]).astype({"head": "Int64"})
     frame["effect"] = effects.mean
     frame["standard_error"] = effects.standard_error
     gap = source - base

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 
 from lensprune.attribution.dla import check_sum
@@ -33,7 +34,7 @@ def writer_hooks(model: HookedModel, graph: EdgeGraph, put: Callable[[int, torch
         weights = output_weights(model, layer).detach()
 
         def heads(z: torch.Tensor, weights: torch.Tensor = weights) -> torch.Tensor:
-            return torch.einsum("bshd,hdm->hbsm", z, weights.to(z.dtype))
+            return einsum(z, weights.to(z.dtype), "row pos head d_head, head d_head d_model -> head row pos d_model")
 
         first = graph.first_writer(layer)
         hooks.append((f"blocks.{layer}.attn.hook_z", edit_hook(look(first, heads))))
@@ -91,7 +92,8 @@ def replace_edges(
 
         def edit(activation: torch.Tensor) -> torch.Tensor:
             change = replacement[: group.writers] - current[: group.writers]
-            added = torch.einsum("rwh,wrsd->rshd", mask.expand(change.shape[1], -1, -1), change)
+            each = mask.expand(change.shape[1], -1, -1)
+            added = einsum(each, change, "row writer reader, writer row pos d_model -> row pos reader d_model")
             return activation + (added if group.per_head else added[:, :, 0])
 
         return edit

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.divergence.scores import FIDELITY_COLUMNS, fidelity_items, fidelity_row
 from lensprune.engine import make_executor
@@ -21,6 +20,7 @@ from lensprune.errors import LensPruneError, UserError
 from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
+from lensprune.sweeps.cells import reference_of
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import Condition, check_before_loading, conditions_of, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
@@ -123,8 +123,7 @@ def read_answers(
     loaded, text = check_before_loading(options)
     hooked = open_model(model, **option_values(options, Loading, Splitting))
     changed = tuple(v for v in resolved_variants(hooked.facts, options) if not v.is_clean)
-    wants_reference = [v for v in changed if v.needs_reference]
-    conditions = conditions_of(hooked, loaded, options, text, with_reference=bool(wants_reference))
+    conditions = conditions_of(hooked, loaded, options, text, with_reference=any(v.needs_reference for v in changed))
     runner = make_executor(options.executor, hooked, options.batch_tokens, options.memory)
     readings = []
     bar: Any
@@ -136,17 +135,7 @@ def read_answers(
             [clean] = runner.run(cell.requests, [CLEAN], progress=bar.update)
             generated = time.perf_counter() - began
             item_ids, answers = _answers(hooked.tokenizer, cell, clean.responses, whole)
-            reference = (
-                collect_reference(
-                    hooked,
-                    cell.reference_prompts,
-                    wants_reference,
-                    mode=options.mean_mode,  # type: ignore[arg-type]
-                    donor_seed=options.seed,
-                )
-                if wants_reference
-                else None
-            )
+            reference = reference_of(hooked, cell, changed, options)
             began = time.perf_counter()
             clean_trace, *others = trace_tokens(
                 hooked, answers, [CLEAN, *changed], reference=reference, executor=runner.name, progress=bar.update

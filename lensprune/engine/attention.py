@@ -58,14 +58,11 @@ def _attend_with_plan(
     value: torch.Tensor,
     attention_mask: AttentionPlan,
     scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    settings = AttentionSettings(scaling, sliding_window, softcap, sinks=s_aux is not None)
+    sinks = kwargs.get("s_aux") is not None
+    settings = AttentionSettings(scaling, kwargs.get("sliding_window"), kwargs.get("softcap"), sinks=sinks)
     # Contiguous, as from transformers' own functions: AFMoE takes a view of it.
     return attention_mask.attend(query[0], key[0], value[0], settings)[None].contiguous(), None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import each_head
@@ -54,7 +56,8 @@ def importance_agreement(
 ) -> Agreement:
     """Remove every head in several ways, estimate the same removals, and compare the rankings.
 
-    The measure is the margin, in nats; under ``generate`` measured effects are Δμ, estimates those of the clean text.
+    The measure is the margin of the right answer's log-probability, in nats; under ``generate`` measured effects are
+    Δμ, estimates those of the clean text.
 
     Args:
         ablations: ways of removal; ``optimal`` is measured but never estimated.
@@ -70,38 +73,33 @@ def importance_agreement(
         raise UserError("agreement is between ways of removing heads: give two ablations, or one with its estimate")
     hooked = as_hooked_model(model)
     variants = {kind: each_head(hooked, kind, layers) for kind in ablations}
-    run = sweep(hooked, tasks, protocols, [v for of_kind in variants.values() for v in of_kind], **options)
+    removals = [variant for of_kind in variants.values() for variant in of_kind]
+    run = sweep(hooked, tasks, protocols, removals, **options)
     kept = {name: value for name, value in options.items() if name not in ("progress", "out")}
-    job = prepare(
-        hooked,
-        SweepOptions(
-            tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-            protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
-            variants=tuple(v for of_kind in variants.values() for v in of_kind),
-            **kept,
-        ),
-    )
+    job = prepare(hooked, SweepOptions.given(tasks, protocols, removals, **kept))
     executor = make_executor("forked", hooked)
     frames, rows = [], []
     for condition, (task, protocol) in zip(job.conditions, run.cells, strict=True):
         measure = protocol_named(protocol).measure
-        columns = {}
-        for kind in ablations:
-            [cell_effects] = run.effects(task, protocol, ablation=kind, measure=measure)
-            columns[kind] = cell_effects.effects
+        ways = {kind: run.effects(task, protocol, ablation=kind, measure=measure)[0].effects for kind in ablations}
         for kind in estimated:
-            reference = reference_of(job, condition, variants[kind])
-            columns[f"estimate:{kind}"] = estimated_effects(hooked, condition, variants[kind], executor, reference)
+            reference = reference_of(hooked, condition, variants[kind], job.options)
+            ways[f"estimate:{kind}"] = estimated_effects(hooked, condition, variants[kind], executor, reference)
         heads = variants[ablations[0]]
         place = {"task": task, "protocol": protocol, "layer": [v.layer for v in heads], "head": [v.head for v in heads]}
-        frames.append(pd.DataFrame({**place, **columns}))
-        for a, b in combinations(columns, 2):
-            rho, p_value = spearman(columns[a], columns[b])
-            size = min(k, len(heads))
-            _, _, shared, jaccard, expected, jaccard_p = jaccard_top_k(columns[a], columns[b], size)
-            rows.append([task, protocol, a, b, rho, p_value, size, shared, jaccard, expected, jaccard_p])
-    names = [
-        "task", "protocol", "way_a", "way_b", "spearman", "spearman_p", "k", "shared", "jaccard", "jaccard_expected",
-        "jaccard_p",
-    ]  # fmt: skip
-    return Agreement(pd.concat(frames, ignore_index=True), pd.DataFrame(rows, columns=names), run)
+        frames.append(pd.DataFrame({**place, **ways}))
+        rows += [[task, protocol, *row] for row in _compared(ways, min(k, len(heads)))]
+    return Agreement(pd.concat(frames, ignore_index=True), pd.DataFrame(rows, columns=_COLUMNS), run)
+
+
+_COLUMNS = [
+    "task", "protocol", "way_a", "way_b", "spearman", "spearman_p", "k", "shared", "jaccard", "jaccard_expected",
+    "jaccard_p",
+]  # fmt: skip
+
+
+def _compared(ways: Mapping[str, Float[np.ndarray, " head"]], k: int) -> Iterator[list[Any]]:
+    """How far each two ways of measuring agree: the columns of `Agreement.table` from ``way_a`` on."""
+    for a, b in combinations(ways, 2):
+        _, _, shared, jaccard, expected, jaccard_p = jaccard_top_k(ways[a], ways[b], k)
+        yield [a, b, *spearman(ways[a], ways[b]), k, shared, jaccard, expected, jaccard_p]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
+from einops import reduce
 from jaxtyping import Float, Int
 
 from lensprune.errors import UserError
@@ -49,16 +50,16 @@ def measure_attention_stats(model: HookedModel, options: ScoreOptions) -> Measur
     sums: dict[str, torch.Tensor] = defaultdict(
         lambda: torch.zeros(model.facts.n_layers, model.facts.n_heads, dtype=torch.float64)
     )
-    queries = 0
+    queries, over_keys = 0, "row head query key -> head"
 
     def read(layer: int, pattern: Float[torch.Tensor, "row head query key"]) -> None:
         attention = pattern[:, :, 1:].double()
         size = pattern.shape[-1]
-        sums["attention_sink"][layer] += attention[..., 0].sum((0, 2)).cpu()
-        sums["attention_entropy"][layer] += torch.special.entr(attention).sum((0, 2, 3)).cpu()
+        sums["attention_sink"][layer] += reduce(attention[..., 0], "row head query -> head", "sum").cpu()
+        sums["attention_entropy"][layer] += reduce(torch.special.entr(attention), over_keys, "sum").cpu()
         places = torch.arange(size, device=pattern.device)
         distance = (places[1:, None] - places[None]).clamp(min=0).double()
-        sums["attention_distance"][layer] += (attention * distance).sum((0, 2, 3)).cpu()
+        sums["attention_distance"][layer] += reduce(attention * distance, over_keys, "sum").cpu()
 
     for rows in _texts(model, options):
         read_patterns(model, rows, read)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,7 +21,7 @@ class ScoreOptions:
 
     `sequences`, `length`: how many sequences of random tokens, and tokens of the half that is repeated (``None``: up to
     50, as far as context and vocabulary allow). `texts`: prompts for the attention sink, entropy and distance; ``None``
-    takes the random sequences. `limit`, `shots`, `data_dir`: of the tasks behind retrieval and arithmetic scores.
+    takes the random sequences. `limit`, `shots`: of the tasks behind retrieval and arithmetic scores.
     """
 
     sequences: int = 8
@@ -30,7 +29,6 @@ class ScoreOptions:
     texts: Sequence[str] | None = None
     limit: int = 20
     shots: int | None = None
-    data_dir: Path | None = None
     seed: int = 0
 
 

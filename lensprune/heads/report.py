@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lensprune.ablation.components import Head
 from lensprune.heads.figures.kinds import UNIT_SCORES
 from lensprune.heads.scores import SCORES, head_scores
 from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
@@ -96,7 +97,7 @@ def _top(scores: pd.DataFrame, most: int) -> str:
     best = top_heads(scores, most)
     for name in dict.fromkeys(scores["score"]):
         strongest = best[best["score"] == name]
-        named = "  ".join(f"L{r.layer}.H{r.head} {r.value:.2f}" for r in strongest.itertuples())
+        named = "  ".join(f"{Head(r.layer, r.head).label} {r.value:.2f}" for r in strongest.itertuples())
         rows.append([str(name), named or "not measured"])
     return aligned(rows)
 
@@ -132,6 +133,6 @@ def _strongest(joined: pd.DataFrame, most: int) -> str:
         rows = [["head", "Δμ", *scores]]
         for row in group.sort_values("delta", kind="stable").head(most).to_dict("records"):
             values = [f"{row[name]:.2f}" for name in scores]
-            rows.append([f"L{row['layer']}.H{row['head']}", f"{row['delta']:+.3f}", *values])
+            rows.append([Head(row["layer"], row["head"]).label, f"{row['delta']:+.3f}", *values])
         parts.append(title + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines()))
     return "\n\n".join(parts)

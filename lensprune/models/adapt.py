@@ -14,7 +14,7 @@ from lensprune.models.base import BosPolicy, HookedModel
 from lensprune.models.boot import ADAPTER_ATTRIBUTE, attach
 from lensprune.models.bridge import BridgeModel
 from lensprune.models.current import check_no_hooks, up_to_date, user_hooks
-from lensprune.models.facts import hash_weights, model_facts
+from lensprune.models.facts import Origin, hash_weights, model_facts
 from lensprune.models.hooked_transformer import (
     HookedTransformerModel,
     adapt_hooked_transformer,
@@ -135,16 +135,13 @@ def _adapt_bridge(bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase 
     parameter = next(bridge.original_model.parameters())
     name = str(bridge.cfg.model_name)
     facts = model_facts(
-        name=name,
-        source="user",
-        architecture=str(bridge.cfg.architecture),
-        cfg=bridge.cfg,
-        config=getattr(bridge.original_model, "config", None),
-        tokenizer=tokenizer,
+        Origin(name, "user", str(bridge.cfg.architecture), hash_weights(bridge.original_model.state_dict())),
+        bridge.cfg,
+        getattr(bridge.original_model, "config", None),
+        tokenizer,
         dtype=parameter.dtype,
         device=str(parameter.device),
         bos=bos,
-        weights_hash=hash_weights(bridge.original_model.state_dict()),
     )
     adapter = BridgeModel(bridge, tokenizer, facts)
     check_hook_points(adapter)

@@ -14,7 +14,7 @@ from lensprune.errors import LensPruneError, UserError, first_line
 from lensprune.models.base import BosPolicy
 from lensprune.models.bridge import BridgeModel, unhooked_copy
 from lensprune.models.current import remember_weights
-from lensprune.models.facts import hash_weights, model_facts
+from lensprune.models.facts import Origin, hash_weights, model_facts
 from lensprune.models.no_install import nothing_installed
 from lensprune.models.self_check import check_hook_points
 from lensprune.models.tokenizers import check_bos_policy
@@ -63,16 +63,13 @@ def boot_bridge(
         )
     bridge.cfg.model_name = name
     facts = model_facts(
-        name=name,
-        source=source,
-        architecture=architecture,
-        cfg=bridge.cfg,
-        config=hf_model.config,
-        tokenizer=tokenizer,
+        Origin(name, source, architecture, weights_hash),
+        bridge.cfg,
+        hf_model.config,
+        tokenizer,
         dtype=parameter.dtype,
         device=str(parameter.device),
         bos=bos,
-        weights_hash=weights_hash,
     )
     with wrapping(architecture, name), nothing_installed():
         adapter = BridgeModel(bridge, tokenizer, facts, twin)

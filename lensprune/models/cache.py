@@ -18,7 +18,6 @@ from lensprune.errors import UserError
 __all__ = ["cache_root", "hash_file", "read_manifest", "store", "verify"]
 
 MANIFEST = "lensprune-manifest.json"
-_CHUNK = 1 << 22
 
 
 def cache_root() -> Path:
@@ -28,12 +27,9 @@ def cache_root() -> Path:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file, read in chunks."""
-    digest = hashlib.sha256()
+    """sha256 of a file."""
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def store(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:

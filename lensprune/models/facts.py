@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -16,31 +16,35 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from lensprune.models.base import BosPolicy, ModelFacts
 from lensprune.models.tokenizers import hash_tokenizer
 
-__all__ = ["context_length", "hash_config", "hash_weights", "model_facts"]
+__all__ = ["Origin", "context_length", "hash_config", "hash_weights", "model_facts"]
 
 _DEFAULT_CONTEXT = 2048
 _UNSET_TOKENIZER_LENGTH = 10**18
 
 
+class Origin(NamedTuple):
+    """Which model it is, as the facts tell; see `ModelFacts`."""
+
+    name: str
+    source: str
+    architecture: str
+    weights_hash: str
+
+
 def model_facts(
-    *,
-    name: str,
-    source: str,
-    architecture: str,
+    origin: Origin,
     cfg: Any,
     config: PretrainedConfig | None,
     tokenizer: PreTrainedTokenizerBase,
+    *,
     dtype: torch.dtype,
     device: str,
     bos: BosPolicy,
-    weights_hash: str,
 ) -> ModelFacts:
     """Collect the facts from a TransformerLens `cfg` and, where there is one, the Hugging Face `config`."""
     n_heads = int(cfg.n_heads)
     return ModelFacts(
-        name=name,
-        source=source,
-        architecture=architecture,
+        **origin._asdict(),
         n_layers=int(cfg.n_layers),
         n_heads=n_heads,
         n_key_value_heads=int(getattr(cfg, "n_key_value_heads", None) or n_heads),
@@ -51,7 +55,6 @@ def model_facts(
         dtype=str(dtype).removeprefix("torch."),
         device=device,
         bos_policy=bos,
-        weights_hash=weights_hash,
         config_hash=hash_config(config if config is not None else cfg),
         tokenizer_hash=hash_tokenizer(tokenizer),
         parallel_attn_mlp=bool(getattr(cfg, "parallel_attn_mlp", False)),

@@ -18,7 +18,7 @@ from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import BosPolicy, ModelFacts, NamedHook
 from lensprune.models.boot import ADAPTER_ATTRIBUTE, tokenizer_for_boot
 from lensprune.models.current import remember_weights
-from lensprune.models.facts import context_length, hash_weights, model_facts
+from lensprune.models.facts import Origin, context_length, hash_weights, model_facts
 from lensprune.models.self_check import check_hook_points
 from lensprune.models.sources.base import LoadedModel
 from lensprune.models.tokenizers import check_bos_policy
@@ -222,16 +222,13 @@ def _facts(
     weights_hash: str,
 ) -> ModelFacts:
     return model_facts(
-        name=name,
-        source=source,
-        architecture=architecture,
-        cfg=model.cfg,
-        config=None,
-        tokenizer=tokenizer,
+        Origin(name, source, architecture, weights_hash),
+        model.cfg,
+        None,
+        tokenizer,
         dtype=model.cfg.dtype,
         device=str(model.cfg.device),
         bos=bos,
-        weights_hash=weights_hash,
     )
 
 

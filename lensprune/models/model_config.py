@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lensprune.errors import UserError
 from lensprune.models.base import BosPolicy, ModelFacts
-from lensprune.models.facts import model_facts
+from lensprune.models.facts import Origin, model_facts
 from lensprune.models.gguf.config import gguf_config
 from lensprune.models.gguf.header import read_gguf
 from lensprune.models.gguf.tokenizer import gguf_tokenizer
@@ -59,10 +59,8 @@ def load_model_config(
     config = skeleton.config
     text = getattr(config, "text_config", None) or config
     facts = model_facts(
-        name=display_name(name_or_path),
-        source="configuration",
-        architecture=type(skeleton).__name__,
-        cfg=SimpleNamespace(
+        Origin(display_name(name_or_path), "configuration", type(skeleton).__name__, ""),
+        SimpleNamespace(
             n_layers=text.num_hidden_layers,
             n_heads=text.num_attention_heads,
             n_key_value_heads=getattr(text, "num_key_value_heads", None),
@@ -70,12 +68,11 @@ def load_model_config(
             d_model=text.hidden_size,
             d_vocab=text.vocab_size,
         ),
-        config=config,
-        tokenizer=tokenizer,
+        config,
+        tokenizer,
         dtype=dtype,
         device=device,
         bos=bos,
-        weights_hash="",
     )
     return ModelConfig(facts, tokenizer, config, skeleton)
 

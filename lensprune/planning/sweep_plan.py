@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +16,11 @@ from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.engine.registry import executor_info
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel, ModelFacts
+from lensprune.models.base import HookedModel
 from lensprune.models.load import parse_dtype
-from lensprune.models.model_config import load_model_config
+from lensprune.models.model_config import ModelConfig, load_model_config
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
-from lensprune.planning.memory import peak_memory
+from lensprune.planning.memory import Memory, peak_memory
 from lensprune.planning.result import Plan, PlannedCell
 from lensprune.planning.shape import ModelShape, model_shape
 from lensprune.planning.shared import shared_cost
@@ -79,60 +79,107 @@ def plan(
     options = SweepOptions.given(**option_values(locals(), SweepOptions))
     if not isinstance(model, (str, Path)):
         raise UserError("a plan needs a model's name or path, not a loaded model: its weights are not looked at")
-    executor = options.executor
     given_speed = _given_speed(flops, bandwidth)
-    shares_work = executor_info(executor).shares_work
-    if out is not None:
-        check_out_folder(Path(out))
-    text = None if str(reference) == FEWSHOT else read_reference_text(reference)
-    loaded = load_tasks(options)
-    number = parse_dtype(dtype or "float32")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(place)
-    model_config = load_model_config(model, dtype=number, device=place, bos=cast(Any, bos or "tokenizer"))
-    shape = model_shape(model_config)
-    # Requests are built from the facts and the tokenizer alone, which a `ModelConfig` has like any loaded model.
-    chosen = resolved_variants(model_config.facts, options)
-    reference_wanted = any(v.needs_reference for v in chosen)
-    if screen is not None:
-        chosen = _evenly_over_depth(chosen, screen)
-    budget = budgets(model_config.facts, batch_tokens, memory)
-    weights = shape.parameters * number.itemsize
-    if shares_work and memory is None and (free := gpu_limits(model_config.facts, weights)) is not None:
-        budget = free if batch_tokens is None else replace(free, tokens=batch_tokens)
-    conditions = conditions_of(cast(HookedModel, model_config), loaded, options, text, with_reference=reference_wanted)
-    cells = tuple(
-        _cell(shape, model_config.facts, condition, chosen, budget, screened=screen is not None)
-        for condition in conditions
-    )
-    prompts = _reference_cost(shape, conditions, chosen)
-    peak = peak_memory(
-        shape,
-        model_config.facts,
-        [condition.requests for condition in conditions],
-        chosen,
-        shares_work=shares_work,
-        bytes_a_number=number.itemsize,
-        budget=budget,
-        on_cpu=place.startswith("cpu"),
-    )
-    speed = given_speed or measure_speed(shape, number, place)
-    total = sum((cell.shared if shares_work else cell.unshared for cell in cells), prompts)
+    counted = _Counted.of(model, options, None if out is None else Path(out))
+    shape, facts, number = counted.shape, counted.model_config.facts, counted.number
+    cells, references = counted.cells(), counted.references()
+    total = sum((cell.shared if counted.shares_work else cell.unshared for cell in cells), references)
+    speed = given_speed or measure_speed(shape, number, facts.device)
     planned = Plan(
-        model=model_config.facts.name,
+        model=facts.name,
         shape=shape,
-        dtype=model_config.facts.dtype,
-        device=place,
-        executor=executor,
-        n_variants=len(chosen),
+        dtype=facts.dtype,
+        device=facts.device,
+        executor=options.executor,
+        n_variants=len(counted.variants),
         cells=cells,
-        reference=prompts,
-        memory=peak,
+        reference=references,
+        memory=counted.memory(),
         speed=speed,
-        seconds=estimated_seconds(total, speed, weights),
+        seconds=estimated_seconds(total, speed, counted.weight_bytes),
         workers=options.workers,
     )
     return replace(planned, text=plan_report(planned))
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A sweep that is counted: its model by the configuration alone, what it asks, and the executor's budget."""
+
+    model_config: ModelConfig
+    shape: ModelShape
+    conditions: tuple[Condition, ...]
+    variants: tuple[Variant, ...]
+    shares_work: bool
+    budget: int | DecodeLimits | None
+    number: torch.dtype
+    screened: bool
+
+    @classmethod
+    def of(cls, model: str | Path, options: SweepOptions, out: Path | None) -> _Counted:
+        """Refuse what a sweep refuses, and build its requests."""
+        shares_work = executor_info(options.executor).shares_work
+        if out is not None:
+            check_out_folder(out)
+        text = None if str(options.reference) == FEWSHOT else read_reference_text(options.reference)
+        tasks = load_tasks(options)
+        number = parse_dtype(options.dtype or "float32")
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_device(device)
+        config = load_model_config(model, dtype=number, device=device, bos=cast(Any, options.bos or "tokenizer"))
+        shape = model_shape(config)
+        variants = resolved_variants(config.facts, options)
+        # Requests are built from the facts and the tokenizer alone, which a `ModelConfig` has like any loaded model.
+        conditions = conditions_of(
+            cast(HookedModel, config), tasks, options, text, with_reference=any(v.needs_reference for v in variants)
+        )
+        if options.screen is not None:
+            variants = _evenly_over_depth(variants, options.screen)
+        weight_bytes = shape.parameters * number.itemsize
+        budget = budgets(config.facts, options.batch_tokens, options.memory)
+        free = gpu_limits(config.facts, weight_bytes) if shares_work and options.memory is None else None
+        if free is not None:
+            budget = free if options.batch_tokens is None else replace(free, tokens=options.batch_tokens)
+        screened = options.screen is not None
+        return cls(config, shape, conditions, variants, shares_work, budget, number, screened)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.shape.parameters * self.number.itemsize
+
+    def cells(self) -> tuple[PlannedCell, ...]:
+        """One for each (task, protocol)."""
+        return tuple(self._cell(condition) for condition in self.conditions)
+
+    def _cell(self, condition: Condition) -> PlannedCell:
+        requests, facts = condition.requests, self.model_config.facts
+        # Estimates take a forward pass and a backward pass to the activations, each with as many products.
+        estimates = unshared_cost(self.shape, requests, 2, self.budget) if self.screened else Cost()
+        return PlannedCell(
+            task=condition.task.task.name,
+            protocol=condition.protocol,
+            items=len(condition.items),
+            requests=len(requests),
+            unshared=unshared_cost(self.shape, requests, len(self.variants), self.budget) + estimates,
+            shared=shared_cost(self.shape, facts, requests, self.variants, self.budget) + estimates,
+        )
+
+    def references(self) -> Cost:
+        """The clean model's passes over reference prompts."""
+        return _reference_cost(self.shape, self.conditions, self.variants)
+
+    def memory(self) -> Memory:
+        """The largest need at any time."""
+        return peak_memory(
+            self.shape,
+            self.model_config.facts,
+            [condition.requests for condition in self.conditions],
+            self.variants,
+            shares_work=self.shares_work,
+            bytes_a_number=self.number.itemsize,
+            budget=self.budget,
+            on_cpu=self.model_config.facts.device.startswith("cpu"),
+        )
 
 
 def _given_speed(flops: float | None, bandwidth: float | None) -> Speed | None:
@@ -160,30 +207,6 @@ def _evenly_over_depth(variants: Sequence[Variant], fraction: float) -> tuple[Va
     heads = [variant for variant in variants if not variant.is_clean]
     n = screened_count(len(heads), fraction)
     return (CLEAN, *(heads[(2 * i + 1) * len(heads) // (2 * n)] for i in range(n)))
-
-
-def _cell(
-    shape: ModelShape,
-    facts: ModelFacts,
-    condition: Condition,
-    variants: Sequence[Variant],
-    budget: int | DecodeLimits | None,
-    *,
-    screened: bool,
-) -> PlannedCell:
-    requests = condition.requests
-    estimates = Cost()
-    if screened:
-        # A forward pass and a backward pass to the activations, each with as many products.
-        estimates = unshared_cost(shape, requests, 2, budget)
-    return PlannedCell(
-        task=condition.task.task.name,
-        protocol=condition.protocol,
-        items=len(condition.items),
-        requests=len(requests),
-        unshared=unshared_cost(shape, requests, len(variants), budget) + estimates,
-        shared=shared_cost(shape, facts, requests, variants, budget) + estimates,
-    )
 
 
 def _reference_cost(shape: ModelShape, conditions: Sequence[Condition], variants: Sequence[Variant]) -> Cost:

@@ -204,7 +204,7 @@ def _places(effects: pd.DataFrame, thresholds: Thresholds) -> list[PatchTarget]:
     strong = rows[rows["effect"] >= thresholds.effect].drop_duplicates("variant")
     targets = []
     for row in strong.to_dict("records"):
-        head = -1 if pd.isna(row["head"]) else int(row["head"])
+        head = None if pd.isna(row["head"]) else int(row["head"])
         targets.append(PatchTarget(cast(Any, row["component"]), int(row["layer"]), head, -1))
     return sorted(targets, key=lambda place: (place.layer, place.site, place.head))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
 
 from lensprune.analysis.randomization import sign_flip_p
 from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
@@ -85,7 +86,7 @@ def causal_tests(
             {
                 "component": [place.site for place in places],
                 "layer": [place.layer for place in places],
-                "head": [place.head if place.head >= 0 else None for place in places],
+                "head": [place.head for place in places],
                 "test": test,
             }
         )
@@ -140,56 +141,89 @@ def _measure(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Whole change [probe], whether it counts [probe], effect and placebo effect [probe, place], of probes of one
     shape."""
-    device, everywhere, n = model.facts.device, probes[0].everywhere, len(probes)
+    device = model.facts.device
     clean = torch.tensor([probe.clean for probe in probes], device=device)
     donor = torch.tensor([probe.donor for probe in probes], device=device)
-    hooks = {hook_of(place.site, place.layer) for place in places}
-    donor_logits, donors = capture(model, donor, hooks)
-    layers = sorted({place.layer for place in places})
-    clean_logits, residuals = capture(model, clean, {hook_of("resid", layer) for layer in layers})
-    old = torch.tensor([probe.old for probe in probes])
-    new = torch.tensor([probe.new for probe in probes])
-    pairs = [_two(probe.others, generator) for probe in probes]
-    rows = torch.arange(n)
+    donor_logits, donors = capture(model, donor, {hook_of(place.site, place.layer) for place in places})
+    clean_logits, residuals = capture(model, clean, {hook_of("resid", place.layer) for place in places})
+    scores = _Scores(probes, generator)
+    before, placebo_before = scores.metric(clean_logits), scores.placebo(clean_logits)
+    effects, placebos = np.empty((len(probes), len(places))), np.empty((len(probes), len(places)))
+    for place, logits in _patched(model, clean, residuals, donors, places, everywhere=scores.everywhere):
+        effects[:, place] = scores.metric(logits) - before
+        placebos[:, place] = scores.placebo(logits) - placebo_before
+    return scores.wholes(clean_logits, donor_logits), scores.counts(clean_logits, donor_logits), effects, placebos
 
-    def metric(logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
-        logits = logits.double().cpu()
-        if everywhere:
-            return (logits[rows, new] - logits[rows, old]).numpy()
-        others = torch.stack([row[list(probe.others)].mean() for row, probe in zip(logits, probes, strict=True)])
-        return (logits[rows, new] - others).numpy()
 
-    def placebo(logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
-        logits = logits.double().cpu()
-        return np.array(
-            [float(row[two[0]] - row[two[1]]) if two else np.nan for row, two in zip(logits, pairs, strict=True)]
-        )
+class _Scores:
+    """What is read off the last logits of probes of one shape."""
 
-    counts = (clean_logits.argmax(-1).cpu() == old).numpy()
-    if everywhere:
-        counts &= (donor_logits.argmax(-1).cpu() == new).numpy()
-        wholes = metric(donor_logits) - metric(clean_logits)
-    else:
-        own = clean_logits.double().cpu()
-        wholes = (own[rows, old] - own[rows, new]).numpy()
-    before, placebo_before = metric(clean_logits), placebo(clean_logits)
-    effects, placebos = np.empty((n, len(places))), np.empty((n, len(places)))
-    each = max(1, _ROWS // n)
-    for layer in layers:
+    def __init__(self, probes: Sequence[Probe], generator: np.random.Generator) -> None:
+        self.everywhere = probes[0].everywhere
+        self._others = [list(probe.others) for probe in probes]
+        self._pairs = [_two(probe.others, generator) for probe in probes]
+        self._old = torch.tensor([probe.old for probe in probes])
+        self._new = torch.tensor([probe.new for probe in probes])
+
+    @staticmethod
+    def _at(logits: Float[torch.Tensor, "probe d_vocab"], token: torch.Tensor) -> Float[torch.Tensor, " probe"]:
+        return logits.double().cpu().gather(1, token[:, None])[:, 0]
+
+    def metric(self, logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
+        """Logit of `new` minus that of `old`, or minus the mean of `others` where the prompts don't correspond."""
+        if self.everywhere:
+            return (self._at(logits, self._new) - self._at(logits, self._old)).numpy()
+        others = [row[chosen].mean() for row, chosen in zip(logits.double().cpu(), self._others, strict=True)]
+        return (self._at(logits, self._new) - torch.stack(others)).numpy()
+
+    def placebo(self, logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
+        """Logit difference of two random ones of `others`; NaN without two."""
+        rows = zip(logits.double().cpu(), self._pairs, strict=True)
+        return np.array([float(row[two[0]] - row[two[1]]) if two else np.nan for row, two in rows])
+
+    def wholes(
+        self, clean: Float[torch.Tensor, "probe d_vocab"], donor: Float[torch.Tensor, "probe d_vocab"]
+    ) -> np.ndarray:
+        """The change that would make `new` as likely as the right answer is."""
+        if self.everywhere:
+            return self.metric(donor) - self.metric(clean)
+        return (self._at(clean, self._old) - self._at(clean, self._new)).numpy()
+
+    def counts(
+        self, clean: Float[torch.Tensor, "probe d_vocab"], donor: Float[torch.Tensor, "probe d_vocab"]
+    ) -> np.ndarray:
+        """Whether the model does what is tested: `old` in the clean run and, where prompts correspond, `new` in the
+        donor's."""
+        right = clean.argmax(-1).cpu() == self._old
+        return (right & (donor.argmax(-1).cpu() == self._new) if self.everywhere else right).numpy()
+
+
+def _patched(
+    model: HookedModel,
+    clean: Int[torch.Tensor, "probe pos"],
+    residuals: Mapping[str, torch.Tensor],
+    donors: Mapping[str, torch.Tensor],
+    places: Sequence[PatchTarget],
+    *,
+    everywhere: bool,
+) -> Iterator[tuple[int, Float[torch.Tensor, "probe d_vocab"]]]:
+    """Last logits with each place patched, with its index among `places`: several places of a layer in one call."""
+    n = len(clean)
+    for layer in sorted({place.layer for place in places}):
         of_layer = [i for i, place in enumerate(places) if place.layer == layer]
-        for start in range(0, len(of_layer), each):
-            chunk = of_layer[start : start + each]
-            patches = [(i, _patch(places[j], i, n, donors, everywhere)) for i, j in enumerate(chunk)]
-            named = [
-                (hook_of(places[j].site, layer), edit_hook(edit)) for j, (_, edit) in zip(chunk, patches, strict=True)
+        each = max(1, _ROWS // n)
+        for chunk in (of_layer[start : start + each] for start in range(0, len(of_layer), each)):
+            edits = [
+                (hook_of(places[j].site, layer), edit_hook(_patch(places[j], block, n, donors, everywhere)))
+                for block, j in enumerate(chunk)
             ]
-            residual = residuals[hook_of("resid", layer)].repeat(len(chunk), 1, 1)
+            residual = repeat(
+                residuals[hook_of("resid", layer)], "probe pos d -> (place probe) pos d", place=len(chunk)
+            )
+            tokens = repeat(clean, "probe pos -> (place probe) pos", place=len(chunk))
             with torch.no_grad():
-                logits = run_from(model, layer, residual, clean.repeat(len(chunk), 1), named)
-            for own_logits, j in zip(logits.split(n), chunk, strict=True):
-                effects[:, j] = metric(own_logits) - before
-                placebos[:, j] = placebo(own_logits) - placebo_before
-    return wholes, counts, effects, placebos
+                logits = run_from(model, layer, residual, tokens, edits)
+            yield from zip(chunk, rearrange(logits, "(place probe) token -> place probe token", probe=n), strict=True)
 
 
 def _two(others: Sequence[int], generator: np.random.Generator) -> tuple[int, int] | None:
@@ -199,7 +233,7 @@ def _two(others: Sequence[int], generator: np.random.Generator) -> tuple[int, in
     return others[int(first)], others[int(second)]
 
 
-def _patch(place: PatchTarget, block: int, n: int, donors: dict[str, torch.Tensor], everywhere: bool) -> Edit:
+def _patch(place: PatchTarget, block: int, n: int, donors: Mapping[str, torch.Tensor], everywhere: bool) -> Edit:
     """Put the donor's activation into the rows `block` × n to (`block` + 1) × n."""
     value = donors[hook_of(place.site, place.layer)]
 
@@ -209,7 +243,7 @@ def _patch(place: PatchTarget, block: int, n: int, donors: dict[str, torch.Tenso
         positions: Any = slice(None) if everywhere else -1
         source: Any = (slice(None), positions)
         where: Any = (rows, positions)
-        if place.head >= 0:
+        if place.head is not None:
             where, source = (*where, place.head), (*source, place.head)
         changed[where] = value[source]
         return changed

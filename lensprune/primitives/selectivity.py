@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ from lensprune.ablation.components import Head
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import ModelFacts
 from lensprune.primitives.battery import marked_chains, reference_for
 from lensprune.primitives.classes import CLASSES
-from lensprune.primitives.effects import MIN_SOLUTIONS, token_losses
+from lensprune.primitives.effects import MIN_SOLUTIONS, TokenLosses, token_losses
 from lensprune.primitives.result import Primitives
 from lensprune.primitives.verdicts import COHERENCE, ROLES
 
@@ -56,43 +59,57 @@ def selectivity(model: Any, result: Primitives, *, draws: int = 20, ablation: st
         raise unknown_name("ablation for selectivity", kind, ("zero", "mean", "resample"))
     if draws < 1:
         raise UserError(f"draws {draws} is not a number of random sets: expected 1 or more")
-    facts = hooked.facts
-    everywhere = [(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)]
-    vital = set(result.heads(COHERENCE))
-    generator = np.random.default_rng(result.chain_options.seed)
-    named = {role: result.heads(role) for role in ROLES if result.heads(role)}
+    named = {role: heads for role in ROLES if (heads := result.heads(role))}
     if not named:
         return pd.DataFrame(columns=_COLUMNS)
+    removals = _removals(hooked.facts, result, named, draws)
+    variants = [
+        Variant(f"{role} {null} {i}", tuple(Ablation(Head(*place), kind) for place in heads))
+        for (role, null), sets in removals.items()
+        for i, heads in enumerate(sets)
+    ]
+    options = result.chain_options
+    solutions = marked_chains(hooked, options.chains(skip=options.limit), options.wording, options.examples())
+    losses = token_losses(hooked, solutions, variants, reference_for(hooked, options, variants, "per_position"))
+    return pd.DataFrame(_rows(losses, named, {key: len(sets) for key, sets in removals.items()}), columns=_COLUMNS)
+
+
+def _removals(
+    facts: ModelFacts, result: Primitives, named: Mapping[str, _Heads], draws: int
+) -> dict[tuple[str, str], list[_Heads]]:
+    """Sets of heads to remove, by role and null: the role's heads, ``own``, and random sets of each null."""
+    everywhere = [(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)]
+    coherence = set(result.heads(COHERENCE))
+    generator = np.random.default_rng(result.chain_options.seed)
     sets: dict[tuple[str, str], list[_Heads]] = {}
     for role, heads in named.items():
         others = [place for place in everywhere if place not in heads]
         if len(others) < len(heads):
             raise UserError(f"{role}: {len(heads)} heads are named and only {len(others)} others are left to draw from")
         sets[role, "own"] = [heads]
-        for null, pool in zip(_NULLS, (others, [place for place in others if place not in vital]), strict=True):
+        for null, pool in zip(_NULLS, (others, [place for place in others if place not in coherence]), strict=True):
             sets[role, null] = _drawn(pool, len(heads), draws, generator)
-    variants: list[Variant] = []
-    columns = {}
-    for (role, null), chosen in sets.items():
-        columns[role, null] = slice(len(variants), len(variants) + len(chosen))
-        variants += [_without(f"{role} {null} {i}", chosen_heads, kind) for i, chosen_heads in enumerate(chosen)]
-    chain_options = result.chain_options
-    chains = chain_options.chains(skip=chain_options.limit)
-    solutions = marked_chains(hooked, chains, chain_options.wording, chain_options.examples())
-    losses = token_losses(hooked, solutions, variants, reference_for(hooked, chain_options, variants, "per_position"))
-    rows = []
+    return sets
+
+
+def _rows(
+    losses: TokenLosses, named: Mapping[str, _Heads], sizes: Mapping[tuple[str, str], int]
+) -> Iterator[tuple[Any, ...]]:
+    """One row for each role and class; `losses` has `sizes` variants for each role and null, in their order."""
+    ends = dict(zip(sizes, accumulate(sizes.values()), strict=True))
     for role, heads in named.items():
-        own_classes = {kind for _, kind in ROLES[role]}
-        label = " ".join(f"L{layer}.H{head}" for layer, head in heads)
+        label = " ".join(Head(*place).label for place in heads)
         for token_class in CLASSES:
             wanted = losses.predicted & (losses.kind == token_class)
             if len(np.unique(losses.unit[wanted])) < MIN_SOLUTIONS:
                 continue
             means = losses.loss[wanted].mean(axis=0)
-            effect = float(means[columns[role, "own"]][0])
-            against = [number for null in _NULLS for number in _against(effect, means[columns[role, null]])]
-            rows.append((role, label, token_class, token_class in own_classes, effect, *against))
-    return pd.DataFrame(rows, columns=_COLUMNS)
+            of_null = {
+                null: means[ends[role, null] - sizes[role, null] : ends[role, null]] for null in ("own", *_NULLS)
+            }
+            effect = float(of_null["own"][0])
+            against = [number for null in _NULLS for number in _against(effect, of_null[null])]
+            yield role, label, token_class, token_class in {kind for _, kind in ROLES[role]}, effect, *against
 
 
 def _drawn(pool: _Heads, size: int, draws: int, generator: np.random.Generator) -> list[_Heads]:
@@ -109,7 +126,3 @@ def _against(effect: float, random: Float[np.ndarray, " draw"]) -> tuple[float, 
     low, high = np.quantile(random, [0.025, 0.975])
     p = (1 + int((random >= effect - 1e-9).sum())) / (1 + len(random))
     return float(random.mean()), float(low), float(high), p
-
-
-def _without(name: str, heads: list[tuple[int, int]], kind: str) -> Variant:
-    return Variant(name, tuple(Ablation(Head(*place), kind) for place in heads))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from lensprune.protocols.requests import Request
 from lensprune.tasks.base import Item, ProtocolName
@@ -34,7 +34,6 @@ class ItemRequests:
     prompts: tuple[Prompt, ...]
     requests: tuple[Request, ...]
     truncated_tokens: int = 0
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

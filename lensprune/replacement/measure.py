@@ -182,7 +182,7 @@ def _execute(
 
 
 def _by_parts(replacements: Sequence[Replacement]) -> list[list[Replacement]]:
-    """Those of the same parts together: weights go both ways at once."""
+    """Those of the same parts together: one replacement in place makes both of them."""
     groups: dict[str, list[Replacement]] = {}
     for replacement in replacements:
         groups.setdefault(replacement.label, []).append(replacement)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis import depth, head_effects, protocol_gap, screening
+from lensprune.analysis import head_effects, protocol_gap, screening
 from lensprune.analysis.concentration import TOP, concentration_table
 from lensprune.analysis.critical import MAX_Q, critical_layers
 from lensprune.analysis.head_effects import ItemEffects
@@ -39,10 +39,6 @@ class Run(Outcomes):
     def critical_layers(self, task: str | None = None, protocol: str | None = None, q: float = MAX_Q) -> pd.DataFrame:
         """Layers whose removal lowers accuracy; see `lensprune.analysis.critical.critical_layers`."""
         return critical_layers(self, task, protocol, q)
-
-    def depth_bands(self, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-        """Mean Δμ over the first 30% of layers, the middle and the last 30%; see `lensprune.analysis.depth`."""
-        return depth.depth_bands(self, task, protocol)
 
     def protocol_gap(self, task: str | None = None) -> pd.DataFrame:
         """Δμ under one protocol minus Δμ under another; see `lensprune.analysis.protocol_gap.protocol_gap`."""

@@ -7,8 +7,9 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from types import UnionType
+from typing import Any, get_origin, get_type_hints
 
 from lensprune.errors import UserError
 from lensprune.version import __version__
@@ -193,10 +194,9 @@ class SweepSpec:
             fits = spec.digest == digest and all(isinstance(name, str) for name in spec.variant_names)
             # What the digest does not cover is checked by its type.
             for owner in (spec, spec.execution):
-                for name, kinds in _UNCOVERED[type(owner)].items():
-                    value = getattr(owner, name)
-                    if not isinstance(value, kinds) or isinstance(value, bool):
-                        raise TypeError(f"{name} is {type(value).__name__}")
+                hints = get_type_hints(type(owner))
+                for name in _UNCOVERED[type(owner)]:
+                    _check_type(owner, name, hints[name])
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(f"{where} does not hold a sweep: {type(error).__name__} {error}") from None
         if not fits:
@@ -213,24 +213,25 @@ class SweepSpec:
         return None
 
 
-_UNCOVERED: dict[type, dict[str, Any]] = {
-    SweepSpec: {"model": str, "shots": int | None, "limit": int | None},
-    ExecutionSpec: {
-        "model": str | None,
-        "executor": str,
-        "backend": str | None,
-        "workers": int | None,
-        "ray_address": str | None,
-        "batch_tokens": int | None,
-        "memory": str | None,
-        "n_devices": int | None,
-        "data_dir": str | None,
-        "reference_file": str | None,
-        "data_sources": Mapping,
-        "task_files": Mapping,
-        "command": str,
-    },
+_UNCOVERED: dict[type, tuple[str, ...]] = {
+    SweepSpec: ("model", "shots", "limit"),
+    ExecutionSpec: tuple(field.name for field in fields(ExecutionSpec)),
 }
+"""Fields that the digest doesn't cover."""
+
+
+def _check_type(owner: SweepSpec | ExecutionSpec, name: str, hint: Any) -> None:
+    """Raises TypeError where a field does not hold what its annotation says; values of mappings are not looked at."""
+    kind = hint if isinstance(hint, (type, UnionType)) else get_origin(hint)
+    value = getattr(owner, name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} is {type(value).__name__}")
+
+
+def _there_and_here(mine: Any, theirs: Any) -> str:
+    return f"{_short(mine)} there, {_short(theirs)} here"
+
+
 _COMPARED_FIRST = ("architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants")
 _MEANINGS = {
     "weights_hash": "the model's weights",
@@ -248,34 +249,44 @@ def _short(value: Any) -> str:
 
 
 def _describe(name: str, mine: Any, theirs: Any) -> str:
+    """Where two values of the field `name` differ, in words: `mine` there, `theirs` here."""
     label = _MEANINGS.get(name, name)
-    if name == "screen" and (mine is None or theirs is None):
-        return (
-            "all heads are measured there, a screened part of them here"
-            if mine is None
-            else ("a screened part of the heads is measured there, all of them here")
-        )
+    if name == "screen" and mine is None:
+        return "all heads are measured there, a screened part of them here"
+    if name == "screen" and theirs is None:
+        return "a screened part of the heads is measured there, all of them here"
+    if name == "variants" and (difference := _describe_names(mine, theirs)) is not None:
+        return difference
     if isinstance(mine, list) and isinstance(theirs, list):
-        if name == "variants":
-            mine_names, their_names = [v["name"] for v in mine], [v["name"] for v in theirs]
-            if mine_names != their_names:
-                return f"variants: {len(mine)} there ({_ends(mine_names)}), {len(theirs)} here ({_ends(their_names)})"
-        if name == "protocols" or len(mine) != len(theirs):
-            names_of = {"tasks": "name"}.get(name)
-            there = [part[names_of] for part in mine] if names_of else mine
-            here = [part[names_of] for part in theirs] if names_of else theirs
-            return f"{label}: {_short(there)} there, {_short(here)} here"
-        for old, new in zip(mine, theirs, strict=True):
-            if old != new and isinstance(old, dict):
-                changed = next((key for key in sorted({*old, *new}) if old.get(key) != new.get(key)), "")
-                owner = " ".join(str(old[key]) for key in ("name", "task", "protocol") if key in old)
-                return (
-                    f"{label} of {owner}: {changed} {_short(old.get(changed))} there, {_short(new.get(changed))} here"
-                )
+        return f"{label}{_describe_lists(name, mine, theirs)}"
     if isinstance(mine, dict) and isinstance(theirs, dict):
-        changed = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
-        return f"{label}: {changed} {_short(mine.get(changed))} there, {_short(theirs.get(changed))} here"
-    return f"{label}: {_short(mine)} there, {_short(theirs)} here"
+        return f"{label}: {_describe_entry(mine, theirs)}"
+    return f"{label}: {_there_and_here(mine, theirs)}"
+
+
+def _describe_names(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str | None:
+    """How two lists of variants differ by their names; ``None`` where they have the same."""
+    names, other_names = [v["name"] for v in mine], [v["name"] for v in theirs]
+    if names == other_names:
+        return None
+    return f"variants: {len(names)} there ({_ends(names)}), {len(other_names)} here ({_ends(other_names)})"
+
+
+def _describe_lists(name: str, mine: list[Any], theirs: list[Any]) -> str:
+    """The first entries that differ; the lists themselves where their lengths do, or entries are plain."""
+    different = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
+    if len(mine) == len(theirs) and different is not None and isinstance(different[0], dict):
+        owner = " ".join(str(different[0][key]) for key in ("name", "task", "protocol") if key in different[0])
+        return f" of {owner}: {_describe_entry(*different)}"
+    if name == "tasks":
+        mine, theirs = ([task["name"] for task in tasks] for tasks in (mine, theirs))
+    return f": {_there_and_here(mine, theirs)}"
+
+
+def _describe_entry(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """The first entry, by name, in which two mappings differ."""
+    changed = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
+    return f"{changed} {_there_and_here(mine.get(changed), theirs.get(changed))}"
 
 
 def _ends(names: list[str]) -> str:

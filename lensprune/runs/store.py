@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -14,6 +13,7 @@ from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from lensprune.errors import UserError, nearest
 from lensprune.output.files import TEMPORARY_PREFIX, sync_folder, write_atomically, write_error
@@ -193,16 +193,14 @@ class RunStore:
         check_out_folder(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = FileLock(path / _LOCK_FILE, timeout=0).acquire()
+        except Timeout:
+            raise UserError(
+                f"{path} is being written by another process: wait for it or choose another out folder"
+            ) from None
         except OSError as error:
             raise write_error(error, path) from None
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{path} is being written by another process: wait for it or choose another out folder"
-                ) from None
+        with lock:
             existing = check_out_folder(path)
             if existing is not None:
                 difference = existing.first_difference(spec)
@@ -211,8 +209,6 @@ class RunStore:
             store = cls(path, spec if existing is None else existing)
             store._begin(is_new=existing is None)
             yield store
-        finally:
-            os.close(lock)
 
     def _begin(self, is_new: bool) -> None:
         try:

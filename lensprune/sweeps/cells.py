@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,9 +14,11 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.errors import LensPruneError
+from lensprune.models.base import HookedModel
 from lensprune.protocols import score_items
 from lensprune.protocols.base import Outcome
 from lensprune.runs.records import CellKey, cell_table
+from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import Condition, SweepJob
 
 __all__ = ["measure_cells", "reference_of", "warn_of_one_answer"]
@@ -37,7 +40,7 @@ def measure_cells(
     """
     task = condition.task.task.name
     waiting = {variant.name for variant in variants}
-    reference = reference_of(job, condition, variants)
+    reference = reference_of(job.model, condition, variants, job.options)
     for answered in executor.run(condition.requests, variants, reference=reference, progress=progress):
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
         if answered.variant.is_clean and condition.protocol == "generate":
@@ -69,18 +72,12 @@ def warn_of_one_answer(task: str, outcomes: Sequence[Outcome]) -> None:
     )
 
 
-def reference_of(job: SweepJob, condition: Condition, variants: Sequence[Variant]) -> ReferenceActivations | None:
-    """What the variants that need a reference take from this (task, protocol)'s reference prompts."""
+def reference_of(
+    model: HookedModel, condition: Condition, variants: Sequence[Variant], options: SweepOptions
+) -> ReferenceActivations | None:
+    """What the variants that need a reference take from the reference prompts of `condition`; ``None`` without any."""
     wanting = [variant for variant in variants if variant.needs_reference]
     if not wanting:
         return None
-    options = job.options
-    where = f"{options.reference}: {len(condition.reference_prompts)} prompts"
-    return collect_reference(
-        job.model,
-        condition.reference_prompts,
-        wanting,
-        mode=options.mean_mode,  # type: ignore[arg-type]
-        donor_seed=options.seed,
-        description=where,
-    )
+    mode: Any = options.mean_mode
+    return collect_reference(model, condition.reference_prompts, wanting, mode=mode, donor_seed=options.seed)

@@ -159,8 +159,8 @@ def _estimates(job: SweepJob, heads: Sequence[Variant], executor: Executor, prog
         for condition in job.conditions:
             task = condition.task.task.name
             bar.set_description(f"screening {task} {condition.protocol}")
-            reference = reference_of(job, condition, heads)
-            effects = estimated_effects(job.model, condition, heads, executor, reference, _advance(bar))
+            reference = reference_of(job.model, condition, heads, job.options)
+            effects = estimated_effects(job.model, condition, heads, executor, reference, bar.update)
             for head, effect in zip(heads, effects, strict=True):
                 place = {"layer": head.layer, "head": head.head}
                 rows.append(
@@ -173,13 +173,6 @@ def _estimates(job: SweepJob, heads: Sequence[Variant], executor: Executor, prog
                     }
                 )
     return rows
-
-
-def _advance(bar: Any) -> ProgressCallback:
-    def advance(requests: int) -> None:
-        bar.update(requests)
-
-    return advance
 
 
 def _sizes(n_heads: int, fraction: float) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import copyfile
 
@@ -62,25 +62,14 @@ def build(
     # Thread counts change sums in the last bits, and training amplifies them.
     torch.use_deterministic_algorithms(True)
     tokenizer = make_tokenizer()
-    _stage(recipe, work, "start", tokenizer, recipe.start_steps, worked=False, log=log)
-    teacher = _stage(recipe, work, "teacher", tokenizer, recipe.teacher_steps, worked=True, log=log)
-    base = _stage(recipe, work, "base", tokenizer, recipe.base_steps, worked=False, begin="start", log=log)
-    distilled = _stage(
-        recipe,
-        work,
-        "distilled",
-        tokenizer,
-        recipe.distilled_steps,
-        worked=True,
-        begin="start",
-        teacher=teacher,
-        log=log,
-    )
+    stages = _Stages(recipe, work, tokenizer, log)
+    stages.train("start", recipe.start_steps, worked=False)
+    teacher = stages.train("teacher", recipe.teacher_steps, worked=True)
+    base = stages.train("base", recipe.base_steps, worked=False, begin="start")
+    distilled = stages.train("distilled", recipe.distilled_steps, worked=True, begin="start", teacher=teacher)
     models = dict(zip(NAMES, (teacher, base, distilled), strict=True))
     if with_control:
-        models["toy-worked"] = _stage(
-            recipe, work, "worked", tokenizer, recipe.distilled_steps, worked=True, begin="start", log=log
-        )
+        models["toy-worked"] = stages.train("worked", recipe.distilled_steps, worked=True, begin="start")
     hashes = {}
     for name, model in models.items():
         folder = out / name
@@ -98,51 +87,60 @@ def _same_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(text)
 
 
-def _stage(
-    recipe: Recipe,
-    work: Path,
-    name: str,
-    tokenizer: PreTrainedTokenizerFast,
-    steps: int,
-    *,
-    worked: bool,
-    begin: str | None = None,
-    teacher: LlamaForCausalLM | None = None,
-    log: Callable[[str], None],
-) -> LlamaForCausalLM:
-    """Train one model, or load what an earlier build saved; `begin` names the stage whose weights it starts from."""
-    # Every stage has rows of its own, but for the students, whose rows are the same.
-    order = {"start": 1, "teacher": 2, "base": 3, "distilled": 3, "worked": 3}[name] + 10 * recipe.seed
-    # The teacher's initial weights are its own.
-    model = new_model(recipe if name != "teacher" else replace(recipe, seed=recipe.seed + _TEACHER_SEED), tokenizer)
-    saved = work / f"{name}.safetensors"
-    if saved.exists():
-        model.load_state_dict(load_file(saved), strict=False)
-        model.tie_weights()
-        return model.eval()
-    if begin is not None:
-        model.load_state_dict(load_file(work / f"{begin}.safetensors"), strict=False)
-        model.tie_weights()
-    source = TextSource(order, worked)
-    stream = batches(
-        tokenizer,
-        source.mixed,
-        steps=steps,
-        batch_tokens=recipe.batch_tokens,
-        most=recipe.n_ctx,
-        seed=order,
-    )
-    train(
-        model,
-        stream,
-        steps=steps,
-        learning_rate=recipe.learning_rate * (0.5 if begin is not None else 1.0),
-        teacher=teacher,
-        log=log,
-        name=name,
-        check=lambda: answers_right(model, tokenizer, TextSource(_EVALUATION_SEED, worked), texts=25),
-    )
-    # Tied tensors share memory, which the format refuses: one of the two names is enough.
-    state = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
-    save_file(state, saved)
-    return model
+@dataclass(frozen=True)
+class _Stages:
+    """The training of one model after another; each is saved below `work`."""
+
+    recipe: Recipe
+    work: Path
+    tokenizer: PreTrainedTokenizerFast
+    log: Callable[[str], None]
+
+    def train(
+        self,
+        name: str,
+        steps: int,
+        *,
+        worked: bool,
+        begin: str | None = None,
+        teacher: LlamaForCausalLM | None = None,
+    ) -> LlamaForCausalLM:
+        """Train one model, or load what an earlier build saved; it starts from the weights of the stage `begin`."""
+        # Every stage has rows of its own, but for the students, whose rows are the same.
+        order = {"start": 1, "teacher": 2, "base": 3, "distilled": 3, "worked": 3}[name] + 10 * self.recipe.seed
+        # The teacher's initial weights are its own.
+        model = new_model(
+            self.recipe if name != "teacher" else replace(self.recipe, seed=self.recipe.seed + _TEACHER_SEED),
+            self.tokenizer,
+        )
+        saved = self.work / f"{name}.safetensors"
+        if saved.exists():
+            model.load_state_dict(load_file(saved), strict=False)
+            model.tie_weights()
+            return model.eval()
+        if begin is not None:
+            model.load_state_dict(load_file(self.work / f"{begin}.safetensors"), strict=False)
+            model.tie_weights()
+        source = TextSource(order, worked)
+        stream = batches(
+            self.tokenizer,
+            source.mixed,
+            steps=steps,
+            batch_tokens=self.recipe.batch_tokens,
+            most=self.recipe.n_ctx,
+            seed=order,
+        )
+        train(
+            model,
+            stream,
+            steps=steps,
+            learning_rate=self.recipe.learning_rate * (0.5 if begin is not None else 1.0),
+            teacher=teacher,
+            log=self.log,
+            name=name,
+            check=lambda: answers_right(model, self.tokenizer, TextSource(_EVALUATION_SEED, worked), texts=25),
+        )
+        # Tied tensors share memory, which the format refuses: one of the two names is enough.
+        state = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
+        save_file(state, saved)
+        return model

@@ -31,10 +31,9 @@ def logit_size(model: HookedModel) -> float:
     return size_of(*(last_logits(model, torch.tensor([tokens])) for tokens in prompts))
 
 
-def effect(frame: pd.DataFrame, site: str, layer: int, head: int = -1, position: int = -1) -> float:
-    chosen = frame[
-        (frame["site"] == site) & (frame["layer"] == layer) & (frame["head"] == head) & (frame["position"] == position)
-    ]
+def effect(frame: pd.DataFrame, site: str, layer: int, head: int | None = None, position: int = -1) -> float:
+    here = frame["head"].isna() if head is None else frame["head"] == head
+    chosen = frame[(frame["site"] == site) & (frame["layer"] == layer) & here & (frame["position"] == position)]
     assert len(chosen) == 1
     return float(chosen["effect"].iloc[0])
 

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
-from lensprune.adapters.lm_eval import _load, run_lm_eval_tasks
+from lensprune.adapters.lm_eval import LmEvalOptions, _load, run_lm_eval_tasks
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.errors import UserError
 from lensprune.models import BridgeModel, as_hooked_model, load_model
@@ -76,7 +76,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(model: BridgeModel, tasks: Path, out: Path) -> dict[str, dict[str, Any]]:
-    return run_lm_eval_tasks(model, list(TASKS), VARIANTS, HookedExecutor(model), limit=5, include_path=tasks, out=out)
+    options = LmEvalOptions(limit=5, include_path=tasks, out=out)
+    return run_lm_eval_tasks(model, list(TASKS), VARIANTS, HookedExecutor(model), options)
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +141,9 @@ def test_official_files(ours, out: Path) -> None:
 
 
 def run(model: BridgeModel, names: list[str], manager: TaskManager, **changes: Any) -> Any:
-    values: dict[str, Any] = {"variants": VARIANTS, "task_manager": manager, "limit": 1, **changes}
-    return run_lm_eval_tasks(model, names, executor=HookedExecutor(model), **values)
+    variants = changes.pop("variants", VARIANTS)
+    options = LmEvalOptions(**{"task_manager": manager, "limit": 1, **changes})
+    return run_lm_eval_tasks(model, names, variants, HookedExecutor(model), options)
 
 
 def test_unknown_task_names_the_nearest(model: BridgeModel, manager: TaskManager) -> None:

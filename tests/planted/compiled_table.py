@@ -21,7 +21,7 @@ def parts(name: str, method: Callable[..., pd.DataFrame], softness: float) -> se
     model = compiled(name, softness)
     frame = method(model, counterfactuals(model, name, PAIRS), ["head", "mlp"])
     found = frame[frame["effect"].abs() > THRESHOLD]
-    return {f"L{row.layer}.mlp" if row.head < 0 else f"L{row.layer}.H{row.head}" for row in found.itertuples()}
+    return {f"L{row.layer}.mlp" if pd.isna(row.head) else f"L{row.layer}.H{row.head}" for row in found.itertuples()}
 
 
 def paths(name: str) -> set[tuple[str, str]]:

@@ -30,8 +30,8 @@ THRESHOLD = 0.01
 PAIRS = 24
 
 
-def node(layer: int, head: int) -> str:
-    return f"L{layer}.mlp" if head < 0 else f"L{layer}.H{head}"
+def node(layer: int, head: int | None) -> str:
+    return f"L{layer}.mlp" if pd.isna(head) else f"L{layer}.H{head}"
 
 
 def nodes_above(frame: pd.DataFrame) -> set[str]:
@@ -99,7 +99,7 @@ def test_removal_costs_exactly_where_something_was_compiled(name: str, executor:
             assert accuracy == 1
             clean = logprobs
         elif accuracy < 1:
-            needed.add(node(variant.layer, -1 if variant.head is None else variant.head))
+            needed.add(node(variant.layer, variant.head))
         else:
             assert logprobs == pytest.approx(clean, abs=LEAK)
     assert needed == own.nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import grimp
 import pytest
 
 import lensprune
+from lensprune.results.run import Run
+from tests.unit.test_options import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,3 +97,49 @@ def test_no_lazy_package_exports_the_name_of_its_own_module() -> None:
         if "__getattr__" in vars(package):
             modules = {path.stem for path in init.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
             assert not modules & set(package.__all__), package.__name__
+
+
+MAX_PARAMETERS = 8
+
+
+def public_names() -> set[str]:
+    """What may take many options: what `lensprune` and its packages export, methods of `Run`, functions that the
+    command line calls, and functions whose options are held to the one declaration."""
+    package = ROOT / "lensprune"
+    names = {name for name in vars(Run) if not name.startswith("_")} | {function.__name__ for function in FUNCTIONS}
+    for init in package.rglob("__init__.py"):
+        for node in ast.parse(init.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                names |= set(ast.literal_eval(node.value))
+    for command in [package / "cli.py", *(package / "commands").glob("*.py")]:
+        for node in ast.walk(ast.parse(command.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names |= {alias.name for alias in node.names}
+    return names
+
+
+def long_signatures(source: str, public: set[str]) -> list[str]:
+    """Functions with more parameters than others can keep apart; a kernel's are its pointers and strides."""
+    long = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            parameters = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            n = len([name for name in parameters if name not in ("self", "cls")])
+            kernel = any("triton.jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if n > MAX_PARAMETERS and not kernel and node.name not in public:
+                long.append(f"{node.name} takes {n}")
+    return long
+
+
+def test_no_function_outside_the_public_api_takes_more_than_eight_parameters() -> None:
+    public = public_names()
+    assert {"sweep", "measure_replacement", "heads_report"} <= public
+    long = {
+        path.relative_to(ROOT).as_posix(): found
+        for path in sorted((ROOT / "lensprune").rglob("*.py"))
+        if (found := long_signatures(path.read_text(encoding="utf-8"), public))
+    }
+    assert long == {}
+    planted = "class A:\n    def planted(self, a, b, c, d, e, *, f, g, h, i=1): ...\n    def sweep(self, {}): ...\n"
+    planted = planted.format(", ".join(f"p{i}" for i in range(12)))
+    assert long_signatures(planted, public) == ["planted takes 9"]

@@ -28,7 +28,8 @@ _MIN_DOT = 16
 class RowKeys:
     """Keys and values [row, kv_head, column, d_head], of which row `index[i]` is the i-th query's, up to `end`.
 
-    `begins`, by row, is the first column that is no padding; ``None``: none is padding.
+    `begins`, by row, is the first column that is no padding; ``None``: none is padding. `calls`: which tokens of the
+    call the queries are; ``None``: all of them in their order.
     """
 
     k: Float[torch.Tensor, "row kv_head column d_head"]
@@ -36,6 +37,7 @@ class RowKeys:
     index: Int[torch.Tensor, " query"]
     end: int
     begins: Int[torch.Tensor, " row"] | None = None
+    calls: Int[torch.Tensor, " query"] | None = None
 
 
 def attend_rows(
@@ -45,7 +47,6 @@ def attend_rows(
     keys: RowKeys,
     scaling: float,
     *,
-    calls: Int[torch.Tensor, " query"] | None = None,
     more: RowKeys | None = None,
     seen: Partial | None = None,
     seen_from: int = 0,
@@ -55,9 +56,8 @@ def attend_rows(
     Args:
         new: key and value of each query's own token. They go to the last column, before `end`, of `more`, or of `keys`
             without `more`.
-        calls: which of `q`, `new` and `z` the queries are; ``None``: all of them in their order.
         seen: attention to other keys, to be merged: output [row, head, d_head] and log-sum-exp [row, head], of row
-            `keys.index[i] + seen_from` for the i-th query, or of row i without `calls`.
+            `keys.index[i] + seen_from` for the i-th query, or of row i without `keys.calls`.
     """
     n_queries = len(keys.index)
     if not n_queries:
@@ -72,12 +72,12 @@ def attend_rows(
         q, q.stride(0), q.stride(1),
         k_new, v_new, k_new.stride(0), k_new.stride(1), v_new.stride(0), v_new.stride(1),
         z, z.stride(0), z.stride(1),
-        none if calls is None else calls,
+        none if keys.calls is None else keys.calls,
         keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.end,
         second.k, second.v, *second.k.stride()[:3], second.index, second.end,
         out, lse, out.stride(0), out.stride(1), lse.stride(0), 0 if seen is None else lse.stride(1), seen_from,
         scaling,
-        HAS_CALLS=calls is not None,
+        HAS_CALLS=keys.calls is not None,
         HAS_BEGINS=keys.begins is not None,
         HAS_MORE=more is not None,
         HAS_SEEN=seen is not None,

@@ -189,8 +189,8 @@ class DecodeAttention:
             padded[tokens.diverged] = q[: len(tokens.diverged)]
             seen = _seen_prefixes(padded, rows.prefixes, diverged.prefixes, settings)
         for (block, span), begins, (calls, places) in zip(diverged.spans(), rows.begins, tokens.blocks, strict=True):
-            keys = row_keys(*block.rest, places, block.width + self.step + 1, begins)
-            attend_rows(q, (k, v), z, keys, settings.scaling, calls=calls, seen=seen, seen_from=span.start)
+            keys = row_keys(*block.rest, places, block.width + self.step + 1, begins, calls)
+            attend_rows(q, (k, v), z, keys, settings.scaling, seen=seen, seen_from=span.start)
 
     def _histories_by_kernel(
         self,

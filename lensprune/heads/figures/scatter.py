@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pandas as pd
-import scipy
 from matplotlib.axes import Axes
 
+from lensprune.ablation.components import Head
+from lensprune.analysis.overlap import spearman
 from lensprune.errors import UserError, unknown_name
 from lensprune.heads.scores import SCORES
 from lensprune.output.drawing.style import GREY, panel_title, panels
@@ -21,7 +22,8 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
     """Draw Δμ of each removed head against one head function: one panel a (task, protocol, ablation).
 
     Heads with Benjamini–Hochberg q ≤ `q` are dark and the three largest losses are named; the panel's title has
-    Spearman's ρ and its p over the heads. A task at chance is grey. The data is `joined` itself.
+    Spearman's ρ over the heads and its p by permutation (`spearman`). A task at chance is grey. The data is `joined`
+    itself.
 
     Args:
         joined: from `lensprune.heads.table.scores_with_effects`.
@@ -51,13 +53,13 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
         if not unclear:
             for row in rows.sort_values("delta", kind="stable").head(_NAMED).to_dict("records"):
                 ax.annotate(
-                    f"L{row['layer']}.H{row['head']}", (row[score], row["delta"]), xytext=(4, 3),
+                    Head(row["layer"], row["head"]).label, (row[score], row["delta"]), xytext=(4, 3),
                     textcoords="offset points", fontsize=7,
                 )  # fmt: skip
         said = "at chance" if unclear else ""
         if not unclear and len(rows) >= _FEWEST and rows[score].nunique() > 1 and rows["delta"].nunique() > 1:
-            correlation = scipy.stats.spearmanr(rows[score], rows["delta"])
-            said = f"ρ {correlation.statistic:+.2f}, p {correlation.pvalue:.2g}, {len(rows)} heads"
+            rho, p_value = spearman(rows[score].to_numpy(), rows["delta"].to_numpy())
+            said = f"ρ {rho:+.2f}, p {p_value:.2g}, {len(rows)} heads"
         ax.set(xlabel=score.replace("_", " "))
         ax.set_title(panel_title(str(task), f"{protocol}, {ablation}" + (f" ({said})" if said else "")), fontsize=9)
     axes[0].set_ylabel("Δμ without the head")

@@ -31,7 +31,7 @@ def head_heatmaps(
     """Draw one map of layers (upwards) × heads for each kind of row.
 
     Args:
-        frame: columns layer, head, `by` and `value`, as `head_scores` gives them. Rows whose head is −1 or missing are
+        frame: columns layer, head, `by` and `value`, as `head_scores` gives them. Rows whose head is missing are
             of the layer's MLP, which gets a column of its own on the right.
         by: column that tells the panels apart.
         unit_range: kinds that are drawn on a scale from 0 to 1. Others take the range of their values; where these

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import pandas as pd
 import pytest
 import torch
 
@@ -55,7 +56,7 @@ def test_node_scores(family: str) -> None:
         sums[name(node)] += score
     ours = attribution_patching(model, PAIRS[:1], ["head", "mlp"], direction="denoise")
     for row in ours.to_dict("records"):
-        own = f"L{row['layer']}.mlp" if row["head"] < 0 else f"L{row['layer']}.H{row['head']}"
+        own = f"L{row['layer']}.mlp" if pd.isna(row["head"]) else f"L{row['layer']}.H{row['head']}"
         assert_same(model, row["effect"], sums[own])
 
 

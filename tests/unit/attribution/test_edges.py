@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -97,7 +98,7 @@ def test_edges_out_of_a_part_sum_to_its_node_attribution(family: str) -> None:
     nodes = attribution_patching(model, PAIRS, ["head", "mlp"])
     graph = EdgeGraph.of(model.facts)
     for row in nodes.to_dict("records"):
-        name = f"L{row['layer']}.mlp" if row["head"] < 0 else f"L{row['layer']}.H{row['head']}"
+        name = f"L{row['layer']}.mlp" if pd.isna(row["head"]) else f"L{row['layer']}.H{row['head']}"
         found = float(out[graph.writer(name)])
         # Gradients pass through float32 norms.
         assert_tensors_agree(found, row["effect"], torch.float32, size=size_of(edges), terms=edges.shape[1])

@@ -113,15 +113,21 @@ def test_patching_the_whole_residual_of_any_layer_is_the_other_run(family: str) 
 def test_patching_by_position_is_what_one_hook_does() -> None:
     model = tiny("gpt2")
     frame = activation_patching(model, PAIRS, ["head", "resid", "mlp"], by_position=True)
-    for site, hook, head in (("head", "attn.hook_z", 2), ("resid", "hook_resid_pre", -1), ("mlp", "hook_mlp_out", -1)):
+    for site, hook, head in (
+        ("head", "attn.hook_z", 2),
+        ("resid", "hook_resid_pre", None),
+        ("mlp", "hook_mlp_out", None),
+    ):
         expected = 0.0
         for pair in PAIRS:
             name = f"blocks.1.{hook}"
             _, kept = capture(model, torch.tensor([pair.corrupt]), [name])
 
-            def put(activation: torch.Tensor, kept: dict = kept, name: str = name, head: int = head) -> torch.Tensor:
+            def put(
+                activation: torch.Tensor, kept: dict = kept, name: str = name, head: int | None = head
+            ) -> torch.Tensor:
                 changed = activation.clone()
-                where = (0, 4) if head < 0 else (0, 4, head)
+                where = (0, 4) if head is None else (0, 4, head)
                 changed[where] = kept[name][where]
                 return changed
 
@@ -173,9 +179,9 @@ def test_attribution_patching_is_the_derivative_by_finite_differences(family: st
     for site, hook, layer, head in (
         ("head", "attn.hook_z", 0, 3),
         ("head", "attn.hook_z", 2, 1),
-        ("mlp", "hook_mlp_out", 1, -1),
-        ("resid", "hook_resid_pre", 0, -1),
-        ("attention", "hook_attn_out", 1, -1),
+        ("mlp", "hook_mlp_out", 1, None),
+        ("resid", "hook_resid_pre", 0, None),
+        ("attention", "hook_attn_out", 1, None),
     ):
         name = f"blocks.{layer}.{hook}"
         for position in (2, 5):
@@ -187,7 +193,7 @@ def test_attribution_patching_is_the_derivative_by_finite_differences(family: st
 
                     def move(x: torch.Tensor, sign: int = sign, source: dict = source) -> torch.Tensor:
                         changed = x.clone()
-                        where = (0, position) if head < 0 else (0, position, head)  # noqa: B023
+                        where = (0, position) if head is None else (0, position, head)  # noqa: B023
                         changed[where] += sign * step * (source[name][where] - x[where])  # noqa: B023
                         return changed
 

@@ -61,8 +61,8 @@ def test_as_products_give(kernel: ModuleType, dtype: torch.dtype, n_heads: int, 
     seen = rows(12, n_heads, d_head, dtype=dtype), torch.randn(12, n_heads, device=DEVICE)
     seen[1][5] = -torch.inf
     seen[0][5] = 0
-    keys = kernel.RowKeys(k, v, index, end, begins)
-    kernel.attend_rows(q, new, z, keys, d_head**-0.5, calls=calls, seen=seen, seen_from=3)
+    keys = kernel.RowKeys(k, v, index, end, begins, calls)
+    kernel.attend_rows(q, new, z, keys, d_head**-0.5, seen=seen, seen_from=3)
     assert torch.equal(k[index, :, end - 1], new[0][calls])
     assert torch.equal(v[index, :, end - 1], new[1][calls])
     allowed = torch.arange(end, device=DEVICE) >= begins[index][:, None]

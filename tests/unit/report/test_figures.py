@@ -163,7 +163,7 @@ def test_head_functions_against_effects() -> None:
 def test_token_map_places_effects_and_escapes_tokens() -> None:
     frame = pd.DataFrame(
         [
-            ("resid", layer, -1, position, float(layer == 1 and position == 2))
+            ("resid", layer, None, position, float(layer == 1 and position == 2))
             for layer in range(2)
             for position in range(3)
         ],
