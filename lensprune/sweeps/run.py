@@ -18,7 +18,7 @@ from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_sto
 from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
-from lensprune.sweeps.prepare import Asked, Prepared, prepare
+from lensprune.sweeps.prepare import Asked, Prepared, prepare, questions_of
 from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.terminal import progress_bar
@@ -117,7 +117,7 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     prepared = replace(prepared, spec=replace(prepared.spec, how=how))
     if options.screen is not None:
         prepared = screened(prepared, executor, None if folder is None else check_out_folder(folder), progress)
-    with open_store(folder, prepared.spec) as store:
+    with open_store(folder, prepared.spec, questions_of(prepared.asked)) as store:
         try:
             _execute(prepared, executor, store, progress)
             run = Run(prepared.spec, store, folder)
