@@ -109,7 +109,10 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
         if (key.task, key.protocol) in places
     ]
     questions = {p: Question.from_row(asked[t, p].slice(i, 1).to_pylist()[0]) for (t, p), i in places.items()}
-    return ItemView(tasks[0], wanted, questions, pd.DataFrame(rows, columns=_COLUMNS))
+    # Left to itself, pandas makes NaN of an answer that was not found.
+    answers = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)
+    numbers = {"correct": bool, "gold_logprob": float, "margin": float, "n_tokens": int}
+    return ItemView(tasks[0], wanted, questions, answers.astype(numbers))
 
 
 def _unknown(wanted: str, ids: Sequence[str]) -> UserError:
@@ -164,7 +167,7 @@ def _ending(text: str, limit: int) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join("  " + line for line in visible(text).split("\n"))
+    return "\n".join(f"  {line}".rstrip() for line in visible(text).split("\n"))
 
 
 def _html_table(rows: list[list[str]]) -> str:

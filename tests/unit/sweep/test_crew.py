@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,16 @@ def test_every_cell_once_and_every_worker_busy() -> None:
     assert foreman.lost == 0
     assert len({unit.task for unit in crew.units}) == 2
     assert len(crew.units[0].variants) > len(crew.units[-1].variants) == 1
+
+
+def test_the_questions_of_one_worker_are_kept() -> None:
+    questions = {("t", "default"): b"asked"}
+    crew = FakeCrew(ready=replace(READY, questions=questions))
+    # The first one loads late, so that another one is the first to be ready.
+    crew.fate = lambda worker, step: "hangs" if (worker, step) == (1, 1) else "works"
+    foreman = Foreman(crew, 3, 10.0, clock=lambda: crew.now)
+    assert foreman.first_ready().questions == questions
+    assert [state.ready.questions for state in foreman._workers.values() if state.ready is not None] == [{}, {}]
 
 
 @pytest.mark.parametrize("seed", range(20))
