@@ -9,7 +9,7 @@ from typing import Any
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.summary import summarise
-from lensprune.output.plain_text import visible
+from lensprune.output.plain_text import visible, visible_end
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import Question
 from lensprune.runs.records import CellKey
@@ -105,7 +105,7 @@ def browser_rows(outcomes: Outcomes, most: int = MOST_RECORDS) -> BrowserRows:
     if asked:
         limit = max(SHORTEST_PROMPT, min(limit, MOST_PROMPT_CHARACTERS // len(asked)))
     for own in asked:
-        own[0] = _ending(own[0], limit)
+        own[0] = visible_end(own[0], limit)
     payload = {**names, "questions": asked, "clean": {str(cell): own for cell, own in clean.items()}, "rows": rows}
     return BrowserRows(payload, len(rows), sum(sizes.values()), limit)
 
@@ -115,11 +115,6 @@ def _shown(question: Question) -> list[Any]:
     options = [visible(option, TEXT_LIMIT) for option in question.options[:MOST_OPTIONS]]
     reference = [visible(text, TEXT_LIMIT) for text in question.reference]
     return [question.prompt, options, len(question.options), question.gold, reference]
-
-
-def _ending(text: str, limit: int) -> str:
-    cut = len(text) - limit
-    return visible(text) if cut <= 0 else f"(+{cut} characters) … {visible(text[-limit:])}"
 
 
 def _chosen(own: Sequence[Record], base: Sequence[Record], share: int) -> list[int]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import UserError, nearest
-from lensprune.output.plain_text import for_terminal, visible
+from lensprune.output.plain_text import for_terminal, visible, visible_end
 from lensprune.output.tables import aligned
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import Question
@@ -24,12 +24,13 @@ _COLUMNS = [
 SHOWN_VARIANTS = 20
 _PROMPT_IN_TEXT = 1200
 _PROMPT_IN_HTML = 20_000
+"""Characters of a prompt that are shown, from its end, where the question is."""
 _ANSWER = 60
 """Characters of an option or an answer in a cell of a table."""
 _FIRST_IDS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ItemView:
     """One item of one task under one or more protocols; it prints as text, and as HTML in a notebook.
 
@@ -60,7 +61,7 @@ class ItemView:
         for protocol, question in self.questions.items():
             tables, left = _tables(question, self._of(protocol))
             right = " or ".join(for_terminal(text) for text in question.reference)
-            parts += [protocol, _indented(_ending(question.prompt, _PROMPT_IN_TEXT)), f"  right answer: {right}"]
+            parts += [protocol, _indented(visible_end(question.prompt, _PROMPT_IN_TEXT)), f"  right answer: {right}"]
             parts += [_indented(aligned(rows)) for rows in tables] + ([f"  {left}"] if left else [])
         return "\n\n".join(parts)
 
@@ -69,7 +70,7 @@ class ItemView:
         for protocol, question in self.questions.items():
             tables, left = _tables(question, self._of(protocol))
             right = " or ".join(_safe(text) for text in question.reference)
-            prompt = _safe(_ending(question.prompt, _PROMPT_IN_HTML))
+            prompt = _safe(visible_end(question.prompt, _PROMPT_IN_HTML))
             parts += [
                 f"<p><b>{_safe(protocol)}</b></p>",
                 f'<pre style="white-space: pre-wrap; max-height: 20em; overflow: auto">{prompt}</pre>',
@@ -161,13 +162,8 @@ def _short(text: str) -> str:
     return line if len(line) <= _ANSWER else f"{line[: _ANSWER - 1]}…"
 
 
-def _ending(text: str, limit: int) -> str:
-    """The last `limit` characters of `text`, which hold the question."""
-    return text if len(text) <= limit else f"(+{len(text) - limit} characters) … {text[-limit:]}"
-
-
 def _indented(text: str) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in visible(text).split("\n"))
+    return "\n".join(f"  {line}".rstrip() for line in text.split("\n"))
 
 
 def _html_table(rows: list[list[str]]) -> str:
