@@ -12,7 +12,7 @@ from lensprune.output.files import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["csv_text", "escape_cell", "for_terminal", "visible", "write_csv", "write_csv_parts"]
+__all__ = ["csv_text", "escape_cell", "for_terminal", "visible", "visible_end", "write_csv", "write_csv_parts"]
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -41,6 +41,12 @@ def visible(text: str | None, limit: int | None = None) -> str | None:
     kept = text[:limit] if cut else text
     shown = "".join(c if c in "\n\t" or unicodedata.category(c) not in _HIDDEN else _escape(c) for c in kept)
     return f"{shown} … (+{cut} characters)" if cut else shown
+
+
+def visible_end(text: str, limit: int) -> str:
+    """The last `limit` characters of `text`, as `visible`, after the number of characters left out."""
+    cut = len(text) - limit
+    return visible(text) if cut <= 0 else f"(+{cut} characters) … {visible(text[-limit:])}"
 
 
 def _escape(character: str) -> str:

@@ -43,6 +43,8 @@ class Outcome:
     `gold_logprob` (nats) and `logprob_margin` (gold minus best other, nats) are ``None`` under generate; `metrics`
     holds every metric by lm-eval's name (``acc``, ``acc_norm``, ``exact_match,strict-match``, …); `correct` is the
     task's primary one. `n_tokens` counts scored (likelihood) or generated tokens; `text` is the model's answer.
+    `option_logprobs` are the summed log-probabilities (nats) that the model gave to the options, in their order,
+    whatever the protocol makes of them; ``None`` where none is scored.
     """
 
     item_id: str
@@ -56,3 +58,4 @@ class Outcome:
     n_tokens: int
     text: str
     metrics: Mapping[str, float]
+    option_logprobs: tuple[float, ...] | None = None

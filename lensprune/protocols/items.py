@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from lensprune.errors import LensPruneError, UserError
@@ -12,7 +13,7 @@ from lensprune.models.tokenizers import encode
 from lensprune.protocols.base import ItemRequests, Outcome, Prompt
 from lensprune.protocols.chat import chat_prompt, check_chat_template
 from lensprune.protocols.registry import protocol_named
-from lensprune.protocols.requests import Response
+from lensprune.protocols.requests import LoglikelihoodResponse, Response
 from lensprune.tasks.base import Item, LoadedTask, PromptFormat, ProtocolName
 from lensprune.tasks.prompts import prompt_strings
 
@@ -122,5 +123,7 @@ def score_items(
     for built in item_requests:
         answers = responses[start : start + len(built.requests)]
         start += len(built.requests)
-        outcomes.append(row.score(fmt, built.item, answers))
+        outcome = row.score(fmt, built.item, answers)
+        logprobs = tuple(response.logprob for response in answers if isinstance(response, LoglikelihoodResponse))
+        outcomes.append(replace(outcome, option_logprobs=logprobs) if logprobs else outcome)
     return outcomes

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,13 @@ from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
 from lensprune.replacement.result import ReplacementRun
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.store import CellStore, MemoryStore, RunStore, check_out_folder, stopped_message
+from lensprune.runs.store import CellStore, check_out_folder, open_store, stopped_message
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, conditions_of, decoding_of, load_tasks, sweep_spec
+from lensprune.sweeps.prepare import Condition, conditions_of, decoding_of, load_tasks, questions_of, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.terminal import progress_bar
 
 __all__ = ["measure_replacement"]
-
-logger = logging.getLogger("lensprune")
 
 
 def measure_replacement(
@@ -104,10 +100,7 @@ def measure_replacement(
     }
     decoding = by_host if "generate" in options.protocols else {}
     spec = sweep_spec(base, pair.base.facts, conditions, options, _descriptions(pair, replacements), decoding=decoding)
-    store: CellStore
-    with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, spec) as store:
-        for name in store.set_aside if isinstance(store, RunStore) else ():
-            logger.warning("%s was damaged: it is set aside and computed again", name)
+    with open_store(folder, spec, questions_of(conditions)) as store:
         try:
             _execute(pair, replacements, conditions, options, store, progress)
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from lensprune.analysis.summary import summarise
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.ranks import weights_against_effect
 from lensprune.replacement.shares import gain_shares
+from lensprune.results.item import ItemView, item_of
 from lensprune.runs.chance import beats_chance
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class ReplacementRun(ReplacementOutcomes):
     def summary(self) -> pd.DataFrame:
         """One row per (variant, task, protocol), every variant against the base model."""
         return summarise(self)
+
+    def item(self, item_id: str | int, task: str | None = None, protocol: str | None = None) -> ItemView:
+        """One item: prompt, options, and the answers of both models and every exchange; see `lensprune.Run.item`."""
+        return item_of(self, item_id, task, protocol)
 
     def shares(self) -> pd.DataFrame:
         """What each part carries of the gain; see `lensprune.replacement.shares.gain_shares`."""

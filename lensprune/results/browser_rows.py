@@ -9,8 +9,9 @@ from typing import Any
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.summary import summarise
-from lensprune.output.plain_text import visible
+from lensprune.output.plain_text import visible, visible_end
 from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.questions import Question
 from lensprune.runs.records import CellKey
 
 __all__ = ["MAX_RECORDS", "TEXT_LIMIT", "BrowserRows", "browser_rows", "shares_of"]
@@ -18,19 +19,27 @@ __all__ = ["MAX_RECORDS", "TEXT_LIMIT", "BrowserRows", "browser_rows", "shares_o
 MAX_RECORDS = 15_000
 TEXT_LIMIT = 400
 """Characters of a text that are shown."""
+PROMPT_LIMIT, SHORTEST_PROMPT = 1_000, 200
+"""Characters of a prompt that are shown, from its end, and how few they may become."""
+MAX_PROMPT_CHARACTERS = 3_000_000
+"""Of all prompts together, before they are cut to fewer than `PROMPT_LIMIT`."""
+MAX_OPTIONS = 20
+"""Options of a question that are shown."""
 Record = Mapping[str, Any]
 _NO_RECORDS: Sequence[Record] = ()
-_COLUMNS = ["item_id", "target", "prediction", "correct", "gold_logprob", "failure", "text"]
+_COLUMNS = ["item_id", "target", "prediction", "correct", "gold_logprob", "option_logprobs", "failure", "text"]
 
 
 @dataclass(frozen=True)
 class BrowserRows:
-    """`payload` is plain JSON: names once, then rows of numbers and texts. `shown` of `total` records of changed models
-    are in it."""
+    """`payload` is plain JSON: names once, then each question with the clean model's answer once, then rows of numbers
+    and texts. `shown` of `total` records of changed models are in it, and of each prompt the last `prompt_limit`
+    characters."""
 
     payload: dict[str, Any]
     shown: int
     total: int
+    prompt_limit: int
 
 
 def shares_of(sizes: Mapping[CellKey, int], most: int) -> dict[CellKey, int]:
@@ -65,6 +74,7 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
     clean: dict[int, dict[str, list[Any]]] = {}
     clean_place, clean_records = ("", ""), _NO_RECORDS
     rows: list[list[Any]] = []
+    asked: list[list[Any]] = []
     finished = outcomes.finished()
 
     def index(kind: str, value: Any) -> int:
@@ -80,15 +90,36 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
             if CellKey(CLEAN.name, *place) not in finished:
                 continue
             clean_place, clean_records = place, outcomes.cell(CellKey(CLEAN.name, *place), _COLUMNS).to_pylist()
+            questions = outcomes.questions(*place)
         base, measured = clean_records, outcomes.cell(key, [*_COLUMNS, "layer"]).to_pylist()
         cell, variant = index("cells", place), index("variants", key.variant)
         for i in _chosen(measured, base, shares[key]):
             record, before = measured[i], base[i]
             item = visible(str(record["item_id"]))
-            clean.setdefault(cell, {}).setdefault(item, [visible(record["target"]), *_answer(before, index)])
+            if item not in clean.setdefault(cell, {}):
+                question = Question.from_row(questions.slice(i, 1).to_pylist()[0])
+                asked.append(_shown(question))
+                clean[cell][item] = [visible(record["target"]), *_answer(before, index), len(asked) - 1]
             rows.append([cell, item, variant, record["layer"], *_answer(record, index)])
-    payload = {**names, "clean": {str(cell): measured for cell, measured in clean.items()}, "rows": rows}
-    return BrowserRows(payload, len(rows), sum(sizes.values()))
+    limit = PROMPT_LIMIT
+    if asked:
+        limit = max(SHORTEST_PROMPT, min(limit, MAX_PROMPT_CHARACTERS // len(asked)))
+    for measured in asked:
+        measured[0] = visible_end(measured[0], limit)
+    payload = {
+        **names,
+        "questions": asked,
+        "clean": {str(cell): measured for cell, measured in clean.items()},
+        "rows": rows,
+    }
+    return BrowserRows(payload, len(rows), sum(sizes.values()), limit)
+
+
+def _shown(question: Question) -> list[Any]:
+    """Prompt, options that are shown, how many there are, index of the right one, and the right answers."""
+    options = [visible(option, TEXT_LIMIT) for option in question.options[:MAX_OPTIONS]]
+    reference = [visible(text, TEXT_LIMIT) for text in question.reference]
+    return [question.prompt, options, len(question.options), question.gold, reference]
 
 
 def _chosen(measured: Sequence[Record], base: Sequence[Record], share: int) -> list[int]:
@@ -97,12 +128,18 @@ def _chosen(measured: Sequence[Record], base: Sequence[Record], share: int) -> l
 
 
 def _answer(record: Record, index: Callable[[str, Any], int]) -> list[Any]:
-    """Prediction, text, right or wrong, failure and the right answer's log-probability, as JSON values."""
-    logprob = record["gold_logprob"]
+    """Prediction, text, right or wrong, failure, and the log-probabilities of the right answer and of the options that
+    are shown, as JSON values."""
+    options = record["option_logprobs"]
     return [
         visible(record["prediction"], TEXT_LIMIT),
         visible(record["text"], TEXT_LIMIT),
         int(bool(record["correct"])),
         index("failures", str(record["failure"])),
-        round(float(logprob), 4) if logprob is not None and math.isfinite(logprob) else None,
+        _rounded(record["gold_logprob"]),
+        None if options is None else [_rounded(logprob) for logprob in options[:MAX_OPTIONS]],
     ]
+
+
+def _rounded(logprob: float | None) -> float | None:
+    return round(logprob, 4) if logprob is not None and math.isfinite(logprob) else None

@@ -28,7 +28,7 @@ from lensprune.output.html import (
     write_page,
 )
 from lensprune.output.plain_text import csv_text, visible, write_csv_parts
-from lensprune.results.browser_rows import MAX_RECORDS, TEXT_LIMIT, browser_rows
+from lensprune.results.browser_rows import MAX_RECORDS, TEXT_LIMIT, BrowserRows, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
 from lensprune.results.figures.kinds import figures_of
 from lensprune.runs.chance import beats_chance, known_at_chance
@@ -129,8 +129,9 @@ def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
     for start in range(0, max(1, len(keys)), _CELLS_AT_ONCE):
         cells = [outcomes.cell(key) for key in keys[start : start + _CELLS_AT_ONCE]]
         frame = pa.concat_tables(cells).to_pandas() if cells else SCHEMA.empty_table().to_pandas()
-        # One text a record: JSON, like {"acc": 1.0}.
+        # One text per record: JSON, like {"acc": 1.0}, and NaN where a log-probability is none.
         frame["metrics"] = [json.dumps(dict(pairs)) for pairs in frame["metrics"]]
+        frame["option_logprobs"] = [None if own is None else json.dumps(list(own)) for own in frame["option_logprobs"]]
         yield frame.astype({"layer": "Int64", "head": "Int64"})
 
 
@@ -175,7 +176,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
         ],
         claims_missing=missing,
         accuracy_margin=ACCURACY_MARGIN,
-        browser_note=_browser_note(rows.shown, rows.total),
+        browser_note=_browser_note(rows),
         records_json=json_block(rows.payload),
         downloads=_downloads(outcomes, {"critical": needed, "signatures": signed}, records),
     )
@@ -267,12 +268,15 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
     return [(name, visible(value)) for name, value in pairs]
 
 
-def _browser_note(shown: int, total: int) -> str:
-    texts = f"Texts are cut at {TEXT_LIMIT} characters."
-    if shown == total:
-        return f"All {total} records of changed models are here. {texts}"
+def _browser_note(rows: BrowserRows) -> str:
+    texts = (
+        f"Texts are cut at {TEXT_LIMIT} characters, and prompts to their last {rows.prompt_limit}; Run.item and "
+        "Run.records(prompts=True) have them whole."
+    )
+    if rows.shown == rows.total:
+        return f"All {rows.total} records of changed models are here. {texts}"
     return (
-        f"{shown} of {total} records are here (no more fit, shared out evenly, those whose outcome changed "
+        f"{rows.shown} of {rows.total} records are here (no more fit, shared out evenly, those whose outcome changed "
         f"first); records.csv has all of them. {texts}"
     )
 

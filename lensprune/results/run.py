@@ -18,6 +18,7 @@ from lensprune.analysis.head_groups import heads_and_groups
 from lensprune.analysis.overlap import overlap
 from lensprune.analysis.signatures import ACCURACY_MARGIN, signatures
 from lensprune.analysis.summary import summarise
+from lensprune.results.item import ItemView, item_of
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes
 
@@ -106,6 +107,19 @@ class Run(Outcomes):
     ) -> list[pd.DataFrame]:
         """Query heads beside their key/value groups; see `lensprune.analysis.head_groups.heads_and_groups`."""
         return heads_and_groups(self, task, protocol, ablation=ablation, measure=measure)
+
+    def item(self, item_id: str | int, task: str | None = None, protocol: str | None = None) -> ItemView:
+        """One item: its prompt and options, and every variant's answer and log-probabilities.
+
+        Args:
+            item_id: as in the records.
+            task: needed where several tasks have an item of that name.
+            protocol: ``None`` shows every protocol that asked the item.
+
+        Raises:
+            UserError: as `lensprune.results.item.item_of`.
+        """
+        return item_of(self, item_id, task, protocol)
 
     def screen(self) -> pd.DataFrame:
         """Every head of a screened sweep, measured or only estimated; see `lensprune.analysis.screening`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -12,13 +13,19 @@ import pandas as pd
 import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.errors import unknown_name
+from lensprune.errors import LensPruneError, unknown_name
 from lensprune.runs.chance import at_chance
+from lensprune.runs.questions import QUESTIONS
 from lensprune.runs.records import SCHEMA, CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore
 
-__all__ = ["Outcomes", "computed_once"]
+__all__ = ["Outcomes", "as_lists", "computed_once"]
+
+
+def as_lists(values: pd.Series) -> pd.Series:
+    """Lists instead of the arrays in `values`."""
+    return pd.Series([None if v is None else list(v) for v in values], index=values.index, dtype=object)
 
 
 class Outcomes:
@@ -93,8 +100,27 @@ class Outcomes:
         """Records of one finished cell, in the order of its items, as they are stored; all columns or some."""
         return self._store.read(key, columns)
 
-    def records(self, variant: str | None = None, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+    def questions(self, task: str, protocol: str) -> pa.Table:
+        """What one (task, protocol) asked, in the order of its records; columns `lensprune.runs.questions.QUESTIONS`.
+
+        Raises:
+            UserError: the run folder lacks them.
+        """
+        return self._store.questions(task, protocol)
+
+    def records(
+        self,
+        variant: str | None = None,
+        task: str | None = None,
+        protocol: str | None = None,
+        *,
+        prompts: bool = False,
+    ) -> pd.DataFrame:
         """One row per item, of all cells or of those that are named.
+
+        Args:
+            prompts: add what was asked: ``prompt``, ``options``, ``reference`` (the right answers) and the other fields
+                of `lensprune.runs.questions.Question`. Rows of the same question share its texts in memory.
 
         Raises:
             UserError: a name that is not part of this run.
@@ -105,7 +131,20 @@ class Outcomes:
         tables = [self._store.read(key) for key in keys]
         frame = pa.concat_tables(tables).to_pandas() if tables else SCHEMA.empty_table().to_pandas()
         frame["metrics"] = [dict(pairs) for pairs in frame["metrics"]]
+        frame["option_logprobs"] = as_lists(frame["option_logprobs"])
+        if prompts:
+            self._add_questions(frame, keys)
         return frame.astype({"layer": "Int64", "head": "Int64"})
+
+    def _add_questions(self, frame: pd.DataFrame, keys: Sequence[CellKey]) -> None:
+        places = dict.fromkeys((key.task, key.protocol) for key in keys)
+        asked = {place: self._store.questions(*place).to_pydict() for place in places}
+        for name in QUESTIONS.names:
+            values = list(chain.from_iterable(asked[key.task, key.protocol][name] for key in keys))
+            if name != "item_id":
+                frame[name] = pd.Series(values, dtype="Int64" if name == "gold" else object)
+            elif values != frame[name].tolist():
+                raise LensPruneError("records and questions are not in the same order")
 
     def copy_to(self, folder: Path) -> None:
         """Write the spec and the finished cells to `folder`, but for cells that it already holds.
@@ -114,6 +153,8 @@ class Outcomes:
             UserError: a folder that holds another run, or a disk that can't be written to.
         """
         with RunStore.writing(folder, self.spec) as store:
+            places = dict.fromkeys((key.task, key.protocol) for key in self.finished())
+            store.keep_questions({place: self._store.questions(*place) for place in places})
             for key in sorted(self._store.finished() - store.finished()):
                 store.write(key, self._store.read(key))
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from lensprune.protocols.base import ItemRequests, Outcome
+from lensprune.runs.questions import storable
 
 __all__ = ["SCHEMA", "CellKey", "Intervention", "cell_table"]
 
@@ -55,6 +56,7 @@ SCHEMA = pa.schema(
         ("chance", pa.float64()),
         ("gold_logprob", pa.float64()),
         ("logprob_margin", pa.float64()),
+        ("option_logprobs", pa.list_(pa.float64())),
         ("failure", pa.string()),
         ("n_tokens", pa.int32()),
         ("truncated_tokens", pa.int32()),
@@ -63,12 +65,12 @@ SCHEMA = pa.schema(
     ]
 )
 """One row an item. `chance` is the expected accuracy of an uninformed guess on this item under this protocol;
-log-probabilities are in nats and null under generate; `truncated_tokens` were cut on the left of the prompt."""
+log-probabilities are in nats and null under generate; `option_logprobs` has one for each option of the item's
+`lensprune.runs.questions.Question`; `truncated_tokens` were cut on the left of the prompt."""
 
 
 def _storable(text: str | None) -> str | None:
-    """`text` as valid UTF-8: a lone surrogate, which JSON can carry and Parquet cannot, becomes an escape."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return None if text is None else storable(text)
 
 
 def cell_table(
@@ -101,6 +103,7 @@ def cell_table(
         "chance": list(chances),
         "gold_logprob": [o.gold_logprob for o in outcomes],
         "logprob_margin": [o.logprob_margin for o in outcomes],
+        "option_logprobs": [o.option_logprobs for o in outcomes],
         "failure": [o.failure for o in outcomes],
         "n_tokens": [o.n_tokens for o in outcomes],
         "truncated_tokens": [r.truncated_tokens for r in requests],

@@ -55,6 +55,8 @@ class CellSpec:
     protocol: str
     prompts_hash: str
     """sha256 over every prompt string, its token ids and its stop conditions."""
+    questions_hash: str
+    """`lensprune.runs.questions.questions_hash`: prompts, options and right answers as they are stored."""
     reference_hash: str = ""
     """sha256 over the token ids of the reference prompts, for mean and resample."""
 

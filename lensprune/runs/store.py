@@ -6,18 +6,19 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from lensprune.errors import UserError, nearest
+from lensprune.errors import LensPruneError, UserError, nearest
 from lensprune.output.files import TEMPORARY_PREFIX, sync_folder, write_atomically, write_error
 from lensprune.paths import usable_path
+from lensprune.runs.questions import questions_from_parquet, questions_hash, questions_to_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 
@@ -27,6 +28,10 @@ logger = logging.getLogger("lensprune")
 
 SPEC_FILE = "spec.json"
 _LOCK_FILE = ".lock"
+
+Questions = Mapping[tuple[str, str], pa.Table]
+"""Question tables by (task, protocol)."""
+_Key = TypeVar("_Key")
 
 
 class CellStore(Protocol):
@@ -44,12 +49,21 @@ class CellStore(Protocol):
         """The records of a finished cell, all columns or some."""
         ...
 
+    def keep_questions(self, questions: Questions) -> None:
+        """Store the questions of the run, which come before any cell."""
+        ...
+
+    def questions(self, task: str, protocol: str) -> pa.Table:
+        """The questions of one (task, protocol), in the order of its records."""
+        ...
+
 
 class MemoryStore:
     """Cells of a run that is not kept on disk."""
 
     def __init__(self) -> None:
         self._cells: dict[CellKey, pa.Table] = {}
+        self._questions: dict[tuple[str, str], pa.Table] = {}
 
     def finished(self) -> set[CellKey]:
         return set(self._cells)
@@ -60,6 +74,12 @@ class MemoryStore:
     def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
         table = self._cells[key]
         return table if columns is None else table.select(list(columns))
+
+    def keep_questions(self, questions: Questions) -> None:
+        self._questions.update(questions)
+
+    def questions(self, task: str, protocol: str) -> pa.Table:
+        return self._questions[task, protocol]
 
 
 def read_spec(folder: Path) -> SweepSpec:
@@ -132,8 +152,14 @@ def _cell_stem(key: CellKey) -> str:
     return f"{_safe(key.task, 40)}.{_safe(key.protocol, 20)}.{_safe(key.variant, 60)}.{digest}"
 
 
+def _questions_stem(task: str, protocol: str) -> str:
+    """As `_cell_stem`, of the questions of one (task, protocol)."""
+    digest = hashlib.sha256(f"{task}\0{protocol}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{_safe(task, 40)}.{_safe(protocol, 20)}.{digest}"
+
+
 def _stem_of(path: Path) -> str:
-    """The part of a cell file's name before its checksum."""
+    """The part of a file's name before its checksum."""
     return path.stem.rpartition(".")[0]
 
 
@@ -142,12 +168,28 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def _whole_files(folder: Path, keys: Mapping[str, _Key]) -> tuple[dict[_Key, Path], list[Path]]:
+    """The Parquet files of `folder` by what they hold, and those that are not what a name in `keys` says."""
+    found: dict[_Key, Path] = {}
+    strangers = []
+    for path in sorted(folder.glob("*.parquet")):
+        if path.name.startswith(TEMPORARY_PREFIX):
+            continue
+        key = keys.get(_stem_of(path))
+        if key is None or key in found or _file_hash(path) != path.stem.rpartition(".")[2]:
+            strangers.append(path)
+        else:
+            found[key] = path
+    return found, strangers
+
+
 class RunStore:
     """The run folder of one spec.
 
     A cell is ``records/TASK.PROTOCOL.VARIANT.ID.CHECKSUM.parquet``, where ID is a hash of the cell's full name and
-    CHECKSUM one of the file's bytes: name and contents appear together, in one rename. A file that is not what its
-    name says is moved to ``damaged/`` and its cell counts as missing.
+    CHECKSUM one of the file's bytes: name and contents appear together, in one rename. The questions of a (task,
+    protocol), which all its cells share, are ``questions/TASK.PROTOCOL.ID.CHECKSUM.parquet``, written before any cell;
+    the spec has their hash. A file that is not what its name says is moved to ``damaged/`` and counts as missing.
     """
 
     def __init__(self, folder: Path, spec: SweepSpec) -> None:
@@ -156,18 +198,23 @@ class RunStore:
         self.set_aside: list[str] = []
         """Damaged files that were found and moved, newest last."""
         self._files: dict[CellKey, Path] = {}
+        self._question_files: dict[tuple[str, str], Path] = {}
         self._may_set_aside = False
 
     @property
     def records_folder(self) -> Path:
         return self.folder / "records"
 
+    @property
+    def questions_folder(self) -> Path:
+        return self.folder / "questions"
+
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> RunStore:
         """An existing run, for reading.
 
         Raises:
-            UserError: no run there, or a record file is damaged.
+            UserError: no run there, or a file of records or questions is damaged.
         """
         path = Path(folder)
         store = cls(path, read_spec(path))
@@ -176,10 +223,13 @@ class RunStore:
 
     @classmethod
     def is_complete(cls, folder: str | os.PathLike[str]) -> bool:
-        """Whether every cell of the run is stored whole."""
+        """Whether every cell of the run and all its questions are stored whole."""
         path = Path(folder)
         store = cls(path, read_spec(path))
-        return not store._scan_quietly() and store.finished() == set(store.expected())
+        if store._scan_quietly() or store.finished() != set(store.expected()):
+            return False
+        asked = [(cell.task, cell.protocol) for cell in store.spec.cells]
+        return all(cell in store._question_files and store._fits(store._question_files[cell], *cell) for cell in asked)
 
     @classmethod
     @contextmanager
@@ -212,7 +262,7 @@ class RunStore:
 
     def _begin(self, is_new: bool) -> None:
         try:
-            for place in (self.folder, self.records_folder):
+            for place in (self.folder, self.records_folder, self.questions_folder):
                 for leftover in place.glob(f"{TEMPORARY_PREFIX}*"):
                     leftover.unlink()
             if is_new:
@@ -223,6 +273,7 @@ class RunStore:
                 sync_folder(self.folder.parent)
             # Only now: until the spec is there, anything else in the folder means that it is not ours.
             self.records_folder.mkdir(exist_ok=True)
+            self.questions_folder.mkdir(exist_ok=True)
             sync_folder(self.folder)
         except OSError as error:
             raise write_error(error, self.folder) from None
@@ -234,19 +285,12 @@ class RunStore:
         return [CellKey(name, cell.task, cell.protocol) for cell in self.spec.cells for name in self.spec.variant_names]
 
     def _scan_quietly(self) -> list[Path]:
-        """Find the stored cells; return the files that are not whole cells of this run."""
-        keys = {_cell_stem(key): key for key in self.expected()}
-        self._files.clear()
-        strangers = []
-        for path in sorted(self.records_folder.glob("*.parquet")):
-            if path.name.startswith(TEMPORARY_PREFIX):
-                continue
-            key = keys.get(_stem_of(path))
-            if key is None or key in self._files or _file_hash(path) != path.stem.rpartition(".")[2]:
-                strangers.append(path)
-            else:
-                self._files[key] = path
-        return strangers
+        """Find the stored cells and questions; return the files that are not whole ones of this run."""
+        asked = {_questions_stem(cell.task, cell.protocol): (cell.task, cell.protocol) for cell in self.spec.cells}
+        self._question_files, strangers = _whole_files(self.questions_folder, asked)
+        cells = {_cell_stem(key): key for key in self.expected()}
+        self._files, others = _whole_files(self.records_folder, cells)
+        return strangers + others
 
     def _scan(self) -> None:
         for path in self._scan_quietly():
@@ -289,16 +333,59 @@ class RunStore:
             raise ValueError(f"cell {key} is stored already")
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        data = sink.getvalue().to_pybytes()
-        checksum = hashlib.sha256(data).hexdigest()[:16]
-        path = self.records_folder / f"{_cell_stem(key)}.{checksum}.parquet"
+        self._files[key] = self._write_file(self.records_folder, _cell_stem(key), sink.getvalue().to_pybytes())
+
+    def _write_file(self, folder: Path, stem: str, data: bytes) -> Path:
+        path = folder / f"{stem}.{hashlib.sha256(data).hexdigest()[:16]}.parquet"
         try:
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
         except OSError as error:
             done, total = len(self._files), len(self.expected())
             advice = f"{done} of {total} cells are stored, continue with: lensprune resume {self.folder}"
             raise write_error(error, path.parent, advice) from None
-        self._files[key] = path
+        return path
+
+    def keep_questions(self, questions: Questions) -> None:
+        """Store the questions that are not stored yet; a stored file that does not fit the spec is set aside.
+
+        Raises:
+            UserError: as `write`.
+            LensPruneError: `questions` are not those of the spec.
+        """
+        for (task, protocol), table in questions.items():
+            if questions_hash(table) != self._questions_hash(task, protocol):
+                raise LensPruneError(f"the questions of {task} under {protocol} are not those of the run's spec")
+            stored = self._question_files.get((task, protocol))
+            if stored is not None and not self._fits(stored, task, protocol):
+                self._put_aside(stored)
+                stored = None
+            if stored is None:
+                data = questions_to_parquet(table)
+                path = self._write_file(self.questions_folder, _questions_stem(task, protocol), data)
+                self._question_files[task, protocol] = path
+
+    def questions(self, task: str, protocol: str) -> pa.Table:
+        """The questions of one (task, protocol), in the order of its records.
+
+        Raises:
+            UserError: they are not stored, or are not those of the spec.
+        """
+        path = self._question_files.get((task, protocol))
+        again = f"lensprune resume {self.folder} writes them again"
+        if path is None:
+            raise UserError(f"{self.folder} lacks the questions of {task} under {protocol}: {again}")
+        table = questions_from_parquet(path.read_bytes())
+        if questions_hash(table) != self._questions_hash(task, protocol):
+            raise UserError(f"{path} holds other questions than those of the run: {again}")
+        return table
+
+    def _questions_hash(self, task: str, protocol: str) -> str | None:
+        cells = self.spec.cells
+        return next((c.questions_hash for c in cells if (c.task, c.protocol) == (task, protocol)), None)
+
+    def _fits(self, path: Path, task: str, protocol: str) -> bool:
+        """Whether the questions in `path` are those of the spec."""
+        return questions_hash(questions_from_parquet(path.read_bytes())) == self._questions_hash(task, protocol)
 
     def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(self._files[key], columns=None if columns is None else list(columns), partitioning=None)
@@ -309,16 +396,22 @@ class RunStore:
 
 
 @contextmanager
-def open_store(folder: Path | None, spec: SweepSpec) -> Iterator[CellStore]:
+def open_store(folder: Path | None, spec: SweepSpec, questions: Questions) -> Iterator[CellStore]:
     """Where a sweep stores its cells: in memory, or in `folder`, with a warning for every damaged file found there.
+
+    Args:
+        questions: those of `spec`, which are stored first.
 
     Raises:
         UserError: as `RunStore.writing`.
     """
     if folder is None:
-        yield MemoryStore()
+        memory = MemoryStore()
+        memory.keep_questions(questions)
+        yield memory
         return
     with RunStore.writing(folder, spec) as store:
+        store.keep_questions(questions)
         for name in store.set_aside:
             logger.warning("%s was damaged: it is set aside in %s and computed again", name, folder / "damaged")
         yield store

@@ -17,6 +17,7 @@ from typing import Any
 
 from lensprune.errors import UserError
 from lensprune.results.run import Run
+from lensprune.runs.questions import questions_from_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, open_store, stopped_message
@@ -71,7 +72,8 @@ def run_on_ray(
         scheduler = Scheduler(pool, size, stall_seconds)
         ready = scheduler.first_ready()
         spec = _spec(SweepSpec.from_json(ready.spec, f"the spec of the worker on {ready.host}"), options)
-        with open_store(folder, spec) as store:
+        questions = {cell: questions_from_parquet(data) for cell, data in ready.questions.items()}
+        with open_store(folder, spec, questions) as store:
             try:
                 _measure(scheduler, size, ready.requests, store, spec, progress)
                 run = Run(spec, store, folder)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from lensprune.ablation.choices import reference_kinds
 from lensprune.ablation.kinds import ablation_kind
@@ -19,6 +22,7 @@ from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateRequest, Request
+from lensprune.runs.questions import question_table, questions_hash
 from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
@@ -35,6 +39,7 @@ __all__ = [
     "decoding_of",
     "load_tasks",
     "prepare",
+    "questions_of",
     "resolved_variants",
     "sweep_spec",
 ]
@@ -55,6 +60,11 @@ class Condition:
         """Requests of all items, concatenated."""
         return [request for item in self.items for request in item.requests]
 
+    @cached_property
+    def questions(self) -> pa.Table:
+        """What is stored of the questions; see `lensprune.runs.questions`."""
+        return question_table(self.task, self.protocol, self.items)
+
 
 @dataclass(frozen=True)
 class SweepJob:
@@ -65,6 +75,11 @@ class SweepJob:
     conditions: tuple[Condition, ...]
     spec: SweepSpec
     options: SweepOptions = field(repr=False)
+
+
+def questions_of(asked: Sequence[Condition]) -> dict[tuple[str, str], pa.Table]:
+    """The questions of every (task, protocol), for `lensprune.runs.store.open_store`."""
+    return {(a.task.task.name, a.protocol): a.questions for a in asked}
 
 
 def _hash(value: object) -> str:
@@ -295,6 +310,7 @@ def sweep_spec(
                 condition.task.task.name,
                 condition.protocol,
                 _prompts_hash(condition.items),
+                questions_hash(condition.questions),
                 prompts_hash(condition.reference_prompts) if condition.reference_prompts else "",
             )
             for condition in conditions

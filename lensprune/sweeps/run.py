@@ -18,7 +18,7 @@ from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_sto
 from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
-from lensprune.sweeps.prepare import Condition, SweepJob, prepare
+from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
 from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.terminal import progress_bar
@@ -117,7 +117,7 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     job = replace(job, spec=replace(job.spec, execution=execution))
     if options.screen is not None:
         job = screened(job, executor, None if folder is None else check_out_folder(folder), progress)
-    with open_store(folder, job.spec) as store:
+    with open_store(folder, job.spec, questions_of(job.conditions)) as store:
         try:
             _execute(job, executor, store, progress)
             run = Run(job.spec, store, folder)

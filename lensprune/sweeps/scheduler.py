@@ -82,20 +82,19 @@ class Scheduler:
         self._lost_in_a_row = 0
         self._began = clock()
         self._warned = False
+        self._first_ready: Ready | None = None
         for _ in range(size):
             self._start()
 
     def first_ready(self) -> Ready:
-        """Wait for the first worker that has loaded the model.
+        """Wait for the first worker that has loaded the model; it tells the questions of the run.
 
         Raises:
             LensPruneError: workers can't load it, or are lost before they have.
         """
-        while True:
-            for state in self._workers.values():
-                if state.ready is not None:
-                    return state.ready
+        while self._first_ready is None:
             self._listen(None, None, lambda rows: None)
+        return self._first_ready
 
     def run(self, queue: UnitQueue, store: CellStore, spec: SweepSpec, progress: Callable[[int], object]) -> None:
         """Let all cells of `queue` be measured and store them.
@@ -155,7 +154,9 @@ class Scheduler:
         if update.failure is not None:
             raise update.failure.raised()
         if update.ready is not None:
-            state.ready = update.ready
+            self._first_ready = self._first_ready or update.ready
+            # Others have the same questions, which their specs' hashes show, so they are kept once.
+            state.ready = replace(update.ready, questions={})
             self._lost_in_a_row = 0
         if run is None:
             return

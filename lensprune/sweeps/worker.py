@@ -5,15 +5,16 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from lensprune.errors import HookNeverFired, LensPruneError, UserError
+from lensprune.runs.questions import questions_to_parquet
 from lensprune.runs.records import CellKey
 from lensprune.sweeps.options import SweepOptions
-from lensprune.sweeps.prepare import prepare
+from lensprune.sweeps.prepare import prepare, questions_of
 from lensprune.sweeps.units import Unit
 
 __all__ = ["CellWorker", "Failure", "Ready", "WorkerUpdate"]
@@ -21,11 +22,13 @@ __all__ = ["CellWorker", "Failure", "Ready", "WorkerUpdate"]
 
 @dataclass(frozen=True)
 class Ready:
-    """A loaded worker: the spec that it would run, as the text of spec.json, and its requests by (task, protocol)."""
+    """A loaded worker: the spec that it would run, as the text of spec.json, and by (task, protocol) the number of its
+    requests and its questions, as `questions_to_parquet` writes them."""
 
     spec: str
     requests: dict[tuple[str, str], int]
     host: str
+    questions: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class CellWorker:
         condition_of = {(condition.task.task.name, str(condition.protocol)): condition for condition in job.conditions}
         variants = {variant.name: variant for variant in job.variants}
         requests = {pair: len(condition.requests) for pair, condition in condition_of.items()}
-        self._updates.put(WorkerUpdate(ready=Ready(spec.to_json(), requests, socket.gethostname())))
+        questions = {cell: questions_to_parquet(table) for cell, table in questions_of(job.conditions).items()}
+        self._updates.put(WorkerUpdate(ready=Ready(spec.to_json(), requests, socket.gethostname(), questions)))
 
         def advance(rows: int) -> None:
             self._updates.put(WorkerUpdate(rows=rows))

@@ -30,7 +30,7 @@ from lensprune.results.text import run_report
 from lensprune.runs.store import open_store
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.options import SweepOptions
-from lensprune.sweeps.prepare import prepare
+from lensprune.sweeps.prepare import prepare, questions_of
 from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.families import save_folder
 
@@ -113,7 +113,7 @@ def measure(model: Path, out: Path, variants: int, items: int) -> Load:
         )
         job = prepare(str(model), options)
     load.base_memory = peak_memory()
-    with open_store(out, job.spec) as store, stage("score and store"):
+    with open_store(out, job.spec, questions_of(job.conditions)) as store, stage("score and store"):
         for condition in job.conditions:
             cells = measure_cells(job, condition, job.variants, RandomExecutor(), lambda rows: None)
             for key, table in cells:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,6 +13,7 @@ from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.protocols.base import Failure, ItemRequests, Outcome
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.questions import QUESTIONS, Question, questions_hash
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.spec import CellSpec, SweepSpec, TaskSpec
 from lensprune.runs.store import CellStore
@@ -35,6 +37,7 @@ def outcome(
         "correct": correct,
         "gold_logprob": -1.0 - index,
         "logprob_margin": 0.5,
+        "option_logprobs": (-1.0 - index, -1.5 - index),
         "failure": failure or ("none" if correct else "wrong_answer"),
         "n_tokens": 1,
         "text": " A",
@@ -46,6 +49,17 @@ def outcome(
 def requests(n: int, truncated: int = 0) -> list[ItemRequests]:
     asked = LoglikelihoodRequest((1,), (2,))
     return [ItemRequests(Item(f"item {i}", {}), "default", (), (asked,), truncated if i == 0 else 0) for i in range(n)]
+
+
+def questions(n: int, text: str = "What is it?", scored: bool = True) -> pa.Table:
+    """Of `n` items, each with the options A and B, of which A is right, or (not `scored`) with none."""
+    options: tuple[Any, ...] = ((" A", " B"), ("A",), 0, (1, 1), (1, 1), (1, 1), (0, 0))
+    none: tuple[Any, ...] = ((), ("A",), None, (), (), (), ())
+    rows = [Question(f"item {i}", f"{i}: {text}", *(options if scored else none)) for i in range(n)]
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=QUESTIONS)
+
+
+QUESTIONS_HASH = questions_hash(questions(4))
 
 
 def table(
@@ -88,7 +102,7 @@ def spec(
         "chat_template": False,
         "tasks": tuple(TaskSpec(name, 0, 0, 4, "i" * 64) for name in tasks),
         "protocols": tuple(protocols),
-        "cells": tuple(CellSpec(name, protocol, "p" * 64) for name in tasks for protocol in protocols),
+        "cells": tuple(CellSpec(name, protocol, "p" * 64, QUESTIONS_HASH) for name in tasks for protocol in protocols),
         "variants": tuple(variant_to_json(v) for v in variants),
     }
     return SweepSpec(**{**values, **changes})  # type: ignore[arg-type]
@@ -101,7 +115,7 @@ def outcomes_of(
     tasks, protocols = (list(dict.fromkeys(column)) for column in zip(*cells, strict=True))
     made = replace(
         spec(tasks=tasks, protocols=protocols, **changes),
-        cells=tuple(CellSpec(*cell, "p" * 64) for cell in cells),
+        cells=tuple(CellSpec(*cell, "p" * 64, QUESTIONS_HASH) for cell in cells),
         variants=tuple({"name": name} for name in names),
     )
     return Outcomes(made, store)

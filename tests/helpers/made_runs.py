@@ -12,10 +12,11 @@ import numpy as np
 from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.results.run import Run
+from lensprune.runs.questions import questions_hash
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.spec import TaskSpec
+from lensprune.runs.spec import CellSpec, TaskSpec
 from lensprune.runs.store import CellStore, MemoryStore, RunStore
-from tests.helpers.made_cells import outcome, requests, skip, spec
+from tests.helpers.made_cells import outcome, questions, requests, skip, spec
 
 HOSTILE = '</script><script>window.hit = 1</script><img src=x onerror="window.hit = 2">\u202etxt.exe\x1b[31m{{7*7}}'
 N_LAYERS = 10
@@ -39,12 +40,15 @@ def layers_run(
     """A run whose outcome for (task, protocol, variant, n) is `right`; by default the clean model knows all,
     a removed first layer loses everything, and any later layer half of the items under generate alone."""
     chosen = [CLEAN, *(variants if variants is not None else [skip(layer) for layer in range(n_layers)])]
+    asked = {(task, p): questions(n, text, scored=p != "generate") for task in tasks for p in protocols}
     made = replace(
         spec(chosen, tasks, protocols, n_layers=n_layers),
         tasks=tuple(TaskSpec(name, 0, 0, n, items_hash) for name in tasks),
+        cells=tuple(CellSpec(*place, "p" * 64, questions_hash(table)) for place, table in asked.items()),
     )
 
     def fill(store: CellStore) -> None:
+        store.keep_questions(asked)
         for task in tasks:
             for protocol in protocols:
                 for variant in chosen:
@@ -56,6 +60,7 @@ def layers_run(
                             text=text,
                             prediction=text if i % 2 else None,
                             gold_logprob=None if protocol == "generate" else -1.0,
+                            option_logprobs=None if protocol == "generate" else (-1.0, -1.5),
                         )
                         for i, c in enumerate(correct)
                     ]

@@ -24,6 +24,7 @@ __all__ = [
     "ROUNDINGS",
     "assert_greedy",
     "assert_logprobs_agree",
+    "assert_records_agree",
     "assert_responses_agree",
     "assert_tensors_agree",
     "assert_zero",
@@ -106,6 +107,27 @@ def assert_tensors_agree(
     assert np.any(right != 0), "nothing but zeros is compared"
     allowed = rounding(dtype, size_of(right) if size is None else size, terms, roundings)
     np.testing.assert_allclose(left, right, rtol=0, atol=min(allowed, at_most))
+
+
+def assert_records_agree(
+    found: pd.DataFrame,
+    expected: pd.DataFrame,
+    dtype: torch.dtype | float,
+    *,
+    size: float | None = None,
+    at_most: float = math.inf,
+) -> None:
+    """Two frames of `Run.records` are equal but for rounding of log-probabilities; see `assert_tensors_agree`."""
+    numbers, lists = ["gold_logprob", "logprob_margin"], "option_logprobs"
+    others = [*numbers, lists]
+    pd.testing.assert_frame_equal(found.drop(columns=others), expected.drop(columns=others))
+    sizes = [[-1 if own is None else len(own) for own in frame[lists]] for frame in (found, expected)]
+    assert sizes[0] == sizes[1]
+    for left, right in (
+        (found[numbers], expected[numbers]),
+        (found[lists].explode().astype(float), expected[lists].explode().astype(float)),
+    ):
+        assert_tensors_agree(left, right, dtype, size=size, at_most=at_most)
 
 
 def assert_zero(

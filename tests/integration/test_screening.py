@@ -32,7 +32,7 @@ from tests.helpers.families import save_folder
 from tests.helpers.made_cells import outcomes_of, table
 from tests.helpers.sweeps import sweep as tiny_sweep
 from tests.helpers.tiny_models import tiny
-from tests.helpers.tolerances import assert_tensors_agree, size_of
+from tests.helpers.tolerances import assert_records_agree, assert_tensors_agree, size_of
 
 TASKS, PROTOCOLS = ["facts", "kv_retrieval[pairs=2]"], ["continuation", "generate"]
 
@@ -60,7 +60,7 @@ def test_measured_cells_are_those_of_a_whole_sweep(folder: Path, screened: lp.Ru
     assert 14 <= len(names) - 1 < 32
     mine, theirs = screened.records(), whole.records()
     theirs = theirs[theirs["variant"].isin(names)].reset_index(drop=True)
-    assert_tensors_agree(mine.drop(columns="metrics"), theirs.drop(columns="metrics"), torch.float32, at_most=1e-4)
+    assert_records_agree(mine, theirs, torch.float32, at_most=1e-4)
 
 
 def test_table_says_what_is_measured(screened: lp.Run) -> None:

@@ -21,7 +21,7 @@ from lensprune.tasks import prompt_strings, registry
 from tests.helpers.families import byte_tokenizer
 from tests.helpers.gguf_files import write_gguf
 from tests.helpers.sweeps import sweep as tiny_sweep
-from tests.helpers.tolerances import assert_tensors_agree
+from tests.helpers.tolerances import assert_records_agree, assert_tensors_agree
 
 TASKS = ("facts", "kv_retrieval[pairs=2]", "arithmetic")
 PROTOCOLS = ("default", "continuation", "generate")
@@ -137,9 +137,7 @@ def test_executor_and_batch_size_do_not_change_the_numbers(
 ) -> None:
     other = sweep(folder, None, **changes).records()
     expected = whole.records()
-    numbers = ["gold_logprob", "logprob_margin"]
-    pd.testing.assert_frame_equal(other.drop(columns=numbers), expected.drop(columns=numbers))
-    assert_tensors_agree(other[numbers], expected[numbers], torch.float32, at_most=1e-4)
+    assert_records_agree(other, expected, torch.float32, at_most=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mean", "resample"])
@@ -159,9 +157,7 @@ def test_reference_ablations_by_both_executors(folder: Path, tmp_path: Path, kin
             ).records()
             for executor in ("hooked", "forked")
         ]
-        numbers = ["gold_logprob", "logprob_margin"]
-        pd.testing.assert_frame_equal(pair[0].drop(columns=numbers), pair[1].drop(columns=numbers))
-        assert_tensors_agree(pair[0][numbers], pair[1][numbers], torch.float32, at_most=1e-4)
+        assert_records_agree(*pair, torch.float32, at_most=1e-4)
         runs.append(pair[0])
     likelihood = runs[0]["protocol"] == "continuation"
     ablated = likelihood & (runs[0]["variant"] != "clean")

@@ -58,7 +58,8 @@ function browse(data) {
   const said = document.getElementById("browser-count");
   const previous = document.getElementById("browser-previous");
   const next = document.getElementById("browser-next");
-  const PREDICTION = 4, TEXT = 5, CORRECT = 6, FAILURE = 7, LOGPROB = 8;
+  const PREDICTION = 4, TEXT = 5, CORRECT = 6, FAILURE = 7, LOGPROB = 8, OPTIONS = 9;
+  const CLEAN_OPTIONS = 6, QUESTION = 7;
   let page = 0, chosen = [], sortBy = null;
 
   const field = (name) => form.elements[name];
@@ -72,6 +73,7 @@ function browse(data) {
   fill("failure", data.failures);
   for (const layer of layers) field("layer").append(new Option(`layer ${layer}`, String(layer)));
   const cleanOf = (row) => data.clean[row[0]][row[1]];
+  const questionOf = (row) => data.questions[cleanOf(row)[QUESTION]];
 
   function outcome(row) {
     const before = cleanOf(row)[3], after = row[CORRECT];
@@ -85,7 +87,7 @@ function browse(data) {
     const clean = cleanOf(row);
     return is("task", tasks.indexOf(task)) && is("protocol", protocols.indexOf(protocol)) && is("variant", row[2])
       && is("failure", row[FAILURE]) && is("layer", row[3]) && is("outcome", outcome(row))
-      && (!typed || [row[1], row[PREDICTION], row[TEXT], ...clean.slice(0, 3)].some(
+      && (!typed || [row[1], row[PREDICTION], row[TEXT], ...clean.slice(0, 3), questionOf(row)[0]].some(
         (text) => text !== null && text.toLowerCase().includes(typed)));
   }
 
@@ -118,13 +120,68 @@ function browse(data) {
     if (note.textContent) box.append(note);
   }
 
+  // What was asked is built when it is opened, in a line of its own below the item's.
+  function opener(line, row) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "opener";
+    button.textContent = row[1];
+    button.setAttribute("aria-expanded", "false");
+    let opened = null;
+    button.addEventListener("click", () => {
+      if (opened === null) {
+        opened = document.createElement("tr");
+        opened.className = "question";
+        question(opened.insertCell(), row);
+        line.after(opened);
+      } else {
+        opened.remove();
+        opened = null;
+      }
+      button.setAttribute("aria-expanded", String(opened !== null));
+    });
+    line.insertCell().append(button);
+  }
+
+  function question(box, row) {
+    const [prompt, options, total, gold, reference] = questionOf(row);
+    box.colSpan = 8;
+    const add = (kind, name, text) => {
+      const block = document.createElement(kind);
+      block.className = name;
+      block.textContent = text;
+      box.append(block);
+    };
+    add("div", "answer", prompt);
+    add("div", "soft", `right answer: ${reference.join(" or ")}`);
+    if (!options.length) return;
+    const table = document.createElement("table"), head = table.createTHead().insertRow(), body = table.createTBody();
+    for (const name of ["option", "", "clean model", "changed model"]) {
+      const title = document.createElement("th");
+      title.scope = "col";
+      title.textContent = name;
+      head.append(title);
+    }
+    const sides = [cleanOf(row)[CLEAN_OPTIONS], row[OPTIONS]];
+    options.forEach((option, i) => {
+      const line = body.insertRow();
+      cell(line, option, "answer");
+      cell(line, i === gold ? "right" : "", i === gold ? "right" : "");
+      for (const side of sides) cell(line, side?.[i]?.toFixed(2) ?? "not finite", "number");
+    });
+    const caption = table.createCaption();
+    caption.textContent = "Log-probability of each option"
+      + (total > options.length ? `; ${total - options.length} more options are not shown` : "");
+    box.append(table);
+  }
+
   function draw() {
     const pages = Math.max(1, Math.ceil(chosen.length / PAGE));
     page = Math.min(Math.max(page, 0), pages - 1);
     body.replaceChildren();
     for (const row of chosen.slice(page * PAGE, (page + 1) * PAGE)) {
       const line = body.insertRow(), clean = cleanOf(row), what = outcome(row);
-      cell(line, row[1]);
+      opener(line, row);
       cell(line, data.cells[row[0]].join(", "));
       cell(line, data.variants[row[2]]);
       cell(line, what, what === "lost" ? "wrong" : what === "won" ? "right" : "");

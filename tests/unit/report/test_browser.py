@@ -133,6 +133,26 @@ def test_the_browser_of_items_filters_sorts_and_turns_pages(opened: Any) -> None
     assert texts(opened, "#browser td:nth-child(1)") == ["item 0"] * 40 + ["item 1"] * 10
 
 
+@pytest.mark.slow
+def test_an_items_name_opens_its_question(opened: Any) -> None:
+    opened.refresh()
+    choose(opened, "#browser-filters", "protocol", "0")
+    buttons = "#browser .opener"
+    assert texts(opened, "#browser tr.question") == []
+    opened.execute_script(f"document.querySelector('{buttons}').click()")
+    hostile = HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\u001b")
+    assert texts(opened, "#browser tr.question > td > .answer") == [f"0: {hostile}"]
+    cells = texts(opened, "#browser tr.question table td")
+    assert cells == [" A", "right", "-1.00", "-1.00", " B", "", "-1.50", "-1.50"]
+    assert opened.execute_script("return window.hit") is None
+    assert opened.execute_script(f"return document.querySelector('{buttons}').getAttribute('aria-expanded')") == "true"
+    opened.execute_script(f"document.querySelector('{buttons}').click()")
+    assert texts(opened, "#browser tr.question") == []
+    choose(opened, "#browser-filters", "text", "39: </SCRIPT")
+    assert set(texts(opened, "#browser td:nth-child(1)")) == {"item 39"}
+    assert opened.get_log("browser") == []
+
+
 def test_the_keyboard_reaches_and_works_the_page(opened: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -59,6 +59,39 @@ def test_hostile_text_is_never_markup(tmp_path: Path) -> None:
     assert "\x1b" not in page
     shown = payload(page)["rows"][0]
     assert shown[5] == HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\u001b")
+    asked = payload(page)["questions"]
+    assert asked[0][0] == f"0: {shown[5]}"
+
+
+def test_a_question_is_in_the_page_once_with_the_options_log_probabilities(tmp_path: Path) -> None:
+    run = layers_run(tmp_path / "run", tasks=("facts",))
+    held = payload(run.report().read_text(encoding="utf-8"))
+    assert len(held["questions"]) == 40 * 2
+    for row in held["rows"]:
+        clean = held["clean"][str(row[0])][row[1]]
+        prompt, options, total, gold, reference = held["questions"][clean[7]]
+        assert prompt.startswith(f"{row[1].removeprefix('item ')}: ")
+        assert reference == ["A"]
+        if held["cells"][row[0]][1] == "generate":
+            assert (options, total, gold, clean[6], row[9]) == ([], 0, None, None, None)
+        else:
+            assert (options, total, gold) == ([" A", " B"], 2, 0)
+            assert clean[6] == row[9] == [-1.0, -1.5]
+    everything = pd.read_csv(tmp_path / "run" / "records.csv")
+    likelihoods = everything[everything["protocol"] == "default"]["option_logprobs"]
+    assert set(likelihoods.map(json.loads).map(tuple)) == {(-1.0, -1.5)}
+
+
+def test_prompts_are_cut_in_the_page_to_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = layers_run(tmp_path / "run", tasks=("facts",), protocols=("default",), text="y" * 3000)
+    rows = browser_rows(run)
+    prompts = [asked[0] for asked in rows.payload["questions"]]
+    assert {len(prompt) for prompt in prompts if prompt.startswith("(+2003 characters) … y")} == {1000 + 21}
+    assert "prompts to their last 1000" in run.report().read_text(encoding="utf-8")
+    monkeypatch.setattr("lensprune.results.browser_rows.MAX_PROMPT_CHARACTERS", 40 * 300)
+    few = browser_rows(run)
+    assert few.prompt_limit == 300
+    assert sum(len(asked[0]) for asked in few.payload["questions"]) < 40 * 330
 
 
 def test_the_browser_is_capped_and_says_so(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,16 @@ def test_every_cell_once_and_every_worker_busy() -> None:
     assert scheduler.lost == 0
     assert len({unit.task for unit in pool.units}) == 2
     assert len(pool.units[0].variants) > len(pool.units[-1].variants) == 1
+
+
+def test_the_questions_of_one_worker_are_kept() -> None:
+    questions = {("t", "default"): b"asked"}
+    pool = FakePool(ready=replace(READY, questions=questions))
+    # The first one loads late, so that another one is the first to be ready.
+    pool.fate = lambda worker, step: "hangs" if (worker, step) == (1, 1) else "works"
+    scheduler = Scheduler(pool, 3, 10.0, clock=lambda: pool.now)
+    assert scheduler.first_ready().questions == questions
+    assert [state.ready.questions for state in scheduler._workers.values() if state.ready is not None] == [{}, {}]
 
 
 @pytest.mark.parametrize("seed", range(20))
