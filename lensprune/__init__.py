@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from lensprune.planning import Plan, plan
     from lensprune.protocols import register_protocol
     from lensprune.replacement import DeltaRun, measure_delta
+    from lensprune.results.analyses import register_analysis
     from lensprune.results.run import Run
     from lensprune.sweeps.run import resume, sweep
     from lensprune.sweeps.selection import VariantSelection
@@ -88,6 +89,7 @@ _HOMES = {
     "lensprune.planning": ("Plan", "plan"),
     "lensprune.divergence.measure": ("fidelity",),
     "lensprune.protocols": ("register_protocol",),
+    "lensprune.results.analyses": ("register_analysis",),
     "lensprune.results.run": ("Run",),
     "lensprune.sweeps.run": ("resume", "sweep"),
     "lensprune.sweeps.selection": ("VariantSelection",),
@@ -134,6 +136,7 @@ __all__ = [
     "measure_delta",
     "plan",
     "register_ablation",
+    "register_analysis",
     "register_executor",
     "register_part",
     "register_protocol",

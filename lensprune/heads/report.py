@@ -82,7 +82,7 @@ def heads_report(
             tables[f"concentration{name}.csv"] = found.concentration
             lines.append(_concentration(found.concentration, ablation))
             if any(own.effects.any() for own in found.effects):
-                draw[f"lorenz{name}"] = partial(effects_of.plot_concentration, ablation=ablation)
+                draw[f"lorenz{name}"] = partial(effects_of.plot, "lorenz", component="head", ablation=ablation)
             if found.overlap is not None:
                 tables[f"overlap{name}.csv"] = found.overlap
                 lines.append(_overlap(found.overlap, ablation))

@@ -98,8 +98,8 @@ def measure_delta(
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
     asked = ask(shortest, loaded, options)
-    own = {name: decoding_of(m, options.protocols) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
-    decoding = own if "generate" in options.protocols else {}
+    own = {name: decoding_of(m, asked) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
+    decoding = own if any(own.values()) else {}
     spec = sweep_spec(base, pair.base.facts, asked, options, _descriptions(pair, swaps), decoding=decoding)
     store: CellStore
     with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, spec) as store:

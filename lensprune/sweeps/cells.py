@@ -40,7 +40,7 @@ def measure_cells(
     reference = reference_of(prepared, asked, variants)
     for answered in executor.run(asked.requests, variants, reference=reference, progress=progress):
         outcomes = score_items(asked.task, asked.protocol, asked.items, answered.responses)
-        if answered.variant.is_clean and asked.protocol == "generate":
+        if answered.variant.is_clean and asked.generates:
             warn_of_one_answer(task, outcomes)
         key = CellKey(answered.variant.name, task, asked.protocol)
         yield key, cell_table(key, answered.variant, outcomes, asked.items, asked.chances)

@@ -21,7 +21,7 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, open_store, stopped_message
 from lensprune.sweeps.crew import Foreman, WorkerLost
-from lensprune.sweeps.options import FEWSHOT, SweepOptions
+from lensprune.sweeps.options import FEWSHOT, SweepOptions, Workers, option_values
 from lensprune.sweeps.prepare import check_before_loading
 from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import CellWorker, News
@@ -103,7 +103,7 @@ def _for_workers(options: SweepOptions) -> SweepOptions:
 
 
 def _spec(of_worker: SweepSpec, options: SweepOptions) -> SweepSpec:
-    how = replace(of_worker.how, spread=options.spread, workers=options.workers, ray_address=options.ray_address)
+    how = replace(of_worker.how, spread=options.spread, **option_values(options, Workers))
     return replace(of_worker, how=how)
 
 

@@ -72,7 +72,7 @@ def register_yaml(path: Path | str) -> str:
 
     Fields of our own: ``folder`` (below the data folder; default the task's name), ``columns``, ``summary``,
     ``question`` (what stands above the lettered options; default ``doc_to_text`` without a final ``Answer:``),
-    ``protocols``, ``primary_metric``, ``chance`` (of an open answer; default 0).
+    ``protocols``, ``primary_metric``, ``chance`` (of an open answer; default 0), ``kind``, ``closed_book`` (`Task`).
 
     A task with ``doc_to_choice`` has all three protocols: ``continuation`` scores the options after ``doc_to_text``,
     ``default`` and ``generate`` show `question` with lettered options. Where the options are the letters themselves,
@@ -139,6 +139,8 @@ class _TaskFile:
             fixed_fewshot=tuple(samples) if samples is not None and fewshot_split is None else None,
             # lm-eval compares the two fields as they stand, so two absent ones count as equal.
             exclude_self=fewshot_split == self.config.get("test_split"),
+            kind=self._of_kind("kind", str, None, "text"),
+            closed_book=self._of_kind("closed_book", str, None, "the name of a task"),
             source=str(self.path),
         )
 

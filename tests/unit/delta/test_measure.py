@@ -121,7 +121,7 @@ def test_a_folder_gives_the_exchange_back(run: lp.DeltaRun) -> None:
     pd.testing.assert_frame_equal(again.weights_against_effect(), run.weights_against_effect())
     assert (again.base, again.distilled, again.notes) == (run.base, run.distilled, run.notes)
     # The figure of a sweep would hold one direction alone, under the name of losses.
-    assert not (run.folder / "figures" / "delta_by_depth.png").exists()
+    assert not (run.folder / "figures" / "depth.png").exists()
 
 
 def test_report_and_resume_know_an_exchange(
