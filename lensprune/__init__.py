@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lensprune.divergence.measure import fidelity
     from lensprune.engine import register_executor
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
-    from lensprune.heads import head_scores
+    from lensprune.heads import head_scores, register_head_score
     from lensprune.models import as_hooked_model, load_model
     from lensprune.planning import Plan, plan
     from lensprune.protocols import register_protocol
@@ -84,7 +84,7 @@ _HOMES = {
     "lensprune.attribution": ("PromptPair", "counterfactual_pairs"),
     "lensprune.engine": ("register_executor",),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
-    "lensprune.heads": ("head_scores",),
+    "lensprune.heads": ("head_scores", "register_head_score"),
     "lensprune.models": ("as_hooked_model", "load_model"),
     "lensprune.planning": ("Plan", "plan"),
     "lensprune.divergence.measure": ("fidelity",),
@@ -138,6 +138,7 @@ __all__ = [
     "register_ablation",
     "register_analysis",
     "register_executor",
+    "register_head_score",
     "register_part",
     "register_protocol",
     "register_task",

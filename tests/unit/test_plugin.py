@@ -26,10 +26,11 @@ from lensprune.cli import main
 from lensprune.engine import HookedExecutor, executor_info, make_executor, registry
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import LensPruneError, UserError
+from lensprune.heads import HeadTable, ScoreOptions
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.protocols import LoglikelihoodRequest, LoglikelihoodResponse, Outcome, Response, score_answer
 from lensprune.protocols import registry as protocols
-from lensprune.results import analyses
+from lensprune.results import analyses, figures
 from lensprune.results.text import run_report
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.spec import SweepSpec
@@ -39,6 +40,7 @@ from lensprune.tasks import registry as task_registry
 from lensprune.tasks.base import Doc, Item, PromptFormat
 from lensprune.tasks.formats import three_protocols, uniform_chance
 from tests.helpers.families import FAMILIES
+from tests.helpers.made_runs import layers_run
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree
 
@@ -65,7 +67,9 @@ def plugin() -> Iterator[type[lp.Component]]:
     globals()["MLPHalf"] = _register()
     yield MLPHalf
     for table, rows, origins in before:
-        table._rows, table._origins = rows, origins
+        table._rows.clear()
+        table._rows.update(rows)
+        table._origins = origins
     task_registry._builders.clear()
     task_registry._builders.update(builders)
     components._BY_CLASS.clear()
@@ -117,6 +121,12 @@ def _register() -> type[lp.Component]:
     def backwards(model: HookedModel, budget: Any) -> Any:
         """By hooks, the last variant first."""
         return _Backwards(model)
+
+    @lp.register_head_score(range="0 to 1", source="here")
+    def place(model: HookedModel, options: ScoreOptions) -> torch.Tensor:
+        """Where the head stands, the last one at 1."""
+        shape = (model.facts.n_layers, model.facts.n_heads)
+        return torch.linspace(0, 1, shape[0] * shape[1]).reshape(shape)
 
     @lp.register_task
     def sums(largest: int = 5) -> Task:
@@ -470,6 +480,52 @@ def test_own_analysis_on_the_command_line(
         assert captured.err.count("\n") == 1
 
 
+def test_own_head_function(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["heads", "--model", str(folder), "--score", "place", "--top", "1", "--out", str(tmp_path)]) == 0
+    assert "L2.H3 1.00" in capsys.readouterr().out
+    scores = lp.head_scores(tiny("llama"), "place")
+    assert scores["value"].tolist() == pytest.approx(np.linspace(0, 1, 12))
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "heads.csv"), scores)
+    assert (tmp_path / "figures" / "heads.png").is_file()
+    axes = HeadTable(scores).plot(score="place")
+    assert isinstance(axes, Axes)
+    assert axes.collections[0].get_clim() == (0, 1)
+    plt.close("all")
+    assert main(["heads", "--model", str(folder), "--score", "plase"]) == 2
+    assert "unknown head score 'plase': did you mean place" in capsys.readouterr().err
+
+    @lp.register_head_score(range="any")
+    def flat(model: HookedModel, options: ScoreOptions) -> torch.Tensor:
+        return torch.zeros(3)
+
+    with pytest.raises(LensPruneError, match=r"head score flat has shape \[3\]: expected \[3, 4\]"):
+        lp.head_scores(tiny("llama"), "flat")
+    _again(lambda: lp.register_head_score(range="any", name="induction")(flat), "'induction' is taken by lensprune")
+
+
+def test_a_file_among_the_figures_is_an_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside the package one file is all that a new analysis takes."""
+    (tmp_path / "planted.py").write_text(PLANTED, encoding="utf-8")
+    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(tmp_path)])
+    run = layers_run(n=8, tasks=("facts",), protocols=("default",), n_layers=3)
+    assert run.planted(least=2)["n"].tolist() == [8, 8, 8, 8]
+    assert "Variants that were planted" in run.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    for name in [name for name in sys.modules if name.endswith(".planted")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+PLANTED = """
+from lensprune.analysis.summary import summarise_cells
+from lensprune.results.analyses import register_analysis
+
+
+@register_analysis(title="Variants that were planted", columns={"variant": "", "n": "d"})
+def planted(outcomes, task=None, protocol=None, *, least: int = 0):
+    frame = summarise_cells(outcomes, task, protocol)
+    return frame[frame["n"] >= least]
+"""
+
+
 def test_own_task_is_planned_and_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks"]) == 0
     assert "largest=5" in capsys.readouterr().out
@@ -631,7 +687,7 @@ def test_estimates_towards_an_own_value() -> None:
     assert_tensors_agree(half, whole / 2, torch.float32)
 
 
-def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_documentation(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
     example = page.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "plugin_of_the_page.py").write_text(example, encoding="utf-8")
@@ -656,6 +712,13 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
         assert_tensors_agree(fast[name], logprobs, torch.float32)
         assert name == "clean" or np.abs(np.subtract(logprobs, slow["clean"])).max() > 1e-3
     assert protocols.protocol_named("per_character").form == "continuation"
+    run = sweep(folder, "attention-halves", "double", tasks="parity[numbers=10]", protocols="per_character", shots=0)
+    assert run.spec.tasks[0].kind == "reasoning"
+    assert len(run.changed_answers(at_least=0)) == 2 * 3
+    assert isinstance(run.plot("changed_answers", at_least=0), Axes)
+    plt.close("all")
+    weights = lp.head_scores(model, "output_weight")
+    assert weights.groupby("layer")["value"].sum().tolist() == pytest.approx([1, 1, 1])
 
 
 def test_hooks_of_a_part_fire() -> None:
