@@ -15,7 +15,7 @@ import pandas as pd
 from lensprune.analysis.critical import critical_layers
 from lensprune.analysis.depth import depth_bands
 from lensprune.analysis.signatures import signatures
-from lensprune.errors import UserError, unknown_name
+from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.output.drawing.figure import Figure, unknown_kind
 from lensprune.parameters import parse_spec, read_values
 from lensprune.registry import Registry
@@ -64,6 +64,7 @@ class Analysis:
 
         Raises:
             UserError: an option that the analysis lacks, a name that is not part of this run, or nothing to measure.
+            LensPruneError: the table lacks one of `columns`.
         """
         given = {"task": task, "protocol": protocol, **options}
         given = {name: value for name, value in given.items() if value is not None}
@@ -71,7 +72,11 @@ class Analysis:
             if name not in self.options:
                 raise unknown_name(f"option of analysis {self.name!r}", name, self.options)
         outcomes.select(task, protocol)
-        return self.measure(outcomes, **given)
+        table = self.measure(outcomes, **given)
+        lacking = next((name for name in self.columns if name not in table), None)
+        if lacking is not None:
+            raise LensPruneError(f"the table of analysis {self.name!r} lacks the column {lacking!r} that it shows")
+        return table
 
     def figure(
         self, outcomes: Outcomes, task: str | None = None, protocol: str | None = None, **options: Any

@@ -82,18 +82,10 @@ class Run(Outcomes):
     ) -> Axes | list[Axes]:
         """Draw an analysis of the run; one Axes, or a list where there are several panels.
 
-        ===============  =====================================================================================
-        ``depth``        Δμ against depth, one line a protocol, with intervals and the line of chance
-        ``heads``        Δμ of each head, layers × heads, significant ones marked
-        ``protocols``    Δμ under one protocol against another, on the same items
-        ``lorenz``       how much of the total change the strongest parts hold
-        ``failures``     kinds of failure stacked by removed layer
-        ``open_closed``  Δμ with the book closed and open
-        ===============  =====================================================================================
-
-        or one of a plug-in. `plot_data` gives the table that a figure draws.
+        `plot_data` gives the table that it draws.
 
         Args:
+            kind: ``depth``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, or one of a plug-in.
             options: of the analysis, such as ``component`` of ``lorenz``.
 
         Raises:

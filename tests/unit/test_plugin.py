@@ -546,6 +546,12 @@ def test_what_is_no_analysis_is_refused() -> None:
         r"analysis name 'depth' is taken by lensprune\.",
     )
     _again(lambda: lp.register_analysis(name="a b")(lambda outcomes: pd.DataFrame()), "start with a letter")
+    one = analyses.Analysis("one", "One", "", lambda outcomes: pd.DataFrame({"a": [1]}), columns={"b": "d"})
+    run = layers_run(n=2, n_layers=1)
+    with pytest.raises(LensPruneError, match="the table of analysis 'one' lacks the column 'b'"):
+        one.table(run)
+    with pytest.raises(UserError, match="analysis 'one' has no figure"):
+        replace(one, columns={}).figure(run)
 
 
 READ_ELSEWHERE = """

@@ -133,6 +133,7 @@ def book_gap_by_depth(
 
 
 @register_analysis(
+    title="Δμ under two protocols",
     draw=lambda gap, spec: protocol_pairs(gap, title=spec.model),
     alt=lambda gap: (
         "Scatter plots: change of accuracy under one protocol against another, a point for each changed part"
