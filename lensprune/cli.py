@@ -180,14 +180,15 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
-    used = option_values(arguments, Items, Reference, Loading, Splitting, Execution)
+    groups = (Items, Reference, Loading, Splitting, Execution)
+    used = option_values(arguments, *groups)
     ours = {"task": arguments.task, "protocol": arguments.protocol, **option_values(arguments, SweepOptions)}
     for name, value in ours.items():
         if value and name not in used:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"limit {arguments.limit} is not a number of items: expected 1 or more")
+    for group in groups:
+        group(**option_values(arguments, group))
     from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
     from lensprune.output.tables import metrics_report
     from lensprune.sweeps.selection import VariantSelection

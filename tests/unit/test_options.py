@@ -262,6 +262,27 @@ def test_what_a_command_is_given_reaches_its_function(
     assert type(seen[option]) in (type(value), str)
 
 
+@pytest.mark.parametrize("option", sorted(DECLARED))
+def test_a_sweep_over_tasks_of_lm_eval_takes_an_option_or_refuses_it(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(*args: Any, **values: Any) -> None:
+        seen.update(values)
+        raise UserError("recorded")
+
+    monkeypatch.setattr("lensprune.adapters.lm_eval_sweep.sweep_lm_eval", record)
+    value, flag = SOME_VALUES[option], f"--{option.replace('_', '-')}"
+    given = [flag, *([] if value is True else [str(value)])]
+    assert main(["sweep", *MODEL, "--lm-eval-task", "arc_easy", *given]) == 2
+    if option in inspect.signature(sweep_lm_eval).parameters:
+        assert str(seen[option]) == str(value)
+    else:
+        assert f"{flag} means nothing with --lm-eval-task" in capsys.readouterr().err
+        assert not seen
+
+
 def test_resume_asks_for_what_the_spec_holds() -> None:
     """Every option that is declared: stored in a spec under the way in which it was given, and read back."""
     model = tiny("llama")

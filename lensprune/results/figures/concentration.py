@@ -108,7 +108,8 @@ def item_lorenz(
     """How much of the total change the strongest removed parts hold. Band: noise alone; diagonal: all equal.
 
     Args:
-        component, ablation: the parts to take; without them heads where the run removes some, by its first ablation.
+        component: the parts to take; without it heads, where the run removes some.
+        ablation: how they were removed; without it the run's first way.
         measure: one of `lensprune.analysis.head_effects.MEASURES`.
 
     Raises:
