@@ -60,7 +60,14 @@ def plugin() -> Iterator[type[lp.Component]]:
     """Everything that the plug-in registers, taken back afterwards."""
     analyses.analyses()
     task_names()
-    tables: list[Any] = [components._PARTS, kinds._KINDS, protocols._PROTOCOLS, registry._EXECUTORS, analyses._ANALYSES]
+    tables: list[Any] = [
+        components._PARTS,
+        kinds._KINDS,
+        protocols._PROTOCOLS,
+        registry._EXECUTORS,
+        head_functions._SCORES,
+        analyses._ANALYSES,
+    ]
     before = [(table, dict(table._rows), dict(table._origins)) for table in tables]
     classes = dict(components._BY_CLASS)
     builders = dict(task_registry._builders)
