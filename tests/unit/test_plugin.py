@@ -27,6 +27,7 @@ from lensprune.engine import HookedExecutor, executor_info, make_executor, regis
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import LensPruneError, UserError
 from lensprune.heads import HeadTable, ScoreOptions
+from lensprune.heads import registry as head_functions
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.protocols import LoglikelihoodRequest, LoglikelihoodResponse, Outcome, Response, score_answer
 from lensprune.protocols import registry as protocols
