@@ -120,21 +120,17 @@ def _sweep_in(folder: str | Path) -> Run:
 
 
 def analyses_list(folder: str | Path) -> str:
-    """Every analysis with its options, and whether the run in `folder` has something for it.
+    """Every analysis with its options, for the run in `folder`.
 
     Raises:
         UserError: no run there, or one that exchanges weights.
     """
-    run = _sweep_in(folder)
-    rows = [["analysis", "options", "what it shows", "rows here"]]
+    _sweep_in(folder)
+    rows = [["analysis", "options", "what it shows"]]
     for analysis in analyses():
         own = {name: option.default for name, option in analysis.options.items() if name not in ("task", "protocol")}
         options = ", ".join(name if default is None else f"{name}={default}" for name, default in own.items())
-        try:
-            n_rows = str(len(analysis.table(run)))
-        except UserError:
-            n_rows = "-"
-        rows.append([analysis.name, options or "-", analysis.title, n_rows])
+        rows.append([analysis.name, options or "-", analysis.title])
     return aligned(rows)
 
 

@@ -133,6 +133,9 @@ def test_report_and_resume_know_an_exchange(
     assert cli.main(["resume", str(run.folder)]) == 0
     assert f"{run.base} → {run.distilled}" in capsys.readouterr().out
     assert cli.main(["report", str(run.folder), str(tmp_path)]) == 2
+    capsys.readouterr()
+    assert cli.main(["analyse", str(run.folder), "depth"]) == 2
+    assert "holds an exchange of weights, and only sweeps are analysed" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"DeltaRun\.load"):
         lp.resume(run.folder)  # type: ignore[arg-type]
 
