@@ -7,8 +7,8 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_origin, get_type_hints
 
 from lensprune.errors import UserError
 from lensprune.version import __version__
@@ -44,6 +44,9 @@ class TaskSpec:
     n_items: int
     items_hash: str
     """sha256 over the scored items: ids, rows and few-shot examples."""
+    kind: str | None = None
+    closed_book: str | None = None
+    """With `kind`, as the task declares them (`lensprune.tasks.base.Task`); no number depends on them."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,10 @@ class SweepSpec:
         """The part that determines the numbers, as plain JSON values."""
         data = json.loads(canonical_json(asdict(self)))
         data.pop("execution")
-        data.pop("model")
-        for option in ("shots", "limit"):
-            # Resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
-            data.pop(option)
+        # Those asked for are resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
+        for owner, kind in ((data, SweepSpec), *((task, TaskSpec) for task in data["tasks"])):
+            for name in _UNCOVERED[kind]:
+                owner.pop(name)
         if self.screen is None:
             # As in runs from before there was screening.
             data.pop("screen")
@@ -192,10 +195,12 @@ class SweepSpec:
             )
             fits = spec.digest == digest and all(isinstance(name, str) for name in spec.variant_names)
             # What the digest does not cover is checked by its type.
-            for owner in (spec, spec.execution):
-                for name, kinds in _UNCOVERED[type(owner)].items():
-                    value = getattr(owner, name)
-                    if not isinstance(value, kinds) or isinstance(value, bool):
+            for owner in (spec, spec.execution, *spec.tasks):
+                kinds = get_type_hints(type(owner))
+                for name in _UNCOVERED[type(owner)]:
+                    value, kind = getattr(owner, name), kinds[name]
+                    allowed = Mapping if get_origin(kind) is Mapping else kind
+                    if not isinstance(value, allowed) or isinstance(value, bool):
                         raise TypeError(f"{name} is {type(value).__name__}")
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(f"{where} does not hold a sweep: {type(error).__name__} {error}") from None
@@ -213,23 +218,10 @@ class SweepSpec:
         return None
 
 
-_UNCOVERED: dict[type, dict[str, Any]] = {
-    SweepSpec: {"model": str, "shots": int | None, "limit": int | None},
-    ExecutionSpec: {
-        "model": str | None,
-        "executor": str,
-        "backend": str | None,
-        "workers": int | None,
-        "ray_address": str | None,
-        "batch_tokens": int | None,
-        "memory": str | None,
-        "n_devices": int | None,
-        "data_dir": str | None,
-        "reference_file": str | None,
-        "data_sources": Mapping,
-        "task_files": Mapping,
-        "command": str,
-    },
+_UNCOVERED: dict[type, tuple[str, ...]] = {
+    SweepSpec: ("model", "shots", "limit"),
+    TaskSpec: ("kind", "closed_book"),
+    ExecutionSpec: tuple(own.name for own in fields(ExecutionSpec)),
 }
 _COMPARED_FIRST = ("architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants")
 _MEANINGS = {

@@ -11,10 +11,12 @@ import numpy as np
 
 from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
+from lensprune.errors import UserError
 from lensprune.results.run import Run
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.spec import TaskSpec
 from lensprune.runs.store import CellStore, MemoryStore, RunStore
+from lensprune.tasks import get_task
 from tests.helpers.made_cells import outcome, requests, skip, spec
 
 HOSTILE = '</script><script>window.hit = 1</script><img src=x onerror="window.hit = 2">\u202etxt.exe\x1b[31m{{7*7}}'
@@ -41,7 +43,7 @@ def layers_run(
     chosen = [CLEAN, *(variants if variants is not None else [skip(layer) for layer in range(n_layers)])]
     made = replace(
         spec(chosen, tasks, protocols, n_layers=n_layers),
-        tasks=tuple(TaskSpec(name, 0, 0, n, items_hash) for name in tasks),
+        tasks=tuple(TaskSpec(name, 0, 0, n, items_hash, *_declared(name)) for name in tasks),
     )
 
     def fill(store: CellStore) -> None:
@@ -69,6 +71,14 @@ def layers_run(
     with RunStore.writing(folder, made) as store:
         fill(store)
     return Run.load(folder)
+
+
+def _declared(task: str) -> tuple[str | None, str | None]:
+    try:
+        found = get_task(task)
+    except UserError:
+        return None, None
+    return found.kind, found.closed_book
 
 
 def _shallow_and_deep(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
