@@ -44,11 +44,12 @@ if TYPE_CHECKING:
     from lensprune.divergence.measure import fidelity
     from lensprune.engine import register_executor
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
-    from lensprune.heads import head_scores
+    from lensprune.heads import head_scores, register_head_score
     from lensprune.models import as_hooked_model, load_model
     from lensprune.planning import Plan, plan
     from lensprune.protocols import register_protocol
     from lensprune.replacement import ReplacementRun, measure_replacement
+    from lensprune.results.analyses import register_analysis
     from lensprune.results.run import Run
     from lensprune.sweeps.run import resume, sweep
     from lensprune.sweeps.selection import VariantSelection
@@ -83,11 +84,12 @@ _HOMES = {
     "lensprune.attribution": ("PromptPair", "counterfactual_pairs"),
     "lensprune.engine": ("register_executor",),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
-    "lensprune.heads": ("head_scores",),
+    "lensprune.heads": ("head_scores", "register_head_score"),
     "lensprune.models": ("as_hooked_model", "load_model"),
     "lensprune.planning": ("Plan", "plan"),
     "lensprune.divergence.measure": ("fidelity",),
     "lensprune.protocols": ("register_protocol",),
+    "lensprune.results.analyses": ("register_analysis",),
     "lensprune.results.run": ("Run",),
     "lensprune.sweeps.run": ("resume", "sweep"),
     "lensprune.sweeps.selection": ("VariantSelection",),
@@ -134,7 +136,9 @@ __all__ = [
     "measure_replacement",
     "plan",
     "register_ablation",
+    "register_analysis",
     "register_executor",
+    "register_head_score",
     "register_part",
     "register_protocol",
     "register_task",

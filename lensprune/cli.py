@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lensprune.commands import analyse as analyse_command
 from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import fidelity as fidelity_command
@@ -98,6 +99,9 @@ def _parser() -> _Parser:
     paper_command.add_arguments(
         command("paper", paper_command.run, "run a whole study of depth: several sweeps and one page about them")
     )
+    analyse_command.add_arguments(
+        command("analyse", analyse_command.run, "show one analysis of a run: its table, and its figure in a file")
+    )
     report_command.add_arguments(command("report", report_command.run, "write a run as one HTML page, or compare two"))
     resumed = command("resume", _resume, "continue a run where it stopped")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
@@ -178,19 +182,15 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
-    ours = {
-        "--task": arguments.task,
-        "--protocol": arguments.protocol,
-        "--data-dir": arguments.data_dir,
-        "--chat-template": arguments.chat_template,
-        "--workers": arguments.workers,
-        "--ray-address": arguments.ray_address,
-    }
-    for option, value in ours.items():
-        if value:
-            raise UserError(f"{option} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"limit {arguments.limit} is not a number of items: expected 1 or more")
+    groups = (Items, Reference, Loading, Splitting, Execution)
+    used = option_values(arguments, *groups)
+    ours = {"task": arguments.task, "protocol": arguments.protocol, **option_values(arguments, SweepOptions)}
+    for name, value in ours.items():
+        if value and name not in used:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
+    for group in groups:
+        group(**option_values(arguments, group))
     from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
     from lensprune.output.tables import metrics_report
     from lensprune.sweeps.selection import VariantSelection
@@ -199,7 +199,7 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.lm_eval_task,
         VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
-        **option_values(arguments, Items, Reference, Loading, Splitting, Execution),
+        **used,
         out=arguments.out,
     )
     print(metrics_report(table))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from lensprune.errors import UserError, unknown_name
@@ -56,6 +57,11 @@ class Registry(Generic[T]):
         if name not in self._rows:
             raise unknown_name(self._what, str(name), self._rows)
         return self._rows[name]
+
+    @property
+    def by_name(self) -> Mapping[str, T]:
+        """The rows as they are now and later, to read."""
+        return MappingProxyType(self._rows)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._rows)

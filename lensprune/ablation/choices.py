@@ -8,8 +8,10 @@ from lensprune.errors import UserError, unknown_name
 from lensprune.registry import in_words
 
 __all__ = [
+    "branch_names",
     "check_allowed",
     "default_kind",
+    "head_names",
     "head_words",
     "indexed_words",
     "over_words",
@@ -45,6 +47,16 @@ def indexed_words() -> tuple[str, ...]:
 def head_words() -> tuple[str, ...]:
     """The words over which heads, or groups of them, are ranked by one scale."""
     return tuple(part.over for part in parts() if part.slot is Slot.HEADS)
+
+
+def branch_names() -> tuple[str, ...]:
+    """Names of the parts that are a whole block, or one of its branches."""
+    return tuple(part.name for part in parts() if part.is_branch)
+
+
+def head_names() -> tuple[str, ...]:
+    """Names of the parts that are heads, or groups of them."""
+    return tuple(part.name for part in parts() if part.slot is Slot.HEADS)
 
 
 def default_kind(over: str) -> str:

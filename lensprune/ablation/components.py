@@ -292,7 +292,7 @@ class Head(Component):
     label="L{layer}.KV{group}",
     size=lambda facts: facts.n_key_value_heads,
     select=lambda facts, group: range(group * facts.heads_per_group, (group + 1) * facts.heads_per_group),
-    index_word="kv-group",
+    index_word="key/value group",
 )
 @dataclass(frozen=True, order=True)
 class KVGroup(Component):

@@ -9,39 +9,25 @@ import pandas as pd
 
 from lensprune.analysis.signatures import AT_CHANCE
 
-__all__ = ["CLAIMS", "DISTILLATION", "Claim", "ClaimResult", "claim_results", "claim_verdict", "task_kind"]
+__all__ = ["CLAIMS", "DISTILLATION", "Claim", "ClaimResult", "claim_results", "claim_verdict"]
 
-_KINDS = {
-    "knowledge": (
-        "arc_challenge", "arc_easy", "boolq", "commonsense_qa", "facts", "facts_open", "hellaswag", "mmlu",
-        "openbookqa", "openbookqa_open", "winogrande",
-    ),
-    "retrieval": ("kv_retrieval",),
-    "reasoning": ("arithmetic", "gsm8k", "gsm8k_cot", "mathqa", "svamp", "word_problems"),
-}  # fmt: skip
 _LIKELIHOODS = ("default", "continuation")
-
-
-def task_kind(task: str) -> str | None:
-    """``knowledge``, ``retrieval`` or ``reasoning``, by the task's name without parameters; else ``None``."""
-    base = task.partition("[")[0]
-    return next((kind for kind, names in _KINDS.items() if base in names), None)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`text` says what the paper reports; `applies` picks the rows of `signatures` (signature, task, protocol) that
-    answer it, and `needs` says what a run must hold to have any."""
+    """`text` says what the paper reports; `applies` picks the rows of `signatures` (signature, task_kind, protocol)
+    that answer it, and `needs` says what a run must hold to have any."""
 
     text: str
     needs: str
-    applies: Callable[[str, str, str], bool]
+    applies: Callable[[str, str | None, str], bool]
 
 
 DISTILLATION = Claim(
     "Distillation moves where reasoning lies.",
     "a base and a distilled model: lensprune paper and lensprune delta measure it",
-    lambda signature, task, protocol: False,
+    lambda signature, kind, protocol: False,
 )
 """No run of one model can answer it; see `lensprune.studies.pair.moved`."""
 
@@ -49,27 +35,27 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "Under likelihood protocols the first layers are the critical ones.",
         "single layers removed over the whole depth, under default or continuation",
-        lambda signature, task, protocol: signature == "early drop" and protocol in _LIKELIHOODS,
+        lambda signature, kind, protocol: signature == "early drop" and protocol in _LIKELIHOODS,
     ),
     Claim(
         "Generation also needs the middle and deep layers.",
         "single layers removed over the whole depth, under generate",
-        lambda signature, task, protocol: signature == "deep loss of generation",
+        lambda signature, kind, protocol: signature == "deep loss of generation",
     ),
     Claim(
         "Likelihood stays flat under the removal of later layers where generation drops.",
         "generate and a likelihood protocol on the same items",
-        lambda signature, task, protocol: signature == "likelihood flat, generation drops",
+        lambda signature, kind, protocol: signature == "likelihood flat, generation drops",
     ),
     Claim(
         "Knowledge and retrieval lie in the shallow layers.",
         "a knowledge or retrieval task, and single layers removed over the whole depth",
-        lambda signature, task, protocol: signature == "early drop" and task_kind(task) in ("knowledge", "retrieval"),
+        lambda signature, kind, protocol: signature == "early drop" and kind in ("knowledge", "retrieval"),
     ),
     Claim(
         "Reasoning relies on the deeper layers.",
         "a reasoning task under generate, and single layers removed over the whole depth",
-        lambda signature, task, protocol: signature == "deep loss of generation" and task_kind(task) == "reasoning",
+        lambda signature, kind, protocol: signature == "deep loss of generation" and kind == "reasoning",
     ),
     DISTILLATION,
 )
@@ -100,7 +86,7 @@ def claim_results(signatures: pd.DataFrame) -> list[ClaimResult]:
     """Every claim of `CLAIMS` with its rows out of `lensprune.analysis.signatures`."""
     results = []
     for claim in CLAIMS:
-        keys = zip(signatures["signature"], signatures["task"], signatures["protocol"], strict=True)
+        keys = zip(*(signatures[name] for name in ("signature", "task_kind", "protocol")), strict=True)
         rows = signatures[[claim.applies(*key) for key in keys]] if len(signatures) else signatures
         results.append(ClaimResult(claim, claim_verdict(rows["verdict"]), rows.reset_index(drop=True)))
     return results

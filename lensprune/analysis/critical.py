@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lensprune.analysis.summary import summarise
+from lensprune.ablation.choices import branch_names
+from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["BRANCHES", "MAX_Q", "critical", "critical_layers"]
+__all__ = ["MAX_Q", "critical", "critical_layers"]
 
 MAX_Q = 0.05
 """False discovery rate at which a loss counts."""
-BRANCHES = ("layer", "attention", "mlp")
 _COLUMNS = [
     "task", "protocol", "variant", "component", "layer", "ablation", "n", "accuracy_clean", "accuracy", "delta",
     "delta_relative", "ci_low", "ci_high", "p_value", "q_value",
@@ -40,8 +40,6 @@ def critical_layers(
     Raises:
         UserError: a name that is not part of this run, or `q` outside 0 to 1.
     """
-    cells = set(outcomes.select(task, protocol))
-    summary = critical(summarise(outcomes), q)
-    here = [cell in cells for cell in zip(summary["task"], summary["protocol"], strict=True)]
-    chosen = summary[pd.Series(here, summary.index, dtype=bool) & summary["component"].isin(BRANCHES)]
+    summary = critical(summarise_cells(outcomes, task, protocol), q)
+    chosen = summary[summary["component"].isin(branch_names())]
     return chosen.sort_values("delta", kind="stable")[_COLUMNS].reset_index(drop=True)

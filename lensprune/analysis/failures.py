@@ -7,11 +7,12 @@ from typing import get_args
 
 import pandas as pd
 
+from lensprune.ablation.choices import branch_names
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.critical import BRANCHES
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.protocols.base import Failure
+from lensprune.registry import in_words
 from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["FAILURES", "failure_counts"]
@@ -32,11 +33,12 @@ def failure_counts(
         UserError: a name that is not part of this run, or it removes no such part.
     """
     summary = summarise(outcomes)
-    branches = summary[summary["component"].isin(BRANCHES) & summary["layer"].notna()]
+    branches = summary[summary["component"].isin(branch_names()) & summary["layer"].notna()]
     if component is not None:
         branches = branches[branches["component"] == component]
     if branches.empty:
-        raise UserError(f"there is nothing to draw: the run removes no single {component or 'layer, attention or MLP'}")
+        what = component or in_words(branch_names())
+        raise UserError(f"there is nothing to draw: the run removes no single {what}")
     first = branches.iloc[0]
     kind = (branches["component"] == first["component"]) & (branches["ablation"] == first["ablation"])
     wanted = {str(row.variant): int(row.layer) for row in branches[kind].itertuples()}

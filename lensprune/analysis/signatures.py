@@ -23,6 +23,7 @@ ACCURACY_MARGIN = 0.05
 SIGNATURE_COLUMNS = (
     "signature",
     "task",
+    "task_kind",
     "protocol",
     "ablation",
     "layers",
@@ -94,7 +95,7 @@ def signatures(
     Layers are those removed one at a time by the same ablation; *first* is the first 30% of the depth, *later* the
     rest, and a band's change is the mean of Δμ over its removed layers. An ablation that removed less than a third of
     the layers of the first 30%, the middle or the last 30% has no row. `layers`: how many were, of *first* and of
-    *later*.
+    *later*. `task_kind` is the task's kind, as it was declared when the run was made.
 
     * ``early drop``: change in *first* minus change in *later*, under each protocol; below zero when shallow layers
       are needed more.
@@ -117,7 +118,12 @@ def signatures(
         group = read_group(outcomes, *cell)
         if group is not None and group.clean is not None:
             groups.setdefault(group.task, {})[group.protocol] = group
-    rows = [row for of_task in groups.values() for row in _of_task(of_task, outcomes.spec.n_layers, accuracy_margin)]
+    kinds = {of_task.name: of_task.kind for of_task in outcomes.spec.tasks}
+    rows = [
+        {**row, "task_kind": kinds[name]}
+        for name, of_task in groups.items()
+        for row in _of_task(of_task, outcomes.spec.n_layers, accuracy_margin)
+    ]
     return pd.DataFrame(rows, columns=list(SIGNATURE_COLUMNS))
 
 

@@ -14,7 +14,7 @@ from lensprune.errors import LensPruneError
 from lensprune.runs.chance import at_chance
 from lensprune.runs.outcomes import Outcomes, computed_once
 
-__all__ = ["SUMMARY_COLUMNS", "Cell", "Group", "read_group", "summarise"]
+__all__ = ["SUMMARY_COLUMNS", "Cell", "Group", "read_group", "summarise", "summarise_cells"]
 
 SUMMARY_COLUMNS = (
     "variant",
@@ -220,3 +220,15 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_value", "accuracy"))]
     kinds = {"layer": "Int64", "head": "Int64", "at_chance": "boolean", **dict.fromkeys(floats, "float64")}
     return frame.astype(kinds)
+
+
+def summarise_cells(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+    """The rows of `summarise` of one task, of one protocol, of both, or all.
+
+    Raises:
+        UserError: a name that is not part of this run.
+    """
+    cells = set(outcomes.select(task, protocol))
+    summary = summarise(outcomes)
+    here = [cell in cells for cell in zip(summary["task"], summary["protocol"], strict=True)]
+    return summary[pd.Series(here, summary.index, dtype=bool)]

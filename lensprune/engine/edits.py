@@ -59,6 +59,11 @@ class LayerEdits:
     heads: list[RowEdit] = field(default_factory=list)
 
     @property
+    def branches(self) -> dict[Slot, list[RowEdit]]:
+        """The edits of what attention and MLP add to the residual stream, by its place."""
+        return {Slot.ATTENTION: self.attention, Slot.MLP: self.mlp}
+
+    @property
     def bypass(self) -> bool:
         """Whether all rows take a contribution that does not depend on the block's own computation."""
         return any(isinstance(edit.rows, slice) and edit.rows == ALL for edit in self.replaced)

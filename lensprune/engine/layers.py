@@ -116,11 +116,11 @@ class LayerStack:
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))
             self._branches = {
-                site: [
-                    self._branch_module(block, layer, site)
+                slot: [
+                    self._branch_module(block, layer, slot.value)
                     for block, layer in zip(bridge.blocks, self._layers, strict=True)
                 ]
-                for site in ("hook_attn_out", "hook_mlp_out")
+                for slot in LayerEdits().branches
             }
             self._projections = [
                 self._projection(block, layer) for block, layer in zip(bridge.blocks, self._layers, strict=True)
@@ -276,10 +276,10 @@ class LayerStack:
             return call
 
         with ExitStack() as stack:
-            for site, branch_edits in (("hook_attn_out", edits.attention), ("hook_mlp_out", edits.mlp)):
+            for slot, branch_edits in edits.branches.items():
                 if branch_edits:
-                    edit = heard(site, _branch_hook(branch_edits, positions))
-                    stack.callback(self._branches[site][layer].register_forward_hook(edit).remove)
+                    edit = heard(slot.value, _branch_hook(branch_edits, positions))
+                    stack.callback(self._branches[slot][layer].register_forward_hook(edit).remove)
             if edits.heads:
                 edit = heard("hook_z", self._heads_hook(edits, positions))
                 stack.callback(self._projections[layer].register_forward_pre_hook(edit).remove)

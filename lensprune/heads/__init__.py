@@ -2,6 +2,7 @@
 
 from lensprune.heads.agreement import Agreement, importance_agreement
 from lensprune.heads.compensation import Compensation, pairwise_compensation
+from lensprune.heads.registry import ScoreOptions, register_head_score
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
 from lensprune.heads.repeats import repeat_effects
 from lensprune.heads.result import HeadTable
@@ -14,10 +15,12 @@ __all__ = [
     "Compensation",
     "HeadTable",
     "RemovalCurves",
+    "ScoreOptions",
     "head_scores",
     "importance_agreement",
     "importance_of",
     "pairwise_compensation",
+    "register_head_score",
     "removal_curves",
     "repeat_effects",
     "score_names",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lensprune.models.base import HookedModel
+from lensprune.registry import Registry
 
-__all__ = ["HeadScore", "Measured", "ScoreOptions", "measured_by"]
+__all__ = ["SCORES", "HeadScore", "Measured", "ScoreOptions", "add_head_scores", "measured_by", "register_head_score"]
 
 Measured = Mapping[str, Float[Tensor, "layer head"]]
 
@@ -43,8 +45,48 @@ class HeadScore:
     measure: Callable[[HookedModel, ScoreOptions], Measured]
 
 
+_SCORES: Registry[HeadScore] = Registry("head score")
+SCORES = _SCORES.by_name
+"""Every head function by name; each says how it is measured and who defined it."""
+
+F = TypeVar("F", bound=Callable[[HookedModel, ScoreOptions], Float[Tensor, "layer head"]])
+
+
 def measured_by(
     measure: Callable[[HookedModel, ScoreOptions], Measured], *scores: tuple[str, str, str, str]
 ) -> list[HeadScore]:
     """Scores (name, definition, source, range) that one run of `measure` gives."""
     return [HeadScore(*score, measure=measure) for score in scores]
+
+
+def add_head_scores(*scores: HeadScore) -> None:
+    """Make head functions known, in this order.
+
+    Raises:
+        UserError: a name is taken by another function, or can't be one.
+    """
+    for score in scores:
+        _SCORES.add(score.name, score, score.measure)
+
+
+def register_head_score(*, range: str, source: str = "", name: str | None = None) -> Callable[[F], F]:
+    """Decorator: make a function of a model, and of what it is measured on, a head function::
+
+        @register_head_score(range="0 to 1", source="…")
+        def norm(model: HookedModel, options: ScoreOptions) -> Float[Tensor, "layer head"]:
+            \"\"\"Share of the layer's …\"\"\"
+
+    It is known by the function's name (or by `name`), its docstring is the definition; `head_scores`, ``lensprune
+    heads`` and their figures have it then. A `range` of ``0 to 1`` sets the scale of its map.
+
+    Raises:
+        UserError: the name is taken, or can't be one.
+    """
+
+    def register(function: F) -> F:
+        own = name or function.__name__
+        definition = " ".join((function.__doc__ or "").split())
+        _SCORES.add(own, HeadScore(own, definition, source, range, lambda *on: {own: function(*on)}), function)
+        return function
+
+    return register

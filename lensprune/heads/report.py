@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lensprune.ablation.components import Head
-from lensprune.heads.figures.kinds import UNIT_SCORES
+from lensprune.heads.figures.kinds import unit_scores
 from lensprune.heads.scores import SCORES, head_scores
 from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
 from lensprune.models.load import open_model
@@ -71,7 +71,7 @@ def heads_report(
     ]
     tables = {SCORES_FILE: measured}
     draw: dict[str, Callable[[], Axes | list[Axes]]] = {
-        "heads": partial(head_heatmaps, measured, title=hooked.facts.name, unit_range=UNIT_SCORES)
+        "heads": partial(head_heatmaps, measured, title=hooked.facts.name, unit_range=unit_scores())
     }
     if effects_of is not None:
         joined = scores_with_effects(measured, effects_of)
@@ -83,7 +83,7 @@ def heads_report(
             tables[f"concentration{name}.csv"] = analysed.concentration
             lines.append(_concentration(analysed.concentration, ablation))
             if any(cell_effects.effects.any() for cell_effects in analysed.effects):
-                draw[f"lorenz{name}"] = partial(effects_of.plot_concentration, ablation=ablation)
+                draw[f"lorenz{name}"] = partial(effects_of.plot, "lorenz", component="head", ablation=ablation)
             if analysed.overlap is not None:
                 tables[f"overlap{name}.csv"] = analysed.overlap
                 lines.append(_overlap(analysed.overlap, ablation))

@@ -7,20 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-from lensprune.errors import UserError, unknown_name
+from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.heads.arithmetic import ARITHMETIC
 from lensprune.heads.copying import COPYING
 from lensprune.heads.positional import ATTENTION_STATS, POSITIONAL
-from lensprune.heads.registry import HeadScore, Measured, ScoreOptions
+from lensprune.heads.registry import SCORES, Measured, ScoreOptions, add_head_scores
 from lensprune.heads.retrieval import RETRIEVAL
 from lensprune.models.adapt import as_hooked_model
 
 __all__ = ["SCORES", "head_scores", "score_names"]
 
-SCORES: dict[str, HeadScore] = {
-    score.name: score for score in [*POSITIONAL, *COPYING, *RETRIEVAL, *ATTENTION_STATS, *ARITHMETIC]
-}
-"""Every head function by name; each says how it is measured and who defined it."""
+add_head_scores(*POSITIONAL, *COPYING, *RETRIEVAL, *ATTENTION_STATS, *ARITHMETIC)
 
 
 def score_names() -> list[str]:
@@ -71,6 +68,7 @@ def head_scores(
 
     Raises:
         UserError: an unknown score, or an option that the model cannot meet.
+        LensPruneError: a head function of your own gives another shape than [layer, head].
     """
     hooked = as_hooked_model(model)
     names = list(SCORES) if scores is None else [scores] if isinstance(scores, str) else list(scores)
@@ -88,6 +86,9 @@ def head_scores(
         measure = SCORES[name].measure
         if measure not in runs:
             runs[measure] = measure(hooked, options)
+        shape, expected = tuple(runs[measure][name].shape), (hooked.facts.n_layers, hooked.facts.n_heads)
+        if shape != expected:
+            raise LensPruneError(f"head score {name} has shape {list(shape)}: expected {list(expected)}")
         for layer, values in enumerate(runs[measure][name].tolist()):
             rows.extend((layer, head, name, value) for head, value in enumerate(values))
     return pd.DataFrame(rows, columns=["layer", "head", "score", "value"])

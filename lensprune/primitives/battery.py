@@ -137,7 +137,7 @@ def default_texts(limit: int) -> list[str]:
     return [str(item.doc["fact1"]) for item in facts] + [str(item.doc["question"]) for item in problems]
 
 
-def task_texts(task: str, limit: int = 24, shots: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
+def task_texts(task: str, *, limit: int = 24, shots: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
     """Another task's prompts under ``generate`` and their right answers, of which the answers alone are read.
 
     Raises:

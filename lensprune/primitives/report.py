@@ -66,7 +66,7 @@ def primitives_report(
     if text_file is not None:
         texts = read_texts(Path(text_file))
     elif text_task is not None:
-        texts = task_texts(text_task, limit, seed=seed)
+        texts = task_texts(text_task, limit=limit, seed=seed)
     hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     result = primitives(

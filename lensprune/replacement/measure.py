@@ -95,10 +95,8 @@ def measure_replacement(
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
     conditions = conditions_of(shortest, loaded, options)
-    by_host = {
-        name: decoding_of(m, options.protocols) for name, m in (("base", pair.base), ("distilled", pair.distilled))
-    }
-    decoding = by_host if "generate" in options.protocols else {}
+    by_host = {name: decoding_of(m, conditions) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
+    decoding = by_host if any(by_host.values()) else {}
     spec = sweep_spec(base, pair.base.facts, conditions, options, _descriptions(pair, replacements), decoding=decoding)
     with open_store(folder, spec, questions_of(conditions)) as store:
         try:

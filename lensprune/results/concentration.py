@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from lensprune.ablation.choices import head_names
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.concentration import concentration_table
 from lensprune.analysis.head_effects import ItemEffects, item_effects
@@ -56,7 +57,7 @@ def concentration_files(outcomes: Outcomes) -> dict[str, pd.DataFrame]:
     summary = summarise(outcomes)
     changed = summary[summary["variant"] != CLEAN.name]
     heads = changed[changed["component"] == "head"]
-    if not changed["component"].isin(["head", "kv_group"]).all():
+    if not changed["component"].isin(head_names()).all():
         return {}
     files = {}
     ways = list(dict.fromkeys(heads["ablation"]))

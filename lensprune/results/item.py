@@ -18,8 +18,8 @@ from lensprune.runs.questions import Question
 __all__ = ["ItemView", "item_of"]
 
 _COLUMNS = [
-    "variant", "protocol", "prediction", "correct", "failure", "gold_logprob", "logprob_margin", "option_logprobs", "n_tokens",
-    "text",
+    "variant", "protocol", "prediction", "correct", "failure", "gold_logprob", "logprob_margin", "option_logprobs",
+    "n_tokens", "text",
 ]  # fmt: skip
 SHOWN_VARIANTS = 20
 _PROMPT_IN_TEXT = 1200

@@ -8,20 +8,18 @@ from lensprune.analysis.screening import screen_table
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.results_folder import SUMMARY_TABLE, write_results
+from lensprune.results.analyses import shown_analyses
 from lensprune.results.concentration import concentration_files
-from lensprune.results.figures.kinds import figures_of
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["SAVED_FIGURES", "SCREEN_TABLE", "save", "write_outputs"]
+__all__ = ["SCREEN_TABLE", "save", "write_outputs"]
 
 SCREEN_TABLE = "screen.csv"
-SAVED_FIGURES = ("depth", "heads")
-"""Kinds of figure that are written into the folder, where the run has something for them."""
 
 
 def write_outputs(outcomes: Outcomes, folder: Path) -> list[Path]:
     """Write summary.csv, screen.csv of a screened sweep, concentration.csv and overlap.csv of a finished one over heads
-    (see `lensprune.results.concentration`), and `SAVED_FIGURES`, into `folder`.
+    (see `lensprune.results.concentration`), and what analyses save (`Analysis.saved`), into `folder`.
 
     Returns:
         The files written.
@@ -33,7 +31,13 @@ def write_outputs(outcomes: Outcomes, folder: Path) -> list[Path]:
     if outcomes.spec.screen is not None:
         tables[SCREEN_TABLE] = screen_table(outcomes)
     tables |= concentration_files(outcomes)
-    return write_results(folder, tables, {figure.name: figure.draw for figure in figures_of(outcomes, SAVED_FIGURES)})
+    draw = {}
+    for analysis, table in shown_analyses(outcomes, saved=True):
+        if analysis.columns:
+            tables[f"{analysis.name}.csv"] = table
+        if analysis.draw is not None:
+            draw[analysis.name] = analysis.figure_of(table, outcomes.spec).draw
+    return write_results(folder, tables, draw)
 
 
 def save(outcomes: Outcomes, folder: str | Path | None = None) -> Path:

@@ -28,9 +28,9 @@ from lensprune.output.html import (
     write_page,
 )
 from lensprune.output.plain_text import csv_text, visible, write_csv_parts
+from lensprune.results.analyses import Analysis, shown_analyses
 from lensprune.results.browser_rows import MAX_RECORDS, TEXT_LIMIT, BrowserRows, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
-from lensprune.results.figures.kinds import figures_of
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import SCHEMA
@@ -45,7 +45,7 @@ MAX_ROWS = 500
 
 _SECTIONS = [
     ("run", "What was run"),
-    ("figures", "Figures"),
+    ("analyses", "Analyses"),
     ("critical", "Critical parts"),
     ("summary", "All results"),
     ("claims", "The paper's claims"),
@@ -147,7 +147,6 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
     signed, missing = _signatures(outcomes)
     rows = browser_rows(outcomes, most_records)
     done, total = outcomes.n_finished, outcomes.n_expected
-    pictures = [embedded_figure(f.name, f.draw(), f.data(), f.alt, f.caption) for f in figures_of(outcomes)]
     return render(
         "run.html",
         title=visible(f"{outcomes.spec.model}: {_counted(len(outcomes.spec.variants) - 1, 'changed model')}"),
@@ -158,7 +157,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
         cells=table(_clean_cells(outcomes, summary), _CELLS_SHOWN),
         notes=_notes(outcomes, summary),
         spec_json=visible(outcomes.spec.to_json()),
-        figures=pictures,
+        analyses=[_section(*shown, outcomes) for shown in shown_analyses(outcomes)],
         critical=table(needed.head(MAX_ROWS), _CRITICAL_SHOWN),
         none_critical=f"{_counted(int(beats_chance(changed).sum()), 'change')} could be tested.",
         summary=table(changed.head(MAX_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
@@ -180,6 +179,24 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
         records_json=json_block(rows.payload),
         downloads=_downloads(outcomes, {"critical": needed, "signatures": signed}, records),
     )
+
+
+def _section(analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes) -> dict[str, Any]:
+    """What the page shows of one analysis: its figure, or its text, and the columns that it names."""
+    columns = {name: Column(name.replace("_", " "), form) for name, form in analysis.columns.items()}
+    figure = None
+    if analysis.draw is not None:
+        made = analysis.figure_of(frame, outcomes.spec)
+        figure = embedded_figure(made.name, made.draw(), made.data(), made.alt, made.caption)
+    return {
+        "name": analysis.name,
+        "title": analysis.title,
+        "text": analysis.text,
+        "figure": figure,
+        "table": table(frame.head(MAX_ROWS), columns) if columns else None,
+        "left_out": max(0, len(frame) - MAX_ROWS),
+        "csv": csv_link(frame) if figure is None else None,
+    }
 
 
 def _claim_columns(rows: pd.DataFrame) -> dict[str, Column]:

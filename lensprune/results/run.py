@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis import head_effects, protocol_gap, screening
+from lensprune.analysis import critical, depth, head_effects, head_groups, screening
+from lensprune.analysis import protocol_gap as gaps
+from lensprune.analysis import signatures as signs
+from lensprune.analysis import summary as summaries
 from lensprune.analysis.concentration import TOP, concentration_table
-from lensprune.analysis.critical import MAX_Q, critical_layers
-from lensprune.analysis.head_effects import ItemEffects
-from lensprune.analysis.head_groups import heads_and_groups
 from lensprune.analysis.overlap import overlap
-from lensprune.analysis.signatures import ACCURACY_MARGIN, signatures
-from lensprune.analysis.summary import summarise
+from lensprune.output.drawing.figure import drawn_axes
+from lensprune.results.analyses import analyses, analysis_named
 from lensprune.results.item import ItemView, item_of
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes
@@ -31,43 +32,23 @@ __all__ = ["Run"]
 
 
 class Run(Outcomes):
-    """What a sweep returns: its `Outcomes`, in memory or on disk, with every analysis, figure and page as a method."""
+    """What a sweep returns: its `Outcomes`, in memory or on disk, with every analysis, figure and page as a method.
 
-    def summary(self) -> pd.DataFrame:
-        """One row per (variant, task, protocol), clean first; see `lensprune.analysis.summary.summarise`."""
-        return summarise(self)
+    Methods that are functions of `lensprune.analysis` take what these take after the run. Every other analysis with a
+    name (`lensprune.results.analyses`), those of plug-ins among them, is a method too: ``run.failures(task)`` gives the
+    table that ``run.plot("failures", task)`` draws.
+    """
 
-    def critical_layers(self, task: str | None = None, protocol: str | None = None, q: float = MAX_Q) -> pd.DataFrame:
-        """Layers whose removal lowers accuracy; see `lensprune.analysis.critical.critical_layers`."""
-        return critical_layers(self, task, protocol, q)
-
-    def protocol_gap(self, task: str | None = None) -> pd.DataFrame:
-        """Δμ under one protocol minus Δμ under another; see `lensprune.analysis.protocol_gap.protocol_gap`."""
-        return protocol_gap.protocol_gap(self, task)
-
-    def open_book_gap(self, closed: str, opened: str) -> pd.DataFrame:
-        """Δμ of the open-book task minus that of the closed one; see `lensprune.analysis.protocol_gap.task_gap`."""
-        return protocol_gap.task_gap(self, closed, opened)
-
-    def signatures(self, task: str | None = None, *, accuracy_margin: float = ACCURACY_MARGIN) -> pd.DataFrame:
-        """The paper's failure signatures, each seen, not seen or not resolvable; see `lensprune.analysis.signatures`.
-
-        Args:
-            accuracy_margin: accuracy below which a loss counts as none.
-        """
-        return signatures(self, task, accuracy_margin=accuracy_margin)
-
-    def effects(
-        self,
-        task: str | None = None,
-        protocol: str | None = None,
-        *,
-        component: str = "head",
-        ablation: str | None = None,
-        measure: str = "correct",
-    ) -> list[ItemEffects]:
-        """What each removed part changes on each item; see `lensprune.analysis.head_effects.item_effects`."""
-        return head_effects.item_effects(self, task, protocol, component=component, ablation=ablation, measure=measure)
+    summary = summaries.summarise
+    critical_layers = critical.critical_layers
+    depth_bands = depth.depth_bands
+    protocol_gap = gaps.protocol_gap
+    open_book_gap = gaps.task_gap
+    signatures = signs.signatures
+    effects = head_effects.item_effects
+    heads_and_groups = head_groups.heads_and_groups
+    screen = screening.screen_table
+    screen_quality = screening.screen_quality
 
     def concentration(
         self,
@@ -97,17 +78,6 @@ class Run(Outcomes):
         """How far tasks and protocols need the same parts; see `lensprune.analysis.overlap`."""
         return overlap(self.effects(component=component, ablation=ablation, measure=measure), k)
 
-    def heads_and_groups(
-        self,
-        task: str | None = None,
-        protocol: str | None = None,
-        *,
-        ablation: str | None = None,
-        measure: str = "correct",
-    ) -> list[pd.DataFrame]:
-        """Query heads beside their key/value groups; see `lensprune.analysis.head_groups.heads_and_groups`."""
-        return heads_and_groups(self, task, protocol, ablation=ablation, measure=measure)
-
     def item(self, item_id: str | int, task: str | None = None, protocol: str | None = None) -> ItemView:
         """One item: its prompt and options, and every variant's answer and log-probabilities.
 
@@ -121,54 +91,41 @@ class Run(Outcomes):
         """
         return item_of(self, item_id, task, protocol)
 
-    def screen(self) -> pd.DataFrame:
-        """Every head of a screened sweep, measured or only estimated; see `lensprune.analysis.screening`."""
-        return screening.screen_table(self)
+    def plot(
+        self, kind: str = "depth", task: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Axes | list[Axes]:
+        """Draw an analysis of the run; one Axes, or a list where there are several panels.
 
-    def screen_quality(self) -> pd.DataFrame:
-        """What the random control set says of the estimates; see `lensprune.analysis.screening.screen_quality`."""
-        return screening.screen_quality(self)
+        `plot_data` gives the table that it draws.
 
-    def plot_concentration(
-        self, *, component: str = "head", ablation: str | None = None, measure: str = "correct"
-    ) -> Axes:
-        """Lorenz curves of every (task, protocol); see `lensprune.results.figures.concentration`."""
-        from lensprune.results.figures.concentration import lorenz_curves
-
-        effects = self.effects(component=component, ablation=ablation, measure=measure)
-        return lorenz_curves(effects, title=self.spec.model)
-
-    def plot(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
-        """Draw the run; one Axes, or a list where there are several panels.
-
-        =================  ===================================================================================
-        ``depth``          Δμ against depth, one line a protocol, with intervals and the line of chance
-        ``heads``          Δμ of each head, layers × heads, significant ones marked
-        ``protocols``      Δμ under one protocol against another, on the same items
-        ``concentration``  Lorenz curves: how much of the total change the strongest parts hold
-        ``failures``       kinds of failure stacked by removed layer
-        ``open_closed``    Δμ with the book closed and open
-        =================  ===================================================================================
-
-        `plot_data` gives the table that a figure draws.
+        Args:
+            kind: ``depth``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, or one of a plug-in.
+            options: of the analysis, such as ``component`` of ``lorenz``.
 
         Raises:
-            UserError: an unknown kind, a name that is not part of this run, or nothing to draw.
+            UserError: an unknown kind or option, a name that is not part of this run, or nothing to draw.
         """
-        from lensprune.output.drawing.figure import drawn_axes
-        from lensprune.results.figures.kinds import figure_of
+        return drawn_axes(analysis_named(kind).figure(self, task, protocol, **options))
 
-        return drawn_axes(figure_of(self, kind, task, protocol))
-
-    def plot_data(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-        """The tidy table that `plot` draws.
+    def plot_data(
+        self, kind: str = "depth", task: str | None = None, protocol: str | None = None, **options: Any
+    ) -> pd.DataFrame:
+        """The tidy table of an analysis, which `plot` draws.
 
         Raises:
             UserError: as `plot`.
         """
-        from lensprune.results.figures.kinds import figure_of
+        return analysis_named(kind).table(self, task, protocol, **options)
 
-        return figure_of(self, kind, task, protocol).data()
+    def __getattr__(self, name: str) -> Callable[..., pd.DataFrame]:
+        if not name.startswith("_"):
+            for analysis in analyses():
+                if analysis.name == name:
+                    return partial(analysis.table, self)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(analysis.name for analysis in analyses())]
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the run as one self-contained HTML page; see `lensprune.results.page.write_report`."""

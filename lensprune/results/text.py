@@ -1,21 +1,26 @@
-"""What ``lensprune sweep`` prints about a run."""
+"""What ``lensprune sweep`` and ``lensprune analyse`` print about a run."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.screening import screen_quality, screen_table
 from lensprune.analysis.summary import summarise
+from lensprune.errors import UserError
 from lensprune.output.plain_text import for_terminal
-from lensprune.output.results_folder import FIGURES, SUMMARY_TABLE
-from lensprune.output.tables import aligned
+from lensprune.output.results_folder import FIGURES, SUMMARY_TABLE, write_results
+from lensprune.output.tables import aligned, frame_rows
+from lensprune.results.analyses import analyses, parse_analysis
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.outputs import SCREEN_TABLE
 from lensprune.results.run import Run
 from lensprune.runs.chance import known_at_chance
+from lensprune.runs.store import read_spec
 
-__all__ = ["run_report", "screen_report", "top_variants"]
+__all__ = ["analyses_list", "analysis_report", "run_report", "screen_report", "top_variants"]
 
 _SHOWN = {
     "variant": "variant",
@@ -102,6 +107,59 @@ def run_report(run: Run, most: int = 5) -> str:
             *(("figure", path) for path in sorted((run.folder / FIGURES).glob("*.png"))),
             *(("table", path) for path in sorted(run.folder.glob("concentration*.csv"))),
             *(("table", path) for path in sorted(run.folder.glob("overlap*.csv"))),
+            *(("table", run.folder / f"{one.name}.csv") for one in analyses() if one.saved and one.columns),
         ]
         parts.append("\n".join(f"{what + ':':10}{path}" for what, path in places if path.exists()))
+    return "\n\n".join(parts)
+
+
+def _sweep_in(folder: str | Path) -> Run:
+    if read_spec(Path(folder)).replaces_weights:
+        raise UserError(f"{folder} holds a weight replacement, and only sweeps are analysed: use lensprune report")
+    return Run.load(folder)
+
+
+def analyses_list(folder: str | Path) -> str:
+    """Every analysis with its options, for the run in `folder`.
+
+    Raises:
+        UserError: no run there, or one that exchanges weights.
+    """
+    _sweep_in(folder)
+    rows = [["analysis", "options", "what it shows"]]
+    for analysis in analyses():
+        own = {name: option.default for name, option in analysis.options.items() if name not in ("task", "protocol")}
+        options = ", ".join(name if default is None else f"{name}={default}" for name, default in own.items())
+        rows.append([analysis.name, options or "-", analysis.title])
+    return aligned(rows)
+
+
+def analysis_report(
+    folder: str | Path,
+    analysis: str,
+    task: str | None = None,
+    protocol: str | None = None,
+    *,
+    out: str | Path | None = None,
+) -> str:
+    """What ``lensprune analyse`` prints: the table of an analysis, and where its files are.
+
+    Args:
+        analysis: ``NAME`` or ``NAME[key=value,...]``.
+        out: folder for table and figure; ``None`` writes none.
+
+    Raises:
+        UserError: no run there, an unknown analysis or option, a run that has nothing for it, or a folder that can't
+            be written to.
+    """
+    chosen, options = parse_analysis(analysis)
+    run = _sweep_in(folder)
+    for name, value in (("task", task), ("protocol", protocol)):
+        if value is not None:
+            options[name] = value
+    table = chosen.table(run, **options)
+    parts = [f"{for_terminal(run.spec.model)}: {chosen.title}", frame_rows(table, chosen.columns)]
+    if out is not None:
+        draw = {} if chosen.draw is None else {chosen.name: chosen.figure_of(table, run.spec).draw}
+        parts.append("\n".join(str(path) for path in write_results(Path(out), {f"{chosen.name}.csv": table}, draw)))
     return "\n\n".join(parts)

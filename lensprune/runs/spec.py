@@ -45,6 +45,9 @@ class TaskSpec:
     n_items: int
     items_hash: str
     """sha256 over the scored items: ids, rows and few-shot examples."""
+    kind: str | None = None
+    closed_book: str | None = None
+    """With `kind`, as the task declares them (`lensprune.tasks.base.Task`); no number depends on them."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,10 @@ class SweepSpec:
         """The part that determines the numbers, as plain JSON values."""
         data = json.loads(canonical_json(asdict(self)))
         data.pop("execution")
-        data.pop("model")
-        for option in ("shots", "limit"):
-            # Resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
-            data.pop(option)
+        # Those asked for are resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
+        for owner, kind in ((data, SweepSpec), *((task, TaskSpec) for task in data["tasks"])):
+            for name in _UNCOVERED[kind]:
+                owner.pop(name)
         if self.screen is None:
             # As in runs from before there was screening.
             data.pop("screen")
@@ -195,7 +198,7 @@ class SweepSpec:
             )
             fits = spec.digest == digest and all(isinstance(name, str) for name in spec.variant_names)
             # What the digest does not cover is checked by its type.
-            for owner in (spec, spec.execution):
+            for owner in (spec, spec.execution, *spec.tasks):
                 hints = get_type_hints(type(owner))
                 for name in _UNCOVERED[type(owner)]:
                     _check_type(owner, name, hints[name])
@@ -218,11 +221,12 @@ class SweepSpec:
 _UNCOVERED: dict[type, tuple[str, ...]] = {
     SweepSpec: ("model", "shots", "limit"),
     ExecutionSpec: tuple(field.name for field in fields(ExecutionSpec)),
+    TaskSpec: ("kind", "closed_book"),
 }
 """Fields that the digest doesn't cover."""
 
 
-def _check_type(owner: SweepSpec | ExecutionSpec, name: str, hint: Any) -> None:
+def _check_type(owner: SweepSpec | ExecutionSpec | TaskSpec, name: str, hint: Any) -> None:
     """Raises TypeError where a field does not hold what its annotation says; values of mappings are not looked at."""
     kind = hint if isinstance(hint, (type, UnionType)) else get_origin(hint)
     value = getattr(owner, name)

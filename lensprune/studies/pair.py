@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lensprune.analysis.claims import task_kind
+from lensprune.ablation.choices import parts_over
 from lensprune.analysis.concentration_change import Comparison, compare
 from lensprune.errors import UserError
 from lensprune.replacement.measure import measure_replacement
@@ -101,16 +101,18 @@ def concentration_change_rows(pair_result: PairResult) -> pd.DataFrame:
 
     One row a (sweep, task, protocol, statistic), the columns of
     `lensprune.analysis.concentration_change.PER_SEED_COLUMNS` with
-    ``protocol`` and ``at_chance``: that of either model. ``value`` is the distilled model's.
+    ``task_kind``, ``protocol`` and ``at_chance``: that of either model. ``value`` is the distilled model's.
     """
     frames = []
     for part, base, distilled, _ in pair_result.sweeps:
-        component = {"layers": "layer", "heads": "head"}[part.over]
+        component = parts_over(part.over)[0].name
+        kinds = {task.name: task.kind for task in base.spec.tasks}
         effects = zip(base.effects(component=component), distilled.effects(component=component), strict=True)
         for one, other in effects:
             accuracies = [_accuracy(run, one.task, one.protocol) for run in (base, distilled)]
             rows = compare(Comparison("distilled", 0, component, one, other, *accuracies))
-            frames.append(rows.assign(protocol=one.protocol, at_chance=one.at_chance or other.at_chance))
+            place = {"task_kind": kinds[one.task], "protocol": one.protocol}
+            frames.append(rows.assign(**place, at_chance=one.at_chance or other.at_chance))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -126,7 +128,7 @@ def moved(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     reasoning task that can be resolved, ``not resolvable`` where on none, ``mixed`` else, ``not measured`` without one.
     That the interval holds 0 is no proof of no change, so the verdict is never ``not seen``.
     """
-    reasoning = rows[(rows["statistic"] == "participation_ratio") & (rows["task"].map(task_kind) == "reasoning")]
+    reasoning = rows[(rows["statistic"] == "participation_ratio") & (rows["task_kind"] == "reasoning")]
     reasoning = reasoning.reset_index(drop=True)
     clear = ((reasoning["ci_low"] > 0) | (reasoning["ci_high"] < 0)) & beats_chance(reasoning)
     verdicts = [

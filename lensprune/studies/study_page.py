@@ -16,7 +16,7 @@ from lensprune.errors import UserError
 from lensprune.output.html import Column, EmbeddedFigure, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
 from lensprune.replacement.figure_kinds import replacement_figure_of
-from lensprune.results.figures.kinds import figure_of
+from lensprune.results.analyses import analysis_named
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.studies.pair import NO_PAIR, PairResult, concentration_change_rows, moved
@@ -107,7 +107,7 @@ def _pair(pair_result: PairResult, change: pd.DataFrame, folder: Path) -> dict[s
             href = (run.folder / "report.html").relative_to(folder).as_posix()
             compared = page.relative_to(folder).as_posix() if role == "distilled" else ""
             sweeps.append({**_row(part, run), "role": role, "href": href, "compared": compared})
-            figure = figure_of(run)
+            figure = analysis_named("depth").figure(run)
             caption = f"{role.capitalize()}, {visible(run.spec.model)}: {figure.caption}"
             name = f"{part.name}_{role}"
             pictures.append(embedded_figure(name, figure.draw(), figure.data(), f"{role}. {figure.alt}", caption))

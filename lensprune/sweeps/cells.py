@@ -43,7 +43,7 @@ def measure_cells(
     reference = reference_of(job.model, condition, variants, job.options)
     for answered in executor.run(condition.requests, variants, reference=reference, progress=progress):
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
-        if answered.variant.is_clean and condition.protocol == "generate":
+        if answered.variant.is_clean and condition.generates:
             warn_of_one_answer(task, outcomes)
         key = CellKey(answered.variant.name, task, condition.protocol)
         yield key, cell_table(key, answered.variant, outcomes, condition.items, condition.chances)

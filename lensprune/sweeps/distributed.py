@@ -21,7 +21,7 @@ from lensprune.runs.questions import questions_from_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, open_store, stopped_message
-from lensprune.sweeps.options import FEWSHOT, SweepOptions
+from lensprune.sweeps.options import FEWSHOT, SweepOptions, Workers, option_values
 from lensprune.sweeps.prepare import check_before_loading
 from lensprune.sweeps.scheduler import Scheduler, WorkerLost
 from lensprune.sweeps.units import Unit, UnitQueue
@@ -105,9 +105,7 @@ def _for_workers(options: SweepOptions) -> SweepOptions:
 
 
 def _spec(of_worker: SweepSpec, options: SweepOptions) -> SweepSpec:
-    execution = replace(
-        of_worker.execution, backend=options.backend, workers=options.workers, ray_address=options.ray_address
-    )
+    execution = replace(of_worker.execution, backend=options.backend, **option_values(options, Workers))
     return replace(of_worker, execution=execution)
 
 

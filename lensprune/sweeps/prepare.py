@@ -26,7 +26,7 @@ from lensprune.runs.questions import question_table, questions_hash
 from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
-from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, kinds_of, option_values
+from lensprune.sweeps.options import FEWSHOT, Execution, Loading, Splitting, SweepOptions, kinds_of, option_values
 from lensprune.sweeps.references import fewshot_prompts, prompts_hash, read_reference_text, text_prompts
 from lensprune.sweeps.selection import VariantSelection, with_clean
 from lensprune.tasks.base import LoadedTask, ProtocolName
@@ -65,6 +65,11 @@ class Condition:
         """What is stored of the questions; see `lensprune.runs.questions`."""
         return question_table(self.task, self.protocol, self.items)
 
+    @property
+    def generates(self) -> bool:
+        """Whether texts are generated, whatever the protocol is called."""
+        return any(isinstance(request, GenerateRequest) for request in self.requests)
+
 
 @dataclass(frozen=True)
 class SweepJob:
@@ -92,7 +97,8 @@ def _plain(doc: Any) -> dict[str, str]:
 
 def _task_spec(task: LoadedTask) -> TaskSpec:
     items = [[item.id, item.cluster, _plain(item.doc), [_plain(shot) for shot in item.fewshot]] for item in task.items]
-    return TaskSpec(task.task.name, task.shots, task.seed, len(items), _hash(items))
+    kind, closed_book = task.task.kind, task.task.closed_book
+    return TaskSpec(task.task.name, task.shots, task.seed, len(items), _hash(items), kind, closed_book)
 
 
 def _request_json(request: Request) -> list[object]:
@@ -220,7 +226,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Sweep
         options,
         [variant_to_json(v) for v in variants],
         with_reference=any(v.needs_reference for v in variants),
-        decoding=decoding_of(hooked, options.protocols),
+        decoding=decoding_of(hooked, conditions),
     )
     return SweepJob(hooked, variants, conditions, spec, options)
 
@@ -259,7 +265,7 @@ def _check_reference_options(options: SweepOptions) -> None:
         )
 
 
-def decoding_of(model: HookedModel, protocols: Sequence[str]) -> dict[str, Any]:
+def decoding_of(model: HookedModel, asked: Sequence[Condition]) -> dict[str, Any]:
     """What the model's generation config decides about texts, where any is generated.
 
     Raises:
@@ -267,7 +273,7 @@ def decoding_of(model: HookedModel, protocols: Sequence[str]) -> dict[str, Any]:
     """
     from lensprune.engine.greedy import GreedyRules
 
-    return GreedyRules(model).recorded if "generate" in protocols else {}
+    return GreedyRules(model).recorded if any(own.generates for own in asked) else {}
 
 
 def sweep_spec(
@@ -325,10 +331,7 @@ def sweep_spec(
         kept_hooks=facts.kept_hooks,
         execution=ExecutionSpec(
             model=_where(model),
-            executor=options.executor,
-            batch_tokens=options.batch_tokens,
-            memory=options.memory,
-            n_devices=options.n_devices,
+            **option_values(options, Splitting, Execution),
             data_dir=None if options.data_dir is None else str(Path(options.data_dir).resolve()),
             reference_file=str(Path(options.reference).resolve()) if from_file else None,
             data_sources={task.task.name: task.data_source for task in tasks},

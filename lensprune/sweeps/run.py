@@ -191,24 +191,13 @@ def resume(
 
 
 def _options_of(spec: SweepSpec) -> SweepOptions:
+    """What the run was asked for: each option under its own name in the spec, but for those that the spec resolved."""
     execution = spec.execution
-    return SweepOptions(
-        tasks=tuple(execution.task_files.get(task.name, task.name) for task in spec.tasks),
-        protocols=spec.protocols,
-        variants=tuple(variant_from_json(variant) for variant in spec.variants),
-        limit=spec.limit,
-        shots=spec.shots,
-        seed=spec.seed,
-        data_dir=execution.data_dir,
-        reference=execution.reference_file or FEWSHOT,
-        mean_mode=spec.mean_mode or "pooled",
-        chat_template=spec.chat_template,
-        dtype=spec.dtype,
-        device=None if execution.n_devices else spec.device,
-        n_devices=execution.n_devices,
-        bos=spec.bos,
-        batch_tokens=execution.batch_tokens,
-        memory=execution.memory,
-        screen=None if spec.screen is None else float(spec.screen["fraction"]),
-        command=execution.command,
-    )
+    asked = option_values({**vars(spec), **vars(execution)}, SweepOptions) | {
+        "tasks": tuple(execution.task_files.get(task.name, task.name) for task in spec.tasks),
+        "variants": tuple(variant_from_json(variant) for variant in spec.variants),
+        "reference": execution.reference_file,
+        "device": None if execution.n_devices else spec.device,
+        "screen": None if spec.screen is None else float(spec.screen["fraction"]),
+    }
+    return SweepOptions(**{name: value for name, value in asked.items() if value is not None})

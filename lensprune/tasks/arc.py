@@ -19,6 +19,7 @@ def _task(name: str, config: str, summary: str) -> Task:
     return Task(
         name=name,
         summary=summary,
+        kind="knowledge",
         formats=three_protocols(
             _question, option_texts, gold_option, continuation_context=lambda doc: f"{_question(doc)}\nAnswer:"
         ),

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from lensprune.errors import unknown_name
+
 __all__ = [
+    "TASK_KINDS",
     "Doc",
     "FewshotSampler",
     "Filter",
@@ -26,6 +29,8 @@ Doc = Mapping[str, Any]
 ProtocolName = str
 """A key of `Task.formats`: ``default``, ``continuation``, ``generate``, or the form of a protocol of the user's own."""
 FewshotSampler = Literal["random", "first_n"]
+TASK_KINDS = ("knowledge", "retrieval", "reasoning")
+"""What a task tests, as far as claims about tasks go."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,8 @@ class Task:
     split. That is what lm-eval does for tasks without a test split, and it changes which examples are drawn.
     `by_cluster`: each cluster is a task of its own in lm-eval (MMLU's subjects), so `limit`, the few-shot pool
     and the item's index count within the cluster.
+    `kind`: one of `TASK_KINDS`, or ``None``; claims about that kind count the task. `closed_book`: the task that asks
+    the same items without the supporting text, by its name without parameters: those of both are the same.
     `lm_eval`: for each protocol in which lm-eval has this task, the name it has there; prompts are equal byte
     for byte. MMLU's names hold ``{cluster}``.
     """
@@ -165,8 +172,14 @@ class Task:
     cluster: Callable[[Doc], str | None] = lambda doc: None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     lm_eval: Mapping[ProtocolName, str] = field(default_factory=dict)
+    kind: str | None = None
+    closed_book: str | None = None
     licence: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in (None, *TASK_KINDS):
+            raise unknown_name(f"kind of task {self.name!r}", str(self.kind), TASK_KINDS)
 
 
 @dataclass(frozen=True)

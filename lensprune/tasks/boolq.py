@@ -31,6 +31,7 @@ def boolq() -> Task:
     return Task(
         name="boolq",
         summary="yes or no from a passage",
+        kind="knowledge",
         formats=three_protocols(
             _question,
             _options,

@@ -29,6 +29,7 @@ def commonsense_qa() -> Task:
     return Task(
         name="commonsense_qa",
         summary="everyday knowledge, five options",
+        kind="knowledge",
         formats=three_protocols(
             _question, option_texts, _gold, continuation_context=lambda doc: f"{_question(doc)}\nAnswer:"
         ),

@@ -107,6 +107,7 @@ def gsm8k() -> Task:
     return Task(
         name="gsm8k",
         summary="grade-school word problems, worked steps, 5 shots",
+        kind="reasoning",
         formats={
             **number_choices(_question, _prompt, final_answer),
             "generate": number_generation(
@@ -132,6 +133,7 @@ def gsm8k_cot() -> Task:
     return Task(
         name="gsm8k_cot",
         summary="GSM8K with the eight fixed chain-of-thought examples of Wei et al.",
+        kind="reasoning",
         formats={
             **number_choices(_cot_question, _cot_prompt, final_answer),
             "generate": number_generation(

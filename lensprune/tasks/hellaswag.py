@@ -39,6 +39,7 @@ def hellaswag() -> Task:
     return Task(
         name="hellaswag",
         summary="choose the ending that follows, four options",
+        kind="knowledge",
         formats=three_protocols(_query, _endings, _gold, continuation_context=_query),
         chance=uniform_chance(_endings),
         load=Dataset(

@@ -238,6 +238,7 @@ def kv_retrieval(
     return Task(
         name="kv_retrieval",
         summary="read one value out of a JSON object",
+        kind="retrieval",
         formats=_formats(ending, answer),
         chance=_chance,
         load=_KeyValueRows(pairs, gold, keys),

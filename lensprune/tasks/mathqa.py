@@ -34,6 +34,7 @@ def mathqa() -> Task:
     return Task(
         name="mathqa",
         summary="mathematical word problems, five options",
+        kind="reasoning",
         formats=three_protocols(
             _question, _options, _gold, continuation_context=lambda doc: f"{_question(doc)}\nAnswer:"
         ),

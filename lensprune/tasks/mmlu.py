@@ -85,6 +85,7 @@ def mmlu(subject: str = "all") -> Task:
     return Task(
         name="mmlu",
         summary="57 school and university subjects, four options, 5 shots",
+        kind="knowledge",
         formats={
             "default": letter_choice(_question, _options, _gold, _description),
             "continuation": MultipleChoiceFormat(

@@ -37,6 +37,8 @@ def _task(name: str, summary: str, *, open_book: bool) -> Task:
     return Task(
         name=name,
         summary=summary,
+        kind="knowledge",
+        closed_book="openbookqa" if open_book else None,
         formats=three_protocols(stem, option_texts, gold_option, continuation_context=stem),
         chance=uniform_chance(option_texts),
         load=Dataset(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, TypeVar, overload
+from typing import TypeVar, overload
 
 from lensprune.errors import UserError, unknown_name
+from lensprune.parameters import parse_spec, read_values
 from lensprune.tasks.base import Task
 
-__all__ = ["get_task", "parse_spec", "register_task", "task_names"]
+__all__ = ["get_task", "register_task", "task_names"]
 
 Builder = Callable[..., Task]
 B = TypeVar("B", bound=Builder)
@@ -34,7 +33,6 @@ _BUILT_IN_MODULES = (
     "lensprune.tasks.winogrande",
 )
 _NAME = re.compile(r"[A-Za-z0-9_.\-]+")
-_SPEC = re.compile(r"(?P<name>[^\[\]]*)(?:\[(?P<parameters>[^\[\]]*)\])?")
 
 _builders: dict[str, Builder] = {}
 _imported: set[str] = set()
@@ -87,93 +85,29 @@ def task_names() -> list[str]:
     return sorted(_builders)
 
 
-def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
-    """Split ``name[key=value,key=value]`` into the name and the parameters as text.
-
-    Raises:
-        UserError: the text has another form, or gives a parameter twice.
-    """
-    match = _SPEC.fullmatch(spec.strip())
-    if match is None or not match["name"].strip():
-        raise UserError(f"task {spec!r}: expected NAME or NAME[key=value,key=value]")
-    parameters: dict[str, str] = {}
-    for part in (match["parameters"] or "").split(","):
-        if not part.strip():
-            continue
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and value):
-            raise UserError(f"task {spec!r}: {part.strip()!r} is not of the form key=value")
-        if key in parameters:
-            raise UserError(f"task {spec!r}: parameter {key!r} is given twice")
-        parameters[key] = value
-    return match["name"].strip(), parameters
-
-
 def get_task(spec: str) -> Task:
     """Return the task called `spec`, which is a name or ``name[key=value,...]``.
 
     The returned task's name holds the parameters that differ from their defaults, in the order of the signature,
-    so that two settings of one task never share a name.
+    so that two settings of one task never share a name; so does the name of its closed-book task.
 
     Raises:
         UserError: unknown task or parameter (with the nearest names), or a value of the wrong kind.
     """
-    name, given = parse_spec(spec)
+    name, given = parse_spec(spec, "task")
     _import_built_in()
     if name not in _builders:
         raise unknown_name("task", name, _builders)
     builder = _builders[name]
     signature = inspect.signature(builder).parameters
-    hints = typing.get_type_hints(builder)
-    values: dict[str, Any] = {}
-    for key, text in given.items():
-        if key not in signature:
-            if not signature:
-                raise UserError(f"task {name!r} has no parameters, so {key!r} cannot be set")
-            raise unknown_name(f"parameter of task {name!r}", key, signature)
-        values[key] = _convert(text, hints.get(key, str), f"task {name!r}: parameter {key!r}")
+    values = read_values(builder, signature, given, f"task {name!r}")
     resolved = {key: values.get(key, parameter.default) for key, parameter in signature.items()}
-    shown = [f"{key}={value}" for key, value in resolved.items() if value != signature[key].default]
+    shown = ",".join(f"{key}={value}" for key, value in resolved.items() if value != signature[key].default)
+    setting = f"[{shown}]" if shown else ""
     task = builder(**values)
     return replace(
         task,
-        name=f"{name}[{','.join(shown)}]" if shown else name,
+        name=name + setting,
+        closed_book=None if task.closed_book is None else task.closed_book + setting,
         parameters={**resolved, **task.parameters},
     )
-
-
-def _convert(text: str, hint: Any, where: str) -> Any:
-    options = _alternatives(hint)
-    for option in options:
-        converted = _convert_one(text, option)
-        if converted is not None:
-            return converted
-    raise UserError(f"{where}: {text!r} is not {' or '.join(_describe(option) for option in options)}")
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(option for option in typing.get_args(hint) if option is not type(None))
-    return (hint,)
-
-
-def _convert_one(text: str, hint: Any) -> Any:
-    if typing.get_origin(hint) is Literal:
-        return next((value for value in typing.get_args(hint) if str(value) == text), None)
-    if hint is bool:
-        words: Mapping[str, bool] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        return words.get(text.lower())
-    if hint is int:
-        return int(text) if re.fullmatch(r"[+-]?\d+", text) else None
-    if hint is float:
-        try:
-            return float(text)
-        except ValueError:
-            return None
-    return text
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(value) for value in typing.get_args(hint))
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "text")

@@ -46,6 +46,7 @@ def svamp() -> Task:
     return Task(
         name="svamp",
         summary="one-step word problems, eight fixed chain-of-thought examples",
+        kind="reasoning",
         formats={
             **number_choices(_question, _prompt, _answer),
             "generate": number_generation(

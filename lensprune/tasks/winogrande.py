@@ -41,6 +41,7 @@ def winogrande() -> Task:
     return Task(
         name="winogrande",
         summary="fill the blank with one of two names",
+        kind="knowledge",
         formats={
             "default": letter_choice(_sentence, _options, _gold),
             "continuation": MultipleChoiceFormat(

@@ -27,7 +27,7 @@ __all__ = [
 
 NEEDED = ("task", "doc_to_text", "doc_to_target")
 
-OWN = ("chance", "columns", "folder", "primary_metric", "protocols", "question", "summary")
+OWN = ("chance", "closed_book", "columns", "folder", "kind", "primary_metric", "protocols", "question", "summary")
 """Fields that lm-eval does not have."""
 
 USED = (

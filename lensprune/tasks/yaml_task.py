@@ -12,6 +12,7 @@ from typing import Any
 from lensprune.errors import UserError, unknown_name
 from lensprune.paths import usable_path
 from lensprune.tasks.base import (
+    TASK_KINDS,
     Doc,
     FewshotSampler,
     GenerationFormat,
@@ -72,7 +73,7 @@ def register_yaml(path: Path | str) -> str:
 
     Fields of our own: ``folder`` (below the data folder; default the task's name), ``columns``, ``summary``,
     ``question`` (what stands above the lettered options; default ``doc_to_text`` without a final ``Answer:``),
-    ``protocols``, ``primary_metric``, ``chance`` (of an open answer; default 0).
+    ``protocols``, ``primary_metric``, ``chance`` (of an open answer; default 0), ``kind``, ``closed_book`` (`Task`).
 
     A task with ``doc_to_choice`` has all three protocols: ``continuation`` scores the options after ``doc_to_text``,
     ``default`` and ``generate`` show `question` with lettered options. Where the options are the letters themselves,
@@ -128,6 +129,9 @@ class _TaskFile:
             raise self._error(f"fewshot_config: samples is {samples!r}, expected a list of rows")
         fewshot_split = fewshot.get("split") or self.config.get("fewshot_split")
         shots = self._of_kind("num_fewshot", int, 0, "a whole number")
+        kind = self._of_kind("kind", str, None, "text")
+        if kind not in (None, *TASK_KINDS):
+            raise unknown_name(f"kind in {self.path}", kind, TASK_KINDS)
         return Task(
             name=str(self.config["task"]),
             summary=self._of_kind("summary", str, f"from {self.path.name}", "text"),
@@ -139,6 +143,8 @@ class _TaskFile:
             fixed_fewshot=tuple(samples) if samples is not None and fewshot_split is None else None,
             # lm-eval compares the two fields as they stand, so two absent ones count as equal.
             exclude_self=fewshot_split == self.config.get("test_split"),
+            kind=kind,
+            closed_book=self._of_kind("closed_book", str, None, "the name of a task"),
             source=str(self.path),
         )
 

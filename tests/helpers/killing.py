@@ -158,7 +158,7 @@ def run_moments(model: str, folder: Path, timed: int, seed: int) -> Counts:
     choose = random.Random(seed)
     counts = Counts()
     # Drawing the figure takes longer than the sweep; that it is whole or absent is `write_atomically`'s work as well.
-    outputs.SAVED_FIGURES = ()
+    outputs.shown_analyses = lambda outcomes, saved: []
     if wait(fork(lambda: sweep(model, folder / "whole", limit=2))) != 0:
         raise RuntimeError("the uninterrupted sweep failed")
     whole, expected = record_files(folder / "whole"), rows(folder / "whole")

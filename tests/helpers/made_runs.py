@@ -11,11 +11,13 @@ import numpy as np
 
 from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
+from lensprune.errors import UserError
 from lensprune.results.run import Run
 from lensprune.runs.questions import questions_hash
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.spec import CellSpec, TaskSpec
 from lensprune.runs.store import CellStore, MemoryStore, RunStore
+from lensprune.tasks import get_task
 from tests.helpers.made_cells import outcome, questions, requests, skip, spec
 
 HOSTILE = '</script><script>window.hit = 1</script><img src=x onerror="window.hit = 2">\u202etxt.exe\x1b[31m{{7*7}}'
@@ -43,8 +45,8 @@ def layers_run(
     asked = {(task, p): questions(n, text, scored=p != "generate") for task in tasks for p in protocols}
     made = replace(
         spec(chosen, tasks, protocols, n_layers=n_layers),
-        tasks=tuple(TaskSpec(name, 0, 0, n, items_hash) for name in tasks),
         cells=tuple(CellSpec(*place, "p" * 64, questions_hash(table)) for place, table in asked.items()),
+        tasks=tuple(TaskSpec(name, 0, 0, n, items_hash, *_declared(name)) for name in tasks),
     )
 
     def fill(store: CellStore) -> None:
@@ -74,6 +76,14 @@ def layers_run(
     with RunStore.writing(folder, made) as store:
         fill(store)
     return Run.load(folder)
+
+
+def _declared(task: str) -> tuple[str | None, str | None]:
+    try:
+        found = get_task(task)
+    except UserError:
+        return None, None
+    return found.kind, found.closed_book
 
 
 def _shallow_and_deep(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:

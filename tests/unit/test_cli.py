@@ -96,6 +96,18 @@ BAD = {
         ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--protocol", "default"],
         "--protocol means nothing",
     ),
+    "lm-eval task with screening": (
+        ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--over", "heads", "--screen", "0.1"],
+        "--screen means nothing",
+    ),
+    "lm-eval task with no items": (
+        ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--limit", "0"],
+        "limit 0 is not a usable number",
+    ),
+    "lm-eval task with an unknown mean mode": (
+        ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--mean-mode", "poolled"],
+        "did you mean pooled",
+    ),
     "plan without a task": (["plan", "--model", "smollm2-135m"], "no task is given"),
     "plan of an unknown model": (["plan", "--model", "smolm2-135m", "--task", "facts"], "did you mean smollm2-135m"),
     "plan at no speed": (["plan", "--model", "smollm2-135m", "--task", "facts", "--flops", "-1"], "flops -1.0"),

@@ -3,42 +3,84 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
-from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 
 import lensprune as lp
+from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
 from lensprune.attribution.report import attribution_report
-from lensprune.cli import _parser
+from lensprune.cli import _parser, main
+from lensprune.divergence.report import fidelity_report
 from lensprune.divergence.study import validate_fidelity
 from lensprune.errors import UserError
 from lensprune.heads.report import heads_report
+from lensprune.models.load import open_model
+from lensprune.models.model_config import load_model_config
+from lensprune.primitives.battery import primitives, task_texts
 from lensprune.primitives.report import primitives_report
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.variant_json import variant_to_json
 from lensprune.studies.paper import paper
+from lensprune.sweeps.distributed import _spec
 from lensprune.sweeps.options import Group, SweepOptions, Workers, add_options, help_of, option_values
+from lensprune.sweeps.prepare import Condition, sweep_spec
+from lensprune.sweeps.run import _options_of
+from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks import load_task
+from tests.helpers.made_runs import layers_run
+from tests.helpers.tiny_models import tiny
+
+ROOT = Path(__file__).parents[2]
 
 DECLARED = {own.name: own for own in fields(SweepOptions) if "help" in own.metadata}
-# Functions whose measure is defined on fewer items than a sweep has by default.
-OWN_DEFAULTS = {
+# Functions whose measure is defined on fewer items than a sweep has by default, or that load a model without a sweep.
+OWN_DEFAULTS: dict[tuple[Callable[..., Any], str], Any] = {
     (validate_fidelity, "limit"): 24,
     (heads_report, "limit"): 20,
+    (lp.head_scores, "limit"): 20,
     (attribution_report, "limit"): 10,
+    (lp.counterfactual_pairs, "limit"): 20,
+    (primitives, "limit"): 24,
+    (primitives, "shots"): 4,
     (primitives_report, "limit"): 24,
     (primitives_report, "shots"): 4,
+    (task_texts, "limit"): 24,
+    (lp.load_model, "dtype"): "float32",
+    (lp.load_model, "bos"): "tokenizer",
+    (load_model_config, "dtype"): torch.float32,
+    (load_model_config, "device"): "cpu",
+    (load_model_config, "bos"): "tokenizer",
+    (lp.resume, "executor"): None,
 }
 FUNCTIONS: list[Callable[..., Any]] = [
     lp.sweep,
+    lp.resume,
     lp.plan,
     lp.measure_replacement,
     lp.fidelity,
-    validate_fidelity,
-    heads_report,
+    lp.head_scores,
+    lp.load_model,
+    lp.load_task,
+    lp.counterfactual_pairs,
     attribution_report,
-    primitives_report,
+    fidelity_report,
+    heads_report,
+    open_model,
+    load_model_config,
     paper,
+    primitives,
+    primitives_report,
+    sweep_lm_eval,
+    task_texts,
+    validate_fidelity,
 ]
 LIKE_A_SWEEP = {
     "sweep": set(DECLARED),
@@ -60,15 +102,31 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=[f.__name__ for f in FUNCTIONS])
 def test_signatures_have_the_declared_options(function: Callable[..., Any]) -> None:
-    shared = {n: p for n, p in inspect.signature(function).parameters.items() if n in DECLARED}
-    assert len(shared) >= 5
     hints, declared_hints = get_type_hints(function), get_type_hints(SweepOptions)
-    for name, parameter in shared.items():
+    for name, parameter in _options_in(function).items():
         expected = OWN_DEFAULTS.get((function, name), DECLARED[name].default)
         assert parameter.default == expected, name
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, name
         if (function, name) not in OWN_DEFAULTS:
-            assert hints[name] == declared_hints[name], name
+            # Some take fewer types, such as a path alone, or more, such as a torch.device.
+            kinds, allowed = (set(get_args(hint) or (hint,)) for hint in (hints[name], declared_hints[name]))
+            assert kinds <= allowed or kinds >= allowed, name
+
+
+def _options_in(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if n in DECLARED and p.default is not p.empty}
+
+
+def test_no_function_with_options_is_left_out() -> None:
+    found = set()
+    for module in pkgutil.walk_packages(lp.__path__, "lensprune."):
+        if not module.name.endswith("__main__"):
+            home = importlib.import_module(module.name)
+            named = [getattr(home, name) for name in getattr(home, "__all__", ())]
+            found |= {f for f in named if inspect.isfunction(f) and len(_options_in(f)) > 2}
+    assert found == set(FUNCTIONS)
+    assert {function for function, _ in OWN_DEFAULTS} <= found
 
 
 def test_a_sweep_and_its_plan_take_every_option() -> None:
@@ -89,7 +147,7 @@ def test_commands_have_the_declared_options(name: str) -> None:
 
 
 def test_every_command_is_compared() -> None:
-    others = {"models", "tasks", "report", "demo"}
+    others = {"models", "tasks", "report", "analyse", "demo"}
     assert set(commands()) == set(LIKE_A_SWEEP) | others
     for name in others:
         assert not {action.dest for action in commands()[name]._actions} & set(DECLARED)
@@ -120,3 +178,129 @@ def test_values_are_picked_by_their_group() -> None:
     assert option_values(given, Workers) == {"workers": 3, "ray_address": None}
     assert option_values({"workers": 2, "other": 1}, Workers) == {"workers": 2}
     assert option_values(given, Group) == {}
+
+
+SOME_VALUES: dict[str, Any] = {
+    "limit": 3,
+    "shots": 2,
+    "seed": 7,
+    "data_dir": ROOT,
+    "chat_template": True,
+    "reference": str(ROOT / "LICENSE"),
+    "mean_mode": "per_position",
+    "dtype": "bfloat16",
+    "device": "cuda:3",
+    "n_devices": 2,
+    "bos": "never",
+    "executor": "hooked",
+    "batch_tokens": 99,
+    "memory": "3GB",
+    "screen": 0.2,
+    "workers": 5,
+    "ray_address": "auto",
+}
+"""A value for each option that is not its default."""
+WITH: dict[str, list[str]] = {
+    "reference": ["--ablation", "mean", "--over", "heads"],
+    "mean_mode": ["--ablation", "mean", "--over", "heads"],
+    "screen": ["--over", "heads"],
+    "workers": ["--executor", "ray"],
+    "ray_address": ["--executor", "ray"],
+}
+"""What else has to be given where a sweep takes the option."""
+MODEL, TASK = ["--model", "smollm2-135m"], ["--task", "facts"]
+CALLED: dict[str, tuple[str, list[str]]] = {
+    "sweep": ("lensprune.sweeps.run.sweep", [*MODEL, *TASK]),
+    "plan": ("lensprune.planning.plan", [*MODEL, *TASK]),
+    "delta": (
+        "lensprune.replacement.measure_replacement",
+        ["--base", "toy-base", "--distilled", "toy-distilled", *TASK],
+    ),
+    "fidelity": ("lensprune.divergence.report.fidelity_report", [*MODEL, *TASK]),
+    "heads": ("lensprune.heads.report.heads_report", MODEL),
+    "attribute": ("lensprune.attribution.report.attribution_report", [*MODEL, "--method", "dla"]),
+    "primitives": ("lensprune.primitives.report.primitives_report", MODEL),
+    "paper": ("lensprune.studies.paper.paper", MODEL),
+    "resume": ("lensprune.sweeps.run.resume", []),
+}
+
+
+def test_there_is_a_value_for_every_option() -> None:
+    assert set(SOME_VALUES) == set(DECLARED)
+    assert all(value != DECLARED[name].default for name, value in SOME_VALUES.items())
+    assert set(CALLED) == set(LIKE_A_SWEEP)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (c, o)
+        for c, options in LIKE_A_SWEEP.items()
+        for o in sorted(options | ({"executor"} if c == "resume" else set()))
+    ],
+)
+def test_what_a_command_is_given_reaches_its_function(
+    command: str, option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place, arguments = CALLED[command]
+    module, _, name = place.rpartition(".")
+    called = inspect.signature(getattr(importlib.import_module(module), name))
+    seen: dict[str, Any] = {}
+
+    def record(*args: Any, **values: Any) -> None:
+        called.bind(*args, **values)
+        seen.update(values)
+        raise UserError("recorded")
+
+    monkeypatch.setattr(place, record)
+    if command == "resume":
+        layers_run(tmp_path / "run", n=2, tasks=("facts",), n_layers=2)
+        arguments = [str(tmp_path / "run")]
+    else:
+        arguments = [*arguments, *WITH.get(option, [])]
+    value = SOME_VALUES[option]
+    given = [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
+    assert main([command, *arguments, *given]) == 2
+    assert str(seen[option]) == str(value)
+    assert type(seen[option]) in (type(value), str)
+
+
+@pytest.mark.parametrize("option", sorted(DECLARED))
+def test_a_sweep_over_tasks_of_lm_eval_takes_an_option_or_refuses_it(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(*args: Any, **values: Any) -> None:
+        seen.update(values)
+        raise UserError("recorded")
+
+    monkeypatch.setattr("lensprune.adapters.lm_eval_sweep.sweep_lm_eval", record)
+    value, flag = SOME_VALUES[option], f"--{option.replace('_', '-')}"
+    given = [flag, *([] if value is True else [str(value)])]
+    assert main(["sweep", *MODEL, "--lm-eval-task", "arc_easy", *given]) == 2
+    if option in inspect.signature(sweep_lm_eval).parameters:
+        assert str(seen[option]) == str(value)
+    else:
+        assert f"{flag} means nothing with --lm-eval-task" in capsys.readouterr().err
+        assert not seen
+
+
+def test_resume_asks_for_what_the_spec_holds() -> None:
+    """Every option that is declared: stored in a spec under the way in which it was given, and read back."""
+    model = tiny("llama")
+    spread = {"executor": "ray:hooked", "workers": 5, "ray_address": "auto"}
+    here = {name: value for name, value in SOME_VALUES.items() if name not in spread} | {"executor": "hooked"}
+    assert {*here, *spread} == set(DECLARED)
+    for given in (here, {**spread, "limit": 3}):
+        options = SweepOptions.given("facts", "generate", VariantSelection("heads", "mean"), **given)
+        asked = [Condition(load_task("facts", limit=2), "generate", (), ())]
+        spec = sweep_spec(model, model.facts, asked, options, [variant_to_json(lp.CLEAN)], with_reference=True)
+        if options.screen is not None:
+            spec = replace(spec, screen={"fraction": options.screen})
+        back = _options_of(SweepSpec.from_json(_spec(spec, options).to_json()))
+        # A model is loaded as it was, whatever was said of it.
+        resolved = {"dtype": "float32", "bos": "tokenizer", "device": None if options.n_devices else "cpu"}
+        for name in DECLARED:
+            assert str(getattr(back, name)) == str(resolved.get(name, getattr(options, name))), name
+        assert (back.spread, back.tasks, back.protocols) == (options.spread, options.tasks, options.protocols)

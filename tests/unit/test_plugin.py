@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 import lensprune as lp
 from lensprune.ablation import VariantHooks, collect_reference, components, enumerate_variants, kinds, layer_range
@@ -22,14 +26,26 @@ from lensprune.cli import main
 from lensprune.engine import HookedExecutor, executor_info, make_executor, registry
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.errors import LensPruneError, UserError
+from lensprune.heads import HeadTable, ScoreOptions
+from lensprune.heads import registry as head_functions
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.protocols import LoglikelihoodRequest, LoglikelihoodResponse, Outcome, Response, score_answer
 from lensprune.protocols import registry as protocols
+from lensprune.results import analyses, figures
+from lensprune.results.text import run_report
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_from_json, variant_to_json
-from lensprune.tasks.base import Item, PromptFormat
+from lensprune.tasks import Rows, Task, task_names
+from lensprune.tasks import registry as task_registry
+from lensprune.tasks.base import Doc, Item, PromptFormat
+from lensprune.tasks.formats import three_protocols, uniform_chance
 from tests.helpers.families import FAMILIES
+from tests.helpers.made_runs import layers_run
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree
+
+mpl.use("agg")
 
 TASK = "facts"
 LIMIT = 4
@@ -43,13 +59,27 @@ def _half(facts: ModelFacts, half: int) -> range:
 @pytest.fixture(scope="module", autouse=True)
 def plugin() -> Iterator[type[lp.Component]]:
     """Everything that the plug-in registers, taken back afterwards."""
-    tables: list[Any] = [components._PARTS, kinds._KINDS, protocols._PROTOCOLS, registry._EXECUTORS]
+    analyses.analyses()
+    task_names()
+    tables: list[Any] = [
+        components._PARTS,
+        kinds._KINDS,
+        protocols._PROTOCOLS,
+        registry._EXECUTORS,
+        head_functions._SCORES,
+        analyses._ANALYSES,
+    ]
     before = [(table, dict(table._rows), dict(table._origins)) for table in tables]
     classes = dict(components._BY_CLASS)
+    builders = dict(task_registry._builders)
     globals()["MLPHalf"] = _register()
     yield MLPHalf
     for table, rows, origins in before:
-        table._rows, table._origins = rows, origins
+        table._rows.clear()
+        table._rows.update(rows)
+        table._origins = origins
+    task_registry._builders.clear()
+    task_registry._builders.update(builders)
     components._BY_CLASS.clear()
     components._BY_CLASS.update(classes)
 
@@ -100,7 +130,70 @@ def _register() -> type[lp.Component]:
         """By hooks, the last variant first."""
         return _Backwards(model)
 
+    @lp.register_head_score(range="0 to 1", source="here")
+    def place(model: HookedModel, options: ScoreOptions) -> torch.Tensor:
+        """Where the head stands, the last one at 1."""
+        shape = (model.facts.n_layers, model.facts.n_heads)
+        return torch.linspace(0, 1, shape[0] * shape[1]).reshape(shape)
+
+    @lp.register_task
+    def sums(largest: int = 5) -> Task:
+        """Sums of two numbers."""
+        return _sums("sums", largest, lambda doc: "")
+
+    @lp.register_task
+    def sums_told(largest: int = 5) -> Task:
+        """Sums behind their results."""
+        told = _sums("sums_told", largest, lambda doc: f"It is {doc['c']}. ")
+        return replace(told, closed_book="sums")
+
+    @lp.register_analysis(
+        title="Moved <answers>",
+        draw=_bars,
+        alt=lambda table: f"Bars: {len(table)} of them",
+        columns={"variant": "", "task": "", "protocol": "", "moved": ".3f"},
+        saved=True,
+    )
+    def moved_answers(
+        outcomes: Outcomes, task: str | None = None, protocol: str | None = None, *, at_least: float = 0.0
+    ) -> pd.DataFrame:
+        """How far a variant moves the answer's
+        log-probability, in nats."""
+        records = outcomes.records(task=task, protocol=protocol).dropna(subset="gold_logprob")
+        if records.empty:
+            raise UserError("nothing is moved: no answer has a log-probability")
+        clean = records[records["variant"] == "clean"]
+        both = records.merge(clean, on=["task", "protocol", "item_id"], suffixes=("", "_clean"))
+        both["moved"] = (both["gold_logprob"] - both["gold_logprob_clean"]).abs()
+        found = both.groupby(["variant", "task", "protocol"], sort=False)["moved"].mean().reset_index()
+        return found[(found["variant"] != "clean") & (found["moved"] >= at_least)]
+
     return MLPHalf
+
+
+def _sums(name: str, largest: int, told: Callable[[Doc], str]) -> Task:
+    def question(doc: Doc) -> str:
+        return f"{told(doc)}{doc['a']} + {doc['b']} ="
+
+    def options(doc: Doc) -> list[str]:
+        return [str(doc["c"] + i) for i in range(3)]
+
+    docs = [{"a": a, "b": b, "c": a + b} for a in range(largest) for b in range(largest)]
+    return Task(
+        name=name,
+        summary="sums of two numbers",
+        kind="reasoning",
+        formats=three_protocols(question, options, lambda doc: 0, continuation_context=question),
+        chance=uniform_chance(options),
+        load=lambda request: Rows(docs, docs, "made here", fewshot_is_evaluated=True),
+    )
+
+
+def _bars(table: pd.DataFrame, spec: SweepSpec) -> Axes:
+    _, axes = plt.subplots()
+    axes.bar(range(len(table)), table["moved"])
+    axes.set_title(spec.model)
+    return axes
 
 
 class _Backwards(HookedExecutor):
@@ -273,9 +366,209 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "use zero, mean, resample, optimal, halve, tenth or twice-mean" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def on_own_tasks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lp.Run]:
+    """Runs in folders by executor: own tasks, part, ablation and protocol."""
+    out = tmp_path_factory.mktemp("own")
+    tasks = ("sums", "sums_told", "sums[largest=4]")
+    return {
+        name: sweep(folder, tasks=tasks, executor=name, out=out / name) for name in ("hooked", "forked", "backwards")
+    }
+
+
+def test_own_tasks_run_under_every_executor(on_own_tasks: dict[str, lp.Run]) -> None:
+    runs = on_own_tasks
+    assert_same_and_changed(runs["hooked"], runs["forked"], at_least=1e-5)
+    assert_same_and_changed(runs["hooked"], runs["backwards"], at_least=1e-5)
+    declared = [(task.name, task.kind, task.closed_book) for task in runs["forked"].spec.tasks]
+    assert declared == [
+        ("sums", "reasoning", None),
+        ("sums_told", "reasoning", "sums"),
+        ("sums[largest=4]", "reasoning", None),
+    ]
+    records = runs["forked"].records()
+    assert set(records["task"]) == {"sums", "sums_told", "sums[largest=4]"}
+    assert records["chance"].to_numpy() == pytest.approx(1 / 3)
+    gap = runs["forked"].plot_data("open_closed")
+    assert set(zip(gap["task_a"], gap["task_b"], strict=True)) == {("sums", "sums_told")}
+    assert set(gap["protocol_a"]) == set(EVERY_WAY)
+
+
+def test_a_map_of_the_own_part(on_own_tasks: dict[str, lp.Run]) -> None:
+    run = on_own_tasks["forked"]
+    data = run.plot_data("heads")
+    assert set(data["component"]) == {"mlp_half"}
+    axes = run.plot("heads", "sums", "continuation")
+    assert isinstance(axes, Axes)
+    assert axes.get_xlabel() == "MLP half"
+    assert set(run.plot_data("lorenz", measure="logprob_margin", protocol="opposite")["component"]) == {"mlp_half"}
+    plt.close("all")
+
+
+def test_own_analysis_is_in_the_folder_of_every_run(on_own_tasks: dict[str, lp.Run]) -> None:
+    tables = {}
+    for name, run in on_own_tasks.items():
+        assert run.folder is not None
+        assert (run.folder / "figures" / "moved_answers.png").read_bytes().startswith(b"\x89PNG")
+        tables[name] = pd.read_csv(run.folder / "moved_answers.csv").sort_values(["variant", "task", "protocol"])
+        # Six halves on three tasks under two protocols with log-probabilities.
+        assert len(tables[name]) == 6 * 3 * 2
+        assert (tables[name]["moved"] > 1e-5).all()
+        assert str(run.folder / "moved_answers.csv") in run_report(run)
+    # They are differences of log-probabilities.
+    size = float(on_own_tasks["hooked"].records()["gold_logprob"].abs().max())
+    for name in ("forked", "backwards"):
+        found, expected = (tables[which]["moved"].to_numpy() for which in (name, "hooked"))
+        assert_tensors_agree(found, expected, torch.float32, size=size)
+
+
+def test_own_analysis_is_a_method_and_a_figure(on_own_tasks: dict[str, lp.Run]) -> None:
+    run = on_own_tasks["forked"]
+    table = run.moved_answers("sums", "opposite")
+    assert set(zip(table["task"], table["protocol"], strict=True)) == {("sums", "opposite")}
+    pd.testing.assert_frame_equal(run.plot_data("moved_answers", "sums", "opposite"), table)
+    middle = float(table["moved"].median())
+    assert 0 < len(run.moved_answers("sums", "opposite", at_least=middle)) < len(table)
+    axes = run.plot("moved_answers", "sums", "opposite")
+    assert isinstance(axes, Axes)
+    assert [bar.get_height() for bar in axes.patches] == table["moved"].tolist()  # type: ignore[attr-defined]
+    plt.close("all")
+    assert "moved_answers" in dir(run)
+    assert not hasattr(run, "moved_answer")
+    with pytest.raises(UserError, match="unknown analysis 'moved_answer': did you mean moved_answers"):
+        run.plot("moved_answer")
+    with pytest.raises(UserError, match="unknown option of analysis 'moved_answers' 'at_last': did you mean at_least"):
+        run.plot_data("moved_answers", at_last=1)
+    with pytest.raises(UserError, match="unknown task of this run 'sum': did you mean sums"):
+        run.moved_answers("sum")
+    with pytest.raises(UserError, match="nothing is moved"):
+        run.moved_answers("sums", "generate")
+
+
+def test_own_analysis_is_on_the_page(on_own_tasks: dict[str, lp.Run], tmp_path: Path) -> None:
+    page = on_own_tasks["forked"].report(tmp_path / "page.html").read_text(encoding="utf-8")
+    [section] = re.findall(r'<h3 id="analysis-moved_answers">(.*?)(?:<h3|</section>)', page, re.DOTALL)
+    assert section.startswith("Moved &lt;answers&gt;</h3>")
+    assert 'alt="Bars: 36 of them"' in section
+    assert "How far a variant moves the answer&#39;s log-probability, in nats." in section
+    assert 'download="moved_answers_figure.csv"' in section
+    assert section.count("<tr") == 1 + 36
+    assert "L2.mlp1.halve" in section
+
+
+def test_own_analysis_on_the_command_line(
+    on_own_tasks: dict[str, lp.Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = on_own_tasks["forked"]
+    folder = str(run.folder)
+    assert main(["analyse", folder]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("moved_answers")]
+    assert line.split() == ["moved_answers", "at_least=0.0", "Moved", "<answers>"]
+    assert main(["analyse", folder + "/records"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    narrow = ["--task", "sums[largest=4]", "--protocol", "continuation", "--out", str(tmp_path / "out")]
+    assert main(["analyse", folder, "moved_answers[at_least=0.00001]", *narrow]) == 0
+    shown = capsys.readouterr().out
+    assert "Moved <answers>" in shown
+    table = run.moved_answers("sums[largest=4]", "continuation")
+    for variant, moved in zip(table["variant"], table["moved"], strict=True):
+        assert re.search(rf"{re.escape(variant)} +sums\[largest=4\] +continuation +{moved:.3f}\n", shown)
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["moved_answers.csv", "moved_answers.png"]
+    for given, said in (
+        (["moved_answer"], "unknown analysis 'moved_answer': did you mean moved_answers"),
+        (
+            ["moved_answers[at_last=1]"],
+            "unknown parameter of analysis 'moved_answers' 'at_last': did you mean at_least",
+        ),
+        (["moved_answers[at_least=much]"], "'much' is not a number"),
+        (["moved_answers", "--protocol", "generate"], "nothing is moved"),
+        (["moved_answers", "--task", "sum"], "did you mean sums"),
+        (["critical_layers", "--out", folder + "/spec.json"], "spec.json"),
+    ):
+        assert main(["analyse", folder, *given]) == 2, given
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert captured.err.count("\n") == 1
+
+
+def test_own_head_function(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["heads", "--model", str(folder), "--score", "place", "--top", "1", "--out", str(tmp_path)]) == 0
+    assert "L2.H3 1.00" in capsys.readouterr().out
+    scores = lp.head_scores(tiny("llama"), "place")
+    assert scores["value"].tolist() == pytest.approx(np.linspace(0, 1, 12))
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "heads.csv"), scores)
+    assert (tmp_path / "figures" / "heads.png").is_file()
+    axes = HeadTable(scores).plot(score="place")
+    assert isinstance(axes, Axes)
+    assert axes.collections[0].get_clim() == (0, 1)
+    plt.close("all")
+    assert main(["heads", "--model", str(folder), "--score", "plase"]) == 2
+    assert "unknown head score 'plase': did you mean place" in capsys.readouterr().err
+
+    @lp.register_head_score(range="any")
+    def flat(model: HookedModel, options: ScoreOptions) -> torch.Tensor:
+        return torch.zeros(3)
+
+    with pytest.raises(LensPruneError, match=r"head score flat has shape \[3\]: expected \[3, 4\]"):
+        lp.head_scores(tiny("llama"), "flat")
+    _again(lambda: lp.register_head_score(range="any", name="induction")(flat), "'induction' is taken by lensprune")
+
+
+def test_a_file_among_the_figures_is_an_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside the package one file is all that a new analysis takes."""
+    (tmp_path / "planted.py").write_text(PLANTED, encoding="utf-8")
+    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(tmp_path)])
+    run = layers_run(n=8, tasks=("facts",), protocols=("default",), n_layers=3)
+    assert run.planted(least=2)["n"].tolist() == [8, 8, 8, 8]
+    assert "Variants that were planted" in run.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    for name in [name for name in sys.modules if name.endswith(".planted")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+PLANTED = """
+from lensprune.analysis.summary import summarise_cells
+from lensprune.results.analyses import register_analysis
+
+
+@register_analysis(title="Variants that were planted", columns={"variant": "", "n": "d"})
+def planted(outcomes, task=None, protocol=None, *, least: int = 0):
+    frame = summarise_cells(outcomes, task, protocol)
+    return frame[frame["n"] >= least]
+"""
+
+
+def test_own_task_is_planned_and_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks"]) == 0
+    assert "largest=5" in capsys.readouterr().out
+    plan = ["plan", "--model", str(folder), "--protocol", "opposite", "--over", "mlp-halves", "--flops", "1e12"]
+    assert main([*plan, "--task", "sums[largest=4]"]) == 0
+    assert "sums[largest=4]" in capsys.readouterr().out
+    assert main([*plan, "--task", "sum"]) == 2
+    assert "unknown task 'sum': did you mean sums" in capsys.readouterr().err
+
+
+def test_what_is_no_analysis_is_refused() -> None:
+    def needs(outcomes: Outcomes, task: str | None = None, *, k: int) -> pd.DataFrame:
+        return pd.DataFrame()
+
+    _again(lambda: lp.register_analysis(needs), "analysis 'needs': option 'k' needs a default value")
+    _again(
+        lambda: lp.register_analysis(name="depth")(lambda outcomes: pd.DataFrame()),
+        r"analysis name 'depth' is taken by lensprune\.",
+    )
+    _again(lambda: lp.register_analysis(name="a b")(lambda outcomes: pd.DataFrame()), "start with a letter")
+    one = analyses.Analysis("one", "One", "", lambda outcomes: pd.DataFrame({"a": [1]}), columns={"b": "d"})
+    run = layers_run(n=2, n_layers=1)
+    with pytest.raises(LensPruneError, match="the table of analysis 'one' lacks the column 'b'"):
+        one.table(run)
+    with pytest.raises(UserError, match="analysis 'one' has no figure"):
+        replace(one, columns={}).figure(run)
+
+
 READ_ELSEWHERE = """
 import sys, pathlib, lensprune as lp
 run = lp.Run.load(sys.argv[1])
+run.report()
 print(len(run.summary()))
 lp.resume(sys.argv[1])
 next((pathlib.Path(sys.argv[1]) / "records").glob("*.parquet")).unlink()
@@ -412,7 +705,7 @@ def test_estimates_towards_an_own_value() -> None:
     assert_tensors_agree(half, whole / 2, torch.float32)
 
 
-def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_documentation(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
     example = page.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "plugin_of_the_page.py").write_text(example, encoding="utf-8")
@@ -437,6 +730,13 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
         assert_tensors_agree(fast[name], logprobs, torch.float32)
         assert name == "clean" or np.abs(np.subtract(logprobs, slow["clean"])).max() > 1e-3
     assert protocols.protocol_named("per_character").form == "continuation"
+    run = sweep(folder, "attention-halves", "double", tasks="parity[numbers=10]", protocols="per_character", shots=0)
+    assert run.spec.tasks[0].kind == "reasoning"
+    assert len(run.changed_answers(at_least=0)) == 2 * 3
+    assert isinstance(run.plot("changed_answers", at_least=0), Axes)
+    plt.close("all")
+    weights = lp.head_scores(model, "output_weight")
+    assert weights.groupby("layer")["value"].sum().tolist() == pytest.approx([1, 1, 1])
 
 
 def test_hooks_of_a_part_fire() -> None:

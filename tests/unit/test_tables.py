@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import lensprune as lp
-from lensprune.ablation.choices import head_words, indexed_words, over_words, reference_kinds
+from lensprune.ablation.choices import branch_names, head_names, head_words, indexed_words, over_words, reference_kinds
 from lensprune.ablation.components import Component, Slot, parts
 from lensprune.ablation.kinds import ablation_kinds
 from lensprune.engine import executor_names
 from lensprune.protocols import protocol_named, protocol_names
+from lensprune.results.analyses import analyses
 from tests.helpers.tiny_models import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,8 @@ def test_words() -> None:
     assert over_words() == ("layers", "attention", "mlp", "heads", "kv-groups", "heads-and-groups")
     assert indexed_words() == ("heads", "kv-groups", "heads-and-groups")
     assert head_words() == ("heads", "kv-groups")
+    assert branch_names() == ("layer", "attention", "mlp")
+    assert head_names() == ("head", "kv_group")
     assert list(ablation_kinds()) == ["skip", "zero", "mean", "resample", "optimal"]
     assert reference_kinds() == ["mean", "resample", "optimal"]
     assert protocol_names() == ("default", "continuation", "generate")
@@ -71,6 +74,7 @@ def test_the_documentation_lists_every_row() -> None:
     assert _first_column("docs/ablations.md", "component") == {part.component.__name__ for part in parts()}
     assert _first_column("docs/ablations.md", "ablation") == set(ablation_kinds())
     assert _first_column("docs/protocols.md", "protocol") == set(protocol_names())
+    assert _first_column("docs/reports.md", "analysis") == {row.name for row in analyses()}
     [paragraph] = [
         p for p in (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n") if p.startswith("`--over`")
     ]

@@ -13,11 +13,14 @@ from lensprune.heads.scores import SCORES
 from lensprune.output.drawing.figure import Figure, unknown_kind
 from lensprune.output.drawing.heatmap import head_heatmaps
 
-__all__ = ["HEAD_KINDS", "UNIT_SCORES", "head_figure_of"]
+__all__ = ["HEAD_KINDS", "head_figure_of", "unit_scores"]
 
 Effects = Callable[[], pd.DataFrame]
-UNIT_SCORES = [name for name, score in SCORES.items() if score.range == "0 to 1"]
-"""Head functions that are drawn on a scale from 0 to 1."""
+
+
+def unit_scores() -> list[str]:
+    """Head functions that are drawn on a scale from 0 to 1."""
+    return [name for name, score in SCORES.items() if score.range == "0 to 1"]
 
 
 def _map(scores: pd.DataFrame, score: str | None, effects: Effects, title: str) -> Figure:
@@ -26,7 +29,7 @@ def _map(scores: pd.DataFrame, score: str | None, effects: Effects, title: str) 
         "heads",
         f"Heatmaps of layers by heads: {chosen['score'].nunique()} head functions",
         "What each head does, by layer and head.",
-        partial(head_heatmaps, chosen, title=title, unit_range=UNIT_SCORES),
+        partial(head_heatmaps, chosen, title=title, unit_range=unit_scores()),
         lambda: chosen.reset_index(drop=True),
     )
 

@@ -33,8 +33,8 @@ def drawn_axes(figure: Figure) -> Axes | list[Axes]:
     return axes[0] if isinstance(axes, list) and len(axes) == 1 else axes
 
 
-def unknown_kind(kind: str, kinds: Iterable[str]) -> UserError:
-    """The error for a kind of figure that is none of `kinds`: it names the nearest and all of them."""
+def unknown_kind(kind: str, kinds: Iterable[str], what: str = "kind of figure") -> UserError:
+    """The error for a name of `what` that is none of `kinds`: it names the nearest and all of them."""
     close = nearest(kind, kinds, 1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return UserError(f"unknown kind of figure {kind!r}: {hint}choose one of {', '.join(kinds)}")
+    return UserError(f"unknown {what} {kind!r}: {hint}choose one of {', '.join(kinds)}")

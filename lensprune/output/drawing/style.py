@@ -16,19 +16,16 @@ from matplotlib.figure import Figure
 __all__ = [
     "GREY",
     "MARKERS",
-    "PROTOCOLS",
     "SEQUENTIAL",
     "SIGNED",
     "colours",
     "panel_title",
     "panels",
-    "protocol_colours",
     "settings",
 ]
 
-PROTOCOLS = ("default", "continuation", "generate")
-MARKERS = {"default": "o", "continuation": "s", "generate": "^"}
-"""Colour never stands alone: in grey print the markers tell protocols apart."""
+MARKERS = "os^Dv<>P*X"
+"""Colour never stands alone: in grey print the markers tell lines apart."""
 GREY = "0.55"
 SIGNED = "vlag"
 SEQUENTIAL = "rocket_r"
@@ -59,11 +56,6 @@ def colours(n: int) -> list[Any]:
     """`n` colours of seaborn's colour-blind palette (Wong 2011); above ten, of one with even steps of brightness."""
     most = len(sns.color_palette("colorblind"))
     return list(sns.color_palette("colorblind", n) if n <= most else sns.color_palette("viridis", n))
-
-
-def protocol_colours() -> dict[str, Any]:
-    """A colour for each protocol, the same in every figure."""
-    return dict(zip(PROTOCOLS, colours(len(PROTOCOLS)), strict=True))
 
 
 def panel_title(task: str, *others: str, width: int = 34) -> str:

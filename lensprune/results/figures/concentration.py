@@ -8,17 +8,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lensprune.ablation.choices import head_names
+from lensprune.ablation.components import parts
 from lensprune.analysis.concentration import lorenz, null_effects
-from lensprune.analysis.head_effects import ItemEffects
+from lensprune.analysis.head_effects import ItemEffects, item_effects
+from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import GREY, colours, panels
+from lensprune.output.drawing.style import GREY, MARKERS, colours, panels
+from lensprune.results.analyses import register_analysis
 from lensprune.runs.chance import beats_chance
+from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["lorenz_curves", "lorenz_data"]
+__all__ = ["item_lorenz", "lorenz_curves", "lorenz_data"]
 
 _DRAWS = 500
 _FEW = 2
-_MARKERS = "os^Dv<>P*X"
 
 
 def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFrame:
@@ -32,7 +36,8 @@ def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFram
     for cell_effects in effects:
         if not np.any(cell_effects.effects != 0):
             continue
-        low, high = np.nanquantile(lorenz(null_effects(cell_effects.differences, _DRAWS, seed)), [0.025, 0.975], axis=0)
+        noise = null_effects(cell_effects.differences, _DRAWS, seed)
+        low, high = np.nanquantile(lorenz(noise), [0.025, 0.975], axis=0)
         curve = {
             "share_of_parts": np.linspace(0, 1, len(cell_effects.variants) + 1),
             "share_of_effect": lorenz(cell_effects.effects),
@@ -49,16 +54,15 @@ def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFram
     return pd.concat(frames, ignore_index=True)
 
 
-def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int = 0) -> Axes:
+def lorenz_curves(data: pd.DataFrame, *, title: str = "") -> Axes:
     """Draw the share of the total |effect| held by the strongest parts, one line a (task, protocol).
 
     The band of a line's colour is the 95% range of its noise null (`null_effects`); the diagonal is where all parts
     count the same. A task at chance is grey and dashed.
 
-    Raises:
-        UserError: nothing to draw: every effect is 0.
+    Args:
+        data: from `lorenz_data`.
     """
-    data = lorenz_data(effects, seed=seed)
     curves = list(data.groupby(["task", "protocol"], sort=False))
     # A legend beside the square of the curves takes room of its own, about 0.08 inches a letter.
     longest = max(len(f"{task}, {protocol} (at chance)") for (task, protocol), _ in curves)
@@ -75,7 +79,7 @@ def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int 
             curve["share_of_effect"],
             color=colour,
             linestyle="--" if unclear else "-",
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=MARKERS[i % len(MARKERS)],
             markersize=4,
             markevery=(i, max(1, len(curve) // 8)),
             label=f"{task}, {protocol}" + (" (at chance)" if unclear else ""),
@@ -92,3 +96,40 @@ def lorenz_curves(effects: Sequence[ItemEffects], *, title: str = "", seed: int 
     else:
         ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+@register_analysis(
+    name="lorenz",
+    title="Lorenz curves",
+    draw=lambda data, spec: lorenz_curves(data, title=spec.model),
+    alt=lambda data: f"Lorenz curves: share of the total change held by the strongest {data['component'].iloc[0]}s",
+)
+def item_lorenz(
+    outcomes: Outcomes,
+    task: str | None = None,
+    protocol: str | None = None,
+    *,
+    component: str | None = None,
+    ablation: str | None = None,
+    measure: str = "correct",
+) -> pd.DataFrame:
+    """How much of the total change the strongest removed parts hold. Band: noise alone; diagonal: all equal.
+
+    Args:
+        component: the parts to take; without it heads, where the run removes some.
+        ablation: how they were removed; without it the run's first way.
+        measure: one of `lensprune.analysis.head_effects.MEASURES`.
+
+    Raises:
+        UserError: no such part was removed, or none changed anything.
+    """
+    removed = summarise(outcomes).dropna(subset="component")
+    if component is None:
+        # Unknown parts come last: those of a plug-in that is not here.
+        order = [*head_names(), *(part.name for part in parts() if part.name not in head_names())]
+        found = sorted(set(removed["component"]), key=lambda name: order.index(name) if name in order else len(order))
+        component = next(iter(found), "head")
+    if ablation is None:
+        ablation = next(iter(removed.loc[removed["component"] == component, "ablation"]), None)
+    effects = item_effects(outcomes, task, protocol, component=component, ablation=ablation, measure=measure)
+    return lorenz_data(effects).assign(component=component)

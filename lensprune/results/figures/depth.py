@@ -11,11 +11,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import GREY, MARKERS, panel_title, panels, protocol_colours
+from lensprune.output.drawing.style import GREY, panel_title, panels
+from lensprune.results.analyses import register_analysis
+from lensprune.results.figures.protocols import protocol_look
 from lensprune.runs.chance import beats_chance
+from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["delta_by_depth", "delta_by_depth_data"]
+__all__ = ["delta_by_depth", "delta_by_depth_data", "depth"]
 
 
 def delta_by_depth_data(
@@ -66,11 +70,10 @@ def delta_by_depth(
     frame = delta_by_depth_data(summary, component, ablation)
     tasks = list(dict.fromkeys(frame["task"]))
     depth = n_layers or int(frame["layer"].max()) + 1
-    colours = protocol_colours()
     size = (6.4 if len(tasks) == 1 else 4.6, 4.9)
     _, axes = panels(len(tasks), size=size, sharey=True, title=title)
     for ax, task in zip(axes, tasks, strict=True):
-        handles = _panel(ax, frame[frame["task"] == task], depth, colours)
+        handles = _panel(ax, frame[frame["task"] == task], depth)
         part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
         where = (
             "layer removed" if part == "layer" and kind in ("skip", "zero") else f"layer of the changed {part} ({kind})"
@@ -85,26 +88,25 @@ def delta_by_depth(
     return axes
 
 
-def _panel(
-    ax: Axes, frame: pd.DataFrame, depth: int, colours: dict[str, tuple[float, float, float]]
-) -> list[Line2D | Patch]:
+def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
     ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
     for part in (0.3, 0.7):
         ax.axvline(part * depth - 0.5, color="0.75", linewidth=0.9, linestyle=(0, (1, 3)), zorder=0)
     handles: list[Line2D | Patch] = []
     n_lines = 0
-    for protocol in dict.fromkeys(frame["protocol"]):
+    protocols = list(dict.fromkeys(frame["protocol"]))
+    for place, protocol in enumerate(protocols):
         rows = frame[frame["protocol"] == protocol].sort_values(["layer", "head"])
         at_chance = not beats_chance(rows).iloc[0]
-        colour = GREY if at_chance else colours.get(protocol, "black")
+        colour, marker = protocol_look(protocol)
+        colour = GREY if at_chance else colour
         clean, chance, n = rows["accuracy_clean"].iloc[0], rows["chance"].iloc[0], int(rows["n"].iloc[0])
         label = f"{protocol}: clean {clean:.2f}, n {n}" + (f" (at chance {chance:.2f})" if at_chance else "")
         dashes: Literal["-", "--", "none"] = "--" if at_chance else "-"
-        marker = MARKERS.get(protocol, "d")
         layers = rows["layer"].astype(int).to_numpy()
         if rows["head"].notna().any():
             dashes = "none"
-            shift = 0.22 * (list(MARKERS).index(protocol) - 1) if protocol in MARKERS else 0.0
+            shift = 0.66 * ((place + 0.5) / len(protocols) - 0.5)
             ax.scatter(
                 layers + shift,
                 rows["delta"],
@@ -133,3 +135,22 @@ def _panel(
     if (beats_chance(frame) & (frame["chance"] > 0)).any():
         handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1, label="accuracy at chance"))
     return handles
+
+
+def _alt(data: pd.DataFrame) -> str:
+    return (
+        f"Line chart: change of accuracy against the layer that was changed, for {data['task'].nunique()} tasks, "
+        "one line a protocol"
+    )
+
+
+@register_analysis(
+    title="Δμ against depth",
+    draw=lambda data, spec: delta_by_depth(data, n_layers=spec.n_layers, title=spec.model),
+    alt=_alt,
+    saved=True,
+)
+def depth(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+    """Δμ against depth by protocol. Band: paired 95% interval; dotted: where accuracy would be at chance; grey dashes:
+    the clean model is at chance."""
+    return delta_by_depth_data(summarise_cells(outcomes, task, protocol))

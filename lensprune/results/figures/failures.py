@@ -6,9 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lensprune.analysis.failures import FAILURES
+from lensprune.analysis.failures import FAILURES, failure_counts
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import colours, panel_title, panels
+from lensprune.results.analyses import register_analysis
 
 __all__ = ["failures_by_layer"]
 
@@ -57,3 +58,12 @@ def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
     return axes
+
+
+register_analysis(
+    name="failures",
+    title="How answers fail",
+    text="How answers fail for each removed layer; the bar on the left is the clean model.",
+    draw=lambda counts, spec: failures_by_layer(counts, title=spec.model),
+    alt=lambda counts: "Stacked bars: kinds of failure for each removed layer",
+)(failure_counts)

@@ -7,14 +7,18 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from lensprune.ablation.components import parts
+from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import SIGNED, panel_title, panels
+from lensprune.registry import in_words
+from lensprune.results.analyses import register_analysis
 from lensprune.runs.chance import beats_chance
+from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["head_effect_maps", "head_effect_maps_data"]
+__all__ = ["head_effect_maps", "head_effect_maps_data", "heads"]
 
 _COLUMNS = 3
-_PARTS = {"head": "head", "kv_group": "key/value group"}
 
 
 def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataFrame:
@@ -22,11 +26,12 @@ def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataF
     at_chance.
 
     Raises:
-        UserError: no head or key/value group was removed.
+        UserError: no head, or other part of which a layer has several, was removed.
     """
-    frame = summary[summary["component"].isin(list(_PARTS)) & summary["delta"].notna() & summary["head"].notna()]
+    frame = summary[summary["delta"].notna() & summary["head"].notna()]
     if frame.empty:
-        raise UserError("there is nothing to draw: the run removes no single head or key/value group")
+        words = in_words([part.index_word for part in parts() if part.index is not None])
+        raise UserError(f"there is nothing to draw: the run removes no single {words}")
     columns = ["task", "protocol", "component", "ablation", "layer", "head", "delta", "q_value", "at_chance"]
     kept = frame[columns].assign(significant=(frame["q_value"] <= q) & beats_chance(frame))
     return kept.astype({"layer": int, "head": int}).reset_index(drop=True)
@@ -49,7 +54,7 @@ def head_effect_maps(
         n_layers, n_heads: of the model; ``None`` takes the last ones swept.
 
     Raises:
-        UserError: no head or key/value group was removed.
+        UserError: no head, or other part of which a layer has several, was removed.
     """
     frame = head_effect_maps_data(summary, q=q)
     # Maps of one kind: a run that removes heads in several ways, or groups too, gets a panel for each.
@@ -57,6 +62,7 @@ def head_effect_maps(
     depth = n_layers or int(frame["layer"].max()) + 1
     width = max(int(frame["head"].max()) + 1, n_heads if n_heads and (frame["component"] == "head").all() else 0)
     largest = float(frame["delta"].abs().max()) or 1.0
+    words = {part.name: part.index_word for part in parts()}
     size = (min(2.4 + 0.24 * width, 7.0), min(1.8 + 0.17 * depth, 8.0))
     _, axes = panels(len(groups), size=size, columns=_COLUMNS, title=title)
     for ax, (key, panel) in zip(axes, groups, strict=True):
@@ -71,10 +77,27 @@ def head_effect_maps(
         ax.invert_yaxis()
         unclear = " (at chance)" if not beats_chance(panel).iloc[0] else ""
         several = f", {ablation}" if frame["ablation"].nunique() > 1 else ""
-        ax.set(title=panel_title(str(task), f"{protocol}{several}{unclear}"), xlabel=_PARTS[component], ylabel="layer")
+        ax.set(
+            title=panel_title(str(task), f"{protocol}{several}{unclear}"),
+            xlabel=words.get(component, component),
+            ylabel="layer",
+        )
         ax.title.set_fontsize(9)
         ax.tick_params(labelsize=7)
         shown = range(0, depth, max(1, depth // 10))
         ax.set_yticks(np.array(shown) + 0.5, [str(layer) for layer in shown])
         ax.tick_params(axis="y", rotation=0)
     return axes
+
+
+@register_analysis(
+    title="Δμ of single heads",
+    draw=lambda data, spec: head_effect_maps(data, n_layers=spec.n_layers, n_heads=spec.n_heads, title=spec.model),
+    alt=lambda data: (
+        f"Heatmaps of layers by heads: change of accuracy without each head; {int(data['significant'].sum())} marked"
+    ),
+    saved=True,
+)
+def heads(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+    """Δμ without each head. Dot: q ≤ 0.05."""
+    return head_effect_maps_data(summarise_cells(outcomes, task, protocol))

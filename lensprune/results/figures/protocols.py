@@ -9,13 +9,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from lensprune.analysis.protocol_gap import protocol_gap, task_gap
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import GREY, MARKERS, panel_title, panels, protocol_colours
+from lensprune.output.drawing.style import GREY, MARKERS, colours, panel_title, panels
+from lensprune.protocols.registry import protocol_names
+from lensprune.results.analyses import register_analysis
 from lensprune.runs.chance import beats_chance
+from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["open_book_gap_by_depth", "protocol_pairs"]
+__all__ = ["open_book_gap_by_depth", "open_closed", "protocol_look", "protocol_pairs", "protocols"]
 
 _SHALLOW_TO_DEEP = "viridis"
+
+
+def protocol_look(name: str) -> tuple[Any, str]:
+    """Colour and marker of a protocol, the same in every figure; black and ``d`` for one that is not registered."""
+    names = protocol_names()
+    if name not in names:
+        return "black", "d"
+    place = names.index(name)
+    return colours(len(names))[place], MARKERS[place % len(MARKERS)]
 
 
 def _measured(gap: pd.DataFrame, what: str) -> pd.DataFrame:
@@ -95,8 +108,8 @@ def open_book_gap_by_depth(
         unclear = not beats_chance(rows).iloc[0]
         # A panel may be named by a task in a line above its protocol.
         name = str(protocol).splitlines()[-1]
-        colour = GREY if unclear else protocol_colours().get(name, "black")
-        marker = MARKERS.get(name, "d")
+        colour, marker = protocol_look(name)
+        colour = GREY if unclear else colour
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=0)
         means = rows.groupby("layer")[["delta_a", "delta_b"]].mean()
         for column, task, dashes in (("delta_a", "task_a", "--"), ("delta_b", "task_b", "-")):
@@ -117,3 +130,44 @@ def open_book_gap_by_depth(
         ax.title.set_fontsize(9)
     axes[0].set_ylabel("Δμ (accuracy − clean accuracy)")
     return axes
+
+
+@register_analysis(
+    title="Δμ under two protocols",
+    draw=lambda gap, spec: protocol_pairs(gap, title=spec.model),
+    alt=lambda gap: (
+        "Scatter plots: change of accuracy under one protocol against another, a point for each changed part"
+    ),
+)
+def protocols(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+    """Each changed part under two protocols, on the same items. Diagonal: equal losses; ring: the gap has q ≤ 0.05.
+    Points are shifted by up to a third of an item so that none hides another."""
+    if protocol is not None:
+        raise UserError(f"protocols are compared with each other: leave out protocol {protocol!r}")
+    gap = protocol_gap(outcomes, task)
+    gap = gap[gap["layer"].notna()]
+    if gap.empty:
+        raise UserError("there is nothing to draw: no changed part of one layer is measured under two protocols")
+    return gap
+
+
+@register_analysis(
+    title="Closed and open book",
+    draw=lambda gap, spec: open_book_gap_by_depth(gap, n_layers=spec.n_layers, title=spec.model),
+    alt=lambda gap: (
+        f"Line chart: change of accuracy on {gap['task_a'].iloc[0]} and on {gap['task_b'].iloc[0]} against the layer"
+    ),
+)
+def open_closed(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+    """Book closed (dashed) against open (solid), on the same items."""
+    tasks = outcomes.spec.tasks
+    names = [own.name for own in tasks]
+    pairs = [
+        (own.closed_book, own.name) for own in tasks if own.closed_book in names and task in (None, own.closed_book)
+    ]
+    if not pairs:
+        raise UserError(
+            "there is nothing to draw: the run needs a task with the book closed and open, like facts and facts_open"
+        )
+    gap = task_gap(outcomes, *pairs[0])
+    return gap if protocol is None else gap[gap["protocol_b"] == protocol]

@@ -111,6 +111,7 @@ def arithmetic(operands: int = 2, largest: int = 19, subtract: bool = False, ans
     return Task(
         name="arithmetic",
         summary="chains of additions and subtractions",
+        kind="reasoning",
         formats={
             **number_choices(question, question, result, answer),
             "generate": number_generation(

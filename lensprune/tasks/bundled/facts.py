@@ -54,6 +54,8 @@ def _task(name: str, summary: str, *, answer: AnswerForm, open_book: bool) -> Ta
     return Task(
         name=name,
         summary=summary,
+        kind="knowledge",
+        closed_book="facts" if open_book else None,
         formats=formats,
         chance=uniform_chance(option_texts),
         load=Dataset(folder="facts", columns=("id", "question_stem", "choices", "answerKey", "fact1", "subject")),

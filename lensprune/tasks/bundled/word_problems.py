@@ -88,6 +88,7 @@ def word_problems() -> Task:
     return Task(
         name="word_problems",
         summary="short word problems with worked steps",
+        kind="reasoning",
         formats={
             **number_choices(question, _prompt, final_answer),
             "generate": number_generation(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from lensprune.ablation.variants import Variant
-from lensprune.analysis.claims import CLAIMS, claim_results, claim_verdict, task_kind
+from lensprune.analysis.claims import CLAIMS, claim_results, claim_verdict
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
+from lensprune.errors import UserError
 from lensprune.results.run import Run
-from lensprune.tasks import task_names
+from lensprune.runs.spec import SweepSpec
+from lensprune.tasks import get_task, load_task, task_names
+from lensprune.tasks.base import TASK_KINDS
 from tests.helpers.made_runs import layers_run
 
 
@@ -57,7 +62,33 @@ def test_without_signatures_nothing_is_measured() -> None:
     assert {one.verdict for one in found} == {"not measured"}
 
 
-def test_every_task_has_a_kind() -> None:
-    assert [name for name in task_names() if task_kind(name) is None] == []
-    assert task_kind("arithmetic[operands=3]") == "reasoning"
-    assert task_kind("mine") is None
+def test_every_task_of_the_package_declares_its_kind() -> None:
+    assert [name for name in task_names() if get_task(name).kind is None] == []
+    assert get_task("arithmetic[operands=3]").kind == "reasoning"
+    assert {get_task(name).kind for name in task_names()} == set(TASK_KINDS)
+
+
+def test_closed_books_exist_and_share_items_and_parameters() -> None:
+    twins = {name: get_task(name).closed_book for name in task_names() if get_task(name).closed_book}
+    assert twins == {"facts_open": "facts", "openbookqa_open": "openbookqa"}
+    assert get_task("facts_open[answer=letter]").closed_book == "facts[answer=letter]"
+    opened, closed = (load_task(name, limit=5) for name in ("facts_open", "facts"))
+    assert [item.doc for item in opened.items] == [item.doc for item in closed.items]
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown kind of task 'facts' 'resoning': did you mean reasoning"):
+        replace(get_task("facts"), kind="resoning")
+
+
+@pytest.mark.parametrize("kind", ["reasoning", None])
+def test_a_claim_counts_a_new_task_by_the_kind_that_it_declares(kind: str | None) -> None:
+    run = layers_run(tasks=("mine",), n=200)
+    [task] = run.spec.tasks
+    run.spec = replace(run.spec, tasks=(replace(task, kind=kind),))
+    signed = run.signatures()
+    assert set(signed["task_kind"]) == {kind}
+    of_reasoning = claim_results(signed)[4]
+    assert of_reasoning.claim.text == "Reasoning relies on the deeper layers."
+    assert of_reasoning.verdict == ("seen" if kind else "not measured")
+    assert SweepSpec.from_json(run.spec.to_json()) == run.spec

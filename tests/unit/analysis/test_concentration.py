@@ -16,7 +16,7 @@ from lensprune.analysis.concentration import concentration, concentration_statis
 from lensprune.analysis.head_effects import ItemEffects, read_effects
 from lensprune.analysis.overlap import jaccard_top_k, overlap, spearman
 from lensprune.errors import UserError
-from lensprune.results.figures.concentration import lorenz_curves
+from lensprune.results.figures.concentration import lorenz_curves, lorenz_data
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcomes_of, table
@@ -96,7 +96,7 @@ def test_all_zero_effects_say_nothing() -> None:
     frame = concentration(np.zeros((5, 4)))
     assert frame[["value", "ci_low", "null_mean", "p_value"]].isna().all().all()
     with pytest.raises(UserError, match="nothing to draw"):
-        lorenz_curves([effects_of(np.zeros((5, 4)))])
+        lorenz_data([effects_of(np.zeros((5, 4)))])
 
 
 def test_overlap_of_a_task_with_itself_and_with_a_shuffled_one() -> None:
@@ -164,7 +164,7 @@ def test_effects_are_read_from_records() -> None:
     np.testing.assert_array_equal(found.differences, [[-1, 0], [0, 0], [0, 1]])
     np.testing.assert_allclose(found.effects, [-1 / 3, 1 / 3])
     assert (read_effects(outcomes, "t", "default", measure="gold_logprob").differences == 0).all()
-    plt.close(lorenz_curves([found]).figure)
+    plt.close(lorenz_curves(lorenz_data([found])).figure)
     for arguments, message in (
         ({"component": "mlp"}, "no mlp was removed"),
         ({"ablation": "mean"}, "by mean"),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.depth import band_of
+from lensprune.analysis.depth import band_of, depth_bands
 from lensprune.analysis.summary import SUMMARY_COLUMNS, summarise
 from lensprune.errors import LensPruneError
 from lensprune.protocols.base import Outcome
@@ -104,3 +104,15 @@ def test_other_items_can_not_be_paired() -> None:
 def test_bands_of_thirty_layers() -> None:
     names = [band_of(layer, 30) for layer in range(30)]
     assert names == ["first"] * 9 + ["middle"] * 12 + ["last"] * 9
+
+
+def test_depth_bands_average_their_layers() -> None:
+    clean = [True] * 10
+    store = _store((CLEAN, clean), *((skip(layer), [False] * layer + [True] * (10 - layer)) for layer in range(10)))
+    names = ["clean", *(f"L{layer}.skip" for layer in range(10))]
+    frame = depth_bands(outcomes_of(store, names, n_layers=10))
+    assert list(frame["band"]) == ["first", "middle", "last"]
+    assert list(frame["n_layers"]) == [3, 4, 3]
+    assert frame["mean_delta"].to_list() == pytest.approx([-0.1, -0.45, -0.8])
+    assert frame["worst_delta"].to_list() == pytest.approx([-0.2, -0.6, -0.9])
+    assert ((frame["ci_low"] <= frame["mean_delta"]) & (frame["mean_delta"] <= frame["ci_high"])).all()

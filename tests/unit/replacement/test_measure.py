@@ -128,7 +128,7 @@ def test_a_folder_gives_the_exchange_back(run: lp.ReplacementRun) -> None:
     pd.testing.assert_frame_equal(again.weights_against_effect(), run.weights_against_effect())
     assert (again.base, again.distilled, again.notes) == (run.base, run.distilled, run.notes)
     # The figure of a sweep would hold one direction alone, under the name of losses.
-    assert not (run.folder / "figures" / "delta_by_depth.png").exists()
+    assert not (run.folder / "figures" / "depth.png").exists()
 
 
 def test_report_and_resume_know_an_exchange(
@@ -140,6 +140,9 @@ def test_report_and_resume_know_an_exchange(
     assert cli.main(["resume", str(run.folder)]) == 0
     assert f"{run.base} → {run.distilled}" in capsys.readouterr().out
     assert cli.main(["report", str(run.folder), str(tmp_path)]) == 2
+    capsys.readouterr()
+    assert cli.main(["analyse", str(run.folder), "depth"]) == 2
+    assert "holds a weight replacement, and only sweeps are analysed" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"ReplacementRun\.load"):
         lp.resume(run.folder)  # type: ignore[arg-type]
 

@@ -75,7 +75,7 @@ def test_nothing_to_draw_is_said(summary: pd.DataFrame) -> None:
 
 def test_outputs_are_written_whole(outcomes: Outcomes, tmp_path: Path) -> None:
     written = write_outputs(outcomes, tmp_path)
-    assert [p.relative_to(tmp_path).as_posix() for p in written] == ["summary.csv", "figures/delta_by_depth.png"]
+    assert [p.relative_to(tmp_path).as_posix() for p in written] == ["summary.csv", "figures/depth.png"]
     assert written[1].read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_csv(written[0])) == len(summarise(outcomes)) == 12
     assert not [p for p in tmp_path.rglob(".tmp-*")]

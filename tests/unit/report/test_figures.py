@@ -18,7 +18,7 @@ from lensprune.attribution.figures.token_map import token_map, token_map_data
 from lensprune.errors import UserError
 from lensprune.heads.figures.removal import removal_data, removal_figure
 from lensprune.heads.figures.scatter import head_function_scatter
-from lensprune.results.figures.kinds import KINDS, figures_of
+from lensprune.results.analyses import analyses, shown_analyses
 from lensprune.results.figures.protocols import protocol_pairs
 from tests.helpers.made_runs import N_LAYERS, heads_run, layers_run
 
@@ -48,24 +48,19 @@ def first(axes: Axes | list[Axes]) -> Axes:
 def test_an_unknown_kind_names_the_kinds(layers: lp.Run) -> None:
     with pytest.raises(UserError, match="did you mean depth") as caught:
         layers.plot("dept")
-    assert all(kind in str(caught.value) for kind in KINDS)
+    assert all(row.name in str(caught.value) for row in analyses())
 
 
 def test_a_run_has_the_figures_that_it_can_draw(layers: lp.Run, heads: lp.Run) -> None:
-    assert [figure.name for figure in figures_of(layers)] == [
-        "delta_by_depth",
-        "protocols",
-        "concentration",
-        "failures",
-    ]
-    assert "heads" in [figure.name for figure in figures_of(heads)]
+    assert [row.name for row, _ in shown_analyses(layers)] == ["depth", "failures", "lorenz", "protocols"]
+    assert [row.name for row, _ in shown_analyses(heads, saved=True)] == ["depth", "heads"]
     with pytest.raises(UserError, match="no single head"):
         layers.plot("heads")
     with pytest.raises(UserError, match="facts_open"):
         layers.plot("open_closed")
 
 
-@pytest.mark.parametrize("kind", ["depth", "protocols", "concentration", "failures"])
+@pytest.mark.parametrize("kind", ["depth", "protocols", "lorenz", "failures"])
 def test_every_kind_draws_and_gives_its_data(layers: lp.Run, kind: str) -> None:
     assert first(layers.plot(kind)).has_data()
     assert len(layers.plot_data(kind)) > 0
@@ -127,7 +122,7 @@ def test_closed_and_open_book() -> None:
 
 
 def test_lorenz_data_begin_at_nothing_and_end_at_all(heads: lp.Run) -> None:
-    data = heads.plot_data("concentration", task="facts", protocol="generate")
+    data = heads.plot_data("lorenz", task="facts", protocol="generate")
     assert data["share_of_effect"].iloc[[0, 1, -1]].tolist() == [0, 1, 1]
     assert len(data) == 9
 

@@ -49,7 +49,7 @@ def folder(family_folder: Callable[[str], Path]) -> Path:
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these sweeps."""
-    monkeypatch.setattr("lensprune.results.outputs.SAVED_FIGURES", ())
+    monkeypatch.setattr("lensprune.results.outputs.shown_analyses", lambda outcomes, saved: [])
 
 
 @pytest.fixture(scope="module")

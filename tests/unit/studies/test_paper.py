@@ -132,15 +132,21 @@ def test_half_a_pair_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_verdict_on_distillation() -> None:
-    row = {"statistic": "participation_ratio", "task": "arithmetic", "ci_low": 0.1, "ci_high": 2.0, "at_chance": False}
-    unclear = {**row, "task": "mathqa", "ci_low": -0.1}
+    row = {
+        "statistic": "participation_ratio",
+        "task_kind": "reasoning",
+        "ci_low": 0.1,
+        "ci_high": 2.0,
+        "at_chance": False,
+    }
+    unclear = {**row, "ci_low": -0.1}
     for rows, verdict in (
         ([row], "seen"),
         ([{**row, "ci_low": -2.0, "ci_high": -0.1}], "seen"),
         ([unclear], "not resolvable"),
         ([row, unclear], "mixed"),
         ([{**row, "at_chance": True}], "not resolvable"),
-        ([{**row, "task": "kv_retrieval"}], "not measured"),
+        ([{**row, "task_kind": "retrieval"}], "not measured"),
         ([{**row, "statistic": "gini"}], "not measured"),
     ):
         assert moved(pd.DataFrame(rows))[0] == verdict

@@ -108,3 +108,21 @@ def test_hooks_can_not_come_from_a_file() -> None:
     data = variant_to_json(Variant("v", (), (("blocks.0.hook_resid_pre", _scaled(1.0)),)))
     with pytest.raises(UserError, match="written in Python"):
         variant_from_json(data)
+
+
+def test_what_a_task_declares_is_kept_and_changes_no_digest() -> None:
+    [task] = spec().tasks
+    declared = replace(spec(), tasks=(replace(task, kind="reasoning", closed_book="other"),))
+    assert declared.digest == spec().digest
+    assert declared.first_difference(spec()) is None
+    assert SweepSpec.from_json(declared.to_json()).tasks[0].closed_book == "other"
+    for name, value in (("kind", 3), ("closed_book", ["other"])):
+        with pytest.raises(UserError, match=f"{name} is {type(value).__name__}"):
+            SweepSpec.from_json(json.dumps({**json.loads(spec().to_json()), "tasks": [{**vars(task), name: value}]}))
+
+
+@pytest.mark.parametrize("value", [False, "3", 1.5])
+def test_how_it_ran_is_checked_by_its_type(value: object) -> None:
+    data = json.loads(spec().to_json())
+    with pytest.raises(UserError, match=f"batch_tokens is {type(value).__name__}"):
+        SweepSpec.from_json(json.dumps({**data, "how": {**data["how"], "batch_tokens": value}}))

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pytest
 
 from lensprune.errors import UserError
+from lensprune.parameters import parse_spec
 from lensprune.tasks import Task, get_task, load_task, register_task, task_names
-from lensprune.tasks.registry import parse_spec
 from tests.helpers.rows import REAL_TASKS
 
 
@@ -63,7 +63,7 @@ def test_a_name_like_no_other_lists_all() -> None:
     ],
 )
 def test_specs(spec: str, expected: tuple[str, dict[str, str]]) -> None:
-    assert parse_spec(spec) == expected
+    assert parse_spec(spec, "task") == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_specs(spec: str, expected: tuple[str, dict[str, str]]) -> None:
 )
 def test_malformed_specs(spec: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        parse_spec(spec)
+        parse_spec(spec, "task")
 
 
 def test_parameters_are_converted_and_shown_in_the_name(own_registry: dict[str, Any]) -> None:

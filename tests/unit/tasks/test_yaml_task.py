@@ -163,6 +163,8 @@ def test_a_data_folder_comes_before_the_files_own_rows(sums: Path, tmp_path: Pat
         ({"output_type": "multiple_choice"}, "needs the field 'doc_to_choice'"),
         ({"output_type": "loglikelihood"}, "unknown output_type"),
         ({"num_fewshot": "two"}, "expected a whole number"),
+        ({"kind": "reasonning"}, "did you mean reasoning"),
+        ({"closed_book": 3}, "expected the name of a task"),
         ({"protocols": ["genrate"]}, "did you mean generate"),
         ({"protocols": ["default"]}, "not possible here; possible: generate"),
         ({"filter_list": [{"name": "x", "filter": [{"function": "regx"}]}]}, "did you mean regex"),
@@ -204,6 +206,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_template_that_fails_on_a_row_names_field_and_item(template: str, sums: Path) -> None:
     with pytest.raises(UserError, match=r"item 1 of .*test\.jsonl cannot be asked .*doc_to_text"):
         load_task(str(write(sums, OPEN, doc_to_text=template)))
+
+
+def test_kind_and_closed_book_are_declared(sums: Path) -> None:
+    task = get_task(register_yaml(write(sums, OPEN, kind="reasoning", closed_book="sums_alone")))
+    assert (task.kind, task.closed_book) == ("reasoning", "sums_alone")
 
 
 def test_two_files_do_not_share_a_name(sums: Path) -> None:

@@ -1,0 +1,32 @@
+"""``lensprune analyse``."""
+
+from __future__ import annotations
+
+import argparse
+
+from lensprune.commands.options import add_out
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("folder", metavar="FOLDER", help="run folder")
+    parser.add_argument(
+        "analysis", nargs="?", metavar="NAME", help="NAME or NAME[key=value,...] (default: list all with their options)"
+    )
+    parser.add_argument("--task", metavar="TASK", help="a task of the run (default: all)")
+    parser.add_argument("--protocol", metavar="NAME", help="a protocol of the run (default: all)")
+    add_out(parser, "folder for the table and the figure")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, write and print."""
+    from lensprune.results.text import analyses_list, analysis_report
+
+    if arguments.analysis is None:
+        print(analyses_list(arguments.folder))
+    else:
+        given = (arguments.analysis, arguments.task, arguments.protocol)
+        print(analysis_report(arguments.folder, *given, out=arguments.out))
+    return 0

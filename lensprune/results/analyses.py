@@ -1,0 +1,207 @@
+"""Analyses of a run by name: one row each, from which table, figure, files, section of the page and command derive."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import pandas as pd
+
+from lensprune.analysis.critical import critical_layers
+from lensprune.analysis.depth import depth_bands
+from lensprune.analysis.signatures import signatures
+from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.output.drawing.figure import Figure, unknown_kind
+from lensprune.parameters import parse_spec, read_values
+from lensprune.registry import Registry
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.spec import SweepSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Analysis", "analyses", "analysis_named", "parse_analysis", "register_analysis", "shown_analyses"]
+
+Measure = Callable[..., pd.DataFrame]
+Draw = Callable[[pd.DataFrame, SweepSpec], "Axes | list[Axes]"]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis of a run; made by `register_analysis`.
+
+    `measure` gives a tidy table, of a run and options that all have a default; `task` and `protocol` are the first of
+    them. It raises `UserError` where the run has nothing for it. `draw` draws that table; the run's spec has the
+    model's name and shape. `title` heads its section of the page, `text` is the figure's caption, and `alt` of the
+    table is what stands for the figure where it can't be seen. `columns`: those of the table that page and terminal
+    show, with the format of numbers, such as ``+.3f`` (text: an empty one). `saved`: a run's folder gets the figure,
+    and the table of an analysis with `columns`.
+    """
+
+    name: str
+    title: str
+    text: str
+    measure: Measure
+    draw: Draw | None = None
+    alt: Callable[[pd.DataFrame], str] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    saved: bool = False
+
+    @property
+    def options(self) -> dict[str, Parameter]:
+        """What can be set, by name."""
+        return dict(list(signature(self.measure).parameters.items())[1:])
+
+    def table(
+        self, outcomes: Outcomes, task: str | None = None, protocol: str | None = None, **options: Any
+    ) -> pd.DataFrame:
+        """The table of a run.
+
+        Raises:
+            UserError: an option that the analysis lacks, a name that is not part of this run, or nothing to measure.
+            LensPruneError: the table lacks one of `columns`.
+        """
+        given = {"task": task, "protocol": protocol, **options}
+        given = {name: value for name, value in given.items() if value is not None}
+        for name in given:
+            if name not in self.options:
+                raise unknown_name(f"option of analysis {self.name!r}", name, self.options)
+        outcomes.select(task, protocol)
+        table = self.measure(outcomes, **given)
+        lacking = next((name for name in self.columns if name not in table), None)
+        if lacking is not None:
+            raise LensPruneError(f"the table of analysis {self.name!r} lacks the column {lacking!r} that it shows")
+        return table
+
+    def figure(
+        self, outcomes: Outcomes, task: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Figure:
+        """The figure of a run, with the table that it draws.
+
+        Raises:
+            UserError: as `table`, or an analysis without a figure.
+        """
+        return self.figure_of(self.table(outcomes, task, protocol, **options), outcomes.spec)
+
+    def figure_of(self, table: pd.DataFrame, spec: SweepSpec) -> Figure:
+        """The figure of a table that is already measured.
+
+        Raises:
+            UserError: an analysis without a figure, or a table without rows.
+        """
+        if self.draw is None:
+            raise UserError(f"analysis {self.name!r} has no figure, only a table: use plot_data")
+        if table.empty:
+            raise UserError(f"there is nothing to draw: {self.name} has no rows for this run")
+        alt = self.title if self.alt is None else self.alt(table)
+        return Figure(self.name, alt, self.text, partial(self.draw, table, spec), lambda: table)
+
+
+_ANALYSES: Registry[Analysis] = Registry("analysis")
+_imported: set[str] = set()
+
+M = TypeVar("M", bound=Measure)
+
+
+def _import_built_in() -> None:
+    # Each file of figures registers its own. Drawing libraries take seconds to import, so this is done late.
+    figures = importlib.import_module("lensprune.results.figures")
+    for module in pkgutil.iter_modules(figures.__path__, f"{figures.__name__}."):
+        if module.name not in _imported:
+            _imported.add(module.name)
+            importlib.import_module(module.name)
+
+
+@overload
+def register_analysis(measure: M) -> M: ...
+@overload
+def register_analysis(*, name: str | None = None, **properties: Any) -> Callable[[M], M]: ...
+def register_analysis(measure: M | None = None, *, name: str | None = None, **properties: Any) -> M | Callable[[M], M]:
+    """Decorator: make a function of a run an analysis, known by the function's name (or by `name`)::
+
+        @register_analysis(title="Lost items", draw=draw_lost, columns={"variant": "", "lost": "d"}, saved=True)
+        def lost_items(outcomes, task=None, protocol=None, *, at_least=1):
+            \"\"\"Items that the clean model answers and a variant doesn't.\"\"\"
+            ...
+
+    `Run.plot`, `Run.plot_data`, a method of `Run`, `Run.save`, the page and ``lensprune analyse`` know it then. The
+    first paragraph of the docstring is its text; the title is the name in words unless it is given. See `Analysis`.
+
+    Raises:
+        UserError: the name is taken, or can't be one; an option lacks a default.
+    """
+
+    def register(function: M) -> M:
+        if not function.__module__.startswith("lensprune."):
+            # What they are called is taken.
+            _import_built_in()
+        own = name or function.__name__
+        text = " ".join((function.__doc__ or "").strip().partition("\n\n")[0].split())
+        words = own.replace("_", " ")
+        row = Analysis(
+            **{"name": own, "title": words[:1].upper() + words[1:], "text": text, **properties}, measure=function
+        )
+        lacking = next((key for key, option in row.options.items() if option.default is option.empty), None)
+        if lacking is not None:
+            raise UserError(f"analysis {own!r}: option {lacking!r} needs a default value")
+        _ANALYSES.add(own, row, function)
+        return function
+
+    return register if measure is None else register(measure)
+
+
+def analyses() -> tuple[Analysis, ...]:
+    """All analyses, those first whose figures a run's folder gets."""
+    _import_built_in()
+    return tuple(sorted(_ANALYSES.rows(), key=lambda row: (not row.saved, row.name)))
+
+
+def analysis_named(name: str) -> Analysis:
+    """The analysis of that name.
+
+    Raises:
+        UserError: there is none; the message gives the nearest and all.
+    """
+    names = [row.name for row in analyses()]
+    if name not in names:
+        raise unknown_kind(name, names, "analysis")
+    return _ANALYSES.get(name)
+
+
+def parse_analysis(text: str) -> tuple[Analysis, dict[str, Any]]:
+    """An analysis and its options out of ``name`` or ``name[key=value,...]``.
+
+    Raises:
+        UserError: another form, an unknown analysis or option, or a value of the wrong kind.
+    """
+    name, given = parse_spec(text, "analysis")
+    analysis = analysis_named(name)
+    return analysis, read_values(analysis.measure, analysis.options, given, f"analysis {name!r}")
+
+
+def shown_analyses(outcomes: Outcomes, *, saved: bool = False) -> list[tuple[Analysis, pd.DataFrame]]:
+    """What a page shows of a run (`saved`: what its folder gets): analyses with a figure or columns, and their tables.
+
+    Those that the run has nothing for are left out.
+    """
+    found = []
+    for analysis in analyses():
+        if (analysis.draw is None and not analysis.columns) or (saved and not analysis.saved):
+            continue
+        try:
+            table = analysis.table(outcomes)
+        except UserError:
+            # The run has nothing for it; damage to records is another error and is not hidden.
+            continue
+        if len(table):
+            found.append((analysis, table))
+    return found
+
+
+for _function in (critical_layers, depth_bands, signatures):
+    register_analysis(_function)
