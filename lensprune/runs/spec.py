@@ -198,7 +198,8 @@ class SweepSpec:
             )
             fits = spec.digest == digest and all(isinstance(name, str) for name in spec.variant_names)
             # What the digest does not cover is checked by its type.
-            for owner in (spec, spec.execution, *spec.tasks):
+            owners: tuple[SweepSpec | ExecutionSpec | TaskSpec, ...] = (spec, spec.execution, *spec.tasks)
+            for owner in owners:
                 hints = get_type_hints(type(owner))
                 for name in _UNCOVERED[type(owner)]:
                     _check_type(owner, name, hints[name])
