@@ -12,6 +12,7 @@ from lensprune.attribution.pairs import PromptPair, pair_batches
 from lensprune.attribution.readout import check_read_out, read_out
 from lensprune.attribution.runs import capture
 from lensprune.models.adapt import as_hooked_model
+from lensprune.precision import widened
 
 __all__ = ["logit_lens"]
 
@@ -37,7 +38,7 @@ def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
         logits, kept = capture(hooked, batch.clean, names)
         read = read_out(hooked, torch.stack([kept[name][:, -1] for name in names]))
         check_read_out(hooked, read[-1], logits)
-        for depth, own in enumerate(read.float()):
+        for depth, own in enumerate(widened(read)):
             right = own.gather(1, batch.answer[:, None])
             logprob = right - own.logsumexp(-1, keepdim=True)
             rank = (own > right).sum(-1)

@@ -49,7 +49,9 @@ def measure_delta(
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
+    leave_out_repeated: bool = False,
     chat_template: bool = False,
+    template_date: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -98,8 +100,8 @@ def measure_delta(
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
     asked = ask(shortest, loaded, options)
-    own = {name: decoding_of(m, options.protocols) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
-    decoding = own if "generate" in options.protocols else {}
+    own = {name: decoding_of(m, asked) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
+    decoding = own if any(a.generates for a in asked) else {}
     spec = sweep_spec(base, pair.base.facts, asked, options, _descriptions(pair, swaps), decoding=decoding)
     store: CellStore
     with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, spec) as store:

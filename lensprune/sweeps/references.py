@@ -30,7 +30,13 @@ def _key(doc: Doc) -> str:
 
 
 def fewshot_prompts(
-    model: HookedModel, task: LoadedTask, protocol: ProtocolName, *, data_dir: Path | None, chat_template: bool
+    model: HookedModel,
+    task: LoadedTask,
+    protocol: ProtocolName,
+    *,
+    data_dir: Path | None,
+    chat_template: bool,
+    template_date: str | None = None,
 ) -> list[tuple[int, ...]]:
     """Up to `MOST_PROMPTS` prompts made of few-shot examples, in the very form in which the protocol asks its items.
 
@@ -59,7 +65,7 @@ def fewshot_prompts(
         raise LensPruneError(f"a reference prompt of task {task.task.name} holds a scored item")
     form = protocol_named(protocol).format_of(task.task)
     try:
-        asked = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template=chat_template)
+        asked = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template, template_date)
         right = [form.gold(own.item.doc) if isinstance(form, MultipleChoiceFormat) else 0 for own in asked]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
