@@ -171,6 +171,18 @@ def test_a_hook_that_changes_nothing_is_named(executor: str) -> None:
         list(make_executor(executor, tiny("llama")).run(requests(), [variant]))
 
 
+@pytest.mark.parametrize("family", ["opt", "gpt_neo"])
+def test_a_hook_whose_activation_the_model_does_not_read_is_named(family: str) -> None:
+    model = tiny(family)
+
+    def uniform(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.full_like(pattern, 1 / pattern.shape[-1])
+
+    hooks = (("blocks.1.attn.hook_pattern", uniform), (SITE, halved))
+    with pytest.warns(UserWarning, match=r"mine: hooks at blocks\.1\.attn\.hook_pattern ran and changed no logit"):
+        list(HookedExecutor(model).run(requests(), [Variant("mine", hooks=hooks)]))
+
+
 def halved(activation: torch.Tensor, hook: Any) -> torch.Tensor:
     return activation * 0.5
 

@@ -251,14 +251,7 @@ def test_a_text_part_that_cannot_be_hooked_is_refused(
 def test_a_multimodal_checkpoint_without_an_adapter_for_its_text_is_refused(tmp_path: Path) -> None:
     transformers.Gemma3nConfig().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"Gemma3nForCausalLM .*text part of gemma3n\)' is not supported: TransformerLens has no adapter"):
-        load_model(tmp_path, device="cpu")
-
-
-def test_a_multimodal_checkpoint_without_a_text_class_is_refused(tmp_path: Path) -> None:
-    transformers.Qwen2_5_VLConfig().save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is multimodal, and transformers has no class for its text part"):
+    with pytest.raises(UserError, match=r"Gemma3nForCausalLM .*text part of gemma3n.*has no adapter"):
         load_model(tmp_path, device="cpu")
 
 
