@@ -182,7 +182,9 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         "--task": arguments.task,
         "--protocol": arguments.protocol,
         "--data-dir": arguments.data_dir,
+        "--leave-out-repeated": arguments.leave_out_repeated,
         "--chat-template": arguments.chat_template,
+        "--template-date": arguments.template_date,
         "--workers": arguments.workers,
         "--ray-address": arguments.ray_address,
     }

@@ -49,7 +49,9 @@ def measure_replacement(
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
+    leave_out_repeated: bool = False,
     chat_template: bool = False,
+    template_date: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -99,10 +101,8 @@ def measure_replacement(
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
     conditions = conditions_of(shortest, loaded, options)
-    by_host = {
-        name: decoding_of(m, options.protocols) for name, m in (("base", pair.base), ("distilled", pair.distilled))
-    }
-    decoding = by_host if "generate" in options.protocols else {}
+    by_host = {name: decoding_of(m, conditions) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
+    decoding = by_host if any(a.generates for a in conditions) else {}
     spec = sweep_spec(base, pair.base.facts, conditions, options, _descriptions(pair, replacements), decoding=decoding)
     store: CellStore
     with nullcontext(MemoryStore()) if folder is None else RunStore.writing(folder, spec) as store:

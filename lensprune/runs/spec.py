@@ -111,6 +111,10 @@ class SweepSpec:
     reference: str | None = None
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
+    leave_out_repeated: bool = False
+    """Whether items among their own few-shot examples were to be left out; `tasks` has those that are asked."""
+    template_date: str | None = None
+    """YYYY-MM-DD, as the chat template writes it; ``None`` without one, or one without a clock."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
     screen: Mapping[str, Any] | None = None
@@ -127,9 +131,12 @@ class SweepSpec:
         data = json.loads(canonical_json(asdict(self)))
         data.pop("execution")
         data.pop("model")
-        for option in ("shots", "limit"):
+        for option in ("shots", "limit", "leave_out_repeated"):
             # Resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
             data.pop(option)
+        if self.template_date is None:
+            # As in runs from before it was recorded.
+            data.pop("template_date")
         if self.screen is None:
             # As in runs from before there was screening.
             data.pop("screen")
@@ -195,7 +202,7 @@ class SweepSpec:
             for owner in (spec, spec.execution):
                 for name, kinds in _UNCOVERED[type(owner)].items():
                     value = getattr(owner, name)
-                    if not isinstance(value, kinds) or isinstance(value, bool):
+                    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
                         raise TypeError(f"{name} is {type(value).__name__}")
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UserError(f"{where} does not hold a sweep: {type(error).__name__} {error}") from None
@@ -214,7 +221,7 @@ class SweepSpec:
 
 
 _UNCOVERED: dict[type, dict[str, Any]] = {
-    SweepSpec: {"model": str, "shots": int | None, "limit": int | None},
+    SweepSpec: {"model": str, "shots": int | None, "limit": int | None, "leave_out_repeated": bool},
     ExecutionSpec: {
         "model": str | None,
         "executor": str,
@@ -231,12 +238,15 @@ _UNCOVERED: dict[type, dict[str, Any]] = {
         "command": str,
     },
 }
-_COMPARED_FIRST = ("architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants")
+_COMPARED_FIRST = (
+    "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "template_date",
+)  # fmt: skip
 _MEANINGS = {
     "weights_hash": "the model's weights",
     "config_hash": "the model's configuration",
     "tokenizer_hash": "the tokenizer",
     "cells": "the prompts",
+    "template_date": "the chat template's date (template_date)",
     "decoding": "the generation config",
     "kept_hooks": "the model's own hooks",
 }
