@@ -22,11 +22,13 @@ __all__ = ["BatchState", "VariantHooks"]
 class BatchState:
     """What the hooks need to know of the forward pass that is running; the executor sets it before each.
 
-    `position_ids` counts each row's tokens from its first real one; padding has position 0. `tokens` are their ids.
+    `position_ids` counts each row's tokens from its first real one; padding has position 0. `tokens` are their ids,
+    `items` the id of each row's item, ``None`` where it has none.
     """
 
     position_ids: Int[torch.Tensor, "batch pos"] | None = None
     tokens: Int[torch.Tensor, "batch pos"] | None = None
+    items: tuple[str | None, ...] = ()
 
 
 class VariantHooks:
@@ -35,7 +37,7 @@ class VariantHooks:
     Order at one hook point: the ablation's writes, then the user's hooks, then reads. Where a skipped layer
     reads its input, the user's changes to that input are therefore in it. While a user's hook runs, its ``hook``
     argument also has ``hook.positions`` and ``hook.tokens``, both [batch, pos]: position and id of each token that the
-    call computes, in a decode step the newest alone.
+    call computes, in a decode step the newest alone; and ``hook.item``, a tuple: the id of each row's item.
 
     Raises:
         UserError: a component or hook name that the model lacks, or a missing reference.
@@ -93,11 +95,11 @@ class VariantHooks:
 
     def _informed(self, function: HookFunction) -> HookFunction:
         def informed(activation: torch.Tensor, hook: Any) -> torch.Tensor | None:
-            hook.positions, hook.tokens = self._state.position_ids, self._state.tokens
+            hook.positions, hook.tokens, hook.item = self._state.position_ids, self._state.tokens, self._state.items
             try:
                 return function(activation, hook)
             finally:
-                del hook.positions, hook.tokens
+                del hook.positions, hook.tokens, hook.item
 
         return informed
 

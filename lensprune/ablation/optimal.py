@@ -83,7 +83,7 @@ def optimal_constants(
         # What stands in front of the layer does not depend on the constant.
         later = [run.from_layer(model, ablation.component.layer) for run in runs]
         site = site_of(ablation.component)
-        starts = {"mean": means[site].detach().float(), "median": medians[site]}
+        starts = {"mean": widened(means[site].detach()), "median": medians[site]}
         starts["zero"] = torch.zeros_like(starts["mean"])
         with torch.no_grad():
             losses = {name: float(_loss(model, later, ablation, start)) for name, start in starts.items()}
@@ -123,7 +123,7 @@ def _medians(
     medians = {}
     for site in sites:
         heads, others = torch.cat(first[site]), torch.cat(rows[site])
-        both = [part.float().median(dim=0).values for part in (heads, others if len(others) else heads)]
+        both = [widened(part).median(dim=0).values for part in (heads, others if len(others) else heads)]
         medians[site] = torch.stack(both)
     return medians
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,10 @@ class _HookedLM(LM):
 
 
 class RecordingLM(_HookedLM):
-    """Remembers every request as ours, equal ones once, and gives each a legal answer that means nothing."""
+    """Remembers every request as ours, equal ones once, and gives each a legal answer that means nothing.
+
+    A request's item is ``task/document``, the first that asks it.
+    """
 
     def __init__(self, model: HookedModel) -> None:
         super().__init__(model)
@@ -90,7 +94,8 @@ class RecordingLM(_HookedLM):
         if len(instance.args) != expected:
             raise UserError(f"{where}: the request reads images or audio, which lensprune does not support")
         start = len(self.requests)
-        self.requests += build(*instance.args, where)
+        item = f"{instance.task_name}/{instance.doc_id}"
+        self.requests += [replace(request, item=item) for request in build(*instance.args, where)]
         self._spans[key] = (start, len(self.requests))
 
     def _pair(self, context: str, continuation: str, where: str) -> list[Request]:

@@ -12,6 +12,7 @@ from lensprune.attribution.pairs import PromptPair, pair_batches
 from lensprune.attribution.readout import check_read_out, read_out
 from lensprune.attribution.runs import capture
 from lensprune.models.adapt import as_hooked_model
+from lensprune.precision import widened
 
 __all__ = ["logit_lens"]
 
@@ -37,7 +38,7 @@ def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
         logits, kept = capture(hooked, batch.clean, names)
         read = read_out(hooked, torch.stack([kept[name][:, -1] for name in names]))
         check_read_out(hooked, read[-1], logits)
-        for depth, layer_logits in enumerate(read.float()):
+        for depth, layer_logits in enumerate(widened(read)):
             right = layer_logits.gather(1, batch.answer[:, None])
             logprob = right - layer_logits.logsumexp(-1, keepdim=True)
             rank = (layer_logits > right).sum(-1)

@@ -58,7 +58,9 @@ def fidelity(
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
+    leave_out_repeated: bool = False,
     chat_template: bool = False,
+    template_date: str | None = None,
     reference: str | Path = FEWSHOT,
     mean_mode: str = "pooled",
     dtype: str | None = None,
@@ -173,7 +175,7 @@ def _answers(
             raise UserError(f"task {task}: the clean model's logits are not finite, so it has no answer to stay on")
         if span:
             item_ids.append(item.item.id)
-            answers.append(LoglikelihoodRequest(request.context_ids, response.token_ids[:span]))
+            answers.append(LoglikelihoodRequest(request.context_ids, response.token_ids[:span], request.item))
     if not answers:
         raise UserError(
             f"task {task}: the clean model answers none of {len(cell.items)} items right, so there is no right answer "

@@ -15,6 +15,7 @@ from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.engine.scoring import pad_token_id
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
+from lensprune.precision import widened
 
 __all__ = ["angular_distance", "layer_similarity"]
 
@@ -24,9 +25,10 @@ _MAX_TOKENS = 2048
 def angular_distance(a: Float[torch.Tensor, "*any d"], b: Float[torch.Tensor, "*any d"]) -> Float[torch.Tensor, "*any"]:
     """Angle between two vectors over π, from 0 to 1 (Gromov et al. 2024, arXiv 2403.17887, eq. 7).
 
-    In float32 with the cosine clamped to [−1, 1]: in bfloat16 nearly parallel residuals give a cosine above 1 and NaN.
+    In float32 at least, with the cosine clamped to [−1, 1]: in bfloat16 nearly parallel residuals give a cosine above 1
+    and NaN.
     """
-    cosine = torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1)
+    cosine = torch.nn.functional.cosine_similarity(widened(a), widened(b), dim=-1)
     return cosine.clamp(-1, 1).arccos() / math.pi
 
 
@@ -56,7 +58,7 @@ def layer_similarity(model: HookedModel, prompts: Sequence[Sequence[int]]) -> pd
 
     def compare(layer: int, mask: torch.Tensor, value: torch.Tensor, hook: Any) -> None:
         pre, post = before.pop(layer), value
-        cosine = torch.nn.functional.cosine_similarity(pre.float(), post.float(), dim=-1).clamp(-1, 1)
+        cosine = torch.nn.functional.cosine_similarity(widened(pre), widened(post), dim=-1).clamp(-1, 1)
         cosines[layer] += float(cosine[mask].double().sum())
         angles[layer] += float(angular_distance(pre[:, -1], post[:, -1]).double().sum())
 

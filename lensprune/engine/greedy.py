@@ -23,6 +23,7 @@ from transformers import (
 from lensprune.engine.scoring import eos_token_ids
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
+from lensprune.precision import widened
 
 __all__ = ["GreedyRules"]
 
@@ -99,7 +100,7 @@ class GreedyRules:
         for row_logits, (prompt, generated) in zip(logits, rows, strict=True):
             ids = torch.tensor([[*prompt, *generated]], device=logits.device)
             processors = self._of_length(len(prompt), logits.device)
-            chosen.append(processors(ids, row_logits[None].float().clone()).argmax(-1))  # type: ignore[arg-type]
+            chosen.append(processors(ids, widened(row_logits[None]).clone()).argmax(-1))  # type: ignore[arg-type]
         return torch.cat(chosen)
 
     def _of_length(self, size: int, device: torch.device) -> LogitsProcessorList:

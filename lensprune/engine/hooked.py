@@ -36,7 +36,8 @@ class HookedExecutor:
     keeps the rows of its prompt batch. Requests that need the same forward pass (the letters of one question) share it.
     Rows of a batch are those that may share a call (see `LongRopeBuckets`), so no answer depends on the others. Under a
     user's own hooks the rows of a batch have one length and no padding, so that ``activation[:, 0]`` is each one's
-    first token; hooks that mix the rows of a batch see one at a time (`rows_are_independent`).
+    first token, and each row is one item's alone; hooks that mix the rows of a batch see one at a time
+    (`rows_are_independent`).
     """
 
     name = "hooked"
@@ -63,8 +64,9 @@ class HookedExecutor:
             hooks = VariantHooks(self.model, variant, state, reference)
             responses: dict[int, Response] = {}
             alike = self._alike(variant, requests, reference)
+            scored = self._score(likelihood, state, alike, by_item=bool(variant.hooks))
             with torch.inference_mode(), self.model.hooks(hooks.named):
-                for answered in (self._score(likelihood, state, alike), self._generate(generation, state, alike)):
+                for answered in (scored, self._generate(generation, state, alike)):
                     for index, response in answered:
                         responses[index] = response
                         if progress is not None:
@@ -79,22 +81,28 @@ class HookedExecutor:
         """What rows of one batch must have in common besides `LongRopeBuckets`."""
         if not variant.hooks or not requests:
             return lambda row: None
-        inputs = dict.fromkeys(r.input_ids if isinstance(r, LoglikelihoodRequest) else r.context_ids for r in requests)
-        return len if rows_are_independent(self.model, variant, list(inputs), reference) else lambda row: row
+        return len if rows_are_independent(self.model, variant, requests, reference) else lambda row: row
 
     def _score(
-        self, requests: dict[int, LoglikelihoodRequest], state: BatchState, alike: Callable[[tuple[int, ...]], Hashable]
+        self,
+        requests: dict[int, LoglikelihoodRequest],
+        state: BatchState,
+        alike: Callable[[tuple[int, ...]], Hashable],
+        *,
+        by_item: bool,
     ) -> Iterator[tuple[int, Response]]:
-        by_input: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        """With `by_item`, equal inputs of different items are rows of their own."""
+        by_input: dict[tuple[tuple[int, ...], str | None], list[int]] = defaultdict(list)
         for index, request in requests.items():
-            by_input[request.input_ids].append(index)
+            by_input[request.input_ids, request.item if by_item else None].append(index)
         inputs = list(by_input)
-        lengths = [len(row) for row in inputs]
-        labels = [(self._rope_buckets.of_length(len(row)), alike(row)) for row in inputs]
+        lengths = [len(row) for row, _ in inputs]
+        labels = [(self._rope_buckets.of_length(len(row)), alike(row)) for row, _ in inputs]
         for batch in batches_by_length(lengths, self.max_tokens, labels):
             rows = [inputs[i] for i in batch]
-            padded = pad_left(rows, pad_token_id(self.model), self.model.facts.device)
+            padded = pad_left([row for row, _ in rows], pad_token_id(self.model), self.model.facts.device)
             state.position_ids, state.tokens = padded.position_ids, padded.input_ids
+            state.items = tuple(item for _, item in rows)
             kept = max(len(requests[i].continuation_ids) for row in rows for i in by_input[row])
             logits = self.model.forward(
                 padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept
@@ -131,6 +139,7 @@ class HookedExecutor:
         padded = pad_left([r.context_ids for r in requests.values()], pad_token_id(self.model), device)
         input_ids, mask, positions = padded.input_ids, padded.attention_mask, padded.position_ids
         cache = self.model.new_cache()
+        state.items = tuple(r.item for r in requests.values())
         open_rows = dict(enumerate(requests))
         while open_rows:
             state.position_ids, state.tokens = positions, input_ids

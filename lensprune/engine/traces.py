@@ -16,6 +16,7 @@ from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import pad_left
 from lensprune.engine.fork import fork_variants
+from lensprune.engine.hook_probe import warn_of_inert_hooks
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
 from lensprune.engine.probe import checked_stack
 from lensprune.engine.registry import executor_info
@@ -77,6 +78,8 @@ def trace_tokens(
     """
     shares_work = executor_info(executor).shares_work
     check_variants(variants, model.facts, reference)
+    for variant in variants if requests else ():
+        warn_of_inert_hooks(model, variant, requests, reference)
     stack = _layer_stack(model) if shares_work else None
     traces: dict[str, dict[int, TokenTrace]] = {variant.name: {} for variant in variants}
     rope_buckets = LongRopeBuckets(model)
@@ -202,7 +205,8 @@ def _hooked(
     def together(variant: Variant, group: Sequence[LoglikelihoodRequest]) -> Float[torch.Tensor, "scored d_vocab"]:
         padded = pad_left([r.input_ids for r in group], pad_token_id(model), model.facts.device)
         kept = max(len(r.continuation_ids) for r in group)
-        hooks = VariantHooks(model, variant, BatchState(padded.position_ids, padded.input_ids), reference)
+        state = BatchState(padded.position_ids, padded.input_ids, tuple(r.item for r in group))
+        hooks = VariantHooks(model, variant, state, reference)
         with torch.inference_mode(), model.hooks(hooks.named):
             logits = model.forward(padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept)
         hooks.check_fired()

@@ -8,6 +8,7 @@ import torch
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
+from lensprune.precision import widened
 
 __all__ = ["REQUIRED_HOOKS", "check_hook_points", "required_hooks"]
 
@@ -53,7 +54,7 @@ def check_hook_points(model: HookedModel, *, intervene: bool = True) -> None:
         def hook(activation: torch.Tensor, hook: Any) -> None:
             seen[name] = tuple(activation.shape)
             if name.endswith("attn.hook_z") and activation.ndim == 4:
-                z_size[int(name.split(".")[1])] = activation.detach().float().norm(dim=-1).amax(dim=(0, 1))
+                z_size[int(name.split(".")[1])] = widened(activation.detach()).norm(dim=-1).amax(dim=(0, 1))
 
         return hook
 

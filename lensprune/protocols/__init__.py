@@ -7,9 +7,9 @@ from lensprune.registry import lazy_names
 if TYPE_CHECKING:
     from lensprune.protocols.aggregation import aggregate
     from lensprune.protocols.base import Failure, ItemRequests, Outcome, Prompt
+    from lensprune.protocols.building import build_requests, score_items
     from lensprune.protocols.degenerate import is_degenerate
     from lensprune.protocols.encoding import ask_prompt
-    from lensprune.protocols.items import build_requests, score_items
     from lensprune.protocols.registry import Protocol, protocol_named, protocol_names, register_protocol
     from lensprune.protocols.requests import (
         GenerateRequest,
@@ -47,5 +47,6 @@ __all__ = [
 ]
 
 __getattr__ = lazy_names(
-    __name__, ("registry", "requests", "base", "degenerate", "stopping", "scoring", "aggregation", "encoding", "items")
+    __name__,
+    ("registry", "requests", "base", "degenerate", "stopping", "scoring", "aggregation", "encoding", "building"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
@@ -20,10 +20,14 @@ StopReason = Literal["stop_string", "eos", "length", "non_finite"]
 
 @dataclass(frozen=True)
 class LoglikelihoodRequest:
-    """Sum of log-probabilities of `continuation_ids` after `context_ids` (both non-empty, already truncated)."""
+    """Sum of log-probabilities of `continuation_ids` after `context_ids` (both non-empty, already truncated).
+
+    `item`: id of the item that asks this, for hooks of the user's own; no part of what is asked.
+    """
 
     context_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
+    item: str | None = field(default=None, compare=False)
 
     @property
     def input_ids(self) -> tuple[int, ...]:
@@ -33,11 +37,15 @@ class LoglikelihoodRequest:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Greedy generation after `context_ids` until one of the strings `until`, EOS, or `max_new_tokens`."""
+    """Greedy generation after `context_ids` until one of the strings `until`, EOS, or `max_new_tokens`.
+
+    `item`: as in `LoglikelihoodRequest`.
+    """
 
     context_ids: tuple[int, ...]
     until: tuple[str, ...]
     max_new_tokens: int
+    item: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from lensprune.engine.scoring import eos_token_ids
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.bridge import BridgeModel
+from lensprune.precision import widened
 from lensprune.replacement.in_place import replaced
 from lensprune.replacement.parts import Part
 from lensprune.replacement.tensors import part_tensors, plain_attention, require_bridge, twin_tensors, weights_are_tied
@@ -189,11 +190,13 @@ def _check_reach(pair: ModelPair) -> None:
     positions = torch.arange(12, device=device)[None]
     with torch.no_grad(), pair.replaced([Part("layer", pair.base.facts.n_layers - 1)]):
         for model in (pair.base, pair.distilled):
-            hooked = model.forward(ids, torch.ones_like(ids), positions).float()
+            hooked = widened(model.forward(ids, torch.ones_like(ids), positions))
             with plain_attention(model) as twin:
-                plain = twin(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False
-                ).logits.float()
+                plain = widened(
+                    twin(
+                        input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False
+                    ).logits
+                )
             scale = max(1.0, float(plain.abs().max()))
             if not float((hooked - plain).abs().max()) <= _PROBE_TOLERANCE * scale:
                 raise UserError(

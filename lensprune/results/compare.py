@@ -18,7 +18,10 @@ from lensprune.runs.outcomes import Outcomes
 __all__ = ["compare_page", "runs_gap", "write_comparison"]
 
 MAX_ROWS = 500
-_COMPARED = ("model", "architecture", "n_layers", "weights_hash", "dtype", "device", "bos", "chat_template", "seed")
+_COMPARED = (
+    "model", "architecture", "n_layers", "weights_hash", "dtype", "device", "bos", "chat_template", "template_date",
+    "seed",
+)  # fmt: skip
 _SECTIONS = [("runs", "The two runs"), ("clean", "Whole models"), ("figures", "Figures"), ("changes", "Changes")]
 _CLEAN_SHOWN = {
     "task": Column("task"),
@@ -110,7 +113,8 @@ def _name(run: Outcomes) -> str:
 def _facts(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     rows = [("folder", str(a.folder or "in memory"), str(b.folder or "in memory"))]
     for field in _COMPARED:
-        rows.append((field.replace("_", " "), str(getattr(a.spec, field)), str(getattr(b.spec, field))))
+        one, other = ("–" if value is None else str(value) for value in (getattr(r.spec, field) for r in (a, b)))
+        rows.append((field.replace("_", " "), one, other))
     for library in sorted({*a.spec.versions, *b.spec.versions}):
         rows.append((library, a.spec.versions.get(library, "–"), b.spec.versions.get(library, "–")))
     frame = pd.DataFrame(rows, columns=["what", "a", "b"])

@@ -268,11 +268,12 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
     shape = f"{spec.n_layers} layers, {spec.n_heads} heads, {spec.n_key_value_heads} key/value heads"
     variants = outcomes.spec.variant_names
     named = ", ".join(variants[:4]) + (f", …, {variants[-1]}" if len(variants) > 5 else "".join(variants[4:5]))
+    dated = f", dated {spec.template_date}" if spec.template_date else ""
     pairs = [
         ("model", f"{spec.model} ({spec.architecture}; {shape})"),
         ("weights", f"sha256 {spec.weights_hash}"),
         ("numbers", f"{spec.dtype} on {spec.device}"),
-        ("prompts", f"BOS: {spec.bos}; chat template: {'yes' if spec.chat_template else 'no'}"),
+        ("prompts", f"BOS: {spec.bos}; chat template: {'yes' if spec.chat_template else 'no'}{dated}"),
         ("variants", f"{len(variants)}: {named}"),
         ("reference", f"{spec.reference or 'none needed'}" + (f", {spec.mean_mode}" if spec.mean_mode else "")),
         ("seed", str(spec.seed)),

@@ -117,6 +117,10 @@ class SweepSpec:
     reference: str | None = None
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
+    leave_out_repeated: bool = False
+    """Whether items among their own few-shot examples were to be left out; `tasks` has those that are asked."""
+    template_date: str | None = None
+    """YYYY-MM-DD, as the chat template writes it; ``None`` without one, or one without a clock."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
     screen: Mapping[str, Any] | None = None
@@ -136,11 +140,6 @@ class SweepSpec:
         for owner, kind in ((data, SweepSpec), *((task, TaskSpec) for task in data["tasks"])):
             for name in _UNCOVERED[kind]:
                 owner.pop(name)
-        if self.screen is None:
-            # As in runs from before there was screening.
-            data.pop("screen")
-        if not self.kept_hooks:
-            data.pop("kept_hooks")
         return data
 
     @property
@@ -212,7 +211,6 @@ class SweepSpec:
     def first_difference(self, other: SweepSpec) -> str | None:
         """Say where `other` first asks for different numbers, or ``None`` when it does not."""
         mine, theirs = self.numbers(), other.numbers()
-        # `screen` is on one side only where one of the two was screened.
         for name in dict.fromkeys([*_COMPARED_FIRST, *mine, *theirs]):
             if mine.get(name) != theirs.get(name):
                 return _describe(name, mine.get(name), theirs.get(name))
@@ -220,7 +218,7 @@ class SweepSpec:
 
 
 _UNCOVERED: dict[type, tuple[str, ...]] = {
-    SweepSpec: ("model", "shots", "limit"),
+    SweepSpec: ("model", "shots", "limit", "leave_out_repeated"),
     ExecutionSpec: tuple(field.name for field in fields(ExecutionSpec)),
     TaskSpec: ("kind", "closed_book"),
 }
@@ -231,7 +229,7 @@ def _check_type(owner: SweepSpec | ExecutionSpec | TaskSpec, name: str, hint: An
     """Raises TypeError where a field does not hold what its annotation says; values of mappings are not looked at."""
     kind = hint if isinstance(hint, (type, UnionType)) else get_origin(hint)
     value = getattr(owner, name)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{name} is {type(value).__name__}")
 
 
@@ -239,12 +237,15 @@ def _there_and_here(mine: Any, theirs: Any) -> str:
     return f"{_short(mine)} there, {_short(theirs)} here"
 
 
-_COMPARED_FIRST = ("architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants")
+_COMPARED_FIRST = (
+    "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "template_date",
+)  # fmt: skip
 _MEANINGS = {
     "weights_hash": "the model's weights",
     "config_hash": "the model's configuration",
     "tokenizer_hash": "the tokenizer",
     "cells": "the prompts",
+    "template_date": "the chat template's date (template_date)",
     "decoding": "the generation config",
     "kept_hooks": "the model's own hooks",
 }

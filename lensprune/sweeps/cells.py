@@ -44,7 +44,7 @@ def measure_cells(
     for answered in executor.run(condition.requests, variants, reference=reference, progress=progress):
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
         if answered.variant.is_clean and condition.generates:
-            warn_of_one_answer(task, outcomes)
+            warn_of_one_answer(task, condition.protocol, outcomes)
         key = CellKey(answered.variant.name, task, condition.protocol)
         yield key, cell_table(key, answered.variant, outcomes, condition.items, condition.chances)
         waiting.discard(answered.variant.name)
@@ -52,7 +52,7 @@ def measure_cells(
         raise LensPruneError(f"executor {executor.name} gave no answer for {', '.join(sorted(waiting))} on {task}")
 
 
-def warn_of_one_answer(task: str, outcomes: Sequence[Outcome]) -> None:
+def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) -> None:
     """Warn where more than half of the clean model's answers are extracted as one string that seldom is the right one.
 
     A filter that takes the first word of a sentence ("The") does that.
@@ -66,7 +66,7 @@ def warn_of_one_answer(task: str, outcomes: Sequence[Outcome]) -> None:
         return
     metrics = {name: sum(o.metrics[name] for o in outcomes) / len(outcomes) for name in outcomes[0].metrics}
     logger.warning(
-        f"task {task!r}, generate: {answer!r} is extracted from {count} of the clean model's {len(outcomes)} answers "
+        f"task {task!r}, {protocol}: {answer!r} is extracted from {count} of the clean model's {len(outcomes)} answers "
         f"and right in {right}: read their texts, the filter may not fit how this model answers "
         f"({', '.join(f'{name} {mean:.3f}' for name, mean in sorted(metrics.items()))})"
     )

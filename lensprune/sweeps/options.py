@@ -20,6 +20,7 @@ from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy
 from lensprune.paths import usable_path
+from lensprune.protocols.dates import DEFAULT_DATE, check_date
 from lensprune.protocols.registry import protocol_named
 from lensprune.registry import in_words
 from lensprune.sweeps.selection import VariantSelection
@@ -180,9 +181,18 @@ class Rows(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts(Group):
-    """How a prompt is written."""
+    """What a prompt holds, and how it is written."""
 
+    leave_out_repeated: bool = option(
+        False, "leave out items that are among their own few-shot examples (default: keep them, with a warning)"
+    )
     chat_template: bool = option(False, "put prompts into the model's chat format")
+    template_date: str | None = option(
+        None,
+        f"date that a chat template with a clock writes (default: {DEFAULT_DATE}, whatever the day)",
+        metavar="DATE",
+        check=check_date,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +329,11 @@ class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Executio
         if self.backend is None and (self.workers is not None or self.ray_address is not None):
             what = "a Ray address" if self.workers is None else "a number of workers"
             raise UserError(f"{what} is given but the sweep runs in one process: choose executor ray")
+        if self.template_date is not None and not self.chat_template:
+            raise UserError(
+                f"template date {self.template_date} is given, and no prompt is in the chat format: choose the chat "
+                "template too, or leave the date out"
+            )
         if self.screen is not None:
             self._check_screen()
 

@@ -54,6 +54,8 @@ class Condition:
     items: tuple[ItemRequests, ...]
     chances: tuple[float, ...]
     reference_prompts: tuple[tuple[int, ...], ...] = ()
+    template_date: str | None = None
+    """That the chat template writes into the prompts; ``None`` without one, or one without a clock."""
 
     @property
     def requests(self) -> list[Request]:
@@ -130,7 +132,14 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
             protocol_named(protocol).format_of(task)
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     loaded = [
-        load_task(name, data_dir=data_dir, limit=options.limit, shots=options.shots, seed=options.seed)
+        load_task(
+            name,
+            data_dir=data_dir,
+            limit=options.limit,
+            shots=options.shots,
+            seed=options.seed,
+            leave_out_repeated=options.leave_out_repeated,
+        )
         for name in options.tasks
     ]
     names = [task.task.name for task in loaded]
@@ -164,7 +173,16 @@ def _reference_prompts(
     if text is not None:
         return tuple(text_prompts(model, text, str(options.reference)))
     data_dir = None if options.data_dir is None else Path(options.data_dir)
-    return tuple(fewshot_prompts(model, task, protocol, data_dir=data_dir, chat_template=options.chat_template))
+    return tuple(
+        fewshot_prompts(
+            model,
+            task,
+            protocol,
+            data_dir=data_dir,
+            chat_template=options.chat_template,
+            template_date=options.template_date,
+        )
+    )
 
 
 def resolved_variants(facts: ModelFacts, options: SweepOptions) -> tuple[Variant, ...]:
@@ -195,15 +213,18 @@ def conditions_of(
         UserError: whatever the user can mend.
     """
     from lensprune.protocols import build_requests
+    from lensprune.protocols.chat import template_date_of
 
-    conditions = []
+    conditions, date = [], None
     for task in tasks:
         for protocol in options.protocols:
             form = protocol_named(protocol).form
             prompts = _reference_prompts(model, task, protocol, options, text) if with_reference else ()
-            items = tuple(build_requests(model, task, protocol, chat_template=options.chat_template))
+            items = tuple(build_requests(model, task, protocol, options.chat_template, options.template_date))
+            if options.chat_template:
+                date = template_date_of(model.tokenizer, options.template_date)
             chances = tuple(float(task.task.chance(item.item.doc, form)) for item in items)
-            conditions.append(Condition(task, protocol, items, chances, prompts))
+            conditions.append(Condition(task, protocol, items, chances, prompts, date))
     return tuple(conditions)
 
 
@@ -327,6 +348,8 @@ def sweep_spec(
         limit=options.limit,
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
+        leave_out_repeated=options.leave_out_repeated,
+        template_date=next((condition.template_date for condition in conditions), None),
         decoding=decoding or {},
         kept_hooks=facts.kept_hooks,
         execution=ExecutionSpec(

@@ -30,7 +30,13 @@ def _key(doc: Doc) -> str:
 
 
 def fewshot_prompts(
-    model: HookedModel, task: LoadedTask, protocol: ProtocolName, *, data_dir: Path | None, chat_template: bool
+    model: HookedModel,
+    task: LoadedTask,
+    protocol: ProtocolName,
+    *,
+    data_dir: Path | None,
+    chat_template: bool,
+    template_date: str | None = None,
 ) -> list[tuple[int, ...]]:
     """Up to `MAX_PROMPTS` prompts made of few-shot examples, in the very form in which the protocol asks its items.
 
@@ -59,7 +65,7 @@ def fewshot_prompts(
         raise LensPruneError(f"a reference prompt of task {task.task.name} holds a scored item")
     form = protocol_named(protocol).format_of(task.task)
     try:
-        built = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template=chat_template)
+        built = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template, template_date)
         right = [form.gold(example.item.doc) if isinstance(form, MultipleChoiceFormat) else 0 for example in built]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(

@@ -38,7 +38,9 @@ def sweep(
     data_dir: str | Path | None = None,
     reference: str | Path = FEWSHOT,
     mean_mode: str = "pooled",
+    leave_out_repeated: bool = False,
     chat_template: bool = False,
+    template_date: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -73,7 +75,10 @@ def sweep(
             that are not scored, asked as the protocol asks) or a text file.
         mean_mode: ``pooled`` (over ordinary positions; the first token has its own mean), ``pooled_all`` (one mean over
             all positions) or ``per_position``.
+        leave_out_repeated: leave out items that are among their own few-shot examples, because a row is in two splits;
+            without it they are kept, as in lm-eval, with a warning.
         chat_template: put prompts into the model's chat format.
+        template_date: that a chat template with a clock writes, YYYY-MM-DD; ``None`` is 2024-07-26, whatever the day.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
         executor: how rows are run, ``forked`` or ``hooked``; every executor gives the same numbers. ``ray`` spreads the
             cells over Ray workers that run ``forked``, ``ray:hooked`` over such that run ``hooked``.

@@ -164,6 +164,10 @@ def test_every_command_is_compared() -> None:
         ("memory", "much", "cannot read an amount of memory"),
         ("data_dir", "nowhere", "data folder nowhere does not exist"),
         ("screen", 2.0, "screen 2 is not a share"),
+        ("template_date", "26 Jul 2024", "template date '26 Jul 2024' is not a date: expected one like 2024-07-26"),
+        ("template_date", "20240726", "is not a date"),
+        ("template_date", 2024, "template date 2024 is not a date"),
+        ("template_date", "2024-07-26", "no prompt is in the chat format"),
     ],
 )
 def test_a_value_is_refused_where_it_is_declared(option: str, value: Any, message: str) -> None:

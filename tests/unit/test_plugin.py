@@ -125,6 +125,11 @@ def _register() -> type[lp.Component]:
         turned = [replace(r, logprob=-r.logprob) for r in responses if isinstance(r, LoglikelihoodResponse)]
         return score_answer(fmt, item, turned)
 
+    @lp.register_protocol(form="generate")
+    def first_word(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outcome:
+        """The text's first word, which is never right."""
+        return replace(score_answer(fmt, item, responses), prediction="The", correct=False)
+
     @lp.register_executor("backwards")
     def backwards(model: HookedModel, budget: Any) -> Any:
         """By hooks, the last variant first."""
@@ -750,3 +755,12 @@ def test_hooks_of_a_part_fire() -> None:
     half = model.facts.d_model // 2
     assert (after[..., :half] == 1).all()
     assert (after[..., half:] == 0.5).all()
+
+
+def test_a_protocol_that_generates_has_what_generate_has(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What decides is what is asked of the model, not the protocol's name."""
+    with caplog.at_level("WARNING", "lensprune"):
+        own = sweep(folder, protocols="first_word")
+    assert [m for m in caplog.messages if m.startswith(f"task {TASK!r}, first_word: 'The' is extracted from 4 of")]
+    assert own.spec.decoding == sweep(folder, protocols="generate").spec.decoding != {}
+    assert sweep(folder, protocols="continuation").spec.decoding == {}

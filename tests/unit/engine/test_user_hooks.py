@@ -77,7 +77,62 @@ def test_a_hook_is_told_the_tokens_and_their_positions() -> None:
     steps = [p for _, p in seen if p.shape[1] == 1 and p.max() > 0]
     assert steps
     assert all(len(p.unique()) == 1 for p in steps)
-    assert not any(hasattr(point, "positions") for point in points)
+    assert not any(hasattr(point, name) for point in points for name in ("positions", "tokens", "item"))
+
+
+@pytest.mark.parametrize("executor", ["hooked", "forked"])
+@pytest.mark.parametrize("max_tokens", [1, 2048])
+def test_a_hook_is_told_the_item_of_each_row(executor: str, max_tokens: int) -> None:
+    """Also where options share a context, two items ask the same, and rows are decoded."""
+    scored = [
+        LoglikelihoodRequest((5, 6, 7), (8,), "a"),
+        LoglikelihoodRequest((5, 6, 7), (9,), "a"),
+        LoglikelihoodRequest((5, 6, 7), (8,), "b"),
+        LoglikelihoodRequest((5, 6, 9), (8, 4), "c"),
+        LoglikelihoodRequest((5, 6, 7), (8,)),
+    ]
+    asked: list[Request] = [
+        *scored,
+        *(GenerateRequest((5, 6, 7), ("\x00",), 3, item) for item in ("a", "b")),
+        GenerateRequest((5, 6), ("\x00",), 3, "c"),
+    ]
+    factors = {"a": 0.5, "b": -2.0, "c": 3.0, None: 1.5}
+    seen = set()
+
+    def by_item(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        assert len(hook.item) == len(activation) == len(hook.tokens)
+        seen.update((item, len(tokens)) for item, tokens in zip(hook.item, hook.tokens, strict=True))
+        return activation * torch.tensor([factors[item] for item in hook.item])[:, None, None]
+
+    def times(factor: float) -> Variant:
+        return Variant(str(factor), hooks=((SITE, lambda activation, hook: activation * factor),))
+
+    runner = make_executor(executor, tiny("llama"), max_tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [found] = runner.run(asked, [Variant("mine", hooks=((SITE, by_item),))])
+        expected = [next(iter(runner.run([request], [times(factors[request.item])]))).responses[0] for request in asked]
+    for ours, alone in zip(values(list(found.responses)), values(expected), strict=True):
+        assert ours == (pytest.approx(alone, abs=1e-5) if isinstance(ours, float) else alone)
+    # Equal requests of two items have two answers.
+    assert abs(values(expected)[0] - values(expected)[2]) > 1e-2
+    assert {item for item, _ in seen} == set(factors)
+    assert {item for item, size in seen if size == 1} == {"a", "b", "c"}
+
+
+def test_a_traced_hook_is_told_the_item() -> None:
+    asked = [LoglikelihoodRequest((5, 6, 7), (8, 9), item) for item in ("a", "b")]
+
+    def by_item(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        return activation * torch.tensor([{"a": 0.5, "b": 3.0}[item] for item in hook.item])[:, None, None]
+
+    model = tiny("llama")
+    [traces] = trace_tokens(model, asked, [Variant("mine", hooks=((SITE, by_item),))])
+    for request, trace, factor in zip(asked, traces, (0.5, 3.0), strict=True):
+        variant = Variant("times", hooks=((SITE, lambda activation, hook, factor=factor: activation * factor),))
+        [[alone]] = trace_tokens(model, [request], [variant])
+        assert trace.logprob == pytest.approx(alone.logprob, abs=1e-5)
+    assert abs(traces[0].logprob - traces[1].logprob).max() > 1e-2
 
 
 def test_a_hook_that_mixes_the_rows_of_a_batch_is_named_and_runs_row_by_row() -> None:
@@ -114,6 +169,73 @@ def test_a_hook_that_changes_nothing_is_named(executor: str) -> None:
     variant = Variant("mine", hooks=((SITE, forgets_to_return),))
     with pytest.warns(UserWarning, match=r"mine: hooks at blocks\.1\.hook_resid_pre ran and changed no logit"):
         list(make_executor(executor, tiny("llama")).run(requests(), [variant]))
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt_neo"])
+def test_a_hook_whose_activation_the_model_does_not_read_is_named(family: str) -> None:
+    model = tiny(family)
+
+    def uniform(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.full_like(pattern, 1 / pattern.shape[-1])
+
+    hooks = (("blocks.1.attn.hook_pattern", uniform), (SITE, halved))
+    with pytest.warns(UserWarning, match=r"mine: hooks at blocks\.1\.attn\.hook_pattern ran and changed no logit"):
+        list(HookedExecutor(model).run(requests(), [Variant("mine", hooks=hooks)]))
+
+
+def halved(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+    return activation * 0.5
+
+
+def in_place(activation: torch.Tensor, hook: Any) -> None:
+    activation *= 0.5
+
+
+def forgotten(activation: torch.Tensor, hook: Any) -> None:
+    activation = activation * 0
+
+
+def the_same(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+    return activation.clone()
+
+
+@pytest.mark.parametrize("inert", [forgotten, the_same])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_inert_hook_among_active_ones_is_named(inert: Any, place: int) -> None:
+    sites = [f"blocks.{layer}.hook_mlp_out" for layer in range(3)]
+    functions = [halved, in_place, halved]
+    functions[place] = inert
+    variant = Variant("mine", hooks=tuple(zip(sites, functions, strict=True)))
+    with pytest.warns(
+        UserWarning, match=rf"mine: hooks at blocks\.{place}\.hook_mlp_out ran and changed no logit of 3"
+    ):
+        answers(variant, 2048)
+    with pytest.warns(UserWarning, match=rf"hooks at blocks\.{place}\.hook_mlp_out ran"):
+        trace_tokens(tiny("llama"), [LoglikelihoodRequest((5, 6, 7), (8,))], [variant])
+
+
+def test_what_only_makes_others_needless_is_not_called_inert_twice() -> None:
+    """Of two hooks that do the same, one is needed; and what a silent hook reads is there for the others."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def reads(activation: torch.Tensor, hook: Any) -> None:
+        kept["mean"] = activation.mean(dim=(0, 1), keepdim=True) * 0 + activation[:, :1]
+
+    def writes(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        return activation + kept["mean"]
+
+    def zero(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        return activation * 0
+
+    site = "blocks.2.hook_mlp_out"
+    hooks = ((SITE, reads), (site, zero), (site, zero), ("blocks.2.hook_resid_post", writes))
+    with pytest.warns(UserWarning, match="changed no logit") as caught:
+        answers(Variant("mine", hooks=hooks), 2048)
+    [message] = [str(w.message) for w in caught if "no logit" in str(w.message)]
+    assert f"hooks at {SITE}, {site} ran" in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answers(Variant("mine", hooks=((site, zero),)), 2048)
 
 
 def test_traces_under_a_hook_see_no_padding() -> None:

@@ -154,6 +154,52 @@ def _llama4() -> PreTrainedModel:
     return transformers.Llama4ForConditionalGeneration(config)
 
 
+_GEMMA4: dict[str, Any] = {
+    **_TEXT,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "global_head_dim": 8,
+    "num_global_key_value_heads": 2,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+}
+
+
+def _gemma4(**text: Any) -> PreTrainedModel:
+    vision = {**_VISION, "num_key_value_heads": 2, "head_dim": 16}
+    config = transformers.Gemma4Config(text_config={**_GEMMA4, **text}, vision_config=vision, audio_config=None)
+    return transformers.Gemma4ForConditionalGeneration(config)
+
+
+def _gemma4_shared_cache() -> PreTrainedModel:
+    """As Gemma 4 E2B and E4B: embeddings for each layer, and upper layers that read keys of lower ones."""
+    types = ["sliding_attention", "full_attention"] * 2
+    own = {"num_hidden_layers": 4, "layer_types": types, "num_kv_shared_layers": 2}
+    return _gemma4(**own, hidden_size_per_layer_input=8, vocab_size_per_layer_input=260)
+
+
+def _gemma4_unified() -> PreTrainedModel:
+    config = transformers.Gemma4UnifiedConfig(text_config=_GEMMA4)
+    return transformers.Gemma4UnifiedForConditionalGeneration(config)
+
+
+_QWEN3_5_VISION = {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "out_hidden_size": 32}
+
+
+def _qwen3_5(first: str = "full_attention") -> PreTrainedModel:
+    linear = {f"linear_{name}": size for name, size in (("num_key_heads", 2), ("num_value_heads", 2))}
+    linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    config = transformers.Qwen3_5Config(
+        text_config={**_TEXT, "layer_types": [first, "full_attention"], **linear}, vision_config=_QWEN3_5_VISION
+    )
+    return transformers.Qwen3_5ForConditionalGeneration(config)
+
+
+def _qwen3_5_hybrid() -> PreTrainedModel:
+    """As all that are published: most layers have linear attention."""
+    return _qwen3_5("linear_attention")
+
+
 def save_multimodal(build: Callable[[], PreTrainedModel], folder: Path) -> PreTrainedModel:
     torch.manual_seed(0)
     model = build().eval()
@@ -162,10 +208,13 @@ def save_multimodal(build: Callable[[], PreTrainedModel], folder: Path) -> PreTr
     return model
 
 
-@pytest.mark.parametrize("build", [_gemma3, _mistral3, _llava, _llama4])
-def test_the_text_part_of_a_multimodal_checkpoint(build: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
-    whole = save_multimodal(build, tmp_path)
-    model = load_model(tmp_path, device="cpu")
+@pytest.mark.parametrize("build", [_gemma3, _gemma4, _mistral3, _llava, _llama4, _qwen3_5])
+def test_the_text_part_of_a_multimodal_checkpoint(
+    build: Callable[[], PreTrainedModel], tmp_path: Path, installers: Path
+) -> None:
+    folder = tmp_path / "model"
+    whole = save_multimodal(build, folder)
+    model = load_model(folder, device="cpu")
     ids = torch.arange(10, 22)[None]
     with torch.no_grad():
         hidden = whole.model.language_model(input_ids=ids) if hasattr(whole, "model") else None
@@ -173,18 +222,37 @@ def test_the_text_part_of_a_multimodal_checkpoint(build: Callable[[], PreTrained
         found = as_hooked_model(model).forward(ids, torch.ones_like(ids), torch.arange(12)[None])
     assert float(expected.std()) > 0.01
     assert_tensors_agree(found, expected, torch.float32)
-    assert load_model_config(tmp_path).facts.architecture == as_hooked_model(model).facts.architecture
+    assert load_model_config(folder).facts.architecture == as_hooked_model(model).facts.architecture
     # A text part that is not whole is refused as any other.
-    change_weights(tmp_path, lambda w: {k: v for k, v in w.items() if not k.endswith("layers.1.mlp.down_proj.weight")})
+    change_weights(folder, lambda w: {k: v for k, v in w.items() if not k.endswith("layers.1.mlp.down_proj.weight")})
     if build is not _llama4:
         with pytest.raises(UserError, match=r"lacks 1 tensor .*model\.layers\.1\.mlp\.down_proj\.weight"):
-            load_model(tmp_path, device="cpu")
+            load_model(folder, device="cpu")
+    assert not installers.exists()
 
 
-def test_a_multimodal_checkpoint_without_a_text_class_is_refused(tmp_path: Path) -> None:
-    transformers.Qwen2_5_VLConfig().save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (_gemma4_shared_cache, "Gemma4ForCausalLM .* cannot wrap or run it"),
+        (_gemma4_unified, "Gemma4UnifiedForCausalLM .*text part of .*TransformerLens has no adapter"),
+        (_qwen3_5_hybrid, r"Qwen3_5ForCausalLM .* it lacks blocks\.0\.hook_attn_out, blocks\.0\.attn\.hook_z"),
+    ],
+)
+def test_a_text_part_that_cannot_be_hooked_is_refused(
+    build: Callable[[], PreTrainedModel], reason: str, tmp_path: Path, installers: Path
+) -> None:
+    save_multimodal(build, tmp_path / "model")
+    with pytest.raises(UserError, match=f"architecture {reason}") as caught:
+        load_model(tmp_path / "model", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not installers.exists()
+
+
+def test_a_multimodal_checkpoint_without_an_adapter_for_its_text_is_refused(tmp_path: Path) -> None:
+    transformers.Gemma3nConfig().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is multimodal, and transformers has no class for its text part"):
+    with pytest.raises(UserError, match=r"Gemma3nForCausalLM .*text part of gemma3n.*has no adapter"):
         load_model(tmp_path, device="cpu")
 
 

@@ -11,11 +11,15 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+from lensprune.errors import UserError
 from lensprune.models.tokenizers import encode
-from lensprune.protocols.chat import TODAY, chat_prompt
+from lensprune.protocols import build_requests
+from lensprune.protocols.chat import chat_prompt, template_date_of
+from lensprune.protocols.dates import DEFAULT_DATE
 from lensprune.protocols.encoding import loglikelihood_request
 from tests.helpers.families import byte_tokenizer
 from tests.helpers.tiny_models import tiny
+from tests.helpers.toy_task import loaded, model
 
 
 @dataclass
@@ -68,4 +72,29 @@ def test_a_template_with_a_clock_writes_one_date_whatever_the_day(monkeypatch: p
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
     assert "2031" in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
     written, _ = chat_prompt(tokenizer, "", "hello")
-    assert written == f"\n {TODAY:%d %b %Y}: hello" == "\n 26 Jul 2024: hello"
+    assert written == "\n 26 Jul 2024: hello"
+    assert template_date_of(tokenizer) == DEFAULT_DATE == "2024-07-26"
+
+
+@pytest.mark.parametrize(
+    ("code", "written"),
+    [("%d %b %Y", "02 Jan 2031"), ("%A, %-d %B %y", "Thursday, 2 January 31"), ("%x %H:%M", "01/02/31 00:00")],
+)
+def test_a_chosen_date_is_written_in_every_format(code: str, written: str) -> None:
+    tokenizer = byte_tokenizer()
+    # Llama 3.2's way of asking whether there is a clock, also inside a macro.
+    tokenizer.chat_template = (
+        "{% macro today() %}{% if strftime_now is defined %}{{ strftime_now('CODE') }}{% endif %}{% endmacro %}"
+        "{{ today() }}: {{ messages[-1].content }}"
+    ).replace("CODE", code)
+    assert chat_prompt(tokenizer, "", "hello", "2031-01-02") == (f"{written}: hello", False)
+    asked = build_requests(model(tokenizer=tokenizer), loaded(), "continuation", True, "2031-01-02")
+    assert all(prompt.context.startswith(f"{written}: ") for item in asked for prompt in item.prompts)
+
+
+def test_a_date_for_a_template_without_a_clock_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    assert template_date_of(tokenizer, "2031-01-02") is None
+    with pytest.raises(UserError, match="template date 2031-01-02 is given, and the chat template of toy-model reads"):
+        build_requests(model(tokenizer=tokenizer), loaded(), "continuation", True, "2031-01-02")

@@ -32,12 +32,17 @@ def test_how_it_ran_is_not_part_of_the_digest() -> None:
 
 def test_asking_for_the_same_items_in_other_words_is_the_same_sweep() -> None:
     assert spec(limit=None).digest == spec(limit=4).digest
+    assert spec().digest == spec(leave_out_repeated=True).digest
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"dtype": "bfloat16"}, ["dtype", "float32", "bfloat16"]),
+        (
+            {"template_date": "2031-01-02", "cells": (replace(spec().cells[0], prompts_hash="q" * 64),)},
+            ["the chat template's date (template_date)", "null there", "2031-01-02"],
+        ),
         ({"variants": tuple(variant_to_json(v) for v in (CLEAN, skip(0)))}, ["variants", "3 there", "2 here"]),
         ({"protocols": ("default", "generate")}, ["protocols", "generate"]),
         ({"tasks": (replace(spec().tasks[0], shots=3),)}, ["tasks of t", "shots", "0 there", "3 here"]),
@@ -62,6 +67,9 @@ def test_first_difference_names_what_changed(changes: dict[str, object], words: 
         lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "tasks"}),
         lambda text: json.dumps({**json.loads(text), "variants": [1, 2]}),
         lambda text: json.dumps({**json.loads(text), "tasks": None}),
+        lambda text: json.dumps({**json.loads(text), "leave_out_repeated": 1}),
+        lambda text: json.dumps({**json.loads(text), "limit": True}),
+        lambda text: json.dumps({**json.loads(text), "template_date": "2031-01-02"}),
         lambda text: "[" * 100_000,
     ],
 )

@@ -93,11 +93,12 @@ def _outcome(prediction: str, correct: bool) -> Outcome:
 def test_one_string_from_most_answers_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     wrong, right = _outcome("The", False), _outcome("x", True)
     with caplog.at_level(logging.WARNING, "lensprune"):
-        warn_of_one_answer("kv", [wrong, wrong, right, right])
-        warn_of_one_answer("kv", [right] * 9)
-        warn_of_one_answer("kv", [wrong] * 3)
+        warn_of_one_answer("kv", "generate", [wrong, wrong, right, right])
+        warn_of_one_answer("kv", "generate", [right] * 9)
+        warn_of_one_answer("kv", "generate", [wrong] * 3)
         assert not caplog.messages
-        warn_of_one_answer("kv", [wrong, wrong, wrong, right, right])
+        warn_of_one_answer("kv", "generate", [wrong, wrong, wrong, right, right])
     (message,) = caplog.messages
+    assert message.startswith("task 'kv', generate: ")
     assert "'The' is extracted from 3 of the clean model's 5 answers and right in 0" in message
     assert "contains_value 0.500" in message

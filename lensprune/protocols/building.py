@@ -26,7 +26,11 @@ MAX_LEFT_OUT = 0.1
 
 
 def build_requests(
-    model: HookedModel, task: LoadedTask, protocol: ProtocolName, chat_template: bool = False
+    model: HookedModel,
+    task: LoadedTask,
+    protocol: ProtocolName,
+    chat_template: bool = False,
+    template_date: str | None = None,
 ) -> list[ItemRequests]:
     """The requests of every item, with the strings behind them; equal to lm-eval 0.4.13's for the tasks it has.
 
@@ -38,22 +42,26 @@ def build_requests(
             the description is the system message, few-shot examples and question together are one user message,
             and a continuation follows without the target delimiter. A description that the template does not take is
             left out, with a warning.
+        template_date: that a chat template with a clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
 
     Raises:
         UserError: an unknown protocol, or one that the task lacks; in too many items, an option has no token of its
             own, or a continuation or the new tokens do not fit the model's context; a chat template is asked for and
-            the model has none, or one that loses the question.
+            the model has none, one that loses the question, or one without a clock where a date is given.
     """
     row = protocol_named(protocol)
     fmt = row.format_of(task.task)
     if chat_template:
-        check_chat_template(model.tokenizer, model.facts.name)
+        check_chat_template(model.tokenizer, model.facts.name, template_date)
     built: list[ItemRequests] = []
     left_out: list[UserError] = []
     undescribed = 0
     for item in task.items:
         where = f"task {task.task.name!r}, item {item.id}"
-        prompts, described = _chat_prompts(model, fmt, item) if chat_template else (_plain_prompts(fmt, item), True)
+        if chat_template:
+            prompts, described = _chat_prompts(model, fmt, item, template_date)
+        else:
+            prompts, described = _plain_prompts(fmt, item), True
         undescribed += not described
         # Options share their context, and a long one takes longest to encode.
         encoder = lru_cache(maxsize=2)(partial(encode, model))
@@ -67,7 +75,7 @@ def build_requests(
                 item=item,
                 protocol=protocol,
                 prompts=prompts,
-                requests=tuple(request for request, _ in pairs),
+                requests=tuple(replace(request, item=item.id) for request, _ in pairs),
                 # Options share their context, so the largest cut is what the item lost.
                 truncated_tokens=max(cut for _, cut in pairs),
             )
@@ -91,12 +99,14 @@ def _plain_prompts(fmt: PromptFormat, item: Item) -> tuple[Prompt, ...]:
     return tuple(Prompt(context, continuation) for context, continuation in prompt_strings(fmt, item))
 
 
-def _chat_prompts(model: HookedModel, fmt: PromptFormat, item: Item) -> tuple[tuple[Prompt, ...], bool]:
+def _chat_prompts(
+    model: HookedModel, fmt: PromptFormat, item: Item, date: str | None
+) -> tuple[tuple[Prompt, ...], bool]:
     """The prompts of `item`, and whether all of them hold the task's description."""
     system = fmt.description(item.doc)
     prompts, described = [], True
     for context, continuation in prompt_strings(fmt, item):
-        text, whole = chat_prompt(model.tokenizer, system, context.removeprefix(system))
+        text, whole = chat_prompt(model.tokenizer, system, context.removeprefix(system), date)
         prompts.append(Prompt(text, continuation.removeprefix(fmt.target_delimiter)))
         described &= whole or not system
     return tuple(prompts), described
