@@ -67,7 +67,7 @@ test-hooked-transformer: $(VENV3)/.installed
 KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41
 KERNEL_TESTS := tests/unit/engine/test_forked.py tests/unit/engine/test_hooked.py tests/unit/engine/test_traces.py \
 	tests/unit/models/test_float64.py tests/unit/models/test_load_folder.py tests/unit/ablation/test_identities.py \
-	tests/unit/attribution/test_nodes.py tests/unit/delta/test_exchange.py
+	tests/unit/attribution/test_nodes.py tests/unit/replacement/test_in_place.py
 
 kernels: $(VENV)/.installed
 	@echo "== a slice of the tests under other CPU kernels"
