@@ -38,7 +38,7 @@ CURVATURE = 0.03
 def reference_for(model: HookedModel, variants: list[Variant]) -> ReferenceActivations | None:
     if not any(v.needs_reference for v in variants):
         return None
-    return collect_reference(model, PROMPTS, variants, mode="pooled", donor_seed=0, description="test")
+    return collect_reference(model, PROMPTS, variants, mode="pooled", donor_seed=0)
 
 
 def logprobs(model: HookedModel, variant: Variant) -> torch.Tensor:
