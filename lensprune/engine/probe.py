@@ -31,9 +31,10 @@ from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, 
 
 __all__ = ["PROBE_TOLERANCE", "checked_stack", "probe_variants", "probed_kinds", "probed_parts"]
 
-PROBE_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.08}
+PROBE_TOLERANCE = {"float64": 1e-4, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.08}
 """Nats a token, more where tokens are less likely than e⁻⁴. Measured on a model of 135 M parameters: rounding alone
-gives 1e-6, 4e-3 and 0.03; queries that are a tenth too long give 0.1."""
+gives 1e-6 in float64 and float32, 4e-3 and 0.03; queries that are a tenth too long give 0.1. float64 is no better than
+float32, since transformers computes norms and softmaxes in float32 whatever the model's type."""
 
 _PASSED: WeakKeyDictionary[torch.nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 """Models that passed, and the weights, dtype and device with which they did."""

@@ -37,7 +37,8 @@ _NOT_FUNCTION = frozenset(
 )  # fmt: skip
 """Fields of a configuration that do not change what a forward pass computes from given weights."""
 
-_PROBE_TOLERANCE = 1e-3
+_PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
+"""Of logits, relative, by their `accumulation_dtype`; half precision adds in the same order, too."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _check_reach(pair: ModelPair) -> None:
                     ).logits
                 )
             scale = max(1.0, float(plain.abs().max()))
-            if not float((hooked - plain).abs().max()) <= _PROBE_TOLERANCE * scale:
+            if not float((hooked - plain).abs().max()) <= _PROBE_TOLERANCE[plain.dtype] * scale:
                 raise UserError(
                     f"weights of {pair.base.facts.architecture} can't be replaced in place: its hooked model keeps "
                     "copies that an exchange does not reach"

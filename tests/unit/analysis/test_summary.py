@@ -51,6 +51,20 @@ def test_a_row_by_hand() -> None:
     assert np.isnan(first["q_value"])
 
 
+def test_every_metric_is_named_with_its_mean() -> None:
+    store = MemoryStore()
+    for variant, contained in ((CLEAN, [1.0, 1.0, 0.0, 1.0]), (skip(0), [0.0, 1.0, 0.0, 0.0])):
+        own = [
+            outcome(i, False, metrics={"exact_match,first-value": 0.0, "contains_value": value})
+            for i, value in enumerate(contained)
+        ]
+        key = CellKey(variant.name, "t", "default")
+        store.write(key, cell_table(key, variant, own, requests(4), [0.25] * 4))
+    found = _summary(store, ["clean", "L0.skip"]).set_index("variant")["metrics"]
+    assert found["clean"] == "contains_value 0.750; exact_match,first-value 0.000"
+    assert found["L0.skip"] == "contains_value 0.250; exact_match,first-value 0.000"
+
+
 def test_clean_at_zero_has_no_relative_change() -> None:
     frame = _summary(_store((CLEAN, [False] * 4), (skip(0), [False] * 4)), ["clean", "L0.skip"])
     assert frame["delta_relative"].isna().all()
