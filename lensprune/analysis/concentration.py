@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from lensprune.analysis.head_effects import ItemEffects
-from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means
+from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means
 from lensprune.errors import UserError
 
 __all__ = [

@@ -11,7 +11,7 @@ import scipy
 
 from lensprune.analysis.concentration import concentration_statistics
 from lensprune.analysis.head_effects import ItemEffects
-from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means
+from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means
 from lensprune.errors import UserError
 
 __all__ = ["OVER_SEEDS_COLUMNS", "PER_SEED_COLUMNS", "STATISTICS", "Comparison", "compare", "over_seeds"]

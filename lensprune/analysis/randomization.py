@@ -9,7 +9,7 @@ import numpy as np
 import scipy
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["FLIPS", "Exceedances", "sign_flip_p", "two_stage_p"]
+__all__ = ["FLIPS", "Exceedances", "integer_law", "sign_flip_p", "sizes_of", "two_stage_p"]
 
 FLIPS = 10_000
 TOLERANCE = 1e-9
@@ -109,12 +109,16 @@ def _patterns(n: int) -> Float[np.ndarray, "pattern item"]:
     return ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(float)
 
 
-def _integer_p(differences: Float[np.ndarray, "item variant"]) -> Float[np.ndarray, " variant"]:
+def sizes_of(differences: Float[np.ndarray, "item variant"]) -> Int[np.ndarray, "variant size"]:
+    """How many items of each variant differ by 1, 2, … up to the largest |difference|; for integers."""
     sizes = np.abs(differences)
     steps = range(1, int(sizes.max(initial=0)) + 1)
-    counts = np.stack([(sizes == step).sum(axis=0) for step in steps] or [np.zeros(differences.shape[1], int)], axis=1)
+    return np.stack([(sizes == step).sum(axis=0) for step in steps] or [np.zeros(differences.shape[1], int)], axis=1)
+
+
+def _integer_p(differences: Float[np.ndarray, "item variant"]) -> Float[np.ndarray, " variant"]:
     observed = np.abs(differences.sum(axis=0)).astype(int)
-    keys = zip(map(tuple, counts.tolist()), observed.tolist(), strict=True)
+    keys = zip(map(tuple, sizes_of(differences).tolist()), observed.tolist(), strict=True)
     return np.array([_two_sided(of_step, own) for of_step, own in keys], float)
 
 
@@ -123,14 +127,20 @@ def _two_sided(counts: tuple[int, ...], observed: int) -> float:
     """P(|Σ ±size| ≥ observed) of `counts[k − 1]` items of size k with random signs."""
     total = sum(step * count for step, count in enumerate(counts, 1))
     # The sum is total − 2 · (what is flipped), so one tail is a flipped sum up to this, and the law is symmetric.
-    most = (total - observed) // 2
+    law = integer_law(counts, (total - observed) // 2)
+    # A p of 0 would claim what no test can; the law underflows from about 1,075 items on.
+    return float(np.clip(2 * law.sum(), np.finfo(float).tiny, 1.0))
+
+
+def integer_law(counts: tuple[int, ...], most: int) -> Float[np.ndarray, " flipped"]:
+    """P(the sizes of the flipped items sum to 0, 1, …, `most`), of `counts[k − 1]` items of size k, each flipped with
+    probability ½."""
     law = np.ones(1)
     for step, count in enumerate(counts, 1):
         own = np.zeros(step * count + 1)
         own[::step] = _binomial(count)
         law = np.convolve(law, own[: most + 1])[: most + 1]
-    # A p of 0 would claim what no test can; the law underflows from about 1,075 items on.
-    return float(np.clip(2 * law.sum(), np.finfo(float).tiny, 1.0))
+    return law
 
 
 @lru_cache(maxsize=10_000)

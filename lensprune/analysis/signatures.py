@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.depth import BANDS, band_of
-from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
 from lensprune.runs.outcomes import Outcomes
@@ -101,7 +101,7 @@ def signatures(outcomes: Outcomes, task: str | None = None, *, margin: float = M
       on the same items; ``seen`` only if the likelihood's own change (`likelihood_value`) is above −`margin` with
       its whole interval.
 
-    `value` with a bootstrap 95% interval over items (clusters, where items have them); `verdict`: see `verdict`, or
+    `value` with a 95% interval over items (clusters, where items have them); `verdict`: see `verdict`, or
     `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
 
     Raises:
@@ -155,7 +155,7 @@ def _of_ablation(groups: dict[str, Group], changes: dict[str, _Change], margin: 
 def _row(
     signature: str, group: Group, values: Float[np.ndarray, " item"], largest: float, margin: float
 ) -> dict[str, object]:
-    interval = paired_bootstrap(values[:, None], group.clusters, largest=largest)
+    interval = mean_intervals(values[:, None], group.clusters, bounds=(-largest, largest))
     low, high = float(interval.low[0]), float(interval.high[0])
     return {
         "signature": signature,
@@ -173,7 +173,7 @@ def _asking_for_flat(
     row: dict[str, object], likelihood: Group, change: Float[np.ndarray, " item"], margin: float
 ) -> dict[str, object]:
     """`row`, a gap between generation and a likelihood protocol, seen only if the likelihood itself stays flat."""
-    flat = paired_bootstrap(change[:, None], likelihood.clusters)
+    flat = mean_intervals(change[:, None], likelihood.clusters)
     low, high = float(flat.low[0]), float(flat.high[0])
     found = row["verdict"]
     if likelihood.at_chance:

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.multiplicity import benjamini_hochberg
 from lensprune.analysis.randomization import TOLERANCE, sign_flip_p, two_stage_p
-from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
 from lensprune.engine.traces import TokenTrace, trace_tokens
 from lensprune.models.base import HookedModel
 from lensprune.primitives.classes import CLASSES, MarkedSolution
@@ -103,7 +104,7 @@ def class_effects(
 ) -> pd.DataFrame:
     """The effect of each variant on each class, over the tokens that the clean model predicts (its most likely token).
 
-    * ``effect``: mean loss over the class's tokens, nats, with a bootstrap 95% interval over solutions (NaN where
+    * ``effect``: mean loss over the class's tokens, nats, with a 95% interval over solutions (NaN where
       all have the same); ``p_value``: sign-flip test over solutions, two-sided (`sign_flip_p`).
     * ``contrast``: ``effect`` minus the mean over the other predicted tokens of the same solutions; ``contrast_p``:
       how often it is as large with the class labels shuffled within each solution (one-sided; `shuffles` draws, and
@@ -165,7 +166,7 @@ def _row(
     frame["predicted"] = losses.predicted[all_of_it].mean() if all_of_it.any() else np.nan
     frame["n_tokens"], frame["n_solutions"] = int(wanted.sum()), n_units
     if n_units >= LEAST_SOLUTIONS:
-        interval = paired_bootstrap(losses.loss[wanted], losses.unit[wanted], largest=None, resamples=1000, seed=seed)
+        interval = mean_intervals(losses.loss[wanted], losses.unit[wanted], bounds=None)
         frame["effect"], frame["ci_low"], frame["ci_high"] = interval.delta, interval.low, interval.high
         frame["p_value"] = sign_flip_p(losses.units(wanted), tests=tests, flips=2000, seed=seed)
     return frame

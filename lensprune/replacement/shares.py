@@ -1,4 +1,4 @@
-"""How much of the distillation gain each part carries, with paired bootstrap intervals."""
+"""How much of the distillation gain each part carries, with paired intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means, paired_bootstrap
+from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, mean_intervals
 from lensprune.analysis.summary import Group, read_group
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.pair import WeightChange
@@ -68,7 +68,7 @@ def _rows(group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChang
     forward = np.array([swap.host == "base" for swap in swaps])
     effects = np.where(forward, changed - base[:, None], distilled[:, None] - changed)
     gains = distilled - base
-    gain, effect = paired_bootstrap(gains[:, None], group.clusters), paired_bootstrap(effects, group.clusters)
+    gain, effect = mean_intervals(gains[:, None], group.clusters), mean_intervals(effects, group.clusters)
     clear = bool(gain.low[0] > 0 or gain.high[0] < 0)
     nothing = np.full(len(swaps), np.nan)
     low, high = share_intervals(effects, gains, group.clusters) if clear else (nothing, nothing)

@@ -54,13 +54,14 @@ SUMMARY_SHOWN = {
     "ci_low": Column("95% from", "+.3f"),
     "ci_high": Column("to", "+.3f"),
     "p_value": Column("p", ".2g"),
-    "q_value": Column("q", ".2g"),
+    "q_loss": Column("q of a loss", ".2g"),
+    "q_gain": Column("q of a gain", ".2g"),
     "parse_rate": Column("answered", ".2f"),
     "degenerate_rate": Column("degenerate", ".2f"),
     "note": Column("note"),
 }
-_RATES = ("parse_rate", "degenerate_rate", "note")
-_CRITICAL_SHOWN = {name: column for name, column in SUMMARY_SHOWN.items() if name not in _RATES}
+_NOT_OF_LOSSES = ("q_gain", "parse_rate", "degenerate_rate", "note")
+_CRITICAL_SHOWN = {name: column for name, column in SUMMARY_SHOWN.items() if name not in _NOT_OF_LOSSES}
 _CELLS_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),

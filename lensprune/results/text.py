@@ -23,7 +23,7 @@ _SHOWN = {
     "delta": "Δμ",
     "interval": "95% interval",
     "p_value": "p",
-    "q_value": "q",
+    "q_loss": "q (loss)",
 }
 
 
@@ -60,7 +60,7 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
                 f"{row['delta']:+.3f}",
                 f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
                 f"{row['p_value']:.2g}",
-                f"{row['q_value']:.2g}",
+                f"{row['q_loss']:.2g}",
             ]
         )
     return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
@@ -44,10 +46,13 @@ def test_a_gap_by_hand() -> None:
     assert (row["protocol_a"], row["protocol_b"], row["variant"], row["layer"]) == ("default", "generate", "L0.skip", 0)
     assert (row["delta_a"], row["delta_b"]) == (pytest.approx(-0.2), pytest.approx(-0.7))
     assert row["gap"] == pytest.approx(-0.5)
-    assert row["ci_low"] <= row["gap"] <= row["ci_high"] <= 0
+    # Differences −1 six times and +1 once: Student's t with 9 degrees of freedom.
+    half = stats.t.ppf(0.975, 9) * np.std([-1] * 6 + [1, 0, 0, 0], ddof=1) / 10**0.5
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((-0.5 - half, -0.5 + half))
     # Items 2–7 changed by −1 more; item 8 lost in both; item 9 lost only under default, by +1: 7 items differ, sum −5.
     assert row["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)
-    assert row["q_value"] == row["p_value"]
+    # One test alone: p / (1 − p) of the half in which the gap is below 0.
+    assert (row["q_lower"], row["q_higher"]) == pytest.approx((1 / 15, 1))
     assert not row["at_chance"]
 
 
@@ -125,7 +130,7 @@ def run_signatures(answers: Answers) -> dict[tuple[str, str], str]:
 def test_signatures_of_the_claimed_pattern() -> None:
     found = run_signatures(
         {
-            ("t", "continuation"): layers(20, 99, 99, 100, 100),
+            ("t", "continuation"): layers(20, 100, 99, 100, 100),
             ("t", "generate"): layers(30, 40, 35, 90, 100),
         }
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lensprune.analysis.multiplicity import benjamini_hochberg
 from lensprune.analysis.randomization import sign_flip_p, two_stage_p
-from lensprune.analysis.statistics import benjamini_hochberg
 
 
 def enumerated(values: np.ndarray) -> float:
