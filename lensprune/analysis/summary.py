@@ -13,8 +13,9 @@ from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
 from lensprune.errors import LensPruneError
-from lensprune.runs.chance import at_chance
+from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import Outcomes, computed_once
+from lensprune.runs.records import CellKey
 
 __all__ = ["SUMMARY_COLUMNS", "Cell", "Group", "read_group", "summarise", "summary_at"]
 
@@ -72,7 +73,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """All finished cells of one (task, protocol), in the spec's order; `clean` is among `cells` once finished."""
+    """All finished cells of one (task, protocol), in the spec's order; `clean` is among `cells` once finished, and
+    `at_chance` then says whether the clean model is (else ``None``)."""
 
     task: str
     protocol: str
@@ -80,15 +82,11 @@ class Group:
     chances: np.ndarray
     clusters: np.ndarray | None
     n_clusters: int
+    at_chance: bool | None
 
     @property
     def clean(self) -> Cell | None:
         return self.cells.get(CLEAN.name)
-
-    @property
-    def at_chance(self) -> bool | None:
-        """Whether the clean model is at chance here; ``None`` before its cell is finished."""
-        return None if self.clean is None else at_chance(self.clean.correct, self.chances)
 
 
 def _one(table: pa.Table, column: str) -> object:
@@ -148,6 +146,7 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
             raise LensPruneError(
                 f"records of {name} and {keys[0].variant} on {task} under {protocol} hold different items"
             )
+    clean = CellKey(CLEAN.name, task, protocol)
     return Group(
         task=task,
         protocol=protocol,
@@ -155,6 +154,7 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
         chances=shared.column("chance").to_numpy(zero_copy_only=False),
         clusters=codes if clustered else None,
         n_clusters=len(distinct) if clustered else len(ids),
+        at_chance=cell_at_chance(outcomes.cell(clean, list(CHANCE_COLUMNS))) if clean in keys else None,
     )
 
 
@@ -215,8 +215,8 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     changed variants of the same (task, protocol).
 
     `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of items
-    with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on the left;
-    `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
+    with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on the
+    left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
     Until the clean cell is finished the columns that compare with it are empty.
     """
     return summary_at(outcomes, LEVEL)

@@ -14,8 +14,9 @@ from lensprune.analysis.summary import Group, read_group
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.pair import WeightChange
 from lensprune.replacement.swaps import DISTILLED, Swap
-from lensprune.runs.chance import at_chance
+from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import computed_once
+from lensprune.runs.records import CellKey
 
 __all__ = ["DELTA_COLUMNS", "gain_shares", "share_intervals"]
 
@@ -55,12 +56,16 @@ def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
     for task, protocol in outcomes.cells:
         group = read_group(outcomes, task, protocol)
         if group is not None and CLEAN.name in group.cells and DISTILLED in group.cells:
-            rows.extend(_rows(group, [s for s in outcomes.swaps if s.name in group.cells], outcomes.changes))
+            distilled = outcomes.cell(CellKey(DISTILLED, task, protocol), list(CHANCE_COLUMNS))
+            own = [swap for swap in outcomes.swaps if swap.name in group.cells]
+            rows.extend(_rows(group, own, outcomes.changes, cell_at_chance(distilled)))
     frame = pd.DataFrame(rows, columns=list(DELTA_COLUMNS))
     return frame.astype({"layer": "Int64", "head": "Int64", "gain_is_clear": "boolean", "at_chance": "boolean"})
 
 
-def _rows(group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChange]) -> list[dict[str, object]]:
+def _rows(
+    group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChange], at_chance: bool
+) -> list[dict[str, object]]:
     if not swaps:
         return []
     base, distilled = (group.cells[name].correct.astype(float) for name in (CLEAN.name, DISTILLED))
@@ -87,7 +92,7 @@ def _rows(group: Group, swaps: Sequence[Swap], changes: Mapping[str, WeightChang
         "gain_ci_low": gain.low[0],
         "gain_ci_high": gain.high[0],
         "gain_is_clear": clear,
-        "at_chance": at_chance(group.cells[DISTILLED].correct, group.chances),
+        "at_chance": at_chance,
     }
     rows: list[dict[str, object]] = []
     for i, swap in enumerate(swaps):

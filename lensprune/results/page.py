@@ -151,7 +151,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MOST_RECORDS
         spec_json=visible(outcomes.spec.to_json()),
         figures=pictures,
         critical=table(needed.head(MOST_ROWS), _CRITICAL_SHOWN),
-        none_critical=f"{_counted(int(beats_chance(changed).sum()), 'change')} could be tested.",
+        none_critical=_none_critical(changed),
         summary=table(changed.head(MOST_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
         summary_left_out=max(0, len(changed) - MOST_ROWS),
         tasks=[visible(task.name) for task in outcomes.spec.tasks],
@@ -170,6 +170,16 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MOST_RECORDS
         browser_note=_browser_note(rows.shown, rows.total),
         records_json=json_block(rows.payload),
         downloads=_downloads(outcomes, {"critical": needed, "signatures": signed}, records),
+    )
+
+
+def _none_critical(changed: pd.DataFrame) -> str:
+    tested = int(beats_chance(changed).sum())
+    if not tested:
+        return "None can be named: the clean model is at chance on every task, so it has nothing that could be lost."
+    most = changed.loc[beats_chance(changed), "n"].max()
+    return (
+        f"None among {_counted(tested, 'change')} on tasks above chance, with up to {_counted(int(most), 'item')} each."
     )
 
 

@@ -13,9 +13,9 @@ from lensprune.output.tables import aligned
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.outputs import SCREEN_TABLE
 from lensprune.results.run import Run
-from lensprune.runs.chance import known_at_chance
+from lensprune.runs.chance import items_to_beat_chance, known_at_chance
 
-__all__ = ["run_report", "screen_report", "top_variants"]
+__all__ = ["at_chance_line", "run_report", "screen_report", "top_variants"]
 
 _SHOWN = {
     "variant": "variant",
@@ -49,7 +49,7 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
     if ";" in str(first["metrics"]):
         head += f"\n  metrics: {for_terminal(str(first['metrics']))}"
     if known_at_chance(clean).iloc[0]:
-        return f"{head}\n  at chance: the clean model does not beat guessing here, so its changes are not ranked"
+        return f"{head}\n  {at_chance_line(first)}, so its changes are not ranked"
     changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)
     rows = [list(_SHOWN.values())]
     for _, row in changed.iterrows():
@@ -64,6 +64,19 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
             ]
         )
     return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())
+
+
+def at_chance_line(clean: pd.Series) -> str:
+    """What can be said of a clean model at chance, by its row of a summary: that it guesses, or that the items are too
+    few to tell."""
+    accuracy, chance, n = float(clean["accuracy"]), float(clean["chance"]), int(clean["n"])
+    needed = items_to_beat_chance(accuracy, chance)
+    if needed is None or needed <= n:
+        return "at chance: the clean model's right answers could come from guessing or from one answer for all"
+    return (
+        f"at chance: {n} items can't tell {accuracy:.2f} from guessing ({chance:.2f}); if that is the model's accuracy, "
+        f"{needed} would in four of five runs"
+    )
 
 
 def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) -> str:

@@ -150,7 +150,8 @@ def test_head_functions_against_effects() -> None:
     joined = pd.DataFrame(
         {
             "layer": np.arange(12) // 4, "head": np.arange(12) % 4, "induction": score, "task": "t",
-            "protocol": "generate", "ablation": "zero", "delta": -score, "q_loss": 0.5, "q_gain": 1.0, "at_chance": False,
+            "protocol": "generate", "ablation": "zero", "delta": -score, "q_loss": 0.5, "q_gain": 1.0,
+            "at_chance": False,
         }
     )  # fmt: skip
     ax = head_function_scatter(joined, "induction")[0]
