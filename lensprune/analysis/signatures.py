@@ -12,14 +12,13 @@ from jaxtyping import Float
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.depth import BANDS, band_of
 from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.room import MARGIN, has_room
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["MARGIN", "SIGNATURE_COLUMNS", "signatures", "verdict"]
+__all__ = ["SIGNATURE_COLUMNS", "signatures", "verdict"]
 
-MARGIN = 0.05
-"""Accuracy below which a loss counts as none."""
 SIGNATURE_COLUMNS = (
     "signature",
     "task",
@@ -31,6 +30,7 @@ SIGNATURE_COLUMNS = (
     "value",
     "ci_low",
     "ci_high",
+    "p_value",
     "likelihood_value",
     "likelihood_ci_low",
     "likelihood_ci_high",
@@ -99,10 +99,12 @@ def signatures(outcomes: Outcomes, task: str | None = None, *, margin: float = M
     * ``deep loss of generation``: change in *later* under ``generate``.
     * ``likelihood flat, generation drops``: change in *later* under ``generate`` minus that under a likelihood protocol
       on the same items; ``seen`` only if the likelihood's own change (`likelihood_value`) is above −`margin` with
-      its whole interval.
+      its whole interval, and the clean model is known to have room for a loss there (`has_room`): near chance half of
+      what it knows is less than `margin`, and flat either way.
 
-    `value` with a 95% interval over items (clusters, where items have them); `verdict`: see `verdict`, or
-    `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
+    `value` with a 95% interval over items (clusters, where items have them); `p_value`: one-sided, that it is not below
+    0; `verdict`: see `verdict`, or `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
+    Verdicts here are not corrected for the number of rows; `lensprune.analysis.claims` does that claim by claim.
 
     Raises:
         UserError: a name that is not part of this run, no ablation removed enough single layers in all three bands of
@@ -166,6 +168,7 @@ def _row(
         "value": float(interval.delta[0]),
         "ci_low": low,
         "ci_high": high,
+        "p_value": float(interval.p_negative[0]),
     }
 
 
@@ -178,6 +181,8 @@ def _asking_for_flat(
     found = row["verdict"]
     if likelihood.at_chance:
         found = AT_CHANCE
+    elif found == "seen" and not has_room(likelihood, margin):
+        found = "not resolvable"
     elif found == "seen" and low <= -margin:
         found = "not seen" if high < -margin else "not resolvable"
     return {

@@ -215,8 +215,8 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     changed variants of the same (task, protocol).
 
     `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of items
-    with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on the
-    left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
+    with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on
+    the left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
     Until the clean cell is finished the columns that compare with it are empty.
     """
     return summary_at(outcomes, LEVEL)

@@ -67,7 +67,8 @@ def runs_gap(a: Outcomes, b: Outcomes) -> pd.DataFrame:
         else:
             own = _unpaired(a, b, task, protocol).assign(note="other items: not paired")
         unclear = known_at_chance(own)
-        own.loc[unclear, "note"] = (own.loc[unclear, "note"] + ", at chance").str.strip(", ")
+        for marked, text in ((unclear, "at chance"), (own["floor"] & ~unclear, "near chance")):
+            own.loc[marked, "note"] = (own.loc[marked, "note"] + f", {text}").str.strip(", ")
         frames.append(own.assign(task=task, protocol=protocol))
     kept = [frame for frame in frames if len(frame)]
     if not kept:
@@ -90,7 +91,8 @@ def _unpaired(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFram
     both = both.assign(
         task_a=task, task_b=task, protocol_a=protocol, protocol_b=protocol, n=pd.array([pd.NA] * len(both), "Int64"),
         gap=both["delta_b"] - both["delta_a"], ci_low=float("nan"), ci_high=float("nan"), p_value=float("nan"),
-        q_lower=float("nan"), q_higher=float("nan"), at_chance=both["at_chance_a"] | both["at_chance_b"],
+        q_lower=float("nan"), q_higher=float("nan"), relative_a=float("nan"), relative_b=float("nan"), floor=False,
+        at_chance=both["at_chance_a"] | both["at_chance_b"],
     )  # fmt: skip
     return both[[*place, *GAP_COLUMNS[len(place) :]]]
 

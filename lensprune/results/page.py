@@ -13,7 +13,8 @@ import pyarrow as pa
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import claims_found
 from lensprune.analysis.critical import critical
-from lensprune.analysis.signatures import MARGIN, SIGNATURE_COLUMNS, signatures
+from lensprune.analysis.room import MARGIN
+from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.files import write_error
@@ -83,6 +84,7 @@ _CLAIM_SHOWN = {
     "value": Column("value", "+.3f"),
     "ci_low": Column("95% from", "+.3f"),
     "ci_high": Column("to", "+.3f"),
+    "p_holm": Column("p, Holm", ".2g"),
     "likelihood_value": Column("likelihood's own", "+.3f"),
     "likelihood_ci_low": Column("95% from", "+.3f"),
     "likelihood_ci_high": Column("to", "+.3f"),

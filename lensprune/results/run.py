@@ -17,7 +17,8 @@ from lensprune.analysis.head_effects import ItemEffects
 from lensprune.analysis.head_groups import heads_and_groups
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.overlap import overlap
-from lensprune.analysis.signatures import MARGIN, signatures
+from lensprune.analysis.room import MARGIN
+from lensprune.analysis.signatures import signatures
 from lensprune.analysis.summary import summarise
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes

@@ -74,8 +74,8 @@ def at_chance_line(clean: pd.Series) -> str:
     if needed is None or needed <= n:
         return "at chance: the clean model's right answers could come from guessing or from one answer for all"
     return (
-        f"at chance: {n} items can't tell {accuracy:.2f} from guessing ({chance:.2f}); if that is the model's accuracy, "
-        f"{needed} would in four of five runs"
+        f"at chance: {n} items can't tell {accuracy:.2f} from guessing ({chance:.2f}); at that "
+        f"accuracy {needed} would in four of five runs"
     )
 
 
@@ -90,8 +90,8 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
             f"{cell}: {own['measured']} of {own['heads']} heads are measured, {own['measured'] - controls} for their "
             f"estimates and {controls} drawn at random; the others are estimated",
             f"on the random ones estimate and measurement have rank correlation {own['rank_correlation']:.2f}; "
-            f"{own['controls_in_top']} of them are among the {own['top']} measured ones that lose most: if the others "
-            f"are like them, {own['expected_missed']:.0f} such heads were missed",
+            f"{own['controls_in_top']} of them are among the {own['top']} heads that lose most: about "
+            f"{own['expected_missed']:.0f} of those were missed, at most {own['most_missed']:.0f} with 95% confidence",
         ]
         rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", "status"]]
         for _, head in table[where].head(most).iterrows():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from scipy import stats
 
 from lensprune.runs.chance import at_chance, items_to_beat_chance

@@ -11,7 +11,7 @@ from scipy import stats
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
-from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, task_gap
+from lensprune.analysis.protocol_gap import GAP_COLUMNS, clear_gaps, protocol_gap, task_gap
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
 from lensprune.runs.records import CellKey
@@ -186,3 +186,35 @@ def test_signatures_need_the_whole_depth() -> None:
         signatures(outcomes_of(store, ["clean", "L0.skip"], n_layers=10))
     with pytest.raises(UserError, match="margin 0"):
         signatures(outcomes_of(store, ["clean"]), margin=0)
+
+
+def test_a_likelihood_near_chance_is_not_called_flat() -> None:
+    """Both lose half of what they know. Of 0.34 − 0.25 half is less than the margin, and says nothing of flatness."""
+    near, far = layers(136, 136, 136, 136, 400), layers(200, 200, 200, 400, 400)
+    near |= {skip(layer): right(118, 400) for layer in range(10)}
+    answers = {("t", "continuation"): near, ("t", "generate"): far}
+    found = run_signatures(answers)
+    assert found["likelihood flat, generation drops", "generate − continuation"] == "not resolvable"
+    # With as small a loss of a clean model that knows much it is flat.
+    known = {CLEAN: right(300, 400)} | {skip(layer): right(296, 400) for layer in range(10)}
+    found = run_signatures({("t", "continuation"): known, ("t", "generate"): far})
+    assert found["likelihood flat, generation drops", "generate − continuation"] == "seen"
+
+
+def test_a_gap_from_the_floor_is_marked_and_not_clear() -> None:
+    clean, lost = right(136, 400), right(118, 400)
+    store = stored(
+        {
+            ("t", "continuation"): {CLEAN: clean, skip(0): lost},
+            ("t", "generate"): {CLEAN: right(400, 400), skip(0): right(200, 400)},
+        }
+    )
+    gap = protocol_gap(outcomes_of(store, ["clean", "L0.skip"], [("t", "continuation"), ("t", "generate")]))
+    [row] = gap.to_dict("records")
+    assert row["q_lower"] < 1e-6
+    assert row["floor"]
+    assert not row["at_chance"]
+    assert not clear_gaps(gap).any()
+    # Half of what is above chance under continuation, two thirds under generate.
+    assert (row["relative_a"], row["relative_b"]) == pytest.approx((-0.045 / 0.09, -0.5 / 0.75))
+    assert clear_gaps(gap.assign(floor=False)).all()
