@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, centred_quantiles
+from lensprune.analysis.randomization import TOLERANCE
 from lensprune.errors import UserError
 
 __all__ = [
@@ -119,7 +120,8 @@ def concentration(
         null_low, null_high = _quantiles(null[name], tails)
         sign = -1 if name in _SMALL_IS_CONCENTRATED else 1
         known = null[name][~np.isnan(null[name])]
-        at_least = int((sign * known >= sign * value).sum())
+        # Many draws have the same statistic, up to the order in which it was summed.
+        at_least = int((sign * known >= sign * value - TOLERANCE).sum())
         p_value = np.nan if np.isnan(value) else (1 + at_least) / (1 + len(known))
         null_mean = float(known.mean()) if len(known) else np.nan
         rows.append([name, float(value), low, high, null_mean, null_low, null_high, p_value])

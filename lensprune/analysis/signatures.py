@@ -17,7 +17,7 @@ from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["SIGNATURE_COLUMNS", "signatures", "verdict"]
+__all__ = ["SIGNATURE_COLUMNS", "of_task", "signatures", "verdict"]
 
 SIGNATURE_COLUMNS = (
     "signature",
@@ -117,11 +117,12 @@ def signatures(outcomes: Outcomes, task: str | None = None, *, margin: float = M
         group = read_group(outcomes, *cell)
         if group is not None and group.clean is not None:
             groups.setdefault(group.task, {})[group.protocol] = group
-    rows = [row for own in groups.values() for row in _of_task(own, outcomes.spec.n_layers, margin)]
+    rows = [row for own in groups.values() for row in of_task(own, outcomes.spec.n_layers, margin)]
     return pd.DataFrame(rows, columns=list(SIGNATURE_COLUMNS))
 
 
-def _of_task(groups: dict[str, Group], n_layers: int, margin: float) -> list[dict[str, object]]:
+def of_task(groups: dict[str, Group], n_layers: int, margin: float) -> list[dict[str, object]]:
+    """Rows of `signatures` for one task, by its groups under each protocol."""
     by_protocol = {protocol: _changes(group, n_layers) for protocol, group in groups.items()}
     ablations = dict.fromkeys(ablation for of_protocol in by_protocol.values() for ablation in of_protocol)
     return [
