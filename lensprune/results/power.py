@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 
 from lensprune.analysis.power import FLIPS, power_table
 from lensprune.errors import UserError
@@ -29,7 +29,8 @@ def power_report(
     flips: float = FLIPS,
     out: str | None = None,
 ) -> str:
-    """The smallest loss that is named in 80% of sweeps, as a table; with `out` also ``power.csv`` and ``figures/power.png``.
+    """The smallest loss that is named in 80% of sweeps, as a table; with `out` also files
+    (``power.csv``, ``figures/power.png``).
 
     Args:
         parts: variants that are tested together: layers or heads of the sweep.
@@ -56,9 +57,9 @@ def power_report(
             counted = [len(set(own[:n])) for n in wanted]
     table = power_table(wanted, parts, flips=flips, clusters_of=counted)
     rows = [["items", "clusters", "smallest loss"]]
-    for row in table.itertuples():
-        found = "none" if pd.isna(row.smallest_loss) else f"{row.smallest_loss:.2f}"
-        rows.append([str(row.n), str(row.n_clusters) if counted is not None else "–", found])
+    for n, n_clusters, loss in table[["n", "n_clusters", "smallest_loss"]].itertuples(index=False):
+        found = "none" if np.isnan(loss) else f"{loss:.2f}"
+        rows.append([str(n), str(n_clusters) if counted is not None else "–", found])
     head = (
         f"{for_terminal(name)}: smallest loss of accuracy that is named (q of a loss ≤ 0.05) in 80% of sweeps over "
         f"{parts} variant{'' if parts == 1 else 's'}, each of which also changes {flips:.0%} of the items by accident"
