@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import LensPruneError, UserError, unknown_name
-from lensprune.runs.chance import at_chance
+from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 
@@ -75,7 +75,7 @@ def read_effects(
     clean_key = CellKey(CLEAN.name, task, protocol)
     if clean_key not in finished:
         raise UserError(f"the clean model is not measured yet on {where}: finish the run first")
-    clean = outcomes.cell(clean_key, list(dict.fromkeys(["item_id", measure, "cluster", "correct", "chance"])))
+    clean = outcomes.cell(clean_key, list(dict.fromkeys(["item_id", measure, "cluster", *CHANCE_COLUMNS])))
     kept, facts, columns = [], [], []
     for key in finished:
         if key == clean_key:
@@ -113,10 +113,7 @@ def read_effects(
         differences=differences[finite],
         clusters=clusters,
         dropped=int((~finite).sum()),
-        at_chance=at_chance(
-            clean.column("correct").to_numpy(zero_copy_only=False).astype(bool),
-            clean.column("chance").to_numpy(zero_copy_only=False),
-        ),
+        at_chance=cell_at_chance(clean),
         item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[finite]),
     )
 

@@ -96,7 +96,7 @@ def importance_agreement(
         place = {"task": task, "protocol": protocol, "layer": [v.layer for v in heads], "head": [v.head for v in heads]}
         frames.append(pd.DataFrame({**place, **columns}))
         for a, b in combinations(columns, 2):
-            rho, p_value = spearman(columns[a], columns[b])
+            rho, p_value = spearman(columns[a], columns[b], [int(v.layer or 0) for v in heads])
             size = min(k, len(heads))
             _, _, shared, jaccard, expected, jaccard_p = jaccard_top_k(columns[a], columns[b], size)
             rows.append([task, protocol, a, b, rho, p_value, size, shared, jaccard, expected, jaccard_p])

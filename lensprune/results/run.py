@@ -12,11 +12,13 @@ import pandas as pd
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis import depth, head_effects, protocol_gap, screening
 from lensprune.analysis.concentration import TOP, concentration_table
-from lensprune.analysis.critical import MAX_Q, critical_layers
+from lensprune.analysis.critical import critical_layers
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.analysis.head_groups import heads_and_groups
+from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.overlap import overlap
-from lensprune.analysis.signatures import ACCURACY_MARGIN, signatures
+from lensprune.analysis.room import ACCURACY_MARGIN
+from lensprune.analysis.signatures import signatures
 from lensprune.analysis.summary import summarise
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes
@@ -36,7 +38,7 @@ class Run(Outcomes):
         """One row per (variant, task, protocol), clean first; see `lensprune.analysis.summary.summarise`."""
         return summarise(self)
 
-    def critical_layers(self, task: str | None = None, protocol: str | None = None, q: float = MAX_Q) -> pd.DataFrame:
+    def critical_layers(self, task: str | None = None, protocol: str | None = None, q: float = LEVEL) -> pd.DataFrame:
         """Layers whose removal lowers accuracy; see `lensprune.analysis.critical.critical_layers`."""
         return critical_layers(self, task, protocol, q)
 
@@ -198,7 +200,7 @@ class Run(Outcomes):
 
 
 _SHOWN = [
-    "variant", "task", "protocol", "n", "accuracy_clean", "accuracy", "delta", "ci_low", "ci_high", "q_value",
+    "variant", "task", "protocol", "n", "accuracy_clean", "accuracy", "delta", "ci_low", "ci_high", "q_loss",
 ]  # fmt: skip
 
 

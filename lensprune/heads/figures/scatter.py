@@ -6,6 +6,7 @@ import pandas as pd
 import scipy
 from matplotlib.axes import Axes
 
+from lensprune.analysis.critical import significant
 from lensprune.errors import UserError, unknown_name
 from lensprune.heads.scores import SCORES
 from lensprune.output.drawing.style import GREY, panel_title, panels
@@ -20,7 +21,7 @@ _FEWEST = 4
 def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, title: str = "") -> list[Axes]:
     """Draw Δμ of each removed head against one head function: one panel a (task, protocol, ablation).
 
-    Heads with Benjamini–Hochberg q ≤ `q` are dark and the three largest losses are named; the panel's title has
+    Heads that lose or gain with q ≤ `q` are dark and the three largest losses are named; the panel's title has
     Spearman's ρ and its p over the heads. A task at chance is grey. The data is `joined` itself.
 
     Args:
@@ -39,7 +40,7 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
     _, axes = panels(len(groups), size=(4.3, 3.7), columns=3, sharey=True, title=title)
     for ax, ((task, protocol, ablation), rows) in zip(axes, groups, strict=True):
         unclear = not beats_chance(rows).iloc[0]
-        clear = ((rows["q_value"] <= q) & (not unclear)).to_numpy()
+        clear = significant(rows, q).to_numpy()
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=0)
         ax.scatter(rows.loc[~clear, score], rows.loc[~clear, "delta"], s=18, color=GREY, alpha=0.6, linewidths=0)
         ax.scatter(

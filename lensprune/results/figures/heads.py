@@ -7,6 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from lensprune.analysis.critical import significant
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import SIGNED, panel_title, panels
 from lensprune.runs.chance import beats_chance
@@ -18,8 +19,8 @@ _PARTS = {"head": "head", "kv_group": "key/value group"}
 
 
 def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataFrame:
-    """What `head_effect_maps` draws: task, protocol, component, ablation, layer, head, delta, q_value, significant,
-    at_chance.
+    """What `head_effect_maps` draws: task, protocol, component, ablation, layer, head, delta, q_loss, q_gain,
+    significant, at_chance.
 
     Raises:
         UserError: no head or key/value group was removed.
@@ -27,8 +28,8 @@ def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataF
     frame = summary[summary["component"].isin(list(_PARTS)) & summary["delta"].notna() & summary["head"].notna()]
     if frame.empty:
         raise UserError("there is nothing to draw: the run removes no single head or key/value group")
-    columns = ["task", "protocol", "component", "ablation", "layer", "head", "delta", "q_value", "at_chance"]
-    kept = frame[columns].assign(significant=(frame["q_value"] <= q) & beats_chance(frame))
+    columns = ["task", "protocol", "component", "ablation", "layer", "head", "delta", "q_loss", "q_gain", "at_chance"]
+    kept = frame[columns].assign(significant=significant(frame, q))
     return kept.astype({"layer": int, "head": int}).reset_index(drop=True)
 
 
@@ -42,7 +43,7 @@ def head_effect_maps(
 ) -> list[Axes]:
     """Draw Δμ of each removed head: one map a (task, protocol), layers upwards, one scale for all, 0 in the middle.
 
-    A dot marks a change with Benjamini–Hochberg q ≤ `q`; where the clean model is at chance there are no dots and the
+    A dot marks a loss or a gain with q ≤ `q`; where the clean model is at chance there are no dots and the
     title says so. Places that were not swept are grey.
 
     Args:
