@@ -20,6 +20,7 @@ from lensprune.commands import delta as delta_command
 from lensprune.commands import fidelity as fidelity_command
 from lensprune.commands import heads as heads_command
 from lensprune.commands import paper as paper_command
+from lensprune.commands import power as power_command
 from lensprune.commands import primitives as primitives_command
 from lensprune.commands import report as report_command
 from lensprune.commands.options import add_sweep_options
@@ -92,6 +93,9 @@ def _parser() -> _Parser:
     )
     fidelity_command.add_arguments(
         command("fidelity", fidelity_command.run, "measure how far the model's own answers survive without each part")
+    )
+    power_command.add_arguments(
+        command("power", power_command.run, "say how large a loss must be for a sweep to name it, and run nothing")
     )
     primitives_command.add_arguments(
         command("primitives", primitives_command.run, "name what heads and MLPs do while a model works sums in steps")

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from lensprune.analysis.multiplicity import holm
+from lensprune.analysis.room import ACCURACY_MARGIN
 from lensprune.analysis.signatures import AT_CHANCE
 
 __all__ = ["CLAIMS", "DISTILLATION", "Claim", "ClaimResult", "claim_results", "claim_verdict"]
 
+_ALPHA = 0.025
+"""A whole 95% interval below 0 has a one-sided p of so much or less."""
 _LIKELIHOODS = ("default", "continuation")
 
 
@@ -63,7 +67,8 @@ CLAIMS: tuple[Claim, ...] = (
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim, the verdict over its rows, and the rows (columns of `SIGNATURE_COLUMNS`)."""
+    """A claim, the verdict over its rows, and the rows (columns of `SIGNATURE_COLUMNS`, `verdict` corrected for their
+    number, and ``p_holm``)."""
 
     claim: Claim
     verdict: str
@@ -82,11 +87,25 @@ def claim_verdict(verdicts: pd.Series) -> str:
     return said.pop() if len(said) == 1 else "mixed"
 
 
-def claim_results(signatures: pd.DataFrame) -> list[ClaimResult]:
-    """Every claim of `CLAIMS` with its rows out of `lensprune.analysis.signatures`."""
+def _corrected(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """A row is ``seen`` only if its one-sided p, adjusted for the rows of the claim that can be resolved (Holm 1979),
+    is at most 0.025: a claim without any truth is then seen in at most 2.5% of runs, however many rows it has."""
+    adjusted = holm(rows["p_value"].where(rows["verdict"] != AT_CHANCE).to_numpy(float))
+    lost = (rows["verdict"] == "seen") & ~(adjusted <= _ALPHA)
+    instead = (rows["ci_low"] > -margin).map({True: "not seen", False: "not resolvable"})
+    return rows.assign(verdict=rows["verdict"].where(~lost, instead), p_holm=adjusted)
+
+
+def claim_results(signatures: pd.DataFrame, *, margin: float = ACCURACY_MARGIN) -> list[ClaimResult]:
+    """Every claim of `CLAIMS` with its rows out of `lensprune.analysis.signatures`.
+
+    Args:
+        margin: that of the signatures.
+    """
     results = []
     for claim in CLAIMS:
         keys = zip(*(signatures[name] for name in ("signature", "task_kind", "protocol")), strict=True)
         rows = signatures[[claim.applies(*key) for key in keys]] if len(signatures) else signatures
-        results.append(ClaimResult(claim, claim_verdict(rows["verdict"]), rows.reset_index(drop=True)))
+        rows = _corrected(rows.reset_index(drop=True), margin)
+        results.append(ClaimResult(claim, claim_verdict(rows["verdict"]), rows))
     return results

@@ -9,7 +9,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from lensprune.analysis.head_effects import ItemEffects
-from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means
+from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, centred_quantiles
+from lensprune.analysis.randomization import TOLERANCE
 from lensprune.errors import UserError
 
 __all__ = [
@@ -67,18 +68,17 @@ def concentration_statistics(
 def null_effects(
     differences: Float[np.ndarray, "item part"], draws: int, seed: int = 0
 ) -> Float[np.ndarray, "draw part"]:
-    """Mean effects when the sign of every (item, part) difference is drawn at random.
+    """Mean effects when each item's differences are dealt out to the parts at random.
 
-    Items keep the sizes of their differences, but no part has an effect of its own: what concentration is then left is
-    that of noise, parts with more changed items having more of it.
+    Items keep what they lose and gain, but all parts are alike: what concentration is then left is that of noise.
     """
     generator = np.random.default_rng(seed)
     n, parts = differences.shape
     means = np.empty((draws, parts))
     for start in range(0, draws, _BLOCK):
         stop = min(start + _BLOCK, draws)
-        signs = generator.integers(0, 2, size=(stop - start, n, parts), dtype=np.int8) * 2 - 1
-        means[start:stop] = np.einsum("dip,ip->dp", signs, differences) / n
+        dealt = generator.permuted(np.broadcast_to(differences, (stop - start, n, parts)), axis=2)
+        means[start:stop] = dealt.mean(axis=1)
     return means
 
 
@@ -98,8 +98,8 @@ def concentration(
         top: the k of ``share_top_k``.
 
     Returns:
-        One row a statistic (`concentration_statistics`). `ci_low`, `ci_high`: 95% percentile bootstrap over items
-        (resampling adds noise to every effect, so the interval leans towards less concentration). `null_*`: mean and
+        One row a statistic (`concentration_statistics`). `ci_low`, `ci_high`: 95% bootstrap over items, moved by
+        its bias (`centred_quantiles`): where the statistic of as many other items would lie. `null_*`: mean and
         95% range under `null_effects`. `p_value`: one-sided, that the null is at least as concentrated,
         (1 + as concentrated) / (1 + draws); NaN when every effect is 0.
 
@@ -116,11 +116,12 @@ def concentration(
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     rows = []
     for name, value in observed.items():
-        low, high = _quantiles(resampled[name], tails)
+        low, high = centred_quantiles(resampled[name], float(value))
         null_low, null_high = _quantiles(null[name], tails)
         sign = -1 if name in _SMALL_IS_CONCENTRATED else 1
         known = null[name][~np.isnan(null[name])]
-        at_least = int((sign * known >= sign * value).sum())
+        # Many draws have the same statistic, up to the order in which it was summed.
+        at_least = int((sign * known >= sign * value - TOLERANCE).sum())
         p_value = np.nan if np.isnan(value) else (1 + at_least) / (1 + len(known))
         null_mean = float(known.mean()) if len(known) else np.nan
         rows.append([name, float(value), low, high, null_mean, null_low, null_high, p_value])

@@ -11,7 +11,7 @@ import scipy
 
 from lensprune.analysis.concentration import concentration_statistics
 from lensprune.analysis.head_effects import ItemEffects
-from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means
+from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, centred_quantiles
 from lensprune.errors import UserError
 
 __all__ = ["OVER_SEEDS_COLUMNS", "PER_SEED_COLUMNS", "STATISTICS", "Comparison", "compare", "over_seeds"]
@@ -43,11 +43,14 @@ class Comparison:
     accuracy: float
 
 
-def compare(comparison: Comparison, *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def compare(comparison: Comparison, *, losses: bool = False, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Concentration in both models and its difference, student − base; one row per statistic, `PER_SEED_COLUMNS`.
 
-    `ci_low`, `ci_high`: 95% percentile bootstrap of the difference over items, the same items for both models. Where
-    either model has no effect at all the values are NaN.
+    `ci_low`, `ci_high`: 95% bootstrap of the difference over items, the same items for both models, moved by its bias
+    (`centred_quantiles`). Where either model has no effect at all the values are NaN.
+
+    Args:
+        losses: count only parts whose removal lowers the measure; a part without which the model gains carries nothing.
 
     Raises:
         UserError: the two models' parts or numbers of items differ.
@@ -58,15 +61,16 @@ def compare(comparison: Comparison, *, resamples: int = 2000, seed: int = 0) -> 
     parts = len(base.variants)
     both = np.concatenate([base.differences, other.differences], axis=1)
     draws = bootstrap_means(both, base.clusters, resamples=resamples, seed=seed)
-    drawn = [concentration_statistics(draws[:, of_model], ()) for of_model in (slice(parts), slice(parts, None))]
-    statistics = [concentration_statistics(effects.effects, ()) for effects in (base, other)]
-    tail = (1 - CONFIDENCE) / 2
+    highest = 0.0 if losses else np.inf
+    drawn = [
+        concentration_statistics(np.minimum(draws[:, of_model], highest), ())
+        for of_model in (slice(parts), slice(parts, None))
+    ]
+    statistics = [concentration_statistics(np.minimum(effects.effects, highest), ()) for effects in (base, other)]
     rows = []
     for name in STATISTICS:
-        differences = drawn[1][name] - drawn[0][name]
-        known = differences[~np.isnan(differences)]
-        low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
         values = [float(one[name]) for one in statistics]
+        low, high = centred_quantiles(drawn[1][name] - drawn[0][name], values[1] - values[0])
         names = [comparison.student, base.task, comparison.component, name, comparison.seed]
         shape = [len(both), parts, comparison.accuracy_base, comparison.accuracy]
         rows.append([*names, *shape, *values, values[1] - values[0], low, high])

@@ -5,23 +5,22 @@ from __future__ import annotations
 import pandas as pd
 
 from lensprune.ablation.choices import branch_names
-from lensprune.analysis.summary import summarise_cells
+from lensprune.analysis.multiplicity import LEVEL
+from lensprune.analysis.summary import summarise, summary_at
 from lensprune.errors import UserError
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["MAX_Q", "critical", "critical_layers"]
+__all__ = ["critical", "critical_layers", "significant"]
 
-MAX_Q = 0.05
-"""False discovery rate at which a loss counts."""
 _COLUMNS = [
     "task", "protocol", "variant", "component", "layer", "ablation", "n", "accuracy_clean", "accuracy", "delta",
-    "delta_relative", "ci_low", "ci_high", "p_value", "q_value",
+    "delta_relative", "ci_low", "ci_high", "p_value", "q_loss",
 ]  # fmt: skip
 
 
-def critical(summary: pd.DataFrame, q: float = MAX_Q) -> pd.DataFrame:
-    """The rows of a summary whose variant lowers accuracy: ``delta < 0`` and ``q_value <= q``, the clean model above
+def critical(summary: pd.DataFrame, q: float = LEVEL) -> pd.DataFrame:
+    """The rows of a summary whose variant lowers accuracy: ``delta < 0`` and ``q_loss <= q``, the clean model above
     chance. Where it is at chance nothing can be said, so these rows are left out.
 
     Raises:
@@ -29,17 +28,24 @@ def critical(summary: pd.DataFrame, q: float = MAX_Q) -> pd.DataFrame:
     """
     if not 0 < q <= 1:
         raise UserError(f"q {q} is not a false discovery rate: expected a number above 0, up to 1")
-    return summary[beats_chance(summary) & (summary["delta"] < 0) & (summary["q_value"] <= q)]
+    return summary[beats_chance(summary) & (summary["delta"] < 0) & (summary["q_loss"] <= q)]
+
+
+def significant(frame: pd.DataFrame, q: float = LEVEL) -> pd.Series[bool]:
+    """Rows of a summary that lose or gain with `q` or less, the clean model above chance."""
+    return beats_chance(frame) & (frame[["q_loss", "q_gain"]].min(axis=1) <= q)
 
 
 def critical_layers(
-    outcomes: Outcomes, task: str | None = None, protocol: str | None = None, q: float = MAX_Q
+    outcomes: Outcomes, task: str | None = None, protocol: str | None = None, q: float = LEVEL
 ) -> pd.DataFrame:
     """Layers (or attention or MLP branches) whose removal lowers accuracy, see `critical`, the most needed first.
 
     Raises:
         UserError: a name that is not part of this run, or `q` outside 0 to 1.
     """
-    summary = critical(summarise_cells(outcomes, task, protocol), q)
-    chosen = summary[summary["component"].isin(branch_names())]
+    cells = set(outcomes.select(task, protocol))
+    summary = critical(summarise(outcomes) if q <= LEVEL else summary_at(outcomes, q), q)
+    here = [cell in cells for cell in zip(summary["task"], summary["protocol"], strict=True)]
+    chosen = summary[pd.Series(here, summary.index, dtype=bool) & summary["component"].isin(branch_names())]
     return chosen.sort_values("delta", kind="stable")[_COLUMNS].reset_index(drop=True)

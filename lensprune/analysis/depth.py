@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.summary import read_group
 from lensprune.runs.outcomes import Outcomes
 
@@ -40,7 +40,7 @@ def depth_bands(outcomes: Outcomes, task: str | None = None, protocol: str | Non
     """Mean Δμ over the swept layers of each band, for each kind of component and ablation.
 
     `mean_delta`: mean over the band's layers of Δμ, one removed at a time (heads: over all swept heads of the layers);
-    `ci_low`, `ci_high`: paired bootstrap 95% interval over items, the layers being fixed; `worst_delta`: the lowest
+    `ci_low`, `ci_high`: paired 95% interval over items, the layers being fixed; `worst_delta`: the lowest
     Δμ in the band; `n_layers`: how many of the band's layers were swept. ``at_chance`` bands mean nothing.
 
     Raises:
@@ -63,7 +63,7 @@ def depth_bands(outcomes: Outcomes, task: str | None = None, protocol: str | Non
         ):
             correct = np.stack([group.cells[name].correct for name in names], axis=1)
             differences = correct.astype(float) - group.clean.correct[:, None]
-            interval = paired_bootstrap(differences.mean(axis=1, keepdims=True), group.clusters)
+            interval = mean_intervals(differences.mean(axis=1, keepdims=True), group.clusters)
             rows.append(
                 [
                     cell_task,

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import LensPruneError, UserError, unknown_name
-from lensprune.runs.chance import at_chance
+from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 
@@ -101,7 +101,7 @@ def read_effects(
         differences=differences[finite],
         clusters=pd.factorize(names)[0][finite] if names.notna().all() else None,
         dropped=int((~finite).sum()),
-        at_chance=at_chance(_numbers(clean, "correct").astype(bool), _numbers(clean, "chance")),
+        at_chance=cell_at_chance(clean),
         item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[finite]),
     )
 
@@ -128,7 +128,7 @@ def _clean_cell(outcomes: Outcomes, task: str, protocol: str, measure: str) -> p
     key = CellKey(CLEAN.name, task, protocol)
     if key not in outcomes.finished(task, protocol):
         raise UserError(f"the clean model is not measured yet on {task} under {protocol}: finish the run first")
-    return outcomes.cell(key, list(dict.fromkeys(["item_id", measure, "cluster", "correct", "chance"])))
+    return outcomes.cell(key, list(dict.fromkeys(["item_id", measure, "cluster", *CHANCE_COLUMNS])))
 
 
 def _is_removed(cell: pa.Table, component: str, ablation: str | None) -> bool:

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 
 from lensprune.analysis.head_effects import ItemEffects, item_effects
-from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.analysis.intervals import mean_intervals
 from lensprune.errors import UserError
 from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["heads_and_groups", "heads_beside_groups"]
 
 
-def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int, *, seed: int = 0) -> pd.DataFrame:
+def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int) -> pd.DataFrame:
     """One row a key/value group all of whose heads were removed too, one by one.
 
     Removing a shared key/value head, as the public script of arXiv:2510.02091 does, removes all query heads that read
@@ -23,7 +23,7 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
     Columns: ``task``, ``protocol``, ``n`` (items that both have), ``layer``, ``group``, ``heads`` (like ``3-5``),
     ``group_effect``, ``sum_of_heads``, ``strongest_head`` and ``strongest_effect`` (mean changes of the measure;
     negative: needed), ``interaction`` = group_effect − sum_of_heads with its 95% interval ``ci_low``, ``ci_high``
-    (items resampled in pairs; NaN where a measure in nats has the same interaction on every item).
+    (paired by item; NaN where a measure in nats has the same interaction on every item).
 
     Args:
         heads, groups: effects of one (task, protocol) and measure. Items that one side alone has, since each leaves out
@@ -75,8 +75,9 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
         )
     if not rows:
         raise UserError("no key/value group was removed together with all its heads one by one: use heads-and-groups")
-    largest = 1 + group_size if heads.measure == "correct" else None
-    intervals = paired_bootstrap(np.stack(interactions, axis=1), clusters, largest=largest, seed=seed)
+    largest = 1 + group_size
+    bounds = (-largest, largest) if heads.measure == "correct" else None
+    intervals = mean_intervals(np.stack(interactions, axis=1), clusters, bounds=bounds)
     frame = pd.DataFrame(rows)
     frame["interaction"], frame["ci_low"], frame["ci_high"] = intervals.delta, intervals.low, intervals.high
     return frame

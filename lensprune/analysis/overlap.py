@@ -9,12 +9,12 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import scipy
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.errors import UserError
 
-__all__ = ["OVERLAP_COLUMNS", "jaccard_top_k", "overlap", "spearman"]
+__all__ = ["OVERLAP_COLUMNS", "jaccard_top_k", "on_disjoint_items", "overlap", "relabellings", "spearman"]
 
 PERMUTATIONS = 10_000
 """Random orders behind a p-value."""
@@ -37,10 +37,49 @@ OVERLAP_COLUMNS = (
 )
 
 
+def relabellings(layers: Sequence[int], draws: int = PERMUTATIONS, seed: int = 0) -> Int[np.ndarray, "draw part"]:
+    """Ways to deal the effects of one side out to other parts that keep the depth profile's smoothness.
+
+    Neighbouring layers have similar effects, so two profiles that have nothing to do with each other correlate more
+    often than shuffled ones. The layers are shifted around the circle of the depth and mirrored (a reflection keeps
+    autocorrelation too), and the parts within each layer shuffled. Without parts to shuffle within layers these are
+    exactly all 2 × layers ways, the first of which changes nothing; else `draws` random ones. Parts of a single layer,
+    or of layers with unlike numbers of parts, are shuffled freely.
+
+    Args:
+        layers: of each part.
+    """
+    generator = np.random.default_rng(seed)
+    _, counts = np.unique(layers, return_counts=True)
+    depth, width = len(counts), int(counts[0])
+    if depth == 1 or (counts != width).any():
+        return generator.permuted(np.tile(np.arange(len(layers)), (draws, 1)), axis=1)
+    grid = np.argsort(layers, kind="stable").reshape(depth, width)
+    turns = np.stack(
+        [own for shift in range(depth) for own in (np.roll(grid, shift, 0), np.roll(grid[::-1], shift, 0))]
+    )
+    if width > 1:
+        turns = generator.permuted(turns[generator.integers(0, len(turns), draws)], axis=2)
+    dealt = np.empty((len(turns), len(layers)), int)
+    dealt[:, grid.ravel()] = turns.reshape(len(turns), -1)
+    return dealt
+
+
+def _share(beyond: Bool[np.ndarray, " draw"], dealt: Int[np.ndarray, "draw part"]) -> float:
+    """The share of ways that are as extreme: exact where they are all there are, else with the observed one."""
+    whole = bool((dealt[0] == np.arange(dealt.shape[1])).all())
+    return float(beyond.mean()) if whole else float((1 + beyond.sum()) / (1 + len(beyond)))
+
+
 def spearman(
-    a: Float[np.ndarray, " part"], b: Float[np.ndarray, " part"], permutations: int = PERMUTATIONS, seed: int = 0
+    a: Float[np.ndarray, " part"],
+    b: Float[np.ndarray, " part"],
+    layers: Sequence[int] | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Spearman's ρ of two sets of effects and its two-sided p-value by permuting the parts of one.
+    """Spearman's ρ of two sets of effects and its two-sided p-value by dealing the effects of one out to other parts:
+    as `relabellings` where `layers` says where the parts are, else in any order.
 
     Up to eight parts all orders count, so the p-value is exact (at best 2/n!); for more, `permutations` random ones
     (Phipson & Smyth 2010). Student's t, which is 0 at ρ = ±1 for any number of values, claims more than the orders can
@@ -51,6 +90,10 @@ def spearman(
     size = float(np.sqrt((ranks_a**2).sum() * (ranks_b**2).sum()))
     if size == 0:
         return np.nan, np.nan
+    observed = float(ranks_a @ ranks_b / size)
+    if layers is not None:
+        dealt = relabellings(layers, permutations, seed)
+        return observed, _share(np.abs(ranks_b[dealt] @ ranks_a / size) >= abs(observed) - 1e-12, dealt)
     test = scipy.stats.permutation_test(
         (ranks_b,),
         lambda ranks, axis: np.abs((ranks * ranks_a).sum(axis=axis)),
@@ -61,7 +104,7 @@ def spearman(
         else permutations,
         random_state=seed,
     )
-    return float(ranks_a @ ranks_b / size), float(test.pvalue)
+    return observed, float(test.pvalue)
 
 
 def jaccard_top_k(
@@ -99,8 +142,35 @@ def _strictly_top(effects: Float[np.ndarray, " part"], k: int) -> set[int]:
     return set(np.flatnonzero(sizes > border).tolist())
 
 
+def on_disjoint_items(
+    a: ItemEffects, b: ItemEffects, seed: int = 0
+) -> tuple[Float[np.ndarray, " part"], Float[np.ndarray, " part"]]:
+    """Mean effects of both sides, on disjoint halves of the items (whole clusters, where they have any) if the two ask
+    the same ones: under two protocols, or with the book closed and open.
+
+    On the same items both sides share their luck, and parts that are all alike come out correlated.
+    """
+    names = [own.task.partition("[")[0].removesuffix("_open") for own in (a, b)]
+    shared = sorted(set(a.item_ids) & set(b.item_ids)) if names[0] == names[1] else []
+    if len(shared) < 2:
+        return a.effects, b.effects
+    clusters = dict(zip(a.item_ids, a.clusters if a.clusters is not None else range(len(a.item_ids)), strict=True))
+    units = sorted({int(clusters[item]) for item in shared})
+    if len(units) < 2:
+        clusters, units = {item: place for place, item in enumerate(shared)}, list(range(len(shared)))
+    first = set(np.random.default_rng(seed).permutation(units)[: (len(units) + 1) // 2].tolist())
+    halves = [
+        own.differences[[item in clusters and (clusters[item] in first) == half for item in own.item_ids]]
+        for own, half in ((a, True), (b, False))
+    ]
+    return halves[0].mean(axis=0), halves[1].mean(axis=0)
+
+
 def overlap(effects: Sequence[ItemEffects], k: int = 10, seed: int = 0) -> pd.DataFrame:
     """One row for each pair of (task, protocol) whose same parts were removed.
+
+    Two protocols of one task, or its open and closed book, are ranked on disjoint halves of the items
+    (`on_disjoint_items`); p-values and the Jaccard index to expect come from `relabellings`.
 
     Raises:
         UserError: fewer than two, parts that differ, or a `k` out of range.
@@ -111,7 +181,22 @@ def overlap(effects: Sequence[ItemEffects], k: int = 10, seed: int = 0) -> pd.Da
     for a, b in combinations(effects, 2):
         if a.variants != b.variants:
             raise UserError(f"{a.task} under {a.protocol} and {b.task} under {b.protocol} removed different parts")
-        rho, rho_p = spearman(a.effects, b.effects, seed=seed)
+        of_a, of_b = on_disjoint_items(a, b, seed)
+        rho, rho_p = spearman(of_a, of_b, a.layers, seed=seed)
+        top_a, top_b, shared, jaccard, expected, jaccard_p = jaccard_top_k(of_a, of_b, k)
+        # Parts of one layer are shuffled freely, and the law is then known.
+        if top_a and top_b and len(set(a.layers)) > 1:
+            expected, jaccard_p = _shared_when_dealt(of_a, of_b, k, relabellings(a.layers, seed=seed))
         names = [a.task, a.protocol, b.task, b.protocol, len(a.variants)]
-        rows.append([*names, rho, rho_p, k, *jaccard_top_k(a.effects, b.effects, k)])
+        rows.append([*names, rho, rho_p, k, top_a, top_b, shared, jaccard, expected, jaccard_p])
     return pd.DataFrame(rows, columns=list(OVERLAP_COLUMNS))
+
+
+def _shared_when_dealt(
+    a: Float[np.ndarray, " part"], b: Float[np.ndarray, " part"], k: int, dealt: Int[np.ndarray, "draw part"]
+) -> tuple[float, float]:
+    """Jaccard index to expect, and one-sided p of the number shared."""
+    own, other = (np.isin(np.arange(len(a)), list(_strictly_top(side, k))) for side in (a, b))
+    counts = (other[dealt] & own).sum(axis=1)
+    indices = counts / (own.sum() + other.sum() - counts)
+    return float(indices.mean()), _share(counts >= (own & other).sum(), dealt)

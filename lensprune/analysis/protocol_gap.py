@@ -7,15 +7,20 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.multiplicity import LEVEL, discrete_bh
+from lensprune.analysis.paired_tests import lower_tail
 from lensprune.analysis.randomization import sign_flip_p
-from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
+from lensprune.analysis.room import has_room, room
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
+from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["GAP_COLUMNS", "paired_gap", "protocol_gap", "task_gap"]
+__all__ = ["GAP_COLUMNS", "clear_gaps", "paired_gap", "protocol_gap", "task_gap"]
 
 GAP_COLUMNS = (
     "variant",
@@ -30,22 +35,28 @@ GAP_COLUMNS = (
     "n",
     "delta_a",
     "delta_b",
+    "relative_a",
+    "relative_b",
     "gap",
     "ci_low",
     "ci_high",
     "p_value",
-    "q_value",
+    "q_lower",
+    "q_higher",
     "at_chance",
+    "floor",
 )
 
 
 def paired_gap(a: Group, b: Group) -> pd.DataFrame:
     """Δμ under `b` minus Δμ under `a`, variant by variant on the same items, with the columns `GAP_COLUMNS`.
 
-    `gap` = `delta_b` − `delta_a` (negative: `b` loses more by the removal); `ci_low`, `ci_high`: bootstrap 95% interval
-    over items (clusters, where items have them), each item bringing its four outcomes; `p_value`: `sign_flip_p`;
-    `q_value`: Benjamini–Hochberg over the variants. `at_chance`: the clean model is at chance on one side, so the gap
-    means nothing.
+    `gap` = `delta_b` − `delta_a` (negative: `b` loses more by the removal); `ci_low`, `ci_high`: 95% interval over
+    items (clusters, where items have them), each item bringing its four outcomes; `p_value`: two-sided, `sign_flip_p`;
+    `q_lower`, `q_higher`: discrete false discovery rate of one-sided exact p-values over the variants, that the gap is
+    below 0 and that it is above (`discrete_bh`). `at_chance`: the clean model is at chance on one side, so the gap
+    means nothing. `relative_a`, `relative_b`: Δμ over the clean model's accuracy above chance; `floor`: on one side it
+    is not known to stand more than 0.1 above chance (`has_room`), so that a smaller loss there may be the floor's.
 
     Raises:
         UserError: the two sides have different items or no clean cell.
@@ -63,8 +74,8 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
         correct = np.stack([group.cells[name].correct for name in names], axis=1).astype(float)
         changes.append(correct - group.clean.correct[:, None])  # type: ignore[union-attr]
     differences = changes[1] - changes[0]
-    interval = paired_bootstrap(differences, a.clusters, largest=2)
-    p_values = sign_flip_p(differences)
+    interval = mean_intervals(differences, a.clusters, bounds=(-2, 2))
+    q_lower, q_higher = (discrete_bh(lower_tail(own)) for own in (differences, -differences))
     rows = [{key: a.cells[name].facts[key] for key in ("component", "layer", "head", "ablation")} for name in names]
     frame = pd.DataFrame(rows).assign(
         variant=names,
@@ -78,11 +89,26 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
         gap=interval.delta,
         ci_low=interval.low,
         ci_high=interval.high,
-        p_value=p_values,
-        q_value=benjamini_hochberg(p_values),
+        p_value=sign_flip_p(differences),
+        q_lower=q_lower,
+        q_higher=q_higher,
         at_chance=bool(a.at_chance or b.at_chance),
+        floor=not (has_room(a) and has_room(b)),
+        relative_a=_relative(changes[0], a),
+        relative_b=_relative(changes[1], b),
     )
     return frame[list(GAP_COLUMNS)].astype({"layer": "Int64", "head": "Int64"})
+
+
+def _relative(changes: Float[np.ndarray, "item variant"], group: Group) -> Float[np.ndarray, " variant"]:
+    """Mean change over the clean model's accuracy above chance; NaN where it has none."""
+    above = room(group)
+    return changes.mean(axis=0) / (above if above > 0 else np.nan)
+
+
+def clear_gaps(gap: pd.DataFrame, q: float = LEVEL) -> pd.Series[bool]:
+    """Rows whose gap is below or above 0 with `q` or less, both sides above chance and with room for a loss."""
+    return beats_chance(gap) & ~gap["floor"].astype(bool) & (gap[["q_lower", "q_higher"]].min(axis=1) <= q)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import scipy
 from jaxtyping import Bool, Float, Int
 
-__all__ = ["FLIPS", "Exceedances", "sign_flip_p", "two_stage_p"]
+__all__ = ["FLIPS", "Exceedances", "integer_law", "sign_flip_p", "sizes_of", "two_stage_p"]
 
 FLIPS = 10_000
 TOLERANCE = 1e-9
@@ -51,12 +51,18 @@ def two_stage_p(beyond: Exceedances, n_columns: int, *, draws: int, tests: int) 
 
 
 def sign_flip_p(
-    differences: Float[np.ndarray, "item variant"], *, tests: int | None = None, flips: int = FLIPS, seed: int = 0
+    differences: Float[np.ndarray, "item variant"],
+    *,
+    tests: int | None = None,
+    flips: int = FLIPS,
+    alternative: Literal["two-sided", "greater"] = "two-sided",
+    seed: int = 0,
 ) -> Float[np.ndarray, " variant"]:
-    """Two-sided p-value of a mean of zero, when each item's difference is as likely to have the other sign.
+    """p-value of a mean of zero, when each item's difference is as likely to have the other sign.
 
-    The share of sign patterns with an |Σ| at least as large as the observed one, for each variant by its own column
-    alone. Items count as independent. Without any difference p is 1; with one that is not finite it is NaN.
+    The share of sign patterns with an |Σ| (``greater``: a Σ) at least as large as the observed one, for each variant by
+    its own column alone. Items count as independent. Without any difference p is 1; with one that is not finite it is
+    NaN.
 
     * Integers up to 16, such as differences of outcomes: exact, by convolution of the binomial laws of how many items
       of each size are flipped.
@@ -66,6 +72,7 @@ def sign_flip_p(
     Args:
         tests: size of the family that the p-values are corrected in; ``None``: these variants alone.
         flips: random patterns of the first stage.
+        alternative: ``greater`` tests against a mean above zero alone.
         seed: of the random patterns.
     """
     p_values = np.full(differences.shape[1], np.nan)
@@ -73,11 +80,12 @@ def sign_flip_p(
     whole = known.copy()
     whole[known] = (differences[:, known] == np.rint(differences[:, known])).all(axis=0)
     whole[known] &= np.abs(differences[:, known]).max(axis=0, initial=0) <= _LARGEST_STEP
-    p_values[whole] = _integer_p(differences[:, whole])
+    sided = alternative == "greater"
+    p_values[whole] = _integer_p(differences[:, whole], sided)
     few = known & ~whole & ((differences != 0).sum(axis=0) <= _EXACT_ITEMS)
     for column in np.flatnonzero(few):
         values = differences[differences[:, column] != 0, column]
-        p_values[column] = _as_extreme(_patterns(len(values)), values[:, None]).mean()
+        p_values[column] = _as_extreme(_patterns(len(values)), values[:, None], sided).mean()
     rest = np.flatnonzero(known & ~whole & ~few)
     if len(rest):
         remaining = differences[:, rest]
@@ -89,7 +97,7 @@ def sign_flip_p(
                 shape = min(_BLOCK, draws - start), len(remaining)
                 bits = np.frombuffer(generator.bytes(-(-shape[0] * shape[1] // 8)), np.uint8)
                 flipped = np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape)
-                counts += _as_extreme(flipped.astype(float), remaining[:, columns]).sum(axis=0)
+                counts += _as_extreme(flipped.astype(float), remaining[:, columns], sided).sum(axis=0)
             return counts
 
         p_values[rest] = two_stage_p(beyond, len(rest), draws=flips, tests=tests or differences.shape[1])
@@ -97,10 +105,11 @@ def sign_flip_p(
 
 
 def _as_extreme(
-    flipped: Float[np.ndarray, "draw item"], values: Float[np.ndarray, "item variant"]
+    flipped: Float[np.ndarray, "draw item"], values: Float[np.ndarray, "item variant"], sided: bool
 ) -> Bool[np.ndarray, "draw variant"]:
     total = values.sum(axis=0)
-    return np.abs(total - 2 * (flipped @ values)) >= np.abs(total) - TOLERANCE
+    drawn = total - 2 * (flipped @ values)
+    return drawn >= total - TOLERANCE if sided else np.abs(drawn) >= np.abs(total) - TOLERANCE
 
 
 @cache
@@ -109,28 +118,40 @@ def _patterns(n: int) -> Float[np.ndarray, "pattern item"]:
     return ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(float)
 
 
-def _integer_p(differences: Float[np.ndarray, "item variant"]) -> Float[np.ndarray, " variant"]:
+def sizes_of(differences: Float[np.ndarray, "item variant"]) -> Int[np.ndarray, "variant size"]:
+    """How many items of each variant differ by 1, 2, … up to the largest |difference|; for integers."""
     sizes = np.abs(differences)
     steps = range(1, int(sizes.max(initial=0)) + 1)
-    counts = np.stack([(sizes == step).sum(axis=0) for step in steps] or [np.zeros(differences.shape[1], int)], axis=1)
-    observed = np.abs(differences.sum(axis=0)).astype(int)
-    keys = zip(map(tuple, counts.tolist()), observed.tolist(), strict=True)
-    return np.array([_two_sided(of_step, total) for of_step, total in keys], float)
+    return np.stack([(sizes == step).sum(axis=0) for step in steps] or [np.zeros(differences.shape[1], int)], axis=1)
+
+
+def _integer_p(differences: Float[np.ndarray, "item variant"], sided: bool) -> Float[np.ndarray, " variant"]:
+    observed = differences.sum(axis=0).astype(int)
+    keys = zip(map(tuple, sizes_of(differences).tolist()), observed.tolist(), strict=True)
+    return np.array(
+        [_tail_p(of_step, total if sided else abs(total), 1 if sided else 2) for of_step, total in keys], float
+    )
 
 
 @lru_cache(maxsize=100_000)
-def _two_sided(counts: tuple[int, ...], observed: int) -> float:
-    """P(|Σ ±size| ≥ observed) of `counts[k − 1]` items of size k with random signs."""
+def _tail_p(counts: tuple[int, ...], observed: int, tails: int) -> float:
+    """`tails` × P(Σ ±size ≥ observed) of `counts[k − 1]` items of size k with random signs."""
     total = sum(step * count for step, count in enumerate(counts, 1))
     # The sum is total − 2 · (what is flipped), so one tail is a flipped sum up to this, and the law is symmetric.
-    most = (total - observed) // 2
+    law = integer_law(counts, (total - observed) // 2)
+    # A p of 0 would claim what no test can; the law underflows from about 1,075 items on.
+    return float(np.clip(tails * law.sum(), np.finfo(float).tiny, 1.0))
+
+
+def integer_law(counts: tuple[int, ...], most: int) -> Float[np.ndarray, " flipped"]:
+    """P(the sizes of the flipped items sum to 0, 1, …, `most`), of `counts[k − 1]` items of size k, each flipped with
+    probability ½."""
     law = np.ones(1)
     for step, count in enumerate(counts, 1):
-        law_of_step = np.zeros(step * count + 1)
-        law_of_step[::step] = _binomial(count)
-        law = np.convolve(law, law_of_step[: most + 1])[: most + 1]
-    # A p of 0 would claim what no test can; the law underflows from about 1,075 items on.
-    return float(np.clip(2 * law.sum(), np.finfo(float).tiny, 1.0))
+        own = np.zeros(step * count + 1)
+        own[::step] = _binomial(count)
+        law = np.convolve(law, own[: most + 1])[: most + 1]
+    return law
 
 
 @lru_cache(maxsize=10_000)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import scipy
+from statsmodels.stats.proportion import proportion_confint
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.head_effects import read_effects
@@ -13,7 +15,7 @@ from lensprune.errors import UserError
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 
-__all__ = ["screen_quality", "screen_table"]
+__all__ = ["missed", "screen_quality", "screen_table"]
 
 
 def screen_table(outcomes: Outcomes) -> pd.DataFrame:
@@ -68,9 +70,10 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
 
     Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
     over the controls), ``top`` (heads sought in each), ``controls_in_top`` (controls whose measured loss is among the
-    `top` largest measured) and ``expected_missed`` (how many heads that were never measured would be
-    among them, if they are like the controls). The measurement is the margin's change, or Δμ under a protocol without
-    one.
+    `top` largest of all heads), ``expected_missed`` (how many heads that were never measured are among them) and
+    ``most_missed`` (its upper one-sided 95% Clopper–Pearson bound). A control stands for itself and its share of the
+    unmeasured heads, (unmeasured + controls) / controls; the `top` largest are found by these weights. The measurement
+    is the margin's change, or Δμ under a protocol without one.
 
     Raises:
         UserError: as `screen_table`.
@@ -81,8 +84,7 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
         column = "logprob_margin_change" if group["logprob_margin_change"].notna().any() else "delta"
         measured = group.dropna(subset=[column])
         controls = measured[measured["status"] == "measured: control"]
-        strongest = measured.sort_values([column, "rank"], kind="stable").head(top)
-        inside = int((strongest["status"] == "measured: control").sum())
+        inside, expected, most = missed(measured.sort_values([column, "rank"], kind="stable"), len(group), top)
         varied = len(controls) > 2 and controls[column].nunique() > 1 and controls["estimate"].nunique() > 1
         rows.append(
             {
@@ -96,7 +98,26 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
                 else math.nan,
                 "top": top,
                 "controls_in_top": inside,
-                "expected_missed": inside / len(controls) * (len(group) - len(measured)) if len(controls) else math.nan,
+                "expected_missed": expected,
+                "most_missed": most,
             }
         )
     return pd.DataFrame(rows)
+
+
+def missed(measured: pd.DataFrame, heads: int, top: int) -> tuple[int, float, float]:
+    """Controls among the `top` largest losses of all `heads`, unmeasured heads expected there, and an upper bound.
+
+    `measured`: largest loss first. The heads within the top are counted by weight; where the border cuts through a
+    control, the part of it within counts.
+    """
+    control = (measured["status"] == "measured: control").to_numpy()
+    n, unmeasured = int(control.sum()), heads - len(measured)
+    if not n:
+        return 0, math.nan, math.nan
+    weights = np.where(control, (unmeasured + n) / n, 1.0)
+    within = np.clip((top - (np.cumsum(weights) - weights)) / weights, 0, 1)
+    share = float(within[control].sum()) / n
+    touched = int((within[control] > 0).sum())
+    highest = float(proportion_confint(touched, n, alpha=0.1, method="beta")[1])
+    return touched, share * unmeasured, min(highest * unmeasured, float(top))

@@ -11,15 +11,14 @@ from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.depth import BANDS, band_of
-from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.room import ACCURACY_MARGIN, has_room
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["ACCURACY_MARGIN", "SIGNATURE_COLUMNS", "signatures", "verdict"]
+__all__ = ["SIGNATURE_COLUMNS", "of_task", "signatures", "verdict"]
 
-ACCURACY_MARGIN = 0.05
-"""Accuracy below which a loss counts as none."""
 SIGNATURE_COLUMNS = (
     "signature",
     "task",
@@ -32,6 +31,7 @@ SIGNATURE_COLUMNS = (
     "value",
     "ci_low",
     "ci_high",
+    "p_value",
     "likelihood_value",
     "likelihood_ci_low",
     "likelihood_ci_high",
@@ -102,10 +102,12 @@ def signatures(
     * ``deep loss of generation``: change in *later* under ``generate``.
     * ``likelihood flat, generation drops``: change in *later* under ``generate`` minus that under a likelihood protocol
       on the same items; ``seen`` only if the likelihood's own change (`likelihood_value`) is above −`accuracy_margin`
-      with its whole interval.
+      with its whole interval, and the clean model is known to have room for a loss there (`has_room`): near chance half
+      of what it knows is less than `accuracy_margin`, and flat either way.
 
-    `value` with a bootstrap 95% interval over items (clusters, where items have them); `verdict`: see `verdict`, or
-    `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
+    `value` with a 95% interval over items (clusters, where items have them); `p_value`: one-sided, that it is not below
+    0; `verdict`: see `verdict`, or `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
+    Verdicts here are not corrected for the number of rows; `lensprune.analysis.claims` does that claim by claim.
 
     Raises:
         UserError: a name that is not part of this run, no ablation removed enough single layers in all three bands of
@@ -118,16 +120,17 @@ def signatures(
         group = read_group(outcomes, *cell)
         if group is not None and group.clean is not None:
             groups.setdefault(group.task, {})[group.protocol] = group
-    kinds = {of_task.name: of_task.kind for of_task in outcomes.spec.tasks}
+    kinds = {spec.name: spec.kind for spec in outcomes.spec.tasks}
     rows = [
         {**row, "task_kind": kinds[name]}
-        for name, of_task in groups.items()
-        for row in _of_task(of_task, outcomes.spec.n_layers, accuracy_margin)
+        for name, by_protocol in groups.items()
+        for row in of_task(by_protocol, outcomes.spec.n_layers, accuracy_margin)
     ]
     return pd.DataFrame(rows, columns=list(SIGNATURE_COLUMNS))
 
 
-def _of_task(groups: dict[str, Group], n_layers: int, accuracy_margin: float) -> list[dict[str, object]]:
+def of_task(groups: dict[str, Group], n_layers: int, accuracy_margin: float) -> list[dict[str, object]]:
+    """Rows of `signatures` for one task, by its groups under each protocol."""
     by_protocol = {protocol: _changes(group, n_layers) for protocol, group in groups.items()}
     ablations = dict.fromkeys(ablation for of_protocol in by_protocol.values() for ablation in of_protocol)
     return [
@@ -165,7 +168,7 @@ def _of_ablation(
 def _row(
     signature: str, group: Group, values: Float[np.ndarray, " item"], largest: float, accuracy_margin: float
 ) -> dict[str, object]:
-    interval = paired_bootstrap(values[:, None], group.clusters, largest=largest)
+    interval = mean_intervals(values[:, None], group.clusters, bounds=(-largest, largest))
     low, high = float(interval.low[0]), float(interval.high[0])
     return {
         "signature": signature,
@@ -176,6 +179,7 @@ def _row(
         "value": float(interval.delta[0]),
         "ci_low": low,
         "ci_high": high,
+        "p_value": float(interval.p_negative[0]),
     }
 
 
@@ -183,11 +187,13 @@ def _asking_for_flat(
     row: dict[str, object], likelihood: Group, change: Float[np.ndarray, " item"], accuracy_margin: float
 ) -> dict[str, object]:
     """`row`, a gap between generation and a likelihood protocol, seen only if the likelihood itself stays flat."""
-    flat = paired_bootstrap(change[:, None], likelihood.clusters)
+    flat = mean_intervals(change[:, None], likelihood.clusters)
     low, high = float(flat.low[0]), float(flat.high[0])
     decided = row["verdict"]
     if likelihood.at_chance:
         decided = AT_CHANCE
+    elif decided == "seen" and not has_room(likelihood, accuracy_margin):
+        decided = "not resolvable"
     elif decided == "seen" and low <= -accuracy_margin:
         decided = "not seen" if high < -accuracy_margin else "not resolvable"
     return {

@@ -9,12 +9,15 @@ import pandas as pd
 import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.statistics import benjamini_hochberg, mcnemar_exact, paired_bootstrap
+from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.multiplicity import LEVEL, discrete_bh
+from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
 from lensprune.errors import LensPruneError
-from lensprune.runs.chance import at_chance
+from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import Outcomes, computed_once
+from lensprune.runs.records import CellKey
 
-__all__ = ["SUMMARY_COLUMNS", "Cell", "Group", "read_group", "summarise", "summarise_cells"]
+__all__ = ["SUMMARY_COLUMNS", "Cell", "Group", "read_group", "summarise", "summarise_cells", "summary_at"]
 
 SUMMARY_COLUMNS = (
     "variant",
@@ -35,7 +38,8 @@ SUMMARY_COLUMNS = (
     "ci_low",
     "ci_high",
     "p_value",
-    "q_value",
+    "q_loss",
+    "q_gain",
     "parse_rate",
     "degenerate_rate",
     "non_finite_rate",
@@ -69,7 +73,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Group:
-    """All finished cells of one (task, protocol), in the spec's order; `clean` is among `cells` once finished."""
+    """All finished cells of one (task, protocol), in the spec's order; `clean` is among `cells` once finished, and
+    `at_chance` then says whether the clean model is (else ``None``)."""
 
     task: str
     protocol: str
@@ -77,15 +82,11 @@ class Group:
     chances: np.ndarray
     clusters: np.ndarray | None
     n_clusters: int
+    at_chance: bool | None
 
     @property
     def clean(self) -> Cell | None:
         return self.cells.get(CLEAN.name)
-
-    @property
-    def at_chance(self) -> bool | None:
-        """Whether the clean model is at chance here; ``None`` before its cell is finished."""
-        return None if self.clean is None else at_chance(self.clean.correct, self.chances)
 
 
 def _one(table: pa.Table, column: str) -> object:
@@ -145,6 +146,7 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
             raise LensPruneError(
                 f"records of {name} and {keys[0].variant} on {task} under {protocol} hold different items"
             )
+    clean = CellKey(CLEAN.name, task, protocol)
     return Group(
         task=task,
         protocol=protocol,
@@ -152,19 +154,21 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
         chances=shared.column("chance").to_numpy(zero_copy_only=False),
         clusters=codes if clustered else None,
         n_clusters=len(distinct) if clustered else len(ids),
+        at_chance=cell_at_chance(outcomes.cell(clean, list(CHANCE_COLUMNS))) if clean in keys else None,
     )
 
 
-def _rows(group: Group) -> list[dict[str, object]]:
+def _rows(group: Group, level: float) -> list[dict[str, object]]:
     clean = group.clean
     accuracy_clean = float(clean.correct.mean()) if clean is not None and len(clean.correct) else np.nan
     changed = [name for name in group.cells if name != CLEAN.name]
     measured: dict[str, dict[str, float]] = {}
     if clean is not None and changed:
         outcomes = np.stack([group.cells[name].correct for name in changed], axis=1)
-        intervals = paired_bootstrap(outcomes.astype(float) - clean.correct[:, None], group.clusters)
+        differences = outcomes.astype(float) - clean.correct[:, None]
+        intervals = mean_intervals(differences, group.clusters)
         p_values = mcnemar_exact(clean.correct, outcomes)
-        q_values = benjamini_hochberg(p_values)
+        q_loss, q_gain = (discrete_bh(lower_tail(counted), level) for counted in (differences, -differences))
         for i, name in enumerate(changed):
             delta = float(intervals.delta[i])
             measured[name] = {
@@ -173,7 +177,8 @@ def _rows(group: Group) -> list[dict[str, object]]:
                 "ci_low": float(intervals.low[i]),
                 "ci_high": float(intervals.high[i]),
                 "p_value": float(p_values[i]),
-                "q_value": float(q_values[i]),
+                "q_loss": float(q_loss[i]),
+                "q_gain": float(q_gain[i]),
             }
     if clean is not None:
         measured[CLEAN.name] = {
@@ -203,21 +208,29 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     """The summary of a run's finished cells, one row per (variant, task, protocol), with the columns `SUMMARY_COLUMNS`.
 
     `delta` = accuracy − accuracy_clean on the same items (negative: the part was needed), `delta_relative` =
-    delta / accuracy_clean (NaN when the clean model got nothing right); `ci_low`, `ci_high`: paired bootstrap 95%
-    interval of `delta`, over clusters where items have one; `p_value`: exact McNemar; `q_value`:
-    Benjamini–Hochberg over the changed variants of the same (task, protocol). `at_chance`: the clean model does
-    not beat chance here, so `delta` means nothing. `parse_rate`: share of items with an answer;
-    `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on the left;
-    `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
+    delta / accuracy_clean (NaN when the clean model got nothing right); `ci_low`, `ci_high`: paired 95% interval of
+    `delta` (`lensprune.analysis.intervals.mean_intervals`), over clusters where items have one; `p_value`:
+    exact McNemar, two-sided. `q_loss`, `q_gain`: discrete false discovery rate of one-sided exact p-values, that the
+    part was needed and that the model gains without it (`lensprune.analysis.multiplicity.discrete_bh`), each over the
+    changed variants of the same (task, protocol).
+
+    `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of items
+    with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on
+    the left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
     Until the clean cell is finished the columns that compare with it are empty.
     """
+    return summary_at(outcomes, LEVEL)
+
+
+def summary_at(outcomes: Outcomes, level: float) -> pd.DataFrame:
+    """`summarise` with q-values that decide up to `level` (see `discrete_bh`)."""
     rows: list[dict[str, object]] = []
     for task, protocol in outcomes.cells:
         group = read_group(outcomes, task, protocol)
         if group is not None:
-            rows.extend(_rows(group))
+            rows.extend(_rows(group, level))
     frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
-    floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_value", "accuracy"))]
+    floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_", "accuracy"))]
     kinds = {"layer": "Int64", "head": "Int64", "at_chance": "boolean", **dict.fromkeys(floats, "float64")}
     return frame.astype(kinds)
 

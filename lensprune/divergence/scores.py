@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.rank_correlation import kendall_rows, spearman_rows
-from lensprune.analysis.statistics import bootstrap_means
 from lensprune.engine.traces import TokenTrace
 from lensprune.errors import UserError
 from lensprune.runs.chance import beats_chance
@@ -36,7 +36,6 @@ AGREEMENT_COLUMNS = (
     "task", "protocol", "measure", "n_variants", "spearman", "spearman_low", "spearman_high", "kendall", "kendall_low",
     "kendall_high", "shuffled_high", "p_value",
 )  # fmt: skip
-_RESAMPLES = 2000
 _SHUFFLES = 2000
 
 
@@ -65,14 +64,13 @@ def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) ->
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def fidelity_row(items: Mapping[str, Float[np.ndarray, " item"]], n_tokens: int, seed: int = 0) -> dict[str, float]:
-    """The means over items, and a bootstrap 95% interval of ``fidelity`` over items; keys are `FIDELITY_COLUMNS`."""
-    means = bootstrap_means(items["fidelity"][:, None], resamples=_RESAMPLES, seed=seed)[:, 0]
-    low, high = np.quantile(means, [0.025, 0.975])
+def fidelity_row(items: Mapping[str, Float[np.ndarray, " item"]], n_tokens: int) -> dict[str, float]:
+    """The means over items, and a 95% interval of ``fidelity`` over items; keys are `FIDELITY_COLUMNS`."""
+    interval = mean_intervals(items["fidelity"][:, None], bounds=(0, 1))
     return {
         "fidelity": float(items["fidelity"].mean()),
-        "ci_low": float(low),
-        "ci_high": float(high),
+        "ci_low": float(interval.low[0]),
+        "ci_high": float(interval.high[0]),
         **{name: float(items[name].mean()) for name in _ITEM_COLUMNS[1:]},
         "n": len(items["fidelity"]),
         "n_tokens": n_tokens,

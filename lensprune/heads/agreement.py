@@ -88,7 +88,9 @@ def importance_agreement(
         heads = variants[ablations[0]]
         place = {"task": task, "protocol": protocol, "layer": [v.layer for v in heads], "head": [v.head for v in heads]}
         frames.append(pd.DataFrame({**place, **ways}))
-        rows += [[task, protocol, *row] for row in _compared(ways, min(k, len(heads)))]
+        rows += [
+            [task, protocol, *row] for row in _compared(ways, [int(v.layer or 0) for v in heads], min(k, len(heads)))
+        ]
     return Agreement(pd.concat(frames, ignore_index=True), pd.DataFrame(rows, columns=_COLUMNS), run)
 
 
@@ -98,8 +100,8 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
-def _compared(ways: Mapping[str, Float[np.ndarray, " head"]], k: int) -> Iterator[list[Any]]:
+def _compared(ways: Mapping[str, Float[np.ndarray, " head"]], layers: Sequence[int], k: int) -> Iterator[list[Any]]:
     """How far each two ways of measuring agree: the columns of `Agreement.table` from ``way_a`` on."""
     for a, b in combinations(ways, 2):
         _, _, shared, jaccard, expected, jaccard_p = jaccard_top_k(ways[a], ways[b], k)
-        yield [a, b, *spearman(ways[a], ways[b]), k, shared, jaccard, expected, jaccard_p]
+        yield [a, b, *spearman(ways[a], ways[b], layers), k, shared, jaccard, expected, jaccard_p]

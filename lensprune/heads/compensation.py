@@ -13,7 +13,7 @@ import pandas as pd
 from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.analysis.head_effects import MEASURES
-from lensprune.analysis.statistics import paired_bootstrap
+from lensprune.analysis.intervals import mean_intervals
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.protocols.registry import protocol_named
@@ -77,7 +77,7 @@ def pairwise_compensation(
     hooked = as_hooked_model(model)
     removed = [*((head,) for head in chosen), *combinations(chosen, 2)]
     run = sweep(hooked, tasks, protocols, [_variant(subset, ablation) for subset in removed], seed=seed, **options)
-    tables = [_table(run, task, protocol, chosen, measure, ablation, seed) for task, protocol in run.cells]
+    tables = [_table(run, task, protocol, chosen, measure, ablation) for task, protocol in run.cells]
     return Compensation(pd.concat(tables, ignore_index=True), run)
 
 
@@ -85,9 +85,7 @@ def _variant(heads: tuple[Head, ...], kind: str) -> Variant:
     return Variant(f"{'+'.join(head.label for head in heads)}.{kind}", tuple(Ablation(head, kind) for head in heads))
 
 
-def _table(
-    run: Run, task: str, protocol: str, heads: Sequence[Head], measure: str | None, kind: str, seed: int
-) -> pd.DataFrame:
+def _table(run: Run, task: str, protocol: str, heads: Sequence[Head], measure: str | None, kind: str) -> pd.DataFrame:
     column = measure or protocol_named(protocol).measure
     records = run.records(task=task, protocol=protocol)
     wide: pd.DataFrame = records.pivot(index="item_id", columns="variant", values=column).astype(float)
@@ -104,8 +102,7 @@ def _table(
     clusters = records.drop_duplicates("item_id").set_index("item_id")["cluster"].reindex(changes.index)
     known = cast(np.ndarray, pd.factorize(clusters)[0]) if clusters.notna().all() else None
     # A right answer loses at most 1 to the pair and at least −2 to its heads together; a wrong one the other way round.
-    largest = 2 if column == "correct" else None
-    intervals = paired_bootstrap(extra, known, largest=largest, seed=seed)
+    intervals = mean_intervals(extra, known, bounds=(-2, 2) if column == "correct" else None)
     frame = pd.DataFrame(
         [(a.layer, a.head, b.layer, b.head, of(a).mean(), of(b).mean(), of(a, b).mean()) for a, b in pairs],
         columns=["layer_a", "head_a", "layer_b", "head_b", "effect_a", "effect_b", "effect_both"],

@@ -10,7 +10,10 @@ from lensprune.results.run import Run
 
 __all__ = ["check_same_model", "scores_with_effects", "top_heads"]
 
-_EFFECTS = ["task", "protocol", "ablation", "n", "accuracy_clean", "delta", "ci_low", "ci_high", "q_value", "at_chance"]
+_EFFECTS = [
+    "task", "protocol", "ablation", "n", "accuracy_clean", "delta", "ci_low", "ci_high", "q_loss", "q_gain",
+    "at_chance",
+]  # fmt: skip
 
 
 def check_same_model(run: Run, facts: ModelFacts) -> None:

@@ -21,7 +21,7 @@ from lensprune.models.tokenizers import encode
 from lensprune.primitives.causal import MIN_PROBES, causal_tests
 from lensprune.primitives.chains import Chain, ChainOptions, Wording, draw_chains
 from lensprune.primitives.classes import CLASSES, MarkedSolution, tokenize_solution
-from lensprune.primitives.effects import MIN_SOLUTIONS, SHUFFLES, TokenLosses, class_effects, token_losses
+from lensprune.primitives.effects import MIN_SOLUTIONS, TokenLosses, class_effects, token_losses
 from lensprune.primitives.probes import TESTS, make_probes
 from lensprune.primitives.result import Primitives
 from lensprune.primitives.verdicts import MIN_KNOWN, ROLES, Thresholds, role_evidence, verdict_table
@@ -48,7 +48,6 @@ def primitives(
     texts: Sequence[str | tuple[str, str]] | None = None,
     wording: Wording | None = None,
     thresholds: Thresholds | None = None,
-    shuffles: int = SHUFFLES,
     seed: int = 0,
 ) -> Primitives:
     """Name what heads and MLPs do in chains of sums: carry an operand or operator, route to a position, compute or move
@@ -71,7 +70,6 @@ def primitives(
             alone is read, such as `task_texts` gives; ``None``: the bundled facts and the questions of the bundled word
             problems.
         wording: how chains are written.
-        shuffles: of class labels, behind ``contrast_p``.
         seed: of chains, pairs, shuffles and bootstraps.
 
     Raises:
@@ -95,8 +93,8 @@ def primitives(
     reference = reference_for(hooked, chain_options, variants)
     losses = token_losses(hooked, solutions, variants, reference)
     text = token_losses(hooked, rows, variants, reference)
-    effects = class_effects(losses, text, variants, shuffles=shuffles, seed=seed)
-    shuffled = class_effects(_shuffled(losses, seed), text, variants, shuffles=shuffles, seed=seed)
+    effects = class_effects(losses, text, variants, seed=seed)
+    shuffled = class_effects(_shuffled(losses, seed), text, variants, seed=seed)
     chains = draw_chains(limit, operands, largest, subtract, seed, distinct=True)
     probes, missed = make_probes(hooked, chains, words, front, seed)
     places = _places(effects, bounds)

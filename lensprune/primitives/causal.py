@@ -12,8 +12,9 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 
+from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.multiplicity import benjamini_hochberg
 from lensprune.analysis.randomization import sign_flip_p
-from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
 from lensprune.attribution.runs import Edit, capture, edit_hook, run_from
 from lensprune.attribution.sites import PatchTarget, hook_of
 from lensprune.models.base import HookedModel
@@ -55,7 +56,7 @@ def causal_tests(
 
     * ``effect``: mean of metric(patched) − metric(clean), logits; positive: the place carries what was changed.
     * ``whole``: the mean change that would make `new` as likely as the right answer is: metric(donor) − metric(clean),
-      or logit(`old`) − logit(`new`) in the clean run. ``share``: ``effect`` / ``whole``, with a bootstrap 95% interval
+      or logit(`old`) − logit(`new`) in the clean run. ``share``: ``effect`` / ``whole``, with a 95% interval
       (of ``effect``, over ``whole``; NaN where all chains have the same effect) over chains.
     * ``p_value``: sign-flip test over chains, two-sided (`sign_flip_p`, for all places × tests); ``q_value``:
       Benjamini–Hochberg over places × tests of a component.
@@ -119,7 +120,7 @@ def _fill(
     def p_value(of: np.ndarray, unit: np.ndarray) -> np.ndarray:
         return sign_flip_p(_by_unit(of, unit), tests=tested, flips=2000, seed=seed)
 
-    interval = paired_bootstrap(effects, units, largest=None, resamples=1000, seed=seed)
+    interval = mean_intervals(effects, units, bounds=None)
     frame["effect"], frame["whole"] = interval.delta, whole
     frame["p_value"] = p_value(effects, units)
     scale = whole if whole > 0 else np.nan

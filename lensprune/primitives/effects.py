@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.analysis.randomization import TOLERANCE, sign_flip_p, two_stage_p
-from lensprune.analysis.statistics import benjamini_hochberg, paired_bootstrap
+from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.multiplicity import benjamini_hochberg
+from lensprune.analysis.randomization import TOLERANCE, sign_flip_p
 from lensprune.engine.traces import TokenTrace, trace_tokens
 from lensprune.models.base import HookedModel
 from lensprune.primitives.classes import CLASSES, MarkedSolution
@@ -48,10 +49,6 @@ EFFECT_COLUMNS = (
 )
 MIN_SOLUTIONS = 6
 """A class that the clean model predicts in fewer solutions is not resolvable: a sign-flip p can't reach 0.05 there."""
-SHUFFLES = 2000
-_POOL = 1023
-_BLOCK = 2048
-_COLUMNS = 128
 _TEXT = "text"
 
 
@@ -99,15 +96,15 @@ def token_losses(
 
 
 def class_effects(
-    losses: TokenLosses, text: TokenLosses, variants: Sequence[Variant], *, shuffles: int = SHUFFLES, seed: int = 0
+    losses: TokenLosses, text: TokenLosses, variants: Sequence[Variant], *, seed: int = 0
 ) -> pd.DataFrame:
     """The effect of each variant on each class, over the tokens that the clean model predicts (its most likely token).
 
-    * ``effect``: mean loss over the class's tokens, nats, with a bootstrap 95% interval over solutions (NaN where
+    * ``effect``: mean loss over the class's tokens, nats, with a 95% interval over solutions (NaN where
       all have the same); ``p_value``: sign-flip test over solutions, two-sided (`sign_flip_p`).
-    * ``contrast``: ``effect`` minus the mean over the other predicted tokens of the same solutions; ``contrast_p``:
-      how often it is as large with the class labels shuffled within each solution (one-sided; `shuffles` draws, and
-      more where few are as large: `two_stage_p`).
+    * ``contrast``: mean over solutions of the mean loss over the class's tokens minus that over the solution's other
+      predicted tokens; ``contrast_p``: one-sided sign-flip test over solutions, since tokens of one solution are not
+      independent.
     * ``text_effect``: mean loss over all tokens of general text; ``specificity``: (mean over solutions of the class
       effect − mean over texts of the text effect) over their pooled standard deviation; ``specificity_p``: one-sided
       Welch test of that difference (where neither group varies, the permutation test's p).
@@ -132,7 +129,7 @@ def class_effects(
         frame = _row(variants, kind, losses, wanted, of_class, tests, seed)
         if frame["n_solutions"].iloc[0] >= MIN_SOLUTIONS:
             frame["text_effect"] = frames[0]["effect"]
-            frame["contrast"], frame["contrast_p"] = _contrast(losses, usable, of_class, shuffles, tests, seed)
+            frame["contrast"], frame["contrast_p"] = _contrast(losses, usable, of_class, tests, seed)
             frame["specificity"], frame["specificity_p"] = _specificity(losses.units(wanted), text_units)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
@@ -165,55 +162,24 @@ def _row(
     frame["predicted"] = losses.predicted[all_of_it].mean() if all_of_it.any() else np.nan
     frame["n_tokens"], frame["n_solutions"] = int(wanted.sum()), n_units
     if n_units >= MIN_SOLUTIONS:
-        interval = paired_bootstrap(losses.loss[wanted], losses.unit[wanted], largest=None, resamples=1000, seed=seed)
+        interval = mean_intervals(losses.loss[wanted], losses.unit[wanted], bounds=None)
         frame["effect"], frame["ci_low"], frame["ci_high"] = interval.delta, interval.low, interval.high
         frame["p_value"] = sign_flip_p(losses.units(wanted), tests=tests, flips=2000, seed=seed)
     return frame
 
 
 def _contrast(
-    losses: TokenLosses,
-    usable: Bool[np.ndarray, " tok"],
-    of_class: Bool[np.ndarray, " tok"],
-    shuffles: int,
-    tests: int,
-    seed: int,
+    losses: TokenLosses, usable: Bool[np.ndarray, " tok"], of_class: Bool[np.ndarray, " tok"], tests: int, seed: int
 ) -> tuple[Float[np.ndarray, " variant"], Float[np.ndarray, " variant"]]:
-    """Effect on the class minus effect on the other tokens, and its p under labels shuffled within solutions.
-
-    A draw takes one of `_POOL` random shufflings, or the labels as they are, for each solution by itself. That the pool
-    holds them as they are keeps the test exact (Hemerik & Goeman 2018), and sums over a solution are needed only once
-    a shuffling.
-    """
-    loss, unit, label = losses.loss[usable], losses.unit[usable], of_class[usable]
-    n, total = label.sum(), loss.sum(axis=0)
-    if n == len(label):
-        return np.full(loss.shape[1], np.nan), np.full(loss.shape[1], np.nan)
-    # The contrast increases with the summed loss of the labelled tokens, the total being fixed.
-    inside = loss[label].sum(axis=0)
-    solutions = [np.flatnonzero(unit == one) for one in np.unique(unit[label])]
-
-    def beyond(columns: Int[np.ndarray, " column"], draws: int, stage: int) -> Int[np.ndarray, " column"]:
-        blocks = np.split(columns, range(_COLUMNS, len(columns), _COLUMNS))
-        return np.concatenate([of_block(block, draws, stage) for block in blocks])
-
-    def of_block(columns: Int[np.ndarray, " column"], draws: int, stage: int) -> Int[np.ndarray, " column"]:
-        generator = np.random.default_rng((seed, stage))
-        sums = []
-        for tokens in solutions:
-            shuffled = generator.permuted(np.tile(label[tokens], (_POOL, 1)), axis=1)
-            sums.append(np.vstack([label[tokens], shuffled]).astype(float) @ loss[np.ix_(tokens, columns)])
-        counts = np.zeros(len(columns), int)
-        for start in range(0, draws, _BLOCK):
-            drawn = generator.integers(0, _POOL + 1, size=(len(sums), min(_BLOCK, draws - start)), dtype=np.int16)
-            dealt = np.zeros((drawn.shape[1], len(columns)))
-            for of_solution, chosen in zip(sums, drawn, strict=True):
-                dealt += of_solution.take(chosen, axis=0)
-            counts += (dealt >= inside[columns] - TOLERANCE).sum(axis=0)
-        return counts
-
-    observed = inside / n - (total - inside) / (len(label) - n)
-    return observed, two_stage_p(beyond, loss.shape[1], draws=shuffles, tests=tests)
+    """Mean over solutions of the effect on the class minus that on the solution's other tokens, and its one-sided p by
+    sign flips of whole solutions; NaN where fewer than `MIN_SOLUTIONS` have both."""
+    both = np.isin(losses.unit, losses.unit[usable & ~of_class]) & np.isin(losses.unit, losses.unit[usable & of_class])
+    if len(np.unique(losses.unit[both])) < MIN_SOLUTIONS:
+        nothing = np.full(losses.loss.shape[1], np.nan)
+        return nothing, nothing.copy()
+    contrasts = losses.units(both & usable & of_class) - losses.units(both & usable & ~of_class)
+    p_values = sign_flip_p(contrasts, tests=tests, flips=2000, alternative="greater", seed=seed)
+    return contrasts.mean(axis=0), p_values
 
 
 def _specificity(

@@ -1,4 +1,4 @@
-"""How much of the distillation gain each part carries, with paired bootstrap intervals."""
+"""How much of the distillation gain each part carries, with paired intervals."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pandas as pd
 from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.statistics import CONFIDENCE, bootstrap_means, paired_bootstrap
+from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, mean_intervals
 from lensprune.analysis.summary import Group, read_group
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.pair import WeightChange
 from lensprune.replacement.variants import DISTILLED, Replacement
-from lensprune.runs.chance import at_chance
+from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import computed_once
+from lensprune.runs.records import CellKey
 
 __all__ = ["REPLACEMENT_COLUMNS", "gain_shares", "share_intervals"]
 
@@ -55,13 +56,15 @@ def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
     for task, protocol in outcomes.cells:
         group = read_group(outcomes, task, protocol)
         if group is not None and CLEAN.name in group.cells and DISTILLED in group.cells:
-            rows.extend(_rows(group, [s for s in outcomes.replacements if s.name in group.cells], outcomes.changes))
+            distilled = outcomes.cell(CellKey(DISTILLED, task, protocol), list(CHANCE_COLUMNS))
+            own = [replacement for replacement in outcomes.replacements if replacement.name in group.cells]
+            rows.extend(_rows(group, own, outcomes.changes, cell_at_chance(distilled)))
     frame = pd.DataFrame(rows, columns=list(REPLACEMENT_COLUMNS))
     return frame.astype({"layer": "Int64", "head": "Int64", "gain_is_clear": "boolean", "at_chance": "boolean"})
 
 
 def _rows(
-    group: Group, replacements: Sequence[Replacement], changes: Mapping[str, WeightChange]
+    group: Group, replacements: Sequence[Replacement], changes: Mapping[str, WeightChange], at_chance: bool
 ) -> list[dict[str, object]]:
     if not replacements:
         return []
@@ -70,7 +73,7 @@ def _rows(
     forward = np.array([replacement.host == "base" for replacement in replacements])
     effects = np.where(forward, changed - base[:, None], distilled[:, None] - changed)
     gains = distilled - base
-    gain, effect = paired_bootstrap(gains[:, None], group.clusters), paired_bootstrap(effects, group.clusters)
+    gain, effect = mean_intervals(gains[:, None], group.clusters), mean_intervals(effects, group.clusters)
     clear = bool(gain.low[0] > 0 or gain.high[0] < 0)
     nothing = np.full(len(replacements), np.nan)
     low, high = share_intervals(effects, gains, group.clusters) if clear else (nothing, nothing)
@@ -89,7 +92,7 @@ def _rows(
         "gain_ci_low": gain.low[0],
         "gain_ci_high": gain.high[0],
         "gain_is_clear": clear,
-        "at_chance": at_chance(group.cells[DISTILLED].correct, group.chances),
+        "at_chance": at_chance,
     }
     rows: list[dict[str, object]] = []
     for i, replacement in enumerate(replacements):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from lensprune.analysis.protocol_gap import GAP_COLUMNS, paired_gap
+from lensprune.analysis.protocol_gap import GAP_COLUMNS, clear_gaps, paired_gap
 from lensprune.analysis.summary import read_group, summarise
 from lensprune.errors import UserError
 from lensprune.output.html import Column, csv_link, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
 from lensprune.results.figures.protocols import open_book_gap_by_depth
-from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.chance import known_at_chance
 from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["compare_page", "runs_gap", "write_comparison"]
@@ -42,7 +42,8 @@ _GAP_SHOWN = {
     "gap": Column("B − A", "+.3f"),
     "ci_low": Column("95% from", "+.3f"),
     "ci_high": Column("to", "+.3f"),
-    "q_value": Column("q", ".2g"),
+    "q_lower": Column("q, B − A < 0", ".2g"),
+    "q_higher": Column("q, B − A > 0", ".2g"),
     "note": Column("note"),
 }
 
@@ -69,7 +70,8 @@ def runs_gap(a: Outcomes, b: Outcomes) -> pd.DataFrame:
         else:
             cell_gap = _unpaired(a, b, task, protocol).assign(note="other items: not paired")
         unclear = known_at_chance(cell_gap)
-        cell_gap.loc[unclear, "note"] = (cell_gap.loc[unclear, "note"] + ", at chance").str.strip(", ")
+        for marked, text in ((unclear, "at chance"), (cell_gap["floor"] & ~unclear, "near chance")):
+            cell_gap.loc[marked, "note"] = (cell_gap.loc[marked, "note"] + f", {text}").str.strip(", ")
         frames.append(cell_gap.assign(task=task, protocol=protocol))
     kept = [frame for frame in frames if len(frame)]
     if not kept:
@@ -92,7 +94,8 @@ def _unpaired(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFram
     both = both.assign(
         task_a=task, task_b=task, protocol_a=protocol, protocol_b=protocol, n=pd.array([pd.NA] * len(both), "Int64"),
         gap=both["delta_b"] - both["delta_a"], ci_low=float("nan"), ci_high=float("nan"), p_value=float("nan"),
-        q_value=float("nan"), at_chance=both["at_chance_a"] | both["at_chance_b"],
+        q_lower=float("nan"), q_higher=float("nan"), relative_a=float("nan"), relative_b=float("nan"), floor=False,
+        at_chance=both["at_chance_a"] | both["at_chance_b"],
     )  # fmt: skip
     return both[[*place, *GAP_COLUMNS[len(place) :]]]
 
@@ -129,7 +132,7 @@ def compare_page(a: Outcomes, b: Outcomes) -> str:
     """
     gap = runs_gap(a, b)
     ordered = gap.sort_values("gap", key=lambda column: column.abs(), ascending=False, kind="stable")
-    clear = gap[(gap["q_value"] <= 0.05) & beats_chance(gap)]
+    clear = gap[clear_gaps(gap)]
     pictures = []
     by_layer = gap[gap["layer"].notna()]
     if len(by_layer):
@@ -164,7 +167,7 @@ def compare_page(a: Outcomes, b: Outcomes) -> str:
 
 
 def _lead(gap: pd.DataFrame, clear: int) -> str:
-    tested = int(gap["q_value"].notna().sum())
+    tested = int(gap["q_lower"].notna().sum())
     untested = (
         f"{len(gap) - tested} changes can't be tested: the runs asked other items, and B − A is the plain difference."
     )

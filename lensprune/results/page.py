@@ -13,7 +13,8 @@ import pyarrow as pa
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import claim_results
 from lensprune.analysis.critical import critical
-from lensprune.analysis.signatures import ACCURACY_MARGIN, SIGNATURE_COLUMNS, signatures
+from lensprune.analysis.room import ACCURACY_MARGIN
+from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.files import write_error
@@ -63,13 +64,14 @@ SUMMARY_SHOWN = {
     "ci_low": Column("95% from", "+.3f"),
     "ci_high": Column("to", "+.3f"),
     "p_value": Column("p", ".2g"),
-    "q_value": Column("q", ".2g"),
+    "q_loss": Column("q of a loss", ".2g"),
+    "q_gain": Column("q of a gain", ".2g"),
     "parse_rate": Column("answered", ".2f"),
     "degenerate_rate": Column("degenerate", ".2f"),
     "note": Column("note"),
 }
-_RATES = ("parse_rate", "degenerate_rate", "note")
-_CRITICAL_SHOWN = {name: column for name, column in SUMMARY_SHOWN.items() if name not in _RATES}
+_NOT_OF_LOSSES = ("q_gain", "parse_rate", "degenerate_rate", "note")
+_CRITICAL_SHOWN = {name: column for name, column in SUMMARY_SHOWN.items() if name not in _NOT_OF_LOSSES}
 _CELLS_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
@@ -91,6 +93,7 @@ _CLAIM_SHOWN = {
     "value": Column("value", "+.3f"),
     "ci_low": Column("95% from", "+.3f"),
     "ci_high": Column("to", "+.3f"),
+    "p_holm": Column("p, Holm", ".2g"),
     "likelihood_value": Column("likelihood's own", "+.3f"),
     "likelihood_ci_low": Column("95% from", "+.3f"),
     "likelihood_ci_high": Column("to", "+.3f"),
@@ -159,7 +162,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
         spec_json=visible(outcomes.spec.to_json()),
         analyses=[_section(*shown, outcomes) for shown in shown_analyses(outcomes)],
         critical=table(needed.head(MAX_ROWS), _CRITICAL_SHOWN),
-        none_critical=f"{_counted(int(beats_chance(changed).sum()), 'change')} could be tested.",
+        none_critical=_none_critical(changed),
         summary=table(changed.head(MAX_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
         summary_left_out=max(0, len(changed) - MAX_ROWS),
         tasks=[visible(task.name) for task in outcomes.spec.tasks],
@@ -197,6 +200,16 @@ def _section(analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes) -> dic
         "left_out": max(0, len(frame) - MAX_ROWS),
         "csv": csv_link(frame) if figure is None else None,
     }
+
+
+def _none_critical(changed: pd.DataFrame) -> str:
+    tested = int(beats_chance(changed).sum())
+    if not tested:
+        return "None can be named: the clean model is at chance on every task, so it has nothing that could be lost."
+    most = changed.loc[beats_chance(changed), "n"].max()
+    return (
+        f"None among {_counted(tested, 'change')} on tasks above chance, with up to {_counted(int(most), 'item')} each."
+    )
 
 
 def _claim_columns(rows: pd.DataFrame) -> dict[str, Column]:

@@ -165,7 +165,7 @@ class Run(Outcomes):
 
 
 _SHOWN = [
-    "variant", "task", "protocol", "n", "accuracy_clean", "accuracy", "delta", "ci_low", "ci_high", "q_value",
+    "variant", "task", "protocol", "n", "accuracy_clean", "accuracy", "delta", "ci_low", "ci_high", "q_loss",
 ]  # fmt: skip
 
 

@@ -17,10 +17,10 @@ from lensprune.results.analyses import analyses, parse_analysis
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.outputs import SCREEN_TABLE
 from lensprune.results.run import Run
-from lensprune.runs.chance import known_at_chance
+from lensprune.runs.chance import items_to_beat_chance, known_at_chance
 from lensprune.runs.store import read_spec
 
-__all__ = ["analyses_list", "analysis_report", "run_report", "screen_report", "top_variants"]
+__all__ = ["analyses_list", "analysis_report", "at_chance_line", "run_report", "screen_report", "top_variants"]
 
 _SHOWN = {
     "variant": "variant",
@@ -28,7 +28,7 @@ _SHOWN = {
     "delta": "Δμ",
     "interval": "95% interval",
     "p_value": "p",
-    "q_value": "q",
+    "q_loss": "q (loss)",
 }
 
 
@@ -54,7 +54,7 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
     if ";" in str(first["metrics"]):
         head += f"\n  metrics: {for_terminal(str(first['metrics']))}"
     if known_at_chance(clean).iloc[0]:
-        return f"{head}\n  at chance: the clean model does not beat guessing here, so its changes are not ranked"
+        return f"{head}\n  {at_chance_line(first)}, so its changes are not ranked"
     changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)
     rows = [list(_SHOWN.values())]
     for _, row in changed.iterrows():
@@ -65,10 +65,23 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
                 f"{row['delta']:+.3f}",
                 f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
                 f"{row['p_value']:.2g}",
-                f"{row['q_value']:.2g}",
+                f"{row['q_loss']:.2g}",
             ]
         )
     return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())
+
+
+def at_chance_line(clean: pd.Series) -> str:
+    """What can be said of a clean model at chance, by its row of a summary: that it guesses, or that the items are too
+    few to tell."""
+    accuracy, chance, n = float(clean["accuracy"]), float(clean["chance"]), int(clean["n"])
+    needed = items_to_beat_chance(accuracy, chance)
+    if needed is None or needed <= n:
+        return "at chance: the clean model's right answers could come from guessing or from one answer for all"
+    return (
+        f"at chance: {n} items can't tell {accuracy:.2f} from guessing ({chance:.2f}); at that "
+        f"accuracy {needed} would in four of five runs"
+    )
 
 
 def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) -> str:
@@ -82,8 +95,8 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
             f"{cell}: {row['measured']} of {row['heads']} heads are measured, {row['measured'] - controls} for their "
             f"estimates and {controls} drawn at random; the others are estimated",
             f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}; "
-            f"{row['controls_in_top']} of them are among the {row['top']} measured ones that lose most: if the others "
-            f"are like them, {row['expected_missed']:.0f} such heads were missed",
+            f"{row['controls_in_top']} of them are among the {row['top']} heads that lose most: about "
+            f"{row['expected_missed']:.0f} of those were missed, at most {row['most_missed']:.0f} with 95% confidence",
         ]
         rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", "status"]]
         for _, head in table[where].head(most).iterrows():

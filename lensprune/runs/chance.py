@@ -2,33 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import scipy
 from jaxtyping import Bool, Float
 
-__all__ = ["at_chance", "beats_chance", "known_at_chance"]
+__all__ = ["CHANCE_COLUMNS", "at_chance", "beats_chance", "cell_at_chance", "items_to_beat_chance", "known_at_chance"]
+
+CHANCE_COLUMNS = ("correct", "chance", "target", "prediction")
+"""Columns of a cell's records that `cell_at_chance` reads."""
+ALPHA = 0.05
+_SHUFFLES = 2000
+_BLOCK = 2_000_000
+_MAX_ITEMS = 5000
+_POWER = 0.8
 
 
-def at_chance(correct: Bool[np.ndarray, " item"], chances: Float[np.ndarray, " item"], alpha: float = 0.05) -> bool:
-    """Whether the number of right answers could well come from uninformed guesses.
+def at_chance(
+    correct: Bool[np.ndarray, " item"],
+    chances: Float[np.ndarray, " item"],
+    targets: Sequence[str | None] | None = None,
+    predictions: Sequence[str | None] | None = None,
+) -> bool:
+    """Whether the number of right answers could well come from guesses, uninformed or always the same.
 
-    One-sided exact test: guesses are right independently with each item's own chance (a Poisson-binomial law, the
-    binomial one when all chances are equal); at chance when P(as many or more right) ≥ `alpha`. Where the chance
-    is 0 for every item one right answer already refutes it, so there the rule asks for a lower 95%
-    Clopper–Pearson bound above 0 and at least two right answers, since one can be an accident of extraction.
+    The model beats chance where both tests reject at 0.05, each one-sided:
+
+    * Guesses are right independently with each item's own chance (a Poisson-binomial law); P(as many or more right).
+      Where the chance is 0 for every item one right answer already refutes that, so there the rule asks for a lower 95%
+      Clopper–Pearson bound above 0 and at least two right answers, since one can be an accident of extraction.
+    * Right answers are dealt out to the model's answers at random: the share of 2,000 shuffles of `targets` with as
+      many matches (Phipson & Smyth 2010, the same shuffles every time). A model that always gives one answer has as
+      many in every shuffle, p 1, however often that answer is right. Where no right answer comes twice the first test
+      decides alone.
+
     No items: at chance.
+
+    Args:
+        targets, predictions: right and given answer of each item, as texts; ``None``: the first test alone.
     """
     n, right = len(correct), int(correct.sum())
     if n == 0:
         return True
     if not np.any(chances > 0):
-        lower = scipy.stats.beta.ppf(alpha, right, n - right + 1) if right else 0.0
-        return not (lower > 0 and right >= 2)
-    law = np.ones(1)
-    for chance, count in zip(*np.unique(chances, return_counts=True), strict=True):
-        law = np.convolve(law, scipy.stats.binom.pmf(np.arange(count + 1), count, chance))
-    return bool(law[right:].sum() >= alpha)
+        lower = scipy.stats.beta.ppf(ALPHA, right, n - right + 1) if right else 0.0
+        if not (lower > 0 and right >= 2):
+            return True
+    elif scipy.stats.poisson_binom(chances).sf(right - 1) >= ALPHA:
+        return True
+    if targets is None or predictions is None:
+        return False
+    return _as_many_when_shuffled(correct, targets, predictions) >= ALPHA
+
+
+def _as_many_when_shuffled(
+    correct: Bool[np.ndarray, " item"], targets: Sequence[str | None], predictions: Sequence[str | None]
+) -> float:
+    """p of the second test of `at_chance`; 0 where no right answer comes twice."""
+    texts = [None if text is None else text.strip().casefold() for text in (*targets, *predictions)]
+    both = pd.factorize(pd.Series(texts, dtype=object))[0]
+    right, given = both[: len(correct)], both[len(correct) :]
+    # The records say what is right, also where the texts differ in more than case ("18" and "18.0").
+    given = np.where(correct, right, np.where(given == right, -1, given))
+    if len(np.unique(right)) == len(right):
+        return 0.0
+    generator = np.random.default_rng(0)
+    as_many, step = 0, max(1, _BLOCK // len(right))
+    for start in range(0, _SHUFFLES, step):
+        shuffled = generator.permuted(np.tile(right, (min(step, _SHUFFLES - start), 1)), axis=1)
+        as_many += int(((shuffled == given).sum(axis=1) >= correct.sum()).sum())
+    return (1 + as_many) / (1 + _SHUFFLES)
+
+
+def cell_at_chance(cell: pa.Table) -> bool:
+    """`at_chance` of one cell's records, with the columns `CHANCE_COLUMNS`."""
+    return at_chance(
+        cell.column("correct").to_numpy(zero_copy_only=False).astype(bool),
+        cell.column("chance").to_numpy(zero_copy_only=False),
+        cell.column("target").to_pylist(),
+        cell.column("prediction").to_pylist(),
+    )
+
+
+def items_to_beat_chance(accuracy: float, chance: float) -> int | None:
+    """Items with which a model of this `accuracy` is found above `chance` four times in five, by the binomial test.
+
+    ``None`` where more than 5,000 are needed, or where `accuracy` is not above `chance`.
+    """
+    if not 0 < chance < accuracy <= 1:
+        return None
+    n = np.arange(1, _MAX_ITEMS + 1)
+    least = scipy.stats.binom.isf(ALPHA, n, chance) + 1
+    enough = scipy.stats.binom.sf(least - 1, n, accuracy) >= _POWER
+    # Power goes up and down by one item, since counts are whole: from here on it stays.
+    below = np.flatnonzero(~enough)
+    found = int(n[below[-1]]) + 1 if len(below) else 1
+    return found if found <= _MAX_ITEMS else None
 
 
 def beats_chance(frame: pd.DataFrame) -> pd.Series[bool]:

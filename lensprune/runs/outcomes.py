@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import LensPruneError, unknown_name
-from lensprune.runs.chance import at_chance
+from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.questions import QUESTIONS
 from lensprune.runs.records import SCHEMA, CellKey
 from lensprune.runs.spec import SweepSpec
@@ -86,9 +86,7 @@ class Outcomes:
         key = CellKey(CLEAN.name, task, protocol)
         if key not in self._store.finished():
             return False
-        clean = self._store.read(key, ["correct", "chance"])
-        correct, chances = (clean.column(name).to_numpy(zero_copy_only=False) for name in ("correct", "chance"))
-        return not at_chance(correct.astype(bool), chances)
+        return not cell_at_chance(self._store.read(key, list(CHANCE_COLUMNS)))
 
     def finished(self, task: str | None = None, protocol: str | None = None) -> list[CellKey]:
         """Cells (variant, task, protocol) that are measured, by task and protocol and then in the spec's order."""

@@ -100,7 +100,7 @@ def concentration_change_rows(pair_result: PairResult) -> pd.DataFrame:
     """Whether the distilled model's losses are spread over more parts than the base's, with paired intervals.
 
     One row a (sweep, task, protocol, statistic), the columns of
-    `lensprune.analysis.concentration_change.PER_SEED_COLUMNS` with
+    `lensprune.analysis.concentration_change.PER_SEED_COLUMNS`, of losses alone, with
     ``task_kind``, ``protocol`` and ``at_chance``: that of either model. ``value`` is the distilled model's.
     """
     frames = []
@@ -110,7 +110,7 @@ def concentration_change_rows(pair_result: PairResult) -> pd.DataFrame:
         effects = zip(base.effects(component=component), distilled.effects(component=component), strict=True)
         for one, other in effects:
             accuracies = [_accuracy(run, one.task, one.protocol) for run in (base, distilled)]
-            rows = compare(Comparison("distilled", 0, component, one, other, *accuracies))
+            rows = compare(Comparison("distilled", 0, component, one, other, *accuracies), losses=True)
             place = {"task_kind": kinds[one.task], "protocol": one.protocol}
             frames.append(rows.assign(**place, at_chance=one.at_chance or other.at_chance))
     return pd.concat(frames, ignore_index=True)

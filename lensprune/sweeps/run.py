@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lensprune.ablation.variants import Variant
+from lensprune.analysis.power import power_line
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
@@ -123,6 +125,9 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     if options.screen is not None:
         job = screened(job, executor, None if folder is None else check_out_folder(folder), progress)
     with open_store(folder, job.spec, questions_of(job.conditions)) as store:
+        if progress:
+            for line in _power_lines(job):
+                print(line, file=sys.stderr)
         try:
             _execute(job, executor, store, progress)
             run = Run(job.spec, store, folder)
@@ -133,6 +138,16 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
             by_calling = "sweep" if job.spec.has_hooks else None
             raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
     return run
+
+
+def _power_lines(job: SweepJob) -> list[str]:
+    """What the sweep will be able to name, once for each number of items and clusters."""
+    shapes = []
+    for asked in job.conditions:
+        clusters = {item.item.cluster for item in asked.items}
+        shapes.append((len(asked.items), None if None in clusters else len(clusters)))
+    parts = len(job.variants) - 1
+    return [power_line(n, parts, n_clusters) for n, n_clusters in dict.fromkeys(shapes)] if parts else []
 
 
 def _missing(condition: Condition, variants: Sequence[Variant], finished: set[CellKey]) -> list[Variant]:

@@ -124,7 +124,7 @@ def _comparisons(seed: int, component: str, runs: Sequence[Run]) -> list[Compari
 
 def _curve(seed: int, student: str, run: Run) -> pd.DataFrame:
     frame = run.summary()
-    columns = ["task", "layer", "accuracy_clean", "accuracy", "delta", "ci_low", "ci_high", "q_value"]
+    columns = ["task", "layer", "accuracy_clean", "accuracy", "delta", "ci_low", "ci_high", "q_loss"]
     layers = frame[frame["component"] == "layer"][columns]
     return layers.assign(seed=seed, student=student)[["student", "seed", *columns]]
 

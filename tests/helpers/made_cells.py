@@ -32,8 +32,8 @@ def outcome(
     values: dict[str, object] = {
         "item_id": f"item {index}",
         "cluster": cluster,
-        "target": "A",
-        "prediction": "A" if correct else "B",
+        "target": f"answer {index}",
+        "prediction": f"answer {index}" if correct else "another",
         "correct": correct,
         "gold_logprob": -1.0 - index,
         "logprob_margin": 0.5,

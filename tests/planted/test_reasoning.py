@@ -32,9 +32,7 @@ ROLES_BY_CONSTRUCTION = {
 
 @cache
 def battery(shape: str) -> Primitives:
-    return primitives(
-        reasoner(shape), limit=20, shots=0, subtract=False, wording=WORDING, texts=TEXTS, shuffles=500, seed=0
-    )
+    return primitives(reasoner(shape), limit=20, shots=0, subtract=False, wording=WORDING, texts=TEXTS, seed=0)
 
 
 def predicted(model: HookedModel, text: str) -> list[str]:
@@ -127,7 +125,6 @@ def test_what_a_model_cannot_do_has_no_role() -> None:
         subtract=False,
         wording=Wording(ask=" =", end=" .", conclusion=" .", between=""),
         texts=TEXTS,
-        shuffles=100,
     )
     verdicts = found.verdicts[~found.verdicts["verdict"].isin(("nothing resolvable", "keeps coherence"))]
     named = {(int(row.layer), int(row.head)): row.verdict for row in verdicts.itertuples()}

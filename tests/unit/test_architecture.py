@@ -53,7 +53,7 @@ def test_the_contracts_hold_and_catch_an_upward_import(copy: Path) -> None:
 
 
 def test_the_contracts_catch_a_circle_within_a_package_and_a_package_without_a_place(copy: Path) -> None:
-    plant(copy, "analysis/statistics", "from lensprune.analysis.summary import summarise")
+    plant(copy, "analysis/intervals", "from lensprune.analysis.summary import summarise")
     code, text = lint(copy)
     assert code == 1
     assert "No cycles are allowed in lensprune.analysis" in text

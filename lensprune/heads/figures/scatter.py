@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lensprune.ablation.components import Head
+from lensprune.analysis.critical import significant
 from lensprune.analysis.overlap import spearman
 from lensprune.errors import UserError, unknown_name
 from lensprune.heads.scores import SCORES
@@ -21,7 +22,7 @@ _FEWEST = 4
 def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, title: str = "") -> list[Axes]:
     """Draw Δμ of each removed head against one head function: one panel a (task, protocol, ablation).
 
-    Heads with Benjamini–Hochberg q ≤ `q` are dark and the three largest losses are named; the panel's title has
+    Heads that lose or gain with q ≤ `q` are dark and the three largest losses are named; the panel's title has
     Spearman's ρ over the heads and its p by permutation (`spearman`). A task at chance is grey. The data is `joined`
     itself.
 
@@ -41,7 +42,7 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
     _, axes = panels(len(groups), size=(4.3, 3.7), columns=3, sharey=True, title=title)
     for ax, ((task, protocol, ablation), rows) in zip(axes, groups, strict=True):
         unclear = not beats_chance(rows).iloc[0]
-        clear = ((rows["q_value"] <= q) & (not unclear)).to_numpy()
+        clear = significant(rows, q).to_numpy()
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=0)
         ax.scatter(rows.loc[~clear, score], rows.loc[~clear, "delta"], s=18, color=GREY, alpha=0.6, linewidths=0)
         ax.scatter(

@@ -8,6 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from lensprune.ablation.components import parts
+from lensprune.analysis.critical import significant
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import SIGNED, panel_title, panels
@@ -22,8 +23,8 @@ _COLUMNS = 3
 
 
 def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataFrame:
-    """What `head_effect_maps` draws: task, protocol, component, ablation, layer, head, delta, q_value, significant,
-    at_chance.
+    """What `head_effect_maps` draws: task, protocol, component, ablation, layer, head, delta, q_loss, q_gain,
+    significant, at_chance.
 
     Raises:
         UserError: no head, or other part of which a layer has several, was removed.
@@ -32,8 +33,8 @@ def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataF
     if frame.empty:
         words = in_words([part.index_word for part in parts() if part.index is not None])
         raise UserError(f"there is nothing to draw: the run removes no single {words}")
-    columns = ["task", "protocol", "component", "ablation", "layer", "head", "delta", "q_value", "at_chance"]
-    kept = frame[columns].assign(significant=(frame["q_value"] <= q) & beats_chance(frame))
+    columns = ["task", "protocol", "component", "ablation", "layer", "head", "delta", "q_loss", "q_gain", "at_chance"]
+    kept = frame[columns].assign(significant=significant(frame, q))
     return kept.astype({"layer": int, "head": int}).reset_index(drop=True)
 
 
@@ -47,7 +48,7 @@ def head_effect_maps(
 ) -> list[Axes]:
     """Draw Δμ of each removed head: one map a (task, protocol), layers upwards, one scale for all, 0 in the middle.
 
-    A dot marks a change with Benjamini–Hochberg q ≤ `q`; where the clean model is at chance there are no dots and the
+    A dot marks a loss or a gain with q ≤ `q`; where the clean model is at chance there are no dots and the
     title says so. Places that were not swept are grey.
 
     Args:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lensprune.analysis.protocol_gap import protocol_gap, task_gap
+from lensprune.analysis.protocol_gap import clear_gaps, protocol_gap, task_gap
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import GREY, MARKERS, colours, panel_title, panels
 from lensprune.protocols.registry import protocol_names
@@ -41,7 +41,7 @@ def _measured(gap: pd.DataFrame, what: str) -> pd.DataFrame:
 def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> list[Axes]:
     """Draw Δμ under one protocol against Δμ under another, a point for each changed part, coloured by its layer.
 
-    On the diagonal both protocols lose the same. A ring marks a gap with Benjamini–Hochberg q ≤ `q`. A pair
+    On the diagonal both protocols lose the same. A ring marks a gap with q ≤ `q` in either direction. A pair
     of which one side is at chance is drawn in grey, without rings, and says so. The data is `gap` itself.
 
     Args:
@@ -69,7 +69,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
         by_layer = {"c": rows["layer"], "cmap": _SHALLOW_TO_DEEP, "vmin": 0, "vmax": n_layers - 1}
         look: dict[str, Any] = {"color": GREY} if unclear else by_layer
         points = ax.scatter(x, y, s=24, alpha=0.85, linewidths=0, **look)
-        marked = ((rows["q_value"] <= q) & (not unclear)).to_numpy()
+        marked = clear_gaps(rows, q).to_numpy()
         ax.scatter(x[marked], y[marked], s=70, facecolors="none", edgecolors="black", linewidths=1.1)
         if not unclear:
             ax.figure.colorbar(points, ax=ax, label="layer", shrink=0.8, ticks=MaxNLocator(integer=True))
@@ -117,7 +117,7 @@ def open_book_gap_by_depth(
                 means.index, means[column], color=colour, linestyle=dashes, marker=marker, markersize=4,
                 markerfacecolor="white" if dashes == "--" else colour, label=str(rows[task].iloc[0]),
             )  # fmt: skip
-        marked = sorted(set(rows.loc[(rows["q_value"] <= q) & (not unclear), "layer"]))
+        marked = sorted(set(rows.loc[clear_gaps(rows, q), "layer"]))
         if marked:
             feet = [foot] * len(marked)
             ax.plot(marked, feet, "o", color="black", markersize=4, label=f"they differ, q ≤ {q}")

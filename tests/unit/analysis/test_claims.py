@@ -92,3 +92,26 @@ def test_a_claim_counts_a_new_task_by_the_kind_that_it_declares(kind: str | None
     assert of_reasoning.claim.text == "Reasoning relies on the deeper layers."
     assert of_reasoning.verdict == ("seen" if kind else "not measured")
     assert SweepSpec.from_json(run.spec.to_json()) == run.spec
+
+
+def signature_row(
+    p_value: float, low: float, high: float, verdict: str = "seen", task: str = "facts"
+) -> dict[str, object]:
+    row = dict.fromkeys(SIGNATURE_COLUMNS, float("nan"))
+    return {**row, "signature": "deep loss of generation", "task": task, "protocol": "generate", "verdict": verdict,
+            "p_value": p_value, "ci_low": low, "ci_high": high}  # fmt: skip
+
+
+def test_a_claims_rows_are_corrected_for_their_number() -> None:
+    """Of three resolvable rows the smallest p counts three times, the next twice; rows at chance count for nothing."""
+    rows = [
+        signature_row(0.008, -0.3, -0.1),
+        signature_row(0.02, -0.3, -0.01),
+        signature_row(0.5, -0.04, 0.2, "not seen"),
+        signature_row(0.001, -0.3, -0.1, "at chance"),
+    ]
+    found = claim_results(pd.DataFrame(rows))[1].rows
+    assert found["p_holm"].to_numpy() == pytest.approx([0.024, 0.04, 0.5, np.nan], nan_ok=True)
+    assert found["verdict"].tolist() == ["seen", "not resolvable", "not seen", "at chance"]
+    narrow = claim_results(pd.DataFrame([signature_row(0.02, -0.03, -0.001), *rows[2:]]))[1].rows
+    assert narrow["verdict"].tolist()[0] == "not seen"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -13,8 +16,9 @@ from scipy import stats
 from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.analysis.concentration import concentration, concentration_statistics, lorenz, null_effects
+from lensprune.analysis.concentration_change import Comparison, compare
 from lensprune.analysis.head_effects import ItemEffects, read_effects
-from lensprune.analysis.overlap import jaccard_top_k, overlap, spearman
+from lensprune.analysis.overlap import jaccard_top_k, on_disjoint_items, overlap, relabellings, spearman
 from lensprune.errors import UserError
 from lensprune.results.figures.concentration import lorenz_curves, lorenz_data
 from lensprune.runs.records import CellKey
@@ -83,13 +87,41 @@ def test_a_planted_head_is_concentrated_and_noise_is_not() -> None:
     assert (frame["ci_low"] <= frame["ci_high"]).all()
 
 
-def test_the_null_keeps_sizes_and_has_mean_zero() -> None:
-    differences = np.array([[1.0, 0.0], [1.0, 2.0], [0.0, 2.0], [1.0, 0.0]])
-    # Of 20,000 draws a mean is off by 0.005 and a variance by 1 % (one standard error); allowed are at least four.
+def test_the_null_deals_each_items_differences_out_to_all_parts() -> None:
+    differences = np.array([[1.0, 0.0, 0.0], [1.0, 2.0, 0.0], [0.0, 2.0, -2.0], [1.0, 0.0, 0.0]])
+    # Of 20,000 draws a mean is off by 0.004 and a variance by 1% (one standard error); allowed are at least four.
     null = null_effects(differences, 20_000, seed=3)
-    np.testing.assert_allclose(null.mean(0), 0, atol=0.02)
-    # Var of a mean of independent signs: Σ d² / n².
-    np.testing.assert_allclose(null.var(0), (differences**2).sum(0) / 16, rtol=0.05)
+    np.testing.assert_allclose(null.sum(1), differences.mean(0).sum())
+    np.testing.assert_allclose(null.mean(0), differences.mean(), atol=0.02)
+    np.testing.assert_allclose(null.var(0), differences.var(axis=1).sum() / 16, rtol=0.05)
+
+
+def test_the_null_has_the_power_that_signs_lack() -> None:
+    """Half of 40 parts lose 30% of the items and the others none: a spread that random signs call noise."""
+    generator = np.random.default_rng(7)
+    differences = -(generator.random((60, 40)) < np.where(np.arange(40) < 20, 0.3, 0.0)).astype(float)
+    frame = concentration(differences, seed=1).set_index("statistic")
+    assert frame.loc["gini", "p_value"] < 0.002
+    assert frame.loc["participation_ratio", "p_value"] < 0.002
+
+
+def test_the_estimate_lies_in_its_interval() -> None:
+    generator = np.random.default_rng(8)
+    for _ in range(10):
+        differences = generator.choice([-1.0, 0.0, 1.0], p=[0.1, 0.85, 0.05], size=(20, 270))
+        frame = concentration(differences, resamples=200)
+        assert ((frame["ci_low"] <= frame["value"]) & (frame["value"] <= frame["ci_high"])).all()
+
+
+def test_a_comparison_of_losses_leaves_gains_out() -> None:
+    """One part loses and one gains in the base, one loses in the other: the same single part carries both."""
+    base, other = np.zeros((30, 4)), np.zeros((30, 4))
+    base[:10, 0], base[10:25, 1], other[:12, 0] = -1, 1, -1
+    comparison = Comparison("s", 0, "head", effects_of(base), effects_of(other), 0.8, 0.8)
+    both = compare(comparison, resamples=50).set_index("statistic")
+    losses = compare(comparison, losses=True, resamples=50).set_index("statistic")
+    assert both.loc["participation_ratio", "base"] == pytest.approx(1 / (0.4**2 + 0.6**2))
+    assert losses.loc["participation_ratio", ["base", "value"]].tolist() == pytest.approx([1, 1])
 
 
 def test_all_zero_effects_say_nothing() -> None:
@@ -109,6 +141,56 @@ def test_overlap_of_a_task_with_itself_and_with_a_shuffled_one() -> None:
     assert same["spearman_p"] < 0.001
     assert same["jaccard_p"] < 1e-6
     assert apart["jaccard_p"] > 0.01
+
+
+def test_relabellings_of_layers_are_all_turns_of_the_circle() -> None:
+    dealt = relabellings([3, 1, 2, 0])
+    assert dealt[0].tolist() == [0, 1, 2, 3]
+    assert len({tuple(own) for own in dealt.tolist()}) == len(dealt) == 8
+    order = np.argsort([3, 1, 2, 0])
+    for own in dealt:
+        steps = np.diff([[3, 1, 2, 0][place] for place in own[order]]) % 4
+        assert set(steps) in ({1}, {3})
+    heads = relabellings([0, 0, 1, 1, 2, 2], draws=2000)
+    layers = np.array([0, 0, 1, 1, 2, 2])[heads]
+    assert (layers[:, ::2] == layers[:, 1::2]).all()
+    assert len({tuple(own) for own in heads.tolist()}) == 6 * 8
+
+
+def test_smooth_profiles_are_not_called_alike() -> None:
+    """Two independent profiles over 30 layers with autocorrelation 0.85: shuffled layers find them alike in a third."""
+    generator = np.random.default_rng(3)
+    runs, small, shuffled = 300, 0, 0
+    for _ in range(runs):
+        profiles = generator.normal(size=(2, 30))
+        for layer in range(1, 30):
+            profiles[:, layer] = 0.85 * profiles[:, layer - 1] + np.sqrt(1 - 0.85**2) * profiles[:, layer]
+        small += spearman(*profiles, layers=range(30))[1] <= 0.05
+        shuffled += spearman(*profiles, permutations=200)[1] <= 0.05
+    assert shuffled / runs > 0.2
+    assert small / runs < 0.1
+
+
+def test_equal_heads_under_two_protocols_do_not_overlap() -> None:
+    """270 heads that are all alike, and items whose luck both protocols share."""
+    generator, found = np.random.default_rng(4), []
+    for _ in range(20):
+        luck = generator.choice([-1.0, 0.0, 1.0], p=[0.15, 0.7, 0.15], size=(40, 270))
+        both = [effects_of(luck), replace(effects_of(luck), protocol="generate")]
+        assert spearman(both[0].effects, both[1].effects)[0] == pytest.approx(1)
+        halves = on_disjoint_items(*both)
+        assert (halves[0] + halves[1]) / 2 == pytest.approx(luck.mean(axis=0))
+        found.append(overlap(both)["spearman_p"].iloc[0])
+    assert np.mean(np.array(found) <= 0.05) <= 0.2
+
+
+def test_halves_keep_clusters_whole() -> None:
+    differences = np.repeat(np.arange(6.0)[:, None], 4, axis=0).reshape(24, 1)
+    clusters = np.repeat(np.arange(6), 4)
+    a = replace(effects_of(differences), clusters=clusters)
+    first, second = on_disjoint_items(a, replace(a, protocol="generate"))
+    assert {float(first[0]), float(second[0])} <= {sum(own) / 3 for own in combinations(range(6), 3)}
+    assert first[0] + second[0] == pytest.approx(5)
 
 
 def test_jaccard_by_hand() -> None:

@@ -20,7 +20,7 @@ from tests.helpers.made_runs import layers_run
 
 def test_critical_is_a_clear_loss_above_chance() -> None:
     rows = [(-0.2, 0.01, False), (-0.2, 0.06, False), (0.2, 0.01, False), (-0.2, 0.01, True), (-0.2, 0.01, pd.NA)]
-    summary = pd.DataFrame(rows, columns=["delta", "q_value", "at_chance"]).astype({"at_chance": "boolean"})
+    summary = pd.DataFrame(rows, columns=["delta", "q_loss", "at_chance"]).astype({"at_chance": "boolean"})
     assert critical(summary).index.tolist() == [0]
     assert critical(summary, 0.1).index.tolist() == [0, 1]
     with pytest.raises(UserError, match=r"q 1\.5"):

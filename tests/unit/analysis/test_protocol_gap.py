@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
-from lensprune.analysis.protocol_gap import GAP_COLUMNS, protocol_gap, task_gap
+from lensprune.analysis.protocol_gap import GAP_COLUMNS, clear_gaps, protocol_gap, task_gap
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
 from lensprune.runs.records import CellKey
@@ -44,10 +46,13 @@ def test_a_gap_by_hand() -> None:
     assert (row["protocol_a"], row["protocol_b"], row["variant"], row["layer"]) == ("default", "generate", "L0.skip", 0)
     assert (row["delta_a"], row["delta_b"]) == (pytest.approx(-0.2), pytest.approx(-0.7))
     assert row["gap"] == pytest.approx(-0.5)
-    assert row["ci_low"] <= row["gap"] <= row["ci_high"] <= 0
+    # Differences −1 six times and +1 once: Student's t with 9 degrees of freedom.
+    half = stats.t.ppf(0.975, 9) * np.std([-1] * 6 + [1, 0, 0, 0], ddof=1) / 10**0.5
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((-0.5 - half, -0.5 + half))
     # Items 2–7 changed by −1 more; item 8 lost in both; item 9 lost only under default, by +1: 7 items differ, sum −5.
     assert row["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)
-    assert row["q_value"] == row["p_value"]
+    # One test alone: p / (1 − p) of the half in which the gap is below 0.
+    assert (row["q_lower"], row["q_higher"]) == pytest.approx((1 / 15, 1))
     assert not row["at_chance"]
 
 
@@ -125,7 +130,7 @@ def run_signatures(answers: Answers) -> dict[tuple[str, str], str]:
 def test_signatures_of_the_claimed_pattern() -> None:
     found = run_signatures(
         {
-            ("t", "continuation"): layers(20, 99, 99, 100, 100),
+            ("t", "continuation"): layers(20, 100, 99, 100, 100),
             ("t", "generate"): layers(30, 40, 35, 90, 100),
         }
     )
@@ -181,3 +186,35 @@ def test_signatures_need_the_whole_depth() -> None:
         signatures(outcomes_of(store, ["clean", "L0.skip"], n_layers=10))
     with pytest.raises(UserError, match="margin 0"):
         signatures(outcomes_of(store, ["clean"]), accuracy_margin=0)
+
+
+def test_a_likelihood_near_chance_is_not_called_flat() -> None:
+    """Both lose half of what they know. Of 0.34 − 0.25 half is less than the margin, and says nothing of flatness."""
+    near, far = layers(136, 136, 136, 136, 400), layers(200, 200, 200, 400, 400)
+    near |= {skip(layer): right(118, 400) for layer in range(10)}
+    answers = {("t", "continuation"): near, ("t", "generate"): far}
+    found = run_signatures(answers)
+    assert found["likelihood flat, generation drops", "generate − continuation"] == "not resolvable"
+    # With as small a loss of a clean model that knows much it is flat.
+    known = {CLEAN: right(300, 400)} | {skip(layer): right(296, 400) for layer in range(10)}
+    found = run_signatures({("t", "continuation"): known, ("t", "generate"): far})
+    assert found["likelihood flat, generation drops", "generate − continuation"] == "seen"
+
+
+def test_a_gap_from_the_floor_is_marked_and_not_clear() -> None:
+    clean, lost = right(136, 400), right(118, 400)
+    store = stored(
+        {
+            ("t", "continuation"): {CLEAN: clean, skip(0): lost},
+            ("t", "generate"): {CLEAN: right(400, 400), skip(0): right(200, 400)},
+        }
+    )
+    gap = protocol_gap(outcomes_of(store, ["clean", "L0.skip"], [("t", "continuation"), ("t", "generate")]))
+    [row] = gap.to_dict("records")
+    assert row["q_lower"] < 1e-6
+    assert row["floor"]
+    assert not row["at_chance"]
+    assert not clear_gaps(gap).any()
+    # Half of what is above chance under continuation, two thirds under generate.
+    assert (row["relative_a"], row["relative_b"]) == pytest.approx((-0.045 / 0.09, -0.5 / 0.75))
+    assert clear_gaps(gap.assign(floor=False)).all()

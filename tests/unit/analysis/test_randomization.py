@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lensprune.analysis.multiplicity import benjamini_hochberg
 from lensprune.analysis.randomization import sign_flip_p, two_stage_p
-from lensprune.analysis.statistics import benjamini_hochberg
 
 
 def enumerated(values: np.ndarray) -> float:
@@ -92,3 +92,19 @@ def test_unknown_differences_have_no_p() -> None:
 
 def test_no_p_is_zero() -> None:
     assert 0 < sign_flip_p(np.ones((3000, 1)))[0] < 1e-300
+
+
+@pytest.mark.parametrize("n", [2, 9, 60])
+def test_one_sided_p_of_integers_and_other_numbers(n: int) -> None:
+    generator = np.random.default_rng(n)
+    columns = generator.integers(-2, 4, size=(n, 4)).astype(float)
+    other = columns + generator.normal(0, 0.1, size=columns.shape)
+    if n < 10:
+        for values in (columns, other):
+            signs = np.array(list(product((-1, 1), repeat=n)))
+            expected = ((signs @ values) >= values.sum(axis=0) - 1e-9).mean(axis=0)
+            assert sign_flip_p(values, alternative="greater") == pytest.approx(expected)
+    else:
+        greater, lower = (sign_flip_p(sign * other, alternative="greater", flips=4000) for sign in (1, -1))
+        assert greater + lower == pytest.approx(1, abs=0.03)
+        assert np.minimum(greater, lower) * 2 == pytest.approx(sign_flip_p(other, flips=4000), abs=0.03)

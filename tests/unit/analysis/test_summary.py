@@ -39,7 +39,10 @@ def test_a_row_by_hand() -> None:
     assert row["delta"] == pytest.approx(-0.6)
     assert row["delta_relative"] == pytest.approx(-0.75)
     assert row["p_value"] == pytest.approx(2 / 64)
-    assert row["q_value"] == pytest.approx(4 / 64)
+    # One-sided p is 1/64. The unchanged variant can't have a small p and costs nothing but its place: Σ F / (1 − τ),
+    # where τ is the largest p of six items with mean F / (1 − F) ≤ 0.05.
+    assert row["q_loss"] == pytest.approx(1 / 64 / (1 - 1 / 64))
+    assert row["q_gain"] == 1
     assert row["ci_low"] <= row["delta"] <= row["ci_high"] < 0
     assert (row["component"], row["layer"], row["ablation"]) == ("layer", 1, "skip")
     assert (row["n"], row["n_clusters"], row["chance"], row["truncated"]) == (10, 10, 0.25, 1)
@@ -48,7 +51,7 @@ def test_a_row_by_hand() -> None:
     first = frame.iloc[0]
     assert (first["delta"], first["ci_low"], first["ci_high"]) == (0.0, 0.0, 0.0)
     assert np.isnan(first["p_value"])
-    assert np.isnan(first["q_value"])
+    assert np.isnan(first["q_loss"])
 
 
 def test_every_metric_is_named_with_its_mean() -> None:

@@ -26,7 +26,6 @@ def test_files_and_lines(tmp_path: Path) -> None:
         shots=0,
         subtract=False,
         wording=WORDING,
-        shuffles=500,
         draws=20,
     )
     assert "L1.H6  moves result" in printed

@@ -58,7 +58,7 @@ def test_figures_by_kind(head_run: Run) -> None:
     assert [ax.get_xlabel() for ax in axes] == ["operand at operator"] * 2  # type: ignore[union-attr]
     data = table.plot_data("scatter", "operand_at_operator")
     assert len(data) == 2 * 8
-    assert {"operand_at_operator", "delta", "q_value"} <= set(data.columns)
+    assert {"operand_at_operator", "delta", "q_loss", "q_gain"} <= set(data.columns)
     assert "operator_attention" not in data.columns
     plt.close("all")
     assert "HeadTable(8 heads, 2 scores, beside" in table._repr_html_()

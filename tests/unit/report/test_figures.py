@@ -97,7 +97,7 @@ def test_protocols_ring_only_what_differs(layers: lp.Run) -> None:
     gap = layers.protocol_gap("facts")
     ax = protocol_pairs(gap)[0]
     ringed = ax.collections[1].get_offsets()
-    assert len(ringed) == int((gap["q_value"] <= 0.05).sum()) == N_LAYERS - 1
+    assert len(ringed) == int((gap["q_lower"] <= 0.05).sum()) == N_LAYERS - 1
 
 
 def test_failures_add_up(layers: lp.Run) -> None:
@@ -145,7 +145,8 @@ def test_head_functions_against_effects() -> None:
     joined = pd.DataFrame(
         {
             "layer": np.arange(12) // 4, "head": np.arange(12) % 4, "induction": score, "task": "t",
-            "protocol": "generate", "ablation": "zero", "delta": -score, "q_value": 0.5, "at_chance": False,
+            "protocol": "generate", "ablation": "zero", "delta": -score, "q_loss": 0.5, "q_gain": 1.0,
+            "at_chance": False,
         }
     )  # fmt: skip
     ax = head_function_scatter(joined, "induction")[0]

@@ -1,0 +1,131 @@
+"""How large must a loss be for a sweep to name it?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import scipy
+from jaxtyping import Float
+
+from lensprune.analysis.multiplicity import LEVEL
+from lensprune.errors import UserError
+
+__all__ = ["FLIPS", "POWER_COLUMNS", "named_with", "power_line", "power_table", "smallest_loss"]
+
+FLIPS = 0.02
+"""Share of the items whose outcome a part that matters little changes, half of them lost."""
+CORRELATION = 0.1
+"""Intra-cluster correlation of losses where items come in clusters."""
+POWER = 0.8
+POWER_COLUMNS = ("n", "n_clusters", "parts", "flips", "power", "smallest_loss")
+_STEP = 0.01
+_RARE = 1e-6
+
+
+def _tail(lost: np.ndarray, won: np.ndarray) -> Float[np.ndarray, " pair"]:
+    """One-sided exact McNemar p."""
+    p: np.ndarray = scipy.stats.binom.sf(lost - 1, lost + won, 0.5)
+    return p
+
+
+def _largest_named(n: int, parts: int, flips: float) -> float:
+    """The largest p at which one part is named alone among `parts`, the others changing items as `flips` says.
+
+    The step-up of `lensprune.analysis.multiplicity.discrete_bh` with the expected law of the others in place of theirs.
+    """
+    changed = np.arange(int(scipy.stats.binom.isf(_RARE, n, flips)) + 1)
+    weights = scipy.stats.binom.pmf(changed, n, flips)
+    laws = [_tail(np.arange(own, -1, -1), np.arange(own + 1)) for own in changed]
+    values = np.unique(np.concatenate([0.5 ** np.arange(n + 1), *laws]))
+    values = values[values <= LEVEL]
+    reached = [np.append(0.0, law)[np.searchsorted(law, values * (1 + 1e-9), side="right")] for law in laws]
+    needed = (1 + LEVEL) * (values + (parts - 1) * (weights @ np.stack(reached)))
+    allowed = values[needed <= LEVEL]
+    return float(allowed[-1]) if len(allowed) else 0.0
+
+
+def _lost(n: int, rate: float, n_clusters: int | None) -> Float[np.ndarray, " count"]:
+    """Law of how many of n items are lost; clusters have rates of their own, with `CORRELATION`."""
+    counts = np.arange(n + 1)
+    if n_clusters is None or n_clusters >= n or rate in (0.0, 1.0):
+        law: np.ndarray = scipy.stats.binom.pmf(counts, n, rate)
+        return law
+    wide = (1 - CORRELATION) / CORRELATION
+    law = np.ones(1)
+    for size in (len(own) for own in np.array_split(counts[:-1], n_clusters)):
+        own = scipy.stats.betabinom.pmf(np.arange(size + 1), size, rate * wide, (1 - rate) * wide)
+        law = np.convolve(law, own)
+    return law
+
+
+def named_with(loss: float, n: int, parts: int, *, flips: float = FLIPS, n_clusters: int | None = None) -> float:
+    """Probability that a part whose removal loses `loss` of the items (a share) has q of a loss ≤ 0.05 among `parts`.
+
+    Args:
+        n: items.
+        parts: variants of one (task, protocol), this one included; the others lose nothing.
+        flips: share of items that every part changes besides, half of them lost and half won.
+        n_clusters: clusters of equal size that the items fall into, losses correlating within them; ``None``: none.
+
+    Raises:
+        UserError: a number that is none of items, parts or clusters, or a share outside 0 to 1.
+    """
+    for what, value in (("items", n), ("parts", parts), ("clusters", 1 if n_clusters is None else n_clusters)):
+        if value < 1:
+            raise UserError(f"{value} is not a number of {what}: expected 1 or more")
+    for what, share in (("loss", loss), ("flips", flips)):
+        if not 0 <= share <= 1:
+            raise UserError(f"{what} {share} is not a share of the items: expected 0 to 1")
+    largest = _largest_named(n, parts, flips)
+    won = np.arange(int(scipy.stats.binom.isf(_RARE, n, flips / 2)) + 1)
+    lost = np.arange(n + 1)
+    named = _tail(lost[:, None], won[None]) <= largest * (1 + 1e-9)
+    weights = np.outer(_lost(n, min(1.0, loss + flips / 2), n_clusters), scipy.stats.binom.pmf(won, n, flips / 2))
+    return float(weights[named].sum())
+
+
+def smallest_loss(
+    n: int, parts: int, *, flips: float = FLIPS, n_clusters: int | None = None, power: float = POWER
+) -> float | None:
+    """The smallest loss, in steps of 0.01, that is named with probability `power`; ``None`` where not even losing every
+    item is.
+
+    Args:
+        n, parts, flips, n_clusters: as for `named_with`.
+    """
+    steps = np.arange(1, round(1 / _STEP) + 1) * _STEP
+    below, above = -1, len(steps)
+    while above - below > 1:
+        middle = (below + above) // 2
+        enough = named_with(float(min(1.0, steps[middle])), n, parts, flips=flips, n_clusters=n_clusters) >= power
+        below, above = (below, middle) if enough else (middle, above)
+    return float(round(steps[above], 2)) if above < len(steps) else None
+
+
+def power_table(
+    items: Sequence[int], parts: int, *, flips: float = FLIPS, clusters_of: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """`smallest_loss` for each number of items, with the columns `POWER_COLUMNS`; NaN where none can be named.
+
+    Args:
+        clusters_of: number of clusters that so many items fall into; ``None``: items are independent.
+    """
+    rows = []
+    for place, n in enumerate(items):
+        n_clusters = None if clusters_of is None else clusters_of[place]
+        found = smallest_loss(n, parts, flips=flips, n_clusters=n_clusters)
+        rows.append(
+            [n, n if n_clusters is None else n_clusters, parts, flips, POWER, np.nan if found is None else found]
+        )
+    return pd.DataFrame(rows, columns=list(POWER_COLUMNS))
+
+
+def power_line(n: int, parts: int, n_clusters: int | None = None) -> str:
+    """One line about `smallest_loss`."""
+    found = smallest_loss(n, parts, n_clusters=n_clusters)
+    given = f"with {n} item{'' if n == 1 else 's'} and {parts} variant{'' if parts == 1 else 's'}"
+    if found is None:
+        return f"{given} no loss can be named: lensprune power says how many items it takes"
+    return f"{given} losses of {found:.2f} or more are named four times in five (lensprune power)"

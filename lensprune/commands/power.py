@@ -1,0 +1,42 @@
+"""``lensprune power``."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument(
+        "--parts", type=int, required=True, metavar="N", help="variants tested together: layers or heads of the sweep"
+    )
+    parser.add_argument("--items", type=int, action="append", metavar="N", help="number of items; repeat for several")
+    parser.add_argument("--task", metavar="TASK", help="take clusters and the most items from this task")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="rows of the task: FOLDER/<task>/<split>.jsonl")
+    parser.add_argument("--clusters", type=int, metavar="N", help="clusters that the items fall into")
+    parser.add_argument(
+        "--flips", type=float, metavar="SHARE", help="share of items that any part changes by accident (default: 0.02)"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="folder for the table and a figure")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compute and print."""
+    from lensprune.analysis.power import FLIPS
+    from lensprune.results.power import power_report
+
+    flips = FLIPS if arguments.flips is None else arguments.flips
+    print(
+        power_report(
+            arguments.parts,
+            arguments.items,
+            task=arguments.task,
+            data_dir=arguments.data_dir,
+            clusters=arguments.clusters,
+            flips=flips,
+            out=arguments.out,
+        )
+    )
+    return 0

@@ -1,0 +1,90 @@
+"""A short calibration: sizes, coverages, false discovery rates and powers, with fewer runs than `make calibration`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.calibration import studies
+from tests.calibration.__main__ import main
+from tests.calibration.studies import Row
+
+
+def within(row: Row, size: float) -> bool:
+    """At most three standard errors of so many runs above a size."""
+    return row.now <= size + 3 * np.sqrt(size * (1 - size) / row.runs)
+
+
+def test_more_parts_are_found_and_few_of_them_falsely() -> None:
+    rows = studies.false_discovery(0.15)
+    powers = [row for row in rows if row.number == "power"]
+    rates = [row for row in rows if row.number != "power"]
+    assert powers[0].now > 2 * powers[0].before > 0
+    assert powers[1].now > 4 * powers[1].before
+    assert all(row.now > row.before for row in powers)
+    assert all(within(row, 0.05) for row in rates)
+
+
+@pytest.mark.parametrize("study", [studies.outcome_intervals, studies.cluster_intervals])
+def test_intervals_cover(study: Callable[[float], list[Row]]) -> None:
+    rows = study(0.5)
+    assert min(row.before for row in rows) < 0.9
+    # Enumerated coverage is exact.
+    slack = [0.0 if row.runs == 0 else 3 * np.sqrt(0.93 * 0.07 / row.runs) for row in rows]
+    assert all(row.now >= 0.93 - own for row, own in zip(rows, slack, strict=True))
+
+
+def test_one_answer_for_all_is_marked() -> None:
+    constant = [row for row in studies.marks(0.1) if row.aim == "1"]
+    assert [(row.before, row.now) for row in constant] == [(0, 1), (0, 1)]
+
+
+def test_a_likelihood_at_the_floor_is_not_seen_to_be_flat() -> None:
+    row = studies.floors(0.15)[-1]
+    assert row.before > 0.5
+    assert within(row, 0.05)
+
+
+def test_missed_heads_are_estimated_better_and_bounded() -> None:
+    for row in studies.screened(0.1):
+        if row.aim == "small":
+            assert row.now < 0.7 * row.before
+        else:
+            assert within(row, 0.05)
+
+
+def test_what_has_nothing_in_common_is_not_found_alike() -> None:
+    for row in studies.overlaps(0.3):
+        assert row.before > 0.2
+        assert within(row, 0.05)
+
+
+def test_concentration_stays_in_its_interval_and_is_found() -> None:
+    outside, power, size = studies.concentrations(0.5)
+    assert outside.before > 0.5
+    assert outside.now == 0
+    assert power.now > 0.95
+    assert power.now > power.before + 0.3
+    assert within(size, 0.05)
+
+
+def test_tokens_and_rows_are_not_counted_as_evidence_of_their_own() -> None:
+    [row] = studies.contrasts(0.5)
+    assert row.before > 0.2
+    assert within(row, 0.05)
+    [row] = studies.claims(0.2)
+    assert row.before > 0.2
+    # Five claims, each at 0.025.
+    assert within(row, 0.125)
+
+
+def test_the_table_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("tests.calibration.__main__.STUDIES", (studies.fidelity,))
+    monkeypatch.setattr("sys.argv", ["calibration"])
+    main()
+    assert (
+        "| fidelity | six items, all 1 | lower end of the interval | 1 | 0.541 | below 1 | 1 |"
+        in capsys.readouterr().out
+    )

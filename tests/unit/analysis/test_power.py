@@ -1,0 +1,79 @@
+"""The smallest loss that a sweep names, against simulated sweeps and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lensprune.analysis.multiplicity import discrete_bh
+from lensprune.analysis.paired_tests import lower_tail
+from lensprune.analysis.power import named_with, power_line, power_table, smallest_loss
+from lensprune.cli import main
+from lensprune.errors import UserError
+from lensprune.results.power import power_report
+
+
+@pytest.mark.parametrize(
+    ("n", "parts", "loss", "flips"), [(12, 30, 0.5, 0.02), (50, 30, 0.2, 0.04), (100, 270, 0.12, 0.02)]
+)
+def test_against_simulated_sweeps(n: int, parts: int, loss: float, flips: float) -> None:
+    generator, found, runs = np.random.default_rng(n), 0, 400
+    for _ in range(runs):
+        rates = np.where(np.arange(parts) == 0, loss, 0.0) + flips / 2
+        lost = generator.random((n, parts)) < rates
+        won = ~lost & (generator.random((n, parts)) < flips / 2)
+        found += discrete_bh(lower_tail(won.astype(float) - lost))[0] <= 0.05
+    # The others' law enters by its expectation, which costs up to 0.04.
+    assert found / runs == pytest.approx(named_with(loss, n, parts, flips=flips), abs=0.04 + 3 * 0.5 / np.sqrt(runs))
+
+
+def test_by_hand_without_flips() -> None:
+    """Parts that change nothing cost nothing: five of twelve items must be lost, for 2⁻⁵ is below 0.05 / 1.05."""
+    assert named_with(0.5, 12, 30, flips=0.0) == pytest.approx(stats.binom.sf(4, 12, 0.5))
+    found = smallest_loss(12, 30, flips=0.0)
+    assert found == 0.5
+    assert stats.binom.sf(4, 12, found) >= 0.8 > stats.binom.sf(4, 12, found - 0.01)
+    assert smallest_loss(4, 30) is None
+
+
+def test_more_items_find_less_and_more_parts_and_clusters_need_more() -> None:
+    table = power_table([12, 50, 200, 1000], 30)
+    assert (np.diff(table["smallest_loss"]) < 0).all()
+    assert power_table([50], 1024)["smallest_loss"][0] > table["smallest_loss"][1]
+    clustered = power_table([50], 30, clusters_of=[5])
+    assert clustered["smallest_loss"][0] > table["smallest_loss"][1]
+    assert clustered["n_clusters"][0] == 5
+    # Each item its own cluster is no cluster.
+    assert power_table([50], 30, clusters_of=[50])["smallest_loss"][0] == table["smallest_loss"][1]
+
+
+def test_lines() -> None:
+    assert power_line(12, 30).startswith("with 12 items and 30 variants losses of 0.5")
+    assert power_line(3, 1).startswith("with 3 items and 1 variant no loss can be named")
+
+
+def test_what_is_no_number() -> None:
+    with pytest.raises(UserError, match="0 is not a number of items"):
+        named_with(0.5, 0, 30)
+    with pytest.raises(UserError, match=r"flips 1\.5"):
+        named_with(0.5, 10, 30, flips=1.5)
+    with pytest.raises(UserError, match="100000 items are more than"):
+        power_report(30, [100000], task="facts")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["power", "--parts", "30", "--items", "12", "--items", "50", "--out", str(tmp_path / "power")]
+    assert main(options) == 0
+    shown = capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "power" / "power.csv")
+    assert table["n"].tolist() == [12, 50]
+    assert f"{table['smallest_loss'][1]:.2f}" in shown
+    assert (tmp_path / "power" / "figures" / "power.png").stat().st_size > 1000
+    assert main(["power", "--parts", "30", "--task", "facts"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert int(rows[0][0]) == 12
+    assert 1 < int(rows[0][1]) <= 12
