@@ -82,7 +82,7 @@ def test_heads_in_series_are_one_job(shape: str) -> None:
         ([(0, 1)], {}, "two or more are needed"),
         ([(0, 1), (0, 1)], {}, "L0.H1 is given twice"),
         ([(0, 1), (9, 1)], {}, "layers 0 to"),
-        ([(0, 1), (1, 1)], {"measure": "margins"}, "did you mean margin"),
+        ([(0, 1), (1, 1)], {"measure": "margins"}, "did you mean logprob_margin"),
     ],
 )
 def test_refusals(heads: list[tuple[int, int]], changes: dict[str, str], message: str) -> None:

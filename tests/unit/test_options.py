@@ -189,7 +189,9 @@ SOME_VALUES: dict[str, Any] = {
     "shots": 2,
     "seed": 7,
     "data_dir": ROOT,
+    "leave_out_repeated": True,
     "chat_template": True,
+    "template_date": "2031-01-02",
     "reference": str(ROOT / "LICENSE"),
     "mean_mode": "per_position",
     "dtype": "bfloat16",
@@ -207,6 +209,7 @@ SOME_VALUES: dict[str, Any] = {
 WITH: dict[str, list[str]] = {
     "reference": ["--ablation", "mean", "--over", "heads"],
     "mean_mode": ["--ablation", "mean", "--over", "heads"],
+    "template_date": ["--chat-template"],
     "screen": ["--over", "heads"],
     "workers": ["--executor", "ray"],
     "ray_address": ["--executor", "ray"],
@@ -307,4 +310,4 @@ def test_resume_asks_for_what_the_spec_holds() -> None:
         resolved = {"dtype": "float32", "bos": "tokenizer", "device": None if options.n_devices else "cpu"}
         for name in DECLARED:
             assert str(getattr(back, name)) == str(resolved.get(name, getattr(options, name))), name
-        assert (back.spread, back.tasks, back.protocols) == (options.spread, options.tasks, options.protocols)
+        assert (back.backend, back.tasks, back.protocols) == (options.backend, options.tasks, options.protocols)

@@ -52,7 +52,7 @@ def test_table_columns() -> None:
     [
         (lambda m: each_layer(m, layers=[3]), "layers 0 to 2"),
         (lambda m: each_head(m, heads=[4]), "heads 0 to 3"),
-        (lambda m: each_kv_group(m, groups=[2]), "kv-groups 0 to 1"),
+        (lambda m: each_kv_group(m, groups=[2]), "key/value groups 0 to 1"),
         (lambda m: each_layer(m, "skp"), "skip"),
         (lambda m: enumerate_variants(m, "layer"), "layers"),
         (lambda m: enumerate_variants(m, "layers", heads=[1]), "use over heads, kv-groups"),

@@ -174,7 +174,7 @@ def test_edits_of_a_neox_models_fused_qkv_do_not_reach_its_bridge() -> None:
     # A weight replacement reaches what the bridge computes with.
     pair = model_pair(tiny("gpt_neox"), fresh("gpt_neox", 1))
     before = logits_of(pair.base.module.original_model)
-    with pair.exchanged([Part("attention", 0)]):
+    with pair.replaced([Part("attention", 0)]):
         assert float((logits_of(pair.base.module.original_model) - before).abs().max()) > 1e-2
     assert torch.equal(logits_of(pair.base.module.original_model), before)
 

@@ -133,4 +133,4 @@ def test_what_a_task_declares_is_kept_and_changes_no_digest() -> None:
 def test_how_it_ran_is_checked_by_its_type(value: object) -> None:
     data = json.loads(spec().to_json())
     with pytest.raises(UserError, match=f"batch_tokens is {type(value).__name__}"):
-        SweepSpec.from_json(json.dumps({**data, "how": {**data["how"], "batch_tokens": value}}))
+        SweepSpec.from_json(json.dumps({**data, "execution": {**data["execution"], "batch_tokens": value}}))
