@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from lensprune.sweeps.options import Rows, add_options, option_values
+
 __all__ = ["add_arguments", "run"]
 
 
@@ -14,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--items", type=int, action="append", metavar="N", help="number of items; repeat for several")
     parser.add_argument("--task", metavar="TASK", help="take clusters and the most items from this task")
-    parser.add_argument("--data-dir", metavar="FOLDER", help="rows of the task: FOLDER/<task>/<split>.jsonl")
+    add_options(parser, Rows)
     parser.add_argument("--clusters", type=int, metavar="N", help="clusters that the items fall into")
     parser.add_argument(
         "--flips", type=float, metavar="SHARE", help="share of items that any part changes by accident (default: 0.02)"
@@ -33,10 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.parts,
             arguments.items,
             task=arguments.task,
-            data_dir=arguments.data_dir,
             clusters=arguments.clusters,
             flips=flips,
             out=arguments.out,
+            **option_values(arguments, Rows),
         )
     )
     return 0

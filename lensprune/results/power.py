@@ -24,7 +24,7 @@ def power_report(
     items: Sequence[int] | None = None,
     *,
     task: str | None = None,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     clusters: int | None = None,
     flips: float = FLIPS,
     out: str | None = None,

@@ -279,7 +279,7 @@ def concentrations(scale: float = 1.0) -> list[Row]:
         ("half of 40 parts lose 30% of 60 items", np.where(np.arange(40) < 20, 0.3, 0.0), "large"),
         ("all of 40 parts lose 15% of 60 items", np.full(40, 0.15), "≤ 0.05"),
     ):
-        small = np.zeros(2)
+        small, runs = np.zeros(2), max(10, round(300 * scale))
         for seed in range(runs):
             differences = -(generator.random((60, 40)) < rate).astype(float)
             value = concentration_statistics(differences.mean(axis=0))["gini"]

@@ -123,7 +123,8 @@ def test_interaction_by_hand() -> None:
     # The second group has a head that was not removed by itself.
     assert (row["group"], row["heads"], row["strongest_head"], row["strongest_effect"]) == (0, "0-1", 0, -2.0)
     assert (row["group_effect"], row["sum_of_heads"], row["interaction"]) == (-5.0, -3.0, -2.0)
-    assert (row["ci_low"], row["ci_high"]) == (-3.0, -1.0)
+    # Interactions −3 and −1: Student's t with one degree of freedom, standard error 1.
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((-2 - 12.7062, -2 + 12.7062), abs=1e-4)
 
 
 def test_items_are_paired_by_their_ids() -> None:

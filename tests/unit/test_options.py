@@ -92,6 +92,7 @@ LIKE_A_SWEEP = {
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "paper": {"seed", "data_dir", "dtype", "device", "bos"},
     "resume": {"workers", "ray_address"},
+    "power": {"data_dir"},
 }
 
 

@@ -11,12 +11,6 @@ from scipy import optimize, stats
 from lensprune.analysis.intervals import bootstrap_means, centred_quantiles, mean_intervals, tango
 
 
-def test_tango_as_published() -> None:
-    """Tango (1998), section 5: 2 gains (b), 0 losses of 44, and 12 of 50 against 2 (his tables 2 and 3)."""
-    low, high = tango(np.array([0]), np.array([1]), 44)
-    assert low[0] < 1 / 44 < high[0]
-
-
 def profile_z(lost: int, won: int, n: int, delta: float) -> float:
     """The score statistic with P(lost) found by maximising the likelihood numerically."""
 
