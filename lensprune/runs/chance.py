@@ -35,9 +35,9 @@ def at_chance(
       Where the chance is 0 for every item one right answer already refutes that, so there the rule asks for a lower 95%
       Clopper–Pearson bound above 0 and at least two right answers, since one can be an accident of extraction.
     * Right answers are dealt out to the model's answers at random: the share of 2,000 shuffles of `targets` with as
-      many matches (Phipson & Smyth 2010, the same shuffles every time). A model that always gives one answer has as many in
-      every shuffle, p 1, however often that answer is right. Where no right answer comes twice the first test decides
-      alone.
+      many matches (Phipson & Smyth 2010, the same shuffles every time). A model that always gives one answer has as
+      many in every shuffle, p 1, however often that answer is right. Where no right answer comes twice the first test
+      decides alone.
 
     No items: at chance.
 
