@@ -19,7 +19,7 @@ from lensprune.analysis.multiplicity import discrete_bh
 from lensprune.analysis.overlap import on_disjoint_items, spearman
 from lensprune.analysis.paired_tests import lower_tail
 from lensprune.analysis.randomization import sign_flip_p
-from lensprune.analysis.room import MARGIN
+from lensprune.analysis.room import ACCURACY_MARGIN
 from lensprune.analysis.screening import missed
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, of_task, verdict
 from lensprune.analysis.summary import Cell, Group
@@ -184,8 +184,10 @@ def floors(scale: float = 1.0) -> list[Row]:
             if groups["continuation"].at_chance:
                 continue
             tried += 1
-            [row] = [own for own in of_task(groups, 30, MARGIN) if own["signature"].startswith("likelihood flat")]
-            flat = float(row["likelihood_ci_low"]) > -MARGIN
+            [row] = [
+                own for own in of_task(groups, 30, ACCURACY_MARGIN) if own["signature"].startswith("likelihood flat")
+            ]
+            flat = float(row["likelihood_ci_low"]) > -ACCURACY_MARGIN
             found += flat and verdict(float(row["ci_low"]), float(row["ci_high"])) == "seen", row["verdict"] == "seen"
         world = f"both protocols lose half, likelihood at 0.30, n {n}"
         rows.append(Row("flat likelihood", world, "seen", *(found / max(1, tried)), "≤ 0.05", tried))
@@ -315,7 +317,7 @@ def claims(scale: float = 1.0) -> list[Row]:
             for protocol in ("default", "continuation", "generate"):
                 clean, layers = _world(generator, 30, 0, 0.0, 50, 0.04)
                 groups[protocol] = _group(protocol, clean, layers, 0.25, task)
-            rows += of_task(groups, 30, MARGIN)
+            rows += of_task(groups, 30, ACCURACY_MARGIN)
         frame = pd.DataFrame(rows, columns=list(SIGNATURE_COLUMNS))
         rowwise = [verdict(low, high) for low, high in zip(frame["ci_low"], frame["ci_high"], strict=True)]
         found = any((own.rows["verdict"] == "seen").any() for own in claim_results(frame))

@@ -106,7 +106,7 @@ def test_the_check_of_a_pair_is_in_its_own_precision(
     model_pair(*models)
     monkeypatch.setattr(BridgeModel, "forward", slightly_off)
     if noticed:
-        with pytest.raises(UserError, match="can't be exchanged in place"):
+        with pytest.raises(UserError, match="can't be replaced in place"):
             model_pair(*models)
     else:
         model_pair(*models)
