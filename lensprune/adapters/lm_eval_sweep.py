@@ -54,7 +54,7 @@ def sweep_lm_eval(
     The other arguments are those of `lensprune.sweep`.
 
     Returns:
-        One row a (variant, task, metric): `value`, the clean model's `value_clean`, and `delta` between them.
+        One row per (variant, task, metric): `value`, the clean model's `value_clean`, and `delta` between them.
 
     Raises:
         UserError: lm-eval is not installed, an unknown task, or whatever else the user can mend.

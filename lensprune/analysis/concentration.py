@@ -98,7 +98,7 @@ def concentration(
         top: the k of ``share_top_k``.
 
     Returns:
-        One row a statistic (`concentration_statistics`). `ci_low`, `ci_high`: 95% bootstrap over items, moved by
+        One row per statistic (`concentration_statistics`). `ci_low`, `ci_high`: 95% bootstrap over items, moved by
         its bias (`centred_quantiles`): where the statistic of as many other items would lie. `null_*`: mean and
         95% range under `null_effects`. `p_value`: one-sided, that the null is at least as concentrated,
         (1 + as concentrated) / (1 + draws); NaN when every effect is 0.

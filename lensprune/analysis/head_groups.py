@@ -14,7 +14,7 @@ __all__ = ["heads_and_groups", "heads_beside_groups"]
 
 
 def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int) -> pd.DataFrame:
-    """One row a key/value group all of whose heads were removed too, one by one.
+    """One row per key/value group all of whose heads were removed too, one by one.
 
     Removing a shared key/value head, as the public script of arXiv:2510.02091 does, removes all query heads that read
     it. Where heads add up, the group's effect is the sum of theirs; less than the sum (more negative) means that they

@@ -19,7 +19,7 @@ __all__ = ["missed", "screen_quality", "screen_table"]
 
 
 def screen_table(outcomes: Outcomes) -> pd.DataFrame:
-    """One row a (task, protocol, head): what was estimated, and what was measured where it was.
+    """One row per (task, protocol, head): what was estimated, and what was measured where it was.
 
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
     `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
@@ -66,7 +66,7 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
 
 
 def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
-    """How far the estimates can be trusted, by the heads drawn at random: one row a (task, protocol).
+    """How far the estimates can be trusted, by the heads drawn at random: one row per (task, protocol).
 
     Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
     over the controls), ``top`` (heads sought in each), ``controls_in_top`` (controls whose measured loss is among the

@@ -90,7 +90,7 @@ def _changes(group: Group, n_layers: int) -> dict[str, _Change]:
 def signatures(
     outcomes: Outcomes, task: str | None = None, *, accuracy_margin: float = ACCURACY_MARGIN
 ) -> pd.DataFrame:
-    """One row a signature and (task, protocol, ablation), with the columns `SIGNATURE_COLUMNS`.
+    """One row per signature and (task, protocol, ablation), with the columns `SIGNATURE_COLUMNS`.
 
     Layers are those removed one at a time by the same ablation; *first* is the first 30% of the depth, *later* the
     rest, and a band's change is the mean of Δμ over its removed layers. An ablation that removed less than a third of

@@ -1,4 +1,4 @@
-"""From records to the summary table: one row a (variant, task, protocol)."""
+"""From records to the summary table: one row per (variant, task, protocol)."""
 
 from __future__ import annotations
 

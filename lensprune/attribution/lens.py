@@ -24,7 +24,7 @@ def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
     (nostalgebraist 2020).
 
     Returns:
-        One row a depth (0: the embedding; n: after n layers): depth, logit_difference, answer_logprob (nats) and
+        One row per depth (0: the embedding; n: after n layers): depth, logit_difference, answer_logprob (nats) and
         answer_rank (0: most likely), means over the pairs.
 
     Raises:

@@ -10,7 +10,7 @@ __all__ = ["tasks_table"]
 
 
 def tasks_table() -> str:
-    """One line a task: name, protocols, parameters with their defaults, and what it is."""
+    """One line per task: name, protocols, parameters with their defaults, and what it is."""
     rows = [["task", "protocols", "parameters", "what it is"]]
     for name in task_names():
         task = get_task(name)

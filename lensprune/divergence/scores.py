@@ -9,7 +9,7 @@ item is
 
 and that of a variant the mean over these items. F is 1 for the clean model; where the variant's greedy decoding
 reproduces the answer F is 1 too, and a near miss costs less than a clear one. Nothing in it is fitted. Answers that are
-wrong anyway, and what stands behind an answer (its full stop, the line's end), can change without a loss of accuracy
+wrong anyway, and text after the answer (its full stop, the line's end), can change without a loss of accuracy
 and don't count; so gains aren't seen.
 """
 
@@ -88,14 +88,14 @@ def agreement_with_loss(
     """Rank correlation of importance scores with measured Δμ, over the variants that both tables have.
 
     Args:
-        scores: one row a (variant, task) or a variant, with a column for each of `measures`.
+        scores: one row per (variant, task) or a variant, with a column for each of `measures`.
         summary: a run's summary.
         measures: column → +1 where a higher value means a smaller loss (fidelity), −1 where it means a larger one (KL).
 
     Returns:
-        One row a (task, protocol, measure), with `AGREEMENT_COLUMNS`: Spearman's ρ and Kendall's τ_b between the score,
-        so turned that agreement is positive, and Δμ, each with a bootstrap 95% interval over variants, and the number
-        of variants; and a negative control, ``shuffled_high`` and ``p_value``: the 95% point of ρ when Δμ is dealt out
+        One row per (task, protocol, measure), with `AGREEMENT_COLUMNS`: Spearman's ρ and Kendall's τ_b between the
+        score, so turned that agreement is positive, and Δμ, each with a bootstrap 95% interval over variants, and
+        the number of variants; and a negative control, ``shuffled_high`` and ``p_value``: the 95% point of ρ when Δμ is dealt out
         to the variants at random, and the share of such deals with a ρ as high, one-sided (Phipson & Smyth 2010). A
         (task, protocol) at which the clean model is at chance is left out. A measure that is NaN for every variant has
         no row.

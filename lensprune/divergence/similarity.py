@@ -39,7 +39,7 @@ def layer_similarity(model: HookedModel, prompts: Sequence[Sequence[int]]) -> pd
         prompts: token ids; pads are excluded.
 
     Returns:
-        One row a layer: ``variant`` (``L3.skip``, so that it joins a layer sweep), ``layer``; ``block_influence``,
+        One row per layer: ``variant`` (``L3.skip``, so that it joins a layer sweep), ``layer``; ``block_influence``,
         1 − mean over positions of the cosine between the residuals before and after the layer (Men et al. 2024,
         arXiv 2403.03853, eq. 1); ``angular_distance``, the mean angle over π between the two at each prompt's last
         position (Gromov et al. 2024). Larger values mean that the layer does more.

@@ -51,13 +51,13 @@ _FEW = 5
 class FidelityStudy:
     """Tables of one model.
 
-    `agreement`: a row a (task, protocol, measure), see `agreement_with_loss`, with ``accuracy_clean``, ``n`` items and
-    ``ceiling``: the correlation that a score without error could be expected to reach, √`split_half`. Tasks and
+    `agreement`: a row per (task, protocol, measure), see `agreement_with_loss`, with ``accuracy_clean``, ``n`` items
+    and ``ceiling``: the correlation that a score without error could be expected to reach, √`split_half`. Tasks and
     protocols at which the clean model is at chance have no row. `scores`: every measure of every (task, variant).
     `summary`: of the sweep. `gap`: see `failure_gap` (empty without both protocols). `sample_efficiency`: see
-    `sample_efficiency`, by task. `seconds`: a row a task: ``generate`` (the sweep under generate), ``fidelity`` (clean
-    generation and reading), ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth of the
-    items, NaN where the clean model answers none of these right.
+    `sample_efficiency`, by task. `seconds`: a row per task: ``generate`` (the sweep under generate), ``fidelity``
+    (clean generation and reading), ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth
+    of the items, NaN where the clean model answers none of these right.
     """
 
     model: str
@@ -172,7 +172,7 @@ def _seconds_of_few(model: HookedModel, options: SweepOptions, progress: bool) -
 
 
 def _scores(reading: AnswerReading, summary: pd.DataFrame) -> pd.DataFrame:
-    """Measures of one task: a row a variant."""
+    """Measures of one task: a row per variant."""
     rows = []
     for variant in reading.variants:
         row: dict[str, object] = {"variant": variant.name, "layer": variant.layer, "head": variant.head}
@@ -201,7 +201,7 @@ def _measures(over: str) -> dict[str, int]:
 
 
 def _general(model: HookedModel, variants: Sequence[Variant], over: str) -> pd.DataFrame:
-    """The baselines that need no task, on the bundled general texts: a row a variant."""
+    """The baselines that need no task, on the bundled general texts: a row per variant."""
     rows = text_rows(model, default_texts(_TEXTS))
     change = np.expm1(token_losses(model, rows, variants).loss.mean(axis=0))
     frame = pd.DataFrame({"variant": [variant.name for variant in variants], "perplexity_change": change})

@@ -33,7 +33,7 @@ class Agreement:
     """Effects of every head by every way of measuring them, how far these agree, and the run behind them.
 
     `effects`: task, protocol, layer, head, and a column a way: ``zero``, ``mean``, … measured, ``estimate:zero``, …
-    attribution patching towards that value (mean changes of the measure; negative: needed). `table`: one row a (task,
+    attribution patching towards that value (mean changes of the measure; negative: needed). `table`: one row per (task,
     protocol, pair of ways): ``way_a``, ``way_b``, ``spearman``, ``spearman_p``, ``k``, ``shared`` (of the k heads with
     the largest |effect|), ``jaccard``, ``jaccard_expected`` and ``jaccard_p``.
     """

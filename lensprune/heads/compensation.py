@@ -29,7 +29,7 @@ MAX_HEADS = 40
 class Compensation:
     """The run of single heads and pairs, and its table.
 
-    `table`: one row a (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a``,
+    `table`: one row per (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a``,
     ``effect_b``, ``effect_both`` (mean changes of the measure; negative: needed), ``interaction`` = effect_both −
     effect_a − effect_b with its 95% interval ``ci_low``, ``ci_high`` (NaN where a measure in nats has the same on every
     item). Negative: together they are needed more than their sum says, each makes up for the other's loss; positive:

@@ -44,7 +44,7 @@ def importance_of(
 class RemovalCurves:
     """The run behind the curves and their points.
 
-    `table`: one row a (task, protocol, order, seed, k): `seed` numbers the random orders and is −1 for the others;
+    `table`: one row per (task, protocol, order, seed, k): `seed` numbers the random orders and is −1 for the others;
     accuracy, accuracy_clean, delta, at_chance. k counts the heads removed, 1 or more, or the heads kept, 0 or more; the
     clean model has no row, for each row holds its accuracy.
     """

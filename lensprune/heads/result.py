@@ -45,8 +45,8 @@ class HeadTable:
         """Draw the table; one Axes, or a list where there are several panels.
 
         ===========  ==================================================================================
-        ``map``      layers × heads, a panel a head function (or the one of `score`)
-        ``scatter``  Δμ of each removed head against the head function `score`, a panel a (task, protocol)
+        ``map``      layers × heads, a panel per head function (or the one of `score`)
+        ``scatter``  Δμ of each removed head against the head function `score`, a panel per (task, protocol)
         ===========  ==================================================================================
 
         Raises:

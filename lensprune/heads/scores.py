@@ -64,7 +64,7 @@ def head_scores(
         seed: of random tokens and generated items.
 
     Returns:
-        One row a (layer, head, score), ordered so: layer, head, score, value.
+        One row per (layer, head, score), ordered so: layer, head, score, value.
 
     Raises:
         UserError: an unknown score, or an option that the model cannot meet.

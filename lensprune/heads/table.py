@@ -41,7 +41,7 @@ def scores_with_effects(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
         run: a sweep whose variants remove single heads.
 
     Returns:
-        One row a (head, task, protocol, ablation): layer, head, one column a score, then the columns of the run's
+        One row per (head, task, protocol, ablation): layer, head, one column a score, then the columns of the run's
         summary. Heads that the run did not remove are left out.
 
     Raises:

@@ -17,10 +17,11 @@ __all__ = ["Primitives"]
 class Primitives:
     """Tables of one model's battery.
 
-    `effects`: a row a (head, MLP or layer; class of tokens), see `class_effects`. `causal`: a row a (head or MLP,
+    `effects`: a row per (head, MLP or layer; class of tokens), see `class_effects`. `causal`: a row per (head or MLP,
     test), see `causal_tests`; parts whose removal costs less than the threshold everywhere are not tested.
-    `evidence`: a row a (part, role, test). `verdicts`: a row a head or MLP. `controls`: a row a role: parts named, and
-    parts that would be named if the tokens' classes were shuffled, or if each patch were judged by its placebo.
+    `evidence`: a row per (part, role, test). `verdicts`: a row per head or MLP. `controls`: a row per role: parts
+    named, and parts that would be named if the tokens' classes were shuffled, or if each patch were judged by its
+    placebo.
     `thresholds`, `chain_options`, `ablation`: how it was measured. `notes`: what could not be measured.
     """
 

@@ -43,7 +43,7 @@ def selectivity(model: Any, result: Primitives, *, draws: int = 20, ablation: st
             takes a constant away that later parts may rely on.
 
     Returns:
-        One row a (role with heads, class that the clean model predicts): ``heads``, ``own`` (the class belongs to the
+        One row per (role with heads, class that the clean model predicts): ``heads``, ``own`` (the class belongs to the
         role), ``effect`` (mean loss of the tokens that the clean model predicts, nats), mean and middle 95% of the same
         for `draws` random sets of as many other heads, and ``p_value``: (1 + random sets that cost as much) / (1 +
         draws), one-sided. Random sets may hold heads of other roles. ``spared_mean``, ``spared_low``, ``spared_high``,

@@ -50,7 +50,7 @@ class Thresholds:
 def role_evidence(
     effects: pd.DataFrame, causal: pd.DataFrame, thresholds: Thresholds, *, placebo: bool = False
 ) -> pd.DataFrame:
-    """One row a (head or MLP, role, test): what its removal costs on the role's class, what its patch moves, whether
+    """One row per (head or MLP, role, test): what its removal costs on the role's class, what its patch moves, whether
     each passes (``removal``, ``patching``), and ``named``: both do.
 
     Args:
@@ -81,9 +81,10 @@ def role_evidence(
 
 
 def verdict_table(effects: pd.DataFrame, evidence: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
-    """One row a head or MLP: component, layer, head, ``verdict`` (its roles, largest share first; ``keeps coherence``;
-    or ``nothing resolvable``), ``because``, the numbers behind it, and ``also``: tests that its patch moves and whose
-    class suffers without it, though other tokens or general text suffer as much, so that it isn't named for them."""
+    """One row per head or MLP: component, layer, head, ``verdict`` (its roles, largest share first; ``keeps
+    coherence``; or ``nothing resolvable``), ``because``, the numbers behind it, and ``also``: tests that its patch moves
+    and whose class suffers without it, though other tokens or general text suffer as much, so that it isn't named for
+    them."""
     rows: list[dict[str, Any]] = []
     text = effects[(effects["class"] == "text") & effects["component"].isin(("head", "mlp"))]
     for part in text.to_dict("records"):

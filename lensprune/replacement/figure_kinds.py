@@ -24,7 +24,7 @@ _DRAWN = [
 def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
     return Figure(
         "replacements_by_depth",
-        "Line chart: what each replaced part brings to accuracy, one line a direction",
+        "Line chart: what each replaced part brings to accuracy, one line per direction",
         "What each replaced part brings: put into the base, and missing from the distilled model. Band: paired 95% "
         "interval; dashes: the whole gain, distilled − base.",
         partial(effect_by_depth, shares, n_layers=outcomes.spec.n_layers, title=outcomes.title),

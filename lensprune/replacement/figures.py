@@ -62,7 +62,7 @@ def _where(rows: pd.DataFrame, by_layer: bool) -> str:
 
 
 def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> list[Axes]:
-    """What each part brings to accuracy against its layer: one panel a (task, protocol), one line a direction.
+    """What each part brings to accuracy against its layer: one panel per (task, protocol), one line per direction.
 
     Sets of several parts stand at their order in the table instead (cumulative replacements: at the number of parts).
     The band is the 95% interval; the dashed line is the whole gain, distilled − base.
@@ -110,7 +110,7 @@ def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> 
 
 
 def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axes]:
-    """What each part brings against ‖ΔW‖ of its weights: one panel a (task, protocol), one colour a direction.
+    """What each part brings against ‖ΔW‖ of its weights: one panel per (task, protocol), one colour a direction.
 
     Raises:
         UserError: an empty table.

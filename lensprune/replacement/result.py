@@ -46,7 +46,7 @@ class ReplacementRun(ReplacementOutcomes):
         """Draw the replacement; one Axes, or a list where there are several panels.
 
         ===========  ==================================================================================
-        ``depth``    what each part brings to accuracy against its layer, a line a direction
+        ``depth``    what each part brings to accuracy against its layer, a line per direction
         ``weights``  the same against ‖ΔW‖, how much the part's weights changed
         ===========  ==================================================================================
 

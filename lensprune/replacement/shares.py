@@ -44,7 +44,7 @@ def share_intervals(
 
 @computed_once
 def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
-    """One row a (task, protocol, replacement), with `REPLACEMENT_COLUMNS`.
+    """One row per (task, protocol, replacement), with `REPLACEMENT_COLUMNS`.
 
     `gain` = accuracy(distilled) − accuracy(base) on the same items. `effect` is what the part brings: forward,
     accuracy(base with it) − accuracy(base); backward, accuracy(distilled) − accuracy(distilled without it). Both are

@@ -313,7 +313,7 @@ def _browser_note(rows: BrowserRows) -> str:
 
 
 def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Path) -> list[dict[str, Any]]:
-    files = [("summary.csv", summarise(outcomes), "one row a variant, task and protocol")]
+    files = [("summary.csv", summarise(outcomes), "one row per variant, task and protocol")]
     for name, frame in concentration_files(outcomes).items():
         text = "whether few heads carry a task" if name.startswith("concentration") else "heads that tasks share"
         files.append((name, frame, text))

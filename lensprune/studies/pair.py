@@ -99,7 +99,7 @@ def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any
 def concentration_change_rows(pair_result: PairResult) -> pd.DataFrame:
     """Whether the distilled model's losses are spread over more parts than the base's, with paired intervals.
 
-    One row a (sweep, task, protocol, statistic), the columns of
+    One row per (sweep, task, protocol, statistic), the columns of
     `lensprune.analysis.concentration_change.PER_SEED_COLUMNS`, of losses alone, with
     ``task_kind``, ``protocol`` and ``at_chance``: that of either model. ``value`` is the distilled model's.
     """

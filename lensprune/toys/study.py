@@ -130,7 +130,7 @@ def _curve(seed: int, student: str, run: Run) -> pd.DataFrame:
 
 
 def robustness_curves(layers: pd.DataFrame) -> list[Axes]:
-    """Accuracy with each layer skipped: one panel a task, thin lines for seeds, thick for the mean, dotted: clean."""
+    """Accuracy with each layer skipped: one panel per task, thin lines for seeds, thick for the mean, dotted: clean."""
     tasks = list(layers["task"].unique())
     _, axes = panels(len(tasks), size=(5.6, 4.2), sharey=True, title="one layer skipped")
     shades = dict(zip(_STUDENTS, colours(len(_STUDENTS)), strict=True))

@@ -1,4 +1,4 @@
-"""Time lensprune's sweeps against lm-eval run once a variant: ``python -m tests.benchmarks --data-dir FOLDER``."""
+"""Time lensprune's sweeps against lm-eval run once per variant: ``python -m tests.benchmarks --data-dir FOLDER``."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _median(runs: list[Times]) -> Times:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown, a line a work."""
+    """Markdown, a line per work."""
     lines = [
         "| work | items × variants | ours | peer | its time | faster | CPU time | bound | matmul share "
         "| peak GB, ours / its | different | top heads found |",

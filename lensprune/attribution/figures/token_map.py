@@ -33,7 +33,7 @@ def token_map_data(effects: pd.DataFrame, tokens: Sequence[str], *, value: str =
 
 
 def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "effect", title: str = "") -> list[Axes]:
-    """Draw the effect of every (layer, token): one panel a site, layers upwards, tokens from left to right.
+    """Draw the effect of every (layer, token): one panel per site, layers upwards, tokens from left to right.
 
     The scale is symmetric about 0. Of a site with heads the heads of a layer are added up.
 

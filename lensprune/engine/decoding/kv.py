@@ -77,7 +77,7 @@ class VariantKV:
     def empty(
         cls, like: PromptKV, n_variants: int, block_of: np.ndarray, widths: tuple[int, ...], columns: int
     ) -> VariantKV:
-        """Room for the prompts of so many variants, one row a request, and for `columns` generated tokens.
+        """Room for the prompts of so many variants, one row per request, and for `columns` generated tokens.
 
         All columns at once: buffers that grow are held twice meanwhile, and leave holes in the heap.
 

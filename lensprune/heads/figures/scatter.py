@@ -20,7 +20,7 @@ _FEWEST = 4
 
 
 def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, title: str = "") -> list[Axes]:
-    """Draw Δμ of each removed head against one head function: one panel a (task, protocol, ablation).
+    """Draw Δμ of each removed head against one head function: one panel per (task, protocol, ablation).
 
     Heads that lose or gain with q ≤ `q` are dark and the three largest losses are named; the panel's title has
     Spearman's ρ over the heads and its p by permutation (`spearman`). A task at chance is grey. The data is `joined`

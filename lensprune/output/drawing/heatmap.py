@@ -1,4 +1,4 @@
-"""Maps of layers × heads, one panel a quantity."""
+"""Maps of layers × heads, one panel per quantity."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFram
 
 
 def lorenz_curves(data: pd.DataFrame, *, title: str = "") -> Axes:
-    """Draw the share of the total |effect| held by the strongest parts, one line a (task, protocol).
+    """Draw the share of the total |effect| held by the strongest parts, one line per (task, protocol).
 
     The band of a line's colour is the 95% range of its noise null (`null_effects`); the diagonal is where all parts
     count the same. A task at chance is grey and dashed.

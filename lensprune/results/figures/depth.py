@@ -49,7 +49,7 @@ def delta_by_depth(
     ablation: str | None = None,
     title: str = "",
 ) -> list[Axes]:
-    """Draw Δμ against the layer that was changed: one panel a task, one line a protocol, the 95% interval as a band.
+    """Draw Δμ against the layer that was changed: one panel per task, one line per protocol, the interval as a band.
 
     A protocol under which the clean model is at chance is drawn grey and dashed, without a band, and says so: its Δμ
     means nothing. A dotted line shows where a protocol's accuracy would be at chance. Heads are drawn as points,
@@ -140,7 +140,7 @@ def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
 def _alt(data: pd.DataFrame) -> str:
     return (
         f"Line chart: change of accuracy against the layer that was changed, for {data['task'].nunique()} tasks, "
-        "one line a protocol"
+        "one line per protocol"
     )
 
 

@@ -18,7 +18,7 @@ _HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 
 
 def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
-    """Draw the share of items that fail, by kind, for each removed layer: one panel a (task, protocol).
+    """Draw the share of items that fail, by kind, for each removed layer: one panel per (task, protocol).
 
     The bar apart on the left is the clean model.
 

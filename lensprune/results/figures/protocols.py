@@ -88,7 +88,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
 def open_book_gap_by_depth(
     gap: pd.DataFrame, *, n_layers: int | None = None, q: float = 0.05, title: str = ""
 ) -> list[Axes]:
-    """Draw Δμ with the book closed (dashed) and open (solid) against the layer: one panel a protocol.
+    """Draw Δμ with the book closed (dashed) and open (solid) against the layer: one panel per protocol.
 
     A dot at the foot marks a layer whose two losses differ with q ≤ `q`. A protocol at chance on one side is grey.
     Several heads of a layer are drawn as their mean. The data is `gap` itself.

@@ -42,7 +42,7 @@ def reference_for(model: HookedModel, variants: list[Variant]) -> ReferenceActiv
 
 
 def logprobs(model: HookedModel, variant: Variant) -> torch.Tensor:
-    # One row a batch: the hooks of a test know no padding.
+    # One row per batch: the hooks of a test know no padding.
     [answered] = HookedExecutor(model, max_tokens=1).run(REQUESTS, [variant])
     values = [r.logprob for r in answered.responses if isinstance(r, LoglikelihoodResponse)]
     return torch.tensor(values, dtype=torch.float64)

@@ -50,7 +50,7 @@ def test_lines_are_the_tables_deltas(summary: pd.DataFrame) -> None:
         for line in axes[0].lines
         if list(np.asarray(line.get_xdata())) == [0, 2]
     ]
-    assert drawn == [(-0.3, -0.1), (-0.3, -0.1)]  # one line a protocol
+    assert drawn == [(-0.3, -0.1), (-0.3, -0.1)]  # one line per protocol
     plt.close("all")
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of a large sweep, small: every record is there, one file a cell, and memory stays."""
+"""The benchmark of a large sweep, small: every record is there, one file per cell, and memory stays."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ READY = Ready(SPEC.to_json(), ROWS, "here")
 
 
 class FakePool:
-    """Workers that load in one step and measure one cell a step; `fate(worker, step)` may end or silence them."""
+    """Workers that load in one step and measure one cell per step; `fate(worker, step)` may end or silence them."""
 
     def __init__(self, fate: Callable[[int, int], str] = lambda worker, step: "works", ready: Ready = READY) -> None:
         self.fate = fate
