@@ -94,9 +94,10 @@ def agreement_with_loss(
 
     Returns:
         One row per (task, protocol, measure), with `AGREEMENT_COLUMNS`: Spearman's ρ and Kendall's τ_b between the
-        score, so turned that agreement is positive, and Δμ, each with a bootstrap 95% interval over variants, and
-        the number of variants; and a negative control, ``shuffled_high`` and ``p_value``: the 95% point of ρ when Δμ is dealt out
-        to the variants at random, and the share of such deals with a ρ as high, one-sided (Phipson & Smyth 2010). A
+        score, so turned that agreement is positive, and Δμ, each with a bootstrap 95% interval over variants, and the
+        number of variants; and a negative control, ``shuffled_high`` and ``p_value``: the 95% point of ρ when Δμ is
+        dealt out to the variants at random, and the share of such deals with a ρ as high, one-sided (Phipson & Smyth
+        2010). A
         (task, protocol) at which the clean model is at chance is left out. A measure that is NaN for every variant has
         no row.
 
