@@ -76,8 +76,8 @@ kernels: $(VENV)/.installed
 	done
 
 families: $(VENV)/.installed
-	@echo "== architecture families by checks, into README.md"
-	$(BIN)/python -m tests.families_table --write README.md
+	@echo "== architecture families by checks, into docs/models.md"
+	$(BIN)/python -m tests.families_table --write docs/models.md
 
 notebooks: $(VENV)/.installed
 	@echo "== run the notebooks in place"
@@ -101,8 +101,8 @@ calibration: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.calibration --write docs/calibration.md
 
 bench: $(VENV)/.installed
-	@echo "== time against lm-eval, into tests/benchmarks/results.json and README.md"
-	$(BIN)/python -m tests.benchmarks --data-dir $(DATA_DIR) --out tests/benchmarks/results.json --write README.md
+	@echo "== time against lm-eval, into tests/benchmarks/results.json and docs/performance.md"
+	$(BIN)/python -m tests.benchmarks --data-dir $(DATA_DIR) --out tests/benchmarks/results.json --write docs/performance.md
 
 docs: $(VENV)/.installed
 	@echo "== documentation, into build/site; a warning is an error"

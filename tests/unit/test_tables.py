@@ -76,7 +76,7 @@ def test_the_documentation_lists_every_row() -> None:
     assert _first_column("docs/protocols.md", "protocol") == set(protocol_names())
     assert _first_column("docs/reports.md", "analysis") == {row.name for row in analyses()}
     [paragraph] = [
-        p for p in (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n") if p.startswith("`--over`")
+        p for p in (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").split("\n\n") if p.startswith("`--over`")
     ]
     words = set(re.findall(r"`([\w-]+)`", paragraph))
     assert set(over_words()) | set(ablation_kinds()) <= words
