@@ -52,8 +52,8 @@ def test_the_answers_decompose(smollm2: Any, pairs: list) -> None:
 
 
 def test_estimates_rank_what_patching_measures(smollm2: Any, pairs: list) -> None:
-    estimated = attribution_patching(smollm2, pairs[:1], ["attn"])
-    exact = activation_patching(smollm2, pairs[:1], ["attn"])
+    estimated = attribution_patching(smollm2, pairs[:1], ["attention"])
+    exact = activation_patching(smollm2, pairs[:1], ["attention"])
     assert estimated["effect"].corr(exact["effect"], method="pearson") > 0.8
     direct = path_patching(smollm2, pairs[:1], "logits")
     assert len(direct) == 1 + 30 * 10
