@@ -54,8 +54,15 @@ def read_values(
     Raises:
         UserError: a parameter that the function lacks (with the nearest names), or a value of the wrong kind.
     """
-    hints = typing.get_type_hints(function)
     values: dict[str, Any] = {}
+    if not given:
+        return values
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        raise UserError(
+            f"{owner}: its annotation {error.name!r} can't be resolved: import it outside of TYPE_CHECKING"
+        ) from None
     for key, text in given.items():
         if key not in parameters:
             if not parameters:

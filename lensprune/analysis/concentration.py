@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from lensprune.analysis.head_effects import ItemEffects
-from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, centred_quantiles
+from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, centred_quantiles, unit_sums
 from lensprune.analysis.randomization import TOLERANCE
 from lensprune.errors import UserError
 
@@ -68,7 +68,7 @@ def concentration_statistics(
 def null_effects(
     differences: Float[np.ndarray, "item part"], draws: int, seed: int = 0
 ) -> Float[np.ndarray, "draw part"]:
-    """Mean effects when each item's differences are dealt out to the parts at random.
+    """Mean effects when each item's differences (or each cluster's sums) are dealt out to the parts at random.
 
     Items keep what they lose and gain, but all parts are alike: what concentration is then left is that of noise.
     """
@@ -112,7 +112,8 @@ def concentration(
         raise UserError(f"top {min(top)} is not a number of parts: expected 1 or more")
     observed = concentration_statistics(differences.mean(axis=0), top)
     resampled = concentration_statistics(bootstrap_means(differences, clusters, resamples=resamples, seed=seed), top)
-    null = concentration_statistics(null_effects(differences, resamples, seed), top)
+    sums, _ = unit_sums(differences, clusters)
+    null = concentration_statistics(null_effects(sums, resamples, seed), top)
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     rows = []
     for name, value in observed.items():

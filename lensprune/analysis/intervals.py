@@ -20,6 +20,7 @@ __all__ = [
     "mean_intervals",
     "score_z",
     "tango",
+    "unit_sums",
 ]
 
 CONFIDENCE = 0.95
@@ -73,12 +74,12 @@ def mean_intervals(
         nothing = np.full(n_variants, np.nan)
         return MeanIntervals(nothing, nothing.copy(), nothing.copy(), nothing.copy(), 0)
     alone = _by_student(differences, np.ones(n), bounds)
-    if bounds == (-1, 1):
+    if bounds in ((-1, 1), (-2, 2)):
         outcomes = np.isin(differences, (-1, 0, 1)).all(axis=0) & (np.ptp(differences, axis=0) > 0)
         lost, won = ((differences[:, outcomes] == sign).sum(axis=0) for sign in (-1, 1))
         alone.low[outcomes], alone.high[outcomes] = tango(lost, won, n)
         alone.p_negative[outcomes] = scipy.stats.norm.cdf(score_z(lost, won, n, 0.0))
-    sums, sizes = _sums(differences, clusters)
+    sums, sizes = unit_sums(differences, clusters)
     if len(sizes) == n:
         return alone
     whole = _by_student(sums, sizes, bounds)
@@ -173,12 +174,12 @@ def _units(clusters: Int[np.ndarray, " item"] | None, n: int) -> Int[np.ndarray,
     return codes if codes.max(initial=0) > 0 else np.arange(n)
 
 
-def _sums(
+def unit_sums(
     differences: Float[np.ndarray, "item variant"], clusters: Int[np.ndarray, " item"] | None
 ) -> tuple[Float[np.ndarray, "unit variant"], Float[np.ndarray, " unit"]]:
-    """Summed differences and number of items of each unit."""
+    """Summed differences and number of items of each unit: a cluster, or an item where there are no clusters."""
     unit = _units(clusters, len(differences))
-    n_units = int(unit.max()) + 1
+    n_units = int(unit.max(initial=-1)) + 1
     sums = np.zeros((n_units, differences.shape[1]))
     np.add.at(sums, unit, differences)
     return sums, np.bincount(unit, minlength=n_units).astype(float)
@@ -195,7 +196,7 @@ def bootstrap_means(
 
     All variants see the same draws.
     """
-    sums, sizes = _sums(differences, clusters)
+    sums, sizes = unit_sums(differences, clusters)
     n_units, n_variants = sums.shape
 
     generator = np.random.default_rng(seed)

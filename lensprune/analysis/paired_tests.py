@@ -1,6 +1,7 @@
 """Exact tests of paired outcomes: did items change, and in one direction?
 
-Differences are variant − clean, so a negative one is a loss. Items count as independent, clusters or not.
+Differences are variant − clean, so a negative one is a loss. Items count as independent: where they come in clusters,
+give `lower_tail` the sums over clusters, whose signs are then what is random.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def lower_tail(differences: Float[np.ndarray, "item variant"]) -> ExactTests:
     gains. For gaps between two changes, −2 to 2. A variant without any difference has p 1.
 
     Args:
-        differences: integers.
+        differences: integers, of items or summed over clusters of items.
     """
     keys = [tuple(row) for row in sizes_of(differences).tolist()]
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}

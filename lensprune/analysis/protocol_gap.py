@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.intervals import mean_intervals, unit_sums
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail
 from lensprune.analysis.randomization import sign_flip_p
@@ -75,7 +75,8 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
         changes.append(correct - group.clean.correct[:, None])  # type: ignore[union-attr]
     differences = changes[1] - changes[0]
     interval = mean_intervals(differences, a.clusters, bounds=(-2, 2))
-    q_lower, q_higher = (discrete_bh(lower_tail(own)) for own in (differences, -differences))
+    sums, _ = unit_sums(differences, a.clusters)
+    q_lower, q_higher = (discrete_bh(lower_tail(counted)) for counted in (sums, -sums))
     rows = [{key: a.cells[name].facts[key] for key in ("component", "layer", "head", "ablation")} for name in names]
     frame = pd.DataFrame(rows).assign(
         variant=names,

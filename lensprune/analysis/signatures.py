@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.depth import BANDS, band_of
@@ -160,9 +160,22 @@ def _of_ablation(
     rows.append(_row("deep loss of generation", group, generated, 1, accuracy_margin))
     for protocol in (p for p in _LIKELIHOODS if p in changes):
         likelihood = changes[protocol].later
-        row = _row("likelihood flat, generation drops", group, generated - likelihood, 2, accuracy_margin)
+        # A protocol leaves out items that it can't ask, so the two may have others.
+        here, there = _shared(group, groups[protocol])
+        if not len(here):
+            continue
+        clusters = None if group.clusters is None else group.clusters[here]
+        paired = replace(group, clusters=clusters)
+        row = _row("likelihood flat, generation drops", paired, generated[here] - likelihood[there], 2, accuracy_margin)
         rows.append(_asking_for_flat(row, groups[protocol], likelihood, accuracy_margin))
     return rows
+
+
+def _shared(a: Group, b: Group) -> tuple[Int[np.ndarray, " item"], Int[np.ndarray, " item"]]:
+    """Where the items that both groups have stand in each of them."""
+    ours, theirs = (group.clean.item_ids.to_numpy(zero_copy_only=False) for group in (a, b))  # type: ignore[union-attr]
+    _, here, there = np.intersect1d(ours, theirs, return_indices=True)
+    return here, there
 
 
 def _row(

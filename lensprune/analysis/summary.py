@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.intervals import mean_intervals, unit_sums
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
 from lensprune.errors import LensPruneError
@@ -168,7 +168,8 @@ def _rows(group: Group, level: float) -> list[dict[str, object]]:
         differences = outcomes.astype(float) - clean.correct[:, None]
         intervals = mean_intervals(differences, group.clusters)
         p_values = mcnemar_exact(clean.correct, outcomes)
-        q_loss, q_gain = (discrete_bh(lower_tail(counted), level) for counted in (differences, -differences))
+        sums, _ = unit_sums(differences, group.clusters)
+        q_loss, q_gain = (discrete_bh(lower_tail(counted), level) for counted in (sums, -sums))
         for i, name in enumerate(changed):
             delta = float(intervals.delta[i])
             measured[name] = {

@@ -81,7 +81,10 @@ class HookedExecutor:
         """What rows of one batch must have in common besides `LongRopeBuckets`."""
         if not variant.hooks or not requests:
             return lambda row: None
-        return len if rows_are_independent(self.model, variant, requests, reference) else lambda row: row
+        if rows_are_independent(self.model, variant, requests, reference):
+            return len
+        # Not even equal prompts share a batch: a hook may tell their items apart.
+        return lambda row: object()
 
     def _score(
         self,

@@ -102,6 +102,25 @@ class Analysis:
         return Figure(self.name, alt, self.text, partial(self.draw, table, spec), lambda: table)
 
 
+_TAKEN = frozenset(
+    {
+        *(
+            "cell",
+            "cells",
+            "concentration",
+            "copy_to",
+            "critical_layers",
+            "depth_bands",
+            "effects",
+            "figures",
+            "finished",
+        ),
+        *("folder", "heads_and_groups", "item", "load", "n_expected", "n_finished", "open_book_gap", "overlap", "plot"),
+        *("plot_data", "protocol_gap", "questions", "ranked", "records", "report", "save", "screen", "screen_quality"),
+        *("select", "signatures", "spec", "summary"),
+    }
+)
+"""What a run has under that name: a plug-in's table would hide it, or take the place of its file."""
 _ANALYSES: Registry[Analysis] = Registry("analysis")
 _imported: set[str] = set()
 
@@ -133,7 +152,8 @@ def register_analysis(measure: M | None = None, *, name: str | None = None, **pr
     first paragraph of the docstring is its text; the title is the name in words unless it is given. See `Analysis`.
 
     Raises:
-        UserError: the name is taken, or can't be one; an option lacks a default.
+        UserError: the name is taken, by another analysis or a part of `Run`, or can't be one; an option lacks a
+            default.
     """
 
     def register(function: M) -> M:
@@ -141,6 +161,8 @@ def register_analysis(measure: M | None = None, *, name: str | None = None, **pr
             # What they are called is taken.
             _import_built_in()
         own = name or function.__name__
+        if own in _TAKEN and not function.__module__.startswith("lensprune."):
+            raise UserError(f"an analysis can't be named {own!r}, which is a part of every run: choose another name")
         text = " ".join((function.__doc__ or "").strip().partition("\n\n")[0].split())
         words = own.replace("_", " ")
         row = Analysis(

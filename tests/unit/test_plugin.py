@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from lensprune.errors import LensPruneError, UserError
 from lensprune.heads import HeadTable, ScoreOptions
 from lensprune.heads import registry as head_functions
 from lensprune.models.base import HookedModel, ModelFacts
+from lensprune.parameters import read_values
 from lensprune.protocols import LoglikelihoodRequest, LoglikelihoodResponse, Outcome, Response, score_answer
 from lensprune.protocols import registry as protocols
 from lensprune.results import analyses, figures
@@ -764,3 +766,27 @@ def test_a_protocol_that_generates_has_what_generate_has(folder: Path, caplog: p
     assert [m for m in caplog.messages if m.startswith(f"task {TASK!r}, first_word: 'The' is extracted from 4 of")]
     assert own.spec.decoding == sweep(folder, protocols="generate").spec.decoding != {}
     assert sweep(folder, protocols="continuation").spec.decoding == {}
+
+
+def test_an_analysis_cannot_take_the_place_of_a_part_of_a_run() -> None:
+    parts_of_run = {name for owner in lp.Run.__mro__ for name in vars(owner) if not name.startswith("_")}
+    assert parts_of_run <= analyses._TAKEN
+    for name in ("summary", "records", "spec"):
+        with pytest.raises(UserError, match=f"can't be named '{name}', which is a part of every run"):
+            lp.register_analysis(name=name)(lambda outcomes, task=None, protocol=None: None)
+
+
+def test_annotations_that_only_a_type_checker_sees() -> None:
+    def lazily(outcomes: "Unimported", k: int = 1) -> None: ...  # type: ignore[name-defined]  # noqa: F821, UP037
+
+    options = dict(list(inspect.signature(lazily).parameters.items())[1:])
+    assert read_values(lazily, options, {}, "analysis 'lazily'") == {}
+    with pytest.raises(UserError, match="'Unimported' can't be resolved: import it outside of TYPE_CHECKING"):
+        read_values(lazily, options, {"k": "2"}, "analysis 'lazily'")
+
+
+def test_the_open_book_task_has_the_figure_of_both(tmp_path: Path) -> None:
+    run = layers_run(tasks=("facts", "facts_open"), n=20)
+    by_closed, by_open = (run.plot_data("open_closed", task) for task in ("facts", "facts_open"))
+    pd.testing.assert_frame_equal(by_closed, by_open)
+    assert len(by_open)

@@ -59,7 +59,7 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
                 )  # fmt: skip
         said = "at chance" if unclear else ""
         if not unclear and len(rows) >= _FEWEST and rows[score].nunique() > 1 and rows["delta"].nunique() > 1:
-            rho, p_value = spearman(rows[score].to_numpy(), rows["delta"].to_numpy())
+            rho, p_value = spearman(rows[score].to_numpy(), rows["delta"].to_numpy(), rows["layer"].tolist())
             said = f"ρ {rho:+.2f}, p {p_value:.2g}, {len(rows)} heads"
         ax.set(xlabel=score.replace("_", " "))
         ax.set_title(panel_title(str(task), f"{protocol}, {ablation}" + (f" ({said})" if said else "")), fontsize=9)

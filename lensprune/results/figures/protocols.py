@@ -163,11 +163,18 @@ def open_closed(outcomes: Outcomes, task: str | None = None, protocol: str | Non
     tasks = outcomes.spec.tasks
     names = [own.name for own in tasks]
     pairs = [
-        (own.closed_book, own.name) for own in tasks if own.closed_book in names and task in (None, own.closed_book)
+        (own.closed_book, own.name)
+        for own in tasks
+        if own.closed_book in names and task in (None, own.closed_book, own.name)
     ]
     if not pairs:
         raise UserError(
             "there is nothing to draw: the run needs a task with the book closed and open, like facts and facts_open"
         )
     gap = task_gap(outcomes, *pairs[0])
+    gap = gap[gap["layer"].notna()]
+    if gap.empty:
+        raise UserError(
+            "there is nothing to draw: no changed part of one layer is measured with the book closed and open"
+        )
     return gap if protocol is None else gap[gap["protocol_b"] == protocol]

@@ -257,3 +257,11 @@ def test_effects_are_read_from_records() -> None:
     store.write(CellKey("L0.H1.mean", "t", "default"), table(head(1, "mean"), [True, True, True]))
     with pytest.raises(UserError, match="choose ablation mean or zero"):
         read_effects(outcomes_of(store, [*names, "L0.H1.mean"]), "t", "default")
+
+
+def test_copies_of_an_item_in_a_cluster_say_no_more_than_the_item() -> None:
+    items = np.random.default_rng(0).choice([-1.0, 0.0, 0.0, 1.0], size=(12, 20))
+    alone = concentration(items)
+    copied = concentration(np.repeat(items, 6, axis=0), np.repeat(np.arange(12), 6))
+    assert 0.01 < alone["p_value"].min() < 0.99
+    np.testing.assert_allclose(copied["p_value"], alone["p_value"], rtol=0, atol=1e-12)

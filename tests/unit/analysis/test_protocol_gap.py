@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
+from lensprune.analysis.intervals import tango
 from lensprune.analysis.protocol_gap import GAP_COLUMNS, clear_gaps, protocol_gap, task_gap
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
@@ -46,9 +46,9 @@ def test_a_gap_by_hand() -> None:
     assert (row["protocol_a"], row["protocol_b"], row["variant"], row["layer"]) == ("default", "generate", "L0.skip", 0)
     assert (row["delta_a"], row["delta_b"]) == (pytest.approx(-0.2), pytest.approx(-0.7))
     assert row["gap"] == pytest.approx(-0.5)
-    # Differences −1 six times and +1 once: Student's t with 9 degrees of freedom.
-    half = stats.t.ppf(0.975, 9) * np.std([-1] * 6 + [1, 0, 0, 0], ddof=1) / 10**0.5
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx((-0.5 - half, -0.5 + half))
+    # Differences −1 six times and +1 once: a score interval.
+    [low], [high] = tango(np.array([6]), np.array([1]), 10)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high))
     # Items 2–7 changed by −1 more; item 8 lost in both; item 9 lost only under default, by +1: 7 items differ, sum −5.
     assert row["p_value"] == pytest.approx(2 * (1 + 7) / 2**7)
     # One test alone: p / (1 − p) of the half in which the gap is below 0.
@@ -218,3 +218,17 @@ def test_a_gap_from_the_floor_is_marked_and_not_clear() -> None:
     # Half of what is above chance under continuation, two thirds under generate.
     assert (row["relative_a"], row["relative_b"]) == pytest.approx((-0.045 / 0.09, -0.5 / 0.75))
     assert clear_gaps(gap.assign(floor=False)).all()
+
+
+def test_protocols_that_asked_other_items_are_paired_by_the_shared_ones() -> None:
+    """One item could not be asked under generate; all others lose alike, so the gap is 0."""
+    cells = {CLEAN: [True] * 40, **{skip(layer): [i % 2 == 0 for i in range(40)] for layer in range(10)}}
+    store = MemoryStore()
+    for protocol, first in (("continuation", 0), ("generate", 1)):
+        for variant, correct in cells.items():
+            rows = table(variant, correct, task="t", protocol=protocol).slice(first)
+            store.write(CellKey(variant.name, "t", protocol), rows)
+    asked = [("t", "continuation"), ("t", "generate")]
+    frame = signatures(outcomes_of(store, [own.name for own in cells], asked, n_layers=10))
+    [row] = frame[frame["signature"] == "likelihood flat, generation drops"].to_dict("records")
+    assert (row["n"], row["value"]) == (39, 0)

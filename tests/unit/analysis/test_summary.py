@@ -133,3 +133,15 @@ def test_depth_bands_average_their_layers() -> None:
     assert frame["mean_delta"].to_list() == pytest.approx([-0.1, -0.45, -0.8])
     assert frame["worst_delta"].to_list() == pytest.approx([-0.2, -0.6, -0.9])
     assert ((frame["ci_low"] <= frame["mean_delta"]) & (frame["mean_delta"] <= frame["ci_high"])).all()
+
+
+def test_losses_of_one_cluster_count_once() -> None:
+    """Four items of one of three clusters are lost: one random sign, where McNemar sees four."""
+    clusters = ["a"] * 4 + ["b"] * 4 + ["c"] * 4
+    store = MemoryStore()
+    for variant, correct in ((CLEAN, [True] * 12), (skip(0), [False] * 4 + [True] * 8)):
+        store.write(CellKey(variant.name, "t", "default"), table(variant, correct, clusters=clusters))
+    row = summarise(outcomes_of(store, ["clean", "L0.skip"])).set_index("variant").loc["L0.skip"]
+    assert row["p_value"] == pytest.approx(2 / 2**4)
+    # p 1/2 of one test: p / (1 − p).
+    assert (row["q_loss"], row["q_gain"]) == (1, 1)

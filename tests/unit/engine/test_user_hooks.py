@@ -246,3 +246,25 @@ def test_traces_under_a_hook_see_no_padding() -> None:
     apart = [trace_tokens(model, [r], [variant])[0][0] for r in asked]
     for ours, alone in zip(together, apart, strict=True):
         assert ours.logprob == pytest.approx(alone.logprob, abs=1e-4)
+
+
+def test_items_that_ask_the_same_stay_apart_where_rows_depend_on_each_other() -> None:
+    """A hook that does to the whole batch what its first row's item says: equal prompts of two items are two calls."""
+    factors = {"a": 0.5, "b": 3.0}
+
+    def by_first_item(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        return activation * factors[hook.item[0]]
+
+    asked: list[Request] = [
+        *(LoglikelihoodRequest((5, 6, 7), (8, 9), item) for item in factors),
+        *(GenerateRequest((5, 6, 7), ("\x00",), 3, item) for item in factors),
+    ]
+    variant = Variant("mine", hooks=((SITE, by_first_item),))
+    with pytest.warns(UserWarning, match="one prompt at a time"):
+        together = values(answers(variant, 2048, asked))
+    alone = [
+        values(answers(Variant("mine", hooks=((SITE, lambda x, hook, f=f: x * f),)), 2048, [request]))[0]
+        for request, f in zip(asked, [*factors.values()] * 2, strict=True)
+    ]
+    assert together == alone
+    assert together[0] != together[1]
