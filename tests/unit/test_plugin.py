@@ -325,6 +325,7 @@ def test_own_protocol_scores_as_it_says(folder: Path) -> None:
         protocols.protocol_named("opposite").format_of(only_generate)
 
 
+@pytest.mark.slow
 def test_own_executor_runs_and_is_named(folder: Path, tmp_path: Path) -> None:
     run = sweep(folder, executor="backwards", out=tmp_path / "run")
     assert run.spec.execution.executor == "backwards"
@@ -383,6 +384,7 @@ def on_own_tasks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     }
 
 
+@pytest.mark.slow
 def test_own_tasks_run_under_every_executor(on_own_tasks: dict[str, lp.Run]) -> None:
     runs = on_own_tasks
     assert_same_and_changed(runs["hooked"], runs["forked"], at_least=1e-5)
@@ -452,6 +454,7 @@ def test_own_analysis_is_a_method_and_a_figure(on_own_tasks: dict[str, lp.Run]) 
         run.moved_answers("sums", "generate")
 
 
+@pytest.mark.slow
 def test_own_analysis_is_on_the_page(on_own_tasks: dict[str, lp.Run], tmp_path: Path) -> None:
     page = on_own_tasks["forked"].report(tmp_path / "page.html").read_text(encoding="utf-8")
     [section] = re.findall(r'<h3 id="analysis-moved_answers">(.*?)(?:<h3|</section>)', page, re.DOTALL)

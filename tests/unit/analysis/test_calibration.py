@@ -70,6 +70,7 @@ def test_concentration_stays_in_its_interval_and_is_found() -> None:
     assert within(size, 0.05)
 
 
+@pytest.mark.slow
 def test_tokens_and_rows_are_not_counted_as_evidence_of_their_own() -> None:
     [row] = studies.contrasts(0.5)
     assert row.before > 0.2

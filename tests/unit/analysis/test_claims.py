@@ -23,10 +23,12 @@ def verdicts(run: Run) -> list[str]:
     return [found.verdict for found in claim_results(run.signatures())]
 
 
+@pytest.mark.slow
 def test_a_model_as_the_paper_has_it() -> None:
     assert verdicts(layers_run(n=200)) == ["seen"] * 5 + ["not measured"]
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_its_last_layers_under_every_protocol() -> None:
     def right(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
         return np.arange(n) % 2 == 0 if variant.layer is not None and variant.layer >= 7 else np.ones(n, bool)
@@ -81,6 +83,7 @@ def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
         replace(get_task("facts"), kind="resoning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reasoning", None])
 def test_a_claim_counts_a_new_task_by_the_kind_that_it_declares(kind: str | None) -> None:
     run = layers_run(tasks=("mine",), n=200)

@@ -171,6 +171,7 @@ def test_smooth_profiles_are_not_called_alike() -> None:
     assert small / runs < 0.1
 
 
+@pytest.mark.slow
 def test_equal_heads_under_two_protocols_do_not_overlap() -> None:
     """270 heads that are all alike, and items whose luck both protocols share."""
     generator, found = np.random.default_rng(4), []

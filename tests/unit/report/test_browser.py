@@ -94,6 +94,7 @@ def test_every_picture_is_drawn(opened: Any) -> None:
     assert all(complete and width > 100 and alt > 20 for complete, width, alt in sizes)
 
 
+@pytest.mark.slow
 def test_the_table_sorts_by_number_and_filters(opened: Any) -> None:
     opened.execute_script(
         "Array.from(document.querySelectorAll('#summary-table th button')).find(b => b.textContent === 'Δμ').click()"

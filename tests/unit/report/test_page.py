@@ -31,6 +31,7 @@ def payload(page: str) -> dict:
     return json.loads(found[1])
 
 
+@pytest.mark.slow
 def test_a_report_holds_everything_and_names_nothing_outside(tmp_path: Path) -> None:
     run = layers_run(tmp_path / "run")
     path = run.report()
@@ -133,6 +134,7 @@ def test_a_model_at_chance_ranks_nothing(tmp_path: Path) -> None:
     assert "clean model at chance" in page
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_wants_a_name(tmp_path: Path) -> None:
     run = layers_run(n=4)
     with pytest.raises(UserError, match="name the file"):
