@@ -260,6 +260,7 @@ def test_own_kinds_give_the_same_numbers_in_both_executors(folder: Path) -> None
     assert_same_and_changed(hooked, forked, at_least=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_kind_that_reads_the_activation_on_every_family(family: str) -> None:
     model = tiny(family)
@@ -466,6 +467,7 @@ def test_own_analysis_is_on_the_page(on_own_tasks: dict[str, lp.Run], tmp_path: 
     assert "L2.mlp1.halve" in section
 
 
+@pytest.mark.slow
 def test_own_analysis_on_the_command_line(
     on_own_tasks: dict[str, lp.Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

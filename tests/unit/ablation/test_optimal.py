@@ -101,6 +101,7 @@ def test_a_head_that_always_writes_the_same_is_replaced_without_loss() -> None:
     assert induction < ablation_loss(model, prompts, variant(Head(1, 2), "zero"), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_executors_agree(family: str) -> None:
     model = tiny(family)

@@ -105,6 +105,7 @@ def signature_row(
             "p_value": p_value, "ci_low": low, "ci_high": high}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_claims_rows_are_corrected_for_their_number() -> None:
     """Of three resolvable rows the smallest p counts three times, the next twice; rows at chance count for nothing."""
     rows = [

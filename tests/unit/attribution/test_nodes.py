@@ -42,6 +42,7 @@ def test_contributions_add_up_to_the_logit_difference(family: str) -> None:
         assert_tensors_agree(table["value"].sum(), expected.mean(), torch.float32, size=size, terms=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_half_precision_is_the_same_to_its_own_precision(family: str, dtype: str) -> None:

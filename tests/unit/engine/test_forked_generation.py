@@ -54,6 +54,7 @@ def test_same_tokens_as_hooked(family: str) -> None:
     assert sum(done) == len(requests) * len(chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "max_tokens", "max_rows", "max_kv_bytes"),
     [

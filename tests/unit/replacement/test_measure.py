@@ -107,6 +107,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> lp.ReplacementRun:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_run_folder(run: lp.ReplacementRun) -> None:
     assert run.folder is not None
     for name in ("spec.json", "summary.csv", "replacement.csv", "figures/replacements_by_depth.png"):

@@ -64,6 +64,7 @@ def test_hostile_text_is_never_markup(tmp_path: Path) -> None:
     assert asked[0][0] == f"0: {shown[5]}"
 
 
+@pytest.mark.slow
 def test_a_question_is_in_the_page_once_with_the_options_log_probabilities(tmp_path: Path) -> None:
     run = layers_run(tmp_path / "run", tasks=("facts",))
     held = payload(run.report().read_text(encoding="utf-8"))
@@ -83,6 +84,7 @@ def test_a_question_is_in_the_page_once_with_the_options_log_probabilities(tmp_p
     assert set(likelihoods.map(json.loads).map(tuple)) == {(-1.0, -1.5)}
 
 
+@pytest.mark.slow
 def test_prompts_are_cut_in_the_page_to_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = layers_run(tmp_path / "run", tasks=("facts",), protocols=("default",), text="y" * 3000)
     rows = browser_rows(run)
@@ -95,6 +97,7 @@ def test_prompts_are_cut_in_the_page_to_what_fits(tmp_path: Path, monkeypatch: p
     assert sum(len(asked[0]) for asked in few.payload["questions"]) < 40 * 330
 
 
+@pytest.mark.slow
 def test_the_browser_is_capped_and_says_so(tmp_path: Path) -> None:
     run = layers_run(tmp_path / "run", tasks=("facts",))
     rows = browser_rows(run, 100)
@@ -125,6 +128,7 @@ def test_heads_have_a_report_without_verdicts(tmp_path: Path) -> None:
     assert "L1.H2.zero" in page
 
 
+@pytest.mark.slow
 def test_a_model_at_chance_ranks_nothing(tmp_path: Path) -> None:
     def right(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
         return np.arange(n) % 4 == 0

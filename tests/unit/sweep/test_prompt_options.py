@@ -84,6 +84,7 @@ def test_items_among_their_own_examples_are_left_out_of_a_sweep_and_of_the_resum
     assert not kept.spec.leave_out_repeated
 
 
+@pytest.mark.slow
 def test_a_template_date_is_recorded_and_resumed(tmp_path: Path) -> None:
     folder, out = with_clock(tmp_path / "model"), tmp_path / "run"
     asked = {"tasks": "facts", "protocols": "continuation", "chat_template": True}

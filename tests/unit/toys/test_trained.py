@@ -40,16 +40,19 @@ def test_the_trio_is_small() -> None:
     assert sum(path.stat().st_size for path in (data_folder() / "toys").rglob("*.*")) <= 6e6
 
 
+@pytest.mark.slow
 def test_the_distilled_model_retrieves_and_calculates() -> None:
     assert clean_accuracy("toy-distilled", RETRIEVAL) >= 0.9
     assert clean_accuracy("toy-distilled", CHAINS) >= 0.8
 
 
+@pytest.mark.slow
 def test_the_base_retrieves_but_answers_few_chains() -> None:
     assert clean_accuracy("toy-base", RETRIEVAL) >= 0.9
     assert clean_accuracy("toy-base", CHAINS) <= 0.5
 
 
+@pytest.mark.slow
 def test_distilling_brought_worked_steps() -> None:
     run = lp.measure_replacement(
         "toy-base", "toy-distilled", [CHAINS], ["generate"], component="layer", mode="cumulative", limit=60,
