@@ -12,6 +12,7 @@ from lensprune.ablation.choices import head_names
 from lensprune.ablation.components import parts
 from lensprune.analysis.concentration import lorenz, null_effects
 from lensprune.analysis.head_effects import ItemEffects, item_effects
+from lensprune.analysis.intervals import unit_sums
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import GREY, MARKERS, colours, panels
@@ -36,7 +37,8 @@ def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFram
     for cell_effects in effects:
         if not np.any(cell_effects.effects != 0):
             continue
-        noise = null_effects(cell_effects.differences, _DRAWS, seed)
+        sums, _ = unit_sums(cell_effects.differences, cell_effects.clusters)
+        noise = null_effects(sums, _DRAWS, seed)
         low, high = np.nanquantile(lorenz(noise), [0.025, 0.975], axis=0)
         curve = {
             "share_of_parts": np.linspace(0, 1, len(cell_effects.variants) + 1),
