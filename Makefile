@@ -76,8 +76,8 @@ kernels: $(VENV)/.installed
 	done
 
 families: $(VENV)/.installed
-	@echo "== architecture families by checks, into docs/models.md"
-	$(BIN)/python -m tests.families_table --write docs/models.md
+	@echo "== architecture families by checks, into docs/reference/models.md"
+	$(BIN)/python -m tests.families_table --write docs/reference/models.md
 
 notebooks: $(VENV)/.installed
 	@echo "== run the notebooks in place"
@@ -88,8 +88,8 @@ parity: $(VENV)/.installed
 	$(PYTEST) $(WORKERS) tests/parity
 
 faults: $(VENV)/.installed
-	@echo "== faults and hostile inputs, into docs/reliability.md"
-	$(BIN)/python -m tests.faults_table --write docs/reliability.md
+	@echo "== faults and hostile inputs, into docs/explanation/reliability.md"
+	$(BIN)/python -m tests.faults_table --write docs/explanation/reliability.md
 
 audit: $(VENV)/.installed
 	@echo "== known vulnerabilities of the dependencies"
@@ -97,12 +97,12 @@ audit: $(VENV)/.installed
 	$(BIN)/python -m tests.audit
 
 calibration: $(VENV)/.installed
-	@echo "== sizes, powers and coverages by simulation, into docs/calibration.md"
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.calibration --write docs/calibration.md
+	@echo "== sizes, powers and coverages by simulation, into docs/explanation/calibration.md"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.calibration --write docs/explanation/calibration.md
 
 bench: $(VENV)/.installed
-	@echo "== time against lm-eval, into tests/benchmarks/results.json and docs/performance.md"
-	$(BIN)/python -m tests.benchmarks --data-dir $(DATA_DIR) --out tests/benchmarks/results.json --write docs/performance.md
+	@echo "== time against lm-eval, into tests/benchmarks/results.json and docs/explanation/performance.md"
+	$(BIN)/python -m tests.benchmarks --data-dir $(DATA_DIR) --out tests/benchmarks/results.json --write docs/explanation/performance.md
 
 docs: $(VENV)/.installed
 	@echo "== documentation, into build/site; a warning is an error"

@@ -1,4 +1,6 @@
-"""Plans of two large sweeps and their times by workers: ``python -m tests.cluster_tables [--write docs/cluster.md]``.
+"""Plans of two large sweeps and their times by workers.
+
+``python -m tests.cluster_tables [--write docs/how-to/clusters.md]``.
 
 No weights are read: the models are their configurations (`SHAPES`) with the bundled model's tokenizer, so that texts
 have about as many tokens as with their own.

@@ -1,4 +1,6 @@
-"""Architecture families × checks as a Markdown table: ``python -m tests.families_table [--write docs/models.md]``.
+"""Architecture families × checks as a Markdown table.
+
+``python -m tests.families_table [--write docs/reference/models.md]``.
 
 Runs the property tests behind the table and fills it with what they said; exits with 1 if one failed.
 """
@@ -58,7 +60,7 @@ def table(outcomes: Outcomes) -> str:
 
 
 def fallback_sentence() -> str:
-    """The families that the forked executor leaves to the hooked one, for docs/models.md."""
+    """The families that the forked executor leaves to the hooked one, for docs/reference/models.md."""
     names = sorted((name for name, _ in LEFT_TO_HOOKED.values()), key=str.lower)
     return f"These families take the `hooked` executor, with a warning that says why: {', '.join(names)}."
 

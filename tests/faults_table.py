@@ -1,4 +1,6 @@
-"""Faults and hostile inputs as a Markdown table: ``python -m tests.faults_table [--write docs/reliability.md]``.
+"""Faults and hostile inputs as a Markdown table.
+
+``python -m tests.faults_table [--write docs/explanation/reliability.md]``.
 
 Runs the tests behind the table and fills it with what they counted; exits with 1 if one failed.
 """

@@ -1,4 +1,4 @@
-"""Licences of the direct dependencies: ``python -m tests.licences [--write docs/reliability.md]``."""
+"""Licences of the direct dependencies: ``python -m tests.licences [--write docs/explanation/reliability.md]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does fidelity rank parts as the protocols do, at a fraction of the cost? The study behind docs/open-questions.md."""
+"""Does fidelity rank parts as the protocols do, and at what cost? The study reported in docs/results/fidelity.md."""
 
 from __future__ import annotations
 

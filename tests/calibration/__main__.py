@@ -1,4 +1,4 @@
-"""Run every study and write the table: ``python -m tests.calibration --write docs/calibration.md``."""
+"""Run every study and write the table: ``python -m tests.calibration --write docs/explanation/calibration.md``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.calibration.studies import STUDIES, Row
 _HEAD = """# Calibration
 
 How often the statistics of this package are right, in worlds whose truth is known, by the methods before and by those
-that are used ([statistics](statistics.md)). `make calibration` writes this page; every number is simulated under a seed
-with so many runs, or (runs 0) enumerated. Worlds are in `tests/calibration/studies.py`, the old methods in
+that are used ([statistics](../reference/statistics.md)). `make calibration` writes this page; every number is simulated
+under a seed with so many runs, or (runs 0) enumerated. Worlds are in `tests/calibration/studies.py`, the old methods in
 `tests/calibration/before.py`.
 
 | question | world | number | before | now | wanted | runs |

@@ -171,7 +171,7 @@ LEFT_TO_HOOKED: dict[str, tuple[str, str]] = {
     "llama4": ("Llama 4", "scales queries by their index in the row"),
     "qwen2_moe": ("Qwen2-MoE with a sliding window", "layer 1 attends to 40 tokens, but"),
 }
-"""Models that the forked executor leaves to the hooked one as a whole: names (docs/models.md) and reasons."""
+"""Models that the forked executor leaves to the hooked one as a whole: names (docs/reference/models.md) and reasons."""
 CORE_FAMILIES = ("llama", "gemma3", "gpt2")
 
 

@@ -718,7 +718,7 @@ def test_estimates_towards_an_own_value() -> None:
 
 
 def test_the_example_of_the_documentation(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "plugins.md").read_text(encoding="utf-8")
     example = page.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "plugin_of_the_page.py").write_text(example, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

@@ -229,7 +229,7 @@ def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: 
 
 
 def test_the_documentation_lists_what_is_left_to_the_hooked_executor() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "models.md").read_text()
     assert fallback_sentence() in page, "run `make families`"
 
 

@@ -1,4 +1,4 @@
-"""What the installed libraries do that one does not expect, as docs/traps.md says; and what is done about it here.
+"""What the installed libraries do that is not expected (docs/explanation/pitfalls.md), and what is done about it.
 
 A test that fails after an upgrade means that its row in the table has to change.
 """

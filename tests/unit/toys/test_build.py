@@ -170,7 +170,7 @@ def test_the_beginning_can_do_nothing_yet() -> None:
 def test_half_the_recipe_learns_the_tasks(tmp_path: Path) -> None:
     """Half of the steps are enough for retrieval and for the teacher; distilling needs all of its 250.
 
-    What the whole recipe comes to is in docs/distillation.md, and `test_trained` asks it of the weights that ship.
+    What the whole recipe comes to is in docs/results/distillation.md; `test_trained` asks it of the weights that ship.
     """
     lines: list[str] = []
     build(RECIPE.scaled(0.5), tmp_path, log=lines.append)

@@ -1,4 +1,4 @@
-"""The page of known traps: a table whose every row names tests that exist."""
+"""The page of pitfalls: a table whose every row names tests that exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMED = re.compile(r"`([\w/]+\.py)::([\w:]+)`")
 
 
 def rows() -> list[list[str]]:
-    lines = (ROOT / "docs" / "traps.md").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs" / "explanation" / "pitfalls.md").read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert cells.count(COLUMNS) == 3
     return [row for row in cells if row != COLUMNS and set("".join(row)) != {"-"}]
