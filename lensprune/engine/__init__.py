@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lensprune.registry import lazy_names
 
 if TYPE_CHECKING:
-    from lensprune.engine.base import Executor, ProgressCallback, VariantResponses
+    from lensprune.engine.base import AnswerCallback, Executor, ProgressCallback, VariantResponses
     from lensprune.engine.forked import ForkedExecutor
     from lensprune.engine.hooked import HookedExecutor
     from lensprune.engine.registry import (
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AnswerCallback",
     "Executor",
     "ExecutorInfo",
     "ForkedExecutor",

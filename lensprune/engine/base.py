@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,10 +10,12 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.protocols.requests import Request, Response
 
-__all__ = ["Executor", "ProgressCallback", "VariantResponses"]
+__all__ = ["AnswerCallback", "Executor", "ProgressCallback", "VariantResponses"]
 
 ProgressCallback = Callable[[int], None]
 """Called with the number of (variant, request) rows finished since the last call."""
+AnswerCallback = Callable[[str, Mapping[int, Response]], None]
+"""Called with a variant's name and its answers since the last call, by the place of each among the requests."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Executor(Protocol):
     """Runs requests under variants.
 
     `run` yields each variant once, as soon as all its requests are answered; the order may differ from the one
-    given. `reference` supplies the activations that `mean` and `resample` need.
+    given. `reference` supplies the activations that `mean` and `resample` need. `on_answers` gets every answer as soon
+    as it is there, long before the variant's last one if generations are long.
 
     Raises:
         HookNeverFired: a hook of a variant did not fire.
@@ -45,4 +48,5 @@ class Executor(Protocol):
         *,
         reference: ReferenceActivations | None = None,
         progress: ProgressCallback | None = None,
+        on_answers: AnswerCallback | None = None,
     ) -> Iterator[VariantResponses]: ...

@@ -19,7 +19,7 @@ import torch
 
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import ProgressCallback, VariantResponses
+from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
 from lensprune.engine.decoding import GroupDecoder, group_variants, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
@@ -84,6 +84,7 @@ class ForkedExecutor:
         *,
         reference: ReferenceActivations | None = None,
         progress: ProgressCallback | None = None,
+        on_answers: AnswerCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
@@ -96,15 +97,20 @@ class ForkedExecutor:
                 len(requests),
                 self._rope_buckets.longest,
             )
-        answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress)
+        answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress, on_answers)
         for variant in variants:
             if variant.hooks:
-                yield from self._hooked.run(requests, [variant], reference=reference, progress=progress)
+                yield from self._hooked.run(
+                    requests, [variant], reference=reference, progress=progress, on_answers=on_answers
+                )
             else:
                 responses = next(answers)
                 if far:
                     far_requests = [requests[i] for i in far]
-                    [by_hooks] = self._hooked.run(far_requests, [variant], reference=reference, progress=progress)
+                    placed = None if on_answers is None else partial(_placed, far, on_answers)
+                    [by_hooks] = self._hooked.run(
+                        far_requests, [variant], reference=reference, progress=progress, on_answers=placed
+                    )
                     responses.update(zip(far, by_hooks.responses, strict=True))
                 yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 
@@ -114,12 +120,13 @@ class ForkedExecutor:
         variants: Sequence[Variant],
         reference: ReferenceActivations | None,
         progress: ProgressCallback | None,
+        on_answers: AnswerCallback | None,
     ) -> Iterator[dict[int, Response]]:
         scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
         generated = {i: r for i, r in requests.items() if isinstance(r, GenerateRequest)}
         for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
             block = variants[begin : begin + CHECKPOINT_VARIANTS]
-            answered = [_Answers(progress) for _ in block]
+            answered = [_Answers(variant.name, progress, on_answers) for variant in block]
             self._score(scored, block, reference, answered)
             for done in self._generate(generated, block, reference, answered):
                 yield from (a.responses for a in done)
@@ -220,12 +227,19 @@ class ForkedExecutor:
 class _Answers:
     """One variant's responses so far; work done again after an error is not reported twice."""
 
-    def __init__(self, progress: ProgressCallback | None) -> None:
+    def __init__(self, variant: str, progress: ProgressCallback | None, on_answers: AnswerCallback | None) -> None:
         self.responses: dict[int, Response] = {}
-        self._progress = progress
+        self._variant, self._progress, self._on_answers = variant, progress, on_answers
 
     def add(self, responses: Mapping[int, Response]) -> None:
-        new = len(responses.keys() - self.responses.keys())
+        new = {index: response for index, response in responses.items() if index not in self.responses}
         self.responses.update(responses)
         if new and self._progress is not None:
-            self._progress(new)
+            self._progress(len(new))
+        if new and self._on_answers is not None:
+            self._on_answers(self._variant, new)
+
+
+def _placed(places: Sequence[int], on_answers: AnswerCallback, variant: str, answers: Mapping[int, Response]) -> None:
+    """Pass on answers to requests that are only some of all, under their places among all."""
+    on_answers(variant, {places[index]: response for index, response in answers.items()})

@@ -10,7 +10,7 @@ import torch
 from lensprune.ablation.hooks import BatchState, VariantHooks
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import ProgressCallback, VariantResponses
+from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.hook_probe import rows_are_independent
@@ -54,6 +54,7 @@ class HookedExecutor:
         *,
         reference: ReferenceActivations | None = None,
         progress: ProgressCallback | None = None,
+        on_answers: AnswerCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
@@ -71,6 +72,8 @@ class HookedExecutor:
                         responses[index] = response
                         if progress is not None:
                             progress(1)
+                        if on_answers is not None:
+                            on_answers(variant.name, {index: response})
             if requests:
                 hooks.check_fired()
             yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from lensprune.errors import LensPruneError, UserError, nearest
 from lensprune.output.files import TEMPORARY_PREFIX, sync_folder, write_atomically, write_error
 from lensprune.paths import usable_path
+from lensprune.runs.answers import AnswerLog
 from lensprune.runs.questions import questions_from_parquet, questions_hash, questions_to_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
@@ -57,6 +58,10 @@ class CellStore(Protocol):
         """The questions of one (task, protocol), in the order of its records."""
         ...
 
+    def answer_log(self, task: str, protocol: str) -> AbstractContextManager[AnswerLog | None]:
+        """While it is open: where answers of unfinished cells of one (task, protocol) are kept, if anywhere."""
+        ...
+
 
 class MemoryStore:
     """Cells of a run that is not kept on disk."""
@@ -80,6 +85,9 @@ class MemoryStore:
 
     def questions(self, task: str, protocol: str) -> pa.Table:
         return self._questions[task, protocol]
+
+    def answer_log(self, task: str, protocol: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def read_spec(folder: Path) -> SweepSpec:
@@ -190,6 +198,7 @@ class RunStore:
     CHECKSUM one of the file's bytes: name and contents appear together, in one rename. The questions of a (task,
     protocol), which all its cells share, are ``questions/TASK.PROTOCOL.ID.CHECKSUM.parquet``, written before any cell;
     the spec has their hash. A file that is not what its name says is moved to ``damaged/`` and counts as missing.
+    ``answers/TASK.PROTOCOL.ID.jsonl`` holds answers of cells that are not finished, see `AnswerLog`.
     """
 
     def __init__(self, folder: Path, spec: SweepSpec) -> None:
@@ -379,6 +388,9 @@ class RunStore:
             raise UserError(f"{path} holds other questions than those of the run: {again}")
         return table
 
+    def answer_log(self, task: str, protocol: str) -> AnswerLog:
+        return AnswerLog(self.folder / "answers" / f"{_questions_stem(task, protocol)}.jsonl")
+
     def _questions_hash(self, task: str, protocol: str) -> str | None:
         cells = self.spec.cells
         return next((c.questions_hash for c in cells if (c.task, c.protocol) == (task, protocol)), None)
@@ -425,7 +437,8 @@ def stopped_message(store: CellStore, total: int, by_calling: str | None = None)
     """
     if not isinstance(store, RunStore):
         return "stopped; nothing is kept, because the run has no out folder"
-    done = f"stopped: {store.stored()} of {total} cells are stored; go on "
+    unfinished = " and answers of unfinished ones" if any(store.folder.glob("answers/*.jsonl")) else ""
+    done = f"stopped: {store.stored()} of {total} cells{unfinished} are stored; go on "
     if by_calling is not None:
         return f"{done}by calling {by_calling} again with the same arguments and out folder"
     return f"{done}with: lensprune resume {store.folder}"

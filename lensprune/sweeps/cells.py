@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +12,13 @@ import pyarrow as pa
 from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import Executor, ProgressCallback
+from lensprune.engine.base import Executor, ProgressCallback, VariantResponses
 from lensprune.errors import LensPruneError
 from lensprune.models.base import HookedModel
 from lensprune.protocols import score_items
 from lensprune.protocols.base import Outcome
+from lensprune.protocols.requests import Response
+from lensprune.runs.answers import AnswerLog
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import Condition, SweepJob
@@ -30,9 +32,17 @@ FEWEST_ANSWERS = 4
 
 
 def measure_cells(
-    job: SweepJob, condition: Condition, variants: Sequence[Variant], executor: Executor, progress: ProgressCallback
+    job: SweepJob,
+    condition: Condition,
+    variants: Sequence[Variant],
+    executor: Executor,
+    progress: ProgressCallback,
+    log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
     """Yield the records of each variant on one (task, protocol), as soon as they are there.
+
+    Args:
+        log: keeps answers of variants that are not finished; what it holds is not asked again.
 
     Raises:
         LensPruneError: the executor left a variant out.
@@ -41,7 +51,7 @@ def measure_cells(
     task = condition.task.task.name
     waiting = {variant.name for variant in variants}
     reference = reference_of(job.model, condition, variants, job.options)
-    for answered in executor.run(condition.requests, variants, reference=reference, progress=progress):
+    for answered in _answered(condition, variants, executor, reference, progress, log):
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
         if answered.variant.is_clean and condition.generates:
             warn_of_one_answer(task, condition.protocol, outcomes)
@@ -50,6 +60,38 @@ def measure_cells(
         waiting.discard(answered.variant.name)
     if waiting:
         raise LensPruneError(f"executor {executor.name} gave no answer for {', '.join(sorted(waiting))} on {task}")
+
+
+def _answered(
+    condition: Condition,
+    variants: Sequence[Variant],
+    executor: Executor,
+    reference: ReferenceActivations | None,
+    progress: ProgressCallback,
+    log: AnswerLog | None,
+) -> Iterator[VariantResponses]:
+    """Each variant's answers to all requests; what `log` holds is taken from there, what is new goes into it."""
+    requests = condition.requests
+    if log is None:
+        yield from executor.run(requests, variants, reference=reference, progress=progress)
+        return
+    known = log.read()
+    # Variants that lack the same answers run together.
+    together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
+    for variant in variants:
+        kept = known.get(variant.name, {})
+        progress(len(kept))
+        together[tuple(i for i in range(len(requests)) if i not in kept)].append(variant)
+    for missing, group in together.items():
+
+        def keep(name: str, answers: Mapping[int, Response], places: tuple[int, ...] = missing) -> None:
+            log.add(name, {places[index]: response for index, response in answers.items()})
+
+        asked = [requests[i] for i in missing]
+        for answered in executor.run(asked, group, reference=reference, progress=progress, on_answers=keep):
+            new = dict(zip(missing, answered.responses, strict=True))
+            whole = known.get(answered.variant.name, {}) | new
+            yield VariantResponses(answered.variant, tuple(whole[i] for i in range(len(requests))))
 
 
 def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) -> None:

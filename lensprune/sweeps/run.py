@@ -163,8 +163,9 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
         for condition, variants in work:
             bar.set_description(f"{condition.task.task.name} {condition.protocol}")
             if variants:
-                for key, table in measure_cells(job, condition, variants, executor, bar.update):
-                    store.write(key, table)
+                with store.answer_log(condition.task.task.name, condition.protocol) as log:
+                    for key, table in measure_cells(job, condition, variants, executor, bar.update, log):
+                        store.write(key, table)
 
 
 def resume(

@@ -1,0 +1,109 @@
+"""Answers of cells that are not finished, so that a run which is stopped in the middle of long work loses little of it.
+
+One file per (task, protocol), ``answers/TASK.PROTOCOL.ID.jsonl``, appended to every few seconds. A line is a checksum
+and one answer; a line that a kill cut short doesn't fit its checksum and is ignored. The file goes when its cells are
+stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from lensprune.output.files import write_error
+from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse, Response
+
+__all__ = ["AnswerLog", "Answers"]
+
+SECONDS_BETWEEN_WRITES = 5.0
+
+Answers = dict[str, dict[int, Response]]
+"""By variant, and by the request's place among those of its (task, protocol)."""
+
+
+class AnswerLog:
+    """The answers of one (task, protocol) whose cells are not stored yet.
+
+    As a context manager it writes what is kept where an error, or the user, stops the work, and otherwise removes the
+    file in the end: the cells hold its answers then.
+
+    Args:
+        path: of the file, which need not exist.
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._written_at = clock()
+        self._lines: list[str] = []
+
+    def __enter__(self) -> AnswerLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            self.write()
+
+    def read(self) -> Answers:
+        """The answers that were written before."""
+        answers: Answers = defaultdict(dict)
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return {}
+        for line in lines:
+            checksum, _, text = line.partition(b" ")
+            if checksum == _checksum(text):
+                variant, index, kind, values = json.loads(text)
+                answers[variant][index] = _response(kind, values)
+        return dict(answers)
+
+    def add(self, variant: str, answers: Mapping[int, Response]) -> None:
+        """Keep answers of a variant, and write what is kept if the last write is some seconds ago.
+
+        Raises:
+            UserError: the file can't be written.
+        """
+        for index, response in answers.items():
+            text = json.dumps([variant, index, type(response).__name__, asdict(response)])
+            self._lines.append(f"{_checksum(text.encode()).decode()} {text}\n")
+        if self._clock() - self._written_at >= SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is kept, to the disk itself.
+
+        Raises:
+            UserError: the file can't be written.
+        """
+        if self._lines:
+            try:
+                self._path.parent.mkdir(exist_ok=True)
+                with open(self._path, "a", encoding="ascii") as file:
+                    # What stands before may end in a line that was cut short.
+                    file.write("\n" + "".join(self._lines))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise write_error(error, self._path) from None
+            self._lines = []
+        self._written_at = self._clock()
+
+
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
+
+
+def _response(kind: str, values: dict[str, object]) -> Response:
+    if kind == GenerateResponse.__name__:
+        return GenerateResponse(**{**values, "token_ids": tuple(values["token_ids"])})  # type: ignore[arg-type]
+    return LoglikelihoodResponse(**values)  # type: ignore[arg-type]

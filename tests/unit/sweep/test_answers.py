@@ -1,0 +1,152 @@
+"""Answers of unfinished cells survive a stop, and are not asked for again."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import lensprune as lp
+from lensprune.engine.decoding import decoder
+from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse
+from lensprune.runs import answers
+from lensprune.runs.answers import AnswerLog
+from tests.helpers.killing import fork, wait
+
+GIVEN = {
+    0: LoglikelihoodResponse(-1.1 / 3, True, 2),
+    3: LoglikelihoodResponse(-math.inf, False, 1),
+    5: GenerateResponse("a\n\ud800 b", (5, 7), "stop_string"),
+}
+SWEEP: dict[str, Any] = {"variants": "attention", "limit": 6, "progress": False}
+CHAINS = "arithmetic[operands=3,largest=9,subtract=True]"
+ROWS = 6 * (1 + 4)
+
+
+def log(path: Path) -> AnswerLog:
+    return AnswerLog(path / "answers" / "a.jsonl")
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    log(tmp_path).write()
+    assert not (tmp_path / "answers").exists()
+    first = log(tmp_path)
+    first.add("clean", GIVEN)
+    first.write()
+    second = log(tmp_path)
+    second.add("L0.skip", {1: GIVEN[0]})
+    second.write()
+    assert log(tmp_path).read() == {"clean": GIVEN, "L0.skip": {1: GIVEN[0]}}
+
+
+def test_not_a_number_is_kept(tmp_path: Path) -> None:
+    written = log(tmp_path)
+    written.add("clean", {0: LoglikelihoodResponse(math.nan, False, 1)})
+    written.write()
+    [response] = log(tmp_path).read()["clean"].values()
+    assert isinstance(response, LoglikelihoodResponse)
+    assert math.isnan(response.logprob)
+
+
+@pytest.mark.parametrize("cut", [1, 9, 40])
+def test_a_line_cut_short_is_ignored_and_does_not_spoil_the_next(tmp_path: Path, cut: int) -> None:
+    written = log(tmp_path)
+    written.add("clean", GIVEN)
+    written.write()
+    path = tmp_path / "answers" / "a.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    kept = {"clean": {0: GIVEN[0], 3: GIVEN[3]}} if cut > 1 else {"clean": GIVEN}
+    assert log(tmp_path).read() == kept
+    later = log(tmp_path)
+    later.add("clean", {9: GIVEN[3]})
+    later.write()
+    assert log(tmp_path).read() == {"clean": kept["clean"] | {9: GIVEN[3]}}
+
+
+def test_a_damaged_line_is_ignored(tmp_path: Path) -> None:
+    written = log(tmp_path)
+    written.add("clean", GIVEN)
+    written.write()
+    path = tmp_path / "answers" / "a.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"-Infinity", b"-1.234567"))
+    assert log(tmp_path).read() == {"clean": {0: GIVEN[0], 5: GIVEN[5]}}
+
+
+def test_writes_are_seconds_apart(tmp_path: Path) -> None:
+    now = 0.0
+    written = AnswerLog(tmp_path / "answers" / "a.jsonl", lambda: now)
+    for now in (1.0, 4.9):
+        written.add("clean", {int(now): GIVEN[0]})
+    assert log(tmp_path).read() == {}
+    now = 5.0
+    written.add("clean", {5: GIVEN[0]})
+    assert set(log(tmp_path).read()["clean"]) == {1, 4, 5}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
+    out = tmp_path_factory.mktemp("answers") / "whole"
+    return lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
+
+
+def same_as(run: lp.Run, whole: lp.Run) -> None:
+    pd.testing.assert_frame_equal(run.records(), whole.records())
+    assert whole.records()["correct"].nunique() == 2
+    assert run.folder is not None
+    assert not list((run.folder / "answers").glob("*"))
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, after: int, stop: Any) -> list[int]:
+    """Let generation call `stop` after so many rows; returns a list to which each row of a decoder is added."""
+    counted: list[int] = []
+    run = decoder.GroupDecoder.run
+
+    def counting(self: decoder.GroupDecoder) -> Iterator[Any]:
+        for answered in run(self):
+            if len(counted) == after:
+                stop()
+            counted.append(answered[0])
+            yield answered
+
+    monkeypatch.setattr(decoder.GroupDecoder, "run", counting)
+    return counted
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 17, ROWS - 1])
+def test_a_stopped_sweep_asks_only_for_the_rest(
+    whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stopping(patched, after, interrupt)
+        with pytest.raises(KeyboardInterrupt, match="cells and answers of unfinished ones are stored; go on"):
+            lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
+    counted = stopping(monkeypatch, -1, interrupt)
+    same_as(lp.resume(out, progress=False), whole)
+    assert len(counted) == ROWS - after
+
+
+def test_a_killed_sweep_asks_only_for_the_rest(whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+
+    def killed() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(answers, "SECONDS_BETWEEN_WRITES", 0.0)
+            stopping(patched, 20, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
+
+    assert wait(fork(killed)) == -signal.SIGKILL
+    assert not list((out / "records").glob("*.parquet"))
+    counted = stopping(monkeypatch, -1, interrupt)
+    same_as(lp.resume(out, progress=False), whole)
+    assert len(counted) == ROWS - 20
