@@ -20,6 +20,7 @@ from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import fidelity as fidelity_command
 from lensprune.commands import heads as heads_command
+from lensprune.commands import noise as noise_command
 from lensprune.commands import paper as paper_command
 from lensprune.commands import power as power_command
 from lensprune.commands import primitives as primitives_command
@@ -94,6 +95,9 @@ def _parser() -> _Parser:
     )
     fidelity_command.add_arguments(
         command("fidelity", fidelity_command.run, "measure how far the model's own answers survive without each part")
+    )
+    noise_command.add_arguments(
+        command("noise", noise_command.run, "run the clean model in other ways and count the items that flip")
     )
     power_command.add_arguments(
         command("power", power_command.run, "say how large a loss must be for a sweep to name it, and run nothing")

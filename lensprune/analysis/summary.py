@@ -14,6 +14,7 @@ from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
 from lensprune.errors import LensPruneError
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
+from lensprune.runs.noise import noise_floor
 from lensprune.runs.outcomes import Outcomes, computed_once
 from lensprune.runs.records import CellKey
 
@@ -40,6 +41,7 @@ SUMMARY_COLUMNS = (
     "p_value",
     "q_loss",
     "q_gain",
+    "noise",
     "parse_rate",
     "degenerate_rate",
     "non_finite_rate",
@@ -218,6 +220,9 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of items
     with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on
     the left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
+    `noise`: share of items that the clean model answers otherwise when it is run in other ways, measured in half precision
+    (`lensprune.runs.noise`); else NaN.
+
     Until the clean cell is finished the columns that compare with it are empty.
     """
     return summary_at(outcomes, LEVEL)
@@ -231,7 +236,9 @@ def summary_at(outcomes: Outcomes, level: float) -> pd.DataFrame:
         if group is not None:
             rows.extend(_rows(group, level))
     frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
-    floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_", "accuracy"))]
+    floors = {cell: noise_floor(outcomes.spec, *cell) for cell in outcomes.cells}
+    frame["noise"] = [floors[cell] for cell in zip(frame["task"], frame["protocol"], strict=True)]
+    floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_", "accuracy", "noise"))]
     kinds = {"layer": "Int64", "head": "Int64", "at_chance": "boolean", **dict.fromkeys(floats, "float64")}
     return frame.astype(kinds)
 

@@ -84,6 +84,8 @@ class ExecutionSpec:
     task_files: Mapping[str, str] = field(default_factory=dict)
     """The YAML file of each task that was given by its path."""
     command: str = ""
+    noise: Mapping[str, Any] = field(default_factory=dict)
+    """By task, protocol and way of running: items that the clean model loses and wins (`lensprune.runs.noise`)."""
 
 
 @dataclass(frozen=True)

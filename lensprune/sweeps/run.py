@@ -14,11 +14,13 @@ from lensprune.engine.base import Executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.results.run import Run
+from lensprune.runs.noise import noise_lines
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
 from lensprune.sweeps.screening import screened
@@ -125,11 +127,13 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     # The executor that runs, which is not the one asked for where that can't run this model.
     execution = replace(job.spec.execution, executor=executor.name)
     job = replace(job, spec=replace(job.spec, execution=execution))
+    existing = None if folder is None else check_out_folder(folder)
     if options.screen is not None:
-        job = screened(job, executor, None if folder is None else check_out_folder(folder), progress)
+        job = screened(job, executor, existing, progress)
+    job = with_noise(job, executor, model, existing, progress)
     with open_store(folder, job.spec, questions_of(job.conditions)) as store:
         if progress:
-            for line in _power_lines(job):
+            for line in [*_power_lines(job), *noise_lines(job.spec)]:
                 print(line, file=sys.stderr)
         try:
             _execute(job, executor, store, progress)

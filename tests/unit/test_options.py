@@ -65,6 +65,7 @@ FUNCTIONS: list[Callable[..., Any]] = [
     lp.resume,
     lp.plan,
     lp.measure_replacement,
+    lp.noise,
     lp.fidelity,
     lp.head_scores,
     lp.load_model,
@@ -87,6 +88,7 @@ LIKE_A_SWEEP = {
     "plan": set(DECLARED),
     "delta": set(DECLARED) - {"reference", "mean_mode", "screen", "workers", "ray_address"},
     "fidelity": set(DECLARED) - {"reference", "mean_mode", "screen", "workers", "ray_address"},
+    "noise": set(DECLARED) - {"reference", "mean_mode", "screen", "workers", "ray_address"},
     "heads": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "attribute": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
@@ -158,6 +160,7 @@ def test_every_command_is_compared() -> None:
     ("option", "value", "message"),
     [
         ("limit", 0, "limit 0 is not a usable number of items"),
+        ("items", "frist", "did you mean first"),
         ("shots", -1, "shots -1 is not a usable number of examples"),
         ("bos", "alway", "did you mean always"),
         ("mean_mode", "poled", "did you mean pooled"),
@@ -187,6 +190,7 @@ def test_values_are_picked_by_their_group() -> None:
 
 SOME_VALUES: dict[str, Any] = {
     "limit": 3,
+    "items": "first",
     "shots": 2,
     "seed": 7,
     "data_dir": ROOT,
@@ -225,6 +229,7 @@ CALLED: dict[str, tuple[str, list[str]]] = {
         ["--base", "toy-base", "--distilled", "toy-distilled", *TASK],
     ),
     "fidelity": ("lensprune.divergence.report.fidelity_report", [*MODEL, *TASK]),
+    "noise": ("lensprune.sweeps.noise.noise", [*MODEL, *TASK]),
     "heads": ("lensprune.heads.report.heads_report", MODEL),
     "attribute": ("lensprune.attribution.report.attribution_report", [*MODEL, "--method", "dla"]),
     "primitives": ("lensprune.primitives.report.primitives_report", MODEL),
