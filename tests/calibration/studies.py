@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -24,22 +23,10 @@ from lensprune.analysis.screening import missed
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, of_task, verdict
 from lensprune.analysis.summary import Cell, Group
 from lensprune.runs.chance import at_chance
-from tests.calibration import before
+from tests.calibration import before, sequential
+from tests.calibration.row import Row
 
 __all__ = ["STUDIES", "Row"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of a question, by the method before and by the one that is used; `aim` says what it should be."""
-
-    question: str
-    world: str
-    number: str
-    before: float
-    now: float
-    aim: str
-    runs: int
 
 
 def false_discovery(scale: float = 1.0) -> list[Row]:
@@ -403,4 +390,8 @@ STUDIES: tuple[Callable[[float], list[Row]], ...] = (
     contrasts,
     claims,
     fidelity,
+    sequential.planned_looks,
+    sequential.at_the_boundary,
+    sequential.until_width,
+    sequential.any_look,
 )
