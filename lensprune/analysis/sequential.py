@@ -22,7 +22,7 @@ import numpy as np
 import scipy
 from jaxtyping import Bool, Float, Int
 
-from lensprune.analysis.intervals import tango
+from lensprune.analysis.intervals import CONFIDENCE, tango
 from lensprune.analysis.multiplicity import LEVEL, benjamini_hochberg
 from lensprune.errors import UserError
 
@@ -161,8 +161,11 @@ class Looks:
         Tango's score interval, with the boundary of the look in place of 1.96. An estimate at a stop is biased, away
         from the margin where a part was named and towards it where it was given up; this interval is not.
         """
-        z = self.height_at((1 - 0.95) / 2) * self.shares[look] ** (SHAPE - 0.5)
-        return tango(lost, won, self.items[look], z=z)
+        return tango(lost, won, self.items[look], z=self.critical(look))
+
+    def critical(self, look: int) -> float:
+        """What takes the place of 1.96 at the `look`-th look (from 0), for 95% over all looks."""
+        return self.height_at((1 - CONFIDENCE) / 2) * self.shares[look] ** (SHAPE - 0.5)
 
 
 def crossing_probability(shares: Sequence[float], height: float, shape: float = SHAPE) -> float:

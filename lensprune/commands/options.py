@@ -18,6 +18,7 @@ from lensprune.sweeps.options import (
     Sampling,
     Screening,
     Splitting,
+    StopEarly,
     Workers,
     add_options,
 )
@@ -85,4 +86,5 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         help=f"{in_words(list(ablation_kinds()))} (default: skip for layers, else zero)",
     )
     add_options(removed, Reference, Screening)
+    add_options(parser.add_argument_group("when a variant is asked no further"), StopEarly)
     add_options(add_execution(parser), Workers)

@@ -12,6 +12,7 @@ import torch
 
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.analysis.multiplicity import LEVEL
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.engine.registry import executor_info
@@ -64,6 +65,10 @@ def plan(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    lost_more_than: float | None = None,
+    looks: str | None = None,
+    q: float = LEVEL,
+    until_width: float | None = None,
     out: str | Path | None = None,
     flops: float | None = None,
     bandwidth: float | None = None,
@@ -73,6 +78,7 @@ def plan(
     Args:
         model: a name or path for `load_model`; its configuration and tokenizer are read.
         screen: counted as though one set of heads was chosen for all tasks, evenly over depth.
+        lost_more_than, looks, q, until_width: counted as though no variant stopped before the last look.
         flops: matrix FLOPs a second; ``None`` measures this machine for a second.
         bandwidth: bytes a second of reading weights, which bounds decoding; only with `flops`. Without it decoding is
             counted by its FLOPs alone, which is too fast.

@@ -131,7 +131,7 @@ def write_report(outcomes: Outcomes, path: str | Path | None = None, *, most_rec
 def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
     keys = outcomes.finished()
     for start in range(0, max(1, len(keys)), _CELLS_AT_ONCE):
-        cells = [outcomes.cell(key) for key in keys[start : start + _CELLS_AT_ONCE]]
+        cells = [outcomes.cell(key, whole=True) for key in keys[start : start + _CELLS_AT_ONCE]]
         frame = pa.concat_tables(cells).to_pandas() if cells else SCHEMA.empty_table().to_pandas()
         # One text per record: JSON, like {"acc": 1.0}, and NaN where a log-probability is none.
         frame["metrics"] = [json.dumps(dict(pairs)) for pairs in frame["metrics"]]

@@ -58,7 +58,8 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
         return f"{head}\n  {at_chance_line(first)}, so its changes are not ranked"
     changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)
     noisy = within_noise(changed)
-    rows = [[*_SHOWN.values(), *(["note"] if noisy.any() else [])]]
+    own_n = group["n"].nunique() > 1
+    rows = [[*_SHOWN.values(), *(["n"] if own_n else []), *(["note"] if noisy.any() else [])]]
     for (_, row), small in zip(changed.iterrows(), noisy, strict=True):
         rows.append(
             [
@@ -68,6 +69,7 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
                 f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
                 f"{row['p_value']:.2g}",
                 f"{row['q_loss']:.2g}",
+                *([str(row["n"])] if own_n else []),
                 *([NOISE_NOTE if small else ""] if noisy.any() else []),
             ]
         )

@@ -131,6 +131,9 @@ class SweepSpec:
     """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
     task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
     what is ``measured`` and why."""
+    stopping: Mapping[str, Any] | None = None
+    """When a variant is asked no further (`lensprune.analysis.stopping`): ``items`` at which it is looked at, the last
+    being the cap, and ``margin`` and ``q``, or ``width``; ``None``: all are asked all items."""
     kept_hooks: tuple[str, ...] = ()
     """Where hooks of the user's own are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)
@@ -140,6 +143,8 @@ class SweepSpec:
         """The part that determines the numbers, as plain JSON values."""
         data = json.loads(canonical_json(asdict(self)))
         data.pop("execution")
+        if self.stopping is None:
+            data.pop("stopping")
         # Those asked for are resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
         for owner, kind in ((data, SweepSpec), *((task, TaskSpec) for task in data["tasks"])):
             for name in _UNCOVERED[kind]:
@@ -150,6 +155,11 @@ class SweepSpec:
     def digest(self) -> str:
         """sha256 of `numbers`: equal digests mean the same sweep."""
         return hashlib.sha256(canonical_json(self.numbers()).encode()).hexdigest()
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of items that a cell may have."""
+        return 1 if self.stopping is None else len(self.stopping["items"])
 
     @property
     def replaces_weights(self) -> bool:

@@ -8,17 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lensprune.ablation.variants import Variant
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.power import power_line
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.results.run import Run
 from lensprune.runs.noise import noise_lines
+from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.runs.variant_json import variant_from_json
+from lensprune.sweeps.blocks import decided, measure_block, next_block
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
@@ -57,6 +60,10 @@ def sweep(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    lost_more_than: float | None = None,
+    looks: str | None = None,
+    q: float = LEVEL,
+    until_width: float | None = None,
     keep_hooks: bool = False,
     out: str | Path | None = None,
     progress: bool = True,
@@ -95,6 +102,10 @@ def sweep(
         memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
         screen: of a sweep over heads or key/value groups, the share to measure: those whose removal costs most by an
             estimate of all (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
+        lost_more_than: which variants lose more accuracy than this? Each is asked blocks of items until it is named, with
+            false discovery rate `q`, or given up (`lensprune.analysis.sequential`); `looks`, like ``"100,200,400"``, are
+            the ends of the blocks, by default four up to `limit`.
+        until_width: each variant is asked blocks of items until its 95% interval is no wider than this.
         keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
             refused.
         out: run folder; ``None`` keeps the run in memory.
@@ -153,6 +164,8 @@ def _power_lines(job: SweepJob) -> list[str]:
     for asked in job.conditions:
         clusters = {item.item.cluster for item in asked.items}
         shapes.append((len(asked.items), None if None in clusters else len(clusters)))
+    if job.options.stopping is not None:
+        return []
     parts = len(job.variants) - 1
     return [power_line(n, parts, n_clusters) for n, n_clusters in dict.fromkeys(shapes)] if parts else []
 
@@ -167,11 +180,26 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     rows = sum(len(condition.requests) * len(variants) for condition, variants in work)
     bar: Any
     with progress_bar(shown=progress, total=rows) as bar:
+        if job.options.stopping is not None:
+            _execute_blocks(job, executor, store, bar)
+            return
         for condition, variants in work:
             bar.set_description(f"{condition.task.task.name} {condition.protocol}")
             if variants:
                 for key, table in measure_cells(job, condition, variants, executor, bar.update):
                     store.write(key, table)
+
+
+def _execute_blocks(job: SweepJob, executor: Executor, store: CellStore, bar: Any) -> None:
+    outcomes = Outcomes(job.spec, store)
+    for condition in job.conditions:
+        cell = (condition.task.task.name, str(condition.protocol))
+        while (found := next_block(outcomes, *cell)) is not None:
+            block, names = found
+            going = sum(name != CLEAN.name for name in names)
+            bar.set_description(f"{cell[0]} {cell[1]}: block {block + 1}, {going} of {len(job.variants) - 1} undecided")
+            for key, table in measure_block(job, condition, block, names, executor, bar.update):
+                store.write(key, table)
 
 
 def resume(
@@ -204,7 +232,7 @@ def resume(
         workers = spec.execution.workers if workers is None else workers
         ray_address = spec.execution.ray_address if ray_address is None else ray_address
     execution = executor_options(executor or spec.execution.executor, workers, ray_address)
-    if RunStore.is_complete(path):
+    if RunStore.is_complete(path) or (spec.stopping is not None and decided(Run.load(path))):
         run = Run.load(path)
         run.save()
         return run
@@ -226,5 +254,16 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
         "reference": execution.reference_file,
         "device": None if execution.n_devices else spec.device,
         "screen": None if spec.screen is None else float(spec.screen["fraction"]),
+        **_stopping_options(spec),
     }
     return SweepOptions(**{name: value for name, value in asked.items() if value is not None})
+
+def _stopping_options(spec: SweepSpec) -> dict[str, Any]:
+    stopping = spec.stopping
+    if stopping is None:
+        return {}
+    if "width" in stopping:
+        return {"until_width": stopping["width"]}
+    looks = ",".join(map(str, stopping["items"]))
+    return {"lost_more_than": stopping["margin"], "looks": looks, "q": stopping["q"]}
+

@@ -23,6 +23,8 @@ class ItemChoice:
     """
 
     order: Literal["drawn", "first"] = "drawn"
+    in_file_order: bool = True
+    """Where the limit leaves none out; without it the order is that of the draw even then."""
 
     @classmethod
     def parse(cls, text: str) -> ItemChoice:
@@ -48,8 +50,8 @@ class ItemChoice:
     ) -> list[int]:
         """Places of the chosen items, in the order in which they are asked.
 
-        Where the limit leaves none out, all in the order of the rows. A larger limit keeps what a smaller one took, in
-        front.
+        Where the limit leaves none out, all in the order of the rows (see `in_file_order`). A larger limit keeps what a
+        smaller one took, in front.
 
         Args:
             strata, twins: of each item, see `draw_order`.
@@ -57,11 +59,10 @@ class ItemChoice:
             random_order: the rows come in random order, so the first ones are a sample already.
         """
         n = len(strata)
-        if limit is None or limit >= n:
-            return list(range(n))
-        if self.order == "first" or random_order:
-            return list(range(limit))
-        return draw_order(strata, twins, Random(seed))[:limit]
+        taken = n if limit is None else min(limit, n)
+        if self.order == "first" or random_order or (taken == n and self.in_file_order):
+            return list(range(taken))
+        return draw_order(strata, twins, Random(seed))[:taken]
 
 
 def draw_order(strata: Sequence[Hashable], twins: Sequence[Hashable], random: Random) -> list[int]:

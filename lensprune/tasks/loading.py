@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def load_task(
     seed: int = 0,
     split: str | None = None,
     leave_out_repeated: bool = False,
+    in_file_order: bool = True,
 ) -> LoadedTask:
     """Load a task's items.
 
@@ -49,6 +51,8 @@ def load_task(
         split: evaluated split, where the task has several.
         leave_out_repeated: leave out the items that stand among their own few-shot examples, because a row is in both
             splits; without it they are kept, as in lm-eval, with a warning.
+        in_file_order: where no item is left out. Without it they come in the order of the draw even then, so that any first
+            ones are a sample.
 
     Raises:
         UserError: unknown task or parameter; `limit` or `shots` out of range; rows missing or not as the task needs
@@ -60,7 +64,7 @@ def load_task(
     n_shots = task.default_shots if shots is None else shots
     if n_shots < 0:
         raise UserError(f"shots {n_shots} is not a number of examples: expected 0 or more")
-    choice = ItemChoice.parse(items)
+    choice = replace(ItemChoice.parse(items), in_file_order=in_file_order)
     rows = task.load(
         RowRequest(
             data_dir=Path(data_dir) if data_dir is not None else None,

@@ -101,7 +101,8 @@ def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
         at_chance = not beats_chance(rows).iloc[0]
         colour, marker = protocol_look(protocol)
         colour = GREY if at_chance else colour
-        clean, chance, n = rows["accuracy_clean"].iloc[0], rows["chance"].iloc[0], int(rows["n"].iloc[0])
+        clean, chance = rows["accuracy_clean"].iloc[0], rows["chance"].iloc[0]
+        n = " to ".join(map(str, dict.fromkeys([int(rows["n"].min()), int(rows["n"].max())])))
         label = f"{protocol}: clean {clean:.2f}, n {n}" + (f" (at chance {chance:.2f})" if at_chance else "")
         dashes: Literal["-", "--", "none"] = "--" if at_chance else "-"
         layers = rows["layer"].astype(int).to_numpy()
