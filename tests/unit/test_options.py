@@ -83,12 +83,15 @@ FUNCTIONS: list[Callable[..., Any]] = [
     task_texts,
     validate_fidelity,
 ]
+SWEEP_ALONE = {
+    *("reference", "mean_mode", "screen", "lost_more_than", "looks", "q", "until_width", "workers", "ray_address"),
+}
 LIKE_A_SWEEP = {
     "sweep": set(DECLARED),
     "plan": set(DECLARED),
-    "delta": set(DECLARED) - {"reference", "mean_mode", "screen", "workers", "ray_address"},
-    "fidelity": set(DECLARED) - {"reference", "mean_mode", "screen", "workers", "ray_address"},
-    "noise": set(DECLARED) - {"reference", "mean_mode", "screen", "workers", "ray_address"},
+    "delta": set(DECLARED) - SWEEP_ALONE,
+    "fidelity": set(DECLARED) - SWEEP_ALONE,
+    "noise": set(DECLARED) - SWEEP_ALONE,
     "heads": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "attribute": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
@@ -207,6 +210,10 @@ SOME_VALUES: dict[str, Any] = {
     "batch_tokens": 99,
     "memory": "3GB",
     "screen": 0.2,
+    "lost_more_than": 0.1,
+    "looks": "2,3",
+    "q": 0.1,
+    "until_width": 0.2,
     "workers": 5,
     "ray_address": "auto",
 }
@@ -216,6 +223,10 @@ WITH: dict[str, list[str]] = {
     "mean_mode": ["--ablation", "mean", "--over", "heads"],
     "template_date": ["--chat-template"],
     "screen": ["--over", "heads"],
+    "lost_more_than": ["--limit", "9"],
+    "looks": ["--lost-more-than", "0.1"],
+    "q": ["--lost-more-than", "0.1", "--limit", "9"],
+    "until_width": ["--limit", "9"],
     "workers": ["--executor", "ray"],
     "ray_address": ["--executor", "ray"],
 }
@@ -304,9 +315,11 @@ def test_resume_asks_for_what_the_spec_holds() -> None:
     """Every option that is declared: stored in a spec under the way in which it was given, and read back."""
     model = tiny("llama")
     spread = {"executor": "ray:hooked", "workers": 5, "ray_address": "auto"}
-    here = {name: value for name, value in SOME_VALUES.items() if name not in spread} | {"executor": "hooked"}
-    assert {*here, *spread} == set(DECLARED)
-    for given in (here, {**spread, "limit": 3}):
+    narrow = {"until_width": 0.2, "limit": 3}
+    here = {name: value for name, value in SOME_VALUES.items() if name not in {*spread, "until_width"}}
+    here |= {"executor": "hooked"}
+    assert {*here, *spread, *narrow} == set(DECLARED)
+    for given in (here, narrow, {**spread, "limit": 3}):
         options = SweepOptions.given("facts", "generate", VariantSelection("heads", "mean"), **given)
         asked = [Condition(load_task("facts", limit=2), "generate", (), ())]
         spec = sweep_spec(model, model.facts, asked, options, [variant_to_json(lp.CLEAN)], with_reference=True)
