@@ -8,8 +8,8 @@ Planned looks: Wang & Tsiatis (1987), "Approximately optimal one-parameter bound
 Biometrics 43, 193–199; their crossing probabilities by recursive integration (Armitage, McPherson & Rowe 1969, JRSS A
 132, 235–244); repeated p-values and intervals: Jennison & Turnbull (2000), "Group Sequential Methods with Applications
 to Clinical Trials", chapters 9 and 19. E-values: Shafer & Vovk (2019), "Game-Theoretic Foundations for Probability and
-Finance"; Waudby-Smith & Ramdas (2024), "Estimating means of bounded random variables by betting", JRSS B 86, 1–27; e-BH:
-Wang & Ramdas (2022), "False discovery rate control with e-values", JRSS B 84, 822–852.
+Finance"; Waudby-Smith & Ramdas (2024), "Estimating means of bounded random variables by betting", JRSS B 86, 1–27.
+e-BH: Wang & Ramdas (2022), "False discovery rate control with e-values", JRSS B 84, 822–852.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def loss_p(lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: int
     """One-sided p of each part at a single look: P(lost − won as large or larger) when (lost − won) / n is `margin`.
 
     Without a margin it is the exact sign test of the items that changed. With one it is exact but for the share of
-    won items, which is estimated under the null hypothesis by maximum likelihood (as for `score_z`); a normal
-    approximation is off by orders of magnitude where few losses are expected.
+    won items, which is estimated under the null hypothesis by maximum likelihood (as for `score_z`), and of equal
+    differences half count (mid-p): P(p ≤ α) is at most 1.3 α, mostly less, and far below α where few items could be
+    lost. A normal approximation goes to 1.6 α.
     """
     pairs = list(zip(lost.tolist(), won.tolist(), strict=True))
     found = {pair: _loss_p(*pair, n, margin) for pair in set(pairs)}
@@ -69,10 +70,11 @@ def _loss_p(lost: int, won: int, n: int, margin: float) -> float:
     root = np.sqrt(max(linear**2 - 8 * n * lost * margin * (1 + margin), 0.0))
     share = min(max((root - linear) / (4 * n), margin), 1.0)
     changed = 2 * share - margin
-    counts = np.arange(n + 1)
-    needed = np.ceil((counts + lost - won) / 2)
-    tails = scipy.stats.binom.sf(needed - 1, counts, share / changed)
-    return float(min(1.0, scipy.stats.binom.pmf(counts, n, min(changed, 1.0)) @ tails))
+    counts, difference = np.arange(n + 1), lost - won
+    half, odd = np.divmod(counts + difference, 2)
+    more = scipy.stats.binom.sf(half, counts, share / changed)
+    equal = np.where(odd == 0, scipy.stats.binom.pmf(half, counts, share / changed), 0.0)
+    return float(min(1.0, scipy.stats.binom.pmf(counts, n, min(changed, 1.0)) @ (more + equal / 2)))
 
 
 @dataclass(frozen=True)

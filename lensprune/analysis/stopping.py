@@ -18,6 +18,7 @@ __all__ = ["Stopping", "UntilWidth", "further", "look_intervals", "look_p", "sto
 
 STEP = 25
 """Items between two looks at the width of an interval."""
+MOST = 40
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class UntilWidth:
 
     @classmethod
     def up_to(cls, cap: int, width: float) -> UntilWidth:
-        """Looked at every `STEP` items."""
-        return cls((*range(STEP, cap, STEP), cap), width)
+        """Looked at every `STEP` items, or more rarely so that there are at most `MOST` looks."""
+        step = max(STEP, -(-cap // MOST))
+        return cls((*range(step, cap, step), cap), width)
 
 
 Stopping = Looks | UntilWidth
@@ -91,7 +93,7 @@ def further(
         return there & stopping.verdicts(look_p(changes, clusters, stopping, upto))[1]
     open_parts = there.copy()
     if there.any():
-        own = np.stack([changes[part][:n] for part in np.flatnonzero(there)], axis=1)
+        own = np.stack([changes[part][:n] for part in np.flatnonzero(there).tolist()], axis=1)
         interval = mean_intervals(own, None if clusters is None else clusters[:n])
         open_parts[there] = ~narrow_enough(interval.low, interval.high, stopping.width)
     return open_parts

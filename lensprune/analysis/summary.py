@@ -197,8 +197,7 @@ def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str
         columns["p_value"] = mcnemar_exact(clean.correct, padded)
         columns["q_loss"], columns["q_gain"] = (discrete_bh(lower_tail(own), level) for own in (sums, -sums))
     return {
-        name: {column: float(values[place]) for column, values in columns.items()}
-        for place, name in enumerate(changed)
+        name: {column: float(values[place]) for column, values in columns.items()} for place, name in enumerate(changed)
     }
 
 
@@ -245,12 +244,12 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of items
     with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on
     the left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
-    `noise`: share of items that the clean model answers otherwise when it is run in other ways, measured in half precision
-    (`lensprune.runs.noise`); else NaN.
+    `noise`: share of items that the clean model answers otherwise when it is run in other ways, measured in half
+    precision (`lensprune.runs.noise`); else NaN.
 
-    With planned looks (`SweepSpec.stopping`) each variant has an `n` of its own, and the clean model's accuracy is that on the
-    same items. `q_loss` is then that a loss is larger than the margin, from repeated p-values, which are `p_value`; the
-    interval is the repeated one, which holds over all looks, and `q_gain` is not known.
+    With planned looks (`SweepSpec.stopping`) each variant has an `n` of its own, and the clean model's accuracy is that
+    on the same items. `q_loss` is then that a loss is larger than the margin, from repeated p-values, which are
+    `p_value`; the interval is the repeated one, which holds over all looks, and `q_gain` is not known.
 
     Until the clean cell is finished the columns that compare with it are empty.
     """

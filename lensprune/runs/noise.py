@@ -15,8 +15,8 @@ __all__ = ["NOISE_COLUMNS", "NOISE_NOTE", "noise_floor", "noise_lines", "noise_t
 
 NOISE_NOTE = "within noise"
 NOISE_COLUMNS = ("task", "protocol", "way", "n", "lost", "won", "flipped", "items")
-"""`way`: how the clean model was run again; `lost`, `won`: items that it then has wrong and right, otherwise than in the
-run; `flipped`: both, as a share of the `n` items; `items`: their ids."""
+"""`way`: how the clean model was run again; `lost`, `won`: items that it then has wrong and right, otherwise than in
+the run; `flipped`: both, as a share of the `n` items; `items`: their ids."""
 
 
 def noise_table(spec: SweepSpec) -> pd.DataFrame:

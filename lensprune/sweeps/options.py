@@ -130,6 +130,10 @@ def _check_memory(size: str) -> None:
     parse_memory(size)
 
 
+def _check_choice(text: str) -> None:
+    ItemChoice.parse(text)
+
+
 def _check_data_dir(folder: str | Path) -> None:
     if not usable_path(folder, "data folder").is_dir():
         raise UserError(f"data folder {folder} does not exist")
@@ -185,7 +189,7 @@ class Sampling(Group):
         DRAWN,
         "which items --limit takes: drawn (a sample by --seed) or first (in the order of the file, as lm-eval)",
         metavar="WHICH",
-        check=ItemChoice.parse,
+        check=_check_choice,
     )
 
 
@@ -289,6 +293,10 @@ def _check_q(q: float) -> None:
     Looks((1,), level=q)
 
 
+def _check_looks(text: str) -> None:
+    _items_at_looks(text)
+
+
 def _check_width(width: float) -> None:
     from lensprune.analysis.stopping import UntilWidth
 
@@ -333,11 +341,9 @@ class StopEarly(Group):
         None,
         "with --lost-more-than: numbers of items to look at (default: four, up to --limit)",
         metavar="N,N,...",
-        check=_items_at_looks,
+        check=_check_looks,
     )
-    q: float = option(
-        _LEVEL, "with --lost-more-than: false discovery rate", metavar="Q", parse=decimal, check=_check_q
-    )
+    q: float = option(_LEVEL, "with --lost-more-than: false discovery rate", metavar="Q", parse=decimal, check=_check_q)
     until_width: float | None = option(
         None,
         "stop each variant when its 95% interval is no wider than this, like 0.1, at --limit at the latest",
@@ -366,7 +372,9 @@ class Workers(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(Items, Sampling, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, StopEarly, Workers):
+class SweepOptions(
+    Items, Sampling, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, StopEarly, Workers
+):
     """What a sweep was asked to do, apart from the model; see `lensprune.sweep` for the meaning of each."""
 
     tasks: tuple[str, ...]
@@ -437,7 +445,9 @@ class SweepOptions(Items, Sampling, Rows, Prompts, Reference, Loading, Splitting
     def _check_stopping(self) -> None:
         if self.lost_more_than is None:
             if self.looks is not None:
-                raise UserError(f"looks {self.looks} are given without a loss to look for: give lost_more_than, like 0.05")
+                raise UserError(
+                    f"looks {self.looks} are given without a loss to look for: give lost_more_than, like 0.05"
+                )
             if self.q != _LEVEL:
                 raise UserError(f"q {self.q:g} is given without a loss to look for: give lost_more_than, like 0.05")
         if self.lost_more_than is None and self.until_width is None:

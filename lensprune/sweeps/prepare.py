@@ -151,8 +151,8 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     if twice is not None:
         raise UserError(f"task {twice!r} is given twice")
     if options.stopping is not None:
-        for task in loaded:
-            _check_cap(task, options.stopping.items[-1])
+        for own in loaded:
+            _check_cap(own, options.stopping.items[-1])
     return loaded
 
 
@@ -161,7 +161,8 @@ def _check_cap(task: LoadedTask, cap: int) -> None:
     name, n = task.task.name, len(task.items)
     if task.task.by_cluster and len({item.cluster for item in task.items}) > 1:
         raise UserError(
-            f"task {name!r} counts items by {task.items[0].cluster!r} and others: a sweep that stops early takes one of them"
+            f"task {name!r} counts items by {task.items[0].cluster!r} and others: a sweep that stops early takes one "
+            "of them"
         )
     if n < cap:
         raise UserError(f"task {name!r} has {n} items, fewer than the last look at {cap}: choose {n} or fewer")

@@ -102,9 +102,10 @@ def sweep(
         memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
         screen: of a sweep over heads or key/value groups, the share to measure: those whose removal costs most by an
             estimate of all (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
-        lost_more_than: which variants lose more accuracy than this? Each is asked blocks of items until it is named, with
-            false discovery rate `q`, or given up (`lensprune.analysis.sequential`); `looks`, like ``"100,200,400"``, are
-            the ends of the blocks, by default four up to `limit`.
+        lost_more_than: which variants lose more accuracy than this? Each is asked blocks of items until it is named,
+            with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
+        looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`.
+        q: false discovery rate of what is named.
         until_width: each variant is asked blocks of items until its 95% interval is no wider than this.
         keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
             refused.
@@ -258,6 +259,7 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
     }
     return SweepOptions(**{name: value for name, value in asked.items() if value is not None})
 
+
 def _stopping_options(spec: SweepSpec) -> dict[str, Any]:
     stopping = spec.stopping
     if stopping is None:
@@ -266,4 +268,3 @@ def _stopping_options(spec: SweepSpec) -> dict[str, Any]:
         return {"until_width": stopping["width"]}
     looks = ",".join(map(str, stopping["items"]))
     return {"lost_more_than": stopping["margin"], "looks": looks, "q": stopping["q"]}
-

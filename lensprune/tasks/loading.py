@@ -51,8 +51,8 @@ def load_task(
         split: evaluated split, where the task has several.
         leave_out_repeated: leave out the items that stand among their own few-shot examples, because a row is in both
             splits; without it they are kept, as in lm-eval, with a warning.
-        in_file_order: where no item is left out. Without it they come in the order of the draw even then, so that any first
-            ones are a sample.
+        in_file_order: where no item is left out. Without it they come in the order of the draw even then, so that any
+            first ones are a sample.
 
     Raises:
         UserError: unknown task or parameter; `limit` or `shots` out of range; rows missing or not as the task needs
@@ -120,9 +120,7 @@ def _group(task: Task, doc: Doc) -> str | None:
     return task.cluster(doc) if task.by_cluster else None
 
 
-def _items(
-    task: Task, rows: Rows, shots: int, limit: int | None, seed: int, choice: ItemChoice
-) -> dict[int, Item]:
+def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, choice: ItemChoice) -> dict[int, Item]:
     """The chosen items with their examples, by their places among the rows."""
     pools: Mapping[str | None, list[Doc]] = defaultdict(list)
     for doc in _pool(task, rows):

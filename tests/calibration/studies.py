@@ -320,6 +320,7 @@ def fidelity(scale: float = 1.0) -> list[Row]:
     old = float(np.quantile(bootstrap_means(ones), 0.025))
     return [Row("fidelity", "six items, all 1", "lower end of the interval", old, float(low), "below 1", 1)]
 
+
 def clustered_q(scale: float = 1.0) -> list[Row]:
     """Each part changes most of the items of some clusters, in a direction of its own; some parts also lose."""
     rows, runs = [], max(10, round(200 * scale))
@@ -341,7 +342,7 @@ def clustered_q(scale: float = 1.0) -> list[Row]:
 
 
 def _by_cluster(generator: np.random.Generator, clusters: np.ndarray, parts: int) -> np.ndarray:
-    """Differences that are 0 on average: of each (cluster, part), with probability 0.2, half of the items go one way."""
+    """Differences that are 0 on average: in each (cluster, part), with chance 0.2, half of the items go one way."""
     n_clusters = int(clusters.max()) + 1
     ways = generator.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=(n_clusters, parts))
     return ways[clusters] * (generator.random((len(clusters), parts)) < 0.5)

@@ -53,8 +53,9 @@ def delta_by_depth(
     """Draw Δμ against the layer that was changed: one panel per task, one line per protocol, the interval as a band.
 
     A protocol under which the clean model is at chance is drawn grey and dashed, without a band, and says so: its Δμ
-    means nothing. Hollow points lie within the noise of half precision (`lensprune.runs.noise`). A dotted line shows where a protocol's accuracy would be at chance. Heads are drawn as points,
-    several to a layer. Vertical lines part the first 30%, the middle and the last 30% of the layers.
+    means nothing. Hollow points lie within the noise of half precision (`lensprune.runs.noise`). A dotted line shows
+    where a protocol's accuracy would be at chance. Heads are drawn as points, several to a layer. Vertical lines part
+    the first 30%, the middle and the last 30% of the layers.
 
     Args:
         summary: from `summarise`.
@@ -128,9 +129,9 @@ def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
                 )
         small = within_noise(rows).to_numpy()
         if not at_chance and small.any():
-            place_x = layers[small] + (shift if rows["head"].notna().any() else 0.0)
+            shifted = layers[small] + (shift if rows["head"].notna().any() else 0.0)
             ax.scatter(
-                place_x,
+                shifted,
                 rows["delta"][small],
                 s=20,
                 marker=marker,
@@ -149,7 +150,16 @@ def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
     handles.append(Line2D([], [], color="0.75", linestyle=(0, (1, 3)), linewidth=0.9, label="30% and 70% of the depth"))
     if (beats_chance(frame) & within_noise(frame)).any():
         handles.append(
-            Line2D([], [], color="0.4", linestyle="", marker="o", markersize=4.5, markerfacecolor="white", label="within noise")
+            Line2D(
+                [],
+                [],
+                color="0.4",
+                linestyle="",
+                marker="o",
+                markersize=4.5,
+                markerfacecolor="white",
+                label="within noise",
+            )
         )
     if (beats_chance(frame) & (frame["chance"] > 0)).any():
         handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1, label="accuracy at chance"))

@@ -64,7 +64,9 @@ def asked_by_hand(changes: pd.DataFrame) -> tuple[dict[str, int], dict[str, bool
         going = going & further
         if not going.any():
             break
-    return dict(zip(changes.columns, asked.tolist(), strict=True)), dict(zip(changes.columns, named.tolist(), strict=True))
+    return dict(zip(changes.columns, asked.tolist(), strict=True)), dict(
+        zip(changes.columns, named.tolist(), strict=True)
+    )
 
 
 def test_every_variant_is_asked_as_many_items_as_its_verdict_takes(whole: lp.Run, early: lp.Run) -> None:
@@ -172,7 +174,10 @@ def test_screened_heads_stop_early_too(model: Path) -> None:
 
 
 def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path) -> None:
-    run = sweep(model, **{**EARLY, "tasks": "facts", "looks": "100,333", "shots": 0, "variants": VariantSelection("layers", "skip")})
+    run = sweep(
+        model,
+        **{**EARLY, "tasks": "facts", "looks": "100,333", "shots": 0, "variants": VariantSelection("layers", "skip")},
+    )
     asked = run.questions("facts", PROTOCOL).column("item_id").to_pylist()
     assert asked[:100] == [item.id for item in lp.load_task("facts", limit=100, shots=0).items]
 

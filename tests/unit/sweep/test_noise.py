@@ -78,7 +78,8 @@ def test_a_sweep_in_half_precision_knows_its_noise(
     assert noise_table(again.spec).equals(noise_table(run.spec))
     # Gone on with, it is not measured again.
     spec = read_spec(tmp_path / "run")
-    assert sweep(model, tmp_path / "run", tasks=TASK, protocols=PROTOCOLS, dtype="bfloat16", **ASKED).spec.execution.noise == spec.execution.noise
+    resumed = sweep(model, tmp_path / "run", tasks=TASK, protocols=PROTOCOLS, dtype="bfloat16", **ASKED)
+    assert resumed.spec.execution.noise == spec.execution.noise
 
 
 def test_float32_has_none(model: Path) -> None:
