@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,18 +14,21 @@ import pytest
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
+from lensprune.models import as_hooked_model
 from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.text import top_variants
-from lensprune.runs.noise import noise_floor, noise_lines, noise_table, within_noise
+from lensprune.runs.noise import noise_floor, noise_table, within_noise
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import read_spec
+from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.made_runs import layers_run
 from tests.helpers.sweeps import sweep
 from tests.helpers.tiny_models import folder, tiny
 
-TASK, PROTOCOLS = "facts", ("default", "continuation")
-ASKED = {"limit": 40, "shots": 0}
+TASK, PROTOCOL = "facts", "continuation"
+ASKED: dict[str, Any] = {"limit": 12, "shots": 0}
 WAYS = ["batches of 256 tokens", "batches of 2048 tokens", "hooked", "float32"]
+FIRST_LAYER = VariantSelection("layers", "skip", "0")
 
 
 @pytest.fixture(scope="module")
@@ -32,58 +36,57 @@ def model() -> Path:
     return folder("llama")
 
 
+def right(model: Path) -> pd.Series:
+    """Which items the clean model in float32 has right."""
+    run = sweep(model, tasks=TASK, protocols=PROTOCOL, variants=FIRST_LAYER, **ASKED)
+    return run.records("clean").set_index("item_id")["correct"]
+
+
 @pytest.fixture(scope="module")
-def table(model: Path) -> pd.DataFrame:
-    return lp.noise(str(model), TASK, PROTOCOLS, dtype="bfloat16", device="cpu", progress=False, **ASKED)
+def other() -> pd.Series:
+    return right(folder("llama", 1))
 
 
-def right(model: Path, dtype: str, **options: str) -> dict[str, pd.Series]:
-    run = sweep(model, tasks=TASK, protocols=PROTOCOLS, variants=[lp.each_layer(tiny("llama").facts)[0]],
-                dtype=dtype, **ASKED, **options)  # fmt: skip
-    records = run.records("clean")
-    return {protocol: rows.set_index("item_id")["correct"] for protocol, rows in records.groupby("protocol")}
+@pytest.fixture
+def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another model takes the place of the model in float32, so that many items flip."""
+    strange = as_hooked_model(lp.load_model(folder("llama", 1)))
+    monkeypatch.setattr("lensprune.sweeps.noise._in_float32", lambda *given: strange)
 
 
-def test_items_that_float32_and_the_other_executor_flip(table: pd.DataFrame, model: Path) -> None:
-    assert table["way"].tolist() == WAYS * len(PROTOCOLS)
-    half = right(model, "bfloat16")
-    for way, options in (("float32", {"dtype": "float32"}), ("hooked", {"dtype": "bfloat16", "executor": "hooked"})):
-        other = right(model, **options)
-        for protocol in PROTOCOLS:
-            [row] = table[(table["way"] == way) & (table["protocol"] == protocol)].to_dict("records")
-            changed = half[protocol] != other[protocol]
-            assert set(row["items"].split()) == set(changed.index[changed])
-            assert row["lost"] == (half[protocol] & ~other[protocol]).sum()
-            assert row["won"] == (~half[protocol] & other[protocol]).sum()
-            assert row["flipped"] == pytest.approx(changed.mean())
-            assert row["n"] == 40
-    assert table.loc[table["way"] == "float32", "flipped"].sum() > 0, "an untrained model ties often enough"
+@pytest.mark.usefixtures("stranger")
+def test_items_that_flip(model: Path, other: pd.Series, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The noise of a sweep in bfloat16: where its own clean answers and the stranger's differ."""
+    asked: dict[str, Any] = {"tasks": TASK, "protocols": PROTOCOL, "variants": FIRST_LAYER, **ASKED}
+    run = sweep(model, tmp_path / "run", dtype="bfloat16", progress=True, **asked)
+    assert "of 12 items the clean model in bfloat16 answers otherwise" in capsys.readouterr().err
+    half = run.records("clean").set_index("item_id")["correct"]
+    changed = half != other
+    assert changed.any()
+    table = noise_table(run.spec)
+    assert table["way"].tolist() == WAYS
+    [row] = table[table["way"] == "float32"].to_dict("records")
+    assert set(row["items"].split()) == set(changed.index[changed])
+    assert (row["lost"], row["won"]) == ((half & ~other).sum(), (~half & other).sum())
+    assert row["flipped"] == pytest.approx(changed.mean())
+    assert noise_floor(run.spec, TASK, PROTOCOL) == table["flipped"].max()
+    assert run.summary()["noise"].tolist() == [table["flipped"].max()] * 2
+    assert noise_table(lp.Run.load(tmp_path / "run").spec).equals(table)
 
 
-def test_a_sweep_in_half_precision_knows_its_noise(
-    table: pd.DataFrame, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("stranger")
+def test_a_run_that_is_gone_on_with_keeps_its_noise(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = sweep(model, tmp_path / "run", tasks=TASK, protocols=PROTOCOLS, dtype="bfloat16", progress=True, **ASKED)
-    summary = run.summary()
-    for protocol in PROTOCOLS:
-        floor = table.loc[table["protocol"] == protocol, "flipped"].max()
-        assert noise_floor(run.spec, TASK, protocol) == pytest.approx(floor)
-        rows = summary[summary["protocol"] == protocol]
-        assert rows["noise"].to_numpy() == pytest.approx(floor)
-        marked = within_noise(rows)
-        expected = (rows["delta"].abs() <= floor) & (rows["variant"] != "clean") & (floor > 0)
-        assert marked.tolist() == expected.tolist()
-    assert noise_lines(run.spec)[0] in capsys.readouterr().err
-    again = lp.Run.load(tmp_path / "run")
-    assert noise_table(again.spec).equals(noise_table(run.spec))
-    # Gone on with, it is not measured again.
-    spec = read_spec(tmp_path / "run")
-    resumed = sweep(model, tmp_path / "run", tasks=TASK, protocols=PROTOCOLS, dtype="bfloat16", **ASKED)
-    assert resumed.spec.execution.noise == spec.execution.noise
+    asked: dict[str, Any] = {"tasks": TASK, "protocols": PROTOCOL, "variants": FIRST_LAYER, "dtype": "bfloat16"}
+    sweep(model, tmp_path / "run", **asked, limit=4, shots=0)
+    monkeypatch.setattr("lensprune.sweeps.noise._measured", lambda *given: pytest.fail("it is measured again"))
+    sweep(model, tmp_path / "run", **asked, limit=4, shots=0)
+    assert not noise_table(read_spec(tmp_path / "run")).empty
 
 
 def test_float32_has_none(model: Path) -> None:
-    run = sweep(model, tasks=TASK, protocols=("default",), limit=4)
+    run = sweep(model, tasks=TASK, protocols=("default",), variants=FIRST_LAYER, limit=4)
     assert noise_table(run.spec).empty
     assert run.summary()["noise"].isna().all()
     assert not within_noise(run.summary()).any()
