@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lensprune.replacement import ReplacementRun, measure_replacement
     from lensprune.results.analyses import register_analysis
     from lensprune.results.run import Run
+    from lensprune.sweeps.noise import noise
     from lensprune.sweeps.run import resume, sweep
     from lensprune.sweeps.selection import VariantSelection
     from lensprune.tasks import get_task, load_task, register_task, task_names
@@ -91,6 +92,7 @@ _HOMES = {
     "lensprune.protocols": ("register_protocol",),
     "lensprune.results.analyses": ("register_analysis",),
     "lensprune.results.run": ("Run",),
+    "lensprune.sweeps.noise": ("noise",),
     "lensprune.sweeps.run": ("resume", "sweep"),
     "lensprune.sweeps.selection": ("VariantSelection",),
     "lensprune.tasks": ("get_task", "load_task", "register_task", "task_names"),
@@ -134,6 +136,7 @@ __all__ = [
     "load_model",
     "load_task",
     "measure_replacement",
+    "noise",
     "plan",
     "register_ablation",
     "register_analysis",

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from lensprune.commands import attribute as attribute_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import fidelity as fidelity_command
 from lensprune.commands import heads as heads_command
+from lensprune.commands import noise as noise_command
 from lensprune.commands import paper as paper_command
 from lensprune.commands import power as power_command
 from lensprune.commands import primitives as primitives_command
@@ -93,6 +95,9 @@ def _parser() -> _Parser:
     )
     fidelity_command.add_arguments(
         command("fidelity", fidelity_command.run, "measure how far the model's own answers survive without each part")
+    )
+    noise_command.add_arguments(
+        command("noise", noise_command.run, "run the clean model in other ways and count the items that flip")
     )
     power_command.add_arguments(
         command("power", power_command.run, "say how large a loss must be for a sweep to name it, and run nothing")
@@ -189,8 +194,9 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     groups = (Items, Reference, Loading, Splitting, Execution)
     used = option_values(arguments, *groups)
     ours = {"task": arguments.task, "protocol": arguments.protocol, **option_values(arguments, SweepOptions)}
+    default_of = {own.name: own.default for own in fields(SweepOptions)}
     for name, value in ours.items():
-        if value and name not in used:
+        if value and value != default_of.get(name) and name not in used:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
     for group in groups:

@@ -29,6 +29,7 @@ _BLOCK = 250
 _EQUAL = 1e-12
 _TAIL = (1 - CONFIDENCE) / 2
 _HALVINGS = 50
+_NORMAL = float(scipy.stats.norm.ppf(1 - _TAIL))
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,20 @@ def _by_student(
 
 
 def tango(
-    lost: Int[np.ndarray, " variant"], won: Int[np.ndarray, " variant"], n: int
+    lost: Int[np.ndarray, " variant"], won: Int[np.ndarray, " variant"], n: int, *, z: float = _NORMAL
 ) -> tuple[Float[np.ndarray, " variant"], Float[np.ndarray, " variant"]]:
-    """95% score interval of the difference of two paired proportions, (won − lost) / n.
+    """Score interval of the difference of two paired proportions, (won − lost) / n; 95% unless another `z` is given.
 
     Tango (1998), "Equivalence test and confidence interval for the difference in proportions for the paired-sample
-    design", Statistics in Medicine 17, 891–908, section 3: the differences δ with |`score_z`| ≤ 1.96.
+    design", Statistics in Medicine 17, 891–908, section 3: the differences δ with |`score_z`| ≤ `z`.
     """
     found = (won - lost) / n
     ends = []
-    for bound, z in ((-1.0, scipy.stats.norm.ppf(1 - _TAIL)), (1.0, scipy.stats.norm.ppf(_TAIL))):
+    for bound in (-1.0, 1.0):
         outside, inside = np.full(found.shape, bound), found.copy()
         for _ in range(_HALVINGS):
             middle = (outside + inside) / 2
-            within = np.abs(score_z(lost, won, n, middle)) <= abs(z)
+            within = np.abs(score_z(lost, won, n, middle)) <= z
             outside, inside = np.where(within, outside, middle), np.where(within, middle, inside)
         ends.append(inside)
     return ends[0], ends[1]

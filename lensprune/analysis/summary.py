@@ -12,8 +12,11 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.intervals import mean_intervals, unit_sums
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
+from lensprune.analysis.sequential import Looks
+from lensprune.analysis.stopping import Stopping, look_intervals, look_p, stopping_of
 from lensprune.errors import LensPruneError
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
+from lensprune.runs.noise import noise_floor
 from lensprune.runs.outcomes import Outcomes, computed_once
 from lensprune.runs.records import CellKey
 
@@ -40,6 +43,7 @@ SUMMARY_COLUMNS = (
     "p_value",
     "q_loss",
     "q_gain",
+    "noise",
     "parse_rate",
     "degenerate_rate",
     "non_finite_rate",
@@ -125,8 +129,11 @@ def _cell(table: pa.Table) -> Cell:
     )
 
 
-def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
+def read_group(outcomes: Outcomes, task: str, protocol: str, *, whole: bool = False) -> Group | None:
     """Read the cells of one (task, protocol), a file at a time; ``None`` when none is finished.
+
+    Args:
+        whole: with planned looks, all items that each variant was asked; else those that all were.
 
     Raises:
         UserError: a name that is not part of the run.
@@ -135,14 +142,14 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
     keys = outcomes.finished(task, protocol)
     if not keys:
         return None
-    shared = outcomes.cell(keys[0], ["chance", "cluster"])
+    shared = outcomes.cell(keys[0], ["chance", "cluster"], whole=whole)
     names = shared.column("cluster").to_pandas()
     codes, distinct = pd.factorize(names)
     clustered = bool(names.notna().all()) and len(names) > 0
-    cells = {key.variant: _cell(outcomes.cell(key, _READ)) for key in keys}
+    cells = {key.variant: _cell(outcomes.cell(key, _READ, whole=whole)) for key in keys}
     ids = cells[keys[0].variant].item_ids
     for name, cell in cells.items():
-        if not cell.item_ids.equals(ids):
+        if not cell.item_ids.equals(ids.slice(0, len(cell.item_ids)) if whole else ids):
             raise LensPruneError(
                 f"records of {name} and {keys[0].variant} on {task} under {protocol} hold different items"
             )
@@ -154,53 +161,72 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
         chances=shared.column("chance").to_numpy(zero_copy_only=False),
         clusters=codes if clustered else None,
         n_clusters=len(distinct) if clustered else len(ids),
-        at_chance=cell_at_chance(outcomes.cell(clean, list(CHANCE_COLUMNS))) if clean in keys else None,
+        at_chance=cell_at_chance(outcomes.cell(clean, list(CHANCE_COLUMNS), whole=whole)) if clean in keys else None,
     )
 
 
-def _rows(group: Group, level: float) -> list[dict[str, object]]:
+def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str, dict[str, float]]:
+    """What is said of every changed variant beside the clean model, on the items that it was asked."""
     clean = group.clean
-    accuracy_clean = float(clean.correct.mean()) if clean is not None and len(clean.correct) else np.nan
     changed = [name for name in group.cells if name != CLEAN.name]
-    measured: dict[str, dict[str, float]] = {}
-    if clean is not None and changed:
-        outcomes = np.stack([group.cells[name].correct for name in changed], axis=1)
-        differences = outcomes.astype(float) - clean.correct[:, None]
-        intervals = mean_intervals(differences, group.clusters)
-        p_values = mcnemar_exact(clean.correct, outcomes)
-        sums, _ = unit_sums(differences, group.clusters)
-        q_loss, q_gain = (discrete_bh(lower_tail(counted), level) for counted in (sums, -sums))
-        for i, name in enumerate(changed):
-            delta = float(intervals.delta[i])
-            measured[name] = {
-                "delta": delta,
-                "delta_relative": delta / accuracy_clean if accuracy_clean else np.nan,
-                "ci_low": float(intervals.low[i]),
-                "ci_high": float(intervals.high[i]),
-                "p_value": float(p_values[i]),
-                "q_loss": float(q_loss[i]),
-                "q_gain": float(q_gain[i]),
-            }
-    if clean is not None:
-        measured[CLEAN.name] = {
-            "delta": 0.0,
-            "delta_relative": 0.0 if accuracy_clean else np.nan,
-            "ci_low": 0.0,
-            "ci_high": 0.0,
-        }
-    shared = {
-        "task": group.task,
-        "protocol": group.protocol,
-        "n_clusters": group.n_clusters,
-        "chance": float(group.chances.mean()) if len(group.chances) else np.nan,
-        "at_chance": group.at_chance,
-        "accuracy_clean": accuracy_clean,
+    if clean is None or not changed:
+        return {}
+    outcomes = [group.cells[name].correct for name in changed]
+    changes = [own.astype(float) - clean.correct[: len(own)] for own in outcomes]
+    columns: dict[str, np.ndarray] = {
+        name: np.full(len(changed), np.nan) for name in ("delta", "ci_low", "ci_high", "p_value", "q_loss", "q_gain")
     }
+    for n in sorted({len(own) for own in changes}):
+        places = [place for place, own in enumerate(changes) if len(own) == n]
+        own = np.stack([changes[place] for place in places], axis=1)
+        clusters = None if group.clusters is None else group.clusters[:n]
+        interval = mean_intervals(own, clusters)
+        columns["delta"][places] = interval.delta
+        low, high = interval.low, interval.high
+        if isinstance(stopping, Looks):
+            low, high = look_intervals(own, clusters, stopping)
+        columns["ci_low"][places], columns["ci_high"][places] = low, high
+    if isinstance(stopping, Looks):
+        p = look_p(changes, group.clusters, stopping, len(stopping.items))
+        columns["p_value"], columns["q_loss"] = stopping.repeated_p(p), stopping.q(p)
+    else:
+        # Items that a variant was not asked changed nothing, and what changes nothing enters no test.
+        padded = np.stack([np.append(own, clean.correct[len(own) :]) for own in outcomes], axis=1).astype(bool)
+        differences = padded.astype(float) - clean.correct[:, None]
+        sums, _ = unit_sums(differences, group.clusters)
+        columns["p_value"] = mcnemar_exact(clean.correct, padded)
+        columns["q_loss"], columns["q_gain"] = (discrete_bh(lower_tail(own), level) for own in (sums, -sums))
+    return {
+        name: {column: float(values[place]) for column, values in columns.items()} for place, name in enumerate(changed)
+    }
+
+
+def _rows(group: Group, level: float, stopping: Stopping | None) -> list[dict[str, object]]:
+    clean = group.clean
+    measured = _measured(group, level, stopping)
+    if clean is not None:
+        measured[CLEAN.name] = {"delta": 0.0, "ci_low": 0.0, "ci_high": 0.0}
     rows = []
     for name, cell in group.cells.items():
-        accuracy = float(cell.correct.mean()) if len(cell.correct) else np.nan
-        counted = {"variant": name, "n": len(cell.correct), "accuracy": accuracy}
-        rows.append({**shared, **counted, **cell.facts, **measured.get(name, {})})
+        n = len(cell.correct)
+        accuracy_clean = float(clean.correct[:n].mean()) if clean is not None and n else np.nan
+        own = measured.get(name, {})
+        rows.append(
+            {
+                "variant": name,
+                "task": group.task,
+                "protocol": group.protocol,
+                "n": n,
+                "n_clusters": n if group.clusters is None else len(np.unique(group.clusters[:n])),
+                "chance": float(group.chances[:n].mean()) if n else np.nan,
+                "at_chance": group.at_chance,
+                "accuracy": float(cell.correct.mean()) if n else np.nan,
+                "accuracy_clean": accuracy_clean,
+                "delta_relative": own["delta"] / accuracy_clean if own and accuracy_clean else np.nan,
+                **cell.facts,
+                **own,
+            }
+        )
     return rows
 
 
@@ -218,6 +244,13 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of items
     with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on
     the left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
+    `noise`: share of items that the clean model answers otherwise when it is run in other ways, measured in half
+    precision (`lensprune.runs.noise`); else NaN.
+
+    With planned looks (`SweepSpec.stopping`) each variant has an `n` of its own, and the clean model's accuracy is that
+    on the same items. `q_loss` is then that a loss is larger than the margin, from repeated p-values, which are
+    `p_value`; the interval is the repeated one, which holds over all looks, and `q_gain` is not known.
+
     Until the clean cell is finished the columns that compare with it are empty.
     """
     return summary_at(outcomes, LEVEL)
@@ -225,13 +258,16 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
 
 def summary_at(outcomes: Outcomes, level: float) -> pd.DataFrame:
     """`summarise` with q-values that decide up to `level` (see `discrete_bh`)."""
+    stopping = stopping_of(outcomes.spec.stopping)
     rows: list[dict[str, object]] = []
     for task, protocol in outcomes.cells:
-        group = read_group(outcomes, task, protocol)
+        group = read_group(outcomes, task, protocol, whole=True)
         if group is not None:
-            rows.extend(_rows(group, level))
+            rows.extend(_rows(group, level, stopping))
     frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
-    floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_", "accuracy"))]
+    floors = {cell: noise_floor(outcomes.spec, *cell) for cell in outcomes.cells}
+    frame["noise"] = [floors[cell] for cell in zip(frame["task"], frame["protocol"], strict=True)]
+    floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_", "accuracy", "noise"))]
     kinds = {"layer": "Int64", "head": "Int64", "at_chance": "boolean", **dict.fromkeys(floats, "float64")}
     return frame.astype(kinds)
 

@@ -15,8 +15,10 @@ from lensprune.sweeps.options import (
     Prompts,
     Reference,
     Rows,
+    Sampling,
     Screening,
     Splitting,
+    StopEarly,
     Workers,
     add_options,
 )
@@ -54,7 +56,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         metavar="NAME",
         help=f"{in_words(protocol_names())}; repeat for several (default: default)",
     )
-    add_options(group, Items, Rows, Prompts)
+    add_options(group, Items, Sampling, Rows, Prompts)
     return group
 
 
@@ -84,4 +86,5 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         help=f"{in_words(list(ablation_kinds()))} (default: skip for layers, else zero)",
     )
     add_options(removed, Reference, Screening)
+    add_options(parser.add_argument_group("when a variant is asked no further"), StopEarly)
     add_options(add_execution(parser), Workers)

@@ -12,6 +12,7 @@ import torch
 
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.analysis.multiplicity import LEVEL
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.engine.registry import executor_info
@@ -33,6 +34,7 @@ from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resol
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_count
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN
 
 __all__ = ["plan"]
 
@@ -44,6 +46,7 @@ def plan(
     variants: Sequence[Variant] | VariantSelection | str = "layers",
     *,
     limit: int | None = None,
+    items: str = DRAWN,
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
@@ -62,6 +65,10 @@ def plan(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    lost_more_than: float | None = None,
+    looks: str | None = None,
+    q: float = LEVEL,
+    until_width: float | None = None,
     out: str | Path | None = None,
     flops: float | None = None,
     bandwidth: float | None = None,
@@ -71,6 +78,7 @@ def plan(
     Args:
         model: a name or path for `load_model`; its configuration and tokenizer are read.
         screen: counted as though one set of heads was chosen for all tasks, evenly over depth.
+        lost_more_than, looks, q, until_width: counted as though no variant stopped before the last look.
         flops: matrix FLOPs a second; ``None`` measures this machine for a second.
         bandwidth: bytes a second of reading weights, which bounds decoding; only with `flops`. Without it decoding is
             counted by its FLOPs alone, which is too fast.

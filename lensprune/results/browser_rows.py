@@ -89,9 +89,11 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
         if place != clean_place:
             if CellKey(CLEAN.name, *place) not in finished:
                 continue
-            clean_place, clean_records = place, outcomes.cell(CellKey(CLEAN.name, *place), _COLUMNS).to_pylist()
+            clean_place, cleaned = place, outcomes.cell(CellKey(CLEAN.name, *place), _COLUMNS, whole=True)
+            clean_records = cleaned.to_pylist()
             questions = outcomes.questions(*place)
-        base, measured = clean_records, outcomes.cell(key, [*_COLUMNS, "layer"]).to_pylist()
+        measured = outcomes.cell(key, [*_COLUMNS, "layer"], whole=True).to_pylist()
+        base = clean_records[: len(measured)]
         cell, variant = index("cells", place), index("variants", key.variant)
         for i in _chosen(measured, base, shares[key]):
             record, before = measured[i], base[i]

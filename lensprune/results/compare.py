@@ -12,7 +12,7 @@ from lensprune.errors import UserError
 from lensprune.output.html import Column, csv_link, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
 from lensprune.results.figures.protocols import open_book_gap_by_depth
-from lensprune.runs.chance import known_at_chance
+from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["compare_page", "runs_gap", "write_comparison"]
@@ -167,14 +167,24 @@ def compare_page(a: Outcomes, b: Outcomes) -> str:
 
 
 def _lead(gap: pd.DataFrame, clear: int) -> str:
-    tested = int(gap["q_lower"].notna().sum())
-    untested = (
-        f"{len(gap) - tested} changes can't be tested: the runs asked other items, and B − A is the plain difference."
-    )
+    paired = gap["q_lower"].notna()
+    known = beats_chance(gap) & ~gap["floor"].astype(bool)
+    tested = int((paired & known).sum())
+    left_out = [
+        f"{count} {reason}."
+        for count, reason in (
+            (
+                int((~paired).sum()),
+                "changes can't be tested: the runs asked other items, and B − A is the plain difference",
+            ),
+            (int((paired & ~known).sum()), "changes are at or near chance in one run, so nothing is said of them"),
+        )
+        if count
+    ]
     if not tested:
-        return f"All {untested}"
+        return f"All {left_out[0]}" if len(left_out) == 1 else " ".join(left_out)
     text = f"{clear} of {tested} changes that both runs measured differ with q ≤ 0.05 (by task and protocol)."
-    return text if tested == len(gap) else f"{text} {untested}"
+    return " ".join([text, *left_out])
 
 
 def _only(run: Outcomes, other: Outcomes, letter: str) -> str:

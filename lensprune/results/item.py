@@ -104,10 +104,12 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
     if len(tasks) > 1:
         raise UserError(f"item {wanted!r} is in {len(tasks)} tasks ({', '.join(tasks)}): name one, task={tasks[0]!r}")
     finished = outcomes.finished()
+    # With planned looks some variants were not asked this item.
     rows = [
-        outcomes.cell(key, _COLUMNS).slice(places[key.task, key.protocol], 1).to_pylist()[0]
+        row
         for key in finished
         if (key.task, key.protocol) in places
+        for row in outcomes.cell(key, _COLUMNS, whole=True).slice(places[key.task, key.protocol], 1).to_pylist()
     ]
     questions = {p: Question.from_row(asked[t, p].slice(i, 1).to_pylist()[0]) for (t, p), i in places.items()}
     # Left to itself, pandas makes NaN of an answer that was not found.

@@ -33,6 +33,7 @@ from lensprune.results.analyses import Analysis, shown_analyses
 from lensprune.results.browser_rows import MAX_RECORDS, TEXT_LIMIT, BrowserRows, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
 from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.noise import NOISE_NOTE, noise_lines, within_noise
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import SCHEMA
 
@@ -130,7 +131,7 @@ def write_report(outcomes: Outcomes, path: str | Path | None = None, *, most_rec
 def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
     keys = outcomes.finished()
     for start in range(0, max(1, len(keys)), _CELLS_AT_ONCE):
-        cells = [outcomes.cell(key) for key in keys[start : start + _CELLS_AT_ONCE]]
+        cells = [outcomes.cell(key, whole=True) for key in keys[start : start + _CELLS_AT_ONCE]]
         frame = pa.concat_tables(cells).to_pandas() if cells else SCHEMA.empty_table().to_pandas()
         # One text per record: JSON, like {"acc": 1.0}, and NaN where a log-probability is none.
         frame["metrics"] = [json.dumps(dict(pairs)) for pairs in frame["metrics"]]
@@ -239,9 +240,10 @@ def _lead(changed: pd.DataFrame, needed: pd.DataFrame) -> str:
 def _with_notes(summary: pd.DataFrame) -> pd.DataFrame:
     chance = known_at_chance(summary)
     broken = summary["non_finite_rate"].fillna(0) > 0
+    texts = ("clean model at chance", "NaN or infinite logits", NOISE_NOTE)
     notes = [
-        ", ".join(text for flag, text in ((a, "clean model at chance"), (b, "NaN or infinite logits")) if flag)
-        for a, b in zip(chance, broken, strict=True)
+        ", ".join(text for flag, text in zip(flags, texts, strict=True) if flag)
+        for flags in zip(chance, broken, within_noise(summary), strict=True)
     ]
     return summary.assign(note=notes)
 
@@ -271,6 +273,7 @@ def _notes(outcomes: Outcomes, summary: pd.DataFrame) -> list[str]:
             f"With fewer than 50 items ({', '.join(f'{visible(t.name)}: {t.n_items}' for t in small)}) only large "
             "losses can be told from none."
         )
+    cut += [f"{visible(line)}." for line in noise_lines(outcomes.spec)]
     if outcomes.spec.screen is not None:
         cut.append(f"{NOT_OF_ALL_HEADS}.")
     return cut

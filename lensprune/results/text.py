@@ -18,6 +18,7 @@ from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.outputs import SCREEN_TABLE
 from lensprune.results.run import Run
 from lensprune.runs.chance import items_to_beat_chance, known_at_chance
+from lensprune.runs.noise import NOISE_NOTE, within_noise
 from lensprune.runs.store import read_spec
 
 __all__ = ["analyses_list", "analysis_report", "at_chance_line", "run_report", "screen_report", "top_variants"]
@@ -56,8 +57,10 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
     if known_at_chance(clean).iloc[0]:
         return f"{head}\n  {at_chance_line(first)}, so its changes are not ranked"
     changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)
-    rows = [list(_SHOWN.values())]
-    for _, row in changed.iterrows():
+    noisy = within_noise(changed)
+    own_n = group["n"].nunique() > 1
+    rows = [[*_SHOWN.values(), *(["n"] if own_n else []), *(["note"] if noisy.any() else [])]]
+    for (_, row), small in zip(changed.iterrows(), noisy, strict=True):
         rows.append(
             [
                 str(row["variant"]),
@@ -66,6 +69,8 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
                 f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
                 f"{row['p_value']:.2g}",
                 f"{row['q_loss']:.2g}",
+                *([str(row["n"])] if own_n else []),
+                *([NOISE_NOTE if small else ""] if noisy.any() else []),
             ]
         )
     return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())

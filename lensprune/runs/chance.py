@@ -38,6 +38,7 @@ def at_chance(
       many matches (Phipson & Smyth 2010, the same shuffles every time). A model that always gives one answer has as
       many in every shuffle, p 1, however often that answer is right. Where no right answer comes twice the first test
       decides alone.
+      Where all right answers are the same, knowing them can't be told from always giving that one: at chance.
 
     No items: at chance.
 

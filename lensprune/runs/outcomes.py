@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import wraps
 from itertools import chain
 from pathlib import Path
@@ -35,6 +35,7 @@ class Outcomes:
         self.spec = spec
         self.folder = folder
         self._store = store
+        self._shared = (-1, 0)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -53,7 +54,12 @@ class Outcomes:
 
     @property
     def n_finished(self) -> int:
-        """How many cells (variant, task, protocol) are stored."""
+        """How many cells (variant, task, protocol) are stored; with planned looks, of how many a block is."""
+        return sum(not key.block for key in self._store.finished())
+
+    @property
+    def n_stored(self) -> int:
+        """How many blocks of cells are stored; without planned looks each cell is one."""
         return len(self._store.finished())
 
     @property
@@ -86,7 +92,7 @@ class Outcomes:
         key = CellKey(CLEAN.name, task, protocol)
         if key not in self._store.finished():
             return False
-        return not cell_at_chance(self._store.read(key, list(CHANCE_COLUMNS)))
+        return not cell_at_chance(self.cell(key, list(CHANCE_COLUMNS), whole=True))
 
     def finished(self, task: str | None = None, protocol: str | None = None) -> list[CellKey]:
         """Cells (variant, task, protocol) that are measured, by task and protocol and then in the spec's order."""
@@ -94,9 +100,31 @@ class Outcomes:
         keys = (CellKey(v, *cell) for cell in self.select(task, protocol) for v in self.spec.variant_names)
         return [key for key in keys if key in stored]
 
-    def cell(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
-        """Records of one finished cell, in the order of its items, as they are stored; all columns or some."""
-        return self._store.read(key, columns)
+    def is_stored(self, key: CellKey) -> bool:
+        """Whether this cell, or block of one, is measured."""
+        return key in self._store.finished()
+
+    def cell(self, key: CellKey, columns: Sequence[str] | None = None, *, whole: bool = False) -> pa.Table:
+        """Records of one finished cell, in the order of its items; all columns or some.
+
+        Args:
+            whole: with planned looks, all items that this variant was asked; else those that all variants were, so that
+                they can be compared item by item.
+        """
+        if self.spec.n_blocks == 1:
+            return self._store.read(key, columns)
+        n = self._blocks(key, self._store.finished()) if whole else self._shared_blocks()
+        return pa.concat_tables([self._store.read(key._replace(block=block), columns) for block in range(n)])
+
+    def _blocks(self, key: CellKey, stored: Set[CellKey]) -> int:
+        return next(b for b in range(self.spec.n_blocks + 1) if key._replace(block=b) not in stored)
+
+    def _shared_blocks(self) -> int:
+        """Blocks that all cells have of which any is stored."""
+        stored = self._store.finished()
+        if self._shared[0] != len(stored):
+            self._shared = len(stored), min(self._blocks(key, stored) for key in stored if not key.block)
+        return self._shared[1]
 
     def questions(self, task: str, protocol: str) -> pa.Table:
         """What one (task, protocol) asked, in the order of its records; columns `lensprune.runs.questions.QUESTIONS`.
@@ -126,19 +154,20 @@ class Outcomes:
         if variant is not None and variant not in self.spec.variant_names:
             raise unknown_name("variant", variant, self.spec.variant_names)
         keys = [key for key in self.finished(task, protocol) if variant in (None, key.variant)]
-        tables = [self._store.read(key) for key in keys]
+        tables = [self.cell(key, whole=True) for key in keys]
         frame = pa.concat_tables(tables).to_pandas() if tables else SCHEMA.empty_table().to_pandas()
         frame["metrics"] = [dict(pairs) for pairs in frame["metrics"]]
         frame["option_logprobs"] = as_lists(frame["option_logprobs"])
         if prompts:
-            self._add_questions(frame, keys)
+            self._add_questions(frame, keys, [table.num_rows for table in tables])
         return frame.astype({"layer": "Int64", "head": "Int64"})
 
-    def _add_questions(self, frame: pd.DataFrame, keys: Sequence[CellKey]) -> None:
+    def _add_questions(self, frame: pd.DataFrame, keys: Sequence[CellKey], sizes: Sequence[int]) -> None:
         places = dict.fromkeys((key.task, key.protocol) for key in keys)
         asked = {place: self._store.questions(*place).to_pydict() for place in places}
         for name in QUESTIONS.names:
-            values = list(chain.from_iterable(asked[key.task, key.protocol][name] for key in keys))
+            parts = (asked[key.task, key.protocol][name][:n] for key, n in zip(keys, sizes, strict=True))
+            values = list(chain.from_iterable(parts))
             if name != "item_id":
                 frame[name] = pd.Series(values, dtype="Int64" if name == "gold" else object)
             elif values != frame[name].tolist():
@@ -163,15 +192,15 @@ _Data = TypeVar("_Data", bound=Outcomes)
 def computed_once(function: Callable[[_Data], pd.DataFrame]) -> Callable[[_Data], pd.DataFrame]:
     """Compute a table once for each `Outcomes`, and again only after more cells were stored.
 
-    A stored cell never changes, so the number of finished cells says whether there is anything new.
+    A stored cell never changes, so the number of stored ones says whether there is anything new.
     """
     kept: WeakKeyDictionary[_Data, tuple[int, pd.DataFrame]] = WeakKeyDictionary()
 
     @wraps(function)
     def once(outcomes: _Data) -> pd.DataFrame:
         known = kept.get(outcomes)
-        if known is None or known[0] != outcomes.n_finished:
-            known = kept[outcomes] = (outcomes.n_finished, function(outcomes))
+        if known is None or known[0] != outcomes.n_stored:
+            known = kept[outcomes] = (outcomes.n_stored, function(outcomes))
         return known[1].copy()
 
     return once

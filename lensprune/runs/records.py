@@ -14,14 +14,16 @@ __all__ = ["SCHEMA", "CellKey", "Intervention", "cell_table"]
 
 
 class CellKey(NamedTuple):
-    """A cell of a run: one variant on one task under one protocol."""
+    """A cell of a run: one variant on one task under one protocol; with planned looks, one block of its items."""
 
     variant: str
     task: str
     protocol: str
+    block: int = 0
 
     def __str__(self) -> str:
-        return f"{self.variant} on {self.task} under {self.protocol}"
+        which = f", block {self.block + 1}" if self.block else ""
+        return f"{self.variant} on {self.task} under {self.protocol}{which}"
 
 
 class Intervention(Protocol):

@@ -84,6 +84,8 @@ class ExecutionSpec:
     task_files: Mapping[str, str] = field(default_factory=dict)
     """The YAML file of each task that was given by its path."""
     command: str = ""
+    noise: Mapping[str, Any] = field(default_factory=dict)
+    """By task, protocol and way of running: items that the clean model loses and wins (`lensprune.runs.noise`)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class SweepSpec:
 
     `model` is the name the model was asked for; `weights_hash`, `config_hash`, `tokenizer_hash` and the shape say which
     model it is, so a moved folder is still the same model. `variants` is the resolved list, clean first.
-    `limit` and `shots` are as asked for (``None``: all items; each task's own number of shots).
+    `limit`, `items` and `shots` are as asked for (``None``: all items; each task's own number of shots).
     """
 
     model: str
@@ -114,6 +116,8 @@ class SweepSpec:
     shots: int | None = None
     seed: int = 0
     limit: int | None = None
+    items: str = "first"
+    """As asked for; a spec without it is of a time when a limit took the first ones."""
     reference: str | None = None
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
@@ -127,6 +131,9 @@ class SweepSpec:
     """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
     task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
     what is ``measured`` and why."""
+    stopping: Mapping[str, Any] | None = None
+    """When a variant is asked no further (`lensprune.analysis.stopping`): ``items`` at which it is looked at, the last
+    being the cap, and ``margin`` and ``q``, or ``width``; ``None``: all are asked all items."""
     kept_hooks: tuple[str, ...] = ()
     """Where hooks of the user's own are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)
@@ -136,6 +143,8 @@ class SweepSpec:
         """The part that determines the numbers, as plain JSON values."""
         data = json.loads(canonical_json(asdict(self)))
         data.pop("execution")
+        if self.stopping is None:
+            data.pop("stopping")
         # Those asked for are resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
         for owner, kind in ((data, SweepSpec), *((task, TaskSpec) for task in data["tasks"])):
             for name in _UNCOVERED[kind]:
@@ -146,6 +155,11 @@ class SweepSpec:
     def digest(self) -> str:
         """sha256 of `numbers`: equal digests mean the same sweep."""
         return hashlib.sha256(canonical_json(self.numbers()).encode()).hexdigest()
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of items that a cell may have."""
+        return 1 if self.stopping is None else len(self.stopping["items"])
 
     @property
     def replaces_weights(self) -> bool:
@@ -218,7 +232,7 @@ class SweepSpec:
 
 
 _UNCOVERED: dict[type, tuple[str, ...]] = {
-    SweepSpec: ("model", "shots", "limit", "leave_out_repeated"),
+    SweepSpec: ("model", "shots", "limit", "items", "leave_out_repeated"),
     ExecutionSpec: tuple(field.name for field in fields(ExecutionSpec)),
     TaskSpec: ("kind", "closed_book"),
 }

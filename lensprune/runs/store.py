@@ -156,8 +156,9 @@ def _safe(text: str, length: int) -> str:
 
 def _cell_stem(key: CellKey) -> str:
     """File name of a cell up to its checksum: readable, of safe characters, and different for different cells."""
-    digest = hashlib.sha256("\0".join(key).encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{_safe(key.task, 40)}.{_safe(key.protocol, 20)}.{_safe(key.variant, 60)}.{digest}"
+    digest = hashlib.sha256("\0".join(key[:3]).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    stem = f"{_safe(key.task, 40)}.{_safe(key.protocol, 20)}.{_safe(key.variant, 60)}.{digest}"
+    return f"{stem}.{key.block}" if key.block else stem
 
 
 def _questions_stem(task: str, protocol: str) -> str:
@@ -290,8 +291,13 @@ class RunStore:
         self._scan()
 
     def expected(self) -> list[CellKey]:
-        """Every cell of the spec: by task and protocol, and in the order of the variants."""
-        return [CellKey(name, cell.task, cell.protocol) for cell in self.spec.cells for name in self.spec.variant_names]
+        """Every cell that the spec allows: by task and protocol, block, and in the order of the variants."""
+        return [
+            CellKey(name, cell.task, cell.protocol, block)
+            for cell in self.spec.cells
+            for block in range(self.spec.n_blocks)
+            for name in self.spec.variant_names
+        ]
 
     def _scan_quietly(self) -> list[Path]:
         """Find the stored cells and questions; return the files that are not whole ones of this run."""

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from lensprune.ablation.choices import head_words, reference_kinds
 from lensprune.ablation.kinds import MeanMode, ablation_kind, ablation_kinds
@@ -24,6 +24,12 @@ from lensprune.protocols.dates import DEFAULT_DATE, check_date
 from lensprune.protocols.registry import protocol_named
 from lensprune.registry import in_words
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN, ItemChoice
+
+if TYPE_CHECKING:
+    from lensprune.analysis.stopping import Stopping
+
+# Statistics take a second to import, so that what checks their options imports them when it is called.
 
 __all__ = [
     "FEWSHOT",
@@ -34,9 +40,11 @@ __all__ = [
     "Prompts",
     "Reference",
     "Rows",
+    "Sampling",
     "Screening",
     "Seed",
     "Splitting",
+    "StopEarly",
     "SweepOptions",
     "Workers",
     "add_options",
@@ -55,6 +63,8 @@ FEWSHOT = "fewshot"
 MAX_ITEMS = 1_000_000
 MAX_SHOTS = 1000
 MAX_WORKERS = 10_000
+_LOOKS = 4
+_LEVEL = 0.05
 
 Check = Callable[[Any], None]
 
@@ -120,6 +130,10 @@ def _check_memory(size: str) -> None:
     parse_memory(size)
 
 
+def _check_choice(text: str) -> None:
+    ItemChoice.parse(text)
+
+
 def _check_data_dir(folder: str | Path) -> None:
     if not usable_path(folder, "data folder").is_dir():
         raise UserError(f"data folder {folder} does not exist")
@@ -153,7 +167,7 @@ class Items(Seed):
 
     limit: int | None = option(
         None,
-        "the first N items of each task (default: all)",
+        "N items of each task (default: all)",
         metavar="N",
         parse=whole_number,
         check=_between(1, MAX_ITEMS, "limit", "items"),
@@ -164,6 +178,18 @@ class Items(Seed):
         metavar="N",
         parse=whole_number,
         check=_between(0, MAX_SHOTS, "shots", "examples"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Group):
+    """Which items a limit takes of rows that stand in a file."""
+
+    items: str = option(
+        DRAWN,
+        "which items --limit takes: drawn (a sample by --seed) or first (in the order of the file, as lm-eval)",
+        metavar="WHICH",
+        check=_check_choice,
     )
 
 
@@ -253,6 +279,40 @@ def _check_share(fraction: float) -> None:
         raise UserError(f"screen {fraction:g} is not a share of the heads: expected a number between 0 and 1, like 0.1")
 
 
+def _check_loss(loss: float) -> None:
+    from lensprune.analysis.sequential import Looks
+
+    Looks((1,), margin=loss)
+
+
+def _check_q(q: float) -> None:
+    if q == _LEVEL:
+        return
+    from lensprune.analysis.sequential import Looks
+
+    Looks((1,), level=q)
+
+
+def _check_looks(text: str) -> None:
+    _items_at_looks(text)
+
+
+def _check_width(width: float) -> None:
+    from lensprune.analysis.stopping import UntilWidth
+
+    UntilWidth((1,), width)
+
+
+def _items_at_looks(text: str) -> tuple[int, ...]:
+    from lensprune.analysis.sequential import Looks
+
+    try:
+        items = tuple(whole_number(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise UserError(f"looks {text!r}: expected numbers of items that rise, like 100,200,400") from None
+    return Looks(items).items
+
+
 @dataclass(frozen=True, kw_only=True)
 class Screening(Group):
     """Measuring only what an estimate of all heads ranks first."""
@@ -263,6 +323,33 @@ class Screening(Group):
         metavar="SHARE",
         parse=decimal,
         check=_check_share,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopEarly(Group):
+    """When a variant need not be asked further."""
+
+    lost_more_than: float | None = option(
+        None,
+        "ask which variants lose more accuracy than this, like 0.05, and stop each one when that is known",
+        metavar="LOSS",
+        parse=decimal,
+        check=_check_loss,
+    )
+    looks: str | None = option(
+        None,
+        "with --lost-more-than: numbers of items to look at (default: four, up to --limit)",
+        metavar="N,N,...",
+        check=_check_looks,
+    )
+    q: float = option(_LEVEL, "with --lost-more-than: false discovery rate", metavar="Q", parse=decimal, check=_check_q)
+    until_width: float | None = option(
+        None,
+        "stop each variant when its 95% interval is no wider than this, like 0.1, at --limit at the latest",
+        metavar="WIDTH",
+        parse=decimal,
+        check=_check_width,
     )
 
 
@@ -285,7 +372,9 @@ class Workers(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, Workers):
+class SweepOptions(
+    Items, Sampling, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, StopEarly, Workers
+):
     """What a sweep was asked to do, apart from the model; see `lensprune.sweep` for the meaning of each."""
 
     tasks: tuple[str, ...]
@@ -336,6 +425,46 @@ class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Executio
             )
         if self.screen is not None:
             self._check_screen()
+        self._check_stopping()
+
+    @property
+    def stopping(self) -> Stopping | None:
+        """When a variant is asked no further; ``None``: all are asked all items."""
+        if self.lost_more_than is None and self.until_width is None:
+            return None
+        from lensprune.analysis.sequential import Looks
+        from lensprune.analysis.stopping import UntilWidth
+
+        if self.lost_more_than is not None:
+            limit = self.limit or 0
+            even = tuple(sorted({-(-limit * part // _LOOKS) for part in range(1, _LOOKS + 1)}))
+            return Looks(even if self.looks is None else _items_at_looks(self.looks), self.lost_more_than, self.q)
+        assert self.until_width is not None
+        return UntilWidth.up_to(self.limit or 0, self.until_width)
+
+    def _check_stopping(self) -> None:
+        if self.lost_more_than is None:
+            if self.looks is not None:
+                raise UserError(
+                    f"looks {self.looks} are given without a loss to look for: give lost_more_than, like 0.05"
+                )
+            if self.q != _LEVEL:
+                raise UserError(f"q {self.q:g} is given without a loss to look for: give lost_more_than, like 0.05")
+        if self.lost_more_than is None and self.until_width is None:
+            return
+        if self.lost_more_than is not None and self.until_width is not None:
+            raise UserError("lost_more_than and until_width are two ways to stop: choose one")
+        if self.backend is not None:
+            raise UserError("a sweep that stops early runs in one process: leave executor ray out")
+        if self.limit is None and self.looks is None:
+            raise UserError("a sweep that stops early needs a cap: give limit, the most items that a variant is asked")
+        stopping = self.stopping
+        assert stopping is not None
+        if self.limit is not None and self.limit != stopping.items[-1]:
+            raise UserError(
+                f"limit {self.limit} is not the last of the looks {self.looks}: leave the limit out, or make it "
+                f"{stopping.items[-1]}"
+            )
 
     def _check_screen(self) -> None:
         if self.backend is not None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from lensprune.ablation.choices import reference_kinds
 from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import Variant
+from lensprune.analysis.stopping import Stopping, UntilWidth
 from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
@@ -131,11 +132,14 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
         for protocol in options.protocols:
             protocol_named(protocol).format_of(task)
     data_dir = None if options.data_dir is None else Path(options.data_dir)
+    cap = options.limit if options.stopping is None else options.stopping.items[-1]
     loaded = [
         load_task(
             name,
             data_dir=data_dir,
-            limit=options.limit,
+            limit=cap,
+            items=options.items,
+            in_file_order=options.stopping is None,
             shots=options.shots,
             seed=options.seed,
             leave_out_repeated=options.leave_out_repeated,
@@ -146,7 +150,22 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"task {twice!r} is given twice")
+    if options.stopping is not None:
+        for own in loaded:
+            _check_cap(own, options.stopping.items[-1])
     return loaded
+
+
+def _check_cap(task: LoadedTask, cap: int) -> None:
+    """Refuse items that don't come in one random order, or are fewer than the last look."""
+    name, n = task.task.name, len(task.items)
+    if task.task.by_cluster and len({item.cluster for item in task.items}) > 1:
+        raise UserError(
+            f"task {name!r} counts items by {task.items[0].cluster!r} and others: a sweep that stops early takes one "
+            "of them"
+        )
+    if n < cap:
+        raise UserError(f"task {name!r} has {n} items, fewer than the last look at {cap}: choose {n} or fewer")
 
 
 def _check_against(
@@ -346,6 +365,8 @@ def sweep_spec(
         shots=options.shots,
         seed=options.seed,
         limit=options.limit,
+        items=options.items,
+        stopping=_stopping_json(options.stopping),
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
         leave_out_repeated=options.leave_out_repeated,
@@ -362,6 +383,14 @@ def sweep_spec(
             command=options.command,
         ),
     )
+
+
+def _stopping_json(stopping: Stopping | None) -> dict[str, Any] | None:
+    if stopping is None:
+        return None
+    if isinstance(stopping, UntilWidth):
+        return {"items": list(stopping.items), "width": stopping.width}
+    return {"items": list(stopping.items), "margin": stopping.margin, "q": stopping.level}
 
 
 def _task_files(tasks: Sequence[str]) -> dict[str, str]:

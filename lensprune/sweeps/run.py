@@ -8,21 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lensprune.ablation.variants import Variant
+from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.power import power_line
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.results.run import Run
+from lensprune.runs.noise import noise_lines
+from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.runs.variant_json import variant_from_json
+from lensprune.sweeps.blocks import decided, measure_block, next_block
 from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
 from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
 
 __all__ = ["resume", "run_sweep", "sweep"]
@@ -35,6 +41,7 @@ def sweep(
     variants: Sequence[Variant] | VariantSelection | str = "layers",
     *,
     limit: int | None = None,
+    items: str = DRAWN,
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
@@ -53,6 +60,10 @@ def sweep(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    lost_more_than: float | None = None,
+    looks: str | None = None,
+    q: float = LEVEL,
+    until_width: float | None = None,
     keep_hooks: bool = False,
     out: str | Path | None = None,
     progress: bool = True,
@@ -69,9 +80,10 @@ def sweep(
         protocols: any of ``default``, ``continuation``, ``generate``.
         variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
             ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``.
-        limit: the first so many items of each task; ``None`` takes all.
+        limit: so many items of each task; ``None`` takes all.
+        items: which ones a limit takes, as in `load_task`: ``drawn`` (a sample by `seed`) or ``first``.
         shots: few-shot examples; ``None`` takes each task's own number.
-        seed: of few-shot examples, generated tasks and the donor prompt.
+        seed: of drawn items, few-shot examples, generated tasks and the donor prompt.
         data_dir: folder with ``<task>/<split>.jsonl``.
         reference: where `mean` and `resample` take their activations from: ``fewshot`` (each task's own examples
             that are not scored, asked as the protocol asks) or a text file.
@@ -90,6 +102,11 @@ def sweep(
         memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
         screen: of a sweep over heads or key/value groups, the share to measure: those whose removal costs most by an
             estimate of all (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
+        lost_more_than: which variants lose more accuracy than this? Each is asked blocks of items until it is named,
+            with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
+        looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`.
+        q: false discovery rate of what is named.
+        until_width: each variant is asked blocks of items until its 95% interval is no wider than this.
         keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
             refused.
         out: run folder; ``None`` keeps the run in memory.
@@ -122,11 +139,13 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     # The executor that runs, which is not the one asked for where that can't run this model.
     execution = replace(job.spec.execution, executor=executor.name)
     job = replace(job, spec=replace(job.spec, execution=execution))
+    existing = None if folder is None else check_out_folder(folder)
     if options.screen is not None:
-        job = screened(job, executor, None if folder is None else check_out_folder(folder), progress)
+        job = screened(job, executor, existing, progress)
+    job = with_noise(job, executor, model, existing, progress)
     with open_store(folder, job.spec, questions_of(job.conditions)) as store:
         if progress:
-            for line in _power_lines(job):
+            for line in [*_power_lines(job), *noise_lines(job.spec)]:
                 print(line, file=sys.stderr)
         try:
             _execute(job, executor, store, progress)
@@ -146,6 +165,8 @@ def _power_lines(job: SweepJob) -> list[str]:
     for asked in job.conditions:
         clusters = {item.item.cluster for item in asked.items}
         shapes.append((len(asked.items), None if None in clusters else len(clusters)))
+    if job.options.stopping is not None:
+        return []
     parts = len(job.variants) - 1
     return [power_line(n, parts, n_clusters) for n, n_clusters in dict.fromkeys(shapes)] if parts else []
 
@@ -160,12 +181,27 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     rows = sum(len(condition.requests) * len(variants) for condition, variants in work)
     bar: Any
     with progress_bar(shown=progress, total=rows) as bar:
+        if job.options.stopping is not None:
+            _execute_blocks(job, executor, store, bar)
+            return
         for condition, variants in work:
             bar.set_description(f"{condition.task.task.name} {condition.protocol}")
             if variants:
                 with store.answer_log(condition.task.task.name, condition.protocol) as log:
                     for key, table in measure_cells(job, condition, variants, executor, bar.update, log):
                         store.write(key, table)
+
+
+def _execute_blocks(job: SweepJob, executor: Executor, store: CellStore, bar: Any) -> None:
+    outcomes = Outcomes(job.spec, store)
+    for condition in job.conditions:
+        cell = (condition.task.task.name, str(condition.protocol))
+        while (found := next_block(outcomes, *cell)) is not None:
+            block, names = found
+            going = sum(name != CLEAN.name for name in names)
+            bar.set_description(f"{cell[0]} {cell[1]}: block {block + 1}, {going} of {len(job.variants) - 1} undecided")
+            for key, table in measure_block(job, condition, block, names, executor, bar.update):
+                store.write(key, table)
 
 
 def resume(
@@ -198,7 +234,7 @@ def resume(
         workers = spec.execution.workers if workers is None else workers
         ray_address = spec.execution.ray_address if ray_address is None else ray_address
     execution = executor_options(executor or spec.execution.executor, workers, ray_address)
-    if RunStore.is_complete(path):
+    if RunStore.is_complete(path) or (spec.stopping is not None and decided(Run.load(path))):
         run = Run.load(path)
         run.save()
         return run
@@ -220,5 +256,16 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
         "reference": execution.reference_file,
         "device": None if execution.n_devices else spec.device,
         "screen": None if spec.screen is None else float(spec.screen["fraction"]),
+        **_stopping_options(spec),
     }
     return SweepOptions(**{name: value for name, value in asked.items() if value is not None})
+
+
+def _stopping_options(spec: SweepSpec) -> dict[str, Any]:
+    stopping = spec.stopping
+    if stopping is None:
+        return {}
+    if "width" in stopping:
+        return {"until_width": stopping["width"]}
+    looks = ",".join(map(str, stopping["items"]))
+    return {"lost_more_than": stopping["margin"], "looks": looks, "q": stopping["q"]}

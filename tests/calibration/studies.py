@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import claim_results
 from lensprune.analysis.concentration import concentration_statistics, null_effects
 from lensprune.analysis.head_effects import ItemEffects
-from lensprune.analysis.intervals import bootstrap_means, centred_quantiles, mean_intervals, tango
+from lensprune.analysis.intervals import bootstrap_means, centred_quantiles, mean_intervals, tango, unit_sums
 from lensprune.analysis.multiplicity import discrete_bh
 from lensprune.analysis.overlap import on_disjoint_items, spearman
 from lensprune.analysis.paired_tests import lower_tail
@@ -24,22 +23,10 @@ from lensprune.analysis.screening import missed
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, of_task, verdict
 from lensprune.analysis.summary import Cell, Group
 from lensprune.runs.chance import at_chance
-from tests.calibration import before
+from tests.calibration import before, sequential
+from tests.calibration.row import Row
 
 __all__ = ["STUDIES", "Row"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of a question, by the method before and by the one that is used; `aim` says what it should be."""
-
-    question: str
-    world: str
-    number: str
-    before: float
-    now: float
-    aim: str
-    runs: int
 
 
 def false_discovery(scale: float = 1.0) -> list[Row]:
@@ -334,17 +321,78 @@ def fidelity(scale: float = 1.0) -> list[Row]:
     return [Row("fidelity", "six items, all 1", "lower end of the interval", old, float(low), "below 1", 1)]
 
 
+def clustered_q(scale: float = 1.0) -> list[Row]:
+    """Each part changes most of the items of some clusters, in a direction of its own; some parts also lose."""
+    rows, runs = [], max(10, round(200 * scale))
+    for n_clusters, size in ((8, 12), (15, 6)):
+        generator, found = np.random.default_rng(n_clusters), np.zeros((2, 2))
+        clusters = np.repeat(np.arange(n_clusters), size)
+        for _ in range(runs):
+            differences = _by_cluster(generator, clusters, 30)
+            lost = generator.random((len(clusters), 3)) < 0.4
+            differences[:, :3] = np.where(lost, -1.0, differences[:, :3])
+            for place, counted in enumerate((differences, unit_sums(differences, clusters)[0])):
+                named = discrete_bh(lower_tail(counted)) <= 0.05
+                found[place] += named[:3].mean(), named[3:].sum() / max(1, named.sum())
+        found /= runs
+        world = f"{n_clusters} clusters of {size}, 30 parts, 3 lose 0.4; clusters change together"
+        rows.append(Row("critical parts, clusters", world, "power", *found[:, 0], "large", runs))
+        rows.append(Row("critical parts, clusters", world, "false discovery rate", *found[:, 1], "≤ 0.05", runs))
+    return rows
+
+
+def _by_cluster(generator: np.random.Generator, clusters: np.ndarray, parts: int) -> np.ndarray:
+    """Differences that are 0 on average: in each (cluster, part), with chance 0.2, half of the items go one way."""
+    n_clusters = int(clusters.max()) + 1
+    ways = generator.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=(n_clusters, parts))
+    return ways[clusters] * (generator.random((len(clusters), parts)) < 0.5)
+
+
+def clustered_concentration(scale: float = 1.0) -> list[Row]:
+    """Parts that are all alike, whose effects come by clusters of items."""
+    generator, runs, small = np.random.default_rng(0), max(10, round(200 * scale)), np.zeros(2)
+    clusters = np.repeat(np.arange(15), 6)
+    for seed in range(runs):
+        differences = _by_cluster(generator, clusters, 60)
+        for place, units in enumerate((differences, unit_sums(differences, clusters)[0])):
+            value = concentration_statistics(units.mean(axis=0))["gini"]
+            drawn = concentration_statistics(null_effects(units, 200, seed))["gini"]
+            small[place] += (1 + (drawn >= value - 1e-9).sum()) / 201 <= 0.05
+    world = "60 equal parts, 15 clusters of 6 that change together"
+    return [Row("concentration, clusters", world, "p of Gini ≤ 0.05", *(small / runs), "0.05", runs)]
+
+
+def gap_intervals(scale: float = 1.0) -> list[Row]:
+    """Gaps between protocols where few items change: three are expected below 0, one above, and hardly any by 2."""
+    rows, runs = [], round(4000 * scale)
+    for n in (24, 50, 100):
+        generator = np.random.default_rng(n)
+        chances = np.array([0.02, 3, n - 4.04, 1, 0.02]) / n
+        gaps = generator.choice([-2.0, -1.0, 0.0, 1.0, 2.0], p=chances, size=(n, runs))
+        now = mean_intervals(gaps, bounds=(-2, 2))
+        covered = [_covered(*own, -2 / n) for own in (before.percentile_interval(gaps), (now.low, now.high))]
+        rows.append(Row("gap between protocols", f"four items change, n {n}", "coverage", *covered, "≥ 0.93", runs))
+    return rows
+
+
 STUDIES: tuple[Callable[[float], list[Row]], ...] = (
     false_discovery,
+    clustered_q,
     outcome_intervals,
     cluster_intervals,
+    gap_intervals,
     band_intervals,
     marks,
     floors,
     screened,
     overlaps,
     concentrations,
+    clustered_concentration,
     contrasts,
     claims,
     fidelity,
+    sequential.planned_looks,
+    sequential.at_the_boundary,
+    sequential.until_width,
+    sequential.any_look,
 )

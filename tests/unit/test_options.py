@@ -65,6 +65,7 @@ FUNCTIONS: list[Callable[..., Any]] = [
     lp.resume,
     lp.plan,
     lp.measure_replacement,
+    lp.noise,
     lp.fidelity,
     lp.head_scores,
     lp.load_model,
@@ -82,11 +83,15 @@ FUNCTIONS: list[Callable[..., Any]] = [
     task_texts,
     validate_fidelity,
 ]
+SWEEP_ALONE = {
+    *("reference", "mean_mode", "screen", "lost_more_than", "looks", "q", "until_width", "workers", "ray_address"),
+}
 LIKE_A_SWEEP = {
     "sweep": set(DECLARED),
     "plan": set(DECLARED),
-    "delta": set(DECLARED) - {"reference", "mean_mode", "screen", "workers", "ray_address"},
-    "fidelity": set(DECLARED) - {"reference", "mean_mode", "screen", "workers", "ray_address"},
+    "delta": set(DECLARED) - SWEEP_ALONE,
+    "fidelity": set(DECLARED) - SWEEP_ALONE,
+    "noise": set(DECLARED) - SWEEP_ALONE,
     "heads": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "attribute": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
@@ -158,6 +163,7 @@ def test_every_command_is_compared() -> None:
     ("option", "value", "message"),
     [
         ("limit", 0, "limit 0 is not a usable number of items"),
+        ("items", "frist", "did you mean first"),
         ("shots", -1, "shots -1 is not a usable number of examples"),
         ("bos", "alway", "did you mean always"),
         ("mean_mode", "poled", "did you mean pooled"),
@@ -187,6 +193,7 @@ def test_values_are_picked_by_their_group() -> None:
 
 SOME_VALUES: dict[str, Any] = {
     "limit": 3,
+    "items": "first",
     "shots": 2,
     "seed": 7,
     "data_dir": ROOT,
@@ -203,6 +210,10 @@ SOME_VALUES: dict[str, Any] = {
     "batch_tokens": 99,
     "memory": "3GB",
     "screen": 0.2,
+    "lost_more_than": 0.1,
+    "looks": "2,3",
+    "q": 0.1,
+    "until_width": 0.2,
     "workers": 5,
     "ray_address": "auto",
 }
@@ -212,6 +223,10 @@ WITH: dict[str, list[str]] = {
     "mean_mode": ["--ablation", "mean", "--over", "heads"],
     "template_date": ["--chat-template"],
     "screen": ["--over", "heads"],
+    "lost_more_than": ["--limit", "9"],
+    "looks": ["--lost-more-than", "0.1"],
+    "q": ["--lost-more-than", "0.1", "--limit", "9"],
+    "until_width": ["--limit", "9"],
     "workers": ["--executor", "ray"],
     "ray_address": ["--executor", "ray"],
 }
@@ -225,6 +240,7 @@ CALLED: dict[str, tuple[str, list[str]]] = {
         ["--base", "toy-base", "--distilled", "toy-distilled", *TASK],
     ),
     "fidelity": ("lensprune.divergence.report.fidelity_report", [*MODEL, *TASK]),
+    "noise": ("lensprune.sweeps.noise.noise", [*MODEL, *TASK]),
     "heads": ("lensprune.heads.report.heads_report", MODEL),
     "attribute": ("lensprune.attribution.report.attribution_report", [*MODEL, "--method", "dla"]),
     "primitives": ("lensprune.primitives.report.primitives_report", MODEL),
@@ -299,9 +315,11 @@ def test_resume_asks_for_what_the_spec_holds() -> None:
     """Every option that is declared: stored in a spec under the way in which it was given, and read back."""
     model = tiny("llama")
     spread = {"executor": "ray:hooked", "workers": 5, "ray_address": "auto"}
-    here = {name: value for name, value in SOME_VALUES.items() if name not in spread} | {"executor": "hooked"}
-    assert {*here, *spread} == set(DECLARED)
-    for given in (here, {**spread, "limit": 3}):
+    narrow = {"until_width": 0.2, "limit": 3}
+    here = {name: value for name, value in SOME_VALUES.items() if name not in {*spread, "until_width"}}
+    here |= {"executor": "hooked"}
+    assert {*here, *spread, *narrow} == set(DECLARED)
+    for given in (here, narrow, {**spread, "limit": 3}):
         options = SweepOptions.given("facts", "generate", VariantSelection("heads", "mean"), **given)
         asked = [Condition(load_task("facts", limit=2), "generate", (), ())]
         spec = sweep_spec(model, model.facts, asked, options, [variant_to_json(lp.CLEAN)], with_reference=True)

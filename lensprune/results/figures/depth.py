@@ -17,6 +17,7 @@ from lensprune.output.drawing.style import GREY, panel_title, panels
 from lensprune.results.analyses import register_analysis
 from lensprune.results.figures.protocols import protocol_look
 from lensprune.runs.chance import beats_chance
+from lensprune.runs.noise import within_noise
 from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["delta_by_depth", "delta_by_depth_data", "depth"]
@@ -52,8 +53,9 @@ def delta_by_depth(
     """Draw Δμ against the layer that was changed: one panel per task, one line per protocol, the interval as a band.
 
     A protocol under which the clean model is at chance is drawn grey and dashed, without a band, and says so: its Δμ
-    means nothing. A dotted line shows where a protocol's accuracy would be at chance. Heads are drawn as points,
-    several to a layer. Vertical lines part the first 30%, the middle and the last 30% of the layers.
+    means nothing. Hollow points lie within the noise of half precision (`lensprune.runs.noise`). A dotted line shows
+    where a protocol's accuracy would be at chance. Heads are drawn as points, several to a layer. Vertical lines part
+    the first 30%, the middle and the last 30% of the layers.
 
     Args:
         summary: from `summarise`.
@@ -100,7 +102,8 @@ def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
         at_chance = not beats_chance(rows).iloc[0]
         colour, marker = protocol_look(protocol)
         colour = GREY if at_chance else colour
-        clean, chance, n = rows["accuracy_clean"].iloc[0], rows["chance"].iloc[0], int(rows["n"].iloc[0])
+        clean, chance = rows["accuracy_clean"].iloc[0], rows["chance"].iloc[0]
+        n = " to ".join(map(str, dict.fromkeys([int(rows["n"].min()), int(rows["n"].max())])))
         label = f"{protocol}: clean {clean:.2f}, n {n}" + (f" (at chance {chance:.2f})" if at_chance else "")
         dashes: Literal["-", "--", "none"] = "--" if at_chance else "-"
         layers = rows["layer"].astype(int).to_numpy()
@@ -124,6 +127,19 @@ def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
                 ax.fill_between(
                     layers, rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy(), color=colour, alpha=0.15, linewidth=0
                 )
+        small = within_noise(rows).to_numpy()
+        if not at_chance and small.any():
+            shifted = layers[small] + (shift if rows["head"].notna().any() else 0.0)
+            ax.scatter(
+                shifted,
+                rows["delta"][small],
+                s=20,
+                marker=marker,
+                facecolor="white",
+                edgecolor=colour,
+                linewidth=0.9,
+                zorder=3,
+            )
         handles.append(Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=4.5, label=label))
         if not at_chance:
             n_lines += 1
@@ -132,6 +148,19 @@ def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
     if n_lines and not frame["head"].notna().any():
         handles.append(Patch(facecolor="0.7", alpha=0.4, label="95% interval"))
     handles.append(Line2D([], [], color="0.75", linestyle=(0, (1, 3)), linewidth=0.9, label="30% and 70% of the depth"))
+    if (beats_chance(frame) & within_noise(frame)).any():
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="0.4",
+                linestyle="",
+                marker="o",
+                markersize=4.5,
+                markerfacecolor="white",
+                label="within noise",
+            )
+        )
     if (beats_chance(frame) & (frame["chance"] > 0)).any():
         handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1, label="accuracy at chance"))
     return handles
@@ -152,5 +181,5 @@ def _alt(data: pd.DataFrame) -> str:
 )
 def depth(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
     """Δμ against depth by protocol. Band: paired 95% interval; dotted: where accuracy would be at chance; grey dashes:
-    the clean model is at chance."""
+    the clean model is at chance; hollow: within the noise of half precision."""
     return delta_by_depth_data(summarise_cells(outcomes, task, protocol))

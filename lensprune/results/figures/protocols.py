@@ -38,11 +38,17 @@ def _measured(gap: pd.DataFrame, what: str) -> pd.DataFrame:
     return frame.astype({"layer": int})
 
 
+def _hides(gap: pd.DataFrame, q: float) -> bool:
+    """Whether a clear gap is left unmarked since one side is so near chance that little can be lost there."""
+    return bool((clear_gaps(gap.assign(floor=False), q) & gap["floor"].astype(bool)).any())
+
+
 def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> list[Axes]:
     """Draw Δμ under one protocol against Δμ under another, a point for each changed part, coloured by its layer.
 
     On the diagonal both protocols lose the same. A ring marks a gap with q ≤ `q` in either direction. A pair
-    of which one side is at chance is drawn in grey, without rings, and says so. The data is `gap` itself.
+    of which one side is at chance is drawn in grey, without rings, and says so; one with a side near chance has no
+    rings either. The data is `gap` itself.
 
     Args:
         gap: from `Run.protocol_gap`.
@@ -73,7 +79,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
         ax.scatter(x[marked], y[marked], s=70, facecolors="none", edgecolors="black", linewidths=1.1)
         if not unclear:
             ax.figure.colorbar(points, ax=ax, label="layer", shrink=0.8, ticks=MaxNLocator(integer=True))
-        note = ", at chance" if unclear else ""
+        note = ", at chance" if unclear else ", near chance: no rings" if _hides(rows, q) else ""
         ax.set(
             title=panel_title(str(task), f"(n {int(rows['n'].iloc[0])}{note})"),
             xlabel=f"Δμ under {first}",
@@ -90,7 +96,8 @@ def open_book_gap_by_depth(
 ) -> list[Axes]:
     """Draw Δμ with the book closed (dashed) and open (solid) against the layer: one panel per protocol.
 
-    A dot at the foot marks a layer whose two losses differ with q ≤ `q`. A protocol at chance on one side is grey.
+    A dot at the foot marks a layer whose two losses differ with q ≤ `q`. A protocol at chance on one side is grey,
+    one near chance on one side has no dots.
     Several heads of a layer are drawn as their mean. The data is `gap` itself.
 
     Args:
@@ -122,7 +129,7 @@ def open_book_gap_by_depth(
             feet = [foot] * len(marked)
             ax.plot(marked, feet, "o", color="black", markersize=4, label=f"they differ, q ≤ {q}")
         notes = ["other items" if pd.isna(rows["n"].iloc[0]) else f"n {int(rows['n'].iloc[0])}"]
-        notes += ["at chance"] * unclear
+        notes += ["at chance"] if unclear else ["near chance: no dots"] if _hides(rows, q) else []
         ax.set(title=f"{protocol} ({', '.join(notes)})", xlabel="layer", xlim=(-0.5, depth - 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         # Below the panel: inside it there is no corner that a line may not reach.

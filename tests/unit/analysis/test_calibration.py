@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,22 @@ def test_concentration_stays_in_its_interval_and_is_found() -> None:
     assert within(size, 0.05)
 
 
+def test_items_that_change_together_are_not_counted_as_evidence_of_their_own() -> None:
+    for power, rate in zip(*[iter(studies.clustered_q(0.25))] * 2, strict=True):
+        assert rate.before > 0.1
+        assert within(rate, 0.05)
+        assert power.now > 0.1
+    [row] = studies.clustered_concentration(0.25)
+    assert row.before > 0.2
+    assert within(row, 0.05)
+
+
+def test_gaps_are_covered() -> None:
+    rows = studies.gap_intervals(0.5)
+    assert min(row.before for row in rows) < 0.93
+    assert all(row.now >= 0.93 - 3 * np.sqrt(0.93 * 0.07 / row.runs) for row in rows)
+
+
 @pytest.mark.slow
 def test_tokens_and_rows_are_not_counted_as_evidence_of_their_own() -> None:
     [row] = studies.contrasts(0.5)
@@ -89,3 +106,15 @@ def test_the_table_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "| fidelity | six items, all 1 | lower end of the interval | 1 | 0.541 | below 1 | 1 |"
         in capsys.readouterr().out
     )
+
+
+def test_one_study_leaves_the_other_rows_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, place = tmp_path / "page.md", Path(__file__).parents[3] / "docs" / "calibration.md"
+    text = place.read_text(encoding="utf-8").replace("| 0.541 |", "| 9.99 |") + "\n## By hand\n\nkept\n"
+    there.write_text(text, encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["calibration", "--study", "fidelity", "--write", str(there)])
+    main()
+    written = there.read_text(encoding="utf-8")
+    assert "| 9.99 |" in text
+    assert "| 9.99 |" not in written
+    assert written == text.replace("| 9.99 |", "| 0.541 |")

@@ -104,3 +104,12 @@ def test_the_power_that_the_documentation_states(n: int, missed: float) -> None:
     marked = [at_chance(np.arange(n) < right, np.full(n, 0.25)) for right in range(n + 1)]
     weights = stats.binom.pmf(np.arange(n + 1), n, 0.4)
     assert weights[np.array(marked)].sum() == pytest.approx(missed, abs=0.005)
+
+
+def test_equal_right_answers_tell_nothing_of_knowledge() -> None:
+    """A model that is right every time and one that always gives the only right answer are the same."""
+    correct, half = np.ones(20, bool), np.full(20, 0.5)
+    assert at_chance(correct, half, ["yes"] * 20, ["yes"] * 20)
+    assert not at_chance(correct, half, ["yes"] * 19 + ["no"], ["yes"] * 19 + ["no"])
+    # A single item has no other that it could be like.
+    assert not at_chance(np.ones(1, bool), np.full(1, 0.04), ["yes"], ["yes"])

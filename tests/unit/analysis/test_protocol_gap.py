@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib
+
+matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +17,7 @@ from lensprune.analysis.intervals import tango
 from lensprune.analysis.protocol_gap import GAP_COLUMNS, clear_gaps, protocol_gap, task_gap
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
+from lensprune.results.figures.protocols import protocol_pairs
 from lensprune.runs.records import CellKey
 from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcomes_of, skip, table
@@ -218,6 +222,13 @@ def test_a_gap_from_the_floor_is_marked_and_not_clear() -> None:
     # Half of what is above chance under continuation, two thirds under generate.
     assert (row["relative_a"], row["relative_b"]) == pytest.approx((-0.045 / 0.09, -0.5 / 0.75))
     assert clear_gaps(gap.assign(floor=False)).all()
+    [ax] = protocol_pairs(gap)
+    assert "near chance: no rings" in ax.get_title()
+    [ax] = protocol_pairs(gap.assign(floor=False))
+    assert "near chance" not in ax.get_title()
+    # Where no gap would be clear, nothing is hidden.
+    [ax] = protocol_pairs(gap.assign(q_lower=0.5, q_higher=0.5))
+    assert "near chance" not in ax.get_title()
 
 
 def test_protocols_that_asked_other_items_are_paired_by_the_shared_ones() -> None:

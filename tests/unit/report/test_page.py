@@ -17,7 +17,7 @@ from lensprune.ablation.variants import Variant
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.results.browser_rows import browser_rows, shares_of
-from lensprune.results.compare import compare_page, runs_gap
+from lensprune.results.compare import _lead, compare_page, runs_gap
 from lensprune.results.page import write_report
 from lensprune.runs.records import CellKey
 from tests.helpers.made_runs import HOSTILE, N_LAYERS, heads_run, layers_run
@@ -185,3 +185,20 @@ def test_the_command_writes_both_pages(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "a")]) == 2
     assert "is given twice" in capsys.readouterr().err
+
+
+def test_the_lead_of_two_runs_counts_only_what_could_be_told() -> None:
+    """Ten changes of each cell; a task where the clean model guesses can't differ, whatever its changes do."""
+
+    def guesses(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
+        if task == "arithmetic":
+            return np.arange(n) < (n // 4 if variant.layer is None else 0)
+        return np.ones(n, bool) if variant.layer != 3 else np.arange(n) % 2 == 0
+
+    a = layers_run(protocols=("default",))
+    b = layers_run(protocols=("default",), right=guesses)
+    gap = runs_gap(a, b)
+    assert gap.loc[gap["task"] == "arithmetic", "at_chance"].all()
+    text = _lead(gap, 2)
+    assert text.startswith("2 of 10 changes that both runs measured differ with q ≤ 0.05")
+    assert "10 changes are at or near chance in one run" in text

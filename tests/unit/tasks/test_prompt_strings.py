@@ -28,7 +28,7 @@ def folder(tmp_path: Path, write_rows: RowsWriter) -> Path:
 
 
 def test_letters(folder: Path) -> None:
-    loaded = load_task("openbookqa", data_dir=folder, limit=1, shots=1)
+    loaded = load_task("openbookqa", data_dir=folder, limit=1, items="first", shots=1)
     shown = "A. thing 9a\nB. thing 9b\nC. thing 9c\nD. thing 9d\nAnswer:"
     asked = "A. thing 0a\nB. thing 0b\nC. thing 0c\nD. thing 0d\nAnswer:"
     expected = f"Which thing has the number 9\n{shown} B\n\nWhich thing has the number 0\n{asked}"
@@ -41,7 +41,7 @@ def test_letters(folder: Path) -> None:
 
 
 def test_option_text(folder: Path) -> None:
-    loaded = load_task("openbookqa", data_dir=folder, limit=1, shots=1)
+    loaded = load_task("openbookqa", data_dir=folder, limit=1, items="first", shots=1)
     expected = "Which thing has the number 9 thing 9b\n\nWhich thing has the number 0"
     assert prompt_strings(loaded.task.formats["continuation"], loaded.items[0]) == tuple(
         (expected, f" thing 0{letter}") for letter in "abcd"
@@ -49,7 +49,7 @@ def test_option_text(folder: Path) -> None:
 
 
 def test_open_book_shows_the_fact_of_examples_too(folder: Path) -> None:
-    loaded = load_task("openbookqa_open", data_dir=folder, limit=1, shots=1)
+    loaded = load_task("openbookqa_open", data_dir=folder, limit=1, items="first", shots=1)
     assert build_context(loaded.task.formats["continuation"], loaded.items[0]) == (
         "thing 9 has a number\nWhich thing has the number 9 thing 9b\n\n"
         "thing 0 has a number\nWhich thing has the number 0"
@@ -65,7 +65,7 @@ def test_partial_scoring(folder: Path) -> None:
 
 
 def test_worked_steps_and_bare_numbers(folder: Path) -> None:
-    loaded = load_task("gsm8k", data_dir=folder, limit=1, shots=1)
+    loaded = load_task("gsm8k", data_dir=folder, limit=1, items="first", shots=1)
     (example,) = loaded.items[0].fewshot
     asked = "Question: Ann has 0 pens and buys 2. How many has she?\nAnswer:"
     assert build_context(loaded.task.formats["generate"], loaded.items[0]) == (

@@ -1,0 +1,162 @@
+"""Noise of numbers: items that the clean model answers otherwise in other batches, by another executor, in float32."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from numpy import array, ndarray
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.engine import make_executor
+from lensprune.engine.base import Executor
+from lensprune.models.base import HookedModel
+from lensprune.models.load import open_model
+from lensprune.protocols import score_items
+from lensprune.runs.noise import NOISE_COLUMNS, noise_table
+from lensprune.runs.spec import SweepSpec
+from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
+from lensprune.sweeps.prepare import Condition, SweepJob, prepare
+from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN
+from lensprune.terminal import progress_bar
+
+__all__ = ["HALF", "noise", "with_noise"]
+
+logger = logging.getLogger("lensprune")
+
+HALF = ("bfloat16", "float16")
+"""Number types so coarse that batches change answers."""
+_OTHER_BATCHES = (256, 2048)
+_EXECUTORS = ("forked", "hooked")
+_FLOAT32_BYTES = 4
+_GPU_SHARE = 0.8
+
+
+def noise(
+    model: Any,
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] | str = ("default",),
+    *,
+    limit: int | None = None,
+    items: str = DRAWN,
+    shots: int | None = None,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    leave_out_repeated: bool = False,
+    chat_template: bool = False,
+    template_date: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    n_devices: int | None = None,
+    bos: str | None = None,
+    executor: str = "forked",
+    batch_tokens: int | None = None,
+    memory: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run the clean model again in other ways that should change nothing, and count the items that flip.
+
+    The ways: batches of other sizes, the other executor, and float32 (of a model that is given by name or path, where
+    it fits on the GPU). What flips there can flip in a sweep without any part being needed for it.
+
+    Args:
+        model: a name or path for `load_model`, or a loaded model.
+
+    The other arguments are those of `lensprune.sweep`.
+
+    Returns:
+        One row per (task, protocol, way): the columns `lensprune.runs.noise.NOISE_COLUMNS`.
+
+    Raises:
+        UserError: as `sweep`.
+    """
+    options = SweepOptions.given(variants=VariantSelection(), **option_values(locals(), SweepOptions))
+    job = prepare(model, options)
+    runner = make_executor(options.executor, job.model, options.batch_tokens, options.memory)
+    rows = _measured(job, runner, model, progress)
+    return noise_table(replace(job.spec, execution=replace(job.spec.execution, noise=rows)))[list(NOISE_COLUMNS)]
+
+
+def with_noise(
+    job: SweepJob, executor: Executor, model: Any, existing: SweepSpec | None, progress: bool = True
+) -> SweepJob:
+    """The same sweep with the noise of its numbers in its spec, where these are of half precision.
+
+    Args:
+        model: as the user gave it.
+        existing: spec of the run that is gone on with, whose noise is taken over.
+    """
+    if job.model.facts.dtype not in HALF:
+        return job
+    rows = existing.execution.noise if existing is not None else _measured(job, executor, model, progress)
+    return replace(job, spec=replace(job.spec, execution=replace(job.spec.execution, noise=rows)))
+
+
+def _measured(job: SweepJob, executor: Executor, model: Any, progress: bool) -> dict[str, dict[str, Any]]:
+    """By task and protocol: for each other way the ids of the items that are lost and won by it."""
+    ways = list(_other_ways(job, executor, model))
+    found: dict[str, dict[str, Any]] = {}
+    total = (1 + len(ways)) * sum(len(condition.requests) for condition in job.conditions)
+    with progress_bar(shown=progress, total=total, unit="request") as bar:
+        for condition in job.conditions:
+            task = condition.task.task.name
+            bar.set_description(f"noise of {task} {condition.protocol}")
+            clean = _answered(executor, condition, bar.update)
+            names = [own.item.id for own in condition.items]
+            rows = {}
+            for name, other in ways:
+                changed = _answered(other, condition, bar.update)
+                rows[name] = {
+                    "lost": [item for item, flag in zip(names, clean & ~changed, strict=True) if flag],
+                    "won": [item for item, flag in zip(names, ~clean & changed, strict=True) if flag],
+                }
+            found.setdefault(task, {})[condition.protocol] = rows
+    return found
+
+
+def _answered(executor: Executor, condition: Condition, progress: Any) -> Bool[ndarray, " item"]:
+    """Whether the clean model is right, item by item."""
+    [answered] = executor.run(condition.requests, [CLEAN], progress=progress)
+    outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
+    return array([outcome.correct for outcome in outcomes], bool)
+
+
+def _other_ways(job: SweepJob, executor: Executor, model: Any) -> Iterator[tuple[str, Executor]]:
+    """Names and executors that should give the numbers of `executor`."""
+    options = job.options
+    for tokens in _OTHER_BATCHES:
+        if tokens != options.batch_tokens:
+            yield f"batches of {tokens} tokens", make_executor(executor.name, job.model, tokens, options.memory)
+    for name in _EXECUTORS:
+        if name != executor.name:
+            other = make_executor(name, job.model, options.batch_tokens, options.memory)
+            if other.name == name:
+                yield name, other
+    full = None if job.model.facts.dtype == "float32" else _in_float32(job.model, model, options)
+    if full is not None:
+        yield "float32", make_executor(executor.name, full, options.batch_tokens, options.memory)
+
+
+def _in_float32(hooked: HookedModel, model: Any, options: SweepOptions) -> HookedModel | None:
+    """The model loaded again; ``None``, with a warning, where that can't be done."""
+    if not isinstance(model, (str, Path)):
+        logger.warning("the noise in float32 is left out: a loaded model can't be loaded again, give its name or path")
+        return None
+    device = torch.device(hooked.facts.device)
+    if device.type == "cuda":
+        needed = _FLOAT32_BYTES * sum(weight.numel() for weight in hooked.module.parameters())
+        free = _GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+        if needed > free:
+            logger.warning(
+                f"the noise in float32 is left out: the weights take {needed / 2**30:.1f} GiB, the GPU has "
+                f"{free / 2**30:.1f} GiB to spare"
+            )
+            return None
+    return open_model(model, **{**option_values(options, Loading, Splitting), "dtype": "float32"})

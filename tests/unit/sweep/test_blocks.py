@@ -1,0 +1,220 @@
+"""Sweeps that stop early, against a run of all items: the same records and the verdicts worked out from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import lensprune as lp
+from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.sequential import Looks, loss_p
+from lensprune.analysis.summary import read_group
+from lensprune.errors import UserError
+from lensprune.results.text import top_variants
+from lensprune.runs.store import RunStore
+from lensprune.sweeps.blocks import decided, next_block
+from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.selection import VariantSelection
+from tests.helpers.sweeps import sweep
+from tests.helpers.tiny_models import folder
+
+TASK, PROTOCOL = "arithmetic", "continuation"
+LOOKS = (20, 40, 80)
+HEADS = VariantSelection("heads", "zero")
+ASKED: dict[str, Any] = {"tasks": TASK, "protocols": PROTOCOL, "variants": HEADS, "limit": None}
+EARLY: dict[str, Any] = {**ASKED, "lost_more_than": 0.02, "looks": "20,40,80"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return folder("llama")
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path) -> lp.Run:
+    return sweep(model, **{**ASKED, "limit": LOOKS[-1]})
+
+
+@pytest.fixture(scope="module")
+def early(model: Path) -> lp.Run:
+    return sweep(model, **EARLY)
+
+
+def changes_of(run: lp.Run) -> pd.DataFrame:
+    """Item × variant: outcome minus the clean one, in the order in which items were asked."""
+    records = run.records()
+    order = records.loc[records["variant"] == "clean", "item_id"]
+    right = records.pivot(index="item_id", columns="variant", values="correct").loc[order].astype(float)
+    return right.drop(columns="clean").sub(right["clean"], axis=0)
+
+
+def asked_by_hand(changes: pd.DataFrame) -> tuple[dict[str, int], dict[str, bool]]:
+    """Items and verdict of each variant."""
+    looks, going = Looks(LOOKS, 0.02), np.ones(changes.shape[1], bool)
+    rows, asked, named = [], np.zeros(changes.shape[1], int), going & False
+    for n in LOOKS:
+        asked[going] = n
+        own = changes.to_numpy()[:n]
+        rows.append(np.where(going, loss_p((own < 0).sum(axis=0), (own > 0).sum(axis=0), n, 0.02), np.nan))
+        named, further = looks.verdicts(np.stack(rows))
+        going = going & further
+        if not going.any():
+            break
+    return dict(zip(changes.columns, asked.tolist(), strict=True)), dict(
+        zip(changes.columns, named.tolist(), strict=True)
+    )
+
+
+def test_every_variant_is_asked_as_many_items_as_its_verdict_takes(whole: lp.Run, early: lp.Run) -> None:
+    asked, named = asked_by_hand(changes_of(whole))
+    assert len(set(asked.values())) > 1, "some stop and some go on"
+    summary = early.summary().set_index("variant")
+    assert summary["n"].drop("clean").to_dict() == asked
+    assert (summary["q_loss"].drop("clean") <= 0.05).to_dict() == named
+    assert summary.loc["clean", "n"] == max(asked.values())
+    full = whole.records().set_index(["variant", "item_id"])
+    records = early.records()
+    for name, rows in records.groupby("variant"):
+        ids = whole.records(str(name))["item_id"].tolist()
+        assert rows["item_id"].tolist() == ids[: len(rows)]
+        expected = full.loc[[(name, item) for item in ids[: len(rows)]], "gold_logprob"]
+        assert rows["gold_logprob"].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-5)
+
+
+def test_the_clean_model_is_compared_on_the_same_items(whole: lp.Run, early: lp.Run) -> None:
+    changes, clean = changes_of(whole), whole.records("clean")["correct"].to_numpy()
+    looks = Looks(LOOKS, 0.02)
+    for row in early.summary().itertuples():
+        if row.variant != "clean":
+            own = changes[row.variant].to_numpy()[: row.n]
+            assert row.delta == pytest.approx(own.mean())
+            assert row.accuracy_clean == pytest.approx(clean[: row.n].mean())
+            low, high = looks.intervals(np.array([(own < 0).sum()]), np.array([(own > 0).sum()]), LOOKS.index(row.n))
+            assert (row.ci_low, row.ci_high) == (pytest.approx(low[0]), pytest.approx(high[0]))
+            assert np.isnan(row.q_gain)
+
+
+def test_item_by_item_analyses_take_the_block_that_all_share(early: lp.Run) -> None:
+    shared = int(early.summary()["n"].min())
+    [effects] = early.effects()
+    assert effects.differences.shape[0] == shared
+    group = read_group(early, TASK, PROTOCOL)
+    assert group is not None
+    assert {len(cell.correct) for cell in group.cells.values()} == {shared}
+    assert (early.concentration()["n"] == shared).all()
+
+
+def test_pages_figures_and_items(early: lp.Run, tmp_path: Path) -> None:
+    early.save(tmp_path / "run")
+    again = lp.Run.load(tmp_path / "run")
+    assert again.summary().equals(early.summary())
+    assert again.report().stat().st_size > 10_000
+    sizes = early.summary().set_index("variant")["n"]
+    last = early.records("clean")["item_id"].iloc[-1]
+    view = early.item(last)
+    assert set(view.answers["variant"]) == set(sizes.index[sizes == sizes["clean"]])
+    prompts = early.records(prompts=True)
+    assert prompts.groupby("item_id")["prompt"].nunique().eq(1).all()
+    text = top_variants(early.summary(), TASK, PROTOCOL)
+    assert "at chance" in text or "  n" in text
+
+
+@pytest.mark.parametrize("after", [3, 20, 30])
+def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
+    model: Path, early: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    out, written, write = tmp_path / "run", 0, RunStore.write
+
+    def stop(store: RunStore, *args: Any) -> None:
+        nonlocal written
+        if written == after:
+            raise KeyboardInterrupt
+        written += 1
+        write(store, *args)
+
+    monkeypatch.setattr(RunStore, "write", stop)
+    with pytest.raises(KeyboardInterrupt, match="lensprune resume"):
+        sweep(model, out, **EARLY)
+    monkeypatch.undo()
+    assert not decided(lp.Run.load(out))
+    resumed = lp.resume(out, progress=False)
+    assert resumed.summary().equals(early.summary())
+    assert len(list((out / "records").glob("*.parquet"))) == early.n_stored
+    assert not (out / "damaged").exists()
+    assert next_block(resumed, TASK, PROTOCOL) is None
+    # Finished, it is only summarised again.
+    monkeypatch.setattr("lensprune.sweeps.run.run_sweep", lambda *args, **options: pytest.fail("it runs again"))
+    assert lp.resume(out, progress=False).summary().equals(early.summary())
+
+
+def test_until_narrow(model: Path, whole: lp.Run) -> None:
+    run = sweep(model, **{**ASKED, "limit": 80, "until_width": 0.2})
+    changes = changes_of(whole)
+    for row in run.summary().itertuples():
+        if row.variant == "clean":
+            continue
+        widths = {}
+        for n in (25, 50, 75, 80):
+            own = mean_intervals(changes[[row.variant]].to_numpy()[:n])
+            widths[n] = float(own.high[0] - own.low[0])
+        assert row.n == next((n for n, width in widths.items() if width <= 0.2), 80)
+        assert row.ci_high - row.ci_low == pytest.approx(widths[row.n])
+    assert run.summary()["n"].nunique() > 1
+
+
+def test_screened_heads_stop_early_too(model: Path) -> None:
+    run = sweep(model, **EARLY, screen=0.25)
+    assert run.spec.screen is not None
+    assert len(run.spec.variants) < 1 + run.spec.n_layers * run.spec.n_heads
+    assert decided(run)
+
+
+def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path) -> None:
+    run = sweep(
+        model,
+        **{**EARLY, "tasks": "facts", "looks": "100,333", "shots": 0, "variants": VariantSelection("layers", "skip")},
+    )
+    asked = run.questions("facts", PROTOCOL).column("item_id").to_pylist()
+    assert asked[:100] == [item.id for item in lp.load_task("facts", limit=100, shots=0).items]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lost_more_than": 0.05}, "needs a cap"),
+        ({"until_width": 0.1}, "needs a cap"),
+        ({"lost_more_than": 1.5, "limit": 9}, r"margin 1\.5 is not a loss"),
+        ({"until_width": 0.0, "limit": 9}, "width 0"),
+        ({"looks": "10,20"}, "without a loss to look for"),
+        ({"q": 0.1}, "without a loss to look for"),
+        ({"lost_more_than": 0.05, "looks": "20,10"}, "expected numbers of items that rise"),
+        ({"lost_more_than": 0.05, "looks": "a"}, "looks 'a': expected numbers"),
+        ({"lost_more_than": 0.05, "looks": "10,20", "limit": 30}, "limit 30 is not the last of the looks"),
+        ({"lost_more_than": 0.05, "until_width": 0.1, "limit": 30}, "choose one"),
+        ({"lost_more_than": 0.05, "limit": 30, "executor": "ray"}, "leave executor ray out"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SweepOptions.given("facts", "generate", "layers", **options)
+
+
+def test_more_items_than_there_are(model: Path) -> None:
+    with pytest.raises(UserError, match="task 'facts' has 333 items, fewer than the last look at 1000"):
+        sweep(model, **{**EARLY, "tasks": "facts", "looks": "100,1000"})
+
+
+def test_even_looks_up_to_the_limit() -> None:
+    options = SweepOptions.given("facts", "generate", "layers", lost_more_than=0.05, limit=50)
+    assert options.stopping == Looks((13, 25, 38, 50), 0.05)
+
+
+def test_other_looks_are_another_run(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    sweep(model, out, **EARLY)
+    with pytest.raises(UserError, match="holds another run"):
+        sweep(model, out, **{**EARLY, "looks": "20,40,60,80"})
