@@ -48,10 +48,9 @@ def test_it_opens_with_a_question_and_ends_with_its_answer(path: Path) -> None:
     assert "**Try** " in last
     [target] = re.findall(r"\*\*Next:\*\* .*?\]\((\w+\.ipynb)\)", last)
     assert (path.parent / target).is_file()
-    # A number of the answer is one that the notebook prints.
+    # A number of the answer is one that the notebook prints, or the threshold of q.
     printed = "\n".join(_shown(cell) for cell in code_cells(notebook))
-    numbers = {number for number in _DECIMAL.findall(last) if not re.search(rf"arXiv {re.escape(number)}", last)}
-    assert {number for number in numbers if number not in _DECIMAL.findall(printed)} == set()
+    assert set(_DECIMAL.findall(last)) - set(_DECIMAL.findall(printed)) <= {"0.05"}
 
 
 def _shown(cell: Any) -> str:
