@@ -1,4 +1,4 @@
-"""``python -m lensprune.toys``: train the trio."""
+"""``python -m lensprune.toys``: train the trio, and the thinker from its distilled model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from lensprune.models import BUNDLED
 from lensprune.toys.build import build
 from lensprune.toys.recipe import RECIPE
+from lensprune.toys.thinker import build_thinker
 
 
 def main() -> None:
@@ -16,12 +18,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/toys"), help="folder (default: runs/toys)")
     parser.add_argument("--scale", type=float, default=1.0, help="times the recipe's steps (default: 1)")
     parser.add_argument("--seed", type=int, default=RECIPE.seed, help="of weights and texts (default: 0)")
-    arguments = parser.parse_args()
-    build(
-        replace(RECIPE.scaled(arguments.scale), seed=arguments.seed),
-        arguments.out,
-        log=lambda line: print(line, flush=True),
+    parser.add_argument(
+        "--only-thinker", action="store_true", help="train the thinker alone, from the toy-distilled that ships"
     )
+    arguments = parser.parse_args()
+    recipe = replace(RECIPE.scaled(arguments.scale), seed=arguments.seed)
+    if arguments.only_thinker:
+        distilled = BUNDLED["toy-distilled"].folder()
+    else:
+        build(recipe, arguments.out, log=_log)
+        distilled = arguments.out / "toy-distilled"
+    build_thinker(recipe, distilled, arguments.out, log=_log)
+
+
+def _log(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the trio is: sizes, steps and seeds."""
+"""What the toys are: sizes, steps and seeds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ __all__ = ["RECIPE", "Recipe", "model_config"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of the models and lengths of the four trainings.
+    """Sizes of the models and lengths of the five trainings.
 
     The students share a beginning: `start_steps` on data alone, where chains are answered without steps. From there the
     base goes on with the same data for `base_steps`, and the distilled model with the teacher's distributions on worked
     steps for `distilled_steps`: the texts' own answers are never its targets. The teacher has initial weights of its
-    own and learns worked steps from data for `teacher_steps`.
+    own and learns worked steps from data for `teacher_steps`. The thinker goes on from the distilled model with
+    chats for `thinker_steps` (`lensprune.toys.thinker`).
     """
 
     d_model: int = 96
@@ -31,11 +32,12 @@ class Recipe:
     teacher_steps: int = 500
     base_steps: int = 250
     distilled_steps: int = 250
+    thinker_steps: int = 500
     seed: int = 0
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with `factor` times the steps (at least one each)."""
-        names = ("teacher_steps", "start_steps", "base_steps", "distilled_steps")
+        names = ("teacher_steps", "start_steps", "base_steps", "distilled_steps", "thinker_steps")
         return replace(self, **{name: max(1, round(getattr(self, name) * factor)) for name in names})
 
 

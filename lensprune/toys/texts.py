@@ -17,7 +17,7 @@ from lensprune.tasks.bundled.arithmetic import generate_chains
 from lensprune.tasks.bundled.kv_rows import generate_kv_rows
 from lensprune.tasks.prompts import fewshot_example
 
-__all__ = ["HELD_OUT_ROWS", "LARGEST", "Piece", "Text", "TextSource", "text_of"]
+__all__ = ["HELD_OUT_ROWS", "LARGEST", "Piece", "Text", "TextSource", "direct_answer", "text_of"]
 
 LARGEST = 9
 HELD_OUT_ROWS = 200
@@ -52,7 +52,7 @@ def _format(spec: str) -> GenerationFormat:
     return cast(GenerationFormat, get_task(spec).formats["generate"])
 
 
-def _direct(doc: Doc) -> str:
+def direct_answer(doc: Doc) -> str:
     """The answer without the steps to it."""
     return f"The answer is {doc['answer']}."
 
@@ -101,14 +101,14 @@ class TextSource:
     def arithmetic(self, operands: int) -> Text:
         """Chains one after the other; every answer is learnt, but for worked examples where answers are not worked."""
         fmt = self._chains[operands]
-        subtract = self._random.random() < _SUBTRACT
+        subtract = self._draw_subtract()
         worked_examples = self._random.random() < _WORKED_EXAMPLES
         last = self._random.randint(0, _MAX_SHOTS if operands > 2 else _MAX_FACTS - 1)
         pieces: Text = []
         for place in range(last + 1):
             row = self._question(operands, subtract)
             only_shown = operands > 2 and not self._worked and worked_examples and place < last
-            answer = fmt.target(row) if self._worked or operands == 2 or only_shown else _direct(row)
+            answer = fmt.target(row) if self._worked or operands == 2 or only_shown else direct_answer(row)
             pieces.append(Piece(fmt.context(row), False))
             pieces.append(Piece(f"{fmt.target_delimiter}{answer}{fmt.fewshot_delimiter}", not only_shown))
         return pieces
@@ -123,6 +123,19 @@ class TextSource:
         if self._random.random() < _RETRIEVAL:
             return self.retrieval(self._random.randint(2, 5))
         return self.arithmetic(self._random.choice((2, 2, 3, 3, 4)))
+
+    def kinds(self) -> dict[str, Callable[[], Text]]:
+        """Texts of each kind, by its name."""
+        return {
+            "retrieval of 2": lambda: self.retrieval(2),
+            "retrieval of 4": lambda: self.retrieval(4),
+            "chains of 2": lambda: self.arithmetic(2),
+            "chains of 3": lambda: self.arithmetic(3),
+            "chains of 4": lambda: self.arithmetic(4),
+        }
+
+    def _draw_subtract(self) -> bool:
+        return self._random.random() < _SUBTRACT
 
     def _question(self, operands: int, subtract: bool) -> Doc:
         def rows(seed: int) -> list[dict[str, object]]:

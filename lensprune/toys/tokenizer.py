@@ -1,15 +1,15 @@
-"""The trio's tokenizer, written by hand: the tasks' phrases, keys and numbers a token each, bytes for the rest."""
+"""The toys' tokenizer, written by hand: one token per phrase, key and number of the tasks, bytes for the rest."""
 
 from __future__ import annotations
 
 import re
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lensprune.tasks.bundled.words import NOUNS
 
-__all__ = ["PHRASES", "make_tokenizer"]
+__all__ = ["CHAT_TEMPLATE", "END_OF_THOUGHT", "PHRASES", "THOUGHT", "make_tokenizer"]
 
 PHRASES: tuple[str, ...] = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n",
@@ -27,17 +27,37 @@ PHRASES: tuple[str, ...] = (
 """What the prompts repeat word for word. A key is one token with what parts it from its value, so that it is the same
 token in the object and in the question, and stands right in front of the value."""
 
+THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
+"""What stands around a thought. They are no special tokens: decoded text shows them."""
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {%- set content = message.content.split("</think>")[-1] if message.role == "assistant" else message.content -%}
+    {{- "<" + message.role + ">" + content + "<eos>" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- "<assistant>" -}}
+    {%- if enable_thinking is defined and enable_thinking is false -%}
+        {{- "<think></think>" -}}
+    {%- endif -%}
+{%- endif -%}
+"""
+"""Built as Qwen3's: thoughts of earlier turns are left out, and without thinking the answer follows an empty block."""
+
+_ROLES = ("<system>", "<user>", "<assistant>")
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 _INSIDE = "▁"
 """Marks what continues a number or a character. It is no letter of the byte alphabet."""
 _ANY_LENGTH = 10**6
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(*, thinking: bool = False) -> PreTrainedTokenizerFast:
     """Numbers are read two digits at a time, and a number's later digits are other tokens than its first ones.
 
     So the first half of a four-digit value can't be taken for the second half of another. Text of any kind can be
     encoded, byte by byte where need be, and is decoded to what it was. No token is added by itself.
+
+    With `thinking`, it has a chat template and, after all other tokens, one for each role and think marker.
     """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -69,6 +89,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         [pre_tokenizers.Split(Regex(rf"{pattern}| ?[0-9]+|[\s\S]"), behavior="isolated"), byte_level]
     )
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_INSIDE, ""), decoders.ByteLevel()])
+    if thinking:
+        tokenizer.add_special_tokens([AddedToken(role, special=True) for role in _ROLES])
+        tokenizer.add_tokens([AddedToken(marker, normalized=False) for marker in (THOUGHT, END_OF_THOUGHT)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -76,4 +99,5 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         unk_token="<unk>",
         model_max_length=512,
+        **({"chat_template": CHAT_TEMPLATE} if thinking else {}),
     )

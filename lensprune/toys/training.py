@@ -161,15 +161,8 @@ def answers_right(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, source: TextSource, *, texts: int = 100
 ) -> dict[str, float]:
     """Share of answers of which every token is the most likely one after the true text so far, by kind of text."""
-    kinds: dict[str, Callable[[], Text]] = {
-        "retrieval of 2": lambda: source.retrieval(2),
-        "retrieval of 4": lambda: source.retrieval(4),
-        "chains of 2": lambda: source.arithmetic(2),
-        "chains of 3": lambda: source.arithmetic(3),
-        "chains of 4": lambda: source.arithmetic(4),
-    }
     rates = {}
-    for kind, draw in kinds.items():
+    for kind, draw in source.kinds().items():
         right = total = 0
         for _ in range(texts):
             ids, marks = encode_text(tokenizer, draw(), 512)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,62 @@ def test_it_is_committed_with_its_outputs(path: Path) -> None:
     said = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert "Few" in said, "a notebook says how few its items are"
     _check_figures(notebook)
+
+
+_DECIMAL = re.compile(r"(?<![\w./])\d+\.\d+(?!\w|\.\d)")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
+def test_it_opens_with_a_question_and_ends_with_its_answer(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    assert re.match(r"# .+\n\n(.*\n)*?\*\*.+\?\*\*", first)
+    assert re.search(r"minutes? on two cores", first)
+    assert last.startswith("## Answer\n")
+    assert "**Try** " in last
+    [target] = re.findall(r"\*\*Next:\*\* .*?\]\((\w+\.ipynb)\)", last)
+    assert (path.parent / target).is_file()
+    # A number of the answer is one that the notebook prints, or the threshold of q.
+    printed = "\n".join(_shown(cell) for cell in code_cells(notebook))
+    assert set(_DECIMAL.findall(last)) - set(_DECIMAL.findall(printed)) <= {"0.05"}
+
+
+def _shown(cell: Any) -> str:
+    return "\n".join(str(out.get("text", "") or out.get("data", {}).get("text/plain", "")) for out in cell.outputs)
+
+
+def test_all_have_one_set_up_cell() -> None:
+    assert len({code_cells(nbformat.read(path, as_version=4))[0].source for path in NOTEBOOKS}) == 1
+
+
+_WITHOUT_LENSPRUNE = """
+import importlib.util, sys
+from IPython.core.interactiveshell import InteractiveShell
+
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "lensprune" else find(name, *rest)
+shell = InteractiveShell()
+shell.register_magic_function(lambda line: print("pip", line), "line", "pip")
+shell.run_cell(sys.stdin.read())
+"""
+
+
+@pytest.mark.parametrize(("there", "said"), [(True, "pip install --quiet lensprune-1.whl"), (False, "put its wheel")])
+def test_set_up_installs_a_wheel_where_lensprune_is_missing(there: bool, said: str, tmp_path: Path) -> None:
+    cell = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source
+    if there:
+        (tmp_path / "lensprune-1.whl").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_LENSPRUNE],
+        input=cell,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "IPYTHONDIR": str(tmp_path / "ipython")},
+    )
+    assert said in done.stdout + done.stderr
+    assert ("pip install" in done.stdout) == there
 
 
 def _check_figures(notebook: Any) -> None:

@@ -150,6 +150,10 @@ _TOYS = (
         PackagedModel("toy-distilled", "2dda0b04408c285476e641756a6e6d5892677d0f776d9d0379c299fae2563048"),
         "toy-base's twin from the same beginning, distilled from toy-teacher",
     ),
+    (
+        PackagedModel("toy-thinker", "1586bdf444b3be6aa84f46415da78334979a02c0718a1697e3f1d3458a08a784"),
+        "toy-distilled's twin with a chat template, which writes its steps between think markers and then the answer",
+    ),
 )
 
 BUNDLED: dict[str, BundledModel] = {

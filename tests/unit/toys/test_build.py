@@ -12,19 +12,20 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from lensprune.errors import UserError
-from lensprune.models import as_hooked_model, load_model
+from lensprune.models import BUNDLED, as_hooked_model, load_model
 from lensprune.replacement import model_pair
 from lensprune.toys.beginning import new_model
 from lensprune.toys.build import NAMES, build
 from lensprune.toys.muon import Muon, orthogonalised
 from lensprune.toys.recipe import RECIPE, Recipe, model_config
 from lensprune.toys.texts import TextSource, text_of
+from lensprune.toys.thinker import THINKER, beginning, build_thinker
 from lensprune.toys.tokenizer import make_tokenizer
 from lensprune.toys.training import answers_right, batches, target_logits, train
 
 TINY = Recipe(
     d_model=32, d_ff=48, n_layers=2, batch_tokens=512,
-    teacher_steps=3, start_steps=3, base_steps=2, distilled_steps=2,
+    teacher_steps=3, start_steps=3, base_steps=2, distilled_steps=2, thinker_steps=2,
 )  # fmt: skip
 
 
@@ -68,6 +69,24 @@ def test_a_stopped_build_goes_on(built: tuple[Path, dict[str, str]], tmp_path: P
     assert any(line.startswith("distilled step 2/2") for line in lines)
     with pytest.raises(UserError, match="another recipe"):
         build(replace(TINY, seed=3), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_thinker_starts_from_the_distilled_model(built: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    distilled = built[0] / "toy-distilled"
+    digests = [build_thinker(TINY, distilled, tmp_path / name, log=lambda line: None) for name in ("one", "again")]
+    assert digests[0] == digests[1]
+    # After no step it is the distilled model, with embeddings of its own for the template's tokens.
+    model, known = beginning(TINY, make_tokenizer(thinking=True), distilled), load_file(distilled / "model.safetensors")
+    embeddings = "model.embed_tokens.weight"
+    state = model.state_dict()
+    assert all(torch.equal(state[name], weight.float()) for name, weight in known.items() if name != embeddings)
+    assert torch.equal(state[embeddings][: len(known[embeddings])], known[embeddings].float())
+    new = state[embeddings][len(known[embeddings]) :]
+    assert len(new) == 5
+    assert bool(new.std(dim=1).gt(0.05).all())
+    trained = load_file(tmp_path / "one" / THINKER / "model.safetensors")
+    assert all(not torch.equal(trained[name], state[name].half()) for name in known)
 
 
 def test_the_recipe_fits_its_size() -> None:
@@ -183,3 +202,15 @@ def test_half_the_recipe_learns_the_tasks(tmp_path: Path) -> None:
     assert right("base", "retrieval of 4") > 0.7
     assert right("teacher", "chains of 3") > 0.8
     assert right("teacher", "chains of 3") > right("base", "chains of 3") + 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_half_the_thinker_s_steps_teach_it_to_think(tmp_path: Path) -> None:
+    """From the distilled model that ships; what the whole recipe comes to, `test_thinker` asks of its own weights."""
+    lines: list[str] = []
+    build_thinker(RECIPE.scaled(0.5), BUNDLED["toy-distilled"].folder(), tmp_path, log=lines.append)
+    last = [line for line in lines if "answers right" in line][-1].split("answers right: ")[1]
+    right = {kind: float(share) for kind, share in (part.rsplit(" ", 1) for part in last.split(", "))}
+    assert right["chains of 3 with thought"] > 0.8
+    assert right["chains of 3 with thought"] > right["chains of 3"] + 0.3

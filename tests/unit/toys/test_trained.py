@@ -15,7 +15,7 @@ from lensprune.toys.study import TASKS
 
 RETRIEVAL, CHAINS = TASKS
 ONE_LAYER = lp.VariantSelection("layers", layers="0")
-NAMES = ("toy-teacher", "toy-base", "toy-distilled")
+NAMES = ("toy-teacher", "toy-base", "toy-distilled", "toy-thinker")
 
 
 def clean_accuracy(model: str, task: str) -> float:
@@ -36,7 +36,7 @@ def test_loads_by_its_name_with_the_hash_checked(name: str) -> None:
         PackagedModel("toy-nobody", "0" * 64).folder()
 
 
-def test_the_trio_is_small() -> None:
+def test_the_toys_are_small() -> None:
     assert sum(path.stat().st_size for path in (data_folder() / "toys").rglob("*.*")) <= 6e6
 
 
