@@ -58,7 +58,7 @@ class CellStore(Protocol):
         """The questions of one (task, protocol), in the order of its records."""
         ...
 
-    def answer_log(self, task: str, protocol: str) -> AbstractContextManager[AnswerLog | None]:
+    def answer_log(self, task: str, protocol: str, block: int = 0) -> AbstractContextManager[AnswerLog | None]:
         """While it is open: where answers of unfinished cells of one (task, protocol) are kept, if anywhere."""
         ...
 
@@ -86,7 +86,7 @@ class MemoryStore:
     def questions(self, task: str, protocol: str) -> pa.Table:
         return self._questions[task, protocol]
 
-    def answer_log(self, task: str, protocol: str) -> AbstractContextManager[None]:
+    def answer_log(self, task: str, protocol: str, block: int = 0) -> AbstractContextManager[None]:
         return nullcontext()
 
 
@@ -199,7 +199,7 @@ class RunStore:
     CHECKSUM one of the file's bytes: name and contents appear together, in one rename. The questions of a (task,
     protocol), which all its cells share, are ``questions/TASK.PROTOCOL.ID.CHECKSUM.parquet``, written before any cell;
     the spec has their hash. A file that is not what its name says is moved to ``damaged/`` and counts as missing.
-    ``answers/TASK.PROTOCOL.ID.jsonl`` holds answers of cells that are not finished, see `AnswerLog`.
+    ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl`` holds answers of cells that are not finished, see `AnswerLog`.
     """
 
     def __init__(self, folder: Path, spec: SweepSpec) -> None:
@@ -394,8 +394,8 @@ class RunStore:
             raise UserError(f"{path} holds other questions than those of the run: {again}")
         return table
 
-    def answer_log(self, task: str, protocol: str) -> AnswerLog:
-        return AnswerLog(self.folder / "answers" / f"{_questions_stem(task, protocol)}.jsonl")
+    def answer_log(self, task: str, protocol: str, block: int = 0) -> AnswerLog:
+        return AnswerLog(self.folder / "answers" / f"{_questions_stem(task, protocol)}.{block}.jsonl")
 
     def _questions_hash(self, task: str, protocol: str) -> str | None:
         cells = self.spec.cells

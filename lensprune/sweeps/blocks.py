@@ -11,6 +11,7 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.stopping import further, stopping_of
 from lensprune.analysis.summary import read_group
 from lensprune.engine.base import Executor, ProgressCallback
+from lensprune.runs.answers import AnswerLog
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.sweeps.cells import measure_cells
@@ -52,7 +53,13 @@ def decided(outcomes: Outcomes) -> bool:
 
 
 def measure_block(
-    job: SweepJob, condition: Condition, block: int, names: list[str], executor: Executor, progress: ProgressCallback
+    job: SweepJob,
+    condition: Condition,
+    block: int,
+    names: list[str],
+    executor: Executor,
+    progress: ProgressCallback,
+    log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
     """As `measure_cells`, of one block of the items."""
     stopping = job.options.stopping
@@ -60,5 +67,5 @@ def measure_block(
     start, stop = (0, *stopping.items)[block : block + 2]
     part = replace(condition, items=condition.items[start:stop], chances=condition.chances[start:stop])
     variants = [variant for variant in job.variants if variant.name in names]
-    for key, table in measure_cells(job, part, variants, executor, progress):
+    for key, table in measure_cells(job, part, variants, executor, progress, log):
         yield key._replace(block=block), table

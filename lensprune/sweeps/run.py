@@ -200,8 +200,9 @@ def _execute_blocks(job: SweepJob, executor: Executor, store: CellStore, bar: An
             block, names = found
             going = sum(name != CLEAN.name for name in names)
             bar.set_description(f"{cell[0]} {cell[1]}: block {block + 1}, {going} of {len(job.variants) - 1} undecided")
-            for key, table in measure_block(job, condition, block, names, executor, bar.update):
-                store.write(key, table)
+            with store.answer_log(*cell, block) as log:
+                for key, table in measure_block(job, condition, block, names, executor, bar.update, log):
+                    store.write(key, table)
 
 
 def resume(
