@@ -1,8 +1,8 @@
 """Answers of cells that are not finished, so that a run which is stopped in the middle of long work loses little of it.
 
-One file per (task, protocol), ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl``, appended to every few seconds. A line is a checksum
-and one answer; a line that a kill cut short doesn't fit its checksum and is ignored. The file goes when its cells are
-stored.
+One file per (task, protocol) and block, ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl``, appended to every few seconds. A
+line is a checksum and one answer; a line that a kill cut short doesn't fit its checksum and is ignored. The file goes
+when its cells are stored.
 """
 
 from __future__ import annotations
