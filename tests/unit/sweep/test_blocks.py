@@ -123,7 +123,7 @@ def test_pages_figures_and_items(early: lp.Run, tmp_path: Path) -> None:
     assert "at chance" in text or "  n" in text
 
 
-@pytest.mark.parametrize("after", [3, 20, 30])
+@pytest.mark.parametrize("after", [3, 14])
 def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     model: Path, early: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -169,7 +169,7 @@ def test_until_narrow(model: Path, whole: lp.Run) -> None:
 def test_screened_heads_stop_early_too(model: Path) -> None:
     run = sweep(model, **EARLY, screen=0.25)
     assert run.spec.screen is not None
-    assert len(run.spec.variants) < 1 + run.spec.n_layers * run.spec.n_heads
+    assert set(run.summary()["variant"]) == {"clean", *run.spec.screen["measured"]}
     assert decided(run)
 
 
