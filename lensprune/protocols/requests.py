@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
+    "ForcedEnd",
     "GenerateRequest",
     "GenerateResponse",
     "LoglikelihoodRequest",
     "LoglikelihoodResponse",
     "Request",
     "Response",
+    "Sampling",
     "StopReason",
 ]
 
@@ -36,15 +38,41 @@ class LoglikelihoodRequest:
 
 
 @dataclass(frozen=True)
-class GenerateRequest:
-    """Greedy generation after `context_ids` until one of the strings `until`, EOS, or `max_new_tokens`.
+class Sampling:
+    """How tokens are drawn: the random number of a token depends on `seed`, the item, `sample` and the position alone.
 
-    `item`: as in `LoglikelihoodRequest`.
+    `temperature` > 0; `top_p` in (0, 1], 1 for all; `top_k` tokens, 0 for all; `sample` counts repeats of one item.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class ForcedEnd:
+    """An end that is forced on a stretch of text: once `after` tokens were generated without `marker_ids` among them,
+    `forced_ids` follow, whatever the model would have chosen, and generation goes on."""
+
+    after: int
+    marker_ids: tuple[int, ...]
+    forced_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Generation after `context_ids` until one of the strings `until`, EOS, or `max_new_tokens`.
+
+    Greedy without `sampling`. `forced_end`: a thinking budget. `item`: as in `LoglikelihoodRequest`.
     """
 
     context_ids: tuple[int, ...]
     until: tuple[str, ...]
     max_new_tokens: int
+    sampling: Sampling | None = None
+    forced_end: ForcedEnd | None = None
     item: str | None = field(default=None, compare=False)
 
 
