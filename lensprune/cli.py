@@ -34,6 +34,7 @@ from lensprune.sweeps.options import (
     SweepOptions,
     Workers,
     add_options,
+    given_options,
     option_values,
 )
 from lensprune.terminal import lasting_streams
@@ -188,7 +189,7 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     groups = (Items, Reference, Loading, Splitting, Execution)
     used = option_values(arguments, *groups)
-    ours = {"task": arguments.task, "protocol": arguments.protocol, **option_values(arguments, SweepOptions)}
+    ours = {"task": arguments.task, "protocol": arguments.protocol, **given_options(arguments, SweepOptions)}
     for name, value in ours.items():
         if value and name not in used:
             flag = f"--{name.replace('_', '-')}"

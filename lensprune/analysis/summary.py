@@ -12,6 +12,7 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.intervals import mean_intervals, unit_sums
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
+from lensprune.analysis.randomization import sign_flip_p
 from lensprune.errors import LensPruneError
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import Outcomes, computed_once
@@ -28,6 +29,7 @@ SUMMARY_COLUMNS = (
     "task",
     "protocol",
     "n",
+    "samples",
     "n_clusters",
     "chance",
     "at_chance",
@@ -42,6 +44,7 @@ SUMMARY_COLUMNS = (
     "q_gain",
     "parse_rate",
     "degenerate_rate",
+    "cut_off_rate",
     "non_finite_rate",
     "mean_gold_logprob",
     "truncated",
@@ -64,7 +67,10 @@ _READ = [
 
 @dataclass(frozen=True)
 class Cell:
-    """What the summary keeps of one cell: its outcomes item by item, and its rates."""
+    """What the summary keeps of one cell: its outcomes item by item, and its rates over all records.
+
+    `correct` is true or false, or the share of right samples where there are several.
+    """
 
     correct: np.ndarray
     item_ids: pa.ChunkedArray
@@ -74,7 +80,8 @@ class Cell:
 @dataclass(frozen=True)
 class Group:
     """All finished cells of one (task, protocol), in the spec's order; `clean` is among `cells` once finished, and
-    `at_chance` then says whether the clean model is (else ``None``)."""
+    `at_chance` then says whether the clean model is (else ``None``). `chances` and `clusters` are those of items, each
+    with `samples` records."""
 
     task: str
     protocol: str
@@ -83,6 +90,7 @@ class Group:
     clusters: np.ndarray | None
     n_clusters: int
     at_chance: bool | None
+    samples: int = 1
 
     @property
     def clean(self) -> Cell | None:
@@ -102,14 +110,15 @@ def _means(metrics: pa.ChunkedArray) -> str:
     return "; ".join(f"{name} {sum(numbers) / len(numbers):.3f}" for name, numbers in sorted(values.items()))
 
 
-def _cell(table: pa.Table) -> Cell:
+def _cell(table: pa.Table, samples: int) -> Cell:
     failure = table.column("failure").to_numpy(zero_copy_only=False)
     n = max(1, table.num_rows)
     logprobs = table.column("gold_logprob").to_numpy(zero_copy_only=False).astype(float)
     finite = logprobs[np.isfinite(logprobs)]
+    correct = table.column("correct").to_numpy(zero_copy_only=False).astype(bool)
     return Cell(
-        correct=table.column("correct").to_numpy(zero_copy_only=False).astype(bool),
-        item_ids=table.column("item_id").combine_chunks(),
+        correct=correct if samples == 1 else correct.reshape(-1, samples).mean(axis=1),
+        item_ids=_firsts(table, samples).column("item_id").combine_chunks(),
         facts={
             "component": _one(table, "component"),
             "layer": _one(table, "layer"),
@@ -117,12 +126,18 @@ def _cell(table: pa.Table) -> Cell:
             "ablation": _one(table, "ablation"),
             "parse_rate": 1 - table.column("prediction").null_count / n,
             "degenerate_rate": float((failure == "degenerate").sum() / n),
+            "cut_off_rate": float((failure == "cut_off").sum() / n),
             "non_finite_rate": float((failure == "non_finite").sum() / n),
             "mean_gold_logprob": float(finite.mean()) if len(finite) else np.nan,
             "truncated": int((table.column("truncated_tokens").to_numpy() > 0).sum()),
             "metrics": _means(table.column("metrics")),
         },
     )
+
+
+def _firsts(table: pa.Table, samples: int) -> pa.Table:
+    """The first record of each item."""
+    return table if samples == 1 else table.take(pa.array(range(0, table.num_rows, samples), pa.int64()))
 
 
 def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
@@ -135,11 +150,12 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
     keys = outcomes.finished(task, protocol)
     if not keys:
         return None
-    shared = outcomes.cell(keys[0], ["chance", "cluster"])
+    samples = outcomes.samples(task, protocol)
+    shared = _firsts(outcomes.cell(keys[0], ["chance", "cluster"]), samples)
     names = shared.column("cluster").to_pandas()
     codes, distinct = pd.factorize(names)
     clustered = bool(names.notna().all()) and len(names) > 0
-    cells = {key.variant: _cell(outcomes.cell(key, _READ)) for key in keys}
+    cells = {key.variant: _cell(outcomes.cell(key, _READ), samples) for key in keys}
     ids = cells[keys[0].variant].item_ids
     for name, cell in cells.items():
         if not cell.item_ids.equals(ids):
@@ -155,6 +171,7 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
         clusters=codes if clustered else None,
         n_clusters=len(distinct) if clustered else len(ids),
         at_chance=cell_at_chance(outcomes.cell(clean, list(CHANCE_COLUMNS))) if clean in keys else None,
+        samples=samples,
     )
 
 
@@ -167,8 +184,13 @@ def _rows(group: Group, level: float) -> list[dict[str, object]]:
         outcomes = np.stack([group.cells[name].correct for name in changed], axis=1)
         differences = outcomes.astype(float) - clean.correct[:, None]
         intervals = mean_intervals(differences, group.clusters)
-        p_values = mcnemar_exact(clean.correct, outcomes)
-        sums, _ = unit_sums(differences, group.clusters)
+        # Whole numbers: right samples gained or lost.
+        sums, _ = unit_sums(np.rint(differences * group.samples), group.clusters)
+        p_values = (
+            mcnemar_exact(clean.correct, outcomes)
+            if group.samples == 1
+            else sign_flip_p(np.rint(differences * group.samples))
+        )
         q_loss, q_gain = (discrete_bh(lower_tail(counted), level) for counted in (sums, -sums))
         for i, name in enumerate(changed):
             delta = float(intervals.delta[i])
@@ -191,6 +213,7 @@ def _rows(group: Group, level: float) -> list[dict[str, object]]:
     shared = {
         "task": group.task,
         "protocol": group.protocol,
+        "samples": group.samples,
         "n_clusters": group.n_clusters,
         "chance": float(group.chances.mean()) if len(group.chances) else np.nan,
         "at_chance": group.at_chance,
@@ -211,13 +234,16 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     `delta` = accuracy − accuracy_clean on the same items (negative: the part was needed), `delta_relative` =
     delta / accuracy_clean (NaN when the clean model got nothing right); `ci_low`, `ci_high`: paired 95% interval of
     `delta` (`lensprune.analysis.intervals.mean_intervals`), over clusters where items have one; `p_value`:
-    exact McNemar, two-sided. `q_loss`, `q_gain`: discrete false discovery rate of one-sided exact p-values, that the
-    part was needed and that the model gains without it (`lensprune.analysis.multiplicity.discrete_bh`), each over the
-    changed variants of the same (task, protocol).
+    exact McNemar, two-sided (with several samples of an item: random signs of the items' differences). `q_loss`,
+    `q_gain`: discrete false discovery rate of one-sided exact p-values, that the part was needed and that the model
+    gains without it (`lensprune.analysis.multiplicity.discrete_bh`), each over the changed variants of the same
+    (task, protocol).
 
-    `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of items
-    with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on
-    the left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
+    `n` counts items, each with `samples` records; with several, an item's outcome is the share of right ones.
+    `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of records
+    with an answer; `cut_off_rate`: of those that ran out of new tokens without one;
+    `mean_gold_logprob`: nats, over records where it is finite; `truncated`: records whose prompt was cut on the left;
+    `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
     Until the clean cell is finished the columns that compare with it are empty.
     """
     return summary_at(outcomes, LEVEL)

@@ -6,11 +6,21 @@ import argparse
 
 from lensprune.commands.options import add_execution, add_measured
 from lensprune.errors import UserError
-from lensprune.sweeps.options import Execution, Items, Loading, Prompts, Rows, Splitting, option_values
+from lensprune.sweeps.options import (
+    Execution,
+    Generation,
+    Items,
+    Loading,
+    Prompts,
+    Rows,
+    Splitting,
+    TokenSampling,
+    option_values,
+)
 
 __all__ = ["add_arguments", "run"]
 
-GROUPS = (Items, Rows, Prompts, Loading, Splitting, Execution)
+GROUPS = (Items, Rows, Prompts, Generation, TokenSampling, Loading, Splitting, Execution)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

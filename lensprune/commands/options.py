@@ -10,6 +10,7 @@ from lensprune.protocols.registry import protocol_names
 from lensprune.registry import in_words
 from lensprune.sweeps.options import (
     Execution,
+    Generation,
     Items,
     Loading,
     Prompts,
@@ -17,6 +18,7 @@ from lensprune.sweeps.options import (
     Rows,
     Screening,
     Splitting,
+    TokenSampling,
     Workers,
     add_options,
 )
@@ -55,6 +57,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         help=f"{in_words(protocol_names())}; repeat for several (default: default)",
     )
     add_options(group, Items, Rows, Prompts)
+    add_options(parser.add_argument_group("how texts are generated"), Generation, TokenSampling)
     return group
 
 

@@ -48,6 +48,14 @@ def measure_replacement(
     leave_out_repeated: bool = False,
     chat_template: bool = False,
     template_date: str | None = None,
+    max_new_tokens: int | None = None,
+    until: Sequence[str] = (),
+    until_only: bool = False,
+    generation_config: str = "model",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    samples: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -97,7 +105,10 @@ def measure_replacement(
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
     conditions = conditions_of(shortest, loaded, options)
-    by_host = {name: decoding_of(m, conditions) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
+    by_host = {
+        name: decoding_of(m, conditions, options.generation_config)
+        for name, m in (("base", pair.base), ("distilled", pair.distilled))
+    }
     decoding = by_host if any(by_host.values()) else {}
     spec = sweep_spec(base, pair.base.facts, conditions, options, _descriptions(pair, replacements), decoding=decoding)
     with open_store(folder, spec, questions_of(conditions)) as store:

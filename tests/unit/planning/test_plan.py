@@ -152,9 +152,11 @@ def test_a_measured_rate_is_a_rate(llama_8b: Path) -> None:
 def test_decoding_is_bound_by_reading_weights(llama_8b: Path) -> None:
     plan = planned(llama_8b, protocols=["generate"], tasks=["facts"])
     weight_bytes = 2 * plan.shape.parameters
-    slow = estimated_seconds(plan.cost, Speed(1e30, 1e12, False), weight_bytes)
-    assert slow == pytest.approx(plan.cost.passes * weight_bytes / 1e12)
-    assert estimated_seconds(plan.cost, Speed(1e12, 1e30, False), weight_bytes) == pytest.approx(plan.cost.flops / 1e12)
+    slow = estimated_seconds(plan.cost, Speed(1e30, 1e12, False), weight_bytes, 2)
+    assert plan.cost.cached > 0
+    assert slow == pytest.approx((plan.cost.passes * weight_bytes + 2 * plan.cost.cached) / 1e12)
+    fast = estimated_seconds(plan.cost, Speed(1e12, 1e30, False), weight_bytes, 2)
+    assert fast == pytest.approx(plan.cost.flops / 1e12)
 
 
 def test_numbers_for_people() -> None:
