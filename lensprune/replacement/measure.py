@@ -19,6 +19,7 @@ from lensprune.replacement.result import ReplacementRun
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, check_out_folder, open_store, stopped_message
+from lensprune.sweeps.cells import warn_of_cut_off
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import Condition, conditions_of, decoding_of, load_tasks, questions_of, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
@@ -213,4 +214,6 @@ def _measure(
             continue
         [answered] = executor.run(condition.requests, [CLEAN], progress=bar.update)
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
+        if isinstance(variant, Variant) and condition.generates:
+            warn_of_cut_off(key.task, key.protocol, outcomes, condition.generation["max_new_tokens"])
         store.write(key, cell_table(key, variant, outcomes, condition.items, condition.chances))

@@ -55,11 +55,11 @@ def measure_cells(
 
 
 def warn_of_cut_off(task: str, protocol: str, outcomes: Sequence[Outcome], max_new_tokens: int) -> None:
-    """Warn where more than a tenth of the clean model's answers ran out of new tokens before they were given."""
+    """Warn where more than a tenth of a whole model's answers ran out of new tokens before they were given."""
     cut = sum(outcome.failure == "cut_off" for outcome in outcomes)
     if cut > MOST_CUT_OFF * len(outcomes):
         logger.warning(
-            f"task {task!r}, {protocol}: {cut} of the clean model's {len(outcomes)} texts were cut off after "
+            f"task {task!r}, {protocol}: {cut} of {len(outcomes)} texts of the whole model were cut off after "
             f"{max_new_tokens} new tokens and hold no answer: raise --max-new-tokens"
         )
 

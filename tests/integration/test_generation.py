@@ -162,7 +162,7 @@ def test_texts_that_run_out_of_tokens_are_cut_off(folder: Path, caplog: pytest.L
     assert clean.loc[cut, "stop_reason"].eq("length").all()
     rate = run.summary().query("variant == 'clean'")["cut_off_rate"].iloc[0]
     assert rate == pytest.approx(cut.mean())
-    assert f"{cut.sum()} of the clean model's 5 texts were cut off after 2 new tokens" in caplog.text
+    assert f"{cut.sum()} of 5 texts of the whole model were cut off after 2 new tokens" in caplog.text
     assert "--max-new-tokens" in caplog.text
     assert "of texts cut off without an answer" in run_report(run)
     assert run.plot("failures") is not None
