@@ -26,6 +26,8 @@ FLOPS, BANDWIDTH = 400e12, 3e12
 """Of one 80 GB GPU: matrix products in bfloat16 as large models reach them, and reading its memory."""
 LOAD_SECONDS = {"Llama-3.1-70B": 300.0, "Qwen3-8B": 60.0}
 TASKS = ("kv_retrieval[pairs=20]", "facts", "arithmetic")
+FREE = "51GB"
+"""Four fifths of what 16 GB of weights leave of 80 GB."""
 PROTOCOLS = ("default", "continuation", "generate")
 LIMIT = 200
 
@@ -38,6 +40,22 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 28672,
         "num_hidden_layers": 80,
         "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+    },
+    # config.json of deepseek-ai/DeepSeek-R1-Distill-Llama-8B, which has Llama-3.1-8B's shape.
+    "DeepSeek-R1-Distill-Llama-8B": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "head_dim": 128,
         "vocab_size": 128256,
@@ -129,15 +147,41 @@ def tables(recorded: Path | None = None) -> str:
     return "\n".join(parts).rstrip()
 
 
+def long_texts() -> str:
+    """Plans of sweeps over layers that let reasoning models write, by the number of new tokens."""
+    lines = ["| model | new tokens | tokens | keys and values of a text | texts at once | memory | time |"]
+    lines.append("| --- |" + " ---: |" * 6)
+    with TemporaryDirectory() as place:
+        for name in ("DeepSeek-R1-Distill-Llama-8B", "Qwen3-8B"):
+            found = plan(
+                model_folder(Path(place), name),
+                "arithmetic",
+                "generate",
+                "layers",
+                limit=100,
+                max_new_tokens=4096,
+                dtype="bfloat16",
+                device="cuda",
+                memory=FREE,
+                flops=FLOPS,
+                bandwidth=BANDWIDTH,
+            )
+            for one in found.lengths:
+                cells = [quantity(one.tokens), quantity(one.row_bytes, "B"), str(one.rows), quantity(one.memory, "B")]
+                lines.append(f"| {name} | {one.new_tokens} | {' | '.join(cells)} | {duration(one.seconds)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recorded", type=Path, help="run folder to take cell times from")
+    parser.add_argument("--long", action="store_true", help="the table of long texts instead")
     parser.add_argument("--write", type=Path, help="Markdown file to write into")
     options = parser.parse_args(arguments)
-    text = tables(options.recorded)
+    text = long_texts() if options.long else tables(options.recorded)
     print(text)
     if options.write is not None:
-        write_between(options.write, "plans", text)
+        write_between(options.write, "long texts" if options.long else "plans", text)
     return 0
 
 

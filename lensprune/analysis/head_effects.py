@@ -73,9 +73,9 @@ def read_effects(
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
     where = f"{task} under {protocol}"
-    clean = _clean_cell(outcomes, task, protocol, measure)
+    clean, samples = _clean_cell(outcomes, task, protocol, measure), outcomes.samples(task, protocol)
     parts = [
-        _checked_part(key.variant, cell, clean, measure, where)
+        _checked_part(key.variant, cell, clean, measure, where, samples)
         for key in outcomes.finished(task, protocol)
         if key.variant != CLEAN.name
         and _is_removed((cell := outcomes.cell(key, [*_PART_COLUMNS, "item_id", measure])), component, ablation)
@@ -85,12 +85,12 @@ def read_effects(
     kinds = sorted({part.ablation for part in parts})
     if len(kinds) > 1:
         raise UserError(f"{component}s were removed in several ways on {where}: choose ablation {' or '.join(kinds)}")
-    before = _numbers(clean, measure)
+    before = _numbers(clean, measure, samples)
     if np.isnan(before).all():
         raise UserError(f"{protocol} gives no {measure}: use measure 'correct'")
     differences = np.stack([part.values for part in parts], axis=1) - before[:, None]
     finite = np.isfinite(differences).all(axis=1)
-    names = clean.column("cluster").to_pandas()
+    names = clean.column("cluster").to_pandas()[::samples]
     return ItemEffects(
         task=task,
         protocol=protocol,
@@ -102,7 +102,7 @@ def read_effects(
         clusters=pd.factorize(names)[0][finite] if names.notna().all() else None,
         dropped=int((~finite).sum()),
         at_chance=cell_at_chance(clean),
-        item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[finite]),
+        item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[::samples][finite]),
     )
 
 
@@ -120,8 +120,10 @@ class _RemovedPart:
     values: Float[np.ndarray, " item"]
 
 
-def _numbers(cell: pa.Table, column: str) -> Float[np.ndarray, " item"]:
-    return cast(np.ndarray, cell.column(column).to_numpy(zero_copy_only=False).astype(float))
+def _numbers(cell: pa.Table, column: str, samples: int) -> Float[np.ndarray, " item"]:
+    """A measure of each item, the mean over its samples."""
+    values = cell.column(column).to_numpy(zero_copy_only=False).astype(float)
+    return cast(np.ndarray, values if samples == 1 else values.reshape(-1, samples).mean(axis=1))
 
 
 def _clean_cell(outcomes: Outcomes, task: str, protocol: str, measure: str) -> pa.Table:
@@ -139,12 +141,14 @@ def _is_removed(cell: pa.Table, component: str, ablation: str | None) -> bool:
     return bool(kind == component and ablation in (None, how))
 
 
-def _checked_part(variant: str, cell: pa.Table, clean: pa.Table, measure: str, where: str) -> _RemovedPart:
+def _checked_part(
+    variant: str, cell: pa.Table, clean: pa.Table, measure: str, where: str, samples: int
+) -> _RemovedPart:
     if not cell.column("item_id").combine_chunks().equals(clean.column("item_id").combine_chunks()):
         raise LensPruneError(f"records of {variant} and {CLEAN.name} on {where} hold different items")
     layer, head, ablation = (cell.column(name)[0].as_py() for name in _PART_COLUMNS[1:])
     return _RemovedPart(
-        variant, int(layer), None if head is None else int(head), str(ablation), _numbers(cell, measure)
+        variant, int(layer), None if head is None else int(head), str(ablation), _numbers(cell, measure, samples)
     )
 
 

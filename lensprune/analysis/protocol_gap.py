@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -75,8 +76,9 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
         changes.append(correct - group.clean.correct[:, None])  # type: ignore[union-attr]
     differences = changes[1] - changes[0]
     interval = mean_intervals(differences, a.clusters, bounds=(-2, 2))
-    sums, _ = unit_sums(differences, a.clusters)
-    q_lower, q_higher = (discrete_bh(lower_tail(counted)) for counted in (sums, -sums))
+    counted = np.rint(differences * math.lcm(a.samples, b.samples))
+    sums, _ = unit_sums(counted, a.clusters)
+    q_lower, q_higher = (discrete_bh(lower_tail(ours)) for ours in (sums, -sums))
     rows = [{key: a.cells[name].facts[key] for key in ("component", "layer", "head", "ablation")} for name in names]
     frame = pd.DataFrame(rows).assign(
         variant=names,
@@ -90,7 +92,7 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
         gap=interval.delta,
         ci_low=interval.low,
         ci_high=interval.high,
-        p_value=sign_flip_p(differences),
+        p_value=sign_flip_p(counted),
         q_lower=q_lower,
         q_higher=q_higher,
         at_chance=bool(a.at_chance or b.at_chance),

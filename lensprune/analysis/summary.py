@@ -12,6 +12,7 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.intervals import mean_intervals, unit_sums
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
+from lensprune.analysis.randomization import sign_flip_p
 from lensprune.analysis.sequential import Looks
 from lensprune.analysis.stopping import Stopping, look_intervals, look_p, stopping_of
 from lensprune.errors import LensPruneError
@@ -31,6 +32,7 @@ SUMMARY_COLUMNS = (
     "task",
     "protocol",
     "n",
+    "samples",
     "n_clusters",
     "chance",
     "at_chance",
@@ -46,6 +48,7 @@ SUMMARY_COLUMNS = (
     "noise",
     "parse_rate",
     "degenerate_rate",
+    "cut_off_rate",
     "non_finite_rate",
     "mean_gold_logprob",
     "truncated",
@@ -68,7 +71,10 @@ _READ = [
 
 @dataclass(frozen=True)
 class Cell:
-    """What the summary keeps of one cell: its outcomes item by item, and its rates."""
+    """What the summary keeps of one cell: its outcomes item by item, and its rates over all records.
+
+    `correct` is true or false, or the share of right samples where there are several.
+    """
 
     correct: np.ndarray
     item_ids: pa.ChunkedArray
@@ -78,7 +84,8 @@ class Cell:
 @dataclass(frozen=True)
 class Group:
     """All finished cells of one (task, protocol), in the spec's order; `clean` is among `cells` once finished, and
-    `at_chance` then says whether the clean model is (else ``None``)."""
+    `at_chance` then says whether the clean model is (else ``None``). `chances` and `clusters` are those of items, each
+    with `samples` records."""
 
     task: str
     protocol: str
@@ -87,6 +94,7 @@ class Group:
     clusters: np.ndarray | None
     n_clusters: int
     at_chance: bool | None
+    samples: int = 1
 
     @property
     def clean(self) -> Cell | None:
@@ -106,14 +114,15 @@ def _means(metrics: pa.ChunkedArray) -> str:
     return "; ".join(f"{name} {sum(numbers) / len(numbers):.3f}" for name, numbers in sorted(values.items()))
 
 
-def _cell(table: pa.Table) -> Cell:
+def _cell(table: pa.Table, samples: int) -> Cell:
     failure = table.column("failure").to_numpy(zero_copy_only=False)
     n = max(1, table.num_rows)
     logprobs = table.column("gold_logprob").to_numpy(zero_copy_only=False).astype(float)
     finite = logprobs[np.isfinite(logprobs)]
+    correct = table.column("correct").to_numpy(zero_copy_only=False).astype(bool)
     return Cell(
-        correct=table.column("correct").to_numpy(zero_copy_only=False).astype(bool),
-        item_ids=table.column("item_id").combine_chunks(),
+        correct=correct if samples == 1 else correct.reshape(-1, samples).mean(axis=1),
+        item_ids=_firsts(table, samples).column("item_id").combine_chunks(),
         facts={
             "component": _one(table, "component"),
             "layer": _one(table, "layer"),
@@ -121,12 +130,18 @@ def _cell(table: pa.Table) -> Cell:
             "ablation": _one(table, "ablation"),
             "parse_rate": 1 - table.column("prediction").null_count / n,
             "degenerate_rate": float((failure == "degenerate").sum() / n),
+            "cut_off_rate": float((failure == "cut_off").sum() / n),
             "non_finite_rate": float((failure == "non_finite").sum() / n),
             "mean_gold_logprob": float(finite.mean()) if len(finite) else np.nan,
             "truncated": int((table.column("truncated_tokens").to_numpy() > 0).sum()),
             "metrics": _means(table.column("metrics")),
         },
     )
+
+
+def _firsts(table: pa.Table, samples: int) -> pa.Table:
+    """The first record of each item."""
+    return table if samples == 1 else table.take(pa.array(range(0, table.num_rows, samples), pa.int64()))
 
 
 def read_group(outcomes: Outcomes, task: str, protocol: str, *, whole: bool = False) -> Group | None:
@@ -142,11 +157,12 @@ def read_group(outcomes: Outcomes, task: str, protocol: str, *, whole: bool = Fa
     keys = outcomes.finished(task, protocol)
     if not keys:
         return None
-    shared = outcomes.cell(keys[0], ["chance", "cluster"], whole=whole)
+    samples = outcomes.samples(task, protocol)
+    shared = _firsts(outcomes.cell(keys[0], ["chance", "cluster"], whole=whole), samples)
     names = shared.column("cluster").to_pandas()
     codes, distinct = pd.factorize(names)
     clustered = bool(names.notna().all()) and len(names) > 0
-    cells = {key.variant: _cell(outcomes.cell(key, _READ, whole=whole)) for key in keys}
+    cells = {key.variant: _cell(outcomes.cell(key, _READ, whole=whole), samples) for key in keys}
     ids = cells[keys[0].variant].item_ids
     for name, cell in cells.items():
         if not cell.item_ids.equals(ids.slice(0, len(cell.item_ids)) if whole else ids):
@@ -162,6 +178,7 @@ def read_group(outcomes: Outcomes, task: str, protocol: str, *, whole: bool = Fa
         clusters=codes if clustered else None,
         n_clusters=len(distinct) if clustered else len(ids),
         at_chance=cell_at_chance(outcomes.cell(clean, list(CHANCE_COLUMNS), whole=whole)) if clean in keys else None,
+        samples=samples,
     )
 
 
@@ -191,10 +208,12 @@ def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str
         columns["p_value"], columns["q_loss"] = stopping.repeated_p(p), stopping.q(p)
     else:
         # Items that a variant was not asked changed nothing, and what changes nothing enters no test.
-        padded = np.stack([np.append(own, clean.correct[len(own) :]) for own in outcomes], axis=1).astype(bool)
-        differences = padded.astype(float) - clean.correct[:, None]
-        sums, _ = unit_sums(differences, group.clusters)
-        columns["p_value"] = mcnemar_exact(clean.correct, padded)
+        padded = np.stack([np.append(own, clean.correct[len(own) :]) for own in outcomes], axis=1)
+        # Whole numbers: right samples gained or lost.
+        counted = np.rint((padded.astype(float) - clean.correct[:, None]) * group.samples)
+        sums, _ = unit_sums(counted, group.clusters)
+        single = group.samples == 1
+        columns["p_value"] = mcnemar_exact(clean.correct, padded.astype(bool)) if single else sign_flip_p(counted)
         columns["q_loss"], columns["q_gain"] = (discrete_bh(lower_tail(own), level) for own in (sums, -sums))
     return {
         name: {column: float(values[place]) for column, values in columns.items()} for place, name in enumerate(changed)
@@ -216,6 +235,7 @@ def _rows(group: Group, level: float, stopping: Stopping | None) -> list[dict[st
                 "variant": name,
                 "task": group.task,
                 "protocol": group.protocol,
+                "samples": group.samples,
                 "n": n,
                 "n_clusters": n if group.clusters is None else len(np.unique(group.clusters[:n])),
                 "chance": float(group.chances[:n].mean()) if n else np.nan,
@@ -237,15 +257,17 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     `delta` = accuracy − accuracy_clean on the same items (negative: the part was needed), `delta_relative` =
     delta / accuracy_clean (NaN when the clean model got nothing right); `ci_low`, `ci_high`: paired 95% interval of
     `delta` (`lensprune.analysis.intervals.mean_intervals`), over clusters where items have one; `p_value`:
-    exact McNemar, two-sided. `q_loss`, `q_gain`: discrete false discovery rate of one-sided exact p-values, that the
-    part was needed and that the model gains without it (`lensprune.analysis.multiplicity.discrete_bh`), each over the
-    changed variants of the same (task, protocol).
+    exact McNemar, two-sided (with several samples of an item: random signs of the items' differences). `q_loss`,
+    `q_gain`: discrete false discovery rate of one-sided exact p-values, that the part was needed and that the model
+    gains without it (`lensprune.analysis.multiplicity.discrete_bh`), each over the changed variants of the same
+    (task, protocol).
 
-    `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `parse_rate`: share of items
-    with an answer; `mean_gold_logprob`: nats, over items where it is finite; `truncated`: items whose prompt was cut on
-    the left; `metrics`: the mean of every metric by its name, of which the task's primary one is `accuracy`.
-    `noise`: share of items that the clean model answers otherwise when it is run in other ways, measured in half
-    precision (`lensprune.runs.noise`); else NaN.
+    `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `n` counts items, each with
+    `samples` records; with several, an item's outcome is the share of right ones. `parse_rate`: share of records with
+    an answer; `cut_off_rate`: of those that ran out of new tokens without one; `mean_gold_logprob`: nats, over records
+    where it is finite; `truncated`: records whose prompt was cut on the left; `metrics`: the mean of every metric by
+    its name, of which the task's primary one is `accuracy`. `noise`: share of items that the clean model answers
+    otherwise when it is run in other ways, measured in half precision (`lensprune.runs.noise`); else NaN.
 
     With planned looks (`SweepSpec.stopping`) each variant has an `n` of its own, and the clean model's accuracy is that
     on the same items. `q_loss` is then that a loss is larger than the margin, from repeated p-values, which are

@@ -7,6 +7,7 @@ import argparse
 from lensprune.commands.options import add_execution, add_model
 from lensprune.sweeps.options import (
     Execution,
+    Generation,
     Items,
     Loading,
     Prompts,
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROTOCOL",
         help="with --validate: sweep under these, generate among them (default: all three)",
     )
-    add_options(parser, Items, Sampling, Rows, Prompts, limit=24)
+    add_options(parser, Items, Sampling, Rows, Prompts, Generation, limit=24)
     add_execution(parser, "folder for tables")
 
 
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             layers=arguments.layers,
             validate=arguments.validate,
             protocols=arguments.protocol,
-            **option_values(arguments, Items, Sampling, Rows, Prompts, Loading, Splitting, Execution),
+            **option_values(arguments, Items, Sampling, Rows, Prompts, Generation, Loading, Splitting, Execution),
         )
     )
     return 0

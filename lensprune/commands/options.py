@@ -10,6 +10,7 @@ from lensprune.protocols.registry import protocol_names
 from lensprune.registry import in_words
 from lensprune.sweeps.options import (
     Execution,
+    Generation,
     Items,
     Loading,
     Prompts,
@@ -19,6 +20,7 @@ from lensprune.sweeps.options import (
     Screening,
     Splitting,
     StopEarly,
+    TokenSampling,
     Workers,
     add_options,
 )
@@ -57,6 +59,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         help=f"{in_words(protocol_names())}; repeat for several (default: default)",
     )
     add_options(group, Items, Sampling, Rows, Prompts)
+    add_options(parser.add_argument_group("how texts are generated"), Generation, TokenSampling)
     return group
 
 

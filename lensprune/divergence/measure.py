@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ def fidelity(
     leave_out_repeated: bool = False,
     chat_template: bool = False,
     template_date: str | None = None,
+    max_new_tokens: int | None = None,
+    until: Sequence[str] = (),
+    until_only: bool = False,
+    generation_config: str = "model",
     reference: str | Path = FEWSHOT,
     mean_mode: str = "pooled",
     dtype: str | None = None,
@@ -124,6 +128,8 @@ def read_answers(
     Raises:
         UserError: invalid input; a task of which the clean model answers nothing right.
     """
+    # One answer of each item is read.
+    options = replace(options, samples=1)
     loaded, text = check_before_loading(options)
     hooked = open_model(model, **option_values(options, Loading, Splitting))
     changed = tuple(v for v in resolved_variants(hooked.facts, options) if not v.is_clean)

@@ -24,6 +24,7 @@ from lensprune.primitives.battery import default_texts, text_rows
 from lensprune.primitives.effects import token_losses
 from lensprune.sweeps.options import (
     Execution,
+    Generation,
     Items,
     Loading,
     Prompts,
@@ -95,6 +96,10 @@ def validate_fidelity(
     leave_out_repeated: bool = False,
     chat_template: bool = False,
     template_date: str | None = None,
+    max_new_tokens: int | None = None,
+    until: Sequence[str] = (),
+    until_only: bool = False,
+    generation_config: str = "model",
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -136,13 +141,14 @@ def validate_fidelity(
     }
     seconds = []
     for task in names:
-        sweep_options = SweepOptions.given(task, "generate", variants, **options)
+        sweep_options = SweepOptions.given(task, "generate", variants, **options, **option_values(given, Generation))
         [reading] = read_answers(hooked.module, sweep_options, progress=progress)
         few = _seconds_of_few(hooked, replace(sweep_options, limit=max(1, limit // _FEW)), progress)
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **options)
+            own = options | (option_values(given, Generation) if protocol == "generate" else {})
+            run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
             if protocol == "generate":
                 taken = time.perf_counter() - began
             records[protocol], summary[protocol] = run.records(), run.summary()

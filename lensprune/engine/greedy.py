@@ -1,4 +1,4 @@
-"""What a model's generation config makes of greedy decoding: penalties and suppressed tokens, as in transformers."""
+"""What a model's generation config makes of decoding: penalties and suppressed tokens, as in transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -25,7 +25,7 @@ from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.precision import widened
 
-__all__ = ["GreedyRules"]
+__all__ = ["GreedyRules", "sampling_defaults"]
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "sequence_bias": (None,),
@@ -37,7 +37,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": (None, []),
     "begin_suppress_tokens": (None, []),
 }
-"""The settings that greedy decoding honours, in transformers' order, and the values that turn each off."""
+"""The settings that are honoured, in transformers' order, and the values that turn each off."""
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1, 1.0),
@@ -53,28 +53,59 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "constraints": (None,),
     "force_words_ids": (None,),
 }
+_SAMPLING_REFUSED: dict[str, tuple[Any, ...]] = {
+    "min_p": (None, 0, 0.0),
+    "typical_p": (None, 1, 1.0),
+    "epsilon_cutoff": (None, 0, 0.0),
+    "eta_cutoff": (None, 0, 0.0),
+    "top_h": (None,),
+}
+
+
+def _generation_config(model: HookedModel) -> Any:
+    # A plan has no module, and plans are the same with any filter of sampling.
+    return getattr(getattr(getattr(model, "module", None), "original_model", None), "generation_config", None)
+
+
+def sampling_defaults(model: HookedModel) -> dict[str, Any]:
+    """``top_p`` and ``top_k`` of a model's generation config, where it sets them.
+
+    Raises:
+        UserError: it sets another filter of sampling.
+    """
+    config = _generation_config(model)
+    for name, off in _SAMPLING_REFUSED.items():
+        value = getattr(config, name, None)
+        if value not in off:
+            raise UserError(
+                f"the generation config of {model.facts.name} samples with {name} {value!r}, and only temperature, "
+                "top_p and top_k are supported: ignore it with --generation-config none"
+            )
+    found = {name: getattr(config, name, None) for name in ("top_p", "top_k")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class GreedyRules:
-    """The settings of a model's generation config that change which token greedy decoding chooses.
+    """The settings of a model's generation config that change a row's scores before a token is chosen.
 
-    Sampling settings change nothing here. Each row is treated as transformers treats it alone: its prompt counts for
-    penalties and n-grams, and no padding does.
+    Those of sampling are not among them (`sampling_defaults`). Each row is treated as transformers treats it alone: its
+    prompt counts for penalties and n-grams, and no padding does.
 
     Raises:
-        UserError: a setting that makes another algorithm of greedy decoding (beams, guidance, forced tokens, …).
+        UserError: a setting that makes another algorithm of decoding (beams, guidance, forced tokens, …).
     """
 
-    def __init__(self, model: HookedModel) -> None:
-        config = getattr(getattr(model.module, "original_model", None), "generation_config", None)
+    def __init__(self, model: HookedModel, use: str = "model") -> None:
+        """`use`: ``model``, or ``none`` to ignore its generation config."""
+        config = _generation_config(model) if use == "model" else None
         for name, off in _REFUSED.items():
             value = getattr(config, name, None)
             if value not in off:
                 raise UserError(
-                    f"the generation config of {model.facts.name} sets {name} to {value!r}, which greedy decoding has "
-                    f"not: set it to {off[-1]!r} in generation_config.json, or leave protocol generate out"
+                    f"the generation config of {model.facts.name} sets {name} to {value!r}, which is not "
+                    f"supported: ignore it with --generation-config none, or set it to {off[-1]!r} there"
                 )
-        self._eos = sorted(eos_token_ids(model))
+        self._eos = sorted(eos_token_ids(model, use))
         self.settings = {
             name: value for name, off in _NEUTRAL.items() if (value := getattr(config, name, None)) not in off
         }
@@ -86,22 +117,13 @@ class GreedyRules:
         """All that the generation config decides about a text, for a run's spec."""
         return {"eos_token_ids": self._eos, **self.settings}
 
-    def choose(
-        self, logits: Float[torch.Tensor, "row d_vocab"], rows: Sequence[tuple[Sequence[int], Sequence[int]]]
-    ) -> Int[torch.Tensor, " row"]:
-        """The next token of each row.
-
-        Args:
-            rows: of each row the prompt, and what it has generated so far.
-        """
-        if not self.settings:
-            return logits.argmax(-1)
-        chosen = []
-        for row_logits, (prompt, generated) in zip(logits, rows, strict=True):
-            ids = torch.tensor([[*prompt, *generated]], device=logits.device)
-            processors = self._of_length(len(prompt), logits.device)
-            chosen.append(processors(ids, widened(row_logits[None]).clone()).argmax(-1))  # type: ignore[arg-type]
-        return torch.cat(chosen)
+    def scores(
+        self, logits: Float[torch.Tensor, " d_vocab"], prompt: Sequence[int], generated: Sequence[int]
+    ) -> Float[torch.Tensor, " d_vocab"]:
+        """What the settings make of one row's logits, after its prompt and what it has generated so far."""
+        ids = torch.tensor([[*prompt, *generated]], device=logits.device)
+        processors = self._of_length(len(prompt), logits.device)
+        return processors(ids, widened(logits[None]).clone())[0]  # type: ignore[arg-type]
 
     def _of_length(self, size: int, device: torch.device) -> LogitsProcessorList:
         """The processors of a row whose prompt has `size` tokens."""

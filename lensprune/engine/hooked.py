@@ -12,19 +12,17 @@ from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
 from lensprune.engine.batching import batches_by_length, pad_left
-from lensprune.engine.greedy import GreedyRules
+from lensprune.engine.generating import Generator
 from lensprune.engine.hook_probe import rows_are_independent
 from lensprune.engine.rope import LongRopeBuckets
-from lensprune.engine.scoring import eos_token_ids, pad_token_id, score_continuation
+from lensprune.engine.scoring import pad_token_id, score_continuation
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import (
     GenerateRequest,
-    GenerateResponse,
     LoglikelihoodRequest,
     Request,
     Response,
 )
-from lensprune.protocols.stopping import StopMatcher
 
 __all__ = ["HookedExecutor"]
 
@@ -139,9 +137,8 @@ class HookedExecutor:
     def _generate_batch(
         self, requests: dict[int, GenerateRequest], state: BatchState
     ) -> Iterator[tuple[int, Response]]:
-        tokenizer, device = self.model.tokenizer, self.model.facts.device
-        eos, rules = eos_token_ids(self.model), GreedyRules(self.model)
-        matchers = {i: StopMatcher(tokenizer, r.until, eos) for i, r in requests.items()}
+        device, generator = self.model.facts.device, Generator(self.model)
+        generations = {i: generator.start(request) for i, request in requests.items()}
         padded = pad_left([r.context_ids for r in requests.values()], pad_token_id(self.model), device)
         input_ids, mask, positions = padded.input_ids, padded.attention_mask, padded.position_ids
         cache = self.model.new_cache()
@@ -151,18 +148,15 @@ class HookedExecutor:
             state.position_ids, state.tokens = positions, input_ids
             logits = self.model.forward(input_ids, mask, positions, cache=cache, logits_to_keep=1)[:, -1]
             finite = torch.isfinite(logits).all(-1).tolist()
-            tokens = rules.choose(logits, [(r.context_ids, matchers[i].token_ids) for i, r in requests.items()])
+            # Finished rows run on, with any token.
+            tokens = generator.choose(logits, list(generations.values())).tolist()
             for row, index in list(open_rows.items()):
-                matcher, request = matchers[index], requests[index]
-                if finite[row]:
-                    reason = matcher.push(int(tokens[row]))
-                    if reason is None and len(matcher.token_ids) >= request.max_new_tokens:
-                        reason = "length"
+                response = generations[index].add(tokens[row], finite=finite[row])
+                if response is None:
+                    tokens[row] = generations[index].last
                 else:
-                    reason = "non_finite"
-                if reason is not None:
                     del open_rows[row]
-                    yield index, GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
-            input_ids = tokens[:, None]
+                    yield index, response
+            input_ids = torch.tensor(tokens, device=device)[:, None]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             positions = positions[:, -1:] + 1

@@ -37,13 +37,15 @@ def finite_rows(logits: Float[torch.Tensor, "row d_vocab"]) -> Bool[torch.Tensor
     return finite if bool(finite.all()) else torch.isfinite(logits).all(-1)
 
 
-def eos_token_ids(model: HookedModel) -> frozenset[int]:
+def eos_token_ids(model: HookedModel, generation_config: str = "model") -> frozenset[int]:
     """Every token that ends a generation: the tokenizer's EOS, and those of the model's generation config.
 
-    The model's own configuration counts only where the generation config names none, as in transformers.
+    The model's own configuration counts only where the generation config names none, as in transformers, or is ignored
+    (`generation_config` is ``none``).
     """
     hf = getattr(model.module, "original_model", None)
-    configs = (getattr(hf, "generation_config", None), getattr(hf, "config", None))
+    first = getattr(hf, "generation_config", None) if generation_config == "model" else None
+    configs = (first, getattr(hf, "config", None))
     stated = next((ids for c in configs if (ids := getattr(c, "eos_token_id", None)) is not None), None)
     stated_ids = [model.tokenizer.eos_token_id, *(stated if isinstance(stated, (list, tuple)) else [stated])]
     return frozenset(i for i in stated_ids if isinstance(i, int))

@@ -88,7 +88,9 @@ def _variant(heads: tuple[Head, ...], kind: str) -> Variant:
 def _table(run: Run, task: str, protocol: str, heads: Sequence[Head], measure: str | None, kind: str) -> pd.DataFrame:
     column = measure or protocol_named(protocol).measure
     records = run.records(task=task, protocol=protocol)
-    wide: pd.DataFrame = records.pivot(index="item_id", columns="variant", values=column).astype(float)
+    # Samples of one item count as their mean.
+    measured = records.astype({column: float}).groupby(["item_id", "variant"], sort=False)[column].mean(skipna=False)
+    wide: pd.DataFrame = measured.unstack("variant")
     changes = wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0)
     changes = changes.loc[np.isfinite(changes.to_numpy()).all(axis=1)]
     if changes.empty:

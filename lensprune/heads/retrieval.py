@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 
-from lensprune.engine.greedy import GreedyRules
-from lensprune.engine.scoring import eos_token_ids
+from lensprune.engine.generating import Generator
 from lensprune.errors import UserError
 from lensprune.heads.patterns import pattern_hooks
 from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
@@ -20,7 +19,6 @@ from lensprune.protocols import (
     GenerateRequest,
     GenerateResponse,
     ItemRequests,
-    StopMatcher,
     build_requests,
     score_items,
 )
@@ -73,25 +71,22 @@ def _generate(model: HookedModel, needle: Needle, copied: torch.Tensor) -> Gener
     def read(layer: int, pattern: Float[torch.Tensor, "row head query key"]) -> None:
         favourite[layer] = pattern[0, :, -1].argmax(-1).cpu()
 
-    rules = GreedyRules(model)
-    matcher = StopMatcher(model.tokenizer, request.until, eos_token_ids(model))
+    generator = Generator(model)
+    generation = generator.start(request)
     tokens = torch.tensor([request.context_ids], device=device)
     mask = torch.ones_like(tokens)
     positions = torch.arange(tokens.shape[1], device=device)[None]
     cache = model.new_cache()
-    reason = None
+    response = None
     with torch.inference_mode(), model.hooks(pattern_hooks(model, read)):
-        while reason is None:
+        while response is None:
             logits = model.forward(tokens, mask, positions, cache=cache, logits_to_keep=1)[:, -1]
-            token = int(rules.choose(logits, [(request.context_ids, matcher.token_ids)]))
-            copied |= (favourite[..., None] == where) & (held == token)
-            reason = matcher.push(token)
-            if reason is None and len(matcher.token_ids) >= request.max_new_tokens:
-                reason = "length"
-            tokens = torch.tensor([[token]], device=device)
+            response = generation.add(int(generator.choose(logits, [generation])))
+            copied |= (favourite[..., None] == where) & (held == generation.last)
+            tokens = torch.tensor([[generation.last]], device=device)
             mask = torch.cat([mask, mask[:, :1]], dim=1)
             positions = positions[:, -1:] + 1
-    return GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
+    return response
 
 
 def measure_retrieval(model: HookedModel, options: ScoreOptions) -> Measured:

@@ -16,7 +16,7 @@ class Cost:
     `tokens`: positions through the whole model (a position through half the blocks counts half); `scored`: positions
     that are unembedded. The others are FLOPs of matrix products, two a multiply-add: `attention` (its projections),
     `scores` (between tokens), `mlp`, `unembedding`. `decode_flops` is the share of decode steps, and `passes` how many
-    such steps read the weights.
+    such steps read the weights; `cached`: numbers of keys and values that they read.
     """
 
     tokens: float = 0.0
@@ -27,6 +27,7 @@ class Cost:
     unembedding: float = 0.0
     decode_flops: float = 0.0
     passes: float = 0.0
+    cached: float = 0.0
 
     @property
     def flops(self) -> float:

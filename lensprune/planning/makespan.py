@@ -81,11 +81,11 @@ def planned_times(plan: Plan) -> list[GroupTime]:
 
     With an executor that shares no work it is paid in every cell.
     """
-    weights = plan.memory.weights
+    weights, number = plan.memory.weights, plan.memory.weights // plan.shape.parameters
     shares_work = executor_info(plan.executor).shares_work
     groups = []
     for cell in plan.cells:
-        whole = estimated_seconds(cell.shared if shares_work else cell.unshared, plan.speed, weights)
+        whole = estimated_seconds(cell.shared if shares_work else cell.unshared, plan.speed, weights, number)
         clean = whole / plan.n_variants if shares_work else 0.0
         groups.append(GroupTime(cell.task, cell.protocol, plan.n_variants, (whole - clean) / plan.n_variants, clean))
     return groups

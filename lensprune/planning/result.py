@@ -10,7 +10,7 @@ from lensprune.planning.memory import Memory
 from lensprune.planning.shape import ModelShape
 from lensprune.planning.speed import Speed
 
-__all__ = ["Plan", "PlannedCell"]
+__all__ = ["Plan", "PlannedCell", "PlannedLength"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,25 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
+class PlannedLength:
+    """The same sweep with `new_tokens` per text at most: positions through the model, bytes of keys and values of the
+    longest text, texts decoded at once, the peak of memory, and time."""
+
+    new_tokens: int
+    tokens: float
+    row_bytes: int
+    rows: int
+    memory: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a sweep would cost.
 
     `unshared` is the hooked executor's way, `shared` the forked one's; `memory` and `seconds` are those of
-    `executor`. Generations count with all the new tokens that they may take.
+    `executor`. Generations count with all the new tokens that they may take; `lengths` has fewer, where they may take
+    many.
     """
 
     model: str
@@ -46,6 +60,7 @@ class Plan:
     seconds: float
     workers: int | None = None
     """Of a sweep that is spread; every other figure is that of one process."""
+    lengths: tuple[PlannedLength, ...] = ()
     text: str = field(default="", repr=False, compare=False)
     """What `lensprune plan` prints."""
 

@@ -49,6 +49,11 @@ class ModelShape:
         return len(self.layers)
 
     @property
+    def cached_per_token(self) -> int:
+        """Numbers that one position's keys and values are made of, at one layer."""
+        return 2 * self.n_key_value_heads * self.d_head
+
+    @property
     def pair_flops(self) -> int:
         """FLOPs of one query and one key in all heads of a layer: scores and weighted sum of values."""
         return 4 * self.n_heads * self.d_head

@@ -30,7 +30,8 @@ class Chunk:
     `pairs`: (query, key) pairs that attention computes, masked ones included, and `last_pairs` those of the scored
     positions alone; `widest`: pairs of its largest single block; `scored`: distinct positions that are unembedded;
     `rows`: for each generated row of one variant its prompt's length and the number of steps that it may take;
-    `kv_bytes`: keys and values held while it decodes.
+    `kv_bytes`: keys and values held while it decodes; `kv_read`: positions whose keys and values all decode steps
+    together read, at one layer of one variant.
     """
 
     variants: tuple[Variant, ...]
@@ -41,6 +42,7 @@ class Chunk:
     scored: int
     rows: tuple[tuple[int, int], ...] = ()
     kv_bytes: int = 0
+    kv_read: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -96,7 +98,22 @@ def decode_chunks(
             rows = tuple((len(request.context_ids), request.max_new_tokens - 1) for request in members)
             size = ChunkSize(facts, members).kv_bytes(group)
             pairs = _pairs(prompts.tree, prompts.last_token.tolist())
-            yield Chunk(tuple(group), len(prompts.tree), *pairs, len(prompts), rows, size)
+            yield Chunk(
+                tuple(group), len(prompts.tree), *pairs, len(prompts), rows, size, _positions_read(prompts, members)
+            )
+
+
+def _positions_read(prompts: PromptSet, requests: Sequence[GenerateRequest]) -> float:
+    """Positions that all decode steps attend to: of a shared prefix once a step, of each row's rest and new tokens."""
+    shared = {p: prefix.end - prefix.start for prefix in prompts.prefixes for p in range(prefix.first, prefix.last)}
+    place = {prompt: i for i, prompt in enumerate(prompts.prompts)}
+    total, longest = 0.0, 0
+    for request in requests:
+        steps = request.max_new_tokens - 1
+        rest = len(request.context_ids) - shared.get(place[request.context_ids], 0)
+        total += steps * rest + steps * (steps + 1) / 2
+        longest = max(longest, steps)
+    return total + longest * sum(prefix.end - prefix.start for prefix in prompts.prefixes)
 
 
 def shared_cost(
@@ -164,5 +181,7 @@ def _decoded(shape: ModelShape, chunk: Chunk) -> Cost:
         for layer in range(shape.n_layers):
             if layer not in skipped:
                 total += blocks_cost(shape, positions, pairs, layer, layer + 1)
+    layers = sum(shape.n_layers - len(_skipped(variant)) for variant in chunk.variants)
+    cached = chunk.kv_read * layers * shape.cached_per_token
     # All rows of the group take a step together, which reads the weights once.
-    return replace(total, decode_flops=total.flops, passes=float(chunk.steps))
+    return replace(total, decode_flops=total.flops, passes=float(chunk.steps), cached=cached)

@@ -75,12 +75,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def estimated_seconds(cost: Cost, speed: Speed, weight_bytes: int) -> float:
-    """Time of the matrix products of `cost`.
+def estimated_seconds(cost: Cost, speed: Speed, weight_bytes: int, number_bytes: int) -> float:
+    """Time of the matrix products of `cost`, whose numbers have so many bytes each.
 
-    A decode step takes the longer of its FLOPs and of reading the weights once. Everything that is no matrix product
-    (norms, rotations, tokenising, the interpreter) comes on top.
+    A decode step takes the longer of its FLOPs and of reading the weights once and its keys and values. Everything
+    that is no matrix product (norms, rotations, tokenising, the interpreter) comes on top.
     """
     prefill = (cost.flops - cost.decode_flops) / speed.flops
-    reading = 0.0 if speed.bandwidth is None else cost.passes * weight_bytes / speed.bandwidth
+    reading = 0.0 if speed.bandwidth is None else _read_bytes(cost, weight_bytes, number_bytes) / speed.bandwidth
     return prefill + max(cost.decode_flops / speed.flops, reading)
+
+
+def _read_bytes(cost: Cost, weight_bytes: int, number_bytes: int) -> float:
+    return cost.passes * weight_bytes + cost.cached * number_bytes

@@ -13,6 +13,7 @@ import torch
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.analysis.multiplicity import LEVEL
+from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.engine.registry import executor_info
@@ -22,12 +23,14 @@ from lensprune.models.load import parse_dtype
 from lensprune.models.model_config import ModelConfig, load_model_config
 from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
 from lensprune.planning.memory import Memory, peak_memory
-from lensprune.planning.result import Plan, PlannedCell
+from lensprune.planning.result import Plan, PlannedCell, PlannedLength
 from lensprune.planning.shape import ModelShape, model_shape
-from lensprune.planning.shared import shared_cost
+from lensprune.planning.shared import decode_chunks, forked_limits, shared_cost
 from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.text import plan_report
-from lensprune.planning.unshared import unshared_cost
+from lensprune.planning.unshared import batch_budget, hooked_batches, unshared_cost
+from lensprune.protocols.base import ItemRequests
+from lensprune.protocols.requests import GenerateRequest
 from lensprune.runs.store import check_out_folder
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, option_values
 from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resolved_variants
@@ -37,6 +40,9 @@ from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
 
 __all__ = ["plan"]
+
+_LONG = 512
+"""From so many new tokens on, shorter texts are planned too."""
 
 
 def plan(
@@ -55,6 +61,14 @@ def plan(
     leave_out_repeated: bool = False,
     chat_template: bool = False,
     template_date: str | None = None,
+    max_new_tokens: int | None = None,
+    until: Sequence[str] = (),
+    until_only: bool = False,
+    generation_config: str = "model",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    samples: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -93,7 +107,6 @@ def plan(
     counted = _Counted.of(model, options, None if out is None else Path(out))
     shape, facts, number = counted.shape, counted.model_config.facts, counted.number
     cells, references = counted.cells(), counted.references()
-    total = sum((cell.shared if counted.shares_work else cell.unshared for cell in cells), references)
     speed = given_speed or measure_speed(shape, number, facts.device)
     planned = Plan(
         model=facts.name,
@@ -106,8 +119,9 @@ def plan(
         reference=references,
         memory=counted.memory(),
         speed=speed,
-        seconds=estimated_seconds(total, speed, counted.weight_bytes),
+        seconds=counted.seconds(speed),
         workers=options.workers,
+        lengths=counted.lengths(speed),
     )
     return replace(planned, text=plan_report(planned))
 
@@ -168,11 +182,55 @@ class _Counted:
         return PlannedCell(
             task=condition.task.task.name,
             protocol=condition.protocol,
-            items=len(condition.items),
+            items=len(condition.items) // condition.samples,
             requests=len(requests),
             unshared=unshared_cost(self.shape, requests, len(self.variants), self.budget) + estimates,
             shared=shared_cost(self.shape, facts, requests, self.variants, self.budget) + estimates,
         )
+
+    def seconds(self, speed: Speed) -> float:
+        """Time of everything."""
+        cells = (cell.shared if self.shares_work else cell.unshared for cell in self.cells())
+        return estimated_seconds(sum(cells, self.references()), speed, self.weight_bytes, self.number.itemsize)
+
+    def lengths(self, speed: Speed) -> tuple[PlannedLength, ...]:
+        """The same with an eighth, a quarter and half of the new tokens, and with all; none where texts are short."""
+        most = max((r.max_new_tokens for r in self._generated()), default=0)
+        if most < _LONG:
+            return ()
+        return tuple(self._shortened(most // part)._length(most // part, speed) for part in (8, 4, 2, 1))
+
+    def _generated(self) -> list[GenerateRequest]:
+        return [r for condition in self.conditions for r in condition.requests if isinstance(r, GenerateRequest)]
+
+    def _shortened(self, most: int) -> _Counted:
+        """This sweep with at most so many new tokens."""
+        conditions = tuple(
+            replace(condition, items=tuple(_shorter(item, most) for item in condition.items))
+            for condition in self.conditions
+        )
+        return replace(self, conditions=conditions)
+
+    def _length(self, new_tokens: int, speed: Speed) -> PlannedLength:
+        longest = max(len(r.context_ids) + r.max_new_tokens for r in self._generated())
+        cells = (cell.shared if self.shares_work else cell.unshared for cell in self.cells())
+        return PlannedLength(
+            new_tokens=new_tokens,
+            tokens=sum(cells, self.references()).tokens,
+            row_bytes=longest * self.shape.n_layers * self.shape.cached_per_token * self.number.itemsize,
+            rows=self._rows_at_once(),
+            memory=self.memory().total,
+            seconds=self.seconds(speed),
+        )
+
+    def _rows_at_once(self) -> int:
+        requests = [condition.requests for condition in self.conditions]
+        if not self.shares_work:
+            size = batch_budget(HookedExecutor, self.budget)
+            return max(batch.rows for of_cell in requests for batch in hooked_batches(of_cell, size) if batch.steps)
+        facts, limits = self.model_config.facts, forked_limits(self.budget)
+        chunks = (chunk for of_cell in requests for chunk in decode_chunks(of_cell, self.variants, facts, limits))
+        return max(len(chunk.variants) * len(chunk.rows) for chunk in chunks)
 
     def references(self) -> Cost:
         """The clean model's passes over reference prompts."""
@@ -190,6 +248,14 @@ class _Counted:
             budget=self.budget,
             on_cpu=self.model_config.facts.device.startswith("cpu"),
         )
+
+
+def _shorter(item: ItemRequests, most: int) -> ItemRequests:
+    requests = tuple(
+        replace(r, max_new_tokens=min(r.max_new_tokens, most), forced_end=None) if isinstance(r, GenerateRequest) else r
+        for r in item.requests
+    )
+    return replace(item, requests=requests)
 
 
 def _given_speed(flops: float | None, bandwidth: float | None) -> Speed | None:

@@ -50,6 +50,14 @@ def _cost_rows(plan: Plan) -> list[list[str]]:
     return rows
 
 
+def _length_rows(plan: Plan) -> list[list[str]]:
+    rows = [["new tokens", "tokens", "keys and values of a text", "texts at once", "memory", "time"]]
+    for one in plan.lengths:
+        sizes = [quantity(one.row_bytes, "B"), str(one.rows), quantity(one.memory, "B")]
+        rows.append([str(one.new_tokens), quantity(one.tokens), *sizes, duration(one.seconds)])
+    return rows
+
+
 def _cell_rows(plan: Plan) -> list[list[str]]:
     rows = [["task", "protocol", "items", "requests", "tokens hooked", "tokens forked", "FLOPs forked"]]
     for cell in plan.cells:
@@ -86,6 +94,7 @@ def plan_report(plan: Plan) -> str:
             f"{head}\n{cells}",
             aligned(_cell_rows(plan)),
             aligned(_cost_rows(plan)),
+            *([aligned(_length_rows(plan))] if plan.lengths else []),
             f"{'memory:':9}{quantity(memory.total, 'B')} at the peak with {plan.executor} ({detail})\n"
             f"{'time:':9}{duration(plan.seconds)} of matrix products with {plan.executor} ({rate})"
             f"{_workers_line(plan)}",

@@ -81,4 +81,5 @@ def decode_cost(shape: ModelShape, rows: float, width: float, steps: int) -> Cos
     """`steps` single tokens a row, each seeing the `width` positions before the first and those decoded since."""
     pairs = steps * width + steps * (steps + 1) / 2
     cost = blocks_cost(shape, rows * steps, rows * pairs) + unembedding_cost(shape, rows * steps)
-    return replace(cost, decode_flops=cost.flops, passes=float(steps))
+    cached = rows * pairs * shape.n_layers * shape.cached_per_token
+    return replace(cost, decode_flops=cost.flops, passes=float(steps), cached=cached)

@@ -11,7 +11,7 @@ from lensprune.errors import LensPruneError
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Response
 from lensprune.protocols.scoring import score_generation
-from lensprune.protocols.stopping import cut_at_stops, with_eos_string
+from lensprune.protocols.stopping import generated_text
 from lensprune.tasks.base import GenerationFormat, LoadedTask
 from lensprune.tasks.prompts import format_of
 
@@ -45,10 +45,9 @@ def answer_spans(
         if not score_generation(form, item.item, response).correct:
             spans.append(0)
             continue
-        stops = with_eos_string(tokenizer, request.until)
         while size > 1:
             ids = response.token_ids[: size - 1]
-            text = cut_at_stops(str(tokenizer.decode(list(ids), skip_special_tokens=True)), stops)
+            text = generated_text(tokenizer, request, ids)
             if not score_generation(form, item.item, replace(response, text=text, token_ids=ids)).correct:
                 break
             size -= 1

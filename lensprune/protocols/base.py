@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lensprune.protocols.requests import Request
+from lensprune.protocols.requests import Request, StopReason
 from lensprune.tasks.base import Item, ProtocolName
 
 __all__ = ["Failure", "ItemRequests", "Outcome", "Prompt"]
 
-Failure = Literal["none", "no_answer", "degenerate", "wrong_answer", "non_finite"]
+Failure = Literal["none", "no_answer", "degenerate", "wrong_answer", "non_finite", "cut_off"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Prompt:
 class ItemRequests:
     """All requests of one item under one protocol, aligned with `prompts`.
 
-    `truncated_tokens` counts context tokens cut on the left to fit the model's context (0 if none).
+    `truncated_tokens` counts context tokens cut on the left to fit the model's context (0 if none); `sample` counts
+    the repeats of an item that is sampled.
     """
 
     item: Item
@@ -34,6 +35,7 @@ class ItemRequests:
     prompts: tuple[Prompt, ...]
     requests: tuple[Request, ...]
     truncated_tokens: int = 0
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Outcome:
     holds every metric by lm-eval's name (``acc``, ``acc_norm``, ``exact_match,strict-match``, …); `correct` is the
     task's primary one. `n_tokens` counts scored (likelihood) or generated tokens; `text` is the model's answer.
     `option_logprobs` are the summed log-probabilities (nats) that the model gave to the options, in their order,
-    whatever the protocol makes of them; ``None`` where none is scored.
+    whatever the protocol makes of them; ``None`` where none is scored. `sample`: which repeat of the item this is;
+    `stop_reason`: why a generation ended.
     """
 
     item_id: str
@@ -59,3 +62,5 @@ class Outcome:
     text: str
     metrics: Mapping[str, float]
     option_logprobs: tuple[float, ...] | None = None
+    sample: int = 0
+    stop_reason: StopReason | None = None

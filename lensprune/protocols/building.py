@@ -13,7 +13,8 @@ from lensprune.models.tokenizers import encode
 from lensprune.protocols.base import ItemRequests, Outcome, Prompt
 from lensprune.protocols.chat import chat_prompt, check_chat_template
 from lensprune.protocols.registry import protocol_named
-from lensprune.protocols.requests import LoglikelihoodResponse, Response
+from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse, Response
+from lensprune.protocols.votes import with_votes
 from lensprune.tasks.base import Item, LoadedTask, PromptFormat, ProtocolName
 from lensprune.tasks.prompts import prompt_strings
 
@@ -115,7 +116,7 @@ def _chat_prompts(
 def score_items(
     task: LoadedTask, protocol: ProtocolName, item_requests: Sequence[ItemRequests], responses: Sequence[Response]
 ) -> list[Outcome]:
-    """One outcome for each of `item_requests`, in order.
+    """One outcome for each of `item_requests`, in order; with the metrics of `with_votes` where items are sampled.
 
     Args:
         responses: the answers to all requests of all items, concatenated in the same order.
@@ -135,5 +136,16 @@ def score_items(
         start += len(built.requests)
         outcome = row.score(fmt, built.item, answers)
         logprobs = tuple(response.logprob for response in answers if isinstance(response, LoglikelihoodResponse))
-        outcomes.append(replace(outcome, option_logprobs=logprobs) if logprobs else outcome)
-    return outcomes
+        ends = [response.stop_reason for response in answers if isinstance(response, GenerateResponse)]
+        outcomes.append(
+            replace(
+                outcome,
+                option_logprobs=logprobs or outcome.option_logprobs,
+                sample=built.sample,
+                stop_reason=ends[0] if ends else None,
+            )
+        )
+    samples = 1 + max((built.sample for built in item_requests), default=0)
+    if samples == 1:
+        return outcomes
+    return [one for i in range(0, len(outcomes), samples) for one in with_votes(fmt, outcomes[i : i + samples])]

@@ -128,6 +128,6 @@ def _score(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outc
 for _name, _measure, _summary in (
     ("default", "logprob_margin", "the options are shown, and the likelihood of each one's letter is taken"),
     ("continuation", "logprob_margin", "the options are not shown, and the likelihood of each one's text is taken"),
-    ("generate", "correct", "greedy decoding until a stop, then the answer is extracted"),
+    ("generate", "correct", "decoding until a stop, then the answer is extracted"),
 ):
     _PROTOCOLS.add(_name, Protocol(_name, _summary, _name, _measure, _ask, _score), Protocol)  # type: ignore[arg-type]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lensprune.errors import UserError
+
 __all__ = [
+    "ForcedEnd",
     "GenerateRequest",
     "GenerateResponse",
+    "GenerationConfigUse",
     "LoglikelihoodRequest",
     "LoglikelihoodResponse",
     "Request",
     "Response",
+    "Sampling",
     "StopReason",
 ]
 
 StopReason = Literal["stop_string", "eos", "length", "non_finite"]
+GenerationConfigUse = Literal["model", "none"]
 
 
 @dataclass(frozen=True)
@@ -36,16 +43,70 @@ class LoglikelihoodRequest:
 
 
 @dataclass(frozen=True)
-class GenerateRequest:
-    """Greedy generation after `context_ids` until one of the strings `until`, EOS, or `max_new_tokens`.
+class Sampling:
+    """How tokens are drawn: the random number of a token depends on `seed`, the item, `sample` and the position alone.
 
-    `item`: as in `LoglikelihoodRequest`.
+    `temperature` > 0; `top_p` in (0, 1], 1 for all; `top_k` tokens, 0 for all; `sample` counts repeats of one item.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class ForcedEnd:
+    """An end that is forced on a stretch of text: once `after` tokens were generated without `marker_ids` among them,
+    `forced_ids` follow, whatever the model would have chosen, and generation goes on."""
+
+    after: int
+    marker_ids: tuple[int, ...]
+    forced_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.after < 0 or not self.marker_ids or not self.forced_ids:
+            raise UserError(
+                f"an end can't be forced after {self.after} tokens with {len(self.marker_ids)} tokens of a marker and "
+                f"{len(self.forced_ids)} to force: expected 0 or more, 1 or more, 1 or more"
+            )
+
+    def forced_at(self, token_ids: Sequence[int]) -> int | None:
+        """Where `forced_ids` begin among the tokens of a generation; ``None`` where nothing was forced."""
+        size = len(self.marker_ids)
+        free = tuple(token_ids[: self.after])
+        marked = any(free[i : i + size] == self.marker_ids for i in range(len(free) - size + 1))
+        return None if marked or len(token_ids) <= self.after else self.after
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Generation after `context_ids` until one of the strings `until`, EOS, or `max_new_tokens`.
+
+    Greedy without `sampling`. `forced_end`: a thinking budget. `item`: as in `LoglikelihoodRequest`; the random numbers
+    of `sampling` depend on it too. `generation_config`: whether the penalties, suppressed tokens and end tokens of the
+    model's generation config count.
+
+    Raises:
+        UserError: no token is left for an answer after a forced end.
     """
 
     context_ids: tuple[int, ...]
     until: tuple[str, ...]
     max_new_tokens: int
+    sampling: Sampling | None = None
+    forced_end: ForcedEnd | None = None
     item: str | None = field(default=None, compare=False)
+    generation_config: GenerationConfigUse = "model"
+
+    def __post_init__(self) -> None:
+        end = self.forced_end
+        if end is not None and end.after + len(end.forced_ids) >= self.max_new_tokens:
+            raise UserError(
+                f"a thinking budget of {end.after} tokens and the {len(end.forced_ids)} that end it leave no room for "
+                f"an answer in {self.max_new_tokens} new tokens: raise --max-new-tokens or lower --thinking-budget"
+            )
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,9 @@ def score_generation(fmt: GenerationFormat, item: Item, response: GenerateRespon
     format's `measures` add theirs.
 
     The failure is the first that holds of: ``non_finite`` (a logit was NaN or infinite), ``none`` (the primary filter's
-    answer matches), ``degenerate`` (`lensprune.protocols.degenerate`), ``no_answer`` (the primary filter finds nothing,
-    or nothing that the format's `is_answer` accepts), ``wrong_answer``. So a right answer is right even in a text that
+    answer matches), ``degenerate`` (`lensprune.protocols.degenerate`), ``cut_off`` or ``no_answer`` (the primary filter
+    finds nothing, or nothing that the format's `is_answer` accepts, in a text that ran out of new tokens or in one that
+    ended), ``wrong_answer``. So a right answer is right even in a text that
     goes on in a loop, and a loop is a breakdown even where the filter happens to find a wrong answer in it.
     """
     target = fmt.target(item.doc)
@@ -129,7 +130,7 @@ def score_generation(fmt: GenerationFormat, item: Item, response: GenerateRespon
     elif is_degenerate(response.text):
         failure = "degenerate"
     elif prediction is None or not fmt.is_answer(prediction):
-        failure = "no_answer"
+        failure = "cut_off" if response.stop_reason == "length" else "no_answer"
     else:
         failure = "wrong_answer"
     return Outcome(

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from lensprune.errors import UserError
-from lensprune.protocols.requests import StopReason
+from lensprune.protocols.requests import GenerateRequest, StopReason
 
-__all__ = ["StopMatcher", "cut_at_stops", "with_eos_string"]
+__all__ = ["StopMatcher", "cut_at_stops", "generated_text", "with_eos_string"]
 
 
 def with_eos_string(tokenizer: PreTrainedTokenizerBase, until: Sequence[str]) -> tuple[str, ...]:
@@ -26,6 +26,30 @@ def cut_at_stops(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop, maxsplit=1)[0]
     return text
+
+
+def generated_text(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, token_ids: Sequence[int]) -> str:
+    """The text that `token_ids` leave as an answer to `request`: without special tokens, cut before a stop string.
+
+    Tokens that were forced, and those before them, are never cut.
+    """
+    end, ids = request.forced_end, list(token_ids)
+    place = None if end is None else end.forced_at(ids)
+    begin = 0 if end is None or place is None else place + len(end.forced_ids)
+    kept, rest = _split(tokenizer, ids, begin, skip_special_tokens=True)
+    return kept + cut_at_stops(rest, with_eos_string(tokenizer, request.until))
+
+
+def _split(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], begin: int, *, skip_special_tokens: bool
+) -> tuple[str, str]:
+    """The text of the first `begin` of `ids`, and that of the others."""
+    whole = str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+    if begin <= 0:
+        return "", whole
+    # The others are not decoded by themselves: some decoders drop a space in front.
+    head = str(tokenizer.decode(list(ids[:begin]), skip_special_tokens=skip_special_tokens))
+    return head, whole[len(head) :]
 
 
 class StopMatcher:
@@ -52,6 +76,8 @@ class StopMatcher:
         self._stops = with_eos_string(tokenizer, until)
         self._eos_ids = frozenset(eos_ids)
         self._ids: list[int] = []
+        # No stop string begins before this token.
+        self._begin = 0
         # A token spells at least one byte, so a stop string ending in the last token starts within this many tokens.
         # The margin keeps it clear of the window's first token, whose leading space some decoders drop.
         self._window = 4 + max((len(stop.encode()) for stop in self._stops), default=0)
@@ -69,8 +95,26 @@ class StopMatcher:
         if not self._stops:
             return None
         # Special tokens are kept here: a stop string may be the spelling of one (``<|im_end|>``).
-        tail = str(self._tokenizer.decode(self._ids[-self._window :], skip_special_tokens=False))
+        start = max(0, len(self._ids) - self._window)
+        _, tail = _split(self._tokenizer, self._ids[start:], self._begin - start, skip_special_tokens=False)
         return "stop_string" if any(stop in tail for stop in self._stops) else None
+
+    def force(self, token_id: int) -> None:
+        """Add a token that ends nothing, neither by itself nor as part of a stop string."""
+        self._ids.append(token_id)
+        self._begin = len(self._ids)
+
+    def ends_in(self, token_ids: Sequence[int]) -> bool:
+        """Whether these are the newest tokens."""
+        return self._ids[-len(token_ids) :] == list(token_ids)
+
+    @property
+    def last(self) -> int:
+        """The newest token."""
+        return self._ids[-1]
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -79,4 +123,5 @@ class StopMatcher:
 
     def text(self) -> str:
         """The row's text so far, without special tokens and cut before the first stop string."""
-        return cut_at_stops(str(self._tokenizer.decode(self._ids, skip_special_tokens=True)), self._stops)
+        kept, rest = _split(self._tokenizer, self._ids, self._begin, skip_special_tokens=True)
+        return kept + cut_at_stops(rest, self._stops)

@@ -19,6 +19,7 @@ from lensprune.replacement.result import ReplacementRun
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, check_out_folder, open_store, stopped_message
+from lensprune.sweeps.cells import warn_of_cut_off
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import Condition, conditions_of, decoding_of, load_tasks, questions_of, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
@@ -50,6 +51,14 @@ def measure_replacement(
     leave_out_repeated: bool = False,
     chat_template: bool = False,
     template_date: str | None = None,
+    max_new_tokens: int | None = None,
+    until: Sequence[str] = (),
+    until_only: bool = False,
+    generation_config: str = "model",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    samples: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -99,7 +108,10 @@ def measure_replacement(
     # Prompts that fit the shorter context fit both.
     shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
     conditions = conditions_of(shortest, loaded, options)
-    by_host = {name: decoding_of(m, conditions) for name, m in (("base", pair.base), ("distilled", pair.distilled))}
+    by_host = {
+        name: decoding_of(m, conditions, options.generation_config)
+        for name, m in (("base", pair.base), ("distilled", pair.distilled))
+    }
     decoding = by_host if any(by_host.values()) else {}
     spec = sweep_spec(base, pair.base.facts, conditions, options, _descriptions(pair, replacements), decoding=decoding)
     with open_store(folder, spec, questions_of(conditions)) as store:
@@ -204,4 +216,6 @@ def _measure(
             continue
         [answered] = executor.run(condition.requests, [CLEAN], progress=bar.update)
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
+        if isinstance(variant, Variant) and condition.generates:
+            warn_of_cut_off(key.task, key.protocol, outcomes, condition.generation["max_new_tokens"])
         store.write(key, cell_table(key, variant, outcomes, condition.items, condition.chances))

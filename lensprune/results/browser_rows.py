@@ -27,7 +27,17 @@ MAX_OPTIONS = 20
 """Options of a question that are shown."""
 Record = Mapping[str, Any]
 _NO_RECORDS: Sequence[Record] = ()
-_COLUMNS = ["item_id", "target", "prediction", "correct", "gold_logprob", "option_logprobs", "failure", "text"]
+_COLUMNS = [
+    "item_id",
+    "target",
+    "prediction",
+    "correct",
+    "gold_logprob",
+    "option_logprobs",
+    "failure",
+    "text",
+    "sample",
+]
 
 
 @dataclass(frozen=True)
@@ -91,15 +101,15 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
                 continue
             clean_place, cleaned = place, outcomes.cell(CellKey(CLEAN.name, *place), _COLUMNS, whole=True)
             clean_records = cleaned.to_pylist()
-            questions = outcomes.questions(*place)
+            questions, samples = outcomes.questions(*place), outcomes.samples(*place)
         measured = outcomes.cell(key, [*_COLUMNS, "layer"], whole=True).to_pylist()
         base = clean_records[: len(measured)]
         cell, variant = index("cells", place), index("variants", key.variant)
         for i in _chosen(measured, base, shares[key]):
             record, before = measured[i], base[i]
-            item = visible(str(record["item_id"]))
+            item = visible(str(record["item_id"])) + (f", sample {record['sample']}" if samples > 1 else "")
             if item not in clean.setdefault(cell, {}):
-                question = Question.from_row(questions.slice(i, 1).to_pylist()[0])
+                question = Question.from_row(questions.slice(i // samples, 1).to_pylist()[0])
                 asked.append(_shown(question))
                 clean[cell][item] = [visible(record["target"]), *_answer(before, index), len(asked) - 1]
             rows.append([cell, item, variant, record["layer"], *_answer(record, index)])

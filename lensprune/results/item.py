@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -14,12 +15,13 @@ from lensprune.output.plain_text import for_terminal, visible, visible_end
 from lensprune.output.tables import aligned
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import Question
+from lensprune.runs.records import CellKey
 
 __all__ = ["ItemView", "item_of"]
 
 _COLUMNS = [
     "variant", "protocol", "prediction", "correct", "failure", "gold_logprob", "logprob_margin", "option_logprobs",
-    "n_tokens", "text",
+    "n_tokens", "text", "sample",
 ]  # fmt: skip
 SHOWN_VARIANTS = 20
 _PROMPT_IN_TEXT = 1200
@@ -36,7 +38,7 @@ class ItemView:
 
     Attributes:
         questions: what each protocol asked.
-        answers: one row per protocol and variant, clean first: the records' columns, `option_logprobs` among them.
+        answers: one row per protocol, variant and sample, clean first: the records' columns.
     """
 
     task: str
@@ -108,14 +110,20 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
     rows = [
         row
         for key in finished
-        if (key.task, key.protocol) in places
-        for row in outcomes.cell(key, _COLUMNS, whole=True).slice(places[key.task, key.protocol], 1).to_pylist()
+        if (place := places.get((key.task, key.protocol))) is not None
+        for row in _samples(outcomes, key, place)
     ]
     questions = {p: Question.from_row(asked[t, p].slice(i, 1).to_pylist()[0]) for (t, p), i in places.items()}
     # Left to itself, pandas makes NaN of an answer that was not found.
     answers = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)
     numbers = {"correct": bool, "gold_logprob": float, "logprob_margin": float, "n_tokens": int}
     return ItemView(tasks[0], wanted, questions, answers.astype(numbers))
+
+
+def _samples(outcomes: Outcomes, key: CellKey, place: int) -> list[dict[str, Any]]:
+    """The records of the item at this place of a cell's questions."""
+    samples = outcomes.samples(key.task, key.protocol)
+    return outcomes.cell(key, _COLUMNS, whole=True).slice(place * samples, samples).to_pylist()
 
 
 def _unknown(wanted: str, ids: Sequence[str]) -> UserError:

@@ -69,9 +69,10 @@ SUMMARY_SHOWN = {
     "q_gain": Column("q of a gain", ".2g"),
     "parse_rate": Column("answered", ".2f"),
     "degenerate_rate": Column("degenerate", ".2f"),
+    "cut_off_rate": Column("cut off", ".2f"),
     "note": Column("note"),
 }
-_NOT_OF_LOSSES = ("q_gain", "parse_rate", "degenerate_rate", "note")
+_NOT_OF_LOSSES = ("q_gain", "parse_rate", "degenerate_rate", "cut_off_rate", "note")
 _CRITICAL_SHOWN = {name: column for name, column in SUMMARY_SHOWN.items() if name not in _NOT_OF_LOSSES}
 _CELLS_SHOWN = {
     "task": Column("task"),
@@ -80,6 +81,7 @@ _CELLS_SHOWN = {
     "chance": Column("chance", ".3f"),
     "accuracy": Column("clean accuracy", ".3f"),
     "parse_rate": Column("answered", ".2f"),
+    "cut_off_rate": Column("cut off", ".2f"),
     "shots": Column("shots", "d"),
     "seed": Column("seed", "d"),
     "note": Column("note"),

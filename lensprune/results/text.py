@@ -40,7 +40,9 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
     if clean.empty:
         return f"{for_terminal(task)}, {protocol}: the clean model is not measured yet"
     first = clean.iloc[0]
-    clean_line = f"clean accuracy {first['accuracy']:.3f} (chance {first['chance']:.3f}, n {first['n']})"
+    clean_line = (
+        f"clean accuracy {first['accuracy']:.3f} (chance {first['chance']:.3f}, n {first['n']}{_samples(first)})"
+    )
     head = f"{for_terminal(task)}, {protocol}: {clean_line}"
     notes = [
         f"{count} {what}"
@@ -50,6 +52,8 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
         )
         if count
     ]
+    if first["cut_off_rate"] > 0:
+        notes.append(f"{first['cut_off_rate']:.0%} of texts cut off without an answer")
     if notes:
         head += "; " + ", ".join(notes)
     if ";" in str(first["metrics"]):
@@ -74,6 +78,10 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
             ]
         )
     return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())
+
+
+def _samples(row: pd.Series) -> str:
+    return f", {row['samples']} samples each" if row["samples"] > 1 else ""
 
 
 def at_chance_line(clean: pd.Series) -> str:

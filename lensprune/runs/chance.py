@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import scipy
 from jaxtyping import Bool, Float
 
 __all__ = ["CHANCE_COLUMNS", "at_chance", "beats_chance", "cell_at_chance", "items_to_beat_chance", "known_at_chance"]
 
-CHANCE_COLUMNS = ("correct", "chance", "target", "prediction")
+CHANCE_COLUMNS = ("correct", "chance", "target", "prediction", "sample")
 """Columns of a cell's records that `cell_at_chance` reads."""
 ALPHA = 0.05
 _SHUFFLES = 2000
@@ -79,7 +80,11 @@ def _as_many_when_shuffled(
 
 
 def cell_at_chance(cell: pa.Table) -> bool:
-    """`at_chance` of one cell's records, with the columns `CHANCE_COLUMNS`."""
+    """`at_chance` of one cell's records, with the columns `CHANCE_COLUMNS`.
+
+    Samples of one item are not independent, so the first one of each decides.
+    """
+    cell = cell.filter(pc.equal(cell.column("sample"), 0))
     return at_chance(
         cell.column("correct").to_numpy(zero_copy_only=False).astype(bool),
         cell.column("chance").to_numpy(zero_copy_only=False),

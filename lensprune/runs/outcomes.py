@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from functools import wraps
-from itertools import chain
 from pathlib import Path
 from typing import Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -51,6 +50,10 @@ class Outcomes:
     def cells(self) -> list[tuple[str, str]]:
         """(task, protocol) pairs."""
         return [(cell.task, cell.protocol) for cell in self.spec.cells]
+
+    def samples(self, task: str, protocol: str) -> int:
+        """Records of each item in the cells of one (task, protocol)."""
+        return next(cell.samples for cell in self.spec.cells if (cell.task, cell.protocol) == (task, protocol))
 
     @property
     def n_finished(self) -> int:
@@ -142,7 +145,7 @@ class Outcomes:
         *,
         prompts: bool = False,
     ) -> pd.DataFrame:
-        """One row per item, of all cells or of those that are named.
+        """One row per item and sample, of all cells or of those that are named.
 
         Args:
             prompts: add what was asked: ``prompt``, ``options``, ``reference`` (the right answers) and the other fields
@@ -166,8 +169,12 @@ class Outcomes:
         places = dict.fromkeys((key.task, key.protocol) for key in keys)
         asked = {place: self._store.questions(*place).to_pydict() for place in places}
         for name in QUESTIONS.names:
-            parts = (asked[key.task, key.protocol][name][:n] for key, n in zip(keys, sizes, strict=True))
-            values = list(chain.from_iterable(parts))
+            values = [
+                value
+                for key, n in zip(keys, sizes, strict=True)
+                for value in asked[key.task, key.protocol][name][: n // self.samples(key.task, key.protocol)]
+                for _ in range(self.samples(key.task, key.protocol))
+            ]
             if name != "item_id":
                 frame[name] = pd.Series(values, dtype="Int64" if name == "gold" else object)
             elif values != frame[name].tolist():

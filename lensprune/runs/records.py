@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         ("task", pa.string()),
         ("protocol", pa.string()),
         ("item_id", pa.string()),
+        ("sample", pa.int32()),
         ("cluster", pa.string()),
         ("target", pa.string()),
         ("prediction", pa.string()),
@@ -60,15 +61,18 @@ SCHEMA = pa.schema(
         ("logprob_margin", pa.float64()),
         ("option_logprobs", pa.list_(pa.float64())),
         ("failure", pa.string()),
+        ("stop_reason", pa.string()),
         ("n_tokens", pa.int32()),
         ("truncated_tokens", pa.int32()),
         ("text", pa.string()),
         ("metrics", pa.map_(pa.string(), pa.float64())),
     ]
 )
-"""One row an item. `chance` is the expected accuracy of an uninformed guess on this item under this protocol;
-log-probabilities are in nats and null under generate; `option_logprobs` has one for each option of the item's
-`lensprune.runs.questions.Question`; `truncated_tokens` were cut on the left of the prompt."""
+"""One row per item and `sample` of it, an item's samples one after the other. `stop_reason`: why a generation ended
+(``eos``, ``stop_string``, ``length`` or ``non_finite``), null where nothing is generated. `chance` is the expected
+accuracy of an uninformed guess on this item under this protocol; log-probabilities are in nats and null under
+generate; `option_logprobs` has one for each option of the item's `lensprune.runs.questions.Question`;
+`truncated_tokens` were cut on the left of the prompt."""
 
 
 def _storable(text: str | None) -> str | None:
@@ -98,6 +102,7 @@ def cell_table(
         "task": [key.task] * n,
         "protocol": [key.protocol] * n,
         "item_id": [_storable(o.item_id) for o in outcomes],
+        "sample": [o.sample for o in outcomes],
         "cluster": [_storable(o.cluster) for o in outcomes],
         "target": [_storable(o.target) for o in outcomes],
         "prediction": [_storable(o.prediction) for o in outcomes],
@@ -107,6 +112,7 @@ def cell_table(
         "logprob_margin": [o.logprob_margin for o in outcomes],
         "option_logprobs": [o.option_logprobs for o in outcomes],
         "failure": [o.failure for o in outcomes],
+        "stop_reason": [o.stop_reason for o in outcomes],
         "n_tokens": [o.n_tokens for o in outcomes],
         "truncated_tokens": [r.truncated_tokens for r in requests],
         "text": [_storable(o.text) for o in outcomes],

@@ -16,7 +16,7 @@ from lensprune.version import __version__
 
 __all__ = ["FORMAT", "CellSpec", "ExecutionSpec", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
 
-FORMAT = 4
+FORMAT = 5
 """Version of the run folder's layout."""
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
@@ -62,6 +62,14 @@ class CellSpec:
     """`lensprune.runs.questions.questions_hash`: prompts, options and right answers as they are stored."""
     reference_hash: str = ""
     """sha256 over the token ids of the reference prompts, for mean and resample."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """How texts are generated: ``max_new_tokens``, ``until``, ``generation_config``, ``temperature``, ``samples``, and
+    if they are sampled ``top_p`` and ``top_k``."""
+
+    @property
+    def samples(self) -> int:
+        """Records of each item."""
+        return int(self.generation.get("samples", 1))
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,15 @@ class SweepSpec:
     """YYYY-MM-DD, as the chat template writes it; ``None`` without one, or one without a clock."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
+    max_new_tokens: int | None = None
+    """This and the next seven are as asked for; `cells` have what became of them."""
+    until: tuple[str, ...] = ()
+    until_only: bool = False
+    generation_config: str = "model"
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    samples: int | None = None
     screen: Mapping[str, Any] | None = None
     """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
     task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
@@ -206,6 +223,7 @@ class SweepSpec:
                     "protocols": tuple(data["protocols"]),
                     "variants": tuple(data["variants"]),
                     "kept_hooks": tuple(data.get("kept_hooks", ())),
+                    "until": tuple(data.get("until", ())),
                     "execution": ExecutionSpec(**data["execution"]),
                 }
             )
@@ -232,10 +250,13 @@ class SweepSpec:
 
 
 _UNCOVERED: dict[type, tuple[str, ...]] = {
-    SweepSpec: ("model", "shots", "limit", "items", "leave_out_repeated"),
+    SweepSpec: (
+        "model", "shots", "limit", "items", "leave_out_repeated",
+        "max_new_tokens", "until", "until_only", "generation_config", "temperature", "top_p", "top_k", "samples",
+    ),
     ExecutionSpec: tuple(field.name for field in fields(ExecutionSpec)),
     TaskSpec: ("kind", "closed_book"),
-}
+}  # fmt: skip
 """Fields that the digest doesn't cover."""
 
 
@@ -308,7 +329,10 @@ def _describe_lists(name: str, mine: list[Any], theirs: list[Any]) -> str:
 def _describe_entry(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """The first entry, by name, in which two mappings differ."""
     changed = next(key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key))
-    return f"{changed} {_there_and_here(mine.get(changed), theirs.get(changed))}"
+    there, here = mine.get(changed), theirs.get(changed)
+    if changed == "generation" and there and here:
+        return f"{changed}, {_describe_entry(there, here)}"
+    return f"{changed} {_there_and_here(there, here)}"
 
 
 def _ends(names: list[str]) -> str:

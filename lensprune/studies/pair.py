@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,13 @@ def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tupl
     return base, distilled
 
 
-def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any) -> PairResult:
+def run_pair(
+    preset: Preset, pair: tuple[str, str], folder: Path, generation: Mapping[str, Any], **options: Any
+) -> PairResult:
     """Run `preset.pair_sweeps` on both models and `preset.replacements` between them, below `folder`/pair.
 
     Args:
+        generation: how texts are generated, where they are.
         options: seed, data_dir, dtype, device, progress and command of `sweep`.
 
     Raises:
@@ -74,6 +78,7 @@ def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any
                 limit=part.limit,
                 out=home / f"{part.name}-{role}",
                 **options,
+                **(generation if "generate" in part.protocols else {}),
             )
             write_report(run)
             runs.append(run)
@@ -81,8 +86,10 @@ def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any
         sweeps.append((part, runs[0], runs[1], page))
     replacements = []
     for one in preset.replacements:
+        base, distilled = pair
         result = measure_replacement(
-            *pair,
+            base,
+            distilled,
             one.tasks,
             one.protocols,
             component=one.component,
@@ -90,6 +97,7 @@ def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any
             limit=one.limit,
             out=home / one.name,
             **options,
+            **(generation if "generate" in one.protocols else {}),
         )
         result.report()
         replacements.append((one, result))

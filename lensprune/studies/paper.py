@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lensprune.results.run import Run
 from lensprune.studies.pair import NO_PAIR, chosen_pair, run_pair
 from lensprune.studies.presets import PRESETS, StudyPart
 from lensprune.studies.study_page import STUDY_FILE, write_study_page
+from lensprune.sweeps.options import Generation, option_values
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -28,6 +30,10 @@ def paper(
     preset: str = "smoke",
     seed: int = 0,
     data_dir: str | Path | None = None,
+    max_new_tokens: int | None = None,
+    until: Sequence[str] = (),
+    until_only: bool = False,
+    generation_config: str = "model",
     dtype: str | None = None,
     device: str | None = None,
     bos: str | None = None,
@@ -44,6 +50,7 @@ def paper(
         model: a name or path for `load_model`.
         preset: one of `PRESETS`.
         seed, data_dir, dtype, device, bos, progress, command: of `sweep`.
+        max_new_tokens, until, until_only, generation_config: of the sweeps in which texts are generated.
         base, distilled: names or paths of the pair that is compared; ``None`` for both takes the preset's own, if it
             has one.
 
@@ -70,6 +77,7 @@ def paper(
         "progress": progress,
         "command": command,
     }
+    generation = option_values(locals(), Generation)
     runs: list[tuple[StudyPart, Run]] = []
     try:
         for part in chosen.parts:
@@ -82,10 +90,11 @@ def paper(
                 limit=part.limit,
                 out=folder / part.name,
                 **options,
+                **(generation if "generate" in part.protocols else {}),
             )
             write_report(run)
             runs.append((part, run))
-        pair_result = None if pair is None else run_pair(chosen, pair, folder, **options)
+        pair_result = None if pair is None else run_pair(chosen, pair, folder, generation, **options)
     except KeyboardInterrupt:
         # What a sweep says of itself would continue that sweep alone.
         raise KeyboardInterrupt(f"stopped: go on with the study in {folder} by giving the same command again") from None

@@ -23,10 +23,11 @@ from lensprune.runs.records import CellKey, cell_table
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import Condition, SweepJob
 
-__all__ = ["measure_cells", "reference_of", "warn_of_one_answer"]
+__all__ = ["measure_cells", "reference_of", "warn_of_cut_off", "warn_of_one_answer"]
 
 logger = logging.getLogger("lensprune")
 
+MOST_CUT_OFF = 0.1
 FEWEST_ANSWERS = 4
 """With fewer answers, half of them being the same says nothing."""
 
@@ -55,6 +56,7 @@ def measure_cells(
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
         if answered.variant.is_clean and condition.generates:
             warn_of_one_answer(task, condition.protocol, outcomes)
+            warn_of_cut_off(task, condition.protocol, outcomes, condition.generation["max_new_tokens"])
         key = CellKey(answered.variant.name, task, condition.protocol)
         yield key, cell_table(key, answered.variant, outcomes, condition.items, condition.chances)
         waiting.discard(answered.variant.name)
@@ -92,6 +94,16 @@ def _answered(
             new = dict(zip(missing, answered.responses, strict=True))
             whole = known.get(answered.variant.name, {}) | new
             yield VariantResponses(answered.variant, tuple(whole[i] for i in range(len(requests))))
+
+
+def warn_of_cut_off(task: str, protocol: str, outcomes: Sequence[Outcome], max_new_tokens: int) -> None:
+    """Warn where more than a tenth of a whole model's answers ran out of new tokens before they were given."""
+    cut = sum(outcome.failure == "cut_off" for outcome in outcomes)
+    if cut > MOST_CUT_OFF * len(outcomes):
+        logger.warning(
+            f"task {task!r}, {protocol}: {cut} of {len(outcomes)} texts of the whole model were cut off after "
+            f"{max_new_tokens} new tokens and hold no answer: raise --max-new-tokens"
+        )
 
 
 def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) -> None:

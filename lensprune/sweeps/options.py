@@ -22,6 +22,7 @@ from lensprune.models.base import BosPolicy
 from lensprune.paths import usable_path
 from lensprune.protocols.dates import DEFAULT_DATE, check_date
 from lensprune.protocols.registry import protocol_named
+from lensprune.protocols.requests import GenerationConfigUse
 from lensprune.registry import in_words
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN, ItemChoice
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FEWSHOT",
     "Execution",
+    "Generation",
     "Group",
     "Items",
     "Loading",
@@ -46,10 +48,12 @@ __all__ = [
     "Splitting",
     "StopEarly",
     "SweepOptions",
+    "TokenSampling",
     "Workers",
     "add_options",
     "decimal",
     "executor_options",
+    "given_options",
     "help_of",
     "kinds_of",
     "option",
@@ -62,6 +66,9 @@ FEWSHOT = "fewshot"
 
 MAX_ITEMS = 1_000_000
 MAX_SHOTS = 1000
+MAX_NEW_TOKENS = 1_000_000
+MAX_SAMPLES = 1000
+MAX_TEMPERATURE = 100
 MAX_WORKERS = 10_000
 _LOOKS = 4
 _LEVEL = 0.05
@@ -90,6 +97,7 @@ def option(
     metavar: str | None = None,
     parse: Callable[[str], Any] = str,
     check: Check | None = None,
+    repeated: bool = False,
 ) -> Any:
     """A field of a group.
 
@@ -99,8 +107,10 @@ def option(
         metavar: what the value is called in the help; ``None`` for a flag.
         parse: from the command line's text.
         check: raises `UserError` for a value that is refused; ``None`` values are not checked.
+        repeated: the argument may be given several times, and the value is a tuple.
     """
-    return field(default=default, metadata={"help": help, "metavar": metavar, "parse": parse, "check": check})
+    declared = {"help": help, "metavar": metavar, "parse": parse, "check": check, "repeated": repeated}
+    return field(default=default, metadata=declared)
 
 
 def _between(low: int, high: int, what: str, unit: str) -> Check:
@@ -218,6 +228,77 @@ class Prompts(Group):
         f"date that a chat template with a clock writes (default: {DEFAULT_DATE}, whatever the day)",
         metavar="DATE",
         check=check_date,
+    )
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+        raise UserError(f"until {texts!r} is not a list of stop strings: expected texts of at least one character")
+
+
+def _within(low: float, high: float, what: str, *, above: bool = False) -> Check:
+    def check(value: float) -> None:
+        if not (low < value <= high if above else low <= value <= high):
+            start = f"above {low:g}" if above else f"{low:g}"
+            raise UserError(f"{what} {value:g} is not possible: expected a number from {start} to {high:g}")
+
+    return check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(Group):
+    """How texts are generated."""
+
+    max_new_tokens: int | None = option(
+        None,
+        "new tokens of a text at most (default: the task's own number)",
+        metavar="N",
+        parse=whole_number,
+        check=_between(1, MAX_NEW_TOKENS, "max new tokens", "tokens"),
+    )
+    until: Sequence[str] = option(
+        (), "also stop a text at this string; repeat for several", metavar="TEXT", check=_check_texts, repeated=True
+    )
+    until_only: bool = option(False, "leave out the task's own stop strings, and stop at those of --until alone")
+    generation_config: str = option(
+        "model",
+        "model (its generation config's penalties, suppressed tokens and end tokens count) or none (they don't)",
+        metavar="USE",
+        check=_one_of(get_args(GenerationConfigUse), "use of the generation config"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSampling(Group):
+    """How tokens are drawn."""
+
+    temperature: float | None = option(
+        None,
+        "sample at this temperature; 0 decodes greedily (default: the task's own, most often 0)",
+        metavar="T",
+        parse=decimal,
+        check=_within(0, MAX_TEMPERATURE, "temperature"),
+    )
+    top_p: float | None = option(
+        None,
+        "sample among the likeliest tokens that hold this share (default: the task's or the model's, else 1)",
+        metavar="P",
+        parse=decimal,
+        check=_within(0, 1, "top-p", above=True),
+    )
+    top_k: int | None = option(
+        None,
+        "sample among the K likeliest tokens, 0 for all (default: the task's or the model's, else 0)",
+        metavar="K",
+        parse=whole_number,
+        check=_between(0, MAX_NEW_TOKENS, "top-k", "tokens"),
+    )
+    samples: int | None = option(
+        None,
+        "texts to sample of each item (default: the task's own number, most often 1)",
+        metavar="K",
+        parse=whole_number,
+        check=_between(1, MAX_SAMPLES, "samples", "samples"),
     )
 
 
@@ -373,7 +454,19 @@ class Workers(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(
-    Items, Sampling, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, StopEarly, Workers
+    Items,
+    Sampling,
+    Rows,
+    Prompts,
+    Generation,
+    TokenSampling,
+    Reference,
+    Loading,
+    Splitting,
+    Execution,
+    Screening,
+    StopEarly,
+    Workers,
 ):
     """What a sweep was asked to do, apart from the model; see `lensprune.sweep` for the meaning of each."""
 
@@ -395,7 +488,9 @@ class SweepOptions(
         executor, workers, address = (values.pop(name, None) for name in ("executor", "workers", "ray_address"))
         if isinstance(variants, str):
             variants = VariantSelection(over=variants)
+        until = values.pop("until", None)
         return cls(
+            until=() if until is None else (until,) if isinstance(until, str) else tuple(until),
             tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
             protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
             variants=variants if isinstance(variants, VariantSelection) else tuple(variants),
@@ -456,6 +551,11 @@ class SweepOptions(
             raise UserError("lost_more_than and until_width are two ways to stop: choose one")
         if self.backend is not None:
             raise UserError("a sweep that stops early runs in one process: leave executor ray out")
+        if self.samples is not None and self.samples > 1:
+            raise UserError(
+                f"a sweep that stops early counts items as right or wrong, and {self.samples} samples of one can be in "
+                "between: leave samples out"
+            )
         if self.limit is None and self.looks is None:
             raise UserError("a sweep that stops early needs a cap: give limit, the most items that a variant is asked")
         stopping = self.stopping
@@ -514,6 +614,15 @@ def add_options(
         flag = f"--{name.replace('_', '-')}"
         if declaration.metadata["metavar"] is None:
             parser.add_argument(flag, action="store_true", default=default, help=text)
+        elif declaration.metadata["repeated"]:
+            parser.add_argument(
+                flag,
+                action="append",
+                type=declaration.metadata["parse"],
+                default=None,
+                metavar=declaration.metadata["metavar"],
+                help=text,
+            )
         else:
             parser.add_argument(
                 flag,
@@ -529,6 +638,13 @@ def option_values(given: Any, *groups: type[Group]) -> dict[str, Any]:
     values = given if isinstance(given, Mapping) else vars(given)
     names = {declaration.name for group in groups for declaration in fields(group)}
     return {name: value for name, value in values.items() if name in names}
+
+
+def given_options(options: Any, *groups: type[Group]) -> dict[str, Any]:
+    """Those of `option_values` that are not the default."""
+    defaults = {declaration.name: declaration.default for group in groups for declaration in fields(group)}
+    values = option_values(options, *groups)
+    return {name: value for name, value in values.items() if value not in (None, defaults[name])}
 
 
 def executor_options(executor: str, workers: int | None = None, ray_address: str | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,17 @@ from lensprune.runs.questions import question_table, questions_hash
 from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
-from lensprune.sweeps.options import FEWSHOT, Execution, Loading, Splitting, SweepOptions, kinds_of, option_values
+from lensprune.sweeps.generation import with_samples, with_settings
+from lensprune.sweeps.options import (
+    FEWSHOT,
+    Execution,
+    Generation,
+    Loading,
+    Splitting,
+    SweepOptions,
+    kinds_of,
+    option_values,
+)
 from lensprune.sweeps.references import fewshot_prompts, prompts_hash, read_reference_text, text_prompts
 from lensprune.sweeps.selection import VariantSelection, with_clean
 from lensprune.tasks.base import LoadedTask, ProtocolName
@@ -63,10 +73,32 @@ class Condition:
         """Requests of all items, concatenated."""
         return [request for item in self.items for request in item.requests]
 
+    @property
+    def samples(self) -> int:
+        """How often each item is asked, one time after the other."""
+        return 1 + max((item.sample for item in self.items), default=0)
+
     @cached_property
     def questions(self) -> pa.Table:
         """What is stored of the questions; see `lensprune.runs.questions`."""
-        return question_table(self.task, self.protocol, self.items)
+        return question_table(self.task, self.protocol, self.items[:: self.samples])
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """For the spec (`CellSpec.generation`)."""
+        request = next((request for request in self.requests if isinstance(request, GenerateRequest)), None)
+        if request is None:
+            return {}
+        settings = {
+            "max_new_tokens": request.max_new_tokens,
+            "until": list(request.until),
+            "generation_config": request.generation_config,
+        }
+        drawn = request.sampling
+        if drawn is None:
+            return {**settings, "temperature": 0.0, "samples": 1}
+        sampled = {"temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": drawn.top_k}
+        return {**settings, **sampled, "samples": self.samples}
 
     @property
     def generates(self) -> bool:
@@ -106,7 +138,8 @@ def _task_spec(task: LoadedTask) -> TaskSpec:
 
 def _request_json(request: Request) -> list[object]:
     if isinstance(request, GenerateRequest):
-        return [request.context_ids, request.until, request.max_new_tokens]
+        changes = [asdict(change) for change in (request.sampling, request.forced_end) if change is not None]
+        return [request.context_ids, request.until, request.max_new_tokens, request.generation_config, changes]
     return [request.context_ids, request.continuation_ids]
 
 
@@ -153,7 +186,7 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     if options.stopping is not None:
         for own in loaded:
             _check_cap(own, options.stopping.items[-1])
-    return loaded
+    return with_settings(loaded, options)
 
 
 def _check_cap(task: LoadedTask, cap: int) -> None:
@@ -239,7 +272,8 @@ def conditions_of(
         for protocol in options.protocols:
             form = protocol_named(protocol).form
             prompts = _reference_prompts(model, task, protocol, options, text) if with_reference else ()
-            items = tuple(build_requests(model, task, protocol, options.chat_template, options.template_date))
+            built = build_requests(model, task, protocol, options.chat_template, options.template_date)
+            items = with_samples(model, task, protocol, built, options)
             if options.chat_template:
                 date = template_date_of(model.tokenizer, options.template_date)
             chances = tuple(float(task.task.chance(item.item.doc, form)) for item in items)
@@ -266,7 +300,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Sweep
         options,
         [variant_to_json(v) for v in variants],
         with_reference=any(v.needs_reference for v in variants),
-        decoding=decoding_of(hooked, conditions),
+        decoding=decoding_of(hooked, conditions, options.generation_config),
     )
     return SweepJob(hooked, variants, conditions, spec, options)
 
@@ -305,15 +339,15 @@ def _check_reference_options(options: SweepOptions) -> None:
         )
 
 
-def decoding_of(model: HookedModel, asked: Sequence[Condition]) -> dict[str, Any]:
-    """What the model's generation config decides about texts, where any is generated.
+def decoding_of(model: HookedModel, asked: Sequence[Condition], use: str) -> dict[str, Any]:
+    """What the model's generation config decides about texts, where any is generated; `use`: as `GreedyRules` takes it.
 
     Raises:
-        UserError: it asks for what greedy decoding is not.
+        UserError: it asks for another algorithm of decoding.
     """
     from lensprune.engine.greedy import GreedyRules
 
-    return GreedyRules(model).recorded if any(own.generates for own in asked) else {}
+    return GreedyRules(model, use).recorded if any(own.generates for own in asked) else {}
 
 
 def sweep_spec(
@@ -358,6 +392,7 @@ def sweep_spec(
                 _prompts_hash(condition.items),
                 questions_hash(condition.questions),
                 prompts_hash(condition.reference_prompts) if condition.reference_prompts else "",
+                condition.generation,
             )
             for condition in conditions
         ),
@@ -372,6 +407,11 @@ def sweep_spec(
         leave_out_repeated=options.leave_out_repeated,
         template_date=next((condition.template_date for condition in conditions), None),
         decoding=decoding or {},
+        **option_values(options, Generation),
+        temperature=None if options.temperature is None else float(options.temperature),
+        top_p=None if options.top_p is None else float(options.top_p),
+        top_k=options.top_k,
+        samples=options.samples,
         kept_hooks=facts.kept_hooks,
         execution=ExecutionSpec(
             model=_where(model),

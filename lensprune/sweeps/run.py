@@ -50,6 +50,14 @@ def sweep(
     leave_out_repeated: bool = False,
     chat_template: bool = False,
     template_date: str | None = None,
+    max_new_tokens: int | None = None,
+    until: Sequence[str] = (),
+    until_only: bool = False,
+    generation_config: str = "model",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    samples: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -93,6 +101,13 @@ def sweep(
             without it they are kept, as in lm-eval, with a warning.
         chat_template: put prompts into the model's chat format.
         template_date: that a chat template with a clock writes, YYYY-MM-DD; ``None`` is 2024-07-26, whatever the day.
+        max_new_tokens: new tokens of a text at most, under ``generate``; ``None`` takes the task's own number.
+        until: stop strings beside the task's own, or instead of them with `until_only`.
+        generation_config: ``none`` ignores the model's generation config: penalties, suppressed tokens, end tokens.
+        temperature: above 0, texts are sampled, with random numbers that depend on (seed, item, sample, position)
+            alone, so variants are coupled to the clean model; ``None`` takes the task's own, most often 0.
+        top_p, top_k: what is sampled among; ``None`` takes the task's or the generation config's.
+        samples: texts of each item; Δμ and its interval are then those of items, whose outcome is the mean of theirs.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
         executor: how rows are run, ``forked`` or ``hooked``; every executor gives the same numbers. ``ray`` spreads the
             cells over Ray workers that run ``forked``, ``ray:hooked`` over such that run ``hooked``.
@@ -164,7 +179,7 @@ def _power_lines(job: SweepJob) -> list[str]:
     shapes = []
     for asked in job.conditions:
         clusters = {item.item.cluster for item in asked.items}
-        shapes.append((len(asked.items), None if None in clusters else len(clusters)))
+        shapes.append((len(asked.items) // asked.samples, None if None in clusters else len(clusters)))
     if job.options.stopping is not None:
         return []
     parts = len(job.variants) - 1

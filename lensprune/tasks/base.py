@@ -82,7 +82,7 @@ class MultipleChoiceFormat:
 
 @dataclass(frozen=True)
 class GenerationFormat:
-    """A prompt that is answered by greedy generation.
+    """A prompt that is answered by generation: greedy, unless `temperature` is above 0.
 
     `target` is the few-shot answer text (``doc_to_target``) and the reference that `matches` compares with; several
     right answers are an `AnyOf`. `example`, where given, is the format of the few-shot examples. `measures` are more
@@ -91,7 +91,8 @@ class GenerationFormat:
     whose name is `primary_filter` decides `correct`. `matches(prediction, target)` is lm-eval's exact_match with
     the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g. ``"18"``).
     `is_answer(prediction)` tells an answer, right or wrong, from a text that holds none (a letter task's
-    "I think"); it names the failure and never changes a metric.
+    "I think"); it names the failure and never changes a metric. `samples` texts are sampled of each item; ``None`` for
+    `top_p` and `top_k` leaves them to the model's generation config.
     """
 
     context: Callable[[Doc], str]
@@ -108,6 +109,10 @@ class GenerationFormat:
     is_answer: Callable[[str], bool] = bool
     example: PromptFormat | None = None
     measures: Mapping[str, Callable[[str, Doc], bool]] = field(default_factory=dict)
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    samples: int = 1
 
 
 PromptFormat = MultipleChoiceFormat | GenerationFormat

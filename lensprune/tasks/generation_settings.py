@@ -1,19 +1,22 @@
-"""lm-eval's ``generation_kwargs``, read for greedy decoding: each setting is honoured or refused by name."""
+"""lm-eval's ``generation_kwargs``: each setting is honoured or refused by name."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lensprune.errors import UserError, nearest
 
-__all__ = ["DEFAULT_NEW_TOKENS", "greedy_settings"]
+__all__ = ["DEFAULT_NEW_TOKENS", "GenerationSettings", "generation_settings", "greedy_settings"]
 
 DEFAULT_NEW_TOKENS = 256
 """lm-eval's ``HFLM.max_gen_toks``."""
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _ONLY_SAMPLING = ("top_k", "top_p", "min_p", "typical_p")
+_FILTERS = ("top_p", "top_k")
 _NEUTRAL = {
     "min_length": 0,
     "min_new_tokens": 0,
@@ -24,6 +27,51 @@ _NEUTRAL = {
     "repetition_penalty": 1,
     "use_cache": True,
 }
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Stop strings, new tokens at most, and how tokens are drawn (`GenerationFormat` says what each means)."""
+
+    until: tuple[str, ...]
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+
+
+def generation_settings(given: Mapping[str, Any], default_until: Sequence[str], where: str) -> GenerationSettings:
+    """What ``generation_kwargs`` ask for: sampling, if ``do_sample`` is true or ``temperature`` is above 0 without it;
+    else greedy decoding.
+
+    Args:
+        default_until, where: as for `greedy_settings`.
+
+    Raises:
+        UserError: another filter of sampling than ``top_p`` and ``top_k``, and as `greedy_settings`.
+    """
+    temperature, sampled = given.get("temperature"), given.get("do_sample")
+    if not (sampled is True or (sampled is None and _is_number(temperature) and float(temperature or 0) > 0)):
+        return GenerationSettings(*greedy_settings(given, default_until, where))
+    values: dict[str, Any] = {name: given.get(name) for name in ("temperature", *_FILTERS)}
+    if temperature is None:
+        values["temperature"] = 1.0
+    for name, (low, high) in {"temperature": (0, math.inf), "top_p": (0, 1), "top_k": (-1, math.inf)}.items():
+        value = values[name]
+        if value is not None and not (_is_number(value) and low < value <= high):
+            raise UserError(f"{where}: generation setting {name!r} is {value!r}, which nothing can be sampled with")
+    for name in _ONLY_SAMPLING:
+        if name not in _FILTERS and given.get(name) is not None:
+            raise UserError(
+                f"{where}: generation setting {name!r} is not supported: top_p and top_k say what is sampled among"
+            )
+    rest = {name: value for name, value in given.items() if name not in ("do_sample", *values)}
+    until, max_new_tokens = greedy_settings(rest, default_until, where)
+    return GenerationSettings(until, max_new_tokens, **values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def greedy_settings(given: Mapping[str, Any], default_until: Sequence[str], where: str) -> tuple[tuple[str, ...], int]:

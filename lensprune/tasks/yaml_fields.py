@@ -46,6 +46,7 @@ USED = (
     "metric_list",
     "num_fewshot",
     "output_type",
+    "repeats",
     "target_delimiter",
     "test_split",
     "training_split",
@@ -55,7 +56,6 @@ USED = (
 WITHOUT_EFFECT = {
     "doc_to_decontamination_query": "no n-gram files are compared",
     "metadata": "free text",
-    "repeats": "greedy decoding gives the same answer each time",
     "should_decontaminate": "no n-gram files are compared",
     "tag": "a name for listings",
     "task_alias": "a name for tables",

@@ -23,7 +23,7 @@ from lensprune.tasks.base import (
 )
 from lensprune.tasks.filters import AnyOf, FilterChain, RegexFilter, answers_of, exact_match, remove_whitespace
 from lensprune.tasks.formats import LETTER_UNTIL, letter_choice, letter_generation, letters, uniform_chance
-from lensprune.tasks.generation_settings import greedy_settings
+from lensprune.tasks.generation_settings import generation_settings
 from lensprune.tasks.registry import register_task
 from lensprune.tasks.sources import Dataset
 from lensprune.tasks.templates import choices_of, is_index, target_of, text_of
@@ -68,8 +68,9 @@ def register_yaml(path: Path | str) -> str:
     sandbox; a list of texts means that any of them is right), ``description``, ``target_delimiter``,
     ``fewshot_delimiter``, ``fewshot_config`` (sampler, split, samples, and how the examples are written otherwise than
     the question), ``num_fewshot``, ``output_type`` (``multiple_choice`` or ``generate_until``), ``generation_kwargs``
-    (`greedy_settings`), ``filter_list``, ``metric_list``, ``include``. So a file of lm-eval without ``!function`` works
-    as it is, with its prompts and its few-shot examples; a field that can't be honoured is refused by name.
+    (`generation_settings`), ``repeats`` (samples of each item, if it is sampled), ``filter_list``, ``metric_list``,
+    ``include``. So a file of lm-eval without ``!function`` works as it is, with its prompts and its few-shot examples;
+    a field that can't be honoured is refused by name.
 
     Fields of our own: ``folder`` (below the data folder; default the task's name), ``columns``, ``summary``,
     ``question`` (what stands above the lettered options; default ``doc_to_text`` without a final ``Answer:``),
@@ -414,7 +415,7 @@ class _TaskFile:
 
         filters = self._filters()
         matching = next((entry for entry in self._metrics() if entry.get("metric") == "exact_match"), {})
-        until, max_new_tokens = greedy_settings(
+        settings = generation_settings(
             self._of_kind("generation_kwargs", dict, {}, "a mapping"), [self._fewshot_delimiter], str(self.path)
         )
         primary = self._of_kind("primary_metric", str, filters[0].name, "the name of a filter")
@@ -426,13 +427,19 @@ class _TaskFile:
             filters=filters,
             matches=partial(exact_match, **{key: matching[key] for key in _MATCH_OPTIONS if matching.get(key)}),
             primary_filter=primary if options is None else filters[0].name,
-            until=until,
-            max_new_tokens=max_new_tokens,
+            **vars(settings),
+            samples=self._repeats() if settings.temperature else 1,
             display_gold=lambda doc: " | ".join(answers_of(answer(doc))),
             description=self._text("description"),
             target_delimiter=self._target_delimiter,
             fewshot_delimiter=self._fewshot_delimiter,
         )
+
+    def _repeats(self) -> int:
+        repeats = int(self._of_kind("repeats", int, 1, "a whole number"))
+        if repeats < 1:
+            raise self._error(f"field 'repeats' is {repeats}, expected a whole number from 1 on")
+        return repeats
 
     def _letters_written(self, gold: Callable[[Doc], int], options: Callable[[Doc], list[str]]) -> GenerationFormat:
         form = letter_generation(lambda doc: "", options, gold, self._text("description"))

@@ -68,6 +68,17 @@ def assert_same_records(run: lp.Run, whole: lp.Run) -> None:
     assert mine["prompt"].str.len().min() > 0
 
 
+def test_workers_sample_what_one_process_samples(folder: Path, tmp_path: Path) -> None:
+    asked = replace(OPTIONS, protocols=("generate",), temperature=1.0, top_k=50, samples=2, max_new_tokens=6)
+    alone = run_sweep(str(folder), asked, out=tmp_path / "alone", progress=False)
+    spread = run_sweep(str(folder), replace(asked, backend="ray", workers=2), out=tmp_path / "spread", progress=False)
+    mine, expected = spread.records(), alone.records()
+    assert mine["text"].tolist() == expected["text"].tolist()
+    assert mine["sample"].tolist() == [0, 1] * (len(mine) // 2)
+    assert mine["text"].nunique() > len(mine) / 10
+    assert spread.spec.digest == alone.spec.digest
+
+
 def worker_processes() -> list[int]:
     """Processes of Ray workers that have an actor of ours."""
     found = []

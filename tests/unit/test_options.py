@@ -30,7 +30,16 @@ from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.studies.paper import paper
 from lensprune.sweeps.distributed import _spec
-from lensprune.sweeps.options import Group, SweepOptions, Workers, add_options, help_of, option_values
+from lensprune.sweeps.options import (
+    Generation,
+    Group,
+    SweepOptions,
+    TokenSampling,
+    Workers,
+    add_options,
+    help_of,
+    option_values,
+)
 from lensprune.sweeps.prepare import Condition, sweep_spec
 from lensprune.sweeps.run import _options_of
 from lensprune.sweeps.selection import VariantSelection
@@ -83,6 +92,7 @@ FUNCTIONS: list[Callable[..., Any]] = [
     task_texts,
     validate_fidelity,
 ]
+SAMPLED = {own.name for own in fields(TokenSampling)}
 SWEEP_ALONE = {
     *("reference", "mean_mode", "screen", "lost_more_than", "looks", "q", "until_width", "workers", "ray_address"),
 }
@@ -90,12 +100,12 @@ LIKE_A_SWEEP = {
     "sweep": set(DECLARED),
     "plan": set(DECLARED),
     "delta": set(DECLARED) - SWEEP_ALONE,
-    "fidelity": set(DECLARED) - SWEEP_ALONE,
+    "fidelity": set(DECLARED) - SWEEP_ALONE - SAMPLED,
     "noise": set(DECLARED) - SWEEP_ALONE,
     "heads": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "attribute": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
-    "paper": {"seed", "data_dir", "dtype", "device", "bos"},
+    "paper": {"seed", "data_dir", "dtype", "device", "bos", *(own.name for own in fields(Generation))},
     "resume": {"workers", "ray_address"},
     "power": {"data_dir"},
 }
@@ -175,6 +185,15 @@ def test_every_command_is_compared() -> None:
         ("template_date", "20240726", "is not a date"),
         ("template_date", 2024, "template date 2024 is not a date"),
         ("template_date", "2024-07-26", "no prompt is in the chat format"),
+        ("max_new_tokens", 0, "max new tokens 0 is not a usable number of tokens"),
+        ("until", ["x", ""], "is not a list of stop strings"),
+        ("until", "", "is not a list of stop strings"),
+        ("generation_config", "non", "did you mean none"),
+        ("temperature", -0.1, "temperature -0.1 is not possible: expected a number from 0 to 100"),
+        ("temperature", float("nan"), "temperature nan is not possible"),
+        ("top_p", 0.0, "top-p 0 is not possible: expected a number from above 0 to 1"),
+        ("top_k", -1, "top-k -1 is not a usable number of tokens"),
+        ("samples", 0, "samples 0 is not a usable number of samples"),
     ],
 )
 def test_a_value_is_refused_where_it_is_declared(option: str, value: Any, message: str) -> None:
@@ -200,6 +219,14 @@ SOME_VALUES: dict[str, Any] = {
     "leave_out_repeated": True,
     "chat_template": True,
     "template_date": "2031-01-02",
+    "max_new_tokens": 9,
+    "until": ("x",),
+    "until_only": True,
+    "generation_config": "none",
+    "temperature": 0.5,
+    "top_p": 0.6,
+    "top_k": 7,
+    "samples": 3,
     "reference": str(ROOT / "LICENSE"),
     "mean_mode": "per_position",
     "dtype": "bfloat16",
@@ -284,10 +311,21 @@ def test_what_a_command_is_given_reaches_its_function(
     else:
         arguments = [*arguments, *WITH.get(option, [])]
     value = SOME_VALUES[option]
-    given = [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
-    assert main([command, *arguments, *given]) == 2
-    assert str(seen[option]) == str(value)
-    assert type(seen[option]) in (type(value), str)
+    assert main([command, *arguments, *_given(option)]) == 2
+    assert _plain(seen[option]) == _plain(value)
+    assert type(seen[option]) in (type(value), str, list)
+
+
+def _given(option: str) -> list[str]:
+    """An option with its value, as the command line takes it."""
+    value, flag = SOME_VALUES[option], f"--{option.replace('_', '-')}"
+    if isinstance(value, tuple):
+        return [word for part in value for word in (flag, part)]
+    return [flag] if value is True else [flag, str(value)]
+
+
+def _plain(value: Any) -> str:
+    return str(list(value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 @pytest.mark.parametrize("option", sorted(DECLARED))
@@ -301,11 +339,10 @@ def test_a_sweep_over_tasks_of_lm_eval_takes_an_option_or_refuses_it(
         raise UserError("recorded")
 
     monkeypatch.setattr("lensprune.adapters.lm_eval_sweep.sweep_lm_eval", record)
-    value, flag = SOME_VALUES[option], f"--{option.replace('_', '-')}"
-    given = [flag, *([] if value is True else [str(value)])]
-    assert main(["sweep", *MODEL, "--lm-eval-task", "arc_easy", *given]) == 2
+    flag = f"--{option.replace('_', '-')}"
+    assert main(["sweep", *MODEL, "--lm-eval-task", "arc_easy", *_given(option)]) == 2
     if option in inspect.signature(sweep_lm_eval).parameters:
-        assert str(seen[option]) == str(value)
+        assert _plain(seen[option]) == _plain(SOME_VALUES[option])
     else:
         assert f"{flag} means nothing with --lm-eval-task" in capsys.readouterr().err
         assert not seen

@@ -1,4 +1,4 @@
-"""Greedy decoding of a group of variants on a set of prompts, all rows (variant × request) in one step.
+"""Decoding of a group of variants on a set of prompts, all rows (variant × request) in one step.
 
 Each step runs the layers once. The tokens of a layer's call are the rows whose variant is changed at or below that
 layer, and one token for each history (prompt and generated tokens) that a row has whose variant is changed above it:
@@ -22,14 +22,13 @@ from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRo
 from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
 from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
-from lensprune.engine.greedy import GreedyRules
+from lensprune.engine.generating import Generation, Generator
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
-from lensprune.engine.scoring import eos_token_ids, finite_rows
+from lensprune.engine.scoring import finite_rows
 from lensprune.models.base import HookedModel
 from lensprune.precision import accumulation_dtype, widened
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
-from lensprune.protocols.stopping import StopMatcher
 
 __all__ = ["GroupDecoder"]
 
@@ -76,27 +75,20 @@ class GroupDecoder:
 
     def run(self) -> Iterator[tuple[int, int, GenerateResponse]]:
         """Yield (variant, request, response), numbered as given, in the order in which rows finish."""
-        eos, rules = eos_token_ids(self._model), GreedyRules(self._model)
-        tokenizer = self._model.tokenizer
-        requests = [self._requests[request] for _, request in self._place]
-        matchers = [StopMatcher(tokenizer, request.until, eos) for request in requests]
-        rows = np.arange(len(requests))
+        generator = Generator(self._model)
+        generations = [generator.start(self._requests[request]) for _, request in self._place]
+        rows = np.arange(len(generations))
         hidden = self._prefill()
         while True:
-            texts = [(requests[row].context_ids, matchers[row].token_ids) for row in rows] if rules.settings else []
-            tokens, finite = self._choose(hidden, rules, texts)
+            tokens, finite = self._choose(hidden, generator, [generations[row] for row in rows])
             running = np.ones(len(rows), dtype=bool)
             for i, row in enumerate(rows):
-                matcher = matchers[row]
-                if finite[i]:
-                    reason = matcher.push(int(tokens[i]))
-                    if reason is None and len(matcher.token_ids) >= requests[row].max_new_tokens:
-                        reason = "length"
+                response = generations[row].add(int(tokens[i]), finite=bool(finite[i]))
+                if response is None:
+                    tokens[i] = generations[row].last
                 else:
-                    reason = "non_finite"
-                if reason is not None:
                     running[i] = False
-                    yield *self._place[row], GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
+                    yield *self._place[row], response
             rows, tokens = rows[running], tokens[running]
             if not len(rows):
                 return
@@ -116,14 +108,14 @@ class GroupDecoder:
     def _choose(
         self,
         hidden: Float[torch.Tensor, "row d_model"],
-        rules: GreedyRules,
-        texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+        generator: Generator,
+        rows: Sequence[Generation],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Next token of each row, whose prompt and tokens so far are in `texts`, and whether its logits are finite."""
+        """Next token of each row, and whether its logits are finite."""
         tokens, finite = [], []
         for begin in range(0, len(hidden), UNEMBED_ROWS):
             logits = self._stack.logits(hidden[begin : begin + UNEMBED_ROWS])
-            tokens.append(rules.choose(logits, texts[begin : begin + UNEMBED_ROWS]))
+            tokens.append(generator.choose(logits, rows[begin : begin + UNEMBED_ROWS]))
             finite.append(finite_rows(logits))
         return torch.cat(tokens).cpu().numpy(), torch.cat(finite).cpu().numpy()
 

@@ -114,6 +114,21 @@ def test_forked_generation_is_bounded_from_above(shape_of: Any) -> None:
             assert 0.95 * found <= planned.flops <= 1.6 * found
 
 
+def test_what_decode_steps_read_of_keys_and_values_by_hand(shape_of: Any) -> None:
+    model, shape = tiny("llama"), shape_of("llama")
+    alone: list[Request] = [GenerateRequest(tuple(range(4, 64)), (), 7)]
+    # Six steps: the first attends to 61 positions, each further one to one more.
+    positions = 6 * 60 + 6 * 7 / 2
+    per_position = 3 * 2 * 2 * 8
+    assert shared_cost(shape, model.facts, alone, [CLEAN], None).cached == positions * per_position
+    assert unshared_cost(shape, alone, 2, None).cached == 2 * positions * per_position
+    # A shared prefix is read once a step, whatever the number of rows.
+    prefix = tuple(range(4, 54))
+    both: list[Request] = [GenerateRequest((*prefix, end), (), 7, item=str(end)) for end in (100, 101)]
+    positions = 6 * 50 + 2 * (6 * 1 + 6 * 7 / 2)
+    assert shared_cost(shape, model.facts, both, [CLEAN], None).cached == positions * per_position
+
+
 def llama(**changes: int) -> ModelShape:
     from lensprune.planning.shape import LayerShape
 

@@ -152,9 +152,44 @@ def test_a_measured_rate_is_a_rate(llama_8b: Path) -> None:
 def test_decoding_is_bound_by_reading_weights(llama_8b: Path) -> None:
     plan = planned(llama_8b, protocols=["generate"], tasks=["facts"])
     weight_bytes = 2 * plan.shape.parameters
-    slow = estimated_seconds(plan.cost, Speed(1e30, 1e12, False), weight_bytes)
-    assert slow == pytest.approx(plan.cost.passes * weight_bytes / 1e12)
-    assert estimated_seconds(plan.cost, Speed(1e12, 1e30, False), weight_bytes) == pytest.approx(plan.cost.flops / 1e12)
+    slow = estimated_seconds(plan.cost, Speed(1e30, 1e12, False), weight_bytes, 2)
+    assert plan.cost.cached > 0
+    assert slow == pytest.approx((plan.cost.passes * weight_bytes + 2 * plan.cost.cached) / 1e12)
+    fast = estimated_seconds(plan.cost, Speed(1e12, 1e30, False), weight_bytes, 2)
+    assert fast == pytest.approx(plan.cost.flops / 1e12)
+
+
+def test_long_generations_are_planned_by_length(llama_8b: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"dtype": "bfloat16", "device": "cuda", "tasks": ["arithmetic"], "limit": 16, "shots": 0}
+    options |= {"protocols": ["generate"], "variants": lp.VariantSelection("layers", "skip", "0-3"), "flops": 400e12}
+    options |= {"memory": "48GB", "bandwidth": 3e12}
+    plan = planned(llama_8b, **options, max_new_tokens=4096)
+    assert [one.new_tokens for one in plan.lengths] == [512, 1024, 2048, 4096]
+    # 2 (keys, values) × 8 heads × 128 × 32 layers × 2 bytes.
+    per_token = 131072
+    prompt = plan.lengths[0].row_bytes // per_token - 512
+    assert 5 < prompt < 100
+    assert [one.row_bytes for one in plan.lengths] == [(prompt + one.new_tokens) * per_token for one in plan.lengths]
+    assert [one.rows for one in plan.lengths] == sorted((one.rows for one in plan.lengths), reverse=True)
+    assert all(one.rows * one.row_bytes < 30e9 for one in plan.lengths)
+    assert plan.lengths[-1].rows > 16
+    last, first = plan.lengths[-1], plan.lengths[0]
+    assert (last.tokens, last.seconds, last.memory) == (plan.cost.tokens, plan.seconds, plan.memory.total)
+    # Every step reads all that was written before, and fewer texts fit beside each other.
+    assert last.seconds > 12 * first.seconds
+    assert last.tokens == pytest.approx(8 * first.tokens, rel=0.1)
+    reading = (plan.cost.passes * 2 * plan.shape.parameters + 2 * plan.cost.cached) / 3e12
+    assert plan.cost.cached * 2 > plan.cost.passes * 5e9
+    assert plan.seconds == pytest.approx(reading, rel=0.1)
+    assert f"4096        {quantity(last.tokens)}" in plan.text
+    assert planned(llama_8b, **options, max_new_tokens=256).lengths == ()
+    hooked = planned(llama_8b, **options, executor="hooked", max_new_tokens=1024)
+    assert [one.rows for one in hooked.lengths][-1] >= 1
+    # Samples are rows of their own.
+    sampled = planned(llama_8b, **options, max_new_tokens=256, temperature=0.6, samples=4)
+    once = planned(llama_8b, **options, max_new_tokens=256)
+    assert sampled.cells[0].items == once.cells[0].items
+    assert sampled.cells[0].requests == 4 * once.cells[0].requests
 
 
 def test_numbers_for_people() -> None:

@@ -19,7 +19,7 @@ def choose(*logprobs: float, **changes):
     return score_choices(choice_format(**changes), ITEM, [LoglikelihoodResponse(lp, False, 2) for lp in logprobs])
 
 
-def generated(text: str, stop_reason="length", **changes):
+def generated(text: str, stop_reason="stop_string", **changes):
     item = Item("1", DOCS[1], cluster="sums")
     return score_generation(generation_format(**changes), item, GenerateResponse(text, (5, 6, 7), stop_reason))
 
@@ -95,6 +95,14 @@ class TestGeneration:
     def test_what_the_format_does_not_call_an_answer(self):
         outcome = generated("it is eleven", is_answer=lambda text: text in ("two", "three"))
         assert (outcome.failure, outcome.prediction) == ("no_answer", "eleven")
+
+    def test_an_answer_that_ran_out_of_tokens_is_cut_off(self):
+        outcome = generated("two, I think", stop_reason="length")
+        assert (outcome.failure, outcome.prediction) == ("cut_off", None)
+        never = {"is_answer": lambda text: False}
+        assert generated("it is eleven", stop_reason="length", **never).failure == "cut_off"
+        assert generated("it is eleven", stop_reason="length").failure == "wrong_answer"
+        assert generated("it is two", stop_reason="length").failure == "none"
 
     @pytest.mark.parametrize("text", [" \n", "so so " * 40, "it is eleven. " * 20])
     def test_degenerate_comes_before_no_answer_and_wrong_answer(self, text: str):

@@ -93,8 +93,13 @@ def test_a_refused_field_is_named_with_its_reason(field: str, tmp_path: Path) ->
         ({"dataset_kwargs": {"trust_remote_code": True}}, "code from the hub is never run"),
         ({"dataset_path": "csv"}, "expected json"),
         ({"dataset_kwargs": {"data_files": {"test": 3}}}, "expected a path or a list of paths"),
-        ({"generation_kwargs": {"do_sample": True}}, "'do_sample' is true"),
-        ({"generation_kwargs": {"temperature": 0.7}}, "'temperature' is 0.7"),
+        ({"generation_kwargs": {"do_sample": "yes"}}, "'do_sample' is 'yes'"),
+        ({"generation_kwargs": {"temperature": "hot"}}, "'temperature' is 'hot'"),
+        ({"generation_kwargs": {"do_sample": True, "temperature": 0}}, "'temperature' is 0, which nothing"),
+        ({"generation_kwargs": {"do_sample": True, "top_p": 1.5}}, "'top_p' is 1.5, which nothing"),
+        ({"generation_kwargs": {"temperature": 0.7, "top_k": True}}, "'top_k' is True, which nothing"),
+        ({"generation_kwargs": {"temperature": 0.7, "min_p": 0.1}}, "'min_p' is not supported"),
+        ({"generation_kwargs": {"temperature": 0.7}, "repeats": 0}, "'repeats' is 0"),
         ({"generation_kwargs": {"num_beams": 4}}, "'num_beams' is 4"),
         ({"generation_kwargs": {"repetition_penalty": 1.3}}, "'repetition_penalty' is 1.3"),
         ({"generation_kwargs": {"max_gen_tok": 4}}, "did you mean max_gen_toks"),
@@ -186,6 +191,18 @@ def test_options_of_the_examples_may_differ(tmp_path: Path) -> None:
 )
 def test_settings_that_leave_greedy_decoding_as_it_is(given: dict[str, Any], expected: tuple[Any, int]) -> None:
     assert greedy_settings(given, ["\n\n"], "here") == expected
+
+
+def test_a_task_may_ask_for_sampling(tmp_path: Path) -> None:
+    kwargs = {"temperature": 0.7, "top_p": 0.9, "max_gen_toks": 5}
+    for settings, expected in (
+        ({**kwargs, "do_sample": True}, (0.7, 0.9, None, 3)),
+        (kwargs, (0.7, 0.9, None, 3)),
+        ({"do_sample": True, "top_k": 4}, (1.0, None, 4, 3)),
+        ({**kwargs, "do_sample": False}, (0.0, None, None, 1)),
+    ):
+        form = generation(write(tmp_path, generation_kwargs=settings, repeats=3))
+        assert (form.temperature, form.top_p, form.top_k, form.samples) == expected
 
 
 def test_a_boolean_is_an_index_with_options_and_a_word_without(tmp_path: Path) -> None:

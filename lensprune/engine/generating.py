@@ -1,0 +1,129 @@
+"""Generation as both executors run it: which token comes next, what is forced, and when a text ends."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+
+from lensprune.engine.greedy import GreedyRules
+from lensprune.engine.sampling import draw, noise_key, warped
+from lensprune.engine.scoring import eos_token_ids
+from lensprune.models.base import HookedModel
+from lensprune.precision import widened
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, StopReason
+from lensprune.protocols.stopping import StopMatcher
+
+__all__ = ["Generation", "Generator"]
+
+
+class Generation:
+    """One request while it is answered, token by token. Made by `Generator.start`.
+
+    Tokens of a `ForcedEnd` count as generated; neither a stop string nor EOS in them ends the text.
+    """
+
+    def __init__(self, request: GenerateRequest, matcher: StopMatcher) -> None:
+        self.request = request
+        self._matcher = matcher
+        self._end = request.forced_end
+        """``None`` once the marker is written or forced."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens so far."""
+        return self._matcher.token_ids
+
+    @property
+    def last(self) -> int:
+        """The newest token."""
+        return self._matcher.last
+
+    def __len__(self) -> int:
+        return len(self._matcher)
+
+    @property
+    def forced(self) -> int | None:
+        """The next token, where it is forced."""
+        end, place = self._end, len(self)
+        return None if end is None or place < end.after else end.forced_ids[place - end.after]
+
+    def add(self, chosen: int, *, finite: bool = True) -> GenerateResponse | None:
+        """Take the next token: `chosen`, or the one that is forced here. Returns the response if the text ends.
+
+        Args:
+            finite: whether the logits were; a text whose logits are not ends without the token.
+        """
+        if not finite:
+            return self._response("non_finite")
+        end, forced, reason = self._end, self.forced, None
+        if end is None or forced is None:
+            reason = self._matcher.push(chosen)
+            marked = end is not None and self._matcher.ends_in(end.marker_ids)
+        else:
+            self._matcher.force(forced)
+            marked = len(self) == end.after + len(end.forced_ids)
+        if marked:
+            self._end = None
+        if reason is None and len(self) >= self.request.max_new_tokens:
+            reason = "length"
+        return None if reason is None else self._response(reason)
+
+    def _response(self, reason: StopReason) -> GenerateResponse:
+        return GenerateResponse(self._matcher.text(), self.token_ids, reason)
+
+
+class Generator:
+    """Starts generations of one model, and chooses their next tokens."""
+
+    def __init__(self, model: HookedModel) -> None:
+        self._model = model
+        self._rules: dict[str, GreedyRules] = {}
+
+    def start(self, request: GenerateRequest) -> Generation:
+        """A generation with no token yet.
+
+        Raises:
+            UserError: the model's generation config, where it counts, asks for what is not supported.
+        """
+        self._rules_of(request)
+        eos = eos_token_ids(self._model, request.generation_config)
+        return Generation(request, StopMatcher(self._model.tokenizer, request.until, eos))
+
+    def _rules_of(self, request: GenerateRequest) -> GreedyRules:
+        config = request.generation_config
+        if config not in self._rules:
+            self._rules[config] = GreedyRules(self._model, config)
+        return self._rules[config]
+
+    def choose(
+        self, logits: Float[torch.Tensor, "row d_vocab"], rows: Sequence[Generation]
+    ) -> Int[torch.Tensor, " row"]:
+        """The next token of each row, but for those that are forced: the likeliest, or a sampled one."""
+        chosen = logits.argmax(-1)
+        drawn: dict[tuple[float, float, int], list[int]] = defaultdict(list)
+        changed: dict[int, Float[torch.Tensor, " d_vocab"]] = {}
+        for place, row in enumerate(rows):
+            if row.forced is not None:
+                continue
+            rules, sampling = self._rules_of(row.request), row.request.sampling
+            if rules.settings:
+                changed[place] = rules.scores(logits[place], row.request.context_ids, row.token_ids)
+            if sampling is not None:
+                drawn[sampling.temperature, sampling.top_p, sampling.top_k].append(place)
+            elif place in changed:
+                chosen[place] = changed[place].argmax()
+        for places in drawn.values():
+            scores, keys = widened(logits[places]), []
+            for i, place in enumerate(places):
+                own, row = rows[place].request.sampling, rows[place]
+                assert own is not None
+                keys.append(noise_key(own, row.request.item, len(row)))
+                if place in changed:
+                    scores[i] = changed[place]
+            sampled = rows[places[0]].request.sampling
+            assert sampled is not None
+            chosen[places] = draw(warped(scores, sampled), keys)
+        return chosen

@@ -1,0 +1,42 @@
+"""What several samples of one item say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lensprune.protocols.base import Outcome
+from lensprune.tasks.base import GenerationFormat, PromptFormat
+
+__all__ = ["with_votes"]
+
+
+def with_votes(fmt: PromptFormat, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes of one item's samples, in order, each with two metrics of all of them.
+
+    ``pass@1``: the share of right samples. ``maj@k`` (k samples): whether the answer is right that most samples give,
+    the earliest of several such; answers are the same where the task's comparison matches them, and samples without an
+    answer don't vote.
+    """
+    metrics = {
+        "pass@1": sum(outcome.correct for outcome in outcomes) / len(outcomes),
+        f"maj@{len(outcomes)}": float(_majority_is_right(fmt, outcomes)),
+    }
+    return [replace(outcome, metrics={**outcome.metrics, **metrics}) for outcome in outcomes]
+
+
+def _majority_is_right(fmt: PromptFormat, outcomes: Sequence[Outcome]) -> bool:
+    answered = [outcome for outcome in outcomes if outcome.prediction is not None]
+    if not answered:
+        return False
+
+    def votes(outcome: Outcome) -> int:
+        return sum(_same(fmt, other.prediction, outcome.prediction) for other in answered)
+
+    return max(answered, key=votes).correct
+
+
+def _same(fmt: PromptFormat, a: str | None, b: str | None) -> bool:
+    if a == b or a is None or b is None:
+        return a == b
+    return isinstance(fmt, GenerationFormat) and fmt.matches(a, b)
