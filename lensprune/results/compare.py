@@ -1,4 +1,4 @@
-"""The report of two runs beside each other: the same changes, tasks and protocols, and where they differ."""
+"""The comparison of two runs: the variants, tasks and protocols that both have, and where they differ."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _GAP_SHOWN = {
 def runs_gap(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     """Δμ in run `b` minus Δμ in run `a` for every change, task and protocol that both have.
 
-    Where both asked the same items the gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q).
+    Where both used the same items the gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q).
     Where they did not, `gap` is the plain difference, without an interval, and `n` is missing.
 
     Returns:
@@ -169,7 +169,7 @@ def compare_page(a: Outcomes, b: Outcomes) -> str:
 def _lead(gap: pd.DataFrame, clear: int) -> str:
     tested = int(gap["q_lower"].notna().sum())
     untested = (
-        f"{len(gap) - tested} changes can't be tested: the runs asked other items, and B − A is the plain difference."
+        f"{len(gap) - tested} changes can't be tested: the runs used other items, and B − A is a plain difference."
     )
     if not tested:
         return f"All {untested}"

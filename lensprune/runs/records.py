@@ -64,7 +64,7 @@ SCHEMA = pa.schema(
         ("metrics", pa.map_(pa.string(), pa.float64())),
     ]
 )
-"""One row an item. `chance` is the expected accuracy of an uninformed guess on this item under this protocol;
+"""One row per item. `chance` is the expected accuracy of an uninformed guess on this item under this protocol;
 log-probabilities are in nats and null under generate; `option_logprobs` has one for each option of the item's
 `lensprune.runs.questions.Question`; `truncated_tokens` were cut on the left of the prompt."""
 

@@ -26,13 +26,13 @@ __all__ = ["measure_cells", "reference_of", "warn_of_one_answer"]
 logger = logging.getLogger("lensprune")
 
 FEWEST_ANSWERS = 4
-"""With fewer answers, half of them being the same says nothing."""
+"""With fewer answers, half of them being equal means nothing."""
 
 
 def measure_cells(
     job: SweepJob, condition: Condition, variants: Sequence[Variant], executor: Executor, progress: ProgressCallback
 ) -> Iterator[tuple[CellKey, pa.Table]]:
-    """Yield the records of each variant on one (task, protocol), as soon as they are there.
+    """Yield the records of each variant on one (task, protocol), as soon as they are measured.
 
     Raises:
         LensPruneError: the executor left a variant out.
@@ -53,7 +53,7 @@ def measure_cells(
 
 
 def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) -> None:
-    """Warn where more than half of the clean model's answers are extracted as one string that seldom is the right one.
+    """Warn where more than half of the clean model's answers are extracted as one string that is seldom right.
 
     A filter that takes the first word of a sentence ("The") does that.
     """

@@ -85,7 +85,7 @@ def test_stopped_and_resumed_gives_identical_records(
         write(store, *args)
 
     monkeypatch.setattr(RunStore, "write", stop)
-    with pytest.raises(KeyboardInterrupt, match=f"{after} of 36 cells are stored; go on with: lensprune resume"):
+    with pytest.raises(KeyboardInterrupt, match=f"{after} of 36 cells are stored; resume with: lensprune resume"):
         sweep(folder, out)
     monkeypatch.setattr(RunStore, "write", write)
     assert len(record_files(out)) == after
