@@ -1,4 +1,4 @@
-"""Does fidelity rank parts as the protocols do, and at what cost? The study reported in docs/results/fidelity.md."""
+"""How far fidelity ranks parts as the protocols do, and at what cost: the study of docs/results/fidelity.md."""
 
 from __future__ import annotations
 

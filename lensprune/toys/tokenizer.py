@@ -1,4 +1,4 @@
-"""The trio's tokenizer, written by hand: the tasks' phrases, keys and numbers a token each, bytes for the rest."""
+"""The trio's tokenizer, written by hand: the tasks' phrases, one token per key and number, bytes for the rest."""
 
 from __future__ import annotations
 
