@@ -5,8 +5,19 @@
     import lensprune as lp
 
     model = lp.load_model("smollm2-135m")
-    run = lp.sweep(model, tasks=["kv_retrieval"], protocols=["generate"], variants=lp.each_layer(model), limit=50)
+    run = lp.sweep(model, tasks=["kv_retrieval"], protocols=["generate"], variants=lp.each_layer(model), limit=100)
     run.summary(), run.plot(), run.critical_layers()
+
+The examples in docstrings share `lp`, a `model`, a `run` that skips each of its layers, and a `replacement`::
+
+    model = lp.load_model("toy-distilled")
+    task = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
+    run = lp.sweep(model, task, "generate", lp.each_layer(model), limit=8)
+    replacement = lp.measure_replacement("toy-base", model, task, "generate", component="mlp", layers="0", limit=4)
+
+Examples:
+    >>> isinstance(lp.__version__, str)
+    True
 """
 
 from __future__ import annotations

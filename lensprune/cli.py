@@ -1,7 +1,7 @@
-"""The command line: reads arguments, calls one public function, prints what it gives back.
+"""The command line: reads arguments, calls one public function, prints what it returns.
 
-A mistake of the user's is one line on standard error and exit code 2; Ctrl-C is exit code 130 and a line that
-says how to go on. Libraries that take seconds to import are imported by the command that needs them.
+Invalid input is one line on standard error and exit code 2; Ctrl-C is exit code 130 and a line that
+says how to resume. Libraries that take seconds to import are imported by the command that needs them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LONGEST_MESSAGE = 600
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as any other mistake is reported: without the usage text."""
+    """Reports a wrong argument like any other invalid input: without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -78,41 +78,43 @@ def _parser() -> _Parser:
     command("models", _models, "list the bundled models and what else --model takes")
     command("tasks", _tasks, "list the tasks with their protocols and parameters")
     add_sweep_options(command("sweep", _sweep, "measure a model with parts of it removed, one at a time"))
-    planned = command("plan", _plan, "say what a sweep would cost, from the model's configuration, and run nothing")
+    planned = command("plan", _plan, "estimate what a sweep would cost, from the model's configuration alone")
     add_sweep_options(planned)
     planned.add_argument_group("the machine").add_argument(
-        "--flops", type=float, metavar="N", help="matrix FLOPs a second, like 400e12 (default: measured here)"
+        "--flops", type=float, metavar="N", help="matrix FLOPs per second, like 400e12 (default: measured here)"
     )
-    planned.add_argument("--bandwidth", type=float, metavar="N", help="bytes a second of reading weights, like 3e12")
+    planned.add_argument("--bandwidth", type=float, metavar="N", help="bytes per second of reading weights, like 3e12")
     heads_command.add_arguments(command("heads", heads_command.run, "measure what each attention head does"))
     delta_command.add_arguments(
         command(
-            "delta", delta_command.run, "exchange weights of a base and a distilled model and see what carries the gain"
+            "delta",
+            delta_command.run,
+            "exchange weights of a base and a distilled model, and measure what carries the gain",
         )
     )
     attribute_command.add_arguments(
-        command("attribute", attribute_command.run, "say which heads, edges and paths make a task's answers")
+        command("attribute", attribute_command.run, "attribute a task's answers to heads, edges and paths")
     )
     fidelity_command.add_arguments(
-        command("fidelity", fidelity_command.run, "measure how far the model's own answers survive without each part")
+        command("fidelity", fidelity_command.run, "measure how well the model's own answers survive without each part")
     )
     noise_command.add_arguments(
         command("noise", noise_command.run, "run the clean model in other ways and count the items that flip")
     )
     power_command.add_arguments(
-        command("power", power_command.run, "say how large a loss must be for a sweep to name it, and run nothing")
+        command("power", power_command.run, "compute the smallest loss that a sweep can name, without running it")
     )
     primitives_command.add_arguments(
-        command("primitives", primitives_command.run, "name what heads and MLPs do while a model works sums in steps")
+        command("primitives", primitives_command.run, "name what heads and MLPs do while a model solves sums in steps")
     )
     paper_command.add_arguments(
-        command("paper", paper_command.run, "run a whole study of depth: several sweeps and one page about them")
+        command("paper", paper_command.run, "run a whole study of depth: several sweeps and one page on all of them")
     )
     analyse_command.add_arguments(
         command("analyse", analyse_command.run, "show one analysis of a run: its table, and its figure in a file")
     )
     report_command.add_arguments(command("report", report_command.run, "write a run as one HTML page, or compare two"))
-    resumed = command("resume", _resume, "continue a run where it stopped")
+    resumed = command("resume", _resume, "resume a run")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")
     add_options(resumed, Workers)
@@ -159,7 +161,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _check_models(arguments: argparse.Namespace) -> None:
-    """Refuse a name that stands for no model before the libraries that load models are imported."""
+    """Refuse a name that is no model before the libraries that load models are imported."""
     from lensprune.models.sources.resolve import model_kind
 
     for option in ("model", "base", "distilled"):
@@ -171,7 +173,7 @@ def _check_models(arguments: argparse.Namespace) -> None:
 def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a sweep as keyword arguments of `lensprune.sweep`.
 
-    What is wrong with them, the model's name or a task's is said here, before torch is imported.
+    Invalid options and unknown names of models and tasks are reported here, before torch is imported.
     """
     if not arguments.task:
         raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
@@ -197,7 +199,7 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     for name, value in ours.items():
         if value and name not in used:
             flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
+            raise UserError(f"{flag} has no effect with --lm-eval-task, whose tasks lm-eval defines: leave it out")
     for group in groups:
         group(**option_values(arguments, group))
     from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
@@ -244,7 +246,7 @@ def _show(run: Any) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Keep progress bars and notes of other libraries away from standard error, which is for ours."""
+    """Keep progress bars and notes of other libraries off standard error."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -253,8 +255,8 @@ def _quiet_libraries() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Nothing that happens to the terminal stops the work. Standard error is never missed; standard output that could not
-    be written is a failure, unless its reader left by itself (``lensprune tasks | head``).
+    Nothing that happens to the terminal stops the work. Errors on standard error are ignored; standard output that
+    could not be written is a failure, unless its reader left by itself (``lensprune tasks | head``).
     """
     given = list(sys.argv[1:] if argv is None else argv)
     _quiet_libraries()
@@ -292,5 +294,5 @@ def _run(given: Sequence[str]) -> int:
         print(f"lensprune: {type(error).__name__}: {_one_line(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"lensprune: {_one_line(str(stop)) or 'stopped: give the same command again to go on'}", file=sys.stderr)
+        print(f"lensprune: {_one_line(str(stop)) or 'stopped: rerun the command to resume'}", file=sys.stderr)
         return 130

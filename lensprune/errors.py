@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and the nearest valid name for a typo."""
+"""Errors that a user can act on, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -9,15 +9,36 @@ __all__ = ["HookNeverFired", "LensPruneError", "UserError", "first_line", "neare
 
 
 class LensPruneError(Exception):
-    """Base of every error that lensprune raises on purpose."""
+    """Base of every error that lensprune raises on purpose.
+
+    Examples:
+        >>> issubclass(lp.UserError, lp.LensPruneError), issubclass(lp.HookNeverFired, lp.LensPruneError)
+        (True, True)
+    """
 
 
 class UserError(LensPruneError, ValueError):
-    """A request that cannot be met; the command line prints it in one line and exits with 2."""
+    """Invalid input; the command line prints it in one line and exits with code 2.
+
+    Examples:
+        >>> lp.load_task("fact")
+        Traceback (most recent call last):
+            ...
+        lensprune.errors.UserError: unknown task 'fact': did you mean facts ...
+    """
 
 
 class HookNeverFired(LensPruneError, RuntimeError):
-    """A hook of a variant did not run in any forward pass, so the variant would equal the clean model."""
+    """A hook of a variant did not run in any forward pass, so the variant would equal the clean model.
+
+    Examples:
+        >>> from lensprune.ablation import BatchState, VariantHooks
+        >>> hooks = VariantHooks(lp.as_hooked_model(model), lp.each_mlp(model)[0], BatchState())
+        >>> hooks.check_fired()  # no forward pass has run
+        Traceback (most recent call last):
+            ...
+        lensprune.errors.HookNeverFired: ...
+    """
 
 
 def nearest(name: str, options: Iterable[str], n: int = 3) -> list[str]:
@@ -26,7 +47,7 @@ def nearest(name: str, options: Iterable[str], n: int = 3) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line; the error's type where it says nothing."""
+    """The first line of another library's error message, or the error's type where there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -35,7 +56,7 @@ def unknown_name(kind: str, name: str, options: Iterable[str]) -> UserError:
     """Build the error for a name that is not registered.
 
     Args:
-        kind: what the name stands for, e.g. ``"task"``.
+        kind: what the name means, e.g. ``"task"``.
         name: the name that was given.
         options: every valid name.
     """

@@ -20,7 +20,7 @@ def parse_spec(spec: str, what: str) -> tuple[str, dict[str, str]]:
     """Split ``name[key=value,key=value]`` into the name and the parameters as text.
 
     Args:
-        what: the name stands for, in messages.
+        what: what the name means, in messages.
 
     Raises:
         UserError: the text has another form, or gives a parameter twice.

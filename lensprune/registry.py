@@ -22,7 +22,7 @@ class Registry(Generic[T]):
     """Rows by name, in the order in which they were registered.
 
     Args:
-        what: what a name stands for, in messages.
+        what: what a name means, in messages.
     """
 
     def __init__(self, what: str) -> None:

@@ -34,17 +34,17 @@ class Row:
 ROWS = (
     Row(
         "kill -9 at random moments and at every step of a write",
-        "resumed; the records are those of an undisturbed run, bit for bit",
+        "resumed; the records are bit-identical to those of an undisturbed run",
         ("tests/unit/robustness/test_kill.py::test_killed_at_any_moment_and_resumed",),
     ),
     Row(
         "Ctrl-C",
-        "exit code 130 and a line that says how to go on",
+        "exit code 130 and a line that says how to resume",
         (f"{FAULTS}::test_ctrl_c_stops_cleanly_and_says_how_to_go_on",),
     ),
     Row(
         "disk full, at a write, a sync or a rename, and a file system that is really full",
-        "one line; after making room the same command goes on",
+        "one line; after making room the same command resumes",
         (f"{FAULTS}::test_disk_full", f"{FAULTS}::test_a_disk_that_is_really_full_and_really_read_only"),
     ),
     Row(
@@ -64,7 +64,7 @@ ROWS = (
     ),
     Row(
         "out of memory",
-        "the budget halves and the sweep goes on",
+        "the budget halves and the sweep continues",
         (f"{FAULTS}::test_out_of_memory_halves_the_budget_and_goes_on",),
     ),
     Row("NaN in the weights", "one line that names the weight", (f"{FAULTS}::test_weights_that_are_not_numbers",)),

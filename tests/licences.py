@@ -12,7 +12,7 @@ from tests.helpers.markdown import write_between
 
 
 def dependencies() -> dict[str, str]:
-    """Name of every direct dependency, and the extra that wants it (empty: always installed)."""
+    """Name of every direct dependency, and the extra that needs it (empty: always installed)."""
     found: dict[str, str] = {}
     for line in requires("lensprune") or ():
         name = re.split(r"[\s<>=!~;\[(]", line, maxsplit=1)[0]
@@ -33,7 +33,7 @@ def licence(name: str) -> str:
 
 
 def table() -> str:
-    lines = ["| package | version | licence | wanted by |", "| --- | --- | --- | --- |"]
+    lines = ["| package | version | licence | needed by |", "| --- | --- | --- | --- |"]
     for name, extra in sorted(dependencies().items()):
         try:
             lines.append(f"| {name} | {version(name)} | {licence(name)} | {extra or 'lensprune'} |")

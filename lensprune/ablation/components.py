@@ -40,6 +40,10 @@ class Slot(Enum):
 
     A component replaces all of it, or some indices along the first axis after the tokens: heads of z [tok, head,
     d_head], dimensions of the others [tok, d_model].
+
+    Examples:
+        >>> lp.Slot.ATTENTION.site(2)
+        'blocks.2.hook_attn_out'
     """
 
     CONTRIBUTION = "contribution"
@@ -61,7 +65,7 @@ class Slot(Enum):
 class Part:
     """One kind of component; made by `register_part`.
 
-    `name` stands in records and JSON, `over` on the command line. `label` is a format of the component's fields.
+    `name` is used in records and JSON, `over` on the command line. `label` is a format of the component's fields.
     `index`: the field that tells several components of a layer apart (``None``: there is one per layer), called
     `index_word` in messages; `size` of the model's facts says how many there are. `select` gives, for the facts and an
     index, the indices of the slot that the component covers (``None``: all of them).
@@ -106,7 +110,17 @@ _BY_CLASS: dict[type, Part] = {}
 
 @dataclass(frozen=True, order=True)
 class Component:
-    """A place in the model; a subclass with `register_part` says which."""
+    """A place in the model, at block `layer`; the subclass says which.
+
+    `Layer`, `Attention`, `MLP`, `Head` and `KVGroup` ship with the package; `register_part` adds others.
+
+    Examples:
+        >>> head = lp.Head(2, 3)
+        >>> isinstance(head, lp.Component), head.label, head.site
+        (True, 'L2.H3', 'blocks.2.attn.hook_z')
+        >>> lp.Component.from_json(head.to_json()) == head
+        True
+    """
 
     layer: int
 
@@ -167,20 +181,34 @@ def register_part(
     index_word: str | None = None,
     default_ablation: str = "zero",
 ) -> Callable[[C], C]:
-    """Decorator of a frozen dataclass that derives from `Component`: make it a part that can be ablated.
+    """Decorate a frozen dataclass that derives from `Component`, to make it a component that can be ablated.
 
-    The class has at most one field besides `layer`; it tells the components of one layer apart::
+    The class has at most one field besides `layer`; it tells the components of one layer apart.
 
-        @register_part("mlp_half", over="mlp-halves", slot=Slot.MLP, label="L{layer}.mlp{half}", size=lambda facts: 2,
-                       select=lambda facts, half: range(half * facts.d_model // 2, (half + 1) * facts.d_model // 2))
-        @dataclass(frozen=True, order=True)
-        class MLPHalf(Component):
-            half: int
-
-    For the other arguments see `Part`.
+    Args:
+        name: in records and JSON.
+        over: on the command line and in `lensprune.sweep`.
+        slot: the activation that the component is, or is a part of.
+        label: a format of the fields, for names of variants.
+        size: of the model's facts, the number of components per layer; ``None`` where there is one.
+        select: of the facts and an index, the indices of the slot that the component covers; ``None``: all.
+        index_word: what messages call the index; ``None`` takes the field's name.
+        default_ablation: the kind that a sweep takes where none is named.
 
     Raises:
         UserError: `name` or `over` is taken; more than one further field; a field without `size`, or the reverse.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @lp.register_part(
+        ...     "mlp_half", over="mlp-halves", slot=lp.Slot.MLP, label="L{layer}.mlp{half}", size=lambda facts: 2,
+        ...     select=lambda facts, half: range(half * facts.d_model // 2, (half + 1) * facts.d_model // 2),
+        ... )
+        ... @dataclass(frozen=True, order=True)
+        ... class MLPHalf(lp.Component):
+        ...     half: int
+        >>> MLPHalf(2, 1).label
+        'L2.mlp1'
     """
 
     def register(component: C) -> C:
@@ -255,19 +283,34 @@ def check_component(component: Component, facts: ModelFacts) -> None:
 @register_part("layer", over="layers", slot=Slot.CONTRIBUTION, label="L{layer}", default_ablation="skip")
 @dataclass(frozen=True, order=True)
 class Layer(Component):
-    """A whole block: its contribution ``resid_post − resid_pre`` to the residual stream."""
+    """A whole block: its contribution ``resid_post − resid_pre`` to the residual stream.
+
+    Examples:
+        >>> lp.Layer(2).label
+        'L2'
+    """
 
 
 @register_part("attention", over="attention", slot=Slot.ATTENTION, label="L{layer}.attention")
 @dataclass(frozen=True, order=True)
 class Attention(Component):
-    """The attention branch of a block, as it is added to the residual stream (`hook_attn_out`)."""
+    """The attention branch of a block, as it is added to the residual stream (`hook_attn_out`).
+
+    Examples:
+        >>> lp.Attention(2).site
+        'blocks.2.hook_attn_out'
+    """
 
 
 @register_part("mlp", over="mlp", slot=Slot.MLP, label="L{layer}.mlp")
 @dataclass(frozen=True, order=True)
 class MLP(Component):
-    """The MLP branch of a block, as it is added to the residual stream (`hook_mlp_out`)."""
+    """The MLP branch of a block, as it is added to the residual stream (`hook_mlp_out`).
+
+    Examples:
+        >>> lp.MLP(2).site
+        'blocks.2.hook_mlp_out'
+    """
 
 
 @register_part(
@@ -280,7 +323,12 @@ class MLP(Component):
 )
 @dataclass(frozen=True, order=True)
 class Head(Component):
-    """One query head, at `attn.hook_z`; keys and values stay as they are."""
+    """One query head, at `attn.hook_z`; keys and values stay as they are.
+
+    Examples:
+        >>> lp.Head(2, 3).label
+        'L2.H3'
+    """
 
     head: int
 
@@ -296,6 +344,11 @@ class Head(Component):
 )
 @dataclass(frozen=True, order=True)
 class KVGroup(Component):
-    """All query heads that share key/value head `group`, at `attn.hook_z`."""
+    """All query heads that share key/value head `group`, at `attn.hook_z`.
+
+    Examples:
+        >>> lp.KVGroup(2, 1).label, lp.KVGroup(2, 1).selected(lp.as_hooked_model(model).facts)
+        ('L2.KV1', [2, 3])
+    """
 
     group: int

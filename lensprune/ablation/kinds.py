@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 from lensprune.ablation.components import Part
 from lensprune.errors import LensPruneError
@@ -42,7 +42,14 @@ Reference = Literal["mean", "donor", "optimal"]
 class AblatedSite:
     """What a kind of ablation computes its value from, for tokens at `position_ids` [*rows].
 
-    `like` has the shape [*rows, …], type and device of the activation that is replaced; its numbers mean nothing.
+    `like` has the shape [*rows, …], type and device of the activation that is replaced; its numbers are arbitrary.
+
+    Examples:
+        >>> import torch
+        >>> position_ids = torch.tensor([[0, 1]])
+        >>> site = lp.AblatedSite(lp.MLP(0), position_ids, like=torch.empty(1, 2, 3))
+        >>> site.full(0.5).shape
+        torch.Size([1, 2, 3])
     """
 
     component: Component
@@ -79,15 +86,15 @@ Value = Callable[[AblatedSite], "torch.Tensor"]
 
 @dataclass(frozen=True)
 class AblationKind:
-    """One way of ablation.
+    """One kind of ablation.
 
-    `value` gives what takes the activation's place, in the shape of `AblatedSite.like`; of a component that covers some
+    `value` returns what replaces the activation, in the shape of `AblatedSite.like`; for a component that covers some
     heads or dimensions only those are used. `None`: zero. `reads_activation`: the value depends on the activation that
-    it replaces, so a whole block has to run even where its contribution is replaced. `reference`: what of
-    `ReferenceActivations` the value takes, which is then collected on reference prompts. `branches_only`: for parts
-    that are a whole block or branch. `can_be_estimated`: screening may rank components by attribution patching towards
-    the value. `search_passes`: forward passes from the component's layer on, as many as a plan counts for one reference
-    prompt to find the value beforehand; a backward pass counts as one.
+    it replaces, so a whole block has to run even where its contribution is replaced. `reference`: which
+    `ReferenceActivations` the value takes, which are then collected on reference prompts. `branches_only`: for
+    components that are a whole block or branch. `can_be_estimated`: screening may rank components by attribution
+    patching towards the value. `search_passes`: forward passes from the component's layer on that a plan counts for one
+    reference prompt to find the value; a backward pass counts as one.
     """
 
     name: str
@@ -112,20 +119,44 @@ V = TypeVar("V", bound=Value)
 @overload
 def register_ablation(value: V) -> V: ...
 @overload
-def register_ablation(*, name: str | None = None, **properties: Any) -> Callable[[V], V]: ...
-def register_ablation(value: V | None = None, *, name: str | None = None, **properties: Any) -> V | Callable[[V], V]:
-    """Decorator: make what a function returns a kind of ablation, known by the function's name (or by `name`)::
+def register_ablation(
+    *,
+    name: str | None = None,
+    reads_activation: bool = True,
+    reference: Reference | None = None,
+    branches_only: bool = False,
+    can_be_estimated: bool = True,
+    search_passes: int = 0,
+) -> Callable[[V], V]: ...
+def register_ablation(
+    value: V | None = None,
+    *,
+    name: str | None = None,
+    reads_activation: bool = True,
+    reference: Reference | None = None,
+    branches_only: bool = False,
+    can_be_estimated: bool = True,
+    search_passes: int = 0,
+) -> V | Callable[[V], V]:
+    """Decorate a function of an `AblatedSite`, to make what it returns a kind of ablation.
 
-        @register_ablation
-        def halve(site: AblatedSite) -> torch.Tensor:
-            \"\"\"Half of the activation.\"\"\"
-            return site.activation / 2
+    The first line of its docstring is the kind's summary.
 
-    The first line of its docstring says what it does. `reads_activation` is ``True`` unless it is given; for the other
-    `properties` see `AblationKind`.
+    Args:
+        value: the function; returns the replacement in the shape of `AblatedSite.like`.
+        name: of the kind; ``None`` takes the function's name.
+        reads_activation, reference, branches_only, can_be_estimated, search_passes: see `AblationKind`.
 
     Raises:
-        UserError: the name is taken, or can't be one.
+        UserError: the name is taken, or isn't made of letters, digits, _ and -.
+
+    Examples:
+        >>> @lp.register_ablation
+        ... def halve(site):
+        ...     '''Half of the activation.'''
+        ...     return site.activation / 2
+        >>> lp.each_mlp(model, "halve", layers=[1])[0].name
+        'L1.mlp.halve'
     """
 
     def register(function: V) -> V:
@@ -133,7 +164,11 @@ def register_ablation(value: V | None = None, *, name: str | None = None, **prop
             name=name or function.__name__,
             summary=(function.__doc__ or "").strip().partition("\n")[0],
             value=function,
-            **{"reads_activation": True, **properties},
+            reads_activation=reads_activation,
+            reference=reference,
+            branches_only=branches_only,
+            can_be_estimated=can_be_estimated,
+            search_passes=search_passes,
         )
         _KINDS.add(kind.name, kind, function)
         return function

@@ -30,7 +30,7 @@ _NO_HOOKS: list[NamedHook] = []
 
 @dataclass(frozen=True)
 class _CleanRun:
-    """Rows of tokens, what the clean model predicts, and perhaps the residual stream in front of one layer."""
+    """Rows of tokens, what the clean model predicts, and optionally the residual stream before one layer."""
 
     tokens: Int[torch.Tensor, "row pos"]
     log_probs: Float[torch.Tensor, "row pos d_vocab"]
@@ -38,7 +38,7 @@ class _CleanRun:
     residual: Float[torch.Tensor, "row pos d_model"] | None = None
 
     def from_layer(self, model: HookedModel, layer: int) -> _CleanRun:
-        """The same with the residual stream in front of `layer`."""
+        """The same with the residual stream before `layer`."""
         kept: list[torch.Tensor] = []
 
         def keep(activation: torch.Tensor, hook: object) -> None:
@@ -80,7 +80,7 @@ def optimal_constants(
     constants = {}
     for ablation in dict.fromkeys(ablations):
         label = ablation.component.label
-        # What stands in front of the layer does not depend on the constant.
+        # What comes before the layer does not depend on the constant.
         later = [run.from_layer(model, ablation.component.layer) for run in runs]
         site = site_of(ablation.component)
         starts = {"mean": widened(means[site].detach()), "median": medians[site]}

@@ -14,7 +14,7 @@ from lensprune.models.base import HookedModel, NamedHook
 __all__ = ["ordinary_positions", "recorded"]
 
 OUTLIER = 10.0
-"""A token whose residual norm is more than so many times the prompt's median, after any block, is an outlier."""
+"""A token whose residual norm, after any block, exceeds the prompt's median by this factor is an outlier."""
 
 
 def ordinary_positions(residual_norms: Float[torch.Tensor, "layer pos"]) -> Bool[torch.Tensor, " pos"]:

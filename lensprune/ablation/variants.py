@@ -47,7 +47,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Ablation:
-    """One component changed in one way."""
+    """One component, replaced by one kind of ablation.
+
+    Raises:
+        UserError: an unknown kind, or one that the component doesn't allow.
+
+    Examples:
+        >>> lp.Ablation(lp.Head(2, 3), "zero").name
+        'L2.H3.zero'
+    """
 
     component: Component
     kind: str
@@ -82,12 +90,19 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Variant:
-    """A named set of changes to the model; no change at all is the clean model.
+    """A named set of changes to the model; no change at all is the clean model, `CLEAN`.
 
-    `hooks` are the user's own ``(hook_name, function)`` pairs; they run after the ablations at the same hook point.
+    `hooks` are your own ``(hook_name, function)`` pairs; they run after the ablations at the same hook point.
 
     Raises:
         UserError: two ablations of the same component.
+
+    Examples:
+        >>> both = lp.Variant("no_copy", (lp.Ablation(lp.Head(0, 0), "zero"), lp.Ablation(lp.Head(1, 0), "zero")))
+        >>> both.is_clean, lp.CLEAN.is_clean
+        (False, True)
+        >>> lp.Variant("half", hooks=(("blocks.1.hook_mlp_out", lambda activation, hook: activation / 2),)).component
+        'hooks'
     """
 
     name: str
@@ -154,6 +169,7 @@ def check_names(variants: Sequence[Variant]) -> None:
 
 
 CLEAN = Variant("clean")
+"""The model without changes; every sweep includes it."""
 
 ModelLike = HookedModel | ModelFacts | Any
 
@@ -180,45 +196,157 @@ def _each(
 
 
 def each_layer(model: ModelLike, kind: str = "skip", layers: Sequence[int] | None = None) -> list[Variant]:
-    """One variant per layer (paper §3: one layer removed at a time)."""
+    """Make one variant per layer (paper §3: one layer removed at a time).
+
+    Args:
+        model: a loaded model, or its `ModelFacts`.
+        kind: of ablation.
+        layers: to restrict to, 0-based; ``None`` takes all.
+
+    Returns:
+        Variants named like ``L3.skip``, in order of depth.
+
+    Raises:
+        UserError: a layer that the model lacks, or an unknown kind.
+
+    Examples:
+        >>> [variant.name for variant in lp.each_layer(model, layers=[0, 2])]
+        ['L0.skip', 'L2.skip']
+    """
     return _each(model, part_named("layer"), kind, layers)
 
 
 def each_attention(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
-    """One variant per attention branch."""
+    """Make one variant per attention branch.
+
+    Args:
+        model: a loaded model, or its `ModelFacts`.
+        kind: of ablation.
+        layers: to restrict to, 0-based; ``None`` takes all.
+
+    Returns:
+        Variants named like ``L3.attention.zero``, in order of depth.
+
+    Raises:
+        UserError: a layer that the model lacks, or an unknown kind.
+
+    Examples:
+        >>> lp.each_attention(model, "mean")[3].name
+        'L3.attention.mean'
+    """
     return _each(model, part_named("attention"), kind, layers)
 
 
 def each_mlp(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
-    """One variant per MLP branch."""
+    """Make one variant per MLP branch.
+
+    Args:
+        model: a loaded model, or its `ModelFacts`.
+        kind: of ablation.
+        layers: to restrict to, 0-based; ``None`` takes all.
+
+    Returns:
+        Variants named like ``L3.mlp.zero``, in order of depth.
+
+    Raises:
+        UserError: a layer that the model lacks, or an unknown kind.
+
+    Examples:
+        >>> lp.each_mlp(model)[0].name
+        'L0.mlp.zero'
+    """
     return _each(model, part_named("mlp"), kind, layers)
 
 
 def each_head(
     model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> list[Variant]:
-    """One variant per query head."""
+    """Make one variant per query head.
+
+    Args:
+        model: a loaded model, or its `ModelFacts`.
+        kind: of ablation.
+        layers: to restrict to, 0-based; ``None`` takes all.
+        heads: to restrict to within each layer, 0-based; ``None`` takes all.
+
+    Returns:
+        Variants named like ``L3.H1.zero``, layer by layer.
+
+    Raises:
+        UserError: a layer or head that the model lacks, or a kind that heads don't allow.
+
+    Examples:
+        >>> len(lp.each_head(model)), lp.each_head(model, layers=[3], heads=[1])[0].name
+        (16, 'L3.H1.zero')
+    """
     return _each(model, part_named("head"), kind, layers, heads)
 
 
 def each_kv_group(
     model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, groups: Sequence[int] | None = None
 ) -> list[Variant]:
-    """One variant per key/value group, all its query heads together."""
+    """Make one variant per key/value group, all its query heads together.
+
+    Args:
+        model: a loaded model, or its `ModelFacts`.
+        kind: of ablation.
+        layers: to restrict to, 0-based; ``None`` takes all.
+        groups: to restrict to within each layer, 0-based; ``None`` takes all.
+
+    Returns:
+        Variants named like ``L3.KV1.zero``, layer by layer.
+
+    Raises:
+        UserError: a layer or group that the model lacks, or a kind that groups don't allow.
+
+    Examples:
+        >>> [variant.name for variant in lp.each_kv_group(model, layers=[3])]
+        ['L3.KV0.zero', 'L3.KV1.zero']
+    """
     return _each(model, part_named("kv_group"), kind, layers, groups)
 
 
 def each_head_and_group(
     model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> list[Variant]:
-    """Every query head and every key/value group that one of them belongs to, as different experiments in one sweep."""
+    """Make one variant per query head, and one per key/value group that one of these heads belongs to.
+
+    Args:
+        model: a loaded model, or its `ModelFacts`.
+        kind: of ablation.
+        layers: to restrict to, 0-based; ``None`` takes all.
+        heads: query heads to restrict to within each layer, 0-based; ``None`` takes all.
+
+    Returns:
+        The heads' variants, then the groups'.
+
+    Raises:
+        UserError: a layer or head that the model lacks, or a kind that heads don't allow.
+
+    Examples:
+        >>> [variant.name for variant in lp.each_head_and_group(model, layers=[3], heads=[0, 1])]
+        ['L3.H0.zero', 'L3.H1.zero', 'L3.KV0.zero']
+    """
     facts = _facts(model)
     groups = None if heads is None else sorted({head // facts.heads_per_group for head in heads})
     return [*each_head(facts, kind, layers, heads), *each_kv_group(facts, kind, layers, groups)]
 
 
 def layer_range(model: ModelLike, first: int, last: int, kind: str = "skip") -> Variant:
-    """Layers `first` to `last`, both included, in one variant named ``L{first}-{last}.{kind}``."""
+    """Ablate layers `first` to `last`, both included, in one variant named ``L{first}-{last}.{kind}``.
+
+    Args:
+        model: a loaded model, or its `ModelFacts`.
+        first, last: layers, 0-based.
+        kind: of ablation.
+
+    Raises:
+        UserError: an empty range, a layer that the model lacks, or an unknown kind.
+
+    Examples:
+        >>> lp.layer_range(model, 1, 2).name
+        'L1-2.skip'
+    """
     facts = _facts(model)
     if first > last:
         raise UserError(f"layer range {first}-{last} is empty: the first layer must not exceed the last")
@@ -232,7 +360,21 @@ def layer_range(model: ModelLike, first: int, last: int, kind: str = "skip") -> 
 def cumulative(
     model: ModelLike, kind: str = "skip", start: Literal["bottom", "top"] = "top", at_most: int | None = None
 ) -> list[Variant]:
-    """Remove 1, 2, … `at_most` layers (default: all) from one end of the model."""
+    """Make variants that remove 1, 2, … `at_most` layers from one end of the model.
+
+    Args:
+        model: a loaded model, or its `ModelFacts`.
+        kind: of ablation.
+        start: ``bottom`` removes the first layers, ``top`` the last.
+        at_most: the number of layers that the last variant removes; ``None`` takes all.
+
+    Raises:
+        UserError: another `start`, or a number of layers that the model lacks.
+
+    Examples:
+        >>> [variant.name for variant in lp.cumulative(model, start="top", at_most=2)]
+        ['L3.skip', 'L2-3.skip']
+    """
     facts = _facts(model)
     if start not in ("bottom", "top"):
         raise unknown_name("end of the model", str(start), ["bottom", "top"])
@@ -271,7 +413,7 @@ def enumerate_variants(
 
 
 def parse_indices(text: str, size: int, what: str = "layer") -> list[int]:
-    """Parse ``"0,10,20-29"`` into a sorted list of distinct indices below `size`.
+    """Parse ``"0,10,20-29"`` into a sorted list of distinct indices less than `size`.
 
     Raises:
         UserError: not a list of numbers and ranges, or an index out of range.

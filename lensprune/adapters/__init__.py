@@ -1,1 +1,1 @@
-"""Bridges to other evaluation tools; each needs its own extra."""
+"""Adapters to other evaluation tools; each needs its own extra."""

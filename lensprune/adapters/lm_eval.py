@@ -1,4 +1,4 @@
-"""Any lm-eval task under any variants: lm-eval asks and aggregates, our executor answers.
+"""Any lm-eval task under any variants: lm-eval makes prompts and aggregates, our executor answers.
 
 The requests are collected once, answered for all variants in one run of the executor, and replayed to lm-eval, which
 computes its own metrics and writes its own result and sample files.
@@ -24,7 +24,7 @@ __all__ = ["LmEvalOptions", "run_lm_eval_tasks"]
 
 @dataclass(frozen=True)
 class LmEvalOptions:
-    """What lm-eval is told.
+    """Options for lm-eval.
 
     `limit`: documents of each task; ``None`` takes all. `num_fewshot`: as lm-eval's ``--num_fewshot``. `include_path`:
     folder of the user's own YAML tasks. `out`: folder that gets ``<variant>/<model>/results_<date>.json`` and
@@ -63,7 +63,7 @@ def run_lm_eval_tasks(
     Raises:
         UserError: lm-eval is not installed; unknown task; two variants of one name; `out` holds files; a task samples
             at random, searches with beams, or reads images or audio.
-        LensPruneError: lm-eval asked for something under a variant that it had not asked for before, or did not
+        LensPruneError: lm-eval sent a request under a variant that it had not sent before, or did not
             write its files.
     """
     try:
@@ -185,7 +185,7 @@ def _write(folder: Path, model_name: str, results: dict[str, Any]) -> None:
     for task, rows in samples.items():
         # The tracker rewrites the rows it is given.
         tracker.save_results_samples(task, [dict(row) for row in rows])
-    # lm-eval logs a failure to write and goes on, which would lose results silently.
+    # lm-eval logs a failure to write and continues, which would lose results silently.
     written = [path.name for path in folder.rglob("*.json*") if path.stat().st_size]
     expected = ["results", *(f"samples_{task}" for task in samples)]
     missing = [stem for stem in expected if not any(name.startswith(f"{stem}_") for name in written)]

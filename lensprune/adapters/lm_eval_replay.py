@@ -1,4 +1,4 @@
-"""Two models as lm-eval sees them: one that only remembers what it is asked, and one that answers from memory."""
+"""Two models as lm-eval sees them: one that only records requests, and one that answers from memory."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class _HookedLM(LM):
 
 
 class RecordingLM(_HookedLM):
-    """Remembers every request as ours, equal ones once, and gives each a legal answer that means nothing.
+    """Records every request as ours, equal ones once, and returns an arbitrary valid answer to each.
 
-    A request's item is ``task/document``, the first that asks it.
+    A request's item is ``task/document``, the first that sends it.
     """
 
     def __init__(self, model: HookedModel) -> None:

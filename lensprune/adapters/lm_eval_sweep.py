@@ -1,4 +1,4 @@
-"""A sweep over tasks of lm-eval's own registry; lm-eval asks and aggregates, and writes its own files."""
+"""A sweep over tasks of lm-eval's own registry; lm-eval makes prompts, aggregates and writes its own files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sweep_lm_eval(
 
     Args:
         names: names that lm-eval knows, or paths of YAML files.
-        out: folder for lm-eval's result and sample files, one folder a variant.
+        out: folder for lm-eval's result and sample files, one folder per variant.
         reference: `mean`, `resample` and `optimal` need a text file here, because few-shot pools stay inside lm-eval.
 
     The other arguments are those of `lensprune.sweep`.
@@ -57,7 +57,7 @@ def sweep_lm_eval(
         One row per (variant, task, metric): `value`, the clean model's `value_clean`, and `delta` between them.
 
     Raises:
-        UserError: lm-eval is not installed, an unknown task, or whatever else the user can mend.
+        UserError: lm-eval is not installed, an unknown task, or other invalid input.
     """
     from lensprune.adapters.lm_eval import LmEvalOptions, run_lm_eval_tasks
 

@@ -1,4 +1,4 @@
-"""Do a few heads carry a task, or many? Concentration of effects, with intervals and a null of noise."""
+"""Concentration of effects: whether few or many heads carry a task, with intervals and a null of noise."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def null_effects(
 ) -> Float[np.ndarray, "draw part"]:
     """Mean effects when each item's differences (or each cluster's sums) are dealt out to the parts at random.
 
-    Items keep what they lose and gain, but all parts are alike: what concentration is then left is that of noise.
+    Items keep their losses and gains, but all parts are alike: the remaining concentration is noise.
     """
     generator = np.random.default_rng(seed)
     n, parts = differences.shape

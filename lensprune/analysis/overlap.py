@@ -17,7 +17,7 @@ from lensprune.errors import UserError
 __all__ = ["OVERLAP_COLUMNS", "jaccard_top_k", "on_disjoint_items", "overlap", "relabellings", "spearman"]
 
 PERMUTATIONS = 10_000
-"""Random orders behind a p-value."""
+"""Random orders per p-value."""
 _ALL_ORDERS_UP_TO = 8
 OVERLAP_COLUMNS = (
     "task_a",

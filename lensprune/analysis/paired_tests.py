@@ -1,4 +1,4 @@
-"""Exact tests of paired outcomes: did items change, and in one direction?
+"""Exact tests of paired outcomes: whether items changed, and in one direction.
 
 Differences are variant − clean, so a negative one is a loss. Items count as independent: where they come in clusters,
 give `lower_tail` the sums over clusters, whose signs are then what is random.

@@ -1,4 +1,4 @@
-"""How large must a loss be for a sweep to name it?"""
+"""The smallest loss that a sweep can name."""
 
 from __future__ import annotations
 

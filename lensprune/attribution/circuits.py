@@ -26,7 +26,7 @@ _PAIRS = 2
 
 @dataclass(frozen=True)
 class Circuit:
-    """Edges that are kept. `requested` is how many were asked for; pruning may leave fewer."""
+    """Edges that are kept. `requested` is the number requested; pruning may leave fewer."""
 
     graph: EdgeGraph
     kept: Bool[torch.Tensor, "writer reader"]
@@ -133,7 +133,7 @@ def circuit_metrics(
     """Run the clean prompts with every edge outside a circuit carrying what its writer writes on the corrupt prompt.
 
     Args:
-        batch_size: pairs a pass; changes nothing but speed and memory.
+        batch_size: pairs per pass; affects only speed and memory.
         progress: called with the number of finished (circuit, pair) passes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Counterfactual pairs of bundled tasks: another value at the asked key, another operand in the sum."""
+"""Counterfactual pairs of bundled tasks: another value at the queried key, another operand in the sum."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _TRIES = 40
 
 
 def other_value(doc: Doc, random: Random) -> dict[str, Any]:
-    """A key-value row whose asked key has another value of the same make, which no other key has.
+    """A key-value row whose queried key has another value of the same form, which no other key has.
 
     Digits become digits and Latin letters become letters of the same case, hexadecimal ones if all letters of the value
     are from a to f.
 
     Raises:
-        UserError: no such value in 40 tries: the value has no digit or Latin letter, or the other keys have them all.
+        UserError: no such value in 40 tries: the value has no digit or Latin letter, or all others are taken.
     """
     current = str(doc["value"])
     taken = {current, *(str(held) for _, held in doc["ordered_kv_records"])}
@@ -41,8 +41,8 @@ def other_value(doc: Doc, random: Random) -> dict[str, Any]:
             records = [[key, value if key == doc["key"] else held] for key, held in doc["ordered_kv_records"]]
             return {**doc, "ordered_kv_records": records, "value": value}
     raise UserError(
-        f"value {current!r} has no other of its make that is free in its row, in {_TRIES} tries: expected a value with "
-        "digits or Latin letters, which can be changed"
+        f"value {current!r}: no unused value of the same form was found in {_TRIES} tries: expected a value with "
+        "digits or Latin letters to change"
     )
 
 
@@ -84,17 +84,27 @@ def counterfactual_pairs(
     seed: int = 0,
     data_dir: str | Path | None = None,
 ) -> list[PromptPair]:
-    """Pairs of a bundled task, in the prompts of ``generate``: the item, and the same with its answer changed.
+    """Make pairs of a bundled task, in the prompts of ``generate``: an item, and the same with its answer changed.
 
     Both prompts have the same few-shot examples and the same number of tokens; the pair is about the first token in
     which the answers differ. Items without such a counterpart in 40 tries are left out.
 
     Args:
+        model: a loaded model.
         task: ``kv_retrieval`` or ``arithmetic``, with parameters in brackets as for a sweep.
         limit, shots, seed, data_dir: of the task's items.
 
+    Returns:
+        At most `limit` pairs, in the order of the items.
+
     Raises:
         UserError: a task without counterfactuals, or no item that has a counterpart.
+
+    Examples:
+        >>> task = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
+        >>> pairs = lp.counterfactual_pairs(model, task, limit=2)
+        >>> [len(pair.clean) == len(pair.corrupt) for pair in pairs]
+        [True, True]
     """
     hooked = as_hooked_model(model)
     loaded = load_task(task, limit=limit, shots=shots, seed=seed, data_dir=None if data_dir is None else Path(data_dir))

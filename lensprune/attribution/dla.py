@@ -85,7 +85,7 @@ def direct_logit_attribution(
     """Split the logit difference of each pair into what every part writes, with the scale of the final norm held.
 
     The logits are linear in the final residual once the final norm divides by a fixed number, and the final residual is
-    a sum. A norm behind attention (Gemma) is held at its scale too. Factors on branches (Granite) and logits (Granite,
+    a sum. A norm after attention (Gemma) is held at its scale too. Factors on branches (Granite) and logits (Granite,
     Cohere) are in the contributions; a cap on logits (Gemma 2) is not: the sum is the difference before the cap. What a
     part does by way of later parts is not in it.
 
@@ -181,7 +181,7 @@ def check_attention(
 def head_writes(
     model: HookedModel, layer: int, z: Float[torch.Tensor, "*rows head d_head"]
 ) -> Float[torch.Tensor, "*rows head d_model"]:
-    """What each head adds to the residual stream; a norm behind attention is held at the scale of this input."""
+    """What each head adds to the residual stream; a norm after attention is held at the scale of this input."""
     weights = output_weights(model, layer).to(z.dtype)
     heads = einsum(z, weights, "... head d_head, head d_head d_model -> ... head d_model")
     block = block_of(model, layer)
@@ -227,7 +227,7 @@ def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, 
         layer, head, position, token (text), value.
 
     Raises:
-        UserError: a head that the model lacks, or norms behind attention.
+        UserError: a head that the model lacks, or norms after attention.
         LensPruneError: attention × values is not what the heads put out, a layer is not its heads, a bias and its MLP,
             or the logits are not linear in the normed residual up to a cap.
     """

@@ -35,7 +35,7 @@ class EdgeScores:
     steps: int
 
     def table(self) -> pd.DataFrame:
-        """One row an edge, the strongest first: source, target, effect."""
+        """One row per edge, the strongest first: source, target, effect."""
         places = self.graph.edges.nonzero().tolist()
         writers, readers = self.graph.writers, self.graph.readers
         rows = [(writers[w], readers[r], float(self.values[w, r])) for w, r in places]
@@ -57,11 +57,11 @@ def edge_attribution(
     With `steps` m the gradient is the mean over runs whose input embeddings are corrupt + (k/m)(clean − corrupt),
     k = 1 … m (EAP-IG, Hanna et al. 2024, arXiv 2403.17806). m = 1 takes it on the clean run: EAP (Syed et
     al. 2023, arXiv 2310.10348). Scores are summed over positions. Grouped-query attention has one key and one value
-    edge a key/value head. Memory: writers × positions × d_model numbers a pair.
+    edge per key/value head. Memory: writers × positions × d_model numbers per pair.
 
     Args:
         steps: m; 5 is the paper's choice.
-        batch_size: pairs a pass; changes nothing but speed and memory.
+        batch_size: pairs per pass; affects only speed and memory.
         progress: called with the number of finished (step, pair) passes.
 
     Raises:

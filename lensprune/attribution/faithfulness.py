@@ -23,7 +23,7 @@ MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class FaithfulnessCurve:
-    """`table`: fraction, n_edges (asked), n_kept (after pruning), metric, faithfulness. `cpr`: area under the curve
+    """`table`: fraction, n_edges (requested), n_kept (after pruning), metric, faithfulness. `cpr`: area under the curve
     (higher is better); `cmd`: area between the curve and 1 (lower is better, 0 at best)."""
 
     table: pd.DataFrame

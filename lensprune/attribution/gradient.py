@@ -35,7 +35,7 @@ def attribution_patching(
     """(source activation − base activation) · gradient of the logit difference on the base run, for every place
     (Nanda 2023; Syed et al. 2023, arXiv 2310.10348).
 
-    One backward pass replaces a forward pass a place. It is exact where the model is linear between the two
+    One backward pass replaces one forward pass per place. It is exact where the model is linear between the two
     activations, and wrong where attention saturates: check the strongest with `activation_patching`.
 
     Args and returns: as `activation_patching`; `effect` is the first-order estimate of the same number.

@@ -1,4 +1,4 @@
-"""The computational graph behind edges: who writes into the residual stream, who reads from it."""
+"""The computational graph that edges belong to: who writes into the residual stream, who reads from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Edge(NamedTuple):
 
 @dataclass(frozen=True)
 class ReaderGroup:
-    """Readers behind one hook point: readers `start` to `stop` (not included) read it, each its own head's copy."""
+    """Readers at one hook point: readers `start` to `stop` (not included) read it, each its own head's copy."""
 
     hook: str
     start: int
@@ -40,7 +40,7 @@ class EdgeGraph:
     """Writers ``embed``, ``L0.H1``, ``L0.mlp``; readers ``L0.H1.q``, ``L0.KV0.k``, ``L0.KV0.v``, ``L0.mlp``,
     ``logits``.
 
-    Keys and values have one reader a key/value head, named after the head itself (``L0.H1.k``) where every query head
+    Keys and values have one reader per key/value head, named after the head itself (``L0.H1.k``) where every query head
     has its own. A writer has an edge to every reader that comes after it in the residual stream.
     """
 

@@ -18,9 +18,18 @@ __all__ = ["PairBatch", "PromptPair", "logit_difference", "pair_batches", "pair_
 
 @dataclass(frozen=True)
 class PromptPair:
-    """`clean` is answered by the token `answer`, `corrupt` by the token `wrong`; positions correspond one to one.
+    """Two prompts as token ids: `clean` is continued by the token `answer`, `corrupt` by `wrong`.
 
-    The metric of every attribution method is the logit of `answer` minus that of `wrong` behind the last token.
+    Their positions correspond one to one. The metric of every attribution method is the logit of `answer` minus that of
+    `wrong` after the last token.
+
+    Raises:
+        UserError: prompts of unequal length or without a token, or equal answers.
+
+    Examples:
+        >>> pair = lp.PromptPair(clean=(5, 6, 5), corrupt=(5, 7, 5), answer=6, wrong=7)
+        >>> len(pair.clean)
+        3
     """
 
     clean: tuple[int, ...]
@@ -91,13 +100,13 @@ def pair_batches(pairs: Sequence[PromptPair], device: str, size: int) -> Iterato
 
 
 def pair_from_texts(model: HookedModel, clean: str, corrupt: str, answer: str, wrong: str) -> PromptPair:
-    """A pair out of prompts and answers as they would be continued, leading blank included.
+    """Make a pair of prompts and their continuations, leading space included.
 
     Where both answers begin with the same tokens, these join the prompts, so that the first token that differs is the
     one that is predicted.
 
     Raises:
-        UserError: prompts of unequal length, or answers that do not part.
+        UserError: prompts of unequal length, or answers that have no differing token.
     """
     rows = []
     for prompt, text in ((clean, answer), (corrupt, wrong)):
@@ -109,7 +118,7 @@ def pair_from_texts(model: HookedModel, clean: str, corrupt: str, answer: str, w
     while shared < min(len(right), len(false)) and right[shared] == false[shared]:
         shared += 1
     if shared == min(len(right), len(false)):
-        raise UserError(f"the answers {answer!r} and {wrong!r} part at no token")
+        raise UserError(f"the answers {answer!r} and {wrong!r} have no differing token")
     return PromptPair(
         (*front, *right[:shared]), (*other, *false[:shared]), right[shared], false[shared], label=answer.strip()
     )

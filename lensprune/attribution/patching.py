@@ -1,4 +1,4 @@
-"""Activation patching: put activations of one run into the other, one place at a time, and look at the answer."""
+"""Activation patching: put activations of one run into the other, one place at a time, and measure the answer."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def activation_patching(
         direction: ``noise`` (the default) runs the clean prompt with corrupt activations: a negative effect means that
             the place was needed. ``denoise`` runs the corrupt prompt with clean ones: a positive effect means that the
             place suffices.
-        rows: prompts a forward pass; changes nothing but speed and memory.
+        rows: prompts per forward pass; affects only speed and memory.
         progress: called with the number of finished (place, pair) patches.
 
     Returns:

@@ -39,12 +39,12 @@ def path_patching(
     arXiv 2304.05969; Wang et al. 2022, arXiv 2211.00593).
 
     Only the direct edge is patched: what the sender writes reaches the receiver's input through the residual stream and
-    no component between. Behind the receiver everything is computed again. Exact.
+    no component between. After the receiver everything is recomputed. Exact.
 
     Args:
         receiver: ``logits``, or a reader such as ``L5.H1.q``, ``L5.KV0.k`` or ``L5.mlp``.
         senders: writers such as ``embed``, ``L2.H0``, ``L2.mlp``; ``None`` takes all that the receiver reads.
-        rows: prompts a forward pass; changes nothing but speed and memory.
+        rows: prompts per forward pass; affects only speed and memory.
         progress: called with the number of finished (sender, pair) patches.
 
     Returns:
@@ -112,8 +112,8 @@ def path_effect(model: Any, pairs: Sequence[PromptPair], path: Sequence[str]) ->
     """Effect of corrupting one whole path, such as ``["L0.H1", "L1.H2.k", "logits"]``; mean over pairs, logits.
 
     The first component's corrupt output goes into the named input of the second and nowhere else; of what that changes,
-    only the second's own output goes on, and so to the end. Every other component keeps its clean output: exact path
-    patching of a single path. With grouped-query attention a key or value input belongs to one query head here:
+    only the second's own output is passed on, and so to the end. Every other component keeps its clean output: exact
+    path patching of a single path. With grouped-query attention a key or value input belongs to one query head here:
     ``L1.H2.k`` is the key input as head 2 alone sees it.
 
     Args:
@@ -189,15 +189,15 @@ def _through(
 def direct_and_total_effects(
     model: Any, pairs: Sequence[PromptPair], *, rows: int = 32, progress: ProgressCallback | None = None
 ) -> pd.DataFrame:
-    """What corrupting each head changes by its own write alone, and all in all.
+    """Measure the effect of corrupting each head: direct, by its own write alone, and total.
 
     Args:
-        rows: prompts a forward pass; changes nothing but speed and memory.
+        rows: prompts per forward pass; affects only speed and memory.
         progress: of `activation_patching` and `path_patching`.
 
     Returns:
         layer, head, direct (its edge to the logits, exact), total (activation patching), and self_repair = total −
-        direct: what later components make up for (McGrath et al. 2023, arXiv 2307.15771: positive where the direct
+        direct: what later components compensate for (McGrath et al. 2023, arXiv 2307.15771: positive where the direct
         effect is negative and is compensated). Logits, mean over pairs.
     """
     keys = ["layer", "head"]

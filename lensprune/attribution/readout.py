@@ -1,4 +1,4 @@
-"""From the residual stream behind the last layer to logits: the model's own head, and where it is linear."""
+"""From the residual stream after the last layer to logits: the model's own head, and where it is linear."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lensprune.models.weights import final_norm, unembedding
 __all__ = ["check_read_out", "linear_read_out", "read_out", "tolerance_of"]
 
 _UNSATURATED = 0.9
-"""Share of the cap up to which a capped logit still tells what it was before."""
+"""Share of the cap up to which a capped logit still determines its uncapped value."""
 
 
 def tolerance_of(dtype: torch.dtype) -> float:

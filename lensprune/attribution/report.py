@@ -198,12 +198,12 @@ def _eap(
 
 
 def _scored(n: int, options: AttributionOptions) -> int:
-    """How many of `n` pairs edges are scored on; the curve is drawn from the others."""
+    """The number of the `n` pairs on which edges are scored; the curve is drawn from the others."""
     return (n + 1) // 2 if options.curve and n > 1 else n
 
 
 def passes(method: str, model: HookedModel, n: int, options: AttributionOptions) -> int | None:
-    """What a method reports as its progress on `n` pairs, all in all; ``None`` where it is over in a few passes."""
+    """The total of a method's progress bar on `n` pairs; ``None`` where it needs only a few passes."""
     facts = model.facts
     heads = facts.n_layers * facts.n_heads
     if method == "patch":

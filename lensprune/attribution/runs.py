@@ -1,4 +1,4 @@
-"""Forward passes of attribution: unpadded rows, the last position's logits, activations looked at or replaced."""
+"""Forward passes of attribution: unpadded rows, the last position's logits, activations read or replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
-"""From an activation to what takes its place; ``None`` leaves it."""
+"""From an activation to its replacement; ``None`` leaves it."""
 
 
 def edit_hook(edit: Edit) -> HookFunction:
@@ -41,14 +41,14 @@ def edit_hook(edit: Edit) -> HookFunction:
 def run_hooked(
     model: HookedModel, tokens: Int[torch.Tensor, "row pos"], hooks: Sequence[NamedHook] = ()
 ) -> Float[torch.Tensor, "row d_vocab"]:
-    """Logits behind the last token of unpadded rows, with hooks. Gradient mode is the caller's."""
+    """Logits after the last token of unpadded rows, with hooks. Gradient mode is the caller's."""
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
     with model.hooks(list(hooks)):
         return model.forward(tokens, torch.ones_like(tokens), positions, logits_to_keep=1)[:, -1]
 
 
 def last_logits(model: HookedModel, tokens: Int[torch.Tensor, "row pos"]) -> Float[torch.Tensor, "row d_vocab"]:
-    """Logits of the unchanged model behind the last token."""
+    """Logits of the unchanged model after the last token."""
     with torch.no_grad():
         return run_hooked(model, tokens)
 
@@ -60,7 +60,7 @@ def run_from(
     tokens: Int[torch.Tensor, "row pos"],
     hooks: Sequence[NamedHook],
 ) -> Float[torch.Tensor, "row d_vocab"]:
-    """`run_hooked` without the layers below `layer`, given the residual stream in front of it; `hooks` at that point
+    """`run_hooked` without the layers below `layer`, given the residual stream before it; `hooks` at that point
     see `residual`."""
     with resumed_at(model, layer, residual) as start:
         return run_hooked(model, tokens, [*start, *hooks])
@@ -69,7 +69,7 @@ def run_from(
 def capture(
     model: HookedModel, tokens: Int[torch.Tensor, "row pos"], names: Iterable[str]
 ) -> tuple[Float[torch.Tensor, "row d_vocab"], dict[str, torch.Tensor]]:
-    """Logits behind the last token, and the activations at the named hook points."""
+    """Logits after the last token, and the activations at the named hook points."""
     kept: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Edit:
@@ -125,7 +125,7 @@ def edge_inputs(model: HookedModel) -> Iterator[None]:
     """Give every head its own copy of the residual stream as query, key and value input, and MLPs a hooked input.
 
     ``hook_q_input`` is then [row, pos, head, d_model], ``hook_k_input`` and ``hook_v_input`` [row, pos, kv head,
-    d_model], all before the norm, as is ``hook_mlp_in`` [row, pos, d_model]. The model's own settings come back.
+    d_model], all before the norm, as is ``hook_mlp_in`` [row, pos, d_model]. The model's own settings are restored.
     """
     module: Any = model.module
     cfg = module.cfg

@@ -77,7 +77,7 @@ def replace_edges(
     is removed. All edges removed: every reader sees the replacement run. This is exact, not linearised.
 
     Args:
-        removed: one mask for all rows, or one a row.
+        removed: one mask for all rows, or one per row.
     """
     current = torch.zeros_like(replacement)
     masks = removed.to(replacement.device, replacement.dtype)

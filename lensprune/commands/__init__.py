@@ -1,1 +1,1 @@
-"""Arguments of the commands that would crowd the command line's main file."""
+"""One file per command: its arguments, one call of a public function, text out."""

@@ -21,17 +21,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(path patching) or eap-ig (edges, with a faithfulness curve)",
     )
     parser.add_argument(
-        "--task", default="kv_retrieval", metavar="TASK", help="kv_retrieval (the default) or arithmetic"
+        "--task", default="kv_retrieval", metavar="TASK", help="kv_retrieval or arithmetic (default: kv_retrieval)"
     )
     add_options(parser, Items, limit=10)
     parser.add_argument(
-        "--receiver", default="logits", metavar="INPUT", help="for path: logits (the default), L5.H1.q, L5.KV0.k, ..."
+        "--receiver",
+        default="logits",
+        metavar="INPUT",
+        help="for path: logits, L5.H1.q, L5.KV0.k, ... (default: logits)",
     )
     parser.add_argument(
-        "--total", action="store_true", help="for path: patch each head too, and tell what later parts make up for"
+        "--total", action="store_true", help="for path: patch each head too, and report what later parts compensate for"
     )
     parser.add_argument(
-        "--steps", type=whole_number, default=5, metavar="N", help="for eap-ig: steps (default: 5; 1 is EAP)"
+        "--steps",
+        type=whole_number,
+        default=5,
+        metavar="N",
+        help="for eap-ig: integration steps (default: 5; 1 is EAP)",
     )
     parser.add_argument("--no-curve", action="store_true", help="for eap-ig: score all pairs and draw no curve")
     parser.add_argument("--top", type=whole_number, default=10, metavar="N", help="rows to print (default: 10)")

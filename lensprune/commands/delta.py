@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     changed.add_argument(
         "--renamed-tokens",
         action="store_true",
-        help="go on where the two models spell special tokens of the same ids differently",
+        help="accept models that spell special tokens of the same ids differently",
     )
     add_execution(parser)
 

@@ -29,20 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TASK",
-        help="NAME, NAME[key=value,...] or a YAML file, that can be generated; repeat for several",
+        help="NAME, NAME[key=value,...] or a YAML file, with the protocol generate; repeat for several",
     )
     parser.add_argument("--over", default="layers", metavar="PART", help="layers or heads (default: layers)")
     parser.add_argument("--layers", metavar="RANGE", help="these layers, or heads of these layers, like 0-3,7")
     parser.add_argument(
         "--validate",
         action="store_true",
-        help="sweep under every protocol too, and correlate fidelity and its baselines with what is lost",
+        help="also sweep under every protocol, and correlate fidelity and its baselines with the losses",
     )
     parser.add_argument(
         "--protocol",
         action="append",
         metavar="PROTOCOL",
-        help="with --validate: sweep under these, generate among them (default: all three)",
+        help="with --validate: protocols of the sweep, with generate among them (default: all three)",
     )
     add_options(parser, Items, Sampling, Rows, Prompts, Generation, limit=24)
     add_execution(parser, "folder for tables")

@@ -17,12 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score", action="append", metavar="NAME", help="a head function; repeat for several (default: all)"
     )
     parser.add_argument(
-        "--run", dest="run_folder", metavar="FOLDER", help="put the effects of this sweep over heads beside the scores"
+        "--run", dest="run_folder", metavar="FOLDER", help="show the effects of this sweep over heads beside the scores"
     )
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="texts, parted by blank lines, for attention sink, entropy and distance (default: random tokens)",
+        help="texts, separated by blank lines, for attention sink, entropy and distance (default: random tokens)",
     )
     add_options(parser, Items, limit=20)
     parser.add_argument(

@@ -37,7 +37,7 @@ def add_model(options: Options, option: str = "--model") -> None:
 
 def add_out(options: Options, what: str) -> None:
     """Where `what` is written."""
-    options.add_argument("--out", metavar="FOLDER", help=f"{what} (without it nothing is kept)")
+    options.add_argument("--out", metavar="FOLDER", help=f"{what} (without it nothing is stored)")
 
 
 def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--model",)) -> argparse._ArgumentGroup:
@@ -56,7 +56,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         "--protocol",
         action="append",
         metavar="NAME",
-        help=f"{in_words(protocol_names())}; repeat for several (default: default)",
+        help=f"{in_words(protocol_names())}; repeat for several (without any: the default protocol)",
     )
     add_options(group, Items, Sampling, Rows, Prompts)
     add_options(parser.add_argument_group("how texts are generated"), Generation, TokenSampling)
@@ -72,10 +72,14 @@ def add_execution(parser: argparse.ArgumentParser, out: str = "run folder") -> a
 
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
-    """Everything that a sweep is asked for."""
+    """All options of a sweep."""
     measured = add_measured(parser)
     measured.add_argument(
-        "--lm-eval-task", action="append", default=[], metavar="NAME", help="a task of lm-eval's own (extra lm-eval)"
+        "--lm-eval-task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a task as lm-eval defines and scores it (needs the extra lm-eval)",
     )
     removed = parser.add_argument_group("what is removed")
     removed.add_argument(

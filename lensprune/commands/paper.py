@@ -14,13 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser)
     parser.add_argument(
-        "--preset", default="smoke", metavar="NAME", help="smoke (bundled tasks, few items; the default) or full"
+        "--preset", default="smoke", metavar="NAME", help="smoke (bundled tasks, few items) or full (default: smoke)"
     )
+    parser.add_argument("--base", metavar="NAME", help="base model of the compared pair (default: toy-base for smoke)")
     parser.add_argument(
-        "--base", metavar="NAME", help="base model of the pair that is compared (smoke: toy-base unless given)"
-    )
-    parser.add_argument(
-        "--distilled", metavar="NAME", help="its distilled model (smoke: toy-distilled; full: no pair unless given)"
+        "--distilled", metavar="NAME", help="its distilled model (default: toy-distilled for smoke; full has no pair)"
     )
     add_options(parser, Seed, Rows, Generation, Loading)
     parser.add_argument(

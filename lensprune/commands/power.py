@@ -15,11 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parts", type=int, required=True, metavar="N", help="variants tested together: layers or heads of the sweep"
     )
     parser.add_argument("--n", type=int, action="append", metavar="N", help="number of items; repeat for several")
-    parser.add_argument("--task", metavar="TASK", help="take clusters and the most items from this task")
+    parser.add_argument("--task", metavar="TASK", help="take the clusters and the number of items from this task")
     add_options(parser, Rows)
-    parser.add_argument("--clusters", type=int, metavar="N", help="clusters that the items fall into")
+    parser.add_argument("--clusters", type=int, metavar="N", help="number of clusters of items")
     parser.add_argument(
-        "--flips", type=float, metavar="SHARE", help="share of items that any part changes by accident (default: 0.02)"
+        "--flips",
+        type=float,
+        metavar="SHARE",
+        help="share of items that every part changes by accident (default: 0.02)",
     )
     parser.add_argument("--out", metavar="FOLDER", help="folder for the table and a figure")
 

@@ -20,22 +20,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", metavar="RANGE", help="heads and MLPs of these layers only, like 0-3,7")
     parser.add_argument("--ablation", default="zero", metavar="KIND", help="zero or mean (default: zero)")
     parser.add_argument(
-        "--text", metavar="FILE", help="general texts, parted by blank lines (default: bundled facts and questions)"
+        "--text", metavar="FILE", help="general texts, separated by blank lines (default: bundled facts and questions)"
     )
     parser.add_argument(
-        "--text-task", metavar="TASK", help="another task's right answers in place of general text; NAME[key=value,...]"
-    )
-    parser.add_argument("--least-effect", type=decimal, default=0.1, metavar="NATS", help="least effect of a removal")
-    parser.add_argument(
-        "--least-share", type=decimal, default=0.1, metavar="SHARE", help="least share that a patch moves"
+        "--text-task", metavar="TASK", help="another task's right answers instead of general text; NAME[key=value,...]"
     )
     parser.add_argument(
-        "--draws", type=whole_number, default=20, metavar="N", help="random sets of heads beside each role's (0: none)"
+        "--least-effect",
+        type=decimal,
+        default=0.1,
+        metavar="NATS",
+        help="smallest effect of a removal that counts (default: 0.1)",
+    )
+    parser.add_argument(
+        "--least-share",
+        type=decimal,
+        default=0.1,
+        metavar="SHARE",
+        help="smallest share moved by a patch that counts (default: 0.1)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=whole_number,
+        default=20,
+        metavar="N",
+        help="random sets of heads to compare each role's with (default: 20; 0: none)",
     )
     parser.add_argument(
         "--selectivity-ablation",
         metavar="KIND",
-        help="how whole sets are removed: zero, mean or resample (default: as --ablation)",
+        help="how whole sets are ablated: zero, mean or resample (default: as --ablation)",
     )
     add_options(parser, Loading)
     add_out(parser, "folder for tables and heatmaps")

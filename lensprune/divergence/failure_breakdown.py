@@ -1,4 +1,4 @@
-"""How far a ranking by Δμ can be trusted at all, and what the gap between protocols is made of."""
+"""How reliable a ranking by Δμ is, and what the gap between protocols consists of."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def split_half(changes: Float[np.ndarray, "item variant"], splits: int = _SPLITS
     """Reliability of the ranking of variants by Δμ: what another draw of as many items would correlate with.
 
     Spearman's ρ between Δμ on two random halves of the items, mean over `splits` splits, stepped up to the whole number
-    of items by 2ρ / (1 + ρ) (Spearman 1910; Brown 1910). A score without any error of its own can be expected to
+    of items by 2ρ / (1 + ρ) (Spearman 1910; Brown 1910). A score without error can be expected to
     correlate with Δμ by the root of it. NaN with fewer than four items or where halves have no ranking.
     """
     n = len(changes)

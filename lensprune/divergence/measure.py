@@ -1,4 +1,4 @@
-"""Fidelity of every variant: the clean model's own right answers, read by each variant in one pass a chunk."""
+"""Fidelity of every variant: the clean model's own right answers, read by each variant in one pass per chunk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AnswerReading:
     """One task's answers as every variant read them.
 
     `item_ids`: of the answers read, in order; `items`: by variant (clean left out), see `fidelity_items`; `n_tokens`:
-    read of each variant; `n_asked`: items that the clean model was asked; `seconds`: of the clean generation
+    read of each variant; `n_asked`: items given to the clean model; `seconds`: of the clean generation
     (``generate``) and the reading (``trace``).
     """
 
@@ -79,25 +79,31 @@ def fidelity(
     whole: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """How far each variant stays on the clean model's own right answers; see `lensprune.divergence.scores`.
+    """Score how closely each variant follows the clean model's own right answers; see `lensprune.divergence.scores`.
 
-    Costs the clean model's generation and then one teacher-forced pass per variant, instead of a generation per
+    It costs the clean model's generation and one teacher-forced pass per variant, instead of one generation per
     variant.
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
         tasks: task names; each must support ``generate``.
-        whole: read every answer to its last token, the wrong ones too.
+        whole: read every answer to its last token, wrong ones too.
         progress: show a progress bar.
 
     The other arguments are those of `lensprune.sweep`.
 
     Returns:
-        One row per (task, variant), clean left out: variant, component, layer, head, ablation, task, and
+        One row per (task, variant), without clean: variant, component, layer, head, ablation, task, and
         `FIDELITY_COLUMNS`. ``attrs["seconds"]`` holds the time of the clean generation and of the traces.
 
     Raises:
-        UserError: invalid input; a task of which the clean model answers nothing right.
+        UserError: invalid input; a task for which the clean model has no right answer.
+
+    Examples:
+        >>> task = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
+        >>> scores = lp.fidelity(model, task, lp.each_layer(model, layers=[0, 3]), limit=4, progress=False)
+        >>> scores["variant"].tolist(), bool(scores["fidelity"].between(0, 1).all())
+        (['L0.skip', 'L3.skip'], True)
     """
     options = SweepOptions.given(protocols="generate", **option_values(locals(), SweepOptions))
     rows: list[dict[str, object]] = []
@@ -117,16 +123,16 @@ def fidelity(
 def read_answers(
     model: Any, options: SweepOptions, *, whole: bool = False, progress: bool = True
 ) -> list[AnswerReading]:
-    """Let the clean model answer, and let every variant read its right answers; one reading per task.
+    """Generate with the clean model, and let every variant read its right answers; one reading per task.
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
         options: of a sweep under ``generate``.
-        whole: read every answer to its last token, the wrong ones too.
+        whole: read every answer to its last token, wrong ones too.
         progress: show a progress bar.
 
     Raises:
-        UserError: invalid input; a task of which the clean model answers nothing right.
+        UserError: invalid input; a task for which the clean model has no right answer.
     """
     # One answer of each item is read.
     options = replace(options, samples=1)
@@ -169,7 +175,7 @@ def read_answers(
 def _answers(
     tokenizer: Any, cell: Condition, responses: Sequence[Any], whole: bool
 ) -> tuple[tuple[str, ...], list[LoglikelihoodRequest]]:
-    """The clean model's right answers up to where they are right, as texts to be read, and their items."""
+    """The clean model's right answers, up to where they become right, as texts to be read, and their items."""
     task = cell.task.task.name
     if whole:
         spans = [len(response.token_ids) for response in responses]

@@ -1,4 +1,4 @@
-"""How many items a score needs: the ranking from a few items against what is lost on all the others."""
+"""How many items a score needs: the ranking from a few items against the losses on all others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SPLITS = 200
 
 
 def changes_of(records: pd.DataFrame, item_ids: Sequence[str] | None = None) -> pd.DataFrame:
-    """correct(variant) − correct(clean) of the records of one (task, protocol): a row an item, a column a variant.
+    """correct(variant) − correct(clean) of one (task, protocol)'s records: one row per item, one column per variant.
 
     Args:
         item_ids: the wanted items, in order; ``None``: all.

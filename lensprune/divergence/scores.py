@@ -1,4 +1,4 @@
-"""One importance score for all protocols: how far a changed model stays on the clean model's own right answers.
+"""One importance score for all protocols: how closely a changed model follows the clean model's own right answers.
 
 The clean model answers every item greedily. Of each answer that is right, each variant reads the tokens that make it
 right (`lensprune.protocols.answer_span`) in one parallel pass. With the regret of token t (log-probability of the
@@ -8,9 +8,9 @@ item is
     F = exp(−Σ_t regret_t)
 
 and that of a variant the mean over these items. F is 1 for the clean model; where the variant's greedy decoding
-reproduces the answer F is 1 too, and a near miss costs less than a clear one. Nothing in it is fitted. Answers that are
+reproduces the answer F is 1 too, and a near miss costs less than a clear one. Nothing is fitted. Answers that are
 wrong anyway, and text after the answer (its full stop, the line's end), can change without a loss of accuracy
-and don't count; so gains aren't seen.
+and don't count; hence gains are invisible.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SHUFFLES = 2000
 
 
 def fidelity_items(traces: Sequence[TokenTrace], clean: Sequence[TokenTrace]) -> dict[str, Float[np.ndarray, " item"]]:
-    """What each answer tells about a variant.
+    """Score each answer under a variant.
 
     * ``fidelity``: exp(−Σ regret); an answer with a logit that is not finite has fidelity 0.
     * ``follow``: 1 where greedy decoding follows the clean answer to its end (the product of agreements), else 0.
@@ -88,13 +88,13 @@ def agreement_with_loss(
     """Rank correlation of importance scores with measured Δμ, over the variants that both tables have.
 
     Args:
-        scores: one row per (variant, task) or a variant, with a column for each of `measures`.
+        scores: one row per (variant, task) or per variant, with a column for each of `measures`.
         summary: a run's summary.
         measures: column → +1 where a higher value means a smaller loss (fidelity), −1 where it means a larger one (KL).
 
     Returns:
         One row per (task, protocol, measure), with `AGREEMENT_COLUMNS`: Spearman's ρ and Kendall's τ_b between the
-        score, so turned that agreement is positive, and Δμ, each with a bootstrap 95% interval over variants, and the
+        score, signed so that agreement is positive, and Δμ, each with a bootstrap 95% interval over variants, and the
         number of variants; and a negative control, ``shuffled_high`` and ``p_value``: the 95% point of ρ when Δμ is
         dealt out to the variants at random, and the share of such deals with a ρ as high, one-sided (Phipson & Smyth
         2010). A

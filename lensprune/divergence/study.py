@@ -1,4 +1,4 @@
-"""Does fidelity rank parts as the protocols do, and at what cost? The study reported in docs/results/fidelity.md."""
+"""How far fidelity ranks parts as the protocols do, and at what cost: the study of docs/results/fidelity.md."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MEASURES = {
     "angular_distance": -1,
 }
 """What is compared with Δμ; +1: a higher value means a smaller loss. The first five are columns of `fidelity`.
-``gold_logprob``: mean log-probability of the right option under the first likelihood protocol asked for.
+``gold_logprob``: mean log-probability of the right option under the first likelihood protocol requested.
 ``perplexity_change``: of general text, relative. ``block_influence`` and ``angular_distance`` exist for whole layers
 alone."""
 _TEXTS = 12
@@ -63,11 +63,11 @@ _FEW = 5
 class FidelityStudy:
     """Tables of one model.
 
-    `agreement`: a row per (task, protocol, measure), see `agreement_with_loss`, with ``accuracy_clean``, ``n`` items
-    and ``ceiling``: the correlation that a score without error could be expected to reach, √`split_half`. Tasks and
+    `agreement`: one row per (task, protocol, measure), see `agreement_with_loss`, with ``accuracy_clean``, ``n`` items
+    and ``ceiling``: the correlation that a score without error could reach, √`split_half`. Tasks and
     protocols at which the clean model is at chance have no row. `scores`: every measure of every (task, variant).
     `summary`: of the sweep. `gap`: see `failure_gap` (empty without both protocols). `sample_efficiency`: see
-    `sample_efficiency`, by task. `seconds`: a row per task: ``generate`` (the sweep under generate), ``fidelity``
+    `sample_efficiency`, by task. `seconds`: one row per task: ``generate`` (the sweep under generate), ``fidelity``
     (clean generation and reading), ``ratio``, and ``few`` and ``few_ratio``: the same of fidelity on the first fifth
     of the items, NaN where the clean model answers none of these right.
     """
@@ -115,7 +115,7 @@ def validate_fidelity(
     Args:
         model: a name or path for `load_model`, or a loaded model.
         tasks: each must support ``generate``.
-        protocols: ``generate`` among them, since its time is what fidelity is to save.
+        protocols: with ``generate`` among them, whose time fidelity is compared with.
         over: ``layers`` (skipped) or ``heads`` (zeroed).
         layers: these alone, or heads of these alone; ``None``: all.
         resamples: bootstrap draws of the parts, for the intervals.
@@ -123,7 +123,7 @@ def validate_fidelity(
     The other arguments are those of `sweep`.
 
     Raises:
-        UserError: an option out of range, or what `sweep` refuses.
+        UserError: an option out of range, or other invalid input.
     """
     if over not in ("layers", "heads"):
         raise unknown_name("kind of part", over, ("layers", "heads"))
@@ -190,7 +190,7 @@ def _seconds_of_few(model: HookedModel, options: SweepOptions, progress: bool) -
 
 
 def _scores(reading: AnswerReading, summary: pd.DataFrame) -> pd.DataFrame:
-    """Measures of one task: a row per variant."""
+    """Measures of one task: one row per variant."""
     rows = []
     for variant in reading.variants:
         row: dict[str, object] = {"variant": variant.name, "layer": variant.layer, "head": variant.head}
@@ -219,7 +219,7 @@ def _measures(over: str) -> dict[str, int]:
 
 
 def _general(model: HookedModel, variants: Sequence[Variant], over: str) -> pd.DataFrame:
-    """The baselines that need no task, on the bundled general texts: a row per variant."""
+    """The baselines that need no task, on the bundled general texts: one row per variant."""
     rows = text_rows(model, default_texts(_TEXTS))
     change = np.expm1(token_losses(model, rows, variants).loss.mean(axis=0))
     frame = pd.DataFrame({"variant": [variant.name for variant in variants], "perplexity_change": change})

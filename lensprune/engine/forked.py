@@ -57,7 +57,7 @@ class ForkedExecutor:
         max_rows: rows (variant × request) in one decode step.
         max_kv_bytes: keys and values held while decoding; a single row may need more.
 
-    Where memory runs out, the budgets (`limits`) are halved, with a warning in the log, and the work goes on.
+    Where memory runs out, the budgets (`limits`) are halved, with a warning in the log, and the work continues.
 
     Raises:
         UnsupportedByFastPath: the model cannot, or its numbers differ from the hooked executor's on a probe.

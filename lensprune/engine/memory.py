@@ -92,7 +92,7 @@ def gpu_limits(facts: ModelFacts, weights: int = 0) -> DecodeLimits | None:
 
 
 def budgets(facts: ModelFacts, max_tokens: int | None, memory: str | None) -> DecodeLimits | int | None:
-    """Budgets as they were asked for: all of them out of an amount of memory, or the tokens of a batch, or none.
+    """Budgets as requested: all of them from an amount of memory, or the tokens of a batch, or none.
 
     Raises:
         UserError: as `parse_memory` and `limits_for_memory`.

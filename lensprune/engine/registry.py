@@ -44,13 +44,27 @@ B = TypeVar("B", bound=Build)
 
 
 def register_executor(name: str, *, shares_work: bool = False) -> Callable[[B], B]:
-    """Decorator: make the executor that a function of a model and budgets returns known as `name`.
+    """Decorate a function of a model and budgets that returns an executor, to make it known as `name`.
 
-    The executor's own `name` has to be the same. The first line of the function's docstring says what it is; for
-    `shares_work` see `ExecutorInfo`. Its numbers have to be the hooked executor's.
+    The first line of the function's docstring says what the executor is. Its numbers must be the hooked executor's.
+
+    Args:
+        name: of the executor, whose own `name` has to be the same.
+        shares_work: whether `plan` counts shared prefixes once, as for the forked executor.
 
     Raises:
-        UserError: the name is taken, or can't be one.
+        UserError: the name is taken, or isn't made of letters, digits, _ and -.
+
+    Examples:
+        >>> from lensprune.engine import HookedExecutor, executor_names
+        >>> @lp.register_executor("small-batches")
+        ... def small_batches(model, budget):
+        ...     '''The reference, with few tokens per batch.'''
+        ...     executor = HookedExecutor(model, max_tokens=256)
+        ...     executor.name = "small-batches"
+        ...     return executor
+        >>> "small-batches" in executor_names()
+        True
     """
 
     def register(build: B) -> B:

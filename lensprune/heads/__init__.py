@@ -1,4 +1,4 @@
-"""What the attention heads of a model do: one number a head and function."""
+"""What the attention heads of a model do: one number per head and function."""
 
 from lensprune.heads.agreement import Agreement, importance_agreement
 from lensprune.heads.compensation import Compensation, pairwise_compensation

@@ -1,4 +1,4 @@
-"""Do ways of removing a head agree on which heads matter, and does the cheap estimate agree with them?"""
+"""How far ablations agree on which heads matter, and how far the cheap estimate agrees with them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ __all__ = ["Agreement", "importance_agreement"]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Effects of every head by every way of measuring them, how far these agree, and the run behind them.
+    """Effects of every head by every way of measuring them, how far these agree, and the run that they come from.
 
-    `effects`: task, protocol, layer, head, and a column a way: ``zero``, ``mean``, … measured, ``estimate:zero``, …
+    `effects`: task, protocol, layer, head, and one column per way: ``zero``, ``mean``, … measured, ``estimate:zero``, …
     attribution patching towards that value (mean changes of the measure; negative: needed). `table`: one row per (task,
     protocol, pair of ways): ``way_a``, ``way_b``, ``spearman``, ``spearman_p``, ``k``, ``shared`` (of the k heads with
     the largest |effect|), ``jaccard``, ``jaccard_expected`` and ``jaccard_p``.
@@ -54,23 +54,23 @@ def importance_agreement(
     k: int = 10,
     **options: Any,
 ) -> Agreement:
-    """Remove every head in several ways, estimate the same removals, and compare the rankings.
+    """Remove every head by several ablations, estimate the same removals, and compare the rankings.
 
     The measure is the margin of the right answer's log-probability, in nats; under ``generate`` measured effects are
     Δμ, estimates those of the clean text.
 
     Args:
-        ablations: ways of removal; ``optimal`` is measured but never estimated.
-        layers: only heads of these.
-        k: heads of each ranking whose overlap is counted.
-        options: of `lensprune.sweep` (limit, shots, seed, data_dir, …), but for `screen` and `variants`.
+        ablations: kinds to compare; ``optimal`` is measured but never estimated.
+        layers: to restrict to; ``None`` takes all.
+        k: number of strongest heads of each ranking whose overlap is counted.
+        options: of `lensprune.sweep` (limit, shots, seed, data_dir, …), except `screen` and `variants`.
 
     Raises:
-        UserError: fewer than two ways, or whatever a sweep refuses.
+        UserError: fewer than two rankings to compare, or invalid input of a sweep.
     """
     estimated = [kind for kind in ablations if ablation_kind(kind).can_be_estimated] if estimates else []
     if len(ablations) + len(estimated) < 2:
-        raise UserError("agreement is between ways of removing heads: give two ablations, or one with its estimate")
+        raise UserError("agreement compares ablations: give two, or one with its estimate")
     hooked = as_hooked_model(model)
     variants = {kind: each_head(hooked, kind, layers) for kind in ablations}
     removals = [variant for of_kind in variants.values() for variant in of_kind]

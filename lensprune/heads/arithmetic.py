@@ -1,4 +1,4 @@
-"""Where heads look in sums: at operands, operators and results."""
+"""Attention of heads in sums: to operands, operators and results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RESULT = re.compile(r"=\s*(-?\d+)")
 class MarkedSum:
     """A prompt that ends in a sum to solve, and the token positions of its parts.
 
-    `operands` and `operators` are those of the sum that is asked; each of `operators` comes with the operand in front
+    `operands` and `operators` are those of the sum to solve; each of `operators` comes with the operand before
     of it. `results` are the results of the worked examples before it (none without examples).
     """
 
@@ -76,7 +76,7 @@ def _last_before(
 ) -> tuple[int, ...]:
     before = [operand for operand in operands if operand[-1] < operator[0]]
     if not before:
-        raise UserError("an operator has no operand in front of it, or shares a token with it")
+        raise UserError("an operator has no operand before it, or shares a token with it")
     return before[-1]
 
 
@@ -85,7 +85,7 @@ def arithmetic_attention(model: HookedModel, sums: Sequence[MarkedSum]) -> Measu
 
     ``operand_attention``, ``operator_attention``, ``result_attention``: summed attention from the last token, where
     the result is predicted, to the operands and operators of the sum and to the results of worked examples.
-    ``operand_at_operator``: attention from an operator to the operand in front of it.
+    ``operand_at_operator``: attention from an operator to the operand before it.
     """
     if not sums:
         raise UserError("no sum is given: at least one is needed")
@@ -114,7 +114,7 @@ def _reader(
 
 
 def measure_arithmetic(model: HookedModel, options: ScoreOptions) -> Measured:
-    """`arithmetic_attention` on the bundled sums, with their worked examples in front."""
+    """`arithmetic_attention` on the bundled sums, after their worked examples."""
     loaded = load_task("arithmetic", limit=options.limit, shots=options.shots, seed=options.seed)
     form = format_of(loaded.task, "generate")
     sums = [mark_sum(model, build_context(form, item), form.context(item.doc)) for item in loaded.items]
@@ -143,7 +143,7 @@ ARITHMETIC: list[HeadScore] = measured_by(
     ),
     (
         "operand_at_operator",
-        "attention from an operator to the operand in front of it",
+        "attention from an operator to the operand before it",
         "defined here",
         "0 to 1",
     ),

@@ -1,4 +1,4 @@
-"""Do heads stand in for each other? Two heads removed together against each of them alone."""
+"""Redundancy of heads: two heads removed together, against each of them alone."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Compensation:
     `table`: one row per (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a``,
     ``effect_b``, ``effect_both`` (mean changes of the measure; negative: needed), ``interaction`` = effect_both −
     effect_a − effect_b with its 95% interval ``ci_low``, ``ci_high`` (NaN where a measure in nats has the same on every
-    item). Negative: together they are needed more than their sum says, each makes up for the other's loss; positive:
-    they do one job in series, lost with either.
+    item). Negative: redundant (super-additive), each compensates for the other's loss; positive: serial
+    (sub-additive), both do one job that is lost with either.
     """
 
     table: pd.DataFrame
@@ -60,7 +60,7 @@ def pairwise_compensation(
         options: of `lensprune.sweep` (limit, shots, seed of the items is `seed`, out, …).
 
     Raises:
-        UserError: fewer than two heads, one given twice, more than 40, or a measure that the protocol does not give.
+        UserError: fewer than two heads, one given twice, more than 40, or a measure that the protocol lacks.
     """
     chosen = [Head(int(layer), int(head)) for layer, head in heads]
     if len(chosen) < 2:

@@ -21,15 +21,15 @@ __all__ = ["COPYING", "measure_copying", "ov_eigenvalues"]
 
 _SLICE = 8192
 _NOTHING = 1e-9
-"""An OV circuit this much smaller than the model's largest moves nothing, and its eigenvalues are rounding."""
+"""An OV circuit smaller than the model's largest by this factor moves nothing; its eigenvalues are rounding errors."""
 
 
 def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_head"]:
     """Non-zero eigenvalues of W_E · W_V · W_O · W_U of every head, token to token.
 
     A product of matrices has the non-zero eigenvalues of its cyclic shift, so the d_head × d_head matrix
-    W_O · W_U · W_E · W_V is taken instead of the d_vocab × d_vocab one. The weights of the norms in front of the head
-    and behind attention (where there are such) and before the unembedding are folded in, LayerNorm's centring too; the
+    W_O · W_U · W_E · W_V is taken instead of the d_vocab × d_vocab one. The weights of the norms before the head
+    and after attention (where there are any) and before the unembedding are folded in, LayerNorm's centring too; the
     norms' scales are left out, and so are biases and the embedding of positions.
     """
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Attention patterns, looked at as they pass: none is kept."""
+"""Attention patterns, read as they are computed: none is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where heads look: previous, duplicate and induction tokens, the first token, how broadly and how far."""
+"""Attention of heads to previous, duplicate and induction tokens and the first token; its entropy and distance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lensprune.models.tokenizers import encode
 __all__ = ["ATTENTION_STATS", "POSITIONAL", "measure_attention_stats", "measure_positional"]
 
 _ROWS = 4
-"""Rows a forward pass: a pattern has rows × heads × positions² numbers."""
+"""Rows per forward pass: a pattern has rows × heads × positions² numbers."""
 
 
 def measure_positional(model: HookedModel, options: ScoreOptions) -> Measured:
@@ -94,7 +94,7 @@ POSITIONAL: list[HeadScore] = measured_by(
     ),
     (
         "induction",
-        "attention from the second occurrence of a random token to the token behind its first (prefix matching)",
+        "attention from the second occurrence of a random token to the token after its first (prefix matching)",
         "Olsson et al. 2022, arXiv 2209.11895",
         "0 to 1",
     ),

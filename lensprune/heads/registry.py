@@ -1,4 +1,4 @@
-"""Head functions by name: what each means, where it comes from, and which run measures it."""
+"""Head functions by name: what each means, its source, and the measurement that gives it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ScoreOptions:
 
     `sequences`, `length`: how many sequences of random tokens, and tokens of the half that is repeated (``None``: up to
     50, as far as context and vocabulary allow). `texts`: prompts for the attention sink, entropy and distance; ``None``
-    takes the random sequences. `limit`, `shots`: of the tasks behind retrieval and arithmetic scores.
+    takes the random sequences. `limit`, `shots`: of the tasks for retrieval and arithmetic scores.
     """
 
     sequences: int = 8
@@ -55,7 +55,7 @@ F = TypeVar("F", bound=Callable[[HookedModel, ScoreOptions], Float[Tensor, "laye
 def measured_by(
     measure: Callable[[HookedModel, ScoreOptions], Measured], *scores: tuple[str, str, str, str]
 ) -> list[HeadScore]:
-    """Scores (name, definition, source, range) that one run of `measure` gives."""
+    """Scores (name, definition, source, range) that one call of `measure` returns."""
     return [HeadScore(*score, measure=measure) for score in scores]
 
 
@@ -63,24 +63,35 @@ def add_head_scores(*scores: HeadScore) -> None:
     """Make head functions known, in this order.
 
     Raises:
-        UserError: a name is taken by another function, or can't be one.
+        UserError: a name is taken by another function, or isn't made of letters, digits, _ and -.
     """
     for score in scores:
         _SCORES.add(score.name, score, score.measure)
 
 
 def register_head_score(*, range: str, source: str = "", name: str | None = None) -> Callable[[F], F]:
-    """Decorator: make a function of a model, and of what it is measured on, a head function::
+    """Decorate a function of a model and `ScoreOptions`, to make it a head function.
 
-        @register_head_score(range="0 to 1", source="…")
-        def norm(model: HookedModel, options: ScoreOptions) -> Float[Tensor, "layer head"]:
-            \"\"\"Share of the layer's …\"\"\"
+    The function returns one number per [layer, head], and its docstring is the definition. `head_scores`, ``lensprune
+    heads`` and their figures then include it.
 
-    It is known by the function's name (or by `name`), its docstring is the definition; `head_scores`, ``lensprune
-    heads`` and their figures have it then. A `range` of ``0 to 1`` sets the scale of its map.
+    Args:
+        range: of the values, in words; ``0 to 1`` sets the scale of its map.
+        source: who defined it.
+        name: of the score; ``None`` takes the function's name.
 
     Raises:
-        UserError: the name is taken, or can't be one.
+        UserError: the name is taken, or isn't made of letters, digits, _ and -.
+
+    Examples:
+        >>> import torch
+        >>> @lp.register_head_score(range="0 to 1")
+        ... def depth_share(model, options):
+        ...     '''The head's depth, as a share of the model's.'''
+        ...     depth = torch.arange(model.facts.n_layers) / (model.facts.n_layers - 1)
+        ...     return depth[:, None].expand(-1, model.facts.n_heads)
+        >>> float(lp.head_scores(model, "depth_share")["value"].max())
+        1.0
     """
 
     def register(function: F) -> F:

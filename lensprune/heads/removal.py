@@ -1,4 +1,4 @@
-"""What is left when more and more heads are removed: the important first, the deep first, or at random."""
+"""Accuracy as heads are removed: the important first, the deep first, or in random order."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ORDERS = ("important_first", "unimportant_first", "shallow_first", "deep_first",
 def importance_of(
     run: Run, task: str | None = None, protocol: str | None = None, measure: str = "correct"
 ) -> pd.DataFrame:
-    """How much a task loses without each head: layer, head, value = −(mean change of `measure`).
+    """Return each head's importance for a run: layer, head, value = −(mean change of `measure`).
 
     Several (task, protocol) pairs are averaged. Curves drawn on the very items that ranked the heads flatter the
-    ranking, so rank on other items (another seed, or the items behind a limit).
+    ranking, so rank on other items (another seed, or items beyond the limit).
 
     Raises:
         UserError: a name that is not part of the run, or it removed no heads.
@@ -42,11 +42,11 @@ def importance_of(
 
 @dataclass(frozen=True)
 class RemovalCurves:
-    """The run behind the curves and their points.
+    """Removal curves: the run and its points.
 
     `table`: one row per (task, protocol, order, seed, k): `seed` numbers the random orders and is −1 for the others;
     accuracy, accuracy_clean, delta, at_chance. k counts the heads removed, 1 or more, or the heads kept, 0 or more; the
-    clean model has no row, for each row holds its accuracy.
+    clean model has no row, since each row holds its accuracy.
     """
 
     mode: Literal["remove", "keep"]
@@ -90,11 +90,11 @@ def removal_curves(
     ablation: str = "zero",
     **options: Any,
 ) -> RemovalCurves:
-    """Remove 1, 2, … heads in several orders, or keep only so many, and measure accuracy.
+    """Remove 1, 2, … heads in several orders, or keep only that many, and measure accuracy.
 
     Args:
-        importance: layer, head, value; the larger the more important (`importance_of`, or one score of `head_scores`).
-            Only these heads are ever removed.
+        importance: columns layer, head, value; a larger value is more important (`importance_of`, or one score of
+            `head_scores`). Only these heads are ever removed.
         counts: how many heads to remove (1 or more), or to keep (0 or more, but not all).
         mode: ``remove`` the first k of an order, or ``keep`` only the first k.
         orders: any of ``important_first``, ``unimportant_first``, ``shallow_first``, ``deep_first``, ``random``. Ties

@@ -1,4 +1,4 @@
-"""What removing each head costs on the second run through random tokens, which only attention can predict."""
+"""The cost of removing each head on the second half of repeated random tokens, which only attention can predict."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def repeat_effects(
     executor: str = "forked",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Mean change of the log-probability of the repeated tokens when a head is removed (Olsson et al. 2022,
+    """Measure the change in log-probability of repeated tokens when each head is removed (Olsson et al. 2022,
     arXiv:2209.11895: induction heads are those that make in-context copies).
 
     Args:
@@ -33,7 +33,7 @@ def repeat_effects(
         ablation: ``zero``; the others need reference prompts, which random tokens are not.
 
     Returns:
-        layer, head, effect: nats a token over the second repeat but for its first token, which nothing foretells;
+        layer, head, effect: nats per token over the second repeat, without its first token, which can't be predicted;
         negative: the head was needed.
 
     Raises:

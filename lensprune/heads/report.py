@@ -1,4 +1,4 @@
-"""The job of ``lensprune heads``: measure head functions, write them, and say which heads stand out."""
+"""The job of ``lensprune heads``: measure head functions, write them, and name the heads that stand out."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def heads_report(
         out: folder for ``heads.csv``, ``figures/heads.png`` and, with `run`, ``heads_and_effects.csv``,
             ``concentration.csv``, ``figures/lorenz.png`` and, where it has several tasks or protocols, ``overlap.csv``.
         scores, limit, shots, seed: of `head_scores`.
-        run: a sweep over heads (or its folder) whose effects are put beside the scores.
-        text_file: texts, parted by blank lines, for attention sink, entropy and distance.
+        run: a sweep over heads (or its folder) whose effects are shown beside the scores.
+        text_file: texts, separated by blank lines, for attention sink, entropy and distance.
         dtype, device, bos: for `load_model`, when `model` is a name.
         most: heads named for each score.
 

@@ -1,4 +1,4 @@
-"""Head functions, and beside them what a model loses without the head, with their figures."""
+"""Head functions beside the losses without each head, with their figures."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class HeadTable:
         return drawn_axes(self._figure(kind, score))
 
     def plot_data(self, kind: str = "map", score: str | None = None) -> pd.DataFrame:
-        """The tidy table that `plot` draws.
+        """Return the tidy table that `plot` draws.
 
         Raises:
             UserError: as `plot`.

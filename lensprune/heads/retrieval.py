@@ -1,4 +1,4 @@
-"""Retrieval heads: those that attend to a token in the context at the very step at which it is generated."""
+"""Retrieval heads: those that attend to a token in the context at the step at which it is generated."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def retrieval_scores(
     w. The score is the number of needle positions copied over the number of needle positions; a position counts once.
 
     Returns:
-        The scores of every needle, and what was generated, for the caller to judge which answers are right.
+        The scores of every needle, and the generated texts, for the caller to judge which answers are right.
     """
     scores = torch.zeros(len(needles), model.facts.n_layers, model.facts.n_heads, dtype=torch.float64)
     responses = []
@@ -107,7 +107,7 @@ def measure_retrieval(model: HookedModel, options: ScoreOptions) -> Measured:
 
 
 def kv_needles(model: HookedModel, item_requests: Sequence[ItemRequests]) -> list[Needle]:
-    """The needles of key-value items: the tokens of the asked key's value in the item's own JSON object.
+    """The needles of key-value items: the tokens of the queried key's value in the item's JSON object.
 
     Args:
         item_requests: `ItemRequests` of kv_retrieval under ``generate``.

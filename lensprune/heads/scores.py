@@ -36,44 +36,50 @@ def head_scores(
     shots: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure what each head does.
+    """Measure what each attention head does.
 
     ============================  ============================================================================
     previous_token                attention to the previous token, on random tokens repeated once
     duplicate_token               attention from a repeated token to its first occurrence
-    induction                     attention from a repeated token to the token behind its first occurrence
+    induction                     attention from a repeated token to the token after its first occurrence
     copying                       Σλ / Σ|λ| over the eigenvalues of the head's OV circuit (−1 to 1)
     retrieval                     share of an answer's tokens that the head copies from the context
     attention_sink                attention to the first token
     attention_entropy             entropy of attention, nats
-    attention_distance            mean distance to what is attended, tokens
+    attention_distance            mean distance to the attended tokens
     operand_attention             attention from the last token of a sum to its operands
     operator_attention            … to its operators
     result_attention              … to the results of the worked examples
-    operand_at_operator           attention from an operator to the operand in front of it
+    operand_at_operator           attention from an operator to the operand before it
     ============================  ============================================================================
 
-    `SCORES` has the full definition and the source of each. Scores are between 0 and 1 unless said otherwise.
+    `SCORES` has the full definition and the source of each. Scores are between 0 and 1 unless stated otherwise.
 
     Args:
         model: a loaded model.
         scores: names; ``None`` measures all.
         sequences, length: rows of random tokens, and tokens in the repeated half.
         texts: texts for attention sink, entropy and distance instead of the random tokens.
-        limit, shots: items of key-value retrieval and sums, and worked examples in front of each.
+        limit, shots: items of key-value retrieval and sums, and worked examples before each.
         seed: of random tokens and generated items.
 
     Returns:
-        One row per (layer, head, score), ordered so: layer, head, score, value.
+        One row per (layer, head, score), in this order: layer, head, score, value.
 
     Raises:
         UserError: an unknown score, or an option that the model cannot meet.
-        LensPruneError: a head function of your own gives another shape than [layer, head].
+        LensPruneError: a head function of your own returns another shape than [layer, head].
+
+    Examples:
+        >>> scores = lp.head_scores(model, ["previous_token"], sequences=2)
+        >>> strongest = scores.loc[scores["value"].idxmax()]
+        >>> int(strongest["layer"]), int(strongest["head"])
+        (0, 0)
     """
     hooked = as_hooked_model(model)
     names = list(SCORES) if scores is None else [scores] if isinstance(scores, str) else list(scores)
     if not names:
-        raise UserError("no head score is asked for: give at least one name, or leave scores out for all")
+        raise UserError("no head score is named: give at least one, or leave scores out for all")
     for name in names:
         if name not in SCORES:
             raise unknown_name("head score", name, SCORES)

@@ -1,4 +1,4 @@
-"""Random tokens, repeated once: what a model that knows nothing of the text can only handle by its heads."""
+"""Random tokens, repeated once: text that a model can only predict with its attention heads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RepeatedTokens:
 def repeated_random_tokens(
     model: HookedModel, sequences: int = 8, length: int | None = None, seed: int = 0
 ) -> RepeatedTokens:
-    """Draw rows of distinct ordinary tokens and repeat each once, behind what the BOS policy puts in front.
+    """Draw rows of distinct ordinary tokens and repeat each once, after the BOS token where the policy adds one.
 
     Args:
         length: tokens drawn for each row; ``None`` takes 50, or as many as context and vocabulary allow.

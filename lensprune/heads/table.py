@@ -1,4 +1,4 @@
-"""Head functions beside what a model loses without the head."""
+"""Head functions beside the losses without each head."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _EFFECTS = [
 def check_same_model(run: Run, facts: ModelFacts) -> None:
     """Refuse a sweep over another model than the one whose heads are scored.
 
-    A sweep in another number type than the scores has other hashes; there only the models' names can tell.
+    A sweep in another dtype than the scores has other hashes; there only the models' names can be compared.
 
     Raises:
-        UserError: other weights, or in another number type another name.
+        UserError: other weights, or in another dtype another name.
     """
     spec = run.spec
     if spec.weights_hash == facts.weights_hash or (spec.dtype != facts.dtype and spec.model == facts.name):
@@ -41,7 +41,7 @@ def scores_with_effects(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
         run: a sweep whose variants remove single heads.
 
     Returns:
-        One row per (head, task, protocol, ablation): layer, head, one column a score, then the columns of the run's
+        One row per (head, task, protocol, ablation): layer, head, one column per score, then the columns of the run's
         summary. Heads that the run did not remove are left out.
 
     Raises:

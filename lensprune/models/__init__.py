@@ -1,4 +1,4 @@
-"""Load a model, or wrap one that the user loaded."""
+"""Load a model, or wrap a loaded one."""
 
 from typing import TYPE_CHECKING
 

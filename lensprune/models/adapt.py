@@ -1,4 +1,4 @@
-"""`as_hooked_model`: whatever TransformerLens model the user has becomes a `HookedModel`."""
+"""`as_hooked_model`: any TransformerLens model as a `HookedModel`."""
 
 from __future__ import annotations
 
@@ -33,21 +33,26 @@ def as_hooked_model(
     *,
     keep_hooks: bool = False,
 ) -> HookedModel:
-    """Give the adapter of a model.
+    """Return the adapter of a model: its facts, tokenizer and hook points.
 
-    Its facts are those of loading, or of the last sweep; `current_model` brings them to what the model is now.
+    Its facts are those of loading, or of the last sweep; `current_model` updates them.
 
     Args:
-        model: a `HookedModel`, a bridge from `load_model`, a TransformerBridge or HookedTransformer of the user's own.
+        model: a `HookedModel`, a bridge from `load_model`, or a TransformerBridge or HookedTransformer of your own.
         tokenizer: replaces the tokenizer. A TransformerBridge rebuilds its tokenizer with BOS always on; without this
-            argument the original is read again from where it came from, without the network.
-        bos: replaces the BOS policy; ``None`` keeps the model's own (``tokenizer`` for a model of the user's).
-        keep_hooks: hooks that the user left on the model are part of it; the facts name them.
+            argument the original is read again from its source, without the network.
+        bos: replaces the BOS policy; ``None`` keeps the model's own (``tokenizer`` for a model of your own).
+        keep_hooks: count hooks that you left on the model as part of it; the facts name them.
 
     Raises:
-        UserError: not a TransformerLens model, or its original tokenizer or a hook point cannot be found; a hook of the
-            user's own is on it, or it was put into compatibility mode.
+        UserError: not a TransformerLens model, or its original tokenizer or a hook point cannot be found; a hook of
+            your own is on it, or it was put into compatibility mode.
         LensPruneError: the self-check of a model seen for the first time failed.
+
+    Examples:
+        >>> facts = lp.as_hooked_model(model).facts
+        >>> facts.name, facts.n_layers, facts.n_heads, facts.n_key_value_heads
+        ('toy-distilled', 4, 4, 2)
     """
     carried = getattr(model, "__dict__", {}).get(ADAPTER_ATTRIBUTE, model)
     if isinstance(carried, HookedModel):
@@ -97,7 +102,7 @@ def _keeping(adapter: HookedModel, kept: tuple[str, ...]) -> HookedModel:
 def _refuse_compatibility(module: Any) -> None:
     if getattr(module, "compatibility_mode", False):
         raise UserError(
-            "this TransformerBridge is in compatibility mode, which shifts logits: boot it anew and leave that mode off"
+            "this TransformerBridge is in compatibility mode, which shifts logits: boot it again without that mode"
         )
 
 

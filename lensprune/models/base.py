@@ -1,4 +1,4 @@
-"""What the rest of the package may ask of a model, whichever TransformerLens class it is."""
+"""The interface of a model to the rest of the package, whichever TransformerLens class it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BosPolicy", "HookFunction", "HookedModel", "ModelFacts", "NamedHook"
 
 BosPolicy = Literal["tokenizer", "always", "never"]
 """``tokenizer``: special tokens as the tokenizer adds them by itself (lm-eval's default);
-``always`` / ``never``: one BOS token in front of every prompt / none."""
+``always`` / ``never``: one BOS token at the start of every prompt / none."""
 
 HookFunction: TypeAlias = "Callable[[torch.Tensor, Any], torch.Tensor | None]"
 """TransformerLens's hook signature ``fn(activation, hook)``; ``None`` leaves the activation as it is."""
@@ -99,7 +99,7 @@ class HookedModel(Protocol):
             attention_mask: 1 for real tokens, over cached and new positions together.
             position_ids: position of each new token in its row, counted from the row's first real token.
             cache: from `new_cache`, updated in place; ``None`` runs without a cache.
-            logits_to_keep: keep logits of only the last so many positions (0 keeps all).
+            logits_to_keep: number of last positions whose logits are kept (0 keeps all).
         """
         ...
 

@@ -54,7 +54,7 @@ def boot_bridge(
     parameter = next(hf_model.parameters())
     with wrapping(architecture, name), nothing_installed():
         bridge = TransformerBridge.boot_transformers(
-            # A bare name could be one of TransformerLens's aliases, and stand for another model.
+            # A bare name could be one of TransformerLens's aliases, and mean another model.
             name if "/" in name else f"lensprune/{name}",
             hf_model=hf_model,
             tokenizer=tokenizer_for_boot(tokenizer),

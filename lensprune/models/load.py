@@ -49,10 +49,11 @@ def load_model(
             hub id.
         dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``, or the torch dtype.
         device: ``None`` takes the first GPU, else the CPU.
-        n_devices: split the layers over so many GPUs (only with `device` ``None``).
-        bos: whether a BOS token stands in front of every prompt.
-        hooked_transformer: give a HookedTransformer (TransformerLens 3.x) instead of a TransformerBridge.
-        self_check: zero one head and check that the logits change and come back bit for bit.
+        n_devices: number of GPUs to split the layers over (only with `device` ``None``).
+        bos: whether every prompt starts with a BOS token: ``tokenizer`` (as the model's own tokenizer does),
+            ``always`` or ``never``.
+        hooked_transformer: return a HookedTransformer (TransformerLens 3.x) instead of a TransformerBridge.
+        self_check: zero one head and check that the logits change, and are restored bit for bit.
         revision: branch, tag or commit of a hub repository.
         tokenizer: replaces the model's own; a GGUF file with unknown tokenizer rules needs it.
 
@@ -63,6 +64,10 @@ def load_model(
     Raises:
         UserError: unknown name, option or architecture; unreadable files; weights that cannot be fetched.
         LensPruneError: the self-check failed.
+
+    Examples:
+        >>> lp.as_hooked_model(lp.load_model("toy-base", device="cpu")).facts.n_layers
+        4
     """
     if hooked_transformer:
         require_hooked_transformer()
@@ -90,7 +95,7 @@ def open_model(
     n_devices: int | None = None,
     bos: str | None = None,
 ) -> HookedModel:
-    """Load a model by its name, or adapt one that is loaded already.
+    """Load a model by name, or adapt one that is already loaded.
 
     Raises:
         UserError: the model can't be loaded, or an option of loading is given with a loaded model.

@@ -29,7 +29,7 @@ __all__ = ["ModelConfig", "load_model_config"]
 class ModelConfig:
     """Facts and tokenizer as a loaded model has them (without hashes of weights), and the modules on the meta device.
 
-    `skeleton` has every parameter's shape and no memory behind it.
+    `skeleton` has every parameter's shape and no memory.
     """
 
     facts: ModelFacts

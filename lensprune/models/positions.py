@@ -30,7 +30,7 @@ class PositionGuard:
         self._dynamic = [m for m in model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
 
     def check(self, attention_mask: torch.Tensor, position_ids: torch.Tensor) -> None:
-        """Look at a call before it runs.
+        """Check a call before it runs.
 
         Raises:
             UserError: padding in rows so long that it would shift the scale of queries; a text that is past the end of

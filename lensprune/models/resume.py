@@ -1,4 +1,4 @@
-"""Run a model from one of its layers on."""
+"""Run a model from a given layer on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _TUPLES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 class _PassThrough(torch.nn.Module):
-    """Stands where a block was and hands its input on, in a tuple where the block returns one; anything else that is
-    asked of it, the block answers."""
+    """Takes a block's place and returns its input, in a tuple where the block returns one; every other attribute is
+    the block's."""
 
     def __init__(self, block: torch.nn.Module, returns_tuple: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def _returns_tuple(model: HookedModel) -> bool:
 
 @contextmanager
 def resumed_at(model: HookedModel, layer: int, residual: torch.Tensor) -> Iterator[list[NamedHook]]:
-    """Leave out the blocks below `layer` and begin with `residual` [row, pos, d_model] in front of it.
+    """Leave out the blocks below `layer` and start from `residual` [row, pos, d_model] before it.
 
     Gives the hook that puts `residual` in; it must come before all others of the forward pass, which see `residual`
     there. Only for runs without a key/value cache. Blocks are replaced in place, because models index their layers.

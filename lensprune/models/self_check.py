@@ -40,7 +40,7 @@ def check_hook_points(model: HookedModel, *, intervene: bool = True) -> None:
     Raises:
         UserError: a required hook point is missing, silent or of another shape; the message names the architecture.
             Logits that are not numbers, with `intervene`; the message names the weight.
-        LensPruneError: the intervention had no effect, or left one behind.
+        LensPruneError: the intervention had no effect, or left one after it.
     """
     facts = model.facts
     names = required_hooks(facts.n_layers)
@@ -109,7 +109,7 @@ def _check_intervention(model: HookedModel, clean: torch.Tensor, z_size: dict[in
         if not torch.equal(_logits(model), clean):
             raise LensPruneError(
                 f"{model.facts.name}: after the hook on head {head} of layer {layer} was removed, the logits did not "
-                "come back bit for bit, so a hook leaves something behind"
+                "come back bit for bit, so a hook left something in place"
             )
         if changed:
             return

@@ -9,7 +9,7 @@ from lensprune.errors import UserError
 __all__ = ["check_sizes"]
 
 _MIN_BITS = 1
-"""Bits that a stored weight takes at least, however it is quantised."""
+"""Minimum number of bits of a stored weight, whatever the quantisation."""
 
 
 def check_sizes(sizes: Mapping[str, object], n_tensors: int, n_bytes: int, name: str) -> None:
@@ -26,7 +26,7 @@ def check_sizes(sizes: Mapping[str, object], n_tensors: int, n_bytes: int, name:
     """
     whole: dict[str, int] = {}
     for key, value in sizes.items():
-        # Some architectures state one number a layer.
+        # Some architectures state one number per layer.
         if value is None or isinstance(value, (list, tuple)):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

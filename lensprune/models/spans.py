@@ -13,7 +13,7 @@ __all__ = ["EncodedText", "encode_with_spans"]
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Token ids of a text, and for each the characters it stands for (an empty range for special tokens in front)."""
+    """Token ids of a text, and for each its characters (an empty range for special tokens at the start)."""
 
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
@@ -24,10 +24,10 @@ class EncodedText:
 
 
 def encode_with_spans(model: HookedModel, text: str) -> EncodedText:
-    """`encode` of a text, with the characters behind each token.
+    """`encode` of a text, with each token's characters.
 
     Raises:
-        UserError: the tokenizer cannot tell which characters a token stands for.
+        UserError: the tokenizer can't say which characters a token covers.
     """
     if not model.tokenizer.is_fast:
         raise UserError(
@@ -37,5 +37,5 @@ def encode_with_spans(model: HookedModel, text: str) -> EncodedText:
     ids = encode(model, text)
     front = len(ids) - len(bare["input_ids"])
     if front < 0 or ids[front:] != list(bare["input_ids"]):
-        raise UserError(f"the tokenizer of {model.facts.name} adds tokens elsewhere than in front of a prompt")
+        raise UserError(f"the tokenizer of {model.facts.name} adds tokens elsewhere than at the start of a prompt")
     return EncodedText(tuple(ids), ((0, 0),) * front + tuple((a, b) for a, b in bare["offset_mapping"]))

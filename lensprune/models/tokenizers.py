@@ -15,7 +15,7 @@ __all__ = ["check_bos_policy", "encode", "hash_tokenizer", "prefix_token_id"]
 
 
 def prefix_token_id(model: HookedModel) -> int | None:
-    """The token that stands for an empty context: BOS, else EOS (lm-eval 0.4.13, ``HFLM.prefix_token_id``).
+    """The token that represents an empty context: BOS, else EOS (lm-eval 0.4.13, ``HFLM.prefix_token_id``).
 
     `None` for a tokenizer with neither, which only an empty context misses.
     """
@@ -26,10 +26,9 @@ def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None
     """Token ids of `text` under the model's BOS policy.
 
     Under ``tokenizer`` this is lm-eval 0.4.13's ``HFLM.tok_encode`` with ``add_bos_token=None``: the tokenizer adds
-    what it adds by itself, and nothing if `text` already starts with the prefix token. What it adds behind the text,
-    such as EOS, is left out: a continuation would follow an end, and lose its first token to it.
-    Under ``always`` exactly one BOS
-    token stands in front; under ``never`` no special token is added.
+    what it adds by itself, and nothing if `text` already starts with the prefix token. What it adds after the text,
+    such as EOS, is left out: a continuation would follow an end, and lose its first token to it. Under ``always``
+    exactly one BOS token comes first; under ``never`` no special token is added.
 
     Args:
         text: the text; special tokens spelled out in it are read as special tokens.
@@ -53,7 +52,7 @@ def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None
 
 
 def _without_suffix(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    """`ids` of `text` without the special tokens that the tokenizer put behind them."""
+    """`ids` of `text` without the special tokens that the tokenizer put after them."""
     if not ids or ids[-1] not in tokenizer.all_special_ids:
         return ids
     plain = list(tokenizer.encode(text, add_special_tokens=False))

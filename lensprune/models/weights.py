@@ -115,7 +115,7 @@ def final_norm(model: HookedModel) -> FrozenNorm:
 
 
 def output_weights(model: HookedModel, layer: int) -> Float[torch.Tensor, "head d_head d_model"]:
-    """W_O of every query head of a layer: ``z[h] @ W_O[h]`` is what head h adds before any norm behind attention.
+    """W_O of every query head of a layer: ``z[h] @ W_O[h]`` is what head h adds before any norm after attention.
 
     The factor on what branches add (Granite's ``residual_multiplier``) is in it, as it is in ``hook_attn_out``.
     """

@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`.
 
     Whatever stops the process, `path` is the old file or the whole new one. A temporary file that a killed
-    process leaves behind begins with `TEMPORARY_PREFIX`.
+    process leaves over begins with `TEMPORARY_PREFIX`.
 
     Raises:
         OSError: as the file system gives it; the temporary file is removed first.

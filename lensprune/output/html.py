@@ -135,7 +135,7 @@ def json_block(value: Any) -> Markup:
 
 
 def _breaks(text: str) -> Markup:
-    """`text`, escaped, that may break behind the commas and brackets of a task's parameters, and not inside words."""
+    """`text`, escaped, that may break after the commas and brackets of a task's parameters, and not inside words."""
     return Markup(str(escape(text)).replace(",", ",<wbr>").replace("[", "[<wbr>"))
 
 

@@ -1,4 +1,4 @@
-"""Writing what a command found: tables and figures into one folder."""
+"""Writing a command's results: tables and figures into one folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a sweep takes with so many workers: the queue that deals cells out, run on a simulated clock."""
+"""How long a sweep takes with a given number of workers: the scheduler, run on a simulated clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["GroupTime", "Makespan", "makespan", "planned_times", "recorded_times
 
 @dataclass(frozen=True)
 class GroupTime:
-    """Seconds of one (task, protocol): of every cell, and once a unit, for the clean model that variants fork from."""
+    """Seconds of one (task, protocol): per cell, and once per unit for the clean model that variants fork from."""
 
     task: str
     protocol: str
@@ -77,9 +77,9 @@ def _simulate(groups: Sequence[GroupTime], workers: int, load_seconds: float) ->
 
 
 def planned_times(plan: Plan) -> list[GroupTime]:
-    """Times of every (task, protocol) of a plan: what one clean pass takes is paid once a unit.
+    """Times of every (task, protocol) of a plan; the clean pass counts once per unit.
 
-    With an executor that shares no work it is paid in every cell.
+    With an executor that shares no work it counts in every cell.
     """
     weights, number = plan.memory.weights, plan.memory.weights // plan.shape.parameters
     shares_work = executor_info(plan.executor).shares_work
@@ -94,7 +94,7 @@ def planned_times(plan: Plan) -> list[GroupTime]:
 def recorded_times(folder: str | Path) -> list[GroupTime]:
     """Mean time of a cell of every (task, protocol) of a run on disk, from when its files were written.
 
-    Where the run was stopped in between the pause counts too, so take one that ran through.
+    Pauses of a stopped run count too, so use one that ran without interruption.
 
     Raises:
         UserError: no run there, a damaged record file, or fewer than two cells.

@@ -62,7 +62,7 @@ def peak_memory(
     """The largest of the phases' needs, each phase one batch or chunk.
 
     Args:
-        requests: one list a (task, protocol); they run one after the other.
+        requests: one list per (task, protocol); they run one after the other.
         shares_work: whether the executor runs as the forked one does, else as the hooked one.
     """
     worst = Memory(0, 0, 0, 0, 0)

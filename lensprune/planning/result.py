@@ -40,11 +40,15 @@ class PlannedLength:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep would cost.
+    """What a sweep would cost; printing it prints `text`.
 
-    `unshared` is the hooked executor's way, `shared` the forked one's; `memory` and `seconds` are those of
-    `executor`. Generations count with all the new tokens that they may take; `lengths` has fewer, where they may take
-    many.
+    `unshared` is the cost of the hooked executor, `shared` that of the forked one; `memory` (bytes) and `seconds` are
+    those of `executor`. Generations count at their full length; `lengths` has shorter ones, where they may be long.
+
+    Examples:
+        >>> plan = lp.plan("toy-distilled", "facts", "continuation", limit=2, flops=1e12, bandwidth=1e11)
+        >>> plan.n_variants, plan.n_cells, plan.shared.flops < plan.unshared.flops
+        (5, 5, True)
     """
 
     model: str
@@ -59,7 +63,7 @@ class Plan:
     speed: Speed
     seconds: float
     workers: int | None = None
-    """Of a sweep that is spread; every other figure is that of one process."""
+    """Of a distributed sweep; every other figure is for one process."""
     lengths: tuple[PlannedLength, ...] = ()
     text: str = field(default="", repr=False, compare=False)
     """What `lensprune plan` prints."""

@@ -1,4 +1,4 @@
-"""What one token costs in a model of a given shape: matrix parameters by part, read off modules without weights."""
+"""What one token costs in a model of a given shape: matrix parameters by part, read from modules without weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ModelShape:
 
 
 def model_shape(model_config: ModelConfig) -> ModelShape:
-    """Read the sizes off the model's modules, which stand on the meta device.
+    """Read the sizes from the model's modules, which are on the meta device.
 
     Raises:
         UserError: the blocks can't be told from the rest, or a mixture of experts does not say how many a token uses.

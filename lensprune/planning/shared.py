@@ -62,7 +62,7 @@ def _pairs(tree: PrefixTree, wanted: Iterable[int]) -> tuple[int, int, int]:
 
 
 def forked_limits(budget: int | DecodeLimits | None) -> DecodeLimits:
-    """Budgets of the forked executor: as asked for, or its own defaults, with so many tokens a batch."""
+    """Budgets of the forked executor: as requested, or its defaults, with `batch_tokens` tokens per batch."""
     if isinstance(budget, DecodeLimits):
         return budget
     defaults = inspect.signature(ForkedExecutor).parameters
@@ -160,7 +160,7 @@ def _forked(shape: ModelShape, chunk: Chunk) -> Cost:
 
 
 def _layer(shape: ModelShape, chunk: Chunk, layer: int, taken_over: bool) -> Cost:
-    """One layer over the chunk; the last one only where its result is asked for, if these are less than half."""
+    """One layer over the chunk; the last one only where its result is needed, if these are less than half."""
     if layer == shape.n_layers - 1 and 2 * chunk.scored < chunk.tokens:
         return last_block_cost(shape, chunk.tokens, chunk.scored, chunk.last_pairs, taken_over=taken_over)
     return blocks_cost(shape, chunk.tokens, 0 if taken_over else chunk.pairs, layer, layer + 1)

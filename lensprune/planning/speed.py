@@ -22,7 +22,7 @@ _MATRIX_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Speed:
-    """`flops` a second of large matrix products, and `bandwidth` in bytes a second of reading weights.
+    """`flops` per second of large matrix products, and `bandwidth` in bytes per second of reading weights.
 
     Without a bandwidth decoding is counted by its FLOPs alone.
     """
@@ -58,7 +58,7 @@ def measure_speed(shape: ModelShape, dtype: torch.dtype, device: str) -> Speed:
 
 
 def _rate(product: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """Calls a second of `product`."""
+    """Calls per second of `product`."""
     for _ in range(2):
         product()
     _wait(device)
@@ -79,7 +79,7 @@ def estimated_seconds(cost: Cost, speed: Speed, weight_bytes: int, number_bytes:
     """Time of the matrix products of `cost`, whose numbers have so many bytes each.
 
     A decode step takes the longer of its FLOPs and of reading the weights once and its keys and values. Everything
-    that is no matrix product (norms, rotations, tokenising, the interpreter) comes on top.
+    that is no matrix product (norms, rotations, tokenising, the interpreter) is not included.
     """
     prefill = (cost.flops - cost.decode_flops) / speed.flops
     reading = 0.0 if speed.bandwidth is None else _read_bytes(cost, weight_bytes, number_bytes) / speed.bandwidth

@@ -91,18 +91,28 @@ def plan(
 
     Args:
         model: a name or path for `load_model`; its configuration and tokenizer are read.
-        screen: counted as though one set of heads was chosen for all tasks, evenly over depth.
-        lost_more_than, looks, q, until_width: counted as though no variant stopped before the last look.
-        flops: matrix FLOPs a second; ``None`` measures this machine for a second.
-        bandwidth: bytes a second of reading weights, which bounds decoding; only with `flops`. Without it decoding is
-            counted by its FLOPs alone, which is too fast.
+        screen: counted as if one set of heads were chosen for all tasks, evenly over depth.
+        lost_more_than, looks, q, until_width: counted as if no variant stopped before the last look.
+        flops: matrix FLOPs per second; ``None`` measures this machine for a second.
+        bandwidth: bytes per second of reading weights, which bounds decoding; only with `flops`. Without it only the
+            FLOPs of decoding count, which underestimates its time.
+
+    The other arguments are those of `lensprune.sweep`.
+
+    Returns:
+        Tokens, FLOPs, peak memory (bytes) and time (seconds of matrix products), also as text.
 
     Raises:
-        UserError: anything the user can mend, as in a sweep; no tokenizer; a speed that can't be measured.
+        UserError: invalid input, as in a sweep; no tokenizer; a speed that can't be measured.
+
+    Examples:
+        >>> plan = lp.plan("toy-distilled", "facts", ["continuation", "generate"], limit=2, flops=1e12, bandwidth=1e11)
+        >>> print(plan)
+        toy-distilled: 4 layers, ...
     """
     options = SweepOptions.given(**option_values(locals(), SweepOptions))
     if not isinstance(model, (str, Path)):
-        raise UserError("a plan needs a model's name or path, not a loaded model: its weights are not looked at")
+        raise UserError("a plan needs a model's name or path, not a loaded model: it reads no weights")
     given_speed = _given_speed(flops, bandwidth)
     counted = _Counted.of(model, options, None if out is None else Path(out))
     shape, facts, number = counted.shape, counted.model_config.facts, counted.number
@@ -128,7 +138,7 @@ def plan(
 
 @dataclass(frozen=True)
 class _Counted:
-    """A sweep that is counted: its model by the configuration alone, what it asks, and the executor's budget."""
+    """A sweep that is counted: its model by the configuration alone, its requests, and the executor's budget."""
 
     model_config: ModelConfig
     shape: ModelShape
@@ -268,7 +278,7 @@ def _given_speed(flops: float | None, bandwidth: float | None) -> Speed | None:
 
 
 def _check_device(name: str) -> None:
-    """It need not be here, but must be one."""
+    """Check the device's name; the device itself need not be present."""
     try:
         torch.device(name)
     except RuntimeError as error:

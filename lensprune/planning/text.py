@@ -73,7 +73,7 @@ def plan_report(plan: Plan) -> str:
     shape = plan.shape
     head = (
         f"{for_terminal(plan.model)}: {shape.n_layers} layers, {quantity(shape.parameters)} parameters, "
-        f"{quantity(shape.flops_per_token)}FLOP a token; {plan.dtype} on {for_terminal(plan.device)}"
+        f"{quantity(shape.flops_per_token)}FLOP per token; {plan.dtype} on {for_terminal(plan.device)}"
     )
     cells = (
         f"{plan.n_cells} cells: {plan.n_variants} variants × {len(plan.cells)} (task, protocol); nothing has been run"
@@ -88,7 +88,7 @@ def plan_report(plan: Plan) -> str:
     if speed.bandwidth is not None:
         rate += f", weights read at {quantity(speed.bandwidth, 'B/s')}"
     elif plan.cost.passes:
-        rate += "; decoding is bound by reading weights and will take longer: give a bandwidth"
+        rate += "; decoding is bound by reading weights and will take longer: give --bandwidth"
     return "\n\n".join(
         [
             f"{head}\n{cells}",
@@ -109,5 +109,5 @@ def _workers_line(plan: Plan) -> str:
     spent = makespan(planned_times(plan), plan.workers)
     return (
         f"\n{'workers:':9}{duration(spent.seconds)} with {plan.workers} workers, each at {spent.efficiency:.0%} of the "
-        "rate of one alone; loading the model comes on top"
+        "rate of one alone, not counting the time to load the model"
     )

@@ -18,9 +18,9 @@ __all__ = ["Batch", "batch_budget", "hooked_batches", "unshared_cost"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One padded batch: `rows` × `width` positions, of which `tokens` are real; `kept` positions a row are unembedded.
+    """One padded batch: `rows` × `width` positions, of which `tokens` are real; `kept` per row are unembedded.
 
-    `steps` single positions a row are decoded after it, at most.
+    At most `steps` single positions per row are decoded after it.
     """
 
     rows: int
@@ -31,14 +31,14 @@ class Batch:
 
 
 def batch_budget(executor: type, limit: int | DecodeLimits | None) -> int:
-    """Tokens of a batch: as asked for, or the executor's own default."""
+    """Tokens of a batch: as requested, or the executor's default."""
     if isinstance(limit, DecodeLimits):
         return limit.tokens
     return limit if limit is not None else int(inspect.signature(executor).parameters["max_tokens"].default)
 
 
 def hooked_batches(requests: Sequence[Request], budget: int) -> Iterator[Batch]:
-    """The batches in which the hooked executor runs `requests`, for each variant again."""
+    """The batches in which the hooked executor runs `requests`, repeated for each variant."""
     kept: dict[tuple[int, ...], int] = {}
     generated: list[GenerateRequest] = []
     for request in requests:
@@ -78,7 +78,7 @@ def unshared_cost(
 
 
 def decode_cost(shape: ModelShape, rows: float, width: float, steps: int) -> Cost:
-    """`steps` single tokens a row, each seeing the `width` positions before the first and those decoded since."""
+    """`steps` single tokens per row, each seeing the `width` positions before the first and those decoded since."""
     pairs = steps * width + steps * (steps + 1) / 2
     cost = blocks_cost(shape, rows * steps, rows * pairs) + unembedding_cost(shape, rows * steps)
     cached = rows * pairs * shape.n_layers * shape.cached_per_token

@@ -57,18 +57,18 @@ def primitives(
     Parts that cost `thresholds.effect` nats on some class are patched with runs in which one thing differs
     (`causal_tests`). A role needs both, by `Thresholds`; a part may have several.
 
-    What it can't see: parts that others stand in for when they are removed alone, and roles in texts of other kinds.
+    It can't see parts that are redundant with others, or roles in other kinds of text.
 
     Args:
         operands, largest, subtract: of the chains, as for the task ``arithmetic``; `largest` of 9 or less, so that
             every number is one digit.
-        limit: chains behind the effects, and again behind the causal tests.
-        shots: worked chains in front of each.
+        limit: chains for the effects, and again for the causal tests.
+        shots: worked chains before each.
         layers: heads and MLPs of these layers only.
         ablation: ``zero``, or ``mean`` over other chains with their solutions.
-        texts: general text, one a unit: a string (its first 128 tokens are read) or (prompt, text), of which the text
-            alone is read, such as `task_texts` gives; ``None``: the bundled facts and the questions of the bundled word
-            problems.
+        texts: general text, one per unit: a string (its first 128 tokens are read) or (prompt, text), of which the text
+            alone is read, such as `task_texts` returns; ``None``: the bundled facts and the questions of the bundled
+            word problems.
         wording: how chains are written.
         seed: of chains, pairs, shuffles and bootstraps.
 
@@ -121,7 +121,7 @@ def primitives(
 def marked_chains(
     model: HookedModel, chains: Sequence[Chain], wording: Wording, front: str = ""
 ) -> list[MarkedSolution]:
-    """The chains with their worked solutions, tokens classed, behind the examples `front`."""
+    """The chains with their worked solutions, tokens classed, after the examples `front`."""
     return [
         tokenize_solution(model, front + chain.question(wording), chain.question(wording), chain.solution(wording))
         for chain in chains
@@ -167,16 +167,14 @@ def text_rows(model: HookedModel, texts: Sequence[str | tuple[str, str]]) -> lis
         if 0 < front < len(ids):
             usable.append(MarkedSolution(tuple(ids[:front]), tuple(ids[front:]), ("text",) * (len(ids) - front)))
     if len(usable) < MIN_SOLUTIONS:
-        raise UserError(
-            f"{len(usable)} general texts have a token to read behind another, expected {MIN_SOLUTIONS} or more"
-        )
+        raise UserError(f"{len(usable)} general texts have two tokens or more, expected {MIN_SOLUTIONS} or more")
     return usable
 
 
 def reference_for(
     model: HookedModel, chain_options: ChainOptions, variants: Sequence[Variant], mode: MeanMode = "pooled"
 ) -> ReferenceActivations | None:
-    """Activations on the worked examples' kind of chains, none of which is asked, where a variant needs them."""
+    """Activations on chains like the worked examples, none of which is measured, where a variant needs them."""
     needy = [variant for variant in variants if variant.needs_reference]
     if not needy:
         return None

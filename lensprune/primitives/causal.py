@@ -1,4 +1,4 @@
-"""Which parts carry what a counterfactual changes: a part's activation of one run is put into another."""
+"""Which parts carry what a counterfactual changes: a part's activation from one run is put into another."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _measure(
 
 
 class _Scores:
-    """What is read off the last logits of probes of one shape."""
+    """What is read from the last logits of probes of one shape."""
 
     def __init__(self, probes: Sequence[Probe], generator: np.random.Generator) -> None:
         self.everywhere = probes[0].everywhere

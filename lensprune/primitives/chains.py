@@ -19,7 +19,7 @@ _SHOWN_SEED = 1_000_003
 class Wording:
     """How a chain and its solution are written; the default is that of the task ``arithmetic``.
 
-    `ask` ends the question, `end` each step, `conclusion` stands in front of the final answer, `between` behind a
+    `ask` ends the question, `end` each step, `conclusion` comes before the final answer, `between` after a
     worked example.
     """
 
@@ -85,10 +85,10 @@ def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, 
     """`n` different chains whose numbers lie in 1 to `largest` and results in 0 to `largest`.
 
     Args:
-        distinct: no number occurs twice among operands and results, so that it is plain where a number comes from.
+        distinct: no number occurs twice among operands and results, so that a number's source is unambiguous.
 
     Raises:
-        UserError: there are not so many such chains.
+        UserError: there are fewer such chains.
     """
     random = Random(f"chains {seed}/{operands}/{largest}/{subtract}/{distinct}")
     chains: dict[Chain, None] = {}
@@ -104,15 +104,15 @@ def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, 
             chains[chain] = None
     if len(chains) < n:
         raise UserError(
-            f"there are only {len(chains)} chains of {operands} numbers with results up to {largest}, and {n} are "
-            "asked for: take fewer, or a larger result"
+            f"there are only {len(chains)} chains of {operands} numbers with results up to {largest}, and {n} were "
+            "requested: take fewer, or a larger result"
         )
     return list(chains)
 
 
 @dataclass(frozen=True)
 class ChainOptions:
-    """Which chains are asked, and how: those of the task ``arithmetic`` at `seed`, behind `shots` worked ones.
+    """Which chains are used, and how: those of the task ``arithmetic`` at `seed`, after `shots` worked ones.
 
     Raises:
         UserError: an option out of range.
@@ -137,15 +137,15 @@ class ChainOptions:
             raise UserError(f"shots {self.shots} is not a number of examples: expected 0 or more")
 
     def chains(self, skip: int = 0) -> list[Chain]:
-        """The first `limit` chains behind the first `skip`."""
+        """The first `limit` chains after the first `skip`."""
         return self._generated(skip + self.limit, self.seed)[skip:]
 
     def shown(self, n: int) -> list[Chain]:
-        """Chains of which none is asked for its own sake: the worked examples first, then others."""
+        """Chains that are never measured: the worked examples first, then others."""
         return self._generated(n, self.seed + _SHOWN_SEED)
 
     def examples(self) -> str:
-        """The worked examples in front of every prompt."""
+        """The worked examples at the start of every prompt."""
         words = self.wording
         return "".join(
             chain.question(words) + chain.solution(words) + words.between for chain in self.shown(self.shots)

@@ -1,4 +1,4 @@
-"""What each token of a worked solution is for: an operand that is copied, a result, a carried result, …"""
+"""The class of each token of a worked solution: a copied operand, a result, a carried result, …"""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lensprune.models.spans import encode_with_spans
 __all__ = ["CLASSES", "Mark", "MarkedSolution", "mark_solution", "token_classes", "tokenize_solution"]
 
 CLASSES = ("operand", "operator", "result", "carried", "conclusion", "answer", "words")
-"""``operand``: a number of the question where a step uses it; ``operator``; ``result``: the number behind a step's
+"""``operand``: a number of the question where a step uses it; ``operator``; ``result``: the number after a step's
 ``=``; ``carried``: an earlier result where a later step uses it; ``conclusion``: the words that lead to the final
-answer, behind the last step; ``answer``: the final answer; ``words``: all else, ``=`` and punctuation included."""
+answer, after the last step; ``answer``: the final answer; ``words``: all else, ``=`` and punctuation included."""
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _OPERATOR = r"[-+*/×÷]"
@@ -38,10 +38,10 @@ class Mark:
 def mark_solution(question: str, solution: str) -> list[Mark]:
     """The classes of a solution's characters, in order and without gaps.
 
-    Steps are equations such as ``3 + 4 = 7``. An operand that equals the result of the step right before and stands
+    Steps are equations such as ``3 + 4 = 7``. An operand that equals the result of the preceding step and comes
     first in its step is ``carried``; any other operand is an ``operand`` where the question has this number, else
     ``carried`` where an earlier step has it as its result, else of no class. Numbers outside of steps are read the same
-    way, but for the last one behind all steps: the ``answer``. Without a step there is no result and no conclusion.
+    way, except for the last one after all steps: the ``answer``. Without a step there is no result and no conclusion.
 
     Raises:
         UserError: calculator marks (``<<3+4=7>>``) are in the solution: they hold every number twice.
@@ -99,7 +99,7 @@ def _outside(solution: str, start: int, stop: int, given: set[str], results: Seq
 
 
 def _concluded(solution: str, end: int, tail: list[Mark]) -> list[Mark]:
-    """What stands behind the last step: its punctuation, the conclusion, the answer."""
+    """What follows the last step: its punctuation, the conclusion, the answer."""
     if not tail:
         return tail
     *before, last = tail
@@ -131,8 +131,8 @@ def _filled(marks: Sequence[Mark], length: int) -> list[Mark]:
 def token_classes(text: str, start: int, marks: Sequence[Mark], spans: Sequence[tuple[int, int]]) -> list[str]:
     """The class of each token; "" for a token that holds characters of several classes.
 
-    Blanks don't count beside other characters, since many tokenizers put a blank into the token behind it; a token of
-    blanks alone is one of the ``words``.
+    Spaces don't count beside other characters, since many tokenizers put a space into the token after it; a token of
+    spaces alone is one of the ``words``.
 
     Args:
         text: question and solution; `marks` count from `start`, the solution's first character.
@@ -151,7 +151,7 @@ def token_classes(text: str, start: int, marks: Sequence[Mark], spans: Sequence[
 
 @dataclass(frozen=True)
 class MarkedSolution:
-    """A prompt, and the tokens of a solution behind it with their classes ("": none)."""
+    """A prompt, and the tokens of the solution after it with their classes ("": none)."""
 
     context_ids: tuple[int, ...]
     solution_ids: tuple[int, ...]
@@ -159,19 +159,19 @@ class MarkedSolution:
 
 
 def tokenize_solution(model: HookedModel, context: str, question: str, solution: str) -> MarkedSolution:
-    """Tokens of `solution` behind `context`, which ends in `question`.
+    """Tokens of `solution` after `context`, which ends in `question`.
 
     A token that holds characters of both belongs to the prompt.
 
     Raises:
-        UserError: no token of the solution is left, or nothing is in front of it, or it is longer than the model's
+        UserError: no token of the solution is left, or nothing is before it, or it is longer than the model's
             context.
     """
     text = context + solution
     encoded = encode_with_spans(model, text)
     front = next((i for i, (a, b) in enumerate(encoded.spans) if a < b and a >= len(context)), len(encoded.ids))
     if front in (0, len(encoded.ids)):
-        raise UserError(f"the solution {solution!r} has no token of its own behind its question {question!r}")
+        raise UserError(f"the solution {solution!r} has no token of its own after its question {question!r}")
     if len(encoded.ids) > model.facts.n_ctx:
         raise UserError(
             f"a prompt with its solution has {len(encoded.ids)} tokens, and the context of {model.facts.name} holds "

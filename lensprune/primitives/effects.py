@@ -108,10 +108,10 @@ def class_effects(
     * ``text_effect``: mean loss over all tokens of general text; ``specificity``: (mean over solutions of the class
       effect − mean over texts of the text effect) over their pooled standard deviation; ``specificity_p``: one-sided
       Welch test of that difference (where neither group varies, the permutation test's p).
-    * ``rank_p``: share of this component's parts, this one included, with a specificity as large: what a part drawn at
-      random has.
+    * ``rank_p``: share of this component's parts, this one included, with a specificity at least as large (the
+      p-value of a randomly drawn part).
     * ``q_value``, ``contrast_q``, ``specificity_q``: Benjamini–Hochberg over parts × classes of one component. The
-      p-values behind them are fine enough for a lone effect among all parts × classes to be found.
+      underlying p-values are fine enough for a lone effect among all parts × classes to be found.
     * ``predicted``: share of the class's tokens that the clean model predicts; ``n_tokens``, ``n_solutions``: what the
       effect rests on. Below `MIN_SOLUTIONS` all but these two are NaN.
 

@@ -1,4 +1,4 @@
-"""Maps of what heads do in worked solutions: what each class of token loses without a head."""
+"""Maps of heads in worked solutions: what each class of token loses without a head."""
 
 from __future__ import annotations
 

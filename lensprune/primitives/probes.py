@@ -1,4 +1,4 @@
-"""Counterfactual pairs of worked solutions: what is changed, and what would move if a part carried it."""
+"""Counterfactual pairs of worked solutions: what is changed, and what would change if a part carried it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Probe:
     """A clean prompt whose next token is `old`, and a donor run whose activation of one part is put into it.
 
     `everywhere`: at every position (the prompts correspond one to one, and the donor's next token is `new`); otherwise
-    at the last position alone, from the donor's last position, and `new` is what the clean prompt would go on with if
+    at the last position alone, from the donor's last position, and `new` is how the clean prompt would continue if
     the part told it where to look or what to do. `others`: tokens of the same kind that belong to neither run.
     """
 
@@ -37,7 +37,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Draft:
-    """Texts of a probe: two prompts, and answers behind the clean one."""
+    """Texts of a probe: two prompts, and answers after the clean one."""
 
     clean: str
     donor: str
@@ -131,9 +131,9 @@ def _answer(chain: Chain, partner: Chain, wording: Wording, random: Random) -> l
 
 
 def _position(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """The last position of another chain, about to copy another operand: does *this* chain's operand there come up?
+    """Whether the last position of another chain, about to copy another operand, brings up *this* chain's operand.
 
-    Both ways between two operands behind a step's operator.
+    Both ways between two operands after a step's operator.
     """
     here, there = random.sample(range(1, len(chain.numbers)), 2)
     others = _numbers(_unused([chain, partner]))
@@ -179,7 +179,7 @@ def make_probes(
 
     Args:
         chains: with distinct numbers; each is also the partner of another one.
-        front: worked examples in front of every prompt.
+        front: worked examples at the start of every prompt.
     """
     if len(chains) < 2:
         raise UserError(f"causal tests need 2 chains or more, not {len(chains)}")
@@ -208,7 +208,7 @@ def _encoded(model: HookedModel, test: str, draft: _Draft, front: str, unit: int
 
 
 def _answers(model: HookedModel, prompt: str, words: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
-    """What all continuations of a prompt begin with, and the token in which each goes on from there."""
+    """The tokens that all continuations of a prompt share, and the next token of each."""
     rows = [encode(model, prompt + word) for word in words]
     shared = 0
     while all(shared < len(row) and row[shared] == rows[0][shared] for row in rows):

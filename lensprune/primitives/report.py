@@ -49,10 +49,10 @@ def primitives_report(
         out: folder for ``effects.csv``, ``causal.csv``, ``evidence.csv``, ``verdicts.csv``, ``controls.csv``,
             ``selectivity.csv`` and ``figures/primitives.png``.
         layers: like ``0-3,7``.
-        text_file, text_task: general text from a file (texts parted by blank lines), or another task's right answers.
+        text_file, text_task: general text from a file (separated by blank lines), or another task's right answers.
         least_effect, least_share: thresholds.
-        draws: random sets of heads beside each role's; 0 leaves `selectivity` out.
-        selectivity_ablation: how `selectivity` removes heads; ``None``: as `primitives` does.
+        draws: random sets of heads to compare each role's with; 0 leaves `selectivity` out.
+        selectivity_ablation: the ablation of `selectivity`; ``None``: that of `primitives`.
         limit, wording, seed, options: of `primitives`.
         dtype, device, bos: for `load_model`, when `model` is a name.
 

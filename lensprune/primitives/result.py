@@ -1,4 +1,4 @@
-"""What `primitives` gives back."""
+"""What `primitives` returns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Primitives"]
 class Primitives:
     """Tables of one model's battery.
 
-    `effects`: a row per (head, MLP or layer; class of tokens), see `class_effects`. `causal`: a row per (head or MLP,
+    `effects`: one row per (head, MLP or layer; class of tokens), see `class_effects`. `causal`: a row per (head or MLP,
     test), see `causal_tests`; parts whose removal costs less than the threshold everywhere are not tested.
     `evidence`: a row per (part, role, test). `verdicts`: a row per head or MLP. `controls`: a row per role: parts
     named, and parts that would be named if the tokens' classes were shuffled, or if each patch were judged by its

@@ -1,4 +1,4 @@
-"""Do the heads of a role break their own class and leave the others? All of them removed, against random heads."""
+"""Selectivity of a role's heads: removing all of them, against random heads, by class of token."""
 
 from __future__ import annotations
 

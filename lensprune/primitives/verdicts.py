@@ -1,4 +1,4 @@
-"""From effects and causal tests to what each part does, by stated thresholds, with the evidence beside it."""
+"""From effects and causal tests to what each part does, by stated thresholds, with the evidence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLACE = ["component", "layer", "head"]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a role asks for.
+    """What a role requires.
 
     Removal: `effect` nats or more on the class, and q ≤ `q` for the effect, for its contrast with the solution's other
     tokens, and for its specificity against general text. Patching: a share of `share` or more, and q ≤ `q`.
@@ -82,7 +82,7 @@ def role_evidence(
 
 def verdict_table(effects: pd.DataFrame, evidence: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     """One row per head or MLP: component, layer, head, ``verdict`` (its roles, largest share first; ``keeps
-    coherence``; or ``nothing resolvable``), ``because``, the numbers behind it, and ``also``: tests that its patch
+    coherence``; or ``nothing resolvable``), ``because``, its evidence, and ``also``: tests that its patch
     moves and whose class suffers without it, though other tokens or general text suffer as much, so that it isn't named
     for them."""
     rows: list[dict[str, Any]] = []

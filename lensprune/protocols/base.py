@@ -16,7 +16,7 @@ Failure = Literal["none", "no_answer", "degenerate", "wrong_answer", "non_finite
 
 @dataclass(frozen=True)
 class Prompt:
-    """The strings behind one request: lm-eval's ``arguments`` of an instance."""
+    """The strings of one request: lm-eval's ``arguments`` of an instance."""
 
     context: str
     continuation: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 from lensprune.errors import UserError, unknown_name
 from lensprune.registry import Registry
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Protocol", "protocol_named", "protocol_names", "protocols_of", "register_protocol"]
 
 Ask = Callable[["HookedModel", "Encoder", "PromptFormat", "Prompt", str], "tuple[Request, int]"]
+Measure = Literal["logprob_margin", "correct"]
 Score = Callable[["PromptFormat", "Item", "Sequence[Response]"], "Outcome"]
 
 
@@ -36,7 +37,7 @@ class Protocol:
     name: str
     summary: str
     form: str
-    measure: Literal["logprob_margin", "correct"]
+    measure: Measure
     ask: Ask
     score: Score
 
@@ -59,20 +60,41 @@ S = TypeVar("S", bound=Score)
 @overload
 def register_protocol(score: S) -> S: ...
 @overload
-def register_protocol(*, name: str | None = None, **properties: Any) -> Callable[[S], S]: ...
-def register_protocol(score: S | None = None, *, name: str | None = None, **properties: Any) -> S | Callable[[S], S]:
-    """Decorator: make a way of scoring a protocol, known by the function's name (or by `name`)::
+def register_protocol(
+    *, name: str | None = None, form: str | None = None, measure: Measure = "correct", ask: Ask | None = None
+) -> Callable[[S], S]: ...
+def register_protocol(
+    score: S | None = None,
+    *,
+    name: str | None = None,
+    form: str | None = None,
+    measure: Measure = "correct",
+    ask: Ask | None = None,
+) -> S | Callable[[S], S]:
+    """Decorate a function that scores an item's responses, to make it a protocol.
 
-        @register_protocol(form="continuation", measure="logprob_margin")
-        def per_character(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outcome:
-            \"\"\"The option that is most likely per character.\"\"\"
-            return score_answer(replace(fmt, primary_metric="acc_norm"), item, responses)
+    The first line of its docstring says what it does.
 
-    The first line of its docstring says what it does. `form` is the protocol's own name unless it is given, `measure`
-    is ``correct``, and `ask` asks what the format says: log-likelihoods of options, or a generation. See `Protocol`.
+    Args:
+        score: the function: of the task's format, the item and its responses; returns an `Outcome`.
+        name: of the protocol; ``None`` takes the function's name.
+        form: the key of `Task.formats` whose prompts are used; ``None`` takes the protocol's name.
+        measure: the record column that resolves small effects best.
+        ask: makes one prompt's request, see `Protocol`; ``None`` takes log-likelihoods of options, or a generation, as
+            the format says.
 
     Raises:
-        UserError: the name is taken, or can't be one.
+        UserError: the name is taken, or isn't made of letters, digits, _ and -; an unknown measure.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from lensprune.protocols import protocol_names, score_answer
+        >>> @lp.register_protocol(form="continuation", measure="logprob_margin")
+        ... def per_character(fmt, item, responses):
+        ...     '''The option that is most likely per character.'''
+        ...     return score_answer(replace(fmt, primary_metric="acc_norm"), item, responses)
+        >>> "per_character" in protocol_names()
+        True
     """
 
     def register(function: S) -> S:
@@ -80,8 +102,10 @@ def register_protocol(score: S | None = None, *, name: str | None = None, **prop
         row = Protocol(
             name=protocol_name,
             summary=(function.__doc__ or "").strip().partition("\n")[0],
+            form=form or protocol_name,
+            measure=measure,
+            ask=ask or _ask,
             score=function,
-            **{"form": protocol_name, "measure": "correct", "ask": _ask, **properties},
         )
         if row.measure not in ("logprob_margin", "correct"):
             raise UserError(

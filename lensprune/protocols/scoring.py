@@ -106,8 +106,8 @@ def score_generation(fmt: GenerationFormat, item: Item, response: GenerateRespon
     The failure is the first that holds of: ``non_finite`` (a logit was NaN or infinite), ``none`` (the primary filter's
     answer matches), ``degenerate`` (`lensprune.protocols.degenerate`), ``cut_off`` or ``no_answer`` (the primary filter
     finds nothing, or nothing that the format's `is_answer` accepts, in a text that ran out of new tokens or in one that
-    ended), ``wrong_answer``. So a right answer is right even in a text that
-    goes on in a loop, and a loop is a breakdown even where the filter happens to find a wrong answer in it.
+    ended), ``wrong_answer``. So a right answer is right even in a text that repeats itself, and repetition is a
+    breakdown even where the filter happens to find a wrong answer in it.
     """
     target = fmt.target(item.doc)
     finite = response.stop_reason != "non_finite"

@@ -1,4 +1,4 @@
-"""Base ↔ distilled: which parts of the weights carry what distillation brought."""
+"""Base ↔ distilled: which parts of the weights carry the gain of distillation."""
 
 from lensprune.replacement.measure import measure_replacement
 from lensprune.replacement.pair import ModelPair, model_pair

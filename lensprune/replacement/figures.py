@@ -1,4 +1,4 @@
-"""Figures of replaced weights: what each part brings against depth, and against how much it changed."""
+"""Figures of replaced weights: each part's effect against depth, and against how much it changed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _gain_label(rows: pd.DataFrame) -> str:
 
 
 def _by_layer(shares: pd.DataFrame) -> bool:
-    """Whether every replacement is one part, and these have layers; a cumulative series begins with one part too."""
+    """Whether every replacement is one part, and these have layers; a cumulative series starts with one part too."""
     return not (shares["component"] == "range").any() and bool(shares["layer"].notna().any())
 
 
@@ -62,9 +62,9 @@ def _where(rows: pd.DataFrame, by_layer: bool) -> str:
 
 
 def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> list[Axes]:
-    """What each part brings to accuracy against its layer: one panel per (task, protocol), one line per direction.
+    """Draw each part's effect on accuracy against its layer: one panel per (task, protocol), one line per direction.
 
-    Sets of several parts stand at their order in the table instead (cumulative replacements: at the number of parts).
+    Sets of several parts are at their order in the table instead (cumulative replacements: at the number of parts).
     The band is the 95% interval; the dashed line is the whole gain, distilled − base.
 
     Args:
@@ -110,7 +110,7 @@ def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> 
 
 
 def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axes]:
-    """What each part brings against ‖ΔW‖ of its weights: one panel per (task, protocol), one colour a direction.
+    """Draw each part's effect against ‖ΔW‖ of its weights: one panel per (task, protocol), one colour per direction.
 
     Raises:
         UserError: an empty table.

@@ -71,7 +71,7 @@ def _chunks(pairs: Sequence[TensorPair]) -> Iterator[TensorPair]:
 
 @torch.no_grad()
 def _swap(chunks: Sequence[TensorPair], *, back: bool = False) -> None:
-    """Swap contents. Interrupted half-way (Ctrl-C), it leaves the old contents everywhere before the interrupt goes on,
+    """Swap contents. Interrupted half-way (Ctrl-C), it first restores the old contents everywhere,
     or with `back` the new ones: either way those that the tensors had before there was any exchange."""
     done = 0
     saved: tuple[int, torch.Tensor, torch.Tensor] | None = None

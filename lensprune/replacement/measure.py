@@ -1,4 +1,4 @@
-"""Exchange parts between a base and a distilled model and measure both, as a sweep measures ablations."""
+"""Exchange parts between a base and a distilled model, and measure both as a sweep measures ablations."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def measure_replacement(
     progress: bool = True,
     command: str = "",
 ) -> ReplacementRun:
-    """Which parts of the weights carry what distillation brought?
+    """Exchange parts of the weights between a base and a distilled model, and measure what each part carries.
 
-    Both models are held once. A part is replaced in place between them, both are measured, and the replacement is
+    Each model is in memory once. A part is exchanged in place, both models are measured, and the exchange is
     undone exactly; no checkpoint is written. The records are those of a sweep: variant ``clean`` is the base,
     ``distilled`` the other model, ``base+PART`` the base with the distilled model's part, ``distilled-PART`` the
     reverse.
@@ -84,14 +84,26 @@ def measure_replacement(
         direction: ``forward`` (into the base), ``backward`` (out of the distilled) or ``both``.
         layers, heads: text like ``0,10,20-29``; ``None`` takes all.
         alpha: how far to go: base + α · (distilled − base), and the mirror image for the distilled model.
-        renamed_tokens: go on where the two spell special tokens of the same ids differently.
+        renamed_tokens: accept models that spell special tokens of the same ids differently.
 
     The other arguments are those of `lensprune.sweep`.
 
+    Returns:
+        The run; `ReplacementRun.shares` has one row per exchanged part and direction: effect on accuracy (positive
+        where the part carries the gain) and share of the gain.
+
     Raises:
-        UserError: a pair that can't exchange weights (the first difference is named), or anything else that the user
-            can mend.
+        UserError: a pair that can't exchange weights (the first difference is named), or other invalid input.
         KeyboardInterrupt: stopped by the user; both models are as they were.
+
+    Examples:
+        >>> chains = "arithmetic[operands=3,largest=9,subtract=True]"
+        >>> exchanged = lp.measure_replacement(
+        ...     "toy-base", "toy-distilled", chains, "generate", component="mlp", layers="0", direction="forward",
+        ...     limit=4, progress=False,
+        ... )
+        >>> exchanged.summary()["variant"].tolist()
+        ['clean', 'distilled', 'base+L0.mlp']
     """
     options = SweepOptions.given(variants=VariantSelection(), **option_values(locals(), SweepOptions))
     executor_info(executor)
@@ -189,7 +201,7 @@ def _execute(
 
 
 def _by_parts(replacements: Sequence[Replacement]) -> list[list[Replacement]]:
-    """Those of the same parts together: one replacement in place makes both of them."""
+    """Group the replacements of the same parts: one exchange in place makes both directions."""
     groups: dict[str, list[Replacement]] = {}
     for replacement in replacements:
         groups.setdefault(replacement.label, []).append(replacement)

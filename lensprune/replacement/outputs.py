@@ -1,4 +1,4 @@
-"""What a weight replacement leaves in its folder beside its records."""
+"""What a weight replacement writes into its folder besides its records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two models that differ in nothing but their weights, checked before anything is replaced."""
+"""Two models that differ only in their weights, checked before anything is replaced."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def model_pair(base: HookedModel, distilled: HookedModel, *, renamed_tokens: boo
         renamed_tokens: accept special tokens of the same ids that the two spell differently, with a note.
 
     Raises:
-        UserError: another kind of model, architecture, number type or device; the first parameter whose shape differs;
+        UserError: another kind of model, architecture, dtype or device; the first parameter whose shape differs;
             a setting that changes what the weights mean; the first token that differs; or an architecture in which
             an exchange does not reach the hooked model.
     """
@@ -150,7 +150,7 @@ def _check_tokenizers(
         named += f" and {len(differing) - 3} more"
     if differing and not renamed_tokens:
         raise UserError(
-            f"base and distilled spell special tokens differently: {named}; everything else is the same: go on with "
+            f"base and distilled spell special tokens differently: {named}; all else is the same: accept that with "
             "renamed_tokens=True (--renamed-tokens) if no prompt spells one out"
         )
     rules = [_rules(tokenizer, differing) for tokenizer in (base, distilled)]
@@ -163,7 +163,7 @@ def _check_tokenizers(
 
 
 def _rules(tokenizer: PreTrainedTokenizerBase, renamed: Sequence[int]) -> dict[str, str]:
-    """What decides ids besides the vocabulary, by section; tokens whose ids are in `renamed` stand under their ids."""
+    """What decides ids besides the vocabulary, by section; tokens whose ids are in `renamed` are listed by id."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     sections = json.loads(backend.to_str()) if backend is not None else {}
     kept = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")
@@ -185,7 +185,7 @@ def _rules(tokenizer: PreTrainedTokenizerBase, renamed: Sequence[int]) -> dict[s
 
 
 def _check_reach(pair: ModelPair) -> None:
-    """Exchange one layer and see that both models change, and that the bridge still computes what its twin does."""
+    """Exchange one layer and check that both models change, and that the bridge still computes what its twin does."""
     device = pair.base.facts.device
     ids = (torch.arange(12, device=device) * 7 + 3).remainder(pair.base.facts.d_vocab)[None]
     positions = torch.arange(12, device=device)[None]

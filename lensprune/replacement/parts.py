@@ -63,7 +63,7 @@ def enumerate_parts(
     """The parts of one kind from bottom to top, in some layers (and heads) or in all.
 
     Raises:
-        UserError: unknown component, a layer or head that the model lacks, or one given where it means nothing.
+        UserError: unknown component, a layer or head that the model lacks, or one given where it has no effect.
     """
     if component not in COMPONENTS:
         raise unknown_name("component", component, COMPONENTS)
@@ -82,7 +82,7 @@ def enumerate_parts(
             check_component(Head(0, head), facts)
         return [Part("head", layer, head) for layer in chosen for head in wanted]
     parts = [Part(component, layer) for layer in chosen]
-    # The final norm stands above all layers, so it is left out where only some are asked for.
+    # The final norm comes after all layers, so it is left out where only some are chosen.
     return [*parts, Part("norms")] if component == "norms" and layers is None else parts
 
 

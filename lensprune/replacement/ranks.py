@@ -1,4 +1,4 @@
-"""Do the parts whose weights changed most bring most? Rank correlation over the replaced parts."""
+"""Rank correlation of weight change and effect over the replaced parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished replacement of weights: its outcomes, and what each part carries."""
+"""A finished replacement of weights: its outcomes, and views of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ __all__ = ["ReplacementRun"]
 
 
 class ReplacementRun(ReplacementOutcomes):
-    """What `measure_replacement` returns: its outcomes, with every table, figure and page as a method."""
+    """What `measure_replacement` returns: its outcomes, with every table, figure and page as a method.
+
+    Examples:
+        >>> replacement.summary()["variant"].tolist()
+        ['clean', 'distilled', 'base+L0.mlp', 'distilled-L0.mlp']
+        >>> replacement.shares()[["part", "direction", "n"]].to_dict("records")
+        [{'part': 'L0.mlp', 'direction': 'forward', 'n': 4}, {'part': 'L0.mlp', 'direction': 'backward', 'n': 4}]
+    """
 
     def summary(self) -> pd.DataFrame:
         """One row per (variant, task, protocol), every variant against the base model."""
@@ -35,7 +42,7 @@ class ReplacementRun(ReplacementOutcomes):
         return item_of(self, item_id, task, protocol)
 
     def shares(self) -> pd.DataFrame:
-        """What each part carries of the gain; see `lensprune.replacement.shares.gain_shares`."""
+        """Each part's share of the gain; see `lensprune.replacement.shares.gain_shares`."""
         return gain_shares(self)
 
     def weights_against_effect(self) -> pd.DataFrame:
@@ -46,7 +53,7 @@ class ReplacementRun(ReplacementOutcomes):
         """Draw the replacement; one Axes, or a list where there are several panels.
 
         ===========  ==================================================================================
-        ``depth``    what each part brings to accuracy against its layer, a line per direction
+        ``depth``    each part's effect on accuracy against its layer, one line per direction
         ``weights``  the same against ‖ΔW‖, how much the part's weights changed
         ===========  ==================================================================================
 
@@ -79,7 +86,7 @@ class ReplacementRun(ReplacementOutcomes):
         """Write summary.csv, replacement.csv, figures and what `load` needs into the run's folder.
 
         Raises:
-            UserError: the run is in memory, or the disk can't be written to.
+            UserError: the run is in memory, or its folder can't be written to.
         """
         from lensprune.replacement.outputs import write_delta_outputs
 

@@ -46,7 +46,7 @@ def share_intervals(
 def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
     """One row per (task, protocol, replacement), with `REPLACEMENT_COLUMNS`.
 
-    `gain` = accuracy(distilled) − accuracy(base) on the same items. `effect` is what the part brings: forward,
+    `gain` = accuracy(distilled) − accuracy(base) on the same items. `effect` is the part's contribution: forward,
     accuracy(base with it) − accuracy(base); backward, accuracy(distilled) − accuracy(distilled without it). Both are
     positive where the part carries the gain, and `share` = effect / gain; it is empty unless the gain's interval leaves
     out 0 (`gain_is_clear`). Shares of single parts need not add up to one. `weight_change`: ‖distilled − base‖ over the
@@ -78,7 +78,7 @@ def _rows(
     nothing = np.full(len(replacements), np.nan)
     low, high = share_intervals(effects, gains, group.clusters) if clear else (nothing, nothing)
     if clear:
-        # Where not one item differs there is nothing to resample: the effect's exact interval stands in.
+        # Where no item differs there is nothing to resample: the effect's exact interval takes its place.
         unchanged = ~np.any(effects != 0, axis=0)
         ends = np.sort([effect.low / gain.delta[0], effect.high / gain.delta[0]], axis=0)
         low, high = np.where(unchanged, ends[0], low), np.where(unchanged, ends[1], high)

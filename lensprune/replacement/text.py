@@ -17,7 +17,7 @@ __all__ = ["replacement_report"]
 
 
 def replacement_report(outcomes: ReplacementOutcomes, most: int = 5) -> str:
-    """What `lensprune delta` prints: the pair, the gain of each task and protocol, the parts that carry most of it."""
+    """What `lensprune delta` prints: the pair, the gain per task and protocol, and the parts that carry most of it."""
     shares = gain_shares(outcomes)
     ranks = weights_against_effect(shares)
     parts = [f"{for_terminal(outcomes.base)} → {for_terminal(outcomes.distilled)}: " + "; ".join(outcomes.notes)]

@@ -1,4 +1,4 @@
-"""Named sets of replaced parts: one part at a time, a range, or more and more from one end of the model."""
+"""Named sets of replaced parts: one part at a time, a range, or cumulatively from one end of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lensprune.replacement.parts import Part
 __all__ = ["DIRECTIONS", "DISTILLED", "MODES", "Replacement", "enumerate_replacements"]
 
 DISTILLED = "distilled"
-"""Name of the variant that is the distilled model as it stands; the base is `CLEAN`."""
+"""Name of the variant that is the unchanged distilled model; the base is `CLEAN`."""
 
 Mode = Literal["single", "cumulative", "range"]
 """``single``: each part by itself. ``cumulative``: 1, 2, … parts from one end. ``range``: all chosen parts at once."""

@@ -1,1 +1,1 @@
-"""What is seen of a run: its tables, figures, page and files."""
+"""Views of a run: its tables, figures, page and files."""

@@ -25,8 +25,10 @@ from lensprune.runs.spec import SweepSpec
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Analysis", "analyses", "analysis_named", "parse_analysis", "register_analysis", "shown_analyses"]
+__all__ = ["Analysis", "Option", "analyses", "analysis_named", "parse_analysis", "register_analysis", "shown_analyses"]
 
+Option = str | int | float | bool | None
+"""The value of an analysis's option: what the command line can set; ``None`` takes the default."""
 Measure = Callable[..., pd.DataFrame]
 Draw = Callable[[pd.DataFrame, SweepSpec], "Axes | list[Axes]"]
 
@@ -35,11 +37,11 @@ Draw = Callable[[pd.DataFrame, SweepSpec], "Axes | list[Axes]"]
 class Analysis:
     """One analysis of a run; made by `register_analysis`.
 
-    `measure` gives a tidy table, of a run and options that all have a default; `task` and `protocol` are the first of
-    them. It raises `UserError` where the run has nothing for it. `draw` draws that table; the run's spec has the
+    `measure` returns a tidy table, of a run and options that all have a default; `task` and `protocol` come first.
+    It raises `UserError` where the run has no data for it. `draw` draws that table; the run's spec has the
     model's name and shape. `title` heads its section of the page, `text` is the figure's caption, and `alt` of the
-    table is what stands for the figure where it can't be seen. `columns`: those of the table that page and terminal
-    show, with the format of numbers, such as ``+.3f`` (text: an empty one). `saved`: a run's folder gets the figure,
+    table is the text alternative of the figure. `columns`: those of the table that page and terminal
+    show, with the format of numbers, such as ``+.3f`` (empty for text). `saved`: a run's folder gets the figure,
     and the table of an analysis with `columns`.
     """
 
@@ -58,7 +60,7 @@ class Analysis:
         return dict(list(signature(self.measure).parameters.items())[1:])
 
     def table(
-        self, outcomes: Outcomes, task: str | None = None, protocol: str | None = None, **options: Any
+        self, outcomes: Outcomes, task: str | None = None, protocol: str | None = None, **options: Option
     ) -> pd.DataFrame:
         """The table of a run.
 
@@ -79,7 +81,7 @@ class Analysis:
         return table
 
     def figure(
-        self, outcomes: Outcomes, task: str | None = None, protocol: str | None = None, **options: Any
+        self, outcomes: Outcomes, task: str | None = None, protocol: str | None = None, **options: Option
     ) -> Figure:
         """The figure of a run, with the table that it draws.
 
@@ -120,7 +122,7 @@ _TAKEN = frozenset(
         *("select", "signatures", "spec", "summary"),
     }
 )
-"""What a run has under that name: a plug-in's table would hide it, or take the place of its file."""
+"""Names of a run's own parts: a plug-in's table would hide them, or overwrite their files."""
 _ANALYSES: Registry[Analysis] = Registry("analysis")
 _imported: set[str] = set()
 
@@ -139,21 +141,52 @@ def _import_built_in() -> None:
 @overload
 def register_analysis(measure: M) -> M: ...
 @overload
-def register_analysis(*, name: str | None = None, **properties: Any) -> Callable[[M], M]: ...
-def register_analysis(measure: M | None = None, *, name: str | None = None, **properties: Any) -> M | Callable[[M], M]:
-    """Decorator: make a function of a run an analysis, known by the function's name (or by `name`)::
+def register_analysis(
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    text: str | None = None,
+    draw: Draw | None = None,
+    alt: Callable[[pd.DataFrame], str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    saved: bool = False,
+) -> Callable[[M], M]: ...
+def register_analysis(
+    measure: M | None = None,
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    text: str | None = None,
+    draw: Draw | None = None,
+    alt: Callable[[pd.DataFrame], str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    saved: bool = False,
+) -> M | Callable[[M], M]:
+    """Decorate a function of a run, to make it an analysis with a table and, with `draw`, a figure.
 
-        @register_analysis(title="Lost items", draw=draw_lost, columns={"variant": "", "lost": "d"}, saved=True)
-        def lost_items(outcomes, task=None, protocol=None, *, at_least=1):
-            \"\"\"Items that the clean model answers and a variant doesn't.\"\"\"
-            ...
+    `Run.plot`, `Run.plot_data`, a method of `Run`, `Run.save`, the page and ``lensprune analyse`` then know it. The
+    first paragraph of its docstring is its text.
 
-    `Run.plot`, `Run.plot_data`, a method of `Run`, `Run.save`, the page and ``lensprune analyse`` know it then. The
-    first paragraph of the docstring is its text; the title is the name in words unless it is given. See `Analysis`.
+    Args:
+        measure: the function: of `Outcomes`, `task`, `protocol` and options with defaults; returns a tidy table.
+        name: of the analysis; ``None`` takes the function's name.
+        title: of its section of the page; ``None`` takes the name in words.
+        text: the figure's caption; ``None`` takes the first paragraph of the docstring.
+        draw, alt, columns, saved: see `Analysis`.
 
     Raises:
-        UserError: the name is taken, by another analysis or a part of `Run`, or can't be one; an option lacks a
-            default.
+        UserError: the name is taken, by another analysis or a part of `Run`, or isn't made of letters, digits, _ and -;
+            an option lacks a default.
+
+    Examples:
+        >>> @lp.register_analysis(columns={"variant": "", "right": "d"})
+        ... def right_answers(outcomes, task=None, protocol=None, *, at_least: int = 0):
+        ...     '''Right answers per variant.'''
+        ...     records = outcomes.records(task=task, protocol=protocol)
+        ...     counts = records.groupby("variant", sort=False)["correct"].sum().rename("right").reset_index()
+        ...     return counts[counts["right"] >= at_least]
+        >>> run.right_answers(at_least=8)["variant"].tolist()
+        ['clean', 'L2.skip', 'L3.skip']
     """
 
     def register(function: M) -> M:
@@ -163,11 +196,9 @@ def register_analysis(measure: M | None = None, *, name: str | None = None, **pr
         own = name or function.__name__
         if own in _TAKEN and not function.__module__.startswith("lensprune."):
             raise UserError(f"an analysis can't be named {own!r}, which is a part of every run: choose another name")
-        text = " ".join((function.__doc__ or "").strip().partition("\n\n")[0].split())
+        caption = text or " ".join((function.__doc__ or "").strip().partition("\n\n")[0].split())
         words = own.replace("_", " ")
-        row = Analysis(
-            **{"name": own, "title": words[:1].upper() + words[1:], "text": text, **properties}, measure=function
-        )
+        row = Analysis(own, title or words[:1].upper() + words[1:], caption, function, draw, alt, columns or {}, saved)
         lacking = next((key for key, option in row.options.items() if option.default is option.empty), None)
         if lacking is not None:
             raise UserError(f"analysis {own!r}: option {lacking!r} needs a default value")
@@ -178,7 +209,7 @@ def register_analysis(measure: M | None = None, *, name: str | None = None, **pr
 
 
 def analyses() -> tuple[Analysis, ...]:
-    """All analyses, those first whose figures a run's folder gets."""
+    """All analyses, starting with those whose figures a run's folder gets."""
     _import_built_in()
     return tuple(sorted(_ANALYSES.rows(), key=lambda row: (not row.saved, row.name)))
 
@@ -196,7 +227,7 @@ def analysis_named(name: str) -> Analysis:
 
 
 def parse_analysis(text: str) -> tuple[Analysis, dict[str, Any]]:
-    """An analysis and its options out of ``name`` or ``name[key=value,...]``.
+    """Parse an analysis and its options from ``name`` or ``name[key=value,...]``.
 
     Raises:
         UserError: another form, an unknown analysis or option, or a value of the wrong kind.
@@ -207,9 +238,9 @@ def parse_analysis(text: str) -> tuple[Analysis, dict[str, Any]]:
 
 
 def shown_analyses(outcomes: Outcomes, *, saved: bool = False) -> list[tuple[Analysis, pd.DataFrame]]:
-    """What a page shows of a run (`saved`: what its folder gets): analyses with a figure or columns, and their tables.
+    """The analyses with a figure or columns that a page shows of a run (`saved`: that its folder gets), with tables.
 
-    Those that the run has nothing for are left out.
+    Those that the run has no data for are left out.
     """
     found = []
     for analysis in analyses():
@@ -218,7 +249,7 @@ def shown_analyses(outcomes: Outcomes, *, saved: bool = False) -> list[tuple[Ana
         try:
             table = analysis.table(outcomes)
         except UserError:
-            # The run has nothing for it; damage to records is another error and is not hidden.
+            # The run has no data for it; damage to records is another error and is not hidden.
             continue
         if len(table):
             found.append((analysis, table))

@@ -53,9 +53,9 @@ class BrowserRows:
 
 
 def shares_of(sizes: Mapping[CellKey, int], most: int) -> dict[CellKey, int]:
-    """How many records of each cell to show, `most` in all: equal shares, and what small cells leave to the others.
+    """How many records of each cell to show, `most` in total: equal shares; what small cells don't use goes to others.
 
-    Cells that come first get one more where it does not come out even.
+    Earlier cells get one more where the division leaves a remainder.
     """
     shares = dict.fromkeys(sizes, 0)
     left, open_cells = most, [key for key, size in sizes.items() if size > 0]

@@ -1,4 +1,4 @@
-"""The report of two runs beside each other: the same changes, tasks and protocols, and where they differ."""
+"""The comparison of two runs: the variants, tasks and protocols that both have, and where they differ."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _GAP_SHOWN = {
 def runs_gap(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     """Δμ in run `b` minus Δμ in run `a` for every change, task and protocol that both have.
 
-    Where both asked the same items the gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q).
+    Where both used the same items the gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q).
     Where they did not, `gap` is the plain difference, without an interval, and `n` is missing.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a sweep over heads leaves beside its summary: whether few heads carry a task, and whether tasks share them."""
+"""What a sweep over heads writes besides its summary: whether few heads carry a task, and whether tasks share them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHARED = 10
 
 @dataclass(frozen=True)
 class HeadTables:
-    """Heads removed in one way: their effects by (task, protocol), concentration of each, and overlap of each two
+    """Heads under one ablation: their effects by (task, protocol), concentration of each, and overlap of each two
     (``None`` for a single one)."""
 
     effects: list[ItemEffects]
@@ -33,11 +33,11 @@ class HeadTables:
 
 
 def head_tables(outcomes: Outcomes, ablation: str) -> HeadTables:
-    """Concentration and overlap of heads removed in one way. Overlap is of the ten strongest, or of half of the heads
-    where there are fewer than twenty: that two tasks share all of all heads says nothing.
+    """Concentration and overlap of heads under one ablation. Overlap is of the ten strongest, or of half of the heads
+    where there are fewer than twenty: that two tasks share all heads says nothing.
 
     Raises:
-        UserError: no head was removed in that way, or the run is screened.
+        UserError: no head was ablated so, or the run is screened.
     """
     effects = item_effects(outcomes, ablation=ablation)
     concentrated = concentration_table(effects)
@@ -47,10 +47,10 @@ def head_tables(outcomes: Outcomes, ablation: str) -> HeadTables:
 
 def concentration_files(outcomes: Outcomes) -> dict[str, pd.DataFrame]:
     """``concentration.csv`` and, with two or more (task, protocol) pairs, ``overlap.csv`` of a sweep over heads; one of
-    each a way of removal, named like ``concentration_mean.csv``, where there are several. The effects are Δμ.
+    each per ablation, named like ``concentration_mean.csv``, where there are several. The effects are Δμ.
 
     Empty for a run that is not finished, is screened, or removes anything but single heads and key/value groups: of
-    chosen parts it cannot be said how few carry a task.
+    a selection of parts can't show how few carry a task.
     """
     if outcomes.spec.screen is not None or outcomes.n_finished < outcomes.n_expected:
         return {}

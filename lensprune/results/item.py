@@ -1,4 +1,4 @@
-"""One item of a run: what was asked, and what the model answered under every variant."""
+"""One item of a run: its question, and what the model answered under every variant."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class ItemView:
     """One item of one task under one or more protocols; it prints as text, and as HTML in a notebook.
 
     Attributes:
-        questions: what each protocol asked.
-        answers: one row per protocol, variant and sample, clean first: the records' columns.
+        questions: what each protocol sent to the model.
+        answers: one row per protocol, variant and sample, clean first: the records' columns, `option_logprobs` among
+            them.
     """
 
     task: str
@@ -87,7 +88,7 @@ class ItemView:
 
 
 def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, protocol: str | None = None) -> ItemView:
-    """The item called `item_id`, under every protocol that asked it or under `protocol`.
+    """The item called `item_id`, under every protocol that used it or under `protocol`.
 
     Args:
         task: needed where several tasks have an item of that name.

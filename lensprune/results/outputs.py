@@ -1,4 +1,4 @@
-"""What a run leaves in its folder beside its records."""
+"""What a run writes into its folder besides its records."""
 
 from __future__ import annotations
 

@@ -324,7 +324,7 @@ def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Pat
         files.append((name, frame, text))
     files += [
         ("critical.csv", tables["critical"], "parts whose removal lowers accuracy"),
-        ("signatures.csv", tables["signatures"], "the numbers behind the paper's claims"),
+        ("signatures.csv", tables["signatures"], "the numbers for the paper's claims"),
     ]
     downloads: list[dict[str, Any]] = []
     for name, frame, text in files:
@@ -334,7 +334,7 @@ def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Pat
         else:
             records.with_name(name).write_text(csv_text(frame), encoding="utf-8")
             downloads.append({"name": name, "href": name, "text": f"{text} (a file beside this page)"})
-    text = "every record, one row an item"
+    text = "every record, one row per item"
     if records.stat().st_size <= LARGEST_INSIDE:
         downloads.append({"name": records.name, "href": csv_link(records.read_bytes()), "text": text})
     else:

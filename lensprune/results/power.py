@@ -34,10 +34,10 @@ def power_report(
 
     Args:
         parts: variants that are tested together: layers or heads of the sweep.
-        items: numbers of items; ``None`` takes `ITEMS`, of a task those that it has.
+        items: numbers of items; ``None`` takes `ITEMS`, up to the task's own number.
         task: its items say how many clusters there are.
         clusters: number of clusters, instead of the task's own.
-        flips: share of items that a part which matters little changes.
+        flips: share of items that an unimportant part changes.
 
     Raises:
         UserError: a number out of range, more items than the task has, or a task that can't be loaded.

@@ -1,4 +1,4 @@
-"""A run: its outcomes, and what they say. Every method is one function of the outcomes."""
+"""A run: its outcomes, and views of them. Every method is one function of the outcomes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ from lensprune.analysis import summary as summaries
 from lensprune.analysis.concentration import TOP, concentration_table
 from lensprune.analysis.overlap import overlap
 from lensprune.output.drawing.figure import drawn_axes
-from lensprune.results.analyses import analyses, analysis_named
+from lensprune.results.analyses import Option, analyses, analysis_named
 from lensprune.results.item import ItemView, item_of
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.outcomes import Outcomes
@@ -34,9 +34,17 @@ __all__ = ["Run"]
 class Run(Outcomes):
     """What a sweep returns: its `Outcomes`, in memory or on disk, with every analysis, figure and page as a method.
 
-    Methods that are functions of `lensprune.analysis` take what these take after the run. Every other analysis with a
-    name (`lensprune.results.analyses`), those of plug-ins among them, is a method too: ``run.failures(task)`` gives the
+    Methods that are functions of `lensprune.analysis` take the arguments of these after the run. Every other named
+    analysis (`lensprune.results.analyses`), plug-ins included, is a method too: ``run.failures(task)`` returns the
     table that ``run.plot("failures", task)`` draws.
+
+    Examples:
+        >>> run
+        Run(toy-distilled: 4 variants, kv_retrieval[...], generate; 5 cells)
+        >>> run.summary()[["variant", "delta"]].head(2).to_dict("records")
+        [{'variant': 'clean', 'delta': 0.0}, {'variant': 'L0.skip', 'delta': -1.0}]
+        >>> len(run.records())
+        40
     """
 
     summary = summaries.summarise
@@ -61,13 +69,15 @@ class Run(Outcomes):
         top: Sequence[int] = TOP,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Whether few or many parts carry a task, against a null of noise; see `lensprune.analysis.concentration`.
+        """Measure whether few or many parts hold the effects, against a null; see `lensprune.analysis.concentration`.
 
         Args:
+            task, protocol: to restrict to; ``None`` takes all.
             component: ``head``, ``kv_group``, ``layer``, ``attention`` or ``mlp``.
-            ablation: of a run that removes parts in several ways, the one to take.
+            ablation: which one, in a run with several.
             measure: ``correct``, ``gold_logprob`` or ``logprob_margin``.
-            top: the k of the shares of the top k.
+            top: every k for which the share of the strongest k parts is returned.
+            seed: of bootstrap and null.
         """
         effects = self.effects(task, protocol, component=component, ablation=ablation, measure=measure)
         return concentration_table(effects, top=top, seed=seed)
@@ -75,16 +85,16 @@ class Run(Outcomes):
     def overlap(
         self, k: int = 10, *, component: str = "head", ablation: str | None = None, measure: str = "correct"
     ) -> pd.DataFrame:
-        """How far tasks and protocols need the same parts; see `lensprune.analysis.overlap`."""
+        """Compare the strongest `k` parts of tasks and protocols; see `lensprune.analysis.overlap`."""
         return overlap(self.effects(component=component, ablation=ablation, measure=measure), k)
 
     def item(self, item_id: str | int, task: str | None = None, protocol: str | None = None) -> ItemView:
-        """One item: its prompt and options, and every variant's answer and log-probabilities.
+        """Show one item: its prompt and options, and every variant's answer and log-probabilities.
 
         Args:
             item_id: as in the records.
             task: needed where several tasks have an item of that name.
-            protocol: ``None`` shows every protocol that asked the item.
+            protocol: ``None`` shows every protocol that used the item.
 
         Raises:
             UserError: as `lensprune.results.item.item_of`.
@@ -92,15 +102,17 @@ class Run(Outcomes):
         return item_of(self, item_id, task, protocol)
 
     def plot(
-        self, kind: str = "depth", task: str | None = None, protocol: str | None = None, **options: Any
+        self, kind: str = "depth", task: str | None = None, protocol: str | None = None, **options: Option
     ) -> Axes | list[Axes]:
-        """Draw an analysis of the run; one Axes, or a list where there are several panels.
-
-        `plot_data` gives the table that it draws.
+        """Draw an analysis of the run.
 
         Args:
-            kind: ``depth``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, or one of a plug-in.
-            options: of the analysis, such as ``component`` of ``lorenz``.
+            kind: ``depth``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, or a plug-in's.
+            task, protocol: to restrict to; ``None`` takes all.
+            options: of the analysis, such as ``component`` of ``lorenz``; ``lensprune analyse FOLDER`` lists them.
+
+        Returns:
+            One Axes, or a list where there are several panels; `plot_data` returns the table that they show.
 
         Raises:
             UserError: an unknown kind or option, a name that is not part of this run, or nothing to draw.
@@ -108,9 +120,9 @@ class Run(Outcomes):
         return drawn_axes(analysis_named(kind).figure(self, task, protocol, **options))
 
     def plot_data(
-        self, kind: str = "depth", task: str | None = None, protocol: str | None = None, **options: Any
+        self, kind: str = "depth", task: str | None = None, protocol: str | None = None, **options: Option
     ) -> pd.DataFrame:
-        """The tidy table of an analysis, which `plot` draws.
+        """Return the tidy table of an analysis, which `plot` draws; arguments as for `plot`.
 
         Raises:
             UserError: as `plot`.

@@ -34,7 +34,7 @@ _SHOWN = {
 
 
 def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5) -> str:
-    """The variants that lose most under one protocol; where the clean model is at chance, a line that says so."""
+    """The variants with the largest losses under one protocol; for a clean model at chance, a line that says so."""
     group = summary[(summary["task"] == task) & (summary["protocol"] == protocol)]
     clean = group[group["variant"] == CLEAN.name]
     if clean.empty:
@@ -85,7 +85,7 @@ def _samples(row: pd.Series) -> str:
 
 
 def at_chance_line(clean: pd.Series) -> str:
-    """What can be said of a clean model at chance, by its row of a summary: that it guesses, or that the items are too
+    """The line on a clean model at chance, by its row of a summary: that it guesses, or that the items are too
     few to tell."""
     accuracy, chance, n = float(clean["accuracy"]), float(clean["chance"]), int(clean["n"])
     needed = items_to_beat_chance(accuracy, chance)
@@ -175,7 +175,7 @@ def analysis_report(
         out: folder for table and figure; ``None`` writes none.
 
     Raises:
-        UserError: no run there, an unknown analysis or option, a run that has nothing for it, or a folder that can't
+        UserError: no run there, an unknown analysis or option, a run without data for it, or a folder that can't
             be written to.
     """
     chosen, options = parse_analysis(analysis)

@@ -94,7 +94,7 @@ def cell_at_chance(cell: pa.Table) -> bool:
 
 
 def items_to_beat_chance(accuracy: float, chance: float) -> int | None:
-    """Items with which a model of this `accuracy` is found above `chance` four times in five, by the binomial test.
+    """Items with which a model of this `accuracy` is found above `chance` with 80% power, by the binomial test.
 
     ``None`` where more than 5,000 are needed, or where `accuracy` is not above `chance`.
     """

@@ -1,4 +1,4 @@
-"""Whether a hook written in Python is the one that a run folder was begun with."""
+"""Whether a hook written in Python is the one that a run folder was started with."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def hook_hash(function: HookFunction) -> str:
     the globals and functions that it names, and the attributes of objects among these.
 
     Tensors and arrays count by their values, modules and classes by their names, a `torch.nn.Module` by the shapes and
-    sums of its tensors, and globals only of functions of the hook's own package. An object that cannot be looked into
-    (a generator, a file) counts as another one in every process: a folder can then be continued only by the process
-    that began it.
+    sums of its tensors, and globals only of functions of the hook's own package. An opaque object
+    (a generator, a file) counts as a different one in every process: a folder can then be resumed only by the process
+    that started it.
     """
     digest = hashlib.sha256()
     _Feeder(digest).feed(function)

@@ -130,7 +130,7 @@ class Outcomes:
         return self._shared[1]
 
     def questions(self, task: str, protocol: str) -> pa.Table:
-        """What one (task, protocol) asked, in the order of its records; columns `lensprune.runs.questions.QUESTIONS`.
+        """The questions of one (task, protocol), in the order of its records; columns of `lensprune.runs.questions`.
 
         Raises:
             UserError: the run folder lacks them.
@@ -148,7 +148,7 @@ class Outcomes:
         """One row per item and sample, of all cells or of those that are named.
 
         Args:
-            prompts: add what was asked: ``prompt``, ``options``, ``reference`` (the right answers) and the other fields
+            prompts: add the questions: ``prompt``, ``options``, ``reference`` (the right answers) and the other fields
                 of `lensprune.runs.questions.Question`. Rows of the same question share its texts in memory.
 
         Raises:
@@ -181,7 +181,7 @@ class Outcomes:
                 raise LensPruneError("records and questions are not in the same order")
 
     def copy_to(self, folder: Path) -> None:
-        """Write the spec and the finished cells to `folder`, but for cells that it already holds.
+        """Write the spec and the finished cells to `folder`, except for cells that it already has.
 
         Raises:
             UserError: a folder that holds another run, or a disk that can't be written to.
@@ -197,7 +197,7 @@ _Data = TypeVar("_Data", bound=Outcomes)
 
 
 def computed_once(function: Callable[[_Data], pd.DataFrame]) -> Callable[[_Data], pd.DataFrame]:
-    """Compute a table once for each `Outcomes`, and again only after more cells were stored.
+    """Compute a table once per `Outcomes`, and again only after more cells were stored.
 
     A stored cell never changes, so the number of stored ones says whether there is anything new.
     """

@@ -1,4 +1,4 @@
-"""What a run asked: prompt, options and right answers of every item, once per task and protocol."""
+"""The questions of a run: prompt, options and right answers of every item, once per task and protocol."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _PAGE_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Question:
-    """One item as one protocol asks it.
+    """One item under one protocol.
 
     `prompt` is the text that every request starts with: the description, the examples and the question, in the model's
     chat format where the run uses one. Tokens that did not fit the model's context were cut from its left; the records

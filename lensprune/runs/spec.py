@@ -1,4 +1,4 @@
-"""What a sweep is: everything that determines its numbers, and how it was asked for."""
+"""The spec of a sweep: everything that determines its numbers, and how it was executed."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def _no_run(folder: Path) -> str:
 
 
 def check_out_folder(folder: Path) -> SweepSpec | None:
-    """Spec of the run that `folder` already holds, or ``None`` where a new run may begin. Writes nothing.
+    """Spec of the run that `folder` already holds, or ``None`` where a new run may start. Writes nothing.
 
     Raises:
         UserError: a file, a folder with other things in it, or a place that can't be written to.
@@ -244,7 +244,7 @@ class RunStore:
     @classmethod
     @contextmanager
     def writing(cls, folder: str | os.PathLike[str], spec: SweepSpec) -> Iterator[RunStore]:
-        """Begin the run of `spec` in `folder`, or continue it; no other process may write there meanwhile.
+        """Start the run of `spec` in `folder`, or resume it; no other process may write there meanwhile.
 
         Raises:
             UserError: the folder holds another run, is in use, or can't be written to.
@@ -436,15 +436,15 @@ def open_store(folder: Path | None, spec: SweepSpec, questions: Questions) -> It
 
 
 def stopped_message(store: CellStore, total: int, by_calling: str | None = None) -> str:
-    """What to tell the user who stopped the measurement of `total` cells: how far it came, and how to go on.
+    """The message after a stop: how many of `total` cells are stored, and how to resume.
 
     Args:
-        by_calling: what must be called again with the same arguments, where ``lensprune resume`` can't rebuild it.
+        by_calling: what to call again with the same arguments, where ``lensprune resume`` can't rebuild it.
     """
     if not isinstance(store, RunStore):
-        return "stopped; nothing is kept, because the run has no out folder"
+        return "stopped; nothing is stored, because the run has no out folder"
     unfinished = " and answers of unfinished ones" if any(store.folder.glob("answers/*.jsonl")) else ""
-    done = f"stopped: {store.stored()} of {total} cells{unfinished} are stored; go on "
+    done = f"stopped: {store.stored()} of {total} cells{unfinished} are stored; resume "
     if by_calling is not None:
         return f"{done}by calling {by_calling} again with the same arguments and out folder"
     return f"{done}with: lensprune resume {store.folder}"

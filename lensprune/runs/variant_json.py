@@ -1,4 +1,4 @@
-"""Variants as JSON, so that a run folder says what was changed and can be continued from it."""
+"""Variants as JSON, so that a run folder says what was changed and can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_PLACE = ("ablation", "definition")
 
 
 def _ablation_to_json(ablation: Ablation) -> dict[str, Any]:
-    """Component and kind; of what is registered from outside also a hash of what it does."""
+    """Component and kind; for kinds and parts registered from outside also a hash of their code."""
     data = {**ablation.component.to_json(), "ablation": ablation.kind}
     part, kind = ablation.component.part, ablation.definition
     outside: list[Any] = []

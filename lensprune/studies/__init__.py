@@ -1,1 +1,1 @@
-"""Whole studies: several sweeps with stated choices, and one page about them."""
+"""Whole studies: several sweeps with stated choices, and one page on all of them."""

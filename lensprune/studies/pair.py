@@ -62,8 +62,8 @@ def run_pair(
         options: seed, data_dir, dtype, device, progress and command of `sweep`.
 
     Raises:
-        UserError: whatever `sweep`, `measure_replacement` and the reports refuse, such as two models of different
-        shapes.
+        UserError: invalid input of `sweep`, `measure_replacement` and the reports, such as two models of different
+            shapes.
     """
     home = folder / _FOLDER
     sweeps = []
@@ -130,11 +130,11 @@ def _accuracy(run: Run, task: str, protocol: str) -> float:
 
 
 def moved(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """What the pair says of the claim that distillation moves where reasoning lies, and the rows that say it.
+    """The verdict on the claim that distillation moves where reasoning happens, and the rows that it rests on.
 
     The verdict is ``seen`` where the 95% interval of the change in the effective number of parts leaves out 0 on every
-    reasoning task that can be resolved, ``not resolvable`` where on none, ``mixed`` else, ``not measured`` without one.
-    That the interval holds 0 is no proof of no change, so the verdict is never ``not seen``.
+    resolvable reasoning task, ``not resolvable`` where on none, else ``mixed``; ``not measured`` without such a task.
+    An interval that contains 0 is no proof of no change, so the verdict is never ``not seen``.
     """
     reasoning = rows[(rows["statistic"] == "participation_ratio") & (rows["task_kind"] == "reasoning")]
     reasoning = reasoning.reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""The job of ``lensprune paper``: every sweep of a preset, a report of each, and one page about all."""
+"""The job of ``lensprune paper``: every sweep of a preset, a report of each, and one page on all of them."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def paper(
     base: str | None = None,
     distilled: str | None = None,
 ) -> Path:
-    """Run the study `preset` on `model`, each sweep into a folder of its own below `out`, and write its pages.
+    """Run the study `preset` on `model`, each sweep into its own folder in `out`, and write its pages.
 
-    What is finished is kept: called again after a stop it goes on where it was.
+    Finished cells are kept: call it again to resume.
 
     Args:
         model: a name or path for `load_model`.
@@ -58,7 +58,7 @@ def paper(
         The page about the whole study, which links to the report of each sweep.
 
     Raises:
-        UserError: an unknown preset, half a pair, or whatever `sweep`, `measure_replacement` and the reports refuse.
+        UserError: an unknown preset, half a pair, or other invalid input.
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
@@ -96,8 +96,8 @@ def paper(
             runs.append((part, run))
         pair_result = None if pair is None else run_pair(chosen, pair, folder, generation, **options)
     except KeyboardInterrupt:
-        # What a sweep says of itself would continue that sweep alone.
-        raise KeyboardInterrupt(f"stopped: go on with the study in {folder} by giving the same command again") from None
+        # A sweep's own message would resume that sweep alone.
+        raise KeyboardInterrupt(f"stopped: rerun the command to resume the study in {folder}") from None
     return write_study_page(chosen, runs, pair_result, folder)
 
 

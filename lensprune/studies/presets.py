@@ -47,7 +47,7 @@ class ReplacementPart:
 
 @dataclass(frozen=True)
 class Preset:
-    """Sweeps that make up a study, and the choices that the paper leaves open.
+    """The sweeps of a study, and the choices that the paper leaves open.
 
     `pair` is the base and the distilled model that are compared unless others are given; without either the study
     has no such part. `pair_sweeps` are made on both of them, `replacements` between them.
@@ -63,7 +63,7 @@ class Preset:
 
 
 def _replacements(task: str, limit: int) -> tuple[ReplacementPart, ...]:
-    """Attention outputs and whole layers, one by one and more and more from the bottom."""
+    """Attention outputs and whole layers, one by one and cumulatively from the bottom."""
     made = []
     for component, words in (("attention_output", "attention output"), ("layer", "layer")):
         single = f"What does each {words} bring, put into the base or missing from the distilled model?"
@@ -152,7 +152,7 @@ PRESETS: dict[str, Preset] = {
                 ),
             ),
             (
-                "200 items a task (mmlu: 200 a subject), 100 for heads and groups.",
+                "200 items per task (mmlu: 200 per subject), 100 for heads and groups.",
                 "The distilled pair is the one that is given: its layers on 200 items of gsm8k_cot and of retrieval, "
                 "exchanges on 100 of gsm8k_cot.",
                 *_CHOICES,

@@ -23,7 +23,7 @@ def report(folder: str | Path, other: str | Path | None = None, *, out: str | Pa
         The page.
 
     Raises:
-        UserError: no run there, a replacement that is not finished or is to be compared, runs that share nothing, the
+        UserError: no run there, a replacement that is unfinished or to be compared, runs with nothing in common, the
             same folder twice, or a place that can't be written to.
     """
     replacements = [place for place in (folder, other) if place is not None and read_spec(Path(place)).replaces_weights]

@@ -1,1 +1,1 @@
-"""Run variants on tasks, store the outcomes, and continue where it stopped."""
+"""Run variants on tasks, store the outcomes, and resume."""

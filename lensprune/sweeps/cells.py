@@ -29,7 +29,7 @@ logger = logging.getLogger("lensprune")
 
 MOST_CUT_OFF = 0.1
 FEWEST_ANSWERS = 4
-"""With fewer answers, half of them being the same says nothing."""
+"""With fewer answers, half of them being equal means nothing."""
 
 
 def measure_cells(
@@ -40,7 +40,7 @@ def measure_cells(
     progress: ProgressCallback,
     log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
-    """Yield the records of each variant on one (task, protocol), as soon as they are there.
+    """Yield the records of each variant on one (task, protocol), as soon as they are measured.
 
     Args:
         log: keeps answers of variants that are not finished; what it holds is not asked again.
@@ -107,7 +107,7 @@ def warn_of_cut_off(task: str, protocol: str, outcomes: Sequence[Outcome], max_n
 
 
 def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) -> None:
-    """Warn where more than half of the clean model's answers are extracted as one string that seldom is the right one.
+    """Warn where more than half of the clean model's answers are extracted as one string that is seldom right.
 
     A filter that takes the first word of a sentence ("The") does that.
     """

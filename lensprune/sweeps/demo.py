@@ -18,7 +18,7 @@ DEMO_LIMIT = 12
 def demo(out: str | Path = "runs/demo", *, progress: bool = True) -> Run:
     """Skip each layer of `DEMO_MODEL` in turn, on the bundled `DEMO_TASKS`, under all three protocols.
 
-    Called again with the same folder it goes on where it was stopped.
+    Call it again with the same folder to resume.
     """
     return sweep(
         DEMO_MODEL,

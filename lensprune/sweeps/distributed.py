@@ -2,7 +2,7 @@
 
 Each worker loads the model once and measures units of cells; records come back to this process, the only one that
 writes the run folder. A worker that is lost or hangs is replaced, and when this process is stopped the same command
-goes on from the run folder, with as many workers as there are then.
+resumes from the run folder, with as many workers as there are then.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def run_on_ray(
 
     Args:
         model: a name or path that every worker can load.
-        options: `workers` of them are started (``None``: one a GPU, on a cluster without GPUs one a CPU), on the
+        options: `workers` of them are started (``None``: one per GPU, on a cluster without GPUs one per CPU), on the
             cluster at `ray_address`, or on a local one that is started for the sweep.
         stall_seconds: see `STALL_SECONDS`.
 
     Raises:
         UserError: Ray is not installed or not reachable, the cluster is too small, the model was given as an object,
-            and all that a sweep refuses.
+            and other invalid input of a sweep.
         LensPruneError: workers are lost again and again at the same place.
-        KeyboardInterrupt: stopped by the user; the message says how to go on.
+        KeyboardInterrupt: stopped by the user; the message says how to resume.
     """
     if not isinstance(model, (str, Path)):
         raise UserError(
@@ -93,7 +93,7 @@ def _full_path(given: str | Path) -> str:
 
 
 def _for_workers(options: SweepOptions) -> SweepOptions:
-    """What one worker is asked to do: the same sweep, by itself."""
+    """The options of one worker: the same sweep, by itself."""
     return replace(
         options,
         backend=None,
@@ -159,10 +159,10 @@ def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
 
 
 def _share(ray: Any, options: SweepOptions) -> dict[str, int]:
-    """What one worker takes of the cluster.
+    """The resources of one worker.
 
     Raises:
-        UserError: the cluster has not even that.
+        UserError: the cluster lacks them.
     """
     total = ray.cluster_resources()
     on_gpu = total.get("GPU", 0) > 0 and not (options.device or "").startswith("cpu")
@@ -178,7 +178,7 @@ def _share(ray: Any, options: SweepOptions) -> dict[str, int]:
 
 
 def _places(ray: Any, share: dict[str, int]) -> int:
-    """Workers that the cluster has room for."""
+    """Number of workers that the cluster has room for."""
     total = ray.cluster_resources()
     wanted = {"CPU": share["num_cpus"], "GPU": share["num_gpus"]}
     fitting = [int(total.get(name, 0) // amount) for name, amount in wanted.items() if amount]

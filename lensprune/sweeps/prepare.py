@@ -1,4 +1,4 @@
-"""Everything a sweep can check and build before the first forward pass: tasks, prompts, variants, spec."""
+"""Everything that a sweep checks and builds before the first forward pass: tasks, prompts, variants, spec."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _prompts_hash(items: Sequence[ItemRequests]) -> str:
 
 
 def load_tasks(options: SweepOptions) -> list[LoadedTask]:
-    """The items of every task that was asked for.
+    """The items of every requested task.
 
     Raises:
         UserError: a task that is unknown, lacks a protocol, is given twice, or has no rows.
@@ -238,7 +238,7 @@ def _reference_prompts(
 
 
 def resolved_variants(facts: ModelFacts, options: SweepOptions) -> tuple[Variant, ...]:
-    """The variants that were asked for in a model of this shape, clean first.
+    """The requested variants in a model of this shape, clean first.
 
     Raises:
         UserError: a part that the model lacks, a name used twice, or no variant at all.
@@ -255,14 +255,14 @@ def conditions_of(
     *,
     with_reference: bool = False,
 ) -> tuple[Condition, ...]:
-    """What each (task, protocol) asks of a model; only the model's facts and tokenizer are used.
+    """The requests of each (task, protocol); only the model's facts and tokenizer are used.
 
     Args:
         text: contents of the reference file; ``None`` for few-shot examples.
         with_reference: collect reference prompts too.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: invalid input.
     """
     from lensprune.protocols import build_requests
     from lensprune.protocols.chat import template_date_of
@@ -282,12 +282,12 @@ def conditions_of(
 
 
 def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> SweepJob:
-    """Check everything that was asked for, load tasks and model, and build all requests. Writes nothing.
+    """Check all options, load tasks and model, and build all requests. Writes nothing.
 
     What can be refused without the weights is refused before they are loaded.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: invalid input.
     """
     tasks, text = check_before_loading(options, out)
     hooked = open_model(model, **option_values(options, Loading, Splitting))
@@ -312,7 +312,7 @@ def check_before_loading(options: SweepOptions, out: Path | None = None) -> tupl
         The tasks, and the contents of the reference file (``None`` for few-shot examples).
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: invalid input.
     """
     if options.executor not in executor_names():
         raise unknown_name("executor", options.executor, (*executor_names(), *BACKENDS))
@@ -340,7 +340,7 @@ def _check_reference_options(options: SweepOptions) -> None:
 
 
 def decoding_of(model: HookedModel, asked: Sequence[Condition], use: str) -> dict[str, Any]:
-    """What the model's generation config decides about texts, where any is generated; `use`: as `GreedyRules` takes it.
+    """What the model's generation config decides about generated texts, where there are any; `use`: as `GreedyRules`.
 
     Raises:
         UserError: it asks for another algorithm of decoding.

@@ -38,14 +38,14 @@ def fewshot_prompts(
     chat_template: bool,
     template_date: str | None = None,
 ) -> list[tuple[int, ...]]:
-    """Up to `MAX_PROMPTS` prompts made of few-shot examples, in the very form in which the protocol asks its items.
+    """Up to `MAX_PROMPTS` prompts made of few-shot examples, in the protocol's own format.
 
-    Each example of a seeded draw takes the place of the question, in front of it as many other examples (of its own
+    Each example of a seeded draw takes the place of the question, after as many other examples (of its own
     subject, where examples are drawn by subject) as the scored items have; under the likelihood protocols its right
     answer follows.
 
     Raises:
-        UserError: no example is left that is not scored, or one can't be asked.
+        UserError: no example is left that is not scored, or one can't become a prompt.
     """
     scored = {_key(item.doc) for item in task.items}
     pool = [doc for doc in _pool(task, data_dir) if _key(doc) not in scored]
@@ -69,7 +69,7 @@ def fewshot_prompts(
         right = [form.gold(example.item.doc) if isinstance(form, MultipleChoiceFormat) else 0 for example in built]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
-            f"a few-shot example of task {task.task.name} cannot be asked ({type(error).__name__}: {error})"
+            f"a few-shot example of task {task.task.name} can't become a prompt ({type(error).__name__}: {error})"
         ) from error
     prompts = []
     for example, index in zip(built, right, strict=True):

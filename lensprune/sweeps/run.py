@@ -77,10 +77,10 @@ def sweep(
     progress: bool = True,
     command: str = "",
 ) -> Run:
-    """Measure accuracy with parts of a model removed, and how it differs from the whole model's on the same items.
+    """Measure accuracy with parts of a model removed, and its change from the whole model's on the same items.
 
-    The clean model is always measured first. Every finished cell (variant, task, protocol) is stored at once, so a
-    sweep with an `out` folder that was stopped goes on where it was, when it is called again or with ``resume``.
+    The clean model is always measured first. Every finished cell (variant, task, protocol) is stored at once: call a
+    stopped sweep with an `out` folder again, or ``resume``, to resume it.
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
@@ -88,51 +88,59 @@ def sweep(
         protocols: any of ``default``, ``continuation``, ``generate``.
         variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
             ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``.
-        limit: so many items of each task; ``None`` takes all.
+        limit: number of items of each task; ``None`` takes all.
         items: which ones a limit takes, as in `load_task`: ``drawn`` (a sample by `seed`) or ``first``.
         shots: few-shot examples; ``None`` takes each task's own number.
         seed: of drawn items, few-shot examples, generated tasks and the donor prompt.
         data_dir: folder with ``<task>/<split>.jsonl``.
         reference: where `mean` and `resample` take their activations from: ``fewshot`` (each task's own examples
-            that are not scored, asked as the protocol asks) or a text file.
+            that are not scored, in the protocol's format) or a text file.
         mean_mode: ``pooled`` (over ordinary positions; the first token has its own mean), ``pooled_all`` (one mean over
             all positions) or ``per_position``.
         leave_out_repeated: leave out items that are among their own few-shot examples, because a row is in two splits;
             without it they are kept, as in lm-eval, with a warning.
         chat_template: put prompts into the model's chat format.
-        template_date: that a chat template with a clock writes, YYYY-MM-DD; ``None`` is 2024-07-26, whatever the day.
-        max_new_tokens: new tokens of a text at most, under ``generate``; ``None`` takes the task's own number.
+        template_date: date that a chat template with a clock writes, YYYY-MM-DD; ``None`` is 2024-07-26 on any day.
+        max_new_tokens: most new tokens per text, under ``generate``; ``None`` takes the task's own number.
         until: stop strings beside the task's own, or instead of them with `until_only`.
         generation_config: ``none`` ignores the model's generation config: penalties, suppressed tokens, end tokens.
         temperature: above 0, texts are sampled, with random numbers that depend on (seed, item, sample, position)
             alone, so variants are coupled to the clean model; ``None`` takes the task's own, most often 0.
-        top_p, top_k: what is sampled among; ``None`` takes the task's or the generation config's.
-        samples: texts of each item; Δμ and its interval are then those of items, whose outcome is the mean of theirs.
+        top_p, top_k: what is sampled from; ``None`` takes the task's or the generation config's.
+        samples: texts per item; Δμ and its interval are then over items, whose outcome is the mean of their samples.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
         executor: how rows are run, ``forked`` or ``hooked``; every executor gives the same numbers. ``ray`` spreads the
             cells over Ray workers that run ``forked``, ``ray:hooked`` over such that run ``hooked``.
-        workers: with ``ray``, how many; ``None`` takes one a GPU, or one a CPU where there are no GPUs.
+        workers: with ``ray``, how many; ``None`` takes one per GPU, or one per CPU where there are no GPUs.
         ray_address: with ``ray``, a running cluster, ``ray://head:10001`` or ``auto``; ``None`` starts a local one.
         batch_tokens: tokens in a batch; ``None`` takes the executor's default.
         memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
-        screen: of a sweep over heads or key/value groups, the share to measure: those whose removal costs most by an
-            estimate of all (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
-        lost_more_than: which variants lose more accuracy than this? Each is asked blocks of items until it is named,
-            with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
+        screen: share of the heads or key/value groups to measure: those whose estimated removal costs most
+            (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
+        lost_more_than: which variants lose more accuracy than this? Each is measured on blocks of items until it is
+            named, with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
         looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`.
         q: false discovery rate of what is named.
-        until_width: each variant is asked blocks of items until its 95% interval is no wider than this.
+        until_width: each variant is measured on blocks of items until its 95% interval is no wider than this.
         keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
             refused.
         out: run folder; ``None`` keeps the run in memory.
         progress: show a progress bar.
         command: the command line, kept in the spec.
 
+    Returns:
+        The run; `Run.summary` has one row per cell, with Δμ = accuracy of the variant − accuracy of the clean model.
+
     Raises:
-        UserError: anything the user can mend; nothing is written then, apart from cells that were finished before
-            a disk filled up.
+        UserError: invalid input; nothing is written then, except for cells that were finished before a disk filled up.
         HookNeverFired: a hook of a variant did not run.
-        KeyboardInterrupt: stopped by the user; the message says how to go on.
+        KeyboardInterrupt: stopped by the user; the message says how to resume.
+
+    Examples:
+        >>> task = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
+        >>> removed = lp.sweep(model, task, "generate", lp.each_layer(model, layers=[1]), limit=4, progress=False)
+        >>> removed.summary()[["variant", "accuracy", "delta"]].to_dict("records")
+        [{'variant': 'clean', 'accuracy': 1.0, 'delta': 0.0}, {'variant': 'L1.skip', 'accuracy': 0.0, 'delta': -1.0}]
     """
     options = SweepOptions.given(**option_values(locals(), SweepOptions))
     if keep_hooks:
@@ -151,7 +159,7 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
 
     job = prepare(model, options, folder)
     executor = make_executor(options.executor, job.model, options.batch_tokens, options.memory)
-    # The executor that runs, which is not the one asked for where that can't run this model.
+    # The executor that runs, which is not the requested one where that can't run this model.
     execution = replace(job.spec.execution, executor=executor.name)
     job = replace(job, spec=replace(job.spec, execution=execution))
     existing = None if folder is None else check_out_folder(folder)
@@ -175,7 +183,7 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
 
 
 def _power_lines(job: SweepJob) -> list[str]:
-    """What the sweep will be able to name, once for each number of items and clusters."""
+    """The smallest loss that the sweep can name, once per number of items and clusters."""
     shapes = []
     for asked in job.conditions:
         clusters = {item.item.cluster for item in asked.items}
@@ -228,15 +236,27 @@ def resume(
     workers: int | None = None,
     ray_address: str | None = None,
 ) -> Run:
-    """Continue the run in `folder` where it stopped; a finished run is only summarised again.
+    """Resume the run in `folder`; a finished run is only summarised again.
 
     Args:
+        folder: run folder, the `out` of `sweep`.
+        progress: show a progress bar.
         executor: run the missing cells with another executor, or spread them as `sweep` does; the numbers are the same.
         workers, ray_address: as for `sweep`; with a run that was spread over Ray workers they need no `executor`.
+
+    Returns:
+        The finished run.
 
     Raises:
         UserError: no run there; its model, tasks or data have changed (the difference is named); its model or its
             hooks exist only in Python.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = run.save(folder)
+        ...     lp.resume(folder, progress=False).n_finished
+        5
     """
     path = Path(folder)
     spec = read_spec(path)
@@ -264,7 +284,7 @@ def resume(
 
 
 def _options_of(spec: SweepSpec) -> SweepOptions:
-    """What the run was asked for: each option under its own name in the spec, but for those that the spec resolved."""
+    """The options of the run: each under its own name in the spec, except for those that the spec resolved."""
     execution = spec.execution
     asked = option_values({**vars(spec), **vars(execution)}, SweepOptions) | {
         "tasks": tuple(execution.task_files.get(task.name, task.name) for task in spec.tasks),

@@ -1,4 +1,4 @@
-"""Dealing cells out to workers that may be slow, hang, die or come late, with every cell stored once."""
+"""Distributing cells to workers that may be slow, hang, die or join late, with every cell stored once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class WorkerPool(Protocol):
     """Workers by number, wherever they run."""
 
     def start(self) -> int:
-        """Begin one more worker; it may have to wait for room."""
+        """Start one more worker; it may have to wait for room."""
         ...
 
     def assign(self, worker: int, unit: Unit) -> None: ...
@@ -53,7 +53,7 @@ class WorkerPool(Protocol):
 
 @dataclass
 class _State:
-    """What is known of one worker. `progress_at` is ``None`` until it answered for the first time."""
+    """The state of one worker. `progress_at` is ``None`` until it answered for the first time."""
 
     progress_at: float | None = None
     ready: Ready | None = None
@@ -66,7 +66,7 @@ class Scheduler:
     """Keeps `size` workers busy; a lost or stalled one is replaced and its unfinished cells are dealt out again.
 
     Args:
-        stall_seconds: a worker that answered once and then makes no progress for so long is given up.
+        stall_seconds: time without progress after which a worker that has answered is given up.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Scheduler:
 
         Args:
             spec: of the run; a worker whose own spec would give other numbers is refused.
-            progress: called with rows answered; with a negative number where a lost worker's answers are given up.
+            progress: called with rows answered; with a negative number where a lost worker's answers are discarded.
 
         Raises:
             UserError, HookNeverFired, LensPruneError: as a worker met it; a worker with other numbers; cells at
@@ -213,4 +213,6 @@ class Scheduler:
         waiting = sum(state.progress_at is None for state in self._workers.values())
         if waiting and not self._warned and now - self._began > _WARN_SECONDS:
             self._warned = True
-            logger.warning("%d of %d workers have not begun: the cluster has no room for them yet", waiting, self.size)
+            logger.warning(
+                "%d of %d workers have not started: the cluster has no room for them yet", waiting, self.size
+            )

@@ -1,4 +1,4 @@
-"""Screening: rank all heads by an estimate, and measure only the strongest, with a random control set beside them.
+"""Screening: rank all heads by an estimate, and measure only the strongest, with a random control set.
 
 The estimate is attribution patching towards the ablated value (`estimate_logprobs`), of the very thing that a record
 calls logprob_margin; under ``generate``, of the log-probability of the clean model's own text.
@@ -34,9 +34,9 @@ from lensprune.terminal import progress_bar
 __all__ = ["MIN_CONTROLS", "choose", "estimated_effects", "screened", "screened_count"]
 
 MARGIN = 1.5
-"""So many times the heads that are sought are measured for their estimates."""
+"""Multiple of the requested number of heads that is measured for its estimates."""
 MIN_CONTROLS = 8
-"""Heads drawn at random at least; otherwise half as many as are sought."""
+"""Minimum number of heads drawn at random; otherwise half the requested number."""
 
 
 def estimated_effects(
@@ -117,7 +117,7 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
     """The same sweep with only the chosen heads to measure, and all estimates in its spec.
 
     Args:
-        existing: spec of the run that is gone on with, whose estimates are taken over.
+        existing: spec of the resumed run, whose estimates are taken over.
 
     Raises:
         UserError: a variant that is not the removal of one head or key/value group, or nothing to rank by.
@@ -176,7 +176,7 @@ def _estimates(job: SweepJob, heads: Sequence[Variant], executor: Executor, prog
 
 
 def _sizes(n_heads: int, fraction: float) -> tuple[int, int, int]:
-    """Number of heads sought in one (task, protocol), of those measured for their estimates, and of controls."""
+    """Number of heads requested in one (task, protocol), of those measured for their estimates, and of controls."""
     size = max(1, math.ceil(fraction * n_heads))
     return size, math.ceil(MARGIN * size), max(MIN_CONTROLS, size // 2)
 
@@ -192,7 +192,7 @@ def choose(
     """The variants to measure, in their order, and why: ``strongest`` or ``control``.
 
     Strongest are `MARGIN` times the `fraction` of the variants with the largest estimated loss in any (task, protocol):
-    estimates err most where they decide. Controls are drawn from the others.
+    estimates are least accurate where they decide. Controls are drawn from the others.
 
     Args:
         estimates: rows with ``task``, ``protocol``, ``variant`` and ``estimate``.

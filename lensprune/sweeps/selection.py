@@ -17,14 +17,19 @@ _PLENTY = 10**6
 
 @dataclass(frozen=True)
 class VariantSelection:
-    """One variant for each part of a kind, as the command line asks for them.
+    """One variant per component of a kind, as the command line chooses them, before the model is known.
 
-    `over`: ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``, or a part of the user's
-    own. `ablation`: ``None`` takes skip for layers and zero for everything else. `layers`, `heads` (or other indices
-    within a layer): text like ``0,10,20-29``; ``None`` takes all.
+    `over`: ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``, or a registered
+    component's own word. `ablation`: ``None`` takes skip for layers and zero for everything else. `layers`, `heads` (or
+    other indices within a layer): text like ``0,10,20-29``; ``None`` takes all.
 
     Raises:
         UserError: an unknown name, a combination that means nothing, or text that is not a list of numbers.
+
+    Examples:
+        >>> selection = lp.VariantSelection("heads", layers="0,2-3", heads="1")
+        >>> [variant.name for variant in selection.resolve(lp.as_hooked_model(model).facts)]
+        ['L0.H1.zero', 'L2.H1.zero', 'L3.H1.zero']
     """
 
     over: str = "layers"
@@ -61,7 +66,7 @@ class VariantSelection:
 
 
 def with_clean(variants: Sequence[Variant], facts: ModelFacts) -> tuple[Variant, ...]:
-    """The variants behind the clean model, checked against the model.
+    """The clean model, then the variants, checked against the model.
 
     Raises:
         UserError: none at all, a name used twice, a variant that changes nothing, or a part that the model lacks.

@@ -39,7 +39,7 @@ class Failure:
     message: str
 
     def raised(self) -> LensPruneError:
-        """The error to raise where the sweep was asked for."""
+        """The error to raise in the process that started the sweep."""
         kinds: dict[str, type[LensPruneError]] = {"UserError": UserError, "HookNeverFired": HookNeverFired}
         if self.kind in kinds:
             return kinds[self.kind](self.message)
@@ -48,7 +48,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class WorkerUpdate:
-    """What happened since the worker was asked last: rows answered, cells finished; `done` when a unit is."""
+    """What happened since the last poll: rows answered, cells finished; `done` when a unit is."""
 
     rows: int = 0
     cells: tuple[tuple[CellKey, pa.Table], ...] = ()

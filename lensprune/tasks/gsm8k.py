@@ -69,7 +69,7 @@ CHAIN_OF_THOUGHT_EXAMPLES: tuple[Doc, ...] = (
 
 
 def final_answer(doc: Doc) -> str:
-    """The number behind ``####`` in a GSM8K row, or behind "The answer is" in a chain-of-thought example.
+    """The number after ``####`` in a GSM8K row, or after "The answer is" in a chain-of-thought example.
 
     Raises:
         ValueError: the row has neither.

@@ -65,7 +65,7 @@ def with_pairs(row: Doc, pairs: int, gold: GoldPosition | int, index: int) -> di
     if wanted not in records:
         raise UserError(f"task {_FOLDER!r}: row {index + 1} has no pair {wanted[0]!r}: {wanted[1]!r}")
     if len(records) < pairs:
-        raise UserError(f"task {_FOLDER!r}: row {index + 1} has {len(records)} pairs, {pairs} were asked for")
+        raise UserError(f"task {_FOLDER!r}: row {index + 1} has {len(records)} pairs, {pairs} were requested")
     own_place = records.index(wanted)
     others = [record for record in records if record != wanted][: pairs - 1]
     places = {

@@ -57,6 +57,11 @@ def load_task(
     Raises:
         UserError: unknown task or parameter; `limit` or `shots` out of range; rows missing or not as the task needs
             them (file, row and column are named); more shots than examples; references that no answer can match.
+
+    Examples:
+        >>> loaded = lp.load_task("facts", limit=2)
+        >>> len(loaded.items), sorted(loaded.task.formats)
+        (2, ['continuation', 'default', 'generate'])
     """
     if limit is not None and limit <= 0:
         raise UserError(f"limit {limit} is not a number of items: expected 1 or more")

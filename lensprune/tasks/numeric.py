@@ -70,7 +70,7 @@ def number_generation(
 ) -> GenerationFormat:
     """``generate`` for a task whose answer is a number: lm-eval's GSM8K filters and exact match.
 
-    ``strict-match`` finds the number behind the phrase that the few-shot examples use (`strict_pattern`),
+    ``strict-match`` finds the number after the phrase that the few-shot examples use (`strict_pattern`),
     ``flexible-extract`` the last number of the text. `max_new_tokens` is lm-eval's default. `also_ignored`: patterns
     removed before the comparison beside GSM8K's, such as what stands in front of the number in `target`. The metric
     ``last_number`` compares the last number of the text as a number.

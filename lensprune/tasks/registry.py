@@ -51,15 +51,27 @@ def register_task(builder: B) -> B: ...
 @overload
 def register_task(*, name: str) -> Callable[[B], B]: ...
 def register_task(builder: B | None = None, *, name: str | None = None) -> B | Callable[[B], B]:
-    """Decorator: make the `Task` that a function returns known by the function's name (or by `name`).
+    """Decorate a function that returns a `Task`, to make the task known by a name.
 
     The function's keyword parameters, all with a default, are the task's parameters: ``my_task[pairs=10]`` calls
     ``my_task(pairs=10)``. Values are converted by annotation (``int``, ``float``, ``bool``, ``str``,
     ``Literal[...]`` and unions of these). Running the same cell of a notebook twice replaces the task.
 
+    Args:
+        builder: the function.
+        name: of the task; ``None`` takes the function's name.
+
     Raises:
         UserError: the name is taken by another function or holds characters other than letters, digits and ``_.-``;
             a parameter lacks a default.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> @lp.register_task
+        ... def easy_facts():
+        ...     return replace(lp.get_task("facts"), name="easy_facts", summary="the bundled facts, renamed")
+        >>> lp.get_task("easy_facts").name
+        'easy_facts'
     """
     if builder is None:
         return lambda function: _register(function, name or function.__name__)
@@ -80,19 +92,31 @@ def _register(builder: B, name: str) -> B:
 
 
 def task_names() -> list[str]:
-    """Names of all registered tasks, sorted."""
+    """Names of all registered tasks, sorted.
+
+    Examples:
+        >>> "facts" in lp.task_names()
+        True
+    """
     _import_built_in()
     return sorted(_builders)
 
 
 def get_task(spec: str) -> Task:
-    """Return the task called `spec`, which is a name or ``name[key=value,...]``.
+    """Return the task of a name, with its parameters.
 
     The returned task's name holds the parameters that differ from their defaults, in the order of the signature,
     so that two settings of one task never share a name; so does the name of its closed-book task.
 
+    Args:
+        spec: ``name`` or ``name[key=value,...]``.
+
     Raises:
         UserError: unknown task or parameter (with the nearest names), or a value of the wrong kind.
+
+    Examples:
+        >>> lp.get_task("kv_retrieval[pairs=4]").parameters["pairs"]
+        4
     """
     name, given = parse_spec(spec, "task")
     _import_built_in()

@@ -158,7 +158,7 @@ class Dataset:
     twins: Callable[[Sequence[Doc]], Sequence[str]] | None = None
 
     def __call__(self, request: RowRequest) -> Rows:
-        """Read the evaluated rows, and the few-shot pool if shots are asked for.
+        """Read the evaluated rows, and the few-shot pool if shots are requested.
 
         Raises:
             UserError: no source has the rows, or they are not as described.

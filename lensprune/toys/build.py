@@ -40,7 +40,7 @@ def build(
 ) -> dict[str, str]:
     """Train teacher, base and distilled, and write each to ``out/NAME`` in Hugging Face's layout, in float16.
 
-    ``out/work`` holds the float32 weights between stages, so that a build that was stopped goes on with the next stage.
+    ``out/work`` holds the float32 weights between stages, so that a stopped build resumes with the next stage.
 
     Args:
         teacher_weights: ``work/teacher.safetensors`` of an earlier build, to distil from that teacher instead of

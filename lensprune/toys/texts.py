@@ -82,7 +82,7 @@ class TextSource:
         self._blocks: dict[object, Iterator[Doc]] = {}
 
     def retrieval(self, pairs: int) -> Text:
-        """Key-value retrieval, in which every key of the object is asked for twice, in any order."""
+        """Key-value retrieval, in which every key of the object is queried twice, in any order."""
         row = self._next(("kv", pairs), lambda seed: generate_kv_rows(_ROWS_A_BLOCK, pairs, "word", seed))
         fmt = self._retrieval
         records: Sequence[tuple[str, str]] = [(str(k), str(v)) for k, v in row["ordered_kv_records"]]

@@ -1,4 +1,4 @@
-"""The toys' tokenizer, written by hand: one token per phrase, key and number of the tasks, bytes for the rest."""
+"""The toys' tokenizer, written by hand: the tasks' phrases, one token per key and number, bytes for the rest."""
 
 from __future__ import annotations
 

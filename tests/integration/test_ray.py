@@ -148,7 +148,7 @@ def test_a_stopped_driver_goes_on_by_resume(
         write(store, *args)
 
     monkeypatch.setattr(RunStore, "write", stop)
-    with pytest.raises(KeyboardInterrupt, match="5 of 52 cells are stored; go on with: lensprune resume"):
+    with pytest.raises(KeyboardInterrupt, match="5 of 52 cells are stored; resume with: lensprune resume"):
         run_on_ray(str(folder), on_ray(), out=out, progress=False)
     monkeypatch.undo()
     assert main(["resume", str(out), "--workers", "1"]) == 0

@@ -86,7 +86,7 @@ def test_stopped_and_resumed_gives_identical_records(
 
     monkeypatch.setattr(RunStore, "write", stop)
     stored = f"{after} of 36 cells( and answers of unfinished ones)? are stored"
-    with pytest.raises(KeyboardInterrupt, match=f"{stored}; go on with: lensprune resume"):
+    with pytest.raises(KeyboardInterrupt, match=f"{stored}; resume with: lensprune resume"):
         sweep(folder, out)
     monkeypatch.setattr(RunStore, "write", write)
     assert len(record_files(out)) == after

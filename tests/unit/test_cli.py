@@ -211,12 +211,12 @@ def test_lists(command: str, expected: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def stopped(folder: str, **options: object) -> None:
-        raise KeyboardInterrupt("stopped: 3 of 9 cells are stored; go on with: lensprune resume runs/x")
+        raise KeyboardInterrupt("stopped: 3 of 9 cells are stored; resume with: lensprune resume runs/x")
 
     monkeypatch.setattr("lensprune.sweeps.run.resume", stopped)
     monkeypatch.setattr("lensprune.runs.store.read_spec", lambda folder: SimpleNamespace(replaces_weights=False))
     assert cli.main(["resume", "runs/x"]) == 130
-    assert capsys.readouterr().err.endswith("go on with: lensprune resume runs/x\n")
+    assert capsys.readouterr().err.endswith("resume with: lensprune resume runs/x\n")
 
 
 @pytest.mark.slow

@@ -344,7 +344,7 @@ def test_a_sweep_over_tasks_of_lm_eval_takes_an_option_or_refuses_it(
     if option in inspect.signature(sweep_lm_eval).parameters:
         assert _plain(seen[option]) == _plain(SOME_VALUES[option])
     else:
-        assert f"{flag} means nothing with --lm-eval-task" in capsys.readouterr().err
+        assert f"{flag} has no effect with --lm-eval-task" in capsys.readouterr().err
         assert not seen
 
 

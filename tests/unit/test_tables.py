@@ -74,7 +74,7 @@ def test_the_documentation_lists_every_row() -> None:
     assert _first_column("docs/reference/ablations.md", "component") == {part.component.__name__ for part in parts()}
     assert _first_column("docs/reference/ablations.md", "ablation") == set(ablation_kinds())
     assert _first_column("docs/reference/protocols.md", "protocol") == set(protocol_names())
-    assert _first_column("docs/how-to/reports.md", "analysis") == {row.name for row in analyses()}
+    assert _first_column("docs/reference/figures.md", "analysis") == {row.name for row in analyses()}
     page = ROOT / "docs" / "reference" / "commands.md"
     [paragraph] = [p for p in page.read_text(encoding="utf-8").split("\n\n") if p.startswith("`--over`")]
     words = set(re.findall(r"`([\w-]+)`", paragraph))

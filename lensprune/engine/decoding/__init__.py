@@ -1,4 +1,4 @@
-"""Greedy decoding of many variants on many prompts in one step a token: the forked executor's way to generate."""
+"""Greedy decoding of many variants on many prompts in one step per token: the forked executor's way to generate."""
 
 from lensprune.engine.decoding.decoder import GroupDecoder
 from lensprune.engine.decoding.groups import group_variants, request_chunks

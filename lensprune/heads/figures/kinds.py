@@ -63,7 +63,7 @@ def head_figure_of(
         effects: returns the table of `scores_with_effects`; called only where a figure needs it.
 
     Raises:
-        UserError: an unknown kind or score, or one that there is nothing for.
+        UserError: an unknown kind or score, or one without data.
     """
     if kind not in HEAD_KINDS:
         raise unknown_kind(kind, HEAD_KINDS)

@@ -24,7 +24,7 @@ def removal_data(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def removal_figure(table: pd.DataFrame, *, mode: str = "remove", title: str = "") -> list[Axes]:
-    """Draw accuracy against k: one panel per (task, protocol), one line an order, random orders as their mean and the
+    """Draw accuracy against k: one panel per (task, protocol), one line per order, random orders as their mean and the
     range of the middle 95%.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a head does against what the model loses without it."""
+"""Head functions against the losses without each head."""
 
 from __future__ import annotations
 

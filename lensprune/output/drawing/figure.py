@@ -1,4 +1,4 @@
-"""A figure as a value: what it is called, what it says, how it is drawn and from what table."""
+"""A figure as a value: its name, its text, how it is drawn and from which table."""
 
 from __future__ import annotations
 

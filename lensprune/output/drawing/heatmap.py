@@ -39,7 +39,7 @@ def head_heatmaps(
         label: what the values are, with their unit, beside the colours.
 
     Returns:
-        One Axes a panel, all of one figure.
+        One Axes per panel, all of one figure.
 
     Raises:
         UserError: nothing to draw.

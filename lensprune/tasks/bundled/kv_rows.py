@@ -53,12 +53,12 @@ def generate_kv_rows(n: int, pairs: int, keys: str = "word", seed: int = 0) -> l
 
     Args:
         n: number of rows.
-        pairs: key-value pairs a row.
+        pairs: key-value pairs per row.
         keys: ``word``: common nouns with four-digit numbers; ``uuid``: random UUIDs (version 4) on both sides.
         seed: any whole number.
 
     Raises:
-        UserError: unknown kind of keys, no rows or pairs asked for, or more pairs than there are words.
+        UserError: unknown kind of keys, no rows or pairs requested, or more pairs than there are words.
     """
     if keys not in _PAIRS:
         raise unknown_name("kind of keys", keys, KEY_KINDS)

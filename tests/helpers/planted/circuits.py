@@ -168,7 +168,7 @@ BLUEPRINTS = {
 
 @cache
 def model_of(name: str, shape: str) -> HookedModel:
-    """One of the circuits as a loaded model, once a session."""
+    """One of the circuits as a loaded model, once per session."""
     return loaded(BLUEPRINTS[name], shape)
 
 

@@ -79,5 +79,5 @@ No head predicts operators, ``=`` or full stops.
 
 @cache
 def reasoner(shape: str) -> HookedModel:
-    """The reasoner as a loaded model, once a session."""
+    """The reasoner as a loaded model, once per session."""
     return loaded(REASONER, shape)

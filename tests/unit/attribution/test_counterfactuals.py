@@ -127,7 +127,7 @@ def test_answers_that_begin_alike_join_the_prompt() -> None:
     assert model.tokenizer.decode(list(pair.clean)) == "2 + 9 = 1"
     assert model.tokenizer.decode([pair.answer]) == "1"
     assert model.tokenizer.decode([pair.wrong]) == "0"
-    with pytest.raises(UserError, match="part at no token"):
+    with pytest.raises(UserError, match="have no differing token"):
         pair_from_texts(model, "2 + 9 =", "2 + 8 =", " 1", " 10")
     with pytest.raises(UserError, match="must correspond"):
         pair_from_texts(model, "2 + 9 =", "2 + 88 =", " 1", " 2")

@@ -25,5 +25,5 @@ def test_ways_are_compared_on_the_same_heads() -> None:
 
 
 def test_one_way_alone_is_refused() -> None:
-    with pytest.raises(UserError, match="two ablations, or one with its estimate"):
+    with pytest.raises(UserError, match="give two, or one with its estimate"):
         importance_agreement(tiny("llama"), "facts", ablations=["zero"], estimates=False)

@@ -273,7 +273,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, tmp_path: Path
     assert process.returncode == 130, errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith("lensprune: stopped: ")
-    assert last.endswith(f"go on with: lensprune resume {out}")
+    assert last.endswith(f"resume with: lensprune resume {out}")
     stored = len(lp.Run.load(out).finished())
     assert 0 < stored < 39
     assert f"stopped: {stored} of 39 cells" in last

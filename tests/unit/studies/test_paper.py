@@ -59,7 +59,7 @@ def test_a_study_goes_on_and_ends_in_a_page(
     command = ["paper", "--model", str(deep), "--out", str(out), "--device", "cpu"]
     assert main(command) == 130
     stopped = capsys.readouterr().err.splitlines()[-1]
-    assert stopped == f"lensprune: stopped: go on with the study in {out} by giving the same command again"
+    assert stopped == f"lensprune: stopped: rerun the command to resume the study in {out}"
     kept = {path: path.stat().st_mtime_ns for path in (out / "layers" / "records").iterdir()}
     assert len(kept) == 11
     assert not (out / "report.html").exists()

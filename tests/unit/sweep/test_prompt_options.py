@@ -121,7 +121,7 @@ def test_the_command_line_refuses_a_date_that_is_none(capsys: pytest.CaptureFixt
     assert "template date 'tomorrow' is not a date: expected one like 2024-07-26" in capsys.readouterr().err
     theirs = ["sweep", "--model", "toy-base", "--lm-eval-task", "hellaswag", "--template-date", "2024-07-26"]
     assert main(theirs) == 2
-    assert "--template-date means nothing with --lm-eval-task" in capsys.readouterr().err
+    assert "--template-date has no effect with --lm-eval-task" in capsys.readouterr().err
 
 
 def test_every_function_that_loads_tasks_leaves_repeated_items_out(overlapping: str) -> None:

@@ -187,7 +187,7 @@ def test_workers_that_wait_for_room_are_no_stall(caplog: pytest.LogCaptureFixtur
         store, _, scheduler = run(pool, stall=30.0)
     assert store.finished() == expected()
     assert scheduler.lost == 0
-    assert "2 of 3 workers have not begun" in caplog.text
+    assert "2 of 3 workers have not started" in caplog.text
 
 
 def test_a_worker_in_this_process_measures_what_it_is_given(family_folder: Callable[[str], Path]) -> None:

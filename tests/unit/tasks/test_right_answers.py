@@ -1,4 +1,4 @@
-"""One made-up row a task, and the answer that a reader of the row would call right."""
+"""One made-up row per task, and the answer that a reader of the row would call right."""
 
 from __future__ import annotations
 
