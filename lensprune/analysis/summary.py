@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from jaxtyping import Int
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.intervals import mean_intervals, unit_sums
@@ -125,8 +127,13 @@ def _cell(table: pa.Table) -> Cell:
     )
 
 
-def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
+def read_group(
+    outcomes: Outcomes, task: str, protocol: str, items: Int[np.ndarray, " some"] | None = None
+) -> Group | None:
     """Read the cells of one (task, protocol), a file at a time; ``None`` when none is finished.
+
+    Args:
+        items: places of the items to take; ``None`` takes all.
 
     Raises:
         UserError: a name that is not part of the run.
@@ -135,11 +142,17 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
     keys = outcomes.finished(task, protocol)
     if not keys:
         return None
-    shared = outcomes.cell(keys[0], ["chance", "cluster"])
+    task = keys[0].task
+
+    def read(key: CellKey, columns: Sequence[str]) -> pa.Table:
+        cell = outcomes.cell(key, columns)
+        return cell if items is None else cell.take(items)
+
+    shared = read(keys[0], ["chance", "cluster"])
     names = shared.column("cluster").to_pandas()
     codes, distinct = pd.factorize(names)
     clustered = bool(names.notna().all()) and len(names) > 0
-    cells = {key.variant: _cell(outcomes.cell(key, _READ)) for key in keys}
+    cells = {key.variant: _cell(read(key, _READ)) for key in keys}
     ids = cells[keys[0].variant].item_ids
     for name, cell in cells.items():
         if not cell.item_ids.equals(ids):
@@ -154,7 +167,7 @@ def read_group(outcomes: Outcomes, task: str, protocol: str) -> Group | None:
         chances=shared.column("chance").to_numpy(zero_copy_only=False),
         clusters=codes if clustered else None,
         n_clusters=len(distinct) if clustered else len(ids),
-        at_chance=cell_at_chance(outcomes.cell(clean, list(CHANCE_COLUMNS))) if clean in keys else None,
+        at_chance=cell_at_chance(read(clean, CHANCE_COLUMNS)) if clean in keys else None,
     )
 
 

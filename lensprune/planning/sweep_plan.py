@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
-from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
 from lensprune.engine.registry import executor_info
@@ -41,7 +41,7 @@ def plan(
     model: str | Path,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
-    variants: Sequence[Variant] | VariantSelection | str = "layers",
+    variants: VariantsLike | VariantSelection = "layers",
     *,
     limit: int | None = None,
     shots: int | None = None,

@@ -66,6 +66,7 @@ class Analysis:
             UserError: an option that the analysis lacks, a name that is not part of this run, or nothing to measure.
             LensPruneError: the table lacks one of `columns`.
         """
+        task = None if task is None else outcomes.task_named(task)
         given = {"task": task, "protocol": protocol, **options}
         given = {name: value for name, value in given.items() if value is not None}
         for name in given:
@@ -107,6 +108,7 @@ _TAKEN = frozenset(
         *(
             "cell",
             "cells",
+            "compare",
             "concentration",
             "copy_to",
             "critical_layers",
@@ -117,7 +119,7 @@ _TAKEN = frozenset(
         ),
         *("folder", "heads_and_groups", "item", "load", "n_expected", "n_finished", "open_book_gap", "overlap", "plot"),
         *("plot_data", "protocol_gap", "questions", "ranked", "records", "report", "save", "screen", "screen_quality"),
-        *("select", "signatures", "spec", "summary"),
+        *("select", "signatures", "spec", "summary", "task_named"),
     }
 )
 """What a run has under that name: a plug-in's table would hide it, or take the place of its file."""

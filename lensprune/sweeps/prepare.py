@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from lensprune.ablation.choices import reference_kinds
+from lensprune.ablation.hooks import with_hook_names
 from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import Variant
 from lensprune.engine.registry import BACKENDS, executor_names
@@ -238,7 +239,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Sweep
     """
     tasks, text = check_before_loading(options, out)
     hooked = open_model(model, **option_values(options, Loading, Splitting))
-    variants = resolved_variants(hooked.facts, options)
+    variants = tuple(with_hook_names(hooked, variant) for variant in resolved_variants(hooked.facts, options))
     conditions = conditions_of(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
     spec = sweep_spec(
         model,
