@@ -21,7 +21,7 @@ from lensprune.sweeps.options import (
     add_options,
 )
 
-__all__ = ["add_execution", "add_measured", "add_model", "add_out", "add_sweep_options"]
+__all__ = ["add_execution", "add_json", "add_measured", "add_model", "add_out", "add_sweep_options"]
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -34,6 +34,13 @@ def add_model(options: Options, option: str = "--model") -> None:
 def add_out(options: Options, what: str) -> None:
     """Where `what` is written."""
     options.add_argument("--out", metavar="FOLDER", help=f"{what} (without it nothing is kept)")
+
+
+def add_json(options: Options) -> None:
+    """Print a table as JSON."""
+    options.add_argument(
+        "--json", action="store_true", help="print JSON: a list with one object per row, null for none"
+    )
 
 
 def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--model",)) -> argparse._ArgumentGroup:

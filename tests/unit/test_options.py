@@ -148,7 +148,7 @@ def test_commands_have_the_declared_options(name: str) -> None:
 
 
 def test_every_command_is_compared() -> None:
-    others = {"models", "tasks", "report", "analyse", "demo"}
+    others = {"models", "tasks", "report", "analyse", "demo", "runs", "completion"}
     assert set(commands()) == set(LIKE_A_SWEEP) | others
     for name in others:
         assert not {action.dest for action in commands()[name]._actions} & set(DECLARED)
