@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -212,8 +213,9 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     groups = (Items, Reference, Loading, Splitting, Execution)
     used = option_values(arguments, *groups)
     ours = {"task": arguments.task, "protocol": arguments.protocol, **option_values(arguments, SweepOptions)}
+    default_of = {own.name: own.default for own in fields(SweepOptions)}
     for name, value in ours.items():
-        if value and name not in used:
+        if value and value != default_of.get(name) and name not in used:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
     for group in groups:

@@ -6,11 +6,11 @@ import argparse
 
 from lensprune.commands.options import add_execution, add_measured
 from lensprune.errors import UserError
-from lensprune.sweeps.options import Execution, Items, Loading, Prompts, Rows, Splitting, option_values
+from lensprune.sweeps.options import Execution, Items, Loading, Prompts, Rows, Sampling, Splitting, option_values
 
 __all__ = ["add_arguments", "run"]
 
-GROUPS = (Items, Rows, Prompts, Loading, Splitting, Execution)
+GROUPS = (Items, Sampling, Rows, Prompts, Loading, Splitting, Execution)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

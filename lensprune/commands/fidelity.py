@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 
 from lensprune.commands.options import add_execution, add_model
-from lensprune.sweeps.options import Execution, Items, Loading, Prompts, Rows, Splitting, add_options, option_values
+from lensprune.sweeps.options import (
+    Execution,
+    Items,
+    Loading,
+    Prompts,
+    Rows,
+    Sampling,
+    Splitting,
+    add_options,
+    option_values,
+)
 
 __all__ = ["add_arguments", "run"]
 
@@ -33,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROTOCOL",
         help="with --validate: sweep under these, generate among them (default: all three)",
     )
-    add_options(parser, Items, Rows, Prompts, limit=24)
+    add_options(parser, Items, Sampling, Rows, Prompts, limit=24)
     add_execution(parser, "folder for tables")
 
 
@@ -50,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             layers=arguments.layers,
             validate=arguments.validate,
             protocols=arguments.protocol,
-            **option_values(arguments, Items, Rows, Prompts, Loading, Splitting, Execution),
+            **option_values(arguments, Items, Sampling, Rows, Prompts, Loading, Splitting, Execution),
         )
     )
     return 0

@@ -15,6 +15,7 @@ from lensprune.sweeps.options import (
     Prompts,
     Reference,
     Rows,
+    Sampling,
     Screening,
     Splitting,
     Workers,
@@ -61,7 +62,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         metavar="NAME",
         help=f"{in_words(protocol_names())}; repeat for several (default: default)",
     )
-    add_options(group, Items, Rows, Prompts)
+    add_options(group, Items, Sampling, Rows, Prompts)
     return group
 
 

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parts", type=int, required=True, metavar="N", help="variants tested together: layers or heads of the sweep"
     )
-    parser.add_argument("--items", type=int, action="append", metavar="N", help="number of items; repeat for several")
+    parser.add_argument("--n", type=int, action="append", metavar="N", help="number of items; repeat for several")
     parser.add_argument("--task", metavar="TASK", help="take clusters and the most items from this task")
     add_options(parser, Rows)
     parser.add_argument("--clusters", type=int, metavar="N", help="clusters that the items fall into")
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         power_report(
             arguments.parts,
-            arguments.items,
+            arguments.n,
             task=arguments.task,
             clusters=arguments.clusters,
             flips=flips,

@@ -24,6 +24,7 @@ from lensprune.sweeps.cells import reference_of
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import Condition, check_before_loading, conditions_of, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
 
 __all__ = ["AnswerReading", "fidelity", "read_answers"]
@@ -55,6 +56,7 @@ def fidelity(
     variants: VariantsLike | VariantSelection = "layers",
     *,
     limit: int | None = None,
+    items: str = DRAWN,
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,

@@ -22,8 +22,19 @@ from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
 from lensprune.primitives.battery import default_texts, text_rows
 from lensprune.primitives.effects import token_losses
-from lensprune.sweeps.options import Execution, Items, Loading, Prompts, Rows, Splitting, SweepOptions, option_values
+from lensprune.sweeps.options import (
+    Execution,
+    Items,
+    Loading,
+    Prompts,
+    Rows,
+    Sampling,
+    Splitting,
+    SweepOptions,
+    option_values,
+)
 from lensprune.sweeps.run import sweep
+from lensprune.tasks.item_choice import DRAWN
 
 __all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]
 
@@ -77,6 +88,7 @@ def validate_fidelity(
     over: str = "layers",
     layers: Sequence[int] | None = None,
     limit: int = 24,
+    items: str = DRAWN,
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
@@ -117,7 +129,7 @@ def validate_fidelity(
     hooked = open_model(model, **option_values(given, Loading, Splitting))
     facts = hooked.facts
     variants = each_layer(facts, "skip", layers) if over == "layers" else each_head(facts, "zero", layers)
-    options = option_values(given, Items, Rows, Prompts, Execution)
+    options = option_values(given, Items, Sampling, Rows, Prompts, Execution)
     general = _general(hooked, variants, over)
     tables: dict[str, list[pd.DataFrame]] = {
         name: [] for name in ("agreement", "scores", "summary", "gap", "sample_efficiency")

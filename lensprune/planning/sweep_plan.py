@@ -33,6 +33,7 @@ from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resol
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_count
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN
 
 __all__ = ["plan"]
 
@@ -44,6 +45,7 @@ def plan(
     variants: VariantsLike | VariantSelection = "layers",
     *,
     limit: int | None = None,
+    items: str = DRAWN,
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,

@@ -22,6 +22,7 @@ from lensprune.runs.store import CellStore, check_out_folder, open_store, stoppe
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import Condition, conditions_of, decoding_of, load_tasks, questions_of, sweep_spec
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
 
 __all__ = ["measure_replacement"]
@@ -42,6 +43,7 @@ def measure_replacement(
     alpha: float = 1.0,
     renamed_tokens: bool = False,
     limit: int | None = None,
+    items: str = DRAWN,
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,

@@ -48,7 +48,8 @@ def power_report(
     counted = None if clusters is None else [min(clusters, n) for n in wanted]
     name = "independent items" if clusters is None else f"{clusters} clusters"
     if task is not None:
-        loaded = load_task(task, data_dir=None if data_dir is None else Path(data_dir))
+        folder = None if data_dir is None else Path(data_dir)
+        loaded = load_task(task, data_dir=folder)
         there = len(loaded.items)
         if items and max(items) > there:
             raise UserError(f"{max(items)} items are more than the {there} of task {task!r}")
@@ -56,7 +57,13 @@ def power_report(
         own = [item.cluster for item in loaded.items]
         name = f"{task}, {there} items"
         if clusters is None and all(own):
-            counted = [len(set(own[:n])) for n in wanted]
+            # A limit of a task by clusters counts in each.
+            counted = [
+                min(n, len(set(own)))
+                if loaded.task.by_cluster
+                else len({item.cluster for item in load_task(task, data_dir=folder, limit=n).items})
+                for n in wanted
+            ]
     table = power_table(wanted, parts, flips=flips, clusters_of=counted)
     rows = [["items", "clusters", "smallest loss"]]
     for n, n_clusters, loss in table[["n", "n_clusters", "smallest_loss"]].itertuples(index=False):

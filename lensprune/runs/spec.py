@@ -92,7 +92,7 @@ class SweepSpec:
 
     `model` is the name the model was asked for; `weights_hash`, `config_hash`, `tokenizer_hash` and the shape say which
     model it is, so a moved folder is still the same model. `variants` is the resolved list, clean first.
-    `limit` and `shots` are as asked for (``None``: all items; each task's own number of shots).
+    `limit`, `items` and `shots` are as asked for (``None``: all items; each task's own number of shots).
     """
 
     model: str
@@ -114,6 +114,8 @@ class SweepSpec:
     shots: int | None = None
     seed: int = 0
     limit: int | None = None
+    items: str = "first"
+    """As asked for; a spec without it is of a time when a limit took the first ones."""
     reference: str | None = None
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
@@ -218,7 +220,7 @@ class SweepSpec:
 
 
 _UNCOVERED: dict[type, tuple[str, ...]] = {
-    SweepSpec: ("model", "shots", "limit", "leave_out_repeated"),
+    SweepSpec: ("model", "shots", "limit", "items", "leave_out_repeated"),
     ExecutionSpec: tuple(field.name for field in fields(ExecutionSpec)),
     TaskSpec: ("kind", "closed_book"),
 }

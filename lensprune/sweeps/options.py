@@ -24,6 +24,7 @@ from lensprune.protocols.dates import DEFAULT_DATE, check_date
 from lensprune.protocols.registry import protocol_named
 from lensprune.registry import in_words
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN, ItemChoice
 
 __all__ = [
     "FEWSHOT",
@@ -34,6 +35,7 @@ __all__ = [
     "Prompts",
     "Reference",
     "Rows",
+    "Sampling",
     "Screening",
     "Seed",
     "Splitting",
@@ -153,7 +155,7 @@ class Items(Seed):
 
     limit: int | None = option(
         None,
-        "the first N items of each task (default: all)",
+        "N items of each task (default: all)",
         metavar="N",
         parse=whole_number,
         check=_between(1, MAX_ITEMS, "limit", "items"),
@@ -164,6 +166,18 @@ class Items(Seed):
         metavar="N",
         parse=whole_number,
         check=_between(0, MAX_SHOTS, "shots", "examples"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Group):
+    """Which items a limit takes of rows that stand in a file."""
+
+    items: str = option(
+        DRAWN,
+        "which items --limit takes: drawn (a sample by --seed) or first (in the order of the file, as lm-eval)",
+        metavar="WHICH",
+        check=ItemChoice.parse,
     )
 
 
@@ -285,7 +299,7 @@ class Workers(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, Workers):
+class SweepOptions(Items, Sampling, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, Workers):
     """What a sweep was asked to do, apart from the model; see `lensprune.sweep` for the meaning of each."""
 
     tasks: tuple[str, ...]

@@ -23,6 +23,7 @@ from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, op
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
 from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
 
 __all__ = ["resume", "run_sweep", "sweep"]
@@ -35,6 +36,7 @@ def sweep(
     variants: VariantsLike | VariantSelection = "layers",
     *,
     limit: int | None = None,
+    items: str = DRAWN,
     shots: int | None = None,
     seed: int = 0,
     data_dir: str | Path | None = None,
@@ -70,9 +72,10 @@ def sweep(
         variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
             ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``. A variant may also be
             given as an `Ablation`, a list of these, or its name, like ``L12.skip``.
-        limit: the first so many items of each task; ``None`` takes all.
+        limit: so many items of each task; ``None`` takes all.
+        items: which ones a limit takes, as in `load_task`: ``drawn`` (a sample by `seed`) or ``first``.
         shots: few-shot examples; ``None`` takes each task's own number.
-        seed: of few-shot examples, generated tasks and the donor prompt.
+        seed: of drawn items, few-shot examples, generated tasks and the donor prompt.
         data_dir: folder with ``<task>/<split>.jsonl``.
         reference: where `mean` and `resample` take their activations from: ``fewshot`` (each task's own examples
             that are not scored, asked as the protocol asks) or a text file.

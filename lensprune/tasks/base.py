@@ -131,6 +131,10 @@ class Rows:
 
     `fewshot_is_evaluated` marks a few-shot pool that is the evaluated split itself, so that an item never sees
     its own answer. `parameters` are those that only the rows decide (they are added to the task's).
+    `random_order` says that the rows come in random order, as generated ones do, so that a limit takes the first ones
+    instead of drawing. `twins`, where given, has a label for each row: rows with the same one are near copies (they
+    share a passage, or differ in a word). Twins are drawn together; where the task has no clusters, they are its
+    clusters.
     """
 
     docs: Sequence[Doc]
@@ -138,6 +142,8 @@ class Rows:
     source: str
     fewshot_is_evaluated: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    random_order: bool = False
+    twins: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)

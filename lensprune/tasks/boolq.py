@@ -5,7 +5,7 @@ from __future__ import annotations
 from lensprune.tasks.base import Doc, Task
 from lensprune.tasks.formats import three_protocols, uniform_chance
 from lensprune.tasks.registry import register_task
-from lensprune.tasks.sources import Dataset
+from lensprune.tasks.sources import Dataset, sharing
 
 __all__ = ["boolq"]
 
@@ -26,7 +26,8 @@ def _gold(doc: Doc) -> int:
 def boolq() -> Task:
     """lm-eval's ``boolq`` under ``continuation`` (the words no and yes; acc decides).
 
-    ``default`` and ``generate`` show passage and question with the options ``A. no`` and ``B. yes``.
+    ``default`` and ``generate`` show passage and question with the options ``A. no`` and ``B. yes``. Questions
+    about one passage are one cluster.
     """
     return Task(
         name="boolq",
@@ -47,6 +48,7 @@ def boolq() -> Task:
             hub="aps/super_glue",
             config="boolq",
             splits=("validation",),
+            twins=sharing("passage"),
         ),
         exclude_self=True,
         lm_eval={"continuation": "boolq"},

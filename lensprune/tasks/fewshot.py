@@ -69,6 +69,11 @@ class FewshotDraw:
             kept = self._random.sample(self._others(doc), self._shots)
         return tuple(kept)
 
+    def skip(self, doc: Doc) -> None:
+        """Pass over `doc`, so that the next item has the examples that it has behind it."""
+        if self._sampler == "random":
+            self.draw(doc)
+
     def _others(self, doc: Doc) -> list[Doc]:
         others = [example for example in self._pool if example != doc] if self._exclude_self else self._pool
         if len(others) < self._shots:

@@ -7,7 +7,7 @@ import re
 from lensprune.tasks.base import Doc, Task
 from lensprune.tasks.formats import three_protocols, uniform_chance
 from lensprune.tasks.registry import register_task
-from lensprune.tasks.sources import Dataset
+from lensprune.tasks.sources import Dataset, sharing
 
 __all__ = ["hellaswag"]
 
@@ -34,7 +34,8 @@ def _gold(doc: Doc) -> int:
 def hellaswag() -> Task:
     """lm-eval's ``hellaswag`` under ``continuation`` (acc_norm decides).
 
-    ``default`` and ``generate`` show the same text with the four endings as lettered options, in MMLU's form.
+    ``default`` and ``generate`` show the same text with the four endings as lettered options, in MMLU's form. Rows from
+    one video or article are one cluster.
     """
     return Task(
         name="hellaswag",
@@ -47,6 +48,7 @@ def hellaswag() -> Task:
             columns=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
             hub="Rowan/hellaswag",
             splits=("validation",),
+            twins=sharing("source_id"),
         ),
         exclude_self=True,
         lm_eval={"continuation": "hellaswag"},

@@ -181,6 +181,8 @@ class _KeyValueRows:
             source,
             fewshot_is_evaluated=shared,
             parameters={"keys": keys},
+            # Random keys, and the places of the gold pairs are balanced over any first rows.
+            random_order=True,
         )
 
     def _file_with_enough_pairs(self, folder: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from lensprune.errors import UserError
 from lensprune.tasks.base import Doc, GenerationFormat, Item, LoadedTask, PromptFormat, RowRequest, Rows, Task
 from lensprune.tasks.fewshot import LM_EVAL_SEED, FewshotDraw
+from lensprune.tasks.item_choice import DRAWN, ItemChoice
 from lensprune.tasks.nulls import WatchedRow
 from lensprune.tasks.own_answers import check_own_answers
 from lensprune.tasks.registry import get_task
@@ -26,6 +27,7 @@ def load_task(
     *,
     data_dir: Path | None = None,
     limit: int | None = None,
+    items: str = DRAWN,
     shots: int | None = None,
     seed: int = 0,
     split: str | None = None,
@@ -37,7 +39,10 @@ def load_task(
         spec: a task, its name, ``name[key=value,...]``, or the path of a task's YAML file.
         data_dir: folder that holds ``<folder>/<split>.jsonl``; without it, or without the task's folder in it, rows
             come from the bundled data, else from the Hugging Face hub.
-        limit: the first so many items (MMLU: of each subject), as lm-eval's ``--limit`` takes them.
+        limit: so many items (MMLU: of each subject); ``None`` or more than there are: all, in the order of the rows.
+        items: which ones a limit takes. ``drawn``: a sample by `seed`, every subject with its share, twins together; of
+            rows that come in random order, as generated ones do, the first. ``first``: the first, as lm-eval takes
+            them. An item has the same id and the same few-shot examples whichever others are taken.
         shots: few-shot examples an item; ``None`` is the task's default.
         seed: few-shot examples are drawn with seed 1234 + `seed`, so that 0 draws those that lm-eval draws by default.
             Tasks that generate their rows generate others for another seed.
@@ -55,6 +60,7 @@ def load_task(
     n_shots = task.default_shots if shots is None else shots
     if n_shots < 0:
         raise UserError(f"shots {n_shots} is not a number of examples: expected 0 or more")
+    choice = ItemChoice.parse(items)
     rows = task.load(
         RowRequest(
             data_dir=Path(data_dir) if data_dir is not None else None,
@@ -64,22 +70,22 @@ def load_task(
             seed=seed,
         )
     )
-    items = _items(task, rows, n_shots, limit, LM_EVAL_SEED + seed)
-    repeated = [item for item in items if item.doc in item.fewshot]
+    taken = _items(task, rows, n_shots, limit, seed, choice)
+    repeated = [item for item in taken.values() if item.doc in item.fewshot]
     if repeated:
         logger.warning(
-            f"task {task.name!r}: {len(repeated)} of {len(items)} items stand among their own few-shot examples, since "
+            f"task {task.name!r}: {len(repeated)} of {len(taken)} items stand among their own few-shot examples, since "
             f"rows are in both splits, and are {'left out' if leave_out_repeated else 'kept'}; the first is item "
             f"{repeated[0].id}"
         )
     if leave_out_repeated:
-        items = tuple(item for item in items if item.doc not in item.fewshot)
-        if not items:
+        taken = {place: item for place, item in taken.items() if item.doc not in item.fewshot}
+        if not taken:
             raise UserError(f"task {task.name!r}: every item stands among its own few-shot examples")
-    _check_items(task, items, rows.source)
+    _check_items(task, taken, rows.source)
     return LoadedTask(
         task=task,
-        items=items,
+        items=tuple(taken.values()),
         fewshot_pool=tuple(_pool(task, rows)),
         shots=n_shots,
         seed=seed,
@@ -110,44 +116,69 @@ def _group(task: Task, doc: Doc) -> str | None:
     return task.cluster(doc) if task.by_cluster else None
 
 
-def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int) -> tuple[Item, ...]:
+def _items(
+    task: Task, rows: Rows, shots: int, limit: int | None, seed: int, choice: ItemChoice
+) -> dict[int, Item]:
+    """The chosen items with their examples, by their places among the rows."""
     pools: Mapping[str | None, list[Doc]] = defaultdict(list)
     for doc in _pool(task, rows):
         pools[_group(task, doc)].append(doc)
     exclude_self = task.exclude_self or (rows.fewshot_is_evaluated and task.fixed_fewshot is None)
-    draws: dict[str | None, FewshotDraw] = {}
-    taken: dict[str | None, int] = defaultdict(int)
-    items: list[Item] = []
-    for doc in rows.docs:
+    groups: dict[str | None, list[int]] = defaultdict(list)
+    labels: list[tuple[str, str | None]] = []
+    for place, doc in enumerate(rows.docs):
         group = _group(task, doc)
-        index = taken[group]
-        if limit is not None and index >= limit:
-            continue
-        taken[group] += 1
-        if group not in draws:
-            draws[group] = FewshotDraw(
-                pools[group],
-                shots,
-                sampler=task.fewshot_sampler,
-                exclude_self=exclude_self,
-                seed=seed,
-                where=f"task {task.name!r}" + (f", {group}" if group is not None else ""),
-            )
-        fewshot = draws[group].draw(doc)
+        index = len(groups[group])
+        groups[group].append(place)
         try:
-            item_id, cluster = task.item_id(doc, index), task.cluster(doc)
+            labels.append((task.item_id(doc, index), task.cluster(doc)))
         except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
-                f"task {task.name!r}: item {len(items) + 1} of {rows.source} has no id or cluster "
+                f"task {task.name!r}: item {place + 1} of {rows.source} has no id or cluster "
                 f"({type(error).__name__}: {error})"
             ) from None
-        items.append(Item(item_id, doc, cluster=cluster, fewshot=fewshot))
-    return tuple(items)
+    twins: Sequence[str | int] = range(len(rows.docs)) if rows.twins is None else rows.twins
+    taken: dict[int, Item] = {}
+    in_order = True
+    for group, of_group in groups.items():
+        draw = FewshotDraw(
+            pools[group],
+            shots,
+            sampler=task.fewshot_sampler,
+            exclude_self=exclude_self,
+            seed=LM_EVAL_SEED + seed,
+            where=f"task {task.name!r}" + (f", {group}" if group is not None else ""),
+        )
+        chosen = choice.places(
+            [labels[place][1] for place in of_group],
+            [twins[place] for place in of_group],
+            limit,
+            f"items {seed}" + (f" {group}" if group is not None else ""),
+            random_order=rows.random_order,
+        )
+        in_order = in_order and chosen == sorted(chosen)
+        # Every item has the examples that lm-eval gives it, whichever others are asked.
+        fewshot: dict[int, tuple[Doc, ...]] = {}
+        wanted = set(chosen)
+        for index in range(max(chosen) + 1):
+            doc = rows.docs[of_group[index]]
+            if index in wanted:
+                fewshot[index] = draw.draw(doc)
+            else:
+                draw.skip(doc)
+        for index in chosen:
+            place = of_group[index]
+            item_id, cluster = labels[place]
+            cluster = cluster if cluster is not None or rows.twins is None else rows.twins[place]
+            taken[place] = Item(item_id, rows.docs[place], cluster=cluster, fewshot=fewshot[index])
+    # Groups may take turns in the file.
+    return dict(sorted(taken.items())) if in_order else taken
 
 
-def _check_items(task: Task, items: Sequence[Item], source: str) -> None:
+def _check_items(task: Task, items: Mapping[int, Item], source: str) -> None:
     seen: set[str] = set()
-    for number, item in enumerate(items, start=1):
+    for place, item in items.items():
+        number = place + 1
         if item.id in seen:
             raise UserError(f"task {task.name!r}: item id {item.id!r} occurs twice in {source}")
         seen.add(item.id)
@@ -158,7 +189,7 @@ def _check_items(task: Task, items: Sequence[Item], source: str) -> None:
                 _check_doc(fmt.example or fmt, example, where)
     for protocol, fmt in task.formats.items():
         if isinstance(fmt, GenerationFormat):
-            check_own_answers(fmt, items, f"task {task.name!r}, protocol {protocol}, {source}")
+            check_own_answers(fmt, list(items.values()), f"task {task.name!r}, protocol {protocol}, {source}")
 
 
 def _check_doc(fmt: PromptFormat, row: Doc, where: str) -> None:

@@ -74,7 +74,7 @@ class _SubjectRows:
 def mmlu(subject: str = "all") -> Task:
     """MMLU in lm-eval's three forms: ``mmlu`` (letters), ``mmlu_continuation`` and ``mmlu_generative``.
 
-    As in lm-eval each subject counts for itself: `limit` takes the first items of every subject, and few-shot
+    As in lm-eval each subject counts for itself: `limit` takes so many items of every subject, and few-shot
     examples are the first rows of the subject's dev split. Items carry their subject as cluster.
 
     Raises:

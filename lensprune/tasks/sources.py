@@ -13,7 +13,7 @@ from lensprune.offline import is_offline
 from lensprune.packaged import data_folder
 from lensprune.tasks.base import Doc, RowRequest, Rows
 
-__all__ = ["Dataset", "hub_rows", "read_rows", "require_columns"]
+__all__ = ["Dataset", "hub_rows", "read_rows", "require_columns", "sharing"]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -112,6 +112,19 @@ def hub_rows(path: str, config: str | None, split: str, missing: str = "") -> li
     return rows
 
 
+def sharing(column: str) -> Callable[[Sequence[Doc]], list[str]]:
+    """The twins of `Rows`: rows with the same text in `column`; a row without it has none."""
+
+    def labels(docs: Sequence[Doc]) -> list[str]:
+        first: dict[str, int] = {}
+        return [
+            str(first.setdefault(str(doc[column]), place) if doc.get(column) else place)
+            for place, doc in enumerate(docs)
+        ]
+
+    return labels
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A dataset in the hub's column schema: a task's `load`.
@@ -130,6 +143,7 @@ class Dataset:
         process: applied to every row after the check of columns.
         keep: rows for which it is false are left out.
         files: one or more files for each split, for tasks that bring their own.
+        twins: from rows in their order to a label for each, the same for near copies; see `Rows`.
     """
 
     folder: str
@@ -141,6 +155,7 @@ class Dataset:
     process: Callable[[Doc], Doc] = lambda row: row
     keep: Callable[[Doc], bool] = lambda row: True
     files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    twins: Callable[[Sequence[Doc]], Sequence[str]] | None = None
 
     def __call__(self, request: RowRequest) -> Rows:
         """Read the evaluated rows, and the few-shot pool if shots are asked for.
@@ -166,7 +181,8 @@ class Dataset:
         fewshot: list[Doc] = []
         if request.shots:
             fewshot = docs if shot_split is None or shared else reader(shot_split)[0]
-        return Rows(docs, fewshot, source, fewshot_is_evaluated=shared)
+        twins = None if self.twins is None else self.twins(docs)
+        return Rows(docs, fewshot, source, fewshot_is_evaluated=shared, twins=twins)
 
     def _local_files(self, data_dir: Path | None) -> Mapping[str, tuple[Path, ...]]:
         if data_dir is not None:

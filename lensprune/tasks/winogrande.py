@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lensprune.tasks.base import Doc, MultipleChoiceFormat, Task
 from lensprune.tasks.formats import letter_choice, letter_generation, uniform_chance
 from lensprune.tasks.registry import register_task
@@ -31,12 +33,23 @@ def _ending(doc: Doc) -> str:
     return _sentence(doc)[_sentence(doc).index("_") + 1 :].strip()
 
 
+def _pairs(docs: Sequence[Doc]) -> list[str]:
+    """The same label for two rows one after the other that offer the same two names: twins, whose answers differ."""
+    labels: list[str] = []
+    for place, doc in enumerate(docs):
+        same = place > 0 and sorted(_options(doc)) == sorted(_options(docs[place - 1]))
+        complete = place > 1 and labels[place - 1] == labels[place - 2]
+        labels.append(labels[-1] if same and not complete else str(place))
+    return labels
+
+
 @register_task
 def winogrande() -> Task:
     """lm-eval's ``winogrande`` under ``continuation``: partial scoring (Trinh & Le 2018), where each option ends a
     context of its own and the rest of the sentence, the same for both, is scored (acc decides).
 
-    ``default`` and ``generate`` show the sentence with its blank ``_`` and the two options lettered.
+    ``default`` and ``generate`` show the sentence with its blank ``_`` and the two options lettered. Twins, two
+    rows one after the other with the same names, are one cluster.
     """
     return Task(
         name="winogrande",
@@ -61,6 +74,7 @@ def winogrande() -> Task:
             hub="allenai/winogrande",
             config="winogrande_xl",
             splits=("validation",),
+            twins=_pairs,
         ),
         exclude_self=True,
         lm_eval={"continuation": "winogrande"},

@@ -156,7 +156,7 @@ def _loaded(work: Work, data_dir: Path) -> LoadedTask:
         assert isinstance(fmt, GenerationFormat)
         task = replace(task, formats={**task.formats, work.protocol: replace(fmt, max_new_tokens=work.max_new_tokens)})
     limit = None if work.subjects else work.limit
-    loaded = load_task(task, data_dir=data_dir, limit=limit, shots=work.shots)
+    loaded = load_task(task, data_dir=data_dir, limit=limit, items="first", shots=work.shots)
     if not work.subjects:
         return loaded
     by_subject = [[i for i in loaded.items if i.cluster == subject][: work.limit] for subject in work.subjects]

@@ -53,7 +53,7 @@ def test_chat_prompts(
     expected: dict[int, list[tuple[str, Any]]] = {}
     for instance in task.instances:
         expected.setdefault(instance.doc_id, []).append(instance.args)
-    loaded = load_task(ours, data_dir=data_dir, limit=LIMIT, shots=shots)
+    loaded = load_task(ours, data_dir=data_dir, limit=LIMIT, items="first", shots=shots)
     loaded = replace(loaded, items=loaded.items[:LIMIT])
     asked = build_requests(model, loaded, protocol, chat_template=True)
     assert len(asked) == len(expected) == LIMIT

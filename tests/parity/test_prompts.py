@@ -84,7 +84,7 @@ def _assert_equal(loaded: LoadedTask, protocol: ProtocolName, theirs) -> None:
 
 @pytest.mark.parametrize("case", _cases(), ids=str)
 def test_prompts_equal_lm_evals(case: Case, data_dir: Path, tmp_path: Path) -> None:
-    loaded = load_task(case.ours, data_dir=data_dir, limit=LIMIT, shots=case.shots)
+    loaded = load_task(case.ours, data_dir=data_dir, limit=LIMIT, items="first", shots=case.shots)
     name = loaded.task.lm_eval[case.protocol].format(cluster=loaded.items[0].cluster)
     assert name == case.theirs
     _assert_equal(loaded, case.protocol, build_task(name, data_dir, tmp_path, case.shots, LIMIT))
@@ -92,7 +92,7 @@ def test_prompts_equal_lm_evals(case: Case, data_dir: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["gsm8k", "gsm8k_cot"])
 def test_default_shots_are_lm_evals(name: str, data_dir: Path, tmp_path: Path) -> None:
-    loaded = load_task(name, data_dir=data_dir, limit=3)
+    loaded = load_task(name, data_dir=data_dir, limit=3, items="first")
     theirs = build_task(name, data_dir, tmp_path, None, 3)
     assert loaded.shots == theirs.config.num_fewshot
     _assert_equal(loaded, "generate", theirs)
@@ -102,7 +102,7 @@ def test_default_shots_are_lm_evals(name: str, data_dir: Path, tmp_path: Path) -
 def test_all_subjects_of_mmlu_are_limited_one_by_one(
     protocol: ProtocolName, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    loaded = load_task("mmlu", data_dir=data_dir, limit=2)
+    loaded = load_task("mmlu", data_dir=data_dir, limit=2, items="first")
     assert [item.cluster for item in loaded.items] == [subject for subject in SUBJECTS for _ in range(2)]
     theirs = []
     for subject in SUBJECTS:
@@ -113,7 +113,7 @@ def test_all_subjects_of_mmlu_are_limited_one_by_one(
 
 
 def test_seed_changes_the_examples_as_lm_evals_seed_does(data_dir: Path, tmp_path: Path) -> None:
-    loaded = load_task("gsm8k", data_dir=data_dir, limit=4, seed=7)
+    loaded = load_task("gsm8k", data_dir=data_dir, limit=4, items="first", seed=7)
     theirs = build_task("gsm8k", data_dir, tmp_path, 5, 4)
     fmt = loaded.task.formats["generate"]
     ours = [prompt_strings(fmt, item)[0][0] for item in loaded.items]
@@ -148,6 +148,6 @@ def test_lm_evals_own_files_are_read_as_it_reads_them(
     path = tmp_path / "their.yaml"
     theirs = Path(lm_eval.__file__).parent / "tasks" / file
     path.write_text(f"{theirs.read_text()}\nfolder: {folder}\n")
-    loaded = load_task(str(path), data_dir=data_dir, limit=LIMIT, shots=shots)
+    loaded = load_task(str(path), data_dir=data_dir, limit=LIMIT, items="first", shots=shots)
     assert loaded.task.name == name
     _assert_equal(loaded, protocol, build_task(name, data_dir, tmp_path, shots, LIMIT))

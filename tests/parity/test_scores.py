@@ -185,7 +185,8 @@ def run_ours(case: Case, model: BridgeModel, executor: Executor, variant: Varian
     task = get_task(case.task)
     if case.max_new_tokens is not None:
         task = with_new_tokens(task, case.protocol, case.max_new_tokens)
-    loaded = load_task(task, data_dir=data_dir, limit=None if case.subjects else case.limit, shots=case.shots)
+    limit = None if case.subjects else case.limit
+    loaded = load_task(task, data_dir=data_dir, limit=limit, items="first", shots=case.shots)
     if case.subjects:
         loaded = replace(loaded, items=subject_items(loaded, case))
     asked = build_requests(model, loaded, case.protocol)

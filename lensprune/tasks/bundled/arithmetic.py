@@ -79,7 +79,7 @@ class _Chains:
             generate_chains(n, self.operands, self.largest, self.subtract, seed)
             for n, seed in zip(sizes, (request.seed, request.seed + _SHOT_SEED_OFFSET), strict=True)
         )
-        return Rows(docs, shots, f"generated: seed {request.seed}")
+        return Rows(docs, shots, f"generated: seed {request.seed}", random_order=True)
 
 
 @register_task

@@ -66,7 +66,7 @@ def test_what_is_no_number() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["power", "--parts", "30", "--items", "12", "--items", "50", "--out", str(tmp_path / "power")]
+    options = ["power", "--parts", "30", "--n", "12", "--n", "50", "--out", str(tmp_path / "power")]
     assert main(options) == 0
     shown = capsys.readouterr().out
     table = pd.read_csv(tmp_path / "power" / "power.csv")

@@ -31,8 +31,8 @@ def test_negative_shots(folder: Path) -> None:
         load_task("gsm8k", data_dir=folder, shots=-1)
 
 
-def test_limit_takes_the_first_rows(folder: Path) -> None:
-    loaded = load_task("gsm8k", data_dir=folder, limit=3)
+def test_the_first_rows(folder: Path) -> None:
+    loaded = load_task("gsm8k", data_dir=folder, limit=3, items="first")
     assert [item.doc for item in loaded.items] == [gsm8k_row(0), gsm8k_row(1), gsm8k_row(2)]
     assert [item.id for item in loaded.items] == ["0", "1", "2"]
     assert len(load_task("gsm8k", data_dir=folder, limit=11).items) == 10, "a limit above the rows takes all"
@@ -40,7 +40,10 @@ def test_limit_takes_the_first_rows(folder: Path) -> None:
 
 def test_a_limit_leaves_the_items_that_it_keeps_as_they_are(folder: Path) -> None:
     everything = load_task("gsm8k", data_dir=folder, shots=2)
-    assert load_task("gsm8k", data_dir=folder, shots=2, limit=4).items == everything.items[:4]
+    assert load_task("gsm8k", data_dir=folder, shots=2, limit=4, items="first").items == everything.items[:4]
+    drawn = load_task("gsm8k", data_dir=folder, shots=2, limit=4).items
+    assert set(drawn) < set(everything.items)
+    assert drawn != everything.items[:4]
 
 
 def test_default_shots(folder: Path) -> None:
@@ -114,7 +117,7 @@ def test_subjects_of_mmlu_count_one_by_one(tmp_path: Path, write_rows: RowsWrite
 
     write_rows("mmlu", "test", [row(subject, number) for number in range(4) for subject in ("anatomy", "virology")])
     write_rows("mmlu", "dev", [row(subject, number) for subject in ("virology", "anatomy") for number in range(90, 95)])
-    loaded = load_task("mmlu", data_dir=tmp_path, limit=2, shots=2)
+    loaded = load_task("mmlu", data_dir=tmp_path, limit=2, items="first", shots=2)
     assert [item.id for item in loaded.items] == ["anatomy/0", "virology/0", "anatomy/1", "virology/1"]
     for item in loaded.items:
         assert item.cluster == item.doc["subject"]
