@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_execution, add_model
+from lensprune.commands.options import add_execution, add_items_file, add_model
 from lensprune.sweeps.options import (
     Execution,
     Items,
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --validate: sweep under these, generate among them (default: all three)",
     )
     add_options(parser, Items, Sampling, Rows, Prompts, limit=24)
+    add_items_file(parser)
     add_execution(parser, "folder for tables")
 
 

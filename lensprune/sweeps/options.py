@@ -122,6 +122,10 @@ def _check_memory(size: str) -> None:
     parse_memory(size)
 
 
+def _check_choice(text: str) -> None:
+    ItemChoice.parse(text)
+
+
 def _check_data_dir(folder: str | Path) -> None:
     if not usable_path(folder, "data folder").is_dir():
         raise UserError(f"data folder {folder} does not exist")
@@ -175,9 +179,10 @@ class Sampling(Group):
 
     items: str = option(
         DRAWN,
-        "which items --limit takes: drawn (a sample by --seed) or first (in the order of the file, as lm-eval)",
+        "which items: drawn (--limit takes a sample by --seed) or first (in the order of the file, as lm-eval), either "
+        "with an offset, like drawn+40; 17,40-60 (these rows, from 0) or @FILE (these ids, one per line)",
         metavar="WHICH",
-        check=ItemChoice.parse,
+        check=_check_choice,
     )
 
 

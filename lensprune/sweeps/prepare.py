@@ -348,7 +348,7 @@ def sweep_spec(
         shots=options.shots,
         seed=options.seed,
         limit=options.limit,
-        items=options.items,
+        items=_full_items(options.items),
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
         leave_out_repeated=options.leave_out_repeated,
@@ -365,6 +365,11 @@ def sweep_spec(
             command=options.command,
         ),
     )
+
+
+def _full_items(items: str) -> str:
+    """The choice of items, with the full path of a file that names them."""
+    return f"@{usable_path(items[1:], 'file of items').resolve()}" if items.startswith("@") else items
 
 
 def _task_files(tasks: Sequence[str]) -> dict[str, str]:
