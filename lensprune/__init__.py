@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         register_ablation,
         register_part,
     )
-    from lensprune.attribution import PromptPair, counterfactual_pairs
+    from lensprune.attribution import PromptPair, counterfactual_pairs, pair_from_texts
     from lensprune.divergence.measure import fidelity
     from lensprune.engine import register_executor
     from lensprune.errors import HookNeverFired, LensPruneError, UserError
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from lensprune.sweeps.noise import noise
     from lensprune.sweeps.run import resume, sweep
     from lensprune.sweeps.selection import VariantSelection
-    from lensprune.tasks import get_task, load_task, register_task, task_names
+    from lensprune.tasks import get_task, load_task, register_task, task, task_names
 
 # Torch and transformers take seconds to import: a name is looked up when it is first used.
 _HOMES = {
@@ -93,7 +93,7 @@ _HOMES = {
         "register_part",
     ),
     "lensprune.replacement": ("ReplacementRun", "measure_replacement"),
-    "lensprune.attribution": ("PromptPair", "counterfactual_pairs"),
+    "lensprune.attribution": ("PromptPair", "counterfactual_pairs", "pair_from_texts"),
     "lensprune.engine": ("register_executor",),
     "lensprune.errors": ("HookNeverFired", "LensPruneError", "UserError"),
     "lensprune.heads": ("head_scores", "register_head_score"),
@@ -106,7 +106,7 @@ _HOMES = {
     "lensprune.sweeps.noise": ("noise",),
     "lensprune.sweeps.run": ("resume", "sweep"),
     "lensprune.sweeps.selection": ("VariantSelection",),
-    "lensprune.tasks": ("get_task", "load_task", "register_task", "task_names"),
+    "lensprune.tasks": ("get_task", "load_task", "register_task", "task", "task_names"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -148,6 +148,7 @@ __all__ = [
     "load_task",
     "measure_replacement",
     "noise",
+    "pair_from_texts",
     "plan",
     "register_ablation",
     "register_analysis",
@@ -158,6 +159,7 @@ __all__ = [
     "register_task",
     "resume",
     "sweep",
+    "task",
     "task_names",
 ]
 

@@ -7,15 +7,18 @@ says how to resume. Libraries that take seconds to import are imported by the co
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lensprune.commands import analyse as analyse_command
 from lensprune.commands import attribute as attribute_command
+from lensprune.commands import completion as completion_command
 from lensprune.commands import delta as delta_command
 from lensprune.commands import fidelity as fidelity_command
 from lensprune.commands import heads as heads_command
@@ -24,7 +27,9 @@ from lensprune.commands import paper as paper_command
 from lensprune.commands import power as power_command
 from lensprune.commands import primitives as primitives_command
 from lensprune.commands import report as report_command
-from lensprune.commands.options import add_sweep_options
+from lensprune.commands import runs as runs_command
+from lensprune.commands.examples import examples_of
+from lensprune.commands.options import add_json, add_sweep_options
 from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.sweeps.options import (
     Execution,
@@ -70,14 +75,21 @@ def _parser() -> _Parser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
         subparser = commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=examples_of(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         subparser.set_defaults(run=run)
         return subparser
 
-    command("models", _models, "list the bundled models and what else --model takes")
-    command("tasks", _tasks, "list the tasks with their protocols and parameters")
-    add_sweep_options(command("sweep", _sweep, "measure a model with parts of it removed, one at a time"))
+    add_json(command("models", _models, "list the bundled models and what else --model takes"))
+    add_json(command("tasks", _tasks, "list the tasks with their protocols and parameters"))
+    swept = command("sweep", _sweep, "measure a model with parts of it removed, one at a time")
+    add_sweep_options(swept)
+    add_json(swept)
     planned = command("plan", _plan, "estimate what a sweep would cost, from the model's configuration alone")
     add_sweep_options(planned)
     planned.add_argument_group("the machine").add_argument(
@@ -114,20 +126,31 @@ def _parser() -> _Parser:
         command("analyse", analyse_command.run, "show one analysis of a run: its table, and its figure in a file")
     )
     report_command.add_arguments(command("report", report_command.run, "write a run as one HTML page, or compare two"))
+    runs_command.add_arguments(command("runs", runs_command.run, "list the runs in a folder, and how far each is"))
     resumed = command("resume", _resume, "resume a run")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")
     add_options(resumed, Workers)
+    add_json(resumed)
     demo = command(
         "demo", _demo, "remove each layer of the bundled model in turn, on bundled tasks, under three protocols"
     )
     demo.add_argument("--out", default="runs/demo", metavar="FOLDER", help="run folder (default: runs/demo)")
+    add_json(demo)
+    completed = command(
+        "completion", partial(completion_command.run, _parser), "print a script that completes commands"
+    )
+    completion_command.add_arguments(completed)
     return parser
 
 
 def _models(arguments: argparse.Namespace) -> int:
     from lensprune.models import BUNDLED
 
+    if arguments.json:
+        rows = [{"model": name, "description": model.description} for name, model in sorted(BUNDLED.items())]
+        print(json.dumps(rows, indent=1))
+        return 0
     for name, model in sorted(BUNDLED.items()):
         print(f"{name}  {model.description}")
     print("Also: a local folder in Hugging Face's layout, a .gguf file, or a hub id such as meta-llama/Llama-3.1-8B.")
@@ -135,9 +158,9 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
-    from lensprune.commands.lists import tasks_table
+    from lensprune.commands.lists import tasks_json, tasks_table
 
-    print(tasks_table())
+    print(tasks_json() if arguments.json else tasks_table())
     return 0
 
 
@@ -147,7 +170,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     values = _sweep_arguments(arguments)
     from lensprune.sweeps.run import sweep
 
-    return _show(sweep(arguments.model, **values, command=arguments.command_line))
+    return _show(sweep(arguments.model, **values, command=arguments.command_line), arguments)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -203,7 +226,7 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     for group in groups:
         group(**option_values(arguments, group))
     from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
-    from lensprune.output.tables import metrics_report
+    from lensprune.output.tables import frame_json, metrics_report
     from lensprune.sweeps.selection import VariantSelection
 
     table = sweep_lm_eval(
@@ -213,7 +236,7 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         **used,
         out=arguments.out,
     )
-    print(metrics_report(table))
+    print(frame_json(table) if arguments.json else metrics_report(table))
     return 0
 
 
@@ -223,25 +246,31 @@ def _resume(arguments: argparse.Namespace) -> int:
     replaced = read_spec(Path(arguments.folder)).replaces_weights
     from lensprune.sweeps.run import resume
 
+    if replaced and arguments.json:
+        raise UserError(
+            f"{arguments.folder} holds a weight replacement, whose table is replacement.csv: leave --json out"
+        )
     if replaced:
         from lensprune.replacement import ReplacementRun
         from lensprune.replacement.text import replacement_report
 
         print(replacement_report(ReplacementRun.load(arguments.folder)))
         return 0
-    return _show(resume(arguments.folder, executor=arguments.executor, **option_values(arguments, Workers)))
+    run = resume(arguments.folder, executor=arguments.executor, **option_values(arguments, Workers))
+    return _show(run, arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from lensprune.sweeps.demo import demo
 
-    return _show(demo(out=arguments.out))
+    return _show(demo(out=arguments.out), arguments)
 
 
-def _show(run: Any) -> int:
+def _show(run: Any, arguments: argparse.Namespace) -> int:
+    from lensprune.output.tables import frame_json
     from lensprune.results.text import run_report
 
-    print(run_report(run))
+    print(frame_json(run.summary()) if arguments.json else run_report(run))
     return 0
 
 

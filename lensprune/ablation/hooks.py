@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 import torch
@@ -12,10 +13,60 @@ from jaxtyping import Int
 from lensprune.ablation.components import Component, Slot
 from lensprune.ablation.reference import ReferenceActivations, check_variants, replacement
 from lensprune.ablation.variants import Ablation, Variant
-from lensprune.errors import HookNeverFired, LensPruneError, unknown_name
+from lensprune.errors import HookNeverFired, LensPruneError, UserError, unknown_name
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 
-__all__ = ["BatchState", "VariantHooks"]
+__all__ = ["BatchState", "VariantHooks", "own_hooks", "with_hook_names"]
+
+
+def with_hook_names(model: HookedModel, variant: Variant) -> Variant:
+    """The variant with hook names for the functions that choose hook points by name.
+
+    Each function stands for the hook points that it accepts and that a forward pass runs, each once: many have several
+    names, and some never run.
+
+    Raises:
+        UserError: a function that accepts no name, or only those of hook points that never run.
+    """
+    if all(isinstance(name, str) for name, _ in variant.hooks):
+        return variant
+    hooks: list[NamedHook] = []
+    for name, function in variant.hooks:
+        names = [name] if isinstance(name, str) else _running(model, name, variant.name)
+        hooks += [(own, function) for own in names]
+    return replace(variant, hooks=tuple(hooks))
+
+
+def own_hooks(variant: Variant) -> list[NamedHook]:
+    """The hooks of a variant from `with_hook_names`."""
+    return [(name, function) for name, function in variant.hooks if isinstance(name, str)]
+
+
+def _running(model: HookedModel, accepts: Callable[[str], bool], variant: str) -> list[str]:
+    """Names that `accepts` says yes to, one for each hook point that runs, in the order of the layers."""
+    asked = sorted((name for name in model.hook_names() if accepts(name)), key=_by_number)
+    points: dict[int, str] = {}
+
+    def look(name: str) -> HookFunction:
+        def note(activation: torch.Tensor, hook: Any) -> None:
+            points.setdefault(id(hook), name)
+
+        return note
+
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.facts.device)
+    with torch.no_grad(), model.hooks([(name, look(name)) for name in asked]):
+        model.forward(token, torch.ones_like(token), token)
+    if not points:
+        what = f"{len(asked)} hook points, none of which runs" if asked else "no hook point"
+        raise UserError(
+            f"variant {variant!r}: {getattr(accepts, '__name__', repr(accepts))} accepts {what}: expected names like "
+            "blocks.0.hook_resid_pre"
+        )
+    return sorted(points.values(), key=_by_number)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
 
 
 @dataclass
@@ -47,8 +98,9 @@ class VariantHooks:
         self, model: HookedModel, variant: Variant, state: BatchState, reference: ReferenceActivations | None = None
     ) -> None:
         check_variants([variant], model.facts, reference)
-        known = model.hook_names()
-        for name, _ in variant.hooks:
+        variant = with_hook_names(model, variant)
+        own, known = own_hooks(variant), model.hook_names()
+        for name, _ in own:
             if name not in known:
                 raise unknown_name("hook", name, known)
         self._variant = variant
@@ -72,7 +124,7 @@ class VariantHooks:
                     assert_never(unknown)
         self.named: Sequence[NamedHook] = [
             (name, self._counted(function))
-            for name, function in [*writes, *((name, self._informed(hook)) for name, hook in variant.hooks), *reads]
+            for name, function in [*writes, *((name, self._informed(hook)) for name, hook in own), *reads]
         ]
 
     def check_fired(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from lensprune.ablation.choices import (
     check_allowed,
@@ -22,15 +23,19 @@ from lensprune.ablation.components import (
     check_component,
     part_named,
     part_of,
+    parts,
 )
 from lensprune.ablation.kinds import AblationKind, ablation_kind
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel, ModelFacts, NamedHook
+from lensprune.models.base import HookedModel, HookFunction, ModelFacts
 
 __all__ = [
     "CLEAN",
     "Ablation",
+    "HookName",
     "Variant",
+    "VariantsLike",
+    "as_variants",
     "check_names",
     "cumulative",
     "each_attention",
@@ -42,7 +47,11 @@ __all__ = [
     "enumerate_variants",
     "layer_range",
     "parse_indices",
+    "variant_named",
 ]
+
+HookName: TypeAlias = str | Callable[[str], bool]
+"""A hook point's name or, as in TransformerLens, a function that says of every name whether it is meant."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +101,11 @@ class Ablation:
 class Variant:
     """A named set of changes to the model; no change at all is the clean model, `CLEAN`.
 
-    `hooks` are your own ``(hook_name, function)`` pairs; they run after the ablations at the same hook point.
+    `hooks` are your own ``(hook_name, function)`` pairs; they run after the ablations at the same hook point. A
+    function in place of the name stands for every hook point whose name it accepts and that the model runs.
 
     Raises:
-        UserError: two ablations of the same component.
+        UserError: two ablations of the same component, or something other than ablations and hooks.
 
     Examples:
         >>> both = lp.Variant("no_copy", (lp.Ablation(lp.Head(0, 0), "zero"), lp.Ablation(lp.Head(1, 0), "zero")))
@@ -107,9 +117,21 @@ class Variant:
 
     name: str
     ablations: tuple[Ablation, ...] = ()
-    hooks: tuple[NamedHook, ...] = ()
+    hooks: tuple[tuple[HookName, HookFunction], ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.ablations, Ablation):
+            object.__setattr__(self, "ablations", (self.ablations,))
+        for what in ("ablations", "hooks"):
+            if not isinstance(getattr(self, what), (list, tuple)):
+                raise UserError(f"variant {self.name!r}: {what} is {getattr(self, what)!r}, expected a list")
+            object.__setattr__(self, what, tuple(getattr(self, what)))
+        for given in self.ablations:
+            if not isinstance(given, Ablation):
+                raise UserError(f"variant {self.name!r}: {_no_change(given)}")
+        for hook in self.hooks:
+            if not (isinstance(hook, tuple) and len(hook) == 2 and callable(hook[1])):
+                raise UserError(f"variant {self.name!r}: {hook!r} is no hook: expected (hook name, function)")
         components = [ablation.component for ablation in self.ablations]
         twice = next((component for component in components if components.count(component) > 1), None)
         if twice is not None:
@@ -122,7 +144,7 @@ class Variant:
 
     def _repr_html_(self) -> str:
         rows: list[tuple[str, str]] = [(ablation.component.label, ablation.kind) for ablation in self.ablations]
-        rows += [(name, f"hook {getattr(function, '__name__', repr(function))}") for name, function in self.hooks]
+        rows += [(_called(name), f"hook {_called(function)}") for name, function in self.hooks]
         lines = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows)
         table = f"<table><tr><th>where</th><th>what happens</th></tr>{lines}</table>" if rows else "nothing is changed"
         return f"<p><b>{html.escape(self.name)}</b></p>{table}"
@@ -170,6 +192,97 @@ def check_names(variants: Sequence[Variant]) -> None:
 
 CLEAN = Variant("clean")
 """The model without changes; every sweep includes it."""
+
+VariantsLike: TypeAlias = Variant | Ablation | str | Sequence[Variant | Ablation | str | Sequence[Ablation]]
+"""What `as_variants` reads."""
+
+
+def _called(given: HookName | HookFunction) -> str:
+    return given if isinstance(given, str) else getattr(given, "__name__", repr(given))
+
+
+def _no_change(given: Any) -> str:
+    """What is wrong with something that is given as a change of the model, and what is expected."""
+    if isinstance(given, Component):
+        return f"{given!r} says where and not how: give Ablation({given!r}, 'zero')"
+    return f"{given!r} is no change of the model: expected a Variant, an Ablation, or a name like L12.skip"
+
+
+def variant_named(name: str) -> Variant:
+    """The variant that `each_layer` and its siblings, `layer_range` or a set of components would call so.
+
+    A place and a kind of ablation, parted by a dot: ``L12.skip``, ``L12.mlp.zero``, ``L12.H3.mean``, ``L10-14.skip``,
+    ``L1.H0+L2.H3.zero``.
+
+    Raises:
+        UserError: another form, an unknown place or kind, or a kind that is not for this place.
+    """
+    place, _, kind = name.rpartition(".")
+    components: list[Component] = []
+    for label in place.split("+"):
+        between = re.fullmatch(r"L(\d+)-(\d+)", label)
+        if between is not None:
+            first, last = int(between[1]), int(between[2])
+            if first > last:
+                raise UserError(f"layer range {first}-{last} is empty: the first layer must not exceed the last")
+            components += [Layer(layer) for layer in range(first, last + 1)]
+            continue
+        found = next((component for part in parts() if (component := _labelled(part, label)) is not None), None)
+        if found is None:
+            labels = ", ".join(part.label.format_map(_Digits()) for part in parts())
+            raise UserError(f"unknown variant {name!r}: expected a place and an ablation, like {labels} and .zero")
+        components.append(found)
+    return Variant(name, tuple(Ablation(component, kind) for component in components))
+
+
+class _Digits(dict[str, int]):
+    """A number for every field of a label."""
+
+    def __missing__(self, field: str) -> int:
+        return 3
+
+
+def _labelled(part: Part, label: str) -> Component | None:
+    """The component of this part that has that label."""
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(part.label))
+    match = re.fullmatch(pattern, label)
+    if match is None:
+        return None
+    of_fields: Callable[..., Component] = part.component
+    return of_fields(**{field: int(value) for field, value in match.groupdict().items()})
+
+
+def as_variants(given: VariantsLike) -> tuple[Variant, ...]:
+    """Variants out of what a user gives: a `Variant`, an `Ablation`, a name (`variant_named`), or a list of these.
+
+    A list of ablations within the list is one variant, of all of them at once.
+
+    Raises:
+        UserError: something else, or a name that is none.
+    """
+    if isinstance(given, (Variant, Ablation, str, Component)):
+        return (_as_variant(given),)
+    try:
+        return tuple(_as_variant(one) for one in given)
+    except TypeError:
+        raise UserError(_no_change(given)) from None
+
+
+def _as_variant(given: Any) -> Variant:
+    if isinstance(given, Variant):
+        return given
+    if isinstance(given, Ablation):
+        return Variant(given.name, (given,))
+    if isinstance(given, str):
+        return variant_named(given)
+    if isinstance(given, (list, tuple)) and given and all(isinstance(one, Ablation) for one in given):
+        kinds = {ablation.kind for ablation in given}
+        if len(kinds) > 1:
+            return Variant("+".join(ablation.name for ablation in given), tuple(given))
+        labels = "+".join(ablation.component.label for ablation in given)
+        return Variant(f"{labels}.{kinds.pop()}", tuple(given))
+    raise UserError(_no_change(given))
+
 
 ModelLike = HookedModel | ModelFacts | Any
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lensprune.ablation.reference import ReferenceActivations
-from lensprune.ablation.variants import Variant
+from lensprune.ablation.variants import Variant, VariantsLike, as_variants
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.errors import LensPruneError, UserError, first_line, unknown_name
 from lensprune.models.adapt import current_model
@@ -43,7 +43,7 @@ class LmEvalOptions:
 def run_lm_eval_tasks(
     model: Any,
     task_names: Sequence[str],
-    variants: Sequence[Variant],
+    variants: VariantsLike,
     executor: Executor,
     options: LmEvalOptions | None = None,
     *,
@@ -76,7 +76,7 @@ def run_lm_eval_tasks(
             raise
         raise UserError("lm-eval is not installed: pip install 'lensprune[lm-eval]'") from error
 
-    hooked = current_model(model)
+    hooked, variants = current_model(model), as_variants(variants)
     options = options or LmEvalOptions()
     folders = _output_folders(options.out, variants)
     if options.limit is not None and options.limit <= 0:

@@ -72,6 +72,7 @@ def read_effects(
     """
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
+    task = outcomes.task_named(task)
     where = f"{task} under {protocol}"
     clean, samples = _clean_cell(outcomes, task, protocol, measure), outcomes.samples(task, protocol)
     parts = [

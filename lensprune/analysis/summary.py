@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from jaxtyping import Int
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.intervals import mean_intervals, unit_sums
@@ -144,10 +146,18 @@ def _firsts(table: pa.Table, samples: int) -> pa.Table:
     return table if samples == 1 else table.take(pa.array(range(0, table.num_rows, samples), pa.int64()))
 
 
-def read_group(outcomes: Outcomes, task: str, protocol: str, *, whole: bool = False) -> Group | None:
+def read_group(
+    outcomes: Outcomes,
+    task: str,
+    protocol: str,
+    items: Int[np.ndarray, " some"] | None = None,
+    *,
+    whole: bool = False,
+) -> Group | None:
     """Read the cells of one (task, protocol), a file at a time; ``None`` when none is finished.
 
     Args:
+        items: places of the items to take; ``None`` takes all.
         whole: with planned looks, all items that each variant was asked; else those that all were.
 
     Raises:
@@ -157,12 +167,20 @@ def read_group(outcomes: Outcomes, task: str, protocol: str, *, whole: bool = Fa
     keys = outcomes.finished(task, protocol)
     if not keys:
         return None
+    task = keys[0].task
     samples = outcomes.samples(task, protocol)
-    shared = _firsts(outcomes.cell(keys[0], ["chance", "cluster"], whole=whole), samples)
+    # An item's samples follow each other.
+    rows = None if items is None else (items[:, None] * samples + np.arange(samples)).ravel()
+
+    def read(key: CellKey, columns: Sequence[str]) -> pa.Table:
+        cell = outcomes.cell(key, columns, whole=whole)
+        return cell if rows is None else cell.take(rows)
+
+    shared = _firsts(read(keys[0], ["chance", "cluster"]), samples)
     names = shared.column("cluster").to_pandas()
     codes, distinct = pd.factorize(names)
     clustered = bool(names.notna().all()) and len(names) > 0
-    cells = {key.variant: _cell(outcomes.cell(key, _READ, whole=whole), samples) for key in keys}
+    cells = {key.variant: _cell(read(key, _READ), samples) for key in keys}
     ids = cells[keys[0].variant].item_ids
     for name, cell in cells.items():
         if not cell.item_ids.equals(ids.slice(0, len(cell.item_ids)) if whole else ids):
@@ -177,7 +195,7 @@ def read_group(outcomes: Outcomes, task: str, protocol: str, *, whole: bool = Fa
         chances=shared.column("chance").to_numpy(zero_copy_only=False),
         clusters=codes if clustered else None,
         n_clusters=len(distinct) if clustered else len(ids),
-        at_chance=cell_at_chance(outcomes.cell(clean, list(CHANCE_COLUMNS), whole=whole)) if clean in keys else None,
+        at_chance=cell_at_chance(read(clean, CHANCE_COLUMNS)) if clean in keys else None,
         samples=samples,
     )
 

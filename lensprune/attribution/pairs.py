@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel
+from lensprune.models.adapt import as_hooked_model
 from lensprune.models.tokenizers import encode
 
 __all__ = ["PairBatch", "PromptPair", "logit_difference", "pair_batches", "pair_from_texts"]
@@ -99,19 +100,23 @@ def pair_batches(pairs: Sequence[PromptPair], device: str, size: int) -> Iterato
             )
 
 
-def pair_from_texts(model: HookedModel, clean: str, corrupt: str, answer: str, wrong: str) -> PromptPair:
+def pair_from_texts(model: Any, clean: str, corrupt: str, answer: str, wrong: str) -> PromptPair:
     """Make a pair of prompts and their continuations, leading space included.
 
     Where both answers begin with the same tokens, these join the prompts, so that the first token that differs is the
     one that is predicted.
 
+    Args:
+        model: from `load_model`, or whatever else `as_hooked_model` accepts.
+
     Raises:
         UserError: prompts of unequal length, or answers that have no differing token.
     """
+    hooked = as_hooked_model(model)
     rows = []
     for prompt, text in ((clean, answer), (corrupt, wrong)):
-        ids = encode(model, prompt)
-        whole = encode(model, prompt + text)
+        ids = encode(hooked, prompt)
+        whole = encode(hooked, prompt + text)
         rows.append((whole[: len(ids)], whole[len(ids) :]))
     (front, right), (other, false) = rows
     shared = 0

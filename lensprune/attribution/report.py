@@ -23,6 +23,7 @@ from lensprune.attribution import (
     edge_attribution,
     faithfulness_curve,
     logit_lens,
+    pair_from_texts,
     path_patching,
 )
 from lensprune.attribution.faithfulness import MIB_FRACTIONS
@@ -37,10 +38,10 @@ from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
-from lensprune.output.tables import aligned
+from lensprune.output.tables import aligned, of_how_many
 from lensprune.terminal import progress_bar
 
-__all__ = ["METHODS", "AttributionOptions", "attribution_report", "passes"]
+__all__ = ["METHODS", "AttributionOptions", "PairTexts", "attribution_report", "passes"]
 
 _Pairs = Sequence[PromptPair]
 _PAIRS = 8
@@ -69,6 +70,29 @@ class AttributionOptions:
             for name in names:
                 if method != owner and getattr(self, name) != getattr(plain, name):
                     raise UserError(f"{name} is an option of method {owner}, not of {method}: leave it out")
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """A counterfactual pair as it is written: two prompts, what continues the first one, and what the second."""
+
+    clean: str
+    corrupt: str
+    answer: str
+    wrong: str
+
+    def pair(self, model: HookedModel) -> PromptPair:
+        """The pair in the model's tokens.
+
+        Raises:
+            UserError: as `pair_from_texts`, or prompts longer than the model's context.
+        """
+        pair = pair_from_texts(model, self.clean, self.corrupt, self.answer, self.wrong)
+        if len(pair.clean) > model.facts.n_ctx:
+            raise UserError(
+                f"the clean prompt has {len(pair.clean)} tokens, and {model.facts.name} reads {model.facts.n_ctx}"
+            )
+        return pair
 
 
 @dataclass(frozen=True)
@@ -108,14 +132,20 @@ class _Preference:
 
     @property
     def resolved(self) -> bool:
-        """Whether the answer is preferred, and by the clean prompt's difference, beyond two standard errors."""
+        """Whether the answer is preferred, and by the clean prompt's difference: beyond two standard errors, of a
+        single pair beyond 0, since nothing is said of others."""
+        if np.isnan(self.clean_error):
+            return self.clean > 0 and self.moved > 0
         return self.clean > 2 * self.clean_error and self.moved > 2 * self.moved_error
 
     def __str__(self) -> str:
-        text = (
-            f"logit difference of the answer: clean {self.clean:+.3f} ± {self.clean_error:.3f}, corrupt "
-            f"{self.corrupt:+.3f} ± {self.corrupt_error:.3f} (mean ± standard error over pairs)"
-        )
+        if np.isnan(self.clean_error):
+            text = f"logit difference of the answer: clean {self.clean:+.3f}, corrupt {self.corrupt:+.3f} (one pair)"
+        else:
+            text = (
+                f"logit difference of the answer: clean {self.clean:+.3f} ± {self.clean_error:.3f}, corrupt "
+                f"{self.corrupt:+.3f} ± {self.corrupt_error:.3f} (mean ± standard error over pairs)"
+            )
         if self.resolved:
             return text
         return (
@@ -237,9 +267,10 @@ METHODS: dict[
 def attribution_report(
     model: Any,
     method: str,
-    task: str,
+    task: str = "kv_retrieval",
     out: str | Path | None = None,
     *,
+    texts: Sequence[PairTexts] | None = None,
     limit: int = 10,
     shots: int | None = None,
     seed: int = 0,
@@ -256,6 +287,7 @@ def attribution_report(
         model: a name or path for `load_model`, or a loaded model.
         method: ``dla``, ``lens``, ``patch``, ``atp``, ``path`` or ``eap-ig``.
         task: a task with counterfactual pairs (`counterfactual_pairs`).
+        texts: pairs of your own instead of a task's.
         out: folder for CSV files and ``figures/<method>.png``.
         limit, shots, seed: of the task's items.
         options: of the method.
@@ -273,7 +305,10 @@ def attribution_report(
     if most < 1 or limit < 1:
         raise UserError("limit and the number of rows to print must be 1 or more")
     hooked = open_model(model, dtype=dtype, device=device, bos=bos)
-    pairs = counterfactual_pairs(hooked, task, limit=limit, shots=shots, seed=seed)
+    if texts is None:
+        pairs, of = counterfactual_pairs(hooked, task, limit=limit, shots=shots, seed=seed), task
+    else:
+        pairs, of = [text.pair(hooked) for text in texts], "your own"
     preference = _Preference.of(hooked, pairs)
     if not preference.resolved:
         options = replace(options, curve=False)
@@ -285,7 +320,7 @@ def attribution_report(
         for table in result.tables.values():
             if "share" in table:
                 table["share"] = float("nan")
-    title = f"{hooked.facts.name}: {method} on {len(pairs)} pairs of {task}"
+    title = f"{hooked.facts.name}: {method} on {len(pairs)} pair{'s' if len(pairs) > 1 else ''} of {of}"
     lines = [for_terminal(title), str(preference), result.note, _shown(result, most)]
     if out is not None:
         tables = {f"{name}.csv": table for name, table in result.tables.items()}
@@ -299,11 +334,14 @@ def _shown(result: _MethodResult, most: int) -> str:
     if "site" in frame:
         places = zip(frame["site"], frame["layer"], frame["head"], strict=True)
         frame = frame.assign(part=[_part(*place) for place in places])
+    total = len(frame)
     if result.rank_by is not None:
         frame = frame.loc[frame[result.rank_by].abs().sort_values(ascending=False, kind="stable").index].head(most)
     columns = result.shown or list(frame.columns)
     rows = [[_cell(column, row[column]) for column in columns] for row in frame.to_dict("records")]
-    return aligned([columns, *rows])
+    name = next(iter(result.tables))
+    left = of_how_many(len(frame), total, f"rows, largest {str(result.rank_by).replace('_', ' ')} first", f"{name}.csv")
+    return "\n".join(filter(None, [aligned([columns, *rows]), left]))
 
 
 def _part(site: str, layer: int, head: int) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_out
+from lensprune.commands.options import add_json, add_out
+from lensprune.errors import UserError
 
 __all__ = ["add_arguments", "run"]
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", metavar="TASK", help="a task of the run (default: all)")
     parser.add_argument("--protocol", metavar="NAME", help="a protocol of the run (default: all)")
+    add_json(parser)
     add_out(parser, "folder for the table and the figure")
 
 
@@ -25,8 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     from lensprune.results.text import analyses_list, analysis_report
 
     if arguments.analysis is None:
+        if arguments.json:
+            raise UserError("--json prints the table of an analysis: name one (without --json they are listed)")
         print(analyses_list(arguments.folder))
     else:
         given = (arguments.analysis, arguments.task, arguments.protocol)
-        print(analysis_report(arguments.folder, *given, out=arguments.out))
+        print(analysis_report(arguments.folder, *given, out=arguments.out, as_json=arguments.json))
     return 0

@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 
 from lensprune.commands.options import add_model, add_out
+from lensprune.errors import UserError
+from lensprune.registry import in_words
 from lensprune.sweeps.options import Items, Loading, add_options, option_values, whole_number
 
 __all__ = ["add_arguments", "run"]
+
+_LIMIT = 10
+_TEXTS = {
+    "clean": "a prompt of your own, instead of a task's",
+    "corrupt": "the same prompt with what decides the answer changed, of as many tokens",
+    "answer": "what continues the clean prompt, leading blank included",
+    "wrong": "what continues the corrupt one",
+}
+"""Options of a pair of one's own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dla (direct logit attribution), lens, patch (activation patching), atp (attribution patching), path "
         "(path patching) or eap-ig (edges, with a faithfulness curve)",
     )
-    parser.add_argument(
-        "--task", default="kv_retrieval", metavar="TASK", help="kv_retrieval or arithmetic (default: kv_retrieval)"
-    )
-    add_options(parser, Items, limit=10)
+    asked = parser.add_argument_group("prompts")
+    asked.add_argument("--task", metavar="TASK", help="kv_retrieval (the default) or arithmetic")
+    add_options(asked, Items, limit=_LIMIT)
+    # Told from one that is given, which means nothing beside texts.
+    parser.set_defaults(limit=None)
+    for name, what in _TEXTS.items():
+        asked.add_argument(f"--{name}", action="append", metavar="TEXT", help=f"{what}; repeat for several pairs")
     parser.add_argument(
         "--receiver",
         default="logits",
@@ -48,15 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Attribute, write and print."""
-    from lensprune.attribution.report import AttributionOptions, attribution_report
+    texts = _texts(arguments)
+    from lensprune.attribution.report import AttributionOptions, PairTexts, attribution_report
 
+    values = option_values(arguments, Items, Loading)
     print(
         attribution_report(
             arguments.model,
             arguments.method,
-            arguments.task,
+            arguments.task or "kv_retrieval",
             arguments.out,
-            **option_values(arguments, Items, Loading),
+            texts=[PairTexts(*text) for text in texts] or None,
+            **{**values, "limit": values["limit"] or _LIMIT},
             options=AttributionOptions(
                 receiver=arguments.receiver,
                 total=arguments.total,
@@ -67,3 +84,24 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def _texts(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
+    """The pairs that are given as texts, in the order of `_TEXTS`; none where a task is asked.
+
+    Raises:
+        UserError: some of a pair's texts are lacking, or an option of a task is given too.
+    """
+    given: dict[str, list[str]] = {name: getattr(arguments, name) or [] for name in _TEXTS}
+    flags = [f"--{name}" for name in _TEXTS]
+    if not any(given.values()):
+        return []
+    if len({len(texts) for texts in given.values()}) > 1:
+        lacking = min(given, key=lambda name: len(given[name]))
+        raise UserError(f"--{lacking} is lacking: a pair of your own is {in_words(flags, 'and')}, each once per pair")
+    for name in ("task", "limit", "shots"):
+        if getattr(arguments, name) is not None:
+            raise UserError(
+                f"--{name} means nothing beside {in_words(flags, 'and')}, which are the prompts: leave it out"
+            )
+    return list(zip(*given.values(), strict=True))

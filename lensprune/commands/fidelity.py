@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_execution, add_model
+from lensprune.commands.options import add_execution, add_items_file, add_model
 from lensprune.sweeps.options import (
     Execution,
     Generation,
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --validate: protocols of the sweep, with generate among them (default: all three)",
     )
     add_options(parser, Items, Sampling, Rows, Prompts, Generation, limit=24)
+    add_items_file(parser)
     add_execution(parser, "folder for tables")
 
 

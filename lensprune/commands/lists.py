@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from lensprune.output.tables import aligned
 from lensprune.protocols.registry import protocols_of
 from lensprune.tasks import get_task, task_names
 
-__all__ = ["tasks_table"]
+__all__ = ["tasks_json", "tasks_table"]
 
 
 def tasks_table() -> str:
@@ -17,3 +19,19 @@ def tasks_table() -> str:
         parameters = ", ".join(f"{key}={value}" for key, value in task.parameters.items())
         rows.append([name, ", ".join(protocols_of(task)), parameters or "-", task.summary])
     return aligned(rows)
+
+
+def tasks_json() -> str:
+    """The same as a JSON list: name, protocols, parameters and what it is."""
+    tasks = [(name, get_task(name)) for name in task_names()]
+    rows = [
+        {
+            "task": name,
+            "protocols": list(protocols_of(task)),
+            "parameters": dict(task.parameters),
+            "summary": task.summary,
+            "kind": task.kind,
+        }
+        for name, task in tasks
+    ]
+    return json.dumps(rows, indent=1, default=str)

@@ -25,7 +25,7 @@ from lensprune.sweeps.options import (
     add_options,
 )
 
-__all__ = ["add_execution", "add_measured", "add_model", "add_out", "add_sweep_options"]
+__all__ = ["add_execution", "add_items_file", "add_json", "add_measured", "add_model", "add_out", "add_sweep_options"]
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -38,6 +38,25 @@ def add_model(options: Options, option: str = "--model") -> None:
 def add_out(options: Options, what: str) -> None:
     """Where `what` is written."""
     options.add_argument("--out", metavar="FOLDER", help=f"{what} (without it nothing is stored)")
+
+
+def add_json(options: Options) -> None:
+    """Print a table as JSON."""
+    options.add_argument(
+        "--json", action="store_true", help="print JSON: a list with one object per row, null for none"
+    )
+
+
+def add_items_file(options: Options) -> None:
+    """A file that names the items, as another way to write ``--items @FILE``."""
+    options.add_argument(
+        "--items-file",
+        dest="items",
+        default=argparse.SUPPRESS,
+        type=lambda path: f"@{path}",
+        metavar="FILE",
+        help="ids of the items to ask, one per line: the same as --items @FILE",
+    )
 
 
 def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--model",)) -> argparse._ArgumentGroup:
@@ -59,6 +78,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         help=f"{in_words(protocol_names())}; repeat for several (without any: the default protocol)",
     )
     add_options(group, Items, Sampling, Rows, Prompts)
+    add_items_file(group)
     add_options(parser.add_argument_group("how texts are generated"), Generation, TokenSampling)
     return group
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from lensprune.commands.options import add_json
 from lensprune.sweeps.options import Rows, add_options, option_values
 
 __all__ = ["add_arguments", "run"]
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of items that every part changes by accident (default: 0.02)",
     )
+    add_json(parser)
     parser.add_argument("--out", metavar="FOLDER", help="folder for the table and a figure")
 
 
@@ -41,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             clusters=arguments.clusters,
             flips=flips,
             out=arguments.out,
+            as_json=arguments.json,
             **option_values(arguments, Rows),
         )
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
 from lensprune.divergence.scores import FIDELITY_COLUMNS, fidelity_items, fidelity_row
 from lensprune.engine import make_executor
 from lensprune.engine.traces import trace_tokens
@@ -53,7 +53,7 @@ class AnswerReading:
 def fidelity(
     model: Any,
     tasks: Sequence[str] | str,
-    variants: Sequence[Variant] | VariantSelection | str = "layers",
+    variants: VariantsLike | VariantSelection = "layers",
     *,
     limit: int | None = None,
     items: str = DRAWN,

@@ -16,7 +16,7 @@ from lensprune.errors import UserError, unknown_name
 from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
-from lensprune.output.tables import aligned
+from lensprune.output.tables import aligned, of_how_many
 from lensprune.runs.chance import known_at_chance
 
 __all__ = ["fidelity_report"]
@@ -91,7 +91,8 @@ def _weakest(scores: pd.DataFrame) -> list[str]:
                 [row["variant"], f"{row['fidelity']:.3f}", interval, f"{row['follow']:.2f}", f"{row['kl']:.3f}"]
             )
         parts.append(f"{for_terminal(str(task))}: parts without which the model's own answers are followed least\n")
-        parts[-1] += aligned(rows)
+        left = of_how_many(len(rows) - 1, len(of_task), "parts, least followed first", "fidelity.csv")
+        parts[-1] += "\n".join(filter(None, [aligned(rows), left]))
     return parts
 
 

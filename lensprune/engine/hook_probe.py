@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 
-from lensprune.ablation.hooks import BatchState, VariantHooks
+from lensprune.ablation.hooks import BatchState, VariantHooks, own_hooks
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
@@ -52,8 +52,8 @@ def rows_are_independent(
     if (changed - apart(variant)).abs().max().nan_to_num() <= _NOISE * noise + _LEAST:
         return True
     warnings.warn(
-        f"{variant.name}: what the hooks at {_named(variant.hooks)} do to a prompt depends on the others of its batch, "
-        "or on chance: this variant runs one prompt at a time",
+        f"{variant.name}: what the hooks at {_named(own_hooks(variant))} do to a prompt depends on the others of its "
+        "batch, or on chance: this variant runs one prompt at a time",
         stacklevel=2,
     )
     return False
@@ -69,17 +69,17 @@ def warn_of_inert_hooks(
     """
     if not variant.hooks:
         return
-    rows = _rows(requests)
+    rows, own = _rows(requests), own_hooks(variant)
     changed = _logits(model, variant, rows, reference)
     inert: set[int] = set()
-    for i in range(len(variant.hooks)):
+    for i in range(len(own)):
         # Together with those found before: of two hooks that do the same, one is needed.
-        without = [(name, _undone(own) if j in inert | {i} else own) for j, (name, own) in enumerate(variant.hooks)]
+        without = [(name, _undone(hook) if j in inert | {i} else hook) for j, (name, hook) in enumerate(own)]
         if torch.equal(changed, _logits(model, replace(variant, hooks=tuple(without)), rows, reference)):
             inert.add(i)
     if inert:
         warnings.warn(
-            f"{variant.name}: hooks at {_named([variant.hooks[i] for i in sorted(inert)])} ran and changed no logit of "
+            f"{variant.name}: hooks at {_named([own[i] for i in sorted(inert)])} ran and changed no logit of "
             f"{len(rows)} prompt{'s' if len(rows) > 1 else ''}: to change something, a hook must return the new "
             "activation, and the model must read it there",
             stacklevel=2,

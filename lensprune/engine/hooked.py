@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 
-from lensprune.ablation.hooks import BatchState, VariantHooks
+from lensprune.ablation.hooks import BatchState, VariantHooks, with_hook_names
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
@@ -58,7 +58,7 @@ class HookedExecutor:
         check_variants(variants, self.model.facts, reference)
         likelihood = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
         generation = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
-        for variant in variants:
+        for variant in (with_hook_names(self.model, variant) for variant in variants):
             state = BatchState()
             hooks = VariantHooks(self.model, variant, state, reference)
             responses: dict[int, Response] = {}

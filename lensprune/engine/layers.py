@@ -103,9 +103,8 @@ class LayerStack:
     def __init__(self, model: HookedModel) -> None:
         raw: Any = getattr(model, "raw_model", None)
         if raw is None:
-            raise UnsupportedByFastPath(
-                "no hook-free twin of the model: load it with lensprune.load_model rather than booting it yourself"
-            )
+            why = getattr(model, "no_raw_model", "") or "its adapter has none"
+            raise UnsupportedByFastPath(f"the model can't be run without its hook points: {why}")
         if model.facts.kept_hooks:
             raise UnsupportedByFastPath(f"the model keeps a hook of your own at {model.facts.kept_hooks[0]}")
         if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:

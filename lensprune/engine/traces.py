@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from lensprune.ablation.hooks import BatchState, VariantHooks
+from lensprune.ablation.hooks import BatchState, VariantHooks, with_hook_names
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import ProgressCallback
@@ -78,6 +78,7 @@ def trace_tokens(
     """
     shares_work = executor_info(executor).shares_work
     check_variants(variants, model.facts, reference)
+    variants = [with_hook_names(model, variant) for variant in variants]
     for variant in variants if requests else ():
         warn_of_inert_hooks(model, variant, requests, reference)
     stack = _layer_stack(model) if shares_work else None

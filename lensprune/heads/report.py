@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -16,8 +17,9 @@ from lensprune.heads.scores import SCORES, head_scores
 from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
 from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
+from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
-from lensprune.output.tables import aligned
+from lensprune.output.tables import aligned, of_how_many
 from lensprune.paths import read_texts
 from lensprune.results.concentration import head_tables
 from lensprune.results.run import Run
@@ -102,13 +104,23 @@ def _top(scores: pd.DataFrame, most: int) -> str:
     return aligned(rows)
 
 
+_NOTHING = "no removed head changes any answer"
+
+
 def _concentration(frame: pd.DataFrame, ablation: str) -> str:
     rows = [[f"effects of heads ({ablation})", "statistic", "value", "95% interval", "noise alone", "p"]]
-    for row in frame.to_dict("records"):
-        place = f"{row['task']}, {row['protocol']}" + (" (at chance)" if row["at_chance"] else "")
+    known = frame[frame["total_effect"] > 0]
+    for row in known.to_dict("records"):
         interval, null = (f"[{row[f'{kind}_low']:.2f}, {row[f'{kind}_high']:.2f}]" for kind in ("ci", "null"))
-        rows.append([place, str(row["statistic"]), f"{row['value']:.2f}", interval, null, f"{row['p_value']:.2g}"])
-    return aligned(rows)
+        numbers = [f"{row['value']:.2f}", interval, null, f"{row['p_value']:.2g}"]
+        rows.append([_place(row), str(row["statistic"]), *numbers])
+    without = frame[frame["total_effect"] == 0].drop_duplicates(["task", "protocol"]).to_dict("records")
+    lines = [f"{for_terminal(_place(row))}: {_NOTHING} ({ablation}), so nothing is concentrated" for row in without]
+    return "\n".join([*([aligned(rows)] if len(known) else []), *lines])
+
+
+def _place(row: dict[Hashable, Any]) -> str:
+    return f"{row['task']}, {row['protocol']}" + (" (at chance)" if row["at_chance"] else "")
 
 
 def _overlap(frame: pd.DataFrame, ablation: str) -> str:
@@ -117,9 +129,13 @@ def _overlap(frame: pd.DataFrame, ablation: str) -> str:
     for row in frame.to_dict("records"):
         pair = f"{row['task_a']}, {row['protocol_a']} – {row['task_b']}, {row['protocol_b']}"
         shared = f"{row['shared']} of {row['top_a']} and {row['top_b']}"
-        numbers = [f"{row[name]:.2g}" for name in ("jaccard", "jaccard_expected", "jaccard_p")]
-        rows.append([pair, f"{row['spearman']:+.2f}", f"{row['spearman_p']:.2g}", shared, *numbers])
+        numbers = [_known(row[name], ".2g") for name in ("jaccard", "jaccard_expected", "jaccard_p")]
+        rows.append([pair, _known(row["spearman"], "+.2f"), _known(row["spearman_p"], ".2g"), shared, *numbers])
     return aligned(rows)
+
+
+def _known(value: float, form: str) -> str:
+    return "-" if np.isnan(value) else format(value, form)
 
 
 def _strongest(joined: pd.DataFrame, most: int) -> str:
@@ -130,9 +146,13 @@ def _strongest(joined: pd.DataFrame, most: int) -> str:
         if not beats_chance(group).iloc[0]:
             parts.append(f"{title}\n  at chance: not ranked")
             continue
+        if not group["delta"].any():
+            parts.append(f"{title}\n  {_NOTHING}")
+            continue
         rows = [["head", "Δμ", *scores]]
         for row in group.sort_values("delta", kind="stable").head(most).to_dict("records"):
             values = [f"{row[name]:.2f}" for name in scores]
             rows.append([Head(row["layer"], row["head"]).label, f"{row['delta']:+.3f}", *values])
-        parts.append(title + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines()))
+        left = of_how_many(len(rows) - 1, len(group), "heads, largest losses first", EFFECTS_FILE)
+        parts.append("\n".join([title, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)]))
     return "\n\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,9 @@ class HeadTable:
             raise UserError("there is no sweep over heads beside the scores: give HeadTable a run")
         return scores_with_effects(self.scores, self.run)
 
-    def plot(self, kind: str = "map", score: str | None = None) -> Axes | list[Axes]:
+    def plot(
+        self, kind: str = "map", score: str | None = None, *, ax: Axes | Sequence[Axes] | None = None
+    ) -> Axes | list[Axes]:
         """Draw the table; one Axes, or a list where there are several panels.
 
         ===========  ==================================================================================
@@ -49,10 +52,14 @@ class HeadTable:
         ``scatter``  Δμ of each removed head against the head function `score`, a panel per (task, protocol)
         ===========  ==================================================================================
 
+        Args:
+            ax: draw on these axes, one per panel; ``None`` makes a figure.
+
         Raises:
-            UserError: an unknown kind or score, ``scatter`` without a score or a sweep, or nothing to draw.
+            UserError: an unknown kind or score, ``scatter`` without a score or a sweep, nothing to draw, or another
+                number of axes than the figure has panels.
         """
-        return drawn_axes(self._figure(kind, score))
+        return drawn_axes(self._figure(kind, score), ax)
 
     def plot_data(self, kind: str = "map", score: str | None = None) -> pd.DataFrame:
         """Return the tidy table that `plot` draws.

@@ -22,6 +22,7 @@ from lensprune.models.hooked_transformer import (
 )
 from lensprune.models.self_check import check_hook_points
 from lensprune.models.tokenizers import check_bos_policy, hash_tokenizer
+from lensprune.models.twin import NoTwin, twin_of
 
 __all__ = ["as_hooked_model", "current_model"]
 
@@ -94,7 +95,7 @@ def _keeping(adapter: HookedModel, kept: tuple[str, ...]) -> HookedModel:
         return adapter
     facts = replace(adapter.facts, kept_hooks=kept)
     if isinstance(adapter, BridgeModel):
-        return BridgeModel(adapter.module, adapter.tokenizer, facts, adapter.raw_model)
+        return BridgeModel(adapter.module, adapter.tokenizer, facts, adapter.raw_model, adapter.no_raw_model)
     assert isinstance(adapter, HookedTransformerModel)
     return HookedTransformerModel(adapter.module, adapter.tokenizer, facts)
 
@@ -126,7 +127,7 @@ def _with(
     check_bos_policy(bos, tokenizer)
     facts = replace(adapter.facts, bos_policy=bos, tokenizer_hash=hash_tokenizer(tokenizer))
     if isinstance(adapter, BridgeModel):
-        return BridgeModel(adapter.module, tokenizer, facts, adapter.raw_model)
+        return BridgeModel(adapter.module, tokenizer, facts, adapter.raw_model, adapter.no_raw_model)
     if isinstance(adapter, HookedTransformerModel):
         return HookedTransformerModel(adapter.module, tokenizer, facts)
     raise UserError(
@@ -148,7 +149,11 @@ def _adapt_bridge(bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase 
         device=str(parameter.device),
         bos=bos,
     )
-    adapter = BridgeModel(bridge, tokenizer, facts)
+    try:
+        twin, why = twin_of(bridge), ""
+    except NoTwin as reason:
+        twin, why = None, str(reason)
+    adapter = BridgeModel(bridge, tokenizer, facts, twin, why)
     check_hook_points(adapter)
     attach(bridge, adapter)
     return adapter

@@ -24,8 +24,8 @@ _MASKS_ATTRIBUTE = "_lensprune_masks"
 class BridgeModel:
     """Adapter around a TransformerBridge.
 
-    `raw_model` is the Hugging Face model without hook points, on the very same parameter tensors; it is ``None`` for a
-    bridge that the user booted, because booting changes the model in place.
+    `raw_model` is the Hugging Face model without hook points, on the very same parameter tensors. It is ``None`` where
+    a bridge that the user booted can't give it (`lensprune.models.twin`); `no_raw_model` then says why.
     """
 
     def __init__(
@@ -34,11 +34,13 @@ class BridgeModel:
         tokenizer: PreTrainedTokenizerBase,
         facts: ModelFacts,
         raw_model: PreTrainedModel | None = None,
+        no_raw_model: str = "",
     ) -> None:
         self._bridge = bridge
         self._tokenizer = tokenizer
         self._facts = facts
         self._raw_model = raw_model
+        self.no_raw_model = no_raw_model
         self._hook_names = frozenset(bridge.hook_dict)
         self._cache_argument = _hand_on_cache(bridge)
         self._guard = PositionGuard(bridge.original_model)
@@ -67,7 +69,7 @@ class BridgeModel:
 
     @property
     def raw_model(self) -> PreTrainedModel | None:
-        """The same weights without hook points, or ``None`` if the user booted the bridge."""
+        """The same weights without hook points, or ``None``."""
         return self._raw_model
 
     def forward(

@@ -79,6 +79,8 @@ class HookedTransformerModel:
         """The HookedTransformer itself."""
         return self._model
 
+    no_raw_model = "a HookedTransformer holds its own copy of the weights: load the model as a TransformerBridge"
+
     @property
     def raw_model(self) -> None:
         """Always ``None``: a HookedTransformer holds its own copy of the weights."""

@@ -41,6 +41,10 @@ LARGEST_INSIDE = 1_500_000
 """Bytes of a file that still goes into the page itself; browsers refuse to save much longer data: addresses."""
 
 
+_LONG = 30
+"""Letters of a text that stands in a column of at least 16rem."""
+
+
 @dataclass(frozen=True)
 class Column:
     """How a column of a frame is shown: its heading and, for numbers, a format such as ``+.3f``."""
@@ -58,6 +62,11 @@ class _Cell:
     text: str
     value: str
     number: bool
+
+    @property
+    def long(self) -> bool:
+        """Whether the text needs a column of some width: a name in a narrow one is broken into many lines."""
+        return len(self.text) > _LONG
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from lensprune.output.plain_text import for_terminal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["aligned", "frame_rows", "metrics_report"]
+__all__ = ["aligned", "frame_json", "frame_rows", "metrics_report", "of_how_many"]
 
 
 def aligned(rows: list[list[str]]) -> str:
@@ -20,6 +22,19 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in safe
     )
+
+
+def of_how_many(shown: int, total: int, what: str, where: str = "") -> str:
+    """What a table leaves out, as a line below it: ``5 of 30 variants, largest losses first; summary.csv has all``;
+    empty where it shows all.
+
+    Args:
+        what: is counted, and in which order it stands.
+        where: all of them are.
+    """
+    if shown >= total:
+        return ""
+    return f"{shown} of {total} {what}" + (f"; {where} has all" if where else "")
 
 
 def metrics_report(table: pd.DataFrame) -> str:
@@ -38,6 +53,25 @@ def frame_rows(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
     for record in known.to_dict("records"):
         rows.append([_cell(record[name], form) for name, form in shown.items()])
     return aligned(rows)
+
+
+def frame_json(frame: pd.DataFrame) -> str:
+    """A frame as a JSON list, one object per row; what is missing, and numbers that JSON lacks, are null."""
+    rows = [{str(name): _json_value(value) for name, value in row.items()} for row in frame.to_dict("records")]
+    return json.dumps(rows, indent=1, allow_nan=False)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(own) for own in value]
+    plain = value.item() if hasattr(value, "item") else value
+    if isinstance(plain, float):
+        return plain if math.isfinite(plain) else None
+    if plain is None or type(plain).__name__ in ("NAType", "NaTType"):
+        return None
+    return plain if isinstance(plain, (bool, int, str)) else str(plain)
 
 
 def _cell(value: Any, form: str) -> str:

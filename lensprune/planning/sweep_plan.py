@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
-from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
@@ -49,7 +49,7 @@ def plan(
     model: str | Path,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
-    variants: Sequence[Variant] | VariantSelection | str = "layers",
+    variants: VariantsLike | VariantSelection = "layers",
     *,
     limit: int | None = None,
     items: str = DRAWN,

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import colours, panel_title, panels
+from lensprune.output.drawing.style import colours, name_points, panel_title, panels, short_tasks
 
 __all__ = ["effect_against_weights", "effect_by_depth"]
 
@@ -27,16 +27,21 @@ _EXCHANGED = {
 }
 _DIRECTIONS = {"forward": "into the base", "backward": "out of the distilled"}
 _MARKERS = {"forward": "o", "backward": "s"}
+_NAMED = 3
 
 
 def _panels(shares: pd.DataFrame, title: str) -> list[tuple[Axes, str, pd.DataFrame]]:
     if shares.empty:
         raise UserError("there is nothing to draw: no replacement was measured")
     groups = list(shares.groupby(["task", "protocol"], sort=False))
+    short = short_tasks(list(dict.fromkeys(str(task) for (task, _), _ in groups)))
     _, axes = panels(len(groups), size=(5.4, 4.4), sharey=True, title=title)
     for ax in axes:
         ax.grid(axis="y", alpha=0.35)
-    return [(ax, panel_title(*map(str, key)), rows) for ax, (key, rows) in zip(axes, groups, strict=True)]
+    return [
+        (ax, panel_title(short[str(task)], str(protocol)), rows)
+        for ax, ((task, protocol), rows) in zip(axes, groups, strict=True)
+    ]
 
 
 def _colours() -> dict[str, Any]:
@@ -101,16 +106,29 @@ def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> 
         if single:
             ax.set_xlim(-0.5, n_layers - 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        handles.append(Patch(facecolor="0.7", alpha=0.4, label="95% interval"))
+        if not (single and bool(panel["head"].notna().any())):
+            handles.append(Patch(facecolor="0.7", alpha=0.4, label="95% interval"))
         # Below the panel: inside it there is no corner that a line or a band may not reach.
         ax.legend(handles=handles, fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axes.append(ax)
     axes[0].set_ylabel("accuracy that the part brings (Δμ)")
+    if single and bool(shares["head"].notna().any()):
+        _name_largest(axes, shares, "layer")
     return axes
+
+
+def _name_largest(axes: list[Axes], shares: pd.DataFrame, x: str) -> None:
+    """Name the parts with the largest effects in each panel."""
+    for ax, (_, panel) in zip(axes, shares.groupby(["task", "protocol"], sort=False), strict=True):
+        known = panel[panel[x].notna()]
+        largest = known.loc[known["effect"].abs().sort_values(ascending=False, kind="stable").index]
+        largest = largest.drop_duplicates("part").head(_NAMED)
+        name_points(ax, list(largest["part"]), largest[x], largest["effect"], (known[x], known["effect"]))
 
 
 def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axes]:
     """Draw each part's effect against ‖ΔW‖ of its weights: one panel per (task, protocol), one colour per direction.
+    The three parts with the largest effects are named.
 
     Raises:
         UserError: an empty table.
@@ -131,4 +149,5 @@ def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axe
         ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axes.append(ax)
     axes[0].set_ylabel("accuracy that the part brings (Δμ)")
+    _name_largest(axes, shares, "weight_change")
     return axes

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lensprune.analysis.summary import summarise
+from lensprune.output.tables import of_how_many
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.ranks import weights_against_effect
 from lensprune.replacement.shares import gain_shares
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["ReplacementRun"]
+
+_ROWS = 10
 
 # Drawing libraries take seconds to import, so the modules that draw are imported when something is drawn.
 
@@ -49,7 +53,14 @@ class ReplacementRun(ReplacementOutcomes):
         """Rank correlation of weight change and effect; see `lensprune.replacement.ranks.weights_against_effect`."""
         return weights_against_effect(self.shares())
 
-    def plot(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> Axes | list[Axes]:
+    def plot(
+        self,
+        kind: str = "depth",
+        task: str | None = None,
+        protocol: str | None = None,
+        *,
+        ax: Axes | Sequence[Axes] | None = None,
+    ) -> Axes | list[Axes]:
         """Draw the replacement; one Axes, or a list where there are several panels.
 
         ===========  ==================================================================================
@@ -57,13 +68,17 @@ class ReplacementRun(ReplacementOutcomes):
         ``weights``  the same against ‖ΔW‖, how much the part's weights changed
         ===========  ==================================================================================
 
+        Args:
+            ax: draw on these axes, one per panel; ``None`` makes a figure.
+
         Raises:
-            UserError: an unknown kind, a name that is not part of this run, or nothing to draw.
+            UserError: an unknown kind, a name that is not part of this run, nothing to draw, or another number of axes
+                than the figure has panels.
         """
         from lensprune.output.drawing.figure import drawn_axes
         from lensprune.replacement.figure_kinds import replacement_figure_of
 
-        return drawn_axes(replacement_figure_of(self, kind, task, protocol))
+        return drawn_axes(replacement_figure_of(self, kind, task, protocol), ax)
 
     def plot_data(self, kind: str = "depth", task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
         """The tidy table that `plot` draws.
@@ -101,6 +116,7 @@ class ReplacementRun(ReplacementOutcomes):
         shares = self.shares()
         columns = ["task", "protocol", "direction", "part", "n", "gain", "effect", "ci_low", "ci_high", "share"]
         known: Any = shares[beats_chance(shares)]
-        shown = known.sort_values("effect", key=abs, ascending=False, kind="stable").head(10)[columns]
+        shown = known.sort_values("effect", key=abs, ascending=False, kind="stable").head(_ROWS)[columns]
         rows = shown.to_html(index=False, float_format=lambda x: f"{x:.3f}", escape=True, border=0, na_rep="")
-        return f"<p><b>{html.escape(repr(self))}</b></p><p>Largest effects</p>{rows}"
+        left = of_how_many(len(shown), len(known), "effects; shares() has all")
+        return f"<p><b>{html.escape(repr(self))}</b></p><p>Largest effects</p>{rows}<p>{left}</p>"

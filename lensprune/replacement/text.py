@@ -6,7 +6,7 @@ import pandas as pd
 
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import FIGURES
-from lensprune.output.tables import aligned
+from lensprune.output.tables import aligned, of_how_many
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.outputs import SHARES_TABLE
 from lensprune.replacement.ranks import weights_against_effect
@@ -51,7 +51,8 @@ def replacement_report(outcomes: ReplacementOutcomes, most: int = 5) -> str:
                         f"{row['weight_change_relative']:.3f}",
                     ]
                 )
-        table = "\n".join("  " + line for line in aligned(rows).splitlines())
+        left = of_how_many(len(rows) - 1, len(of_cell), "parts, largest effects of each direction first", SHARES_TABLE)
+        table = "\n".join("  " + line for line in [*aligned(rows).splitlines(), left] if line)
         correlations = [
             f"{row['direction']} {row['spearman']:+.2f}"
             for _, row in ranks.iterrows()

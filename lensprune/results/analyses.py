@@ -68,6 +68,7 @@ class Analysis:
             UserError: an option that the analysis lacks, a name that is not part of this run, or nothing to measure.
             LensPruneError: the table lacks one of `columns`.
         """
+        task = None if task is None else outcomes.task_named(task)
         given = {"task": task, "protocol": protocol, **options}
         given = {name: value for name, value in given.items() if value is not None}
         for name in given:
@@ -109,6 +110,7 @@ _TAKEN = frozenset(
         *(
             "cell",
             "cells",
+            "compare",
             "concentration",
             "copy_to",
             "critical_layers",
@@ -119,7 +121,7 @@ _TAKEN = frozenset(
         ),
         *("folder", "heads_and_groups", "item", "load", "n_expected", "n_finished", "open_book_gap", "overlap", "plot"),
         *("plot_data", "protocol_gap", "questions", "ranked", "records", "report", "save", "screen", "screen_quality"),
-        *("select", "signatures", "spec", "summary"),
+        *("select", "signatures", "spec", "summary", "task_named"),
     }
 )
 """Names of a run's own parts: a plug-in's table would hide them, or overwrite their files."""

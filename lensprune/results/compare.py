@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 
 import pandas as pd
 
-from lensprune.analysis.protocol_gap import GAP_COLUMNS, clear_gaps, paired_gap
-from lensprune.analysis.summary import read_group, summarise
+from lensprune.analysis.protocol_gap import clear_gaps
+from lensprune.analysis.runs_gap import runs_gap, shared_items
+from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.html import Column, csv_link, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
 from lensprune.results.figures.protocols import open_book_gap_by_depth
-from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
 
-__all__ = ["compare_page", "runs_gap", "write_comparison"]
+__all__ = ["compare_page", "write_comparison"]
 
 MAX_ROWS = 500
 _COMPARED = (
@@ -48,65 +50,20 @@ _GAP_SHOWN = {
 }
 
 
-def runs_gap(a: Outcomes, b: Outcomes) -> pd.DataFrame:
-    """Δμ in run `b` minus Δμ in run `a` for every change, task and protocol that both have.
-
-    Where both used the same items the gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q).
-    Where they did not, `gap` is the plain difference, without an interval, and `n` is missing.
-
-    Returns:
-        The columns `GAP_COLUMNS` with `task`, `protocol` and `note`.
-
-    Raises:
-        UserError: the runs share no finished change on a task and protocol.
-    """
-    frames = []
-    for task, protocol in (cell for cell in a.cells if cell in b.cells):
-        first, second = read_group(a, task, protocol), read_group(b, task, protocol)
-        if first is None or second is None or first.clean is None or second.clean is None:
-            continue
-        if _same_items(a, b, task) and first.clean.item_ids.equals(second.clean.item_ids):
-            cell_gap = paired_gap(first, second).assign(note="")
-        else:
-            cell_gap = _unpaired(a, b, task, protocol).assign(note="other items: not paired")
-        unclear = known_at_chance(cell_gap)
-        for marked, text in ((unclear, "at chance"), (cell_gap["floor"] & ~unclear, "near chance")):
-            cell_gap.loc[marked, "note"] = (cell_gap.loc[marked, "note"] + f", {text}").str.strip(", ")
-        frames.append(cell_gap.assign(task=task, protocol=protocol))
-    kept = [frame for frame in frames if len(frame)]
-    if not kept:
-        raise UserError("the two runs share no finished change on a task and protocol: there is nothing to compare")
-    return pd.concat(kept, ignore_index=True)
-
-
-def _same_items(a: Outcomes, b: Outcomes, task: str) -> bool:
-    hashes = [next(spec.items_hash for spec in run.spec.tasks if spec.name == task) for run in (a, b)]
-    return hashes[0] == hashes[1]
-
-
-def _unpaired(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame:
-    sides = []
-    for run in (a, b):
-        frame = summarise(run)
-        sides.append(frame[(frame["task"] == task) & (frame["protocol"] == protocol) & (frame["variant"] != "clean")])
-    place = ["variant", "component", "layer", "head", "ablation"]
-    both = sides[0].merge(sides[1][["variant", "delta", "at_chance"]], on="variant", suffixes=("_a", "_b"))
-    both = both.assign(
-        task_a=task, task_b=task, protocol_a=protocol, protocol_b=protocol, n=pd.array([pd.NA] * len(both), "Int64"),
-        gap=both["delta_b"] - both["delta_a"], ci_low=float("nan"), ci_high=float("nan"), p_value=float("nan"),
-        q_lower=float("nan"), q_higher=float("nan"), relative_a=float("nan"), relative_b=float("nan"), floor=False,
-        at_chance=both["at_chance_a"] | both["at_chance_b"],
-    )  # fmt: skip
-    return both[[*place, *GAP_COLUMNS[len(place) :]]]
-
-
 def _clean(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     sides = []
     for run in (a, b):
         frame = summarise(run)
         sides.append(frame.loc[frame["variant"] == "clean", ["task", "protocol", "n", "accuracy"]])
     both = sides[0].merge(sides[1], on=["task", "protocol"], suffixes=("_a", "_b"))
-    return both.assign(items=["the same" if _same_items(a, b, task) else "different" for task in both["task"]])
+    cells = both[["task", "protocol"]].itertuples(index=False)
+    return both.assign(items=[_items(shared_items(a, b, *cell)) for cell in cells])
+
+
+def _items(places: tuple[Sized, Sized] | None) -> str:
+    if places is None:
+        return "the same"
+    return f"{len(places[0])} shared" if len(places[0]) else "different"
 
 
 def _name(run: Outcomes) -> str:

@@ -44,6 +44,8 @@ RECORDS_FILE = "records.csv"
 _CELLS_AT_ONCE = 50
 MAX_ROWS = 500
 """Rows of the summary that the page shows."""
+_NAMED = 5
+"""Variants that the page's facts name."""
 
 _SECTIONS = [
     ("run", "What was run"),
@@ -165,6 +167,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
         spec_json=visible(outcomes.spec.to_json()),
         analyses=[_section(*shown, outcomes) for shown in shown_analyses(outcomes)],
         critical=table(needed.head(MAX_ROWS), _CRITICAL_SHOWN),
+        critical_left_out=max(0, len(needed) - MAX_ROWS),
         none_critical=_none_critical(changed),
         summary=table(changed.head(MAX_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
         summary_left_out=max(0, len(changed) - MAX_ROWS),
@@ -285,7 +288,7 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
     spec = outcomes.spec
     shape = f"{spec.n_layers} layers, {spec.n_heads} heads, {spec.n_key_value_heads} key/value heads"
     variants = outcomes.spec.variant_names
-    named = ", ".join(variants[:4]) + (f", …, {variants[-1]}" if len(variants) > 5 else "".join(variants[4:5]))
+    named = ", ".join(variants if len(variants) <= _NAMED else [*variants[: _NAMED - 1], "…", variants[-1]])
     dated = f", dated {spec.template_date}" if spec.template_date else ""
     pairs = [
         ("model", f"{spec.model} ({spec.architecture}; {shape})"),

@@ -10,7 +10,7 @@ import numpy as np
 from lensprune.analysis.power import FLIPS, power_table
 from lensprune.errors import UserError
 from lensprune.output.plain_text import for_terminal
-from lensprune.output.tables import aligned
+from lensprune.output.tables import aligned, frame_json
 from lensprune.tasks import load_task
 
 __all__ = ["ITEMS", "power_report"]
@@ -28,6 +28,7 @@ def power_report(
     clusters: int | None = None,
     flips: float = FLIPS,
     out: str | None = None,
+    as_json: bool = False,
 ) -> str:
     """The smallest loss that is named in 80% of sweeps, as a table; with `out` also files
     (``power.csv``, ``figures/power.png``).
@@ -38,6 +39,7 @@ def power_report(
         task: its items say how many clusters there are.
         clusters: number of clusters, instead of the task's own.
         flips: share of items that an unimportant part changes.
+        as_json: the table alone, as JSON.
 
     Raises:
         UserError: a number out of range, more items than the task has, or a task that can't be loaded.
@@ -71,13 +73,15 @@ def power_report(
         f"{for_terminal(name)}: smallest loss of accuracy that is named (q of a loss ≤ 0.05) in 80% of sweeps over "
         f"{parts} variant{'' if parts == 1 else 's'}, each of which also changes {flips:.0%} of the items by accident"
     )
-    text = f"{head}\n{aligned(rows)}"
+    text = frame_json(table) if as_json else f"{head}\n{aligned(rows)}"
     if out is None:
         return text
     from lensprune.output.results_folder import write_results
     from lensprune.results.figures.power import smallest_losses
 
     written = write_results(Path(out), {"power.csv": table}, {"power": lambda: smallest_losses(table, title=name)})
+    if as_json:
+        return text
     return "\n".join(
         [text, "", *(f"{what + ':':10}{path}" for what, path in zip(("table", "figure"), written, strict=True))]
     )

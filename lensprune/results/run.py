@@ -17,7 +17,9 @@ from lensprune.analysis import signatures as signs
 from lensprune.analysis import summary as summaries
 from lensprune.analysis.concentration import TOP, concentration_table
 from lensprune.analysis.overlap import overlap
+from lensprune.analysis.runs_gap import runs_gap
 from lensprune.output.drawing.figure import drawn_axes
+from lensprune.output.tables import of_how_many
 from lensprune.results.analyses import Option, analyses, analysis_named
 from lensprune.results.item import ItemView, item_of
 from lensprune.runs.chance import beats_chance, known_at_chance
@@ -101,33 +103,55 @@ class Run(Outcomes):
         """
         return item_of(self, item_id, task, protocol)
 
+    def compare(self, other: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+        """Δμ in `other` minus Δμ in this run, change by change, paired on the items that both asked; see
+        `lensprune.analysis.runs_gap`. ``lensprune report FOLDER OTHER`` makes a page of it.
+
+        Raises:
+            UserError: a name that is not part of this run, or the two share no finished change.
+        """
+        return runs_gap(self, other, task, protocol)
+
     def plot(
-        self, kind: str = "depth", task: str | None = None, protocol: str | None = None, **options: Option
+        self,
+        kind: str | None = None,
+        task: str | None = None,
+        protocol: str | None = None,
+        *,
+        ax: Axes | Sequence[Axes] | None = None,
+        **options: Option,
     ) -> Axes | list[Axes]:
         """Draw an analysis of the run.
 
         Args:
-            kind: ``depth``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, or a plug-in's.
+            kind: ``depth``, ``variants``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, or a
+                plug-in's; ``None`` takes ``depth``, and ``variants`` where no variant changes a single layer's part.
             task, protocol: to restrict to; ``None`` takes all.
+            ax: draw on these axes, one per panel; ``None`` makes a figure.
             options: of the analysis, such as ``component`` of ``lorenz``; ``lensprune analyse FOLDER`` lists them.
 
         Returns:
             One Axes, or a list where there are several panels; `plot_data` returns the table that they show.
 
         Raises:
-            UserError: an unknown kind or option, a name that is not part of this run, or nothing to draw.
+            UserError: an unknown kind or option, a name that is not part of this run, nothing to draw, or another
+                number of axes than the figure has panels.
         """
-        return drawn_axes(analysis_named(kind).figure(self, task, protocol, **options))
+        return drawn_axes(analysis_named(kind or self._main_kind()).figure(self, task, protocol, **options), ax)
 
     def plot_data(
-        self, kind: str = "depth", task: str | None = None, protocol: str | None = None, **options: Option
+        self, kind: str | None = None, task: str | None = None, protocol: str | None = None, **options: Option
     ) -> pd.DataFrame:
         """Return the tidy table of an analysis, which `plot` draws; arguments as for `plot`.
 
         Raises:
             UserError: as `plot`.
         """
-        return analysis_named(kind).table(self, task, protocol, **options)
+        return analysis_named(kind or self._main_kind()).table(self, task, protocol, **options)
+
+    def _main_kind(self) -> str:
+        """The analysis that shows what the run was made for."""
+        return "depth" if summaries.summarise(self)["layer"].notna().any() else "variants"
 
     def __getattr__(self, name: str) -> Callable[..., pd.DataFrame]:
         if not name.startswith("_"):
@@ -170,12 +194,14 @@ class Run(Outcomes):
             f"<p>{html.escape(task)} under {html.escape(protocol)}: the clean model is at chance, not ranked.</p>"
             for task, protocol in unclear.itertuples(index=False)
         )
-        table = shown.head(10).to_html(
+        table = shown.head(_ROWS).to_html(
             columns=_SHOWN, index=False, float_format=lambda x: f"{x:.3f}", escape=True, border=0
         )
-        return f"<p><b>{html.escape(self._title())}</b></p><p>Largest losses</p>{table}{note}"
+        left = of_how_many(min(len(shown), _ROWS), len(shown), "changes; summary() has all")
+        return f"<p><b>{html.escape(self._title())}</b></p><p>Largest losses</p>{table}<p>{left}</p>{note}"
 
 
+_ROWS = 10
 _SHOWN = [
     "variant", "task", "protocol", "n", "accuracy_clean", "accuracy", "delta", "ci_low", "ci_high", "q_loss",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import FIGURES, SUMMARY_TABLE, write_results
-from lensprune.output.tables import aligned, frame_rows
+from lensprune.output.tables import aligned, frame_json, frame_rows, of_how_many
 from lensprune.results.analyses import analyses, parse_analysis
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.outputs import SCREEN_TABLE
@@ -60,11 +60,12 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
         head += f"\n  metrics: {for_terminal(str(first['metrics']))}"
     if known_at_chance(clean).iloc[0]:
         return f"{head}\n  {at_chance_line(first)}, so its changes are not ranked"
-    changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable").head(most)
-    noisy = within_noise(changed)
+    changed = group[group["variant"] != CLEAN.name].sort_values("delta", kind="stable")
+    shown = changed.head(most)
+    noisy = within_noise(shown)
     own_n = group["n"].nunique() > 1
     rows = [[*_SHOWN.values(), *(["n"] if own_n else []), *(["note"] if noisy.any() else [])]]
-    for (_, row), small in zip(changed.iterrows(), noisy, strict=True):
+    for (_, row), small in zip(shown.iterrows(), noisy, strict=True):
         rows.append(
             [
                 str(row["variant"]),
@@ -77,7 +78,8 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
                 *([NOISE_NOTE if small else ""] if noisy.any() else []),
             ]
         )
-    return head + "\n" + "\n".join("  " + line for line in aligned(rows).splitlines())
+    left = of_how_many(len(rows) - 1, len(changed), "variants, largest losses first", SUMMARY_TABLE)
+    return "\n".join([head, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)])
 
 
 def _samples(row: pd.Series) -> str:
@@ -115,7 +117,8 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
         for _, head in table[where].head(most).iterrows():
             measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("logprob_margin_change", "delta")]
             rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
-        parts.append("\n".join([*lines, *("  " + line for line in aligned(rows).splitlines())]))
+        left = of_how_many(len(rows) - 1, int(where.sum()), "heads, largest estimated losses first", SCREEN_TABLE)
+        parts.append("\n".join([*lines, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)]))
     return "\n\n".join(parts)
 
 
@@ -167,12 +170,14 @@ def analysis_report(
     protocol: str | None = None,
     *,
     out: str | Path | None = None,
+    as_json: bool = False,
 ) -> str:
     """What ``lensprune analyse`` prints: the table of an analysis, and where its files are.
 
     Args:
         analysis: ``NAME`` or ``NAME[key=value,...]``.
         out: folder for table and figure; ``None`` writes none.
+        as_json: the table alone, with all its columns, as JSON.
 
     Raises:
         UserError: no run there, an unknown analysis or option, a run without data for it, or a folder that can't
@@ -188,4 +193,6 @@ def analysis_report(
     if out is not None:
         draw = {} if chosen.draw is None else {chosen.name: chosen.figure_of(table, run.spec).draw}
         parts.append("\n".join(str(path) for path in write_results(Path(out), {f"{chosen.name}.csv": table}, draw)))
+    if as_json:
+        return frame_json(table)
     return "\n\n".join(parts)

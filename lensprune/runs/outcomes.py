@@ -12,12 +12,13 @@ import pandas as pd
 import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.errors import LensPruneError, unknown_name
+from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.questions import QUESTIONS
 from lensprune.runs.records import SCHEMA, CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore
+from lensprune.tasks.loading import find_task
 
 __all__ = ["Outcomes", "as_lists", "computed_once"]
 
@@ -70,15 +71,33 @@ class Outcomes:
         """How many cells (variant, task, protocol) the spec has."""
         return len(self.spec.cells) * len(self.spec.variants)
 
+    def task_named(self, name: str) -> str:
+        """A task of this run by the name that its records have.
+
+        A name may give parameters that are the task's defaults, or in another order, and a YAML file stands for its
+        task, as where a sweep is asked for.
+
+        Raises:
+            UserError: a name that is not part of this run.
+        """
+        names = [task.name for task in self.spec.tasks]
+        if name in names:
+            return name
+        try:
+            known = find_task(name).name
+        except UserError:
+            known = name
+        if known not in names:
+            raise unknown_name("task of this run", name, names)
+        return known
+
     def select(self, task: str | None = None, protocol: str | None = None) -> list[tuple[str, str]]:
         """The (task, protocol) pairs of one task, of one protocol, of both, or all.
 
         Raises:
             UserError: a name that is not part of this run.
         """
-        names = [t.name for t in self.spec.tasks]
-        if task is not None and task not in names:
-            raise unknown_name("task of this run", task, names)
+        task = None if task is None else self.task_named(task)
         if protocol is not None and protocol not in self.spec.protocols:
             raise unknown_name("protocol of this run", protocol, self.spec.protocols)
         return [(t, p) for t, p in self.cells if task in (None, t) and protocol in (None, p)]
@@ -135,7 +154,7 @@ class Outcomes:
         Raises:
             UserError: the run folder lacks them.
         """
-        return self._store.questions(task, protocol)
+        return self._store.questions(self.task_named(task), protocol)
 
     def records(
         self,

@@ -23,7 +23,16 @@ from lensprune.runs.questions import questions_from_parquet, questions_hash, que
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 
-__all__ = ["CellStore", "MemoryStore", "RunStore", "check_out_folder", "open_store", "read_spec", "stopped_message"]
+__all__ = [
+    "SPEC_FILE",
+    "CellStore",
+    "MemoryStore",
+    "RunStore",
+    "check_out_folder",
+    "open_store",
+    "read_spec",
+    "stopped_message",
+]
 
 logger = logging.getLogger("lensprune")
 

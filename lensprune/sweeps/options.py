@@ -13,9 +13,9 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lensprune.ablation.choices import head_words, reference_kinds
+from lensprune.ablation.choices import head_words, over_words, reference_kinds
 from lensprune.ablation.kinds import MeanMode, ablation_kind, ablation_kinds
-from lensprune.ablation.variants import Variant
+from lensprune.ablation.variants import Variant, VariantsLike, as_variants
 from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy
@@ -197,7 +197,8 @@ class Sampling(Group):
 
     items: str = option(
         DRAWN,
-        "which items --limit takes: drawn (a sample by --seed) or first (in the order of the file, as lm-eval)",
+        "which items: drawn (--limit takes a sample by --seed) or first (in the order of the file, as lm-eval), either "
+        "with an offset, like drawn+40; 17,40-60 (these rows, from 0) or @FILE (these ids, one per line)",
         metavar="WHICH",
         check=_check_choice,
     )
@@ -481,19 +482,20 @@ class SweepOptions(
         cls,
         tasks: Sequence[str] | str,
         protocols: Sequence[str] | str,
-        variants: Sequence[Variant] | VariantSelection | str,
+        variants: VariantsLike | VariantSelection,
         **values: Any,
     ) -> SweepOptions:
-        """From the arguments of a public function: a single name stands for itself, a word for what to sweep over."""
+        """From the arguments of a public function: a single name stands for itself, a word for what to sweep over, and
+        variants are what `as_variants` reads."""
         executor, workers, address = (values.pop(name, None) for name in ("executor", "workers", "ray_address"))
-        if isinstance(variants, str):
+        if isinstance(variants, str) and (variants in over_words() or "." not in variants):
             variants = VariantSelection(over=variants)
         until = values.pop("until", None)
         return cls(
             until=() if until is None else (until,) if isinstance(until, str) else tuple(until),
             tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
             protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
-            variants=variants if isinstance(variants, VariantSelection) else tuple(variants),
+            variants=variants if isinstance(variants, VariantSelection) else as_variants(variants),
             **values,
             **executor_options(executor or "forked", workers, address),
         )

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from lensprune.ablation.choices import reference_kinds
+from lensprune.ablation.hooks import with_hook_names
 from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import Variant
 from lensprune.analysis.stopping import Stopping, UntilWidth
@@ -291,7 +292,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Sweep
     """
     tasks, text = check_before_loading(options, out)
     hooked = open_model(model, **option_values(options, Loading, Splitting))
-    variants = resolved_variants(hooked.facts, options)
+    variants = tuple(with_hook_names(hooked, variant) for variant in resolved_variants(hooked.facts, options))
     conditions = conditions_of(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
     spec = sweep_spec(
         model,
@@ -400,7 +401,7 @@ def sweep_spec(
         shots=options.shots,
         seed=options.seed,
         limit=options.limit,
-        items=options.items,
+        items=_full_items(options.items),
         stopping=_stopping_json(options.stopping),
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
@@ -431,6 +432,11 @@ def _stopping_json(stopping: Stopping | None) -> dict[str, Any] | None:
     if isinstance(stopping, UntilWidth):
         return {"items": list(stopping.items), "width": stopping.width}
     return {"items": list(stopping.items), "margin": stopping.margin, "q": stopping.level}
+
+
+def _full_items(items: str) -> str:
+    """The choice of items, with the full path of a file that names them."""
+    return f"@{usable_path(items[1:], 'file of items').resolve()}" if items.startswith("@") else items
 
 
 def _task_files(tasks: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.power import power_line
 from lensprune.engine.base import Executor
@@ -38,7 +38,7 @@ def sweep(
     model: Any,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
-    variants: Sequence[Variant] | VariantSelection | str = "layers",
+    variants: VariantsLike | VariantSelection = "layers",
     *,
     limit: int | None = None,
     items: str = DRAWN,
@@ -87,7 +87,8 @@ def sweep(
         tasks: task names, ``name`` or ``name[key=value,...]``, or paths of tasks' YAML files.
         protocols: any of ``default``, ``continuation``, ``generate``.
         variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
-            ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``.
+            ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``. A variant may also be
+            given as an `Ablation`, a list of these, or its name, like ``L12.skip``.
         limit: number of items of each task; ``None`` takes all.
         items: which ones a limit takes, as in `load_task`: ``drawn`` (a sample by `seed`) or ``first``.
         shots: few-shot examples; ``None`` takes each task's own number.

@@ -14,6 +14,7 @@ from lensprune.tasks.base import (
 from lensprune.tasks.loading import find_task, is_task_file, load_task
 from lensprune.tasks.prompts import build_context, prompt_hash, prompt_strings
 from lensprune.tasks.registry import get_task, register_task, task_names
+from lensprune.tasks.task_of_rows import task
 from lensprune.tasks.yaml_task import register_yaml
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "prompt_strings",
     "register_task",
     "register_yaml",
+    "task",
     "task_names",
 ]

@@ -1,4 +1,4 @@
-"""Which items of a task are asked, where not all are: drawn by seed, or the first ones."""
+"""Which items of a task are asked, where not all are: drawn by seed, the first ones, or those that are named."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from lensprune.errors import unknown_name
+from lensprune.errors import UserError, first_line, nearest, unknown_name
+from lensprune.paths import usable_path
 
 __all__ = ["DRAWN", "FIRST", "ItemChoice", "draw_order"]
 
 DRAWN, FIRST = "drawn", "first"
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -20,24 +22,58 @@ class ItemChoice:
     """How a limit chooses among a task's items.
 
     ``drawn``: a sample (`draw_order`). ``first``: in the order of the rows, as lm-eval's ``--limit`` takes them.
+    `offset`: so many of that order are left out in front. `listed`: places among the rows, or ids; these items alone
+    are asked, in the order of the rows.
     """
 
     order: Literal["drawn", "first"] = "drawn"
     in_file_order: bool = True
     """Where the limit leaves none out; without it the order is that of the draw even then."""
+    offset: int = 0
+    listed: frozenset[int] | frozenset[str] | None = None
 
     @classmethod
     def parse(cls, text: str) -> ItemChoice:
-        """Read an option's text.
+        """Read an option's text: ``drawn``, ``first``, either with an offset like ``drawn+40``, places among the rows
+        from 0 like ``17,40-60``, or ``@FILE`` with ids, one per line.
 
         Raises:
-            UserError: neither ``drawn`` nor ``first``.
+            UserError: something else, a range that is empty, or a file that can't be read or holds no id.
         """
-        if text == DRAWN:
-            return cls("drawn")
-        if text == FIRST:
-            return cls("first")
-        raise unknown_name("choice of items", text, (DRAWN, FIRST))
+        if text.startswith("@"):
+            return cls("first", listed=_ids(text[1:]))
+        if text[:1].isdecimal():
+            return cls("first", listed=_places(text))
+        order, plus, offset = text.partition("+")
+        if (plus and not offset.isdecimal()) or order not in (DRAWN, FIRST):
+            raise unknown_name("choice of items", text, (DRAWN, FIRST, f"{DRAWN}+40", "17,40-60", "@FILE"))
+        return cls("drawn" if order == DRAWN else "first", offset=int(offset or 0))
+
+    def rows_needed(self, limit: int | None) -> int | None:
+        """How many rows a task that generates them must give; ``None``: its own number."""
+        numbers = [place for place in self.listed or () if isinstance(place, int)]
+        if numbers:
+            return max(numbers) + 1
+        return None if limit is None else limit + self.offset
+
+    def named(self, ids: Sequence[str], where: str) -> set[int] | None:
+        """Places of the items that are `listed` among those with these ids; ``None`` where none are.
+
+        Raises:
+            UserError: a place or id that the task lacks.
+        """
+        if self.listed is None:
+            return None
+        known: dict[Hashable, int] = {own: place for place, own in enumerate(ids)}
+        if any(isinstance(wanted, int) for wanted in self.listed):
+            known = {place: place for place in range(len(ids))}
+        for wanted in self.listed:
+            if wanted not in known:
+                if isinstance(wanted, int):
+                    raise UserError(f"{where} has items 0 to {len(ids) - 1}, and not {wanted}")
+                close = nearest(wanted, ids, 1) or ids[:1]
+                raise UserError(f"{where} has no item {wanted!r}: the nearest of {len(ids)} ids is {close[0]}")
+        return {known[wanted] for wanted in self.listed}
 
     def places(
         self,
@@ -58,11 +94,39 @@ class ItemChoice:
             seed: of the draw.
             random_order: the rows come in random order, so the first ones are a sample already.
         """
-        n = len(strata)
-        taken = n if limit is None else min(limit, n)
-        if self.order == "first" or random_order or (taken == n and self.in_file_order):
-            return list(range(taken))
-        return draw_order(strata, twins, Random(seed))[:taken]
+        n, begin = len(strata), self.offset
+        if begin and begin >= n:
+            raise UserError(f"items {self.order}+{begin} leaves none of {n} items: expected an offset below {n}")
+        if begin == 0 and (limit is None or limit >= n) and self.in_file_order:
+            return list(range(n))
+        end = n if limit is None else min(n, begin + limit)
+        if self.order == "first" or random_order:
+            return list(range(begin, end))
+        return draw_order(strata, twins, Random(seed))[begin:end]
+
+
+def _places(text: str) -> frozenset[int]:
+    places: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise UserError(f"cannot read items {text!r} at {part.strip()!r}: write places and ranges like 17,40-60")
+        first, last = int(low), int(high) if dash else int(low)
+        if not first <= last < first + _MOST:
+            raise UserError(f"items {part.strip()} is not a range of 1 to {_MOST} places: the first comes first")
+        places.update(range(first, last + 1))
+    return frozenset(places)
+
+
+def _ids(path: str) -> frozenset[str]:
+    try:
+        text = usable_path(path, "file of items").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"file of items {path} can't be read: {first_line(error)}") from None
+    ids = frozenset(line.strip() for line in text.splitlines() if line.strip())
+    if not ids:
+        raise UserError(f"file of items {path} holds no id: expected one per line")
+    return ids
 
 
 def draw_order(strata: Sequence[Hashable], twins: Sequence[Hashable], random: Random) -> list[int]:

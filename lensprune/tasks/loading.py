@@ -42,9 +42,11 @@ def load_task(
         data_dir: folder that holds ``<folder>/<split>.jsonl``; without it, or without the task's folder in it, rows
             come from the bundled data, else from the Hugging Face hub.
         limit: so many items (MMLU: of each subject); ``None`` or more than there are: all, in the order of the rows.
-        items: which ones a limit takes. ``drawn``: a sample by `seed`, every subject with its share, twins together; of
+        items: which ones. ``drawn``: a limit takes a sample by `seed`, every subject with its share, twins together; of
             rows that come in random order, as generated ones do, the first. ``first``: the first, as lm-eval takes
-            them. An item has the same id and the same few-shot examples whichever others are taken.
+            them. With an offset, like ``drawn+40``: the ones after so many. ``17,40-60``: these rows, counted from 0.
+            ``@FILE``: the ids in a file, one per line. An item has the same id and the same few-shot examples
+            whichever others are taken.
         shots: few-shot examples an item; ``None`` is the task's default.
         seed: few-shot examples are drawn with seed 1234 + `seed`, so that 0 draws those that lm-eval draws by default.
             Tasks that generate their rows generate others for another seed.
@@ -70,11 +72,13 @@ def load_task(
     if n_shots < 0:
         raise UserError(f"shots {n_shots} is not a number of examples: expected 0 or more")
     choice = replace(ItemChoice.parse(items), in_file_order=in_file_order)
+    if limit is not None and choice.listed is not None:
+        raise UserError(f"limit {limit} means nothing beside items {items}, which names them: leave one of them out")
     rows = task.load(
         RowRequest(
             data_dir=Path(data_dir) if data_dir is not None else None,
             split=split,
-            limit=limit,
+            limit=choice.rows_needed(limit),
             shots=0 if task.fixed_fewshot is not None else n_shots,
             seed=seed,
         )
@@ -145,6 +149,7 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, cho
                 f"({type(error).__name__}: {error})"
             ) from None
     twins: Sequence[str | int] = range(len(rows.docs)) if rows.twins is None else rows.twins
+    named = choice.named([own for own, _ in labels], f"task {task.name!r}")
     taken: dict[int, Item] = {}
     in_order = True
     for group, of_group in groups.items():
@@ -163,11 +168,13 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, cho
             f"items {seed}" + (f" {group}" if group is not None else ""),
             random_order=rows.random_order,
         )
+        if named is not None:
+            chosen = [index for index, place in enumerate(of_group) if place in named]
         in_order = in_order and chosen == sorted(chosen)
         # Every item has the examples that lm-eval gives it, whichever others are asked.
         fewshot: dict[int, tuple[Doc, ...]] = {}
         wanted = set(chosen)
-        for index in range(max(chosen) + 1):
+        for index in range(max(chosen, default=-1) + 1):
             doc = rows.docs[of_group[index]]
             if index in wanted:
                 fewshot[index] = draw.draw(doc)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
+from lensprune.output.drawing.heatmap import label_places
 from lensprune.output.drawing.style import SIGNED, panels
 from lensprune.output.plain_text import visible
 
 __all__ = ["token_map", "token_map_data"]
 
 _LONGEST = 14
+_ACROSS = 36
+"""Tokens in a row of panels, whose labels can be read in print."""
+_CLEAR = 0.01
 
 
 def token_map_data(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "effect") -> pd.DataFrame:
@@ -33,37 +37,57 @@ def token_map_data(effects: pd.DataFrame, tokens: Sequence[str], *, value: str =
 
 
 def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "effect", title: str = "") -> list[Axes]:
-    """Draw the effect of every (layer, token): one panel per site, layers upwards, tokens from left to right.
+    """Draw the effect of every (layer, token): layers upwards, tokens from left to right, a long prompt in several rows
+    of panels.
 
-    The scale is symmetric about 0. Of a site with heads the heads of a layer are added up.
+    The tokens before the first one with an effect of a hundredth of the largest are left out, but for two: where two
+    prompts are the same nothing can change. Layers without a row are left out too. The scale of a site is symmetric
+    about 0. Of a site with heads the heads of a layer are added up.
 
     Args:
         effects: from `activation_patching` or `attribution_patching` with ``by_position=True``.
         tokens: the text of each position; hidden characters are written out.
         value: the column to draw.
 
+    Returns:
+        One Axes per site and row of tokens, all of one figure.
+
     Raises:
         UserError: effects that are not by position, or another number of tokens than positions.
     """
     frame = token_map_data(effects, tokens, value=value)
-    sites = list(dict.fromkeys(frame["site"]))
-    n_layers = int(frame["layer"].max()) + 1
-    size = (min(2.2 + 0.2 * len(tokens), 16.0), min(2.4 + 0.16 * n_layers, 8.0))
-    _, axes = panels(len(sites), size=size, columns=1, title=title)
+    sites, layers = list(dict.fromkeys(frame["site"])), sorted(set(frame["layer"].astype(int)))
+    grids = {site: frame[frame["site"] == site].groupby(["layer", "position"])[value].sum().unstack() for site in sites}
+    begin = _first_shown(grids.values(), len(tokens))
+    rows = [range(start, min(start + _ACROSS, len(tokens))) for start in range(begin, len(tokens), _ACROSS)]
+    across = max(len(row) for row in rows)
+    size = (2.2 + 0.28 * across, min(1.5 + 0.17 * len(layers), 4.8))
+    _, axes = panels(len(sites) * len(rows), size=size, columns=1, title=title)
     labels = [visible(token.replace("\n", "\\n"), _LONGEST) for token in tokens]
-    for ax, site in zip(axes, sites, strict=True):
-        grid = frame[frame["site"] == site].groupby(["layer", "position"])[value].sum().unstack()
-        grid = grid.reindex(range(n_layers), columns=range(len(tokens)))
+    left = f"; {begin} tokens before them without effect" if begin else ""
+    for ax, (site, row) in zip(axes, ((site, row) for site in sites for row in rows), strict=True):
+        grid = grids[site]
         largest = float(grid.abs().to_numpy().max()) or 1.0
+        # Rows of one width: a token has the same place in each.
+        shown = grid.reindex(layers, columns=range(row.start, row.start + across))
         sns.heatmap(
-            grid, ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": value, "shrink": 0.8},
-            xticklabels=labels, yticklabels=max(1, n_layers // 10),
+            shown, ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": value, "shrink": 0.8},
+            xticklabels=[*(labels[place] for place in row), *[""] * (across - len(row))], yticklabels=False,
         )  # fmt: skip
         ax.invert_yaxis()
-        ax.set(title=str(site), xlabel="", ylabel="layer")
+        ax.set(xlabel="", ylabel="layer")
+        ax.set_title(f"{site}, tokens {row.start} to {row.stop - 1}{left if row is rows[0] else ''}", fontsize=9)
         # A token may hold $, which matplotlib would read as mathematics.
         for label in ax.get_xticklabels():
             label.set_parse_math(False)
-        ax.tick_params(axis="x", labelsize=7, rotation=90)
-        ax.tick_params(axis="y", labelsize=7, rotation=0)
+        label_places(ax.yaxis, [str(layer) for layer in layers])
+        ax.tick_params(labelsize=8)
+        ax.tick_params(axis="x", rotation=90, length=0)
     return axes
+
+
+def _first_shown(grids: Iterable[pd.DataFrame], n: int) -> int:
+    """Two positions before the first with an effect; 0 where none has any."""
+    sizes = pd.concat([grid.abs().max() / (grid.abs().to_numpy().max() or 1.0) for grid in grids])
+    clear = sizes.index[sizes > _CLEAR]
+    return max(0, min(int(clear.min()) - 2, n - 1)) if len(clear) else 0

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import colours, panel_title, panels
+from lensprune.output.drawing.style import colours, legend_below, panel_title, panels, short_tasks
 
 __all__ = ["removal_data", "removal_figure"]
 
@@ -38,6 +38,7 @@ def removal_figure(table: pd.DataFrame, *, mode: str = "remove", title: str = ""
     data = removal_data(table)
     groups = list(data.groupby(["task", "protocol"], sort=False))
     _, axes = panels(len(groups), sharey=True, title=title)
+    short = short_tasks(list(dict.fromkeys(str(task) for (task, _), _ in groups)))
     for ax, ((task, protocol), panel) in zip(axes, groups, strict=True):
         names = list(dict.fromkeys(panel["order"]))
         for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True)):
@@ -48,7 +49,8 @@ def removal_figure(table: pd.DataFrame, *, mode: str = "remove", title: str = ""
                 ax.fill_between(curve["k"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
         ax.axhline(panel["accuracy_clean"].iloc[0], color="0.5", linewidth=0.9, linestyle=":", label="clean")
         verb = "removed" if mode == "remove" else "kept"
-        ax.set_title(panel_title(str(task), str(protocol)), fontsize=10)
+        ax.set_title(panel_title(short[str(task)], str(protocol)), fontsize=10)
         ax.set(xlabel=f"heads {verb}", ylabel="accuracy")
-        ax.legend(fontsize=8, frameon=False)
+    # Curves may reach any corner of a panel.
+    legend_below(axes, axes[0].get_legend_handles_labels()[0])
     return axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,19 @@ class Figure:
     data: Callable[[], pd.DataFrame]
 
 
-def drawn_axes(figure: Figure) -> Axes | list[Axes]:
-    """Draw a figure; one Axes, or a list where there are several panels."""
-    axes = figure.draw()
+def drawn_axes(figure: Figure, ax: Axes | Sequence[Axes] | None = None) -> Axes | list[Axes]:
+    """Draw a figure; one Axes, or a list where there are several panels.
+
+    Args:
+        ax: draw on these axes, one per panel; ``None`` makes a figure.
+
+    Raises:
+        UserError: another number of axes than the figure has panels.
+    """
+    from lensprune.output.drawing.style import drawing_on
+
+    with drawing_on(ax):
+        axes = figure.draw()
     return axes[0] if isinstance(axes, list) and len(axes) == 1 else axes
 
 

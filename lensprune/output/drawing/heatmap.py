@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import SEQUENTIAL, SIGNED, panels
 
-__all__ = ["head_heatmaps"]
+__all__ = ["head_heatmaps", "label_places"]
 
 _COLUMNS = 4
+_LABELS = 10
 _MLP = "MLP"
 
 
@@ -28,15 +30,16 @@ def head_heatmaps(
     unit_range: Sequence[str] = (),
     label: str = "",
 ) -> list[Axes]:
-    """Draw one map of layers (upwards) × heads for each kind of row.
+    """Draw one map of layers (upwards) × heads for each kind of row. Layers and heads without a row are left out.
 
     Args:
         frame: columns layer, head, `by` and `value`, as `head_scores` gives them. Rows whose head is missing are
             of the layer's MLP, which gets a column of its own on the right.
         by: column that tells the panels apart.
-        unit_range: kinds that are drawn on a scale from 0 to 1. Others take the range of their values; where these
-            have both signs in any panel the scales are symmetric about 0.
-        label: what the values are, with their unit, beside the colours.
+        unit_range: kinds that are drawn on a scale from 0 to 1. Others take the range of their values: from 0 where
+            none is negative, else symmetric about 0.
+        label: what the values are, with their unit, beside the colours. With one, all panels show the same quantity,
+            and where any panel has negative values all scales are symmetric.
 
     Returns:
         One Axes per panel, all of one figure.
@@ -48,36 +51,44 @@ def head_heatmaps(
     if not kinds:
         raise UserError("there are no head values to draw")
     frame = frame.assign(head=frame["head"].fillna(-1).astype(int))
-    n_layers, n_heads = int(frame["layer"].max()) + 1, int(frame["head"].max()) + 1
-    places: list[int | str] = list(range(n_heads))
+    layers, heads = sorted(set(frame["layer"].astype(int))), sorted(set(frame.loc[frame["head"] >= 0, "head"]))
+    places: list[int | str] = [*heads]
     if (frame["head"] < 0).any():
         places.append(_MLP)
-    free = frame.loc[~frame[by].isin(unit_range), value]
-    signed = bool((free[np.isfinite(free.astype(float))] < 0).any())
-    size = (min(max(3.2, 1.6 + 0.24 * len(places)), 6.0), min(max(2.4, 1.3 + 0.16 * n_layers), 7.0))
+    signed = bool(label) and bool((frame[value].astype(float) < 0).any())
+    size = (min(max(3.2, 1.6 + 0.24 * len(places)), 6.0), min(max(2.4, 1.3 + 0.16 * len(layers)), 7.0))
     _, axes = panels(len(kinds), size=size, columns=_COLUMNS, title=title)
     for ax, kind in zip(axes, kinds, strict=True):
         of_kind = frame[frame[by] == kind]
         of_kind = of_kind.assign(head=of_kind["head"].where(of_kind["head"] >= 0, _MLP))
-        table = of_kind.pivot(index="layer", columns="head", values=value).reindex(
-            index=range(n_layers), columns=places
-        )
+        table = of_kind.pivot(index="layer", columns="head", values=value).reindex(index=layers, columns=places)
         look = _scale(table.to_numpy(dtype=float), kind in unit_range, signed)
         look["cbar_kws"] = {"shrink": 0.7, "label": label}
-        sns.heatmap(table.astype(float), ax=ax, **look)
+        sns.heatmap(table.astype(float), ax=ax, xticklabels=False, yticklabels=False, **look)
         ax.invert_yaxis()
         ax.set(title=str(kind), xlabel="head", ylabel="layer")
         if _MLP in places:
-            ax.axvline(n_heads, color="white", linewidth=2)
+            ax.axvline(len(heads), color="white", linewidth=2)
+        label_places(ax.xaxis, [str(place) for place in places])
+        label_places(ax.yaxis, [str(layer) for layer in layers])
         ax.tick_params(labelsize=7)
     return axes
+
+
+def label_places(axis: Axis, names: Sequence[str]) -> None:
+    """Name the rows or columns of a heatmap, at most about ten of them and the last one where it is a word."""
+    shown = list(range(0, len(names), -(-len(names) // _LABELS)))
+    if not names[-1].isdecimal():
+        shown = [place for place in shown if place < len(names) - 2] + [len(names) - 1]
+    axis.set_ticks([place + 0.5 for place in shown], [names[place] for place in shown], rotation=0)
 
 
 def _scale(values: np.ndarray, unit: bool, signed: bool) -> dict[str, Any]:
     finite = values[np.isfinite(values)]
     largest = float(np.abs(finite).max()) if len(finite) else 1.0
-    if unit and not (len(finite) and finite.min() < 0):
+    signed = signed or (bool(len(finite)) and float(finite.min()) < 0)
+    if unit and not signed:
         return {"cmap": SEQUENTIAL, "vmin": 0.0, "vmax": 1.0}
-    if signed or unit:
+    if signed:
         return {"cmap": SIGNED, "vmin": -(largest or 1.0), "vmax": largest or 1.0}
     return {"cmap": SEQUENTIAL, "vmin": 0.0, "vmax": largest or 1.0}

@@ -15,7 +15,7 @@ from lensprune.analysis.head_effects import ItemEffects, item_effects
 from lensprune.analysis.intervals import unit_sums
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import GREY, MARKERS, colours, panels
+from lensprune.output.drawing.style import GREY, MARKERS, colours, legend_below, panels, short_tasks
 from lensprune.results.analyses import register_analysis
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
@@ -23,7 +23,6 @@ from lensprune.runs.outcomes import Outcomes
 __all__ = ["item_lorenz", "lorenz_curves", "lorenz_data"]
 
 _DRAWS = 500
-_FEW = 2
 
 
 def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFrame:
@@ -66,9 +65,9 @@ def lorenz_curves(data: pd.DataFrame, *, title: str = "") -> Axes:
         data: from `lorenz_data`.
     """
     curves = list(data.groupby(["task", "protocol"], sort=False))
-    # A legend beside the square of the curves takes room of its own, about 0.08 inches a letter.
-    longest = max(len(f"{task}, {protocol} (at chance)") for (task, protocol), _ in curves)
-    _, (ax,) = panels(1, size=(5.2 if len(curves) <= _FEW else 5.2 + 0.08 * longest, 4.4), title=title)
+    short = short_tasks(list(dict.fromkeys(str(task) for (task, _), _ in curves)))
+    # The legend below takes room of its own.
+    _, (ax,) = panels(1, size=(5.2, 4.4 + 0.1 * (len(curves) + 1)), title=title)
     ax.set_box_aspect(1)
     for i, ((task, protocol), curve) in enumerate(curves):
         unclear = not beats_chance(curve).iloc[0]
@@ -84,7 +83,7 @@ def lorenz_curves(data: pd.DataFrame, *, title: str = "") -> Axes:
             marker=MARKERS[i % len(MARKERS)],
             markersize=4,
             markevery=(i, max(1, len(curve) // 8)),
-            label=f"{task}, {protocol}" + (" (at chance)" if unclear else ""),
+            label=f"{short[str(task)]}, {protocol}" + (" (at chance)" if unclear else ""),
         )
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.9, linestyle=":", label="all equal")
     ax.set(
@@ -93,10 +92,8 @@ def lorenz_curves(data: pd.DataFrame, *, title: str = "") -> Axes:
         xlim=(0, 1),
         ylim=(0, 1.01),
     )
-    if len(curves) <= _FEW:
-        ax.legend(fontsize=8, frameon=False, loc="lower right")
-    else:
-        ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    # Curves may reach any corner.
+    legend_below([ax], ax.get_legend_handles_labels()[0], columns=2)
     return ax
 
 

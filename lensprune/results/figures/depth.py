@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from lensprune.ablation.components import Head
+from lensprune.analysis.critical import significant
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import GREY, panel_title, panels
+from lensprune.output.drawing.style import legend_below, name_points
 from lensprune.results.analyses import register_analysis
-from lensprune.results.figures.protocols import protocol_look
+from lensprune.results.figures.panels import (
+    Q,
+    bars,
+    cell_panels,
+    chance_region,
+    crosses,
+    handles,
+    heights,
+    in_ranges,
+    look_of,
+    set_titles,
+)
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.noise import within_noise
 from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["delta_by_depth", "delta_by_depth_data", "depth"]
+
+_BANDS = ((0.0, 0.3, "first 30%"), (0.3, 0.7, "middle"), (0.7, 1.0, "last 30%"))
+_NAMED_HEADS = 5
+_FEW = 3
+"""A sweep of fewer than one layer in so many is drawn on an axis of its own layers."""
 
 
 def delta_by_depth_data(
@@ -50,12 +66,14 @@ def delta_by_depth(
     ablation: str | None = None,
     title: str = "",
 ) -> list[Axes]:
-    """Draw Δμ against the layer that was changed: one panel per task, one line per protocol, the interval as a band.
+    """Draw Δμ against the layer that was changed: one panel per (task, protocol), a point with its 95% interval per
+    layer.
 
-    A protocol under which the clean model is at chance is drawn grey and dashed, without a band, and says so: its Δμ
-    means nothing. Hollow points lie within the noise of half precision (`lensprune.runs.noise`). A dotted line shows
-    where a protocol's accuracy would be at chance. Heads are drawn as points, several to a layer. Vertical lines part
-    the first 30%, the middle and the last 30% of the layers.
+    Layers that lose or gain with q ≤ 0.05 are filled, and the panel's title names them. Where the clean model is at
+    chance points are grey, without intervals, and the title says so: such a Δμ means nothing. Crossed points lie within
+    the noise of half precision (`lensprune.runs.noise`). The shaded part is where accuracy would be at chance or below.
+    Heads are points side by side at their layer; the strongest of those with q ≤ 0.05 are named, without any the three
+    that lose most. Vertical lines part the first 30%, the middle and the last 30% of the layers.
 
     Args:
         summary: from `summarise`.
@@ -64,112 +82,118 @@ def delta_by_depth(
         ablation: draw this ablation; ``None`` takes the first one in the table.
 
     Returns:
-        One Axes a task, all of one figure.
+        One Axes per (task, protocol), all of one figure.
 
     Raises:
         UserError: nothing to draw.
     """
     frame = delta_by_depth_data(summary, component, ablation)
-    tasks = list(dict.fromkeys(frame["task"]))
     depth = n_layers or int(frame["layer"].max()) + 1
-    size = (6.4 if len(tasks) == 1 else 4.6, 4.9)
-    _, axes = panels(len(tasks), size=size, sharey=True, title=title)
-    for ax, task in zip(axes, tasks, strict=True):
-        handles = _panel(ax, frame[frame["task"] == task], depth)
-        part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
-        where = (
-            "layer removed" if part == "layer" and kind in ("skip", "zero") else f"layer of the changed {part} ({kind})"
-        )
-        ax.set_title(panel_title(task), fontsize=10)
-        ax.set(xlabel=where, xlim=(-0.5, depth - 0.5))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    measured = sorted(set(frame["layer"].astype(int)))
+    few = len(measured) * _FEW < depth
+    found = cell_panels(frame, size=(2.9, 2.35), alone=(6.4, 4.2), title=title, sharey=True, sharex=True)
+    low, high = heights(found, headroom=0.0 if few else 0.1)
+    several = bool(frame["head"].notna().any())
+    region, labelled = False, []
+    found = [(ax, rows.sort_values(["layer", "head"])) for ax, rows in found]
+    for ax, rows in found:
+        ax.set(ylim=(low, high))
+        ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
         ax.grid(axis="y", alpha=0.35)
-        # Below the panel: inside it there is no corner that a line or a band may not reach.
-        ax.legend(handles=handles, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    axes[0].set_ylabel("Δμ (accuracy − clean accuracy)")
+        region |= chance_region(ax, rows, low)
+        if few:
+            ax.set(xlim=(measured[0] - 0.8, measured[-1] + 0.8), xticks=measured)
+        else:
+            _bands(ax, depth)
+        labelled.append((ax, rows, _heads(ax, rows) if several else _layers(ax, rows)))
+    set_titles(labelled)
+    axes = [ax for ax, _ in found]
+    _label(axes, frame, depth)
+    known = bool(beats_chance(frame).any())
+    noisy = bool((beats_chance(frame) & within_noise(frame)).any())
+    legend_below(axes, handles(intervals=known and not several, region=region, pale=several, noisy=noisy))
+    if several:
+        for ax, rows in found:
+            _name_heads(ax, rows)
     return axes
 
 
-def _panel(ax: Axes, frame: pd.DataFrame, depth: int) -> list[Line2D | Patch]:
-    ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
-    for part in (0.3, 0.7):
-        ax.axvline(part * depth - 0.5, color="0.75", linewidth=0.9, linestyle=(0, (1, 3)), zorder=0)
-    handles: list[Line2D | Patch] = []
-    n_lines = 0
-    protocols = list(dict.fromkeys(frame["protocol"]))
-    for place, protocol in enumerate(protocols):
-        rows = frame[frame["protocol"] == protocol].sort_values(["layer", "head"])
-        at_chance = not beats_chance(rows).iloc[0]
-        colour, marker = protocol_look(protocol)
-        colour = GREY if at_chance else colour
-        clean, chance = rows["accuracy_clean"].iloc[0], rows["chance"].iloc[0]
-        n = " to ".join(map(str, dict.fromkeys([int(rows["n"].min()), int(rows["n"].max())])))
-        label = f"{protocol}: clean {clean:.2f}, n {n}" + (f" (at chance {chance:.2f})" if at_chance else "")
-        dashes: Literal["-", "--", "none"] = "--" if at_chance else "-"
-        layers = rows["layer"].astype(int).to_numpy()
-        if rows["head"].notna().any():
-            dashes = "none"
-            shift = 0.66 * ((place + 0.5) / len(protocols) - 0.5)
-            ax.scatter(
-                layers + shift,
-                rows["delta"],
-                s=11,
-                marker=marker,
-                color=colour,
-                alpha=0.4 if at_chance else 0.75,
-                linewidths=0,
-            )
-        else:
-            look = {"linewidth": 1.1, "alpha": 0.7} if at_chance else {"linewidth": 1.7, "alpha": 1.0}
-            line = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4.5, **look}
-            sns.lineplot(x=layers, y=rows["delta"].to_numpy(), ax=ax, errorbar=None, legend=False, **line)
-            if not at_chance:
-                ax.fill_between(
-                    layers, rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy(), color=colour, alpha=0.15, linewidth=0
-                )
-        small = within_noise(rows).to_numpy()
-        if not at_chance and small.any():
-            shifted = layers[small] + (shift if rows["head"].notna().any() else 0.0)
-            ax.scatter(
-                shifted,
-                rows["delta"][small],
-                s=20,
-                marker=marker,
-                facecolor="white",
-                edgecolor=colour,
-                linewidth=0.9,
-                zorder=3,
-            )
-        handles.append(Line2D([], [], color=colour, linestyle=dashes, marker=marker, markersize=4.5, label=label))
-        if not at_chance:
-            n_lines += 1
-            if chance > 0:
-                ax.axhline(chance - clean, color=colour, linestyle=":", linewidth=1, zorder=1)
-    if n_lines and not frame["head"].notna().any():
-        handles.append(Patch(facecolor="0.7", alpha=0.4, label="95% interval"))
-    handles.append(Line2D([], [], color="0.75", linestyle=(0, (1, 3)), linewidth=0.9, label="30% and 70% of the depth"))
-    if (beats_chance(frame) & within_noise(frame)).any():
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color="0.4",
-                linestyle="",
-                marker="o",
-                markersize=4.5,
-                markerfacecolor="white",
-                label="within noise",
-            )
-        )
-    if (beats_chance(frame) & (frame["chance"] > 0)).any():
-        handles.append(Line2D([], [], color="0.4", linestyle=":", linewidth=1, label="accuracy at chance"))
-    return handles
+def _label(axes: Sequence[Axes], frame: pd.DataFrame, depth: int) -> None:
+    part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
+    removed = part == "layer" and kind in ("skip", "zero")
+    for ax in axes:
+        spec = ax.get_subplotspec()
+        if spec is None or spec.is_last_row():
+            ax.set_xlabel(f"layer removed (of {depth})" if removed else f"layer of the changed {part} ({kind})")
+        if spec is None or spec.is_first_col():
+            ax.set_ylabel("Δμ")
+        ax.tick_params(labelsize=8)
+
+
+def _bands(ax: Axes, depth: int) -> None:
+    ax.set_xlim(-0.5, depth - 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    for begin, end, name in _BANDS:
+        if begin:
+            ax.axvline(begin * depth - 0.5, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        ax.text(
+            (begin + end) / 2, 0.985, name, transform=ax.transAxes, ha="center", va="top", fontsize=6.5, color="0.4"
+        )  # fmt: skip
+
+
+def _layers(ax: Axes, rows: pd.DataFrame) -> str:
+    """Draw one layer after the other; what the title says of those with a name."""
+    layers, named = rows["layer"].astype(int).to_numpy(), significant(rows, Q).to_numpy()
+    # Layers that were not measured part the line.
+    whole = pd.Series(rows["delta"].to_numpy(), layers).reindex(range(layers.min(), layers.max() + 1))
+    ax.plot(whole.index, whole, color=look_of(rows)["color"], linewidth=0.9, alpha=0.6, zorder=2, gid="delta")
+    bars(ax, layers, rows, named)
+    crosses(ax, layers, rows)
+    return _said(rows, layers, named)
+
+
+def _said(rows: pd.DataFrame, layers: np.ndarray, named: np.ndarray) -> str:
+    if not beats_chance(rows).iloc[0]:
+        return ""
+    lost, won = (layers[named & sign] for sign in (rows["delta"] < 0, rows["delta"] > 0))
+    parts = [f"needs {in_ranges(lost)}"] * bool(len(lost)) + [f"better without {in_ranges(won)}"] * bool(len(won))
+    return "; ".join(parts) or "none named"
+
+
+def _spread(rows: pd.DataFrame) -> np.ndarray:
+    """Places of heads on the axis: side by side at their layer."""
+    heads = rows["head"].astype(int).to_numpy()
+    width = heads.max() + 1
+    return rows["layer"].astype(int).to_numpy() + 0.7 * ((heads + 0.5) / width - 0.5)
+
+
+def _heads(ax: Axes, rows: pd.DataFrame) -> str:
+    """Draw heads at their layers; what the title says of those with a name."""
+    named = significant(rows, Q).to_numpy()
+    places, look = _spread(rows), look_of(rows)
+    for chosen, alpha, size in ((~named, 0.35, 9), (named, 1.0, 24)):
+        ax.scatter(places[chosen], rows.loc[chosen, "delta"], s=size, alpha=alpha, linewidths=0, **look)
+    crosses(ax, places, rows)
+    if not beats_chance(rows).iloc[0]:
+        return ""
+    return f"{int(named.sum())} of {len(rows)} named"
+
+
+def _name_heads(ax: Axes, rows: pd.DataFrame) -> None:
+    if not beats_chance(rows).iloc[0] or str(rows["component"].iloc[0]) != "head":
+        return
+    rows = rows.assign(place=_spread(rows)).sort_values("delta", kind="stable")
+    named = rows[significant(rows, Q)]
+    strongest = named.loc[named["delta"].abs().sort_values(ascending=False, kind="stable").index].head(_NAMED_HEADS)
+    shown = strongest if len(named) else rows.head(3)
+    names = [Head(int(layer), int(head)).label for layer, head in zip(shown["layer"], shown["head"], strict=True)]
+    name_points(ax, names, shown["place"], shown["delta"], (rows["place"], rows["delta"]))
 
 
 def _alt(data: pd.DataFrame) -> str:
     return (
-        f"Line chart: change of accuracy against the layer that was changed, for {data['task'].nunique()} tasks, "
-        "one line per protocol"
+        f"Points with 95% intervals: change of accuracy against the layer that was changed, for "
+        f"{data['task'].nunique()} tasks, one panel per task and protocol"
     )
 
 
@@ -180,6 +204,6 @@ def _alt(data: pd.DataFrame) -> str:
     saved=True,
 )
 def depth(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Δμ against depth by protocol. Band: paired 95% interval; dotted: where accuracy would be at chance; grey dashes:
-    the clean model is at chance; hollow: within the noise of half precision."""
+    """Δμ against depth. Filled: q of a loss or gain ≤ 0.05; bar: paired 95% interval; shaded: accuracy at chance or
+    below; grey: the clean model is at chance; crossed: within the noise of half precision."""
     return delta_by_depth_data(summarise_cells(outcomes, task, protocol))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -11,7 +10,8 @@ from lensprune.ablation.components import parts
 from lensprune.analysis.critical import significant
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import SIGNED, panel_title, panels
+from lensprune.output.drawing.heatmap import label_places
+from lensprune.output.drawing.style import SIGNED, panel_title, panels, short_tasks
 from lensprune.registry import in_words
 from lensprune.results.analyses import register_analysis
 from lensprune.runs.chance import beats_chance
@@ -49,7 +49,7 @@ def head_effect_maps(
     """Draw Δμ of each removed head: one map a (task, protocol), layers upwards, one scale for all, 0 in the middle.
 
     A dot marks a loss or a gain with q ≤ `q`; where the clean model is at chance there are no dots and the
-    title says so. Places that were not swept are grey.
+    title says so. Layers that were not swept are left out, as the label of the axis says; heads that were not are grey.
 
     Args:
         n_layers, n_heads: of the model; ``None`` takes the last ones swept.
@@ -62,32 +62,35 @@ def head_effect_maps(
     groups = list(frame.groupby(["task", "protocol", "component", "ablation"], sort=False))
     depth = n_layers or int(frame["layer"].max()) + 1
     width = max(int(frame["head"].max()) + 1, n_heads if n_heads and (frame["component"] == "head").all() else 0)
+    layers = sorted(set(frame["layer"]))
     largest = float(frame["delta"].abs().max()) or 1.0
     words = {part.name: part.index_word for part in parts()}
-    size = (min(2.4 + 0.24 * width, 7.0), min(1.8 + 0.17 * depth, 8.0))
+    size = (min(2.4 + 0.24 * width, 7.0), min(1.8 + 0.17 * len(layers), 8.0))
     _, axes = panels(len(groups), size=size, columns=_COLUMNS, title=title)
+    short = short_tasks(list(dict.fromkeys(str(task) for task in frame["task"])))
     for ax, (key, panel) in zip(axes, groups, strict=True):
         task, protocol, component, ablation = (str(part) for part in key)
-        grid = panel.pivot(index="layer", columns="head", values="delta").reindex(range(depth), columns=range(width))
+        grid = panel.pivot(index="layer", columns="head", values="delta").reindex(layers, columns=range(width))
         ax.set_facecolor("0.85")
         sns.heatmap(
-            grid.astype(float), ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": "Δμ", "shrink": 0.8}
-        )
+            grid.astype(float), ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest,
+            cbar_kws={"label": "Δμ", "shrink": 0.8}, xticklabels=False, yticklabels=False,
+        )  # fmt: skip
         marked = panel[panel["significant"]]
-        ax.scatter(marked["head"] + 0.5, marked["layer"] + 0.5, s=22, color="black", edgecolor="white", linewidth=0.7)
+        rows = [layers.index(layer) + 0.5 for layer in marked["layer"]]
+        ax.scatter(marked["head"] + 0.5, rows, s=22, color="black", edgecolor="white", linewidth=0.7)
         ax.invert_yaxis()
         unclear = " (at chance)" if not beats_chance(panel).iloc[0] else ""
         several = f", {ablation}" if frame["ablation"].nunique() > 1 else ""
         ax.set(
-            title=panel_title(str(task), f"{protocol}{several}{unclear}"),
+            title=panel_title(short[task], f"{protocol}{several}{unclear}"),
             xlabel=words.get(component, component),
-            ylabel="layer",
+            ylabel="layer" if len(layers) == depth else f"layer ({len(layers)} of {depth} swept)",
         )
         ax.title.set_fontsize(9)
         ax.tick_params(labelsize=7)
-        shown = range(0, depth, max(1, depth // 10))
-        ax.set_yticks(np.array(shown) + 0.5, [str(layer) for layer in shown])
-        ax.tick_params(axis="y", rotation=0)
+        label_places(ax.xaxis, [str(head) for head in range(width)])
+        label_places(ax.yaxis, [str(layer) for layer in layers])
     return axes
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lensprune.analysis.protocol_gap import clear_gaps, protocol_gap, task_gap
 from lensprune.errors import UserError
-from lensprune.output.drawing.style import GREY, MARKERS, colours, panel_title, panels
+from lensprune.output.drawing.style import GREY, MARKERS, colours, panel_title, panels, short_tasks
 from lensprune.protocols.registry import protocol_names
 from lensprune.results.analyses import register_analysis
 from lensprune.runs.chance import beats_chance
@@ -59,6 +59,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
     frame = _measured(gap, "no changed part of one layer is measured under two protocols")
     groups = list(frame.groupby(["task_a", "protocol_a", "protocol_b"], sort=False))
     _, axes = panels(len(groups), size=(4.4, 3.9), columns=3, title=title)
+    short = short_tasks(list(dict.fromkeys(str(task) for (task, _, _), _ in groups)))
     low = float(min(frame["delta_a"].min(), frame["delta_b"].min(), -0.05))
     high = float(max(frame["delta_a"].max(), frame["delta_b"].max(), 0.05))
     room = 0.06 * (high - low)
@@ -81,7 +82,7 @@ def protocol_pairs(gap: pd.DataFrame, *, q: float = 0.05, title: str = "") -> li
             ax.figure.colorbar(points, ax=ax, label="layer", shrink=0.8, ticks=MaxNLocator(integer=True))
         note = ", at chance" if unclear else ", near chance: no rings" if _hides(rows, q) else ""
         ax.set(
-            title=panel_title(str(task), f"(n {int(rows['n'].iloc[0])}{note})"),
+            title=panel_title(short[str(task)], f"(n {int(rows['n'].iloc[0])}{note})"),
             xlabel=f"Δμ under {first}",
             ylabel=f"Δμ under {second}",
             xlim=(low - room, high + room),

@@ -8,6 +8,7 @@ from lensprune.ablation import (
     CLEAN,
     Ablation,
     Head,
+    KVGroup,
     Layer,
     Variant,
     cumulative,
@@ -18,7 +19,10 @@ from lensprune.ablation import (
     layer_range,
     parse_indices,
 )
+from lensprune.ablation.variants import as_variants, variant_named
 from lensprune.errors import UserError
+from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.tiny_models import tiny
 
 
@@ -78,3 +82,82 @@ def test_parse_indices() -> None:
     for text, message in [("a", "'a'"), ("1-", "1-"), ("3-1", "empty"), ("6", "0 to 5"), ("", "''")]:
         with pytest.raises(UserError, match=message):
             parse_indices(text, 6)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *each_layer(tiny("llama"), layers=[2]),
+        *each_head(tiny("llama"), "mean", layers=[1], heads=[3]),
+        *each_kv_group(tiny("llama"), layers=[0], groups=[1]),
+        *enumerate_variants(tiny("llama"), "attention", layers=[1]),
+        *enumerate_variants(tiny("llama"), "mlp", "resample", [0]),
+        layer_range(tiny("llama"), 0, 2),
+        as_variants([[Ablation(Head(1, 0), "zero"), Ablation(Head(2, 3), "zero")]])[0],
+    ],
+    ids=lambda variant: variant.name,
+)
+def test_a_name_gives_the_variant_of_that_name(variant: Variant) -> None:
+    assert variant_named(variant.name) == variant
+
+
+def test_what_stands_for_variants() -> None:
+    skip, zero = Ablation(Layer(1), "skip"), Ablation(KVGroup(0, 1), "zero")
+    one = Variant("mine", (skip,))
+    assert as_variants(one) == (one,)
+    assert as_variants(skip) == as_variants([skip]) == as_variants("L1.skip") == (Variant("L1.skip", (skip,)),)
+    assert [v.name for v in as_variants([one, skip, "L0.mlp.zero"])] == ["mine", "L1.skip", "L0.mlp.zero"]
+    [both] = as_variants([[skip, zero]])
+    assert (both.name, both.ablations) == ("L1.skip+L0.KV1.zero", (skip, zero))
+    assert Variant("mine", [skip, zero]).ablations == (skip, zero)  # type: ignore[arg-type]
+    assert Variant("mine", skip).ablations == (skip,)  # type: ignore[arg-type]
+    assert hash(Variant("mine", [skip])) == hash(Variant("mine", (skip,)))  # type: ignore[arg-type]
+
+
+def test_a_sweep_takes_them_all() -> None:
+    def given(variants: object) -> object:
+        return SweepOptions.given("facts", "default", variants).variants  # type: ignore[arg-type]
+
+    assert given("heads") == VariantSelection(over="heads")
+    assert (
+        given("L1.skip")
+        == given(["L1.skip"])
+        == given(Ablation(Layer(1), "skip"))
+        == (*each_layer(tiny("llama"), layers=[1]),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["L1skip"], "unknown variant 'L1skip': expected a place and an ablation, like L3, L3.attention, L3.mlp"),
+        (["L1.H2.H3.zero"], "unknown variant"),
+        (["L1.skpi"], "did you mean skip"),
+        (["L1.H0.skip"], "L1.H0 is not one: use zero"),
+        (["L4-2.skip"], "the first layer must not exceed the last"),
+        ([Head(1, 2)], r"says where and not how: give Ablation\(Head\(layer=1, head=2\), 'zero'\)"),
+        (Head(1, 2), "says where and not how"),
+        ([3], "3 is no change of the model: expected a Variant, an Ablation, or a name like L12.skip"),
+        (3, "3 is no change of the model"),
+        ([[]], r"\[\] is no change"),
+    ],
+)
+def test_what_stands_for_none_is_refused(given: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        as_variants(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ablations": [Layer(1)]}, "says where and not how"),
+        ({"ablations": ["L1.skip"]}, "'L1.skip' is no change"),
+        ({"ablations": 5}, "ablations is 5, expected a list"),
+        ({"hooks": ("blocks.0.hook_resid_pre", print)}, r"is no hook: expected \(hook name, function\)"),
+        ({"hooks": [("blocks.0.hook_resid_pre", "print")]}, "is no hook"),
+        ({"hooks": None}, "hooks is None, expected a list"),
+    ],
+)
+def test_a_variant_of_something_else_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Variant("mine", **changes)  # type: ignore[arg-type]

@@ -136,3 +136,10 @@ def test_answers_that_begin_alike_join_the_prompt() -> None:
 def test_refusals() -> None:
     with pytest.raises(UserError, match="unknown task with counterfactuals"):
         counterfactual_pairs(tiny("llama"), "facts", limit=2)
+
+
+def test_a_loaded_model_is_taken_as_it_is() -> None:
+    """As `load_model` returns it, and not its adapter alone."""
+    adapter = tiny("llama")
+    texts = ("2 + 9 =", "2 + 8 =", " 11", " 10")
+    assert pair_from_texts(adapter.module, *texts) == pair_from_texts(adapter, *texts)

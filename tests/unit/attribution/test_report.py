@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+import lensprune as lp
 from lensprune.attribution import counterfactual_pairs
-from lensprune.attribution.report import METHODS, AttributionOptions, passes
+from lensprune.attribution.report import METHODS, AttributionOptions, PairTexts, passes
 from lensprune.cli import main
 from lensprune.models import as_hooked_model
 from tests.helpers.planted.circuits import ARITHMETIC, model_of
@@ -96,3 +98,64 @@ def test_the_bar_ends_where_it_said_it_would(method: str, options: AttributionOp
     METHODS[method](model, pairs, options, done.append)
     assert len(done) > 1
     assert sum(done) == passes(method, model, len(pairs), options)
+
+
+def test_pairs_of_ones_own(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The texts of a task's first two pairs give the effects that the task gives."""
+    model = as_hooked_model(lp.load_model(folder, bos="always"))
+    pairs = counterfactual_pairs(model, "arithmetic", limit=2, shots=0)
+    decode = model.tokenizer.decode
+    texts: list[str] = []
+    for pair in pairs:
+        for name, ids in (("clean", pair.clean[1:]), ("corrupt", pair.corrupt[1:])):
+            texts += [f"--{name}", decode(list(ids))]
+        for name, token in (("answer", pair.answer), ("wrong", pair.wrong)):
+            texts += [f"--{name}", " " + decode([token]).strip()]
+    assert [text.pair(model) for text in _texts_of(texts)] == [
+        replace(pair, label=decode([pair.answer])) for pair in pairs
+    ]
+    base = ["attribute", "--model", str(folder), "--method", "patch", "--bos", "always"]
+    assert main([*base, *texts, "--out", str(tmp_path / "mine")]) == 0
+    assert "patch on 2 pairs of your own" in capsys.readouterr().out
+    assert main([*base, "--task", "arithmetic", "--limit", "2", "--shots", "0", "--out", str(tmp_path / "task")]) == 0
+    mine, theirs = (pd.read_csv(tmp_path / name / "patching.csv") for name in ("mine", "task"))
+    pd.testing.assert_frame_equal(mine, theirs)
+
+
+def _texts_of(options: list[str]) -> list[PairTexts]:
+    values = options[1::2]
+    return [PairTexts(*values[i : i + 4]) for i in range(0, len(values), 4)]
+
+
+def test_a_single_pair_finds_planted_heads(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The planted model answers with the first operand. One pair has no standard error, and nothing is not a number."""
+    pair = ["--clean", "3 + 4 =", "--corrupt", "5 + 4 =", "--answer", " 3", "--wrong", " 5"]
+    base = ["attribute", "--model", str(folder), "--method", "patch", "--bos", "always", *pair]
+    assert main([*base, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "patch on 1 pair of your own" in printed
+    assert "(one pair)" in printed
+    for wrong in ("±", "nan", "not seen to prefer"):
+        assert wrong not in printed
+    frame = pd.read_csv(tmp_path / "patching.csv")
+    found = frame[frame["effect"].abs() > 1e-3]
+    assert set(zip(found["layer"], found["head"], strict=True)) == {(0, 3), (1, 0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--clean", "1 + 2 =", "--corrupt", "1 + 3 =", "--answer", " 3"], "--wrong is lacking"),
+        (["--clean", "a", "--clean", "b", "--corrupt", "c", "--answer", "d", "--wrong", "e"], "is lacking"),
+        (
+            ["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d", "--task", "arithmetic"],
+            "--task means nothing",
+        ),
+        (["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d", "--limit", "3"], "--limit means nothing"),
+    ],
+)
+def test_half_a_pair_is_refused(
+    options: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["attribute", "--model", str(folder), "--method", "dla", *options]) == 2
+    assert message in capsys.readouterr().err

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+import lensprune as lp
+from lensprune.ablation.hooks import own_hooks, with_hook_names
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine import make_executor
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.traces import trace_tokens
+from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request, Response
 from tests.helpers.tiny_models import tiny
 
@@ -268,3 +271,65 @@ def test_items_that_ask_the_same_stay_apart_where_rows_depend_on_each_other() ->
     ]
     assert together == alone
     assert together[0] != together[1]
+
+
+def halve(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+    return activation * 0.5
+
+
+def test_a_function_that_chooses_names_is_their_hooks() -> None:
+    """As in TransformerLens: every hook point that it accepts, each once whatever its names."""
+    model = tiny("llama")
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.facts.n_layers)]
+    chosen = Variant("mine", hooks=((lambda name: name.endswith("hook_z"), halve),))
+    named = Variant("mine", hooks=tuple((name, halve) for name in names))
+    assert [name for name, _ in own_hooks(with_hook_names(model, chosen))] == names
+    assert values(answers(chosen, 2048)) == values(answers(named, 2048))
+    assert values(answers(chosen, 2048)) != values(answers(CLEAN, 2048))
+    with model.module.hooks(fwd_hooks=[(lambda name: name.endswith("hook_z"), halve)]):  # type: ignore[operator]
+        theirs = answers(CLEAN, 2048)
+    for mine, other in zip(values(answers(chosen, 2048)), values(theirs), strict=True):
+        # Other batches: without hooks of their own, rows of unlike length share one.
+        assert mine == (pytest.approx(other, abs=1e-4) if isinstance(mine, float) else other)
+
+
+def test_two_names_of_one_hook_point_are_one_hook() -> None:
+    fired: list[str] = []
+
+    def count(activation: torch.Tensor, hook: Any) -> torch.Tensor:
+        fired.append(hook.name)
+        return activation * 0.5
+
+    aliases = ("blocks.1.hook_mlp_out", "blocks.1.mlp.hook_out")
+    model = tiny("llama")
+    assert set(aliases) <= model.hook_names()
+    [asked] = [r for r in requests() if isinstance(r, LoglikelihoodRequest)][:1]
+    resolved = with_hook_names(model, Variant("mine", hooks=((lambda name: name in aliases, count),)))
+    assert len(resolved.hooks) == 1
+    fired.clear()
+    answers(resolved, 2048, [asked])
+    once = len(fired)
+    fired.clear()
+    answers(Variant("mine", hooks=((aliases[0], count),)), 2048, [asked])
+    assert once == len(fired) > 0
+
+
+def test_a_sweep_and_a_trace_take_such_functions_too() -> None:
+    model = tiny("llama")
+    chosen = Variant("mine", hooks=((lambda name: name == SITE, halve),))
+    run = lp.sweep(model, "facts", "default", chosen, limit=4, shots=0, progress=False)
+    assert run.spec.variants[1]["hooks"][0]["name"] == SITE
+    assert run.summary().set_index("variant").loc["mine", "component"] == "hooks"
+    scored = [r for r in requests() if isinstance(r, LoglikelihoodRequest)]
+    named = Variant("mine", hooks=((SITE, halve),))
+    mine, theirs = (trace_tokens(model, scored, [variant])[0] for variant in (chosen, named))
+    assert [t.logprob.tolist() for t in mine] == [t.logprob.tolist() for t in theirs]
+
+
+@pytest.mark.parametrize(
+    ("accepts", "message"),
+    [(lambda name: "hook_zz" in name, "accepts no hook point"), (lambda name: False, "accepts no hook point")],
+)
+def test_a_function_that_accepts_nothing_is_refused(accepts: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        answers(Variant("mine", hooks=((accepts, halve),)), 2048)

@@ -198,3 +198,31 @@ def test_other_pages_are_quiet_too(browser: Any, tmp_path: Path) -> None:
         browser.get(page.as_uri())
         assert browser.get_log("browser") == []
         assert len(texts(browser, "table")) >= 2
+
+
+@pytest.mark.slow
+def test_pages_fit_a_telephone_and_names_stand_in_two_lines(browser: Any, tmp_path: Path) -> None:
+    from lensprune.results.compare import write_comparison
+
+    long = "kv_retrieval[ending=reopened,answer=text,pairs=40]"
+    a, b = (layers_run(tmp_path / name, tasks=(long, "facts"), n=8) for name in ("a" * 60, "b"))
+    try:
+        for page in (a.report(), write_comparison(a, b)):
+            browser.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride",
+                {"width": 420, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+            )
+            browser.get(page.as_uri())
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
+        browser.get(a.report().as_uri())
+        lines = browser.execute_script("""
+          return Array.from(document.querySelectorAll('#summary-table td.long')).filter(e => e.offsetParent).map(e =>
+            e.getBoundingClientRect().height / parseFloat(getComputedStyle(e).fontSize) / 1.5);
+        """)
+        assert len(lines) == 2 * N_LAYERS
+        # Two lines and the padding of the cell.
+        assert max(lines) < 3
+        box = browser.execute_script("return document.querySelector('#summary .scroll').clientHeight")
+        assert box > 576
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

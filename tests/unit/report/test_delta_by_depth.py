@@ -42,28 +42,31 @@ def summary(outcomes: Outcomes) -> pd.DataFrame:
     return summarise(outcomes)
 
 
-def test_lines_are_the_tables_deltas(summary: pd.DataFrame) -> None:
+def test_points_are_the_tables_deltas(summary: pd.DataFrame) -> None:
     axes = delta_by_depth(summary, n_layers=3)
-    assert [ax.get_title() for ax in axes] == ["one", "two"]
-    drawn = [
-        tuple(np.round(np.asarray(line.get_ydata(), float), 6))
-        for line in axes[0].lines
-        if list(np.asarray(line.get_xdata())) == [0, 2]
-    ]
-    assert drawn == [(-0.3, -0.1), (-0.3, -0.1)]  # one line per protocol
+    assert [ax.get_title(loc="left").splitlines()[0] for ax in axes] == [
+        "one, default", "one, generate", "two, default", "two, generate",
+    ]  # fmt: skip
+    for ax in axes:
+        points = {
+            float(x): round(float(y), 6)
+            for line in ax.lines
+            if line.get_gid() in ("named", "others")
+            for x, y in np.asarray(line.get_xydata())
+        }
+        assert points == {0.0: -0.3, 2.0: -0.1}
     plt.close("all")
 
 
-def test_a_protocol_at_chance_is_grey_dashed_and_labelled(summary: pd.DataFrame) -> None:
-    (ax,) = delta_by_depth(summary[summary["task"] == "one"], n_layers=3)
-    legend = ax.get_legend()
-    labels = {text.get_text(): handle for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)}
-    chance = next(handle for label, handle in labels.items() if label.startswith("generate"))
-    assert any("at chance 0.25" in label for label in labels if label.startswith("generate"))
-    assert (chance.get_linestyle(), chance.get_color()) == ("--", "0.55")
-    measured = next(handle for label, handle in labels.items() if label.startswith("default"))
-    assert measured.get_linestyle() == "-"
-    assert len(ax.collections) == 1  # one band: none for the protocol at chance
+def test_a_protocol_at_chance_is_grey_and_says_so(summary: pd.DataFrame) -> None:
+    measured, chance = delta_by_depth(summary[summary["task"] == "one"], n_layers=3)
+    assert "at chance (0.25)" in chance.get_title(loc="left")
+    assert "at chance" not in measured.get_title(loc="left")
+    others = {ax: next(line for line in ax.lines if line.get_gid() == "others") for ax in (measured, chance)}
+    assert others[chance].get_color() == "0.55"
+    assert others[measured].get_color() != "0.55"
+    # Intervals: none for the protocol at chance.
+    assert (len(measured.collections), len(chance.collections)) == (1, 0)
     plt.close("all")
 
 

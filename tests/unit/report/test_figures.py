@@ -75,7 +75,7 @@ def test_the_head_map_shows_the_needed_head_and_marks_it(heads: lp.Run) -> None:
     ax = first(heads.plot("heads", task="facts", protocol="generate"))
     drawn = ax.collections[0].get_array()
     assert drawn is not None
-    grid = np.ma.filled(np.asarray(drawn, float), np.nan).reshape(N_LAYERS, -1)
+    grid = np.ma.filled(np.asarray(drawn, float), np.nan).reshape(2, -1)
     assert grid[1, 2] == -0.5
     assert np.nansum(grid) == -0.5
     assert ax.collections[1].get_offsets().tolist() == [[2.5, 1.5]]

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 
 from lensprune.ablation.variants import Variant
+from lensprune.analysis.runs_gap import runs_gap
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.results.browser_rows import browser_rows, shares_of
-from lensprune.results.compare import _lead, compare_page, runs_gap
+from lensprune.results.compare import _lead, compare_page
 from lensprune.results.page import write_report
 from lensprune.runs.records import CellKey
 from tests.helpers.made_runs import HOSTILE, N_LAYERS, heads_run, layers_run
@@ -161,7 +162,8 @@ def test_two_runs_are_paired_where_their_items_are_the_same(tmp_path: Path) -> N
     assert gap.loc["L3.skip", "gap"] == -0.5
     assert gap.loc["L5.skip", "gap"] == 0.0
     assert gap.loc["L3.skip", "ci_high"] < 0
-    other = layers_run(tmp_path / "c", tasks=("facts",), protocols=("default",), right=weaker, items_hash="j" * 64)
+    changed = {"right": weaker, "items_hash": "j" * 64, "text": "another answer"}
+    other = layers_run(tmp_path / "c", tasks=("facts",), protocols=("default",), **changed)  # type: ignore[arg-type]
     unpaired = runs_gap(a, other).set_index("variant")
     assert unpaired.loc["L3.skip", "gap"] == -0.5
     assert unpaired["ci_low"].isna().all()
@@ -202,3 +204,10 @@ def test_the_lead_of_two_runs_counts_only_what_could_be_told() -> None:
     text = _lead(gap, 2)
     assert text.startswith("2 of 10 changes that both runs measured differ with q ≤ 0.05")
     assert "10 changes are at or near chance in one run" in text
+
+
+def test_five_variants_are_five_names(tmp_path: Path) -> None:
+    page = layers_run(tmp_path / "run", tasks=("facts",), n_layers=4).report().read_text(encoding="utf-8")
+    assert "5: clean, L0.skip, L1.skip, L2.skip, L3.skip" in page
+    page = layers_run(tmp_path / "more", tasks=("facts",), n_layers=8).report().read_text(encoding="utf-8")
+    assert "9: clean, L0.skip, L1.skip, L2.skip, …, L7.skip" in page

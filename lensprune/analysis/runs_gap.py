@@ -1,0 +1,102 @@
+"""Two runs beside each other: Δμ of the same changes, on the items that both asked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.protocol_gap import GAP_COLUMNS, paired_gap
+from lensprune.analysis.summary import read_group, summarise_cells
+from lensprune.errors import UserError
+from lensprune.runs.chance import known_at_chance
+from lensprune.runs.outcomes import Outcomes
+
+__all__ = ["runs_gap", "shared_items"]
+
+_ASKED = ("item_id", "prompt", "options", "reference")
+"""What makes two items the same: their few-shot examples stand in the prompt."""
+_Places = tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]
+
+
+def shared_items(a: Outcomes, b: Outcomes, task: str, protocol: str) -> _Places | None:
+    """Where the items that both runs asked stand in the cells of each; ``None``: both asked the very same ones.
+
+    Where the items of two runs are not the same altogether, those are shared that have the same id, prompt, options and
+    right answers.
+    """
+    hashes = [next(spec.items_hash for spec in run.spec.tasks if spec.name == task) for run in (a, b)]
+    if hashes[0] == hashes[1]:
+        return None
+    first, second = (_asked(run, task, protocol) for run in (a, b))
+    shared = [question for question in first if question in second]
+    return np.array([first[q] for q in shared], dtype=int), np.array([second[q] for q in shared], dtype=int)
+
+
+def _asked(run: Outcomes, task: str, protocol: str) -> dict[tuple[str, ...], int]:
+    questions = run.questions(task, protocol).select(_ASKED).to_pylist()
+    return {tuple(repr(row[name]) for name in _ASKED): place for place, row in enumerate(questions)}
+
+
+def runs_gap(a: Outcomes, b: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
+    """Δμ in run `b` minus Δμ in run `a` for every change, task and protocol that both have.
+
+    The gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q) on the items that both asked
+    (`shared_items`), and `n` says how many. Where they share none, `gap` is the plain difference, without an interval,
+    and `n` is missing.
+
+    Args:
+        task, protocol: this one alone.
+
+    Returns:
+        The columns `GAP_COLUMNS` with `task`, `protocol` and `note`.
+
+    Raises:
+        UserError: a name that is not part of `a`, or the runs share no finished change on a task and protocol.
+    """
+    frames = []
+    for cell in a.select(task, protocol):
+        if cell not in b.cells:
+            continue
+        found = _cell_gap(a, b, *cell)
+        if found is None or found.empty:
+            continue
+        unclear = known_at_chance(found)
+        for marked, text in ((unclear, "at chance"), (found["floor"] & ~unclear, "near chance")):
+            found.loc[marked, "note"] = (found.loc[marked, "note"] + f", {text}").str.strip(", ")
+        frames.append(found.assign(task=cell[0], protocol=cell[1]))
+    if not frames:
+        raise UserError("the two runs share no finished change on a task and protocol: there is nothing to compare")
+    return pd.concat(frames, ignore_index=True)
+
+
+def _cell_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame | None:
+    """The gap on one task and protocol with its `note`; ``None`` where a run has not finished its clean cell."""
+    first, second = read_group(a, task, protocol), read_group(b, task, protocol)
+    if first is None or second is None or first.clean is None or second.clean is None:
+        return None
+    places = shared_items(a, b, task, protocol)
+    if places is None:
+        return paired_gap(first, second).assign(note="")
+    if not len(places[0]):
+        return _unpaired(a, b, task, protocol).assign(note="other items: not paired")
+    note = f"{len(places[0])} items shared, of {len(first.chances)} and {len(second.chances)}"
+    some = [read_group(run, task, protocol, items) for run, items in zip((a, b), places, strict=True)]
+    return paired_gap(*some).assign(note=note)  # type: ignore[arg-type]
+
+
+def _unpaired(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame:
+    sides = []
+    for run in (a, b):
+        frame = summarise_cells(run, task, protocol)
+        sides.append(frame[frame["variant"] != CLEAN.name])
+    place = ["variant", "component", "layer", "head", "ablation"]
+    both = sides[0].merge(sides[1][["variant", "delta", "at_chance"]], on="variant", suffixes=("_a", "_b"))
+    both = both.assign(
+        task_a=task, task_b=task, protocol_a=protocol, protocol_b=protocol, n=pd.array([pd.NA] * len(both), "Int64"),
+        gap=both["delta_b"] - both["delta_a"], ci_low=float("nan"), ci_high=float("nan"), p_value=float("nan"),
+        q_lower=float("nan"), q_higher=float("nan"), relative_a=float("nan"), relative_b=float("nan"), floor=False,
+        at_chance=both["at_chance_a"] | both["at_chance_b"],
+    )  # fmt: skip
+    return both[[*place, *GAP_COLUMNS[len(place) :]]]

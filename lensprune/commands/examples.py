@@ -1,0 +1,49 @@
+"""Examples of every command, which its help ends with."""
+
+from __future__ import annotations
+
+__all__ = ["EXAMPLES", "examples_of"]
+
+EXAMPLES = {
+    "models": ["lensprune models"],
+    "tasks": ["lensprune tasks", "lensprune tasks --json"],
+    "sweep": [
+        "lensprune sweep --model smollm2-135m --task kv_retrieval --protocol generate --limit 50 --out runs/first",
+        "lensprune sweep --model smollm2-135m --task facts --over heads --layers 0-4 --ablation mean --out runs/heads",
+        "lensprune sweep --model smollm2-135m --task my_task.yaml --protocol default --protocol continuation",
+    ],
+    "plan": ["lensprune plan --model meta-llama/Llama-3.1-8B --task mmlu --shots 5 --limit 100 --device cuda"],
+    "heads": [
+        "lensprune heads --model smollm2-135m --out runs/functions",
+        "lensprune heads --model smollm2-135m --score induction --run runs/heads",
+    ],
+    "delta": [
+        "lensprune delta --base toy-base --distilled toy-distilled --task arithmetic --component mlp --out runs/d"
+    ],
+    "attribute": [
+        "lensprune attribute --model smollm2-135m --method patch --limit 20 --out runs/patching",
+        "lensprune attribute --model smollm2-135m --method dla --clean 'Paris is in' --corrupt 'Rome is in' "
+        "--answer ' France' --wrong ' Italy'",
+    ],
+    "fidelity": ["lensprune fidelity --model smollm2-135m --task kv_retrieval --limit 24"],
+    "power": ["lensprune power --parts 30 --items 50 --items 200"],
+    "primitives": ["lensprune primitives --model toy-distilled --limit 24 --out runs/primitives"],
+    "paper": ["lensprune paper --model smollm2-135m --preset smoke"],
+    "analyse": [
+        "lensprune analyse runs/first",
+        "lensprune analyse runs/first depth_bands",
+        "lensprune analyse runs/first critical_layers --task kv_retrieval --json",
+    ],
+    "report": ["lensprune report runs/first", "lensprune report runs/first runs/second"],
+    "runs": ["lensprune runs", "lensprune runs /data/runs --json"],
+    "resume": ["lensprune resume runs/first"],
+    "demo": ["lensprune demo"],
+    "completion": ["lensprune completion bash > ~/.local/share/bash-completion/completions/lensprune"],
+}
+"""By command; each line is one that works, where its model, task and run are there."""
+
+
+def examples_of(command: str) -> str:
+    """The last paragraph of a command's help; empty for one without examples."""
+    lines = EXAMPLES.get(command, [])
+    return "\n".join(["examples:", *(f"  {line}" for line in lines)]) if lines else ""

@@ -1,0 +1,25 @@
+"""``lensprune runs``."""
+
+from __future__ import annotations
+
+import argparse
+
+from lensprune.commands.options import add_json
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where runs are (default: runs)")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look and print."""
+    from lensprune.output.tables import frame_json, frame_rows
+    from lensprune.runs.listing import runs_in
+
+    found = runs_in(arguments.folder)
+    print(frame_json(found) if arguments.json else frame_rows(found, {}))
+    return 0

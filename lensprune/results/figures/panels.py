@@ -1,0 +1,152 @@
+"""Small multiples of a summary: one panel per (task, protocol), with its title, its named parts and where chance is."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lensprune.output.drawing.style import GREY, panels, short_tasks
+from lensprune.results.figures.protocols import protocol_look
+from lensprune.runs.chance import beats_chance
+from lensprune.runs.noise import NOISE_NOTE, within_noise
+
+__all__ = [
+    "Panel",
+    "Q",
+    "bars",
+    "cell_panels",
+    "chance_region",
+    "crosses",
+    "handles",
+    "heights",
+    "in_ranges",
+    "look_of",
+    "set_titles",
+]
+
+Q = 0.05
+"""Parts with a q up to this are named."""
+_ACROSS = 3
+_TITLE_WIDTH = 38
+_REGION = "0.93"
+_CROSS: dict[str, Any] = {
+    "color": "0.25", "marker": "x", "markersize": 6.5, "markeredgewidth": 0.8, "linestyle": "none",
+}  # fmt: skip
+
+Panel = tuple[Axes, pd.DataFrame]
+
+
+def cell_panels(
+    frame: pd.DataFrame, *, size: tuple[float, float], alone: tuple[float, float], title: str = "", **shared: bool
+) -> list[Panel]:
+    """Axes and rows of each (task, protocol) of a summary: tasks downwards and protocols across, where every task has
+    every protocol.
+
+    Args:
+        size: inches of a panel; `alone`: of a single one.
+        shared: ``sharex``, ``sharey``.
+    """
+    groups = [rows for _, rows in frame.groupby(["task", "protocol"], sort=False)]
+    tasks, protocols = (frame[name].nunique() for name in ("task", "protocol"))
+    across = protocols if len(groups) == tasks * protocols and 1 < protocols <= _ACROSS and tasks > 1 else _ACROSS
+    _, axes = panels(len(groups), size=alone if len(groups) == 1 else size, columns=across, title=title, **shared)
+    return list(zip(axes, groups, strict=True))
+
+
+def set_titles(found: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
+    """Head each panel with task and protocol, the clean accuracy and what is named."""
+    panels_of = list(found)
+    short = short_tasks(list(dict.fromkeys(str(rows["task"].iloc[0]) for _, rows, _ in panels_of)))
+    for ax, rows, named in panels_of:
+        first = rows.iloc[0]
+        clean = f"clean {first['accuracy_clean']:.2f}, n {int(first['n'])}"
+        if not beats_chance(rows).iloc[0]:
+            clean += f": at chance ({first['chance']:.2f})"
+        lines = [f"{short[str(first['task'])]}, {first['protocol']}", clean, *textwrap.wrap(named, _TITLE_WIDTH)]
+        ax.set_title("\n".join(lines), fontsize=8.5, loc="left")
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """``0–1, 5, 16–18``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+def look_of(rows: pd.DataFrame) -> dict[str, Any]:
+    """Colour and marker of a panel's points: those of its protocol, grey where the clean model is at chance."""
+    colour, marker = protocol_look(str(rows["protocol"].iloc[0]))
+    return {"color": colour if beats_chance(rows).iloc[0] else GREY, "marker": marker}
+
+
+def bars(ax: Axes, places: Any, rows: pd.DataFrame, named: Any, *, vertical: bool = True) -> None:
+    """Draw Δμ of `rows` at `places`: a point, filled where it is `named`, and its 95% interval, which a panel at chance
+    lacks."""
+    look = look_of(rows)
+    values, low, high = (rows[name].to_numpy(float) for name in ("delta", "ci_low", "ci_high"))
+    if beats_chance(rows).iloc[0]:
+        lines = ax.vlines if vertical else ax.hlines
+        lines(places, low, high, color=look["color"], linewidth=1.1, alpha=0.55, zorder=2)
+    for chosen, face in ((~named, "white"), (named, look["color"])):
+        x, y = (places[chosen], values[chosen]) if vertical else (values[chosen], places[chosen])
+        ax.plot(
+            x, y, linestyle="none", markersize=4.5, markerfacecolor=face, markeredgewidth=1.1, zorder=3,
+            gid="named" if face != "white" else "others", **look,
+        )  # fmt: skip
+
+
+def crosses(ax: Axes, places: Any, rows: pd.DataFrame) -> None:
+    """Cross the points that lie within the noise of half precision."""
+    small = within_noise(rows).to_numpy() & beats_chance(rows).to_numpy()
+    if small.any():
+        ax.plot(places[small], rows["delta"].to_numpy(float)[small], **_CROSS, zorder=4, gid="noise")
+
+
+def heights(found: Iterable[Panel], *, headroom: float = 0.0) -> tuple[float, float]:
+    """Lowest and highest value that any panel shows, with some room; `headroom`, a share, is added on top."""
+    frames = [rows for _, rows in found]
+    shown = [rows["delta"] for rows in frames]
+    shown += [rows.loc[beats_chance(rows), name] for rows in frames for name in ("ci_low", "ci_high")]
+    values = np.concatenate([[0.0], *(column.to_numpy(float) for column in shown)])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    room = 0.06 * (high - low or 1.0)
+    return low - room, high + room + headroom * (high - low or 1.0)
+
+
+def chance_region(ax: Axes, rows: pd.DataFrame, low: float, *, vertical: bool = True) -> bool:
+    """Shade where accuracy would be at chance or below, down to `low`; whether there is such a place."""
+    first = rows.iloc[0]
+    edge = float(first["chance"]) - float(first["accuracy_clean"])
+    if not beats_chance(rows).iloc[0] or edge <= low:
+        return False
+    span = ax.axhspan if vertical else ax.axvspan
+    span(low, edge, facecolor=_REGION, edgecolor="none", zorder=0, gid="chance")
+    return True
+
+
+def handles(*, intervals: bool, region: bool, pale: bool = False, noisy: bool = False) -> list[Line2D | Patch]:
+    """What the legend of such panels says; `pale`: points without a name are pale rather than hollow; `noisy`: some are
+    crossed."""
+    look: dict[str, Any] = {"color": "0.25", "marker": "o", "markersize": 4.5, "linestyle": "none"}
+    found: list[Line2D | Patch] = [
+        Line2D([], [], label=f"named: q ≤ {Q}", **look),
+        Line2D([], [], label="others", **look, **({"alpha": 0.35} if pale else {"markerfacecolor": "white"})),
+    ]
+    if noisy:
+        found.append(Line2D([], [], label=NOISE_NOTE, **_CROSS))
+    if intervals:
+        found.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label="paired 95% interval"))
+    if region:
+        found.append(Patch(facecolor=_REGION, edgecolor="0.7", linewidth=0.5, label="accuracy at chance or below"))
+    return found

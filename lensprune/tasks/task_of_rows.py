@@ -1,0 +1,137 @@
+"""A task in three lines: rows, what a row asks, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
+from string import Formatter
+from typing import Any, TypeVar
+
+from lensprune.errors import UserError
+from lensprune.tasks.base import Doc, GenerationFormat, PromptFormat, ProtocolName, RowRequest, Rows, Task
+from lensprune.tasks.filters import exact_match, first_line
+from lensprune.tasks.formats import three_protocols, uniform_chance
+from lensprune.tasks.registry import register_task
+
+__all__ = ["task"]
+
+F = TypeVar("F", bound=Callable[..., Sequence[Mapping[str, Any]]])
+Text = str | Callable[[Doc], str]
+
+
+def task(
+    *,
+    prompt: Text,
+    answer: Text,
+    options: str | Sequence[str] | Callable[[Doc], Sequence[str]] | None = None,
+    name: str | None = None,
+    kind: str | None = None,
+    shots: int = 0,
+    max_new_tokens: int = 16,
+) -> Callable[[F], F]:
+    """Decorator: make a function that returns rows a task, known by the function's name (or by `name`)::
+
+        @lp.task(prompt="The capital of {country} is", answer="{capital}")
+        def capitals():
+            return [{"country": "France", "capital": "Paris"}, {"country": "Peru", "capital": "Lima"}]
+
+    The function's keyword parameters, all with a default, are the task's parameters, as for `register_task`.
+
+    Args:
+        prompt, answer: text with columns in braces, or a function of a row. A blank parts them.
+        options: the column that holds a row's options, options that all rows share, or a function of a row. The answer
+            is one of them, and the task has all three protocols. Without options it has ``generate`` alone: the first
+            line of the text must be the answer, whatever its case and punctuation.
+        kind: one of `lensprune.tasks.base.TASK_KINDS`.
+        shots: few-shot examples, other rows of the task.
+        max_new_tokens: of a generated answer.
+
+    Raises:
+        UserError: a text without a column, a name that is taken or can't be one, or a parameter without a default.
+    """
+    asked, answered = _text(prompt, "prompt"), _text(answer, "answer")
+    choices = None if options is None else _options(options)
+    formats = _open(asked, answered, max_new_tokens) if choices is None else _closed(asked, answered, choices)
+
+    def register(rows: F) -> F:
+        own = str(name or getattr(rows, "__name__", ""))
+
+        @wraps(rows)
+        def builder(*args: Any, **values: Any) -> Task:
+            def load(request: RowRequest) -> Rows:
+                docs = _checked(rows(*args, **values), own)
+                return Rows(docs, docs, f"rows of {rows.__module__}.{rows.__qualname__}", fewshot_is_evaluated=True)
+
+            return Task(
+                name=own,
+                summary=(rows.__doc__ or "").strip().partition("\n")[0],
+                formats=formats,
+                chance=uniform_chance(choices) if choices is not None else lambda doc, protocol: 0.0,
+                load=load,
+                default_shots=shots,
+                kind=kind,
+            )
+
+        register_task(name=own)(builder)
+        return rows
+
+    return register
+
+
+def _text(given: Text, what: str) -> Callable[[Doc], str]:
+    if not isinstance(given, str):
+        return given
+    try:
+        columns = [column for _, column, _, _ in Formatter().parse(given) if column]
+    except ValueError as error:
+        raise UserError(f"{what} {given!r} can't be read ({error}): write a brace that is text twice") from None
+    if not columns:
+        raise UserError(f"{what} {given!r} holds no column of a row: write it in braces, like {{country}}")
+    return given.format_map
+
+
+def _options(given: str | Sequence[str] | Callable[[Doc], Sequence[str]]) -> Callable[[Doc], list[str]]:
+    if isinstance(given, str):
+        return lambda doc: list(doc[given])
+    if callable(given):
+        return lambda doc: list(given(doc))
+    return lambda doc: list(given)
+
+
+def _closed(
+    prompt: Callable[[Doc], str], answer: Callable[[Doc], str], options: Callable[[Doc], list[str]]
+) -> Mapping[ProtocolName, PromptFormat]:
+    def gold(doc: Doc) -> int:
+        right, choices = answer(doc), options(doc)
+        if right not in choices:
+            raise ValueError(f"the answer {right!r} is not one of the options {choices}")
+        return choices.index(right)
+
+    return three_protocols(prompt, options, gold, continuation_context=prompt)
+
+
+def _open(
+    prompt: Callable[[Doc], str], answer: Callable[[Doc], str], max_new_tokens: int
+) -> Mapping[ProtocolName, PromptFormat]:
+    form = GenerationFormat(
+        context=prompt,
+        target=answer,
+        filters=(first_line(),),
+        matches=partial(exact_match, ignore_case=True, ignore_punctuation=True),
+        primary_filter="get_response",
+        until=("\n",),
+        max_new_tokens=max_new_tokens,
+        display_gold=answer,
+    )
+    return {"generate": form}
+
+
+def _checked(rows: Any, name: str) -> Sequence[Doc]:
+    docs = [] if isinstance(rows, (str, Mapping)) or not hasattr(rows, "__iter__") else list(rows)
+    wrong = next((row for row in docs if not isinstance(row, Mapping)), None)
+    if not docs or wrong is not None:
+        given = type(rows if wrong is None else wrong).__name__
+        raise UserError(
+            f"task {name!r}: its function gives {given}, expected a list of one or more rows like {{'x': 1}}"
+        )
+    return docs
