@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from transformers import PreTrainedTokenizerFast
 
@@ -90,8 +91,8 @@ class ChatSource(TextSource):
     def kinds(self) -> dict[str, Callable[[], Text]]:
         """Chats of each kind, as a default evaluation asks them."""
         return {
-            f"chains of {operands}{' with thought' if thinking else ''}": (
-                lambda operands=operands, thinking=thinking: self.chat(operands, thinking=thinking, shots=4)
+            f"chains of {operands}{' with thought' if thinking else ''}": partial(
+                self.chat, operands, thinking=thinking, shots=4
             )
             for operands in (3, 4)
             for thinking in (True, False)
