@@ -428,7 +428,7 @@ class StopEarly(Group):
     q: float = option(_LEVEL, "with --lost-more-than: false discovery rate", metavar="Q", parse=decimal, check=_check_q)
     until_width: float | None = option(
         None,
-        "stop each variant when its 95% interval is no wider than this, like 0.1, at --limit at the latest",
+        "stop each variant when the interval of its Δμ is no wider than this, like 0.1, at --limit at the latest",
         metavar="WIDTH",
         parse=decimal,
         check=_check_width,

@@ -35,11 +35,11 @@ def page(lines: list[str], text: str, *, whole: bool) -> str:
 
     `whole`: no other row stays; else those of other studies do, in their places.
     """
-    old = [line for line in text.splitlines(keepends=True) if line.startswith("| ")][1:]
+    table, mark, behind = text.partition(_BEHIND)
+    old = [line for line in table.splitlines(keepends=True) if line.startswith("| ")][1:]
     new = {_names(line): line for line in lines}
     kept = [] if whole else [new.pop(_names(line), line) for line in old]
-    behind = text[text.index(_BEHIND) :] if _BEHIND in text else ""
-    return _HEAD + "".join([*kept, *new.values()]) + behind
+    return _HEAD + "".join([*kept, *new.values()]) + mark + behind
 
 
 def main() -> None:

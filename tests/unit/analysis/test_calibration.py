@@ -75,7 +75,7 @@ def test_items_that_change_together_are_not_counted_as_evidence_of_their_own() -
     for power, rate in zip(*[iter(studies.clustered_q(0.25))] * 2, strict=True):
         assert rate.before > 0.1
         assert within(rate, 0.05)
-        assert power.now > 0.1
+        assert power.now > 0.8
     [row] = studies.clustered_concentration(0.25)
     assert row.before > 0.2
     assert within(row, 0.05)
@@ -83,7 +83,7 @@ def test_items_that_change_together_are_not_counted_as_evidence_of_their_own() -
 
 def test_gaps_are_covered() -> None:
     rows = studies.gap_intervals(0.5)
-    assert min(row.before for row in rows) < 0.93
+    assert min(row.before for row in rows) < 0.9
     assert all(row.now >= 0.93 - 3 * np.sqrt(0.93 * 0.07 / row.runs) for row in rows)
 
 

@@ -15,7 +15,7 @@ CHOOSE = f"Choose from: {', '.join(OPTIONS)}.\n"
 
 @pytest.mark.parametrize(("task", "stem"), [("facts", STEM), ("facts_open", f"{FACT}\n{STEM}")])
 def test_text_answers_are_asked_with_the_options_in_front(task: str, stem: str) -> None:
-    loaded = load_task(task, limit=1, shots=0)
+    loaded = load_task(task, limit=1, items="first", shots=0)
     (item,) = loaded.items
     formats = loaded.task.formats
     scored = tuple((CHOOSE + stem, f" {option}") for option in OPTIONS)
@@ -25,7 +25,7 @@ def test_text_answers_are_asked_with_the_options_in_front(task: str, stem: str) 
 
 
 def test_letter_answers_are_asked_with_lettered_options() -> None:
-    loaded = load_task("facts[answer=letter]", limit=1, shots=0)
+    loaded = load_task("facts[answer=letter]", limit=1, items="first", shots=0)
     (item,) = loaded.items
     lettered = f"{STEM}\nA. honey\nB. flour\nC. juice\nD. cream\nAnswer:"
     assert prompt_strings(loaded.task.formats["default"], item) == tuple((lettered, f" {letter}") for letter in "ABCD")
