@@ -13,7 +13,9 @@ The examples in docstrings share `lp`, a `model`, a `run` that skips each of its
     model = lp.load_model("toy-distilled")
     task = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
     run = lp.sweep(model, task, "generate", lp.each_layer(model), limit=8)
-    replacement = lp.measure_replacement("toy-base", model, task, "generate", component="mlp", layers="0", limit=4)
+    replacement = lp.measure_replacement(
+        "toy-base", "toy-distilled", task, "generate", component="mlp", layers="0", limit=4
+    )
 
 Examples:
     >>> isinstance(lp.__version__, str)

@@ -94,11 +94,11 @@ BAD = {
     "resume without a folder": (["resume"], "FOLDER"),
     "lm-eval task with our protocol": (
         ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--protocol", "default"],
-        "--protocol means nothing",
+        "--protocol has no effect",
     ),
     "lm-eval task with screening": (
         ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--over", "heads", "--screen", "0.1"],
-        "--screen means nothing",
+        "--screen has no effect",
     ),
     "lm-eval task with no items": (
         ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--limit", "0"],

@@ -77,3 +77,11 @@ def test_no_public_function_takes_anything(name: str) -> None:
         if parameter.kind is parameter.VAR_KEYWORD and parameter.annotation in ("Any", Any, parameter.empty)
     ]
     assert not loose
+
+
+def test_every_public_name_is_in_the_api_reference() -> None:
+    pages = (PACKAGE.parent / "docs" / "reference" / "api").glob("*.md")
+    listed = {name for page in pages for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)}
+    homes = {getattr(lp, name).__module__ for name in lp.__all__ if hasattr(getattr(lp, name), "__module__")}
+    assert len(homes) > 10
+    assert homes - listed == set()
