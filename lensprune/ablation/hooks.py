@@ -12,7 +12,7 @@ from jaxtyping import Int
 from lensprune.ablation.components import Component, Slot
 from lensprune.ablation.reference import ReferenceActivations, check_variants, replacement
 from lensprune.ablation.variants import Ablation, Variant
-from lensprune.errors import HookNeverFired, LensPruneError, unknown_name
+from lensprune.errors import HookNeverFired, LensPruneError, UserError, unknown_name
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 
 __all__ = ["BatchState", "VariantHooks"]
@@ -40,7 +40,8 @@ class VariantHooks:
     call computes, in a decode step the newest alone; and ``hook.item``, a tuple: the id of each row's item.
 
     Raises:
-        UserError: a component or hook name that the model lacks, or a missing reference.
+        UserError: a component or hook name that the model lacks, or a missing reference; and, while it runs, a user's
+            hook that returns a tensor on another device.
     """
 
     def __init__(
@@ -70,9 +71,9 @@ class VariantHooks:
                     writes.append((component.site, self._replace(ablation)))
                 case unknown:
                     assert_never(unknown)
+        own = [(name, self._informed(name, hook)) for name, hook in variant.hooks]
         self.named: Sequence[NamedHook] = [
-            (name, self._counted(function))
-            for name, function in [*writes, *((name, self._informed(hook)) for name, hook in variant.hooks), *reads]
+            (name, self._counted(function)) for name, function in [*writes, *own, *reads]
         ]
 
     def check_fired(self) -> None:
@@ -93,13 +94,19 @@ class VariantHooks:
 
         return counted
 
-    def _informed(self, function: HookFunction) -> HookFunction:
+    def _informed(self, name: str, function: HookFunction) -> HookFunction:
         def informed(activation: torch.Tensor, hook: Any) -> torch.Tensor | None:
             hook.positions, hook.tokens, hook.item = self._state.position_ids, self._state.tokens, self._state.items
             try:
-                return function(activation, hook)
+                changed = function(activation, hook)
             finally:
                 del hook.positions, hook.tokens, hook.item
+            if isinstance(changed, torch.Tensor) and changed.device != activation.device:
+                raise UserError(
+                    f"{self._variant.name}: the hook at {name} returned a tensor on {changed.device} for an activation "
+                    f"on {activation.device}: return one on the activation's device"
+                )
+            return changed
 
         return informed
 
