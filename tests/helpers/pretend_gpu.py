@@ -97,7 +97,9 @@ class PretendTensor(torch.Tensor):
     place: int
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor, place: int = 0) -> PretendTensor:
+    def __new__(cls, inner: torch.Tensor, place: int = 0, requires_grad: bool = False) -> PretendTensor:
+        if isinstance(inner, PretendTensor):
+            inner, place = inner.inner, inner.place
         # A view of an ordinary tensor is an ordinary one in inference mode, too.
         as_inner = contextlib.nullcontext()
         if torch.is_inference_mode_enabled() != inner.is_inference():
@@ -113,9 +115,9 @@ class PretendTensor(torch.Tensor):
             )
         made.inner = inner.detach() if inner.requires_grad else inner
         made.place = place
-        return made
+        return made.requires_grad_(requires_grad)
 
-    def __init__(self, inner: torch.Tensor, place: int = 0) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -342,7 +344,7 @@ class _Names(TorchFunctionMode):
     """``cuda`` becomes the spare device type before C++ sees it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if "device" in kwargs:
             kwargs = {**kwargs, "device": _place(kwargs["device"])}
         place, generator = kwargs.get("device"), kwargs.get("generator")
@@ -354,8 +356,8 @@ class _Names(TorchFunctionMode):
                 refuse(func, f"a generator on {generator.device}")
         if func in _FROM_DATA and isinstance(place, torch.device) and place.type == SPARE:
             # C++ makes it out of sight of Python's tensors.
-            made = func(*args, **{**kwargs, "device": CPU, "requires_grad": False})
-            return made.to(place).requires_grad_(bool(kwargs.get("requires_grad")))
+            grad = bool(kwargs.pop("requires_grad", False))
+            return func(*args, **{**kwargs, "device": CPU}).to(place).requires_grad_(grad)
         if func is torch.Tensor.new_tensor and isinstance(args[0], PretendTensor):
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(args[0])
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], PretendTensor):
@@ -422,7 +424,7 @@ def install() -> None:
     install.library = library  # type: ignore[attr-defined]
     # In the calling thread: workers of the engine would not know the modes.
     torch.autograd.set_multithreading_enabled(False)
-    EMULATED.update(pretend_kernels.emulated(unwrapped, PretendTensor, _kernel, refuse))
+    EMULATED.update(pretend_kernels.emulated(unwrapped, lambda own, like: PretendTensor(own, like.place), _kernel, refuse))
     _patch_cuda()
     torch.Generator = PretendGenerator  # type: ignore[misc]
     from lensprune.engine.decoding import row_kernel

@@ -35,11 +35,11 @@ def _attention(
 
 def emulated(
     unwrapped: Callable[[Any], Any],
-    wrapped: Callable[[torch.Tensor], torch.Tensor],
+    wrapped: Callable[[torch.Tensor, Any], torch.Tensor],
     kernel: Callable[[str], None],
     refuse: Callable[[Any, str], None],
 ) -> dict[Any, Callable[..., Any]]:
-    """By operator. Their arguments lie on one device already."""
+    """By operator. Their arguments lie on one device already; `wrapped` puts a tensor where another is."""
 
     def flash_takes(name: str, *tensors: torch.Tensor) -> None:
         kernel(name)
@@ -58,7 +58,7 @@ def emulated(
         if causal and q.shape[2] != k.shape[2]:
             refuse("aten._scaled_dot_product_flash_attention", "causal with fewer queries than keys")
         out, lse = _attention(*unwrapped((q, k, v)), scale, causal, None)
-        return wrapped(out), wrapped(lse), None, None, q.shape[2], k.shape[2], None, None, None
+        return wrapped(out, q), wrapped(lse, q), None, None, q.shape[2], k.shape[2], None, None, None
 
     def efficient(
         q: Any, k: Any, v: Any, bias: Any, with_lse: bool, dropout: float = 0.0, causal: bool = False,
@@ -83,7 +83,7 @@ def emulated(
         # It lays heads out within tokens, and what it gives for queries that see nothing is not defined.
         out = out.masked_fill(torch.isneginf(lse)[..., None], torch.nan)
         out = out.transpose(1, 2).contiguous().transpose(1, 2)
-        return wrapped(out), wrapped(padded), None, None
+        return wrapped(out, q), wrapped(padded, q), None, None
 
     def packed(
         q: Any, k: Any, v: Any, ends_q: Any, ends_k: Any, most_q: int, most_k: int, dropout: float, causal: bool,
@@ -97,18 +97,18 @@ def emulated(
         for blocks, most, tensor in ((blocks_q, most_q, q), (blocks_k, most_k, k)):
             if max(end - begin for begin, end in blocks) != most or blocks[-1][1] != len(tensor):
                 refuse(name, f"blocks {blocks} of {len(tensor)} tokens, the largest of which is given as {most}")
-        q, k, v = unwrapped((q, k, v))
+        like, (q, k, v) = q, unwrapped((q, k, v))
         out, lse = torch.empty_like(q), torch.empty(q.shape[1], len(q))
         for (begin_q, end_q), (begin_k, end_k) in zip(blocks_q, blocks_k, strict=True):
             own = q[begin_q:end_q], k[begin_k:end_k], v[begin_k:end_k]
             part, norm = _attention(*(t.transpose(0, 1)[None] for t in own), scale, causal, None)
             out[begin_q:end_q], lse[:, begin_q:end_q] = part[0].transpose(0, 1), norm[0]
-        return wrapped(out), wrapped(lse), None, None, None
+        return wrapped(out, like), wrapped(lse, like), None, None, None
 
     def histc(x: Any, bins: int = 100, min: float = 0, max: float = 0) -> torch.Tensor:
         # A GPU's takes integers, too.
         kernel("aten.histc")
-        return wrapped(aten.histc(unwrapped(x).float(), bins, min, max).to(x.dtype))
+        return wrapped(aten.histc(unwrapped(x).float(), bins, min, max).to(x.dtype), x)
 
     return {
         aten._scaled_dot_product_flash_attention.default: flash,
