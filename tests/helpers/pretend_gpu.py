@@ -424,7 +424,9 @@ def install() -> None:
     install.library = library  # type: ignore[attr-defined]
     # In the calling thread: workers of the engine would not know the modes.
     torch.autograd.set_multithreading_enabled(False)
-    EMULATED.update(pretend_kernels.emulated(unwrapped, lambda own, like: PretendTensor(own, like.place), _kernel, refuse))
+    EMULATED.update(
+        pretend_kernels.emulated(unwrapped, lambda own, like: PretendTensor(own, like.place), _kernel, refuse)
+    )
     _patch_cuda()
     torch.Generator = PretendGenerator  # type: ignore[misc]
     from lensprune.engine.decoding import row_kernel

@@ -160,7 +160,7 @@ def test_resample_donor_is_fixed_by_seed_and_wraps_past_its_end() -> None:
     model = tiny("llama")
     variant = Variant("r", (Ablation(MLP(1), "resample"),))
     one, again = (collect_reference(model, PROMPTS, [variant], donor_seed=0).donor for _ in range(2))
-    assert_close(one, again, rtol=0, atol=0)
+    torch.testing.assert_close(one, again, rtol=0, atol=0)
     reference = collect_reference(model, [PROMPTS[1]], [variant])
     donor = activation(model, PROMPTS[1], "blocks.1.hook_mlp_out")
     values = reference.resample("blocks.1.hook_mlp_out", torch.tensor([0, 1, 2, 3, 4, 5]))
