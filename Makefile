@@ -9,7 +9,7 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: calibration demo docs wheel-test test test-main test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
+.PHONY: calibration demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
 
 # Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
 # are far slower than one. A file stays with one process, so that its fixtures are made once.
@@ -51,11 +51,15 @@ quick: lint
 	@echo "== quick tests"
 	$(PYTEST) $(WORKERS) -m "not slow and not real_model" tests/unit
 
-test: lint docs test-main test-hooked-transformer
+test: lint docs test-main test-pretend-gpu test-hooked-transformer
 
 test-main: $(VENV)/.installed
 	@echo "== all tests"
 	$(PYTEST) $(WORKERS) --durations=20 --cov --cov-report=term
+
+test-pretend-gpu: $(VENV)/.installed
+	@echo "== placement on a pretend GPU"
+	LENSPRUNE_TEST_DEVICE=pretend $(PYTEST) $(WORKERS) tests/pretend_gpu
 
 test-hooked-transformer: $(VENV3)/.installed
 	@echo "== HookedTransformer, with TransformerLens 3.9"

@@ -91,7 +91,8 @@ class VariantHooks:
     call computes, in a decode step the newest alone; and ``hook.item``, a tuple: the id of each row's item.
 
     Raises:
-        UserError: a component or hook name that the model lacks, or a missing reference.
+        UserError: a component or hook name that the model lacks, or a missing reference; and, while it runs, a user's
+            hook that returns a tensor on another device.
     """
 
     def __init__(
@@ -122,9 +123,9 @@ class VariantHooks:
                     writes.append((component.site, self._replace(ablation)))
                 case unknown:
                     assert_never(unknown)
+        informed = [(name, self._informed(name, hook)) for name, hook in own]
         self.named: Sequence[NamedHook] = [
-            (name, self._counted(function))
-            for name, function in [*writes, *((name, self._informed(hook)) for name, hook in own), *reads]
+            (name, self._counted(function)) for name, function in [*writes, *informed, *reads]
         ]
 
     def check_fired(self) -> None:
@@ -145,13 +146,19 @@ class VariantHooks:
 
         return counted
 
-    def _informed(self, function: HookFunction) -> HookFunction:
+    def _informed(self, name: str, function: HookFunction) -> HookFunction:
         def informed(activation: torch.Tensor, hook: Any) -> torch.Tensor | None:
             hook.positions, hook.tokens, hook.item = self._state.position_ids, self._state.tokens, self._state.items
             try:
-                return function(activation, hook)
+                changed = function(activation, hook)
             finally:
                 del hook.positions, hook.tokens, hook.item
+            if isinstance(changed, torch.Tensor) and changed.device != activation.device:
+                raise UserError(
+                    f"{self._variant.name}: the hook at {name} returned a tensor on {changed.device} for an activation "
+                    f"on {activation.device}: return one on the activation's device"
+                )
+            return changed
 
         return informed
 

@@ -119,7 +119,7 @@ def _medians(
     for values, usual in recorded(model, prompts, lambda index: sites):
         for site, value in values.items():
             first[site].append(value[:1])
-            rows[site].append(value[usual])
+            rows[site].append(value[usual.to(value.device)])
     medians = {}
     for site in sites:
         heads, others = torch.cat(first[site]), torch.cat(rows[site])

@@ -100,7 +100,7 @@ def replacement(
 
     Raises:
         UserError: a kind that takes its value from a reference, without one.
-        LensPruneError: the kind's value has another shape than the activation.
+        LensPruneError: the kind's value has another shape than the activation, or lies on another device.
     """
     kind = ablation.definition
     if kind.value is None:
@@ -117,5 +117,9 @@ def replacement(
         raise LensPruneError(
             f"{ablation.name}: ablation {kind.name} gives a value of shape {tuple(value.shape)} for an activation of "
             f"shape {tuple(like.shape)}"
+        )
+    if value.device != like.device:
+        raise LensPruneError(
+            f"{ablation.name}: ablation {kind.name} gives a value on {value.device} for an activation on {like.device}"
         )
     return value.to(like.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
@@ -42,11 +42,22 @@ class RowEdit:
         new = replacement(self.ablation, self.reference, position_ids[self.rows], part)
         if self.selected is None:
             activation[self.rows] = new
-        elif isinstance(self.rows, slice):
-            part[:, self.selected] = new[:, self.selected]
+            return
+        selected = _index(self.selected, activation.device)
+        if isinstance(self.rows, slice):
+            part[:, selected] = new[:, selected]
+        elif isinstance(selected, slice):
+            activation[self.rows, selected] = new[:, selected]
         else:
-            selected = torch.tensor(self.selected, device=self.rows.device)
             activation[self.rows[:, None], selected] = new[:, selected]
+
+
+def _index(selected: Sequence[int], device: torch.device) -> slice | torch.Tensor:
+    """A slice where one does, since the numbers of an index are sent to the device, which the host waits for."""
+    first, step = selected[0], selected[1] - selected[0] if len(selected) > 1 else 1
+    if step > 0 and list(selected) == list(range(first, first + step * len(selected), step)):
+        return slice(first, selected[-1] + 1, step)
+    return torch.tensor(selected, device=device)
 
 
 @dataclass

@@ -9,7 +9,6 @@ hooked executor's, so numbers agree to rounding, not bit for bit.
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import UNEMBED_ROWS
-from lensprune.engine.out_of_memory import out_of_memory
+from lensprune.engine.out_of_memory import out_of_memory, release_cached
 from lensprune.engine.probe import checked_stack
 from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.tree import Tokens, build_tree, chunk_sequences
@@ -210,9 +209,7 @@ class ForkedExecutor:
                 raise
         # Outside of the handler: there the failed call's tensors are still alive.
         self.limits = self.limits.halved()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached()
         tokens, rows, size_kv = self.limits.tokens, self.limits.rows, self.limits.kv_bytes
         logger.warning(
             "out of memory with %d rows: going on with %d tokens, %d rows and %d bytes of keys and values at a time",

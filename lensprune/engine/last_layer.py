@@ -64,6 +64,7 @@ class TreeQueries:
                 keys = slice(node.start, node.end)
                 back = positions[wanted[low:high], None] - positions[None, keys]
                 self._blocks.append((slice(low, high), keys, back))
+        self._masks: dict[int | None, list[torch.Tensor | None]] = {}
         self.keys_values: KeysAndValues | None = None
         self.saved: torch.Tensor | None = None
 
@@ -84,9 +85,7 @@ class TreeQueries:
         wide = accumulation_dtype(q.dtype)
         out = torch.zeros(q.shape, dtype=wide, device=q.device)
         lse = torch.full(q.shape[:2], -torch.inf, dtype=wide, device=q.device)
-        for rows, keys, back in self._blocks:
-            seen = back >= 0 if settings.window is None else (back >= 0) & (back < settings.window)
-            allowed = None if bool(seen.all()) else seen[None].to(self._device)
+        for (rows, keys, _), allowed in zip(self._blocks, self._allowed(settings.window), strict=True):
             part_out, part_lse = partial_attention(
                 q[None, :, rows],
                 k[None, :, keys],
@@ -96,6 +95,13 @@ class TreeQueries:
             )
             _merge_first(out[:, rows], lse[:, rows], part_out[0].to(wide), part_lse[0])
         return out.to(q.dtype).transpose(0, 1)
+
+    def _allowed(self, window: int | None) -> list[torch.Tensor | None]:
+        """Which keys of each block its tokens see [1, wanted, key]; ``None``: all. The same for every variant."""
+        if window not in self._masks:
+            masks = [back >= 0 if window is None else (back >= 0) & (back < window) for _, _, back in self._blocks]
+            self._masks[window] = [None if bool(mask.all()) else mask[None].to(self._device) for mask in masks]
+        return self._masks[window]
 
 
 def _merge_first(out: torch.Tensor, lse: torch.Tensor, part_out: torch.Tensor, part_lse: torch.Tensor) -> None:

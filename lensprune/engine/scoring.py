@@ -32,7 +32,9 @@ def score_continuation(
 
 def finite_rows(logits: Float[torch.Tensor, "row d_vocab"]) -> Bool[torch.Tensor, " row"]:
     """Whether all logits of a row are finite."""
-    # A finite sum has finite terms only, and is several times faster to find than finiteness term by term.
+    if logits.device.type != "cpu":
+        return torch.isfinite(logits).all(-1)
+    # A finite sum has finite terms only, and on a CPU is several times faster to find than finiteness term by term.
     finite = torch.isfinite(logits.sum(-1, dtype=accumulation_dtype(logits.dtype)))
     return finite if bool(finite.all()) else torch.isfinite(logits).all(-1)
 

@@ -27,8 +27,9 @@ def measure_positional(model: HookedModel, options: ScoreOptions) -> Measured:
     size, start = repeated.length, repeated.prefix
     last = repeated.tokens.shape[1]
     # Attention to the first position is often a sink, so no query whose sought key lies there counts.
-    previous = torch.arange(2, last)
-    second = torch.arange(max(start + size, size + 1), last)
+    device = model.facts.device
+    previous = torch.arange(2, last, device=device)
+    second = torch.arange(max(start + size, size + 1), last, device=device)
     keys = {
         "previous_token": (previous, previous - 1),
         "duplicate_token": (second, second - size),

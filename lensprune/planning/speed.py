@@ -71,8 +71,13 @@ def _rate(product: Callable[[], torch.Tensor], device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    match device.type:
+        case "cuda":
+            torch.cuda.synchronize(device)
+        case "xpu":
+            torch.xpu.synchronize(device)
+        case "mps":
+            torch.mps.synchronize()
 
 
 def estimated_seconds(cost: Cost, speed: Speed, weight_bytes: int, number_bytes: int) -> float:

@@ -18,7 +18,7 @@ Logits = Float[torch.Tensor, "batch pos d_vocab"]
 
 def plain_logits(hf: Any, ids: Sequence[int] | torch.Tensor) -> Logits:
     """What a transformers model gives for `ids`, one row or several of one length."""
-    rows = torch.atleast_2d(torch.as_tensor(ids))
+    rows = torch.atleast_2d(torch.as_tensor(ids)).to(next(hf.parameters()).device)
     with torch.no_grad():
         return hf(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits
 
@@ -27,17 +27,16 @@ def logits_under_hooks(
     model: HookedModel, ids: Sequence[int] | torch.Tensor, hooks: Sequence[NamedHook] = ()
 ) -> Logits:
     """What the hooked model gives for `ids` while `hooks` are on."""
-    rows = torch.atleast_2d(torch.as_tensor(ids))
-    positions = torch.arange(rows.shape[1]).expand(len(rows), -1)
+    rows = torch.atleast_2d(torch.as_tensor(ids)).to(model.facts.device)
+    positions = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
     with torch.no_grad(), model.hooks(list(hooks)):
         return model.forward(rows, torch.ones_like(rows), positions)
 
 
 def hooked_logits(model: HookedModel, ids: Sequence[int] | torch.Tensor, variant: Variant) -> Logits:
     """What the hooked model gives for `ids` under `variant`, whose hooks must all fire."""
-    hooks = VariantHooks(
-        model, variant, BatchState(torch.arange(torch.atleast_2d(torch.as_tensor(ids)).shape[1])[None])
-    )
+    size = torch.atleast_2d(torch.as_tensor(ids)).shape[1]
+    hooks = VariantHooks(model, variant, BatchState(torch.arange(size, device=model.facts.device)[None]))
     logits = logits_under_hooks(model, ids, hooks.named)
     hooks.check_fired()
     return logits

@@ -22,12 +22,14 @@ from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Logl
 
 __all__ = [
     "ROUNDINGS",
+    "assert_close",
     "assert_greedy",
     "assert_logprobs_agree",
     "assert_records_agree",
     "assert_responses_agree",
     "assert_tensors_agree",
     "assert_zero",
+    "equal",
     "precision",
     "rounding",
     "size_of",
@@ -107,6 +109,16 @@ def assert_tensors_agree(
     assert np.any(right != 0), "nothing but zeros is compared"
     allowed = rounding(dtype, size_of(right) if size is None else size, terms, roundings)
     np.testing.assert_allclose(left, right, rtol=0, atol=min(allowed, at_most))
+
+
+def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """`torch.equal`, wherever the two lie."""
+    return torch.equal(a.cpu(), b.cpu())
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor, **options: float) -> None:
+    """`torch.testing.assert_close`, wherever the two lie."""
+    torch.testing.assert_close(found.cpu(), expected.cpu(), **options)
 
 
 def assert_records_agree(

@@ -8,6 +8,7 @@ what equals the clean model is computed once for all variants.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from lensprune.ablation.variants import Variant
 from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.decoding.shared_histories import SharedHistories, Split
-from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, table_by_group
+from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
 from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
 from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
@@ -124,6 +125,8 @@ class GroupDecoder:
         prompts, n_layers = self._prompts, self._stack.n_layers
         clean: CleanKV = {}
         diverged: dict[int, VariantKV] = {}
+        # Padded prompts are taken from every layer of every variant.
+        on_device = replace(prompts, rest=prompts.rest.to(self._device), real=prompts.real.to(self._device))
         n_requests = len(self._requests)
         prompt_of = torch.from_numpy(self._prompt_of[:n_requests]).to(self._device)
         block_of = prompts.block_of[self._prompt_of[:n_requests]]
@@ -133,7 +136,7 @@ class GroupDecoder:
         ]
 
         def keep(variant: Variant | None, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-            part = PromptKV.of(prompts, k, v)
+            part = PromptKV.of(on_device, k, v)
             if variant is None:
                 clean[layer] = part
                 return
@@ -169,10 +172,8 @@ class GroupDecoder:
                 place[mine] = np.arange(len(mine))
                 variant = np.searchsorted(held, self._variant_of[mine])
                 prompt = self._prompt_of[mine]
-                tables = []
-                for prefix in prompts.prefixes:
-                    members = np.flatnonzero((prompt >= prefix.first) & (prompt < prefix.last))
-                    tables.append(table_by_group(variant[members], len(held), members, self._device))
+                members = [np.flatnonzero((prompt >= p.first) & (prompt < p.last)) for p in prompts.prefixes]
+                tables = tables_by_group([(variant[own], len(held), own) for own in members], self._device)
                 real = [
                     self._real(prompt[block_of[mine] == number], width) for number, width in enumerate(prompts.widths)
                 ]
@@ -199,36 +200,39 @@ class GroupDecoder:
 
     def _advance(self, rows: np.ndarray, tokens: np.ndarray) -> Float[torch.Tensor, "row d_model"]:
         """Feed the rows' newest tokens; returns the residuals that leave the last layer."""
-        attention = self._attention
         self._step += 1
-        attention.begin_step(self._step)
         split = self._histories.advance(rows, tokens)
         step = Step.of(rows, self._first[rows], self._histories.of_row[rows], self._stack.n_layers)
         self._make_room(step, split)
-        positions = self._prompts.lengths[torch.from_numpy(self._prompt_of[rows])] + self._step
-        batch = self._stack.begin(torch.from_numpy(tokens).to(self._device)[None], positions.to(self._device)[None])
         edits = self._edits(rows)
-        layers = self._layer_indices(step, edits)
-        sample, unchanged = sent_at_once([step.sample, step.history_of[step.n_rows[-1] :]], self._device)
+        (tokens_in, positions, sample, unchanged), layers = self._send(step, tokens, edits)
+        batch = self._stack.begin(tokens_in[None], positions[None])
         row_part, history_part = batch.embedded[0, :0], batch.embedded[0, sample]
         for layer, index in enumerate(layers):
             n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
             hidden = torch.cat([row_part, history_part[index.entering], history_part[:n_histories]])
-            prompts = self._prompt_of[step.rows[step.sample[:n_histories]]]
-            hidden = self._run_layer(layer, hidden[None], batch, index, prompts, edits.get(layer))[0]
+            hidden = self._run_layer(layer, hidden[None], batch, index, edits.get(layer))[0]
             row_part, history_part = hidden[:n_rows], hidden[n_rows:]
-        attention.tokens = None
+        self._attention.tokens = None
         return torch.cat([row_part, history_part[unchanged]])
 
-    def _layer_indices(self, step: Step, edits: dict[int, LayerEdits]) -> list[LayerIndex]:
-        """What each layer's call takes from where, sent to the device all at once."""
-        masks, arrays = zip(
+    def _send(
+        self, step: Step, tokens: np.ndarray, edits: dict[int, LayerEdits]
+    ) -> tuple[list[torch.Tensor], list[LayerIndex]]:
+        """All indices of a step, in one transfer: the rows' tokens and positions, a row of each history, the history of
+        each row that no layer changes; and what each layer's call takes from where."""
+        masks, of_layers = zip(
             *(self._layer_arrays(layer, step, edits.get(layer)) for layer in range(self._stack.n_layers)), strict=True
         )
-        sent = iter(sent_at_once([array for of_layer in arrays for array in of_layer], self._device))
-        return [
-            LayerIndex.of(mask, [next(sent) for _ in of_layer]) for mask, of_layer in zip(masks, arrays, strict=True)
-        ]
+        prompts = self._prompt_of[step.rows]
+        positions = self._prompts.lengths.numpy()[prompts] + self._step
+        of_step = [tokens, positions, step.sample, step.history_of[step.n_rows[-1] :]]
+        # Layers that need as many histories need the same ones.
+        sizes = [int(size) for size in np.unique(step.n_histories) if size]
+        of_histories = [self._attention.arrays_of(prompts[step.sample[:size]]) for size in sizes]
+        own, *sent = sent_at_once([of_step, *of_layers, *of_histories], self._device)
+        self._attention.begin_step(self._step, dict(zip(sizes, sent[len(of_layers) :], strict=True)))
+        return own, [LayerIndex.of(*pair) for pair in zip(masks, sent[: len(of_layers)], strict=True)]
 
     def _layer_arrays(self, layer: int, step: Step, edits: LayerEdits | None) -> tuple[np.ndarray, list[np.ndarray]]:
         """Which tokens of one layer's call are computed, and the index arrays of `LayerIndex.of`."""
@@ -274,7 +278,6 @@ class GroupDecoder:
         hidden: Float[torch.Tensor, "1 tok d_model"],
         batch: FlatBatch,
         index: LayerIndex,
-        prompts: np.ndarray,
         edits: LayerEdits | None,
     ) -> Float[torch.Tensor, "1 tok d_model"]:
         """One layer on rows and histories; rows whose whole contribution is replaced are left out of its call."""
@@ -288,7 +291,6 @@ class GroupDecoder:
                 diverged=index.diverged,
                 starting=index.starting,
                 histories=index.histories,
-                prompts=prompts,
                 blocks=index.blocks,
             )
             part = hidden if whole else hidden[:, index.computed]

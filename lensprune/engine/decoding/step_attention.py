@@ -7,7 +7,7 @@ prompt's rest and the shared prefix, all the clean model's. The parts are merged
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,11 @@ from jaxtyping import Bool, Float, Int
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.decoding.kv import CleanKV, HistoryKV, Pair, VariantKV
 from lensprune.engine.decoding.prompts import PromptSet
+from lensprune.engine.decoding.steps import sent_at_once
 from lensprune.engine.kernels import Partial, is_recent_gpu
 from lensprune.precision import accumulation_dtype, widened
 
-__all__ = ["DecodeAttention", "DivergedRows", "LayerTokens", "Table", "table_by_group"]
+__all__ = ["DecodeAttention", "DivergedRows", "LayerTokens", "Table", "tables_by_group"]
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,21 @@ class Table:
         return len(self.members) > 0
 
 
-def table_by_group(
-    group_of: np.ndarray, n_groups: int, members: np.ndarray | None = None, device: str | torch.device = "cpu"
-) -> Table:
-    """Group `members` (default 0, 1, …) by the group that each belongs to."""
-    members = np.arange(len(group_of)) if members is None else members
+def tables_by_group(grouped: Sequence[tuple[np.ndarray, int, np.ndarray]], device: str | torch.device) -> list[Table]:
+    """Tables of (the group that each member belongs to, number of groups, members), in one transfer."""
+    if not grouped:
+        return []
+    return [Table(*tensors) for tensors in sent_at_once([_table_arrays(*own) for own in grouped], device)]
+
+
+def _table_arrays(group_of: np.ndarray, n_groups: int, members: np.ndarray) -> list[np.ndarray]:
+    """The fields of a `Table`."""
     order = np.argsort(group_of, kind="stable")
     counts = np.bincount(group_of, minlength=n_groups)
     place = np.arange(len(group_of)) - np.repeat(np.cumsum(counts) - counts, counts)
     index = np.zeros((n_groups, counts.max(initial=0)), dtype=np.int64)
     index[group_of[order], place] = members[order]
-    return Table(*(torch.from_numpy(a).to(device) for a in (index, group_of[order], place, members[order])))
+    return [index, group_of[order], place, members[order]]
 
 
 @dataclass(frozen=True)
@@ -73,16 +78,15 @@ class LayerTokens:
     """What the tokens of one layer's call are: diverged rows first, then rows about to differ, then histories.
 
     `diverged`: place of each diverged row in the layer's `VariantKV`; `starting`: for each row whose variant changes at
-    this very layer, the history (by its number among `histories`) whose attention it takes over; `histories`: their
-    places in the layer's `HistoryKV`, and `prompts` their prompts. `blocks`, where rows attend by a kernel: which of
-    the diverged rows are in each block of the `VariantKV`, and their places there.
+    this very layer, the history (by its number among `histories`) whose attention it takes over; `histories`: the
+    places, in the layer's `HistoryKV`, of the first so many histories of the step. `blocks`, where rows attend by a
+    kernel: which of the diverged rows are in each block of the `VariantKV`, and their places there.
     """
 
     layer: int
     diverged: Int[torch.Tensor, " diverged"]
     starting: Int[torch.Tensor, " starting"]
     histories: Int[torch.Tensor, " history"]
-    prompts: np.ndarray
     blocks: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
 
@@ -94,6 +98,13 @@ class _ByPrompt:
     prefixes: list[Table]
     prompts: Int[torch.Tensor, " history"]
     lengths: Int[torch.Tensor, " history"]
+
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor], lengths: Int[torch.Tensor, " prompt"]) -> _ByPrompt:
+        """From what `DecodeAttention.arrays_of` gives, on the device."""
+        prompts, *fields = tensors
+        rest, *prefixes = (Table(*fields[i : i + 4]) for i in range(0, len(fields), 4))
+        return cls(rest, prefixes, prompts, lengths[prompts])
 
 
 @dataclass
@@ -117,12 +128,23 @@ class DecodeAttention:
         self._begins = None if self._real is None else (~self._real).sum(1)
         self._lengths = self.prompts.lengths.to(device)
         self._longest = int(self.prompts.lengths.max())
+        self._longest_with = [int(self.prompts.lengths[p.first : p.last].max()) for p in self.prompts.prefixes]
         self._rows_kernel = rows_kernel(device)
         self._by_prompt: dict[int, _ByPrompt] = {}
 
-    def begin_step(self, step: int) -> None:
+    def arrays_of(self, prompts: Int[np.ndarray, " history"]) -> list[np.ndarray]:
+        """Index arrays that attention of histories of these prompts needs on the device; see `begin_step`."""
+        arrays = [prompts, *_table_arrays(prompts, len(self.prompts), np.arange(len(prompts)))]
+        for prefix in self.prompts.prefixes:
+            members = np.flatnonzero((prompts >= prefix.first) & (prompts < prefix.last))
+            arrays += _table_arrays(np.zeros(len(members), dtype=np.int64), 1, members)
+        return arrays
+
+    def begin_step(self, step: int, by_prompt: Mapping[int, Sequence[torch.Tensor]]) -> None:
+        """Set the step. `by_prompt`: by the number of histories in a layer's call, what `arrays_of` gives for their
+        prompts, on the device."""
         self.step = step
-        self._by_prompt.clear()
+        self._by_prompt = {size: _ByPrompt.of(tensors, self._lengths) for size, tensors in by_prompt.items()}
 
     def attend(
         self,
@@ -204,7 +226,7 @@ class DecodeAttention:
         """Into `z`, attention of the histories' newest tokens, to which all tensors belong."""
         assert self._rows_kernel is not None
         attend_rows, row_keys = self._rows_kernel
-        clean, by_prompt = self.clean[tokens.layer], self._grouped(tokens.prompts, q.device)
+        clean, by_prompt = self.clean[tokens.layer], self._by_prompt[len(tokens.histories)]
         seen = None
         if clean.prefixes:
             pairs = [(prefix_k[None], prefix_v[None]) for prefix_k, prefix_v in clean.prefixes]
@@ -230,11 +252,19 @@ class DecodeAttention:
                 _one_query(q[span], block.rest[0][:, :, begin:end], block.rest[1][:, :, begin:end], settings, allowed)
             )
         total = torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
-        positions = rows.lengths + self.step
-        for table, (prefix_k, prefix_v) in zip(rows.prefixes, kv.prefixes, strict=True):
+        for number, (table, (prefix_k, prefix_v)) in enumerate(zip(rows.prefixes, kv.prefixes, strict=True)):
             if table:
+                positions = self._positions(number, rows.lengths, settings)
                 _merge_table(total, q, table, prefix_k, prefix_v, settings, positions=positions)
         return total[0][tokens.diverged]
+
+    def _positions(
+        self, prefix: int, lengths: Int[torch.Tensor, " row"], settings: AttentionSettings
+    ) -> Int[torch.Tensor, " row"] | None:
+        """Of each row's newest token, where the window may hide some of a shared prefix; ``None`` where it can't."""
+        if settings.window is None or self._longest_with[prefix] + self.step < settings.window:
+            return None
+        return lengths + self.step
 
     def _attend_histories(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -246,32 +276,18 @@ class DecodeAttention:
         generated = [t[:, :, begin:end] for t in kv.pair]
         out, lse = _one_query(_scattered(q, places, size), generated[0], generated[1], settings, None)
         total = out[places], lse[places]
-        by_prompt = self._grouped(tokens.prompts, q.device)
+        by_prompt = self._by_prompt[len(tokens.histories)]
         width = self.prompts.width
         begin = _first_seen(width + end, settings.window)
         if begin < width:
             allowed = None if self._real is None else self._real[:, None, begin:]
             rest = clean.rest[0][:, :, begin:], clean.rest[1][:, :, begin:]
             _merge_table(total, q, by_prompt.rest, *rest, settings, allowed=allowed)
-        for table, (prefix_k, prefix_v) in zip(by_prompt.prefixes, clean.prefixes, strict=True):
+        for number, (table, (prefix_k, prefix_v)) in enumerate(zip(by_prompt.prefixes, clean.prefixes, strict=True)):
             if table:
-                _merge_table(
-                    total, q, table, prefix_k[None], prefix_v[None], settings, positions=by_prompt.lengths + self.step
-                )
+                positions = self._positions(number, by_prompt.lengths, settings)
+                _merge_table(total, q, table, prefix_k[None], prefix_v[None], settings, positions=positions)
         return total[0]
-
-    def _grouped(self, prompts: np.ndarray, device: torch.device) -> _ByPrompt:
-        """The histories of a layer by their prompts: within a step, as many of them are the same ones."""
-        if len(prompts) not in self._by_prompt:
-            tables = []
-            for prefix in self.prompts.prefixes:
-                members = np.flatnonzero((prompts >= prefix.first) & (prompts < prefix.last))
-                tables.append(table_by_group(np.zeros(len(members), dtype=np.int64), 1, members, device))
-            numbers = torch.from_numpy(prompts).to(device)
-            self._by_prompt[len(prompts)] = _ByPrompt(
-                table_by_group(prompts, len(self.prompts), device=device), tables, numbers, self._lengths[numbers]
-            )
-        return self._by_prompt[len(prompts)]
 
 
 def rows_kernel(device: torch.device) -> tuple[Callable[..., None], Callable[..., Any]] | None:
@@ -336,10 +352,10 @@ def _merge_table(
 
     With `positions` the keys are those of positions 0, 1, … and the window applies.
     """
-    if positions is not None and settings.window is not None:
+    if positions is not None:
+        assert settings.window is not None
         first = positions[table.index] - settings.window + 1
-        if int(first.max()) > 0:
-            allowed = torch.arange(k.shape[2], device=k.device) >= first[..., None]
+        allowed = torch.arange(k.shape[2], device=k.device) >= first[..., None]
     out, lse = partial_attention(q[table.index].transpose(1, 2), k, v, settings, allowed=allowed)
     here = total[0][table.members], total[1][table.members]
     merge_into(here, (widened(out[table.group, :, table.place]), lse[table.group, :, table.place]))

@@ -72,7 +72,9 @@ class LayerIndex:
         return cls(is_computed, source, entering, computed, diverged, starting, histories, pairs)
 
 
-def sent_at_once(arrays: Sequence[np.ndarray], device: torch.device | str) -> Sequence[torch.Tensor]:
-    """Index arrays as tensors on a device, in one transfer."""
-    joined = torch.from_numpy(np.concatenate(arrays)).to(device)
-    return joined.split([len(array) for array in arrays])
+def sent_at_once(groups: Sequence[Sequence[np.ndarray]], device: torch.device | str) -> list[list[torch.Tensor]]:
+    """Groups of index arrays as tensors on a device, in one transfer: each transfer waits for the device."""
+    arrays = [array for group in groups for array in group]
+    joined = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays])).to(device)
+    pieces = iter(joined.split([array.size for array in arrays]))
+    return [[next(pieces).view(array.shape) for array in group] for group in groups]

@@ -21,7 +21,7 @@ from lensprune.models.base import HookedModel
 from tests.helpers.families import FAMILIES, hf_model
 from tests.helpers.logits import hooked_logits, plain_logits
 from tests.helpers.tiny_models import tiny
-from tests.helpers.tolerances import assert_tensors_agree
+from tests.helpers.tolerances import assert_tensors_agree, equal
 
 TEXT = "Seven brave mice ran over the wall"
 
@@ -131,7 +131,7 @@ def test_group_is_the_union_of_its_heads_which_differ_singly(family: str) -> Non
     members = range(size, 2 * size)
     union = under(model, Variant("u", tuple(Ablation(Head(1, h), "zero") for h in members)))
     # The same values are set to zero in the same arithmetic.
-    assert torch.equal(group, union)
+    assert equal(group, union)
     assert group.any()
     single = [under(model, Variant("s", (Ablation(Head(1, h), "zero"),))) for h in members]
     for i, first in enumerate(single):

@@ -25,7 +25,7 @@ from lensprune.errors import UserError
 from lensprune.sweeps.run import sweep
 from tests.helpers.planted.circuits import ids, model_of
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
-from tests.helpers.tolerances import assert_responses_agree, assert_zero
+from tests.helpers.tolerances import assert_close, assert_responses_agree, assert_zero, equal
 
 PROMPTS = [(5, 9, 30, 41, 77, 12), (8, 60, 61, 62), (4, 7, 200, 100, 99, 3)]
 
@@ -62,7 +62,7 @@ def test_the_search_is_no_worse_than_any_of_its_starts(start: str, monkeypatch: 
     reference = collect_reference(model, PROMPTS, [variant(component, "mean")])
     site = site_of(component)
     good = torch.stack([reference.first[site], reference.pooled[site]])
-    far = good + 30 * torch.randn(good.shape, generator=torch.Generator().manual_seed(1))
+    far = good + 30 * torch.randn(good.shape, generator=torch.Generator().manual_seed(1)).to(good.device)
     if start == "zero":
         good = torch.zeros_like(good)
     means = {site: good if start == "mean" else far}
@@ -85,7 +85,7 @@ def test_medians_are_of_first_tokens_and_of_the_others() -> None:
             model.forward(ids_, torch.ones_like(ids_), torch.arange(len(prompt))[None])
     first, others = torch.stack([row[0] for row in rows]), torch.cat([row[1:] for row in rows])
     found = optimal._medians(model, PROMPTS, {site})[site]
-    torch.testing.assert_close(found, torch.stack([first.median(0).values, others.median(0).values]))
+    assert_close(found, torch.stack([first.median(0).values, others.median(0).values]))
     assert (found[1] - others.mean(0)).abs().max() > 1e-4
 
 
@@ -120,7 +120,7 @@ def test_the_search_is_repeatable_and_needs_a_reference() -> None:
     found = collect_reference(model, PROMPTS, each_head(model, "mean", [0], [2]))
     means = {site: torch.stack([found.first[site], pooled]) for site, pooled in found.pooled.items()}
     first, again = (optimal_constants(model, PROMPTS, ablations, means, iterations=4) for _ in range(2))
-    assert torch.equal(first["L0.H2"], again["L0.H2"])
+    assert equal(first["L0.H2"], again["L0.H2"])
     with pytest.raises(UserError, match="needs reference activations"):
         list(HookedExecutor(model).run(likelihood_requests(model), [variant(Head(0, 2), "optimal")]))
 

@@ -22,7 +22,7 @@ from lensprune.ablation.recorded import ordinary_positions
 from lensprune.errors import HookNeverFired, UserError
 from lensprune.models.base import HookedModel
 from tests.helpers.tiny_models import tiny
-from tests.helpers.tolerances import assert_tensors_agree, size_of
+from tests.helpers.tolerances import assert_close, assert_tensors_agree, equal, size_of
 
 PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
 
@@ -42,8 +42,8 @@ def seen_after(model: HookedModel, variant: Variant, reference: ReferenceActivat
     def keep(value: torch.Tensor, hook: Any) -> None:
         kept.append(value.clone())
 
-    ids = torch.tensor([[3, 3, 40, 41, 42], [50, 51, 52, 53, 54]])
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    ids = torch.tensor([[3, 3, 40, 41, 42], [50, 51, 52, 53, 54]], device=model.facts.device)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], device=model.facts.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     hooks = VariantHooks(model, variant, BatchState(positions), reference)
     with torch.inference_mode(), model.hooks([*hooks.named, (name, keep)]):
@@ -63,11 +63,11 @@ def test_pooled_mean_is_over_ordinary_positions_and_the_first_token_has_its_own(
     others = torch.cat([row[1:] for row in rows]).mean(0).float()
     assert (first - others).norm() > 0.1 * others.norm() > 0
     after = seen_after(model, variant, reference, SITE)
-    torch.testing.assert_close(after[1, 0], first)
-    torch.testing.assert_close(after[1, 1:], others.expand_as(after[1, 1:]))
+    assert_close(after[1, 0], first)
+    assert_close(after[1, 1:], others.expand_as(after[1, 1:]))
     # Two pads in front: the first token is the row's third.
-    torch.testing.assert_close(after[0, 2], first)
-    torch.testing.assert_close(after[0, 3:], others.expand_as(after[0, 3:]))
+    assert_close(after[0, 2], first)
+    assert_close(after[0, 3:], others.expand_as(after[0, 3:]))
 
 
 def test_sinks_are_the_first_token_and_those_of_an_outlying_norm_behind_any_block() -> None:
@@ -91,7 +91,7 @@ def test_a_massive_activation_is_left_out_of_the_pooled_mean() -> None:
     finally:
         weights.data[21] = kept
     usual = torch.cat([rows[0][1:], rows[1][2:], rows[2][1:]]).mean(0).float()
-    torch.testing.assert_close(reference.pooled[SITE], usual)
+    assert_close(reference.pooled[SITE], usual)
     assert (torch.cat([row[1:] for row in rows]).mean(0).float() - usual).norm() > 1e-3 * usual.norm()
 
 
@@ -100,7 +100,7 @@ def test_prompts_of_one_token_have_no_ordinary_positions() -> None:
     variant = Variant("m", (Ablation(MLP(1), "mean"),))
     reference = collect_reference(model, [[10], [20]], [variant])
     expected = torch.stack([activation(model, p, SITE)[0] for p in ([10], [20])]).mean(0)
-    torch.testing.assert_close(reference.mean(SITE, torch.tensor([0, 1])), expected.expand(2, -1))
+    assert_close(reference.mean(SITE, torch.tensor([0, 1])), expected.expand(2, -1))
 
 
 def test_one_mean_over_all_positions_on_request() -> None:
@@ -109,9 +109,9 @@ def test_one_mean_over_all_positions_on_request() -> None:
     reference = collect_reference(model, PROMPTS, [variant], mode="pooled_all")
     rows = [activation(model, p, "blocks.1.hook_mlp_out") for p in PROMPTS]
     expected = torch.cat(rows).double().mean(0).float()
-    torch.testing.assert_close(reference.pooled["blocks.1.hook_mlp_out"], expected)
+    assert_close(reference.pooled["blocks.1.hook_mlp_out"], expected)
     after = seen_after(model, variant, reference, "blocks.1.hook_mlp_out")
-    torch.testing.assert_close(after, expected.expand_as(after))
+    assert_close(after, expected.expand_as(after))
 
 
 def test_mean_per_position_and_its_rule_past_the_last_calibrated_one() -> None:
@@ -122,13 +122,13 @@ def test_mean_per_position_and_its_rule_past_the_last_calibrated_one() -> None:
     # Position 3 is reached by two prompts, position 4 by one only: calibrated are 0 to 3.
     table = reference.per_position["blocks.1.attn.hook_z"]
     assert len(table) == 4
-    torch.testing.assert_close(table[3], (rows[0][3] + rows[2][3]) / 2)
+    assert_close(table[3], (rows[0][3] + rows[2][3]) / 2)
     positions = torch.tensor([[0, 3, 4, 100]])
     mean = reference.mean("blocks.1.attn.hook_z", positions)[0]
-    torch.testing.assert_close(mean[1], table[3])
+    assert_close(mean[1], table[3])
     pooled = torch.cat([row[1:] for row in rows]).double().mean(0).float()
-    torch.testing.assert_close(mean[2], pooled)
-    torch.testing.assert_close(mean[3], pooled)
+    assert_close(mean[2], pooled)
+    assert_close(mean[3], pooled)
 
 
 def test_padding_uses_row_positions() -> None:
@@ -137,8 +137,8 @@ def test_padding_uses_row_positions() -> None:
     reference = collect_reference(model, PROMPTS, [variant], mode="per_position")
     after = seen_after(model, variant, reference, "blocks.1.attn.hook_z")
     table = reference.per_position["blocks.1.attn.hook_z"]
-    torch.testing.assert_close(after[0, 2:, 3], table[:3, 3])
-    torch.testing.assert_close(after[1, :4, 3], table[:4, 3])
+    assert_close(after[0, 2:, 3], table[:3, 3])
+    assert_close(after[1, :4, 3], table[:4, 3])
 
 
 def test_layer_mean_replaces_the_contribution() -> None:
@@ -164,7 +164,7 @@ def test_resample_donor_is_fixed_by_seed_and_wraps_past_its_end() -> None:
     reference = collect_reference(model, [PROMPTS[1]], [variant])
     donor = activation(model, PROMPTS[1], "blocks.1.hook_mlp_out")
     values = reference.resample("blocks.1.hook_mlp_out", torch.tensor([0, 1, 2, 3, 4, 5]))
-    torch.testing.assert_close(values, donor[[0, 1, 2, 1, 2, 1]])
+    assert_close(values, donor[[0, 1, 2, 1, 2, 1]])
 
 
 def test_reference_is_required_and_must_not_be_empty() -> None:
@@ -183,8 +183,8 @@ def test_reference_is_required_and_must_not_be_empty() -> None:
 @pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z"])
 def test_user_hooks_change_the_logits(name: str) -> None:
     model = tiny("llama")
-    ids = torch.tensor([PROMPTS[2]])
-    positions = torch.arange(ids.shape[1])[None]
+    ids = torch.tensor([PROMPTS[2]], device=model.facts.device)
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
     variant = Variant("mine", hooks=((name, lambda value, hook: value * 0.5),))
     hooks = VariantHooks(model, variant, BatchState(positions))
     with torch.inference_mode():
@@ -194,7 +194,7 @@ def test_user_hooks_change_the_logits(name: str) -> None:
         again = model.forward(ids, torch.ones_like(ids), positions)
     hooks.check_fired()
     assert (changed - clean).abs().max() > 1e-4
-    assert torch.equal(again, clean)
+    assert equal(again, clean)
 
 
 def test_unknown_hook_name_is_refused_with_the_nearest() -> None:

@@ -12,6 +12,7 @@ from lensprune.attribution import attribution_patching, circuit_metrics, edge_at
 from lensprune.attribution.circuits import Circuit
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.models.base import HookedModel
+from tests import DEVICE
 from tests.helpers.attribution import PAIRS, logit_size
 from tests.helpers.tiny_models import tiny
 from tests.helpers.tolerances import assert_tensors_agree
@@ -34,7 +35,8 @@ def name(node) -> str:
 
 
 def tokens() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.tensor([PAIRS[0].clean]), torch.tensor([PAIRS[0].corrupt])
+    clean, corrupt = (torch.tensor([own], device=DEVICE) for own in (PAIRS[0].clean, PAIRS[0].corrupt))
+    return clean, corrupt
 
 
 def metric(logits: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from lensprune.attribution.writers import replace_edges
 from lensprune.errors import UserError
 from tests.helpers.attribution import PAIRS, UNEVEN, difference, logit_size, metric, writes
 from tests.helpers.tiny_models import double, tiny
-from tests.helpers.tolerances import assert_tensors_agree, assert_zero, size_of
+from tests.helpers.tolerances import assert_tensors_agree, assert_zero, equal, size_of
 
 ADDITIVE = ["llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "mixtral"]
 
@@ -52,7 +52,7 @@ def test_pruning_keeps_only_what_leads_from_the_embedding_to_the_logits() -> Non
     graph = EdgeGraph(2, 2, 1, False)
     good = [("embed", "L0.KV0.v"), ("L0.H1", "L1.mlp"), ("L1.mlp", "logits")]
     dead = [("L0.mlp", "logits"), ("embed", "L1.H0.q"), ("L1.H1", "L1.mlp")]
-    assert torch.equal(graph.connected(graph.mask([*good, *dead])), graph.mask(good))
+    assert equal(graph.connected(graph.mask([*good, *dead])), graph.mask(good))
 
 
 @pytest.mark.parametrize("family", ADDITIVE)
@@ -137,7 +137,7 @@ def test_the_models_settings_come_back() -> None:
         stop()
     assert not model.module.cfg.use_split_qkv_input
     assert not model.module.cfg.use_hook_mlp_in
-    assert torch.equal(last_logits(model, torch.tensor([PAIRS[0].clean])), before)
+    assert equal(last_logits(model, torch.tensor([PAIRS[0].clean])), before)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -241,7 +241,7 @@ def test_greedy_takes_edges_from_the_logits_up() -> None:
     # By −effect the edge with +2 works against the answer, so it comes last.
     assert ("L0.H1", "L1.mlp") not in top_circuit(scores, 4, absolute=False, prune=False).edges
     everything = top_circuit(scores, graph.n_edges)
-    assert torch.equal(everything.kept, graph.edges)
+    assert equal(everything.kept, graph.edges)
     with pytest.raises(UserError, match="the model has"):
         top_circuit(scores, graph.n_edges + 1)
 

@@ -141,7 +141,9 @@ def test_edges_out_of_a_part_sum_to_its_node_attribution() -> None:
 def test_the_inputs_of_all_heads_moved_are_the_residual_stream_moved(family: str) -> None:
     model = tiny(family)
     tokens = torch.tensor([PAIRS[0].clean])
-    change = torch.randn(1, tokens.shape[1], model.facts.d_model, generator=torch.Generator().manual_seed(0))
+    change = torch.randn(1, tokens.shape[1], model.facts.d_model, generator=torch.Generator().manual_seed(0)).to(
+        model.facts.device
+    )
     found = []
     for names in (["hook_resid_pre"], ["attn.hook_q_input", "attn.hook_k_input", "attn.hook_v_input"]):
 

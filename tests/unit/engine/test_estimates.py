@@ -18,7 +18,7 @@ from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse
 from tests.helpers.families import FAMILIES
 from tests.helpers.tiny_models import double, tiny
-from tests.helpers.tolerances import assert_tensors_agree, precision, rounding, size_of
+from tests.helpers.tolerances import assert_close, assert_tensors_agree, precision, rounding, size_of
 
 # Without the padding token, whose embedding is 0: there the norm has no usable derivative.
 REQUESTS = [
@@ -76,7 +76,7 @@ def test_estimate_is_the_derivative(family: str, kind: Any) -> None:
     for variant, own in zip(variants, estimated, strict=True):
         there = logprobs(model, part_of_the_way(model, variant, reference, STEP))
         back = logprobs(model, part_of_the_way(model, variant, reference, -STEP))
-        torch.testing.assert_close(own, (there - back) / (2 * STEP), rtol=CURVATURE, atol=noise)
+        assert_close(own, (there - back) / (2 * STEP), rtol=CURVATURE, atol=noise)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt2"])
@@ -86,7 +86,7 @@ def test_a_groups_estimate_is_the_sum_of_its_heads(family: str) -> None:
     _, of_groups = estimate_logprobs(model, REQUESTS, groups)
     _, of_heads = estimate_logprobs(model, REQUESTS, heads)
     size = len(heads) // len(groups)
-    torch.testing.assert_close(of_groups, of_heads.unflatten(0, (len(groups), size)).sum(1))
+    assert_close(of_groups, of_heads.unflatten(0, (len(groups), size)).sum(1))
     assert float(of_heads.abs().min()) > 0
 
 

@@ -37,7 +37,7 @@ def by_transformers(model: HookedModel) -> list[tuple[int, ...]]:
     hf: Any = model.module.original_model
     texts = []
     for prompt in PROMPTS:
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=model.facts.device)
         with torch.inference_mode():
             out = hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=STEPS)
         texts.append(tuple(out[0, len(prompt) :].tolist()))

@@ -23,6 +23,16 @@ from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 from tests.helpers.tolerances import assert_responses_agree
 
+SAID = (
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "Triton Error [CUDA]: out of memory",
+    "HIP error: out of memory",
+    "MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1.2 MB, max allowed: 18.1 GB)",
+    "Invalid buffer size: 12.21 GiB",
+    "Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+)
+"""Of accelerators, in errors of no type of their own."""
 CPU_ERROR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
 
 
@@ -55,9 +65,10 @@ def test_more_memory_gives_larger_budgets_up_to_a_limit() -> None:
 
 
 def test_a_gpus_free_memory_is_the_default_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = tiny("llama").facts
+    facts = replace(tiny("llama").facts, device="cpu")
     assert gpu_limits(facts) is None
     on_gpu = replace(facts, device="cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert gpu_limits(on_gpu) is None
     free = {"mem_get_info": (700_000_000, 10**9), "memory_reserved": 400_000_000, "memory_allocated": 100_000_000}
     for name, value in {**free, "device_count": 1}.items():
@@ -123,7 +134,9 @@ def test_keys_and_values_held_are_those_that_were_planned(chosen: slice, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"), CPU_ERROR])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"), CPU_ERROR, RuntimeError(SAID[0])]
+)
 def test_out_of_memory_halves_the_budgets_and_goes_on(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,6 +197,19 @@ def test_torch_says_what_is_taken_for_out_of_memory() -> None:
         torch.empty(10**15)
     assert out_of_memory(caught.value)
     assert not out_of_memory(ValueError("not enough memory"))
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_an_accelerator_says_it_in_a_plain_error(said: str) -> None:
+    assert out_of_memory(RuntimeError(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["out of resource: shared memory, Required: 262144", "CUDA error: an illegal memory access", "shapes differ"],
+)
+def test_what_a_smaller_batch_does_not_mend(said: str) -> None:
+    assert not out_of_memory(RuntimeError(said))
 
 
 def test_a_sequence_longer_than_the_budget_is_a_chunk_of_its_own() -> None:

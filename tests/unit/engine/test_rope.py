@@ -16,7 +16,7 @@ from lensprune.engine.traces import trace_tokens
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, Request
 from tests.helpers.tiny_models import tiny
-from tests.helpers.tolerances import assert_logprobs_agree, assert_responses_agree, assert_tensors_agree, size_of
+from tests.helpers.tolerances import assert_logprobs_agree, assert_responses_agree, assert_tensors_agree, equal, size_of
 
 SWITCH = 32
 CONTINUATION = 3
@@ -110,8 +110,8 @@ def test_dynamic_rope_forgets_longer_texts() -> None:
     with torch.no_grad():
         before = model.forward(ids, torch.ones_like(ids), positions)
         # A call of the user's own, past the context.
-        long = torch.arange(10, 58)[None]
-        model.module.original_model(input_ids=long, position_ids=torch.arange(48)[None])
-        assert torch.equal(model.forward(ids, torch.ones_like(ids), positions), before)
+        long = torch.arange(10, 58, device=model.facts.device)[None]
+        model.module.original_model(input_ids=long, position_ids=torch.arange(48, device=long.device)[None])
+        assert equal(model.forward(ids, torch.ones_like(ids), positions), before)
         with pytest.raises(UserError, match="a text of 48 tokens is longer than this model's 32"):
             model.forward(long, torch.ones_like(long), torch.arange(48)[None])

@@ -82,7 +82,7 @@ def test_columns_by_definition() -> None:
     assert_tensors_agree(trace.logprob, given, torch.float32, size=size)
     assert_tensors_agree(trace.regret, changed.max(-1).values - given, torch.float32, size=size, terms=2)
     assert_tensors_agree(trace.kl, (clean.exp() * (clean - changed)).sum(-1), torch.float32, size=size, terms=2)
-    assert (trace.agrees == (changed.argmax(-1).numpy() == np.array(continuation))).all()
+    assert (trace.agrees == (changed.argmax(-1).cpu().numpy() == np.array(continuation))).all()
 
 
 def test_a_models_own_greedy_text_has_no_regret() -> None:

@@ -17,6 +17,7 @@ from lensprune.engine.traces import trace_tokens
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request, Response
 from tests.helpers.tiny_models import tiny
+from tests.helpers.tolerances import equal
 
 SITE = "blocks.1.hook_resid_pre"
 
@@ -76,7 +77,7 @@ def test_a_hook_is_told_the_tokens_and_their_positions() -> None:
     answers(Variant("mine", hooks=((SITE, look),)), 2048, list(asked))
     prompts = {tuple(row.tolist()) for tokens, _ in seen for row in tokens if len(row) > 1}
     assert prompts == {r.context_ids for r in asked}
-    assert all(torch.equal(p, torch.arange(p.shape[1]).expand_as(p)) for _, p in seen if p.shape[1] > 1)
+    assert all(equal(p, torch.arange(p.shape[1]).expand_as(p)) for _, p in seen if p.shape[1] > 1)
     steps = [p for _, p in seen if p.shape[1] == 1 and p.max() > 0]
     assert steps
     assert all(len(p.unique()) == 1 for p in steps)
@@ -105,7 +106,7 @@ def test_a_hook_is_told_the_item_of_each_row(executor: str, max_tokens: int) -> 
     def by_item(activation: torch.Tensor, hook: Any) -> torch.Tensor:
         assert len(hook.item) == len(activation) == len(hook.tokens)
         seen.update((item, len(tokens)) for item, tokens in zip(hook.item, hook.tokens, strict=True))
-        return activation * torch.tensor([factors[item] for item in hook.item])[:, None, None]
+        return activation * torch.tensor([factors[item] for item in hook.item], device=activation.device)[:, None, None]
 
     def times(factor: float) -> Variant:
         return Variant(str(factor), hooks=((SITE, lambda activation, hook: activation * factor),))
@@ -127,7 +128,10 @@ def test_a_traced_hook_is_told_the_item() -> None:
     asked = [LoglikelihoodRequest((5, 6, 7), (8, 9), item) for item in ("a", "b")]
 
     def by_item(activation: torch.Tensor, hook: Any) -> torch.Tensor:
-        return activation * torch.tensor([{"a": 0.5, "b": 3.0}[item] for item in hook.item])[:, None, None]
+        return (
+            activation
+            * torch.tensor([{"a": 0.5, "b": 3.0}[item] for item in hook.item], device=activation.device)[:, None, None]
+        )
 
     model = tiny("llama")
     [traces] = trace_tokens(model, asked, [Variant("mine", hooks=((SITE, by_item),))])

@@ -22,7 +22,7 @@ from tests.helpers.families import FAMILIES
 from tests.helpers.planted.circuits import LEAK, ids, model_of
 from tests.helpers.planted.models import SHAPES
 from tests.helpers.tiny_models import tiny
-from tests.helpers.tolerances import assert_tensors_agree
+from tests.helpers.tolerances import assert_tensors_agree, equal
 
 POSITIONAL = ["previous_token", "duplicate_token", "induction"]
 
@@ -145,7 +145,7 @@ def test_ov_eigenvalues_are_those_of_the_vocabulary_sized_matrix(family: str) ->
     values = ov_eigenvalues(model)
     layer, head = 1, 2
     block = model.module.blocks[layer]
-    final, one = final_norm(model), torch.ones(1, 1)
+    final, one = final_norm(model), torch.ones(1, 1, device=model.facts.device)
     tokens = frozen_norm(block.ln1).apply(embedding(model), one) if "ln1" in block._modules else embedding(model)
     full = tokens @ value_weights(model, layer)[head] @ output_weights(model, layer)[head]
     if "ln1_post" in block._modules:
@@ -163,7 +163,7 @@ def test_frozen_norm_is_the_module(family: str) -> None:
     model = tiny(family)
     for module in (model.module.ln_final, model.module.blocks[1].ln1):
         norm = frozen_norm(module)
-        x, y = torch.randn(2, 1, 5, model.facts.d_model)
+        x, y = torch.randn(2, 1, 5, model.facts.d_model).to(model.facts.device)
         scale = norm.scale(x + y)
         with torch.no_grad():
             whole = norm.module(x + y)
@@ -202,7 +202,7 @@ def test_repeated_tokens_are_distinct_ordinary_and_repeated() -> None:
         assert row[1:7] == row[7:]
         assert len(set(row[1:7])) == 6
         assert not set(row[1:]) & set(model.tokenizer.all_special_ids)
-    assert not torch.equal(rows.tokens, repeated_random_tokens(model, 3, 6, seed=2).tokens)
+    assert not equal(rows.tokens, repeated_random_tokens(model, 3, 6, seed=2).tokens)
 
 
 def test_spans_follow_the_characters() -> None:

@@ -61,8 +61,8 @@ def test_parameters_and_facts_are_the_loaded_model_s(family: str, family_folder:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_forward_pass_costs_what_pytorch_counts(family: str, shape_of: Any) -> None:
     model, shape = tiny(family), shape_of(family)
-    ids = torch.arange(2 * 40).reshape(2, 40)
-    positions = torch.arange(40).expand(2, 40)
+    ids = torch.arange(2 * 40, device=model.facts.device).reshape(2, 40)
+    positions = torch.arange(40, device=ids.device).expand(2, 40)
     with torch.no_grad(), counter() as flops:
         model.raw_model(  # type: ignore[attr-defined]
             input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, logits_to_keep=1

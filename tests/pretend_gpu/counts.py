@@ -1,0 +1,127 @@
+"""Kernels, and waits of the host, of decode steps and of scoring, counted on the pretend GPU.
+
+``LENSPRUNE_TEST_DEVICE=pretend python -m tests.pretend_gpu.counts`` prints them as a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from statistics import median
+from typing import Any
+from unittest import mock
+
+from lensprune.ablation import CLEAN, Variant, collect_reference, each_head, each_layer
+from lensprune.engine import ForkedExecutor
+from lensprune.engine.decoding.decoder import GroupDecoder
+from lensprune.engine.tree_scoring import TreeScorer
+from lensprune.models import as_hooked_model, load_model
+from lensprune.models.base import HookedModel
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
+from tests.helpers.families import save_folder
+from tests.helpers.pretend_gpu import Counts, counting
+from tests.helpers.tiny_models import scratch
+
+__all__ = ["CHANGES", "StepCounts", "counted_decoding", "counted_scoring"]
+
+CHANGES = ("layers skip", "layers mean", "heads zero")
+_PREFIX = "The quick brown fox jumps over the lazy dog and runs away from all it ever knew. "
+_QUESTIONS = ("one", "another", "x and y", "a long one that goes on and on and on")
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Of one decode step: kernels and waits of the layers' part, and of choosing tokens."""
+
+    layers: Counts
+    choice: Counts
+
+    @property
+    def kernels(self) -> int:
+        return self.layers.kernels.total()
+
+    @property
+    def syncs(self) -> int:
+        return self.layers.syncs.total() + self.choice.syncs.total()
+
+
+@cache
+def model(family: str, n_layers: int) -> HookedModel:
+    name = {"gpt2": "n_layer"}.get(family, "num_hidden_layers")
+    overrides: dict[str, Any] = {name: n_layers}
+    if family == "gemma3":
+        overrides["layer_types"] = ["sliding_attention"] * n_layers
+    folder = save_folder(family, scratch(f"{family}-{n_layers}"), **overrides)
+    return as_hooked_model(load_model(folder, device="cuda", dtype="bfloat16"))
+
+
+def variants_of(own: HookedModel, changes: str) -> list[Variant]:
+    what, _, kind = changes.partition(" ")
+    return [CLEAN, *(each_layer if what == "layers" else each_head)(own, kind)]
+
+
+def counted_decoding(family: str, n_layers: int, changes: str) -> list[StepCounts]:
+    """Counts of each decode step of four prompts with a shared prefix, under a sweep over layers or heads."""
+    own = model(family, n_layers)
+    requests = [GenerateRequest(tuple(own.tokenizer.encode(_PREFIX + q)), ("\x00",), 6) for q in _QUESTIONS]
+    executor = ForkedExecutor(own)
+    with _counted(GroupDecoder, "_advance") as layers, _counted(GroupDecoder, "_choose") as choices:
+        _run(executor, requests, changes)
+    # The first tokens are chosen after the prompts' pass.
+    return [StepCounts(*pair) for pair in zip(layers, choices[1:], strict=True)]
+
+
+def counted_scoring(family: str, n_layers: int, changes: str) -> list[Counts]:
+    """Counts of the scoring of each variant: final norm, unembedding and log-probabilities of all questions."""
+    own = model(family, n_layers)
+    encode = own.tokenizer.encode
+    requests = [
+        LoglikelihoodRequest(tuple(encode(_PREFIX + q)), tuple(encode(option)))
+        for q in _QUESTIONS
+        for option in (" yes", " no")
+    ]
+    executor = ForkedExecutor(own)
+    with _counted(TreeScorer, "score") as counts:
+        _run(executor, requests, changes)
+    return counts
+
+
+def _run(executor: ForkedExecutor, requests: Sequence[Request], changes: str) -> None:
+    variants = variants_of(executor.model, changes)
+    reference = None
+    if "mean" in changes:
+        reference = collect_reference(executor.model, [[10, 11, 12], [13, 14, 15, 16]], variants)
+    for _ in executor.run(requests, variants, reference=reference):
+        pass
+
+
+@contextmanager
+def _counted(owner: type, name: str) -> Iterator[list[Counts]]:
+    """Counts of each call of a method meanwhile."""
+    method, calls = getattr(owner, name), []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with counting() as counts:
+            result = method(*args, **kwargs)
+        calls.append(counts)
+        return result
+
+    with mock.patch.object(owner, name, call):
+        yield calls
+
+
+def table(n_layers: int = 6) -> str:
+    """Markdown: medians over the steps."""
+    lines = ["| model | variants | kernels per layer and step | waits per step |", "|---|---|---|---|"]
+    for family in ("llama", "gpt2", "gemma3", "mixtral"):
+        for changes in CHANGES:
+            steps = counted_decoding(family, n_layers, changes)
+            kernels, syncs = (median(getattr(step, name) for step in steps) for name in ("kernels", "syncs"))
+            lines.append(f"| {family} | {changes} | {kernels / n_layers:.0f} | {syncs:.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
