@@ -26,7 +26,7 @@ EXAMPLES = {
         "--answer ' France' --wrong ' Italy'",
     ],
     "fidelity": ["lensprune fidelity --model smollm2-135m --task kv_retrieval --limit 24"],
-    "power": ["lensprune power --parts 30 --items 50 --items 200"],
+    "power": ["lensprune power --parts 30 --n 50 --n 200"],
     "primitives": ["lensprune primitives --model toy-distilled --limit 24 --out runs/primitives"],
     "paper": ["lensprune paper --model smollm2-135m --preset smoke"],
     "analyse": [

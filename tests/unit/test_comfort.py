@@ -69,7 +69,7 @@ def test_tables_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         for name in rows.columns:
             for mine, theirs in zip(found[name], rows[name], strict=True):
                 assert (pd.isna(mine) and pd.isna(theirs)) or mine == theirs
-    for command in (["tasks"], ["models"], ["power", "--parts", "30", "--items", "50"]):
+    for command in (["tasks"], ["models"], ["power", "--parts", "30", "--n", "50"]):
         assert cli.main([*command, "--json"]) == 0
         assert len(json.loads(capsys.readouterr().out)) >= 1
     assert cli.main(["analyse", str(tmp_path / "run"), "--json"]) == 2
