@@ -62,6 +62,7 @@ def plan(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    screen_rule: str | None = None,
     out: str | Path | None = None,
     flops: float | None = None,
     bandwidth: float | None = None,

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from lensprune.ablation.choices import head_words, reference_kinds
 from lensprune.ablation.kinds import MeanMode, ablation_kind, ablation_kinds
 from lensprune.ablation.variants import Variant
+from lensprune.engine.gradient_rules import GRADIENT_RULES, check_rule
 from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy
@@ -264,6 +265,12 @@ class Screening(Group):
         parse=decimal,
         check=_check_share,
     )
+    screen_rule: str | None = option(
+        None,
+        lambda: f"gradient of the estimates: {in_words(GRADIENT_RULES)} (default: plain)",
+        metavar="NAME",
+        check=check_rule,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +343,11 @@ class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Executio
             )
         if self.screen is not None:
             self._check_screen()
+        elif self.screen_rule is not None:
+            raise UserError(
+                f"screen rule {self.screen_rule} is given, and nothing is screened: give screen too, or leave the rule "
+                "out"
+            )
 
     def _check_screen(self) -> None:
         if self.backend is not None:

@@ -21,7 +21,7 @@ from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
-from lensprune.sweeps.screening import screened
+from lensprune.sweeps.screening import rule_of, screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.terminal import progress_bar
 
@@ -53,6 +53,7 @@ def sweep(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    screen_rule: str | None = None,
     keep_hooks: bool = False,
     out: str | Path | None = None,
     progress: bool = True,
@@ -88,8 +89,10 @@ def sweep(
         ray_address: with ``ray``, a running cluster, ``ray://head:10001`` or ``auto``; ``None`` starts a local one.
         batch_tokens: tokens in a batch; ``None`` takes the executor's default.
         memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
-        screen: of a sweep over heads or key/value groups, the share to measure: those whose removal costs most by an
-            estimate of all (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
+        screen: the share of the parts to measure: those whose removal costs most by an estimate of all
+            (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
+        screen_rule: which gradient estimates, ``plain`` (the default), ``relp`` or ``gim``
+            (`lensprune.engine.gradient_rules`).
         keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
             refused.
         out: run folder; ``None`` keeps the run in memory.
@@ -219,5 +222,6 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
         "reference": execution.reference_file,
         "device": None if execution.n_devices else spec.device,
         "screen": None if spec.screen is None else float(spec.screen["fraction"]),
+        "screen_rule": None if spec.screen is None else rule_of(spec.screen),
     }
     return SweepOptions(**{name: value for name, value in asked.items() if value is not None})
