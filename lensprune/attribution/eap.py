@@ -64,7 +64,7 @@ def edge_attribution(
     Args:
         steps: m; 5 is the paper's choice.
         rule: which gradient is taken, ``plain``, ``relp`` or ``gim`` (`lensprune.engine.gradient_rules`); the last two
-            are meant for one step.
+            are meant for one step, and ``relp`` gives edges into queries and keys 0.
         batch_size: pairs a pass; changes nothing but speed and memory.
         progress: called with the number of finished (step, pair) passes.
 
@@ -87,7 +87,7 @@ def edge_attribution(
             check_additive(difference, corrupt_final - clean_final)
             for step in range(1, steps + 1):
                 start = corrupt[0] + (step / steps) * (clean[0] - corrupt[0])
-                _add_scores(hooked, graph, batch, start, difference, values)
+                _add_scores(hooked, graph, batch, start, difference, values, rule)
                 if progress is not None:
                     progress(len(batch.clean))
     return EdgeScores(graph, values / (steps * len(pairs)), steps)
@@ -100,6 +100,7 @@ def _add_scores(
     embeddings: Float[torch.Tensor, "pair pos d_model"],
     difference: Writes,
     values: Float[torch.Tensor, "writer reader"],
+    rule: str,
 ) -> None:
     """Add difference · gradient of one run that starts from `embeddings` to `values`."""
     inputs: list[tuple[ReaderGroup, torch.Tensor]] = []
@@ -120,8 +121,10 @@ def _add_scores(
     hooks += [(group.hook, edit_hook(keep(group))) for group in graph.groups]
     with torch.enable_grad(), edge_inputs(model):
         metric = batch.metric(run_hooked(model, batch.clean, hooks)).sum()
-        gradients = torch.autograd.grad(metric, [activation for _, activation in inputs])
-    for (group, _), gradient in zip(inputs, gradients, strict=True):
+        # Nothing flows to queries and keys where patterns are held.
+        seen = [(group, activation) for group, activation in inputs if rule != "relp" or not _moves_attention(group)]
+        gradients = torch.autograd.grad(metric, [activation for _, activation in seen])
+    for (group, _), gradient in zip(seen, gradients, strict=True):
         per_reader = gradient if group.per_head else gradient[:, :, None]
         products = einsum(
             difference[: group.writers],
@@ -129,3 +132,7 @@ def _add_scores(
             "writer row pos d_model, row pos reader d_model -> writer reader",
         )
         values[: group.writers, group.start : group.stop] += products.double().cpu()
+
+
+def _moves_attention(group: ReaderGroup) -> bool:
+    return group.hook.endswith(("hook_q_input", "hook_k_input"))

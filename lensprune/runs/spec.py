@@ -124,9 +124,9 @@ class SweepSpec:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
     screen: Mapping[str, Any] | None = None
-    """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
-    task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
-    what is ``measured`` and why."""
+    """How `variants` were chosen among more heads: ``fraction``, the gradient's ``rule`` and ``component``, the number
+    of heads sought in each task and protocol (``top``) and of those measured for their estimates (``reach``),
+    ``estimates`` of all heads, and what is ``measured`` and why."""
     kept_hooks: tuple[str, ...] = ()
     """Where hooks of the user's own are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)

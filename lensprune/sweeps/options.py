@@ -13,7 +13,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from lensprune.ablation.choices import head_words, reference_kinds
+from lensprune.ablation.choices import head_words, parts_over, reference_kinds
+from lensprune.ablation.components import Part, Slot
 from lensprune.ablation.kinds import MeanMode, ablation_kind, ablation_kinds
 from lensprune.ablation.variants import Variant
 from lensprune.engine.gradient_rules import GRADIENT_RULES, check_rule
@@ -41,6 +42,7 @@ __all__ = [
     "SweepOptions",
     "Workers",
     "add_options",
+    "check_ranked",
     "decimal",
     "executor_options",
     "help_of",
@@ -353,10 +355,9 @@ class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Executio
         if self.backend is not None:
             raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
         chosen = self.variants
-        if isinstance(chosen, VariantSelection) and chosen.over not in head_words():
-            raise UserError(
-                f"screen ranks heads, and the sweep is over {chosen.over}: use over {in_words(head_words())}"
-            )
+        if isinstance(chosen, VariantSelection):
+            for part in parts_over(chosen.over):
+                check_ranked(part)
         searched = next((kind for kind in kinds_of(chosen) if not ablation_kind(kind).can_be_estimated), None)
         if searched is not None:
             others = [n for n, kind in ablation_kinds().items() if kind.can_be_estimated and not kind.branches_only]
@@ -364,6 +365,15 @@ class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Executio
                 f"screen saves nothing with ablation {searched}, whose constants are searched for head by head: use "
                 f"{in_words(others)}"
             )
+
+
+def check_ranked(part: Part) -> None:
+    """Raise `UserError` unless estimates were seen to rank such parts (docs/explanation/estimates.md)."""
+    if part.slot is not Slot.HEADS:
+        raise UserError(
+            f"screen can't rank {part.over}: no gradient rule finds nine in ten of those that matter by measuring a "
+            f"third; use over {in_words(head_words())}, or leave screen out"
+        )
 
 
 def kinds_of(chosen: VariantSelection | Sequence[Variant]) -> list[str]:

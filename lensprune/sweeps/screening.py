@@ -28,6 +28,7 @@ from lensprune.protocols.requests import GenerateResponse, LoglikelihoodRequest,
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.options import check_ranked
 from lensprune.sweeps.prepare import Condition, SweepJob
 from lensprune.terminal import progress_bar
 
@@ -160,6 +161,7 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
     kinds = sorted({head.component for head in heads})
     if len(kinds) > 1:
         raise UserError(f"a screened sweep ranks parts of one kind, not {' and '.join(kinds)} together")
+    check_ranked(heads[0].ablations[0].component.part)
     fraction = options.screen
     assert fraction is not None
     screen = None if existing is None else existing.screen

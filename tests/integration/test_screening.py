@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lensprune as lp
-from lensprune.ablation.variants import each_head
+from lensprune.ablation.variants import each_head, each_layer
 from lensprune.analysis.screening import screen_quality, screen_table
 from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
@@ -160,7 +160,9 @@ def test_command_prints_and_saves_the_table(folder: Path, tmp_path: Path, capsys
     ("changes", "message"),
     [
         ({"screen": 1.5}, "screen 1.5 is not a share of the heads"),
-        ({"variants": VariantSelection("layers")}, "screen ranks heads, and the sweep is over layers"),
+        ({"variants": VariantSelection("layers")}, "screen can't rank layers: no gradient rule finds nine in ten"),
+        ({"variants": VariantSelection("mlp")}, "screen can't rank mlp: no gradient rule"),
+        ({"variants": each_layer(tiny("llama"))}, "screen can't rank layers"),
         ({"variants": VariantSelection("heads", "optimal")}, "screen saves nothing with ablation optimal"),
         ({"executor": "ray"}, "a screened sweep runs in one process"),
         ({"memory": "much"}, "cannot read an amount of memory from 'much'"),
