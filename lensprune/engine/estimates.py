@@ -34,6 +34,9 @@ from lensprune.protocols.requests import LoglikelihoodRequest
 
 __all__ = ["Slope", "estimate_logprobs", "estimate_measure"]
 
+ROW_TOKENS = 1024
+"""Tokens of a row that several groups of requests share; a group is never split."""
+
 Slope = Callable[[int, Float[np.ndarray, " request"]], tuple[float, Float[np.ndarray, " request"]]]
 """From the index of a group of requests, and the log-probability of each in the clean model, to what is measured of the
 group and its derivative by each of them."""
@@ -90,7 +93,6 @@ def estimate_measure(
     rule: str = "plain",
     given: Variant = CLEAN,
     reference: ReferenceActivations | None = None,
-    max_tokens: int = 1024,
     progress: ProgressCallback | None = None,
 ) -> tuple[Float[np.ndarray, " group"], Float[np.ndarray, " variant"]]:
     """What `slope` measures of each group of requests in a model, and its estimated change in each variant, summed over
@@ -103,7 +105,6 @@ def estimate_measure(
         groups: such as the options of one item.
         slope: called once a group. Groups whose value or derivative is not finite are left out of the sum.
         given: the model that is changed further: the clean one, or one without some part.
-        max_tokens: of one row; a group is never split.
 
     Raises:
         UserError: as `estimate_logprobs`.
@@ -114,7 +115,7 @@ def estimate_measure(
     packs = _shares_rows(model, max((len(r.input_ids) for group in groups for r in group), default=0))
     rope_buckets = LongRopeBuckets(model)
     with gradient_rule(model, rule):
-        for chunk in _chunks(groups, max_tokens if packs else 0, rope_buckets):
+        for chunk in _chunks(groups, ROW_TOKENS if packs else 0, rope_buckets):
             left = list(chunk)
             while left:
                 requests = [request for i in left for request in groups[i]]

@@ -172,14 +172,17 @@ def by_rows(model: HookedModel, variants: list[Variant], rule: str) -> tuple[np.
 
 @pytest.mark.parametrize("rule", GRADIENT_RULES)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox", "phi3", "gemma3"])
-def test_shared_tokens_give_the_same_as_rows_of_their_own(family: str, rule: str) -> None:
+def test_shared_tokens_give_the_same_as_rows_of_their_own(
+    family: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lensprune.engine.estimates.ROW_TOKENS", 60)
     model = tiny(family)
     variants = [*each_head(model, "zero"), *each_mlp(model, "zero"), *each_layer(model, "skip")]
     values, changes = by_rows(model, variants, rule)
     done: list[int] = []
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        found, total = estimate_measure(model, GROUPS, lead, variants, rule=rule, max_tokens=60, progress=done.append)
+        found, total = estimate_measure(model, GROUPS, lead, variants, rule=rule, progress=done.append)
     # Gemma's window of 8 is shorter than these texts.
     assert ["sliding window of 8" in str(w.message) for w in told] == [True] * (family == "gemma3")
     assert sum(done) == 22
