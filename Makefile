@@ -9,7 +9,7 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: calibration demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
+.PHONY: calibration estimates demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
 
 # Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
 # are far slower than one. A file stays with one process, so that its fixtures are made once.
@@ -103,6 +103,10 @@ audit: $(VENV)/.installed
 calibration: $(VENV)/.installed
 	@echo "== sizes, powers and coverages by simulation, into docs/explanation/calibration.md"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.calibration --write docs/explanation/calibration.md
+
+estimates: $(VENV)/.installed
+	@echo "== estimates by each gradient rule beside exact removal, into docs/explanation/estimates.md"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.estimates --write docs/explanation/estimates.md
 
 bench: $(VENV)/.installed
 	@echo "== time against lm-eval, into tests/benchmarks/results.json and docs/explanation/performance.md"

@@ -16,6 +16,7 @@ from lensprune.attribution.pairs import PairBatch, PromptPair, pair_batches
 from lensprune.attribution.runs import Edit, edge_inputs, edit_hook, require_split_inputs, run_hooked
 from lensprune.attribution.writers import Writes, check_additive, writes_of
 from lensprune.engine.base import ProgressCallback
+from lensprune.engine.gradients import gradient_rule
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel, NamedHook
@@ -49,6 +50,7 @@ def edge_attribution(
     pairs: Sequence[PromptPair],
     *,
     steps: int = 5,
+    rule: str = "plain",
     batch_size: int = _PAIRS,
     progress: ProgressCallback | None = None,
 ) -> EdgeScores:
@@ -61,12 +63,14 @@ def edge_attribution(
 
     Args:
         steps: m; 5 is the paper's choice.
+        rule: which gradient is taken, ``plain``, ``relp`` or ``gim`` (`lensprune.engine.gradient_rules`); the last two
+            are meant for one step, and ``relp`` gives edges into queries and keys 0.
         batch_size: pairs per pass; affects only speed and memory.
         progress: called with the number of finished (step, pair) passes.
 
     Raises:
-        UserError: steps below 1, or an architecture whose heads do not write into the residual stream one by one or
-            whose heads and MLPs have no inputs of their own.
+        UserError: steps below 1, an architecture whose heads do not write into the residual stream one by one or
+            whose heads and MLPs have no inputs of their own, or one in which the rule can't act.
         LensPruneError: the residual stream is not the sum of what is written into it.
     """
     hooked = as_hooked_model(model)
@@ -75,16 +79,17 @@ def edge_attribution(
     graph = EdgeGraph.of(hooked.facts)
     require_split_inputs(hooked, graph.groups)
     values = torch.zeros(graph.edges.shape, dtype=torch.float64)
-    for batch in pair_batches(pairs, hooked.facts.device, batch_size):
-        _, clean, clean_final = writes_of(hooked, graph, batch.clean)
-        _, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
-        difference = corrupt - clean
-        check_additive(difference, corrupt_final - clean_final)
-        for step in range(1, steps + 1):
-            start = corrupt[0] + (step / steps) * (clean[0] - corrupt[0])
-            _add_scores(hooked, graph, batch, start, difference, values)
-            if progress is not None:
-                progress(len(batch.clean))
+    with gradient_rule(hooked, rule):
+        for batch in pair_batches(pairs, hooked.facts.device, batch_size):
+            _, clean, clean_final = writes_of(hooked, graph, batch.clean)
+            _, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
+            difference = corrupt - clean
+            check_additive(difference, corrupt_final - clean_final)
+            for step in range(1, steps + 1):
+                start = corrupt[0] + (step / steps) * (clean[0] - corrupt[0])
+                _add_scores(hooked, graph, batch, start, difference, values, rule)
+                if progress is not None:
+                    progress(len(batch.clean))
     return EdgeScores(graph, values / (steps * len(pairs)), steps)
 
 
@@ -95,6 +100,7 @@ def _add_scores(
     embeddings: Float[torch.Tensor, "pair pos d_model"],
     difference: Writes,
     values: Float[torch.Tensor, "writer reader"],
+    rule: str,
 ) -> None:
     """Add difference · gradient of one run that starts from `embeddings` to `values`."""
     inputs: list[tuple[ReaderGroup, torch.Tensor]] = []
@@ -115,8 +121,10 @@ def _add_scores(
     hooks += [(group.hook, edit_hook(keep(group))) for group in graph.groups]
     with torch.enable_grad(), edge_inputs(model):
         metric = batch.metric(run_hooked(model, batch.clean, hooks)).sum()
-        gradients = torch.autograd.grad(metric, [activation for _, activation in inputs])
-    for (group, _), gradient in zip(inputs, gradients, strict=True):
+        # Nothing flows to queries and keys where patterns are held.
+        seen = [(group, activation) for group, activation in inputs if rule != "relp" or not _moves_attention(group)]
+        gradients = torch.autograd.grad(metric, [activation for _, activation in seen])
+    for (group, _), gradient in zip(seen, gradients, strict=True):
         per_reader = gradient if group.per_head else gradient[:, :, None]
         products = einsum(
             difference[: group.writers],
@@ -124,3 +132,7 @@ def _add_scores(
             "writer row pos d_model, row pos reader d_model -> writer reader",
         )
         values[: group.writers, group.start : group.stop] += products.double().cpu()
+
+
+def _moves_attention(group: ReaderGroup) -> bool:
+    return group.hook.endswith(("hook_q_input", "hook_k_input"))

@@ -14,6 +14,7 @@ from lensprune.attribution.patching import same_length
 from lensprune.attribution.runs import capture, run_hooked
 from lensprune.attribution.sites import Direction, SiteName, check_sites, effects_table, hook_of, targets
 from lensprune.engine.activations import START, KeptActivations
+from lensprune.engine.gradients import gradient_rule
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import HookedModel
@@ -30,6 +31,7 @@ def attribution_patching(
     *,
     by_position: bool = False,
     direction: Direction = "noise",
+    rule: str = "plain",
     batch_size: int = _PAIRS,
 ) -> pd.DataFrame:
     """(source activation − base activation) · gradient of the logit difference on the base run, for every place
@@ -38,10 +40,12 @@ def attribution_patching(
     One backward pass replaces one forward pass per place. It is exact where the model is linear between the two
     activations, and wrong where attention saturates: check the strongest with `activation_patching`.
 
-    Args and returns: as `activation_patching`; `effect` is the first-order estimate of the same number.
+    Args and returns: as `activation_patching`; `effect` is the first-order estimate of the same number. `rule`: which
+        gradient is taken, ``plain``, ``relp`` or ``gim`` (`lensprune.engine.gradient_rules`).
 
     Raises:
-        UserError: an unknown site or direction, pairs of unequal length by position, no gradient at a site.
+        UserError: an unknown site, direction or rule, pairs of unequal length by position, no gradient at a site, or a
+            model in which the rule can't act.
     """
     hooked = as_hooked_model(model)
     wanted = check_sites(sites)
@@ -52,19 +56,20 @@ def attribution_patching(
     names = [hook_of(site, layer) for site in wanted for layer in range(hooked.facts.n_layers)]
     means = MeanSE(len(chosen))
     base_total = source_total = 0.0
-    for batch in pair_batches(pairs, hooked.facts.device, batch_size):
-        base, source = (batch.clean, batch.corrupt) if direction == "noise" else (batch.corrupt, batch.clean)
-        source_logits, donors = capture(hooked, source, names)
-        metric, activations, gradients = metric_gradients(hooked, base, batch.metric, names)
-        base_total += float(metric.sum())
-        source_total += float(batch.metric(source_logits).sum())
-        products = {}
-        for name in names:
-            product = ((donors[name] - activations[name]) * gradients[name]).double().sum(-1).cpu()
-            products[name] = product if by_position else product.sum(1, keepdim=True)
-        for place, target in enumerate(chosen):
-            at_site = products[hook_of(target.site, target.layer)][:, max(target.position, 0)]
-            means.add((at_site if target.head is None else at_site[:, target.head])[None], place)
+    with gradient_rule(hooked, rule):
+        for batch in pair_batches(pairs, hooked.facts.device, batch_size):
+            base, source = (batch.clean, batch.corrupt) if direction == "noise" else (batch.corrupt, batch.clean)
+            source_logits, donors = capture(hooked, source, names)
+            metric, activations, gradients = metric_gradients(hooked, base, batch.metric, names)
+            base_total += float(metric.sum())
+            source_total += float(batch.metric(source_logits).sum())
+            products = {}
+            for name in names:
+                product = ((donors[name] - activations[name]) * gradients[name]).double().sum(-1).cpu()
+                products[name] = product if by_position else product.sum(1, keepdim=True)
+            for place, target in enumerate(chosen):
+                at_site = products[hook_of(target.site, target.layer)][:, max(target.position, 0)]
+                means.add((at_site if target.head is None else at_site[:, target.head])[None], place)
     n = len(pairs)
     return effects_table(chosen, means, base_total / n, source_total / n)
 

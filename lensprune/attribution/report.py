@@ -32,6 +32,7 @@ from lensprune.attribution.graph import EdgeGraph
 from lensprune.attribution.pairs import pair_batches
 from lensprune.attribution.runs import last_logits
 from lensprune.engine.base import ProgressCallback
+from lensprune.engine.gradient_rules import check_rule
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
@@ -39,6 +40,7 @@ from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned, of_how_many
+from lensprune.registry import in_words
 from lensprune.terminal import progress_bar
 
 __all__ = ["METHODS", "AttributionOptions", "PairTexts", "attribution_report", "passes"]
@@ -47,29 +49,37 @@ _Pairs = Sequence[PromptPair]
 _PAIRS = 8
 _PATCHED = ["part", "effect", "standard_error", "share"]
 _UNSIGNED = ("standard_error", "answer_rank")
+_OWNERS = {
+    "receiver": ("path",),
+    "total": ("path",),
+    "steps": ("eap-ig",),
+    "curve": ("eap-ig",),
+    "rule": ("atp", "eap-ig"),
+}
 
 
 @dataclass(frozen=True)
 class AttributionOptions:
     """Options of the methods: `receiver` of ``path``, whether it also patches every head for its total effect; `steps`
-    of ``eap-ig``, whether it also draws a curve."""
+    of ``eap-ig``, whether it also draws a curve; the gradient `rule` of ``atp`` and ``eap-ig``."""
 
     receiver: str = "logits"
     total: bool = False
     steps: int = 5
     curve: bool = True
+    rule: str = "plain"
 
     def check(self, method: str) -> None:
         """Refuse an option that is not of the method.
 
         Raises:
-            UserError: names the option and its method.
+            UserError: names the option and its method; or an unknown rule.
         """
         plain = AttributionOptions()
-        for owner, names in (("path", ("receiver", "total")), ("eap-ig", ("steps", "curve"))):
-            for name in names:
-                if method != owner and getattr(self, name) != getattr(plain, name):
-                    raise UserError(f"{name} is an option of method {owner}, not of {method}: leave it out")
+        for name, owners in _OWNERS.items():
+            if method not in owners and getattr(self, name) != getattr(plain, name):
+                raise UserError(f"{name} is an option of method {in_words(owners)}, not of {method}: leave it out")
+        check_rule(self.rule)
 
 
 @dataclass(frozen=True)
@@ -191,8 +201,8 @@ def _patch(
 def _atp(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
 ) -> _MethodResult:
-    frame = attribution_patching(model, pairs, ["head", "mlp"])
-    note = "first-order estimate of the change with the corrupt activation (negative: needed)"
+    frame = attribution_patching(model, pairs, ["head", "mlp"], rule=options.rule)
+    note = f"first-order estimate of the change with the corrupt activation (negative: needed){_by(options.rule)}"
     return _MethodResult(
         {"attribution_patching": frame}, note, _map(frame, "effect", "attribution patching"), "effect", _PATCHED
     )
@@ -216,15 +226,20 @@ def _eap(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
 ) -> _MethodResult:
     half = _scored(len(pairs), options)
-    scores = edge_attribution(model, pairs[:half], steps=options.steps, progress=progress)
+    scores = edge_attribution(model, pairs[:half], steps=options.steps, rule=options.rule, progress=progress)
     tables = {"edges": scores.table()}
     note = f"estimated effect of corrupting each of {scores.graph.n_edges} edges, from {half} pairs (negative: needed)"
+    note += _by(options.rule)
     if half == len(pairs):
         return _MethodResult(tables, note, None, "effect")
     curve = faithfulness_curve(model, pairs[half:], scores, progress=progress)
     tables["faithfulness"] = curve.table
     note += f"\ngreedy circuits on the other {len(pairs) - half} pairs: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
     return _MethodResult(tables, note, lambda title: faithfulness_figure(curve.table, title=title), "effect")
+
+
+def _by(rule: str) -> str:
+    return "" if rule == "plain" else f", by gradient rule {rule}"
 
 
 def _scored(n: int, options: AttributionOptions) -> int:

@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="for eap-ig: integration steps (default: 5; 1 is EAP)",
     )
+    parser.add_argument(
+        "--rule",
+        default="plain",
+        metavar="NAME",
+        help="for atp and eap-ig: the gradient, plain (the default), relp (relevance coefficients) or gim (frozen "
+        "norms, softer attention)",
+    )
     parser.add_argument("--no-curve", action="store_true", help="for eap-ig: score all pairs and draw no curve")
     parser.add_argument("--top", type=whole_number, default=10, metavar="N", help="rows to print (default: 10)")
     add_options(parser, Loading)
@@ -79,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
                 total=arguments.total,
                 steps=arguments.steps,
                 curve=not arguments.no_curve,
+                rule=arguments.rule,
             ),
             most=arguments.top,
         )

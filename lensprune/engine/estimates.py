@@ -1,28 +1,45 @@
-"""What a forward and a backward pass say of every head at once: first-order estimates of removing it."""
+"""What a forward and a backward pass say of every part at once: first-order estimates of removing it."""
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from lensprune.ablation.components import Slot
 from lensprune.ablation.hooks import BatchState, VariantHooks
 from lensprune.ablation.reference import ReferenceActivations
-from lensprune.ablation.variants import Variant
+from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.activations import START, KeptActivations
 from lensprune.engine.base import ProgressCallback
 from lensprune.engine.batching import batches_by_length, pad_left
+from lensprune.engine.gradients import gradient_rule
+from lensprune.engine.layers import UnsupportedByFastPath, errors_as_unsupported
+from lensprune.engine.probe import PROBE_TOLERANCE
 from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.scoring import pad_token_id
+from lensprune.engine.tree import PrefixTree, build_tree, common_prefix
+from lensprune.engine.tree_scoring import Scored, scored_positions
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction
+from lensprune.models.positions import row_index_floor
 from lensprune.precision import widened
 from lensprune.protocols.requests import LoglikelihoodRequest
 
-__all__ = ["estimate_logprobs"]
+__all__ = ["Slope", "estimate_logprobs", "estimate_measure"]
+
+ROW_TOKENS = 1024
+"""Tokens of a row that several groups of requests share; a group is never split."""
+
+Slope = Callable[[int, Float[np.ndarray, " request"]], tuple[float, Float[np.ndarray, " request"]]]
+"""From the index of a group of requests, and the log-probability of each in the clean model, to what is measured of the
+group and its derivative by each of them."""
 
 
 def estimate_logprobs(
@@ -30,70 +47,297 @@ def estimate_logprobs(
     requests: Sequence[LoglikelihoodRequest],
     variants: Sequence[Variant],
     *,
+    rule: str = "plain",
     reference: ReferenceActivations | None = None,
     max_tokens: int = 256,
     progress: ProgressCallback | None = None,
 ) -> tuple[Float[torch.Tensor, " request"], Float[torch.Tensor, "variant request"]]:
     """Summed log-probability (nats) of each continuation in the clean model, and its estimated change in each variant.
 
-    The change is (ablated z − clean z) · ∂log p/∂z, summed over positions: attribution patching towards the ablated
-    value (Nanda 2023; Syed et al. 2023, arXiv:2310.10348). One backward pass serves all variants, requests and tokens.
-    It is exact where the model is linear between the two activations.
+    The change is (ablated − clean activation) · ∂log p/∂activation, summed over positions: attribution patching towards
+    the ablated value (Nanda 2023; Syed et al. 2023, arXiv:2310.10348). One backward pass serves all variants, requests
+    and tokens. With rule ``plain`` it is exact where the model is linear between the two activations. Of a layer the
+    activation is what the block adds to the residual stream.
 
     Args:
-        variants: each changes one head, key/value group or other part of z, with any ablation.
+        variants: each changes one part, with any ablation.
+        rule: of `lensprune.engine.gradient_rules`.
         max_tokens: rows × length of a batch.
         progress: called with the number of requests done.
 
     Raises:
-        UserError: a variant that changes anything else.
+        UserError: a variant that changes anything else, or a rule that can't act in the model.
     """
-    for variant in variants:
-        slots = [ablation.component.part.slot for ablation in variant.ablations]
-        if variant.hooks or slots != [Slot.HEADS]:
-            raise UserError(
-                f"{variant.name} is not the removal of one head or one key/value group: only those can be estimated"
-            )
-    state = BatchState()
-    changes: dict[str, list[tuple[int, HookFunction]]] = defaultdict(list)
-    for index, variant in enumerate(variants):
-        [(site, function)] = VariantHooks(model, variant, state, reference).named
-        changes[site].append((index, function))
+    estimates = _Estimates(model, variants, reference)
     clean = torch.zeros(len(requests), dtype=torch.float64)
     estimated = torch.zeros(len(variants), len(requests), dtype=torch.float64)
     rope_buckets = LongRopeBuckets(model)
     lengths = [len(request.input_ids) for request in requests]
-    for batch in batches_by_length(lengths, max_tokens, [rope_buckets.of(request) for request in requests]):
-        batch_requests = [requests[i] for i in batch]
-        padded = pad_left([r.input_ids for r in batch_requests], pad_token_id(model), model.facts.device)
-        state.position_ids = padded.position_ids
-        activations = KeptActivations()
-        names = list(dict.fromkeys([START, *changes]))
-        with torch.enable_grad(), model.hooks([(name, activations.keep(name)) for name in names]):
-            logits = model.forward(
-                padded.input_ids,
-                padded.attention_mask,
-                padded.position_ids,
-                logits_to_keep=max(len(r.continuation_ids) for r in batch_requests),
-            )
-            logprobs = torch.stack([_logprob(row, r) for row, r in zip(logits, batch_requests, strict=True)])
-            gradients = torch.autograd.grad(logprobs.sum(), [activations.kept[site] for site in changes])
-        clean[batch] = logprobs.detach().double().cpu()
-        with torch.inference_mode():
-            for (site, here), gradient in zip(changes.items(), gradients, strict=True):
-                before = activations.kept[site].detach()
-                for index, function in here:
-                    after = function(before, None)
-                    assert after is not None
-                    # Masked positions have no gradient, so padding adds nothing.
-                    product = ((after - before) * gradient).double().flatten(1).sum(1)
-                    estimated[index, batch] = product.cpu()
-        if progress is not None:
-            progress(len(batch))
+    with gradient_rule(model, rule):
+        for batch in batches_by_length(lengths, max_tokens, [rope_buckets.of(request) for request in requests]):
+            rows = _padded(model, [requests[i] for i in batch])
+            found = estimates.of(rows, lambda logprobs: np.ones(len(logprobs)))
+            assert found is not None
+            clean[batch], estimated[:, batch] = found
+            if progress is not None:
+                progress(len(batch))
     return clean, estimated
 
 
-def _logprob(logits: Float[torch.Tensor, "kept d_vocab"], request: LoglikelihoodRequest) -> Float[torch.Tensor, ""]:
-    targets = torch.tensor(request.continuation_ids, device=logits.device)
-    logprobs = widened(logits[-len(targets) :]).log_softmax(-1)
-    return logprobs.gather(1, targets[:, None]).sum()
+def estimate_measure(
+    model: HookedModel,
+    groups: Sequence[Sequence[LoglikelihoodRequest]],
+    slope: Slope,
+    variants: Sequence[Variant],
+    *,
+    rule: str = "plain",
+    given: Variant = CLEAN,
+    reference: ReferenceActivations | None = None,
+    progress: ProgressCallback | None = None,
+) -> tuple[Float[np.ndarray, " group"], Float[np.ndarray, " variant"]]:
+    """What `slope` measures of each group of requests in a model, and its estimated change in each variant, summed over
+    the groups where it is finite: as `estimate_logprobs`, times the derivative by each log-probability.
+
+    Tokens that requests share run once, forward and backward: they are laid out as one row, in which each sees the
+    tokens before it in its own text. Where a model can't run such rows, a warning says so, and each request is a row.
+
+    Args:
+        groups: such as the options of one item.
+        slope: called once a group. Groups whose value or derivative is not finite are left out of the sum.
+        given: the model that is changed further: the clean one, or one without some part.
+
+    Raises:
+        UserError: as `estimate_logprobs`.
+    """
+    estimates = _Estimates(model, variants, reference, given)
+    values = np.full(len(groups), np.nan)
+    total = np.zeros(len(variants))
+    packs = _shares_rows(model, max((len(r.input_ids) for group in groups for r in group), default=0))
+    rope_buckets = LongRopeBuckets(model)
+    with gradient_rule(model, rule):
+        for chunk in _chunks(groups, ROW_TOKENS if packs else 0, rope_buckets):
+            left = list(chunk)
+            while left:
+                requests = [request for i in left for request in groups[i]]
+                rows = _packed(model, requests) if packs else _padded(model, requests)
+                sizes = np.cumsum([len(groups[i]) for i in left])[:-1]
+
+                def weights(
+                    logprobs: np.ndarray, left: list[int] = left, sizes: np.ndarray = sizes
+                ) -> np.ndarray | None:
+                    """The derivatives, or ``None`` after groups that have none were found and left out."""
+                    slopes = []
+                    for i, own in zip(list(left), np.split(logprobs, sizes), strict=True):
+                        values[i], derivative = slope(i, own)
+                        if not (np.isfinite(own).all() and np.isfinite(values[i]) and np.isfinite(derivative).all()):
+                            values[i] = np.nan
+                            left.remove(i)
+                        slopes.append(derivative)
+                    # What is not finite would spread to all that shares its tokens.
+                    return np.concatenate(slopes) if len(slopes) == len(left) else None
+
+                found = estimates.of(rows, weights)
+                if found is not None:
+                    total += found[1].sum(1).numpy()
+                    break
+            if progress is not None:
+                progress(sum(len(groups[i]) for i in chunk))
+    return values, total
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Requests laid out as the rows of one forward pass. `scored`: which positions predict them; these alone are
+    unembedded where there is one row, else the last `kept` of each."""
+
+    input_ids: Int[torch.Tensor, "row pos"]
+    attention_mask: torch.Tensor
+    position_ids: Int[torch.Tensor, "row pos"]
+    scored: Scored
+    kept: int | None
+
+
+def _padded(model: HookedModel, requests: Sequence[LoglikelihoodRequest]) -> _Rows:
+    """One left-padded row a request."""
+    device = model.facts.device
+    padded = pad_left([request.input_ids for request in requests], pad_token_id(model), device)
+    kept = max(len(request.continuation_ids) for request in requests)
+    sizes = [len(request.continuation_ids) for request in requests]
+    rows = [row * kept + place for row, size in enumerate(sizes) for place in range(kept - size, kept)]
+    targets = [token for request in requests for token in request.continuation_ids]
+    scored = Scored(torch.arange(len(requests) * kept), torch.tensor(rows), torch.tensor(targets), sizes)
+    return _Rows(padded.input_ids, padded.attention_mask, padded.position_ids, scored.to(device), kept)
+
+
+def _packed(model: HookedModel, requests: Sequence[LoglikelihoodRequest]) -> _Rows:
+    """One row for all requests: their prefix tree, with a mask by which tokens see those before them in their texts."""
+    device = model.facts.device
+    # A node costs nothing here, so that any shared token is worth one.
+    tree = build_tree([request.input_ids for request in requests], min_saving=1)
+    dtype: torch.dtype = getattr(torch, model.facts.dtype)
+    mask = torch.zeros(len(tree), len(tree), dtype=dtype).masked_fill(~_sees(tree), torch.finfo(dtype).min)
+    scored = scored_positions(tree, requests).to(device)
+    return _Rows(tree.input_ids(device), mask[None, None].to(device), tree.position_ids(device), scored, None)
+
+
+def _sees(tree: PrefixTree) -> torch.Tensor:
+    """[query, key]: whether a token of the flat tree comes after another in a text, or is it."""
+    seen = torch.zeros(len(tree), len(tree), dtype=torch.bool)
+    for node in tree.nodes:
+        own = slice(node.start, node.end)
+        seen[own, own] = torch.ones(node.length, node.length, dtype=torch.bool).tril()
+        seen[node.end : node.subtree_end, own] = True
+    return seen
+
+
+def _chunks(
+    groups: Sequence[Sequence[LoglikelihoodRequest]], max_tokens: int, rope_buckets: LongRopeBuckets
+) -> Iterator[list[int]]:
+    """Indices of groups that run together: neighbours by their texts, whose tree has about `max_tokens` tokens."""
+
+    def key(i: int) -> tuple[str, tuple[int, ...]]:
+        return str(sorted({str(rope_buckets.of(request)) for request in groups[i]})), groups[i][0].input_ids
+
+    chunk: list[int] = []
+    size = 0
+    for i in sorted((i for i, group in enumerate(groups) if group), key=key):
+        rows = sorted({request.input_ids for request in groups[i]})
+        before = [groups[chunk[-1]][0].input_ids, *rows] if chunk else [(), *rows]
+        extra = sum(len(row) - common_prefix(last, row) for last, row in zip(before, rows, strict=False))
+        if chunk and (size + extra > max_tokens or key(chunk[-1])[0] != key(i)[0]):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(i)
+        size += extra
+    if chunk:
+        yield chunk
+
+
+def _shares_rows(model: HookedModel, longest: int) -> bool:
+    """Whether the model runs prefix trees as one row (see `estimate_measure`); warns where it doesn't."""
+    reason = _why_not(model, longest)
+    if reason is not None:
+        warnings.warn(f"estimates of this model take one row per request: {reason}", stacklevel=3)
+    return reason is None
+
+
+def _why_not(model: HookedModel, longest: int) -> str | None:
+    config: Any = getattr(getattr(model.module, "original_model", None), "config", None)
+    if config is None:
+        return "its attention takes no mask of its own for each token"
+    text = config.get_text_config()
+    if row_index_floor(config) is not None:
+        return "it scales queries by their index in the row"
+    for name in ("sliding_window", "attention_chunk_size"):
+        window = getattr(text, name, None)
+        if isinstance(window, int) and window < longest:
+            return f"texts of {longest} tokens are longer than its {name.replace('_', ' ')} of {window}"
+    start = tuple((7919 * i + 13) % model.facts.d_vocab for i in range(10))
+    requests = [LoglikelihoodRequest(start[:size], (start[-size], start[size - 1])) for size in (8, 9, 5, 8)]
+    try:
+        with errors_as_unsupported(model.facts), torch.no_grad():
+            packed, padded = (_logprobs(model, rows(model, requests)) for rows in (_packed, _padded))
+    except UnsupportedByFastPath as reason:
+        return str(reason)
+    error = float((packed - padded).abs().max())
+    if not error <= PROBE_TOLERANCE[model.facts.dtype] * max(1.0, float(padded.abs().max()) / 4):
+        return f"laid out as one row, a probe has log-probabilities that are off by {error:.2g}"
+    return None
+
+
+def _logprobs(model: HookedModel, rows: _Rows) -> Float[torch.Tensor, " request"]:
+    """Summed log-probability of every request, in the graph."""
+    with _unembedding_only(model, None if rows.kept is not None else rows.scored.positions):
+        logits = model.forward(
+            rows.input_ids, rows.attention_mask, rows.position_ids, logits_to_keep=rows.kept or 0
+        ).flatten(0, 1)
+    logprobs = widened(logits).log_softmax(-1)[rows.scored.rows, rows.scored.targets]
+    return torch.stack([own.sum() for own in logprobs.split(rows.scored.sizes)])
+
+
+@contextmanager
+def _unembedding_only(model: HookedModel, positions: Int[torch.Tensor, " position"] | None) -> Iterator[None]:
+    """Only these positions of a row are unembedded; ``None``: as many as are asked for."""
+    if positions is None:
+        yield
+        return
+
+    def select(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return args[0][:, positions], *args[1:]
+
+    unembed: Any = model.module.unembed
+    handle = unembed.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Estimates:
+    """Variants of one part each, and where their changes are made."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        variants: Sequence[Variant],
+        reference: ReferenceActivations | None,
+        given: Variant = CLEAN,
+    ) -> None:
+        self._model = model
+        self._state = BatchState()
+        self._given = VariantHooks(model, given, self._state, reference).named
+        self._changes: dict[str, list[tuple[int, HookFunction]]] = defaultdict(list)
+        self._reads: dict[int, list[tuple[str, HookFunction]]] = {}
+        self._selected: list[list[int] | None] = []
+        for index, variant in enumerate(variants):
+            if variant.hooks or len(variant.ablations) != 1:
+                raise UserError(f"{variant.name} is not the removal of one part: only that can be estimated")
+            # A layer's removal reads the residual stream before it, and writes the one after it.
+            (site, write), *reads = VariantHooks(model, variant, self._state, reference).named
+            self._changes[site].append((index, write))
+            self._reads[index] = list(reads)
+            self._selected.append(variant.ablations[0].component.selected(model.facts))
+
+    def of(
+        self, rows: _Rows, weights: Callable[[np.ndarray], np.ndarray | None]
+    ) -> tuple[Float[torch.Tensor, " request"], Float[torch.Tensor, "variant row"]] | None:
+        """Log-probabilities, and the estimated change of their sum with `weights` in each variant, by rows.
+
+        `weights` is called with the log-probabilities; if it returns ``None``, so does this.
+        """
+        self._state.position_ids = rows.position_ids
+        activations = KeptActivations()
+        read = {name for reads in self._reads.values() for name, _ in reads}
+        names = dict.fromkeys([START, *self._changes, *sorted(read)])
+        hooks = [*self._given, *((name, activations.keep(name)) for name in names)]
+        with torch.enable_grad(), self._model.hooks(hooks):
+            logprobs = _logprobs(self._model, rows)
+            found = logprobs.detach().double().cpu()
+            weighted = weights(found.numpy())
+            if weighted is None:
+                return None
+            factors = torch.as_tensor(weighted, dtype=logprobs.dtype, device=logprobs.device)
+            kept = activations.kept
+            gradients = torch.autograd.grad(
+                (logprobs * factors).sum(), [kept[site] for site in self._changes], allow_unused=True
+            )
+        products = torch.zeros(len(self._selected), len(rows.input_ids), dtype=torch.float64)
+        with torch.inference_mode():
+            for (site, here), gradient in zip(self._changes.items(), gradients, strict=True):
+                if gradient is None:
+                    raise UserError(
+                        f"{self._model.facts.architecture} has no gradient at {site} under this transformer-lens: "
+                        "measure instead of estimating"
+                    )
+                before = kept[site].detach()
+                for index, write in here:
+                    for name, look in self._reads[index]:
+                        look(kept[name].detach(), None)
+                    after = write(before, None)
+                    assert after is not None
+                    chosen = self._selected[index]
+                    part = slice(None) if chosen is None else chosen
+                    # Masked positions have no gradient, so padding adds nothing.
+                    product = (after - before)[:, :, part] * gradient[:, :, part]
+                    products[index] = product.double().flatten(1).sum(1).cpu()
+        return found, products

@@ -1,7 +1,7 @@
 """What the attention heads of a model do: one number per head and function."""
 
 from lensprune.heads.agreement import Agreement, importance_agreement
-from lensprune.heads.compensation import Compensation, pairwise_compensation
+from lensprune.heads.compensation import Compensation, estimated_compensation, pairwise_compensation
 from lensprune.heads.registry import ScoreOptions, register_head_score
 from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
 from lensprune.heads.repeats import repeat_effects
@@ -16,6 +16,7 @@ __all__ = [
     "HeadTable",
     "RemovalCurves",
     "ScoreOptions",
+    "estimated_compensation",
     "head_scores",
     "importance_agreement",
     "importance_of",

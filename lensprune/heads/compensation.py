@@ -14,13 +14,18 @@ from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.analysis.head_effects import MEASURES
 from lensprune.analysis.intervals import mean_intervals
+from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.protocols.registry import protocol_named
 from lensprune.results.run import Run
+from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.prepare import Condition, prepare
 from lensprune.sweeps.run import sweep
+from lensprune.sweeps.screening import values_and_estimates
 
-__all__ = ["Compensation", "pairwise_compensation"]
+__all__ = ["Compensation", "estimated_compensation", "pairwise_compensation"]
 
 MAX_HEADS = 40
 
@@ -62,6 +67,86 @@ def pairwise_compensation(
     Raises:
         UserError: fewer than two heads, one given twice, more than 40, or a measure that the protocol lacks.
     """
+    chosen = _chosen(heads)
+    if measure is not None and measure not in MEASURES:
+        raise unknown_name("measure", measure, MEASURES)
+    hooked = as_hooked_model(model)
+    removed = [*((head,) for head in chosen), *combinations(chosen, 2)]
+    run = sweep(hooked, tasks, protocols, [_variant(subset, ablation) for subset in removed], seed=seed, **options)
+    tables = [_table(run, task, protocol, chosen, measure, ablation) for task, protocol in run.cells]
+    return Compensation(pd.concat(tables, ignore_index=True), run)
+
+
+def estimated_compensation(
+    model: Any,
+    heads: Sequence[tuple[int, int]],
+    tasks: Sequence[str] | str,
+    protocols: Sequence[str] | str = ("default",),
+    *,
+    ablation: str = "zero",
+    rule: str = "plain",
+    seed: int = 0,
+    **options: Any,
+) -> pd.DataFrame:
+    """What `pairwise_compensation` measures, from a forward and a backward pass without each head instead of a run
+    without each pair: the pass measures what is lost without the head, and estimates what is lost with another one.
+
+    The interaction is taken from the pass without the earlier head, since all that later heads make of its loss is
+    then measured, and only the later head's own removal is estimated; in one layer it is the mean of both.
+
+    Args:
+        heads, ablation, options: as `pairwise_compensation`.
+        rule: of the gradient (`lensprune.engine.gradient_rules`).
+
+    Returns:
+        One row per (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a`` and
+        ``effect_b`` (measured mean change, nats; under ``generate`` of the clean text's log-probability),
+        ``a_without_b`` and ``b_without_a`` (estimated, of removing the one after the other) and ``interaction``: how
+        much more that is than without the other's loss; negative: each makes up for the other.
+
+    Raises:
+        UserError: as `pairwise_compensation`, or a rule that can't act in the model.
+    """
+    chosen = _chosen(heads)
+    hooked = as_hooked_model(model)
+    variants = [_variant((head,), ablation) for head in chosen]
+    job = prepare(hooked, SweepOptions.given(tasks, protocols, variants, seed=seed, **options))
+    executor = make_executor("forked", hooked)
+    rows = []
+    for condition in job.conditions:
+        reference = reference_of(hooked, condition, variants, job.options)
+
+        def run(
+            given: Variant, condition: Condition = condition, reference: Any = reference
+        ) -> tuple[np.ndarray, np.ndarray]:
+            return values_and_estimates(hooked, condition, variants, executor, reference, rule=rule, given=given)
+
+        (whole, _), without = run(CLEAN), [run(variant) for variant in variants]
+        alone = [float(np.nanmean(values - whole)) for values, _ in without]
+        for a, b in combinations(range(len(chosen)), 2):
+            after_b, after_a = float(without[b][1][a]), float(without[a][1][b])
+            more = {chosen[a].layer: after_b - alone[a], chosen[b].layer: after_a - alone[b]}
+            if len(more) == 1:
+                more = {chosen[a].layer: (after_b - alone[a] + after_a - alone[b]) / 2}
+            rows.append(
+                {
+                    "task": condition.task.task.name,
+                    "protocol": condition.protocol,
+                    "layer_a": chosen[a].layer,
+                    "head_a": chosen[a].head,
+                    "layer_b": chosen[b].layer,
+                    "head_b": chosen[b].head,
+                    "effect_a": alone[a],
+                    "effect_b": alone[b],
+                    "a_without_b": after_b,
+                    "b_without_a": after_a,
+                    "interaction": more[max(more)],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _chosen(heads: Sequence[tuple[int, int]]) -> list[Head]:
     chosen = [Head(int(layer), int(head)) for layer, head in heads]
     if len(chosen) < 2:
         raise UserError(f"compensation is between heads: two or more are needed, not {len(chosen)}")
@@ -72,13 +157,7 @@ def pairwise_compensation(
         raise UserError(
             f"{len(chosen)} heads have {len(chosen) * (len(chosen) - 1) // 2} pairs: give {MAX_HEADS} or fewer"
         )
-    if measure is not None and measure not in MEASURES:
-        raise unknown_name("measure", measure, MEASURES)
-    hooked = as_hooked_model(model)
-    removed = [*((head,) for head in chosen), *combinations(chosen, 2)]
-    run = sweep(hooked, tasks, protocols, [_variant(subset, ablation) for subset in removed], seed=seed, **options)
-    tables = [_table(run, task, protocol, chosen, measure, ablation) for task, protocol in run.cells]
-    return Compensation(pd.concat(tables, ignore_index=True), run)
+    return chosen
 
 
 def _variant(heads: tuple[Head, ...], kind: str) -> Variant:

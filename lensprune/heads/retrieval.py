@@ -13,6 +13,7 @@ from lensprune.engine.generating import Generator
 from lensprune.errors import UserError
 from lensprune.heads.patterns import pattern_hooks
 from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
+from lensprune.heads.writing import logit_contributions
 from lensprune.models.base import HookedModel
 from lensprune.models.spans import encode_with_spans
 from lensprune.protocols import (
@@ -90,20 +91,29 @@ def _generate(model: HookedModel, needle: Needle, copied: torch.Tensor) -> Gener
 
 
 def measure_retrieval(model: HookedModel, options: ScoreOptions) -> Measured:
-    """`retrieval_scores` on key-value retrieval, mean over the items that the model answers right.
+    """`retrieval_scores` and `logit_contributions` on key-value retrieval, means over the items that the model answers
+    right.
 
     Where it answers none right, no head can be said to retrieve: all scores are NaN, and a warning says so.
     """
     loaded = load_task("kv_retrieval", limit=options.limit, shots=options.shots, seed=options.seed)
     item_requests = build_requests(model, loaded, "generate")
-    scores, responses = retrieval_scores(model, kv_needles(model, item_requests))
+    needles = kv_needles(model, item_requests)
+    scores, responses = retrieval_scores(model, needles)
     right = [outcome.correct for outcome in score_items(loaded, "generate", item_requests, responses)]
     if not any(right):
         logger.warning(
             "%s answers none of %d key-value items right: its retrieval scores are NaN", model.facts.name, len(right)
         )
-        return {"retrieval": torch.full(scores.shape[1:], torch.nan)}
-    return {"retrieval": scores[torch.tensor(right)].mean(0)}
+        return dict.fromkeys(("retrieval", "logit_contribution"), torch.full(scores.shape[1:], torch.nan))
+    answered = [pair for pair, is_right in zip(zip(needles, responses, strict=True), right, strict=True) if is_right]
+    written = logit_contributions(
+        model,
+        [needle.request.context_ids for needle, _ in answered],
+        [response.token_ids for _, response in answered],
+        [needle.positions for needle, _ in answered],
+    )
+    return {"retrieval": scores[torch.tensor(right)].mean(0), "logit_contribution": written.nanmean(0)}
 
 
 def kv_needles(model: HookedModel, item_requests: Sequence[ItemRequests]) -> list[Needle]:
@@ -134,5 +144,12 @@ RETRIEVAL: list[HeadScore] = measured_by(
         "right answers of kv_retrieval",
         "Wu et al. 2024, arXiv 2404.15574",
         "0 to 1",
+    ),
+    (
+        "logit_contribution",
+        "what the head writes towards a token of the value when the model generates it, from the value's positions "
+        "less from all others, over right answers of kv_retrieval",
+        "after Gema et al. 2026, arXiv 2607.01002",
+        "logits",
     ),
 )

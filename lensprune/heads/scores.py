@@ -44,6 +44,7 @@ def head_scores(
     induction                     attention from a repeated token to the token after its first occurrence
     copying                       Σλ / Σ|λ| over the eigenvalues of the head's OV circuit (−1 to 1)
     retrieval                     share of an answer's tokens that the head copies from the context
+    logit_contribution            what it writes towards an answer's tokens from where they are, less from elsewhere
     attention_sink                attention to the first token
     attention_entropy             entropy of attention, nats
     attention_distance            mean distance to the attended tokens

@@ -79,6 +79,7 @@ def plan(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    screen_rule: str | None = None,
     lost_more_than: float | None = None,
     looks: str | None = None,
     q: float = LEVEL,
@@ -187,8 +188,10 @@ class _Counted:
 
     def _cell(self, condition: Condition) -> PlannedCell:
         requests, facts = condition.requests, self.model_config.facts
-        # Estimates take a forward pass and a backward pass to the activations, each with as many products.
-        estimates = unshared_cost(self.shape, requests, 2, self.budget) if self.screened else Cost()
+        # Estimates take a forward pass and a backward pass to the activations, each with as many products, which share
+        # tokens as the clean model's pass does.
+        once = shared_cost(self.shape, facts, requests, [CLEAN], self.budget) if self.screened else Cost()
+        estimates = once * 2
         return PlannedCell(
             task=condition.task.task.name,
             protocol=condition.protocol,

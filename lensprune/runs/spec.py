@@ -145,9 +145,9 @@ class SweepSpec:
     top_k: int | None = None
     samples: int | None = None
     screen: Mapping[str, Any] | None = None
-    """How `variants` were chosen among more heads: ``fraction`` and ``component``, the number of heads sought in each
-    task and protocol (``top``) and of those measured for their estimates (``reach``), ``estimates`` of all heads, and
-    what is ``measured`` and why."""
+    """How `variants` were chosen among more heads: ``fraction``, the gradient's ``rule`` and ``component``, the number
+    of heads sought in each task and protocol (``top``) and of those measured for their estimates (``reach``),
+    ``estimates`` of all heads, and what is ``measured`` and why."""
     stopping: Mapping[str, Any] | None = None
     """When a variant is asked no further (`lensprune.analysis.stopping`): ``items`` at which it is looked at, the last
     being the cap, and ``margin`` and ``q``, or ``width``; ``None``: all are asked all items."""

@@ -13,9 +13,11 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lensprune.ablation.choices import head_words, over_words, reference_kinds
+from lensprune.ablation.choices import head_words, over_words, parts_over, reference_kinds
+from lensprune.ablation.components import Part, Slot
 from lensprune.ablation.kinds import MeanMode, ablation_kind, ablation_kinds
 from lensprune.ablation.variants import Variant, VariantsLike, as_variants
+from lensprune.engine.gradient_rules import GRADIENT_RULES, check_rule
 from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy
@@ -51,6 +53,7 @@ __all__ = [
     "TokenSampling",
     "Workers",
     "add_options",
+    "check_ranked",
     "decimal",
     "executor_options",
     "given_options",
@@ -406,6 +409,12 @@ class Screening(Group):
         parse=decimal,
         check=_check_share,
     )
+    screen_rule: str | None = option(
+        None,
+        lambda: f"gradient of the estimates: {in_words(GRADIENT_RULES)} (default: plain)",
+        metavar="NAME",
+        check=check_rule,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -522,6 +531,11 @@ class SweepOptions(
             )
         if self.screen is not None:
             self._check_screen()
+        elif self.screen_rule is not None:
+            raise UserError(
+                f"screen rule {self.screen_rule} is given, and nothing is screened: give screen too, or leave the rule "
+                "out"
+            )
         self._check_stopping()
 
     @property
@@ -572,10 +586,9 @@ class SweepOptions(
         if self.backend is not None:
             raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
         chosen = self.variants
-        if isinstance(chosen, VariantSelection) and chosen.over not in head_words():
-            raise UserError(
-                f"screen ranks heads, and the sweep is over {chosen.over}: use over {in_words(head_words())}"
-            )
+        if isinstance(chosen, VariantSelection):
+            for part in parts_over(chosen.over):
+                check_ranked(part)
         searched = next((kind for kind in kinds_of(chosen) if not ablation_kind(kind).can_be_estimated), None)
         if searched is not None:
             others = [n for n, kind in ablation_kinds().items() if kind.can_be_estimated and not kind.branches_only]
@@ -583,6 +596,15 @@ class SweepOptions(
                 f"screen saves nothing with ablation {searched}, whose constants are searched for head by head: use "
                 f"{in_words(others)}"
             )
+
+
+def check_ranked(part: Part) -> None:
+    """Raise `UserError` unless estimates were seen to rank such parts (docs/explanation/estimates.md)."""
+    if part.slot is not Slot.HEADS:
+        raise UserError(
+            f"screen can't rank {part.over}: no gradient rule finds nine in ten of those that matter by measuring a "
+            f"third; use over {in_words(head_words())}, or leave screen out"
+        )
 
 
 def kinds_of(chosen: VariantSelection | Sequence[Variant]) -> list[str]:

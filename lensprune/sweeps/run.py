@@ -26,7 +26,7 @@ from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
-from lensprune.sweeps.screening import screened
+from lensprune.sweeps.screening import rule_of, screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
@@ -68,6 +68,7 @@ def sweep(
     batch_tokens: int | None = None,
     memory: str | None = None,
     screen: float | None = None,
+    screen_rule: str | None = None,
     lost_more_than: float | None = None,
     looks: str | None = None,
     q: float = LEVEL,
@@ -116,8 +117,10 @@ def sweep(
         ray_address: with ``ray``, a running cluster, ``ray://head:10001`` or ``auto``; ``None`` starts a local one.
         batch_tokens: tokens in a batch; ``None`` takes the executor's default.
         memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
-        screen: share of the heads or key/value groups to measure: those whose estimated removal costs most
+        screen: share of the parts to measure: those whose estimated removal costs most
             (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
+        screen_rule: gradient of the estimates, ``plain`` (the default), ``relp`` or ``gim``
+            (`lensprune.engine.gradient_rules`).
         lost_more_than: which variants lose more accuracy than this? Each is measured on blocks of items until it is
             named, with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
         looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`.
@@ -293,6 +296,7 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
         "reference": execution.reference_file,
         "device": None if execution.n_devices else spec.device,
         "screen": None if spec.screen is None else float(spec.screen["fraction"]),
+        "screen_rule": None if spec.screen is None else rule_of(spec.screen),
         **_stopping_options(spec),
     }
     return SweepOptions(**{name: value for name, value in asked.items() if value is not None})

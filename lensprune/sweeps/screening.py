@@ -19,7 +19,7 @@ from jaxtyping import Float
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import Executor, ProgressCallback
-from lensprune.engine.estimates import estimate_logprobs
+from lensprune.engine.estimates import Slope, estimate_measure
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols import score_items
@@ -28,13 +28,24 @@ from lensprune.protocols.requests import GenerateResponse, LoglikelihoodRequest,
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.options import check_ranked
 from lensprune.sweeps.prepare import Condition, SweepJob
 from lensprune.terminal import progress_bar
 
-__all__ = ["MIN_CONTROLS", "choose", "estimated_effects", "screened", "screened_count"]
+__all__ = [
+    "MIN_CONTROLS",
+    "choose",
+    "estimated_effects",
+    "rule_of",
+    "screened",
+    "screened_count",
+    "values_and_estimates",
+]
 
 MARGIN = 1.5
 """Multiple of the requested number of heads that is measured for its estimates."""
+_STEP = 1e-6
+"""Nats, by which a log-probability is moved for the derivative of a margin."""
 MIN_CONTROLS = 8
 """Minimum number of heads drawn at random; otherwise half the requested number."""
 
@@ -46,71 +57,94 @@ def estimated_effects(
     executor: Executor,
     reference: ReferenceActivations | None = None,
     progress: ProgressCallback | None = None,
+    *,
+    rule: str = "plain",
 ) -> Float[np.ndarray, " variant"]:
-    """Estimated mean change over the items in each variant, in nats; negative: the head was needed.
+    """Estimated mean change over the items in each variant, in nats; negative: the part was needed.
 
-    Under the likelihood protocols of the margin (log-probability of the right answer over the best other one), under
-    ``generate`` of the log-probability of the clean model's text. Items without a finite number are left out.
+    Under the likelihood protocols of the margin (log-probability of the right answer over the best other one, whichever
+    that is in the clean model), under ``generate`` of the log-probability of the clean model's text. Items without a
+    finite number are left out.
 
     Args:
         executor: generates the clean model's texts.
+        rule: of the gradient (`lensprune.engine.gradient_rules`).
 
     Raises:
-        UserError: a variant that is not the removal of one head or key/value group, or no finite number at all.
+        UserError: a variant that is not the removal of one part, a rule that can't act in the model, or no finite
+            number at all.
     """
-    changes = _of_margins if protocol_named(condition.protocol).measure == "logprob_margin" else _of_texts
-    effects = changes(model, condition, variants, executor, reference, progress)
-    finite = np.isfinite(effects).all(axis=0)
-    if not finite.any():
+    return values_and_estimates(model, condition, variants, executor, reference, progress, rule=rule)[1]
+
+
+def values_and_estimates(
+    model: HookedModel,
+    condition: Condition,
+    variants: Sequence[Variant],
+    executor: Executor,
+    reference: ReferenceActivations | None = None,
+    progress: ProgressCallback | None = None,
+    *,
+    rule: str = "plain",
+    given: Variant = CLEAN,
+) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, " variant"]]:
+    """The measure of `estimated_effects`, item by item (NaN where it is not finite), and the estimates themselves.
+
+    Args:
+        given: what is changed in the model already; the items' measure is that of this model.
+    """
+    measured = _margins if protocol_named(condition.protocol).measure == "logprob_margin" else _texts
+    groups, slope = measured(condition, executor)
+    values, total = estimate_measure(
+        model, groups, slope, variants, rule=rule, given=given, reference=reference, progress=progress
+    )
+    finite = int(np.isfinite(values).sum())
+    if not finite:
         raise UserError(
             f"{condition.task.task.name} under {condition.protocol}: "
-            "no item gives a finite estimate, so heads can't be ranked"
+            "no item gives a finite estimate, so parts can't be ranked"
         )
-    return effects[:, finite].mean(axis=1)
+    return values, total / finite
 
 
-def _of_margins(
-    model: HookedModel,
-    condition: Condition,
-    variants: Sequence[Variant],
-    executor: Executor,
-    reference: ReferenceActivations | None,
-    progress: ProgressCallback | None,
-) -> Float[np.ndarray, "variant item"]:
-    requests = [request for request in condition.requests if isinstance(request, LoglikelihoodRequest)]
-    clean, changes = estimate_logprobs(model, requests, variants, reference=reference, progress=progress)
+_Groups = list[list[LoglikelihoodRequest]]
 
-    def margins(logprobs: np.ndarray) -> np.ndarray:
+
+def _margins(condition: Condition, executor: Executor) -> tuple[_Groups, Slope]:
+    """Each item's options, and its margin as the protocol scores it."""
+    groups = [
+        [request for request in item.requests if isinstance(request, LoglikelihoodRequest)] for item in condition.items
+    ]
+
+    def margin(i: int, logprobs: Float[np.ndarray, " option"]) -> float:
         responses = [
             LoglikelihoodResponse(float(value), False, len(request.continuation_ids))
-            for value, request in zip(logprobs, requests, strict=True)
+            for value, request in zip(logprobs, groups[i], strict=True)
         ]
-        outcomes = score_items(condition.task, condition.protocol, condition.items, responses)
-        return np.array([math.nan if o.logprob_margin is None else o.logprob_margin for o in outcomes])
+        [outcome] = score_items(condition.task, condition.protocol, [condition.items[i]], responses)
+        return math.nan if outcome.logprob_margin is None else outcome.logprob_margin
 
-    before = margins(clean.numpy())
-    return np.stack([margins((clean + change).numpy()) - before for change in changes])
+    def slope(i: int, logprobs: Float[np.ndarray, " option"]) -> tuple[float, Float[np.ndarray, " option"]]:
+        # Margins are linear in log-probabilities, up to which option is the best other one: a small step gives the
+        # derivative to rounding.
+        value, steps = margin(i, logprobs), _STEP * np.eye(len(logprobs))
+        return value, np.array([margin(i, logprobs + step) - margin(i, logprobs - step) for step in steps]) / (
+            2 * _STEP
+        )
+
+    return groups, slope
 
 
-def _of_texts(
-    model: HookedModel,
-    condition: Condition,
-    variants: Sequence[Variant],
-    executor: Executor,
-    reference: ReferenceActivations | None,
-    progress: ProgressCallback | None,
-) -> Float[np.ndarray, "variant item"]:
+def _texts(condition: Condition, executor: Executor) -> tuple[_Groups, Slope]:
+    """The clean model's texts, and their log-probabilities."""
     [answered] = executor.run(condition.requests, [CLEAN])
     said = [r.token_ids if isinstance(r, GenerateResponse) else () for r in answered.responses]
-    requests = [
-        LoglikelihoodRequest(request.context_ids, tokens)
+    groups = [
+        [LoglikelihoodRequest(request.context_ids, tokens)]
         for request, tokens in zip(condition.requests, said, strict=True)
         if tokens
     ]
-    if not requests:
-        return np.full((len(variants), 1), math.nan)
-    _, changes = estimate_logprobs(model, requests, variants, reference=reference, progress=progress)
-    return changes.numpy()
+    return groups, lambda i, logprobs: (float(logprobs[0]), np.ones(1))
 
 
 def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, progress: bool = True) -> SweepJob:
@@ -127,14 +161,17 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
     kinds = sorted({head.component for head in heads})
     if len(kinds) > 1:
         raise UserError(f"a screened sweep ranks parts of one kind, not {' and '.join(kinds)} together")
+    check_ranked(heads[0].ablations[0].component.part)
     fraction = options.screen
     assert fraction is not None
     screen = None if existing is None else existing.screen
-    if screen is None or screen["fraction"] != fraction or not _screens(screen, heads):
+    asked = (fraction, options.screen_rule or "plain")
+    if screen is None or (screen["fraction"], rule_of(screen)) != asked or not _screens(screen, heads):
         rows = _estimates(job, heads, executor, progress)
         _, why = choose(heads, rows, fraction, options.seed)
         screen = {
             "fraction": fraction,
+            "rule": options.screen_rule or "plain",
             "component": heads[0].component,
             "top": _sizes(len(heads), fraction)[0],
             "reach": _sizes(len(heads), fraction)[1],
@@ -144,6 +181,11 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
     chosen = tuple(v for v in job.variants if v.is_clean or v.name in screen["measured"])
     spec = replace(job.spec, variants=tuple(variant_to_json(v) for v in chosen), screen=screen)
     return replace(job, variants=chosen, spec=spec)
+
+
+def rule_of(screen: Mapping[str, Any]) -> str:
+    """The gradient rule of a spec's screening; runs from before there were several have the plain one."""
+    return str(screen.get("rule", "plain"))
 
 
 def _screens(screen: Mapping[str, Any], heads: Sequence[Variant]) -> bool:
@@ -160,7 +202,9 @@ def _estimates(job: SweepJob, heads: Sequence[Variant], executor: Executor, prog
             task = condition.task.task.name
             bar.set_description(f"screening {task} {condition.protocol}")
             reference = reference_of(job.model, condition, heads, job.options)
-            effects = estimated_effects(job.model, condition, heads, executor, reference, bar.update)
+            effects = estimated_effects(
+                job.model, condition, heads, executor, reference, bar.update, rule=job.options.screen_rule or "plain"
+            )
             for head, effect in zip(heads, effects, strict=True):
                 place = {"layer": head.layer, "head": head.head}
                 rows.append(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lensprune as lp
-from lensprune.ablation.variants import each_head
+from lensprune.ablation.variants import each_head, each_layer
 from lensprune.analysis.screening import screen_quality, screen_table
 from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
@@ -101,13 +101,18 @@ def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp
     form: Any = condition.task.task.formats["continuation"]
     golds = [form.gold(item.item.doc) for item in condition.items]
 
-    def margins(logprobs: Any) -> np.ndarray:
-        own = np.array([row[gold] for row, gold in zip(logprobs, golds, strict=True)])
-        best = np.array([max(v for i, v in enumerate(row) if i != g) for row, g in zip(logprobs, golds, strict=True)])
-        return own - best
+    # The best other option in the whole model, whichever is best without a head.
+    rivals = [
+        max((i for i in range(before.shape[1]) if i != gold), key=lambda i, row=row: float(row[i]))
+        for row, gold in zip(before, golds, strict=True)
+    ]
 
-    base = margins(before.tolist())
-    expected = {h.name: float((margins(a.tolist()) - base).mean()) for h, a in zip(heads, after, strict=True)}
+    def margins(logprobs: Any) -> np.ndarray:
+        items = range(len(golds))
+        return (logprobs[items, golds] - logprobs[items, rivals]).numpy()
+
+    base = margins(before)
+    expected = {h.name: float((margins(a) - base).mean()) for h, a in zip(heads, after, strict=True)}
     found = screened.screen()
     found = found[(found["task"] == "facts") & (found["protocol"] == "continuation")].set_index("variant")["estimate"]
     assert sorted(found.index) == sorted(expected)
@@ -130,13 +135,14 @@ def test_goes_on_where_it_stopped_without_estimating_again(
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("estimated again")
 
-    monkeypatch.setattr("lensprune.sweeps.screening.estimate_logprobs", never)
+    monkeypatch.setattr("lensprune.sweeps.screening.estimate_measure", never)
     pd.testing.assert_frame_equal(lp.resume(run.folder, progress=False).records(), before)
     next((run.folder / "records").glob("*.parquet")).unlink()
     pd.testing.assert_frame_equal(sweep(folder, out=run.folder).records(), before)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="holds another run"):
-        sweep(folder, out=run.folder, screen=0.5)
+    for changes in ({"screen": 0.5}, {"screen_rule": "gim"}):
+        with pytest.raises(UserError, match="holds another run"):
+            sweep(folder, out=run.folder, **changes)
     assert SweepSpec.from_json(run.spec.to_json()) == run.spec
 
 
@@ -154,7 +160,9 @@ def test_command_prints_and_saves_the_table(folder: Path, tmp_path: Path, capsys
     ("changes", "message"),
     [
         ({"screen": 1.5}, "screen 1.5 is not a share of the heads"),
-        ({"variants": VariantSelection("layers")}, "screen ranks heads, and the sweep is over layers"),
+        ({"variants": VariantSelection("layers")}, "screen can't rank layers: no gradient rule finds nine in ten"),
+        ({"variants": VariantSelection("mlp")}, "screen can't rank mlp: no gradient rule"),
+        ({"variants": each_layer(tiny("llama"))}, "screen can't rank layers"),
         ({"variants": VariantSelection("heads", "optimal")}, "screen saves nothing with ablation optimal"),
         ({"executor": "ray"}, "a screened sweep runs in one process"),
         ({"memory": "much"}, "cannot read an amount of memory from 'much'"),

@@ -11,7 +11,7 @@ import lensprune as lp
 from lensprune.analysis.head_effects import ItemEffects
 from lensprune.analysis.head_groups import heads_beside_groups
 from lensprune.errors import UserError
-from lensprune.heads import pairwise_compensation
+from lensprune.heads import estimated_compensation, pairwise_compensation
 from lensprune.tasks import registry
 from lensprune.tasks.base import MultipleChoiceFormat, Rows, Task
 from tests.helpers.planted.circuits import LEAK, model_of
@@ -62,6 +62,20 @@ def test_a_back_up_makes_up_for_the_first_head_and_nothing_for_both(shape: str) 
     for other in ((1, 2), (2, 0)):
         chain = found.loc[(*other, 0, 1)]
         assert chain[["effect_b", "effect_both", "interaction"]].tolist() == pytest.approx([-10, -10, 0], abs=10 * LEAK)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["backup", "induction"])
+def test_one_pass_without_each_head_tells_what_pairs_do(name: str, shape: str) -> None:
+    heads = [(1, 2), (2, 0), (0, 1)] if name == "backup" else [(0, 1), (1, 2), (1, 0)]
+    model = model_of(name, shape)
+    exact = pairwise_compensation(model, heads, NAME, "continuation", progress=False).table
+    found = estimated_compensation(model, heads, NAME, "continuation")
+    keys = ["layer_a", "head_a", "layer_b", "head_b"]
+    assert found[keys].equals(exact[keys])
+    columns = ["effect_a", "effect_b", "interaction"]
+    np.testing.assert_allclose(found[columns], exact[columns], atol=20 * LEAK)
+    assert exact["interaction"].abs().max() > 9
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -94,7 +94,18 @@ FUNCTIONS: list[Callable[..., Any]] = [
 ]
 SAMPLED = {own.name for own in fields(TokenSampling)}
 SWEEP_ALONE = {
-    *("reference", "mean_mode", "screen", "lost_more_than", "looks", "q", "until_width", "workers", "ray_address"),
+    *(
+        "reference",
+        "mean_mode",
+        "screen",
+        "screen_rule",
+        "lost_more_than",
+        "looks",
+        "q",
+        "until_width",
+        "workers",
+        "ray_address",
+    ),
 }
 LIKE_A_SWEEP = {
     "sweep": set(DECLARED),
@@ -183,6 +194,8 @@ def test_every_command_is_compared() -> None:
         ("memory", "much", "cannot read an amount of memory"),
         ("data_dir", "nowhere", "data folder nowhere does not exist"),
         ("screen", 2.0, "screen 2 is not a share"),
+        ("screen_rule", "relb", "did you mean relp"),
+        ("screen_rule", "relp", "screen rule relp is given, and nothing is screened"),
         ("template_date", "26 Jul 2024", "template date '26 Jul 2024' is not a date: expected one like 2024-07-26"),
         ("template_date", "20240726", "is not a date"),
         ("template_date", 2024, "template date 2024 is not a date"),
@@ -239,6 +252,7 @@ SOME_VALUES: dict[str, Any] = {
     "batch_tokens": 99,
     "memory": "3GB",
     "screen": 0.2,
+    "screen_rule": "relp",
     "lost_more_than": 0.1,
     "looks": "2,3",
     "q": 0.1,
@@ -252,6 +266,7 @@ WITH: dict[str, list[str]] = {
     "mean_mode": ["--ablation", "mean", "--over", "heads"],
     "template_date": ["--chat-template"],
     "screen": ["--over", "heads"],
+    "screen_rule": ["--over", "heads", "--screen", "0.1"],
     "lost_more_than": ["--limit", "9"],
     "looks": ["--lost-more-than", "0.1"],
     "q": ["--lost-more-than", "0.1", "--limit", "9"],
@@ -363,7 +378,7 @@ def test_resume_asks_for_what_the_spec_holds() -> None:
         asked = [Condition(load_task("facts", limit=2), "generate", (), ())]
         spec = sweep_spec(model, model.facts, asked, options, [variant_to_json(lp.CLEAN)], with_reference=True)
         if options.screen is not None:
-            spec = replace(spec, screen={"fraction": options.screen})
+            spec = replace(spec, screen={"fraction": options.screen, "rule": options.screen_rule})
         back = _options_of(SweepSpec.from_json(_spec(spec, options).to_json()))
         # A model is loaded as it was, whatever was said of it.
         resolved = {"dtype": "float32", "bos": "tokenizer", "device": None if options.n_devices else "cpu"}

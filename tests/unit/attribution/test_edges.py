@@ -288,3 +288,19 @@ def test_attention_whose_inputs_cannot_be_split_is_refused() -> None:
     """TransformerLens refuses GPT-Neo by an error of its own, which the user does not get to see."""
     with pytest.raises(UserError, match="no inputs of their own"):
         edge_attribution(tiny("gpt_neo"), PAIRS[:1])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_edges_of_a_rule_add_up_to_what_its_gradient_says_of_the_writer(family: str) -> None:
+    """One step of a rule: edges that leave a writer, summed over readers, are the writer's own estimate."""
+    model = tiny(family)
+    for rule in ("relp", "gim"):
+        scores = edge_attribution(model, PAIRS, steps=1, rule=rule)
+        nodes = attribution_patching(model, PAIRS, ["head", "mlp"], rule=rule)
+        for row in nodes.to_dict("records"):
+            name = f"L{row['layer']}.mlp" if pd.isna(row["head"]) else f"L{row['layer']}.H{row['head']}"
+            found = float(scores.values[scores.graph.writer(name)].sum())
+            assert found == pytest.approx(row["effect"], abs=1e-4 * float(nodes["effect"].abs().max()))
+        assert float(scores.values.abs().max()) > 0
+        queries = [i for i, reader in enumerate(scores.graph.readers) if reader.endswith((".q", ".k"))]
+        assert bool(scores.values[:, queries].any()) == (rule == "gim")

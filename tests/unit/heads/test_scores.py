@@ -182,13 +182,14 @@ def test_whole_table_of_a_tiny_model_without_a_right_answer(caplog: pytest.LogCa
     frame = head_scores(tiny("llama"), limit=1, shots=0, sequences=2, length=5)
     assert list(frame.columns) == ["layer", "head", "score", "value"]
     assert len(frame) == len(SCORES) * 12
-    retrieval = frame[frame["score"] == "retrieval"]["value"]
+    of_answers = frame["score"].isin(["retrieval", "logit_contribution"])
+    retrieval = frame[of_answers]["value"]
     assert retrieval.isna().all()
     assert "answers none" in caplog.text
-    rest = frame[frame["score"] != "retrieval"]["value"]
+    rest = frame[~of_answers]["value"]
     assert np.isfinite(rest).all()
     best = top_heads(frame, 2)
-    assert len(best) == 2 * (len(SCORES) - 1)
+    assert len(best) == 2 * (len(SCORES) - 2)
     induction = frame[frame["score"] == "induction"]["value"]
     assert best[best["score"] == "induction"]["value"].tolist() == sorted(induction, reverse=True)[:2]
 
