@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,7 @@ from lensprune.sweeps.options import (
     SweepOptions,
     Workers,
     add_options,
+    flag_of,
     option_values,
 )
 from lensprune.terminal import lasting_streams
@@ -188,10 +190,13 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     groups = (Items, Reference, Loading, Splitting, Execution)
     used = option_values(arguments, *groups)
-    ours = {"task": arguments.task, "protocol": arguments.protocol, **option_values(arguments, SweepOptions)}
-    for name, value in ours.items():
-        if value and name not in used:
-            flag = f"--{name.replace('_', '-')}"
+    given = {"--task": arguments.task, "--protocol": arguments.protocol} | {
+        flag_of(own): getattr(arguments, own.name)
+        for own in fields(SweepOptions)
+        if hasattr(arguments, own.name) and own.name not in used and getattr(arguments, own.name) != own.default
+    }
+    for flag, value in given.items():
+        if value:
             raise UserError(f"{flag} means nothing with --lm-eval-task, whose tasks lm-eval defines: leave it out")
     for group in groups:
         group(**option_values(arguments, group))

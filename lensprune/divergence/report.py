@@ -52,7 +52,7 @@ def fidelity_report(
         validate: `validate_fidelity` instead of `fidelity` alone.
         protocols: of `validate_fidelity`; ``None``: all.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
-        options: limit, shots, seed, data_dir, leave_out_repeated, chat_template, template_date, executor,
+        options: limit, shots, seed, data_dir, leave_out_repeated, those of `Wording`, executor,
             batch_tokens, memory of either.
 
     Raises:

@@ -19,7 +19,6 @@ from lensprune.engine.scoring import eos_token_ids, pad_token_id, score_continua
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import (
     GenerateRequest,
-    GenerateResponse,
     LoglikelihoodRequest,
     Request,
     Response,
@@ -138,7 +137,7 @@ class HookedExecutor:
     ) -> Iterator[tuple[int, Response]]:
         tokenizer, device = self.model.tokenizer, self.model.facts.device
         eos, rules = eos_token_ids(self.model), GreedyRules(self.model)
-        matchers = {i: StopMatcher(tokenizer, r.until, eos) for i, r in requests.items()}
+        matchers = {i: StopMatcher(tokenizer, r.until, eos, r.thinking) for i, r in requests.items()}
         padded = pad_left([r.context_ids for r in requests.values()], pad_token_id(self.model), device)
         input_ids, mask, positions = padded.input_ids, padded.attention_mask, padded.position_ids
         cache = self.model.new_cache()
@@ -159,7 +158,7 @@ class HookedExecutor:
                     reason = "non_finite"
                 if reason is not None:
                     del open_rows[row]
-                    yield index, GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
+                    yield index, matcher.response(reason)
             input_ids = tokens[:, None]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             positions = positions[:, -1:] + 1

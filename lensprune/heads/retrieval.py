@@ -74,7 +74,7 @@ def _generate(model: HookedModel, needle: Needle, copied: torch.Tensor) -> Gener
         favourite[layer] = pattern[0, :, -1].argmax(-1).cpu()
 
     rules = GreedyRules(model)
-    matcher = StopMatcher(model.tokenizer, request.until, eos_token_ids(model))
+    matcher = StopMatcher(model.tokenizer, request.until, eos_token_ids(model), request.thinking)
     tokens = torch.tensor([request.context_ids], device=device)
     mask = torch.ones_like(tokens)
     positions = torch.arange(tokens.shape[1], device=device)[None]
@@ -91,7 +91,7 @@ def _generate(model: HookedModel, needle: Needle, copied: torch.Tensor) -> Gener
             tokens = torch.tensor([[token]], device=device)
             mask = torch.cat([mask, mask[:, :1]], dim=1)
             positions = positions[:, -1:] + 1
-    return GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
+    return matcher.response(reason)
 
 
 def measure_retrieval(model: HookedModel, options: ScoreOptions) -> Measured:

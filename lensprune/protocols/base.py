@@ -11,7 +11,7 @@ from lensprune.tasks.base import Item, ProtocolName
 
 __all__ = ["Failure", "ItemRequests", "Outcome", "Prompt"]
 
-Failure = Literal["none", "no_answer", "degenerate", "wrong_answer", "non_finite"]
+Failure = Literal["none", "no_answer", "degenerate", "wrong_answer", "non_finite", "cut_off"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class Outcome:
     `gold_logprob` (nats) and `logprob_margin` (gold minus best other, nats) are ``None`` under generate; `metrics`
     holds every metric by lm-eval's name (``acc``, ``acc_norm``, ``exact_match,strict-match``, …); `correct` is the
     task's primary one. `n_tokens` counts scored (likelihood) or generated tokens; `text` is the model's answer.
-    `option_logprobs` are the summed log-probabilities (nats) that the model gave to the options, in their order,
-    whatever the protocol makes of them; ``None`` where none is scored.
+    `thinking` is what stood in front of the answer, and `n_thinking_tokens` its length; ``None`` where none is told
+    apart (without think tokens, and where options are scored). `option_logprobs` are the summed log-probabilities
+    (nats) that the model gave to the options, in their order, whatever the protocol makes of them; ``None`` where none
+    is scored.
     """
 
     item_id: str
@@ -59,3 +61,5 @@ class Outcome:
     text: str
     metrics: Mapping[str, float]
     option_logprobs: tuple[float, ...] | None = None
+    thinking: str | None = None
+    n_thinking_tokens: int | None = None

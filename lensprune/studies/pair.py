@@ -55,7 +55,7 @@ def run_pair(preset: Preset, pair: tuple[str, str], folder: Path, **options: Any
     """Run `preset.pair_sweeps` on both models and `preset.replacements` between them, below `folder`/pair.
 
     Args:
-        options: seed, data_dir, dtype, device, progress and command of `sweep`.
+        options: of `sweep`.
 
     Raises:
         UserError: whatever `sweep`, `measure_replacement` and the reports refuse, such as two models of different

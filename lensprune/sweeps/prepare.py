@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import open_model
+from lensprune.models.tokenizers import appended_ids
 from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.registry import protocol_named
@@ -26,10 +27,19 @@ from lensprune.runs.questions import question_table, questions_hash
 from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
-from lensprune.sweeps.options import FEWSHOT, Execution, Loading, Splitting, SweepOptions, kinds_of, option_values
+from lensprune.sweeps.options import (
+    FEWSHOT,
+    Execution,
+    Loading,
+    Splitting,
+    SweepOptions,
+    Wording,
+    kinds_of,
+    option_values,
+)
 from lensprune.sweeps.references import fewshot_prompts, prompts_hash, read_reference_text, text_prompts
 from lensprune.sweeps.selection import VariantSelection, with_clean
-from lensprune.tasks.base import LoadedTask, ProtocolName
+from lensprune.tasks.base import GenerationFormat, LoadedTask, MultipleChoiceFormat, PromptFormat, ProtocolName
 
 __all__ = [
     "Condition",
@@ -56,6 +66,10 @@ class Condition:
     reference_prompts: tuple[tuple[int, ...], ...] = ()
     template_date: str | None = None
     """That the chat template writes into the prompts; ``None`` without one, or one without a clock."""
+    think_tokens: tuple[str, str] | None = None
+    """Start and end of the thinking that is told apart from answers; ``None``: none is."""
+    appended: str = ""
+    """What the tokenizer by itself puts behind a prompt."""
 
     @property
     def requests(self) -> list[Request]:
@@ -103,9 +117,15 @@ def _task_spec(task: LoadedTask) -> TaskSpec:
     return TaskSpec(task.task.name, task.shots, task.seed, len(items), _hash(items), kind, closed_book)
 
 
+_ASKED = ("sampling", "forced_end", "thinking")
+"""What else a generation may be asked."""
+
+
 def _request_json(request: Request) -> list[object]:
     if isinstance(request, GenerateRequest):
-        return [request.context_ids, request.until, request.max_new_tokens]
+        asked: list[object] = [request.context_ids, request.until, request.max_new_tokens]
+        more = {name: asdict(value) for name in _ASKED if (value := getattr(request, name)) is not None}
+        return [*asked, more] if more else asked
     return [request.context_ids, request.continuation_ids]
 
 
@@ -125,22 +145,37 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
         UserError: a task that is unknown, lacks a protocol, is given twice, or has no rows.
     """
     from lensprune.tasks import find_task, load_task
+    from lensprune.tasks.primary import with_primary_metric
 
-    for name in options.tasks:
-        task = find_task(name)
+    tasks = [find_task(name) for name in options.tasks]
+    if options.primary_metric is not None:
+        tasks = [with_primary_metric(task, options.primary_metric) for task in tasks]
+    formats: list[PromptFormat] = []
+    for task in tasks:
         for protocol in options.protocols:
-            protocol_named(protocol).format_of(task)
+            fmt = protocol_named(protocol).format_of(task)
+            formats.append(fmt)
+            if options.thinking == "on" and isinstance(fmt, MultipleChoiceFormat):
+                raise UserError(
+                    f"thinking on is asked, and protocol {protocol} of task {task.name!r} scores options, which leaves "
+                    "no room for thinking: use protocol generate, or thinking off"
+                )
+    if options.primary_metric is not None and not any(isinstance(fmt, GenerationFormat) for fmt in formats):
+        raise UserError(
+            f"primary metric {options.primary_metric} is given, and no answer is generated: add protocol generate, or "
+            "leave it out"
+        )
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     loaded = [
         load_task(
-            name,
+            task,
             data_dir=data_dir,
             limit=options.limit,
             shots=options.shots,
             seed=options.seed,
             leave_out_repeated=options.leave_out_repeated,
         )
-        for name in options.tasks
+        for task in tasks
     ]
     names = [task.task.name for task in loaded]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -179,8 +214,7 @@ def _reference_prompts(
             task,
             protocol,
             data_dir=data_dir,
-            chat_template=options.chat_template,
-            template_date=options.template_date,
+            **option_values(options, Wording),
         )
     )
 
@@ -214,17 +248,23 @@ def conditions_of(
     """
     from lensprune.protocols import build_requests
     from lensprune.protocols.chat import template_date_of
+    from lensprune.protocols.prompting import PromptOptions, prompting_of
 
-    conditions, date = [], None
+    wording = option_values(options, Wording)
+    markers = prompting_of(model, PromptOptions(**wording)).markers
+    written: dict[str, Any] = {
+        "template_date": template_date_of(model.tokenizer, options.template_date) if options.chat_template else None,
+        "think_tokens": None if markers is None else (markers.start, markers.end),
+        "appended": str(model.tokenizer.decode(list(appended_ids(model)))),
+    }
+    conditions = []
     for task in tasks:
         for protocol in options.protocols:
             form = protocol_named(protocol).form
             prompts = _reference_prompts(model, task, protocol, options, text) if with_reference else ()
-            items = tuple(build_requests(model, task, protocol, options.chat_template, options.template_date))
-            if options.chat_template:
-                date = template_date_of(model.tokenizer, options.template_date)
+            items = tuple(build_requests(model, task, protocol, **wording))
             chances = tuple(float(task.task.chance(item.item.doc, form)) for item in items)
-            conditions.append(Condition(task, protocol, items, chances, prompts, date))
+            conditions.append(Condition(task, protocol, items, chances, prompts, **written))
     return tuple(conditions)
 
 
@@ -349,7 +389,14 @@ def sweep_spec(
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
         leave_out_repeated=options.leave_out_repeated,
-        template_date=next((condition.template_date for condition in conditions), None),
+        primary_metric=options.primary_metric,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        system=options.system,
+        template_args=options.template_args,
+        thinking=options.thinking,
+        thinking_budget=options.thinking_budget,
+        keep_eos=options.keep_eos,
+        **_written(conditions, options),
         decoding=decoding or {},
         kept_hooks=facts.kept_hooks,
         execution=ExecutionSpec(
@@ -362,6 +409,12 @@ def sweep_spec(
             command=options.command,
         ),
     )
+
+
+def _written(conditions: Sequence[Condition], options: SweepOptions) -> dict[str, Any]:
+    """What the model's tokenizer and chat template make of the options, alike in all conditions."""
+    names = ("template_date", "think_tokens", "appended")
+    return {name: getattr(conditions[0], name) for name in names} if conditions else {}
 
 
 def _task_files(tasks: Sequence[str]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.studies.paper import paper
 from lensprune.sweeps.distributed import _spec
-from lensprune.sweeps.options import Group, SweepOptions, Workers, add_options, help_of, option_values
+from lensprune.sweeps.options import Group, SweepOptions, Wording, Workers, add_options, flag_of, help_of, option_values
 from lensprune.sweeps.prepare import Condition, sweep_spec
 from lensprune.sweeps.run import _options_of
 from lensprune.sweeps.selection import VariantSelection
@@ -90,7 +90,7 @@ LIKE_A_SWEEP = {
     "heads": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "attribute": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
-    "paper": {"seed", "data_dir", "dtype", "device", "bos"},
+    "paper": {"seed", "data_dir", "dtype", "device", "bos"} | {own.name for own in fields(Wording)},
     "resume": {"workers", "ray_address"},
     "power": {"data_dir"},
 }
@@ -169,6 +169,17 @@ def test_every_command_is_compared() -> None:
         ("template_date", "20240726", "is not a date"),
         ("template_date", 2024, "template date 2024 is not a date"),
         ("template_date", "2024-07-26", "no prompt is in the chat format"),
+        ("thinking", "on", "thinking on is given, and no prompt is in the chat format"),
+        ("thinking", "of", "did you mean off"),
+        ("thinking_budget", 0, "thinking budget 0 is not a usable number of tokens"),
+        ("think_tokens", ("<think>",), "expected a start and an end"),
+        ("think_tokens", "<think>", "expected a start and an end"),
+        ("template_args", {"effort": "low"}, "a template argument is given, and no prompt is in the chat format"),
+        ("template_args", {"enable_thinking": True}, "choose thinking on, off or auto"),
+        ("template_args", {"tools": ["a"]}, "template argument tools is \\['a'\\]: expected text, a number"),
+        ("template_args", ["effort"], "are no mapping of names"),
+        ("fewshot_as_multiturn", True, "fewshot_as_multiturn is given, and no prompt is in the chat format"),
+        ("system", 3, "system prompt 3 is not text"),
     ],
 )
 def test_a_value_is_refused_where_it_is_declared(option: str, value: Any, message: str) -> None:
@@ -193,6 +204,14 @@ SOME_VALUES: dict[str, Any] = {
     "leave_out_repeated": True,
     "chat_template": True,
     "template_date": "2031-01-02",
+    "template_args": {"effort": "low", "turns": 3, "tools": True, "note": None},
+    "fewshot_as_multiturn": True,
+    "system": "Be brief.",
+    "keep_eos": True,
+    "thinking": "on",
+    "think_tokens": ("<a>", "</a>"),
+    "thinking_budget": 77,
+    "primary_metric": "equal,boxed",
     "reference": str(ROOT / "LICENSE"),
     "mean_mode": "per_position",
     "dtype": "bfloat16",
@@ -211,6 +230,9 @@ WITH: dict[str, list[str]] = {
     "reference": ["--ablation", "mean", "--over", "heads"],
     "mean_mode": ["--ablation", "mean", "--over", "heads"],
     "template_date": ["--chat-template"],
+    "template_args": ["--chat-template"],
+    "fewshot_as_multiturn": ["--chat-template"],
+    "thinking": ["--chat-template"],
     "screen": ["--over", "heads"],
     "workers": ["--executor", "ray"],
     "ray_address": ["--executor", "ray"],
@@ -232,6 +254,15 @@ CALLED: dict[str, tuple[str, list[str]]] = {
     "resume": ("lensprune.sweeps.run.resume", []),
     "power": ("lensprune.results.power.power_report", ["--parts", "3"]),
 }
+
+
+def given_as(option: str) -> list[str]:
+    """The value of `SOME_VALUES` on the command line."""
+    flag, value = flag_of(DECLARED[option]), SOME_VALUES[option]
+    if isinstance(value, dict):
+        words = {None: "null", True: "true"}
+        return [word for key, one in value.items() for word in (flag, f"{key}={words.get(one, one)}")]
+    return [flag] if value is True else [flag, *(value if isinstance(value, tuple) else [str(value)])]
 
 
 def test_there_is_a_value_for_every_option() -> None:
@@ -268,10 +299,9 @@ def test_what_a_command_is_given_reaches_its_function(
     else:
         arguments = [*arguments, *WITH.get(option, [])]
     value = SOME_VALUES[option]
-    given = [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
-    assert main([command, *arguments, *given]) == 2
-    assert str(seen[option]) == str(value)
-    assert type(seen[option]) in (type(value), str)
+    assert main([command, *arguments, *given_as(option)]) == 2
+    assert str(seen[option]) == str(list(value) if isinstance(value, tuple) else value)
+    assert type(seen[option]) in (type(value), str, list)
 
 
 @pytest.mark.parametrize("option", sorted(DECLARED))
@@ -285,9 +315,8 @@ def test_a_sweep_over_tasks_of_lm_eval_takes_an_option_or_refuses_it(
         raise UserError("recorded")
 
     monkeypatch.setattr("lensprune.adapters.lm_eval_sweep.sweep_lm_eval", record)
-    value, flag = SOME_VALUES[option], f"--{option.replace('_', '-')}"
-    given = [flag, *([] if value is True else [str(value)])]
-    assert main(["sweep", *MODEL, "--lm-eval-task", "arc_easy", *given]) == 2
+    value, flag = SOME_VALUES[option], flag_of(DECLARED[option])
+    assert main(["sweep", *MODEL, "--lm-eval-task", "arc_easy", *given_as(option)]) == 2
     if option in inspect.signature(sweep_lm_eval).parameters:
         assert str(seen[option]) == str(value)
     else:
@@ -310,8 +339,8 @@ def test_resume_asks_for_what_the_spec_holds() -> None:
         back = _options_of(SweepSpec.from_json(_spec(spec, options).to_json()))
         # A model is loaded as it was, whatever was said of it.
         resolved = {"dtype": "float32", "bos": "tokenizer", "device": None if options.n_devices else "cpu"}
-        # A date is recorded only where the template reads a clock.
-        resolved["template_date"] = None
+        # A date is recorded only where the template reads a clock, and tokens that mark thinking as they were found.
+        resolved["template_date"] = resolved["think_tokens"] = None
         for name in DECLARED:
             assert str(getattr(back, name)) == str(resolved.get(name, getattr(options, name))), name
         assert (back.backend, back.tasks, back.protocols) == (options.backend, options.tasks, options.protocols)

@@ -79,7 +79,7 @@ class GroupDecoder:
         eos, rules = eos_token_ids(self._model), GreedyRules(self._model)
         tokenizer = self._model.tokenizer
         requests = [self._requests[request] for _, request in self._place]
-        matchers = [StopMatcher(tokenizer, request.until, eos) for request in requests]
+        matchers = [StopMatcher(tokenizer, request.until, eos, request.thinking) for request in requests]
         rows = np.arange(len(requests))
         hidden = self._prefill()
         while True:
@@ -96,7 +96,7 @@ class GroupDecoder:
                     reason = "non_finite"
                 if reason is not None:
                     running[i] = False
-                    yield *self._place[row], GenerateResponse(matcher.text(), tuple(matcher.token_ids), reason)
+                    yield *self._place[row], matcher.response(reason)
             rows, tokens = rows[running], tokens[running]
             if not len(rows):
                 return
