@@ -12,6 +12,7 @@ from lensprune.sweeps.options import (
     Execution,
     Items,
     Loading,
+    Prefix,
     Prompts,
     Reference,
     Rows,
@@ -72,6 +73,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--lm-eval-task", action="append", default=[], metavar="NAME", help="a task of lm-eval's own (extra lm-eval)"
     )
+    add_options(measured, Prefix)
     removed = parser.add_argument_group("what is removed")
     removed.add_argument(
         "--over", default="layers", metavar="PARTS", help=f"{in_words(over_words())} (default: layers)"

@@ -33,6 +33,7 @@ from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resol
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_count
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.thinking_prefix import with_longest_thinking
 
 __all__ = ["plan"]
 
@@ -60,6 +61,7 @@ def plan(
     thinking: str = "auto",
     think_tokens: tuple[str, str] | None = None,
     thinking_budget: int | None = None,
+    thinking_prefix: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -143,6 +145,8 @@ class _Counted:
         conditions = conditions_of(
             cast(HookedModel, config), tasks, options, text, with_reference=any(v.needs_reference for v in variants)
         )
+        if options.thinking_prefix is not None:
+            conditions = with_longest_thinking(cast(HookedModel, config), conditions, options)
         if options.screen is not None:
             variants = _evenly_over_depth(variants, options.screen)
         weight_bytes = shape.parameters * number.itemsize

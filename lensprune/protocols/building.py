@@ -101,7 +101,7 @@ def build_requests(
             f"task {task.task.name!r}, {protocol}: {len(left_out)} of {len(task.items)} items can't be asked and are "
             f"left out; the first: {left_out[0]}"
         )
-    _check_thinking(task, protocol, built, prompting)
+    _check_budget(task, built, asked.thinking_budget)
     if undescribed:
         logger.warning(
             f"task {task.task.name!r}: the chat template of {model.facts.name} takes no system message, so "
@@ -122,22 +122,14 @@ def _with_thinking(request: Request, prompt: Prompt, prompting: Prompting) -> Re
     )
 
 
-def _check_thinking(
-    task: LoadedTask, protocol: ProtocolName, built: Sequence[ItemRequests], prompting: Prompting
-) -> None:
-    """Refuse a budget that leaves no token for an answer, and warn of options that stand inside thinking."""
-    markers, budget = prompting.markers, prompting.asked.thinking_budget
+def _check_budget(task: LoadedTask, built: Sequence[ItemRequests], budget: int | None) -> None:
+    """Refuse a thinking budget that leaves no token for an answer."""
     requests = [request for item in built for request in item.requests]
     shortest = min((r.max_new_tokens for r in requests if isinstance(r, GenerateRequest)), default=None)
     if budget is not None and shortest is not None and budget >= shortest:
         raise UserError(
             f"thinking budget {budget} leaves no room for an answer: task {task.task.name!r} generates up to "
             f"{shortest} tokens, so give fewer, or more new tokens"
-        )
-    if shortest is None and markers is not None and any(markers.opened_by(p.context) for i in built for p in i.prompts):
-        logger.warning(
-            f"task {task.task.name!r}, {protocol}: the chat template opens the thinking ({markers.start}), so the "
-            "options are read inside it, as in lm-eval"
         )
 
 

@@ -134,6 +134,8 @@ class SweepSpec:
     """Start and end of the thinking that is told apart from the answer; ``None``: none is."""
     thinking_budget: int | None = None
     """Tokens after which the end of thinking is forced."""
+    thinking_prefix: str | None = None
+    """``clean``: options are read after the clean model's thinking, which the questions hold."""
     keep_eos: bool = False
     appended: str = ""
     """What the tokenizer by itself puts behind a prompt, such as EOS; with `keep_eos` the prompts end in it, without it
@@ -265,8 +267,8 @@ def _there_and_here(mine: Any, theirs: Any) -> str:
 
 _COMPARED_FIRST = (
     "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "template_date", "chat_template",
-    "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget", "keep_eos",
-    "primary_metric",
+    "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget", "thinking_prefix",
+    "keep_eos",    "primary_metric",
 )  # fmt: skip
 _MEANINGS = {
     "weights_hash": "the model's weights",

@@ -32,6 +32,7 @@ __all__ = [
     "Group",
     "Items",
     "Loading",
+    "Prefix",
     "Prompts",
     "Reference",
     "Rows",
@@ -295,6 +296,18 @@ class Prompts(Wording):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prefix(Group):
+    """What stands between prompts and options."""
+
+    thinking_prefix: str | None = option(
+        None,
+        "clean: scored options are read after the clean model's own thinking, up to the thinking budget",
+        metavar="MODEL",
+        check=_one_of(("clean",), "thinking prefix"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reference(Group):
     """What ablated activations are replaced by."""
 
@@ -384,7 +397,7 @@ class Workers(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Execution, Screening, Workers):
+class SweepOptions(Items, Rows, Prompts, Prefix, Reference, Loading, Splitting, Execution, Screening, Workers):
     """What a sweep was asked to do, apart from the model; see `lensprune.sweep` for the meaning of each."""
 
     tasks: tuple[str, ...]
@@ -447,6 +460,13 @@ class SweepOptions(Items, Rows, Prompts, Reference, Loading, Splitting, Executio
                 )
         if self.thinking_budget is not None and self.thinking == "off":
             raise UserError("a thinking budget is given, and thinking is off: leave one of them out")
+
+        if self.thinking_prefix is None:
+            return
+        if self.thinking_budget is None:
+            raise UserError("a thinking prefix is given without a thinking budget: say how many tokens it may have")
+        if self.backend is not None:
+            raise UserError("a thinking prefix is generated in one process: leave executor ray out, or the prefix")
 
     def _check_screen(self) -> None:
         if self.backend is not None:

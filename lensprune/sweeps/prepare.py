@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -22,7 +23,8 @@ from lensprune.models.tokenizers import appended_ids
 from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.registry import protocol_named
-from lensprune.protocols.requests import GenerateRequest, Request
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
+from lensprune.protocols.thinking import ThinkingMarkers
 from lensprune.runs.questions import question_table, questions_hash
 from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
@@ -44,6 +46,7 @@ from lensprune.tasks.base import GenerationFormat, LoadedTask, MultipleChoiceFor
 __all__ = [
     "Condition",
     "SweepJob",
+    "cell_specs",
     "check_before_loading",
     "conditions_of",
     "decoding_of",
@@ -53,6 +56,9 @@ __all__ = [
     "resolved_variants",
     "sweep_spec",
 ]
+
+
+logger = logging.getLogger("lensprune")
 
 
 @dataclass(frozen=True)
@@ -155,11 +161,13 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
         for protocol in options.protocols:
             fmt = protocol_named(protocol).format_of(task)
             formats.append(fmt)
-            if options.thinking == "on" and isinstance(fmt, MultipleChoiceFormat):
+            if options.thinking == "on" and options.thinking_prefix is None and isinstance(fmt, MultipleChoiceFormat):
                 raise UserError(
                     f"thinking on is asked, and protocol {protocol} of task {task.name!r} scores options, which leaves "
-                    "no room for thinking: use protocol generate, or thinking off"
+                    "no room for thinking: use protocol generate, thinking off, or thinking_prefix clean"
                 )
+    if options.thinking_prefix is not None and not any(isinstance(fmt, MultipleChoiceFormat) for fmt in formats):
+        raise UserError("a thinking prefix is given, and no options are scored: add protocol default or continuation")
     if options.primary_metric is not None and not any(isinstance(fmt, GenerationFormat) for fmt in formats):
         raise UserError(
             f"primary metric {options.primary_metric} is given, and no answer is generated: add protocol generate, or "
@@ -263,9 +271,26 @@ def conditions_of(
             form = protocol_named(protocol).form
             prompts = _reference_prompts(model, task, protocol, options, text) if with_reference else ()
             items = tuple(build_requests(model, task, protocol, **wording))
+            if markers is not None and options.thinking_prefix is None:
+                _warn_of_open_thinking(task, protocol, items, markers)
             chances = tuple(float(task.task.chance(item.item.doc, form)) for item in items)
             conditions.append(Condition(task, protocol, items, chances, prompts, **written))
     return tuple(conditions)
+
+
+def _warn_of_open_thinking(
+    task: LoadedTask, protocol: ProtocolName, items: Sequence[ItemRequests], markers: ThinkingMarkers
+) -> None:
+    scored = [p for item in items for p, r in zip(item.prompts, item.requests, strict=True) if _is_scored(r)]
+    if any(markers.opened_by(prompt.context) for prompt in scored):
+        logger.warning(
+            f"task {task.task.name!r}, {protocol}: the chat template opens the thinking ({markers.start}), so the "
+            "options are read inside it, as in lm-eval; thinking_prefix clean puts them behind it"
+        )
+
+
+def _is_scored(request: Request) -> bool:
+    return isinstance(request, LoglikelihoodRequest)
 
 
 def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> SweepJob:
@@ -372,16 +397,7 @@ def sweep_spec(
         chat_template=options.chat_template,
         tasks=tuple(_task_spec(task) for task in tasks),
         protocols=options.protocols,
-        cells=tuple(
-            CellSpec(
-                condition.task.task.name,
-                condition.protocol,
-                _prompts_hash(condition.items),
-                questions_hash(condition.questions),
-                prompts_hash(condition.reference_prompts) if condition.reference_prompts else "",
-            )
-            for condition in conditions
-        ),
+        cells=cell_specs(conditions),
         variants=tuple(variants),
         shots=options.shots,
         seed=options.seed,
@@ -396,6 +412,7 @@ def sweep_spec(
         thinking=options.thinking,
         thinking_budget=options.thinking_budget,
         keep_eos=options.keep_eos,
+        thinking_prefix=options.thinking_prefix,
         **_written(conditions, options),
         decoding=decoding or {},
         kept_hooks=facts.kept_hooks,
@@ -408,6 +425,20 @@ def sweep_spec(
             task_files=_task_files(options.tasks),
             command=options.command,
         ),
+    )
+
+
+def cell_specs(conditions: Sequence[Condition]) -> tuple[CellSpec, ...]:
+    """What each (task, protocol) asks, for the spec."""
+    return tuple(
+        CellSpec(
+            condition.task.task.name,
+            condition.protocol,
+            _prompts_hash(condition.items),
+            questions_hash(condition.questions),
+            prompts_hash(condition.reference_prompts) if condition.reference_prompts else "",
+        )
+        for condition in conditions
     )
 
 

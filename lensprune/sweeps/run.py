@@ -23,6 +23,7 @@ from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, op
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
 from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.thinking_prefix import with_clean_thinking
 from lensprune.terminal import progress_bar
 
 __all__ = ["resume", "run_sweep", "sweep"]
@@ -51,6 +52,7 @@ def sweep(
     thinking: str = "auto",
     think_tokens: tuple[str, str] | None = None,
     thinking_budget: int | None = None,
+    thinking_prefix: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,
@@ -102,6 +104,8 @@ def sweep(
         think_tokens: where thinking starts and ends; ``None`` takes known ones of the tokenizer, such as ``<think>``
             and ``</think>``, in the chat format, and none without it.
         thinking_budget: tokens after which the end of thinking is forced; ``None``: never.
+        thinking_prefix: ``clean`` lets the options of the likelihood protocols be read after the clean model's own
+            thinking, up to the budget, under every variant.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
         executor: how rows are run, ``forked`` or ``hooked``; every executor gives the same numbers. ``ray`` spreads the
             cells over Ray workers that run ``forked``, ``ray:hooked`` over such that run ``hooked``.
@@ -143,6 +147,8 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     # The executor that runs, which is not the one asked for where that can't run this model.
     execution = replace(job.spec.execution, executor=executor.name)
     job = replace(job, spec=replace(job.spec, execution=execution))
+    if options.thinking_prefix is not None:
+        job = with_clean_thinking(job, executor, folder, progress)
     if options.screen is not None:
         job = screened(job, executor, None if folder is None else check_out_folder(folder), progress)
     with open_store(folder, job.spec, questions_of(job.conditions)) as store:

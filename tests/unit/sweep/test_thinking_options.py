@@ -164,3 +164,99 @@ def test_the_primary_metric_decides_and_is_named(qwen: Path, tmp_path: Path) -> 
         sweep(qwen, tmp_path / "run", **{**ASKED, "chat_template": False})
     with pytest.raises(UserError, match="no answer is generated"):
         sweep(qwen, tasks="arithmetic", protocols="default", primary_metric="equal,boxed")
+
+
+def test_options_are_read_after_the_clean_models_thinking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = save_chat_folder("deepseek", tmp_path / "model"), tmp_path / "run"
+    asked: dict[str, Any] = {
+        "tasks": "facts",
+        "protocols": ("continuation", "generate"),
+        "chat_template": True,
+        "thinking_budget": 9,
+    }
+    plain = sweep(folder, **asked)
+    assert "so the options are read inside it" in caplog.text
+    caplog.clear()
+    run = sweep(folder, out, **asked, thinking_prefix="clean")
+    assert not caplog.text
+    assert run.spec.thinking_prefix == "clean"
+    one, other = (r.records("clean", protocol="continuation", prompts=True) for r in (plain, run))
+    model = lp.load_model(folder, device="cpu")
+    for before, after in zip(one.to_dict("records"), other.to_dict("records"), strict=True):
+        prefix = after["prompt"].removeprefix(before["prompt"])
+        assert after["prompt"].startswith(before["prompt"])
+        assert prefix.endswith("</think>")
+        assert prefix.count("</think>") == 1
+        # Nine bytes at random, which are decoded together.
+        thought = prefix.removesuffix("</think>")
+        assert 1 <= len(thought) <= 9
+        assert after["gold_logprob"] != before["gold_logprob"]
+        [row] = scored_by_hand(model, after["prompt"], after["options"])
+        assert after["option_logprobs"] == pytest.approx(row, abs=1e-4)
+    # Every variant reads the same prompts, and generated answers have none.
+    assert len(set(run.records(protocol="continuation", prompts=True)["prompt"])) == len(one)
+    texts = [r.records(protocol="generate", prompts=True)["prompt"].tolist() for r in (plain, run)]
+    assert texts[0] == texts[1]
+
+    # A resumed run goes on with the thinking that it has.
+    next((out / "records").glob("*L0*")).unlink()
+    monkeypatch.setattr("lensprune.sweeps.thinking_prefix._generated", None)
+    again = lp.resume(out, progress=False)
+    assert again.records().equals(run.records())
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="thinking_budget: 9 there, 8 here|thinking_prefix"):
+        sweep(folder, out, **{**asked, "thinking_budget": 8}, thinking_prefix="clean")
+    planned = lp.plan(
+        str(folder),
+        "facts",
+        "continuation",
+        limit=3,
+        shots=0,
+        device="cpu",
+        flops=1e9,
+        chat_template=True,
+        thinking_budget=9,
+        thinking_prefix="clean",
+    )
+    less = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, chat_template=True)
+    assert planned.cells[0].unshared.tokens > less.cells[0].unshared.tokens
+
+
+def scored_by_hand(model: Any, prompt: str, options: list[str]) -> list[list[float]]:
+    """Summed log-probabilities of each option after the prompt."""
+    import torch
+
+    tokenizer, found = model.tokenizer, []
+    start = len(tokenizer.encode(prompt.rstrip(), add_special_tokens=False))
+    for option in options:
+        ids = torch.tensor([tokenizer.encode(prompt + option, add_special_tokens=False)])
+        with torch.inference_mode():
+            logprobs = model(ids).double().log_softmax(-1)[0]
+        found.append(sum(float(logprobs[i - 1, ids[0, i]]) for i in range(start, ids.shape[1])))
+    return [found]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"protocols": "generate"}, "no options are scored"),
+        ({"executor": "ray"}, "generated in one process"),
+        ({"tasks": "arithmetic", "chat_template": False}, "has no known think tokens"),
+    ],
+)
+def test_a_thinking_prefix_that_can_not_be_is_refused(asked: dict[str, Any], message: str, qwen: Path) -> None:
+    given = {"tasks": "facts", "protocols": "continuation", "chat_template": True, "thinking_budget": 9, **asked}
+    with pytest.raises(UserError, match=message):
+        sweep(qwen, **given, thinking_prefix="clean")
+
+
+def test_a_model_that_does_not_think_reads_the_options_after_the_prompt(
+    qwen: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {"tasks": "facts", "protocols": "continuation", "chat_template": True}
+    run = sweep(qwen, **asked, thinking="on", thinking_budget=5, thinking_prefix="clean")
+    assert "the clean model thinks in 0 of 3 items" in caplog.text
+    plain = sweep(qwen, **asked)
+    assert run.records()["gold_logprob"].equals(plain.records()["gold_logprob"])
