@@ -178,3 +178,43 @@ def test_an_answer_that_thinking_leaves_no_room_for_is_cut_off() -> None:
     # The same text counts where nothing is told apart.
     plain, _ = score_items(task, "generate", items, [replace(unfinished, thinking_ended=True, text="is four")] * 2)
     assert plain.correct
+
+
+def followed(request: GenerateRequest, tokenizer: Any, says: str) -> GenerateResponse:
+    """A loop in which the model says `says`, byte by byte, and the request's forced end is put in."""
+    matcher = StopMatcher(tokenizer, request.until, {EOS}, request.thinking)
+    told, forced = iter(tokenizer.encode(says, add_special_tokens=False)), request.forced_end
+    assert forced is not None
+    waiting: list[int] = []
+    while len(matcher.token_ids) < request.max_new_tokens:
+        ids = matcher.token_ids
+        marked = any(ids[i : i + len(forced.marker_ids)] == forced.marker_ids for i in range(len(ids)))
+        if len(ids) == forced.after and not marked:
+            waiting = list(forced.forced_ids)
+        token = waiting.pop(0) if waiting else next(told)
+        if (reason := matcher.push(token)) is not None:
+            return matcher.response(reason)
+    return matcher.response("length")
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "thinking", "answer"),
+    [
+        # The budget counts from the first token on, the start marker's included.
+        ("qwen", "<think>one two is two<eos>", "one tw", "o is two"),
+        ("qwen", "<think>one</think>is two<eos>", "one", "is two"),
+        ("deepseek", "one two is two<eos>", "one two", "is two"),
+    ],
+)
+def test_a_budget_ends_the_thinking_and_the_answer_goes_on(name: str, says: str, thinking: str, answer: str) -> None:
+    tokenizer = chat_tokenizer(name)
+    first, _ = asked(name, chat_template=True, thinking_budget=7)
+    said = followed(replace(first, max_new_tokens=60), tokenizer, says)
+    assert (said.thinking, said.text, said.thinking_ended) == (thinking, answer, True)
+
+
+def test_a_budget_in_channels_ends_the_message_too() -> None:
+    first, _ = asked("channels", chat_template=True, thinking_budget=13)
+    said = followed(replace(first, max_new_tokens=60), CHANNELS, "<|channel|>analysis<|message|>one is two<eos>")
+    assert (said.thinking, said.text) == ("one", "is two")
+    assert "<|end|><|start|>assistant<|channel|>final<|message|>" in CHANNELS.decode(said.token_ids)
