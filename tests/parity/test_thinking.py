@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tokenizers import processors
 
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
@@ -28,6 +29,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from tests.helpers import lm_eval_tasks  # noqa: E402
 
 LIMIT = 3
+ENDS = ("<bos>", "<eos>")
 SYSTEM = "Think first.\nThen answer."
 TASKS: list[tuple[str, ProtocolName, str, int]] = [
     ("arc_easy", "continuation", "arc_easy", 2),
@@ -242,3 +244,25 @@ def test_scored_options_are_refused_with_thinking_as_in_lm_eval(folder: Callable
         UserError, match="thinking on is asked, and protocol continuation of task 'facts' scores options"
     ):
         sweep(folder("qwen"), tasks="facts", protocols="continuation", chat_template=True, thinking="on")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_end_token_that_is_kept_is_lm_evals(chat: bool, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer("qwen")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[(name, tokenizer.convert_tokens_to_ids(name)) for name in ENDS]
+    )
+    place = save_chat_folder("qwen", tmp_path / "model")
+    tokenizer.save_pretrained(place)
+    model, lm = as_hooked_model(load_model(place)), theirs(place, "auto", {})
+    for protocol in ("continuation", "generate"):
+        for item in build_requests(model, load_task("facts", limit=2), protocol, chat_template=chat, keep_eos=True):
+            for prompt, request in zip(item.prompts, item.requests, strict=True):
+                if isinstance(request, LoglikelihoodRequest):
+                    expected = lm._encode_pair(prompt.context, prompt.continuation)
+                    assert (list(request.context_ids), list(request.continuation_ids)) == expected
+                    assert request.continuation_ids[-1] == tokenizer.eos_token_id
+                else:
+                    [expected] = lm.tok_batch_encode([prompt.context])[0].tolist()
+                    assert list(request.context_ids) == expected
+                    assert request.context_ids[-1] == tokenizer.eos_token_id
