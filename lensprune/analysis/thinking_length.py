@@ -53,11 +53,13 @@ def _lengths(outcomes: Outcomes, group: Group) -> pd.DataFrame:
     lengths, ended = {}, {}
     for name in (CLEAN.name, *(name for name in group.cells if name != CLEAN.name)):
         key = CellKey(name, group.task, group.protocol)
-        table: pa.Table = outcomes.cell(key, ["n_thinking_tokens", "failure"])
+        table: pa.Table = outcomes.cell(key, ["item_id", "n_thinking_tokens", "failure"])
         if table.column("n_thinking_tokens").null_count:
             return pd.DataFrame(columns=list(LENGTH_COLUMNS))
-        lengths[name] = table.column("n_thinking_tokens").to_numpy(zero_copy_only=False).astype(float)
-        ended[name] = 1 - (table.column("failure").to_numpy(zero_copy_only=False) == "cut_off").mean()
+        # An item that was asked several times counts with the mean of its lengths.
+        records = table.to_pandas()
+        lengths[name] = records.groupby("item_id", sort=False)["n_thinking_tokens"].mean().to_numpy(float)
+        ended[name] = 1 - float((records["failure"] == "cut_off").mean())
     clean = lengths[CLEAN.name]
     changed = np.stack(list(lengths.values()), axis=1) - clean[:, None]
     interval = mean_intervals(changed, group.clusters, bounds=None)

@@ -87,7 +87,7 @@ def build_requests(
                 protocol=protocol,
                 prompts=prompts,
                 requests=tuple(
-                    replace(_with_thinking(request, prompt, prompting), item=item.id)
+                    replace(_with_thinking(request, prompt, prompting, task.task.name), item=item.id)
                     for (request, _), prompt in zip(pairs, prompts, strict=True)
                 ),
                 # Options share their context, so the largest cut is what the item lost.
@@ -101,7 +101,6 @@ def build_requests(
             f"task {task.task.name!r}, {protocol}: {len(left_out)} of {len(task.items)} items can't be asked and are "
             f"left out; the first: {left_out[0]}"
         )
-    _check_budget(task, built, asked.thinking_budget)
     if undescribed:
         logger.warning(
             f"task {task.task.name!r}: the chat template of {model.facts.name} takes no system message, so "
@@ -110,27 +109,23 @@ def build_requests(
     return built
 
 
-def _with_thinking(request: Request, prompt: Prompt, prompting: Prompting) -> Request:
-    """`request` with what it must know to tell thinking from answer."""
-    if not isinstance(request, GenerateRequest) or prompting.markers is None:
+def _with_thinking(request: Request, prompt: Prompt, prompting: Prompting, task: str) -> Request:
+    """`request` with what it must know to tell thinking from answer.
+
+    Raises:
+        UserError: a thinking budget that leaves no token for an answer.
+    """
+    markers, budget = prompting.markers, prompting.asked.thinking_budget
+    if not isinstance(request, GenerateRequest) or markers is None:
         return request
-    budget = prompting.asked.thinking_budget
-    return replace(
-        request,
-        thinking=prompting.markers.in_answer_to(prompt.context),
-        forced_end=None if budget is None else prompting.markers.forced_after(budget),
-    )
-
-
-def _check_budget(task: LoadedTask, built: Sequence[ItemRequests], budget: int | None) -> None:
-    """Refuse a thinking budget that leaves no token for an answer."""
-    requests = [request for item in built for request in item.requests]
-    shortest = min((r.max_new_tokens for r in requests if isinstance(r, GenerateRequest)), default=None)
-    if budget is not None and shortest is not None and budget >= shortest:
+    forced = None if budget is None else markers.forced_after(budget)
+    if forced is not None and forced.after + len(forced.forced_ids) >= request.max_new_tokens:
         raise UserError(
-            f"thinking budget {budget} leaves no room for an answer: task {task.task.name!r} generates up to "
-            f"{shortest} tokens, so give fewer, or more new tokens"
+            f"thinking budget {budget} leaves no room for an answer: task {task!r} generates up to "
+            f"{request.max_new_tokens} tokens, and {len(forced.forced_ids)} end the thinking, so give fewer, or more "
+            "new tokens"
         )
+    return replace(request, thinking=markers.in_answer_to(prompt.context), forced_end=forced)
 
 
 def _system_text(fmt: PromptFormat, item: Item, system: str) -> str:

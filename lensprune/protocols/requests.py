@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from lensprune.errors import UserError
 
 __all__ = [
     "ForcedEnd",
@@ -60,6 +63,20 @@ class ForcedEnd:
     after: int
     marker_ids: tuple[int, ...]
     forced_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.after < 0 or not self.marker_ids or not self.forced_ids:
+            raise UserError(
+                f"an end can't be forced after {self.after} tokens with {len(self.marker_ids)} tokens of a marker and "
+                f"{len(self.forced_ids)} to force: expected 0 or more, 1 or more, 1 or more"
+            )
+
+    def forced_at(self, token_ids: Sequence[int]) -> int | None:
+        """Where `forced_ids` begin among the tokens of a generation; ``None`` where nothing was forced."""
+        size = len(self.marker_ids)
+        free = tuple(token_ids[: self.after])
+        marked = any(free[i : i + size] == self.marker_ids for i in range(len(free) - size + 1))
+        return None if marked or len(token_ids) <= self.after else self.after
 
 
 @dataclass(frozen=True)

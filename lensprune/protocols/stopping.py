@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, StopReason, Thinking
 
-__all__ = ["StopMatcher", "cut_at_stops", "read_generation", "with_eos_string"]
+__all__ = ["StopMatcher", "cut_at_stops", "generated_text", "read_generation", "with_eos_string"]
 
 
 def with_eos_string(tokenizer: PreTrainedTokenizerBase, until: Sequence[str]) -> tuple[str, ...]:
@@ -37,9 +37,9 @@ def read_generation(
     ``think_end_token``), and is cut at the first stop string after that. Where thinking has begun and never ended there
     is no answer; lm-eval takes the thinking for one then.
     """
-    stops, ids = with_eos_string(tokenizer, request.until), list(ids)
     if request.thinking is None:
-        return GenerateResponse(cut_at_stops(_text(tokenizer, ids), stops), tuple(ids), reason)
+        return GenerateResponse(generated_text(tokenizer, request, ids), tuple(ids), reason)
+    stops, ids = with_eos_string(tokenizer, request.until), list(ids)
     thought, answer, ended = _parted(request.thinking, ids)
     if not ended and reason == "eos":
         thought = thought[:-1]
@@ -51,6 +51,30 @@ def read_generation(
         n_thinking_tokens=len(thought),
         thinking_ended=ended,
     )
+
+
+def generated_text(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, token_ids: Sequence[int]) -> str:
+    """The text that `token_ids` leave as an answer to `request`: without special tokens, cut before a stop string.
+
+    Tokens that were forced, and those before them, are never cut.
+    """
+    end, ids = request.forced_end, list(token_ids)
+    place = None if end is None else end.forced_at(ids)
+    begin = 0 if end is None or place is None else place + len(end.forced_ids)
+    kept, rest = _split(tokenizer, ids, begin, skip_special_tokens=True)
+    return kept + cut_at_stops(rest, with_eos_string(tokenizer, request.until))
+
+
+def _split(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], begin: int, *, skip_special_tokens: bool
+) -> tuple[str, str]:
+    """The text of the first `begin` of `ids`, and that of the others."""
+    whole = str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+    if begin <= 0:
+        return "", whole
+    # The others are not decoded by themselves: some decoders drop a space in front.
+    head = str(tokenizer.decode(list(ids[:begin]), skip_special_tokens=skip_special_tokens))
+    return head, whole[len(head) :]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -109,12 +133,13 @@ class StopMatcher:
         self._request = GenerateRequest((), tuple(until), 0, thinking=thinking)
         self._eos_ids = frozenset(eos_ids)
         self._ids: list[int] = []
+        # No stop string begins before this token.
+        self._begin = 0
         # A token spells at least one byte, so a stop string ending in the last token starts within this many tokens.
         # The margin keeps it clear of the window's first token, whose leading space some decoders drop.
         self._window = 4 + max((len(stop.encode()) for stop in self._stops), default=0)
         self._thinks = thinking is not None and thinking.opened
-        # The answer's first token, and whether it has a letter yet.
-        self._answer = 0
+        # Whether the answer has a letter yet.
         self._begun = thinking is None
 
     def push(self, token_id: int) -> StopReason | None:
@@ -130,28 +155,51 @@ class StopMatcher:
         if self._is_thinking() or not self._stops:
             return None
         # Special tokens are kept here: a stop string may be the spelling of one (``<|im_end|>``).
-        first = max(self._answer, len(self._ids) - self._window)
+        if self._request.thinking is not None:
+            return "stop_string" if self._stops_after_thinking() else None
+        start = max(0, len(self._ids) - self._window)
+        _, tail = _split(self._tokenizer, self._ids[start:], self._begin - start, skip_special_tokens=False)
+        return "stop_string" if any(stop in tail for stop in self._stops) else None
+
+    def _stops_after_thinking(self) -> bool:
+        """Whether a stop string stands in the answer, from its first letter on."""
+        first = max(self._begin, len(self._ids) - self._window)
         tail = str(self._tokenizer.decode(self._ids[first:], skip_special_tokens=False))
-        if self._request.thinking is not None and first == self._answer:
+        if first == self._begin:
             tail = tail.lstrip()
         if not self._begun:
             self._begun = bool(tail)
-            self._answer = len(self._ids) - bool(tail)
-        return "stop_string" if any(stop in tail for stop in self._stops) else None
+            self._begin = len(self._ids) - self._begun
+        return any(stop in tail for stop in self._stops)
+
+    def force(self, token_id: int) -> None:
+        """Add a token that ends nothing, neither by itself nor as part of a stop string."""
+        self._ids.append(token_id)
+        if not self._is_thinking():
+            self._begin = len(self._ids)
+
+    def ends_in(self, token_ids: Sequence[int]) -> bool:
+        """Whether these are the newest tokens."""
+        return self._ids[-len(token_ids) :] == list(token_ids)
 
     def _is_thinking(self) -> bool:
         """Whether the last token belongs to thinking or is a marker's."""
         thinking = self._request.thinking
         if thinking is None:
             return False
-        if self._ends_with(thinking.end_ids):
-            self._thinks, self._answer, self._begun = False, len(self._ids), False
+        if self.ends_in(thinking.end_ids):
+            self._thinks, self._begin, self._begun = False, len(self._ids), False
             return True
-        self._thinks |= self._ends_with(thinking.start_ids)
+        self._thinks |= self.ends_in(thinking.start_ids)
         return self._thinks
 
-    def _ends_with(self, ids: tuple[int, ...]) -> bool:
-        return tuple(self._ids[-len(ids) :]) == ids
+    @property
+    def last(self) -> int:
+        """The newest token."""
+        return self._ids[-1]
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -160,7 +208,10 @@ class StopMatcher:
 
     def response(self, reason: StopReason) -> GenerateResponse:
         """The row as it stands, which ended for `reason`; see `read_generation`."""
-        return read_generation(self._tokenizer, self._request, self._ids, reason)
+        if self._request.thinking is not None:
+            return read_generation(self._tokenizer, self._request, self._ids, reason)
+        kept, rest = _split(self._tokenizer, self._ids, self._begin, skip_special_tokens=True)
+        return GenerateResponse(kept + cut_at_stops(rest, self._stops), self.token_ids, reason)
 
     def text(self) -> str:
         """The answer so far, without special tokens and cut before the first stop string."""

@@ -13,7 +13,7 @@ from lensprune.protocols.requests import ForcedEnd, GenerateResponse, Thinking
 from lensprune.protocols.stopping import StopMatcher
 from lensprune.protocols.thinking import markers_of
 from tests.helpers.chat_models import chat_tokenizer
-from tests.helpers.toy_task import loaded, model
+from tests.helpers.toy_task import generation_format, loaded, model
 
 TOKENIZER = chat_tokenizer("qwen")
 CHANNELS = chat_tokenizer("channels")
@@ -118,8 +118,9 @@ def test_think_tokens_that_the_tokenizer_lacks_are_refused(given: tuple[str, str
     assert "\n" not in str(caught.value)
 
 
-def asked(name: str, **options: Any) -> list[GenerateRequest]:
-    built = build_requests(model(n_ctx=2048, tokenizer=chat_tokenizer(name)), loaded(), "generate", **options)
+def asked(name: str, max_new_tokens: int = 16, **options: Any) -> list[GenerateRequest]:
+    task = loaded(generation=generation_format(max_new_tokens=max_new_tokens))
+    built = build_requests(model(n_ctx=2048, tokenizer=chat_tokenizer(name)), task, "generate", **options)
     requests = [request for item in built for request in item.requests]
     return [request for request in requests if isinstance(request, GenerateRequest)]
 
@@ -148,7 +149,12 @@ def test_requests_say_where_thinking_is() -> None:
         ("channels", {"thinking": "on"}, "it offers reasoning_effort"),
         ("deepseek", {"thinking": "off"}, "begins every answer with <think>: use thinking auto"),
         ("llama", {"thinking_budget": 3}, "toy-model has no known think tokens"),
-        ("qwen", {"thinking_budget": 16}, "thinking budget 16 leaves no room .* up to 16 tokens"),
+        (
+            "qwen",
+            {"thinking_budget": 16},
+            "thinking budget 16 leaves no room .* up to 16 tokens, and 1 end the thinking",
+        ),
+        ("qwen", {"thinking_budget": 15}, "thinking budget 15 leaves no room"),
         ("qwen", {"template_args": {"enabl": 1}}, "template argument 'enabl' .* did you mean enable_thinking"),
         ("deepseek", {"template_args": {"effort": 1}}, "it offers no argument"),
         ("qwen", {"template_args": {"answer": 1}}, "'answer' .* it offers enable_thinking \\(as"),
@@ -191,8 +197,9 @@ def followed(request: GenerateRequest, tokenizer: Any, says: str) -> GenerateRes
         marked = any(ids[i : i + len(forced.marker_ids)] == forced.marker_ids for i in range(len(ids)))
         if len(ids) == forced.after and not marked:
             waiting = list(forced.forced_ids)
-        token = waiting.pop(0) if waiting else next(told)
-        if (reason := matcher.push(token)) is not None:
+        if waiting:
+            matcher.force(waiting.pop(0))
+        elif (reason := matcher.push(next(told))) is not None:
             return matcher.response(reason)
     return matcher.response("length")
 
@@ -208,13 +215,13 @@ def followed(request: GenerateRequest, tokenizer: Any, says: str) -> GenerateRes
 )
 def test_a_budget_ends_the_thinking_and_the_answer_goes_on(name: str, says: str, thinking: str, answer: str) -> None:
     tokenizer = chat_tokenizer(name)
-    first, _ = asked(name, chat_template=True, thinking_budget=7)
-    said = followed(replace(first, max_new_tokens=60), tokenizer, says)
+    first, _ = asked(name, 60, chat_template=True, thinking_budget=7)
+    said = followed(first, tokenizer, says)
     assert (said.thinking, said.text, said.thinking_ended) == (thinking, answer, True)
 
 
 def test_a_budget_in_channels_ends_the_message_too() -> None:
-    first, _ = asked("channels", chat_template=True, thinking_budget=13)
-    said = followed(replace(first, max_new_tokens=60), CHANNELS, "<|channel|>analysis<|message|>one is two<eos>")
+    first, _ = asked("channels", 60, chat_template=True, thinking_budget=13)
+    said = followed(first, CHANNELS, "<|channel|>analysis<|message|>one is two<eos>")
     assert (said.thinking, said.text) == ("one", "is two")
     assert "<|end|><|start|>assistant<|channel|>final<|message|>" in CHANNELS.decode(said.token_ids)
