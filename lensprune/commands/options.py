@@ -12,11 +12,12 @@ from lensprune.sweeps.options import (
     Execution,
     Generation,
     Items,
+    ItemSampling,
     Loading,
+    Prefix,
     Prompts,
     Reference,
     Rows,
-    Sampling,
     Screening,
     Splitting,
     StopEarly,
@@ -58,7 +59,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         metavar="NAME",
         help=f"{in_words(protocol_names())}; repeat for several (default: default)",
     )
-    add_options(group, Items, Sampling, Rows, Prompts)
+    add_options(group, Items, ItemSampling, Rows, Prompts)
     add_options(parser.add_argument_group("how texts are generated"), Generation, TokenSampling)
     return group
 
@@ -77,6 +78,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--lm-eval-task", action="append", default=[], metavar="NAME", help="a task of lm-eval's own (extra lm-eval)"
     )
+    add_options(measured, Prefix)
     removed = parser.add_argument_group("what is removed")
     removed.add_argument(
         "--over", default="layers", metavar="PARTS", help=f"{in_words(over_words())} (default: layers)"

@@ -99,7 +99,8 @@ class Run(Outcomes):
         `plot_data` gives the table that it draws.
 
         Args:
-            kind: ``depth``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, or one of a plug-in.
+            kind: ``depth``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, ``thinking_length``,
+                or one of a plug-in.
             options: of the analysis, such as ``component`` of ``lorenz``.
 
         Raises:
