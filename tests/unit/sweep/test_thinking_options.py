@@ -61,19 +61,25 @@ def test_what_was_asked_is_recorded_and_resumed(qwen: Path, tmp_path: Path) -> N
             sweep(qwen, out, **{**given, **change})
 
 
-def test_a_budget_and_template_arguments_are_part_of_the_spec(tmp_path: Path) -> None:
+def test_template_arguments_are_part_of_the_spec(tmp_path: Path) -> None:
     folder = save_chat_folder("channels", tmp_path / "model")
-    run = sweep(folder, tmp_path / "run", **ASKED, template_args={"reasoning_effort": "low"}, thinking_budget=5)
+    run = sweep(folder, tmp_path / "run", **ASKED, template_args={"reasoning_effort": "low"})
     assert run.spec.template_args == {"reasoning_effort": "low"}
-    assert run.spec.thinking_budget == 5
     assert run.spec.think_tokens == ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")
     assert "Reasoning: low<|end|>" in prompt_of(run)
     with pytest.raises(UserError, match=r"chat template's arguments .*low.* there, .*high.* here"):
-        sweep(folder, tmp_path / "run", **ASKED, template_args={"reasoning_effort": "high"}, thinking_budget=5)
-    other = sweep(folder, **ASKED, template_args={"reasoning_effort": "low"}, thinking_budget=6)
+        sweep(folder, tmp_path / "run", **ASKED, template_args={"reasoning_effort": "high"})
+
+
+def test_a_budget_is_part_of_the_spec(qwen: Path, tmp_path: Path) -> None:
+    run = sweep(qwen, tmp_path / "run", **ASKED, thinking_budget=5)
+    assert run.spec.thinking_budget == 5
+    with pytest.raises(UserError, match="thinking_budget: 5 there, 4 here"):
+        sweep(qwen, tmp_path / "run", **ASKED, thinking_budget=4)
+    other = sweep(qwen, **ASKED, thinking_budget=4)
     assert other.spec.cells[0].prompts_hash != run.spec.cells[0].prompts_hash
     with pytest.raises(UserError, match="thinking budget 4096 leaves no room for an answer: task 'arithmetic"):
-        sweep(folder, **ASKED, thinking_budget=4096)
+        sweep(qwen, **ASKED, thinking_budget=4096)
 
 
 def test_thinking_is_recorded_apart(tmp_path: Path) -> None:
