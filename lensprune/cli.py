@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,6 +41,7 @@ from lensprune.sweeps.options import (
     SweepOptions,
     Workers,
     add_options,
+    flag_of,
     given_options,
     option_values,
 )
@@ -218,10 +220,13 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     groups = (Items, Reference, Loading, Splitting, Execution)
     used = option_values(arguments, *groups)
-    ours = {"task": arguments.task, "protocol": arguments.protocol, **given_options(arguments, SweepOptions)}
-    for name, value in ours.items():
-        if value and name not in used:
-            flag = f"--{name.replace('_', '-')}"
+    ours = {"--task": arguments.task, "--protocol": arguments.protocol} | {
+        flag_of(own): value
+        for own in fields(SweepOptions)
+        if own.name not in used and (value := given_options(arguments, SweepOptions).get(own.name))
+    }
+    for flag, value in ours.items():
+        if value:
             raise UserError(f"{flag} has no effect with --lm-eval-task, whose tasks lm-eval defines: leave it out")
     for group in groups:
         group(**option_values(arguments, group))

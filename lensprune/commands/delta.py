@@ -10,10 +10,10 @@ from lensprune.sweeps.options import (
     Execution,
     Generation,
     Items,
+    ItemSampling,
     Loading,
     Prompts,
     Rows,
-    Sampling,
     Splitting,
     TokenSampling,
     option_values,
@@ -21,7 +21,7 @@ from lensprune.sweeps.options import (
 
 __all__ = ["add_arguments", "run"]
 
-GROUPS = (Items, Sampling, Rows, Prompts, Generation, TokenSampling, Loading, Splitting, Execution)
+GROUPS = (Items, ItemSampling, Rows, Prompts, Generation, TokenSampling, Loading, Splitting, Execution)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,10 @@ from lensprune.sweeps.options import (
     Execution,
     Generation,
     Items,
+    ItemSampling,
     Loading,
     Prompts,
     Rows,
-    Sampling,
     Splitting,
     add_options,
     option_values,
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROTOCOL",
         help="with --validate: protocols of the sweep, with generate among them (default: all three)",
     )
-    add_options(parser, Items, Sampling, Rows, Prompts, Generation, limit=24)
+    add_options(parser, Items, ItemSampling, Rows, Prompts, Generation, limit=24)
     add_items_file(parser)
     add_execution(parser, "folder for tables")
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             layers=arguments.layers,
             validate=arguments.validate,
             protocols=arguments.protocol,
-            **option_values(arguments, Items, Sampling, Rows, Prompts, Generation, Loading, Splitting, Execution),
+            **option_values(arguments, Items, ItemSampling, Rows, Prompts, Generation, Loading, Splitting, Execution),
         )
     )
     return 0

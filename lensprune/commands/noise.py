@@ -8,12 +8,14 @@ from lensprune.commands.options import add_execution, add_measured
 from lensprune.errors import UserError
 from lensprune.sweeps.options import (
     Execution,
+    Generation,
     Items,
+    ItemSampling,
     Loading,
     Prompts,
     Rows,
-    Sampling,
     Splitting,
+    TokenSampling,
     option_values,
 )
 
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lensprune.results.noise import noise_report
     from lensprune.sweeps.noise import noise
 
-    groups = (Items, Sampling, Rows, Prompts, Loading, Splitting, Execution)
+    groups = (Items, ItemSampling, Rows, Prompts, Generation, TokenSampling, Loading, Splitting, Execution)
     table = noise(
         arguments.model, arguments.task, arguments.protocol or ["default"], **option_values(arguments, *groups)
     )

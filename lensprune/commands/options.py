@@ -12,11 +12,12 @@ from lensprune.sweeps.options import (
     Execution,
     Generation,
     Items,
+    ItemSampling,
     Loading,
+    Prefix,
     Prompts,
     Reference,
     Rows,
-    Sampling,
     Screening,
     Splitting,
     StopEarly,
@@ -77,7 +78,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         metavar="NAME",
         help=f"{in_words(protocol_names())}; repeat for several (without any: the default protocol)",
     )
-    add_options(group, Items, Sampling, Rows, Prompts)
+    add_options(group, Items, ItemSampling, Rows, Prompts)
     add_items_file(group)
     add_options(parser.add_argument_group("how texts are generated"), Generation, TokenSampling)
     return group
@@ -101,6 +102,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a task as lm-eval defines and scores it (needs the extra lm-eval)",
     )
+    add_options(measured, Prefix)
     removed = parser.add_argument_group("what is removed")
     removed.add_argument(
         "--over", default="layers", metavar="PARTS", help=f"{in_words(over_words())} (default: layers)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,16 @@ def fidelity(
     seed: int = 0,
     data_dir: str | Path | None = None,
     leave_out_repeated: bool = False,
+    primary_metric: str | None = None,
     chat_template: bool = False,
     template_date: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    fewshot_as_multiturn: bool = False,
+    system: str | None = None,
+    keep_eos: bool = False,
+    thinking: str = "auto",
+    think_tokens: tuple[str, str] | None = None,
+    thinking_budget: int | None = None,
     max_new_tokens: int | None = None,
     until: Sequence[str] = (),
     until_only: bool = False,

@@ -52,8 +52,8 @@ def fidelity_report(
         validate: `validate_fidelity` instead of `fidelity` alone.
         protocols: of `validate_fidelity`; ``None``: all.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
-        options: limit, items, shots, seed, data_dir, leave_out_repeated, chat_template, template_date,
-            max_new_tokens, until, until_only, generation_config, executor, batch_tokens, memory of either.
+        options: limit, items, shots, seed, data_dir, leave_out_repeated, primary_metric, those of `Wording` and
+            `Generation`, executor, batch_tokens, memory of either.
 
     Raises:
         UserError: as these raise it, or a file that cannot be written.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from lensprune.sweeps.options import (
     Execution,
     Generation,
     Items,
+    ItemSampling,
     Loading,
     Prompts,
     Rows,
-    Sampling,
     Splitting,
     SweepOptions,
     option_values,
@@ -94,8 +94,16 @@ def validate_fidelity(
     seed: int = 0,
     data_dir: str | Path | None = None,
     leave_out_repeated: bool = False,
+    primary_metric: str | None = None,
     chat_template: bool = False,
     template_date: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    fewshot_as_multiturn: bool = False,
+    system: str | None = None,
+    keep_eos: bool = False,
+    thinking: str = "auto",
+    think_tokens: tuple[str, str] | None = None,
+    thinking_budget: int | None = None,
     max_new_tokens: int | None = None,
     until: Sequence[str] = (),
     until_only: bool = False,
@@ -134,7 +142,7 @@ def validate_fidelity(
     hooked = open_model(model, **option_values(given, Loading, Splitting))
     facts = hooked.facts
     variants = each_layer(facts, "skip", layers) if over == "layers" else each_head(facts, "zero", layers)
-    options = option_values(given, Items, Sampling, Rows, Prompts, Execution)
+    options = option_values(given, Items, ItemSampling, Rows, Prompts, Execution)
     general = _general(hooked, variants, over)
     tables: dict[str, list[pd.DataFrame]] = {
         name: [] for name in ("agreement", "scores", "summary", "gap", "sample_efficiency")
@@ -147,7 +155,7 @@ def validate_fidelity(
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            own = options | (option_values(given, Generation) if protocol == "generate" else {})
+            own = options | (option_values(given, Generation) if protocol == "generate" else {"primary_metric": None})
             run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
             if protocol == "generate":
                 taken = time.perf_counter() - began

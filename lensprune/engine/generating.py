@@ -13,7 +13,7 @@ from lensprune.engine.sampling import draw, noise_key, warped
 from lensprune.engine.scoring import eos_token_ids
 from lensprune.models.base import HookedModel
 from lensprune.precision import widened
-from lensprune.protocols.requests import GenerateRequest, GenerateResponse, StopReason
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 from lensprune.protocols.stopping import StopMatcher
 
 __all__ = ["Generation", "Generator"]
@@ -57,7 +57,7 @@ class Generation:
             finite: whether the logits were; a text whose logits are not ends without the token.
         """
         if not finite:
-            return self._response("non_finite")
+            return self._matcher.response("non_finite")
         end, forced, reason = self._end, self.forced, None
         if end is None or forced is None:
             reason = self._matcher.push(chosen)
@@ -69,10 +69,7 @@ class Generation:
             self._end = None
         if reason is None and len(self) >= self.request.max_new_tokens:
             reason = "length"
-        return None if reason is None else self._response(reason)
-
-    def _response(self, reason: StopReason) -> GenerateResponse:
-        return GenerateResponse(self._matcher.text(), self.token_ids, reason)
+        return None if reason is None else self._matcher.response(reason)
 
 
 class Generator:
@@ -90,7 +87,7 @@ class Generator:
         """
         self._rules_of(request)
         eos = eos_token_ids(self._model, request.generation_config)
-        return Generation(request, StopMatcher(self._model.tokenizer, request.until, eos))
+        return Generation(request, StopMatcher(self._model.tokenizer, request.until, eos, request.thinking))
 
     def _rules_of(self, request: GenerateRequest) -> GreedyRules:
         config = request.generation_config

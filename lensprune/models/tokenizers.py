@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import BosPolicy, HookedModel
 
-__all__ = ["check_bos_policy", "encode", "hash_tokenizer", "prefix_token_id"]
+__all__ = ["appended_ids", "check_bos_policy", "encode", "hash_tokenizer", "prefix_token_id"]
 
 
 def prefix_token_id(model: HookedModel) -> int | None:
@@ -22,7 +22,9 @@ def prefix_token_id(model: HookedModel) -> int | None:
     return _prefix_token_id(model.tokenizer)
 
 
-def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None) -> list[int]:
+def encode(
+    model: HookedModel, text: str, add_special_tokens: bool | None = None, *, keep_eos: bool = False
+) -> list[int]:
     """Token ids of `text` under the model's BOS policy.
 
     Under ``tokenizer`` this is lm-eval 0.4.13's ``HFLM.tok_encode`` with ``add_bos_token=None``: the tokenizer adds
@@ -34,6 +36,7 @@ def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None
         text: the text; special tokens spelled out in it are read as special tokens.
         add_special_tokens: ``None`` follows the policy; ``False`` adds nothing; ``True`` adds what the tokenizer adds
             by itself (one BOS under ``always``).
+        keep_eos: leave what the tokenizer adds behind the text, as lm-eval does.
     """
     tokenizer, policy = model.tokenizer, model.facts.bos_policy
     if add_special_tokens is False or (policy == "never" and add_special_tokens is None):
@@ -43,12 +46,20 @@ def encode(model: HookedModel, text: str, add_special_tokens: bool | None = None
         bos = tokenizer.bos_token_id
         return ids if ids[:1] == [bos] else [bos, *ids]
     if add_special_tokens:
-        return _without_suffix(tokenizer, text, list(tokenizer.encode(text, add_special_tokens=True)))
+        ids = list(tokenizer.encode(text, add_special_tokens=True))
+        return ids if keep_eos else _without_suffix(tokenizer, text, ids)
     prefix_id = _prefix_token_id(tokenizer)
     prefix = None if prefix_id is None else tokenizer.decode(prefix_id)
     if isinstance(prefix, str) and text.startswith(prefix):
         return list(tokenizer.encode(text, add_special_tokens=False))
-    return _without_suffix(tokenizer, text, list(tokenizer.encode(text)))
+    ids = list(tokenizer.encode(text))
+    return ids if keep_eos else _without_suffix(tokenizer, text, ids)
+
+
+def appended_ids(model: HookedModel) -> tuple[int, ...]:
+    """The special tokens that the tokenizer by itself puts behind a prompt, under the model's BOS policy."""
+    whole, kept = (encode(model, "a", keep_eos=keep_eos) for keep_eos in (True, False))
+    return tuple(whole[len(kept) :])
 
 
 def _without_suffix(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:

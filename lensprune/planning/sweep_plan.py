@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resol
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_count
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.thinking_prefix import with_longest_thinking
 from lensprune.tasks.item_choice import DRAWN
 
 __all__ = ["plan"]
@@ -59,8 +60,17 @@ def plan(
     reference: str | Path = FEWSHOT,
     mean_mode: str = "pooled",
     leave_out_repeated: bool = False,
+    primary_metric: str | None = None,
     chat_template: bool = False,
     template_date: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    fewshot_as_multiturn: bool = False,
+    system: str | None = None,
+    keep_eos: bool = False,
+    thinking: str = "auto",
+    think_tokens: tuple[str, str] | None = None,
+    thinking_budget: int | None = None,
+    thinking_prefix: str | None = None,
     max_new_tokens: int | None = None,
     until: Sequence[str] = (),
     until_only: bool = False,
@@ -168,6 +178,8 @@ class _Counted:
         conditions = conditions_of(
             cast(HookedModel, config), tasks, options, text, with_reference=any(v.needs_reference for v in variants)
         )
+        if options.thinking_prefix is not None:
+            conditions = with_longest_thinking(cast(HookedModel, config), conditions, options)
         if options.screen is not None:
             variants = _evenly_over_depth(variants, options.screen)
         weight_bytes = shape.parameters * number.itemsize

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,7 +10,7 @@ from lensprune.errors import LensPruneError
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Response
 from lensprune.protocols.scoring import score_generation
-from lensprune.protocols.stopping import generated_text
+from lensprune.protocols.stopping import read_generation
 from lensprune.tasks.base import GenerationFormat, LoadedTask
 from lensprune.tasks.prompts import format_of
 
@@ -27,8 +26,8 @@ def answer_spans(
     """Tokens of each generated answer up to where it is right, and stays so however much of the rest is read.
 
     The shortest start of the answer that the task's own filter and metric call right, together with all longer starts:
-    ``" oxygen"`` of ``" oxygen\\n"``, the steps up to the last ``5`` of ``"3 + 4 = 7. 7 - 2 = 5. I hope so."``. 0 where
-    the whole answer is wrong.
+    ``" oxygen"`` of ``" oxygen\\n"``, the steps up to the last ``5`` of ``"3 + 4 = 7. 7 - 2 = 5. I hope so."``. The
+    thinking in front of it is counted too. 0 where the whole answer is wrong.
 
     Raises:
         LensPruneError: a response is no generation.
@@ -47,8 +46,8 @@ def answer_spans(
             continue
         while size > 1:
             ids = response.token_ids[: size - 1]
-            text = generated_text(tokenizer, request, ids)
-            if not score_generation(form, item.item, replace(response, text=text, token_ids=ids)).correct:
+            read = read_generation(tokenizer, request, ids, response.stop_reason)
+            if not score_generation(form, item.item, read).correct:
                 break
             size -= 1
         spans.append(size)

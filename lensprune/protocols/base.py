@@ -45,9 +45,10 @@ class Outcome:
     `gold_logprob` (nats) and `logprob_margin` (gold minus best other, nats) are ``None`` under generate; `metrics`
     holds every metric by lm-eval's name (``acc``, ``acc_norm``, ``exact_match,strict-match``, …); `correct` is the
     task's primary one. `n_tokens` counts scored (likelihood) or generated tokens; `text` is the model's answer.
-    `option_logprobs` are the summed log-probabilities (nats) that the model gave to the options, in their order,
-    whatever the protocol makes of them; ``None`` where none is scored. `sample`: which repeat of the item this is;
-    `stop_reason`: why a generation ended.
+    `thinking` is what stood in front of the answer, and `n_thinking_tokens` its length; ``None`` where none is told
+    apart (without think tokens, and where options are scored). `option_logprobs` are the summed log-probabilities
+    (nats) that the model gave to the options, in their order, whatever the protocol makes of them; ``None`` where none
+    is scored. `sample`: which repeat of the item this is; `stop_reason`: why a generation ended.
     """
 
     item_id: str
@@ -64,3 +65,5 @@ class Outcome:
     option_logprobs: tuple[float, ...] | None = None
     sample: int = 0
     stop_reason: StopReason | None = None
+    thinking: str | None = None
+    n_thinking_tokens: int | None = None

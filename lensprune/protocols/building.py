@@ -6,17 +6,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from typing import Any
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode
 from lensprune.protocols.base import ItemRequests, Outcome, Prompt
-from lensprune.protocols.chat import chat_prompt, check_chat_template
+from lensprune.protocols.chat import chat_prompt
+from lensprune.protocols.prompting import Prompting, PromptOptions, prompting_of
 from lensprune.protocols.registry import protocol_named
-from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse, Response
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodResponse, Request, Response
 from lensprune.protocols.votes import with_votes
 from lensprune.tasks.base import Item, LoadedTask, PromptFormat, ProtocolName
-from lensprune.tasks.prompts import prompt_strings
+from lensprune.tasks.prompts import example_turns, prompt_strings
 
 __all__ = ["build_requests", "score_items"]
 
@@ -32,6 +34,7 @@ def build_requests(
     protocol: ProtocolName,
     chat_template: bool = False,
     template_date: str | None = None,
+    **options: Any,
 ) -> list[ItemRequests]:
     """The requests of every item, with the strings behind them; equal to lm-eval 0.4.13's for the tasks it has.
 
@@ -44,28 +47,36 @@ def build_requests(
             and a continuation follows without the target delimiter. A description that the template does not take is
             left out, with a warning.
         template_date: that a chat template with a clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
+        options: the others of `lensprune.protocols.prompting.PromptOptions`.
 
     Raises:
         UserError: an unknown protocol, or one that the task lacks; in too many items, an option has no token of its
             own, or a continuation or the new tokens do not fit the model's context; a chat template is asked for and
-            the model has none, one that loses the question, or one without a clock where a date is given.
+            the model has none, one that loses the question, or one without a clock where a date is given; whatever
+            `prompting_of` refuses; a system prompt that the template drops; a thinking budget that leaves no room for
+            an answer.
     """
     row = protocol_named(protocol)
     fmt = row.format_of(task.task)
-    if chat_template:
-        check_chat_template(model.tokenizer, model.facts.name, template_date)
+    asked = PromptOptions(chat_template=chat_template, template_date=template_date, **options)
+    prompting = prompting_of(model, asked)
     built: list[ItemRequests] = []
     left_out: list[UserError] = []
     undescribed = 0
     for item in task.items:
         where = f"task {task.task.name!r}, item {item.id}"
         if chat_template:
-            prompts, described = _chat_prompts(model, fmt, item, template_date)
+            prompts, described = _chat_prompts(model, fmt, item, prompting)
         else:
-            prompts, described = _plain_prompts(fmt, item), True
+            prompts, described = _plain_prompts(fmt, item, asked.system or ""), True
+        if asked.system and not described:
+            raise UserError(
+                f"the chat template of {model.facts.name} takes no system message, and a system prompt is given: leave "
+                "it out"
+            )
         undescribed += not described
         # Options share their context, and a long one takes longest to encode.
-        encoder = lru_cache(maxsize=2)(partial(encode, model))
+        encoder = lru_cache(maxsize=2)(partial(encode, model, keep_eos=asked.keep_eos))
         try:
             pairs = [row.ask(model, encoder, fmt, prompt, where) for prompt in prompts]
         except UserError as error:
@@ -76,7 +87,10 @@ def build_requests(
                 item=item,
                 protocol=protocol,
                 prompts=prompts,
-                requests=tuple(replace(request, item=item.id) for request, _ in pairs),
+                requests=tuple(
+                    replace(_with_thinking(request, prompt, prompting), item=item.id)
+                    for (request, _), prompt in zip(pairs, prompts, strict=True)
+                ),
                 # Options share their context, so the largest cut is what the item lost.
                 truncated_tokens=max(cut for _, cut in pairs),
             )
@@ -96,18 +110,48 @@ def build_requests(
     return built
 
 
-def _plain_prompts(fmt: PromptFormat, item: Item) -> tuple[Prompt, ...]:
-    return tuple(Prompt(context, continuation) for context, continuation in prompt_strings(fmt, item))
+def _with_thinking(request: Request, prompt: Prompt, prompting: Prompting) -> Request:
+    """`request` with what it must know to tell thinking from answer."""
+    markers, budget = prompting.markers, prompting.asked.thinking_budget
+    if not isinstance(request, GenerateRequest) or markers is None:
+        return request
+    forced = None if budget is None else markers.forced_after(budget)
+    return replace(request, thinking=markers.in_answer_to(prompt.context), forced_end=forced)
+
+
+def _system_text(fmt: PromptFormat, item: Item, system: str) -> str:
+    """The system prompt and the task's description, joined as lm-eval joins them."""
+    description = fmt.description(item.doc)
+    if not system or not description or system[-1].isspace() or description[0].isspace():
+        return system + description
+    return f"{system}{fmt.fewshot_delimiter}{description}"
+
+
+def _plain_prompts(fmt: PromptFormat, item: Item, system: str) -> tuple[Prompt, ...]:
+    head, description = _system_text(fmt, item, system), fmt.description(item.doc)
+    return tuple(
+        Prompt(head + context.removeprefix(description), continuation)
+        for context, continuation in prompt_strings(fmt, item)
+    )
 
 
 def _chat_prompts(
-    model: HookedModel, fmt: PromptFormat, item: Item, date: str | None
+    model: HookedModel, fmt: PromptFormat, item: Item, prompting: Prompting
 ) -> tuple[tuple[Prompt, ...], bool]:
     """The prompts of `item`, and whether all of them hold the task's description."""
-    system = fmt.description(item.doc)
+    system, description = _system_text(fmt, item, prompting.asked.system or ""), fmt.description(item.doc)
+    turns: list[tuple[str, str]] = []
+    if prompting.asked.fewshot_as_multiturn:
+        for doc in item.fewshot:
+            question, answer = example_turns(fmt.example or fmt, doc)
+            turns += [("user", question), *([("assistant", answer)] if answer else [])]
+        item = replace(item, fewshot=())
     prompts, described = [], True
     for context, continuation in prompt_strings(fmt, item):
-        text, whole = chat_prompt(model.tokenizer, system, context.removeprefix(system), date)
+        asked = [*turns, ("user", context.removeprefix(description))]
+        text, whole = chat_prompt(
+            model.tokenizer, system, asked, prompting.asked.template_date, prompting.template_args
+        )
         prompts.append(Prompt(text, continuation.removeprefix(fmt.target_delimiter)))
         described &= whole or not system
     return tuple(prompts), described

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
 
+from jinja2 import Environment, meta, nodes
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from lensprune.errors import UserError, first_line
+from lensprune.errors import UserError, first_line, nearest
 from lensprune.protocols.dates import DEFAULT_DATE
+from lensprune.protocols.thinking import ThinkingMarkers
 
-__all__ = ["chat_prompt", "check_chat_template", "template_date_of"]
+__all__ = ["ENABLE_THINKING", "chat_prompt", "check_chat_template", "template_date_of", "thinking_arguments"]
 
 _CLOCK = "strftime_now"
 """The function by which a template reads the time."""
 
+ENABLE_THINKING = "enable_thinking"
+"""The variable by which templates switch thinking."""
+
+_GIVEN = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", _CLOCK}
+)
+"""What a template is given anyway, beside special tokens."""
 _RENDERING_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase, model_name: str, template_date: str | None = None) -> None:
-    """Raise `UserError` if the tokenizer has no chat template, or several and none that is the default, or if a date is
-    given and the template writes none."""
+def check_chat_template(
+    tokenizer: PreTrainedTokenizerBase,
+    model_name: str,
+    template_date: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise `UserError` if the tokenizer has no chat template, or several and none that is the default, if a date is
+    given and the template writes none, or if a variable is given that it does not read."""
     template = tokenizer.chat_template
     if not template:
         raise UserError(f"{model_name} has no chat template: use chat_template=False, or an instruct model")
@@ -36,6 +52,65 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, model_name: str, tem
             f"template date {template_date} is given, and the chat template of {model_name} reads no clock "
             "(strftime_now): leave the date out"
         )
+    offered = _variables(tokenizer) if template_args else ()
+    for name in template_args or {}:
+        if name not in offered:
+            close = nearest(name, offered)
+            hint = f"did you mean {' or '.join(close)}?" if close else _offer(offered)
+            raise UserError(f"template argument {name!r} is not read by the chat template of {model_name}: {hint}")
+
+
+def thinking_arguments(
+    tokenizer: PreTrainedTokenizerBase,
+    model_name: str,
+    thinking: str,
+    markers: ThinkingMarkers | None,
+    template_args: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`template_args` with what turns thinking ``on`` or ``off``; nothing more under ``auto``.
+
+    Raises:
+        UserError: the template can't be asked for it; the message says what it offers.
+    """
+    given = dict(template_args or {})
+    if thinking == "auto":
+        return given
+    offered = _variables(tokenizer)
+    if ENABLE_THINKING in offered:
+        return {**given, ENABLE_THINKING: thinking == "on"}
+    asked = f"thinking {thinking} is asked, and the chat template of {model_name}"
+    prompt, _ = chat_prompt(tokenizer, "", "?", template_args=given)
+    if markers is not None and markers.opened_by(prompt):
+        if thinking == "on":
+            return given
+        raise UserError(f"{asked} begins every answer with {markers.start}: use thinking auto")
+    raise UserError(f"{asked} has no {ENABLE_THINKING}: {_offer(offered)}")
+
+
+def _offer(offered: Sequence[str]) -> str:
+    if not offered:
+        return "it offers no argument"
+    return f"it offers {', '.join(offered)} (as template arguments)"
+
+
+def _variables(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Names that the template reads beside what it is given anyway."""
+    template = tokenizer.get_chat_template()
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    # A tag of transformers' own, which marks the answers in a training text.
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+    try:
+        tree = environment.parse(plain)
+        names = meta.find_undeclared_variables(tree)
+    except TemplateError as error:
+        raise UserError(f"the chat template can't be read ({first_line(error)}): use chat_template=False") from None
+    # What a template sets in a branch counts as undeclared behind it; it is offered where the template asks whether it
+    # is given.
+    tests = (test.node for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined", "none"))
+    asked_for = {node.name for node in tests if isinstance(node, nodes.Name)}
+    names -= {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"} - asked_for
+    known = {*_GIVEN, *environment.globals, *tokenizer.SPECIAL_TOKENS_ATTRIBUTES, *tokenizer.special_tokens_map}
+    return sorted(names - known)
 
 
 def template_date_of(tokenizer: PreTrainedTokenizerBase, template_date: str | None = None) -> str | None:
@@ -44,39 +119,53 @@ def template_date_of(tokenizer: PreTrainedTokenizerBase, template_date: str | No
 
 
 def chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, system: str, user: str, template_date: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    system: str,
+    turns: str | Sequence[tuple[str, str]],
+    template_date: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
 ) -> tuple[str, bool]:
-    """One user message (examples and question together) after an optional system message, up to the answer's start.
+    """The prompt up to the answer's start: an optional system message, and the user's message or several turns.
 
-    The prompt holds the user's text, whatever the template: one that loses it (a vision model's, which reads lists of
-    content parts) is given parts. A template that refuses a system message, or drops it, gets the user message alone
+    The prompt holds the text of every turn, whatever the template: one that loses it (a vision model's, which reads
+    lists of content parts) is given parts. A template that refuses a system message, or drops it, gets the turns alone
     (``HFLM.apply_chat_template``).
 
     Args:
+        turns: one message of the user's, or (role, text) of each message: ``user`` or ``assistant``.
         template_date: that a template with a clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
+        template_args: more variables of the template, by name.
 
     Returns:
         The prompt, and whether it holds `system`.
 
     Raises:
-        UserError: no way of writing the messages leaves the user's text in the prompt.
+        UserError: no way of writing the messages leaves their texts in the prompt.
     """
+    turns = [("user", turns)] if isinstance(turns, str) else list(turns)
     problem = ""
     for described in (True, False) if system else (False,):
         for in_parts in (False, True):
-            messages = [("system", system)] if described else []
+            messages = [("system", system), *turns] if described else turns
             try:
-                prompt = _render(tokenizer, [*messages, ("user", user)], in_parts, template_date or DEFAULT_DATE)
+                prompt = _render(tokenizer, messages, in_parts, template_date or DEFAULT_DATE, template_args or {})
             except _RENDERING_ERRORS as error:
                 problem = problem or f" ({first_line(error)})"
                 continue
             # Templates trim what they are given.
-            if user.strip() in prompt and (not described or system.strip() in prompt):
+            if all(text.strip() in prompt for _, text in messages):
                 return prompt, described
-    raise UserError(f"the chat template leaves the question out of the prompt{problem}: use chat_template=False")
+    lost = "the question" if len(turns) == 1 else "the question or an example"
+    raise UserError(f"the chat template leaves {lost} out of the prompt{problem}: use chat_template=False")
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]], in_parts: bool, date: str) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[tuple[str, str]],
+    in_parts: bool,
+    date: str,
+    arguments: Mapping[str, Any],
+) -> str:
     written: list[dict[str, Any]] = [
         {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in messages
     ]
@@ -84,7 +173,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[tuple[str, str]],
     if _CLOCK in template:
         template = _stopped_clock(date) + template
     return str(
-        tokenizer.apply_chat_template(written, chat_template=template, tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            written, chat_template=template, tokenize=False, add_generation_prompt=True, **arguments
+        )
     )
 
 

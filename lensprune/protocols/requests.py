@@ -19,6 +19,7 @@ __all__ = [
     "Response",
     "Sampling",
     "StopReason",
+    "Thinking",
 ]
 
 StopReason = Literal["stop_string", "eos", "length", "non_finite"]
@@ -81,12 +82,24 @@ class ForcedEnd:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """Where the thinking of a generated text is: between `start_ids` (or from its first token on, where the prompt has
+    `opened` it) and the last `end_ids`, in front of which `joint_ids` may stand. What follows is the answer; stop
+    strings end it, and never the thinking."""
+
+    start_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    joint_ids: tuple[int, ...] = ()
+    opened: bool = False
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
     """Generation after `context_ids` until one of the strings `until`, EOS, or `max_new_tokens`.
 
-    Greedy without `sampling`. `forced_end`: a thinking budget. `item`: as in `LoglikelihoodRequest`; the random numbers
-    of `sampling` depend on it too. `generation_config`: whether the penalties, suppressed tokens and end tokens of the
-    model's generation config count.
+    Greedy without `sampling`. `thinking`: what is told apart from the answer. `forced_end`: a thinking budget. `item`:
+    as in `LoglikelihoodRequest`; the random numbers of `sampling` depend on it too. `generation_config`: whether the
+    penalties, suppressed tokens and end tokens of the model's generation config count.
 
     Raises:
         UserError: no token is left for an answer after a forced end.
@@ -97,6 +110,7 @@ class GenerateRequest:
     max_new_tokens: int
     sampling: Sampling | None = None
     forced_end: ForcedEnd | None = None
+    thinking: Thinking | None = None
     item: str | None = field(default=None, compare=False)
     generation_config: GenerationConfigUse = "model"
 
@@ -121,12 +135,20 @@ class LoglikelihoodResponse:
 
 @dataclass(frozen=True)
 class GenerateResponse:
-    """`text`: decoded without special tokens and cut before the first stop string; `token_ids`: all new
-    tokens, the stop string's or EOS included."""
+    """`text`: the answer, decoded without special tokens and cut before the first stop string; `token_ids`: all new
+    tokens, the stop string's or EOS included.
+
+    Where the request says where thinking is, `thinking` is that text without its markers, of `n_thinking_tokens`
+    tokens, and not `thinking_ended` says that it never ended, so that there is no answer. Elsewhere `thinking` is
+    ``None``.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     stop_reason: StopReason
+    thinking: str | None = None
+    n_thinking_tokens: int = 0
+    thinking_ended: bool = True
 
 
 Request = LoglikelihoodRequest | GenerateRequest

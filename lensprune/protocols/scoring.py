@@ -100,31 +100,40 @@ def _pick(metric: str, logprobs: np.ndarray, choices: Sequence[str]) -> int:
 
 
 def score_generation(fmt: GenerationFormat, item: Item, response: GenerateResponse) -> Outcome:
-    """Score one generated answer: each filter gives one metric ``exact_match,<filter name>``; the
-    format's `measures` add theirs.
+    """Score one generated answer: each filter gives one metric ``exact_match,<filter name>``, and, where the format
+    compares values, ``equal,<filter name>``; the format's `measures` add theirs.
 
-    The failure is the first that holds of: ``non_finite`` (a logit was NaN or infinite), ``none`` (the primary filter's
-    answer matches), ``degenerate`` (`lensprune.protocols.degenerate`), ``cut_off`` or ``no_answer`` (the primary filter
-    finds nothing, or nothing that the format's `is_answer` accepts, in a text that ran out of new tokens or in one that
-    ended), ``wrong_answer``. So a right answer is right even in a text that repeats itself, and repetition is a
-    breakdown even where the filter happens to find a wrong answer in it.
+    The failure is the first that holds of: ``non_finite`` (a logit was NaN or infinite), ``cut_off`` (thinking began
+    and never ended, so there is no answer, and every metric is 0; lm-eval reads the thinking as one then), ``none``
+    (the primary metric is 1), ``degenerate`` (`lensprune.protocols.degenerate`), ``cut_off`` or ``no_answer`` (the
+    primary filter finds nothing, or nothing that the format's `is_answer` accepts, in a text that ran out of new tokens
+    or in one that ended), ``wrong_answer``. So a right answer is right even in a text that repeats itself, and
+    repetition is a breakdown even where the filter happens to find a wrong answer in it.
     """
     target = fmt.target(item.doc)
     finite = response.stop_reason != "non_finite"
-    answers = {f.name: f(response.text) for f in fmt.filters}
+    answered = finite and response.thinking_ended
+    answers = {f.name: f(response.text) for f in (*fmt.filters, *fmt.own_filters)}
     if fmt.primary_filter not in answers:
         raise unknown_name("primary filter", fmt.primary_filter, answers)
     metrics = {
-        f"exact_match,{name}": float(finite and answer is not None and fmt.matches(answer, target))
+        f"exact_match,{name}": float(answered and answer is not None and fmt.matches(answer, target))
         for name, answer in answers.items()
     }
+    if fmt.equals is not None:
+        metrics |= {
+            f"equal,{name}": float(answered and answer is not None and fmt.equals(answer, item.doc))
+            for name, answer in answers.items()
+        }
     for name, measure in fmt.measures.items():
-        metrics[name] = float(finite and measure(response.text, item.doc))
-    prediction = answers[fmt.primary_filter]
-    correct = metrics[f"exact_match,{fmt.primary_filter}"] == 1.0
+        metrics[name] = float(answered and measure(response.text, item.doc))
+    prediction = answers[fmt.primary_filter] if response.thinking_ended else None
+    correct = metrics[f"{fmt.primary_match},{fmt.primary_filter}"] == 1.0
     failure: Failure
     if not finite:
         failure = "non_finite"
+    elif not response.thinking_ended:
+        failure = "cut_off"
     elif correct:
         failure = "none"
     elif is_degenerate(response.text):
@@ -145,4 +154,6 @@ def score_generation(fmt: GenerationFormat, item: Item, response: GenerateRespon
         n_tokens=len(response.token_ids),
         text=response.text,
         metrics=metrics,
+        thinking=response.thinking,
+        n_thinking_tokens=None if response.thinking is None else response.n_thinking_tokens,
     )

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from lensprune.errors import UserError
-from lensprune.protocols.requests import GenerateRequest, StopReason
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, StopReason, Thinking
 
-__all__ = ["StopMatcher", "cut_at_stops", "generated_text", "with_eos_string"]
+__all__ = ["StopMatcher", "cut_at_stops", "generated_text", "read_generation", "with_eos_string"]
 
 
 def with_eos_string(tokenizer: PreTrainedTokenizerBase, until: Sequence[str]) -> tuple[str, ...]:
@@ -26,6 +26,31 @@ def cut_at_stops(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop, maxsplit=1)[0]
     return text
+
+
+def read_generation(
+    tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, ids: Sequence[int], reason: StopReason
+) -> GenerateResponse:
+    """What the new tokens `ids` of `request` say, as lm-eval 0.4.13 reads them.
+
+    With thinking, the answer is what follows its last end marker, without leading white space (lm-eval's
+    ``think_end_token``), and is cut at the first stop string after that. Where thinking has begun and never ended there
+    is no answer; lm-eval takes the thinking for one then.
+    """
+    if request.thinking is None:
+        return GenerateResponse(generated_text(tokenizer, request, ids), tuple(ids), reason)
+    stops, ids = with_eos_string(tokenizer, request.until), list(ids)
+    thought, answer, ended = _parted(request.thinking, ids)
+    if not ended and reason == "eos":
+        thought = thought[:-1]
+    return GenerateResponse(
+        text=cut_at_stops(_text(tokenizer, answer).lstrip(), stops),
+        token_ids=tuple(ids),
+        stop_reason=reason,
+        thinking=_text(tokenizer, thought),
+        n_thinking_tokens=len(thought),
+        thinking_ended=ended,
+    )
 
 
 def generated_text(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, token_ids: Sequence[int]) -> str:
@@ -52,6 +77,26 @@ def _split(
     return head, whole[len(head) :]
 
 
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _parted(thinking: Thinking, ids: list[int]) -> tuple[list[int], list[int], bool]:
+    """Thinking without its markers, answer, and whether thinking has ended (or never begun)."""
+    start, end = list(thinking.start_ids), list(thinking.end_ids)
+    after = next((i for i in range(len(ids), len(end) - 1, -1) if ids[i - len(end) : i] == end), None)
+    thought = ids if after is None else ids[: after - len(end)]
+    joint = list(thinking.joint_ids)
+    if joint and after is not None and thought[-len(joint) :] == joint:
+        thought = thought[: -len(joint)]
+    begun = next((i for i in range(len(thought) - len(start) + 1) if thought[i : i + len(start)] == start), None)
+    if after is None and begun is None and not thinking.opened:
+        return [], ids, True
+    if begun is not None:
+        thought = thought[:begun] + thought[begun + len(start) :]
+    return thought, [] if after is None else ids[after:], after is not None
+
+
 class StopMatcher:
     """Follows one generated row and says when it is finished.
 
@@ -60,20 +105,32 @@ class StopMatcher:
     0.4.13 returns for the same tokens when it generates the row by itself (batch size 1): special tokens left
     out, cut at the first stop string, the tokenizer's own EOS counted among the stop strings.
 
+    With `thinking`, a stop string ends the answer alone: it is looked for outside the markers, from the first letter
+    on that is not white space. lm-eval ends a row at a stop string in its thinking too, such as a blank line, and has
+    no answer then.
+
     Args:
         tokenizer: the model's original tokenizer.
         until: stop strings, in lm-eval's order.
         eos_ids: ids that end a row (the generation config's, and the tokenizer's).
+        thinking: where thinking is; ``None`` without any.
 
     Raises:
         UserError: a stop string is empty; it would end every row after one token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, until: Sequence[str], eos_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        until: Sequence[str],
+        eos_ids: Collection[int],
+        thinking: Thinking | None = None,
+    ) -> None:
         if any(not stop for stop in until):
             raise UserError("a stop string is empty: give at least one character, or leave it out")
         self._tokenizer = tokenizer
         self._stops = with_eos_string(tokenizer, until)
+        self._request = GenerateRequest((), tuple(until), 0, thinking=thinking)
         self._eos_ids = frozenset(eos_ids)
         self._ids: list[int] = []
         # No stop string begins before this token.
@@ -81,6 +138,9 @@ class StopMatcher:
         # A token spells at least one byte, so a stop string ending in the last token starts within this many tokens.
         # The margin keeps it clear of the window's first token, whose leading space some decoders drop.
         self._window = 4 + max((len(stop.encode()) for stop in self._stops), default=0)
+        self._thinks = thinking is not None and thinking.opened
+        # Whether the answer has a letter yet.
+        self._begun = thinking is None
 
     def push(self, token_id: int) -> StopReason | None:
         """Add the row's next token.
@@ -92,21 +152,46 @@ class StopMatcher:
         self._ids.append(token_id)
         if token_id in self._eos_ids:
             return "eos"
-        if not self._stops:
+        if self._is_thinking() or not self._stops:
             return None
         # Special tokens are kept here: a stop string may be the spelling of one (``<|im_end|>``).
+        if self._request.thinking is not None:
+            return "stop_string" if self._stops_after_thinking() else None
         start = max(0, len(self._ids) - self._window)
         _, tail = _split(self._tokenizer, self._ids[start:], self._begin - start, skip_special_tokens=False)
         return "stop_string" if any(stop in tail for stop in self._stops) else None
 
+    def _stops_after_thinking(self) -> bool:
+        """Whether a stop string stands in the answer, from its first letter on."""
+        first = max(self._begin, len(self._ids) - self._window)
+        tail = str(self._tokenizer.decode(self._ids[first:], skip_special_tokens=False))
+        if first == self._begin:
+            tail = tail.lstrip()
+        if not self._begun:
+            self._begun = bool(tail)
+            self._begin = len(self._ids) - self._begun
+        return any(stop in tail for stop in self._stops)
+
     def force(self, token_id: int) -> None:
         """Add a token that ends nothing, neither by itself nor as part of a stop string."""
         self._ids.append(token_id)
-        self._begin = len(self._ids)
+        if not self._is_thinking():
+            self._begin = len(self._ids)
 
     def ends_in(self, token_ids: Sequence[int]) -> bool:
         """Whether these are the newest tokens."""
         return self._ids[-len(token_ids) :] == list(token_ids)
+
+    def _is_thinking(self) -> bool:
+        """Whether the last token belongs to thinking or is a marker's."""
+        thinking = self._request.thinking
+        if thinking is None:
+            return False
+        if self.ends_in(thinking.end_ids):
+            self._thinks, self._begin, self._begun = False, len(self._ids), False
+            return True
+        self._thinks |= self.ends_in(thinking.start_ids)
+        return self._thinks
 
     @property
     def last(self) -> int:
@@ -121,7 +206,13 @@ class StopMatcher:
         """All tokens so far, those of the stop string and EOS included."""
         return tuple(self._ids)
 
-    def text(self) -> str:
-        """The row's text so far, without special tokens and cut before the first stop string."""
+    def response(self, reason: StopReason) -> GenerateResponse:
+        """The row as it stands, which ended for `reason`; see `read_generation`."""
+        if self._request.thinking is not None:
+            return read_generation(self._tokenizer, self._request, self._ids, reason)
         kept, rest = _split(self._tokenizer, self._ids, self._begin, skip_special_tokens=True)
-        return kept + cut_at_stops(rest, self._stops)
+        return GenerateResponse(kept + cut_at_stops(rest, self._stops), self.token_ids, reason)
+
+    def text(self) -> str:
+        """The answer so far, without special tokens and cut before the first stop string."""
+        return self.response("length").text

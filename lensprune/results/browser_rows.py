@@ -77,7 +77,9 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
     """
     summary = summarise(outcomes)
     changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
-    places = zip(changed["variant"], changed["task"], changed["protocol"], changed["n"], strict=True)
+    places = zip(
+        changed["variant"], changed["task"], changed["protocol"], changed["n"] * changed["samples"], strict=True
+    )
     sizes = {CellKey(variant, task, protocol): int(n) for variant, task, protocol, n in places}
     names: dict[str, list[Any]] = {"variants": [], "cells": [], "failures": []}
     indices: dict[tuple[str, Any], int] = {}

@@ -22,7 +22,8 @@ __all__ = ["compare_page", "write_comparison"]
 MAX_ROWS = 500
 _COMPARED = (
     "model", "architecture", "n_layers", "weights_hash", "dtype", "device", "bos", "chat_template", "template_date",
-    "seed",
+    "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget", "keep_eos",
+    "primary_metric", "seed",
 )  # fmt: skip
 _SECTIONS = [("runs", "The two runs"), ("clean", "Whole models"), ("figures", "Figures"), ("changes", "Changes")]
 _CLEAN_SHOWN = {

@@ -21,7 +21,7 @@ __all__ = ["ItemView", "item_of"]
 
 _COLUMNS = [
     "variant", "protocol", "prediction", "correct", "failure", "gold_logprob", "logprob_margin", "option_logprobs",
-    "n_tokens", "text", "sample",
+    "n_tokens", "text", "n_thinking_tokens", "thinking", "sample",
 ]  # fmt: skip
 SHOWN_VARIANTS = 20
 _PROMPT_IN_TEXT = 1200
@@ -147,8 +147,16 @@ def _tables(question: Question, answers: pd.DataFrame) -> tuple[list[list[list[s
     verdicts = ["right" if right else "wrong" for right in shown["correct"]]
     found = ["-" if prediction is None else _short(prediction) for prediction in shown["prediction"]]
     if not question.options:
-        answered = zip(shown["variant"], verdicts, found, map(_short, shown["text"]), strict=True)
-        return [[["variant", "outcome", "answer", "text"], *map(list, answered)]], left
+        columns = {
+            "variant": shown["variant"],
+            "outcome": verdicts,
+            "answer": found,
+            "text": map(_short, shown["text"]),
+        }
+        if shown["thinking"].notna().any():
+            columns["thinking"] = [_short(text or "") for text in shown["thinking"]]
+            columns["its tokens"] = [f"{count or 0:.0f}" for count in shown["n_thinking_tokens"]]
+        return [[[*columns], *map(list, zip(*columns.values(), strict=True))]], left
     listed = [["", "option", "tokens", ""]]
     for i, (option, tokens) in enumerate(zip(question.options, question.option_tokens, strict=True)):
         listed.append([str(i), _short(option), str(tokens), "right" if i == question.gold else ""])

@@ -36,8 +36,9 @@ from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.noise import NOISE_NOTE, noise_lines, within_noise
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import SCHEMA
+from lensprune.runs.spec import SweepSpec
 
-__all__ = ["RECORDS_FILE", "REPORT_FILE", "run_page", "write_report"]
+__all__ = ["RECORDS_FILE", "REPORT_FILE", "prompts_in_words", "run_page", "write_report"]
 
 REPORT_FILE = "report.html"
 RECORDS_FILE = "records.csv"
@@ -284,17 +285,31 @@ def _notes(outcomes: Outcomes, summary: pd.DataFrame) -> list[str]:
     return cut
 
 
+def prompts_in_words(spec: SweepSpec) -> str:
+    """How the prompts of a run are written."""
+    parts = [f"BOS: {spec.bos}", f"chat template: {'yes' if spec.chat_template else 'no'}"]
+    parts[-1] += f", dated {spec.template_date}" if spec.template_date else ""
+    parts += [f"{name}={value}" for name, value in (spec.template_args or {}).items()]
+    parts += ["examples are turns"] if spec.fewshot_as_multiturn else []
+    parts += [f"system prompt: {spec.system!r}"] if spec.system else []
+    if spec.appended:
+        parts.append(f"{spec.appended} behind each prompt: {'kept' if spec.keep_eos else 'left out'}")
+    if spec.think_tokens is not None:
+        parts.append(f"thinking: {spec.thinking}, {' … '.join(spec.think_tokens)}")
+        parts[-1] += "" if spec.thinking_budget is None else f", ended after {spec.thinking_budget} tokens"
+    return "; ".join(parts)
+
+
 def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
     spec = outcomes.spec
     shape = f"{spec.n_layers} layers, {spec.n_heads} heads, {spec.n_key_value_heads} key/value heads"
     variants = outcomes.spec.variant_names
     named = ", ".join(variants if len(variants) <= _NAMED else [*variants[: _NAMED - 1], "…", variants[-1]])
-    dated = f", dated {spec.template_date}" if spec.template_date else ""
     pairs = [
         ("model", f"{spec.model} ({spec.architecture}; {shape})"),
         ("weights", f"sha256 {spec.weights_hash}"),
         ("numbers", f"{spec.dtype} on {spec.device}"),
-        ("prompts", f"BOS: {spec.bos}; chat template: {'yes' if spec.chat_template else 'no'}{dated}"),
+        ("prompts", prompts_in_words(spec)),
         ("variants", f"{len(variants)}: {named}"),
         ("reference", f"{spec.reference or 'none needed'}" + (f", {spec.mean_mode}" if spec.mean_mode else "")),
         ("seed", str(spec.seed)),

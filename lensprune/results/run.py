@@ -124,8 +124,9 @@ class Run(Outcomes):
         """Draw an analysis of the run.
 
         Args:
-            kind: ``depth``, ``variants``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``open_closed``, or a
-                plug-in's; ``None`` takes ``depth``, and ``variants`` where no variant changes a single layer's part.
+            kind: ``depth``, ``variants``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``thinking_length``,
+                ``open_closed``, or a plug-in's; ``None`` takes ``depth``, and ``variants`` where no variant changes a
+                single layer's part.
             task, protocol: to restrict to; ``None`` takes all.
             ax: draw on these axes, one per panel; ``None`` makes a figure.
             options: of the analysis, such as ``component`` of ``lorenz``; ``lensprune analyse FOLDER`` lists them.

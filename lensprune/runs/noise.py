@@ -16,7 +16,8 @@ __all__ = ["NOISE_COLUMNS", "NOISE_NOTE", "noise_floor", "noise_lines", "noise_t
 NOISE_NOTE = "within noise"
 NOISE_COLUMNS = ("task", "protocol", "way", "n", "lost", "won", "flipped", "items")
 """`way`: how the clean model was run again; `lost`, `won`: items that it then has wrong and right, otherwise than in
-the run; `flipped`: both, as a share of the `n` items; `items`: their ids."""
+the run; `flipped`: both, as a share of the `n` items; `items`: their ids. Where items have several samples, each text
+counts instead."""
 
 
 def noise_table(spec: SweepSpec) -> pd.DataFrame:
@@ -33,21 +34,22 @@ def noise_table(spec: SweepSpec) -> pd.DataFrame:
 
 
 def _rows(spec: SweepSpec) -> list[dict[str, Any]]:
-    sizes = {task.name: task.n_items for task in spec.tasks}
+    items_of = {task.name: task.n_items for task in spec.tasks}
+    sizes = {(cell.task, cell.protocol): cell.samples * items_of[cell.task] for cell in spec.cells}
     rows: list[dict[str, Any]] = []
     for task, of_task in spec.execution.noise.items():
         for protocol, ways in of_task.items():
             for way, own in ways.items():
-                items = [*own["lost"], *own["won"]]
+                items, n = [*own["lost"], *own["won"]], sizes[task, protocol]
                 rows.append(
                     {
                         "task": task,
                         "protocol": protocol,
                         "way": way,
-                        "n": sizes[task],
+                        "n": n,
                         "lost": len(own["lost"]),
                         "won": len(own["won"]),
-                        "flipped": len(items) / sizes[task],
+                        "flipped": len(items) / n,
                         "items": " ".join(items),
                     }
                 )

@@ -63,8 +63,10 @@ SCHEMA = pa.schema(
         ("failure", pa.string()),
         ("stop_reason", pa.string()),
         ("n_tokens", pa.int32()),
+        ("n_thinking_tokens", pa.int32()),
         ("truncated_tokens", pa.int32()),
         ("text", pa.string()),
+        ("thinking", pa.string()),
         ("metrics", pa.map_(pa.string(), pa.float64())),
     ]
 )
@@ -72,7 +74,8 @@ SCHEMA = pa.schema(
 (``eos``, ``stop_string``, ``length`` or ``non_finite``), null where nothing is generated. `chance` is the expected
 accuracy of an uninformed guess on this item under this protocol; log-probabilities are in nats and null under
 generate; `option_logprobs` has one for each option of the item's `lensprune.runs.questions.Question`;
-`truncated_tokens` were cut on the left of the prompt."""
+`truncated_tokens` were cut on the left of the prompt; `thinking` and `n_thinking_tokens` are null where none is told
+apart from the answer, `text`, and `n_tokens` counts both."""
 
 
 def _storable(text: str | None) -> str | None:
@@ -114,8 +117,10 @@ def cell_table(
         "failure": [o.failure for o in outcomes],
         "stop_reason": [o.stop_reason for o in outcomes],
         "n_tokens": [o.n_tokens for o in outcomes],
+        "n_thinking_tokens": [o.n_thinking_tokens for o in outcomes],
         "truncated_tokens": [r.truncated_tokens for r in requests],
         "text": [_storable(o.text) for o in outcomes],
+        "thinking": [_storable(o.thinking) for o in outcomes],
         "metrics": [sorted((str(k), float(v)) for k, v in o.metrics.items()) for o in outcomes],
     }
     arrays = [pa.array(columns[f.name], type=f.type, from_pandas=False) for f in SCHEMA]

@@ -133,6 +133,25 @@ class SweepSpec:
     """Whether items among their own few-shot examples were to be left out; `tasks` has those that are asked."""
     template_date: str | None = None
     """YYYY-MM-DD, as the chat template writes it; ``None`` without one, or one without a clock."""
+    primary_metric: str | None = None
+    """That decides whether a generated answer is right; ``None``: each task's own."""
+    fewshot_as_multiturn: bool = False
+    """Whether few-shot examples are turns of their own in the chat format."""
+    system: str | None = None
+    template_args: Mapping[str, Any] | None = None
+    """Variables that the chat template was given, but for those of `thinking`."""
+    thinking: str = "auto"
+    """``on``, ``off`` or ``auto``, as asked of the chat template."""
+    think_tokens: tuple[str, str] | None = None
+    """Start and end of the thinking that is told apart from the answer; ``None``: none is."""
+    thinking_budget: int | None = None
+    """Tokens after which the end of thinking is forced."""
+    thinking_prefix: str | None = None
+    """``clean``: options are read after the clean model's thinking, which the questions hold."""
+    keep_eos: bool = False
+    appended: str = ""
+    """What the tokenizer by itself puts behind a prompt, such as EOS; with `keep_eos` the prompts end in it, without it
+    is left out."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
     max_new_tokens: int | None = None
@@ -224,6 +243,7 @@ class SweepSpec:
                     "variants": tuple(data["variants"]),
                     "kept_hooks": tuple(data.get("kept_hooks", ())),
                     "until": tuple(data.get("until", ())),
+                    "think_tokens": _pair(data.get("think_tokens")),
                     "execution": ExecutionSpec(**data["execution"]),
                 }
             )
@@ -268,12 +288,22 @@ def _check_type(owner: SweepSpec | ExecutionSpec | TaskSpec, name: str, hint: An
         raise TypeError(f"{name} is {type(value).__name__}")
 
 
+def _pair(value: Any) -> tuple[str, str] | None:
+    """Two texts, which JSON holds as a list."""
+    if value is None:
+        return None
+    first, second = value
+    return first, second
+
+
 def _there_and_here(mine: Any, theirs: Any) -> str:
     return f"{_short(mine)} there, {_short(theirs)} here"
 
 
 _COMPARED_FIRST = (
-    "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "template_date",
+    "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "template_date", "chat_template",
+    "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget", "thinking_prefix",
+    "keep_eos",    "primary_metric",
 )  # fmt: skip
 _MEANINGS = {
     "weights_hash": "the model's weights",
@@ -281,6 +311,8 @@ _MEANINGS = {
     "tokenizer_hash": "the tokenizer",
     "cells": "the prompts",
     "template_date": "the chat template's date (template_date)",
+    "template_args": "the chat template's arguments (template_args)",
+    "system": "the system prompt",
     "decoding": "the generation config",
     "kept_hooks": "the model's own hooks",
 }

@@ -59,7 +59,7 @@ def run_pair(
 
     Args:
         generation: how texts are generated, where they are.
-        options: seed, data_dir, dtype, device, progress and command of `sweep`.
+        options: of `sweep`.
 
     Raises:
         UserError: invalid input of `sweep`, `measure_replacement` and the reports, such as two models of different

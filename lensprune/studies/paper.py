@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lensprune.results.run import Run
 from lensprune.studies.pair import NO_PAIR, chosen_pair, run_pair
 from lensprune.studies.presets import PRESETS, StudyPart
 from lensprune.studies.study_page import STUDY_FILE, write_study_page
-from lensprune.sweeps.options import Generation, option_values
+from lensprune.sweeps.options import Generation, Loading, Rows, Seed, Wording, option_values
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -30,6 +30,15 @@ def paper(
     preset: str = "smoke",
     seed: int = 0,
     data_dir: str | Path | None = None,
+    chat_template: bool = False,
+    template_date: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    fewshot_as_multiturn: bool = False,
+    system: str | None = None,
+    keep_eos: bool = False,
+    thinking: str = "auto",
+    think_tokens: tuple[str, str] | None = None,
+    thinking_budget: int | None = None,
     max_new_tokens: int | None = None,
     until: Sequence[str] = (),
     until_only: bool = False,
@@ -49,10 +58,11 @@ def paper(
     Args:
         model: a name or path for `load_model`.
         preset: one of `PRESETS`.
-        seed, data_dir, dtype, device, bos, progress, command: of `sweep`.
         max_new_tokens, until, until_only, generation_config: of the sweeps in which texts are generated.
         base, distilled: names or paths of the pair that is compared; ``None`` for both takes the preset's own, if it
             has one.
+
+    The other arguments are those of `sweep`, for every model of the study.
 
     Returns:
         The page about the whole study, which links to the report of each sweep.
@@ -60,6 +70,8 @@ def paper(
     Raises:
         UserError: an unknown preset, half a pair, or other invalid input.
     """
+    options = option_values(locals(), Seed, Rows, Wording, Loading) | {"progress": progress, "command": command}
+    generation = option_values(locals(), Generation)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     chosen, folder = PRESETS[preset], usable_path(Path(out), "out folder")
@@ -68,16 +80,6 @@ def paper(
     pair = chosen_pair(chosen, base, distilled)
     if pair is None:
         logger.warning(NO_PAIR)
-    options: dict[str, Any] = {
-        "seed": seed,
-        "data_dir": data_dir,
-        "dtype": dtype,
-        "bos": bos,
-        "device": device,
-        "progress": progress,
-        "command": command,
-    }
-    generation = option_values(locals(), Generation)
     runs: list[tuple[StudyPart, Run]] = []
     try:
         for part in chosen.parts:

@@ -79,10 +79,10 @@ _CHOICES = (
     "Layers are skipped (the block adds nothing); branches, heads and key/value groups are set to zero.",
     "A head is one query head; the shared key and value heads are swept as groups of their own.",
     "Items, examples and generated tasks are drawn with seed 0 unless another is given.",
-    "The tokenizer's own BOS policy, no chat template, greedy decoding with the task's stop strings and limit.",
+    "Greedy decoding with the task's stop strings and limit.",
     "Intervals are paired over items; q is the false discovery rate of one-sided tests within a task and protocol.",
     "Early layers are the first 30% of the depth; a loss of less than 0.05 counts as none.",
-    "Base and distilled model answer the same items, with the same prompts and without a chat template.",
+    "Base and distilled model answer the same items, with the same prompts.",
     "Exchanged weights are copied whole, in both directions; cumulative exchanges begin at the bottom.",
 )
 _CHAINS = "arithmetic[operands=3,largest=9,subtract=True]"

@@ -17,6 +17,7 @@ from lensprune.output.html import Column, EmbeddedFigure, embedded_figure, rende
 from lensprune.output.plain_text import visible
 from lensprune.replacement.figure_kinds import replacement_figure_of
 from lensprune.results.analyses import analysis_named
+from lensprune.results.page import prompts_in_words
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.studies.pair import NO_PAIR, PairResult, concentration_change_rows, moved
@@ -183,7 +184,7 @@ def write_study_page(preset: Preset, runs: list[tuple[StudyPart, Run]], pair: Pa
         pair_title="" if pair is None else visible(f"{pair.base} and {pair.distilled}"),
         claims=claims,
         missing=visible(missing),
-        choices=preset.choices,
+        choices=[*preset.choices, visible(f"Prompts: {prompts_in_words(runs[0][1].spec)}.")],
     )
     target = folder / STUDY_FILE
     return write_page(page, target)

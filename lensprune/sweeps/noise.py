@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,24 @@ def noise(
     seed: int = 0,
     data_dir: str | Path | None = None,
     leave_out_repeated: bool = False,
+    primary_metric: str | None = None,
     chat_template: bool = False,
     template_date: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    fewshot_as_multiturn: bool = False,
+    system: str | None = None,
+    keep_eos: bool = False,
+    thinking: str = "auto",
+    think_tokens: tuple[str, str] | None = None,
+    thinking_budget: int | None = None,
+    max_new_tokens: int | None = None,
+    until: Sequence[str] = (),
+    until_only: bool = False,
+    generation_config: str = "model",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    samples: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
     n_devices: int | None = None,

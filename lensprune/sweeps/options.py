@@ -8,6 +8,7 @@ command with the declarations.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -39,23 +40,26 @@ __all__ = [
     "Execution",
     "Generation",
     "Group",
+    "ItemSampling",
     "Items",
     "Loading",
+    "Prefix",
     "Prompts",
     "Reference",
     "Rows",
-    "Sampling",
     "Screening",
     "Seed",
     "Splitting",
     "StopEarly",
     "SweepOptions",
     "TokenSampling",
+    "Wording",
     "Workers",
     "add_options",
     "check_ranked",
     "decimal",
     "executor_options",
+    "flag_of",
     "given_options",
     "help_of",
     "kinds_of",
@@ -67,9 +71,11 @@ __all__ = [
 FEWSHOT = "fewshot"
 """The default for `reference`: each task's own few-shot examples."""
 
+THINKING = ("on", "off", "auto")
+
 MAX_ITEMS = 1_000_000
 MAX_SHOTS = 1000
-MAX_NEW_TOKENS = 1_000_000
+MAX_TOKENS = 1_000_000
 MAX_SAMPLES = 1000
 MAX_TEMPERATURE = 100
 MAX_WORKERS = 10_000
@@ -97,9 +103,11 @@ def option(
     default: Any,
     help: str | Callable[[], str],
     *,
-    metavar: str | None = None,
+    metavar: str | tuple[str, ...] | None = None,
     parse: Callable[[str], Any] = str,
     check: Check | None = None,
+    flag: str | None = None,
+    action: type[argparse.Action] | None = None,
     repeated: bool = False,
 ) -> Any:
     """A field of a group.
@@ -107,12 +115,22 @@ def option(
     Args:
         help: one phrase for the command line, or a function that gives it, for names that can be registered later;
             `add_options` appends the default where it is a value.
-        metavar: what the value is called in the help; ``None`` for a flag.
+        metavar: what the value is called in the help, or each of several values; ``None`` for a flag.
         parse: from the command line's text.
         check: raises `UserError` for a value that is refused; ``None`` values are not checked.
+        flag: on the command line, where it is not the field's name.
+        action: how argparse keeps the values of an option that can be given again.
         repeated: the argument may be given several times, and the value is a tuple.
     """
-    declared = {"help": help, "metavar": metavar, "parse": parse, "check": check, "repeated": repeated}
+    declared = {
+        "help": help,
+        "metavar": metavar,
+        "parse": parse,
+        "check": check,
+        "flag": flag,
+        "action": action,
+        "repeated": repeated,
+    }
     return field(default=default, metadata=declared)
 
 
@@ -195,7 +213,7 @@ class Items(Seed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling(Group):
+class ItemSampling(Group):
     """Which items a limit takes of rows that stand in a file."""
 
     items: str = option(
@@ -219,19 +237,119 @@ class Rows(Group):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prompts(Group):
-    """What a prompt holds, and how it is written."""
+class _Arguments(argparse.Action):
+    """Collects ``KEY=VALUE`` of an option that is given again and again."""
 
-    leave_out_repeated: bool = option(
-        False, "leave out items that are among their own few-shot examples (default: keep them, with a warning)"
-    )
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        name, value = values
+        given = getattr(namespace, self.dest) or {}
+        if name in given:
+            parser.error(f"argument {option_string}: {name} is given twice")
+        setattr(namespace, self.dest, {**given, name: value})
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """``KEY=VALUE``, where the value is a number, ``true``, ``false``, ``null`` (as in JSON) or text, quoted or not."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, like reasoning_effort=low, not {text!r}")
+    try:
+        return name, json.loads(value, parse_constant=str)
+    except ValueError:
+        return name, value
+
+
+def _check_arguments(given: Any) -> None:
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"template arguments {given!r} are no mapping of names: expected one like {{'effort': 'low'}}")
+    for name, value in given.items():
+        if name == "enable_thinking":
+            raise UserError("template argument enable_thinking is what thinking sets: choose thinking on, off or auto")
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise UserError(f"template argument {name} is {value!r}: expected text, a number, true, false or null")
+
+
+def _check_text(given: Any) -> None:
+    if not isinstance(given, str):
+        raise UserError(f"system prompt {given!r} is not text")
+
+
+def _check_tokens(given: Any) -> None:
+    if not isinstance(given, (tuple, list)) or len(given) != 2 or not all(isinstance(t, str) and t for t in given):
+        raise UserError(f"think tokens {given!r} are not usable: expected a start and an end, like <think> </think>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording(Group):
+    """How prompts are written, and what in a text is thinking."""
+
     chat_template: bool = option(False, "put prompts into the model's chat format")
     template_date: str | None = option(
         None,
         f"date that a chat template with a clock writes (default: {DEFAULT_DATE}, whatever the day)",
         metavar="DATE",
         check=check_date,
+    )
+    template_args: Mapping[str, Any] | None = option(
+        None,
+        "a variable of the chat template, like reasoning_effort=low; repeat for several",
+        metavar="KEY=VALUE",
+        parse=key_value,
+        check=_check_arguments,
+        flag="--template-arg",
+        action=_Arguments,
+    )
+    fewshot_as_multiturn: bool = option(False, "in the chat format, each few-shot example is a turn of its own")
+    system: str | None = option(
+        None, "system prompt, in front of the task's description", metavar="TEXT", check=_check_text
+    )
+    keep_eos: bool = option(
+        False, "keep the end token that some tokenizers put behind a prompt, as lm-eval does (default: leave it out)"
+    )
+    thinking: str = option(
+        "auto",
+        "ask the chat template for thinking: on, off or auto (as it does by itself)",
+        metavar="MODE",
+        check=_one_of(THINKING, "thinking"),
+    )
+    think_tokens: tuple[str, str] | None = option(
+        None,
+        "where thinking starts and ends (default: known ones, such as <think> and </think>, in the chat format)",
+        metavar=("START", "END"),
+        check=_check_tokens,
+    )
+    thinking_budget: int | None = option(
+        None,
+        "tokens after which the end of thinking is forced (default: never)",
+        metavar="N",
+        parse=whole_number,
+        check=_between(1, MAX_TOKENS, "thinking budget", "tokens"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Wording):
+    """What a prompt holds, and how it is written."""
+
+    leave_out_repeated: bool = option(
+        False, "leave out items that are among their own few-shot examples (default: keep them, with a warning)"
+    )
+    primary_metric: str | None = option(
+        None,
+        "metric that decides whether a generated answer is right, like equal,boxed (default: the task's own)",
+        metavar="NAME",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix(Group):
+    """What stands between prompts and options."""
+
+    thinking_prefix: str | None = option(
+        None,
+        "clean: scored options are read after the clean model's own thinking, up to the thinking budget",
+        metavar="MODEL",
+        check=_one_of(("clean",), "thinking prefix"),
     )
 
 
@@ -258,7 +376,7 @@ class Generation(Group):
         "new tokens of a text at most (default: the task's own number)",
         metavar="N",
         parse=whole_number,
-        check=_between(1, MAX_NEW_TOKENS, "max new tokens", "tokens"),
+        check=_between(1, MAX_TOKENS, "max new tokens", "tokens"),
     )
     until: Sequence[str] = option(
         (), "also stop a text at this string; repeat for several", metavar="TEXT", check=_check_texts, repeated=True
@@ -295,7 +413,7 @@ class TokenSampling(Group):
         "sample among the K likeliest tokens, 0 for all (default: the task's or the model's, else 0)",
         metavar="K",
         parse=whole_number,
-        check=_between(0, MAX_NEW_TOKENS, "top-k", "tokens"),
+        check=_between(0, MAX_TOKENS, "top-k", "tokens"),
     )
     samples: int | None = option(
         None,
@@ -465,9 +583,10 @@ class Workers(Group):
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(
     Items,
-    Sampling,
+    ItemSampling,
     Rows,
     Prompts,
+    Prefix,
     Generation,
     TokenSampling,
     Reference,
@@ -524,11 +643,7 @@ class SweepOptions(
         if self.backend is None and (self.workers is not None or self.ray_address is not None):
             what = "a Ray address" if self.workers is None else "a number of workers"
             raise UserError(f"{what} is given but the sweep runs in one process: choose executor ray")
-        if self.template_date is not None and not self.chat_template:
-            raise UserError(
-                f"template date {self.template_date} is given, and no prompt is in the chat format: choose the chat "
-                "template too, or leave the date out"
-            )
+        self._check_wording()
         if self.screen is not None:
             self._check_screen()
         elif self.screen_rule is not None:
@@ -582,6 +697,35 @@ class SweepOptions(
                 f"{stopping.items[-1]}"
             )
 
+    def _check_wording(self) -> None:
+        asked = {
+            f"template date {self.template_date}": self.template_date is not None,
+            "a template argument": bool(self.template_args),
+            f"thinking {self.thinking}": self.thinking != "auto",
+            "fewshot_as_multiturn": self.fewshot_as_multiturn,
+        }
+        for what, given in asked.items():
+            if given and not self.chat_template:
+                raise UserError(
+                    f"{what} is given, and no prompt is in the chat format: choose the chat template too, or leave it "
+                    "out"
+                )
+        if self.thinking_budget is not None and self.thinking == "off":
+            raise UserError("a thinking budget is given, and thinking is off: leave one of them out")
+        if self.thinking_prefix is None:
+            return
+        if self.thinking_budget is None:
+            raise UserError("a thinking prefix is given without a thinking budget: say how many tokens it may have")
+        if self.backend is not None:
+            raise UserError("a thinking prefix is generated in one process: leave executor ray out, or the prefix")
+        sampled = {"temperature": self.temperature or 0, "samples": 0 if self.samples in (None, 1) else self.samples}
+        for what, value in sampled.items():
+            if value:
+                raise UserError(
+                    f"{what} {value:g} is given with a thinking prefix, which is one greedy text of each item: leave "
+                    "one of them out"
+                )
+
     def _check_screen(self) -> None:
         if self.backend is not None:
             raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
@@ -620,6 +764,11 @@ def help_of(declared: Field[Any]) -> str:
     return str(text() if callable(text) else text)
 
 
+def flag_of(declared: Field[Any]) -> str:
+    """An option on the command line."""
+    return str(declared.metadata["flag"] or f"--{declared.name.replace('_', '-')}")
+
+
 def add_options(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, *groups: type[Group], **defaults: Any
 ) -> None:
@@ -635,26 +784,18 @@ def add_options(
             text = f"{text} (default: {default})"
         elif name in defaults:
             text = f"{text.partition(' (default')[0]} (default: {default})"
-        flag = f"--{name.replace('_', '-')}"
-        if declaration.metadata["metavar"] is None:
+        flag, metavar, action = flag_of(declaration), declaration.metadata["metavar"], declaration.metadata["action"]
+        more: dict[str, Any] = {"default": default}
+        if declaration.metadata["repeated"]:
+            more = {"action": "append", "default": None}
+        elif action is not None:
+            more["action"] = action
+        elif isinstance(metavar, tuple):
+            more["nargs"] = len(metavar)
+        if metavar is None:
             parser.add_argument(flag, action="store_true", default=default, help=text)
-        elif declaration.metadata["repeated"]:
-            parser.add_argument(
-                flag,
-                action="append",
-                type=declaration.metadata["parse"],
-                default=None,
-                metavar=declaration.metadata["metavar"],
-                help=text,
-            )
         else:
-            parser.add_argument(
-                flag,
-                type=declaration.metadata["parse"],
-                default=default,
-                metavar=declaration.metadata["metavar"],
-                help=text,
-            )
+            parser.add_argument(flag, dest=name, type=declaration.metadata["parse"], metavar=metavar, help=text, **more)
 
 
 def option_values(given: Any, *groups: type[Group]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -20,10 +21,12 @@ from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.load import open_model
+from lensprune.models.tokenizers import appended_ids
 from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.registry import protocol_named
-from lensprune.protocols.requests import GenerateRequest, Request
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
+from lensprune.protocols.thinking import ThinkingMarkers
 from lensprune.runs.questions import question_table, questions_hash
 from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.runs.store import check_out_folder
@@ -36,16 +39,18 @@ from lensprune.sweeps.options import (
     Loading,
     Splitting,
     SweepOptions,
+    Wording,
     kinds_of,
     option_values,
 )
 from lensprune.sweeps.references import fewshot_prompts, prompts_hash, read_reference_text, text_prompts
 from lensprune.sweeps.selection import VariantSelection, with_clean
-from lensprune.tasks.base import LoadedTask, ProtocolName
+from lensprune.tasks.base import GenerationFormat, LoadedTask, MultipleChoiceFormat, PromptFormat, ProtocolName
 
 __all__ = [
     "Condition",
     "SweepJob",
+    "cell_specs",
     "check_before_loading",
     "conditions_of",
     "decoding_of",
@@ -55,6 +60,9 @@ __all__ = [
     "resolved_variants",
     "sweep_spec",
 ]
+
+
+logger = logging.getLogger("lensprune")
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,10 @@ class Condition:
     reference_prompts: tuple[tuple[int, ...], ...] = ()
     template_date: str | None = None
     """That the chat template writes into the prompts; ``None`` without one, or one without a clock."""
+    think_tokens: tuple[str, str] | None = None
+    """Start and end of the thinking that is told apart from answers; ``None``: none is."""
+    appended: str = ""
+    """What the tokenizer by itself puts behind a prompt."""
 
     @property
     def requests(self) -> list[Request]:
@@ -137,10 +149,15 @@ def _task_spec(task: LoadedTask) -> TaskSpec:
     return TaskSpec(task.task.name, task.shots, task.seed, len(items), _hash(items), kind, closed_book)
 
 
+_ASKED = ("sampling", "forced_end", "thinking")
+"""What else a generation may be asked."""
+
+
 def _request_json(request: Request) -> list[object]:
     if isinstance(request, GenerateRequest):
-        changes = [asdict(change) for change in (request.sampling, request.forced_end) if change is not None]
-        return [request.context_ids, request.until, request.max_new_tokens, request.generation_config, changes]
+        asked = [request.context_ids, request.until, request.max_new_tokens, request.generation_config]
+        more = {name: asdict(value) for name in _ASKED if (value := getattr(request, name)) is not None}
+        return [*asked, more]
     return [request.context_ids, request.continuation_ids]
 
 
@@ -160,16 +177,33 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
         UserError: a task that is unknown, lacks a protocol, is given twice, or has no rows.
     """
     from lensprune.tasks import find_task, load_task
+    from lensprune.tasks.primary import with_primary_metric
 
-    for name in options.tasks:
-        task = find_task(name)
+    tasks = [find_task(name) for name in options.tasks]
+    if options.primary_metric is not None:
+        tasks = [with_primary_metric(task, options.primary_metric) for task in tasks]
+    formats: list[PromptFormat] = []
+    for task in tasks:
         for protocol in options.protocols:
-            protocol_named(protocol).format_of(task)
+            fmt = protocol_named(protocol).format_of(task)
+            formats.append(fmt)
+            if options.thinking == "on" and options.thinking_prefix is None and isinstance(fmt, MultipleChoiceFormat):
+                raise UserError(
+                    f"thinking on is asked, and protocol {protocol} of task {task.name!r} scores options, which leaves "
+                    "no room for thinking: use protocol generate, thinking off, or thinking_prefix clean"
+                )
+    if options.thinking_prefix is not None and not any(isinstance(fmt, MultipleChoiceFormat) for fmt in formats):
+        raise UserError("a thinking prefix is given, and no options are scored: add protocol default or continuation")
+    if options.primary_metric is not None and not any(isinstance(fmt, GenerationFormat) for fmt in formats):
+        raise UserError(
+            f"primary metric {options.primary_metric} is given, and no answer is generated: add protocol generate, or "
+            "leave it out"
+        )
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     cap = options.limit if options.stopping is None else options.stopping.items[-1]
     loaded = [
         load_task(
-            name,
+            task,
             data_dir=data_dir,
             limit=cap,
             items=options.items,
@@ -178,7 +212,7 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
             seed=options.seed,
             leave_out_repeated=options.leave_out_repeated,
         )
-        for name in options.tasks
+        for task in tasks
     ]
     names = [task.task.name for task in loaded]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -232,8 +266,7 @@ def _reference_prompts(
             task,
             protocol,
             data_dir=data_dir,
-            chat_template=options.chat_template,
-            template_date=options.template_date,
+            **option_values(options, Wording),
         )
     )
 
@@ -267,19 +300,42 @@ def conditions_of(
     """
     from lensprune.protocols import build_requests
     from lensprune.protocols.chat import template_date_of
+    from lensprune.protocols.prompting import PromptOptions, prompting_of
 
-    conditions, date = [], None
+    wording = option_values(options, Wording)
+    markers = prompting_of(model, PromptOptions(**wording)).markers
+    written: dict[str, Any] = {
+        "template_date": template_date_of(model.tokenizer, options.template_date) if options.chat_template else None,
+        "think_tokens": None if markers is None else (markers.start, markers.end),
+        "appended": str(model.tokenizer.decode(list(appended_ids(model)))),
+    }
+    conditions = []
     for task in tasks:
         for protocol in options.protocols:
             form = protocol_named(protocol).form
             prompts = _reference_prompts(model, task, protocol, options, text) if with_reference else ()
-            built = build_requests(model, task, protocol, options.chat_template, options.template_date)
+            built = build_requests(model, task, protocol, **wording)
             items = with_samples(model, task, protocol, built, options)
-            if options.chat_template:
-                date = template_date_of(model.tokenizer, options.template_date)
+            if markers is not None and options.thinking_prefix is None:
+                _warn_of_open_thinking(task, protocol, items, markers)
             chances = tuple(float(task.task.chance(item.item.doc, form)) for item in items)
-            conditions.append(Condition(task, protocol, items, chances, prompts, date))
+            conditions.append(Condition(task, protocol, items, chances, prompts, **written))
     return tuple(conditions)
+
+
+def _warn_of_open_thinking(
+    task: LoadedTask, protocol: ProtocolName, items: Sequence[ItemRequests], markers: ThinkingMarkers
+) -> None:
+    scored = [p for item in items for p, r in zip(item.prompts, item.requests, strict=True) if _is_scored(r)]
+    if any(markers.opened_by(prompt.context) for prompt in scored):
+        logger.warning(
+            f"task {task.task.name!r}, {protocol}: the chat template opens the thinking ({markers.start}), so the "
+            "options are read inside it, as in lm-eval; thinking_prefix clean puts them behind it"
+        )
+
+
+def _is_scored(request: Request) -> bool:
+    return isinstance(request, LoglikelihoodRequest)
 
 
 def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> SweepJob:
@@ -386,17 +442,7 @@ def sweep_spec(
         chat_template=options.chat_template,
         tasks=tuple(_task_spec(task) for task in tasks),
         protocols=options.protocols,
-        cells=tuple(
-            CellSpec(
-                condition.task.task.name,
-                condition.protocol,
-                _prompts_hash(condition.items),
-                questions_hash(condition.questions),
-                prompts_hash(condition.reference_prompts) if condition.reference_prompts else "",
-                condition.generation,
-            )
-            for condition in conditions
-        ),
+        cells=cell_specs(conditions),
         variants=tuple(variants),
         shots=options.shots,
         seed=options.seed,
@@ -406,7 +452,15 @@ def sweep_spec(
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
         leave_out_repeated=options.leave_out_repeated,
-        template_date=next((condition.template_date for condition in conditions), None),
+        primary_metric=options.primary_metric,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
+        system=options.system,
+        template_args=options.template_args,
+        thinking=options.thinking,
+        thinking_budget=options.thinking_budget,
+        keep_eos=options.keep_eos,
+        thinking_prefix=options.thinking_prefix,
+        **_written(conditions, options),
         decoding=decoding or {},
         **option_values(options, Generation),
         temperature=None if options.temperature is None else float(options.temperature),
@@ -437,6 +491,27 @@ def _stopping_json(stopping: Stopping | None) -> dict[str, Any] | None:
 def _full_items(items: str) -> str:
     """The choice of items, with the full path of a file that names them."""
     return f"@{usable_path(items[1:], 'file of items').resolve()}" if items.startswith("@") else items
+
+
+def cell_specs(conditions: Sequence[Condition]) -> tuple[CellSpec, ...]:
+    """What each (task, protocol) asks, for the spec."""
+    return tuple(
+        CellSpec(
+            condition.task.task.name,
+            condition.protocol,
+            _prompts_hash(condition.items),
+            questions_hash(condition.questions),
+            prompts_hash(condition.reference_prompts) if condition.reference_prompts else "",
+            condition.generation,
+        )
+        for condition in conditions
+    )
+
+
+def _written(conditions: Sequence[Condition], options: SweepOptions) -> dict[str, Any]:
+    """What the model's tokenizer and chat template make of the options, alike in all conditions."""
+    names = ("template_date", "think_tokens", "appended")
+    return {name: getattr(conditions[0], name) for name in names} if conditions else {}
 
 
 def _task_files(tasks: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models import encode
@@ -35,14 +36,16 @@ def fewshot_prompts(
     protocol: ProtocolName,
     *,
     data_dir: Path | None,
-    chat_template: bool,
-    template_date: str | None = None,
+    **wording: Any,
 ) -> list[tuple[int, ...]]:
     """Up to `MAX_PROMPTS` prompts made of few-shot examples, in the protocol's own format.
 
     Each example of a seeded draw takes the place of the question, after as many other examples (of its own
     subject, where examples are drawn by subject) as the scored items have; under the likelihood protocols its right
     answer follows.
+
+    Args:
+        wording: options of `lensprune.protocols.prompting.PromptOptions`.
 
     Raises:
         UserError: no example is left that is not scored, or one can't become a prompt.
@@ -65,7 +68,7 @@ def fewshot_prompts(
         raise LensPruneError(f"a reference prompt of task {task.task.name} holds a scored item")
     form = protocol_named(protocol).format_of(task.task)
     try:
-        built = build_requests(model, replace(task, items=tuple(items)), protocol, chat_template, template_date)
+        built = build_requests(model, replace(task, items=tuple(items)), protocol, **wording)
         right = [form.gold(example.item.doc) if isinstance(form, MultipleChoiceFormat) else 0 for example in built]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(

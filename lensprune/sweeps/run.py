@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, op
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
 from lensprune.sweeps.screening import rule_of, screened
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.thinking_prefix import with_clean_thinking
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
 
@@ -48,8 +49,17 @@ def sweep(
     reference: str | Path = FEWSHOT,
     mean_mode: str = "pooled",
     leave_out_repeated: bool = False,
+    primary_metric: str | None = None,
     chat_template: bool = False,
     template_date: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    fewshot_as_multiturn: bool = False,
+    system: str | None = None,
+    keep_eos: bool = False,
+    thinking: str = "auto",
+    think_tokens: tuple[str, str] | None = None,
+    thinking_budget: int | None = None,
+    thinking_prefix: str | None = None,
     max_new_tokens: int | None = None,
     until: Sequence[str] = (),
     until_only: bool = False,
@@ -101,8 +111,23 @@ def sweep(
             all positions) or ``per_position``.
         leave_out_repeated: leave out items that are among their own few-shot examples, because a row is in two splits;
             without it they are kept, as in lm-eval, with a warning.
+        primary_metric: that decides whether a generated answer is right, like ``equal,boxed``; ``None`` takes the
+            task's own, which is lm-eval's.
         chat_template: put prompts into the model's chat format.
         template_date: date that a chat template with a clock writes, YYYY-MM-DD; ``None`` is 2024-07-26 on any day.
+        template_args: more variables of the chat template, by name.
+        fewshot_as_multiturn: in the chat format, each few-shot example is a turn of its own, instead of all being part
+            of one message.
+        system: system prompt, in front of the task's description.
+        keep_eos: keep the end token that some tokenizers append to a prompt, as lm-eval does; without it, it is left
+            out, and the spec says so.
+        thinking: ``on`` and ``off`` set the chat template's ``enable_thinking``; ``auto`` leaves it as it is. In the
+            chat format, what a model thinks is told apart from its answer: see `lensprune.protocols.thinking`.
+        think_tokens: where thinking starts and ends; ``None`` takes known ones of the tokenizer, such as ``<think>``
+            and ``</think>``, in the chat format, and none without it.
+        thinking_budget: tokens after which the end of thinking is forced; ``None``: never.
+        thinking_prefix: ``clean`` lets the options of the likelihood protocols be read after the clean model's own
+            thinking, up to the budget, under every variant.
         max_new_tokens: most new tokens per text, under ``generate``; ``None`` takes the task's own number.
         until: stop strings beside the task's own, or instead of them with `until_only`.
         generation_config: ``none`` ignores the model's generation config: penalties, suppressed tokens, end tokens.
@@ -167,6 +192,8 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     execution = replace(job.spec.execution, executor=executor.name)
     job = replace(job, spec=replace(job.spec, execution=execution))
     existing = None if folder is None else check_out_folder(folder)
+    if options.thinking_prefix is not None:
+        job = with_clean_thinking(job, executor, folder, progress)
     if options.screen is not None:
         job = screened(job, executor, existing, progress)
     job = with_noise(job, executor, model, existing, progress)

@@ -88,8 +88,11 @@ class GenerationFormat:
     right answers are an `AnyOf`. `example`, where given, is the format of the few-shot examples. `measures` are more
     metrics by name, functions of the whole text and the row; they never decide `correct`.
     `filters` are tried separately, each giving one metric ``exact_match,<filter name>``; the first one
-    whose name is `primary_filter` decides `correct`. `matches(prediction, target)` is lm-eval's exact_match with
-    the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g. ``"18"``).
+    whose name is `primary_filter` decides `correct`. `own_filters` are more of them, which lm-eval's task does not
+    have. With `equals(prediction, doc)`, which compares values instead of spellings, each filter gives
+    ``equal,<filter name>`` too; `primary_match` says which of the two decides. `matches(prediction, target)` is
+    lm-eval's exact_match with the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g.
+    ``"18"``).
     `is_answer(prediction)` tells an answer, right or wrong, from a text that holds none (a letter task's
     "I think"); it names the failure and never changes a metric. `samples` texts are sampled of each item; ``None`` for
     `top_p` and `top_k` leaves them to the model's generation config.
@@ -113,6 +116,15 @@ class GenerationFormat:
     top_p: float | None = None
     top_k: int | None = None
     samples: int = 1
+    own_filters: tuple[Filter, ...] = ()
+    equals: Callable[[str, Doc], bool] | None = None
+    primary_match: Literal["exact_match", "equal"] = "exact_match"
+
+    @property
+    def extracted_metrics(self) -> list[str]:
+        """Names of the metrics that compare what a filter extracts; any of them can decide `correct`."""
+        matches = ("exact_match",) if self.equals is None else ("exact_match", "equal")
+        return [f"{match},{one.name}" for match in matches for one in (*self.filters, *self.own_filters)]
 
 
 PromptFormat = MultipleChoiceFormat | GenerationFormat

@@ -10,6 +10,7 @@ from typing import Literal
 from lensprune.tasks.base import Doc, GenerationFormat, MultipleChoiceFormat, PromptFormat, ProtocolName
 from lensprune.tasks.filters import exact_match, first_line
 from lensprune.tasks.measures import letter_or_text
+from lensprune.tasks.stated import StatedLetter
 
 __all__ = [
     "LETTER_UNTIL",
@@ -82,7 +83,8 @@ def letter_generation(
     """Protocol ``generate`` of a multiple-choice task: lm-eval's ``mmlu_generative`` convention.
 
     The prompt is that of `letter_choice`; the first line, without case and punctuation, must be the letter.
-    The metric ``letter_or_text`` takes a sentence too that names the right option by its letter or its text.
+    The metric ``letter_or_text`` takes a sentence too that names the right option by its letter or its text; the filter
+    ``stated`` the letter that a longer text states last (`StatedLetter`).
     `max_new_tokens` is small because an answer is one letter; lm-eval's own limit is 256.
     """
 
@@ -103,6 +105,7 @@ def letter_generation(
             exact_match(text, letter, ignore_case=True, ignore_punctuation=True) for letter in ascii_uppercase
         ),
         measures={"letter_or_text": lambda text, doc: letter_or_text(text, options(doc)) == gold(doc)},
+        own_filters=(StatedLetter(),),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 from lensprune.tasks.base import Doc, GenerationFormat, MultipleChoiceFormat, PromptFormat, ProtocolName
@@ -11,6 +12,7 @@ from lensprune.tasks.distractors import number_options, parse_number
 from lensprune.tasks.filters import FLEXIBLE_NUMBER, RegexFilter, exact_match
 from lensprune.tasks.formats import AnswerForm, choose_from, letter_choice
 from lensprune.tasks.measures import last_number
+from lensprune.tasks.stated import BoxedFilter, stated_number
 
 __all__ = ["NUMBER_OPTIONS", "contains_digit", "number_choices", "number_generation", "numeric_chance"]
 
@@ -73,7 +75,8 @@ def number_generation(
     ``strict-match`` finds the number after the phrase that the few-shot examples use (`strict_pattern`),
     ``flexible-extract`` the last number of the text. `max_new_tokens` is lm-eval's default. `also_ignored`: patterns
     removed before the comparison beside GSM8K's, such as what stands in front of the number in `target`. The metric
-    ``last_number`` compares the last number of the text as a number.
+    ``last_number`` compares the last number of the text as a number. ``boxed`` takes what the text puts in a box, and
+    ``equal`` compares what a filter extracts as a number (`stated_number`): both are lensprune's own.
     """
     return GenerationFormat(
         context=prompt,
@@ -89,6 +92,8 @@ def number_generation(
         display_gold=lambda doc: f"{parse_number(answer(doc)):f}",
         is_answer=contains_digit,
         measures={"last_number": lambda text, doc: last_number(text) == parse_number(answer(doc))},
+        own_filters=(BoxedFilter(),),
+        equals=lambda text, doc: stated_number(text) == Fraction(parse_number(answer(doc))),
     )
 
 

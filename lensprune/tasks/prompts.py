@@ -18,7 +18,7 @@ from lensprune.tasks.base import (
 )
 from lensprune.tasks.filters import answers_of
 
-__all__ = ["build_context", "fewshot_example", "format_of", "prompt_hash", "prompt_strings"]
+__all__ = ["build_context", "example_turns", "fewshot_example", "format_of", "prompt_hash", "prompt_strings"]
 
 
 def format_of(task: Task, protocol: ProtocolName) -> PromptFormat:
@@ -32,17 +32,23 @@ def format_of(task: Task, protocol: ProtocolName) -> PromptFormat:
     return task.formats[protocol]
 
 
-def fewshot_example(fmt: PromptFormat, doc: Doc) -> str:
-    """One worked example: question, delimiter, answer, and the delimiter to what follows.
-
-    lm-eval leaves both delimiters and the answer away when the answer is empty.
-    """
+def example_turns(fmt: PromptFormat, doc: Doc) -> tuple[str, str]:
+    """Question and answer of one worked example."""
     if isinstance(fmt, GenerationFormat):
         question, answer = fmt.context(doc), fmt.target(doc)
     elif fmt.continuation is not None:
         question, answer = fmt.context(doc) + fmt.choices(doc)[fmt.gold(doc)], fmt.continuation(doc)
     else:
         question, answer = fmt.context(doc), fmt.choices(doc)[fmt.gold(doc)]
+    return question, answer
+
+
+def fewshot_example(fmt: PromptFormat, doc: Doc) -> str:
+    """One worked example: question, delimiter, answer, and the delimiter to what follows.
+
+    lm-eval leaves both delimiters and the answer away when the answer is empty.
+    """
+    question, answer = example_turns(fmt, doc)
     return f"{question}{fmt.target_delimiter}{answer}{fmt.fewshot_delimiter}" if answer else question
 
 

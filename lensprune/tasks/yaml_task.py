@@ -455,6 +455,7 @@ class _TaskFile:
             description=form.description,
             is_answer=form.is_answer,
             measures=form.measures,
+            own_filters=form.own_filters,
             target_delimiter=self._target_delimiter,
             fewshot_delimiter=self._fewshot_delimiter,
         )

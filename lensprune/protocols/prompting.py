@@ -1,0 +1,62 @@
+"""How prompts are written and answers read, whatever the task: chat format, system prompt, thinking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lensprune.errors import UserError
+from lensprune.models.base import HookedModel
+from lensprune.protocols.chat import check_chat_template, thinking_arguments
+from lensprune.protocols.thinking import ThinkingMarkers, markers_of
+
+__all__ = ["PromptOptions", "Prompting", "prompting_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """Options of a sweep with these names, as they were asked for; see `lensprune.sweep`."""
+
+    chat_template: bool = False
+    template_date: str | None = None
+    template_args: Mapping[str, Any] | None = None
+    fewshot_as_multiturn: bool = False
+    system: str | None = None
+    keep_eos: bool = False
+    thinking: str = "auto"
+    think_tokens: tuple[str, str] | None = None
+    thinking_budget: int | None = None
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """What `asked` means to one model: the variables that its chat template is given, those for thinking included, and
+    its think tokens; ``None`` where no thinking is told apart."""
+
+    asked: PromptOptions
+    template_args: Mapping[str, Any]
+    markers: ThinkingMarkers | None
+
+
+def prompting_of(model: HookedModel, asked: PromptOptions) -> Prompting:
+    """Check options against the model's tokenizer, and find its think tokens.
+
+    Without the chat format nothing is told apart unless think tokens are given: a base model reads none.
+
+    Raises:
+        UserError: what the chat template or the tokenizer does not have.
+    """
+    tokenizer, name = model.tokenizer, model.facts.name
+    if asked.chat_template:
+        check_chat_template(tokenizer, name, asked.template_date, asked.template_args)
+    marked = asked.chat_template or asked.think_tokens is not None
+    markers = markers_of(tokenizer, name, asked.think_tokens) if marked else None
+    arguments: dict[str, Any] = {}
+    if asked.chat_template:
+        arguments = thinking_arguments(tokenizer, name, asked.thinking, markers, asked.template_args)
+    if markers is None and (asked.thinking == "on" or asked.thinking_budget is not None):
+        budget = f"a thinking budget of {asked.thinking_budget} is given"
+        what = "thinking on is asked" if asked.thinking == "on" else budget
+        raise UserError(f"{what}, and {name} has no known think tokens: name its own with think_tokens (START END)")
+    return Prompting(asked, arguments, markers)

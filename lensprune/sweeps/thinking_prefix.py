@@ -1,0 +1,162 @@
+"""Options read after the clean model's own thinking, the same under every variant."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from lensprune.ablation.variants import CLEAN
+from lensprune.engine.base import Executor
+from lensprune.errors import LensPruneError, UserError
+from lensprune.models.base import HookedModel
+from lensprune.models.tokenizers import encode, prefix_token_id
+from lensprune.protocols.base import ItemRequests, Prompt
+from lensprune.protocols.encoding import generate_request
+from lensprune.protocols.prompting import PromptOptions, prompting_of
+from lensprune.protocols.registry import protocol_named
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Response
+from lensprune.protocols.thinking import ThinkingMarkers
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.store import check_out_folder
+from lensprune.sweeps.options import SweepOptions, Wording, option_values
+from lensprune.sweeps.prepare import Condition, SweepJob, cell_specs
+from lensprune.tasks.base import MultipleChoiceFormat
+from lensprune.terminal import progress_bar
+
+__all__ = ["with_clean_thinking", "with_longest_thinking"]
+
+logger = logging.getLogger("lensprune")
+
+AFTER_END = 4
+"""Tokens behind the end of thinking that may be white space of the model's own."""
+
+
+def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, progress: bool) -> SweepJob:
+    """`job` with the clean model's thinking between each prompt and its options.
+
+    It is generated once, up to the thinking budget, with the end marker behind it and the white space that the model
+    writes there; a run in `folder` has it in its questions, and goes on with that.
+
+    Raises:
+        UserError: options that stand in the prompts themselves (winogrande).
+    """
+    markers = _markers(job.model, job.options)
+    texts = {} if folder is None or check_out_folder(folder) is None else _stored(job, Outcomes.load(folder))
+    made = []
+    for condition in job.conditions:
+        if not condition.generates:
+            place = (condition.task.task.name, condition.protocol)
+            thoughts = texts.get(place) or _generated(job, condition, markers, executor, progress)
+            condition = _after(job.model, condition, thoughts, job.options)  # noqa: PLW2901
+        made.append(condition)
+    conditions = tuple(made)
+    return replace(job, conditions=conditions, spec=replace(job.spec, cells=cell_specs(conditions)))
+
+
+def with_longest_thinking(
+    model: HookedModel, conditions: Sequence[Condition], options: SweepOptions
+) -> tuple[Condition, ...]:
+    """`conditions` with as many tokens in front of the options as thinking may have, for counting."""
+    markers = _markers(model, options)
+    longest = markers.end * ((options.thinking_budget or 0) // len(markers.end_ids))
+    return tuple(
+        own if own.generates else _after(model, own, {i.item.id: longest for i in own.items}, options)
+        for own in conditions
+    )
+
+
+def _markers(model: HookedModel, options: SweepOptions) -> ThinkingMarkers:
+    markers = prompting_of(model, PromptOptions(**option_values(options, Wording))).markers
+    if markers is None:
+        raise LensPruneError("a thinking prefix without think tokens was not refused")
+    return markers
+
+
+def _stored(job: SweepJob, run: Outcomes) -> dict[tuple[str, str], dict[str, str]]:
+    """The thinking in a run's questions, of the cells whose items and prompts are those of `job`."""
+    found = {}
+    for condition in job.conditions:
+        place = (condition.task.task.name, condition.protocol)
+        if condition.generates or place not in run.cells:
+            continue
+        rows = run.questions(*place).select(["item_id", "prompt"]).to_pylist()
+        prompts = {row["item_id"]: row["prompt"] for row in rows}
+        contexts = {item.item.id: item.prompts[0].context for item in condition.items}
+        if all(prompts.get(name, "").startswith(context) for name, context in contexts.items()):
+            found[place] = {name: prompts[name][len(context) :] for name, context in contexts.items()}
+    return found
+
+
+def _generated(
+    job: SweepJob, condition: Condition, markers: ThinkingMarkers, executor: Executor, progress: bool
+) -> dict[str, str]:
+    """What the clean model thinks of each item, by its id."""
+    model, task, budget = job.model, condition.task.task.name, job.options.thinking_budget or 0
+    encoder = partial(encode, model, keep_eos=job.options.keep_eos)
+    room = budget + len(markers.forced_ids) + AFTER_END
+    requests: list[GenerateRequest] = []
+    for item in condition.items:
+        context, where = item.prompts[0].context, f"task {task!r}, item {item.item.id}"
+        if any(prompt.context != context for prompt in item.prompts):
+            raise UserError(
+                f"task {task!r} has its options in the prompts under protocol {condition.protocol}, so no thinking can "
+                "stand in front of them: leave the thinking prefix out"
+            )
+        asked, _ = generate_request(encoder, prefix_token_id(model), model.facts.n_ctx, context, (), room, where)
+        thinking = markers.in_answer_to(context)
+        requests.append(replace(asked, thinking=thinking, forced_end=markers.forced_after(budget), item=item.item.id))
+    bar: Any
+    with progress_bar(shown=progress, total=len(requests)) as bar:
+        bar.set_description(f"{task} thinking")
+        [answered] = executor.run(requests, [CLEAN], progress=bar.update)
+    thoughts = {
+        item.item.id: _thought(model, request, response, markers, budget)
+        for item, request, response in zip(condition.items, requests, answered.responses, strict=True)
+    }
+    empty = sum(not text for text in thoughts.values())
+    if empty:
+        logger.warning(
+            f"task {task!r}, {condition.protocol}: the clean model thinks in {len(thoughts) - empty} of "
+            f"{len(thoughts)} items; in the others the options follow the prompt"
+        )
+    return thoughts
+
+
+def _thought(
+    model: HookedModel, request: GenerateRequest, response: Response, markers: ThinkingMarkers, budget: int
+) -> str:
+    """The text of the thinking with both markers, and the white space behind it; empty where there is none."""
+    if not isinstance(response, GenerateResponse) or request.thinking is None:
+        raise LensPruneError("expected a generation with thinking")
+    ids, end, start = list(response.token_ids), list(markers.end_ids), list(markers.start_ids)
+    ended = next((i for i in range(len(end), len(ids) + 1) if ids[i - len(end) : i] == end), None)
+    thought = ids[:ended] if ended is not None else ids[: budget - (response.stop_reason == "eos")]
+    begun = any(thought[i : i + len(start)] == start for i in range(len(thought)))
+    if not request.thinking.opened and not begun:
+        return ""
+    decode = partial(model.tokenizer.decode, skip_special_tokens=False)
+    if ended is None:
+        return str(decode([*thought, *markers.forced_ids]))
+    behind = str(decode(ids)).removeprefix(str(decode(thought)))
+    return str(decode(thought)) + behind[: len(behind) - len(behind.lstrip())]
+
+
+def _after(model: HookedModel, condition: Condition, thoughts: Mapping[str, str], options: SweepOptions) -> Condition:
+    """`condition` with a text between each item's prompt and its options."""
+    row = protocol_named(condition.protocol)
+    fmt = row.format_of(condition.task.task)
+    if not isinstance(fmt, MultipleChoiceFormat):
+        raise LensPruneError(f"protocol {condition.protocol} scores no options")
+    items: list[ItemRequests] = []
+    for item in condition.items:
+        where = f"task {condition.task.task.name!r}, item {item.item.id}"
+        prompts = tuple(Prompt(p.context + thoughts[item.item.id], p.continuation) for p in item.prompts)
+        encoder = lru_cache(maxsize=2)(partial(encode, model, keep_eos=options.keep_eos))
+        pairs = [row.ask(model, encoder, fmt, prompt, where) for prompt in prompts]
+        requests = tuple(replace(request, item=item.item.id) for request, _ in pairs)
+        items.append(replace(item, prompts=prompts, requests=requests, truncated_tokens=max(cut for _, cut in pairs)))
+    return replace(condition, items=tuple(items))

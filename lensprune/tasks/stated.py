@@ -1,0 +1,101 @@
+"""Answers as chat and reasoning models state them: boxed, bold, with units, as a fraction, or as a letter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+__all__ = ["BOXED", "STATED", "BoxedFilter", "StatedLetter", "stated_number"]
+
+BOXED = "boxed"
+STATED = "stated"
+
+_BOX = re.compile(r"\\f?boxed\s*\{")
+_ESCAPES = re.compile(r"\\[{}]")
+
+
+@dataclass(frozen=True)
+class BoxedFilter:
+    r"""What stands in the last ``\boxed{…}`` of a text, braces within it included; ``None`` without a whole one."""
+
+    name: str = BOXED
+
+    def __call__(self, text: str) -> str | None:
+        contents = [_braced(text, match.end()) for match in _BOX.finditer(text)]
+        whole = [content.strip() for content in contents if content is not None]
+        return whole[-1] if whole else None
+
+
+def _braced(text: str, start: int) -> str | None:
+    """`text` from `start` up to the brace that closes one opened in front of it; ``None`` if none does."""
+    depth, escaped = 1, {match.start() + 1 for match in _ESCAPES.finditer(text)}
+    for i in range(start, len(text)):
+        if text[i] in "{}" and i not in escaped:
+            depth += 1 if text[i] == "{" else -1
+            if depth == 0:
+                return text[start:i]
+    return None
+
+
+_SAID = re.compile(
+    r"""
+    (?: \\f?boxed\s*\{ \s* (?:\\text\s*\{)? | \b(?:answer|option|choice)\b (?:\s+is)? \s*:? )
+    [\s*_(\[$]* (?:\\f?boxed\s*\{)? (?:\\text\s*\{)? \(?
+    ( [b-hj-z] (?![\w'’]) | [ai] (?= \s* (?:[.,;:)\]*_}$\n] | \Z | because\b) ) )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_BOLD = re.compile(r"\*\*\(?([A-Z])\)?[.:]?\*\*")
+_ALONE = re.compile(r"^\W*([A-Z])\W*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class StatedLetter:
+    r"""The letter that a text states as its answer last: "Answer: (B)", "the answer is B", ``\boxed{B}``.
+
+    Without such words the last letter in bold, and without one the last that is a line of its own. ``None`` if there is
+    none of these.
+    """
+
+    name: str = STATED
+
+    def __call__(self, text: str) -> str | None:
+        for pattern in (_SAID, _BOLD, _ALONE):
+            found = pattern.findall(text)
+            if found:
+                return str(found[-1]).upper()
+        return None
+
+
+_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)\s*(\d))")
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_DROPPED = re.compile(r"\\(?:left|right|[!,;: ()\[\]$%])|[$€£%*_`~]")
+_ALGEBRA = re.compile(r"\^|\\(?:times|cdot|sqrt|pm|pi|infty)|[×√π±]|\d[eE][-+]?\d")
+_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_NUMBER = re.compile(
+    rf"(?<![\w.])([-−+]?)\s?(?:(\d+)\s+(\d+)\s*/\s*(\d+)|({_UNSIGNED})(?:\s*/\s*({_UNSIGNED}))?)(?!\d)", re.ASCII
+)
+
+
+def stated_number(text: str) -> Fraction | None:
+    r"""The one number in `text`, exactly: ``**42**``, ``$1,234.50``, ``18 dollars``, ``x = 3/4``, ``\frac{3}{4}``,
+    ``1 1/2``, ``50\%`` (50). ``None`` if there is no number, or several behind the last equals sign, or powers,
+    roots and the like.
+
+    It is read by `fractions.Fraction`, from digits alone: an algebra system would run what a model wrote as code
+    (``sympify``) or bring a parser with it (math-verify), and these answers are no algebra.
+    """
+    if _ALGEBRA.search(text):
+        return None
+    plain = _WRAPPED.sub(r" \1 ", text.replace("{,}", ","))
+    plain = _FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]} ", _DROPPED.sub("", plain))
+    found = list(_NUMBER.finditer(plain.rpartition("=")[2]))
+    if len(found) != 1:
+        return None
+    sign, whole, over, under, number, divisor = found[0].groups()
+    numbers = [Fraction(part.replace(",", "")) for part in (over or number, under or divisor or "1")]
+    if not numbers[1]:
+        return None
+    value = numbers[0] / numbers[1] + (Fraction(whole) if whole else 0)
+    return -value if sign in ("-", "−") else value
