@@ -108,9 +108,19 @@ def pair_from_texts(model: Any, clean: str, corrupt: str, answer: str, wrong: st
 
     Args:
         model: from `load_model`, or whatever else `as_hooked_model` accepts.
+        clean, corrupt: two prompts of equally many tokens, which differ in what decides the answer.
+        answer, wrong: what continues the clean prompt, and what continues the corrupt one.
+
+    Returns:
+        The pair in the model's tokens.
 
     Raises:
         UserError: prompts of unequal length, or answers that have no differing token.
+
+    Examples:
+        >>> pair = lp.pair_from_texts(model, "3 + 4 =", "5 + 4 =", " 7", " 9")
+        >>> len(pair.clean) == len(pair.corrupt), pair.answer != pair.wrong
+        (True, True)
     """
     hooked = as_hooked_model(model)
     rows = []

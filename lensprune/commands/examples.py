@@ -27,6 +27,7 @@ EXAMPLES = {
     ],
     "fidelity": ["lensprune fidelity --model smollm2-135m --task kv_retrieval --limit 24"],
     "power": ["lensprune power --parts 30 --n 50 --n 200"],
+    "noise": ["lensprune noise --model smollm2-135m --dtype bfloat16 --task facts --limit 50 --out runs/noise"],
     "primitives": ["lensprune primitives --model toy-distilled --limit 24 --out runs/primitives"],
     "paper": ["lensprune paper --model smollm2-135m --preset smoke"],
     "analyse": [

@@ -119,7 +119,8 @@ _TAKEN = frozenset(
             "figures",
             "finished",
         ),
-        *("folder", "heads_and_groups", "item", "load", "n_expected", "n_finished", "open_book_gap", "overlap", "plot"),
+        *("folder", "heads_and_groups", "is_stored", "item", "load", "n_expected", "n_finished", "n_stored"),
+        *("open_book_gap", "overlap", "plot", "samples"),
         *("plot_data", "protocol_gap", "questions", "ranked", "records", "report", "save", "screen", "screen_quality"),
         *("select", "signatures", "spec", "summary", "task_named"),
     }

@@ -92,6 +92,11 @@ def noise(
 
     Raises:
         UserError: as `sweep`.
+
+    Examples:
+        >>> table = lp.noise("toy-distilled", "facts", "continuation", limit=4, dtype="bfloat16", progress=False)
+        >>> table.columns[:6].tolist()
+        ['task', 'protocol', 'way', 'n', 'lost', 'won']
     """
     options = SweepOptions.given(variants=VariantSelection(), **option_values(locals(), SweepOptions))
     job = prepare(model, options)

@@ -129,7 +129,7 @@ def sweep(
         thinking_prefix: ``clean`` lets the options of the likelihood protocols be read after the clean model's own
             thinking, up to the budget, under every variant.
         max_new_tokens: most new tokens per text, under ``generate``; ``None`` takes the task's own number.
-        until: stop strings beside the task's own, or instead of them with `until_only`.
+        until, until_only: stop strings, beside the task's own or instead of them.
         generation_config: ``none`` ignores the model's generation config: penalties, suppressed tokens, end tokens.
         temperature: above 0, texts are sampled, with random numbers that depend on (seed, item, sample, position)
             alone, so variants are coupled to the clean model; ``None`` takes the task's own, most often 0.

@@ -29,25 +29,32 @@ def task(
     shots: int = 0,
     max_new_tokens: int = 16,
 ) -> Callable[[F], F]:
-    """Decorator: make a function that returns rows a task, known by the function's name (or by `name`)::
-
-        @lp.task(prompt="The capital of {country} is", answer="{capital}")
-        def capitals():
-            return [{"country": "France", "capital": "Paris"}, {"country": "Peru", "capital": "Lima"}]
+    """Make a function that returns rows a task, known by the function's name (or by `name`); a decorator.
 
     The function's keyword parameters, all with a default, are the task's parameters, as for `register_task`.
 
     Args:
-        prompt, answer: text with columns in braces, or a function of a row. A blank parts them.
+        prompt, answer: text with columns in braces, or a function of a row. A space joins the two.
         options: the column that holds a row's options, options that all rows share, or a function of a row. The answer
             is one of them, and the task has all three protocols. Without options it has ``generate`` alone: the first
             line of the text must be the answer, whatever its case and punctuation.
+        name: of the task; ``None`` takes the function's.
         kind: one of `lensprune.tasks.base.TASK_KINDS`.
         shots: few-shot examples, other rows of the task.
-        max_new_tokens: of a generated answer.
+        max_new_tokens: most new tokens of a generated answer.
+
+    Returns:
+        A decorator that registers the task and gives the function back.
 
     Raises:
         UserError: a text without a column, a name that is taken or can't be one, or a parameter without a default.
+
+    Examples:
+        >>> @lp.task(prompt="The capital of {country} is", answer="{capital}")
+        ... def capitals():
+        ...     return [{"country": "France", "capital": "Paris"}, {"country": "Peru", "capital": "Lima"}]
+        >>> lp.load_task("capitals").items[0].doc["capital"]
+        'Paris'
     """
     asked, answered = _text(prompt, "prompt"), _text(answer, "answer")
     choices = None if options is None else _options(options)

@@ -169,7 +169,7 @@ def test_two_runs_are_paired_where_their_items_are_the_same(tmp_path: Path) -> N
     assert unpaired["ci_low"].isna().all()
     assert set(unpaired["note"]) == {"other items: not paired"}
     page = compare_page(a, other)
-    assert f"All {len(unpaired)} changes can&#39;t be tested: the runs used other items" in page
+    assert f"All {len(unpaired)} changes can&#39;t be tested: the runs asked other items" in page
     assert "(n 0" not in page
     with pytest.raises(UserError, match="share no"):
         runs_gap(a, layers_run(n=4, tasks=("arithmetic",)))

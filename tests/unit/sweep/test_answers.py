@@ -129,7 +129,7 @@ def test_a_stopped_sweep_asks_only_for_the_rest(
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
         stopping(patched, after, interrupt)
-        with pytest.raises(KeyboardInterrupt, match="cells and answers of unfinished ones are stored; go on"):
+        with pytest.raises(KeyboardInterrupt, match="cells and answers of unfinished ones are stored; resume with"):
             lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
     counted = stopping(monkeypatch, -1, interrupt)
     same_as(lp.resume(out, progress=False), whole)

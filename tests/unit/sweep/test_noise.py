@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 import lensprune as lp
 from lensprune.cli import main
@@ -100,6 +101,12 @@ def made(lost: list[str]) -> lp.Run:
     return lp.Run(SweepSpec.from_json(spec.to_json()), run._store)
 
 
+def legend_texts(axes: list[Axes]) -> list[str]:
+    figure = axes[0].get_figure(root=True)
+    assert figure is not None
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
 def test_small_changes_are_marked_in_table_and_figure() -> None:
     noisy, quiet = made(["item 3"]), made([])
     summary = noisy.summary()
@@ -109,13 +116,12 @@ def test_small_changes_are_marked_in_table_and_figure() -> None:
     assert marked["variant"].tolist() == [f"L{layer}.skip" for layer in range(1, 10)]
     assert top_variants(summary, "facts", "default").count("within noise") == 4
     assert "within noise" not in top_variants(quiet.summary(), "facts", "default")
-    [ax] = delta_by_depth(summary)
-    texts = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert "within noise" in texts
-    hollow = [points for points in ax.collections if len(points.get_offsets()) == 9]
-    assert np.asarray(hollow[0].get_offsets())[:, 0].tolist() == list(range(1, 10))
-    [ax] = delta_by_depth(quiet.summary())
-    assert "within noise" not in [text.get_text() for text in ax.get_legend().get_texts()]
+    axes = delta_by_depth(summary)
+    assert "within noise" in legend_texts(axes)
+    [crosses] = [line for line in axes[0].lines if line.get_gid() == "noise"]
+    assert np.asarray(crosses.get_xdata()).tolist() == list(range(1, 10))
+    assert not [line for line in axes[1].lines if line.get_gid() == "noise"]
+    assert "within noise" not in legend_texts(delta_by_depth(quiet.summary()))
 
 
 def test_noise_that_is_none() -> None:
