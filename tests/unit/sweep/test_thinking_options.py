@@ -314,3 +314,15 @@ def test_a_model_that_does_not_think_reads_the_options_after_the_prompt(
     assert "the clean model thinks in 0 of 3 items" in caplog.text
     plain = sweep(qwen, **asked)
     assert run.records()["gold_logprob"].equals(plain.records()["gold_logprob"])
+
+
+def test_a_thinking_prefix_follows_the_generation_config(tmp_path: Path) -> None:
+    """A penalty changes what the clean model thinks, unless the config is ignored; the spec says which it was."""
+    folder = save_chat_folder("deepseek", tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.9}', encoding="utf-8")
+    asked: dict[str, Any] = {"tasks": "facts", "protocols": "continuation", "chat_template": True}
+    asked |= {"thinking_budget": 9, "thinking_prefix": "clean"}
+    penalised, free = sweep(folder, **asked), sweep(folder, **asked, generation_config="none")
+    assert penalised.spec.decoding["repetition_penalty"] == 1.9
+    assert "repetition_penalty" not in free.spec.decoding
+    assert prompt_of(penalised) != prompt_of(free)
