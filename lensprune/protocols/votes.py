@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from lensprune.protocols.base import Outcome
 from lensprune.tasks.base import GenerationFormat, PromptFormat
+from lensprune.tasks.stated import stated_number
 
 __all__ = ["with_votes"]
 
@@ -15,8 +16,8 @@ def with_votes(fmt: PromptFormat, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The outcomes of one item's samples, in order, each with two metrics of all of them.
 
     ``pass@1``: the share of right samples. ``maj@k`` (k samples): whether the answer is right that most samples give,
-    the earliest of several such; answers are the same where the task's comparison matches them, and samples without an
-    answer don't vote.
+    the earliest of several such; answers are the same where the task's comparison matches them, or where they are equal
+    numbers if equality decides, and samples without an answer don't vote.
     """
     metrics = {
         "pass@1": sum(outcome.correct for outcome in outcomes) / len(outcomes),
@@ -39,4 +40,7 @@ def _majority_is_right(fmt: PromptFormat, outcomes: Sequence[Outcome]) -> bool:
 def _same(fmt: PromptFormat, a: str | None, b: str | None) -> bool:
     if a == b or a is None or b is None:
         return a == b
-    return isinstance(fmt, GenerationFormat) and fmt.matches(a, b)
+    if not isinstance(fmt, GenerationFormat):
+        return False
+    number = stated_number(a) if fmt.primary_match == "equal" else None
+    return fmt.matches(a, b) or (number is not None and number == stated_number(b))

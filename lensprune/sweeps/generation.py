@@ -25,6 +25,9 @@ def with_settings(tasks: Sequence[LoadedTask], options: SweepOptions) -> list[Lo
     """
     given = given_options(options, Generation, TokenSampling)
     formats = [protocol_named(name).format_of(task.task) for task in tasks for name in options.protocols]
+    if options.thinking_prefix is not None:
+        # The thinking is generated under it.
+        given.pop("generation_config", None)
     if given and not any(isinstance(fmt, GenerationFormat) for fmt in formats):
         name = next(iter(given)).replace("_", "-")
         raise UserError(f"--{name} is given, and nothing is generated: choose the protocol generate, or leave it out")

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.engine.base import Executor
+from lensprune.engine.greedy import GreedyRules
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode, prefix_token_id
@@ -18,7 +19,7 @@ from lensprune.protocols.base import ItemRequests, Prompt
 from lensprune.protocols.encoding import generate_request
 from lensprune.protocols.prompting import PromptOptions, prompting_of
 from lensprune.protocols.registry import protocol_named
-from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Response
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, GenerationConfigUse, Response
 from lensprune.protocols.thinking import ThinkingMarkers
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.store import check_out_folder
@@ -54,7 +55,9 @@ def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, 
             condition = _after(job.model, condition, thoughts, job.options)  # noqa: PLW2901
         made.append(condition)
     conditions = tuple(made)
-    return replace(job, conditions=conditions, spec=replace(job.spec, cells=cell_specs(conditions)))
+    decoding = GreedyRules(job.model, job.options.generation_config).recorded
+    spec = replace(job.spec, cells=cell_specs(conditions), decoding=decoding)
+    return replace(job, conditions=conditions, spec=spec)
 
 
 def with_longest_thinking(
@@ -107,8 +110,15 @@ def _generated(
                 "stand in front of them: leave the thinking prefix out"
             )
         asked, _ = generate_request(encoder, prefix_token_id(model), model.facts.n_ctx, context, (), room, where)
-        thinking = markers.in_answer_to(context)
-        requests.append(replace(asked, thinking=thinking, forced_end=markers.forced_after(budget), item=item.item.id))
+        requests.append(
+            replace(
+                asked,
+                thinking=markers.in_answer_to(context),
+                forced_end=markers.forced_after(budget),
+                item=item.item.id,
+                generation_config=cast(GenerationConfigUse, job.options.generation_config),
+            )
+        )
     bar: Any
     with progress_bar(shown=progress, total=len(requests)) as bar:
         bar.set_description(f"{task} thinking")

@@ -403,10 +403,11 @@ def test_resume_asks_for_what_the_spec_holds() -> None:
     model = tiny("llama")
     spread = {"executor": "ray:hooked", "workers": 5, "ray_address": "auto"}
     narrow = {"until_width": 0.2, "limit": 3}
-    here = {name: value for name, value in SOME_VALUES.items() if name not in {*spread, "until_width"}}
+    drawn = {name: SOME_VALUES[name] for name in SAMPLED}
+    here = {name: value for name, value in SOME_VALUES.items() if name not in {*spread, *drawn, "until_width"}}
     here |= {"executor": "hooked"}
-    assert {*here, *spread, *narrow} == set(DECLARED)
-    for given in (here, narrow, {**spread, "limit": 3}):
+    assert {*here, *spread, *narrow, *drawn} == set(DECLARED)
+    for given in (here, narrow, drawn, {**spread, "limit": 3}):
         options = SweepOptions.given("facts", "generate", VariantSelection("heads", "mean"), **given)
         asked = [Condition(load_task("facts", limit=2), "generate", (), ())]
         spec = sweep_spec(model, model.facts, asked, options, [variant_to_json(lp.CLEAN)], with_reference=True)

@@ -33,6 +33,7 @@ def cell(
             failure="cut_off" if i < cut_off else None,
             thinking=None if length is None else "x" * length,
             n_thinking_tokens=length,
+            text="" if i < cut_off else " A",
         )
         for i, length in enumerate(lengths)
     ]

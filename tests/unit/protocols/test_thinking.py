@@ -152,9 +152,9 @@ def test_requests_say_where_thinking_is() -> None:
         (
             "qwen",
             {"thinking_budget": 16},
-            "thinking budget 16 leaves no room .* up to 16 tokens, and 1 end the thinking",
+            "thinking budget of 16 tokens and the 1 that end it leave no room for an answer in 16 new tokens",
         ),
-        ("qwen", {"thinking_budget": 15}, "thinking budget 15 leaves no room"),
+        ("qwen", {"thinking_budget": 15}, "thinking budget of 15 tokens and the 1 that end it leave no room"),
         ("qwen", {"template_args": {"enabl": 1}}, "template argument 'enabl' .* did you mean enable_thinking"),
         ("deepseek", {"template_args": {"effort": 1}}, "it offers no argument"),
         ("qwen", {"template_args": {"answer": 1}}, "'answer' .* it offers enable_thinking \\(as"),

@@ -41,3 +41,9 @@ def test_answers_are_the_same_where_the_task_says_so() -> None:
     assert with_votes(form, outcomes)[0].metrics["maj@5"] == 1.0
     assert with_votes(FORMAT, outcomes)[0].metrics["maj@5"] == 0.0
     assert with_votes(choice_format(), outcomes)[0].metrics["maj@5"] == 0.0
+
+
+def test_equal_numbers_are_the_same_where_equality_decides() -> None:
+    outcomes = [outcome(0, p != "8", prediction=p) for p in ("8", "1/2", "0.5", "8", r"\frac{1}{2}", "two")]
+    assert with_votes(generation_format(primary_match="equal"), outcomes)[0].metrics["maj@6"] == 1.0
+    assert with_votes(FORMAT, outcomes)[0].metrics["maj@6"] == 0.0

@@ -22,7 +22,7 @@ from tests.helpers.killing import fork, wait
 GIVEN = {
     0: LoglikelihoodResponse(-1.1 / 3, True, 2),
     3: LoglikelihoodResponse(-math.inf, False, 1),
-    5: GenerateResponse("a\n\ud800 b", (5, 7), "stop_string"),
+    5: GenerateResponse("a\n\ud800 b", (5, 7), "stop_string", "c\ud800", n_thinking_tokens=1, thinking_ended=False),
 }
 SWEEP: dict[str, Any] = {"variants": "attention", "limit": 6, "progress": False}
 CHAINS = "arithmetic[operands=3,largest=9,subtract=True]"

@@ -78,7 +78,9 @@ def test_a_budget_is_part_of_the_spec(qwen: Path, tmp_path: Path) -> None:
         sweep(qwen, tmp_path / "run", **ASKED, thinking_budget=4)
     other = sweep(qwen, **ASKED, thinking_budget=4)
     assert other.spec.cells[0].prompts_hash != run.spec.cells[0].prompts_hash
-    with pytest.raises(UserError, match="thinking budget 4096 leaves no room for an answer: task 'arithmetic"):
+    with pytest.raises(
+        UserError, match="thinking budget of 4096 tokens and the 1 that end it leave no room for an answer in 8 new"
+    ):
         sweep(qwen, **ASKED, thinking_budget=4096)
 
 
@@ -113,6 +115,52 @@ def test_both_executors_tell_thinking_apart_alike(qwen: Path) -> None:
     assert set(fast.records()["n_thinking_tokens"] > 0) == {True, False} or fast.records()["text"].any()
 
 
+def test_samples_think_within_a_budget_alike_in_both_executors(tmp_path: Path) -> None:
+    """Sampling, a forced end, stop strings and a limit on new tokens, together."""
+    folder, out = save_chat_folder("deepseek", tmp_path / "model"), tmp_path / "run"
+    asked: dict[str, Any] = {
+        **ASKED,
+        "think_tokens": ("<think>", "t"),
+        "thinking_budget": 8,
+        "max_new_tokens": 16,
+        "until": [")", "p"],
+        "temperature": 0.7,
+        "samples": 2,
+        "seed": 3,
+    }
+    run = sweep(folder, out, **asked)
+    records = run.records()
+    columns = [name for name in records.columns if name != "metrics"]
+    slow = sweep(folder, **asked, executor="hooked", batch_tokens=60).records()
+    assert slow[columns].equals(records[columns])
+    assert records["item_id"].tolist() == [str(item) for _ in range(4) for item in (0, 0, 1, 1, 2, 2)]
+    assert records["sample"].tolist() == [0, 1] * 12
+    assert records["thinking"].iloc[0] != records["thinking"].iloc[1]
+    # The end is forced after 8 tokens, markers among them, unless a sample writes it before.
+    lengths = records["n_thinking_tokens"]
+    assert lengths.max() == 8
+    assert lengths.min() < 7
+    assert records["n_tokens"].max() == 16
+    # Stop strings end answers alone.
+    assert records["thinking"].str.contains(r"[)p]").any()
+    assert (records["stop_reason"] == "stop_string").any()
+    assert not records["text"].str.contains(r"[)p]").any()
+    assert records["text"].str.len().gt(0).all()
+    table = run.plot_data("thinking_length").set_index("variant")
+    assert table["n"].tolist() == [3] * 4
+    assert table["tokens"].to_dict() == pytest.approx(lengths.groupby(records["variant"]).mean().to_dict())
+    assert table["delta"].abs().max() > 0
+    # Answers are cut off too, by the limit; what ended is the thinking.
+    assert (records["failure"] == "cut_off").any()
+    assert (table["ended"] == 1).all()
+    lose_a_cell(out)
+    assert lp.resume(out, progress=False).records().equals(records)
+    with pytest.raises(UserError, match="leave no room for an answer in 9 new tokens"):
+        sweep(folder, **{**asked, "max_new_tokens": 9})
+    with pytest.raises(UserError, match=r"temperature 0\.7 is given with a thinking prefix"):
+        sweep(folder, **{**asked, "protocols": ("continuation", "generate")}, thinking_prefix="clean")
+
+
 def test_an_end_token_behind_the_prompt_is_left_out_or_kept(tmp_path: Path) -> None:
     folder = save_chat_folder("llama", tmp_path / "model")
     tokenizer = chat_tokenizer("llama")
@@ -144,7 +192,7 @@ def test_an_end_token_behind_the_prompt_is_left_out_or_kept(tmp_path: Path) -> N
         (["--think-tokens", "<thnk>", "</think>"], "think token '<thnk>' is not a token of"),
         (["--think-tokens", "<think>"], "expected 2 arguments"),
         (["--thinking", "off", "--thinking-budget", "9"], "a thinking budget is given, and thinking is off"),
-        (["--thinking-budget", "99999"], "leaves no room for an answer"),
+        (["--thinking-budget", "99999"], "leave no room for an answer in 8 new tokens"),
         (["--primary-metric", "boxed"], "unknown primary metric of task 'arithmetic"),
     ],
 )
@@ -266,3 +314,15 @@ def test_a_model_that_does_not_think_reads_the_options_after_the_prompt(
     assert "the clean model thinks in 0 of 3 items" in caplog.text
     plain = sweep(qwen, **asked)
     assert run.records()["gold_logprob"].equals(plain.records()["gold_logprob"])
+
+
+def test_a_thinking_prefix_follows_the_generation_config(tmp_path: Path) -> None:
+    """A penalty changes what the clean model thinks, unless the config is ignored; the spec says which it was."""
+    folder = save_chat_folder("deepseek", tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.9}', encoding="utf-8")
+    asked: dict[str, Any] = {"tasks": "facts", "protocols": "continuation", "chat_template": True}
+    asked |= {"thinking_budget": 9, "thinking_prefix": "clean"}
+    penalised, free = sweep(folder, **asked), sweep(folder, **asked, generation_config="none")
+    assert penalised.spec.decoding["repetition_penalty"] == 1.9
+    assert "repetition_penalty" not in free.spec.decoding
+    assert prompt_of(penalised) != prompt_of(free)
