@@ -13,7 +13,10 @@ from lensprune.results.analyses import register_analysis
 
 __all__ = ["failures_by_layer"]
 
-_LOOKS = {"no_answer": (7, ""), "degenerate": (4, "//"), "wrong_answer": (3, ".."), "non_finite": (5, "xx")}
+_LOOKS = {
+    "no_answer": (7, ""), "cut_off": (0, "\\\\"), "degenerate": (4, "//"), "wrong_answer": (3, ".."),
+    "non_finite": (5, "xx"),
+}  # fmt: skip
 """Place in the palette, without green, which would say that all is well; and the hatching that tells kinds apart in
 grey print."""
 

@@ -18,6 +18,7 @@ from matplotlib.text import Text
 
 import lensprune as lp
 from lensprune.ablation.components import Head
+from lensprune.analysis.failures import FAILURES
 from lensprune.attribution.figures.faithfulness import faithfulness_figure
 from lensprune.attribution.figures.token_map import token_map
 from lensprune.heads.figures.removal import removal_figure
@@ -26,6 +27,7 @@ from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.drawing.style import name_points, panels, short_tasks
 from lensprune.replacement.figures import effect_against_weights, effect_by_depth
 from lensprune.results.figures.depth import delta_by_depth
+from lensprune.results.figures.failures import _LOOKS
 from lensprune.results.figures.panels import in_ranges
 from tests.helpers.made_cells import skip
 from tests.helpers.made_runs import heads_run, layers_run
@@ -327,3 +329,8 @@ def test_a_panel_at_chance_claims_nothing() -> None:
     assert not ax.collections
     assert not [patch for patch in ax.patches if patch.get_gid() == "chance"]
     assert delta_by_depth(run.summary())
+
+
+def test_every_kind_of_failure_has_a_look() -> None:
+    assert set(_LOOKS) == set(FAILURES)
+    assert len(set(_LOOKS.values())) == len(FAILURES)
