@@ -118,6 +118,12 @@ def test_small_changes_are_marked_in_table_and_figure() -> None:
     assert "within noise" not in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
+def test_texts_count_where_items_have_several_samples() -> None:
+    spec = made(["item 3"]).spec
+    sampled = replace(spec, cells=tuple(replace(cell, generation={"samples": 2}) for cell in spec.cells))
+    assert noise_table(sampled)[["n", "flipped"]].to_numpy().tolist() == [[80, 1 / 80]]
+
+
 def test_noise_that_is_none() -> None:
     run = made([])
     broken = replace(run.spec, execution=replace(run.spec.execution, noise={"facts": {"default": {"float32": 3}}}))
