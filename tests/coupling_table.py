@@ -25,6 +25,7 @@ WORKS = (
         lp.VariantSelection("heads", "zero", "0-1"),
     ),
     ("smollm2-135m", "facts", 16, 6, lp.VariantSelection("layers", "skip", "3,13,23")),
+    ("smollm2-135m", "facts", 16, 6, lp.VariantSelection("heads", "zero", "12", "0-2")),
     ("smollm2-135m", "arithmetic", 16, 6, lp.VariantSelection("layers", "skip", "3,13,23")),
 )
 """Model, task, items, samples, what is removed."""
