@@ -1,4 +1,5 @@
-"""What common random numbers save, as a Markdown table: ``python -m tests.coupling_table [--write docs/protocols.md]``.
+"""What common random numbers save, as a Markdown table:
+``python -m tests.coupling_table [--write docs/reference/protocols.md]``.
 
 Parts are removed, and each item is sampled several times. Of these samples the variance of Δμ over the random numbers
 is estimated for one sample of each item: coupled, where clean model and variant draw with the same numbers, and

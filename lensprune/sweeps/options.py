@@ -779,7 +779,8 @@ def add_options(
     declared = {declaration.name: declaration for group in groups for declaration in fields(group)}
     for name, declaration in declared.items():
         default = defaults.get(name, declaration.default)
-        text = help_of(declaration)
+        # argparse fills in what follows a percent sign.
+        text = help_of(declaration).replace("%", "%%")
         if isinstance(default, (int, float, str)) and not isinstance(default, bool) and "(default" not in text:
             text = f"{text} (default: {default})"
         elif name in defaults:

@@ -124,6 +124,12 @@ def test_small_changes_are_marked_in_table_and_figure() -> None:
     assert "within noise" not in legend_texts(delta_by_depth(quiet.summary()))
 
 
+def test_texts_count_where_items_have_several_samples() -> None:
+    spec = made(["item 3"]).spec
+    sampled = replace(spec, cells=tuple(replace(cell, generation={"samples": 2}) for cell in spec.cells))
+    assert noise_table(sampled)[["n", "flipped"]].to_numpy().tolist() == [[80, 1 / 80]]
+
+
 def test_noise_that_is_none() -> None:
     run = made([])
     broken = replace(run.spec, execution=replace(run.spec.execution, noise={"facts": {"default": {"float32": 3}}}))
