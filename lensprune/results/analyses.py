@@ -106,12 +106,44 @@ class Analysis:
 
 
 _TAKEN = frozenset(
-    (
-        "cell cells compare concentration copy_to critical_layers depth_bands effects figures finished folder "
-        "heads_and_groups is_stored item load n_expected n_finished n_stored open_book_gap overlap plot plot_data "
-        "protocol_gap questions ranked records report samples save screen screen_quality select signatures spec "
-        "summary task_named"
-    ).split()
+    [
+        "cell",
+        "cells",
+        "compare",
+        "concentration",
+        "copy_to",
+        "critical_layers",
+        "depth_bands",
+        "effects",
+        "figures",
+        "finished",
+        "folder",
+        "heads_and_groups",
+        "is_stored",
+        "item",
+        "load",
+        "n_expected",
+        "n_finished",
+        "n_stored",
+        "open_book_gap",
+        "overlap",
+        "plot",
+        "plot_data",
+        "protocol_gap",
+        "questions",
+        "ranked",
+        "records",
+        "report",
+        "samples",
+        "save",
+        "screen",
+        "screen_quality",
+        "select",
+        "signatures",
+        "spec",
+        "summary",
+        "task_named",
+    ]
 )
 """Names of a run's own parts: a plug-in's table would hide them, or overwrite their files."""
 _ANALYSES: Registry[Analysis] = Registry("analysis")
