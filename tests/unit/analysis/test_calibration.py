@@ -109,7 +109,7 @@ def test_the_table_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_one_study_leaves_the_other_rows_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there, place = tmp_path / "page.md", Path(__file__).parents[3] / "docs" / "calibration.md"
+    there, place = tmp_path / "page.md", Path(__file__).parents[3] / "docs" / "explanation" / "calibration.md"
     text = place.read_text(encoding="utf-8").replace("| 0.541 |", "| 9.99 |") + "\n## By hand\n\nkept\n"
     there.write_text(text, encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["calibration", "--study", "fidelity", "--write", str(there)])

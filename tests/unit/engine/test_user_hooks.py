@@ -93,8 +93,8 @@ def test_a_hook_is_told_the_item_of_each_row(executor: str, max_tokens: int) -> 
     ]
     asked: list[Request] = [
         *scored,
-        *(GenerateRequest((5, 6, 7), ("\x00",), 3, item) for item in ("a", "b")),
-        GenerateRequest((5, 6), ("\x00",), 3, "c"),
+        *(GenerateRequest((5, 6, 7), ("\x00",), 3, item=item) for item in ("a", "b")),
+        GenerateRequest((5, 6), ("\x00",), 3, item="c"),
     ]
     factors = {"a": 0.5, "b": -2.0, "c": 3.0, None: 1.5}
     seen = set()
@@ -257,7 +257,7 @@ def test_items_that_ask_the_same_stay_apart_where_rows_depend_on_each_other() ->
 
     asked: list[Request] = [
         *(LoglikelihoodRequest((5, 6, 7), (8, 9), item) for item in factors),
-        *(GenerateRequest((5, 6, 7), ("\x00",), 3, item) for item in factors),
+        *(GenerateRequest((5, 6, 7), ("\x00",), 3, item=item) for item in factors),
     ]
     variant = Variant("mine", hooks=((SITE, by_first_item),))
     with pytest.warns(UserWarning, match="one prompt at a time"):
