@@ -123,6 +123,22 @@ def test_both_executors_think_the_same(model: HookedModel, asked: list[ItemReque
 
 
 @pytest.mark.slow
+def test_a_sweep_lets_it_think_or_not() -> None:
+    """What the options make of it: thinking off, a budget that is enough, one that is not, and samples of each item."""
+    asked = {"limit": 40, "chat_template": True, "device": "cpu", "progress": False}
+
+    def right(**options: object) -> float:
+        run = lp.sweep("toy-thinker", [CHAINS], ["generate"], "layers", **{**asked, **options})  # type: ignore[arg-type]
+        return float(run.summary()["accuracy"].iloc[0])
+
+    assert right() >= 0.9
+    assert right(thinking="on") == right(thinking_budget=FULL_THOUGHT) == right()
+    assert right(thinking="off") <= right() - 0.3
+    assert right(thinking_budget=5) <= right() - 0.3
+    assert right(thinking_budget=FULL_THOUGHT, temperature=0.5, samples=3) >= 0.9
+
+
+@pytest.mark.slow
 def test_a_sweep_asks_it_through_its_template() -> None:
     run = lp.sweep(
         "toy-thinker", [CHAINS], ["generate"], "layers", chat_template=True, limit=40, device="cpu", progress=False
