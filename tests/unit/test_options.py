@@ -176,7 +176,7 @@ def test_commands_have_the_declared_options(name: str) -> None:
         action, declared = actions[dest], DECLARED[dest]
         assert action.metavar == declared.metadata["metavar"]
         assert action.help is not None
-        assert action.help.startswith(help_of(declared).partition(" (default")[0])
+        assert (action.help % vars(action)).startswith(help_of(declared).partition(" (default")[0])
 
 
 def test_every_command_is_compared() -> None:
