@@ -36,6 +36,8 @@ Q = 0.05
 _ACROSS = 3
 _TITLE_WIDTH = 38
 _REGION = "0.93"
+_BESIDE = 0.9
+"""Inches that the figure's title and legend take, however many rows of panels there are."""
 _CROSS: dict[str, Any] = {
     "color": "0.25", "marker": "x", "markersize": 6.5, "markeredgewidth": 0.8, "linestyle": "none",
 }  # fmt: skip
@@ -56,7 +58,9 @@ def cell_panels(
     groups = [rows for _, rows in frame.groupby(["task", "protocol"], sort=False)]
     tasks, protocols = (frame[name].nunique() for name in ("task", "protocol"))
     across = protocols if len(groups) == tasks * protocols and 1 < protocols <= _ACROSS and tasks > 1 else _ACROSS
-    _, axes = panels(len(groups), size=alone if len(groups) == 1 else size, columns=across, title=title, **shared)
+    rows = -(-len(groups) // across)
+    each = alone if len(groups) == 1 else (size[0], size[1] + _BESIDE / rows)
+    _, axes = panels(len(groups), size=each, columns=across, title=title, **shared)
     return list(zip(axes, groups, strict=True))
 
 
