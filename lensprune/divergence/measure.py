@@ -142,6 +142,11 @@ def read_answers(
     Raises:
         UserError: invalid input; a task for which the clean model has no right answer.
     """
+    if options.thinking_budget is not None:
+        raise UserError(
+            f"fidelity reads the tokens that a model chooses; a thinking budget of {options.thinking_budget} forces "
+            "some: leave thinking_budget out"
+        )
     # One answer of each item is read.
     options = replace(options, samples=1)
     loaded, text = check_before_loading(options)

@@ -22,14 +22,16 @@ __all__ = ["Generation", "Generator"]
 class Generation:
     """One request while it is answered, token by token. Made by `Generator.start`.
 
-    Tokens of a `ForcedEnd` count as generated; neither a stop string nor EOS in them ends the text.
+    Tokens of a `ForcedEnd` count as generated; neither a stop string nor EOS in them ends the text. Where thinking is
+    told apart, an end is forced only on thinking that has begun.
     """
 
     def __init__(self, request: GenerateRequest, matcher: StopMatcher) -> None:
         self.request = request
         self._matcher = matcher
         self._end = request.forced_end
-        """``None`` once the marker is written or forced."""
+        """``None`` once the marker is written or forced, or where there was no thinking to end."""
+        self._begun = request.thinking is None or request.thinking.opened
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -62,6 +64,9 @@ class Generation:
         if end is None or forced is None:
             reason = self._matcher.push(chosen)
             marked = end is not None and self._matcher.ends_in(end.marker_ids)
+            thinking = self.request.thinking
+            self._begun |= thinking is not None and self._matcher.ends_in(thinking.start_ids)
+            marked |= end is not None and len(self) == end.after and not self._begun
         else:
             self._matcher.force(forced)
             marked = len(self) == end.after + len(end.forced_ids)

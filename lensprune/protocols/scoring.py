@@ -136,6 +136,8 @@ def score_generation(fmt: GenerationFormat, item: Item, response: GenerateRespon
         failure = "cut_off"
     elif correct:
         failure = "none"
+    elif not response.text.strip() and response.stop_reason == "length":
+        failure = "cut_off"
     elif is_degenerate(response.text):
         failure = "degenerate"
     elif prediction is None or not fmt.is_answer(prediction):

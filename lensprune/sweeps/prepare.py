@@ -221,7 +221,22 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     if options.stopping is not None:
         for own in loaded:
             _check_cap(own, options.stopping.items[-1])
-    return with_settings(loaded, options)
+    loaded = with_settings(loaded, options)
+    if options.stopping is not None:
+        for own in loaded:
+            _check_single(own, options.protocols)
+    return loaded
+
+
+def _check_single(task: LoadedTask, protocols: Sequence[str]) -> None:
+    """Refuse a task that asks for several texts of an item by itself."""
+    for name in protocols:
+        fmt = protocol_named(name).format_of(task.task)
+        if isinstance(fmt, GenerationFormat) and fmt.samples > 1:
+            raise UserError(
+                f"task {task.task.name!r} takes {fmt.samples} samples of an item, and a sweep that stops early counts "
+                "items as right or wrong: give samples 1"
+            )
 
 
 def _check_cap(task: LoadedTask, cap: int) -> None:

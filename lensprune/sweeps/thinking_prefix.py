@@ -144,7 +144,7 @@ def _thought(
         raise LensPruneError("expected a generation with thinking")
     ids, end, start = list(response.token_ids), list(markers.end_ids), list(markers.start_ids)
     ended = next((i for i in range(len(end), len(ids) + 1) if ids[i - len(end) : i] == end), None)
-    thought = ids[:ended] if ended is not None else ids[: budget - (response.stop_reason == "eos")]
+    thought = ids[:ended] if ended is not None else ids[: -1 if response.stop_reason == "eos" else budget]
     begun = any(thought[i : i + len(start)] == start for i in range(len(thought)))
     if not request.thinking.opened and not begun:
         return ""

@@ -38,14 +38,19 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-_SAID = re.compile(
-    r"""
-    (?: \\f?boxed\s*\{ \s* (?:\\text\s*\{)? | \b(?:answer|option|choice)\b (?:\s+is)? \s*:? )
+_LETTER = r"""
     [\s*_(\[$]* (?:\\f?boxed\s*\{)? (?:\\text\s*\{)? \(?
     ( [b-hj-z] (?![\w'’]) | [ai] (?= \s* (?:[.,;:)\]*_}$\n] | \Z | because\b) ) )
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
+    """
+_ANSWER = r"""
+    (?: \\f?boxed\s*\{ \s* (?:\\text\s*\{)?
+      | \banswer\b (?:\s+is)? \s*:? (?:[\s*_]* \b(?:option|choice)\b)? )
+    """
+# What is said of an option may say that it is wrong: it counts only where no answer is named.
+_SAID = [
+    re.compile(named + _LETTER, re.IGNORECASE | re.VERBOSE)
+    for named in (_ANSWER, r"\b(?:option|choice)\b (?:\s+is)? \s*:?")
+]
 _BOLD = re.compile(r"\*\*\(?([A-Z])\)?[.:]?\*\*")
 _ALONE = re.compile(r"^\W*([A-Z])\W*$", re.MULTILINE)
 
@@ -54,14 +59,14 @@ _ALONE = re.compile(r"^\W*([A-Z])\W*$", re.MULTILINE)
 class StatedLetter:
     r"""The letter that a text states as its answer last: "Answer: (B)", "the answer is B", ``\boxed{B}``.
 
-    Without such words the last letter in bold, and without one the last that is a line of its own. ``None`` if there is
-    none of these.
+    Without such words the last option that is named, else the last letter in bold, else the last that is a line of its
+    own. ``None`` if there is none of these.
     """
 
     name: str = STATED
 
     def __call__(self, text: str) -> str | None:
-        for pattern in (_SAID, _BOLD, _ALONE):
+        for pattern in (*_SAID, _BOLD, _ALONE):
             found = pattern.findall(text)
             if found:
                 return str(found[-1]).upper()
