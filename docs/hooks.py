@@ -23,11 +23,11 @@ _TABLE = re.compile(r"<!-- table: (?:tasks|options of ([\w-]+)(?: beyond ([\w-]+
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """List every notebook in the navigation, by its title."""
+    """List every notebook in the navigation, by its title, in the order in which they are to be read."""
     [section] = [entry for entry in config.nav or [] if TUTORIALS in entry]
     section[TUTORIALS] = [
         "tutorials/index.md",
-        *({title(read(path)): f"tutorials/{path.stem}.md"} for path in sorted(NOTEBOOKS.glob("*.ipynb"))),
+        *({title(read(path)): f"tutorials/{path.stem}.md"} for path in in_reading_order()),
     ]
     return config
 
@@ -47,6 +47,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put tables where a page asks for them."""
     return _TABLE.sub(lambda found: options(found[1], found[2]) if found[1] else tasks(), markdown)
+
+
+def in_reading_order() -> list[Path]:
+    """The notebooks, each followed by the one that it names as the next."""
+    found = [min(NOTEBOOKS.glob("*.ipynb"))]
+    while (following := NOTEBOOKS / next_of(read(found[-1]))) not in found:
+        found.append(following)
+    if left := set(NOTEBOOKS.glob("*.ipynb")) - set(found):
+        raise ValueError(f"no notebook leads to {', '.join(sorted(path.name for path in left))}")
+    return found
+
+
+def next_of(notebook: dict[str, Any]) -> str:
+    """The file that a notebook's last cell names as the next to read."""
+    [name] = re.findall(r"\*\*Next:\*\* .*?\]\((\w+\.ipynb)\)", "".join(notebook["cells"][-1]["source"]))
+    return str(name)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -46,8 +46,7 @@ def test_it_opens_with_a_question_and_ends_with_its_answer(path: Path) -> None:
     assert re.search(r"minutes? on two cores", first)
     assert last.startswith("## Answer\n")
     assert "**Try** " in last
-    [target] = re.findall(r"\*\*Next:\*\* .*?\]\((\w+\.ipynb)\)", last)
-    assert (path.parent / target).is_file()
+    assert (path.parent / _next(last)).is_file()
     # A number of the answer is one that the notebook prints, or the threshold of q.
     printed = "\n".join(_shown(cell) for cell in code_cells(notebook))
     assert set(_DECIMAL.findall(last)) - set(_DECIMAL.findall(printed)) <= {"0.05"}
@@ -55,6 +54,20 @@ def test_it_opens_with_a_question_and_ends_with_its_answer(path: Path) -> None:
 
 def _shown(cell: Any) -> str:
     return "\n".join(str(out.get("text", "") or out.get("data", {}).get("text/plain", "")) for out in cell.outputs)
+
+
+def test_each_leads_to_the_next_and_the_last_to_the_first() -> None:
+    following = {path.name: _next(nbformat.read(path, as_version=4).cells[-1].source) for path in NOTEBOOKS}
+    read = [NOTEBOOKS[0].name]
+    while (name := following[read[-1]]) not in read:
+        read.append(name)
+    assert name == read[0]
+    assert sorted(read) == [path.name for path in NOTEBOOKS]
+
+
+def _next(last: str) -> str:
+    [target] = re.findall(r"\*\*Next:\*\* .*?\]\((\w+\.ipynb)\)", last)
+    return str(target)
 
 
 def test_all_have_one_set_up_cell() -> None:

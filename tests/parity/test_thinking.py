@@ -15,8 +15,8 @@ from tokenizers import processors
 
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
-from lensprune.models.base import HookedModel
 from lensprune.protocols import GenerateRequest, ItemRequests, LoglikelihoodRequest, build_requests
+from lensprune.protocols.requests import GenerateResponse
 from lensprune.protocols.stopping import StopMatcher
 from lensprune.tasks import ProtocolName, load_task, registry, task_names
 from tests.helpers import toy_task
@@ -204,6 +204,19 @@ TEXTS = (
 )
 
 
+def answered(folder: Path, ids: list[int], until: list[str]) -> GenerateResponse:
+    """What is made here of a model that writes `ids`."""
+    asked, _ = build_requests(
+        as_hooked_model(load_model(folder)), toy_task.loaded(), "generate", chat_template=True, thinking="on"
+    )
+    [request] = asked.requests
+    assert isinstance(request, GenerateRequest)
+    tokenizer = chat_tokenizer("qwen")
+    matcher = StopMatcher(tokenizer, until, {tokenizer.eos_token_id}, request.thinking)
+    reason = next((reason for token in ids if (reason := matcher.push(token)) is not None), "length")
+    return matcher.response(reason)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("as_id", [False, True])
 def test_the_answer_after_thinking(
@@ -211,7 +224,6 @@ def test_the_answer_after_thinking(
 ) -> None:
     """Of the same tokens; lm-eval's own loop would stop at a stop string inside the thinking."""
     tokenizer, lm = chat_tokenizer("qwen"), theirs(folder("qwen"), "on", {})
-    model: HookedModel = as_hooked_model(load_model(folder("qwen")))
     ids = tokenizer.encode(text, add_special_tokens=False)
     if as_id:
         lm.think_end_token = tokenizer.convert_tokens_to_ids("</think>")
@@ -220,19 +232,52 @@ def test_the_answer_after_thinking(
         return torch.cat([context, torch.tensor([ids])], dim=1)
 
     monkeypatch.setattr(lm, "_model_generate", written)
-    until = ["\n\n", "Q:"]
-    prompt = lm.apply_chat_template([{"role": "user", "content": "2 + 2?"}])
-    args = (prompt, {"until": until, "max_gen_toks": 100, "do_sample": False})
-    instance = lm_eval.api.instance.Instance("generate_until", {}, args, 0)
-    [expected] = lm.generate_until([instance], disable_tqdm=True)
-    asked, _ = build_requests(model, toy_task.loaded(), "generate", chat_template=True, thinking="on")
-    [request] = asked.requests
-    assert isinstance(request, GenerateRequest)
-    matcher = StopMatcher(tokenizer, until, {tokenizer.eos_token_id}, request.thinking)
-    reason = next((reason for token in ids if (reason := matcher.push(token)) is not None), "length")
-    assert matcher.response(reason).text == expected  # type: ignore[arg-type]
+    expected = their_answer(lm, ["\n\n", "Q:"], 100)
+    assert answered(folder("qwen"), ids, ["\n\n", "Q:"]).text == expected
     if text != "</think>":
         assert (expected != text.split("\n\n", maxsplit=1)[0]) == ("</think>" in text)
+
+
+def their_answer(lm: HFLM, until: list[str], max_new_tokens: int) -> str:
+    prompt = lm.apply_chat_template([{"role": "user", "content": "2 + 2?"}])
+    args = (prompt, {"until": until, "max_gen_toks": max_new_tokens, "do_sample": False})
+    [answer] = lm.generate_until([lm_eval.api.instance.Instance("generate_until", {}, args, 0)], disable_tqdm=True)
+    return str(answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "theirs_reads", "ours_reads", "reason"),
+    [
+        # A blank line in the thinking ends the generation there.
+        ("<think>one\n\ntwo</think>is two<eos>", "<think>one", "is two", "eos"),
+        # The thinking takes every new token.
+        ("<think>so it is four", "<think>so it is four", "", "length"),
+    ],
+)
+def test_lm_eval_reads_unfinished_thinking_as_the_answer(
+    text: str,
+    theirs_reads: str,
+    ours_reads: str,
+    reason: str,
+    folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer, lm = chat_tokenizer("qwen"), theirs(folder("qwen"), "on", {})
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    lm_evals_own = lm._model_generate
+
+    def told(context: torch.Tensor, **kwargs: Any) -> Any:
+        def only(seen: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            chosen = torch.full_like(scores, -torch.inf)
+            chosen[:, ids[seen.shape[1] - context.shape[1]]] = 0
+            return chosen
+
+        return lm_evals_own(context, logits_processor=[only], **kwargs)
+
+    monkeypatch.setattr(lm, "_model_generate", told)
+    assert their_answer(lm, ["\n\n"], len(ids)) == theirs_reads
+    said = answered(folder("qwen"), ids, ["\n\n"])
+    assert (said.text, said.stop_reason, said.thinking_ended) == (ours_reads, reason, reason == "eos")
 
 
 def test_scored_options_are_refused_with_thinking_as_in_lm_eval(folder: Callable[[str], Path]) -> None:

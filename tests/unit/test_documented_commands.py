@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import re
 import shlex
@@ -11,10 +12,16 @@ import pytest
 
 from lensprune.cli import _parser
 from lensprune.errors import UserError
+from lensprune.protocols import build_requests
+from tests.helpers.chat_models import chat_tokenizer
+from tests.helpers.toy_task import loaded, model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SETTINGS = "docs/how-to/model-settings.md"
+SETTINGS = ROOT / "docs" / "how-to" / "model-settings.md"
+REFERENCE = ROOT / "docs" / "reference" / "commands.md"
+ALIKE = {"Qwen3": "qwen", "DeepSeek-R1": "deepseek", "Llama-3.1": "llama", "gpt-oss": "channels"}
+"""Tokenizers with templates of the structure of these models'."""
 
 _BLOCK = re.compile(r"^```(?:bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:lensprune|make|python -m) [^`]+)`")
@@ -42,18 +49,40 @@ def whole(words: list[str]) -> bool:
     return "--model" in words or "--parts" in words or (len(words) > 2 and not words[2].startswith("--"))
 
 
-def marked(path: Path) -> object:
-    name = str(path.relative_to(ROOT))
-    known = parses(["lensprune", "sweep", "--model", "x", "--thinking", "on"])
-    lacking = pytest.mark.skipif(not known, reason="options of generation are not in this version")
-    return pytest.param(path, id=name, marks=[lacking] if name == SETTINGS else [])
-
-
-@pytest.mark.parametrize("path", [marked(path) for path in PAGES])
+@pytest.mark.parametrize("path", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
 def test_commands_parse(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     wrong = [shlex.join(words) for words in commands(text, "lensprune") if whole(words) and not parses(words)]
     assert not wrong
+
+
+def test_every_command_has_an_example_and_a_table_of_options() -> None:
+    [every] = [action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    text = REFERENCE.read_text(encoding="utf-8")
+    assert set(every) - {words[1] for words in commands(text, "lensprune")} == set()
+    tables = set(re.findall(r"<!-- table: options of (\w+)(?: beyond \w+)? -->", text))
+    assert tables <= set(every)
+    # `tasks` has the one option of `models`.
+    assert set(every) - tables == {"tasks"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [words for words in commands(SETTINGS.read_text(encoding="utf-8"), "lensprune") if "--model" in words],
+    ids=lambda words: Path(words[-1]).name,
+)
+def test_templates_take_the_settings_of_their_models(words: list[str]) -> None:
+    given = _parser().parse_args(words[1:])
+    [tokenizer] = [chat_tokenizer(like) for name, like in ALIKE.items() if name in given.model]
+    names = ("chat_template", "template_args", "thinking", "thinking_budget", "fewshot_as_multiturn", "system")
+    asked = build_requests(
+        model(n_ctx=2048, tokenizer=tokenizer),
+        loaded(),
+        "generate",
+        **{name: getattr(given, name) for name in names},
+    )
+    assert given.chat_template
+    assert asked
 
 
 def test_targets_and_modules_exist() -> None:
