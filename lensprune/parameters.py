@@ -46,7 +46,8 @@ def read_values(
 ) -> dict[str, Any]:
     """Values for some of the `parameters` of a function, out of text.
 
-    They are converted by annotation: ``int``, ``float``, ``bool``, ``str``, ``Literal[...]`` and unions of these.
+    They are converted by annotation: ``int``, ``float``, ``bool``, ``str``, ``Literal[...]`` and unions of these;
+    without one by the type of the default.
 
     Args:
         owner: what has the parameters, in messages, like ``task 'facts'``.
@@ -68,7 +69,9 @@ def read_values(
             if not parameters:
                 raise UserError(f"{owner} has no parameters, so {key!r} cannot be set")
             raise unknown_name(f"parameter of {owner}", key, parameters)
-        values[key] = _convert(text, hints.get(key, str), f"{owner}: parameter {key!r}")
+        default = parameters[key].default
+        guessed = type(default) if isinstance(default, (bool, int, float)) else str
+        values[key] = _convert(text, hints.get(key, guessed), f"{owner}: parameter {key!r}")
     return values
 
 

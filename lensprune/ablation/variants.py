@@ -211,12 +211,15 @@ def _no_change(given: Any) -> str:
 def variant_named(name: str) -> Variant:
     """The variant that `each_layer` and its siblings, `layer_range` or a set of components would call so.
 
-    A place and a kind of ablation, parted by a dot: ``L12.skip``, ``L12.mlp.zero``, ``L12.H3.mean``, ``L10-14.skip``,
-    ``L1.H0+L2.H3.zero``.
+    A place and a kind of ablation, separated by a dot: ``L12.skip``, ``L12.mlp.zero``, ``L12.H3.mean``,
+    ``L10-14.skip``, ``L1.H0+L2.H3.zero``; or ``clean``. A number with leading zeros means the same place.
 
     Raises:
         UserError: another form, an unknown place or kind, or a kind that is not for this place.
     """
+    if name == CLEAN.name:
+        return CLEAN
+    name = re.sub(r"(?<=[A-Z-])0+(?=\d)", "", name)
     place, _, kind = name.rpartition(".")
     components: list[Component] = []
     for label in place.split("+"):
@@ -275,7 +278,8 @@ def _as_variant(given: Any) -> Variant:
         return Variant(given.name, (given,))
     if isinstance(given, str):
         return variant_named(given)
-    if isinstance(given, (list, tuple)) and given and all(isinstance(one, Ablation) for one in given):
+    if isinstance(given, (list, tuple)) and given and all(isinstance(one, (Ablation, str)) for one in given):
+        given = [a for one in given for a in (variant_named(one).ablations if isinstance(one, str) else (one,))]
         kinds = {ablation.kind for ablation in given}
         if len(kinds) > 1:
             return Variant("+".join(ablation.name for ablation in given), tuple(given))

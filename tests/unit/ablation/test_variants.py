@@ -161,3 +161,11 @@ def test_what_stands_for_none_is_refused(given: object, message: str) -> None:
 def test_a_variant_of_something_else_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Variant("mine", **changes)  # type: ignore[arg-type]
+
+
+def test_names_that_a_run_has_can_be_given_back() -> None:
+    given = as_variants(["clean", "L01.skip", ["L1.skip", "L2.skip"], "L0.H00.zero"])
+    assert [variant.name for variant in given] == ["clean", "L1.skip", "L1+L2.skip", "L0.H0.zero"]
+    assert given[0].is_clean
+    assert given[1] == variant_named("L1.skip")
+    assert given[2] == variant_named("L1+L2.skip")
