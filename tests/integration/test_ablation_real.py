@@ -169,7 +169,9 @@ def test_a_mean_towards_the_sink_that_a_part_writes_is_told_from_its_loss(smollm
     puts a share of it everywhere."""
     variants = [Variant(f"L{layer}.mlp.mean", (Ablation(MLP(layer), "mean"),)) for layer in (11, 28)]
     found = {
-        mode: sweep(smollm2, ["facts"], ["continuation"], variants, limit=24, mean_mode=mode, progress=False).summary()
+        mode: sweep(
+            smollm2, ["facts"], ["continuation"], variants, limit=24, items="first", mean_mode=mode, progress=False
+        ).summary()
         for mode in ("pooled", "pooled_all")
     }
     accuracies = {mode: [round(24 * a) for a in table["accuracy"]] for mode, table in found.items()}
