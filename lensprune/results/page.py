@@ -13,6 +13,7 @@ import pyarrow as pa
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import claim_results
 from lensprune.analysis.critical import critical
+from lensprune.analysis.decisions import unfinished
 from lensprune.analysis.room import ACCURACY_MARGIN
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures
 from lensprune.analysis.summary import summarise
@@ -155,12 +156,12 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
     needed = critical(changed)
     signed, missing = _signatures(outcomes)
     rows = browser_rows(outcomes, most_records)
-    done, total = outcomes.n_finished, outcomes.n_expected
+    state = unfinished(outcomes)
     return render(
         "run.html",
         title=visible(f"{outcomes.spec.model}: {_counted(len(outcomes.spec.variants) - 1, 'changed model')}"),
         lead=_lead(changed, needed),
-        unfinished=f"Not finished: {done} of {total} cells are measured." if done < total else "",
+        unfinished=f"Not finished: {state}." if state else "",
         sections=_SECTIONS,
         facts=_facts(outcomes),
         cells=table(_clean_cells(outcomes, summary), _CELLS_SHOWN),

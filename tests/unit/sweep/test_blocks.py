@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 import lensprune as lp
+from lensprune.analysis.decisions import decided, next_block
 from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.sequential import Looks, loss_p
 from lensprune.analysis.summary import read_group
 from lensprune.errors import UserError
 from lensprune.results.text import top_variants
 from lensprune.runs.store import RunStore
-from lensprune.sweeps.blocks import decided, next_block
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.sweeps import sweep
@@ -140,12 +140,22 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     with pytest.raises(KeyboardInterrupt, match="lensprune resume"):
         sweep(model, out, **EARLY)
     monkeypatch.undo()
-    assert not decided(lp.Run.load(out))
+    stopped = lp.Run.load(out)
+    assert not decided(stopped)
+    # No verdict is taken before all have a block, and after the first some variants are decided.
+    n = len(early.spec.variants) - 1
+    first = int((early.summary()["n"] == LOOKS[0]).sum())
+    assert 0 < first < n
+    state = f"{first if after > n + 1 else 0} of {n} variants decided"
+    assert state in repr(stopped)
+    assert f"Not finished: {state}." in stopped.report().read_text()
     resumed = lp.resume(out, progress=False)
     assert resumed.summary().equals(early.summary())
     assert len(list((out / "records").glob("*.parquet"))) == early.n_stored
     assert not (out / "damaged").exists()
     assert next_block(resumed, TASK, PROTOCOL) is None
+    assert "decided" not in repr(resumed)
+    assert "Not finished" not in resumed.report().read_text()
     # Finished, it is only summarised again.
     monkeypatch.setattr("lensprune.sweeps.run.run_sweep", lambda *args, **options: pytest.fail("it runs again"))
     assert lp.resume(out, progress=False).summary().equals(early.summary())
