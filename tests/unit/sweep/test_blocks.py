@@ -15,6 +15,7 @@ from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.sequential import Looks, loss_p
 from lensprune.analysis.summary import read_group
 from lensprune.errors import UserError
+from lensprune.results.listing import runs_in
 from lensprune.results.text import top_variants
 from lensprune.runs.store import RunStore
 from lensprune.sweeps.options import SweepOptions
@@ -149,12 +150,14 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     state = f"{first if after > n + 1 else 0} of {n} variants decided"
     assert state in repr(stopped)
     assert f"Not finished: {state}." in stopped.report().read_text()
+    assert runs_in(out)["state"].tolist() == [state]
     resumed = lp.resume(out, progress=False)
     assert resumed.summary().equals(early.summary())
     assert len(list((out / "records").glob("*.parquet"))) == early.n_stored
     assert not (out / "damaged").exists()
     assert next_block(resumed, TASK, PROTOCOL) is None
     assert "decided" not in repr(resumed)
+    assert runs_in(out)["state"].tolist() == ["finished"]
     assert "Not finished" not in resumed.report().read_text()
     # Finished, it is only summarised again.
     monkeypatch.setattr("lensprune.sweeps.run.run_sweep", lambda *args, **options: pytest.fail("it runs again"))
