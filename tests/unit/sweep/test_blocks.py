@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 import lensprune as lp
 from lensprune.analysis.decisions import decided, next_block
@@ -20,6 +22,7 @@ from lensprune.results.text import top_variants
 from lensprune.runs.store import RunStore
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.selection import VariantSelection
+from tests.helpers.made_runs import layers_run
 from tests.helpers.sweeps import sweep
 from tests.helpers.tiny_models import folder
 
@@ -122,6 +125,28 @@ def test_pages_figures_and_items(early: lp.Run, tmp_path: Path) -> None:
     assert prompts.groupby("item_id")["prompt"].nunique().eq(1).all()
     text = top_variants(early.summary(), TASK, PROTOCOL)
     assert "at chance" in text or "  n" in text
+
+
+def test_a_run_names_at_its_own_level(tmp_path: Path) -> None:
+    lost = {"clean": 0, "L0.skip": 12, "L1.skip": 3, "L2.skip": 0}
+    run = layers_run(
+        tasks=("facts",),
+        protocols=("generate",),
+        n_layers=3,
+        right=lambda task, protocol, variant, n: np.arange(n) >= lost[variant.name],
+    )
+    run.spec = replace(run.spec, stopping={"items": [40], "margin": 0.0, "q": 0.5})
+    q = run.summary().set_index("variant")["q_loss"]
+    assert q["L0.skip"] < 0.05 < q["L1.skip"] < 0.5 < q["L2.skip"]
+    assert run.critical_layers()["variant"].tolist() == ["L0.skip", "L1.skip"]
+    assert run.critical_layers(q=0.05)["variant"].tolist() == ["L0.skip"]
+    page = run.report(tmp_path / "report.html").read_text()
+    assert "2 changes of 3 on tasks above chance lower accuracy with q ≤ 0.5." in page
+    assert "q of a loss 0.5 or less" in page
+    ax = run.plot("depth")
+    assert isinstance(ax, Axes)
+    assert ax.get_title("left").endswith("needs 0–1")
+    assert "named: q ≤ 0.5" in [text.get_text() for text in ax.figure.legends[0].get_texts()]
 
 
 @pytest.mark.parametrize("after", [3, 14])
