@@ -149,6 +149,21 @@ def test_a_run_names_at_its_own_level(tmp_path: Path) -> None:
     assert "named: q ≤ 0.5" in [text.get_text() for text in ax.figure.legends[0].get_texts()]
 
 
+def test_compared_with_a_run_of_all_items(whole: lp.Run, early: lp.Run) -> None:
+    shared = int(early.summary()["n"].min())
+    changes = changes_of(whole).iloc[:shared]
+    assert changes.any().any()
+    for first, second in ((early, whole), (whole, early), (early, early)):
+        gap = first.compare(second).set_index("variant")
+        assert (gap["n"] == shared).all()
+        assert set(gap["note"].str.replace(", at chance", "")) == {
+            f"{shared} items shared, of {80 if first is whole else shared} and "
+            f"{80 if second is whole else shared} that all variants were asked"
+        }
+        assert gap["delta_a"].to_dict() == pytest.approx(changes.mean().to_dict())
+        assert (gap["gap"] == 0).all()
+
+
 @pytest.mark.parametrize("after", [3, 14])
 def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     model: Path, early: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
