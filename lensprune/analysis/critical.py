@@ -6,6 +6,7 @@ import pandas as pd
 
 from lensprune.ablation.choices import branch_names
 from lensprune.analysis.multiplicity import LEVEL
+from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise, summary_at
 from lensprune.errors import UserError
 from lensprune.runs.chance import beats_chance
@@ -37,13 +38,17 @@ def significant(frame: pd.DataFrame, q: float = LEVEL) -> pd.Series[bool]:
 
 
 def critical_layers(
-    outcomes: Outcomes, task: str | None = None, protocol: str | None = None, q: float = LEVEL
+    outcomes: Outcomes, task: str | None = None, protocol: str | None = None, q: float | None = None
 ) -> pd.DataFrame:
     """Layers (or attention or MLP branches) whose removal lowers accuracy, see `critical`, the most needed first.
+
+    Args:
+        q: false discovery rate; ``None`` takes that of the run's planned looks, and 0.05 where it has none.
 
     Raises:
         UserError: a name that is not part of this run, or `q` outside 0 to 1.
     """
+    q = level_of(outcomes.spec) if q is None else q
     cells = set(outcomes.select(task, protocol))
     summary = critical(summarise(outcomes) if q <= LEVEL else summary_at(outcomes, q), q)
     here = [cell in cells for cell in zip(summary["task"], summary["protocol"], strict=True)]

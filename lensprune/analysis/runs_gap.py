@@ -12,6 +12,7 @@ from lensprune.analysis.summary import read_group, summarise_cells
 from lensprune.errors import UserError
 from lensprune.runs.chance import known_at_chance
 from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.records import CellKey
 
 __all__ = ["runs_gap", "shared_items"]
 
@@ -24,10 +25,10 @@ def shared_items(a: Outcomes, b: Outcomes, task: str, protocol: str) -> _Places 
     """Where the items that both runs asked stand in the cells of each; ``None``: both asked the very same ones.
 
     Where the items of two runs are not the same altogether, those are shared that have the same id, prompt, options and
-    right answers.
+    right answers. Of a run that stops early they are the first ones, which all its variants were asked.
     """
     hashes = [next(spec.items_hash for spec in run.spec.tasks if spec.name == task) for run in (a, b)]
-    if hashes[0] == hashes[1]:
+    if hashes[0] == hashes[1] and a.spec.stopping is None and b.spec.stopping is None:
         return None
     first, second = (_asked(run, task, protocol) for run in (a, b))
     shared = [question for question in first if question in second]
@@ -35,8 +36,11 @@ def shared_items(a: Outcomes, b: Outcomes, task: str, protocol: str) -> _Places 
 
 
 def _asked(run: Outcomes, task: str, protocol: str) -> dict[tuple[str, ...], int]:
-    questions = run.questions(task, protocol).select(_ASKED).to_pylist()
-    return {tuple(repr(row[name]) for name in _ASKED): place for place, row in enumerate(questions)}
+    questions = run.questions(task, protocol).select(_ASKED)
+    if run.spec.stopping is not None:
+        clean = run.cell(CellKey(CLEAN.name, run.task_named(task), protocol), ["item_id"])
+        questions = questions.slice(0, clean.num_rows)
+    return {tuple(repr(row[name]) for name in _ASKED): place for place, row in enumerate(questions.to_pylist())}
 
 
 def runs_gap(a: Outcomes, b: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
@@ -82,6 +86,8 @@ def _cell_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFram
     if not len(places[0]):
         return _unpaired(a, b, task, protocol).assign(note="other items: not paired")
     note = f"{len(places[0])} items shared, of {len(first.chances)} and {len(second.chances)}"
+    if a.spec.stopping is not None or b.spec.stopping is not None:
+        note += " that all variants were asked"
     some = [read_group(run, task, protocol, items) for run, items in zip((a, b), places, strict=True)]
     return paired_gap(*some).assign(note=note)  # type: ignore[arg-type]
 

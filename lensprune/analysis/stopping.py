@@ -11,10 +11,12 @@ import scipy
 from jaxtyping import Bool, Float, Int
 
 from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.sequential import Looks, loss_p, narrow_enough
 from lensprune.errors import UserError
+from lensprune.runs.spec import SweepSpec
 
-__all__ = ["Stopping", "UntilWidth", "further", "look_intervals", "look_p", "stopping_of"]
+__all__ = ["Stopping", "UntilWidth", "further", "level_of", "look_intervals", "look_p", "stopping_of"]
 
 STEP = 25
 """Items between two looks at the width of an interval."""
@@ -52,6 +54,12 @@ def stopping_of(stored: Mapping[str, Any] | None) -> Stopping | None:
         return None
     items = tuple(stored["items"])
     return UntilWidth(items, stored["width"]) if "width" in stored else Looks(items, stored["margin"], stored["q"])
+
+
+def level_of(spec: SweepSpec) -> float:
+    """The false discovery rate at which a run names parts: `LEVEL`, or that of its planned looks."""
+    stopping = stopping_of(spec.stopping)
+    return stopping.level if isinstance(stopping, Looks) else LEVEL
 
 
 Changes = Sequence[Float[np.ndarray, " item"]]

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look and print."""
     from lensprune.output.tables import frame_json, frame_rows
-    from lensprune.runs.listing import runs_in
+    from lensprune.results.listing import runs_in
 
     found = runs_in(arguments.folder)
     print(frame_json(found) if arguments.json else frame_rows(found, {}))

@@ -9,6 +9,7 @@ import pandas as pd
 from lensprune.ablation.choices import head_names
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.concentration import concentration_table
+from lensprune.analysis.decisions import unfinished
 from lensprune.analysis.head_effects import ItemEffects, item_effects
 from lensprune.analysis.overlap import overlap
 from lensprune.analysis.summary import summarise
@@ -52,7 +53,7 @@ def concentration_files(outcomes: Outcomes) -> dict[str, pd.DataFrame]:
     Empty for a run that is not finished, is screened, or removes anything but single heads and key/value groups: of
     a selection of parts can't show how few carry a task.
     """
-    if outcomes.spec.screen is not None or outcomes.n_finished < outcomes.n_expected:
+    if outcomes.spec.screen is not None or unfinished(outcomes):
         return {}
     summary = summarise(outcomes)
     changed = summary[summary["variant"] != CLEAN.name]

@@ -13,8 +13,10 @@ import pyarrow as pa
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.claims import claim_results
 from lensprune.analysis.critical import critical
+from lensprune.analysis.decisions import unfinished
 from lensprune.analysis.room import ACCURACY_MARGIN
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures
+from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.files import write_error
@@ -152,15 +154,16 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
     """
     summary = _with_notes(summarise(outcomes))
     changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
-    needed = critical(changed)
+    level = level_of(outcomes.spec)
+    needed = critical(changed, level)
     signed, missing = _signatures(outcomes)
     rows = browser_rows(outcomes, most_records)
-    done, total = outcomes.n_finished, outcomes.n_expected
+    state = unfinished(outcomes)
     return render(
         "run.html",
         title=visible(f"{outcomes.spec.model}: {_counted(len(outcomes.spec.variants) - 1, 'changed model')}"),
-        lead=_lead(changed, needed),
-        unfinished=f"Not finished: {done} of {total} cells are measured." if done < total else "",
+        lead=_lead(changed, needed, level),
+        unfinished=f"Not finished: {state}." if state else "",
         sections=_SECTIONS,
         facts=_facts(outcomes),
         cells=table(_clean_cells(outcomes, summary), _CELLS_SHOWN),
@@ -168,6 +171,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
         spec_json=visible(outcomes.spec.to_json()),
         analyses=[_section(*shown, outcomes) for shown in shown_analyses(outcomes)],
         critical=table(needed.head(MAX_ROWS), _CRITICAL_SHOWN),
+        level=f"{level:g}",
         critical_left_out=max(0, len(needed) - MAX_ROWS),
         none_critical=_none_critical(changed),
         summary=table(changed.head(MAX_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
@@ -229,14 +233,14 @@ def _counted(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
 
-def _lead(changed: pd.DataFrame, needed: pd.DataFrame) -> str:
+def _lead(changed: pd.DataFrame, needed: pd.DataFrame, level: float) -> str:
     ranked = changed[beats_chance(changed)]
     if ranked.empty:
         return "On no task does the clean model beat chance, so no change is ranked."
     worst = ranked.iloc[0]
     counted = _counted(len(needed), "change") + f" of {len(ranked)}"
     said = (
-        f"{counted} on tasks above chance lower accuracy with q ≤ 0.05. The largest loss: {worst['variant']} on "
+        f"{counted} on tasks above chance lower accuracy with q ≤ {level:g}. The largest loss: {worst['variant']} on "
         f"{visible(worst['task'])} under {worst['protocol']}, Δμ "
     )
     numbers = f"{worst['delta']:+.2f} (95% {worst['ci_low']:+.2f} to {worst['ci_high']:+.2f}, n {worst['n']})."

@@ -16,6 +16,7 @@ from lensprune.analysis import protocol_gap as gaps
 from lensprune.analysis import signatures as signs
 from lensprune.analysis import summary as summaries
 from lensprune.analysis.concentration import TOP, concentration_table
+from lensprune.analysis.decisions import unfinished
 from lensprune.analysis.overlap import overlap
 from lensprune.analysis.runs_gap import runs_gap
 from lensprune.output.drawing.figure import drawn_axes
@@ -177,8 +178,7 @@ class Run(Outcomes):
         return save(self, folder)
 
     def _title(self) -> str:
-        done, total = self.n_finished, self.n_expected
-        state = f"{total} cells" if done == total else f"{done} of {total} cells"
+        state = unfinished(self) or f"{self.n_expected} cells"
         names = [t.name for t in self.spec.tasks]
         changed = len(self.spec.variants) - 1
         what = f"{changed} variant{'' if changed == 1 else 's'}, {_names(names)}, {_names(self.spec.protocols)}"

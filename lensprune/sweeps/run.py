@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
+from lensprune.analysis.decisions import decided, next_block
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.power import power_line
 from lensprune.engine.base import Executor
@@ -21,7 +22,7 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.runs.variant_json import variant_from_json
-from lensprune.sweeps.blocks import decided, measure_block, next_block
+from lensprune.sweeps.blocks import measure_block
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values

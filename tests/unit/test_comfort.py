@@ -23,8 +23,8 @@ from lensprune.commands.examples import EXAMPLES
 from lensprune.heads.report import _concentration, _overlap
 from lensprune.output.tables import frame_json, of_how_many
 from lensprune.results.concentration import head_tables
+from lensprune.results.listing import RUN_COLUMNS, runs_in
 from lensprune.results.text import run_report, top_variants
-from lensprune.runs.listing import RUN_COLUMNS, runs_in
 from tests.helpers.made_runs import HOSTILE, heads_run, layers_run
 
 mpl.use("agg")

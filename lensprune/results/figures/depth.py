@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lensprune.ablation.components import Head
 from lensprune.analysis.critical import significant
+from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import legend_below, name_points
@@ -64,15 +65,16 @@ def delta_by_depth(
     n_layers: int | None = None,
     component: str | None = None,
     ablation: str | None = None,
+    q: float = Q,
     title: str = "",
 ) -> list[Axes]:
     """Draw Δμ against the layer that was changed: one panel per (task, protocol), a point with its 95% interval per
     layer.
 
-    Layers that lose or gain with q ≤ 0.05 are filled, and the panel's title names them. Where the clean model is at
+    Layers that lose or gain with q ≤ `q` are filled, and the panel's title names them. Where the clean model is at
     chance points are grey, without intervals, and the title says so: such a Δμ means nothing. Crossed points lie within
     the noise of half precision (`lensprune.runs.noise`). The shaded part is where accuracy would be at chance or below.
-    Heads are points side by side at their layer; the strongest of those with q ≤ 0.05 are named, without any the three
+    Heads are points side by side at their layer; the strongest of those with q ≤ `q` are named, without any the three
     that lose most. Vertical lines part the first 30%, the middle and the last 30% of the layers.
 
     Args:
@@ -105,16 +107,16 @@ def delta_by_depth(
             ax.set(xlim=(measured[0] - 0.8, measured[-1] + 0.8), xticks=measured)
         else:
             _bands(ax, depth)
-        labelled.append((ax, rows, _heads(ax, rows) if several else _layers(ax, rows)))
+        labelled.append((ax, rows, (_heads if several else _layers)(ax, rows, q)))
     set_titles(labelled)
     axes = [ax for ax, _ in found]
     _label(axes, frame, depth)
     known = bool(beats_chance(frame).any())
     noisy = bool((beats_chance(frame) & within_noise(frame)).any())
-    legend_below(axes, handles(intervals=known and not several, region=region, pale=several, noisy=noisy))
+    legend_below(axes, handles(q=q, intervals=known and not several, region=region, pale=several, noisy=noisy))
     if several:
         for ax, rows in found:
-            _name_heads(ax, rows)
+            _name_heads(ax, rows, q)
     return axes
 
 
@@ -141,9 +143,9 @@ def _bands(ax: Axes, depth: int) -> None:
         )  # fmt: skip
 
 
-def _layers(ax: Axes, rows: pd.DataFrame) -> str:
+def _layers(ax: Axes, rows: pd.DataFrame, q: float) -> str:
     """Draw one layer after the other; what the title says of those with a name."""
-    layers, named = rows["layer"].astype(int).to_numpy(), significant(rows, Q).to_numpy()
+    layers, named = rows["layer"].astype(int).to_numpy(), significant(rows, q).to_numpy()
     # Layers that were not measured part the line.
     whole = pd.Series(rows["delta"].to_numpy(), layers).reindex(range(layers.min(), layers.max() + 1))
     ax.plot(whole.index, whole, color=look_of(rows)["color"], linewidth=0.9, alpha=0.6, zorder=2, gid="delta")
@@ -167,9 +169,9 @@ def _spread(rows: pd.DataFrame) -> np.ndarray:
     return rows["layer"].astype(int).to_numpy() + 0.7 * ((heads + 0.5) / width - 0.5)
 
 
-def _heads(ax: Axes, rows: pd.DataFrame) -> str:
+def _heads(ax: Axes, rows: pd.DataFrame, q: float) -> str:
     """Draw heads at their layers; what the title says of those with a name."""
-    named = significant(rows, Q).to_numpy()
+    named = significant(rows, q).to_numpy()
     places, look = _spread(rows), look_of(rows)
     for chosen, alpha, size in ((~named, 0.35, 9), (named, 1.0, 24)):
         ax.scatter(places[chosen], rows.loc[chosen, "delta"], s=size, alpha=alpha, linewidths=0, **look)
@@ -179,11 +181,11 @@ def _heads(ax: Axes, rows: pd.DataFrame) -> str:
     return f"{int(named.sum())} of {len(rows)} named"
 
 
-def _name_heads(ax: Axes, rows: pd.DataFrame) -> None:
+def _name_heads(ax: Axes, rows: pd.DataFrame, q: float) -> None:
     if not beats_chance(rows).iloc[0] or str(rows["component"].iloc[0]) != "head":
         return
     rows = rows.assign(place=_spread(rows)).sort_values("delta", kind="stable")
-    named = rows[significant(rows, Q)]
+    named = rows[significant(rows, q)]
     strongest = named.loc[named["delta"].abs().sort_values(ascending=False, kind="stable").index].head(_NAMED_HEADS)
     shown = strongest if len(named) else rows.head(3)
     names = [Head(int(layer), int(head)).label for layer, head in zip(shown["layer"], shown["head"], strict=True)]
@@ -199,11 +201,11 @@ def _alt(data: pd.DataFrame) -> str:
 
 @register_analysis(
     title="Δμ against depth",
-    draw=lambda data, spec: delta_by_depth(data, n_layers=spec.n_layers, title=spec.model),
+    draw=lambda data, spec: delta_by_depth(data, n_layers=spec.n_layers, q=level_of(spec), title=spec.model),
     alt=_alt,
     saved=True,
 )
 def depth(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Δμ against depth. Filled: q of a loss or gain ≤ 0.05; bar: paired 95% interval; shaded: accuracy at chance or
-    below; grey: the clean model is at chance; crossed: within the noise of half precision."""
+    """Δμ against depth. Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar: paired 95% interval; shaded:
+    accuracy at chance or below; grey: the clean model is at chance; crossed: within the noise of half precision."""
     return delta_by_depth_data(summarise_cells(outcomes, task, protocol))

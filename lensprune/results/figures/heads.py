@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from lensprune.ablation.components import parts
 from lensprune.analysis.critical import significant
+from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.output.drawing.heatmap import label_places
@@ -96,12 +97,14 @@ def head_effect_maps(
 
 @register_analysis(
     title="Δμ of single heads",
-    draw=lambda data, spec: head_effect_maps(data, n_layers=spec.n_layers, n_heads=spec.n_heads, title=spec.model),
+    draw=lambda data, spec: head_effect_maps(
+        data, n_layers=spec.n_layers, n_heads=spec.n_heads, q=level_of(spec), title=spec.model
+    ),
     alt=lambda data: (
         f"Heatmaps of layers by heads: change of accuracy without each head; {int(data['significant'].sum())} marked"
     ),
     saved=True,
 )
 def heads(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Δμ without each head. Dot: q ≤ 0.05."""
-    return head_effect_maps_data(summarise_cells(outcomes, task, protocol))
+    """Δμ without each head. Dot: q ≤ 0.05, or ≤ the run's own q."""
+    return head_effect_maps_data(summarise_cells(outcomes, task, protocol), q=level_of(outcomes.spec))

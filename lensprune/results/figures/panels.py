@@ -139,12 +139,14 @@ def chance_region(ax: Axes, rows: pd.DataFrame, low: float, *, vertical: bool = 
     return True
 
 
-def handles(*, intervals: bool, region: bool, pale: bool = False, noisy: bool = False) -> list[Line2D | Patch]:
+def handles(
+    *, intervals: bool, region: bool, q: float = Q, pale: bool = False, noisy: bool = False
+) -> list[Line2D | Patch]:
     """What the legend of such panels says; `pale`: points without a name are pale rather than hollow; `noisy`: some are
     crossed."""
     look: dict[str, Any] = {"color": "0.25", "marker": "o", "markersize": 4.5, "linestyle": "none"}
     found: list[Line2D | Patch] = [
-        Line2D([], [], label=f"named: q ≤ {Q}", **look),
+        Line2D([], [], label=f"named: q ≤ {q:g}", **look),
         Line2D([], [], label="others", **look, **({"alpha": 0.35} if pale else {"markerfacecolor": "white"})),
     ]
     if noisy:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.critical import significant
+from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import legend_below
@@ -23,11 +24,11 @@ MOST = 40
 _LONGEST = 40
 
 
-def variant_bars(data: pd.DataFrame, *, title: str = "") -> list[Axes]:
+def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "") -> list[Axes]:
     """Draw Δμ of each variant as a point with its 95% interval, one row per variant: one panel per (task, protocol).
 
     Of more than 40 variants those with the largest change are drawn, and the first panel says so. Filled: q of a loss
-    or gain ≤ 0.05.
+    or gain ≤ `q`.
 
     Args:
         data: rows of a summary.
@@ -50,7 +51,7 @@ def variant_bars(data: pd.DataFrame, *, title: str = "") -> list[Axes]:
         ax.grid(axis="x", alpha=0.35)
         region |= chance_region(ax, rows, low, vertical=False)
         places = rows["variant"].map({name: place for place, name in enumerate(names)}).to_numpy(float)
-        bars(ax, places, rows, significant(rows, Q).to_numpy(), vertical=False)
+        bars(ax, places, rows, significant(rows, q).to_numpy(), vertical=False)
         ax.set(xlim=(low, high), ylim=(len(names) - 0.5, -0.5))
         spec = ax.get_subplotspec()
         if spec is None or spec.is_last_row():
@@ -61,7 +62,7 @@ def variant_bars(data: pd.DataFrame, *, title: str = "") -> list[Axes]:
     said = f"the {len(names)} largest changes of {len(largest)}" if left else ""
     set_titles((ax, rows, said if ax is found[0][0] else "") for ax, rows in found)
     axes = [ax for ax, _ in found]
-    legend_below(axes, handles(intervals=bool(beats_chance(frame).any()), region=region))
+    legend_below(axes, handles(q=q, intervals=bool(beats_chance(frame).any()), region=region))
     return axes
 
 
@@ -71,13 +72,13 @@ def _short(name: str) -> str:
 
 @register_analysis(
     title="Δμ of sets and hooks",
-    draw=lambda data, spec: variant_bars(data, title=spec.model),
+    draw=lambda data, spec: variant_bars(data, q=level_of(spec), title=spec.model),
     alt=lambda data: f"Points with 95% intervals: change of accuracy under {data['variant'].nunique()} variants",
     saved=True,
 )
 def variants(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Δμ of variants that change no single layer's part. Filled: q of a loss or gain ≤ 0.05; bar: paired 95% interval;
-    shaded: accuracy at chance or below.
+    """Δμ of variants that change no single layer's part. Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar:
+    paired 95% interval; shaded: accuracy at chance or below.
 
     Raises:
         UserError: there is none.

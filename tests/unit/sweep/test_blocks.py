@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 import lensprune as lp
+from lensprune.analysis.decisions import decided, next_block
 from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.sequential import Looks, loss_p
 from lensprune.analysis.summary import read_group
 from lensprune.errors import UserError
+from lensprune.results.listing import runs_in
 from lensprune.results.text import top_variants
 from lensprune.runs.store import RunStore
-from lensprune.sweeps.blocks import decided, next_block
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.selection import VariantSelection
+from tests.helpers.made_runs import layers_run
 from tests.helpers.sweeps import sweep
 from tests.helpers.tiny_models import folder
 
@@ -123,6 +127,43 @@ def test_pages_figures_and_items(early: lp.Run, tmp_path: Path) -> None:
     assert "at chance" in text or "  n" in text
 
 
+def test_a_run_names_at_its_own_level(tmp_path: Path) -> None:
+    lost = {"clean": 0, "L0.skip": 12, "L1.skip": 3, "L2.skip": 0}
+    run = layers_run(
+        tasks=("facts",),
+        protocols=("generate",),
+        n_layers=3,
+        right=lambda task, protocol, variant, n: np.arange(n) >= lost[variant.name],
+    )
+    run.spec = replace(run.spec, stopping={"items": [40], "margin": 0.0, "q": 0.5})
+    q = run.summary().set_index("variant")["q_loss"]
+    assert q["L0.skip"] < 0.05 < q["L1.skip"] < 0.5 < q["L2.skip"]
+    assert run.critical_layers()["variant"].tolist() == ["L0.skip", "L1.skip"]
+    assert run.critical_layers(q=0.05)["variant"].tolist() == ["L0.skip"]
+    page = run.report(tmp_path / "report.html").read_text()
+    assert "2 changes of 3 on tasks above chance lower accuracy with q ≤ 0.5." in page
+    assert "q of a loss 0.5 or less" in page
+    ax = run.plot("depth")
+    assert isinstance(ax, Axes)
+    assert ax.get_title("left").endswith("needs 0–1")
+    assert "named: q ≤ 0.5" in [text.get_text() for text in ax.figure.legends[0].get_texts()]
+
+
+def test_compared_with_a_run_of_all_items(whole: lp.Run, early: lp.Run) -> None:
+    shared = int(early.summary()["n"].min())
+    changes = changes_of(whole).iloc[:shared]
+    assert changes.any().any()
+    for first, second in ((early, whole), (whole, early), (early, early)):
+        gap = first.compare(second).set_index("variant")
+        assert (gap["n"] == shared).all()
+        assert set(gap["note"].str.replace(", at chance", "")) == {
+            f"{shared} items shared, of {80 if first is whole else shared} and "
+            f"{80 if second is whole else shared} that all variants were asked"
+        }
+        assert gap["delta_a"].to_dict() == pytest.approx(changes.mean().to_dict())
+        assert (gap["gap"] == 0).all()
+
+
 @pytest.mark.parametrize("after", [3, 14])
 def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     model: Path, early: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -140,12 +181,24 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     with pytest.raises(KeyboardInterrupt, match="lensprune resume"):
         sweep(model, out, **EARLY)
     monkeypatch.undo()
-    assert not decided(lp.Run.load(out))
+    stopped = lp.Run.load(out)
+    assert not decided(stopped)
+    # No verdict is taken before all have a block, and after the first some variants are decided.
+    n = len(early.spec.variants) - 1
+    first = int((early.summary()["n"] == LOOKS[0]).sum())
+    assert 0 < first < n
+    state = f"{first if after > n + 1 else 0} of {n} variants decided"
+    assert state in repr(stopped)
+    assert f"Not finished: {state}." in stopped.report().read_text()
+    assert runs_in(out)["state"].tolist() == [state]
     resumed = lp.resume(out, progress=False)
     assert resumed.summary().equals(early.summary())
     assert len(list((out / "records").glob("*.parquet"))) == early.n_stored
     assert not (out / "damaged").exists()
     assert next_block(resumed, TASK, PROTOCOL) is None
+    assert "decided" not in repr(resumed)
+    assert runs_in(out)["state"].tolist() == ["finished"]
+    assert "Not finished" not in resumed.report().read_text()
     # Finished, it is only summarised again.
     monkeypatch.setattr("lensprune.sweeps.run.run_sweep", lambda *args, **options: pytest.fail("it runs again"))
     assert lp.resume(out, progress=False).summary().equals(early.summary())

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from lensprune.analysis.decisions import unfinished
 from lensprune.errors import UserError
 from lensprune.paths import usable_path
-from lensprune.runs.store import SPEC_FILE, RunStore
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.store import SPEC_FILE
 
 __all__ = ["RUN_COLUMNS", "runs_in"]
 
@@ -21,8 +23,8 @@ _DEEPEST = 4
 def runs_in(folder: str | Path) -> pd.DataFrame:
     """One row per run in `folder` and below it, with the columns `RUN_COLUMNS`, by name.
 
-    `n`: items of each task; `variants`: changed models; `state`: ``finished``, how many cells of how many, or why the
-    run can't be read.
+    `n`: items of each task; `variants`: changed models; `state`: ``finished``, how many cells of how many (in a
+    sweep that stops early: variants that are decided), or why the run can't be read.
 
     Raises:
         UserError: no such folder, or none of a run in it.
@@ -49,11 +51,11 @@ def _run_folders(path: Path) -> Iterator[Path]:
 def _row(found: Path, root: Path) -> tuple[object, ...]:
     name = str(found.relative_to(root)) if found != root else found.name
     try:
-        store = RunStore.open(found)
+        outcomes = Outcomes.load(found)
+        state = unfinished(outcomes)
     except UserError as error:
         return (name, "", "", "", "", None, str(error))
-    spec, expected = store.spec, store.expected()
-    done = len(store.finished())
+    spec = outcomes.spec
     return (
         name,
         spec.model,
@@ -61,5 +63,5 @@ def _row(found: Path, root: Path) -> tuple[object, ...]:
         ", ".join(spec.protocols),
         ", ".join(str(task.n_items) for task in spec.tasks),
         len(spec.variants) - 1,
-        "finished" if done == len(expected) else f"{done} of {len(expected)} cells",
+        state or "finished",
     )
