@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import lensprune as lp
 from lensprune.errors import UserError
-from lensprune.tasks import build_context, load_task
+from lensprune.tasks import build_context, load_task, registry
 from lensprune.tasks.base import GenerationFormat
 from tests.helpers.tiny_models import tiny
 
@@ -20,15 +20,26 @@ ROWS = [
 ]
 
 
-@lp.task(prompt="The capital of {country} is", answer="{capital}")
 def row_capitals(most: int = 3) -> list[dict[str, Any]]:
     """Capitals."""
     return ROWS[:most]
 
 
-@lp.task(prompt=lambda row: f"Which city governs {row['country']}?", answer="{capital}", options="cities", shots=1)
 def row_cities() -> list[dict[str, Any]]:
     return ROWS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """The two tasks, which no other test sees."""
+    before = dict(registry._builders)
+    lp.task(prompt="The capital of {country} is", answer="{capital}")(row_capitals)
+    lp.task(prompt=lambda row: f"Which city governs {row['country']}?", answer="{capital}", options="cities", shots=1)(
+        row_cities
+    )
+    yield
+    registry._builders.clear()
+    registry._builders.update(before)
 
 
 def test_an_open_answer_is_generated() -> None:
