@@ -178,7 +178,9 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
         write(store, *args)
 
     monkeypatch.setattr(RunStore, "write", stop)
-    with pytest.raises(KeyboardInterrupt, match="lensprune resume"):
+    with pytest.raises(
+        KeyboardInterrupt, match=rf"stopped: {after} blocks of cells.* are stored; resume with: lensprune"
+    ):
         sweep(model, out, **EARLY)
     monkeypatch.undo()
     stopped = lp.Run.load(out)
@@ -249,6 +251,9 @@ def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path
         ({"lost_more_than": 0.05, "looks": "10,20", "limit": 30}, "limit 30 is not the last of the looks"),
         ({"lost_more_than": 0.05, "until_width": 0.1, "limit": 30}, "choose one"),
         ({"lost_more_than": 0.05, "limit": 30, "executor": "ray"}, "leave executor ray out"),
+        ({"lost_more_than": 0.05, "looks": "10,20", "items": "0-19"}, "items 0-19 are given, and a sweep that stops"),
+        ({"until_width": 0.1, "limit": 20, "items": "first"}, "items first are given, and a sweep that stops early"),
+        ({"lost_more_than": 0.05, "limit": 20, "items": "first+40"}, r"items first\+40 are given, and a sweep that"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:
@@ -259,6 +264,10 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
 def test_more_items_than_there_are(model: Path) -> None:
     with pytest.raises(UserError, match="task 'facts' has 333 items, fewer than the last look at 1000"):
         sweep(model, **{**EARLY, "tasks": "facts", "looks": "100,1000"})
+
+
+def test_a_draw_may_have_an_offset() -> None:
+    SweepOptions.given("facts", "generate", "layers", lost_more_than=0.05, limit=50, items="drawn+40")
 
 
 def test_even_looks_up_to_the_limit() -> None:
