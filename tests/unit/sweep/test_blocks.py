@@ -116,7 +116,10 @@ def test_pages_figures_and_items(early: lp.Run, tmp_path: Path) -> None:
     early.save(tmp_path / "run")
     again = lp.Run.load(tmp_path / "run")
     assert again.summary().equals(early.summary())
-    assert again.report().stat().st_size > 10_000
+    page = again.report().read_text()
+    assert "named as losing more than 0.02, with q ≤ 0.05, or given up; looks at 20, 40, 80 items" in page
+    assert "p is the repeated p-value, one-sided, of a loss larger than 0.02" in page
+    assert "McNemar" not in page
     sizes = early.summary().set_index("variant")["n"]
     last = early.records("clean")["item_id"].iloc[-1]
     view = early.item(last)
@@ -206,7 +209,7 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     assert lp.resume(out, progress=False).summary().equals(early.summary())
 
 
-def test_until_narrow(model: Path, whole: lp.Run) -> None:
+def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     run = sweep(model, **{**ASKED, "limit": 80, "until_width": 0.2})
     changes = changes_of(whole)
     for row in run.summary().itertuples():
@@ -219,6 +222,9 @@ def test_until_narrow(model: Path, whole: lp.Run) -> None:
         assert row.n == next((n for n, width in widths.items() if width <= 0.2), 80)
         assert row.ci_high - row.ci_low == pytest.approx(widths[row.n])
     assert run.summary()["n"].nunique() > 1
+    page = run.report(tmp_path / "report.html").read_text()
+    assert "asked until its own 95% interval is no wider than 0.2, or 80 items" in page
+    assert "McNemar" in page
 
 
 def test_screened_heads_stop_early_too(model: Path) -> None:
