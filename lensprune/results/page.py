@@ -15,8 +15,9 @@ from lensprune.analysis.claims import claim_results
 from lensprune.analysis.critical import critical
 from lensprune.analysis.decisions import unfinished
 from lensprune.analysis.room import ACCURACY_MARGIN
+from lensprune.analysis.sequential import Looks
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures
-from lensprune.analysis.stopping import level_of
+from lensprune.analysis.stopping import UntilWidth, level_of, stopping_of
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.files import write_error
@@ -172,6 +173,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
         analyses=[_section(*shown, outcomes) for shown in shown_analyses(outcomes)],
         critical=table(needed.head(MAX_ROWS), _CRITICAL_SHOWN),
         level=f"{level:g}",
+        tests=_tests_in_words(outcomes.spec),
         critical_left_out=max(0, len(needed) - MAX_ROWS),
         none_critical=_none_critical(changed),
         summary=table(changed.head(MAX_ROWS), SUMMARY_SHOWN, ("task", "protocol")),
@@ -304,6 +306,38 @@ def prompts_in_words(spec: SweepSpec) -> str:
     return "; ".join(parts)
 
 
+def _stopping_in_words(spec: SweepSpec) -> str:
+    """When the variants of a sweep that stops early are asked no further."""
+    stopping = stopping_of(spec.stopping)
+    assert stopping is not None
+    if isinstance(stopping, UntilWidth):
+        return (
+            f"each variant is asked until its own 95% interval is no wider than {stopping.width:g}, or "
+            f"{stopping.items[-1]} items"
+        )
+    looks = ", ".join(map(str, stopping.items))
+    return (
+        f"each variant is asked until it is named as losing more than {stopping.margin:g}, with q ≤ "
+        f"{stopping.level:g}, or given up; looks at {looks} items; p and intervals are repeated ones, which hold over "
+        "all looks"
+    )
+
+
+def _tests_in_words(spec: SweepSpec) -> str:
+    """What the intervals, p and q of the summary are."""
+    stopping = stopping_of(spec.stopping)
+    if isinstance(stopping, Looks):
+        return (
+            "with a repeated 95% interval; p is the repeated p-value, one-sided, of a loss larger than "
+            f"{stopping.margin:g}; q is the false discovery rate of such losses among the variants of the same task "
+            "and protocol, and that of gains is not known"
+        )
+    return (
+        "with a paired 95% interval; p is McNemar's exact test, two-sided; the two q are false discovery rates of "
+        "one-sided tests, of losses and of gains, among the variants of the same task and protocol"
+    )
+
+
 def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
     spec = outcomes.spec
     shape = f"{spec.n_layers} layers, {spec.n_heads} heads, {spec.n_key_value_heads} key/value heads"
@@ -316,6 +350,7 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
         ("prompts", prompts_in_words(spec)),
         ("variants", f"{len(variants)}: {named}"),
         ("reference", f"{spec.reference or 'none needed'}" + (f", {spec.mean_mode}" if spec.mean_mode else "")),
+        *([("stopping", _stopping_in_words(spec))] if spec.stopping is not None else []),
         ("seed", str(spec.seed)),
         ("executor", spec.execution.executor),
         ("command", spec.execution.command or "called from Python"),

@@ -364,8 +364,9 @@ class RunStore:
         try:
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
         except OSError as error:
-            done, total = len(self._files), len(self.expected())
-            advice = f"{done} of {total} cells are stored, continue with: lensprune resume {self.folder}"
+            total = len(self.expected()) if self.spec.stopping is None else None
+            stored = _counted(len(self._files), total)
+            advice = f"{stored} are stored, continue with: lensprune resume {self.folder}"
             raise write_error(error, path.parent, advice) from None
         return path
 
@@ -444,16 +445,21 @@ def open_store(folder: Path | None, spec: SweepSpec, questions: Questions) -> It
         yield store
 
 
-def stopped_message(store: CellStore, total: int, by_calling: str | None = None) -> str:
+def _counted(stored: int, total: int | None) -> str:
+    return f"{stored} blocks of cells" if total is None else f"{stored} of {total} cells"
+
+
+def stopped_message(store: CellStore, total: int | None, by_calling: str | None = None) -> str:
     """The message after a stop: how many of `total` cells are stored, and how to resume.
 
     Args:
+        total: ``None`` in a sweep that stops early: how many blocks of cells it will take is not known.
         by_calling: what to call again with the same arguments, where ``lensprune resume`` can't rebuild it.
     """
     if not isinstance(store, RunStore):
         return "stopped; nothing is stored, because the run has no out folder"
     unfinished = " and answers of unfinished ones" if any(store.folder.glob("answers/*.jsonl")) else ""
-    done = f"stopped: {store.stored()} of {total} cells{unfinished} are stored; resume "
+    done = f"stopped: {_counted(store.stored(), total)}{unfinished} are stored; resume "
     if by_calling is not None:
         return f"{done}by calling {by_calling} again with the same arguments and out folder"
     return f"{done}with: lensprune resume {store.folder}"

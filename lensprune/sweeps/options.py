@@ -687,6 +687,11 @@ class SweepOptions(
                 f"a sweep that stops early counts items as right or wrong, and {self.samples} samples of one can be in "
                 "between: leave samples out"
             )
+        if ItemChoice.parse(self.items).order != DRAWN:
+            raise UserError(
+                f"items {self.items} are given, and a sweep that stops early asks items in the order of a draw: leave "
+                "items out, or choose drawn, which may have an offset"
+            )
         if self.limit is None and self.looks is None:
             raise UserError("a sweep that stops early needs a cap: give limit, the most items that a variant is asked")
         stopping = self.stopping

@@ -208,7 +208,7 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
             if folder is not None:
                 run.save()
         except KeyboardInterrupt:
-            total = len(job.conditions) * len(job.variants)
+            total = len(job.conditions) * len(job.variants) if job.options.stopping is None else None
             by_calling = "sweep" if job.spec.has_hooks else None
             raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
     return run

@@ -116,7 +116,10 @@ def test_pages_figures_and_items(early: lp.Run, tmp_path: Path) -> None:
     early.save(tmp_path / "run")
     again = lp.Run.load(tmp_path / "run")
     assert again.summary().equals(early.summary())
-    assert again.report().stat().st_size > 10_000
+    page = again.report().read_text()
+    assert "named as losing more than 0.02, with q ≤ 0.05, or given up; looks at 20, 40, 80 items" in page
+    assert "p is the repeated p-value, one-sided, of a loss larger than 0.02" in page
+    assert "McNemar" not in page
     sizes = early.summary().set_index("variant")["n"]
     last = early.records("clean")["item_id"].iloc[-1]
     view = early.item(last)
@@ -178,7 +181,9 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
         write(store, *args)
 
     monkeypatch.setattr(RunStore, "write", stop)
-    with pytest.raises(KeyboardInterrupt, match="lensprune resume"):
+    with pytest.raises(
+        KeyboardInterrupt, match=rf"stopped: {after} blocks of cells.* are stored; resume with: lensprune"
+    ):
         sweep(model, out, **EARLY)
     monkeypatch.undo()
     stopped = lp.Run.load(out)
@@ -204,7 +209,7 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     assert lp.resume(out, progress=False).summary().equals(early.summary())
 
 
-def test_until_narrow(model: Path, whole: lp.Run) -> None:
+def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     run = sweep(model, **{**ASKED, "limit": 80, "until_width": 0.2})
     changes = changes_of(whole)
     for row in run.summary().itertuples():
@@ -217,6 +222,9 @@ def test_until_narrow(model: Path, whole: lp.Run) -> None:
         assert row.n == next((n for n, width in widths.items() if width <= 0.2), 80)
         assert row.ci_high - row.ci_low == pytest.approx(widths[row.n])
     assert run.summary()["n"].nunique() > 1
+    page = run.report(tmp_path / "report.html").read_text()
+    assert "asked until its own 95% interval is no wider than 0.2, or 80 items" in page
+    assert "McNemar" in page
 
 
 def test_screened_heads_stop_early_too(model: Path) -> None:
@@ -249,6 +257,9 @@ def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path
         ({"lost_more_than": 0.05, "looks": "10,20", "limit": 30}, "limit 30 is not the last of the looks"),
         ({"lost_more_than": 0.05, "until_width": 0.1, "limit": 30}, "choose one"),
         ({"lost_more_than": 0.05, "limit": 30, "executor": "ray"}, "leave executor ray out"),
+        ({"lost_more_than": 0.05, "looks": "10,20", "items": "0-19"}, "items 0-19 are given, and a sweep that stops"),
+        ({"until_width": 0.1, "limit": 20, "items": "first"}, "items first are given, and a sweep that stops early"),
+        ({"lost_more_than": 0.05, "limit": 20, "items": "first+40"}, r"items first\+40 are given, and a sweep that"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:
@@ -259,6 +270,10 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
 def test_more_items_than_there_are(model: Path) -> None:
     with pytest.raises(UserError, match="task 'facts' has 333 items, fewer than the last look at 1000"):
         sweep(model, **{**EARLY, "tasks": "facts", "looks": "100,1000"})
+
+
+def test_a_draw_may_have_an_offset() -> None:
+    SweepOptions.given("facts", "generate", "layers", lost_more_than=0.05, limit=50, items="drawn+40")
 
 
 def test_even_looks_up_to_the_limit() -> None:
