@@ -33,7 +33,7 @@ __all__ = ["with_clean_thinking", "with_longest_thinking"]
 logger = logging.getLogger("lensprune")
 
 AFTER_END = 4
-"""Tokens behind the end of thinking that may be white space of the model's own."""
+"""Tokens after the end of thinking that may be white space of the model's own."""
 
 
 def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, progress: bool) -> SweepJob:
