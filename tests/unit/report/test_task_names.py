@@ -13,6 +13,7 @@ from lensprune.analysis.summary import read_group
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.results.run import Run
+from lensprune.tasks import registry
 from tests.helpers.made_runs import heads_run, layers_run
 
 mpl.use("agg")
@@ -52,7 +53,8 @@ def test_effects_of_heads_too() -> None:
     assert run.concentration(ASKED)["task"].unique().tolist() == [STORED]
 
 
-def test_a_file_stands_for_its_task(tmp_path: Path) -> None:
+def test_a_file_stands_for_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_builders", dict(registry._builders))
     path = tmp_path / "sums.yaml"
     path.write_text("task: sums_of_a_run\ndoc_to_text: '{{a}}'\ndoc_to_target: '{{b}}'\ntest_split: test\n")
     run = layers_run(tasks=("sums_of_a_run",), n=4)
