@@ -35,11 +35,15 @@ class AnswerLog:
 
     Args:
         path: of the file, which need not exist.
+        advice: for the error of a write that fails: what is stored and how to continue.
         clock: seconds, for tests.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, advice: Callable[[], str] = str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._path = path
+        self._advice = advice
         self._clock = clock
         self._written_at = clock()
         self._lines: list[str] = []
@@ -94,7 +98,7 @@ class AnswerLog:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                raise write_error(error, self._path) from None
+                raise write_error(error, self._path, self._advice()) from None
             self._lines = []
         self._written_at = self._clock()
 

@@ -364,11 +364,12 @@ class RunStore:
         try:
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
         except OSError as error:
-            total = len(self.expected()) if self.spec.stopping is None else None
-            stored = _counted(len(self._files), total)
-            advice = f"{stored} are stored, continue with: lensprune resume {self.folder}"
-            raise write_error(error, path.parent, advice) from None
+            raise write_error(error, path.parent, self._advice()) from None
         return path
+
+    def _advice(self) -> str:
+        total = len(self.expected()) if self.spec.stopping is None else None
+        return f"{_counted(len(self._files), total)} are stored, continue with: lensprune resume {self.folder}"
 
     def keep_questions(self, questions: Questions) -> None:
         """Store the questions that are not stored yet; a stored file that does not fit the spec is set aside.
@@ -405,7 +406,7 @@ class RunStore:
         return table
 
     def answer_log(self, task: str, protocol: str, block: int = 0) -> AnswerLog:
-        return AnswerLog(self.folder / "answers" / f"{_questions_stem(task, protocol)}.{block}.jsonl")
+        return AnswerLog(self.folder / "answers" / f"{_questions_stem(task, protocol)}.{block}.jsonl", self._advice)
 
     def _questions_hash(self, task: str, protocol: str) -> str | None:
         cells = self.spec.cells

@@ -129,7 +129,7 @@ def test_prompts(
     tmp_path: Path,
 ) -> None:
     task = lm_eval_tasks.build_task(name, data_dir, tmp_path, shots, LIMIT)
-    loaded = load_task(ours, data_dir=data_dir, limit=LIMIT, shots=shots)
+    loaded = load_task(ours, data_dir=data_dir, limit=LIMIT, items="first", shots=shots)
     loaded = replace(loaded, items=loaded.items[:LIMIT])
     seen = set()
     for model_name, thinking, arguments in SWITCHED:

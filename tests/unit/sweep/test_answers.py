@@ -80,7 +80,7 @@ def test_a_damaged_line_is_ignored(tmp_path: Path) -> None:
 
 def test_writes_are_seconds_apart(tmp_path: Path) -> None:
     now = 0.0
-    written = AnswerLog(tmp_path / "answers" / "a.jsonl", lambda: now)
+    written = AnswerLog(tmp_path / "answers" / "a.jsonl", clock=lambda: now)
     for now in (1.0, 4.9):
         written.add("clean", {int(now): GIVEN[0]})
     assert log(tmp_path).read() == {}
