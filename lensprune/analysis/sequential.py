@@ -121,35 +121,43 @@ class Looks:
         heights = np.clip(self.heights(p), _HEIGHTS[0], _HEIGHTS[-1])
         return np.exp(np.interp(heights, _HEIGHTS, known))
 
-    def q(self, p: Float[np.ndarray, "look part"]) -> Float[np.ndarray, " part"]:
+    def q(self, p: Float[np.ndarray, "look part"], hypotheses: int | None = None) -> Float[np.ndarray, " part"]:
         """False discovery rate (Benjamini & Hochberg) of the repeated p-values over all parts.
 
         Heights never fall, so what is named at one look stays named.
-        """
-        return benjamini_hochberg(self.repeated_p(p))
 
-    def futile(self, p: Float[np.ndarray, "look part"], named: int) -> Bool[np.ndarray, " part"]:
+        Args:
+            hypotheses: parts in question, of which those that are not in `p` were never asked and count as p 1;
+                ``None``: those in `p`.
+        """
+        never = np.ones(max(0, (hypotheses or 0) - p.shape[1]))
+        return benjamini_hochberg(np.append(self.repeated_p(p), never))[: p.shape[1]]
+
+    def futile(
+        self, p: Float[np.ndarray, "look part"], named: int, hypotheses: int | None = None
+    ) -> Bool[np.ndarray, " part"]:
         """Parts that need not be asked further: P(named at the last look) < `FUTILITY`, predicted from what was seen.
 
         The error rates hold whether this is followed or not.
 
         Args:
             named: parts that are named already; one more would need a p of (named + 1) · level / parts.
+            hypotheses: as for `q`.
         """
         if len(p) == len(self.items):
             return np.ones(p.shape[1], bool)
-        needed = self.height_at(self.level * (named + 1) / p.shape[1])
+        needed = self.height_at(self.level * (named + 1) / max(hypotheses or 0, p.shape[1]))
         share = self.shares[len(p) - 1]
         z = scipy.stats.norm.isf(np.clip(p[-1], 1e-300, 1 - 1e-16))
         likely: np.ndarray = scipy.stats.norm.sf((needed - z / np.sqrt(share)) / np.sqrt(1 / share - 1))
         return np.isnan(p[-1]) | (likely < FUTILITY)
 
     def verdicts(
-        self, p: Float[np.ndarray, "look part"]
+        self, p: Float[np.ndarray, "look part"], hypotheses: int | None = None
     ) -> tuple[Bool[np.ndarray, " part"], Bool[np.ndarray, " part"]]:
-        """Parts that are named after these looks, and those that are to be asked further."""
-        named = self.q(p) <= self.level
-        return named, ~named & ~self.futile(p, int(named.sum()))
+        """Parts that are named after these looks, and those that are to be asked further; `hypotheses` as for `q`."""
+        named = self.q(p, hypotheses) <= self.level
+        return named, ~named & ~self.futile(p, int(named.sum()), hypotheses)
 
     def height_at(self, level: float) -> float:
         """The height that is reached at any look with probability `level` without a loss beyond the margin."""

@@ -16,7 +16,7 @@ from lensprune.analysis.sequential import Looks, loss_p, narrow_enough
 from lensprune.errors import UserError
 from lensprune.runs.spec import SweepSpec
 
-__all__ = ["Stopping", "UntilWidth", "further", "level_of", "look_intervals", "look_p", "stopping_of"]
+__all__ = ["Stopping", "UntilWidth", "further", "hypotheses_of", "level_of", "look_intervals", "look_p", "stopping_of"]
 
 STEP = 25
 """Items between two looks at the width of an interval."""
@@ -62,6 +62,12 @@ def level_of(spec: SweepSpec) -> float:
     return stopping.level if isinstance(stopping, Looks) else LEVEL
 
 
+def hypotheses_of(spec: SweepSpec) -> int:
+    """How many parts a run asks about, in each (task, protocol): a screened run asks about all that it ranked, for it
+    chose what to measure by the same items."""
+    return len(spec.variants) - 1 if spec.screen is None else len({row["variant"] for row in spec.screen["estimates"]})
+
+
 Changes = Sequence[Float[np.ndarray, " item"]]
 """Of each part: outcomes without it minus the clean ones, −1, 0 or 1, on the items that it was asked."""
 
@@ -90,15 +96,15 @@ def look_p(
 
 
 def further(
-    changes: Changes, clusters: Int[np.ndarray, " item"] | None, stopping: Stopping, upto: int
+    changes: Changes, clusters: Int[np.ndarray, " item"] | None, stopping: Stopping, upto: int, hypotheses: int
 ) -> Bool[np.ndarray, " part"]:
-    """Which parts are to be asked the next block of items, after `upto` of them."""
+    """Which parts are to be asked the next block of items, after `upto` of them; `hypotheses` as for `Looks.q`."""
     n = stopping.items[upto - 1]
     there = np.array([len(own) >= n for own in changes], bool)
     if upto >= len(stopping.items):
         return np.zeros(len(changes), bool)
     if isinstance(stopping, Looks):
-        return there & stopping.verdicts(look_p(changes, clusters, stopping, upto))[1]
+        return there & stopping.verdicts(look_p(changes, clusters, stopping, upto), hypotheses)[1]
     open_parts = there.copy()
     if there.any():
         own = np.stack([changes[part][:n] for part in np.flatnonzero(there).tolist()], axis=1)

@@ -12,12 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from lensprune.analysis.sequential import Looks
+from lensprune.analysis.stopping import stopping_of
 from lensprune.output.drawing.style import GREY, panels, short_tasks
 from lensprune.results.figures.protocols import protocol_look
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.noise import NOISE_NOTE, within_noise
+from lensprune.runs.spec import SweepSpec
 
 __all__ = [
+    "PAIRED",
     "Panel",
     "Q",
     "bars",
@@ -27,13 +31,18 @@ __all__ = [
     "handles",
     "heights",
     "in_ranges",
+    "interval_of",
     "look_of",
     "set_titles",
+    "sizes_beside",
+    "sizes_of",
 ]
 
 Q = 0.05
 """Parts with a q up to this are named."""
+PAIRED = "paired 95% interval"
 _ACROSS = 3
+_MOST_SIZES = 40
 _TITLE_WIDTH = 38
 _REGION = "0.93"
 _BESIDE = 0.9
@@ -43,6 +52,11 @@ _CROSS: dict[str, Any] = {
 }  # fmt: skip
 
 Panel = tuple[Axes, pd.DataFrame]
+
+
+def interval_of(spec: SweepSpec) -> str:
+    """What the intervals of a run's summary are."""
+    return "repeated 95% interval" if isinstance(stopping_of(spec.stopping), Looks) else PAIRED
 
 
 def cell_panels(
@@ -70,11 +84,30 @@ def set_titles(found: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
     short = short_tasks(list(dict.fromkeys(str(rows["task"].iloc[0]) for _, rows, _ in panels_of)))
     for ax, rows, named in panels_of:
         first = rows.iloc[0]
-        clean = f"clean {first['accuracy_clean']:.2f}, n {int(first['n'])}"
+        clean = f"clean {rows['accuracy_clean'][rows['n'].idxmax()]:.2f}, n {sizes_of(rows)}"
         if not beats_chance(rows).iloc[0]:
             clean += f": at chance ({first['chance']:.2f})"
         lines = [f"{short[str(first['task'])]}, {first['protocol']}", clean, *textwrap.wrap(named, _TITLE_WIDTH)]
         ax.set_title("\n".join(lines), fontsize=8.5, loc="left")
+
+
+def sizes_of(rows: pd.DataFrame) -> str:
+    """Numbers of items: one, or the smallest and the largest where variants have numbers of their own."""
+    low, high = int(rows["n"].min()), int(rows["n"].max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def sizes_beside(ax: Axes, places: Any, rows: pd.DataFrame, *, vertical: bool = True) -> None:
+    """Write each variant's number of items at the edge of a panel, where they differ and there is room for them."""
+    if rows["n"].nunique() == 1 or len(rows) > _MOST_SIZES:
+        return
+    for place, n in zip(places, rows["n"], strict=True):
+        at = (place, 0.01) if vertical else (0.99, place)
+        ax.text(
+            *at, str(n), fontsize=4.5, color="0.4", rotation=90 if vertical else 0, ha="center" if vertical else "right",
+            va="bottom" if vertical else "center", gid="n", zorder=4,
+            transform=ax.get_xaxis_transform() if vertical else ax.get_yaxis_transform(),
+        )  # fmt: skip
 
 
 def in_ranges(numbers: Iterable[int]) -> str:
@@ -140,10 +173,17 @@ def chance_region(ax: Axes, rows: pd.DataFrame, low: float, *, vertical: bool = 
 
 
 def handles(
-    *, intervals: bool, region: bool, q: float = Q, pale: bool = False, noisy: bool = False
+    *,
+    intervals: bool,
+    region: bool,
+    q: float = Q,
+    pale: bool = False,
+    noisy: bool = False,
+    sizes: bool = False,
+    interval: str = PAIRED,
 ) -> list[Line2D | Patch]:
     """What the legend of such panels says; `pale`: points without a name are pale rather than hollow; `noisy`: some are
-    crossed."""
+    crossed; `sizes`: numbers of items are written beside them; `interval`: what the bars are."""
     look: dict[str, Any] = {"color": "0.25", "marker": "o", "markersize": 4.5, "linestyle": "none"}
     found: list[Line2D | Patch] = [
         Line2D([], [], label=f"named: q ≤ {q:g}", **look),
@@ -152,7 +192,9 @@ def handles(
     if noisy:
         found.append(Line2D([], [], label=NOISE_NOTE, **_CROSS))
     if intervals:
-        found.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label="paired 95% interval"))
+        found.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label=interval))
+    if sizes:
+        found.append(Line2D([], [], linestyle="none", label="small numbers: items asked"))
     if region:
         found.append(Patch(facecolor=_REGION, edgecolor="0.7", linewidth=0.5, label="accuracy at chance or below"))
     return found
