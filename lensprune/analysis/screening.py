@@ -52,8 +52,8 @@ def _table(outcomes: Outcomes, *, whole: bool) -> pd.DataFrame:
     ]
     finished = set(outcomes.finished())
     found = []
-    for row in frame.itertuples():
-        key = CellKey(row.variant, row.task, row.protocol)
+    for variant, task, protocol in zip(frame["variant"], frame["task"], frame["protocol"], strict=True):
+        key = CellKey(variant, task, protocol)
         there = key in finished and key._replace(variant=CLEAN.name) in finished
         found.append(_measured(outcomes, key, whole=whole) if there else {})
     measured = pd.DataFrame(found, frame.index, ["n", "delta", "logprob_margin_change"])
@@ -79,12 +79,13 @@ def _measured(outcomes: Outcomes, key: CellKey, *, whole: bool) -> dict[str, flo
 def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
     """How far the estimates can be trusted, by the heads drawn at random: one row per (task, protocol).
 
-    Columns: ``heads``, ``measured``, ``n`` (items, those that all heads were asked), ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
-    over the controls), ``top`` (heads sought in each), ``controls_in_top`` (controls whose measured loss is among the
-    `top` largest of all heads), ``expected_missed`` (how many heads that were never measured are among them) and
-    ``most_missed`` (its upper one-sided 95% Clopper–Pearson bound). A control stands for itself and its share of the
-    unmeasured heads, (unmeasured + controls) / controls; the `top` largest are found by these weights. The measurement
-    is the margin's change, or Δμ under a protocol without one.
+    Columns: ``heads``, ``measured``, ``n`` (items, those that all heads were asked), ``controls``, ``rank_correlation``
+    (Spearman's, between estimate and measurement over the controls), ``top`` (heads sought in each),
+    ``controls_in_top`` (controls whose measured loss is among the `top` largest of all heads), ``expected_missed`` (how
+    many heads that were never measured are among them) and ``most_missed`` (its upper one-sided 95% Clopper–Pearson
+    bound). A control stands for itself and its share of the unmeasured heads, (unmeasured + controls) / controls; the
+    `top` largest are found by these weights. The measurement is the margin's change, or Δμ under a protocol without
+    one.
 
     Raises:
         UserError: as `screen_table`.

@@ -32,6 +32,7 @@ __all__ = [
     "Looks",
     "crossing_probability",
     "e_bh",
+    "e_intervals",
     "e_values",
     "loss_p",
     "narrow_enough",
@@ -222,24 +223,46 @@ def narrow_enough(
 
 
 def e_values(
-    lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: Int[np.ndarray, " part"] | int, margin: float
+    lost: Int[np.ndarray, " part"],
+    won: Int[np.ndarray, " part"],
+    n: Int[np.ndarray, " part"] | int,
+    margin: Float[np.ndarray, " part"] | float,
 ) -> Float[np.ndarray, " part"]:
     """Evidence against a loss of `margin` or less, whenever it is looked at: what a gambler's 1 has become.
 
     The gambler stakes a share λ on every item: it is multiplied by 1 + λ (1 − m) on a lost one, 1 − λ (1 + m) on one
     that is won, 1 − λ m on one that stays. Without a loss beyond the margin no strategy wins on average, so P(the
     value ever reaches 1/α) ≤ α. The stake is spread over `_BETS` shares λ.
+
+    With lost and won items exchanged and the margin's sign changed it is the evidence against a loss of `margin` or
+    more.
     """
-    largest = 1 / (1 + margin)
+    largest = 1 / (1 + np.asarray(margin))
     bets = largest * np.geomspace(0.02, 0.98, _BETS)[:, None]
     same = n - lost - won
     logs = lost * np.log1p(bets * (1 - margin)) + won * np.log1p(-bets * (1 + margin)) + same * np.log1p(-bets * margin)
     return np.exp(scipy.special.logsumexp(logs, axis=0) - np.log(_BETS))
 
 
+def e_intervals(
+    lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: Int[np.ndarray, " part"] | int
+) -> tuple[Float[np.ndarray, " part"], Float[np.ndarray, " part"]]:
+    """95% intervals of Δμ that hold at all numbers of items together: losses that `e_values` do not refute at 2.5%."""
+    ends = []
+    for a, b, sign in ((won, lost, 1.0), (lost, won, -1.0)):
+        # The evidence against a change of `middle` or less falls as `middle` rises.
+        low, high = np.full(len(lost), -1 + 1e-9), np.full(len(lost), 1 - 1e-9)
+        for _ in range(40):
+            middle = (low + high) / 2
+            refuted = e_values(a, b, n, middle) >= 2 / (1 - CONFIDENCE)
+            low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
+        ends.append(sign * low)
+    return ends[0], ends[1]
+
+
 def e_bh(values: Float[np.ndarray, " part"]) -> Float[np.ndarray, " part"]:
     """False discovery rates of e-values under any dependence: q ≤ α names the k largest for the largest k with
-    e₍ₖ₎ ≥ parts / (α k)."""
+    e₍ₖ₎ ≥ parts / (α k). What was never asked has an e-value of 1 or less."""
     order = np.argsort(-values, kind="stable")
     with np.errstate(divide="ignore"):
         levels = len(values) / (np.arange(1, len(values) + 1) * values[order])

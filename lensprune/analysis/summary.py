@@ -15,8 +15,16 @@ from lensprune.analysis.intervals import mean_intervals, unit_sums
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
 from lensprune.analysis.randomization import sign_flip_p
-from lensprune.analysis.sequential import Looks
-from lensprune.analysis.stopping import Stopping, hypotheses_of, look_intervals, look_p, stopping_of
+from lensprune.analysis.sequential import Looks, e_intervals
+from lensprune.analysis.stopping import (
+    AnyLook,
+    Stopping,
+    counts_of,
+    hypotheses_of,
+    look_intervals,
+    look_p,
+    stopping_of,
+)
 from lensprune.errors import LensPruneError
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.noise import noise_floor
@@ -200,9 +208,7 @@ def read_group(
     )
 
 
-def _measured(
-    group: Group, level: float, stopping: Stopping | None, hypotheses: int
-) -> dict[str, dict[str, float]]:
+def _measured(group: Group, level: float, stopping: Stopping | None, hypotheses: int) -> dict[str, dict[str, float]]:
     """What is said of every changed variant beside the clean model, on the items that it was asked."""
     clean = group.clean
     changed = [name for name in group.cells if name != CLEAN.name]
@@ -223,7 +229,11 @@ def _measured(
         if isinstance(stopping, Looks):
             low, high = look_intervals(own, clusters, stopping)
         columns["ci_low"][places], columns["ci_high"][places] = low, high
-    if isinstance(stopping, Looks):
+    if isinstance(stopping, AnyLook):
+        columns["ci_low"], columns["ci_high"] = e_intervals(*counts_of(changes))
+        columns["p_value"] = 1 / np.maximum(stopping.values(changes), 1.0)
+        columns["q_loss"] = stopping.q(changes, hypotheses)
+    elif isinstance(stopping, Looks):
         p = look_p(changes, group.clusters, stopping, len(stopping.items))
         columns["p_value"], columns["q_loss"] = stopping.repeated_p(p), stopping.q(p, hypotheses)
     else:
@@ -292,7 +302,8 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     With planned looks (`SweepSpec.stopping`) each variant has an `n` of its own, and the clean model's accuracy is that
     on the same items. `q_loss` is then that a loss is larger than the margin, from repeated p-values, which are
     `p_value`; the interval is the repeated one, which holds over all looks, and `q_gain` is not known. In a screened
-    run `q_loss` counts all parts that were ranked.
+    run `q_loss` counts all parts that were ranked. With ``looks any`` they are of e-values: `p_value` is 1 over the
+    e-value, and all three hold at any number of items, whenever the sweep was stopped.
 
     Until the clean cell is finished the columns that compare with it are empty.
     """

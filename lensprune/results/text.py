@@ -106,11 +106,11 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
         where = (table["task"] == row["task"]) & (table["protocol"] == row["protocol"])
         controls, own_n = int(row["controls"]), table.loc[where, "n"].dropna().nunique() > 1
         cell = f"{for_terminal(str(row['task']))}, {row['protocol']}"
+        shared = f" (on the {row['n']} items that all heads were asked)" if own_n else ""
         lines = [
             f"{cell}: {row['measured']} of {row['heads']} heads are measured, {row['measured'] - controls} for their "
             f"estimates and {controls} drawn at random; the others are estimated",
-            f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}"
-            f"{f' (on the {row["n"]} items that all heads were asked)' if own_n else ''}; "
+            f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}{shared}; "
             f"{row['controls_in_top']} of them are among the {row['top']} heads that lose most: about "
             f"{row['expected_missed']:.0f} of those were missed, at most {row['most_missed']:.0f} with 95% confidence",
         ]

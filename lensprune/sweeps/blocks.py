@@ -47,9 +47,7 @@ def block_requests(condition: Condition, stopping: Stopping | None) -> tuple[int
     return tuple(sum(len(item.requests) for item in condition.items[a:b]) for a, b in pairwise((0, *stopping.items)))
 
 
-def say_progress(
-    bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], doing: str
-) -> None:
+def say_progress(bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], doing: str) -> None:
     """Let a progress bar say what is done now and how many variants are decided.
 
     It ends where the sweep would if no further variant were decided before the last look.

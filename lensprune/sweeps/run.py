@@ -149,7 +149,8 @@ def sweep(
             (`lensprune.engine.gradient_rules`).
         lost_more_than: which variants lose more accuracy than this? Each is measured on blocks of items until it is
             named, with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
-        looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`.
+        looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`; ``any``: e-values, whose
+            verdicts hold whenever the sweep is stopped, for more items.
         q: false discovery rate of what is named.
         until_width: each variant is measured on blocks of items until its 95% interval is no wider than this.
         keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are

@@ -52,7 +52,9 @@ class UnitQueue:
     @property
     def cells(self) -> int:
         """Cells that are not dealt out."""
-        return sum(len(names) for _, _, names, _, _ in self._groups) + sum(len(unit.variants) for unit in self._returned)
+        return sum(len(names) for _, _, names, _, _ in self._groups) + sum(
+            len(unit.variants) for unit in self._returned
+        )
 
     def next(self) -> Unit | None:
         """The next unit, or ``None`` when nothing is left."""

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lensprune.analysis.sequential import Looks
-from lensprune.analysis.stopping import stopping_of
+from lensprune.analysis.stopping import AnyLook, stopping_of
 from lensprune.output.drawing.style import GREY, panels, short_tasks
 from lensprune.results.figures.protocols import protocol_look
 from lensprune.runs.chance import beats_chance
@@ -56,7 +56,8 @@ Panel = tuple[Axes, pd.DataFrame]
 
 def interval_of(spec: SweepSpec) -> str:
     """What the intervals of a run's summary are."""
-    return "repeated 95% interval" if isinstance(stopping_of(spec.stopping), Looks) else PAIRED
+    names = {Looks: "repeated 95% interval", AnyLook: "95% interval at any look"}
+    return names.get(type(stopping_of(spec.stopping)), PAIRED)
 
 
 def cell_panels(
@@ -84,7 +85,8 @@ def set_titles(found: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
     short = short_tasks(list(dict.fromkeys(str(rows["task"].iloc[0]) for _, rows, _ in panels_of)))
     for ax, rows, named in panels_of:
         first = rows.iloc[0]
-        clean = f"clean {rows['accuracy_clean'][rows['n'].idxmax()]:.2f}, n {sizes_of(rows)}"
+        longest = rows.sort_values("n", kind="stable").iloc[-1]
+        clean = f"clean {longest['accuracy_clean']:.2f}, n {sizes_of(rows)}"
         if not beats_chance(rows).iloc[0]:
             clean += f": at chance ({first['chance']:.2f})"
         lines = [f"{short[str(first['task'])]}, {first['protocol']}", clean, *textwrap.wrap(named, _TITLE_WIDTH)]
@@ -101,13 +103,11 @@ def sizes_beside(ax: Axes, places: Any, rows: pd.DataFrame, *, vertical: bool = 
     """Write each variant's number of items at the edge of a panel, where they differ and there is room for them."""
     if rows["n"].nunique() == 1 or len(rows) > _MOST_SIZES:
         return
+    upright: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
+    lying: dict[str, Any] = {"ha": "right", "va": "center", "transform": ax.get_yaxis_transform()}
     for place, n in zip(places, rows["n"], strict=True):
-        at = (place, 0.01) if vertical else (0.99, place)
-        ax.text(
-            *at, str(n), fontsize=4.5, color="0.4", rotation=90 if vertical else 0, ha="center" if vertical else "right",
-            va="bottom" if vertical else "center", gid="n", zorder=4,
-            transform=ax.get_xaxis_transform() if vertical else ax.get_yaxis_transform(),
-        )  # fmt: skip
+        x, y = (place, 0.01) if vertical else (0.99, place)
+        ax.text(x, y, str(n), fontsize=4.5, color="0.4", gid="n", zorder=4, **(upright if vertical else lying))
 
 
 def in_ranges(numbers: Iterable[int]) -> str:
