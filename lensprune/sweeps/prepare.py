@@ -16,7 +16,8 @@ from lensprune.ablation.choices import reference_kinds
 from lensprune.ablation.hooks import with_hook_names
 from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import Variant
-from lensprune.analysis.stopping import AnyLook, Stopping, stopping_json
+from lensprune.analysis.sequential import Looks
+from lensprune.analysis.stopping import AnyLook, Stopping, stopping_json, stopping_of
 from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
@@ -244,8 +245,8 @@ def _check_cap(task: LoadedTask, stopping: Stopping) -> None:
     name, n, cap = task.task.name, len(task.items), stopping.items[-1]
     if isinstance(stopping, AnyLook) and task.items and task.items[0].cluster is not None:
         raise UserError(
-            f"task {name!r} has items in clusters ({task.items[0].cluster!r} and others), and looks any counts items as "
-            "independent: plan the looks, like 100,200,400"
+            f"task {name!r} has items in clusters ({task.items[0].cluster!r} and others), and looks any counts items "
+            "as independent: plan the looks, like 100,200,400"
         )
     if task.task.by_cluster and len({item.cluster for item in task.items}) > 1:
         raise UserError(
@@ -262,6 +263,7 @@ def _check_against(
     """Refuse another run's folder by what is known before the weights are loaded."""
     if existing is None:
         return
+    _check_same_stopping(existing, out, options.stopping)
     for label, there, here in (
         ("protocols", list(existing.protocols), list(options.protocols)),
         ("seed", existing.seed, options.seed),
@@ -272,6 +274,25 @@ def _check_against(
     ):
         if there != here:
             raise UserError(f"{out} holds another run ({label}: {there} there, {here} here): choose another out folder")
+
+
+def _check_same_stopping(existing: SweepSpec, out: Path | None, stopping: Stopping | None) -> None:
+    """Refuse other looks than those that a stored run has, with the reason."""
+    there = stopping_of(existing.stopping)
+    if there is None or stopping is None or there == stopping:
+        return
+    if isinstance(there, Looks) and isinstance(stopping, Looks) and there.items != stopping.items:
+        looks = [",".join(map(str, own.items)) for own in (there, stopping)]
+        raise UserError(
+            f"{out} holds another run (looks {looks[0]} there, {looks[1]} here): looks that are added or moved once "
+            "there are results make its error rates wrong; choose another out folder, or from the start looks any, "
+            "which hold whenever you stop"
+        )
+    if isinstance(there, AnyLook) and isinstance(stopping, AnyLook) and there.items != stopping.items:
+        raise UserError(
+            f"{out} holds another run (limit {there.items[-1]} there, {stopping.items[-1]} here): the limit of a run "
+            "is fixed; choose another out folder and a limit that is large enough, and stop and resume as you like"
+        )
 
 
 def _reference_prompts(

@@ -275,6 +275,8 @@ def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytes
     page = again.report().read_text()
     assert "or shown to lose less, or 80 items; p, q and intervals are of e-values" in page
     assert "McNemar" not in page
+    with pytest.raises(UserError, match=r"limit 80 there, 100 here.*the limit of a run is fixed"):
+        sweep(model, tmp_path / "run", **{**asked, "limit": 100})
     with pytest.raises(UserError, match="task 'facts' has items in clusters"):
         sweep(model, **{**asked, "tasks": "facts"})
 
@@ -359,5 +361,7 @@ def test_even_looks_up_to_the_limit() -> None:
 def test_other_looks_are_another_run(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sweep(model, out, **EARLY)
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match=r"looks 20,40,80 there, 20,40,60,80 here.*make its error rates wrong"):
         sweep(model, out, **{**EARLY, "looks": "20,40,60,80"})
+    with pytest.raises(UserError, match="holds another run"):
+        sweep(model, out, **{**EARLY, "q": 0.1})
