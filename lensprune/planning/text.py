@@ -135,6 +135,6 @@ def _workers_line(plan: Plan) -> str:
     most = "at most " if plan.stops else ""
     spent = makespan(planned_times(plan), plan.workers)
     return (
-        f"\n{'workers:':9}{most}{duration(spent.seconds)} with {plan.workers} workers, each at {spent.efficiency:.0%} of "
-        "the rate of one alone, not counting the time to load the model"
+        f"\n{'workers:':9}{most}{duration(spent.seconds)} with {plan.workers} workers, each at {spent.efficiency:.0%} "
+        "of the rate of one alone, not counting the time to load the model"
     )

@@ -1,4 +1,4 @@
-"""Measure the sweeps and write the tables: ``python -m tests.early --write docs/explanation/early.md``.
+"""Measure the sweeps and write the tables: ``python -m tests.early --write docs/explanation/stopping-early.md``.
 
 Each sweep takes minutes to an hour, so finished ones are kept in ``tests/early/results.json`` and not run again:
 ``--again`` measures everything anew, ``--work NAME`` only some.
@@ -18,6 +18,7 @@ import numpy as np
 
 import lensprune as lp
 from lensprune.analysis.multiplicity import benjamini_hochberg
+from tests.early.tables import apart, tables
 from tests.helpers.markdown import write_between
 
 MODEL, MARGIN, ITEMS = "smollm2-135m", 0.05, 200
@@ -116,12 +117,6 @@ def on_others(model: Any, work: Work, names: list[str]) -> dict[str, float]:
     return {name: round(float(summary.loc[name, "delta"]), 4) for name in names}
 
 
-def disagreements(found: Mapping[str, Any], mode: str) -> list[str]:
-    """Variants that only one of the sweep of all items and that of `mode` names, among those that `mode` measured."""
-    both = set(found["all"]["named"]) ^ set(found[mode]["named"])
-    return [name for name in found[mode]["delta"] if name in both]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", action="append", choices=[work.name for work in WORKS], help="repeat for several")
@@ -141,13 +136,11 @@ def main() -> None:
                 found[mode] = some_heads(model, work, found["looks"]) if some else measured(model, work, options)
                 print(work.name, mode, {k: found[mode][k] for k in ("seconds", "cells", "named")}, flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        names = sorted({name for mode in work.modes for name in disagreements(found, mode)})
+        names = sorted({name for mode in work.modes for name in apart(found["all"], found[mode])})
         if "others" not in found:
             found["others"] = on_others(model, work, names) if names else {}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if arguments.write is not None:
-        from tests.early.tables import tables
-
         write_between(arguments.write, "early", tables(results))
 
 

@@ -253,16 +253,16 @@ def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
 
 
 def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {**ASKED, "limit": 80, "lost_more_than": 0.02, "looks": "any"}
+    asked = {**ASKED, "limit": 80, "lost_more_than": 0.1, "looks": "any"}
     run = sweep(model, tmp_path / "run", **asked)
     changes, summary = changes_of(whole), run.summary().set_index("variant").drop("clean")
     names, values, going = list(summary.index), {}, set(summary.index)
     for n in (25, 50, 75, 80):
         own = changes[names].to_numpy()[:n]
         lost, won = (own < 0).sum(axis=0), (own > 0).sum(axis=0)
-        values |= {name: e for name, e in zip(names, e_values(lost, won, n, 0.02), strict=True) if name in going}
+        values |= {name: e for name, e in zip(names, e_values(lost, won, n, 0.1), strict=True) if name in going}
         q = e_bh(np.array([values[name] for name in names]))
-        less = e_values(won, lost, n, -0.02) >= 20
+        less = e_values(won, lost, n, -0.1) >= 20
         going -= {name for name, own_q, known in zip(names, q, less, strict=True) if own_q <= 0.05 or known}
         for name in names:
             assert (summary.loc[name, "n"] > n) == (name in going and n < 80)
@@ -282,7 +282,7 @@ def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytes
 
 
 def test_screened_heads_stop_early_too(model: Path, whole: lp.Run) -> None:
-    run = sweep(model, **EARLY, screen=0.25)
+    run = sweep(model, **EARLY, screen=0.05)
     assert run.spec.screen is not None
     assert set(run.summary()["variant"]) == {"clean", *run.spec.screen["measured"]}
     assert decided(run)
