@@ -28,7 +28,7 @@ from lensprune.output.drawing.style import name_points, panels, short_tasks
 from lensprune.replacement.figures import effect_against_weights, effect_by_depth
 from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.figures.failures import _LOOKS
-from lensprune.results.figures.panels import in_ranges
+from lensprune.output.plain_text import in_ranges
 from tests.helpers.made_cells import skip
 from tests.helpers.made_runs import heads_run, layers_run
 
