@@ -12,7 +12,16 @@ from lensprune.output.files import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["csv_text", "escape_cell", "for_terminal", "in_ranges", "visible", "visible_end", "write_csv", "write_csv_parts"]
+__all__ = [
+    "csv_text",
+    "escape_cell",
+    "for_terminal",
+    "in_ranges",
+    "visible",
+    "visible_end",
+    "write_csv",
+    "write_csv_parts",
+]
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 

@@ -46,7 +46,7 @@ def _sentence(rows: pd.DataFrame, level: float) -> str:
     ]
     said = f"the model needs {_joined(counts)} (q ≤ {level:g})"
     if len(needed):
-        worst = needed.loc[needed["delta"].idxmin()]
+        worst = needed.sort_values("delta", kind="stable").iloc[0]
         said += (
             f"; without {worst['variant'].rpartition('.')[0] or worst['variant']} accuracy falls most, from "
             f"{worst['accuracy_clean']:.2f} to {worst['accuracy']:.2f} under {worst['protocol']}"

@@ -124,10 +124,10 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
 
 
 def run_report(run: Run, most: int = 5) -> str:
-    """What a finished sweep prints: a sentence per task, the largest losses of each task and protocol, and where the files
-    are."""
+    """What a finished sweep prints: a sentence per task, the largest losses under each protocol, where files are."""
     summary = summarise(run)
-    parts = [repr(run), "\n".join(task_sentences(run)), *(top_variants(summary, task, protocol, most) for task, protocol in run.cells)]
+    parts = [repr(run), "\n".join(task_sentences(run))]
+    parts += [top_variants(summary, task, protocol, most) for task, protocol in run.cells]
     if run.spec.screen is not None:
         parts += [screen_report(screen_table(run), screen_quality(run)), NOT_OF_ALL_HEADS]
     if run.folder is not None:
