@@ -140,7 +140,7 @@ def _parser() -> _Parser:
     add_options(resumed, Workers)
     add_json(resumed)
     demo = command(
-        "demo", _demo, "remove each layer of the bundled model in turn, on bundled tasks, under three protocols"
+        "demo", _demo, "remove each layer of the bundled model in turn, on three bundled tasks, under two protocols"
     )
     demo.add_argument("--out", default="runs/demo", metavar="FOLDER", help="run folder (default: runs/demo)")
     add_json(demo)
