@@ -113,7 +113,7 @@ def test_kept_hooks_are_part_of_the_model_and_recorded(model: Any) -> None:
     plain = lp.sweep(model, variants=[SKIP], **ARGUMENTS)
     assert plain.spec.kept_hooks == ()
     _permanent_hook(model)
-    with pytest.warns(UserWarning, match="the model keeps a custom hook at"):
+    with pytest.warns(UserWarning, match="the model has a custom hook at"):
         run = lp.sweep(model, variants=[SKIP], keep_hooks=True, **ARGUMENTS)
     [name] = run.spec.kept_hooks
     assert "blocks.1" in name
