@@ -15,6 +15,7 @@ from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import legend_below, name_points
+from lensprune.output.plain_text import in_ranges
 from lensprune.results.analyses import register_analysis
 from lensprune.results.figures.panels import (
     PAIRED,
@@ -25,7 +26,6 @@ from lensprune.results.figures.panels import (
     crosses,
     handles,
     heights,
-    in_ranges,
     interval_of,
     look_of,
     set_titles,

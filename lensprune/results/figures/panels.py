@@ -30,7 +30,6 @@ __all__ = [
     "crosses",
     "handles",
     "heights",
-    "in_ranges",
     "interval_of",
     "look_of",
     "set_titles",
@@ -108,17 +107,6 @@ def sizes_beside(ax: Axes, places: Any, rows: pd.DataFrame, *, vertical: bool = 
     for place, n in zip(places, rows["n"], strict=True):
         x, y = (place, 0.01) if vertical else (0.99, place)
         ax.text(x, y, str(n), fontsize=4.5, color="0.4", gid="n", zorder=4, **(upright if vertical else lying))
-
-
-def in_ranges(numbers: Iterable[int]) -> str:
-    """``0–1, 5, 16–18``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def look_of(rows: pd.DataFrame) -> dict[str, Any]:

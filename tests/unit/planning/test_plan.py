@@ -13,9 +13,9 @@ import lensprune as lp
 from lensprune import cli
 from lensprune.analysis.sequential import Looks
 from lensprune.analysis.stopping import UntilWidth
+from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
 from lensprune.errors import UserError
 from lensprune.models.model_config import load_model_config
-from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.stopping import Profile, asked_at_looks, profile_of
 from lensprune.planning.text import duration, quantity
 from tests.helpers.families import byte_tokenizer
@@ -219,7 +219,7 @@ def test_memory_bounds_what_comes_on_top_of_the_weights(llama_8b: Path) -> None:
     free, bounded = planned(llama_8b, **arguments), planned(llama_8b, **arguments, memory="2GB")
     assert bounded.memory.total - bounded.memory.weights - bounded.memory.process <= 2e9
     assert free.memory.total - free.memory.weights - free.memory.process > 2e9
-    with pytest.raises(UserError, match="are too little for"):
+    with pytest.raises(UserError, match="is too little for"):
         planned(llama_8b, **arguments, memory="1MB")
 
 
