@@ -102,11 +102,17 @@ def sizes_beside(ax: Axes, places: Any, rows: pd.DataFrame, *, vertical: bool = 
     """Write each variant's number of items at the edge of a panel, where they differ and there is room for them."""
     if rows["n"].nunique() == 1 or len(rows) > _MOST_SIZES:
         return
-    upright: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
-    lying: dict[str, Any] = {"ha": "right", "va": "center", "transform": ax.get_yaxis_transform()}
+    upright: dict[str, Any] = {
+        "fontsize": 4.5,
+        "rotation": 90,
+        "ha": "center",
+        "va": "bottom",
+        "transform": ax.get_xaxis_transform(),
+    }
+    lying: dict[str, Any] = {"fontsize": 7, "ha": "right", "va": "center", "transform": ax.get_yaxis_transform()}
     for place, n in zip(places, rows["n"], strict=True):
         x, y = (place, 0.01) if vertical else (0.99, place)
-        ax.text(x, y, str(n), fontsize=4.5, color="0.4", gid="n", zorder=4, **(upright if vertical else lying))
+        ax.text(x, y, str(n), color="0.4", gid="n", zorder=4, **(upright if vertical else lying))
 
 
 def look_of(rows: pd.DataFrame) -> dict[str, Any]:
