@@ -1,5 +1,5 @@
-"""When a variant of a sweep is asked no further: by planned looks at its losses, by e-values that may be looked at at
-any time, or by the width of its interval."""
+"""When a sweep stops measuring a variant: by planned looks at its losses, by e-values, which are valid at any time, or by
+the width of its interval."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ __all__ = [
 ]
 
 STEP = 25
-"""Items between two looks that are not planned."""
+"""Number of items between two looks that are not planned."""
 MOST = 40
 
 
 Changes = Sequence[Float[np.ndarray, " item"]]
-"""Of each part: outcomes without it minus the clean ones, −1, 0 or 1, on the items that it was asked."""
+"""For each part, outcomes without it minus the clean ones (−1, 0 or 1), on the items that were measured."""
 
 
 def counts_of(changes: Changes) -> tuple[Int[np.ndarray, " part"], Int[np.ndarray, " part"], Int[np.ndarray, " part"]]:
-    """Items that each part loses and wins, and all that it was asked."""
+    """Numbers of items that each part loses, wins and was measured on."""
     counts = [((own < 0).sum(), (own > 0).sum(), len(own)) for own in changes]
     return tuple(np.array(counts, int).reshape(-1, 3).T)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class UntilWidth:
-    """Each variant is asked until its own 95% interval is no wider than `width`, or to the last of `items`.
+    """Each variant is measured until its own 95% interval is no wider than `width`, or up to the last of `items`.
 
     Raises:
-        UserError: a width that no interval of accuracies can have.
+        UserError: a width that an interval of Δμ can't have.
     """
 
     items: tuple[int, ...]
@@ -68,8 +68,8 @@ class UntilWidth:
 
 @dataclass(frozen=True)
 class AnyLook:
-    """Each variant is asked until its e-value names it as losing more than `margin`, or the opposite one says that it
-    loses less, or to the last of `items`. The verdicts hold whenever the sweep is stopped, also by hand."""
+    """Each variant is measured until its e-value shows that it loses more than `margin`, or the opposite one that it
+    loses less, or up to the last of `items`. The verdicts are valid whenever the sweep is stopped, also by hand."""
 
     items: tuple[int, ...]
     margin: float = 0.05
@@ -99,7 +99,7 @@ class AnyLook:
 
 
 def _every_step(cap: int) -> tuple[int, ...]:
-    """Every `STEP` items, or more rarely so that there are at most `MOST` looks."""
+    """Every `STEP` items, or less often so that there are at most `MOST` looks."""
     step = max(STEP, -(-cap // MOST))
     return (*range(step, cap, step), cap)
 
@@ -108,7 +108,7 @@ Stopping = Looks | UntilWidth | AnyLook
 
 
 def stopping_of(stored: Mapping[str, Any] | None) -> Stopping | None:
-    """What a spec's ``stopping`` says."""
+    """The stopping rule stored in a spec's ``stopping``."""
     if stored is None:
         return None
     items = tuple(stored["items"])
@@ -126,25 +126,24 @@ def stopping_json(stopping: Stopping) -> dict[str, Any]:
 
 
 def level_of(spec: SweepSpec) -> float:
-    """The false discovery rate at which a run names parts: `LEVEL`, or that of its looks."""
+    """The false discovery rate of a run: that of its looks, or `LEVEL`."""
     stopping = stopping_of(spec.stopping)
     return LEVEL if stopping is None or isinstance(stopping, UntilWidth) else stopping.level
 
 
 def hypotheses_of(spec: SweepSpec) -> int:
-    """How many parts a run asks about, in each (task, protocol): a screened run asks about all that it ranked, for it
-    chose what to measure by the same items."""
+    """Number of parts in question for each (task, protocol): in a screened run all that were ranked, because the ranking
+    used the same items."""
     return len(spec.variants) - 1 if spec.screen is None else len({row["variant"] for row in spec.screen["estimates"]})
 
 
 def look_p(
     changes: Changes, clusters: Int[np.ndarray, " item"] | None, looks: Looks, upto: int
 ) -> Float[np.ndarray, "look part"]:
-    """p of a loss beyond the margin at each of the first `upto` looks by itself; NaN where a part was not asked.
+    """p of a loss beyond the margin at each of the first `upto` looks separately; NaN if a part was not measured.
 
-    Where items come in clusters it is the larger of that of independent items (`loss_p`) and of Student's t over
-    clusters. Clusters come back at every look, so that looks are more alike than the boundary assumes: it errs on the
-    safe side.
+    With clusters, it is the larger of the p for independent items (`loss_p`) and of Student's t over clusters. The same
+    clusters recur at every look, so looks are more alike than the boundary assumes, which is conservative.
     """
     p = np.full((upto, len(changes)), np.nan)
     for look, n in enumerate(looks.items[:upto]):
@@ -163,7 +162,7 @@ def look_p(
 def further(
     changes: Changes, clusters: Int[np.ndarray, " item"] | None, stopping: Stopping, upto: int, hypotheses: int
 ) -> Bool[np.ndarray, " part"]:
-    """Which parts are to be asked the next block of items, after `upto` of them; `hypotheses` as for `Looks.q`."""
+    """Which parts continue with the next block of items, after `upto` blocks; `hypotheses` as for `Looks.q`."""
     n = stopping.items[upto - 1]
     there = np.array([len(own) >= n for own in changes], bool)
     if upto >= len(stopping.items):
@@ -183,10 +182,10 @@ def further(
 def look_intervals(
     changes: Float[np.ndarray, "item part"], clusters: Int[np.ndarray, " item"] | None, looks: Looks
 ) -> tuple[Float[np.ndarray, " part"], Float[np.ndarray, " part"]]:
-    """Repeated 95% intervals of Δμ (`Looks.intervals`) of parts that were asked the same items.
+    """Repeated 95% intervals of Δμ (`Looks.intervals`) of parts measured on the same items.
 
-    Where items come in clusters they also hold the interval over clusters, as much wider as the boundary of the look is
-    than that of a single one.
+    With clusters, they also contain the interval over clusters, widened by the ratio of the look's boundary to that of
+    a single look.
     """
     look = looks.items.index(len(changes))
     low, high = looks.intervals((changes < 0).sum(axis=0), (changes > 0).sum(axis=0), look)
