@@ -23,9 +23,9 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
     `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
     strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
-    ``estimated``), ``n`` (items that it was measured on), ``delta`` (measured Δμ) and ``logprob_margin_change`` (measured
-    mean change of the margin, nats, on items where it is finite; NaN under a protocol without one). Heads that
-    were only estimated have no value there.
+    ``estimated``), ``n`` (items that it was measured on), ``delta`` (measured Δμ) and ``logprob_margin_change``
+    (measured mean change of the margin, nats, on items where it is finite; NaN under a protocol without one). Heads
+    that were only estimated have no value there.
 
     Raises:
         UserError: the sweep measured all its heads.

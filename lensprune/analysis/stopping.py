@@ -1,5 +1,5 @@
-"""When a sweep stops measuring a variant: by planned looks at its losses, by e-values, which are valid at any time, or by
-the width of its interval."""
+"""When a sweep stops measuring a variant: by planned looks at its losses, by e-values, which are valid at any time, or
+by the width of its interval."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def level_of(spec: SweepSpec) -> float:
 
 
 def hypotheses_of(spec: SweepSpec) -> int:
-    """Number of parts in question for each (task, protocol): in a screened run all that were ranked, because the ranking
-    used the same items."""
+    """Number of parts in question for each (task, protocol): in a screened run all that were ranked, because the
+    ranking used the same items."""
     return len(spec.variants) - 1 if spec.screen is None else len({row["variant"] for row in spec.screen["estimates"]})
 
 
