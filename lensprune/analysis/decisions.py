@@ -1,6 +1,6 @@
-"""How far a sweep that stops early is: which block of items comes next, and which variants are decided.
+"""Progress of a sweep that stops early: which block of items comes next, and which variants are decided.
 
-It depends on the stored records alone, so a sweep that was stopped takes the same decisions.
+It depends only on the stored records, so a resumed sweep makes the same decisions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["decided", "decisions", "next_block", "unfinished"]
 
 
 def next_block(outcomes: Outcomes, task: str, protocol: str) -> tuple[int, list[str]] | None:
-    """The first block of one (task, protocol) that is still to be measured, and the variants that lack it; ``None``
-    when every variant is decided."""
+    """The first block of one (task, protocol) that is not measured yet, and the variants that lack it; ``None`` if
+    every variant is decided."""
     found = _first_open(outcomes, task, protocol)
     return None if found is None else found[:2]
 
@@ -48,8 +48,8 @@ def _first_open(outcomes: Outcomes, task: str, protocol: str) -> tuple[int, list
 
 @computed_once
 def decisions(outcomes: Outcomes) -> pd.DataFrame:
-    """Of a sweep that stops early, for each `task` and `protocol`: its changed `variants`, how many are `decided`, and
-    whether nothing is left to measure (`finished`)."""
+    """Progress of a sweep that stops early, for each `task` and `protocol`: the number of changed `variants`, how many
+    are `decided`, and whether nothing is left to measure (`finished`)."""
     n = len(outcomes.spec.variants) - 1
     found = {cell: _first_open(outcomes, *cell) for cell in outcomes.cells}
     rows = [(*cell, n, n if own is None else n - len(own[2]), own is None) for cell, own in found.items()]
@@ -62,7 +62,7 @@ def decided(outcomes: Outcomes) -> bool:
 
 
 def unfinished(outcomes: Outcomes) -> str:
-    """How far an unfinished run is, like ``3 of 5 cells``, and empty for a finished one; a sweep that stops early is
+    """Progress of an unfinished run, like ``3 of 5 cells``; empty for a finished one. A sweep that stops early is
     finished when every variant is decided."""
     if outcomes.spec.stopping is None:
         done, total = outcomes.n_finished, outcomes.n_expected

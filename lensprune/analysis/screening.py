@@ -1,4 +1,4 @@
-"""A screened sweep's heads: what was estimated, what was measured, and how far the estimates can be trusted."""
+"""A screened sweep's heads: what was estimated, what was measured, and how reliable the estimates are."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["missed", "screen_quality", "screen_table"]
 
 
 def screen_table(outcomes: Outcomes) -> pd.DataFrame:
-    """One row per (task, protocol, head): what was estimated, and what was measured where it was.
+    """One row per (task, protocol, head) with its estimate, and its measurement if it was measured.
 
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
     `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
     strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
     ``estimated``), ``delta`` (measured Δμ) and ``logprob_margin_change`` (measured mean change of the margin, nats, on
-    items where it is finite; NaN under a protocol without one). What is only estimated has NaN there.
+    items where it is finite; NaN under a protocol without one). Heads that were only estimated have NaN there.
 
     Raises:
         UserError: the sweep measured all its heads.
     """
     screen = outcomes.spec.screen
     if screen is None:
-        raise UserError("this run was not screened, all its heads are measured: see summary()")
+        raise UserError("this run was not screened, so all its heads are measured: see summary()")
     frame = pd.DataFrame(screen["estimates"])
     frame["rank"] = frame.groupby(["task", "protocol"])["estimate"].rank(method="first").astype(int)
     frame["status"] = [
@@ -55,7 +55,7 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
             clean = CellKey(CLEAN.name, task, protocol)
             if not measured or clean not in finished:
                 continue
-            # Null, not NaN, where a protocol has no such measure.
+            # Null, not NaN, if the protocol has no such measure.
             values = outcomes.cell(clean, [measure]).column(measure)
             if values.null_count == len(values):
                 continue
@@ -66,14 +66,14 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
 
 
 def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
-    """How far the estimates can be trusted, by the heads drawn at random: one row per (task, protocol).
+    """How reliable the estimates are, judged by randomly drawn control heads: one row per (task, protocol).
 
     Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
-    over the controls), ``top`` (heads sought in each), ``controls_in_top`` (controls whose measured loss is among the
-    `top` largest of all heads), ``expected_missed`` (how many heads that were never measured are among them) and
-    ``most_missed`` (its upper one-sided 95% Clopper–Pearson bound). A control stands for itself and its share of the
-    unmeasured heads, (unmeasured + controls) / controls; the `top` largest are found by these weights. The measurement
-    is the margin's change, or Δμ under a protocol without one.
+    over the controls), ``top`` (number of strongest heads to find in each), ``controls_in_top`` (controls whose
+    measured loss is among the `top` largest of all heads), ``expected_missed`` (expected number of unmeasured heads
+    among them) and ``most_missed`` (its upper one-sided 95% Clopper–Pearson bound). A control has weight
+    (unmeasured + controls) / controls, for itself and its share of the unmeasured heads; the `top` largest are
+    determined with these weights. The measurement is the margin's change, or Δμ under a protocol without one.
 
     Raises:
         UserError: as `screen_table`.
@@ -108,8 +108,8 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
 def missed(measured: pd.DataFrame, heads: int, top: int) -> tuple[int, float, float]:
     """Controls among the `top` largest losses of all `heads`, unmeasured heads expected there, and an upper bound.
 
-    `measured`: largest loss first. The heads within the top are counted by weight; where the border cuts through a
-    control, the part of it within counts.
+    `measured`: largest loss first. Heads within the top are counted by weight; a control on the border counts
+    partially.
     """
     control = (measured["status"] == "measured: control").to_numpy()
     n, unmeasured = int(control.sum()), heads - len(measured)

@@ -1,4 +1,4 @@
-"""When a variant of a sweep is asked no further: by planned looks at its losses, or by the width of its interval."""
+"""When a sweep stops measuring a variant: by planned looks at its losses, or by the width of its interval."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from lensprune.runs.spec import SweepSpec
 __all__ = ["Stopping", "UntilWidth", "further", "level_of", "look_intervals", "look_p", "stopping_of"]
 
 STEP = 25
-"""Items between two looks at the width of an interval."""
+"""Number of items between two looks at an interval's width."""
 MOST = 40
 
 
 @dataclass(frozen=True)
 class UntilWidth:
-    """Each variant is asked until its own 95% interval is no wider than `width`, or to the last of `items`.
+    """Each variant is measured until its own 95% interval is no wider than `width`, or up to the last of `items`.
 
     Raises:
-        UserError: a width that no interval of accuracies can have.
+        UserError: a width that an interval of Δμ can't have.
     """
 
     items: tuple[int, ...]
@@ -40,7 +40,7 @@ class UntilWidth:
 
     @classmethod
     def up_to(cls, cap: int, width: float) -> UntilWidth:
-        """Looked at every `STEP` items, or more rarely so that there are at most `MOST` looks."""
+        """Look every `STEP` items, or less often so that there are at most `MOST` looks."""
         step = max(STEP, -(-cap // MOST))
         return cls((*range(step, cap, step), cap), width)
 
@@ -49,7 +49,7 @@ Stopping = Looks | UntilWidth
 
 
 def stopping_of(stored: Mapping[str, Any] | None) -> Stopping | None:
-    """What a spec's ``stopping`` says."""
+    """The stopping rule stored in a spec's ``stopping``."""
     if stored is None:
         return None
     items = tuple(stored["items"])
@@ -57,23 +57,22 @@ def stopping_of(stored: Mapping[str, Any] | None) -> Stopping | None:
 
 
 def level_of(spec: SweepSpec) -> float:
-    """The false discovery rate at which a run names parts: `LEVEL`, or that of its planned looks."""
+    """The false discovery rate of a run: that of its planned looks, or `LEVEL`."""
     stopping = stopping_of(spec.stopping)
     return stopping.level if isinstance(stopping, Looks) else LEVEL
 
 
 Changes = Sequence[Float[np.ndarray, " item"]]
-"""Of each part: outcomes without it minus the clean ones, −1, 0 or 1, on the items that it was asked."""
+"""For each part, outcomes without it minus the clean ones (−1, 0 or 1), on the items that were measured."""
 
 
 def look_p(
     changes: Changes, clusters: Int[np.ndarray, " item"] | None, looks: Looks, upto: int
 ) -> Float[np.ndarray, "look part"]:
-    """p of a loss beyond the margin at each of the first `upto` looks by itself; NaN where a part was not asked.
+    """p of a loss beyond the margin at each of the first `upto` looks separately; NaN if a part was not measured.
 
-    Where items come in clusters it is the larger of that of independent items (`loss_p`) and of Student's t over
-    clusters. Clusters come back at every look, so that looks are more alike than the boundary assumes: it errs on the
-    safe side.
+    With clusters, it is the larger of the p for independent items (`loss_p`) and of Student's t over clusters. The same
+    clusters recur at every look, so looks are more alike than the boundary assumes, which is conservative.
     """
     p = np.full((upto, len(changes)), np.nan)
     for look, n in enumerate(looks.items[:upto]):
@@ -92,7 +91,7 @@ def look_p(
 def further(
     changes: Changes, clusters: Int[np.ndarray, " item"] | None, stopping: Stopping, upto: int
 ) -> Bool[np.ndarray, " part"]:
-    """Which parts are to be asked the next block of items, after `upto` of them."""
+    """Which parts continue with the next block of items, after `upto` blocks."""
     n = stopping.items[upto - 1]
     there = np.array([len(own) >= n for own in changes], bool)
     if upto >= len(stopping.items):
@@ -110,10 +109,10 @@ def further(
 def look_intervals(
     changes: Float[np.ndarray, "item part"], clusters: Int[np.ndarray, " item"] | None, looks: Looks
 ) -> tuple[Float[np.ndarray, " part"], Float[np.ndarray, " part"]]:
-    """Repeated 95% intervals of Δμ (`Looks.intervals`) of parts that were asked the same items.
+    """Repeated 95% intervals of Δμ (`Looks.intervals`) of parts measured on the same items.
 
-    Where items come in clusters they also hold the interval over clusters, as much wider as the boundary of the look is
-    than that of a single one.
+    With clusters, they also contain the interval over clusters, widened by the ratio of the look's boundary to that of
+    a single look.
     """
     look = looks.items.index(len(changes))
     low, high = looks.intervals((changes < 0).sum(axis=0), (changes > 0).sum(axis=0), look)

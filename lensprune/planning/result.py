@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lensprune.costs.cost import Cost
+from lensprune.costs.memory import Memory
+from lensprune.costs.shape import ModelShape
+from lensprune.costs.speed import Speed
 from lensprune.engine.registry import executor_info
-from lensprune.planning.cost import Cost
-from lensprune.planning.memory import Memory
-from lensprune.planning.shape import ModelShape
-from lensprune.planning.speed import Speed
 
 __all__ = ["Plan", "PlannedCell", "PlannedLength"]
 

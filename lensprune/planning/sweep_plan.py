@@ -13,6 +13,12 @@ import torch
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
 from lensprune.analysis.multiplicity import LEVEL
+from lensprune.costs.cost import Cost, blocks_cost, unembedding_cost
+from lensprune.costs.memory import Memory, peak_memory
+from lensprune.costs.shape import ModelShape, model_shape
+from lensprune.costs.shared import decode_chunks, forked_limits, shared_cost
+from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
+from lensprune.costs.unshared import batch_budget, hooked_batches, unshared_cost
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import budgets, gpu_limits
@@ -21,14 +27,8 @@ from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.load import parse_dtype
 from lensprune.models.model_config import ModelConfig, load_model_config
-from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
-from lensprune.planning.memory import Memory, peak_memory
 from lensprune.planning.result import Plan, PlannedCell, PlannedLength
-from lensprune.planning.shape import ModelShape, model_shape
-from lensprune.planning.shared import decode_chunks, forked_limits, shared_cost
-from lensprune.planning.speed import Speed, estimated_seconds, measure_speed
 from lensprune.planning.text import plan_report
-from lensprune.planning.unshared import batch_budget, hooked_batches, unshared_cost
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest
 from lensprune.runs.store import check_out_folder

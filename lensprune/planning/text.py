@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from lensprune.costs.cost import Cost
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.tables import aligned
-from lensprune.planning.cost import Cost
 from lensprune.planning.makespan import makespan, planned_times
 from lensprune.planning.result import Plan
 

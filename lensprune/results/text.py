@@ -17,6 +17,7 @@ from lensprune.results.analyses import analyses, parse_analysis
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.outputs import SCREEN_TABLE
 from lensprune.results.run import Run
+from lensprune.results.sentences import task_sentences
 from lensprune.runs.chance import items_to_beat_chance, known_at_chance
 from lensprune.runs.noise import NOISE_NOTE, within_noise
 from lensprune.runs.store import read_spec
@@ -123,9 +124,10 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
 
 
 def run_report(run: Run, most: int = 5) -> str:
-    """What a finished sweep prints: for each task and protocol the largest losses, then where the files are."""
+    """What a finished sweep prints: a sentence per task, the largest losses under each protocol, where files are."""
     summary = summarise(run)
-    parts = [repr(run), *(top_variants(summary, task, protocol, most) for task, protocol in run.cells)]
+    parts = [repr(run), "\n".join(task_sentences(run))]
+    parts += [top_variants(summary, task, protocol, most) for task, protocol in run.cells]
     if run.spec.screen is not None:
         parts += [screen_report(screen_table(run), screen_quality(run)), NOT_OF_ALL_HEADS]
     if run.folder is not None:

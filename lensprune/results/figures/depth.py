@@ -15,6 +15,7 @@ from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import legend_below, name_points
+from lensprune.output.plain_text import in_ranges
 from lensprune.results.analyses import register_analysis
 from lensprune.results.figures.panels import (
     Q,
@@ -24,7 +25,6 @@ from lensprune.results.figures.panels import (
     crosses,
     handles,
     heights,
-    in_ranges,
     look_of,
     set_titles,
 )

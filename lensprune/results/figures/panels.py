@@ -26,7 +26,6 @@ __all__ = [
     "crosses",
     "handles",
     "heights",
-    "in_ranges",
     "look_of",
     "set_titles",
 ]
@@ -75,17 +74,6 @@ def set_titles(found: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
             clean += f": at chance ({first['chance']:.2f})"
         lines = [f"{short[str(first['task'])]}, {first['protocol']}", clean, *textwrap.wrap(named, _TITLE_WIDTH)]
         ax.set_title("\n".join(lines), fontsize=8.5, loc="left")
-
-
-def in_ranges(numbers: Iterable[int]) -> str:
-    """``0–1, 5, 16–18``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 def look_of(rows: pd.DataFrame) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def items_at_looks(text: str) -> tuple[int, ...]:
     try:
         items = tuple(whole_number(part) for part in text.split(","))
     except argparse.ArgumentTypeError:
-        raise UserError(f"looks {text!r}: expected numbers of items that rise, like 100,200,400") from None
+        raise UserError(f"looks {text!r}: expected increasing numbers of items, like 100,200,400") from None
     return Looks(items).items
 
 

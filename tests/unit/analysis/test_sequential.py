@@ -186,8 +186,8 @@ def test_narrow() -> None:
     ("values", "message"),
     [
         ({"items": ()}, r"looks \(none\): expected 1 to 10"),
-        ({"items": (100, 100)}, "looks 100,100: expected numbers of items that rise"),
-        ({"items": (0, 5)}, "rise"),
+        ({"items": (100, 100)}, "looks 100,100: expected increasing numbers of items"),
+        ({"items": (0, 5)}, "increasing"),
         ({"items": (10,), "margin": 1.0}, "margin 1 is not a loss"),
         ({"items": (10,), "level": 0.0}, "q 0 is not a false discovery rate"),
     ],

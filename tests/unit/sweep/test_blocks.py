@@ -161,7 +161,7 @@ def test_compared_with_a_run_of_all_items(whole: lp.Run, early: lp.Run) -> None:
         assert (gap["n"] == shared).all()
         assert set(gap["note"].str.replace(", at chance", "")) == {
             f"{shared} items shared, of {80 if first is whole else shared} and "
-            f"{80 if second is whole else shared} that all variants were asked"
+            f"{80 if second is whole else shared} that all variants answered"
         }
         assert gap["delta_a"].to_dict() == pytest.approx(changes.mean().to_dict())
         assert (gap["gap"] == 0).all()
@@ -252,7 +252,7 @@ def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path
         ({"until_width": 0.0, "limit": 9}, "width 0"),
         ({"looks": "10,20"}, "without a loss to look for"),
         ({"q": 0.1}, "without a loss to look for"),
-        ({"lost_more_than": 0.05, "looks": "20,10"}, "expected numbers of items that rise"),
+        ({"lost_more_than": 0.05, "looks": "20,10"}, "expected increasing numbers of items"),
         ({"lost_more_than": 0.05, "looks": "a"}, "looks 'a': expected numbers"),
         ({"lost_more_than": 0.05, "looks": "10,20", "limit": 30}, "limit 30 is not the last of the looks"),
         ({"lost_more_than": 0.05, "until_width": 0.1, "limit": 30}, "choose one"),
