@@ -352,6 +352,7 @@ def test_plan_counts_them(folder: Path) -> None:
     assert backwards.cost.flops > halves.cost.flops
 
 
+@pytest.mark.slow
 def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
