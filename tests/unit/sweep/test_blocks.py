@@ -122,6 +122,7 @@ def test_item_by_item_analyses_take_the_block_that_all_share(early: lp.Run) -> N
     assert (early.concentration()["n"] == shared).all()
 
 
+@pytest.mark.slow
 def test_each_task_and_protocol_has_its_own_shared_block(model: Path) -> None:
     run = sweep(model, **{**EARLY, "protocols": ("default", "continuation"), "looks": "10,40"})
     sizes = run.summary().groupby("protocol")["n"].min()
@@ -199,6 +200,7 @@ def test_compared_with_a_run_of_all_items(whole: lp.Run, early: lp.Run) -> None:
         assert (gap["gap"] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 14])
 def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     model: Path, early: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -262,6 +264,7 @@ class LocalPool:
         del self.workers[worker]
 
 
+@pytest.mark.slow
 def test_workers_take_the_decisions_of_one_process_also_when_stopped(model: Path, early: lp.Run) -> None:
     options = SweepOptions.given(**{**EARLY, "shots": 0, "device": "cpu"})
     scheduler = Scheduler(LocalPool(model, options), 2, 1000.0)
@@ -292,6 +295,7 @@ def test_workers_take_the_decisions_of_one_process_also_when_stopped(model: Path
     assert summarise(outcomes)[columns].equals(early.summary()[columns])
 
 
+@pytest.mark.slow
 def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     run = sweep(model, **{**ASKED, "limit": 80, "until_width": 0.2})
     changes = changes_of(whole)
@@ -310,6 +314,7 @@ def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     assert "McNemar" in page
 
 
+@pytest.mark.slow
 def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {**ASKED, "limit": 80, "lost_more_than": 0.1, "looks": "any"}
     run = sweep(model, tmp_path / "run", **asked)
@@ -416,6 +421,7 @@ def test_even_looks_up_to_the_limit() -> None:
     assert options.stopping == Looks((13, 25, 38, 50), 0.05)
 
 
+@pytest.mark.slow
 def test_other_looks_are_another_run(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sweep(model, out, **EARLY)
