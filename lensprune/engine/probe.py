@@ -1,10 +1,10 @@
-"""Whether the fast path gives the hooked executor's numbers on this very model, clean and ablated.
+"""Check that the fast path gives the hooked executor's numbers on a given model, clean and ablated.
 
-Families differ in what their attention modules pass on, and in what stands between a part's result and the residual
-stream: a norm or a gate in the wrong place changes ablated numbers only. So a short text runs both ways, its end token
-by token, clean and under one ablation of every kind for every part of the package. These are put together, one to a
-layer, in as few variants as that takes, which by hooks are the rows of one batch; where one differs, its ablations run
-one by one to say which it is.
+Families differ in what their attention modules pass on, and in what lies between a part's result and the residual
+stream: a norm or gate in the wrong place changes ablated numbers only. So a short text runs both ways, its end token by
+token, clean and under every built-in ablation kind on every built-in part. The ablations are combined, one per layer,
+into as few variants as fit; by hooks, these are the rows of one batch. Where a variant differs, its ablations run one
+by one to find which.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from lensprune.protocols.requests import GenerateRequest
 __all__ = ["PROBE_TOLERANCE", "checked_stack", "difference_of", "probe_variants", "probed_kinds", "probed_parts"]
 
 PROBE_TOLERANCE = {"float64": 1e-4, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.08}
-"""Nats a token, more where tokens are less likely than e⁻⁴. Measured on a model of 135 M parameters: rounding alone
-gives 1e-6 in float64 and float32, 4e-3 and 0.03; queries that are a tenth too long give 0.1. float64 is no better than
-float32, since transformers computes norms and softmaxes in float32 whatever the model's type."""
+"""Tolerance in nats per token, larger where tokens are less likely than e⁻⁴. Measured on a model with 135 M parameters:
+rounding alone gives 1e-6 in float64 and float32, 4e-3 and 0.03 in the half-precision types; queries 10% too long give
+0.1. float64 is no better than float32, since transformers computes norms and softmaxes in float32 for any dtype."""
 
 _PASSED: WeakKeyDictionary[torch.nn.Module, tuple[str, ...]] = WeakKeyDictionary()
-"""Models that passed, and the weights, dtype and device with which they did."""
+"""Models that passed, with their weights, dtype and device at the time."""
 
 
 def checked_stack(model: HookedModel) -> LayerStack:
-    """The layers of `model` for the fast path, after both ways gave the same numbers on a probe.
+    """The layers of `model` for the fast path, after checking on a probe that both executors give the same numbers.
 
     Raises:
         UnsupportedByFastPath: the model can't run layer by layer, or its numbers differ from the hooked executor's.
@@ -52,19 +52,19 @@ def checked_stack(model: HookedModel) -> LayerStack:
     if _PASSED.get(model.module) != probed:
         difference = difference_of(model, stack, probe_variants(facts))
         if difference is not None:
-            raise UnsupportedByFastPath(f"{facts.architecture}: layer by layer, {difference}")
+            raise UnsupportedByFastPath(f"{facts.architecture}: {difference}")
         _PASSED[model.module] = probed
     return stack
 
 
 def probed_parts() -> list[Part]:
-    """The package's own parts, narrow ones first. A plug-in's part is some of an activation that these cover."""
+    """The built-in parts, narrow ones first. A plug-in's part is a piece of an activation that these cover."""
     built_in = [part for part in parts() if _is_built_in(part.component)]
     return sorted(built_in, key=lambda part: list(Slot).index(part.slot), reverse=True)
 
 
 def probed_kinds() -> list[AblationKind]:
-    """The package's own kinds of ablation."""
+    """The built-in ablation kinds."""
     return [kind for kind in ablation_kinds().values() if kind.value is None or _is_built_in(kind.value)]
 
 
@@ -97,8 +97,7 @@ def _is_precise(facts: ModelFacts) -> bool:
 
 
 def _text(facts: ModelFacts, longest: int) -> tuple[int, ...]:
-    """Words that come again are what small errors of attention show on; where rounding is coarse, many of them average
-    it out."""
+    """Small errors in attention show on repeated words; in half precision, many words average rounding out."""
     factors, most = ((2,), 4) if _is_precise(facts) else ((2, 3, 5), 12)
     size = max(1, min(most, longest // 4 // len(factors)))
     words = [[(7919 * (i + 1) * factor + 13) % facts.d_vocab for i in range(size)] for factor in factors]
@@ -189,7 +188,9 @@ class _Probe:
             return None
         row, place = off[0]
         mine, other, name = float(fast[row, place]), float(slow[row, place]), variants[row].name
-        return variants[row], f"a probe has log-probability {mine:.4f} under {name}, by hooks {other:.4f}"
+        return variants[row], (
+            f"a probe's log-probability under {name} is {mine:.4f} layer by layer and {other:.4f} by hooks"
+        )
 
 
 def _by_hooks(
@@ -253,7 +254,7 @@ def _layer_by_layer(
 
 
 class ProjectionRecorder:
-    """Sees that attention's output projection receives exactly what a variant puts in the place of heads."""
+    """Checks that attention's output projection receives exactly what a variant substitutes for heads."""
 
     def __init__(self, model: HookedModel, stack: LayerStack, variants: Sequence[Variant]) -> None:
         self._facts = model.facts

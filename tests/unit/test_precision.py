@@ -88,7 +88,7 @@ def test_the_probe_of_a_float64_model_sees_what_a_float32_ones_takes_for_roundin
     monkeypatch.setattr(probe, "_layer_by_layer", lambda *given: right(*given) + 6e-4)
     assert probe.difference_of(tiny("llama"), LayerStack(tiny("llama")), [CLEAN]) is None
     found = probe.difference_of(double("llama"), LayerStack(double("llama")), [CLEAN])
-    assert "a probe has log-probability" in str(found)
+    assert "a probe's log-probability" in str(found)
     assert PROBE_TOLERANCE["float64"] < PROBE_TOLERANCE["float32"]
     assert tolerance_of(torch.float64) < tolerance_of(torch.float32) < tolerance_of(torch.bfloat16)
 
