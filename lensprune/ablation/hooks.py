@@ -68,9 +68,7 @@ def _running(model: HookedModel, accepts: Callable[[str], bool], variant: str) -
         model.forward(token, torch.ones_like(token), token)
     if not points:
         what = f"{len(asked)} hook points, none of which runs" if asked else "no hook point"
-        raise UserError(
-            f"variant {variant!r}: {own} accepts {what}: expected names like blocks.0.hook_resid_pre"
-        )
+        raise UserError(f"variant {variant!r}: {own} accepts {what}: expected names like blocks.0.hook_resid_pre")
     return sorted(points.values(), key=_by_number)
 
 

@@ -103,8 +103,14 @@ def _decorated(rows: Any, **changes: Any) -> Callable[[], Any]:
         (_decorated([{"x": 1, "y": 2}, "row"]), "gives str"),
         (_decorated([{"x": 1}]), "KeyError: 'y'"),
         (_decorated([{"x": 1, "y": "a"}], options=["b", "c"]), "'a' is not one of the options"),
-        (_decorated([{"x": 1, "y": "a", "z": "abc"}], options="z"), r"options are 'abc' \(column 'z'\), expected a list"),
-        (_decorated([{"x": 1, "y": "a"}], options=lambda row: "abc"), r"options are 'abc' \(its function\), expected a"),
+        (
+            _decorated([{"x": 1, "y": "a", "z": "abc"}], options="z"),
+            r"options are 'abc' \(column 'z'\), expected a list",
+        ),
+        (
+            _decorated([{"x": 1, "y": "a"}], options=lambda row: "abc"),
+            r"options are 'abc' \(its function\), expected a",
+        ),
         (_decorated([{"x": 1, "y": "a", "z": 5}], options="z"), "options are 5"),
         (_decorated([{"x": 1, "y": "a"}], options={"a": 1}), r"options are \{'a': 1\}"),
         (_decorated([{"x": 1, "y": "a"}], prompt=lambda row: row["x"]), "the prompt is int, expected text"),
