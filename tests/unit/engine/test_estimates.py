@@ -139,7 +139,7 @@ def test_layers_and_branches_have_derivatives_too() -> None:
     ],
 )
 def test_only_the_removal_of_one_part_can_be_estimated(variant: Variant) -> None:
-    with pytest.raises(UserError, match=f"{variant.name} is not the removal of one part"):
+    with pytest.raises(UserError, match=f"{variant.name} does not remove exactly one part"):
         estimate_logprobs(tiny("llama"), REQUESTS, [variant])
 
 

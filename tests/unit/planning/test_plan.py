@@ -223,7 +223,7 @@ def test_memory_bounds_what_comes_on_top_of_the_weights(llama_8b: Path) -> None:
     free, bounded = planned(llama_8b, **arguments), planned(llama_8b, **arguments, memory="2GB")
     assert bounded.memory.total - bounded.memory.weights - bounded.memory.process <= 2e9
     assert free.memory.total - free.memory.weights - free.memory.process > 2e9
-    with pytest.raises(UserError, match="are too little for"):
+    with pytest.raises(UserError, match="is too little for"):
         planned(llama_8b, **arguments, memory="1MB")
 
 
