@@ -131,7 +131,7 @@ def compare_page(a: Outcomes, b: Outcomes, *, patterns: int = 0, model: Any = No
         protocols=list(dict.fromkeys(gap["protocol"])),
         csv=csv_link(gap),
         **explorer(
-            browser_rows(a, other=b), [(_name(a), a), (_name(b), b)], shown_patterns(a, patterns, model)
+            browser_rows(a, other=b), [(f"A: {_name(a)}", a), (f"B: {_name(b)}", b)], shown_patterns(a, patterns, model)
         ),
     )  # fmt: skip
 

@@ -43,7 +43,8 @@ function effectsMap(name, cell, most, show) {
   const table = document.createElement("table"), box = document.createElement("div");
   box.className = "scroll";
   table.className = "map";
-  table.createCaption().textContent = `${name ? `${name}: ` : ""}Δμ on ${cell.task}, ${cell.protocol}; bold: critical`;
+  table.createCaption().textContent = `${name ? `${name}: ` : ""}Δμ, critical in bold`;
+  table.ariaLabel = `${name} Δμ on ${cell.task}, ${cell.protocol}`;
   const columns = [...new Set(cell.parts.map((part) => part[1]))];
   const layers = [...new Set(cell.parts.map((part) => part[0]))].sort((a, b) => a - b);
   const head = table.createTHead().insertRow();
@@ -111,7 +112,7 @@ function showAttention(box, stored, note, item, variant) {
     return;
   }
   const bytes = atob(own.heads[variant]), said = element("output", "", "soft");
-  const block = element("div", "", "answer"), tokens = own.tokens.map((token) => element("button", token, "token"));
+  const block = element("div", "", "answer"), tokens = own.tokens.map((token) => element("button", token.replaceAll("\n", "↵"), "token"));
   const choose = (query) => {
     const weights = own.tokens.map((_, key) => key <= query ? bytes.charCodeAt(query * (query + 1) / 2 + key) / 255 : 0);
     tokens.forEach((token, key) => {
@@ -122,7 +123,7 @@ function showAttention(box, stored, note, item, variant) {
     said.textContent = `“${own.tokens[query]}” attends to ` + top.map(([weight, key]) => `“${own.tokens[key]}” ${Math.round(100 * weight)}%`).join(", ");
   };
   tokens.forEach((token, query) => { token.type = "button"; token.addEventListener("focus", () => choose(query)); token.addEventListener("click", () => choose(query)); });
-  block.append(...tokens);
+  own.tokens.forEach((token, i) => block.append(tokens[i], ...(token.includes("\n") ? [document.createElement("br")] : [])));
   box.append(element("div", `Attention pattern of the head that ${variant} removes, in the clean model: choose a token`, "soft"), block, said);
   roving(block, 1);
   if (tokens.length) choose(tokens.length - 1);
