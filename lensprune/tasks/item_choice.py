@@ -1,4 +1,4 @@
-"""Which items of a task are asked, where not all are: drawn by seed, the first ones, or those that are named."""
+"""Which items of a task to use if not all: a sample drawn by seed, the first ones, or named ones."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ _MOST_ROWS = 1_000_000
 class ItemChoice:
     """How a limit chooses among a task's items.
 
-    ``drawn``: a sample (`draw_order`). ``first``: in the order of the rows, as lm-eval's ``--limit`` takes them.
-    `offset`: so many of that order are left out in front. `listed`: places among the rows, or ids; these items alone
-    are asked, in the order of the rows.
+    ``drawn``: a sample (`draw_order`). ``first``: in row order, like lm-eval's ``--limit``. `offset`: how many items at
+    the start of that order to skip. `listed`: row indices or ids; only these items are used, in row order.
     """
 
     order: Literal["drawn", "first"] = "drawn"
     in_file_order: bool = True
-    """Where the limit leaves none out; without it the order is that of the draw even then."""
+    """Keep row order if the limit leaves no item out; without it, items are in drawn order even then."""
     offset: int = 0
     listed: frozenset[int] | frozenset[str] | None = None
 
     @classmethod
     def parse(cls, text: str) -> ItemChoice:
-        """Read an option's text: ``drawn``, ``first``, either with an offset like ``drawn+40``, places among the rows
-        from 0 like ``17,40-60``, or ``@FILE`` with ids, one per line.
+        """Parse an option's text: ``drawn`` or ``first``, optionally with an offset like ``drawn+40``; row indices
+        from 0 like ``17,40-60``; or ``@FILE`` with ids, one per line.
 
         Raises:
-            UserError: something else, a range that is empty, or a file that can't be read or holds no id.
+            UserError: anything else, an empty range, or a file that can't be read or contains no id.
         """
         if text.startswith("@"):
             return cls("first", listed=_ids(text[1:]))
@@ -50,7 +49,7 @@ class ItemChoice:
         return cls("drawn" if order == DRAWN else "first", offset=int(offset or 0))
 
     def rows_needed(self, limit: int | None) -> int | None:
-        """How many rows a task that generates them must give; ``None``: its own number.
+        """How many rows a task that generates them must return; ``None``: its default number.
 
         The ids of generated rows are their places.
         """
@@ -60,10 +59,10 @@ class ItemChoice:
         return None if limit is None else limit + self.offset
 
     def named(self, ids: Sequence[str], where: str) -> set[int] | None:
-        """Places of the items that are `listed` among those with these ids; ``None`` where none are.
+        """Indices of the `listed` items among those with these ids; ``None`` if no items are listed.
 
         Raises:
-            UserError: a place or id that the task lacks.
+            UserError: an index or id that the task lacks.
         """
         if self.listed is None:
             return None
@@ -73,7 +72,7 @@ class ItemChoice:
         for wanted in self.listed:
             if wanted not in known:
                 if isinstance(wanted, int):
-                    raise UserError(f"{where} has items 0 to {len(ids) - 1}, and not {wanted}")
+                    raise UserError(f"{where} has items 0 to {len(ids) - 1}, not {wanted}")
                 close = nearest(wanted, ids, 1) or ids[:1]
                 raise UserError(f"{where} has no item {wanted!r}: the nearest of {len(ids)} ids is {close[0]}")
         return {known[wanted] for wanted in self.listed}
@@ -87,19 +86,19 @@ class ItemChoice:
         *,
         random_order: bool = False,
     ) -> list[int]:
-        """Places of the chosen items, in the order in which they are asked.
+        """Indices of the chosen items, in the order in which they are used.
 
-        Where the limit leaves none out, all in the order of the rows (see `in_file_order`). A larger limit keeps what a
-        smaller one took, in front.
+        If the limit leaves no item out, all of them in row order (see `in_file_order`). A larger limit starts with the
+        items of a smaller one.
 
         Args:
-            strata, twins: of each item, see `draw_order`.
-            seed: of the draw.
-            random_order: the rows come in random order, so the first ones are a sample already.
+            strata, twins: one per item, see `draw_order`.
+            seed: seed of the draw.
+            random_order: the rows come in random order, so the first ones already are a sample.
         """
         n, begin = len(strata), self.offset
         if begin and begin >= n:
-            raise UserError(f"items {self.order}+{begin} leaves none of {n} items: expected an offset below {n}")
+            raise UserError(f"items {self.order}+{begin} leaves none of the {n} items: expected an offset below {n}")
         if begin == 0 and (limit is None or limit >= n) and self.in_file_order:
             return list(range(n))
         end = n if limit is None else min(n, begin + limit)
@@ -114,12 +113,12 @@ def _places(text: str) -> frozenset[int]:
         low, dash, high = (piece.strip() for piece in part.partition("-"))
         if not low.isdecimal() or (dash and not high.isdecimal()):
             where = f"at {part!r}" if part else "where nothing stands beside a comma"
-            raise UserError(f"cannot read items {text!r} {where}: write places and ranges like 17,40-60")
+            raise UserError(f"cannot read items {text!r} {where}: write indices and ranges like 17,40-60")
         first, last = int(low), int(high) if dash else int(low)
         if last < first:
             raise UserError(f"items {part} runs backwards: did you mean {last}-{first}?")
         if last >= _MOST_ROWS:
-            raise UserError(f"items {part} is out of range: expected places below {_MOST_ROWS}")
+            raise UserError(f"items {part} is out of range: expected indices below {_MOST_ROWS}")
         places.update(range(first, last + 1))
     return frozenset(places)
 
@@ -133,21 +132,20 @@ def _ids(path: str) -> frozenset[str]:
         raise UserError(f"file of items {path} can't be read: {first_line(error)}") from None
     ids = frozenset(line.strip() for line in text.splitlines() if line.strip())
     if not ids:
-        raise UserError(f"file of items {path} holds no id: expected one per line")
+        raise UserError(f"file of items {path} contains no id: expected one per line")
     return ids
 
 
 def draw_order(strata: Sequence[Hashable], twins: Sequence[Hashable], random: Random) -> list[int]:
-    """All places in an order of which every beginning is a sample.
+    """All indices in an order in which every prefix is a stratified sample.
 
-    Twins stand together, so that they are drawn together, but for the last ones, which a limit may part. Each stratum
-    has the same share of every beginning as of the whole, to within one item or its twins: a drawn item is put at
-    (items of its stratum drawn before it + u) / (items of the stratum), with one random u from 0 to 1 for each
-    stratum.
+    Twins are adjacent, so that they are drawn together, except that a limit may split the last ones. Each stratum has
+    the same share of every prefix as of the whole, to within one item or its twins: a drawn item is placed at (items of
+    its stratum drawn before it + u) / (items of the stratum), with one random u from 0 to 1 per stratum.
 
     Args:
-        strata: what an item is a sample of, such as its subject.
-        twins: near copies have the same one, such as questions about one passage.
+        strata: each item's stratum, such as its subject.
+        twins: a label per item, equal for near copies such as questions about one passage.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for place, own in enumerate(twins):
@@ -158,7 +156,8 @@ def draw_order(strata: Sequence[Hashable], twins: Sequence[Hashable], random: Ra
     keyed = []
     for drawn in of_stratum.values():
         size, before, offset = sum(map(len, drawn)), 0, random.random()
-        # Sorted by random numbers, which Python promises to keep the same for a seed; it does not for `shuffle`.
+        # Sorted by random numbers, which Python guarantees to be stable for a seed; it does not guarantee that for
+        # `shuffle`.
         for _, places in sorted((random.random(), places) for places in drawn):
             keyed.append(((before + offset) / size, places))
             before += len(places)

@@ -25,10 +25,10 @@ from lensprune.heads.figures.removal import removal_figure
 from lensprune.heads.figures.scatter import head_function_scatter
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.drawing.style import name_points, panels, short_tasks
+from lensprune.output.plain_text import in_ranges
 from lensprune.replacement.figures import effect_against_weights, effect_by_depth
 from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.figures.failures import _LOOKS
-from lensprune.results.figures.panels import in_ranges
 from tests.helpers.made_cells import skip
 from tests.helpers.made_runs import heads_run, layers_run
 

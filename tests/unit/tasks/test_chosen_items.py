@@ -91,17 +91,17 @@ def test_the_command_takes_them_and_resumes_with_their_file(tmp_path: Path, monk
         ("frist", "did you mean first"),
         ("first+x", "unknown choice of items 'first\\+x'"),
         ("17,x", "cannot read items '17,x' at 'x'"),
-        ("17,", "cannot read items '17,' where nothing stands beside a comma: write places"),
+        ("17,", "cannot read items '17,' where nothing stands beside a comma: write indices"),
         ("17,,18", "where nothing stands beside a comma"),
         ("17,40 - x", "at '40 - x'"),
         ("9-3", "items 9-3 runs backwards: did you mean 3-9\\?"),
-        ("0-99999999999", "items 0-99999999999 is out of range: expected places below 1000000"),
+        ("0-99999999999", "items 0-99999999999 is out of range: expected indices below 1000000"),
         ("99999999999", "is out of range"),
         ("@", "items '@' names no file"),
         ("@ ", "items '@' names no file"),
         ("@nowhere.txt", "file of items nowhere.txt can't be read"),
-        ("99999", r"task 'facts' has items 0 to \d+, and not 99999"),
-        ("first+99999", r"first\+99999 leaves none of \d+ items"),
+        ("99999", r"task 'facts' has items 0 to \d+, not 99999"),
+        ("first+99999", r"first\+99999 leaves none of the \d+ items"),
     ],
 )
 def test_what_is_no_choice_is_refused(choice: str, message: str) -> None:
@@ -110,7 +110,7 @@ def test_what_is_no_choice_is_refused(choice: str, message: str) -> None:
 
 
 def test_a_limit_beside_named_items_is_refused() -> None:
-    with pytest.raises(UserError, match="limit 5 means nothing beside items 1,2"):
+    with pytest.raises(UserError, match="limit 5 can't be combined with items 1,2"):
         items("1,2", limit=5)
 
 
@@ -120,5 +120,5 @@ def test_an_unknown_id_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task 'facts' has no item 'none such': the nearest of \d+ ids is"):
         items(f"@{named}")
     named.write_text(" \n")
-    with pytest.raises(UserError, match="holds no id"):
+    with pytest.raises(UserError, match="contains no id"):
         ItemChoice.parse(f"@{named}")
