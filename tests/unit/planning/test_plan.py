@@ -86,6 +86,7 @@ def test_every_kind_of_sweep_can_be_planned(llama_8b: Path) -> None:
     assert searched.shared.mlp - searched.reference.mlp == meant.shared.mlp - meant.reference.mlp
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch(llama_8b: Path) -> None:
     small, large = (planned(llama_8b, batch_tokens=n, device="cuda", limit=40) for n in (512, 8192))
     assert small.memory.total < large.memory.total
@@ -150,6 +151,7 @@ def test_command(llama_8b: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "has no tokenizer" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_measured_rate_is_a_rate(llama_8b: Path) -> None:
     shape = planned(llama_8b, limit=1).shape
     speed = measure_speed(shape, torch.float32, "cpu")

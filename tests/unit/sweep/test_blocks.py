@@ -192,6 +192,7 @@ def test_compared_with_a_run_of_all_items(whole: lp.Run, early: lp.Run) -> None:
         assert (gap["gap"] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 14])
 def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     model: Path, early: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -234,6 +235,7 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     assert lp.resume(out, progress=False).summary().equals(early.summary())
 
 
+@pytest.mark.slow
 def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     run = sweep(model, **{**ASKED, "limit": 80, "until_width": 0.2})
     changes = changes_of(whole)
@@ -358,6 +360,7 @@ def test_even_looks_up_to_the_limit() -> None:
     assert options.stopping == Looks((13, 25, 38, 50), 0.05)
 
 
+@pytest.mark.slow
 def test_other_looks_are_another_run(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sweep(model, out, **EARLY)
