@@ -81,8 +81,8 @@ def model_of_run(outcomes: Outcomes, model: Any = None) -> HookedModel:
         if spec.execution.model is None:
             raise UserError("the run's model was given as an object: give it again, model=...")
         model = spec.execution.model
-    named = isinstance(model, str) or hasattr(model, "__fspath__")
-    hooked = open_model(model, **({"dtype": spec.dtype, "bos": spec.bos} if named else {}))
+    options = {"dtype": spec.dtype, "bos": spec.bos} if isinstance(model, (str, Path)) else {}
+    hooked = open_model(model, **options)  # type: ignore[arg-type]
     if hooked.facts.weights_hash != spec.weights_hash:
         raise UserError(f"the run measured {spec.model}, and {hooked.facts.name} has other weights")
     return hooked
@@ -183,7 +183,9 @@ def _heads_of_items(outcomes: Outcomes, most: int) -> Iterator[Place]:
     summary = summarise(outcomes)
     heads = summary[(summary["component"] == _HEAD) & summary["delta"].notna()].sort_values("delta", kind="stable")
     names = list(dict.fromkeys(heads["variant"]))[:most]
-    for (task, protocol), group in heads[heads["variant"].isin(names)].groupby(["task", "protocol"], sort=False):
+    kept = heads[heads["variant"].isin(names)]
+    for task, protocol in kept[["task", "protocol"]].drop_duplicates().itertuples(index=False, name=None):
+        group = kept[(kept["task"] == task) & (kept["protocol"] == protocol)]
         clean = outcomes.cell(CellKey(CLEAN.name, task, protocol), ["correct"], whole=True)["correct"].to_pylist()
         of_place: dict[int, list[tuple[str, Head]]] = {}
         for row in group.to_dict("records"):
@@ -204,7 +206,9 @@ def _item(
     text = question.prompt.rstrip() if question.options else question.prompt
     encoded = encode_with_spans(model, text)
     ids = list(encoded.ids)[-model.facts.n_ctx :]
-    words = [text[a:b] or model.tokenizer.decode([own]) for own, (a, b) in zip(encoded.ids, encoded.spans, strict=True)]
+    words = [
+        text[a:b] or str(model.tokenizer.decode([own])) for own, (a, b) in zip(encoded.ids, encoded.spans, strict=True)
+    ]
     cut = max(0, len(ids) - MAX_TOKENS)
     tokens = [visible(word) for word in words[-len(ids) :][cut:]]
     kept: dict[int, torch.Tensor] = {}
