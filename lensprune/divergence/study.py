@@ -155,7 +155,7 @@ def validate_fidelity(
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            own = options | (option_values(given, Generation) if protocol == "generate" else {"primary_metric": None})
+            own = options | (option_values(given, Generation) if protocol == "generate" else without_thinking(options))
             run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
             if protocol == "generate":
                 taken = time.perf_counter() - began
