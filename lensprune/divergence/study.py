@@ -57,6 +57,8 @@ alone."""
 _TEXTS = 12
 _LAYERS_ONLY = ("block_influence", "angular_distance")
 _FEW = 5
+_WITHOUT_TEXTS = {"primary_metric": None, "thinking": "auto", "think_tokens": None, "thinking_budget": None}
+"""Options of a sweep in which nothing is generated."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def validate_fidelity(
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            own = options | (option_values(given, Generation) if protocol == "generate" else without_thinking(options))
+            own = options | (option_values(given, Generation) if protocol == "generate" else _WITHOUT_TEXTS)
             run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
             if protocol == "generate":
                 taken = time.perf_counter() - began

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +38,7 @@ from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resol
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_count
 from lensprune.sweeps.selection import VariantSelection
-from lensprune.sweeps.thinking_prefix import with_longest_thinking
+from lensprune.sweeps.thinking_prefix import thinking_requests, with_longest_thinking
 from lensprune.tasks.item_choice import DRAWN
 
 __all__ = ["plan"]
@@ -159,6 +160,8 @@ class _Counted:
     budget: int | DecodeLimits | None
     number: torch.dtype
     screened: bool
+    thoughts: tuple[Sequence[GenerateRequest], ...]
+    """By condition, what the clean model generates beforehand for a thinking prefix."""
 
     @classmethod
     def of(cls, model: str | Path, options: SweepOptions, out: Path | None) -> _Counted:
@@ -178,7 +181,12 @@ class _Counted:
         conditions = conditions_of(
             cast(HookedModel, config), tasks, options, text, with_reference=any(v.needs_reference for v in variants)
         )
+        thoughts: tuple[Sequence[GenerateRequest], ...] = ((),) * len(conditions)
         if options.thinking_prefix is not None:
+            thoughts = tuple(
+                () if own.generates else thinking_requests(cast(HookedModel, config), own, options)
+                for own in conditions
+            )
             conditions = with_longest_thinking(cast(HookedModel, config), conditions, options)
         if options.screen is not None:
             variants = _evenly_over_depth(variants, options.screen)
@@ -188,7 +196,7 @@ class _Counted:
         if free is not None:
             budget = free if options.batch_tokens is None else replace(free, tokens=options.batch_tokens)
         screened = options.screen is not None
-        return cls(config, shape, conditions, variants, shares_work, budget, number, screened)
+        return cls(config, shape, conditions, variants, shares_work, budget, number, screened, thoughts)
 
     @property
     def weight_bytes(self) -> int:
@@ -196,21 +204,23 @@ class _Counted:
 
     def cells(self) -> tuple[PlannedCell, ...]:
         """One for each (task, protocol)."""
-        return tuple(self._cell(condition) for condition in self.conditions)
+        return tuple(starmap(self._cell, zip(self.conditions, self.thoughts, strict=True)))
 
-    def _cell(self, condition: Condition) -> PlannedCell:
+    def _cell(self, condition: Condition, thoughts: Sequence[GenerateRequest]) -> PlannedCell:
         requests, facts = condition.requests, self.model_config.facts
         # Estimates take a forward pass and a backward pass to the activations, each with as many products, which share
         # tokens as the clean model's pass does.
         once = shared_cost(self.shape, facts, requests, [CLEAN], self.budget) if self.screened else Cost()
         estimates = once * 2
+        unshared = unshared_cost(self.shape, thoughts, 1, self.budget) + estimates
+        shared = shared_cost(self.shape, facts, thoughts, [CLEAN], self.budget) + estimates
         return PlannedCell(
             task=condition.task.task.name,
             protocol=condition.protocol,
             items=len(condition.items) // condition.samples,
             requests=len(requests),
-            unshared=unshared_cost(self.shape, requests, len(self.variants), self.budget) + estimates,
-            shared=shared_cost(self.shape, facts, requests, self.variants, self.budget) + estimates,
+            unshared=unshared_cost(self.shape, requests, len(self.variants), self.budget) + unshared,
+            shared=shared_cost(self.shape, facts, requests, self.variants, self.budget) + shared,
         )
 
     def seconds(self, speed: Speed) -> float:
@@ -263,16 +273,21 @@ class _Counted:
 
     def memory(self) -> Memory:
         """The largest need at any time."""
-        return peak_memory(
-            self.shape,
-            self.model_config.facts,
-            [condition.requests for condition in self.conditions],
-            self.variants,
-            shares_work=self.shares_work,
-            bytes_a_number=self.number.itemsize,
-            budget=self.budget,
-            on_cpu=self.model_config.facts.device.startswith("cpu"),
-        )
+        work = [([condition.requests for condition in self.conditions], self.variants), (self.thoughts, (CLEAN,))]
+        needs = [
+            peak_memory(
+                self.shape,
+                self.model_config.facts,
+                requests,
+                variants,
+                shares_work=self.shares_work,
+                bytes_a_number=self.number.itemsize,
+                budget=self.budget,
+                on_cpu=self.model_config.facts.device.startswith("cpu"),
+            )
+            for requests, variants in work
+        ]
+        return max(needs, key=lambda memory: memory.total)
 
 
 def _shorter(item: ItemRequests, most: int) -> ItemRequests:
