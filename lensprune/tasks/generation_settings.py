@@ -67,7 +67,11 @@ def generation_settings(given: Mapping[str, Any], default_until: Sequence[str], 
     if temperature is None:
         values["temperature"] = 1.0
     least = math.nextafter(LEAST_TEMPERATURE, 0)
-    for name, (low, high) in {"temperature": (least, MOST_TEMPERATURE), "top_p": (0, 1), "top_k": (-1, math.inf)}.items():
+    for name, (low, high) in {
+        "temperature": (least, MOST_TEMPERATURE),
+        "top_p": (0, 1),
+        "top_k": (-1, math.inf),
+    }.items():
         value = values[name]
         if value is not None and not (_is_number(value) and low < value <= high):
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +16,8 @@ from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import ForcedEnd, GenerateRequest, GenerateResponse, Sampling
 from lensprune.protocols.stopping import generated_text
+from lensprune.sweeps.options import TokenSampling
+from lensprune.tasks.generation_settings import LEAST_TEMPERATURE, generation_settings
 from tests.helpers.families import FAMILIES, GATED_CONFIGS
 from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, variants_for
 from tests.helpers.tiny_models import tiny
@@ -66,6 +69,19 @@ def test_a_row_is_the_same_alone_in_any_order_and_in_any_batch(family: str) -> N
         assert answers(executor, requests, variants) == whole
     back = answers(ForkedExecutor(model), requests[::-1], variants[::-1])
     assert [row[::-1] for row in back[::-1]] == whole
+
+
+def test_the_least_temperature_is_greedy_and_less_is_refused() -> None:
+    model = tiny("llama")
+    greedy = same(model, free(model), [CLEAN])
+    cold = [replace(r, sampling=Sampling(LEAST_TEMPERATURE, seed=1)) for r in free(model)]
+    assert same(model, cold, [CLEAN]) == greedy
+    assert same(model, [replace(r, sampling=Sampling(2.0, seed=1)) for r in free(model)], [CLEAN]) != greedy
+    for wrong in (1e-9, -0.5, math.nan, math.inf, 101):
+        with pytest.raises(UserError, match=rf"temperature {wrong:g} is not possible: expected 0, which decodes"):
+            TokenSampling(temperature=wrong)
+        with pytest.raises(UserError, match="'temperature' is"):
+            generation_settings({"do_sample": True, "temperature": wrong}, (), "task")
 
 
 def test_equal_prompts_of_other_items_and_samples_stay_apart() -> None:
