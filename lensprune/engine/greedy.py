@@ -55,7 +55,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beam_groups": (None, 1),
     "diversity_penalty": (None, 0, 0.0),
     "num_return_sequences": (None, 1),
-    "stop_strings": (None, [], ""),
+    "stop_strings": (None, "", []),
     "max_time": (None,),
     "token_healing": (None, False),
 }

@@ -14,7 +14,8 @@ from lensprune.results.run import Run
 from lensprune.studies.pair import NO_PAIR, chosen_pair, run_pair
 from lensprune.studies.presets import PRESETS, StudyPart
 from lensprune.studies.study_page import STUDY_FILE, write_study_page
-from lensprune.sweeps.options import Generation, Loading, Rows, Seed, Wording, option_values
+from lensprune.studies.thinking import options_for, parts_apart
+from lensprune.sweeps.options import Generation, Loading, Rows, Seed, TokenSampling, Wording, option_values
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -43,6 +44,10 @@ def paper(
     until: Sequence[str] = (),
     until_only: bool = False,
     generation_config: str = "model",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    samples: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
     bos: str | None = None,
@@ -58,7 +63,10 @@ def paper(
     Args:
         model: a name or path for `load_model`.
         preset: one of `PRESETS`.
-        max_new_tokens, until, until_only, generation_config: of the sweeps in which texts are generated.
+        max_new_tokens, until, until_only, generation_config, temperature, top_p, top_k, samples: of the sweeps in which
+            texts are generated.
+        thinking, think_tokens, thinking_budget: of the same. Protocols that score options are then asked in sweeps of
+            their own, without them; the part about thinking has its own settings of thinking.
         base, distilled: names or paths of the pair that is compared; ``None`` for both takes the preset's own, if it
             has one.
 
@@ -71,7 +79,7 @@ def paper(
         UserError: an unknown preset, half a pair, or other invalid input.
     """
     options = option_values(locals(), Seed, Rows, Wording, Loading) | {"progress": progress, "command": command}
-    generation = option_values(locals(), Generation)
+    generation = option_values(locals(), Generation, TokenSampling)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     chosen, folder = PRESETS[preset], usable_path(Path(out), "out folder")
@@ -82,7 +90,7 @@ def paper(
         logger.warning(NO_PAIR)
     runs: list[tuple[StudyPart, Run]] = []
     try:
-        for part in chosen.parts:
+        for part in [apart for whole in chosen.parts for apart in parts_apart(whole, options)]:
             n_layers = runs[0][1].spec.n_layers if runs else None
             run = sweep(
                 model,
@@ -91,7 +99,7 @@ def paper(
                 VariantSelection(part.over, part.ablation, _layers(part, n_layers)),
                 limit=part.limit,
                 out=folder / part.name,
-                **options,
+                **options_for(part.protocols, options),
                 **(generation if "generate" in part.protocols else {}),
             )
             write_report(run)

@@ -67,11 +67,8 @@ def generation_settings(given: Mapping[str, Any], default_until: Sequence[str], 
     if temperature is None:
         values["temperature"] = 1.0
     least = math.nextafter(LEAST_TEMPERATURE, 0)
-    for name, (low, high) in {
-        "temperature": (least, MOST_TEMPERATURE),
-        "top_p": (0, 1),
-        "top_k": (-1, math.inf),
-    }.items():
+    limits = {"temperature": (least, MOST_TEMPERATURE), "top_p": (0, 1), "top_k": (-1, math.inf)}
+    for name, (low, high) in limits.items():
         value = values[name]
         if value is not None and not (_is_number(value) and low < value <= high):
             raise UserError(
@@ -124,7 +121,7 @@ def greedy_settings(given: Mapping[str, Any], default_until: Sequence[str], wher
         raise error(f"'do_sample' is {sampled!r}, expected false")
     if sampled:
         raise error("'do_sample' is true, and lensprune only decodes greedily: set it to false")
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if not _is_number(temperature) or not temperature >= 0:
         raise error(f"'temperature' is {temperature!r}, expected 0")
     if temperature > 0 and sampled is None:
         raise error(f"'temperature' is {temperature!r} (sampling), and lensprune only decodes greedily: set it to 0")
