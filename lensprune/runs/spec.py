@@ -304,9 +304,9 @@ def _there_and_here(mine: Any, theirs: Any) -> str:
 
 
 _COMPARED_FIRST = (
-    "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "settings_of", "template_date", "chat_template",
-    "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget", "thinking_prefix",
-    "keep_eos",    "primary_metric",
+    "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "settings_of", "template_date",
+    "chat_template", "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget",
+    "thinking_prefix", "keep_eos", "primary_metric",
 )  # fmt: skip
 _MEANINGS = {
     "weights_hash": "the model's weights",
