@@ -119,6 +119,8 @@ class GreedyRules:
             name: value for name, off in _NEUTRAL.items() if (value := getattr(config, name, None)) not in off
         }
         """By name, what is set."""
+        self.max_new_tokens: int | None = getattr(config, "max_new_tokens", None)
+        """Not applied: a request has its own number."""
         self._processors: dict[int, LogitsProcessorList] = {}
 
     @property

@@ -84,5 +84,8 @@ def test_penalties_and_several_end_tokens(name: str, tmp_path: Path) -> None:
     assert len(both[0]) < NEW_TOKENS
     late = compared(eos_token_id=ends, min_new_tokens=9)
     assert all(len(ids) >= 9 for ids in late)
+    # What the config says of the length goes before lm-eval's own number, and is not applied here.
+    lm.model.generation_config = GenerationConfig(**{**plain, "max_new_tokens": 4})
+    assert [ids for ids, _ in theirs(lm, prompts)] == [ids[:4] for ids in free]
     # Each of these settings changes the texts.
     assert len({json.dumps(texts) for texts in seen}) == len(seen) == 5

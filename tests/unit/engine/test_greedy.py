@@ -124,6 +124,18 @@ def test_every_setting_of_transformers_is_applied_refused_or_without_effect() ->
     assert set(vars(GenerationConfig())) <= honoured | refused | rest
 
 
+def test_a_length_in_the_config_is_not_applied_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("llama")
+    asked: dict[str, Any] = {"limit": 2, "shots": 0, "max_new_tokens": 4, "progress": False}
+    before = sweep(model.module, ["arithmetic"], ["generate"], mlp(model), **asked)
+    monkeypatch.setattr(model.module.original_model.generation_config, "max_new_tokens", 2)  # type: ignore[union-attr]
+    after = sweep(model.module, ["arithmetic"], ["generate"], mlp(model), **asked)
+    assert "sets max_new_tokens to 2, which lm-eval obeys" in caplog.text
+    assert after.records()["text"].equals(before.records()["text"])
+
+
 def test_a_run_records_the_settings_and_is_not_resumed_under_others(tmp_path: Path) -> None:
     folder = save_folder("llama", tmp_path / "model")
     asked: dict[str, Any] = {"limit": 2, "shots": 0, "progress": False, "out": tmp_path / "run"}
