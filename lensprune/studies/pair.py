@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lensprune.results.page import write_report
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance
 from lensprune.studies.presets import Preset, ReplacementPart, StudyPart
-from lensprune.studies.thinking import ThinkingRun, fitted, options_for, parts_apart, run_thinking
+from lensprune.studies.thinking import ThinkingRun, options_for, parts_apart, run_thinking
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -55,16 +55,21 @@ def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tupl
 
 
 def run_pair(
-    preset: Preset, pair: tuple[str, str], folder: Path, generation: Mapping[str, Any], **options: Any
+    preset: Preset,
+    pair: tuple[str, str],
+    folder: Path,
+    generation: Mapping[str, Any],
+    own: Sequence[Mapping[str, Any]],
+    **options: Any,
 ) -> PairResult:
     """Run `preset.pair_sweeps` on both models, `preset.replacements` between them and `preset.thinking` on both, below
     `folder`/pair.
 
-    In sweeps each model is asked as far as its own chat template has what `options` ask for (`fitted`); exchanges have
-    the distilled model's prompts.
+    In sweeps each model is asked as far as its own chat template goes; exchanges have the distilled model's prompts.
 
     Args:
         generation: how texts are generated, where they are.
+        own: `options` as they fit the base and the distilled model (`fitted`).
         options: of `sweep`.
 
     Raises:
@@ -72,7 +77,6 @@ def run_pair(
             shapes.
     """
     home = folder / _FOLDER
-    own = [fitted(model, options) for model in pair]
     sweeps = []
     for part in [apart for whole in preset.pair_sweeps for apart in parts_apart(whole, options)]:
         runs = []

@@ -14,7 +14,7 @@ from lensprune.results.run import Run
 from lensprune.studies.pair import NO_PAIR, chosen_pair, run_pair
 from lensprune.studies.presets import PRESETS, StudyPart
 from lensprune.studies.study_page import STUDY_FILE, write_study_page
-from lensprune.studies.thinking import options_for, parts_apart
+from lensprune.studies.thinking import check_wording, fitted, options_for, parts_apart
 from lensprune.sweeps.options import Generation, Loading, Rows, Seed, TokenSampling, Wording, option_values
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
@@ -86,6 +86,9 @@ def paper(
     if folder.is_file():
         raise UserError(f"out folder {folder} is a file: choose a new folder")
     pair = chosen_pair(chosen, base, distilled)
+    # What can be refused is refused before hours of sweeps.
+    check_wording(model, options)
+    own = None if pair is None else [fitted(name, options) for name in pair]
     if pair is None:
         logger.warning(NO_PAIR)
     runs: list[tuple[StudyPart, Run]] = []
@@ -104,7 +107,9 @@ def paper(
             )
             write_report(run)
             runs.append((part, run))
-        pair_result = None if pair is None else run_pair(chosen, pair, folder, generation, **options)
+        pair_result = None
+        if pair is not None and own is not None:
+            pair_result = run_pair(chosen, pair, folder, generation, own, **options)
     except KeyboardInterrupt:
         # A sweep's own message would resume that sweep alone.
         raise KeyboardInterrupt(f"stopped: rerun the command to resume the study in {folder}") from None

@@ -27,9 +27,17 @@ from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
 __all__ = [
-    "ThinkingRun", "draw_thinking", "fitted", "options_for", "parts_apart", "run_thinking", "thinking_effects",
-    "thinking_rows", "ways_of",
-]  # fmt: skip
+    "ThinkingRun",
+    "check_wording",
+    "draw_thinking",
+    "fitted",
+    "options_for",
+    "parts_apart",
+    "run_thinking",
+    "thinking_effects",
+    "thinking_rows",
+    "ways_of",
+]
 
 logger = logging.getLogger("lensprune")
 
@@ -65,6 +73,14 @@ def parts_apart(part: StudyPart, options: Mapping[str, Any]) -> tuple[StudyPart,
         return (part,)
     generated = replace(part, name=f"{part.name}-generate", protocols=("generate",))
     return replace(part, protocols=scored), generated
+
+
+def check_wording(model: str, options: Mapping[str, Any]) -> None:
+    """Raise `UserError` where the chat template or the tokenizer of `model` lacks what `options` ask for, or there is
+    no such model."""
+    problem = _problem(cast(HookedModel, load_model_config(model)), options)
+    if problem is not None:
+        raise problem
 
 
 def fitted(model: str, options: Mapping[str, Any]) -> dict[str, Any]:

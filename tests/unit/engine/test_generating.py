@@ -214,9 +214,11 @@ def test_penalties_budgets_and_samples_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", [None, Sampling(1.0, seed=5)], ids=["greedy", "sampled"])
-def test_five_hundred_new_tokens(sampling: Sampling | None) -> None:
-    model = tiny("llama")
+@pytest.mark.parametrize(
+    ("family", "sampling"), [("llama", None), ("gemma3", Sampling(1.0, seed=5))], ids=["greedy", "sampled"]
+)
+def test_five_hundred_new_tokens(family: str, sampling: Sampling | None) -> None:
+    model = tiny(family)
     prompts = [(5, 9, 30, 41), (5, 9, 30, 42, 77), (8,), (5, 9, 30, 41)]
     asked = [GenerateRequest(p, ("\x00\x00",), 500, sampling, item=str(i)) for i, p in enumerate(prompts)]
     asked[2] = replace(asked[2], forced_end=ForcedEnd(300, (5, 5, 5), FORCED))

@@ -12,6 +12,8 @@ import pytest
 
 import lensprune as lp
 from lensprune.cli import main
+from lensprune.errors import UserError
+from lensprune.studies.paper import paper
 from lensprune.studies.presets import PRESETS, StudyPart
 from lensprune.studies.thinking import (
     CHAT,
@@ -83,6 +85,17 @@ def test_options_of_thinking_are_for_what_is_generated() -> None:
         assert options_for(generated.protocols, plain | given) == plain | given
         alone = replace(BOTH, protocols=("generate",))
         assert parts_apart(alone, plain | given) == (alone,)
+
+
+def test_what_the_template_lacks_is_refused_before_any_sweep(folders: dict[str, str], tmp_path: Path) -> None:
+    for model, asked, message in (
+        (folders["llama"], {"thinking": "on"}, "has no enable_thinking"),
+        ("toy-base", {}, "has no chat template"),
+        ("toy-thinker", {"base": "toy-bse", "distilled": "toy-thinker"}, "toy-bse"),
+    ):
+        with pytest.raises(UserError, match=message):
+            paper(model, tmp_path / "out", chat_template=True, device="cpu", **asked)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
