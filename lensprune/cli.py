@@ -31,6 +31,7 @@ from lensprune.commands import report as report_command
 from lensprune.commands import runs as runs_command
 from lensprune.commands.examples import examples_of
 from lensprune.commands.options import add_json, add_sweep_options
+from lensprune.cores import use_free_cores
 from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.sweeps.options import (
     Execution,
@@ -51,6 +52,10 @@ from lensprune.version import __version__
 __all__ = ["main"]
 
 _LONGEST_MESSAGE = 600
+_COMPUTING = (
+    "attribute", "delta", "demo", "fidelity", "heads", "noise", "paper", "plan", "primitives", "resume", "sweep",
+)  # fmt: skip
+"""Commands that run a model, or measure how fast one would run."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,7 +140,7 @@ def _parser() -> _Parser:
     add_options(resumed, Workers)
     add_json(resumed)
     demo = command(
-        "demo", _demo, "remove each layer of the bundled model in turn, on bundled tasks, under three protocols"
+        "demo", _demo, "remove each layer of the bundled model in turn, on three bundled tasks, under two protocols"
     )
     demo.add_argument("--out", default="runs/demo", metavar="FOLDER", help="run folder (default: runs/demo)")
     add_json(demo)
@@ -320,6 +325,8 @@ def _run(given: Sequence[str]) -> int:
             return 0
         arguments.command_line = shlex.join(["lensprune", *given])
         _check_models(arguments)
+        if arguments.subcommand in _COMPUTING and (note := use_free_cores()) is not None:
+            print(f"lensprune: {note}", file=sys.stderr)
         return int(arguments.run(arguments))
     except UserError as error:
         print(f"lensprune: error: {_one_line(str(error))}", file=sys.stderr)

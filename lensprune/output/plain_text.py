@@ -12,7 +12,16 @@ from lensprune.output.files import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["csv_text", "escape_cell", "for_terminal", "visible", "visible_end", "write_csv", "write_csv_parts"]
+__all__ = [
+    "csv_text",
+    "escape_cell",
+    "for_terminal",
+    "in_ranges",
+    "visible",
+    "visible_end",
+    "write_csv",
+    "write_csv_parts",
+]
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
@@ -21,6 +30,17 @@ def for_terminal(text: str) -> str:
     """`text` in one line without control, format or surrogate characters, so that it can't steer a terminal."""
     spaced = " ".join(text.split())
     return "".join(c for c in spaced if c == " " or unicodedata.category(c) not in _HIDDEN)
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """``0–1, 5, 16–18``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
 
 
 @overload

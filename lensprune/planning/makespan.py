@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from lensprune.costs.speed import estimated_seconds
 from lensprune.engine.registry import executor_info
 from lensprune.errors import UserError
 from lensprune.planning.result import Plan
-from lensprune.planning.speed import estimated_seconds
 from lensprune.runs.store import RunStore
 from lensprune.sweeps.units import UnitQueue
 

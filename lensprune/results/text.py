@@ -17,6 +17,7 @@ from lensprune.results.analyses import analyses, parse_analysis
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.outputs import SCREEN_TABLE
 from lensprune.results.run import Run
+from lensprune.results.sentences import task_sentences
 from lensprune.runs.chance import items_to_beat_chance, known_at_chance
 from lensprune.runs.noise import NOISE_NOTE, within_noise
 from lensprune.runs.store import read_spec
@@ -104,18 +105,20 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
     parts = []
     for _, row in quality.iterrows():
         where = (table["task"] == row["task"]) & (table["protocol"] == row["protocol"])
-        controls = int(row["controls"])
+        controls, own_n = int(row["controls"]), table.loc[where, "n"].dropna().nunique() > 1
         cell = f"{for_terminal(str(row['task']))}, {row['protocol']}"
+        shared = f" (on the {row['n']} items that all heads were asked)" if own_n else ""
         lines = [
             f"{cell}: {row['measured']} of {row['heads']} heads are measured, {row['measured'] - controls} for their "
             f"estimates and {controls} drawn at random; the others are estimated",
-            f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}; "
+            f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}{shared}; "
             f"{row['controls_in_top']} of them are among the {row['top']} heads that lose most: about "
             f"{row['expected_missed']:.0f} of those were missed, at most {row['most_missed']:.0f} with 95% confidence",
         ]
-        rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", "status"]]
+        rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", *(["n"] if own_n else []), "status"]]
         for _, head in table[where].head(most).iterrows():
             measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("logprob_margin_change", "delta")]
+            measured += ["-" if pd.isna(head["n"]) else str(head["n"])] if own_n else []
             rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
         left = of_how_many(len(rows) - 1, int(where.sum()), "heads, largest estimated losses first", SCREEN_TABLE)
         parts.append("\n".join([*lines, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)]))
@@ -123,9 +126,10 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
 
 
 def run_report(run: Run, most: int = 5) -> str:
-    """What a finished sweep prints: for each task and protocol the largest losses, then where the files are."""
+    """What a finished sweep prints: a sentence per task, the largest losses under each protocol, where files are."""
     summary = summarise(run)
-    parts = [repr(run), *(top_variants(summary, task, protocol, most) for task, protocol in run.cells)]
+    parts = [repr(run), "\n".join(task_sentences(run))]
+    parts += [top_variants(summary, task, protocol, most) for task, protocol in run.cells]
     if run.spec.screen is not None:
         parts += [screen_report(screen_table(run), screen_quality(run)), NOT_OF_ALL_HEADS]
     if run.folder is not None:

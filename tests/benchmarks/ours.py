@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
+from lensprune.costs.shape import ModelShape, model_shape
+from lensprune.costs.shared import shared_cost
+from lensprune.costs.speed import measure_speed
+from lensprune.costs.unshared import unshared_cost
 from lensprune.engine import HookedExecutor, make_executor
 from lensprune.engine.base import Executor
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import ModelFacts
 from lensprune.models.model_config import load_model_config
-from lensprune.planning.shape import ModelShape, model_shape
-from lensprune.planning.shared import shared_cost
-from lensprune.planning.speed import measure_speed
-from lensprune.planning.unshared import unshared_cost
 from lensprune.protocols import build_requests, score_items
 from lensprune.sweeps.prepare import Condition
 from lensprune.sweeps.screening import choose, estimated_effects

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from lensprune.ablation import CLEAN, Variant, each_head, each_layer, layer_range
+from lensprune.costs.cost import Cost, blocks_cost
+from lensprune.costs.shape import ModelShape, model_shape
+from lensprune.costs.shared import shared_cost
+from lensprune.costs.unshared import unshared_cost
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.models.base import HookedModel
 from lensprune.models.model_config import load_model_config
-from lensprune.planning.cost import Cost, blocks_cost
-from lensprune.planning.shape import ModelShape, model_shape
-from lensprune.planning.shared import shared_cost
-from lensprune.planning.unshared import unshared_cost
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 from tests.helpers.families import FAMILIES, save_folder
 from tests.helpers.flops import counter
@@ -130,7 +130,7 @@ def test_what_decode_steps_read_of_keys_and_values_by_hand(shape_of: Any) -> Non
 
 
 def llama(**changes: int) -> ModelShape:
-    from lensprune.planning.shape import LayerShape
+    from lensprune.costs.shape import LayerShape
 
     values = {"parameters": 0, "n_heads": 4, "n_key_value_heads": 2, "d_head": 8, "d_model": 32, "d_vocab": 100}
     return ModelShape(layers=(LayerShape(10, 100),) * 4, unembedding=3200, **{**values, **changes})

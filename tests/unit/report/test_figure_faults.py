@@ -25,14 +25,15 @@ from lensprune.heads.figures.removal import removal_figure
 from lensprune.heads.figures.scatter import head_function_scatter
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.drawing.style import name_points, panels, short_tasks
+from lensprune.output.plain_text import in_ranges
 from lensprune.replacement.figures import effect_against_weights, effect_by_depth
 from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.figures.failures import _LOOKS
-from lensprune.results.figures.panels import in_ranges
 from tests.helpers.made_cells import skip
 from tests.helpers.made_runs import heads_run, layers_run
 
 mpl.use("agg")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,7 @@ def drawn(axes: list[Axes]) -> Figure:
     return figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_legend_stands_on_data_and_no_tick_is_mathematics(name: str) -> None:
     axes = listed(FIGURES[name]())
@@ -214,6 +216,7 @@ def test_what_is_never_negative_has_no_scale_with_two_signs() -> None:
     assert same == [(-2.5, 2.5), (-0.5, 0.5)]
 
 
+@pytest.mark.slow
 def test_wrong_answers_are_not_green() -> None:
     ax = listed(layers_run().plot("failures"))[0]
     figure = drawn(listed(ax))

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lensprune.ablation.variants import Variant
+from lensprune.costs.shape import ModelShape
+from lensprune.costs.shared import Chunk, decode_chunks, forked_limits, likelihood_chunks
+from lensprune.costs.unshared import Batch, batch_budget, hooked_batches
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.models.base import ModelFacts
-from lensprune.planning.shape import ModelShape
-from lensprune.planning.shared import Chunk, decode_chunks, forked_limits, likelihood_chunks
-from lensprune.planning.unshared import Batch, batch_budget, hooked_batches
 from lensprune.protocols.requests import Request
 
 __all__ = ["Memory", "peak_memory"]

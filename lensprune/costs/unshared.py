@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from lensprune.costs.cost import Cost, blocks_cost, unembedding_cost
+from lensprune.costs.shape import ModelShape
 from lensprune.engine.batching import batches_by_length
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
-from lensprune.planning.cost import Cost, blocks_cost, unembedding_cost
-from lensprune.planning.shape import ModelShape
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 
 __all__ = ["Batch", "batch_budget", "hooked_batches", "unshared_cost"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lensprune.costs.cost import Cost
+from lensprune.costs.shape import ModelShape
 from lensprune.errors import UserError
-from lensprune.planning.cost import Cost
-from lensprune.planning.shape import ModelShape
 
 __all__ = ["Speed", "estimated_seconds", "measure_speed"]
 

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lensprune.ablation.variants import Variant
+from lensprune.costs.cost import Cost, blocks_cost, last_block_cost, unembedding_cost
+from lensprune.costs.shape import ModelShape
+from lensprune.costs.unshared import batch_budget, unshared_cost
 from lensprune.engine.decoding.groups import ChunkSize, group_variants, request_chunks
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.edits import first_layer
@@ -15,9 +18,6 @@ from lensprune.engine.forked import ForkedExecutor
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
 from lensprune.models.base import ModelFacts
-from lensprune.planning.cost import Cost, blocks_cost, last_block_cost, unembedding_cost
-from lensprune.planning.shape import ModelShape
-from lensprune.planning.unshared import batch_budget, unshared_cost
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 
 __all__ = ["Chunk", "decode_chunks", "forked_limits", "likelihood_chunks", "shared_cost"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from lensprune.planning.shape import ModelShape
+from lensprune.costs.shape import ModelShape
 
 __all__ = ["Cost", "blocks_cost", "last_block_cost", "unembedding_cost"]
 
