@@ -20,6 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distilled", metavar="NAME", help="its distilled model (default: toy-distilled for smoke; full has no pair)"
     )
+    parser.add_argument(
+        "--renamed-tokens",
+        action="store_true",
+        help="accept a pair that spells special tokens of the same ids differently",
+    )
     add_options(parser, Seed, Rows, Wording, Generation, TokenSampling, Loading)
     parser.add_argument(
         "--out", default="runs/paper", metavar="FOLDER", help="folder of the study (default: runs/paper)"
@@ -38,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         command=arguments.command_line,
         base=arguments.base,
         distilled=arguments.distilled,
+        renamed_tokens=arguments.renamed_tokens,
     )
     print(page)
     return 0

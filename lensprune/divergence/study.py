@@ -57,8 +57,6 @@ alone."""
 _TEXTS = 12
 _LAYERS_ONLY = ("block_influence", "angular_distance")
 _FEW = 5
-_WITHOUT_TEXTS = {"primary_metric": None, "thinking": "auto", "think_tokens": None, "thinking_budget": None}
-"""Options of a sweep in which nothing is generated."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +148,8 @@ def validate_fidelity(
         name: [] for name in ("agreement", "scores", "summary", "gap", "sample_efficiency")
     }
     seconds = []
+    # What is said of thinking is said of texts, but for its being off, which prompts say too.
+    without_texts = {"primary_metric": None, "think_tokens": None, "thinking": "off" if thinking == "off" else "auto"}
     for task in names:
         sweep_options = SweepOptions.given(task, "generate", variants, **options, **option_values(given, Generation))
         [reading] = read_answers(hooked.module, sweep_options, progress=progress)
@@ -157,7 +157,7 @@ def validate_fidelity(
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            own = options | (option_values(given, Generation) if protocol == "generate" else _WITHOUT_TEXTS)
+            own = options | (option_values(given, Generation) if protocol == "generate" else without_texts)
             run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
             if protocol == "generate":
                 taken = time.perf_counter() - began

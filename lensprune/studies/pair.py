@@ -60,6 +60,8 @@ def run_pair(
     folder: Path,
     generation: Mapping[str, Any],
     own: Sequence[Mapping[str, Any]],
+    *,
+    renamed_tokens: bool = False,
     **options: Any,
 ) -> PairResult:
     """Run `preset.pair_sweeps` on both models, `preset.replacements` between them and `preset.thinking` on both, below
@@ -70,6 +72,7 @@ def run_pair(
     Args:
         generation: how texts are generated, where they are.
         own: `options` as they fit the base and the distilled model (`fitted`).
+        renamed_tokens: as for `measure_replacement`.
         options: of `sweep`.
 
     Raises:
@@ -107,6 +110,7 @@ def run_pair(
             mode=one.mode,
             limit=one.limit,
             out=home / one.name,
+            renamed_tokens=renamed_tokens,
             **options_for(one.protocols, own[1]),
             **(generation if "generate" in one.protocols else {}),
         )

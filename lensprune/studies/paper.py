@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lensprune.errors import UserError, unknown_name
+from lensprune.models.model_config import load_model_config
 from lensprune.paths import usable_path
+from lensprune.replacement.pair import check_tokenizers
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
 from lensprune.studies.pair import NO_PAIR, chosen_pair, run_pair
@@ -55,6 +57,7 @@ def paper(
     command: str = "",
     base: str | None = None,
     distilled: str | None = None,
+    renamed_tokens: bool = False,
 ) -> Path:
     """Run the study `preset` on `model`, each sweep into its own folder in `out`, and write its pages.
 
@@ -69,6 +72,7 @@ def paper(
             their own, without them; the part about thinking has its own settings of thinking.
         base, distilled: names or paths of the pair that is compared; ``None`` for both takes the preset's own, if it
             has one.
+        renamed_tokens: accept a pair that spells special tokens of the same ids differently.
 
     The other arguments are those of `sweep`, for every model of the study.
 
@@ -91,6 +95,9 @@ def paper(
     own = None if pair is None else [fitted(name, options) for name in pair]
     if pair is None:
         logger.warning(NO_PAIR)
+    elif chosen.replacements:
+        tokenizers = [load_model_config(name).tokenizer for name in pair]
+        check_tokenizers(tokenizers[0], tokenizers[1], renamed_tokens)
     runs: list[tuple[StudyPart, Run]] = []
     try:
         for part in [apart for whole in chosen.parts for apart in parts_apart(whole, options)]:
@@ -109,7 +116,7 @@ def paper(
             runs.append((part, run))
         pair_result = None
         if pair is not None and own is not None:
-            pair_result = run_pair(chosen, pair, folder, generation, own, **options)
+            pair_result = run_pair(chosen, pair, folder, generation, own, renamed_tokens=renamed_tokens, **options)
     except KeyboardInterrupt:
         # A sweep's own message would resume that sweep alone.
         raise KeyboardInterrupt(f"stopped: rerun the command to resume the study in {folder}") from None

@@ -91,6 +91,7 @@ def test_what_the_template_lacks_is_refused_before_any_sweep(folders: dict[str, 
     for model, asked, message in (
         (folders["llama"], {"thinking": "on"}, "has no enable_thinking"),
         ("toy-base", {}, "has no chat template"),
+        ("toy-thinker", {"base": "toy-base", "distilled": "toy-thinker"}, "different tokenizers"),
         ("toy-thinker", {"base": "toy-bse", "distilled": "toy-thinker"}, "toy-bse"),
     ):
         with pytest.raises(UserError, match=message):
