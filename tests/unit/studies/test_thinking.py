@@ -66,7 +66,7 @@ def test_options_fit_each_model(folders: dict[str, str], caplog: pytest.LogCaptu
     assert not caplog.text
     chat = fitted(folders["llama"], options)
     assert (chat["chat_template"], chat["thinking"], chat["thinking_budget"]) == (True, "auto", None)
-    assert "is asked without options of thinking: thinking on is asked, and the chat template of" in caplog.text
+    assert "is asked without options of thinking: thinking on is requested, but the chat template of" in caplog.text
     plain = fitted("toy-base", options)
     assert (plain["chat_template"], plain["thinking"], plain["system"]) == (False, "auto", "Be brief.")
     assert "toy-base is asked without the chat format: toy-base has no chat template" in caplog.text
