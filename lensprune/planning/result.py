@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lensprune.costs.cost import Cost
+from lensprune.costs.history import Correction
 from lensprune.costs.memory import Memory
 from lensprune.costs.shape import ModelShape
 from lensprune.costs.speed import Speed
@@ -65,6 +66,8 @@ class Plan:
     workers: int | None = None
     """Of a distributed sweep; every other figure is for one process."""
     lengths: tuple[PlannedLength, ...] = ()
+    correction: Correction = field(default_factory=Correction)
+    """What sweeps on this machine took over what was planned for them; `seconds` and `lengths` have it in them."""
     text: str = field(default="", repr=False, compare=False)
     """What `lensprune plan` prints."""
 

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from lensprune.costs.cost import Cost
 from lensprune.output.plain_text import for_terminal
+from lensprune.output.quantities import duration, quantity
 from lensprune.output.tables import aligned
 from lensprune.planning.makespan import makespan, planned_times
 from lensprune.planning.result import Plan
 
-__all__ = ["duration", "plan_report", "quantity"]
-
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """Three significant digits and a decimal prefix: ``1.24 T``."""
-    power = 0
-    while abs(value) >= 999.5 and power < len(_PREFIXES) - 1:
-        value, power = value / 1000, power + 1
-    return f"{value:.3g} {_PREFIXES[power]}{unit}".strip()
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days, whichever reads best."""
-    for size, unit in ((_DAY, "days"), (_HOUR, "hours"), (_MINUTE, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
+__all__ = ["plan_report"]
 
 
 def _saving(before: float, after: float) -> str:
@@ -83,6 +65,7 @@ def plan_report(plan: Plan) -> str:
     parts = [("weights", memory.weights), ("activations", memory.activations), ("logits", memory.logits)]
     parts += [("keys and values", memory.cache)] if memory.cache else []
     parts += [("libraries", memory.process)] if memory.process else []
+    parts += [("files while loading, before anything runs", memory.loading)] if memory.loading else []
     detail = ", ".join(f"{label} {quantity(size, 'B')}" for label, size in parts)
     rate = f"{quantity(speed.flops, 'FLOP/s')} {'measured here' if speed.measured else 'as given'}"
     if speed.bandwidth is not None:
@@ -96,10 +79,20 @@ def plan_report(plan: Plan) -> str:
             aligned(_cost_rows(plan)),
             *([aligned(_length_rows(plan))] if plan.lengths else []),
             f"{'memory:':9}{quantity(memory.total, 'B')} at the peak with {plan.executor} ({detail})\n"
-            f"{'time:':9}{duration(plan.seconds)} of matrix products with {plan.executor} ({rate})"
+            f"{'time:':9}{_time(plan)} with {plan.executor} ({rate})"
             f"{_workers_line(plan)}",
         ]
     )
+
+
+def _time(plan: Plan) -> str:
+    """The time, and how it was corrected by what this machine took before."""
+    known = plan.correction
+    if not known.sweeps:
+        return f"{duration(plan.seconds)} of matrix products"
+    products, sweeps = duration(plan.seconds / known.factor), "sweep" if known.sweeps == 1 else "sweeps"
+    factor = f"× {known.factor:.2f}, as {known.sweeps} {sweeps} took here"
+    return f"{duration(plan.seconds)}: {products} of matrix products {factor}"
 
 
 def _workers_line(plan: Plan) -> str:

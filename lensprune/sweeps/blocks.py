@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from lensprune.engine.base import Executor, ProgressCallback
+from lensprune.engine.base import Executor
 from lensprune.runs.answers import AnswerLog
 from lensprune.runs.records import CellKey
-from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.cells import CellProgress, measure_cells
 from lensprune.sweeps.prepare import Condition, SweepJob
 
 __all__ = ["measure_block"]
@@ -22,7 +22,7 @@ def measure_block(
     block: int,
     names: list[str],
     executor: Executor,
-    progress: ProgressCallback,
+    progress: CellProgress,
     log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
     """As `measure_cells`, of one block of the items."""

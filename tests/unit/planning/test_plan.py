@@ -14,7 +14,7 @@ from lensprune import cli
 from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
 from lensprune.errors import UserError
 from lensprune.models.model_config import load_model_config
-from lensprune.planning.text import duration, quantity
+from lensprune.output.quantities import duration, quantity
 from tests.helpers.families import byte_tokenizer
 
 LLAMA_8B = {
