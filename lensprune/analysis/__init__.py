@@ -1,1 +1,1 @@
-"""From records to tables with error bars."""
+"""Turn records into tables with error bars."""

@@ -1,4 +1,4 @@
-"""The claims of arXiv 2510.02091 about depth, each answered by the signatures of one run."""
+"""The claims of arXiv 2510.02091 about depth, each tested by the signatures of one run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lensprune.analysis.signatures import AT_CHANCE
 __all__ = ["CLAIMS", "DISTILLATION", "Claim", "ClaimResult", "claim_results", "claim_verdict"]
 
 _ALPHA = 0.025
-"""A whole 95% interval below 0 has a one-sided p of so much or less."""
+"""If a 95% interval lies entirely below 0, the one-sided p is at most this."""
 _LIKELIHOODS = ("default", "continuation")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`text` says what the paper reports; `applies` picks the rows of `signatures` (signature, task_kind, protocol)
-    that answer it, and `needs` says what a run must hold to have any."""
+    """`text` is what the paper reports; `applies` selects the rows of `signatures` (signature, task_kind, protocol)
+    that test it, and `needs` says what a run must contain to have any."""
 
     text: str
     needs: str
@@ -29,11 +29,11 @@ class Claim:
 
 
 DISTILLATION = Claim(
-    "Distillation moves where reasoning lies.",
-    "a base and a distilled model: lensprune paper and lensprune delta measure it",
+    "Distillation changes where reasoning is located.",
+    "a base and a distilled model: use lensprune paper or lensprune delta",
     lambda signature, kind, protocol: False,
 )
-"""No run of one model can answer it; see `lensprune.studies.pair.moved`."""
+"""A run of one model can't test this claim; see `lensprune.studies.pair.moved`."""
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -47,12 +47,12 @@ CLAIMS: tuple[Claim, ...] = (
         lambda signature, kind, protocol: signature == "deep loss of generation",
     ),
     Claim(
-        "Likelihood stays flat under the removal of later layers where generation drops.",
+        "When later layers are removed, likelihood scores stay flat while generation drops.",
         "generate and a likelihood protocol on the same items",
         lambda signature, kind, protocol: signature == "likelihood flat, generation drops",
     ),
     Claim(
-        "Knowledge and retrieval lie in the shallow layers.",
+        "Knowledge and retrieval are located in the shallow layers.",
         "a knowledge or retrieval task, and single layers removed over the whole depth",
         lambda signature, kind, protocol: signature == "early drop" and kind in ("knowledge", "retrieval"),
     ),
@@ -76,9 +76,9 @@ class ClaimResult:
 
 
 def claim_verdict(verdicts: pd.Series) -> str:
-    """One word for several rows: ``seen`` or ``not seen`` where every row that can be resolved says so, ``mixed`` where
-    they disagree, ``not resolvable`` where none can be resolved (too few items, or the clean model at chance), and
-    ``not measured`` without rows."""
+    """Combine several rows' verdicts: ``seen`` or ``not seen`` if all resolvable rows agree, ``mixed`` if they
+    disagree, ``not resolvable`` if none can be resolved (too few items, or the clean model at chance), and ``not
+    measured`` without rows."""
     if verdicts.empty:
         return "not measured"
     said = set(verdicts) - {AT_CHANCE, "not resolvable"}
@@ -88,8 +88,9 @@ def claim_verdict(verdicts: pd.Series) -> str:
 
 
 def _corrected(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """A row is ``seen`` only if its one-sided p, adjusted for the rows of the claim that can be resolved (Holm 1979),
-    is at most 0.025: a claim without any truth is then seen in at most 2.5% of runs, however many rows it has."""
+    """Correct verdicts for the number of rows: a row is ``seen`` only if its one-sided p, adjusted for the claim's
+    resolvable rows (Holm 1979), is at most 0.025. A false claim is then seen in at most 2.5% of runs, however many rows
+    it has."""
     adjusted = holm(rows["p_value"].where(rows["verdict"] != AT_CHANCE).to_numpy(float))
     lost = (rows["verdict"] == "seen") & ~(adjusted <= _ALPHA)
     instead = (rows["ci_low"] > -margin).map({True: "not seen", False: "not resolvable"})
@@ -97,10 +98,10 @@ def _corrected(rows: pd.DataFrame, margin: float) -> pd.DataFrame:
 
 
 def claim_results(signatures: pd.DataFrame, *, margin: float = ACCURACY_MARGIN) -> list[ClaimResult]:
-    """Every claim of `CLAIMS` with its rows out of `lensprune.analysis.signatures`.
+    """The result of every claim in `CLAIMS`, with its rows of `lensprune.analysis.signatures`.
 
     Args:
-        margin: that of the signatures.
+        margin: the accuracy margin of the signatures.
     """
     results = []
     for claim in CLAIMS:

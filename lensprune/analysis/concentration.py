@@ -1,4 +1,4 @@
-"""Concentration of effects: whether few or many heads carry a task, with intervals and a null of noise."""
+"""Concentration of effects: whether few or many heads carry a task, with intervals and a noise null."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ _SMALL_IS_CONCENTRATED = ("participation_ratio", "entropy")
 def concentration_statistics(
     effects: Float[np.ndarray, "*draws part"], top: Sequence[int] = TOP
 ) -> dict[str, Float[np.ndarray, "*draws"]]:
-    """Concentration of the sizes of effects; with p = |effect| / Σ|effect| and n parts:
+    """Measure how concentrated effect sizes are; with p = |effect| / Σ|effect| and n parts:
 
     - ``share_top_k``: sum of the k largest p;
     - ``gini``: Σᵢ (2i − n − 1) p₍ᵢ₎ / n over p in ascending order (0: all equal; (n − 1)/n: a single part);
     - ``participation_ratio``: 1 / Σ p², the effective number of parts (Hill number of order 2);
     - ``entropy``: −Σ p ln p, nats (ln n when all are equal).
 
-    All are NaN where every effect is 0. ``share_top_k`` is left out for k above n.
+    All are NaN if every effect is 0. ``share_top_k`` is left out for k above n.
     """
     sizes = np.sort(np.abs(effects), axis=-1)
     n = sizes.shape[-1]
@@ -68,9 +68,9 @@ def concentration_statistics(
 def null_effects(
     differences: Float[np.ndarray, "item part"], draws: int, seed: int = 0
 ) -> Float[np.ndarray, "draw part"]:
-    """Mean effects when each item's differences (or each cluster's sums) are dealt out to the parts at random.
+    """Mean effects after permuting each item's differences (or each cluster's sums) over the parts.
 
-    Items keep their losses and gains, but all parts are alike: the remaining concentration is noise.
+    Items keep their losses and gains, but all parts become exchangeable: the remaining concentration is noise.
     """
     generator = np.random.default_rng(seed)
     n, parts = differences.shape
@@ -90,18 +90,18 @@ def concentration(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Concentration of the mean effects of parts.
+    """Concentration of the parts' mean effects, with intervals and p-values.
 
     Args:
         differences: measure with the part removed minus the clean measure.
         clusters: cluster of each item; clusters are resampled whole.
-        top: the k of ``share_top_k``.
+        top: the values of k for ``share_top_k``.
 
     Returns:
-        One row per statistic (`concentration_statistics`). `ci_low`, `ci_high`: 95% bootstrap over items, moved by
-        its bias (`centred_quantiles`): where the statistic of as many other items would lie. `null_*`: mean and
-        95% range under `null_effects`. `p_value`: one-sided, that the null is at least as concentrated,
-        (1 + as concentrated) / (1 + draws); NaN when every effect is 0.
+        One row per statistic (`concentration_statistics`). `ci_low`, `ci_high`: 95% bootstrap interval over items,
+        shifted by its bias (`centred_quantiles`): the range expected for another sample of as many items. `null_*`:
+        mean and 95% range under `null_effects`. `p_value`: one-sided, the share of null draws that are at least as
+        concentrated, (1 + as concentrated) / (1 + draws); NaN if every effect is 0.
 
     Raises:
         UserError: no items or no parts, or a k that is not positive.
@@ -121,7 +121,7 @@ def concentration(
         null_low, null_high = _quantiles(null[name], tails)
         sign = -1 if name in _SMALL_IS_CONCENTRATED else 1
         known = null[name][~np.isnan(null[name])]
-        # Many draws have the same statistic, up to the order in which it was summed.
+        # Many draws have the same statistic, up to the order of summation.
         at_least = int((sign * known >= sign * value - TOLERANCE).sum())
         p_value = np.nan if np.isnan(value) else (1 + at_least) / (1 + len(known))
         null_mean = float(known.mean()) if len(known) else np.nan
@@ -138,7 +138,7 @@ def _quantiles(draws: np.ndarray, tails: list[float]) -> tuple[float, float]:
 
 
 def concentration_of(effects: ItemEffects, *, top: Sequence[int] = TOP, seed: int = 0) -> pd.DataFrame:
-    """`concentration` of one (task, protocol) of a run, with columns that say which."""
+    """`concentration` of one (task, protocol) of a run, with columns that identify it."""
     frame = concentration(effects.differences, effects.clusters, top=top, seed=seed)
     facts: dict[str, str | int | float | bool] = {
         "task": effects.task,
@@ -155,7 +155,7 @@ def concentration_of(effects: ItemEffects, *, top: Sequence[int] = TOP, seed: in
 
 
 def concentration_table(effects: Sequence[ItemEffects], *, top: Sequence[int] = TOP, seed: int = 0) -> pd.DataFrame:
-    """`concentration_of` each (task, protocol), in one table."""
+    """`concentration_of` every (task, protocol), in one table."""
     return pd.concat(
         [concentration_of(cell_effects, top=top, seed=seed) for cell_effects in effects], ignore_index=True
     )

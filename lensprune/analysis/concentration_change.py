@@ -1,4 +1,4 @@
-"""Does more training spread the effects of parts over more of them? Students against the base, seed by seed."""
+"""Change of the concentration of effects with training: students against the base, seed by seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lensprune.errors import UserError
 __all__ = ["OVER_SEEDS_COLUMNS", "PER_SEED_COLUMNS", "STATISTICS", "Comparison", "compare", "over_seeds"]
 
 STATISTICS = ("gini", "participation_ratio")
-"""Gini index (1: one part has it all) and effective number of parts (`concentration_statistics`)."""
+"""Gini index (1: a single part carries everything) and effective number of parts (`concentration_statistics`)."""
 
 PER_SEED_COLUMNS = (
     "student", "task", "component", "statistic", "seed", "n", "n_parts", "accuracy_base", "accuracy", "base", "value",
@@ -47,10 +47,10 @@ def compare(comparison: Comparison, *, losses: bool = False, resamples: int = 20
     """Concentration in both models and its difference, student − base; one row per statistic, `PER_SEED_COLUMNS`.
 
     `ci_low`, `ci_high`: 95% bootstrap of the difference over items, the same items for both models, moved by its bias
-    (`centred_quantiles`). Where either model has no effect at all the values are NaN.
+    (`centred_quantiles`). If all effects of either model are 0, the values are NaN.
 
     Args:
-        losses: count only parts whose removal lowers the measure; a part without which the model gains carries nothing.
+        losses: count only parts whose removal lowers the measure, and treat gains as 0.
 
     Raises:
         UserError: the two models' parts or numbers of items differ.
@@ -81,8 +81,8 @@ def over_seeds(per_seed: pd.DataFrame) -> pd.DataFrame:
     """Mean over training seeds of both models and their difference; one row per (student, task, component, statistic).
 
     `ci_low`, `ci_high`: 95% interval of the mean difference by Student's t over seeds, the independent units here;
-    empty for a single seed. `answer`: ``spreads`` or ``concentrates`` where it leaves out 0, else ``not resolved``.
-    Values that are NaN in a seed leave that seed out.
+    empty for a single seed. `answer`: ``spreads`` or ``concentrates`` if the interval excludes 0, else
+    ``not resolved``. Seeds with NaN values are left out.
     """
     rows = []
     for key, seeds in per_seed.groupby(["student", "task", "component", "statistic"], sort=False):

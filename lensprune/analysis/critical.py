@@ -1,4 +1,4 @@
-"""Critical: what counts as a part that the model needs for a task."""
+"""Critical parts: those that the model needs for a task."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _COLUMNS = [
 
 
 def critical(summary: pd.DataFrame, q: float = LEVEL) -> pd.DataFrame:
-    """The rows of a summary whose variant lowers accuracy: ``delta < 0`` and ``q_loss <= q``, the clean model above
-    chance. Where it is at chance nothing can be said, so these rows are left out.
+    """The rows of a summary whose variant lowers accuracy: ``delta < 0`` and ``q_loss <= q``, with the clean model
+    above chance. Rows at chance are left out, since nothing can be concluded from them.
 
     Raises:
         UserError: `q` outside 0 to 1.
@@ -33,17 +33,17 @@ def critical(summary: pd.DataFrame, q: float = LEVEL) -> pd.DataFrame:
 
 
 def significant(frame: pd.DataFrame, q: float = LEVEL) -> pd.Series[bool]:
-    """Rows of a summary that lose or gain with `q` or less, the clean model above chance."""
+    """Which rows of a summary lose or gain at false discovery rate `q`, with the clean model above chance."""
     return beats_chance(frame) & (frame[["q_loss", "q_gain"]].min(axis=1) <= q)
 
 
 def critical_layers(
     outcomes: Outcomes, task: str | None = None, protocol: str | None = None, q: float | None = None
 ) -> pd.DataFrame:
-    """Layers (or attention or MLP branches) whose removal lowers accuracy, see `critical`, the most needed first.
+    """Layers (or attention or MLP branches) whose removal lowers accuracy (see `critical`), largest loss first.
 
     Args:
-        q: false discovery rate; ``None`` takes that of the run's planned looks, and 0.05 where it has none.
+        q: false discovery rate; ``None`` takes that of the run's planned looks, or 0.05 without planned looks.
 
     Raises:
         UserError: a name that is not part of this run, or `q` outside 0 to 1.

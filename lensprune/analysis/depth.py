@@ -39,9 +39,9 @@ def band_of(layer: int, n_layers: int) -> str:
 def depth_bands(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
     """Mean Δμ over the swept layers of each band, for each kind of component and ablation.
 
-    `mean_delta`: mean over the band's layers of Δμ, one removed at a time (heads: over all swept heads of the layers);
-    `ci_low`, `ci_high`: paired 95% interval over items, the layers being fixed; `worst_delta`: the lowest
-    Δμ in the band; `n_layers`: how many of the band's layers were swept. ``at_chance`` bands mean nothing.
+    `mean_delta`: mean Δμ over the band's layers, removed one at a time (heads: over all swept heads of the layers);
+    `ci_low`, `ci_high`: paired 95% interval over items, for fixed layers; `worst_delta`: the lowest Δμ in the band;
+    `n_layers`: how many of the band's layers were swept. Ignore bands that are ``at_chance``.
 
     Raises:
         UserError: a name that is not part of this run.

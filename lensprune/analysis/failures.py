@@ -1,4 +1,4 @@
-"""How answers fail when a part is removed, counted layer by layer."""
+"""Counts of how answers fail when a part is removed, layer by layer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def failure_counts(
         component: ``layer``, ``attention`` or ``mlp``; ``None`` takes the first of these that the run removes.
 
     Raises:
-        UserError: a name that is not part of this run, or it removes no such part.
+        UserError: a name that is not part of this run, or the run removes no such part.
     """
     summary = summarise(outcomes)
     branches = summary[summary["component"].isin(branch_names()) & summary["layer"].notna()]

@@ -1,4 +1,4 @@
-"""The effect of every removed part on every item, out of a run's records."""
+"""The effect of every removed part on every item, from a run's records."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from lensprune.runs.records import CellKey
 __all__ = ["MEASURES", "ItemEffects", "item_effects", "read_effects"]
 
 MEASURES = ("correct", "gold_logprob", "logprob_margin")
-"""``correct``: right or wrong; ``gold_logprob``: log-probability of the right answer, nats; ``logprob_margin``: its
-lead over the best other option, nats. The last two do not exist under ``generate``."""
+"""``correct``: 1 if right, 0 if wrong; ``gold_logprob``: log-probability of the right answer, nats; ``logprob_margin``:
+its lead over the best other option, nats. The last two do not exist under ``generate``."""
 
 
 @dataclass(frozen=True)
 class ItemEffects:
     """`differences[i, p]`: measure of item i with part p removed, minus the clean model's; negative: p was needed.
 
-    `layers`, `heads`: place of each part (no head for a whole branch). `dropped`: items left out because a value is
-    not finite; `item_ids`: the others, in order. `at_chance`: the clean model does not beat guessing on these items.
+    `layers`, `heads`: location of each part (no head for a whole branch). `dropped`: number of items left out because a
+    value is not finite; `item_ids`: the others, in order. `at_chance`: the clean model does not beat guessing, on all
+    items that it was measured on.
     """
 
     task: str
@@ -58,17 +59,17 @@ def read_effects(
     ablation: str | None = None,
     measure: str = "correct",
 ) -> ItemEffects:
-    """Read what each removed part of one kind changes, item by item.
+    """Read the effect of each removed part of one kind, item by item.
 
     Args:
-        component: kind of part as the summary names it: ``head``, ``kv_group``, ``layer``, ``attention``, ``mlp``.
-        ablation: take parts removed in this way; ``None`` is right where there is only one way.
+        component: kind of part as in the summary: ``head``, ``kv_group``, ``layer``, ``attention``, ``mlp``.
+        ablation: use parts removed by this ablation; ``None`` if the run has only one.
         measure: one of `MEASURES`.
 
     Raises:
-        UserError: no such part was removed here, several ablations and none chosen, the clean model is not measured
-            yet, or the protocol does not give the measure.
-        LensPruneError: cells hold different items.
+        UserError: no such part was removed here, there are several ablations and none is chosen, the clean model is not
+            measured yet, or the protocol lacks the measure.
+        LensPruneError: cells contain different items.
     """
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
@@ -85,10 +86,10 @@ def read_effects(
         raise UserError(f"no {component} was removed{f' by {ablation}' if ablation else ''} on {where}")
     kinds = sorted({part.ablation for part in parts})
     if len(kinds) > 1:
-        raise UserError(f"{component}s were removed in several ways on {where}: choose ablation {' or '.join(kinds)}")
+        raise UserError(f"{component}s were removed by several ablations on {where}: choose {' or '.join(kinds)}")
     before = _numbers(clean, measure, samples)
     if np.isnan(before).all():
-        raise UserError(f"{protocol} gives no {measure}: use measure 'correct'")
+        raise UserError(f"{protocol} has no {measure}: use measure 'correct'")
     differences = np.stack([part.values for part in parts], axis=1) - before[:, None]
     finite = np.isfinite(differences).all(axis=1)
     names = clean.column("cluster").to_pandas()[::samples]
@@ -102,7 +103,7 @@ def read_effects(
         differences=differences[finite],
         clusters=pd.factorize(names)[0][finite] if names.notna().all() else None,
         dropped=int((~finite).sum()),
-        at_chance=cell_at_chance(clean),
+        at_chance=cell_at_chance(outcomes.cell(CellKey(CLEAN.name, task, protocol), CHANCE_COLUMNS, whole=True)),
         item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[::samples][finite]),
     )
 
@@ -112,7 +113,7 @@ _PART_COLUMNS = ("component", "layer", "head", "ablation")
 
 @dataclass(frozen=True)
 class _RemovedPart:
-    """Where a part is (no head for a whole branch), how it was removed, and the measure on each item without it."""
+    """A part's location (no head for a whole branch), how it was removed, and the measure on each item without it."""
 
     variant: str
     layer: int
@@ -122,7 +123,7 @@ class _RemovedPart:
 
 
 def _numbers(cell: pa.Table, column: str, samples: int) -> Float[np.ndarray, " item"]:
-    """A measure of each item, the mean over its samples."""
+    """A measure per item, averaged over its samples."""
     values = cell.column(column).to_numpy(zero_copy_only=False).astype(float)
     return cast(np.ndarray, values if samples == 1 else values.reshape(-1, samples).mean(axis=1))
 
@@ -131,11 +132,11 @@ def _clean_cell(outcomes: Outcomes, task: str, protocol: str, measure: str) -> p
     key = CellKey(CLEAN.name, task, protocol)
     if key not in outcomes.finished(task, protocol):
         raise UserError(f"the clean model is not measured yet on {task} under {protocol}: finish the run first")
-    return outcomes.cell(key, list(dict.fromkeys(["item_id", measure, "cluster", *CHANCE_COLUMNS])))
+    return outcomes.cell(key, ["item_id", measure, "cluster"])
 
 
 def _is_removed(cell: pa.Table, component: str, ablation: str | None) -> bool:
-    """Whether the cell is of a removed part of one layer, of this kind and removed in this way."""
+    """Whether the cell's variant removes a single part of this kind by this ablation."""
     if not len(cell) or cell.column("layer")[0].as_py() is None:
         return False
     kind, how = (cell.column(name)[0].as_py() for name in ("component", "ablation"))
@@ -146,7 +147,7 @@ def _checked_part(
     variant: str, cell: pa.Table, clean: pa.Table, measure: str, where: str, samples: int
 ) -> _RemovedPart:
     if not cell.column("item_id").combine_chunks().equals(clean.column("item_id").combine_chunks()):
-        raise LensPruneError(f"records of {variant} and {CLEAN.name} on {where} hold different items")
+        raise LensPruneError(f"records of {variant} and {CLEAN.name} on {where} contain different items")
     layer, head, ablation = (cell.column(name)[0].as_py() for name in _PART_COLUMNS[1:])
     return _RemovedPart(
         variant, int(layer), None if head is None else int(head), str(ablation), _numbers(cell, measure, samples)
@@ -162,7 +163,7 @@ def item_effects(
     ablation: str | None = None,
     measure: str = "correct",
 ) -> list[ItemEffects]:
-    """`read_effects` for each (task, protocol) of a run, or for those that are named.
+    """`read_effects` for each (task, protocol) of a run, or for the given ones.
 
     Raises:
         UserError: as `read_effects`, a name that is not part of this run, or parts that were chosen by screening.

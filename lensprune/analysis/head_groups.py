@@ -1,4 +1,4 @@
-"""Query heads beside the key/value groups that they belong to: different experiments on the same items."""
+"""Compare removing query heads one by one with removing their whole key/value group, on the same items."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ __all__ = ["heads_and_groups", "heads_beside_groups"]
 
 
 def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int) -> pd.DataFrame:
-    """One row per key/value group all of whose heads were removed too, one by one.
+    """One row per key/value group whose heads were also all removed one by one.
 
     Removing a shared key/value head, as the public script of arXiv:2510.02091 does, removes all query heads that read
-    it. Where heads add up, the group's effect is the sum of theirs; less than the sum (more negative) means that they
-    stand in for each other.
+    it. If heads are additive, the group's effect is the sum of theirs; an effect below the sum (more negative) means
+    that the heads are redundant.
 
     Columns: ``task``, ``protocol``, ``n`` (items that both have), ``layer``, ``group``, ``heads`` (like ``3-5``),
     ``group_effect``, ``sum_of_heads``, ``strongest_head`` and ``strongest_effect`` (mean changes of the measure;
     negative: needed), ``interaction`` = group_effect − sum_of_heads with its 95% interval ``ci_low``, ``ci_high``
-    (paired by item; NaN where a measure in nats has the same interaction on every item).
+    (paired by item; NaN if a measure in nats has the same interaction on every item).
 
     Args:
-        heads, groups: effects of one (task, protocol) and measure. Items that one side alone has, since each leaves out
-            those on which a value of its own is not finite, don't count.
+        heads, groups: effects of one (task, protocol) and measure. Items on which either side has a value that is not
+            finite don't count.
         group_size: query heads that share a key/value head.
 
     Raises:
-        UserError: another task, protocol or measure, no item that both have, or no group of which all heads were
-            removed.
+        UserError: the task, protocol or measure differs, no item is shared, or no group had all its heads removed.
     """
     for what in ("task", "protocol", "measure"):
         if getattr(heads, what) != getattr(groups, what):
@@ -74,7 +73,9 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
             }
         )
     if not rows:
-        raise UserError("no key/value group was removed together with all its heads one by one: use heads-and-groups")
+        raise UserError(
+            "no key/value group was removed along with each of its heads separately: sweep over heads-and-groups"
+        )
     largest = 1 + group_size
     bounds = (-largest, largest) if heads.measure == "correct" else None
     intervals = mean_intervals(np.stack(interactions, axis=1), clusters, bounds=bounds)
@@ -91,10 +92,10 @@ def heads_and_groups(
     ablation: str | None = None,
     measure: str = "correct",
 ) -> list[pd.DataFrame]:
-    """`heads_beside_groups` for each (task, protocol) of a run, or for those that are named.
+    """`heads_beside_groups` for each (task, protocol) of a run, or for the given ones.
 
     Raises:
-        UserError: a name that is not part of this run, or it did not remove both (over ``heads-and-groups``).
+        UserError: a name that is not part of this run, or the run did not remove both (over ``heads-and-groups``).
     """
     heads, groups = (
         item_effects(outcomes, task, protocol, component=component, ablation=ablation, measure=measure)

@@ -1,4 +1,4 @@
-"""Intervals of a mean paired difference, 95%: the one place that makes them.
+"""95% intervals of mean paired differences.
 
 Everything here takes measures of the *same items* with and without a change. Differences are variant − clean, so a
 negative mean says that the removed part was needed.
@@ -34,9 +34,9 @@ _NORMAL = float(scipy.stats.norm.ppf(1 - _TAIL))
 
 @dataclass(frozen=True)
 class MeanIntervals:
-    """Mean difference of each variant with its 95% interval; `n_units` is how many independent units it rests on.
+    """Mean difference of each variant with its 95% interval; `n_units` is the number of independent units.
 
-    `p_negative`: one-sided p that the mean is not below 0; at most 0.025 where the interval lies below 0.
+    `p_negative`: one-sided p for the mean not being below 0; at most 0.025 if the interval lies below 0.
     """
 
     delta: Float[np.ndarray, " variant"]
@@ -54,21 +54,19 @@ def mean_intervals(
 ) -> MeanIntervals:
     """95% interval of the mean difference of each variant.
 
-    * Independent items with bounds −1 and 1, none of which differs by anything but −1, 0 or 1: Tango's score interval
-      (`tango`).
+    ** Independent items with bounds −1 and 1 and all differences −1, 0 or 1: Tango's score interval (`tango`).
     * Other independent items: Student's t with n − 1 degrees of freedom.
-    * Clusters, at least two: Student's t over whole clusters with one degree of freedom less than there are; the mean
-      is the ratio of summed differences to items, its variance the linearised one (Cochran 1977, section 6.3). Few
-      clusters can look alike by accident, so the interval also holds that of independent items.
-    * Where every unit has the same mean c there is no variance. With 97.5% confidence at most a share
-      e = 1 − 0.025^(1/`n_units`) of the population differs from what all units showed (Clopper & Pearson 1934), at
-      worst by going to a bound, so the interval is then [c − e (c − lowest), c + e (highest − c)]. Where nothing bounds
-      a difference it is NaN.
+    * At least two clusters: Student's t over whole clusters, with (number of clusters − 1) degrees of freedom; the mean
+      is the ratio of summed differences to items, with the linearised variance (Cochran 1977, section 6.3). A few
+      clusters can look alike by accident, so the interval always contains that for independent items.
+    * If every unit has the same mean c, there is no variance. With 97.5% confidence, at most a share
+      e = 1 − 0.025^(1/`n_units`) of the population differs from the observed units (Clopper & Pearson 1934), at worst
+      by reaching a bound, so the interval is [c − e (c − lowest), c + e (highest − c)]. Without bounds it is NaN.
 
     Args:
         differences: correct(variant) − correct(clean), one of −1, 0, 1, or any other measure.
-        clusters: cluster number of each item; ``None`` when items are independent.
-        bounds: lowest and highest value that one item can have; ``None`` for nats and logits, which have none.
+        clusters: cluster number of each item; ``None`` if items are independent.
+        bounds: lowest and highest possible difference of an item; ``None`` for nats and logits, which are unbounded.
     """
     n, n_variants = differences.shape
     if n == 0:
@@ -96,7 +94,7 @@ def mean_intervals(
 def _by_student(
     sums: Float[np.ndarray, "unit variant"], sizes: Float[np.ndarray, " unit"], bounds: tuple[float, float] | None
 ) -> MeanIntervals:
-    """Student's t over independent units of these sizes, or what units that are all alike leave open."""
+    """Student's t interval over independent units of these sizes, or the interval for units that are all alike."""
     n_units = len(sizes)
     delta = sums.sum(axis=0) / sizes.sum()
     residuals = sums - delta * sizes[:, None]
@@ -109,7 +107,7 @@ def _by_student(
         low = np.where(alike, delta - unseen * (delta - lowest), np.fmax(delta - half, lowest))
         high = np.where(alike, delta + unseen * (highest - delta), np.fmin(delta + half, highest))
         p = scipy.stats.t.cdf(delta / error, n_units - 1)
-        # Units alike: one minus the confidence at which their upper end is 0.
+        # All units alike: one minus the confidence at which the upper end is 0.
         p = np.where(alike, np.where(delta < 0, (highest / (highest - delta)) ** n_units, 1.0), p)
     return MeanIntervals(delta, low, high, p, n_units)
 
@@ -140,8 +138,8 @@ def score_z(
     n: int,
     delta: Float[np.ndarray, " variant"] | float,
 ) -> Float[np.ndarray, " variant"]:
-    """(won − lost − n δ) over its standard error under δ, where P(lost) is its maximum-likelihood estimate given δ;
-    0 where both vanish."""
+    """(won − lost − n δ) divided by its standard error under δ, with P(lost) at its maximum-likelihood estimate given
+    δ; 0 if both vanish."""
     linear = (2 * n - won + lost) * delta - won - lost
     root = np.sqrt(np.maximum(linear**2 + 8 * n * lost * delta * (1 - delta), 0.0))
     loss_rate = (root - linear) / (4 * n)
@@ -153,11 +151,11 @@ def score_z(
 
 
 def centred_quantiles(draws: Float[np.ndarray, " draw"], value: float) -> tuple[float, float]:
-    """Both ends of a 95% interval from bootstrap `draws` of a statistic whose estimate is `value`.
+    """Ends of a bias-shifted 95% bootstrap interval of a statistic whose estimate is `value`.
 
-    Resampling adds noise to a statistic such as a Gini index once more, so its draws lie beside the estimate. The
-    interval is their percentile one, moved by that bias (mean of the draws − `value`): it says how far the statistic
-    moves from one sample of so many items to the next. NaN draws are left out; without any other it is NaN.
+    Resampling adds noise once more to a statistic such as a Gini index, so its draws are biased. The interval is the
+    percentile interval shifted by that bias (mean of the draws − `value`): it says how much the statistic varies from
+    one sample of items to the next. NaN draws are left out; if all are NaN, so is the interval.
     """
     known = draws[~np.isnan(draws)]
     if not len(known) or np.isnan(value):
@@ -171,14 +169,14 @@ def _units(clusters: Int[np.ndarray, " item"] | None, n: int) -> Int[np.ndarray,
     if clusters is None:
         return np.arange(n)
     codes = np.unique(clusters, return_inverse=True)[1]
-    # One cluster has no variance between units: within it, the items are what varies.
+    # A single cluster has no variance between units: its items are the units.
     return codes if codes.max(initial=0) > 0 else np.arange(n)
 
 
 def unit_sums(
     differences: Float[np.ndarray, "item variant"], clusters: Int[np.ndarray, " item"] | None
 ) -> tuple[Float[np.ndarray, "unit variant"], Float[np.ndarray, " unit"]]:
-    """Summed differences and number of items of each unit: a cluster, or an item where there are no clusters."""
+    """Summed differences and number of items of each unit: a cluster, or an item if there are no clusters."""
     unit = _units(clusters, len(differences))
     n_units = int(unit.max(initial=-1)) + 1
     sums = np.zeros((n_units, differences.shape[1]))
@@ -195,7 +193,7 @@ def bootstrap_means(
 ) -> Float[np.ndarray, "draw variant"]:
     """Means of resampled items, or of whole resampled clusters (summed differences over drawn items).
 
-    All variants see the same draws.
+    All variants use the same draws.
     """
     sums, sizes = unit_sums(differences, clusters)
     n_units, n_variants = sums.shape

@@ -14,22 +14,22 @@ from lensprune.analysis.paired_tests import ExactTests
 __all__ = ["LEVEL", "benjamini_hochberg", "discrete_bh", "holm"]
 
 LEVEL = 0.05
-"""False discovery rate at which an effect counts, unless another one is named."""
+"""Default false discovery rate at which an effect counts."""
 _ROUNDING = 1 + 1e-9
 
 
 def discrete_bh(tests: ExactTests, level: float = LEVEL) -> Float[np.ndarray, " test"]:
-    """False-discovery-rate adjusted p-values that know which values each p could have taken.
+    """False-discovery-rate adjusted p-values that account for the values that each discrete p can take.
 
     The step-up procedure [DBH-SU] of Döhler, Durand & Roquain (2018), "New FDR bounds for discrete and heterogeneous
     tests", Electronic Journal of Statistics 12, 1867–1900, section 3: with F_i(t) the largest value up to t that test i
     can take, m tests, and τ the largest attainable t with mean_i F_i(t) / (1 − F_i(t)) ≤ `level`, the k smallest p are
-    rejected for the largest k with p₍ₖ₎ ≤ τ and Σ_i F_i(p₍ₖ₎) / (1 − F_i(τ)) ≤ `level` · k. A test of few changed items
-    can't reach a small p, has F_i = 0 there, and so costs the others nothing; Benjamini & Hochberg's q counts it in
-    full.
+    rejected for the largest k with p₍ₖ₎ ≤ τ and Σ_i F_i(p₍ₖ₎) / (1 − F_i(τ)) ≤ `level` · k. A test with few changed
+    items can't reach a small p, has F_i = 0 there, and so doesn't penalise the others; Benjamini & Hochberg's q counts
+    it in full.
 
-    q ≤ α rejects what the procedure rejects at α = `level`, and no more than it may at any smaller α; q-values above
-    `level` are for reading, not for a decision. NaN stays NaN and does not count.
+    q ≤ α rejects what the procedure rejects at α = `level`, and is conservative at any smaller α; q-values above
+    `level` are descriptive only. NaN stays NaN and does not count.
     """
     q_values = np.full(tests.p.shape, np.nan)
     known = np.flatnonzero(~np.isnan(tests.p))
@@ -75,8 +75,7 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
 
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """p-values adjusted for the chance of a single false one among them (Holm 1979); NaN stays NaN and does not
-    count."""
+    """Family-wise adjusted p-values (Holm 1979); NaN stays NaN and does not count."""
     adjusted = np.array(p_values, float)
     known = ~np.isnan(adjusted)
     if known.any():

@@ -1,4 +1,4 @@
-"""Do two tasks need the same heads? Rank correlation and overlap of the strongest, with permutation tests."""
+"""Compare the heads that two tasks need: rank correlation and overlap of the strongest, with permutation tests."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ OVERLAP_COLUMNS = (
 
 
 def relabellings(layers: Sequence[int], draws: int = PERMUTATIONS, seed: int = 0) -> Int[np.ndarray, "draw part"]:
-    """Ways to deal the effects of one side out to other parts that keep the depth profile's smoothness.
+    """Permutations of one side's effects over the parts that preserve the depth profile's smoothness.
 
-    Neighbouring layers have similar effects, so two profiles that have nothing to do with each other correlate more
-    often than shuffled ones. The layers are shifted around the circle of the depth and mirrored (a reflection keeps
-    autocorrelation too), and the parts within each layer shuffled. Without parts to shuffle within layers these are
-    exactly all 2 × layers ways, the first of which changes nothing; else `draws` random ones. Parts of a single layer,
-    or of layers with unlike numbers of parts, are shuffled freely.
+    Neighbouring layers have similar effects, so two unrelated profiles correlate more often than shuffled ones. Layers
+    are shifted cyclically and mirrored (a reflection also preserves autocorrelation), and the parts within each layer
+    are shuffled. With one part per layer these are exactly 2 × layers permutations, the first of which is the identity;
+    otherwise `draws` random ones. Parts of a single layer, or of layers with different numbers of parts, are shuffled
+    freely.
 
     Args:
-        layers: of each part.
+        layers: layer of each part.
     """
     generator = np.random.default_rng(seed)
     _, counts = np.unique(layers, return_counts=True)
@@ -66,7 +66,8 @@ def relabellings(layers: Sequence[int], draws: int = PERMUTATIONS, seed: int = 0
 
 
 def _share(beyond: Bool[np.ndarray, " draw"], dealt: Int[np.ndarray, "draw part"]) -> float:
-    """The share of ways that are as extreme: exact where they are all there are, else with the observed one."""
+    """p-value: the share of permutations that are as extreme; if they are a random sample, the observed one is
+    added."""
     whole = bool((dealt[0] == np.arange(dealt.shape[1])).all())
     return float(beyond.mean()) if whole else float((1 + beyond.sum()) / (1 + len(beyond)))
 
@@ -78,12 +79,12 @@ def spearman(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Spearman's ρ of two sets of effects and its two-sided p-value by dealing the effects of one out to other parts:
-    as `relabellings` where `layers` says where the parts are, else in any order.
+    """Spearman's ρ of two sets of effects with a two-sided permutation p-value: over `relabellings` if `layers` gives
+    the parts' layers, else over all orders.
 
-    Up to eight parts all orders count, so the p-value is exact (at best 2/n!); for more, `permutations` random ones
-    (Phipson & Smyth 2010). Student's t, which is 0 at ρ = ±1 for any number of values, claims more than the orders can
-    give. NaN for both where one side is constant.
+    For up to eight parts all orders are used, so the p-value is exact (at best 2/n!); for more, `permutations` random
+    ones (Phipson & Smyth 2010). The p-value by Student's t, 0 at ρ = ±1 for any n, would be smaller than a permutation
+    test allows. Both are NaN if one side is constant.
     """
     ranks_a, ranks_b = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
     ranks_a, ranks_b = ranks_a - ranks_a.mean(), ranks_b - ranks_b.mean()
@@ -112,13 +113,13 @@ def jaccard_top_k(
 ) -> tuple[int, int, int, float, float, float]:
     """Overlap of the k parts with the largest |effect| on each side.
 
-    Parts that tie with the (k + 1)-th are left out, so a side may have fewer than k: were ties broken by order, both
-    sides would fill up with the same parts. Under random relabelling of the parts of one side the number shared is
-    hypergeometric, so the permutation test is exact.
+    Parts that tie with the (k + 1)-th are left out, so a side may have fewer than k: breaking ties by order would fill
+    both sides with the same parts. Under random relabelling of one side's parts, the number shared is hypergeometric,
+    so the permutation test is exact.
 
     Returns:
         Parts of a, parts of b, parts shared, Jaccard index, its expectation under relabelling, one-sided p-value. The
-        last three are NaN where a side has no part left.
+        last three are NaN if a side has no part left.
 
     Raises:
         UserError: k is not between 1 and the number of parts.
@@ -145,10 +146,10 @@ def _strictly_top(effects: Float[np.ndarray, " part"], k: int) -> set[int]:
 def on_disjoint_items(
     a: ItemEffects, b: ItemEffects, seed: int = 0
 ) -> tuple[Float[np.ndarray, " part"], Float[np.ndarray, " part"]]:
-    """Mean effects of both sides, on disjoint halves of the items (whole clusters, where they have any) if the two ask
-    the same ones: under two protocols, or with the book closed and open.
+    """Mean effects of both sides; if they share items (two protocols, or closed and open book), on disjoint halves of
+    the items (whole clusters, if there are any).
 
-    On the same items both sides share their luck, and parts that are all alike come out correlated.
+    On the same items both sides share sampling noise, which makes identical parts look correlated.
     """
     names = [own.task.partition("[")[0].removesuffix("_open") for own in (a, b)]
     shared = sorted(set(a.item_ids) & set(b.item_ids)) if names[0] == names[1] else []
@@ -167,16 +168,16 @@ def on_disjoint_items(
 
 
 def overlap(effects: Sequence[ItemEffects], k: int = 10, seed: int = 0) -> pd.DataFrame:
-    """One row for each pair of (task, protocol) whose same parts were removed.
+    """One row per pair of (task, protocol) with the same removed parts.
 
-    Two protocols of one task, or its open and closed book, are ranked on disjoint halves of the items
-    (`on_disjoint_items`); p-values and the Jaccard index to expect come from `relabellings`.
+    Two protocols of one task, or its open- and closed-book versions, are ranked on disjoint halves of the items
+    (`on_disjoint_items`); p-values and the expected Jaccard index come from `relabellings`.
 
     Raises:
         UserError: fewer than two, parts that differ, or a `k` out of range.
     """
     if len(effects) < 2:
-        raise UserError("overlap compares two tasks or protocols, and there is only one")
+        raise UserError("overlap compares two tasks or protocols, but there is only one")
     rows = []
     for a, b in combinations(effects, 2):
         if a.variants != b.variants:
@@ -184,7 +185,7 @@ def overlap(effects: Sequence[ItemEffects], k: int = 10, seed: int = 0) -> pd.Da
         of_a, of_b = on_disjoint_items(a, b, seed)
         rho, rho_p = spearman(of_a, of_b, a.layers, seed=seed)
         top_a, top_b, shared, jaccard, expected, jaccard_p = jaccard_top_k(of_a, of_b, k)
-        # Parts of one layer are shuffled freely, and the law is then known.
+        # Parts of one layer are shuffled freely, so the distribution is known.
         if top_a and top_b and len(set(a.layers)) > 1:
             expected, jaccard_p = _shared_when_dealt(of_a, of_b, k, relabellings(a.layers, seed=seed))
         names = [a.task, a.protocol, b.task, b.protocol, len(a.variants)]
@@ -195,7 +196,7 @@ def overlap(effects: Sequence[ItemEffects], k: int = 10, seed: int = 0) -> pd.Da
 def _shared_when_dealt(
     a: Float[np.ndarray, " part"], b: Float[np.ndarray, " part"], k: int, dealt: Int[np.ndarray, "draw part"]
 ) -> tuple[float, float]:
-    """Jaccard index to expect, and one-sided p of the number shared."""
+    """Expected Jaccard index, and one-sided p of the number shared."""
     own, other = (np.isin(np.arange(len(a)), list(_strictly_top(side, k))) for side in (a, b))
     counts = (other[dealt] & own).sum(axis=1)
     indices = counts / (own.sum() + other.sum() - counts)

@@ -1,7 +1,7 @@
-"""Exact tests of paired outcomes: whether items changed, and in one direction.
+"""Exact tests of paired outcomes: whether items changed more in one direction.
 
-Differences are variant − clean, so a negative one is a loss. Items count as independent: where they come in clusters,
-give `lower_tail` the sums over clusters, whose signs are then what is random.
+Differences are variant − clean, so a negative one is a loss. Items count as independent: if they come in clusters, pass
+the sums over clusters to `lower_tail`, which then randomises the clusters' signs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["ExactTests", "lower_tail", "mcnemar_exact"]
 
 @dataclass(frozen=True)
 class ExactTests:
-    """p-values with the values that each could have taken: `attainable[law[i]]`, ascending, are those of test i.
+    """p-values with the values that each can take: `attainable[law[i]]`, ascending, for test i.
 
     Under the null hypothesis P(p ≤ t) is the largest attainable value up to t.
     """
@@ -31,13 +31,13 @@ class ExactTests:
 
 
 def lower_tail(differences: Float[np.ndarray, "item variant"]) -> ExactTests:
-    """One-sided exact p of each variant: P(Σ as low or lower) when each item's difference has a random sign.
+    """One-sided exact p of each variant: P(Σ as low or lower) when each item's difference gets a random sign.
 
-    For outcomes, with differences −1, 0 and 1, it is McNemar's exact test against losses; pass −`differences` for
-    gains. For gaps between two changes, −2 to 2. A variant without any difference has p 1.
+    For outcomes, whose differences are −1, 0 or 1, it is McNemar's exact test against losses; pass −`differences` for
+    gains. Gaps between two changes range from −2 to 2. A variant without any difference has p = 1.
 
     Args:
-        differences: integers, of items or summed over clusters of items.
+        differences: integers, per item or summed over clusters of items.
     """
     keys = [tuple(row) for row in sizes_of(differences).tolist()]
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
@@ -53,9 +53,9 @@ def _largest(counts: tuple[int, ...]) -> int:
 
 @lru_cache(maxsize=10_000)
 def _tail(counts: tuple[int, ...]) -> tuple[Float[np.ndarray, " flipped"], Float[np.ndarray, " value"]]:
-    """P(at most so much is flipped) for 0, 1, …, and its distinct values, of `counts[k − 1]` items of size k."""
+    """P(flipped sum ≤ x) for x = 0, 1, …, and its distinct values, for `counts[k − 1]` items of size k."""
     law = integer_law(counts, _largest(counts))
-    # A p of 0 would claim what no test can; the law underflows from about 1,075 items on.
+    # p = 0 is impossible; the distribution underflows from about 1,075 items on.
     tail = np.clip(np.cumsum(law), np.finfo(float).tiny, 1.0)
     tail[-1] = 1.0
     return tail, np.unique(tail)
@@ -66,7 +66,7 @@ def mcnemar_exact(
 ) -> Float[np.ndarray, " variant"]:
     """Two-sided exact McNemar p-value of each variant against clean (binomial test on discordant items).
 
-    Without a discordant item, p is 1.
+    Without discordant items, p is 1.
     """
     lost = (clean[:, None] & ~variants).sum(axis=0)
     won = (~clean[:, None] & variants).sum(axis=0)

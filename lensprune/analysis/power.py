@@ -1,4 +1,4 @@
-"""The smallest loss that a sweep can name."""
+"""The smallest loss that a sweep can detect."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lensprune.errors import UserError
 __all__ = ["FLIPS", "POWER_COLUMNS", "named_with", "power_line", "power_table", "smallest_loss"]
 
 FLIPS = 0.02
-"""Share of the items whose outcome a part that matters little changes, half of them lost."""
+"""Share of items whose outcome changes when an unimportant part is removed; half of them are lost."""
 CORRELATION = 0.1
-"""Intra-cluster correlation of losses where items come in clusters."""
+"""Intra-cluster correlation of losses, if items come in clusters."""
 POWER = 0.8
 POWER_COLUMNS = ("n", "n_clusters", "parts", "flips", "power", "smallest_loss")
 _STEP = 0.01
@@ -31,9 +31,9 @@ def _tail(lost: np.ndarray, won: np.ndarray) -> Float[np.ndarray, " pair"]:
 
 
 def _largest_named(n: int, parts: int, flips: float) -> float:
-    """The largest p at which one part is named alone among `parts`, the others changing items as `flips` says.
+    """The largest p at which one of `parts` is detected if the others only change items at rate `flips`.
 
-    The step-up of `lensprune.analysis.multiplicity.discrete_bh` with the expected law of the others in place of theirs.
+    The step-up of `lensprune.analysis.multiplicity.discrete_bh`, with the expected distribution of the other parts.
     """
     changed = np.arange(int(scipy.stats.binom.isf(_RARE, n, flips)) + 1)
     weights = scipy.stats.binom.pmf(changed, n, flips)
@@ -47,7 +47,7 @@ def _largest_named(n: int, parts: int, flips: float) -> float:
 
 
 def _lost(n: int, rate: float, n_clusters: int | None) -> Float[np.ndarray, " count"]:
-    """Law of how many of n items are lost; clusters have rates of their own, with `CORRELATION`."""
+    """Distribution of how many of n items are lost; rates vary between clusters, with correlation `CORRELATION`."""
     counts = np.arange(n + 1)
     if n_clusters is None or n_clusters >= n or rate in (0.0, 1.0):
         law: np.ndarray = scipy.stats.binom.pmf(counts, n, rate)
@@ -61,16 +61,18 @@ def _lost(n: int, rate: float, n_clusters: int | None) -> Float[np.ndarray, " co
 
 
 def named_with(loss: float, n: int, parts: int, *, flips: float = FLIPS, n_clusters: int | None = None) -> float:
-    """Probability that a part whose removal loses `loss` of the items (a share) has q of a loss ≤ 0.05 among `parts`.
+    """Probability that a part whose removal loses a share `loss` of the items gets `q_loss` ≤ 0.05 among `parts` parts.
 
     Args:
-        n: items.
-        parts: variants of one (task, protocol), this one included; the others lose nothing.
-        flips: share of items that every part changes besides, half of them lost and half won.
-        n_clusters: clusters of equal size that the items fall into, losses correlating within them; ``None``: none.
+        loss: share of items, 0 to 1.
+        n: number of items.
+        parts: number of variants of one (task, protocol), including this one; the others cause no loss.
+        flips: share of items that every part changes in addition, half lost and half won.
+        n_clusters: number of equally large clusters of items, with losses correlated within them; ``None``: no
+            clusters.
 
     Raises:
-        UserError: a number that is none of items, parts or clusters, or a share outside 0 to 1.
+        UserError: `n`, `parts` or `n_clusters` is below 1, or a share is outside 0 to 1.
     """
     for what, value in (("items", n), ("parts", parts), ("clusters", 1 if n_clusters is None else n_clusters)):
         if value < 1:
@@ -89,8 +91,8 @@ def named_with(loss: float, n: int, parts: int, *, flips: float = FLIPS, n_clust
 def smallest_loss(
     n: int, parts: int, *, flips: float = FLIPS, n_clusters: int | None = None, power: float = POWER
 ) -> float | None:
-    """The smallest loss, in steps of 0.01, that is named with probability `power`; ``None`` where not even losing every
-    item is.
+    """The smallest loss, in steps of 0.01, that is detected with probability `power`; ``None`` if not even the loss of
+    every item is.
 
     Args:
         n, parts, flips, n_clusters: as for `named_with`.
@@ -107,10 +109,10 @@ def smallest_loss(
 def power_table(
     items: Sequence[int], parts: int, *, flips: float = FLIPS, clusters_of: Sequence[int] | None = None
 ) -> pd.DataFrame:
-    """`smallest_loss` for each number of items, with the columns `POWER_COLUMNS`; NaN where none can be named.
+    """`smallest_loss` for each number of items, with the columns `POWER_COLUMNS`; NaN if no loss can be detected.
 
     Args:
-        clusters_of: number of clusters that so many items fall into; ``None``: items are independent.
+        clusters_of: number of clusters for each entry of `items`; ``None``: items are independent.
     """
     rows = []
     for place, n in enumerate(items):
@@ -123,9 +125,9 @@ def power_table(
 
 
 def power_line(n: int, parts: int, n_clusters: int | None = None) -> str:
-    """One line about `smallest_loss`."""
+    """One line of text that states `smallest_loss`."""
     found = smallest_loss(n, parts, n_clusters=n_clusters)
     given = f"with {n} item{'' if n == 1 else 's'} and {parts} variant{'' if parts == 1 else 's'}"
     if found is None:
-        return f"{given} no loss can be named: lensprune power says how many items it takes"
-    return f"{given} losses of {found:.2f} or more are named four times in five (lensprune power)"
+        return f"{given} no loss can be detected: lensprune power shows how many items are needed"
+    return f"{given} losses of {found:.2f} or more are detected with 80% power (see lensprune power)"

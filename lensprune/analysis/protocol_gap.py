@@ -1,4 +1,4 @@
-"""Does the answer depend on the way of measuring? Differences of Δμ on the same items."""
+"""The protocol gap: differences of Δμ between protocols, on the same items."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ GAP_COLUMNS = (
 def paired_gap(a: Group, b: Group) -> pd.DataFrame:
     """Δμ under `b` minus Δμ under `a`, variant by variant on the same items, with the columns `GAP_COLUMNS`.
 
-    `gap` = `delta_b` − `delta_a` (negative: `b` loses more by the removal); `ci_low`, `ci_high`: 95% interval over
-    items (clusters, where items have them), each item bringing its four outcomes; `p_value`: two-sided, `sign_flip_p`;
-    `q_lower`, `q_higher`: discrete false discovery rate of one-sided exact p-values over the variants, that the gap is
-    below 0 and that it is above (`discrete_bh`). `at_chance`: the clean model is at chance on one side, so the gap
-    means nothing. `relative_a`, `relative_b`: Δμ over the clean model's accuracy above chance; `floor`: on one side it
-    is not known to stand more than 0.1 above chance (`has_room`), so that a smaller loss there may be the floor's.
+    `gap` = `delta_b` − `delta_a` (negative: `b` loses more from the removal); `ci_low`, `ci_high`: 95% interval over
+    items (or clusters), each with its four outcomes; `p_value`: two-sided, `sign_flip_p`; `q_lower`, `q_higher`:
+    discrete false discovery rates over the variants, from one-sided exact p-values for a gap below and above 0
+    (`discrete_bh`). `at_chance`: the clean model is at chance on one side, so ignore the gap. `relative_a`,
+    `relative_b`: Δμ divided by the clean model's accuracy above chance; `floor`: on one side the clean model is not
+    known to be more than 0.1 above chance (`has_room`), so a smaller loss there may be a floor effect.
 
     Raises:
         UserError: the two sides have different items or no clean cell.
@@ -104,13 +104,14 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
 
 
 def _relative(changes: Float[np.ndarray, "item variant"], group: Group) -> Float[np.ndarray, " variant"]:
-    """Mean change over the clean model's accuracy above chance; NaN where it has none."""
+    """Mean change divided by the clean model's accuracy above chance; NaN if that is not positive."""
     above = room(group)
     return changes.mean(axis=0) / (above if above > 0 else np.nan)
 
 
 def clear_gaps(gap: pd.DataFrame, q: float = LEVEL) -> pd.Series[bool]:
-    """Rows whose gap is below or above 0 with `q` or less, both sides above chance and with room for a loss."""
+    """Which rows have a gap below or above 0 at false discovery rate `q`, with both sides above chance and room for a
+    loss."""
     return beats_chance(gap) & ~gap["floor"].astype(bool) & (gap[["q_lower", "q_higher"]].min(axis=1) <= q)
 
 
@@ -120,7 +121,7 @@ def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def protocol_gap(outcomes: Outcomes, task: str | None = None) -> pd.DataFrame:
-    """`paired_gap` for every task, or the one that is named, and every two of its protocols, in the run's order.
+    """`paired_gap` for every task (or the given one) and every pair of its protocols, in the run's order.
 
     Raises:
         UserError: a name that is not part of this run, or a single protocol.
@@ -135,13 +136,23 @@ def protocol_gap(outcomes: Outcomes, task: str | None = None) -> pd.DataFrame:
         group = read_group(outcomes, *cell)
         if group is not None and group.clean is not None:
             by_task.setdefault(group.task, []).append(group)
-    return _joined([paired_gap(a, b) for groups in by_task.values() for a, b in combinations(groups, 2)])
+    pairs = [pair for groups in by_task.values() for pair in combinations(groups, 2)]
+    return _joined([paired_gap(*_on_shared_items(outcomes, *pair)) for pair in pairs])
+
+
+def _on_shared_items(outcomes: Outcomes, a: Group, b: Group) -> tuple[Group, Group]:
+    """Both on the first items, which all variants of both were asked where a sweep stops early."""
+    n = min(len(a.chances), len(b.chances))
+    if outcomes.spec.stopping is None or len(a.chances) == len(b.chances):
+        return a, b
+    groups = [read_group(outcomes, group.task, group.protocol, np.arange(n)) for group in (a, b)]
+    return groups[0], groups[1]  # type: ignore[return-value]
 
 
 def task_gap(outcomes: Outcomes, a: str, b: str) -> pd.DataFrame:
-    """`paired_gap` of two tasks with the same items under each protocol: closed book `a` against open book `b`.
+    """`paired_gap` of two tasks with the same items under each protocol, such as closed book `a` against open book `b`.
 
-    A negative gap says that the removal costs more with the book open.
+    A negative gap means that the removal costs more under `b`.
 
     Raises:
         UserError: a name that is not part of this run, or tasks with different items.
@@ -150,5 +161,5 @@ def task_gap(outcomes: Outcomes, a: str, b: str) -> pd.DataFrame:
     for protocol in outcomes.spec.protocols:
         groups = [read_group(outcomes, task, protocol) for task in (a, b)]
         if all(group is not None and group.clean is not None for group in groups):
-            frames.append(paired_gap(*groups))  # type: ignore[arg-type]
+            frames.append(paired_gap(*_on_shared_items(outcomes, *groups)))  # type: ignore[arg-type]
     return _joined(frames)

@@ -1,4 +1,4 @@
-"""Randomization tests, with p-values fine enough for a lone effect to stand out of a large family of tests."""
+"""Randomization tests, with p-values fine enough for a single effect to be significant in a large family of tests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["FLIPS", "Exceedances", "integer_law", "sign_flip_p", "sizes_of", "tw
 
 FLIPS = 10_000
 TOLERANCE = 1e-9
-"""Sums that differ by less are equal: their terms were added in another order."""
+"""Sums that differ by less count as equal: their terms were added in a different order."""
 _ALPHA = 0.05
 _FLOOR_BELOW = 20
-"""The smallest p that the second stage can give lies so many times below Bonferroni's bound for `_ALPHA`."""
+"""Factor by which the second stage's smallest possible p lies below Bonferroni's bound for `_ALPHA`."""
 _NEAR_FLOOR = 10
 _EXACT_ITEMS = 13
 _LARGEST_STEP = 16
@@ -24,22 +24,22 @@ _BLOCK = 2048
 
 
 class Exceedances(Protocol):
-    """Counts the draws that are at least as extreme as what was observed, for each of the wanted columns.
+    """Counts the draws that are at least as extreme as the observed value, for each of the wanted columns.
 
-    Each `stage` must have its own draws, whichever columns are wanted.
+    Each `stage` must use different draws, whichever columns are wanted.
     """
 
     def __call__(self, columns: Int[np.ndarray, " column"], draws: int, stage: int) -> Int[np.ndarray, " column"]: ...
 
 
 def two_stage_p(beyond: Exceedances, n_columns: int, *, draws: int, tests: int) -> Float[np.ndarray, " column"]:
-    """Monte Carlo p-values, (1 + beyond) / (1 + draws) (Phipson & Smyth 2010), that may become significant among
-    `tests` of them.
+    """Monte Carlo p-values, (1 + beyond) / (1 + draws) (Phipson & Smyth 2010), fine enough to be significant in a
+    family of `tests`.
 
-    With few draws every p is at least 1 / (1 + draws), and Benjamini & Hochberg's q of a lone effect at least `tests`
-    times that. So columns with `_NEAR_FLOOR` or fewer of `draws` beyond are tested again on fresh draws alone, so many
-    that the smallest p lies below 0.05 / (20 · tests). P(p ≤ α) stays at most α, for p ≤ α entails p ≤ α of one stage:
-    of the second where α is below the border that sends columns on, else of the first.
+    With few draws every p is at least 1 / (1 + draws), and Benjamini & Hochberg's q of a single effect at least `tests`
+    times that. So columns with at most `_NEAR_FLOOR` of `draws` beyond are tested again on fresh draws only, enough for
+    the smallest p to be below 0.05 / (20 · tests). P(p ≤ α) stays at most α, because p ≤ α implies p ≤ α in one stage:
+    the second if α is below the threshold that sends columns there, else the first.
     """
     counts = beyond(np.arange(n_columns), draws, 0)
     p_values: Float[np.ndarray, " column"] = (1 + counts) / (1 + draws)
@@ -58,22 +58,22 @@ def sign_flip_p(
     alternative: Literal["two-sided", "greater"] = "two-sided",
     seed: int = 0,
 ) -> Float[np.ndarray, " variant"]:
-    """p-value of a mean of zero, when each item's difference is as likely to have the other sign.
+    """Sign-flip test of a zero mean: p-values when each item's difference is equally likely to have either sign.
 
-    The share of sign patterns with an |Σ| (``greater``: a Σ) at least as large as the observed one, for each variant by
-    its own column alone. Items count as independent. Without any difference p is 1; with one that is not finite it is
+    The share of sign patterns whose |Σ| (``greater``: Σ) is at least as large as the observed one, for each variant
+    separately. Items count as independent. Without any difference p is 1; with a difference that is not finite it is
     NaN.
 
-    * Integers up to 16, such as differences of outcomes: exact, by convolution of the binomial laws of how many items
-      of each size are flipped.
-    * Other numbers: exact over all 2ⁿ patterns where up to 13 items differ; else random patterns in two stages, `flips`
-      for all and more where few are beyond (`two_stage_p`).
+    * Integers up to 16, such as differences of outcomes: exact, by convolution of the binomial distributions of how
+      many items of each size are flipped.
+    * Other numbers: exact over all 2ⁿ patterns if at most 13 items differ; otherwise random patterns in two stages,
+      `flips` for all and more where few are beyond (`two_stage_p`).
 
     Args:
-        tests: size of the family that the p-values are corrected in; ``None``: these variants alone.
-        flips: random patterns of the first stage.
-        alternative: ``greater`` tests against a mean above zero alone.
-        seed: of the random patterns.
+        tests: size of the family that the p-values are corrected in; ``None``: the number of variants.
+        flips: random patterns in the first stage.
+        alternative: ``greater`` tests only for a mean above zero.
+        seed: seed of the random patterns.
     """
     p_values = np.full(differences.shape[1], np.nan)
     known = np.isfinite(differences).all(axis=0)
@@ -119,7 +119,7 @@ def _patterns(n: int) -> Float[np.ndarray, "pattern item"]:
 
 
 def sizes_of(differences: Float[np.ndarray, "item variant"]) -> Int[np.ndarray, "variant size"]:
-    """How many items of each variant differ by 1, 2, … up to the largest |difference|; for integers."""
+    """How many items of each variant differ by 1, 2, … up to the largest |difference|. Integers only."""
     sizes = np.abs(differences)
     steps = range(1, int(sizes.max(initial=0)) + 1)
     return np.stack([(sizes == step).sum(axis=0) for step in steps] or [np.zeros(differences.shape[1], int)], axis=1)
@@ -135,16 +135,16 @@ def _integer_p(differences: Float[np.ndarray, "item variant"], sided: bool) -> F
 
 @lru_cache(maxsize=100_000)
 def _tail_p(counts: tuple[int, ...], observed: int, tails: int) -> float:
-    """`tails` × P(Σ ±size ≥ observed) of `counts[k − 1]` items of size k with random signs."""
+    """`tails` × P(Σ ±size ≥ observed) for `counts[k − 1]` items of size k with random signs."""
     total = sum(step * count for step, count in enumerate(counts, 1))
-    # The sum is total − 2 · (what is flipped), so one tail is a flipped sum up to this, and the law is symmetric.
+    # The sum is total − 2 · (flipped sum), so one tail is a flipped sum up to this; the distribution is symmetric.
     law = integer_law(counts, (total - observed) // 2)
     # A p of 0 would claim what no test can; the law underflows from about 1,075 items on.
     return float(np.clip(tails * law.sum(), np.finfo(float).tiny, 1.0))
 
 
 def integer_law(counts: tuple[int, ...], most: int) -> Float[np.ndarray, " flipped"]:
-    """P(the sizes of the flipped items sum to 0, 1, …, `most`), of `counts[k − 1]` items of size k, each flipped with
+    """P(the flipped items' sizes sum to 0, 1, …, `most`) for `counts[k − 1]` items of size k, each flipped with
     probability ½."""
     law = np.ones(1)
     for step, count in enumerate(counts, 1):

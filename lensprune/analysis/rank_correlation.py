@@ -1,4 +1,4 @@
-"""Rank correlations of many pairs of rows at once: bootstraps and shuffles need thousands of them."""
+"""Rank correlations of many pairs of rows at once, since bootstraps and permutation tests need thousands."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _BLOCK = 2_000_000
 
 
 def spearman_rows(a: Float[np.ndarray, "row n"], b: Float[np.ndarray, "row n"]) -> Float[np.ndarray, " row"]:
-    """Spearman's ρ of each row of `a` with that row of `b`, ties by mean ranks; NaN where one side is constant or has a
-    NaN."""
+    """Spearman's ρ of each row of `a` with the same row of `b`, with mean ranks for ties; NaN if one side is constant
+    or contains NaN."""
     ranks = [scipy.stats.rankdata(side, axis=1, nan_policy="propagate") for side in (a, b)]
     centred = [side - side.mean(axis=1, keepdims=True) for side in ranks]
     norm = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
@@ -23,7 +23,7 @@ def spearman_rows(a: Float[np.ndarray, "row n"], b: Float[np.ndarray, "row n"]) 
 
 
 def kendall_rows(a: Float[np.ndarray, "row n"], b: Float[np.ndarray, "row n"]) -> Float[np.ndarray, " row"]:
-    """Kendall's τ_b of each row of `a` with that row of `b` (Kendall 1945); NaN where one side is constant or has a
+    """Kendall's τ_b of each row of `a` with the same row of `b` (Kendall 1945); NaN if one side is constant or contains
     NaN."""
     n = a.shape[1]
     first, second = np.triu_indices(n, 1)

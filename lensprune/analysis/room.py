@@ -1,4 +1,4 @@
-"""How far accuracy can fall: a loss is only seen where the clean model stands well above chance."""
+"""How far accuracy can fall: a loss can only be detected if the clean model is well above chance."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from lensprune.analysis.summary import Group
 __all__ = ["ACCURACY_MARGIN", "has_room", "room"]
 
 ACCURACY_MARGIN = 0.05
-"""Accuracy below which a loss counts as none."""
+"""Loss of accuracy up to which a loss counts as none."""
 _ALPHA = 0.05
 
 
 def room(group: Group) -> float:
-    """Accuracy of the clean model minus chance: what a removal can take away. NaN before its cell is finished."""
+    """Accuracy of the clean model minus chance, the most that a removal can cost. NaN until the clean cell is
+    finished."""
     return np.nan if group.clean is None else float(group.clean.correct.mean() - group.chances.mean())
 
 
 def has_room(group: Group, margin: float = ACCURACY_MARGIN) -> bool:
-    """Whether the clean model is known to stand more than 2 × `margin` above chance, so that losing half of what it
-    knows is a loss of more than `margin`: by the lower one-sided 95% Clopper–Pearson bound of its accuracy."""
+    """Whether the clean model is known to be more than 2 × `margin` above chance, so that losing half of its lead is a
+    loss of more than `margin`; decided by the lower one-sided 95% Clopper–Pearson bound of its accuracy."""
     if group.clean is None or not len(group.clean.correct):
         return False
     right, n = int(group.clean.correct.sum()), len(group.clean.correct)

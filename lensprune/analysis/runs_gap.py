@@ -1,4 +1,4 @@
-"""Two runs beside each other: Δμ of the same changes, on the items that both asked."""
+"""Compare two runs: Δμ of the same changes, on the items that both used."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lensprune.runs.records import CellKey
 __all__ = ["runs_gap", "shared_items"]
 
 _ASKED = ("item_id", "prompt", "options", "reference")
-"""What makes two items the same: their few-shot examples stand in the prompt."""
+"""Columns that identify an item; few-shot examples are part of the prompt."""
 _Places = tuple[Int[np.ndarray, " shared"], Int[np.ndarray, " shared"]]
 
 
 def shared_items(a: Outcomes, b: Outcomes, task: str, protocol: str) -> _Places | None:
-    """Where the items that both runs asked stand in the cells of each; ``None``: both asked the very same ones.
+    """Indices of the shared items in each run's cells; ``None`` if both runs used exactly the same items.
 
-    Where the items of two runs are not the same altogether, those are shared that have the same id, prompt, options and
-    right answers. Of a run that stops early they are the first ones, which all its variants were asked.
+    Otherwise, items are shared if they have the same id, prompt, options and right answers. For a run that stops early,
+    only the first items, which all its variants answered, count.
     """
     hashes = [next(spec.items_hash for spec in run.spec.tasks if spec.name == task) for run in (a, b)]
     if hashes[0] == hashes[1] and a.spec.stopping is None and b.spec.stopping is None:
@@ -46,12 +46,12 @@ def _asked(run: Outcomes, task: str, protocol: str) -> dict[tuple[str, ...], int
 def runs_gap(a: Outcomes, b: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
     """Δμ in run `b` minus Δμ in run `a` for every change, task and protocol that both have.
 
-    The gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q) on the items that both asked
-    (`shared_items`), and `n` says how many. Where they share none, `gap` is the plain difference, without an interval,
+    The gap is paired (`lensprune.analysis.protocol_gap.paired_gap`: interval, p, q) on the items that both runs used
+    (`shared_items`), and `n` is their number. If they share none, `gap` is the plain difference, without an interval,
     and `n` is missing.
 
     Args:
-        task, protocol: this one alone.
+        task, protocol: only this one.
 
     Returns:
         The columns `GAP_COLUMNS` with `task`, `protocol` and `note`.
@@ -76,7 +76,7 @@ def runs_gap(a: Outcomes, b: Outcomes, task: str | None = None, protocol: str | 
 
 
 def _cell_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame | None:
-    """The gap on one task and protocol with its `note`; ``None`` where a run has not finished its clean cell."""
+    """The gap on one task and protocol with its `note`; ``None`` if a run has not finished its clean cell."""
     first, second = read_group(a, task, protocol), read_group(b, task, protocol)
     if first is None or second is None or first.clean is None or second.clean is None:
         return None
@@ -84,10 +84,10 @@ def _cell_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFram
     if places is None:
         return paired_gap(first, second).assign(note="")
     if not len(places[0]):
-        return _unpaired(a, b, task, protocol).assign(note="other items: not paired")
+        return _unpaired(a, b, task, protocol).assign(note="different items: not paired")
     note = f"{len(places[0])} items shared, of {len(first.chances)} and {len(second.chances)}"
     if a.spec.stopping is not None or b.spec.stopping is not None:
-        note += " that all variants were asked"
+        note += " that all variants answered"
     some = [read_group(run, task, protocol, items) for run, items in zip((a, b), places, strict=True)]
     return paired_gap(*some).assign(note=note)  # type: ignore[arg-type]
 

@@ -1,8 +1,8 @@
-"""Deciding before all items are asked: planned looks, intervals until they are narrow, and e-values for any look.
+"""Sequential decisions before all items are used: planned looks, interval width, and e-values for arbitrary looks.
 
-Losses are counted: of n items `lost` are right in the clean model and wrong without the part, `won` the reverse. The
-null hypothesis of a margin m is that (lost − won) / n is m or less in the population; a part is named when it is
-refuted. Items count as independent and come in random order.
+Of n items, `lost` are right in the clean model and wrong without the part, and `won` the reverse. The null hypothesis
+for a margin m is that (lost − won) / n is at most m in the population; a part is detected when it is rejected. Items
+count as independent and come in random order.
 
 Planned looks: Wang & Tsiatis (1987), "Approximately optimal one-parameter boundaries for group sequential trials",
 Biometrics 43, 193–199; their crossing probabilities by recursive integration (Armitage, McPherson & Rowe 1969, JRSS A
@@ -32,16 +32,17 @@ __all__ = [
     "Looks",
     "crossing_probability",
     "e_bh",
+    "e_intervals",
     "e_values",
     "loss_p",
     "narrow_enough",
 ]
 
 SHAPE = 0.25
-"""Wang and Tsiatis' Δ: 0 asks for most at early looks (O'Brien & Fleming), 0.5 for the same at all (Pocock)."""
+"""Wang and Tsiatis' Δ: 0 is strictest at early looks (O'Brien & Fleming), 0.5 equally strict at all looks (Pocock)."""
 MAX_LOOKS = 10
 FUTILITY = 0.05
-"""A part is given up when its chance of being named at the last look, by what was seen of it, is lower."""
+"""A part is given up if its predicted probability of being detected at the last look is lower than this."""
 _NODES = 120
 _FAR = 9.0
 _HEIGHTS = np.arange(-2.0, 9.0, 0.1)
@@ -51,10 +52,10 @@ _BETS = 16
 def loss_p(lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: int, margin: float) -> np.ndarray:
     """One-sided p of each part at a single look: P(lost − won as large or larger) when (lost − won) / n is `margin`.
 
-    Without a margin it is the exact sign test of the items that changed. With one it is exact but for the share of
-    won items, which is estimated under the null hypothesis by maximum likelihood (as for `score_z`), and of equal
-    differences half count (mid-p): P(p ≤ α) is at most 1.3 α, mostly less, and far below α where few items could be
-    lost. A normal approximation goes to 1.6 α.
+    Without a margin it is the exact sign test of the changed items. With a margin it is exact except for the share of
+    won items, which is estimated under the null hypothesis by maximum likelihood (as for `score_z`), and equal
+    differences count half (mid-p): P(p ≤ α) is at most 1.3 α, usually less, and far below α if few items can be lost.
+    A normal approximation reaches 1.6 α.
     """
     pairs = list(zip(lost.tolist(), won.tolist(), strict=True))
     found = {pair: _loss_p(*pair, n, margin) for pair in set(pairs)}
@@ -79,10 +80,10 @@ def _loss_p(lost: int, won: int, n: int, margin: float) -> float:
 
 @dataclass(frozen=True)
 class Looks:
-    """Planned numbers of items at which all parts are looked at; the last is the cap.
+    """Planned numbers of items at which all parts are tested; the last is the cap.
 
     Raises:
-        UserError: none or too many, or numbers that don't rise.
+        UserError: there are none or too many, or they are not increasing.
     """
 
     items: tuple[int, ...]
@@ -94,7 +95,7 @@ class Looks:
         if not 1 <= len(self.items) <= MAX_LOOKS:
             raise UserError(f"looks {given or '(none)'}: expected 1 to {MAX_LOOKS} numbers of items")
         if self.items[0] < 1 or any(a >= b for a, b in zip(self.items, self.items[1:], strict=False)):
-            raise UserError(f"looks {given}: expected numbers of items that rise, like 100,200,400")
+            raise UserError(f"looks {given}: expected increasing numbers of items, like 100,200,400")
         if not 0 <= self.margin < 1:
             raise UserError(f"margin {self.margin:g} is not a loss of accuracy: expected 0 up to 1, like 0.05")
         if not 0 < self.level < 1:
@@ -102,71 +103,80 @@ class Looks:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Of the cap."""
+        """Each look as a share of the cap."""
         return tuple(n / self.items[-1] for n in self.items)
 
     def heights(self, p: Float[np.ndarray, "look part"]) -> Float[np.ndarray, " part"]:
-        """How high each part came: the largest z · t^(½ − Δ) over the looks, the i-th at the share t of the cap.
+        """Height that each part reached: the largest z · t^(½ − Δ) over the looks, where look i is at share t of the
+        cap.
 
         Args:
-            p: of single looks (`loss_p`), for the first looks; NaN where a part was not asked any more.
+            p: p-values of single looks (`loss_p`), for the first looks; NaN after a part was stopped.
         """
         z = scipy.stats.norm.isf(np.clip(p, 1e-300, 1 - 1e-16))
         raised = z * (np.array(self.shares[: len(p)]) ** (0.5 - SHAPE))[:, None]
         return np.fmax.reduce(raised, axis=0)
 
     def repeated_p(self, p: Float[np.ndarray, "look part"]) -> Float[np.ndarray, " part"]:
-        """p-values that hold whatever is decided at the looks: P(a height as large at any of all planned looks)."""
+        """p-values that are valid whatever is decided at the looks: P(a height as large at any planned look)."""
         known = _log_crossing(self.shares)
         heights = np.clip(self.heights(p), _HEIGHTS[0], _HEIGHTS[-1])
         return np.exp(np.interp(heights, _HEIGHTS, known))
 
-    def q(self, p: Float[np.ndarray, "look part"]) -> Float[np.ndarray, " part"]:
+    def q(self, p: Float[np.ndarray, "look part"], hypotheses: int | None = None) -> Float[np.ndarray, " part"]:
         """False discovery rate (Benjamini & Hochberg) of the repeated p-values over all parts.
 
-        Heights never fall, so what is named at one look stays named.
-        """
-        return benjamini_hochberg(self.repeated_p(p))
-
-    def futile(self, p: Float[np.ndarray, "look part"], named: int) -> Bool[np.ndarray, " part"]:
-        """Parts that need not be asked further: P(named at the last look) < `FUTILITY`, predicted from what was seen.
-
-        The error rates hold whether this is followed or not.
+        Heights never decrease, so a part that is detected at one look stays detected.
 
         Args:
-            named: parts that are named already; one more would need a p of (named + 1) · level / parts.
+            hypotheses: number of parts in question; those that are not in `p` were never measured and count with
+                p = 1. ``None``: those in `p`.
+        """
+        never = np.ones(max(0, (hypotheses or 0) - p.shape[1]))
+        return benjamini_hochberg(np.append(self.repeated_p(p), never))[: p.shape[1]]
+
+    def futile(
+        self, p: Float[np.ndarray, "look part"], named: int, hypotheses: int | None = None
+    ) -> Bool[np.ndarray, " part"]:
+        """Parts that can be given up: their predicted P(detected at the last look) is below `FUTILITY`.
+
+        The error rates hold whether or not this rule is followed.
+
+        Args:
+            named: number of parts detected so far; one more would need a p of (named + 1) · level / parts.
+            hypotheses: as for `q`.
         """
         if len(p) == len(self.items):
             return np.ones(p.shape[1], bool)
-        needed = self.height_at(self.level * (named + 1) / p.shape[1])
+        needed = self.height_at(self.level * (named + 1) / max(hypotheses or 0, p.shape[1]))
         share = self.shares[len(p) - 1]
         z = scipy.stats.norm.isf(np.clip(p[-1], 1e-300, 1 - 1e-16))
         likely: np.ndarray = scipy.stats.norm.sf((needed - z / np.sqrt(share)) / np.sqrt(1 / share - 1))
         return np.isnan(p[-1]) | (likely < FUTILITY)
 
     def verdicts(
-        self, p: Float[np.ndarray, "look part"]
+        self, p: Float[np.ndarray, "look part"], hypotheses: int | None = None
     ) -> tuple[Bool[np.ndarray, " part"], Bool[np.ndarray, " part"]]:
-        """Parts that are named after these looks, and those that are to be asked further."""
-        named = self.q(p) <= self.level
-        return named, ~named & ~self.futile(p, int(named.sum()))
+        """Parts that are detected after these looks, and parts that continue; `hypotheses` as for `q`."""
+        named = self.q(p, hypotheses) <= self.level
+        return named, ~named & ~self.futile(p, int(named.sum()), hypotheses)
 
     def height_at(self, level: float) -> float:
-        """The height that is reached at any look with probability `level` without a loss beyond the margin."""
+        """The height that is reached at any look with probability `level` if no loss exceeds the margin."""
         return float(np.interp(-np.log(level), -_log_crossing(self.shares), _HEIGHTS))
 
     def intervals(
         self, lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], look: int
     ) -> tuple[Float[np.ndarray, " part"], Float[np.ndarray, " part"]]:
-        """Repeated 95% interval of Δμ at the `look`-th look (from 0): it holds at all looks together.
+        """Repeated 95% interval of Δμ at look number `look` (from 0), with simultaneous coverage over all looks.
 
-        Tango's score interval, with the boundary of the look in place of 1.96. An estimate at a stop is biased, away
-        from the margin where a part was named and towards it where it was given up; this interval is not.
+        Tango's score interval with the look's boundary instead of 1.96. An estimate at a stop is biased: away from the
+        margin if a part was detected, towards it if it was given up. This interval remains valid.
         """
         return tango(lost, won, self.items[look], z=self.critical(look))
 
     def critical(self, look: int) -> float:
-        """What takes the place of 1.96 at the `look`-th look (from 0), for 95% over all looks."""
+        """Critical value that replaces 1.96 at look number `look` (from 0), for 95% coverage over all looks."""
         return self.height_at((1 - CONFIDENCE) / 2) * self.shares[look] ** (SHAPE - 0.5)
 
 
@@ -174,7 +184,7 @@ def crossing_probability(shares: Sequence[float], height: float, shape: float = 
     """P(Z(t) ≥ height · t^(shape − ½) at any t of `shares`), for Z(t) = B(t) / √t of a Brownian motion B.
 
     Args:
-        shares: of the information, rising to 1.
+        shares: information fractions, increasing to 1.
     """
     total, before, density, nodes, weights = 0.0, 0.0, np.ones(1), np.zeros(1), np.ones(1)
     for share in shares:
@@ -205,32 +215,53 @@ def _log_crossing(shares: tuple[float, ...]) -> Float[np.ndarray, " height"]:
 def narrow_enough(
     low: Float[np.ndarray, " part"], high: Float[np.ndarray, " part"], width: float
 ) -> Bool[np.ndarray, " part"]:
-    """Parts whose interval is no wider than `width`: they need no more items to be known so well.
+    """Which parts have an interval no wider than `width`, so that they need no more items.
 
-    Stopping by the width of a 95% interval costs little of its coverage (see the calibration in the documentation), for
-    the width says next to nothing of the side on which it errs.
+    Stopping by the width of a 95% interval costs little coverage (see the calibration in the documentation), since the
+    width says almost nothing about the direction of the error.
     """
     return (high - low) <= width
 
 
 def e_values(
-    lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: Int[np.ndarray, " part"] | int, margin: float
+    lost: Int[np.ndarray, " part"],
+    won: Int[np.ndarray, " part"],
+    n: Int[np.ndarray, " part"] | int,
+    margin: Float[np.ndarray, " part"] | float,
 ) -> Float[np.ndarray, " part"]:
-    """Evidence against a loss of `margin` or less, whenever it is looked at: what a gambler's 1 has become.
+    """e-values against a loss of at most `margin`, valid at any time: the wealth of a gambler who started with 1.
 
-    The gambler stakes a share λ on every item: it is multiplied by 1 + λ (1 − m) on a lost one, 1 − λ (1 + m) on one
-    that is won, 1 − λ m on one that stays. Without a loss beyond the margin no strategy wins on average, so P(the
-    value ever reaches 1/α) ≤ α. The stake is spread over `_BETS` shares λ.
+    The gambler bets a share λ on every item: wealth is multiplied by 1 + λ (1 − m) for a lost item, 1 − λ (1 + m) for a
+    won one, and 1 − λ m for an unchanged one. If no loss exceeds the margin, no strategy wins on average, so P(wealth
+    ever reaches 1/α) ≤ α. The initial wealth is spread over `_BETS` shares λ.
+
+    With `lost` and `won` exchanged and −`margin`, it is the evidence against a loss of at least `margin`.
     """
-    largest = 1 / (1 + margin)
+    largest = 1 / (1 + np.asarray(margin))
     bets = largest * np.geomspace(0.02, 0.98, _BETS)[:, None]
     same = n - lost - won
     logs = lost * np.log1p(bets * (1 - margin)) + won * np.log1p(-bets * (1 + margin)) + same * np.log1p(-bets * margin)
     return np.exp(scipy.special.logsumexp(logs, axis=0) - np.log(_BETS))
 
 
+def e_intervals(
+    lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: Int[np.ndarray, " part"] | int
+) -> tuple[Float[np.ndarray, " part"], Float[np.ndarray, " part"]]:
+    """95% intervals of Δμ with coverage over all numbers of items: losses that `e_values` don't refute at 2.5%."""
+    ends = []
+    for a, b, sign in ((won, lost, 1.0), (lost, won, -1.0)):
+        # The evidence against a change of at most `middle` decreases in `middle`.
+        low, high = np.full(len(lost), -1 + 1e-9), np.full(len(lost), 1 - 1e-9)
+        for _ in range(40):
+            middle = (low + high) / 2
+            refuted = e_values(a, b, n, middle) >= 2 / (1 - CONFIDENCE)
+            low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
+        ends.append(sign * low)
+    return ends[0], ends[1]
+
+
 def e_bh(values: Float[np.ndarray, " part"]) -> Float[np.ndarray, " part"]:
-    """False discovery rates of e-values under any dependence: q ≤ α names the k largest for the largest k with
+    """False discovery rates from e-values under any dependence: q ≤ α rejects the k largest for the largest k with
     e₍ₖ₎ ≥ parts / (α k)."""
     order = np.argsort(-values, kind="stable")
     with np.errstate(divide="ignore"):

@@ -1,4 +1,4 @@
-"""The failure signatures that arXiv 2510.02091 reports, as checks that a run can pass, fail, or be too small for."""
+"""The failure signatures reported in arXiv 2510.02091, as checks that a run can pass, fail, or be too small for."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ SIGNATURE_COLUMNS = (
     "likelihood_ci_high",
 )
 MIN_SHARE = 1 / 3
-"""Of each band's layers, that must have been removed for the band to be spoken of: every third one, say."""
+"""Share of each band's layers that must have been removed for the band to count, such as every third one."""
 AT_CHANCE = "at chance"
 _LIKELIHOODS = ("default", "continuation")
 
 
 def verdict(low: float, high: float, accuracy_margin: float = ACCURACY_MARGIN) -> str:
-    """``seen`` where the whole 95% interval lies below zero, ``not seen`` where it lies above −`accuracy_margin`, else
-    ``not resolvable`` with so few items. An interval between −`accuracy_margin` and zero is seen, and small."""
+    """``seen`` if the whole 95% interval lies below zero, ``not seen`` if it lies above −`accuracy_margin`, otherwise
+    ``not resolvable`` with this many items. An interval between −`accuracy_margin` and zero counts as seen, but
+    small."""
     if high < 0:
         return "seen"
     return "not seen" if low > -accuracy_margin else "not resolvable"
@@ -52,8 +53,7 @@ def verdict(low: float, high: float, accuracy_margin: float = ACCURACY_MARGIN) -
 
 @dataclass(frozen=True)
 class _Change:
-    """Each item's mean change over the removed layers of the first band, and over those after it; how many layers
-    these are."""
+    """Each item's mean change over the removed layers of the first band and over the later ones, with their numbers."""
 
     first: Float[np.ndarray, " item"]
     later: Float[np.ndarray, " item"]
@@ -61,7 +61,7 @@ class _Change:
 
 
 def _changes(group: Group, n_layers: int) -> dict[str, _Change]:
-    """Changes by ablation; ablations of too few layers of a band are left out."""
+    """Changes by ablation; ablations with too few layers in a band are left out."""
     sizes = Counter(band_of(layer, n_layers) for layer in range(n_layers))
     by_ablation: dict[str, dict[str, list[np.ndarray]]] = {}
     for name, cell in group.cells.items():
@@ -94,20 +94,20 @@ def signatures(
 
     Layers are those removed one at a time by the same ablation; *first* is the first 30% of the depth, *later* the
     rest, and a band's change is the mean of Δμ over its removed layers. An ablation that removed less than a third of
-    the layers of the first 30%, the middle or the last 30% has no row. `layers`: how many were, of *first* and of
-    *later*. `task_kind` is the task's kind, as it was declared when the run was made.
+    the layers of the first 30%, the middle or the last 30% has no row. `layers`: how many layers were removed in
+    *first* and in *later*. `task_kind` is the task's kind, as declared when the run was made.
 
-    * ``early drop``: change in *first* minus change in *later*, under each protocol; below zero when shallow layers
-      are needed more.
+    * ``*early drop``: change in *first* minus change in *later*, under each protocol; below zero if shallow layers are
+      needed more.
     * ``deep loss of generation``: change in *later* under ``generate``.
     * ``likelihood flat, generation drops``: change in *later* under ``generate`` minus that under a likelihood protocol
-      on the same items; ``seen`` only if the likelihood's own change (`likelihood_value`) is above −`accuracy_margin`
-      with its whole interval, and the clean model is known to have room for a loss there (`has_room`): near chance half
-      of what it knows is less than `accuracy_margin`, and flat either way.
+      on the same items; ``seen`` only if the whole interval of the likelihood protocol's change (`likelihood_value`) is
+      above −`accuracy_margin`, and the clean model is known to have room for a loss there (`has_room`): near chance, it
+      looks flat in any case.
 
-    `value` with a 95% interval over items (clusters, where items have them); `p_value`: one-sided, that it is not below
-    0; `verdict`: see `verdict`, or `AT_CHANCE` where the clean model does not beat chance, so that nothing can be said.
-    Verdicts here are not corrected for the number of rows; `lensprune.analysis.claims` does that claim by claim.
+    `value` has a 95% interval over items (or clusters); `p_value`: one-sided, for the value not being below 0;
+    `verdict`: see `verdict`, or `AT_CHANCE` if the clean model does not beat chance, so that nothing can be concluded.
+    Verdicts here are not corrected for the number of rows; `lensprune.analysis.claims` does that per claim.
 
     Raises:
         UserError: a name that is not part of this run, no ablation removed enough single layers in all three bands of
@@ -130,7 +130,7 @@ def signatures(
 
 
 def of_task(groups: dict[str, Group], n_layers: int, accuracy_margin: float) -> list[dict[str, object]]:
-    """Rows of `signatures` for one task, by its groups under each protocol."""
+    """Rows of `signatures` for one task, from its groups under each protocol."""
     by_protocol = {protocol: _changes(group, n_layers) for protocol, group in groups.items()}
     ablations = dict.fromkeys(ablation for of_protocol in by_protocol.values() for ablation in of_protocol)
     return [
@@ -160,7 +160,7 @@ def _of_ablation(
     rows.append(_row("deep loss of generation", group, generated, 1, accuracy_margin))
     for protocol in (p for p in _LIKELIHOODS if p in changes):
         likelihood = changes[protocol].later
-        # A protocol leaves out items that it can't ask, so the two may have others.
+        # A protocol leaves out items that it can't use, so the two may have different items.
         here, there = _shared(group, groups[protocol])
         if not len(here):
             continue
@@ -172,7 +172,7 @@ def _of_ablation(
 
 
 def _shared(a: Group, b: Group) -> tuple[Int[np.ndarray, " item"], Int[np.ndarray, " item"]]:
-    """Where the items that both groups have stand in each of them."""
+    """Indices of the shared items in each of two groups."""
     ours, theirs = (group.clean.item_ids.to_numpy(zero_copy_only=False) for group in (a, b))  # type: ignore[union-attr]
     _, here, there = np.intersect1d(ours, theirs, return_indices=True)
     return here, there
@@ -199,7 +199,7 @@ def _row(
 def _asking_for_flat(
     row: dict[str, object], likelihood: Group, change: Float[np.ndarray, " item"], accuracy_margin: float
 ) -> dict[str, object]:
-    """`row`, a gap between generation and a likelihood protocol, seen only if the likelihood itself stays flat."""
+    """Restrict `row`, a gap between generation and a likelihood protocol: seen only if likelihood stays flat."""
     flat = mean_intervals(change[:, None], likelihood.clusters)
     low, high = float(flat.low[0]), float(flat.high[0])
     decided = row["verdict"]

@@ -1,4 +1,4 @@
-"""From records to the summary table: one row per (variant, task, protocol)."""
+"""The summary table of a run's records: one row per (variant, task, protocol)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from lensprune.analysis.intervals import mean_intervals, unit_sums
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
 from lensprune.analysis.randomization import sign_flip_p
-from lensprune.analysis.sequential import Looks
-from lensprune.analysis.stopping import Stopping, look_intervals, look_p, stopping_of
+from lensprune.analysis.sequential import Looks, e_intervals
+from lensprune.analysis.stopping import (
+    AnyLook,
+    Stopping,
+    counts_of,
+    hypotheses_of,
+    look_intervals,
+    look_p,
+    stopping_of,
+)
 from lensprune.errors import LensPruneError
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.noise import noise_floor
@@ -73,9 +81,9 @@ _READ = [
 
 @dataclass(frozen=True)
 class Cell:
-    """What the summary keeps of one cell: its outcomes item by item, and its rates over all records.
+    """What the summary needs from one cell: its outcomes item by item, and its rates over all records.
 
-    `correct` is true or false, or the share of right samples where there are several.
+    `correct` is true or false, or the share of right samples if there are several.
     """
 
     correct: np.ndarray
@@ -86,8 +94,8 @@ class Cell:
 @dataclass(frozen=True)
 class Group:
     """All finished cells of one (task, protocol), in the spec's order; `clean` is among `cells` once finished, and
-    `at_chance` then says whether the clean model is (else ``None``). `chances` and `clusters` are those of items, each
-    with `samples` records."""
+    `at_chance` then says whether the clean model is at chance (otherwise ``None``). `chances` and `clusters` are per
+    item; each item has `samples` records."""
 
     task: str
     protocol: str
@@ -108,7 +116,7 @@ def _one(table: pa.Table, column: str) -> object:
 
 
 def _means(metrics: pa.ChunkedArray) -> str:
-    """Each metric's mean over the items, as text: ``exact_match,strict-match 0.250; last_number 0.375``."""
+    """Each metric's mean over the items, as text like ``exact_match,strict-match 0.250; last_number 0.375``."""
     values: dict[str, list[float]] = {}
     for pairs in metrics.to_pylist():
         for name, value in pairs or ():
@@ -154,15 +162,16 @@ def read_group(
     *,
     whole: bool = False,
 ) -> Group | None:
-    """Read the cells of one (task, protocol), a file at a time; ``None`` when none is finished.
+    """Read the cells of one (task, protocol), one file at a time; ``None`` if none is finished.
 
     Args:
-        items: places of the items to take; ``None`` takes all.
-        whole: with planned looks, all items that each variant was asked; else those that all were.
+        items: indices of the items to take; ``None`` takes all.
+        whole: with planned looks, take all items that each variant was measured on; otherwise only those on which all
+            were.
 
     Raises:
         UserError: a name that is not part of the run.
-        LensPruneError: two cells hold different items, so they can't be paired.
+        LensPruneError: two cells contain different items, so they can't be paired.
     """
     keys = outcomes.finished(task, protocol)
     if not keys:
@@ -185,7 +194,7 @@ def read_group(
     for name, cell in cells.items():
         if not cell.item_ids.equals(ids.slice(0, len(cell.item_ids)) if whole else ids):
             raise LensPruneError(
-                f"records of {name} and {keys[0].variant} on {task} under {protocol} hold different items"
+                f"records of {name} and {keys[0].variant} on {task} under {protocol} contain different items"
             )
     clean = CellKey(CLEAN.name, task, protocol)
     return Group(
@@ -200,8 +209,8 @@ def read_group(
     )
 
 
-def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str, dict[str, float]]:
-    """What is said of every changed variant beside the clean model, on the items that it was asked."""
+def _measured(group: Group, level: float, stopping: Stopping | None, hypotheses: int) -> dict[str, dict[str, float]]:
+    """Statistics of every changed variant against the clean model, on the items that it was measured on."""
     clean = group.clean
     changed = [name for name in group.cells if name != CLEAN.name]
     if clean is None or not changed:
@@ -221,13 +230,17 @@ def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str
         if isinstance(stopping, Looks):
             low, high = look_intervals(own, clusters, stopping)
         columns["ci_low"][places], columns["ci_high"][places] = low, high
-    if isinstance(stopping, Looks):
+    if isinstance(stopping, AnyLook):
+        columns["ci_low"], columns["ci_high"] = e_intervals(*counts_of(changes))
+        columns["p_value"] = 1 / np.maximum(stopping.values(changes), 1.0)
+        columns["q_loss"] = stopping.q(changes, hypotheses)
+    elif isinstance(stopping, Looks):
         p = look_p(changes, group.clusters, stopping, len(stopping.items))
-        columns["p_value"], columns["q_loss"] = stopping.repeated_p(p), stopping.q(p)
+        columns["p_value"], columns["q_loss"] = stopping.repeated_p(p), stopping.q(p, hypotheses)
     else:
-        # Items that a variant was not asked changed nothing, and what changes nothing enters no test.
+        # Items that a variant was not measured on count as unchanged, and unchanged items don't affect the test.
         padded = np.stack([np.append(own, clean.correct[len(own) :]) for own in outcomes], axis=1)
-        # Whole numbers: right samples gained or lost.
+        # Integers: right samples gained or lost.
         counted = np.rint((padded.astype(float) - clean.correct[:, None]) * group.samples)
         sums, _ = unit_sums(counted, group.clusters)
         single = group.samples == 1
@@ -238,9 +251,9 @@ def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str
     }
 
 
-def _rows(group: Group, level: float, stopping: Stopping | None) -> list[dict[str, object]]:
+def _rows(group: Group, level: float, stopping: Stopping | None, hypotheses: int) -> list[dict[str, object]]:
     clean = group.clean
-    measured = _measured(group, level, stopping)
+    measured = _measured(group, level, stopping, hypotheses)
     if clean is not None:
         measured[CLEAN.name] = {"delta": 0.0, "ci_low": 0.0, "ci_high": 0.0}
     rows = []
@@ -273,37 +286,38 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     """The summary of a run's finished cells, one row per (variant, task, protocol), with the columns `SUMMARY_COLUMNS`.
 
     `delta` = accuracy − accuracy_clean on the same items (negative: the part was needed), `delta_relative` =
-    delta / accuracy_clean (NaN when the clean model got nothing right); `ci_low`, `ci_high`: paired 95% interval of
-    `delta` (`lensprune.analysis.intervals.mean_intervals`), over clusters where items have one; `p_value`:
-    exact McNemar, two-sided (with several samples of an item: random signs of the items' differences). `q_loss`,
-    `q_gain`: discrete false discovery rate of one-sided exact p-values, that the part was needed and that the model
-    gains without it (`lensprune.analysis.multiplicity.discrete_bh`), each over the changed variants of the same
-    (task, protocol).
+    delta / accuracy_clean (NaN if the clean model got nothing right); `ci_low`, `ci_high`: paired 95% interval of
+    `delta` (`lensprune.analysis.intervals.mean_intervals`), over clusters if items have them; `p_value`: exact McNemar,
+    two-sided (with several samples per item: random signs of the items' differences). `q_loss`, `q_gain`: discrete
+    false discovery rates, from one-sided exact p-values for a loss and for a gain without the part
+    (`lensprune.analysis.multiplicity.discrete_bh`), each over the changed variants of the same (task, protocol).
 
-    `at_chance`: the clean model does not beat chance here, so `delta` means nothing. `n` counts items, each with
-    `samples` records; with several, an item's outcome is the share of right ones. `parse_rate`: share of records with
-    an answer; `cut_off_rate`: of those that ran out of new tokens without one; `mean_gold_logprob`: nats, over records
-    where it is finite; `truncated`: records whose prompt was cut on the left; `metrics`: the mean of every metric by
-    its name, of which the task's primary one is `accuracy`. `noise`: share of items that the clean model answers
-    otherwise when it is run in other ways, measured in half precision (`lensprune.runs.noise`); else NaN.
+    `at_chance`: the clean model does not beat chance here, so ignore `delta`. `n` counts items, each with `samples`
+    records; with several, an item's outcome is the share of right ones. `parse_rate`: share of records with an answer;
+    `cut_off_rate`: share of records that ran out of new tokens without an answer; `mean_gold_logprob`: nats, over
+    records where it is finite; `truncated`: number of records whose prompt was cut on the left; `metrics`: the mean of
+    every metric by name; `accuracy` is the task's primary one. `noise`: share of items that the clean model answers
+    differently when it is run in other ways, measured in half precision (`lensprune.runs.noise`); otherwise NaN.
 
-    With planned looks (`SweepSpec.stopping`) each variant has an `n` of its own, and the clean model's accuracy is that
-    on the same items. `q_loss` is then that a loss is larger than the margin, from repeated p-values, which are
-    `p_value`; the interval is the repeated one, which holds over all looks, and `q_gain` is not known.
+    With planned looks (`SweepSpec.stopping`), each variant has its own `n`, and the clean model's accuracy is that on
+    the same items. `q_loss` then tests for a loss larger than the margin, from the repeated p-values in `p_value`; the
+    interval is the repeated one, with coverage over all looks, and `q_gain` is not available. In a screened run
+    `q_loss` counts all parts that were ranked. With ``looks any``, `p_value` is 1 / e-value, and p, q and interval are
+    valid at any number of items, whenever the sweep was stopped.
 
-    Until the clean cell is finished the columns that compare with it are empty.
+    Until the clean cell is finished, the columns that compare with it are empty.
     """
     return summary_at(outcomes, LEVEL)
 
 
 def summary_at(outcomes: Outcomes, level: float) -> pd.DataFrame:
-    """`summarise` with q-values that decide up to `level` (see `discrete_bh`)."""
+    """`summarise` with q-values for decisions at `level` (see `discrete_bh`)."""
     stopping = stopping_of(outcomes.spec.stopping)
     rows: list[dict[str, object]] = []
     for task, protocol in outcomes.cells:
         group = read_group(outcomes, task, protocol, whole=True)
         if group is not None:
-            rows.extend(_rows(group, level, stopping))
+            rows.extend(_rows(group, level, stopping, hypotheses_of(outcomes.spec)))
     frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     floors = {cell: noise_floor(outcomes.spec, *cell) for cell in outcomes.cells}
     frame["noise"] = [floors[cell] for cell in zip(frame["task"], frame["protocol"], strict=True)]
@@ -313,7 +327,7 @@ def summary_at(outcomes: Outcomes, level: float) -> pd.DataFrame:
 
 
 def summarise_cells(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """The rows of `summarise` of one task, of one protocol, of both, or all.
+    """The rows of `summarise` for one task, one protocol, both, or all.
 
     Raises:
         UserError: a name that is not part of this run.

@@ -1,4 +1,4 @@
-"""How much longer or shorter a model thinks when a part is removed."""
+"""Change in the length of a model's thinking when a part is removed."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _FACTS = ("component", "layer", "head", "ablation")
 
 
 def thinking_length(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Change of the thinking's length with each part removed, in tokens, on the same items; band: paired 95% interval.
+    """Change in thinking length with each part removed, in tokens, on the same items; band: paired 95% interval.
 
     One row per (variant, task, protocol), clean first, with the columns `LENGTH_COLUMNS`: `tokens` is the mean length
     without the markers, 0 for an answer without thinking; `delta` = `tokens` − `tokens_clean` (negative: the model
-    thinks less without the part), `ci_low`, `ci_high`: 95% interval of it (`mean_intervals`), over clusters where items
-    have one; `p_value`: two-sided, `sign_flip_p`; `q_value`: false discovery rate over the variants of the same task
-    and protocol. An item with several samples counts with their mean. `ended`: share of texts whose thinking ended, so
-    that an answer began; where it is below 1 or below `ended_clean`, lengths are cut short by the limit on new tokens,
-    and `delta` understates a model that thinks on.
+    thinks less without the part), `ci_low`, `ci_high`: its 95% interval (`mean_intervals`), over clusters if items have
+    them; `p_value`: two-sided, `sign_flip_p`; `q_value`: false discovery rate over the variants of the same task and
+    protocol. An item with several samples counts with their mean. `ended`: share of texts whose thinking ended, so that
+    an answer began; if it is below 1 or below `ended_clean`, lengths are cut short by the limit on new tokens, and
+    `delta` understates how much longer a model would think.
 
     Raises:
-        UserError: a name that is not part of this run, or no text in it holds thinking.
+        UserError: a name that is not part of this run, or no text in it contains thinking.
     """
     tables = [
         _lengths(outcomes, group)
@@ -45,19 +45,19 @@ def thinking_length(outcomes: Outcomes, task: str | None = None, protocol: str |
     ]
     kept = [table for table in tables if len(table) and (table["tokens"] > 0).any()]
     if not kept:
-        raise UserError("this run holds no thinking: generate in the chat format of a model that thinks")
+        raise UserError("this run contains no thinking: generate in the chat format of a model that thinks")
     return pd.concat(kept, ignore_index=True).astype({"layer": "Int64", "head": "Int64"})
 
 
 def _lengths(outcomes: Outcomes, group: Group) -> pd.DataFrame:
-    """The rows of one (task, protocol); none where no thinking is told apart."""
+    """The rows of one (task, protocol); none if thinking is not separated."""
     lengths, ended = {}, {}
     for name in (CLEAN.name, *(name for name in group.cells if name != CLEAN.name)):
         key = CellKey(name, group.task, group.protocol)
         table: pa.Table = outcomes.cell(key, ["item_id", "n_thinking_tokens", "failure", "text"])
         if table.column("n_thinking_tokens").null_count:
             return pd.DataFrame(columns=list(LENGTH_COLUMNS))
-        # An item that was asked several times counts with the mean of its lengths.
+        # An item with several samples counts with its mean length.
         records = table.to_pandas()
         lengths[name] = records.groupby("item_id", sort=False)["n_thinking_tokens"].mean().to_numpy(float)
         unended = (records["failure"] == "cut_off") & (records["text"] == "")
@@ -66,7 +66,7 @@ def _lengths(outcomes: Outcomes, group: Group) -> pd.DataFrame:
     changed = np.stack(list(lengths.values()), axis=1) - clean[:, None]
     interval = mean_intervals(changed, group.clusters, bounds=None)
     p_values = sign_flip_p(changed)
-    # The clean model is compared with nothing.
+    # The clean model has no comparison.
     p_values[0] = np.nan
     low, high = interval.low.copy(), interval.high.copy()
     low[0] = high[0] = 0.0

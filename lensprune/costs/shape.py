@@ -89,9 +89,10 @@ def loaded_shape(model: HookedModel) -> ModelShape:
         return _shape(raw, raw.config, model.facts)
     facts = model.facts
     attention = 2 * facts.d_model * facts.d_head * (facts.n_heads + facts.n_key_value_heads)
-    blocks = [sum(p.numel() for p in block.parameters() if p.ndim > 1) for block in model.module.blocks]
+    module: Any = model.module
+    blocks = [sum(p.numel() for p in block.parameters() if p.ndim > 1) for block in module.blocks]
     return ModelShape(
-        parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
         layers=tuple(LayerShape(attention, max(0, size - attention)) for size in blocks),
         unembedding=facts.d_model * facts.d_vocab,
         n_heads=facts.n_heads,

@@ -11,11 +11,11 @@ from lensprune.models.base import HookFunction
 __all__ = ["START", "KeptActivations"]
 
 START = "blocks.0.hook_resid_pre"
-"""Where the graph begins: with frozen weights there would be none. It has to be among the hooks."""
+"""Hook point at which the graph starts (with frozen weights there would be none). It must be among the hooks."""
 
 
 class KeptActivations:
-    """Hooks that keep what passes, for `torch.autograd.grad`."""
+    """Hooks that keep the activations that pass, for `torch.autograd.grad`."""
 
     def __init__(self) -> None:
         self.kept: dict[str, torch.Tensor] = {}
@@ -27,7 +27,7 @@ class KeptActivations:
             if name == START:
                 activation = activation.detach().requires_grad_()
             self.kept[name] = activation
-            # Some hook points show a reshaped view; giving it back puts the view itself into the graph.
+            # Some hook points show a reshaped view; returning it puts the view itself into the graph.
             return activation
 
         return look

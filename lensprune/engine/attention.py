@@ -1,7 +1,7 @@
 """Attention in parts: blocks of queries against blocks of keys, combined exactly by their log-sum-exp.
 
-Softmax over keys that lie in several blocks is the blocks' outputs weighted by exp(lse_block − lse_total), so a shared
-prefix is attended to where it lies, without a copy per row.
+Softmax over keys in several blocks equals the blocks' outputs weighted by exp(lse_block − lse_total), so rows attend to
+a shared prefix in place, without a copy per row.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ATTENTION_NAME = "lensprune_forked"
 class AttentionSettings:
     """What a layer's attention module passes besides q, k and v.
 
-    `scaling` multiplies scores; `window` limits a query to its last so many keys, itself included; `softcap` is
-    Gemma 2's tanh cap on scores. `sinks` says that there are learned attention sinks, which no plan computes.
+    `scaling` multiplies scores; `window` limits a query to that many most recent keys, itself included; `softcap` is
+    Gemma 2's tanh cap on scores; `sinks`: whether there are learned attention sinks, which no plan computes.
     """
 
     __slots__ = ("scaling", "sinks", "softcap", "window")
@@ -40,7 +40,7 @@ class AttentionSettings:
 
 
 class AttentionPlan(Protocol):
-    """Takes the place of the attention mask in a decoder layer's call and computes that layer's attention."""
+    """Passed in place of the attention mask to a decoder layer, and computes that layer's attention."""
 
     def attend(
         self,
@@ -208,7 +208,7 @@ class TreeAttention:
 def _in_few_calls(
     within: Packed, levels: Sequence[Packed], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
 ) -> Float[torch.Tensor, "tok head d_head"] | None:
-    """One call for all nodes' own tokens and one for each depth at which nodes branch; ``None``: there is no kernel."""
+    """One call for all nodes' own tokens and one per depth at which nodes branch; ``None`` if there is no kernel."""
     result = flash_packed(q, k, v, within, scaling, causal=True)
     if result is None:
         return None
@@ -241,7 +241,7 @@ def _by_length(nodes: Sequence[Node]) -> list[list[Node]]:
 
 
 def _by_depth(tree: PrefixTree) -> list[list[Node]]:
-    """Nodes that branch, those at the same depth together; no token is below two of them."""
+    """Nodes that branch, grouped by depth; no token is below two nodes of a group."""
     depth: list[int] = []
     levels: list[list[Node]] = []
     for node in tree.nodes:
@@ -257,7 +257,7 @@ def _by_depth(tree: PrefixTree) -> list[list[Node]]:
 class _Bucket:
     """Short nodes as rows: flat index of each token, padded on the right with the node's last.
 
-    `node` and `token` are the entries that are no padding, `target` their flat indices.
+    `node` and `token` index the entries that are not padding, `target` holds their flat indices.
     """
 
     index: Int[torch.Tensor, "node token"]

@@ -15,7 +15,7 @@ __all__ = ["AnswerCallback", "Executor", "ProgressCallback", "VariantResponses"]
 ProgressCallback = Callable[[int], None]
 """Called with the number of (variant, request) rows finished since the last call."""
 AnswerCallback = Callable[[str, Mapping[int, Response]], None]
-"""Called with a variant's name and its answers since the last call, by the place of each among the requests."""
+"""Called with a variant's name and its answers since the last call, by request index."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Executor(Protocol):
 
     `run` yields each variant once, as soon as all its requests are answered; the order may differ from the one
     given. `reference` supplies the activations that `mean` and `resample` need. `on_answers` gets every answer as soon
-    as it is there, long before the variant's last one if generations are long.
+    as it is finished, without waiting for the variant's other answers.
 
     Raises:
         HookNeverFired: a hook of a variant did not fire.
-        UserError: a variant needs a reference and none was given, or names a part the model lacks; or two variants
+        UserError: a variant needs a reference and none was given, or names a part that the model lacks; or two variants
             have the same name.
     """
 

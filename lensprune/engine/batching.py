@@ -24,7 +24,7 @@ class PaddedBatch:
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: str | torch.device) -> PaddedBatch:
-    """Stack rows of unequal length, padding on the left, so that the last position is every row's last token."""
+    """Stack rows of unequal length, padded on the left, so that the last position holds every row's last token."""
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
     lengths = torch.tensor([len(row) for row in rows])

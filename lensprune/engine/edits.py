@@ -53,7 +53,7 @@ class RowEdit:
 
 
 def _index(selected: Sequence[int], device: torch.device) -> slice | torch.Tensor:
-    """A slice where one does, since the numbers of an index are sent to the device, which the host waits for."""
+    """A slice where possible: sending an index to the device makes the host wait."""
     first, step = selected[0], selected[1] - selected[0] if len(selected) > 1 else 1
     if step > 0 and list(selected) == list(range(first, first + step * len(selected), step)):
         return slice(first, selected[-1] + 1, step)
@@ -71,12 +71,12 @@ class LayerEdits:
 
     @property
     def branches(self) -> dict[Slot, list[RowEdit]]:
-        """The edits of what attention and MLP add to the residual stream, by its place."""
+        """The edits of what attention and MLP add to the residual stream, by slot."""
         return {Slot.ATTENTION: self.attention, Slot.MLP: self.mlp}
 
     @property
     def bypass(self) -> bool:
-        """Whether all rows take a contribution that does not depend on the block's own computation."""
+        """Whether every row's contribution is replaced by one that does not depend on the block's own computation."""
         return any(isinstance(edit.rows, slice) and edit.rows == ALL for edit in self.replaced)
 
     @property
@@ -116,7 +116,7 @@ class LayerEdits:
         return changed
 
     def within(self, computed: np.ndarray) -> LayerEdits:
-        """The edits of attention, MLP and heads on the tokens that are `computed`, whose rows move together.
+        """The edits of attention, MLP and heads, restricted to the `computed` tokens and renumbered to match.
 
         Rows must be slices with bounds.
         """
@@ -141,7 +141,7 @@ def edits_by_layer(
     """Collect the edits of several variants, each on its own rows.
 
     Raises:
-        UserError: a component of a part that is not registered: it must not pass for no change at all.
+        UserError: a component's part is not registered (its ablation would silently change nothing).
     """
     layers: dict[int, LayerEdits] = defaultdict(LayerEdits)
     for variant, rows in assigned:

@@ -1,4 +1,4 @@
-"""What a forward and a backward pass say of every part at once: first-order estimates of removing it."""
+"""First-order estimates of the effect of removing each part, all from one forward and one backward pass."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from lensprune.protocols.requests import LoglikelihoodRequest
 __all__ = ["Slope", "estimate_logprobs", "estimate_measure"]
 
 ROW_TOKENS = 1024
-"""Tokens of a row that several groups of requests share; a group is never split."""
+"""Maximum tokens in a row shared by several groups of requests; a group is never split."""
 
 Slope = Callable[[int, Float[np.ndarray, " request"]], tuple[float, Float[np.ndarray, " request"]]]
-"""From the index of a group of requests, and the log-probability of each in the clean model, to what is measured of the
-group and its derivative by each of them."""
+"""Maps a group's index and its requests' clean log-probabilities to the group's measure and the measure's derivative
+with respect to each log-probability."""
 
 
 def estimate_logprobs(
@@ -56,17 +56,17 @@ def estimate_logprobs(
 
     The change is (ablated − clean activation) · ∂log p/∂activation, summed over positions: attribution patching towards
     the ablated value (Nanda 2023; Syed et al. 2023, arXiv:2310.10348). One backward pass serves all variants, requests
-    and tokens. With rule ``plain`` it is exact where the model is linear between the two activations. Of a layer the
+    and tokens. With rule ``plain`` it is exact where the model is linear between the two activations. A layer's
     activation is what the block adds to the residual stream.
 
     Args:
         variants: each changes one part, with any ablation.
-        rule: of `lensprune.engine.gradient_rules`.
+        rule: a name in `lensprune.engine.gradient_rules`.
         max_tokens: rows × length of a batch.
         progress: called with the number of requests done.
 
     Raises:
-        UserError: a variant that changes anything else, or a rule that can't act in the model.
+        UserError: a variant that does not change exactly one part, or a rule that the model does not support.
     """
     estimates = _Estimates(model, variants, reference)
     clean = torch.zeros(len(requests), dtype=torch.float64)
@@ -95,16 +95,17 @@ def estimate_measure(
     reference: ReferenceActivations | None = None,
     progress: ProgressCallback | None = None,
 ) -> tuple[Float[np.ndarray, " group"], Float[np.ndarray, " variant"]]:
-    """What `slope` measures of each group of requests in a model, and its estimated change in each variant, summed over
-    the groups where it is finite: as `estimate_logprobs`, times the derivative by each log-probability.
+    """The measure that `slope` computes for each group of requests, and its estimated change in each variant, summed
+    over the groups where it is finite: as `estimate_logprobs`, times the derivative with respect to each
+    log-probability.
 
-    Tokens that requests share run once, forward and backward: they are laid out as one row, in which each sees the
-    tokens before it in its own text. Where a model can't run such rows, a warning says so, and each request is a row.
+    Tokens that requests share run once, forward and backward: they are laid out as one row in which each token sees
+    those before it in its own text. If a model can't run such rows, a warning says so and each request gets a row.
 
     Args:
         groups: such as the options of one item.
-        slope: called once a group. Groups whose value or derivative is not finite are left out of the sum.
-        given: the model that is changed further: the clean one, or one without some part.
+        slope: called once per group. Groups whose value or derivative is not finite are left out of the sum.
+        given: the starting point that `variants` change further: the clean model, or one without some part.
 
     Raises:
         UserError: as `estimate_logprobs`.
@@ -125,7 +126,8 @@ def estimate_measure(
                 def weights(
                     logprobs: np.ndarray, left: list[int] = left, sizes: np.ndarray = sizes
                 ) -> np.ndarray | None:
-                    """The derivatives, or ``None`` after groups that have none were found and left out."""
+                    """The derivatives, or ``None`` if some groups turned out to have none and were dropped from
+                    `left`."""
                     slopes = []
                     for i, own in zip(list(left), np.split(logprobs, sizes), strict=True):
                         values[i], derivative = slope(i, own)
@@ -133,7 +135,7 @@ def estimate_measure(
                             values[i] = np.nan
                             left.remove(i)
                         slopes.append(derivative)
-                    # What is not finite would spread to all that shares its tokens.
+                    # A value that is not finite would spread to every request that shares its tokens.
                     return np.concatenate(slopes) if len(slopes) == len(left) else None
 
                 found = estimates.of(rows, weights)
@@ -147,8 +149,8 @@ def estimate_measure(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Requests laid out as the rows of one forward pass. `scored`: which positions predict them; these alone are
-    unembedded where there is one row, else the last `kept` of each."""
+    """Requests laid out as the rows of one forward pass. `scored`: the positions that predict them. With one row, only
+    these are unembedded; otherwise the last `kept` positions of each row."""
 
     input_ids: Int[torch.Tensor, "row pos"]
     attention_mask: torch.Tensor
@@ -158,7 +160,7 @@ class _Rows:
 
 
 def _padded(model: HookedModel, requests: Sequence[LoglikelihoodRequest]) -> _Rows:
-    """One left-padded row a request."""
+    """One left-padded row per request."""
     device = model.facts.device
     padded = pad_left([request.input_ids for request in requests], pad_token_id(model), device)
     kept = max(len(request.continuation_ids) for request in requests)
@@ -170,9 +172,9 @@ def _padded(model: HookedModel, requests: Sequence[LoglikelihoodRequest]) -> _Ro
 
 
 def _packed(model: HookedModel, requests: Sequence[LoglikelihoodRequest]) -> _Rows:
-    """One row for all requests: their prefix tree, with a mask by which tokens see those before them in their texts."""
+    """One row for all requests: their prefix tree, masked so that each token sees those before it in its text."""
     device = model.facts.device
-    # A node costs nothing here, so that any shared token is worth one.
+    # A node costs nothing here, so one shared token is enough to make one.
     tree = build_tree([request.input_ids for request in requests], min_saving=1)
     dtype: torch.dtype = getattr(torch, model.facts.dtype)
     mask = torch.zeros(len(tree), len(tree), dtype=dtype).masked_fill(~_sees(tree), torch.finfo(dtype).min)
@@ -181,7 +183,7 @@ def _packed(model: HookedModel, requests: Sequence[LoglikelihoodRequest]) -> _Ro
 
 
 def _sees(tree: PrefixTree) -> torch.Tensor:
-    """[query, key]: whether a token of the flat tree comes after another in a text, or is it."""
+    """[query, key]: whether the key's token is the query's own or comes before it in the same text."""
     seen = torch.zeros(len(tree), len(tree), dtype=torch.bool)
     for node in tree.nodes:
         own = slice(node.start, node.end)
@@ -193,7 +195,7 @@ def _sees(tree: PrefixTree) -> torch.Tensor:
 def _chunks(
     groups: Sequence[Sequence[LoglikelihoodRequest]], max_tokens: int, rope_buckets: LongRopeBuckets
 ) -> Iterator[list[int]]:
-    """Indices of groups that run together: neighbours by their texts, whose tree has about `max_tokens` tokens."""
+    """Indices of groups that run together: those with similar texts, whose tree has about `max_tokens` tokens."""
 
     def key(i: int) -> tuple[str, tuple[int, ...]]:
         return str(sorted({str(rope_buckets.of(request)) for request in groups[i]})), groups[i][0].input_ids
@@ -224,7 +226,7 @@ def _shares_rows(model: HookedModel, longest: int) -> bool:
 def _why_not(model: HookedModel, longest: int) -> str | None:
     config: Any = getattr(getattr(model.module, "original_model", None), "config", None)
     if config is None:
-        return "its attention takes no mask of its own for each token"
+        return "its attention does not accept a mask per token"
     text = config.get_text_config()
     if row_index_floor(config) is not None:
         return "it scales queries by their index in the row"
@@ -241,7 +243,7 @@ def _why_not(model: HookedModel, longest: int) -> str | None:
         return str(reason)
     error = float((packed - padded).abs().max())
     if not error <= PROBE_TOLERANCE[model.facts.dtype] * max(1.0, float(padded.abs().max()) / 4):
-        return f"laid out as one row, a probe has log-probabilities that are off by {error:.2g}"
+        return f"laid out as one row, a probe's log-probabilities are off by {error:.2g} nats"
     return None
 
 
@@ -257,7 +259,7 @@ def _logprobs(model: HookedModel, rows: _Rows) -> Float[torch.Tensor, " request"
 
 @contextmanager
 def _unembedding_only(model: HookedModel, positions: Int[torch.Tensor, " position"] | None) -> Iterator[None]:
-    """Only these positions of a row are unembedded; ``None``: as many as are asked for."""
+    """Unembed only these positions of a row; ``None``: as many as the call requests."""
     if positions is None:
         yield
         return
@@ -274,7 +276,7 @@ def _unembedding_only(model: HookedModel, positions: Int[torch.Tensor, " positio
 
 
 class _Estimates:
-    """Variants of one part each, and where their changes are made."""
+    """Variants that change one part each, and the hook points at which they do."""
 
     def __init__(
         self,
@@ -291,7 +293,7 @@ class _Estimates:
         self._selected: list[list[int] | None] = []
         for index, variant in enumerate(variants):
             if variant.hooks or len(variant.ablations) != 1:
-                raise UserError(f"{variant.name} is not the removal of one part: only that can be estimated")
+                raise UserError(f"{variant.name} does not remove exactly one part: only such variants can be estimated")
             # A layer's removal reads the residual stream before it, and writes the one after it.
             (site, write), *reads = VariantHooks(model, variant, self._state, reference).named
             self._changes[site].append((index, write))
@@ -301,7 +303,7 @@ class _Estimates:
     def of(
         self, rows: _Rows, weights: Callable[[np.ndarray], np.ndarray | None]
     ) -> tuple[Float[torch.Tensor, " request"], Float[torch.Tensor, "variant row"]] | None:
-        """Log-probabilities, and the estimated change of their sum with `weights` in each variant, by rows.
+        """Log-probabilities, and the estimated change of their `weights`-weighted sum in each variant, by row.
 
         `weights` is called with the log-probabilities; if it returns ``None``, so does this.
         """

@@ -38,17 +38,17 @@ def fork_variants(
     """Yield each variant with the residuals that leave its last layer, lowest first changed layer first.
 
     Args:
-        wanted: flat indices of the tokens whose residuals are asked for, in ascending order.
+        wanted: flat indices of the tokens whose residuals to return, in ascending order.
         keep_kv: receives the clean model's keys and values up to the highest first changed layer, and each variant's
-            above its own first changed layer; up to and including that layer they are the clean model's. A layer that
-            a variant replaces as a whole has none.
+            above its own first changed layer; up to and including that layer they equal the clean model's. A layer
+            that a variant replaces as a whole has none.
     """
     forks: dict[int, list[Variant]] = defaultdict(list)
     for variant in variants:
         forks[first_layer(variant, stack.n_layers)].append(variant)
     run = _Pass(stack, facts, tree, wanted)
     hidden = run.batch.embedded
-    # Clean layers run only while a later fork needs their residuals, or a caller the last one's keys and values.
+    # Clean layers run only while a later fork needs their residuals, or the caller needs the last keys and values.
     last = max(forks)
     clean_layers = last + (keep_kv is not None)
     for layer in range(min(last + 1, stack.n_layers)):
@@ -69,9 +69,9 @@ def fork_variants(
 
 
 class _Pass:
-    """Layers over one tree; the last one only for the tokens that are asked for.
+    """Runs layers over one tree; the last one only for the wanted tokens.
 
-    While `save` is on, a layer's attention result is kept, and it serves again until `forget`.
+    While `save` is on, a layer's attention result is kept and reused until `forget`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class _Pass:
         self._last = stack.n_layers - 1
         self._last_batch = self.batch.take(wanted, self._last)
         self._queries = TreeQueries(tree, wanted)
-        # Keys and values of all tokens cost a sixth of a layer or so; with many tokens wanted nothing is left to gain.
+        # Keys and values of all tokens cost about a sixth of a layer; with many wanted tokens nothing is left to gain.
         self._narrow = 2 * len(wanted) < len(tree)
 
     def save(self, on: bool) -> None:
@@ -96,7 +96,7 @@ class _Pass:
     def resume(
         self, start: int, hidden: Float[torch.Tensor, "1 tok d_model"], edits: dict[int, LayerEdits], keep: Keep | None
     ) -> Float[torch.Tensor, "wanted d_model"]:
-        """From the residual before a variant's first changed layer, whose attention result is the clean one."""
+        """Run from the residual before a variant's first changed layer, reusing the clean attention result there."""
         saved = self._attention.saved, self._queries.saved
         for layer in range(start, self._stack.n_layers):
             hidden = self.layer(layer, hidden, edits.get(layer), None if layer == start else keep)
@@ -107,7 +107,7 @@ class _Pass:
     def layer(
         self, layer: int, hidden: Float[torch.Tensor, "1 tok d_model"], edits: LayerEdits | None, keep: Keep | None
     ) -> Float[torch.Tensor, "1 tok d_model"]:
-        """Residual after a layer; after the last one only of the wanted tokens."""
+        """Residual after a layer; after the last one, of the wanted tokens only."""
         narrow = layer == self._last and self._narrow
         batch = self._last_batch if narrow else self.batch
         before = hidden[:, self._wanted] if narrow else hidden

@@ -43,12 +43,12 @@ __all__ = ["UNEMBED_ROWS", "ForkedExecutor"]
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_VARIANTS = 64
-"""Variants whose answers are held back until all of them are done; each such block runs the clean model once more."""
+"""Variants per block. A block's answers are held until all its variants are done; each block reruns the clean model."""
 
 
 class ForkedExecutor:
-    """All requests by forking from the clean model; variants with the user's own hooks through `HookedExecutor`, and so
-    texts on which LongRoPE takes its angles for long ones.
+    """Answers requests by forking variants from the clean model. Variants with custom hooks, and texts long enough for
+    LongRoPE to switch to its long angles, go through `HookedExecutor`.
 
     Args:
         model: must be able to run layer by layer; see `LayerStack`.
@@ -56,7 +56,7 @@ class ForkedExecutor:
         max_rows: rows (variant × request) in one decode step.
         max_kv_bytes: keys and values held while decoding; a single row may need more.
 
-    Where memory runs out, the budgets (`limits`) are halved, with a warning in the log, and the work continues.
+    If memory runs out, the budgets (`limits`) are halved, with a warning in the log, and the work continues.
 
     Raises:
         UnsupportedByFastPath: the model cannot, or its numbers differ from the hooked executor's on a probe.
@@ -91,7 +91,8 @@ class ForkedExecutor:
         far = [i for i in range(len(requests)) if i not in near]
         if far:
             logger.info(
-                "%d of %d requests are longer than the %d tokens of LongRoPE's short angles: these run by hooks",
+                "%d of %d requests are longer than the %d tokens that LongRoPE's short angles cover: the hooked "
+                "executor runs these",
                 len(far),
                 len(requests),
                 self._rope_buckets.longest,
@@ -199,7 +200,7 @@ class ForkedExecutor:
             answers[variant.name].add(scorer.score(self._stack, hidden))
 
     def _fits(self, work: Callable[[], None], size: int) -> bool:
-        """Do some work on `size` rows; where memory runs out, halve the budgets and return ``False``."""
+        """Do `work` on `size` rows; if memory runs out, halve the budgets and return ``False``."""
         try:
             with torch.inference_mode():
                 work()
@@ -207,12 +208,12 @@ class ForkedExecutor:
         except Exception as error:
             if size == 1 or not out_of_memory(error):
                 raise
-        # Outside of the handler: there the failed call's tensors are still alive.
+        # Outside the handler, where the failed call's tensors are still alive.
         self.limits = self.limits.halved()
         release_cached()
         tokens, rows, size_kv = self.limits.tokens, self.limits.rows, self.limits.kv_bytes
         logger.warning(
-            "out of memory with %d rows: going on with %d tokens, %d rows and %d bytes of keys and values at a time",
+            "out of memory with %d rows: continuing with %d tokens, %d rows and %d bytes of keys and values at a time",
             size,
             tokens,
             rows,
@@ -238,5 +239,5 @@ class _Answers:
 
 
 def _placed(places: Sequence[int], on_answers: AnswerCallback, variant: str, answers: Mapping[int, Response]) -> None:
-    """Pass on answers to requests that are only some of all, under their places among all."""
+    """Forward answers to a subset of the requests, renumbered by their indices among all requests."""
     on_answers(variant, {places[index]: response for index, response in answers.items()})

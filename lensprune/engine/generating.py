@@ -1,4 +1,4 @@
-"""Generation as both executors run it: which token comes next, what is forced, and when a text ends."""
+"""Generation shared by both executors: which token comes next, what is forced, and when a text ends."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["Generation", "Generator"]
 class Generation:
     """One request while it is answered, token by token. Made by `Generator.start`.
 
-    Tokens of a `ForcedEnd` count as generated; neither a stop string nor EOS in them ends the text. Where thinking is
-    told apart, an end is forced only on thinking that has begun.
+    Tokens of a `ForcedEnd` count as generated; neither a stop string nor EOS among them ends the text. With a
+    `Thinking`, an end is forced only on thinking that has begun.
     """
 
     def __init__(self, request: GenerateRequest, matcher: StopMatcher) -> None:
@@ -53,10 +53,10 @@ class Generation:
         return None if end is None or place < end.after else end.forced_ids[place - end.after]
 
     def add(self, chosen: int, *, finite: bool = True) -> GenerateResponse | None:
-        """Take the next token: `chosen`, or the one that is forced here. Returns the response if the text ends.
+        """Append `chosen`, or the token that is forced here. Returns the response if the text ends.
 
         Args:
-            finite: whether the logits were; a text whose logits are not ends without the token.
+            finite: whether the logits were finite; otherwise the text ends without the token.
         """
         if not finite:
             return self._matcher.response("non_finite")
@@ -78,7 +78,7 @@ class Generation:
 
 
 class Generator:
-    """Starts generations of one model, and chooses their next tokens."""
+    """Starts a model's generations and chooses their next tokens."""
 
     def __init__(self, model: HookedModel) -> None:
         self._model = model
@@ -88,7 +88,7 @@ class Generator:
         """A generation with no token yet.
 
         Raises:
-            UserError: the model's generation config, where it counts, asks for what is not supported.
+            UserError: the model's generation config applies and has an unsupported setting.
         """
         self._rules_of(request)
         eos = eos_token_ids(self._model, request.generation_config)
@@ -103,7 +103,7 @@ class Generator:
     def choose(
         self, logits: Float[torch.Tensor, "row d_vocab"], rows: Sequence[Generation]
     ) -> Int[torch.Tensor, " row"]:
-        """The next token of each row, but for those that are forced: the likeliest, or a sampled one."""
+        """The next token of each row, before any forced token: the most likely one, or a sampled one."""
         chosen = logits.argmax(-1)
         drawn: dict[tuple[float, float, int], list[int]] = defaultdict(list)
         changed: dict[int, Float[torch.Tensor, " d_vocab"]] = {}

@@ -1,19 +1,19 @@
-"""Which gradient an estimate takes: the plain one, or one that looks past norms, saturated attention and gates.
+"""Gradient rules for estimates: the plain gradient, or one that looks past norms, saturated attention and gates.
 
 A rule leaves every number of the forward pass as it is, bit for bit, and changes only what flows backward
 (`lensprune.engine.gradients`).
 
 ``plain``: the gradient itself.
 
-``relp``: relevance coefficients in its place (Jafari et al. 2025, arXiv 2508.21258). Norms are linear maps with their
-scale held, attention patterns are constants, so that only values carry anything, an activation function is
-x · [f(x) / x] with the bracket held, and a product of gate and up projection gives half to each. Nothing flows to
-queries and keys: what a part does by moving attention, this rule does not see. On a network without biases the
-activations of any layer, times their gradients, add up to the metric.
+``relp``: relevance coefficients instead (Jafari et al. 2025, arXiv 2508.21258). Norms are linear maps with their scale
+held constant; attention patterns are constants, so gradients flow through values only; an activation function is
+x · [f(x) / x] with the bracket held constant; and a product of gate and up projection passes half to each. Nothing
+flows to queries and keys, so this rule misses what a part does by moving attention. On a network without biases, the
+activations of any layer times their gradients add up to the metric.
 
-``gim``: Gradient Interaction Modifications (Edin et al. 2025, arXiv 2505.17630). Norms as above; the softmax of
-attention has the Jacobian that it would have at temperature 2, diag(p) − p pᵀ for p = softmax(scores / 2); products
-divide their gradient evenly: half to values and half to the pattern, of which queries and keys have half each.
+``gim``: Gradient Interaction Modifications (Edin et al. 2025, arXiv 2505.17630). Norms as above; attention's softmax
+has its Jacobian at temperature 2, diag(p) − p pᵀ for p = softmax(scores / 2); products split their gradient evenly:
+half to values and half to the pattern, whose half is split between queries and keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["GRADIENT_RULES", "TEMPERATURE", "check_rule"]
 GRADIENT_RULES = ("plain", "relp", "gim")
 """Names of the rules."""
 TEMPERATURE = 2.0
-"""At which ``gim`` takes the softmax's Jacobian."""
+"""Temperature at which ``gim`` takes the softmax's Jacobian."""
 
 
 def check_rule(rule: str) -> None:

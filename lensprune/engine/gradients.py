@@ -1,4 +1,4 @@
-"""Gradients by a rule of `lensprune.engine.gradient_rules`, through hooks alone."""
+"""Gradients under a rule of `lensprune.engine.gradient_rules`, implemented with hooks only."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ _TOKENS = 4
 
 @contextmanager
 def gradient_rule(model: HookedModel, rule: str) -> Iterator[None]:
-    """Context in which gradients through the model are those of a rule. Hooks that are added within it see, and keep,
-    activations whose gradient is the rule's.
+    """Make gradients through the model follow `rule`, also those of activations kept by hooks added in this context.
 
-    A few tokens run first, to see that everything the rule changes lies on the way to the logits.
+    A few tokens run first, to check that everything the rule changes affects the logits.
 
     Raises:
-        UserError: an unknown rule, or a model in which it can't act: a norm that is neither LayerNorm nor RMSNorm, a
-            hook point that is missing, never runs or does not reach the logits.
+        UserError: an unknown rule, or a model that does not support it: a norm that is neither LayerNorm nor RMSNorm,
+            or a hook point that is missing, never runs or does not reach the logits.
     """
     check_rule(rule)
     if rule == "plain":
@@ -70,7 +69,7 @@ class _Rule:
         missing = [name for name, _ in self._named if name not in known]
         if missing:
             raise self._refusal(f"there is no {missing[0]}")
-        # Measured before any hook is on them.
+        # Measured before any hook is attached.
         try:
             self._norms = _norms(model)
         except UserError as error:
@@ -78,7 +77,7 @@ class _Rule:
 
     def _refusal(self, why: str) -> UserError:
         return UserError(
-            f"gradient rule {self._rule} can't act in {self._model.facts.architecture}: {why}; use rule plain"
+            f"gradient rule {self._rule} does not work with {self._model.facts.architecture}: {why}; use rule plain"
         )
 
     @contextmanager
@@ -97,7 +96,7 @@ class _Rule:
             yield
 
     def check(self) -> None:
-        """Run a few tokens, and refuse the model if a change of the rule does not reach the logits."""
+        """Run a few tokens, and refuse the model if one of the rule's changes does not reach the logits."""
         facts = self._model.facts
         tokens = torch.arange(_TOKENS, device=facts.device)[None] % facts.d_vocab
         self._acting = {}
@@ -114,7 +113,7 @@ class _Rule:
             self._acting = None
         for name, gradient in zip(acting, gradients, strict=True):
             if gradient is None:
-                raise self._refusal(f"what is put at {name} does not reach the logits")
+                raise self._refusal(f"a change at {name} does not reach the logits")
 
     @property
     def _must_act(self) -> set[str]:
@@ -175,12 +174,12 @@ class _Rule:
         return _with_gradient_of(pattern, TEMPERATURE * (scores / TEMPERATURE).softmax(-1))
 
     def _relevance(self, post: torch.Tensor, mlp: str) -> torch.Tensor:
-        """What enters the down projection, as a linear map of its inputs with coefficients post / input."""
+        """The down projection's input, as a linear map of its own inputs with coefficients post / input."""
         inputs = [self._kept.pop(name) for name in (f"{mlp}.hook_pre", f"{mlp}.hook_pre_linear") if name in self._kept]
         if not inputs:
             raise self._refusal(f"{mlp}.hook_pre never runs")
         if self._acting is not None and not _element_by_element(post, inputs):
-            raise self._refusal(f"{mlp}.hook_post is not, element by element, made of {mlp}.hook_pre")
+            raise self._refusal(f"{mlp}.hook_post is not an elementwise function of {mlp}.hook_pre")
         value = post.detach()
         parts = []
         for given in inputs:
@@ -200,10 +199,10 @@ def _element_by_element(output: torch.Tensor, inputs: Sequence[torch.Tensor]) ->
 
 
 def _norms(model: HookedModel) -> list[tuple[Any, FrozenNorm]]:
-    """Every norm of the model, a bridge's and the module that it wraps, with its linear map.
+    """Every norm of the model (the bridge's and the module that it wraps) with its linear map.
 
     Raises:
-        UserError: one that is neither LayerNorm nor RMSNorm.
+        UserError: a norm is neither LayerNorm nor RMSNorm.
     """
     measured: dict[int, FrozenNorm] = {}
     found: list[tuple[Any, FrozenNorm]] = []
@@ -223,12 +222,12 @@ def _norms(model: HookedModel) -> list[tuple[Any, FrozenNorm]]:
 
 
 def _frozen_output(frozen: FrozenNorm, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """The output of a norm, with the gradient of a linear map: its scale is held."""
+    """The output of a norm, with the gradient of a linear map: its scale is held constant."""
     linear = frozen.centre(x) * frozen.weight
     with torch.no_grad():
         held = linear.detach()
         along = (held * (output.detach().to(held.dtype) - frozen.bias)).sum(-1, keepdim=True)
-        # An input of nothing but zeros, such as a padding token's, shows no scale; nothing flows back to it.
+        # An all-zero input, such as a padding token's, reveals no scale; no gradient flows back to it.
         scale: Float[torch.Tensor, "*rows 1"] = torch.where(along > 0, held.square().sum(-1, keepdim=True) / along, 1)
     return _with_gradient_of(output, linear / scale)
 

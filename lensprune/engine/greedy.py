@@ -1,4 +1,4 @@
-"""What a model's generation config makes of decoding: penalties and suppressed tokens, as in transformers."""
+"""How a model's generation config changes decoding: penalties and suppressed tokens, as in transformers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": (None, []),
     "begin_suppress_tokens": (None, []),
 }
-"""The settings that are honoured, in transformers' order, and the values that turn each off."""
+"""The supported settings, in transformers' order, and the values that turn each off."""
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1, 1.0),
@@ -71,7 +71,7 @@ def sampling_defaults(model: HookedModel) -> dict[str, Any]:
     """``top_p`` and ``top_k`` of a model's generation config, where it sets them.
 
     Raises:
-        UserError: it sets another filter of sampling.
+        UserError: it sets another sampling filter.
     """
     config = _generation_config(model)
     for name, off in _SAMPLING_REFUSED.items():
@@ -88,11 +88,11 @@ def sampling_defaults(model: HookedModel) -> dict[str, Any]:
 class GreedyRules:
     """The settings of a model's generation config that change a row's scores before a token is chosen.
 
-    Those of sampling are not among them (`sampling_defaults`). Each row is treated as transformers treats it alone: its
-    prompt counts for penalties and n-grams, and no padding does.
+    Sampling settings are not included (see `sampling_defaults`). Each row is treated as transformers treats a single
+    row: its prompt counts for penalties and n-grams, and padding does not.
 
     Raises:
-        UserError: a setting that makes another algorithm of decoding (beams, guidance, forced tokens, …).
+        UserError: a setting selects another decoding algorithm (beams, guidance, forced tokens, …).
     """
 
     def __init__(self, model: HookedModel, use: str = "model") -> None:
@@ -109,24 +109,24 @@ class GreedyRules:
         self.settings = {
             name: value for name, off in _NEUTRAL.items() if (value := getattr(config, name, None)) not in off
         }
-        """By name, what is set."""
+        """The settings in effect, by name."""
         self._processors: dict[int, LogitsProcessorList] = {}
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """All that the generation config decides about a text, for a run's spec."""
+        """Everything in the generation config that affects a generated text, for a run's spec."""
         return {"eos_token_ids": self._eos, **self.settings}
 
     def scores(
         self, logits: Float[torch.Tensor, " d_vocab"], prompt: Sequence[int], generated: Sequence[int]
     ) -> Float[torch.Tensor, " d_vocab"]:
-        """What the settings make of one row's logits, after its prompt and what it has generated so far."""
+        """Apply the settings to one row's logits, given its prompt and the tokens generated so far."""
         ids = torch.tensor([[*prompt, *generated]], device=logits.device)
         processors = self._of_length(len(prompt), logits.device)
         return processors(ids, widened(logits[None]).clone())[0]  # type: ignore[arg-type]
 
     def _of_length(self, size: int, device: torch.device) -> LogitsProcessorList:
-        """The processors of a row whose prompt has `size` tokens."""
+        """The logits processors for a row whose prompt has `size` tokens."""
         if size not in self._processors:
             eos: Any = torch.tensor(self._eos, device=device)
             made: dict[str, Any] = {

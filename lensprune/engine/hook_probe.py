@@ -1,4 +1,4 @@
-"""What a few rows tell of a user's own hooks before a variant runs: whether they change anything, and row by row."""
+"""Check custom hooks on a few rows before a variant runs: that they change something, and treat rows separately."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["rows_are_independent", "warn_of_inert_hooks"]
 
 _ROWS = 3
 _NOISE = 10.0
-"""A hook's rows may differ by so many times what the model's own differ between a batch and one by one."""
+"""Tolerance for a hook's rows, as a multiple of the model's own differences between batched and single rows."""
 _LEAST = 1e-3
 
 _Row = tuple[tuple[int, ...], str | None]
@@ -32,11 +32,11 @@ _Row = tuple[tuple[int, ...], str | None]
 def rows_are_independent(
     model: HookedModel, variant: Variant, requests: Sequence[Request], reference: ReferenceActivations | None
 ) -> bool:
-    """Whether a variant with hooks of the user's own gives up to three rows of one length the same logits together and
-    one by one. Warns, with the hooks' names, where it doesn't, and of hooks that change nothing.
+    """Whether a variant with custom hooks gives up to three rows of equal length the same logits in a batch as one by
+    one. Warns, naming the hooks, if it doesn't, and about hooks that change nothing.
 
     Args:
-        requests: at least one; the rows are chosen among what they read.
+        requests: at least one; the rows are chosen from their inputs.
     """
     rows = _rows(requests)
     without = replace(variant, hooks=())
@@ -52,8 +52,8 @@ def rows_are_independent(
     if (changed - apart(variant)).abs().max().nan_to_num() <= _NOISE * noise + _LEAST:
         return True
     warnings.warn(
-        f"{variant.name}: what the hooks at {_named(own_hooks(variant))} do to a prompt depends on the others of its "
-        "batch, or on chance: this variant runs one prompt at a time",
+        f"{variant.name}: what the hooks at {_named(own_hooks(variant))} do to a prompt depends on the rest of its "
+        "batch, or is random: this variant runs one prompt at a time",
         stacklevel=2,
     )
     return False
@@ -62,10 +62,9 @@ def rows_are_independent(
 def warn_of_inert_hooks(
     model: HookedModel, variant: Variant, requests: Sequence[Request], reference: ReferenceActivations | None
 ) -> None:
-    """Warn, with their names, of hooks of the user's own without whose changes the logits of up to three rows are the
-    same, bit for bit.
+    """Warn about custom hooks whose changes leave the logits of up to three rows bit-for-bit unchanged, naming them.
 
-    A hook that is left out still runs, on a copy, since others may need what it reads.
+    A hook whose change is left out still runs, on a copy, since others may need what it reads.
     """
     if not variant.hooks:
         return
@@ -73,7 +72,7 @@ def warn_of_inert_hooks(
     changed = _logits(model, variant, rows, reference)
     inert: set[int] = set()
     for i in range(len(own)):
-        # Together with those found before: of two hooks that do the same, one is needed.
+        # Together with the inert ones so far: of two hooks that do the same, one is needed.
         without = [(name, _undone(hook) if j in inert | {i} else hook) for j, (name, hook) in enumerate(own)]
         if torch.equal(changed, _logits(model, replace(variant, hooks=tuple(without)), rows, reference)):
             inert.add(i)
@@ -87,7 +86,7 @@ def warn_of_inert_hooks(
 
 
 def _rows(requests: Sequence[Request]) -> list[_Row]:
-    """Up to `_ROWS` different rows of one length, the most common."""
+    """Up to `_ROWS` different rows of equal length, the most common one."""
     by_length: dict[int, dict[_Row, None]] = defaultdict(dict)
     for request in requests:
         tokens = request.input_ids if isinstance(request, LoglikelihoodRequest) else request.context_ids

@@ -32,9 +32,9 @@ class HookedExecutor:
 
     Rows are left-padded, with attention mask and position ids. `max_tokens` bounds rows × length of a batch; decoding
     keeps the rows of its prompt batch. Requests that need the same forward pass (the letters of one question) share it.
-    Rows of a batch are those that may share a call (see `LongRopeBuckets`), so no answer depends on the others. Under a
-    user's own hooks the rows of a batch have one length and no padding, so that ``activation[:, 0]`` is each one's
-    first token, and each row is one item's alone; hooks that mix the rows of a batch see one at a time
+    Only rows that may share a call (see `LongRopeBuckets`) are batched, so no answer depends on the others. Under
+    custom hooks, the rows of a batch have equal length and no padding, so that ``activation[:, 0]`` is each row's first
+    token, and each row belongs to one item; hooks that mix the rows of a batch get one row at a time
     (`rows_are_independent`).
     """
 
@@ -79,7 +79,7 @@ class HookedExecutor:
     def _alike(
         self, variant: Variant, requests: Sequence[Request], reference: ReferenceActivations | None
     ) -> Callable[[tuple[int, ...]], Hashable]:
-        """What rows of one batch must have in common besides `LongRopeBuckets`."""
+        """A key that rows of one batch must have in common, besides `LongRopeBuckets`."""
         if not variant.hooks or not requests:
             return lambda row: None
         if rows_are_independent(self.model, variant, requests, reference):
@@ -95,7 +95,7 @@ class HookedExecutor:
         *,
         by_item: bool,
     ) -> Iterator[tuple[int, Response]]:
-        """With `by_item`, equal inputs of different items are rows of their own."""
+        """Score log-likelihood requests. With `by_item`, equal inputs of different items get separate rows."""
         by_input: dict[tuple[tuple[int, ...], str | None], list[int]] = defaultdict(list)
         for index, request in requests.items():
             by_input[request.input_ids, request.item if by_item else None].append(index)
@@ -122,8 +122,8 @@ class HookedExecutor:
         indices, to_generate = list(requests), list(requests.values())
         contexts = [len(r.context_ids) for r in to_generate]
         lengths = [size + r.max_new_tokens for size, r in zip(contexts, to_generate, strict=True)]
-        # A finished row runs on while others of its batch generate, and must not pass the context's end meanwhile, nor
-        # a length at which angles change: among rows that generate equally many tokens none does.
+        # A finished row keeps running while others of its batch generate. It must pass neither the context's end nor a
+        # length at which rotary angles change; batching rows with equal token budgets ensures that.
         apart = (
             max(contexts, default=0) + max((r.max_new_tokens for r in to_generate), default=0)
             > self._rope_buckets.longest
@@ -148,7 +148,7 @@ class HookedExecutor:
             state.position_ids, state.tokens = positions, input_ids
             logits = self.model.forward(input_ids, mask, positions, cache=cache, logits_to_keep=1)[:, -1]
             finite = torch.isfinite(logits).all(-1).tolist()
-            # Finished rows run on, with any token.
+            # Finished rows keep running, with any token.
             tokens = generator.choose(logits, list(generations.values())).tolist()
             for row, index in list(open_rows.items()):
                 response = generations[index].add(tokens[row], finite=finite[row])

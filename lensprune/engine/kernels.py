@@ -1,7 +1,6 @@
-"""Fused attention kernels that return the log-sum-exp too, for parts that are combined later.
+"""Fused attention kernels that also return the log-sum-exp, for parts that are combined later.
 
-Each returns ``None`` where there is no kernel for the device, the dtype or the shape; the caller then computes by
-matrix products.
+Each returns ``None`` if there is no kernel for the device, dtype or shape; the caller then uses matrix products.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 __all__ = ["Packed", "Partial", "flash_packed", "fused_attention", "is_recent_gpu"]
 
 FUSED_QUERIES = 8
-"""With fewer queries to a key/value head the fused CPU kernel is slower than two batched products (on two threads, two
-to four times)."""
+"""With fewer queries per key/value head, the fused CPU kernel is slower than two batched products (2 to 4 times slower
+on two threads)."""
 
 _HALF = (torch.float16, torch.bfloat16)
 _MAX_FLASH_WIDTH = 256
@@ -39,7 +38,7 @@ def fused_attention(
     causal: bool,
     allowed: Bool[torch.Tensor, "#batch #query key"] | None,
 ) -> Partial | None:
-    """Output [batch, head, query, d_head] and log-sum-exp [batch, head, query], as `partial_attention` says."""
+    """Output [batch, head, query, d_head] and log-sum-exp [batch, head, query], as in `partial_attention`."""
     if causal and allowed is not None:
         return None
     if is_recent_gpu(q.device):
@@ -83,12 +82,12 @@ def _grouped(
     if causal and repeat > 1:
         k, v = (t[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for t in (k, v))
     elif repeat > 1:
-        # Query heads that share a key/value head are more queries to it.
+        # Query heads that share a key/value head are treated as additional queries of it.
         q = q.reshape(batch, n_kv, repeat * n_queries, d_head)
     out, lse = kernel(q, k, v, scaling, causal, mask)
     out, lse = out.reshape(batch, n_heads, n_queries, d_head), lse.reshape(batch, n_heads, n_queries)
     if allowed is not None:
-        # Where nothing is allowed the CPU's kernel gives output 0, but log-sum-exp 0; the other promises nothing.
+        # Where nothing is allowed, the CPU kernel returns output 0 but log-sum-exp 0; the other guarantees nothing.
         blind = ~allowed.any(-1)[:, None]
         lse = lse.masked_fill(blind, -torch.inf)
         if q.device.type != "cpu":
@@ -131,7 +130,7 @@ def _additive(allowed: torch.Tensor, repeat: int, n_queries: int, dtype: torch.d
 class Packed:
     """Blocks of queries and the block of keys of each, back to back: tokens `queries` see tokens `keys`.
 
-    `ends_q` and `ends_k` are the blocks' bounds, from 0 on; `most_q` and `most_k` the largest blocks.
+    `ends_q` and `ends_k` are the blocks' bounds, starting at 0; `most_q` and `most_k` are the largest block sizes.
     """
 
     queries: Int[torch.Tensor, " query"]
@@ -179,5 +178,5 @@ def flash_packed(
         False,
         scale=scaling,
     )
-    # Older releases of torch pad it, by block.
+    # Older releases of torch pad it per block.
     return (out, lse.T) if lse.shape == (out.shape[1], out.shape[0]) else None

@@ -1,4 +1,4 @@
-"""The last layer only where its result is asked for: its keys and values need all tokens, everything else does not."""
+"""The last layer, computed only for wanted tokens: its keys and values need all tokens, everything else does not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def keys_and_values(
 
 
 class TreeQueries:
-    """Attention of some tokens of a prefix tree, given the keys and values of all.
+    """Attention of some tokens of a prefix tree, given the keys and values of all its tokens.
 
     `wanted` are flat indices in ascending order. Set `keys_values`, or `saved` to an earlier result.
     """
@@ -56,7 +56,7 @@ class TreeQueries:
         wanted = wanted.cpu()
         positions = tree.position_ids("cpu")[0]
         self._blocks: list[tuple[slice, slice, torch.Tensor]] = []
-        """(wanted tokens, keys, how far back): the tokens of a node and below it see the node's keys before them."""
+        """(wanted tokens, keys, distance back): tokens in or below a node see the node's keys that precede them."""
         bounds = torch.tensor([[n.start, n.end, n.subtree_end] for n in tree.nodes])
         starts, _, ends = torch.searchsorted(wanted, bounds).T.tolist()
         for node, low, high in zip(tree.nodes, starts, ends, strict=True):
@@ -97,7 +97,7 @@ class TreeQueries:
         return out.to(q.dtype).transpose(0, 1)
 
     def _allowed(self, window: int | None) -> list[torch.Tensor | None]:
-        """Which keys of each block its tokens see [1, wanted, key]; ``None``: all. The same for every variant."""
+        """Which keys of each block its tokens see, [1, wanted, key]; ``None``: all. Identical for every variant."""
         if window not in self._masks:
             masks = [back >= 0 if window is None else (back >= 0) & (back < window) for _, _, back in self._blocks]
             self._masks[window] = [None if bool(mask.all()) else mask[None].to(self._device) for mask in masks]

@@ -1,4 +1,4 @@
-"""Run single decoder layers of a Hugging Face model on a flat batch of tokens, whatever its family.
+"""Run single decoder layers of a Hugging Face model of any family on a flat batch of tokens.
 
 The model's own forward prepares what its layers need (embeddings, rotary angles per layer type): it runs once with
 every layer replaced by a recorder. Later each layer is called with the recorded arguments and another residual. Final
@@ -33,7 +33,7 @@ class UnsupportedByFastPath(LensPruneError):
 
 @contextmanager
 def errors_as_unsupported(facts: ModelFacts) -> Iterator[None]:
-    """Turn an error of the model's own code into `UnsupportedByFastPath`; lack of memory stays what it is."""
+    """Turn an error in the model's own code into `UnsupportedByFastPath`; out-of-memory errors pass through."""
     try:
         yield
     except UnsupportedByFastPath:
@@ -55,7 +55,7 @@ class FlatBatch:
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, index: Int[torch.Tensor, " taken"], layer: int) -> FlatBatch:
-        """Some of the tokens, in another order, with what one layer is called with."""
+        """The tokens at `index`, in that order, with the arguments of one layer's call."""
         size = self.position_ids.shape[1]
 
         def pick(value: Any) -> Any:
@@ -72,7 +72,7 @@ class FlatBatch:
 
 
 class AttentionRecorder:
-    """An attention plan that notes what a layer passes."""
+    """An attention plan that records what a layer passes."""
 
     settings: AttentionSettings | None = None
 
@@ -96,8 +96,8 @@ class LayerStack:
     """The decoder layers of a model without hook points that shares the hooked model's weights.
 
     Raises:
-        UnsupportedByFastPath: there is no such twin, or its layers do not have the expected form, or attend otherwise
-            than an `AttentionPlan` is told.
+        UnsupportedByFastPath: there is no such twin, or its layers do not have the expected form, or attend in a way
+            that an `AttentionPlan` does not cover.
     """
 
     def __init__(self, model: HookedModel) -> None:
@@ -106,9 +106,9 @@ class LayerStack:
             why = getattr(model, "no_raw_model", "") or "its adapter has none"
             raise UnsupportedByFastPath(f"the model can't be run without its hook points: {why}")
         if model.facts.kept_hooks:
-            raise UnsupportedByFastPath(f"the model keeps a hook of your own at {model.facts.kept_hooks[0]}")
+            raise UnsupportedByFastPath(f"the model has a custom hook at {model.facts.kept_hooks[0]}")
         if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
-            raise UnsupportedByFastPath("parameters of the model were replaced by others after it was loaded")
+            raise UnsupportedByFastPath("parameters of the model were replaced after it was loaded")
         # A tree of its own over the same tensors, because its attention is replaced for good.
         raw = unhooked_copy(raw)
         bridge: Any = model.module
@@ -126,7 +126,7 @@ class LayerStack:
             ]
         except (AttributeError, KeyError, ValueError) as error:
             raise UnsupportedByFastPath(
-                f"{model.facts.architecture}: no module of its own stands for what the ablations change ({error})"
+                f"{model.facts.architecture}: no single module computes what the ablations change ({error})"
             ) from error
         if row_index_floor(raw.config) is not None:
             raise UnsupportedByFastPath(
@@ -147,14 +147,15 @@ class LayerStack:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            # The plan stands where the attention mask was, and nothing else was changed.
+            # The plan is passed where the attention mask was, and nothing else was changed.
             raise UnsupportedByFastPath(
-                f"{model.facts.architecture}: its layers use the attention mask themselves, rather than hand it to "
-                "transformers' attention functions"
+                f"{model.facts.architecture}: its layers use the attention mask themselves instead of passing it "
+                "to transformers' attention functions"
             ) from error
 
     def _try_layers(self, facts: ModelFacts) -> None:
-        """Run one token through the layers, and refuse those that stand-ins or an `AttentionPlan` cannot replace."""
+        """Run one token through the layers, and refuse layers in which an `AttentionPlan` or an edit can't take
+        effect."""
         recorders = [AttentionRecorder() for _ in self._layers]
 
         def watched(layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,7 +181,7 @@ class LayerStack:
             if settings.sinks:
                 raise UnsupportedByFastPath(f"{where} has attention sinks")
             window, chunk = _window_of(config, layer)
-            # The mask alone would tell, and a plan stands in its place.
+            # Only the mask would reveal it, and a plan takes the mask's place.
             if settings.window is None and window is not None and window < facts.n_ctx:
                 raise UnsupportedByFastPath(f"{where} attends to {window} tokens, but its attention does not say so")
             if chunk is not None and chunk < facts.n_ctx:
@@ -197,7 +198,7 @@ class LayerStack:
 
     @staticmethod
     def _projection(block: Any, layer: torch.nn.Module) -> torch.nn.Module:
-        """The module whose input is ``hook_z``: what a norm or a gate made of attention's result is in it."""
+        """The module whose input is ``hook_z``, after any norm or gate on attention's result."""
         component, hook = _one_module("hook_z", block.attn.hook_aliases["hook_z"])
         if hook != "hook_in":
             raise ValueError(f"hook_z is {block.attn.hook_aliases['hook_z']}")
@@ -223,7 +224,7 @@ class LayerStack:
         return len(self._layers)
 
     def begin(self, input_ids: Int[torch.Tensor, "1 tok"], position_ids: Int[torch.Tensor, "1 tok"]) -> FlatBatch:
-        """Embed tokens and record what each layer is called with."""
+        """Embed tokens and record each layer's arguments."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -231,7 +232,7 @@ class LayerStack:
             return hidden
 
         with self._replaced([record] * self.n_layers):
-            # Without the unembedding, whose weights are the largest.
+            # Without the unembedding, which has the largest weights.
             self._raw.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         batch = FlatBatch(position_ids, calls[0][0][0])
         for layer, (signature, (args, kwargs)) in enumerate(zip(self._signatures, calls, strict=True)):
@@ -254,7 +255,7 @@ class LayerStack:
     ) -> Float[torch.Tensor, "1 tok d_model"]:
         """Residual after `layer`, given the residual before it, with the edits of its heads, attention and MLP branch.
 
-        Edits of the layer's whole contribution are the caller's.
+        Edits of the layer's whole contribution are left to the caller.
 
         Raises:
             UnsupportedByFastPath: a module whose input or output was to be edited did not run.
@@ -284,7 +285,7 @@ class LayerStack:
                 stack.callback(self._projections[layer].register_forward_pre_hook(edit).remove)
             after = self._layers[layer](hidden, **arguments)
         if silent:
-            raise UnsupportedByFastPath(f"layer {layer} does not call the module that {min(silent)} stands for")
+            raise UnsupportedByFastPath(f"layer {layer} does not call the module behind {min(silent)}")
         return after
 
     def _heads_hook(self, edits: LayerEdits, positions: torch.Tensor) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""How much the forked executor may hold at once while it decodes."""
+"""Limits on what the forked executor holds at once while decoding."""
 
 from __future__ import annotations
 

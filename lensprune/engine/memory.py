@@ -1,4 +1,4 @@
-"""From an amount of memory to the budgets of the forked executor."""
+"""Budgets of the forked executor from an amount of memory."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from lensprune.models.base import ModelFacts
 __all__ = ["budgets", "gpu_limits", "limits_for_memory", "parse_memory"]
 
 UNEMBED_ROWS = 256
-"""Positions unembedded at once; bounds the logits held to so many rows of the vocabulary."""
+"""Positions unembedded at once; bounds the logits held to this many rows of the vocabulary."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 _VALUES_PER_TOKEN = 40
-"""Values that one layer's pass holds at most for each token, in units of the model's width: residuals before and after,
+"""Most values that one layer's pass holds per token, in units of d_model: residuals before and after,
 queries, keys, values and heads' results in fp32, the MLP's three intermediate ones."""
 
 _SMALLEST_SHOWN = 10**7
-"""Less than that is written in bytes: a unit may have been forgotten."""
+"""Smaller amounts are shown in bytes, since a unit may have been forgotten."""
 
 _LOGIT_COPIES = 3
 """Logits, their fp32 copy, and the mask of finite ones."""
 
 MAX_ROWS, MAX_TOKENS = 1024, 32768
-"""Beyond these a larger batch is no faster."""
+"""Above this, a larger batch is no faster."""
 
 MAX_GPU_ROWS = 4096
-"""The same on a GPU, where a decode step of few rows takes as long as one of many."""
+"""The same on a GPU, where a decode step takes as long for few rows as for many."""
 
 _GPU_SHARE = 0.8
-"""Of a GPU's free memory; the rest is for what others take and for holes between tensors."""
+"""Share of a GPU's free memory to use; the rest is for other processes and for fragmentation."""
 
 
 def parse_memory(text: str) -> int:
@@ -54,10 +54,10 @@ def parse_memory(text: str) -> int:
 def limits_for_memory(facts: ModelFacts, memory: int) -> DecodeLimits:
     """Budgets that keep what a sweep adds to the model's weights within about `memory` bytes.
 
-    Half of what the logits leave goes to keys and values, half to the activations of one flat row.
+    Half of what remains after the logits goes to keys and values, half to the activations of one flat row.
 
     Raises:
-        UserError: `memory` does not even hold the logits of one batch; the message says how much is needed.
+        UserError: `memory` is too small for the logits of one batch; the message says how much is needed.
     """
     itemsize = getattr(torch, facts.dtype).itemsize
     logits = UNEMBED_ROWS * facts.d_vocab * 4 * _LOGIT_COPIES
@@ -65,7 +65,7 @@ def limits_for_memory(facts: ModelFacts, memory: int) -> DecodeLimits:
     least = logits + 2 * 128 * per_token
     if memory < least:
         raise UserError(
-            f"{f'{memory / 1e9:.2g} GB' if memory >= _SMALLEST_SHOWN else f'{memory} bytes'} are too little for "
+            f"{f'{memory / 1e9:.2g} GB' if memory >= _SMALLEST_SHOWN else f'{memory} bytes'} is too little for "
             f"{facts.name}: it needs {least / 1e9:.2g} GB or more besides its weights"
         )
     half = (memory - logits) // 2
@@ -78,7 +78,7 @@ def gpu_limits(facts: ModelFacts, weights: int = 0) -> DecodeLimits | None:
     """Budgets from the free memory of the model's GPU; ``None`` for a model that is not on a GPU of this machine.
 
     Args:
-        weights: bytes of the model's weights that are still to come to the GPU.
+        weights: bytes of the model's weights that are not on the GPU yet.
 
     Raises:
         UserError: the GPU has too little free memory.
@@ -92,7 +92,7 @@ def gpu_limits(facts: ModelFacts, weights: int = 0) -> DecodeLimits | None:
 
 
 def budgets(facts: ModelFacts, max_tokens: int | None, memory: str | None) -> DecodeLimits | int | None:
-    """Budgets as requested: all of them from an amount of memory, or the tokens of a batch, or none.
+    """Budgets as requested: all of them from an amount of memory, or tokens per batch alone, or ``None`` for neither.
 
     Raises:
         UserError: as `parse_memory` and `limits_for_memory`.

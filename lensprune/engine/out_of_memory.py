@@ -1,4 +1,4 @@
-"""Whether memory ran out: then less at a time may do, where another error would only come again."""
+"""Recognises out-of-memory errors, after which smaller batches may succeed; other errors would only recur."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release_cached() -> None:
-    """Give back what allocators keep for later: tensors of another size may not fit beside it."""
+    """Release memory that allocators keep cached: tensors of another size may not fit beside it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
-"""Whether the fast path gives the hooked executor's numbers on this very model, clean and ablated.
+"""Check that the fast path gives the hooked executor's numbers on a given model, clean and ablated.
 
-Families differ in what their attention modules pass on, and in what stands between a part's result and the residual
-stream: a norm or a gate in the wrong place changes ablated numbers only. So a short text runs both ways under one
-ablation of every kind for every part of the package, at layers in the middle; by log-likelihood and by a decode step.
+Families differ in what their attention modules pass on, and in what lies between a part's result and the residual
+stream: a norm or gate in the wrong place changes ablated numbers only. So a short text runs both ways under every
+built-in ablation kind on every built-in part, at middle layers, by log-likelihood and by a decode step.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, 
 __all__ = ["PROBE_TOLERANCE", "checked_stack", "probe_variants", "probed_kinds", "probed_parts"]
 
 PROBE_TOLERANCE = {"float64": 1e-4, "float32": 1e-3, "float16": 0.02, "bfloat16": 0.08}
-"""Nats a token, more where tokens are less likely than e⁻⁴. Measured on a model of 135 M parameters: rounding alone
-gives 1e-6 in float64 and float32, 4e-3 and 0.03; queries that are a tenth too long give 0.1. float64 is no better than
-float32, since transformers computes norms and softmaxes in float32 whatever the model's type."""
+"""Tolerance in nats per token, larger where tokens are less likely than e⁻⁴. Measured on a model with 135 M parameters:
+rounding alone gives 1e-6 in float64 and float32, 4e-3 and 0.03 in the half-precision types; queries 10% too long give
+0.1. float64 is no better than float32, since transformers computes norms and softmaxes in float32 for any dtype."""
 
 _PASSED: WeakKeyDictionary[torch.nn.Module, tuple[str, ...]] = WeakKeyDictionary()
-"""Models that passed, and the weights, dtype and device with which they did."""
+"""Models that passed, with their weights, dtype and device at the time."""
 
 
 def checked_stack(model: HookedModel) -> LayerStack:
-    """The layers of `model` for the fast path, after both ways gave the same numbers on a probe.
+    """The layers of `model` for the fast path, after checking on a probe that both executors give the same numbers.
 
     Raises:
         UnsupportedByFastPath: the model can't run layer by layer, or its numbers differ from the hooked executor's.
@@ -55,13 +55,13 @@ def checked_stack(model: HookedModel) -> LayerStack:
 
 
 def probed_parts() -> list[Part]:
-    """The package's own parts, narrow ones first. A plug-in's part is some of an activation that these cover."""
+    """The built-in parts, narrow ones first. A plug-in's part is a piece of an activation that these cover."""
     built_in = [part for part in parts() if _is_built_in(part.component)]
     return sorted(built_in, key=lambda part: list(Slot).index(part.slot), reverse=True)
 
 
 def probed_kinds() -> list[AblationKind]:
-    """The package's own kinds of ablation."""
+    """The built-in ablation kinds."""
     return [kind for kind in ablation_kinds().values() if kind.value is None or _is_built_in(kind.value)]
 
 
@@ -84,7 +84,7 @@ def probe_variants(facts: ModelFacts) -> list[Variant]:
 
 
 def _together(chosen: Sequence[Part], facts: ModelFacts) -> list[list[Component]]:
-    """A component of each part, in as few sets as it takes to keep them apart."""
+    """A component of each part, in the fewest sets that keep them from overlapping."""
     sets: list[list[Component]] = []
     for part in chosen:
         candidates = list(_candidates(part, facts))
@@ -117,11 +117,11 @@ def _apart(one: Component, other: Component, facts: ModelFacts) -> bool:
 
 
 def _reference(model: HookedModel, prompt: Sequence[int], variants: Sequence[Variant]) -> ReferenceActivations:
-    """What the variants' values are taken from; for optimal constants twice the mean, since a search would take long
+    """Reference activations for the variants. Optimal constants are set to twice the mean: a search would take long,
     and its result is read like any other constant."""
     ablations = [ablation for variant in variants for ablation in variant.ablations]
     searched = [ablation for ablation in ablations if ablation.definition.reference == "optimal"]
-    # The sites' means, without a search.
+    # The means at the sites, without a search.
     means = [Ablation(ablation.component, "mean") for ablation in searched]
     given = [ablation for ablation in ablations if ablation not in searched]
     plain = [Variant(f"{i}: {a.name}", (a,)) for i, a in enumerate([*given, *means])]
@@ -134,7 +134,7 @@ def _reference(model: HookedModel, prompt: Sequence[int], variants: Sequence[Var
 
 
 def _requests(facts: ModelFacts, longest: int) -> list[LoglikelihoodRequest]:
-    # Words that come again are what small errors of attention show on; with many of them, rounding averages out.
+    # Small errors in attention show on repeated words; with many of them, rounding averages out.
     factors, most = ((2,), 8) if facts.dtype in ("float32", "float64") else ((2, 3, 5), 16)
     size = max(1, min(most, longest // 4))
     requests = []
@@ -149,7 +149,7 @@ def _words(size: int, factor: int, facts: ModelFacts) -> tuple[int, ...]:
 
 
 def _decoded(request: LoglikelihoodRequest, facts: ModelFacts) -> LoglikelihoodRequest:
-    """The same text with its end to decode: one step, more in half precision, where rounding has to average out."""
+    """The same text with its end left to decode: one step, or more in half precision to average out rounding."""
     steps = 1 if facts.dtype in ("float32", "float64") else 12
     whole = request.context_ids + request.continuation_ids
     size = min(steps + 1, len(whole) - 1)
@@ -172,8 +172,8 @@ def _check(model: HookedModel, stack: LayerStack) -> None:
             room = PROBE_TOLERANCE[facts.dtype] * max(1.0, abs(other.logprob) / other.n_tokens / 4) * other.n_tokens
             if math.isfinite(other.logprob) and not abs(mine - other.logprob) <= room:
                 raise UnsupportedByFastPath(
-                    f"{facts.architecture}: layer by layer, a probe has log-probability {mine:.4f} under "
-                    f"{variant.name}, by hooks {other.logprob:.4f}"
+                    f"{facts.architecture}: a probe's log-probability under {variant.name} is {mine:.4f} "
+                    f"layer by layer and {other.logprob:.4f} by hooks"
                 )
 
 
@@ -214,7 +214,7 @@ def _decode(
 
 
 class ProjectionRecorder:
-    """Sees that attention's output projection receives exactly what a variant puts in the place of heads."""
+    """Checks that attention's output projection receives exactly what a variant substitutes for heads."""
 
     def __init__(self, model: HookedModel, stack: LayerStack, variants: Sequence[Variant]) -> None:
         self._facts = model.facts
@@ -233,7 +233,7 @@ class ProjectionRecorder:
             handle.remove()
 
     def check(self, variant: Variant, reference: ReferenceActivations, position_ids: torch.Tensor) -> None:
-        """Compare what came last with what the head edits of `variant`, which ran last, set."""
+        """Compare the last recorded input with what the head edits of `variant`, which ran last, set."""
         for ablation in variant.ablations:
             component = ablation.component
             if component.part.slot is not Slot.HEADS:

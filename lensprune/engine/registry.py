@@ -1,4 +1,4 @@
-"""Executors by name: one row each."""
+"""Executors by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "ExecutorInfo", "executor_info", "executor_names", "make_executor", "register_executor"]
 
 BACKENDS = ("ray",)
-"""Words that stand in an executor's place where cells are spread over workers."""
+"""Values accepted in place of an executor's name when cells are distributed to workers."""
 
 Build = Callable[["HookedModel", "int | DecodeLimits | None"], "Executor"]
 
@@ -27,9 +27,9 @@ Build = Callable[["HookedModel", "int | DecodeLimits | None"], "Executor"]
 class ExecutorInfo:
     """One executor.
 
-    `build` makes it for a model and budgets: all of them out of an amount of memory, the tokens of a batch alone, or
-    ``None`` for its defaults. `shares_work`: the clean model runs once for all variants, as in the forked executor; a
-    plan counts its work and memory so, and those of the hooked executor otherwise.
+    `build` makes it from a model and budgets: `DecodeLimits`, tokens per batch, or ``None`` for its defaults.
+    `shares_work`: whether the clean model runs once for all variants, as in the forked executor; `plan` estimates work
+    and memory accordingly, and otherwise as for the hooked executor.
     """
 
     name: str
@@ -44,12 +44,12 @@ B = TypeVar("B", bound=Build)
 
 
 def register_executor(name: str, *, shares_work: bool = False) -> Callable[[B], B]:
-    """Decorate a function of a model and budgets that returns an executor, to make it known as `name`.
+    """Register the decorated function as an executor: it takes a model and budgets and returns the executor.
 
-    The first line of the function's docstring says what the executor is. Its numbers must be the hooked executor's.
+    The first line of the function's docstring describes the executor. Its numbers must equal the hooked executor's.
 
     Args:
-        name: of the executor, whose own `name` has to be the same.
+        name: name of the executor; the executor's own `name` must be the same.
         shares_work: whether `plan` counts shared prefixes once, as for the forked executor.
 
     Raises:
@@ -70,7 +70,7 @@ def register_executor(name: str, *, shares_work: bool = False) -> Callable[[B], 
     def register(build: B) -> B:
         if name in BACKENDS:
             raise UserError(
-                f"executor name {name!r} is taken: it spreads cells over workers, whose executor is another"
+                f"executor name {name!r} is reserved: it selects the backend that distributes cells to workers"
             )
         summary = (build.__doc__ or "").strip().partition("\n")[0]
         _EXECUTORS.add(name, ExecutorInfo(name, summary, build, shares_work), build)
@@ -80,7 +80,7 @@ def register_executor(name: str, *, shares_work: bool = False) -> Callable[[B], 
 
 
 def executor_info(name: str) -> ExecutorInfo:
-    """The executor of that name.
+    """The executor called `name`.
 
     Raises:
         UserError: there is none.
@@ -89,22 +89,22 @@ def executor_info(name: str) -> ExecutorInfo:
 
 
 def executor_names() -> tuple[str, ...]:
-    """All executors, those of the package first."""
+    """Names of all executors, built-in ones first."""
     return _EXECUTORS.names()
 
 
 def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: str | None = None) -> Executor:
     """Build an executor.
 
-    A model that ``forked`` cannot run gets the hooked executor, with a warning that says why; the executor's `name` is
-    that of the one that runs.
+    A model that ``forked`` cannot run gets the hooked executor, with a warning that says why; the returned executor's
+    `name` says which one it is.
 
     Args:
         name: one of `executor_names`.
         model: anything that `as_hooked_model` accepts.
-        max_tokens: tokens per batch; ``None`` takes the executor's default, on a GPU one for its free memory.
-        memory: how much a run may take besides the model's weights, like ``"4GB"``; it sets the batch budgets, of
-            which `max_tokens` overrides its own.
+        max_tokens: tokens per batch; ``None`` takes the executor's default, which on a GPU depends on its free memory.
+        memory: how much a run may use besides the model's weights, like ``"4GB"``; sets all batch budgets, of which
+            `max_tokens` overrides the tokens.
 
     Raises:
         UserError: unknown name; an amount of memory that cannot be read, or is too small for the model.
@@ -116,13 +116,15 @@ def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: 
     hooked = as_hooked_model(model)
     executor = info.build(hooked, budgets(hooked.facts, max_tokens, memory))
     if executor.name not in executor_names():
-        raise LensPruneError(f"executor {name!r} calls itself {executor.name!r}, which no run could be continued with")
+        raise LensPruneError(
+            f"executor {name!r} calls itself {executor.name!r}: the names must be equal, or runs can't be resumed"
+        )
     return executor
 
 
 @register_executor("forked", shares_work=True)
 def _forked(model: HookedModel, budget: int | DecodeLimits | None) -> Executor:
-    """The fast one: every variant resumes from the clean model."""
+    """Fast: every variant resumes from the clean model."""
     from lensprune.engine.forked import ForkedExecutor
     from lensprune.engine.layers import UnsupportedByFastPath
     from lensprune.engine.limits import DecodeLimits
@@ -139,7 +141,9 @@ def _forked(model: HookedModel, budget: int | DecodeLimits | None) -> Executor:
     try:
         return ForkedExecutor(model, **options)
     except UnsupportedByFastPath as reason:
-        warnings.warn(f"the forked executor cannot run this model, the hooked one takes over: {reason}", stacklevel=3)
+        warnings.warn(
+            f"the forked executor cannot run this model; using the hooked executor instead: {reason}", stacklevel=3
+        )
     return _hooked(model, budget)
 
 

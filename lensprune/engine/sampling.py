@@ -1,8 +1,8 @@
-"""Sampling whose random numbers depend on what is asked, and on nothing that runs beside it.
+"""Sampling whose random numbers depend only on the request, not on what else runs.
 
-By Gumbel-max the next token is the one with the largest score plus noise. The noise of a token is a pure function of
-(seed, item, sample, position) and the token, so a variant that changes nothing draws the clean model's tokens, and two
-variants differ only as far as their distributions do: common random numbers.
+With the Gumbel-max trick, the next token is the one with the largest score plus noise. A token's noise is a pure
+function of (seed, item, sample, position) and the token, so a variant that changes nothing samples the clean model's
+tokens, and two variants differ only as far as their distributions do (common random numbers).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ __all__ = ["draw", "gumbel_noise", "noise_key", "warped"]
 _GOLDEN, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _BITS = 52
 _ROWS = 16
-"""Rows whose noise is made at once; bounds what is held beside the logits."""
+"""Rows whose noise is computed at once; bounds the memory used besides the logits."""
 
 
 def noise_key(sampling: Sampling, item: str | None, position: int) -> int:
-    """64 bits (signed) for one token: `position` counts the tokens that the row has generated before."""
+    """A signed 64-bit key for one token; `position` is the number of tokens that the row has generated before it."""
     what = repr((sampling.seed, item, sampling.sample, position)).encode()
     return int.from_bytes(hashlib.blake2b(what, digest_size=8).digest(), "little", signed=True)
 
 
 def gumbel_noise(keys: Sequence[int], n: int, device: torch.device | str) -> Float[torch.Tensor, "row token"]:
-    """Standard Gumbel noise of tokens 0 to `n` − 1, in double precision, a row for each key.
+    """Standard Gumbel noise of tokens 0 to `n` − 1, in double precision, one row per key.
 
-    SplitMix64 (Steele, Lea & Flood 2014) from the state `key`: its i-th number belongs to token i, whatever `n` is. It
-    is made of whole numbers, so it is the same on every device; the logarithms may differ by rounding.
+    SplitMix64 (Steele, Lea & Flood 2014) seeded with `key`: its i-th number belongs to token i, whatever `n` is. It
+    uses integers only, so it is the same on every device; the logarithms may differ by rounding.
     """
     tokens = torch.arange(1, n + 1, device=device) * _GOLDEN
     bits = tokens[None] + torch.tensor(list(keys), device=device)[:, None]
@@ -42,18 +42,18 @@ def gumbel_noise(keys: Sequence[int], n: int, device: torch.device | str) -> Flo
         bits ^= _shifted(bits, shift)
         if factor is not None:
             bits *= factor
-    # In the middle of 2^52 steps: neither 0 nor 1, and exact.
+    # The midpoint of one of 2^52 steps: never 0 or 1, and exact.
     uniform = (_shifted(bits, 64 - _BITS).double() + 0.5) * 2.0**-_BITS
     return uniform.log_().neg_().log_().neg_()
 
 
 def _shifted(bits: Int[torch.Tensor, "row token"], by: int) -> Int[torch.Tensor, "row token"]:
-    """Shifted right as unsigned numbers are."""
+    """Logical (unsigned) right shift."""
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def warped(scores: Float[torch.Tensor, "row token"], sampling: Sampling) -> Float[torch.Tensor, "row token"]:
-    """`scores` over the temperature, and −∞ for what `top_k` and then `top_p` leave out, as transformers does it."""
+    """`scores` divided by the temperature, −∞ for tokens excluded by `top_k` and then `top_p`, as in transformers."""
     warpers: list[LogitsProcessor] = []
     if sampling.temperature != 1.0:
         warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
@@ -68,7 +68,7 @@ def warped(scores: Float[torch.Tensor, "row token"], sampling: Sampling) -> Floa
 
 
 def draw(scores: Float[torch.Tensor, "row token"], keys: Sequence[int]) -> Int[torch.Tensor, " row"]:
-    """One token of each row, with the probabilities softmax(`scores`); a key for each, from `noise_key`."""
+    """Sample one token per row from softmax(`scores`); `keys` holds one `noise_key` per row."""
     chosen = []
     for begin in range(0, len(scores), _ROWS):
         part, own = scores[begin : begin + _ROWS], keys[begin : begin + _ROWS]

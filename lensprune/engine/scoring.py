@@ -34,7 +34,7 @@ def finite_rows(logits: Float[torch.Tensor, "row d_vocab"]) -> Bool[torch.Tensor
     """Whether all logits of a row are finite."""
     if logits.device.type != "cpu":
         return torch.isfinite(logits).all(-1)
-    # A finite sum has finite terms only, and on a CPU is several times faster to find than finiteness term by term.
+    # A finite sum has only finite terms, and on a CPU it is several times faster than checking each term.
     finite = torch.isfinite(logits.sum(-1, dtype=accumulation_dtype(logits.dtype)))
     return finite if bool(finite.all()) else torch.isfinite(logits).all(-1)
 
@@ -42,7 +42,7 @@ def finite_rows(logits: Float[torch.Tensor, "row d_vocab"]) -> Bool[torch.Tensor
 def eos_token_ids(model: HookedModel, generation_config: str = "model") -> frozenset[int]:
     """Every token that ends a generation: the tokenizer's EOS, and those of the model's generation config.
 
-    The model's own configuration counts only where the generation config names none, as in transformers, or is ignored
+    The model's configuration counts only if the generation config names none, as in transformers, or is ignored
     (`generation_config` is ``none``).
     """
     hf = getattr(model.module, "original_model", None)
@@ -54,7 +54,7 @@ def eos_token_ids(model: HookedModel, generation_config: str = "model") -> froze
 
 
 def pad_token_id(model: HookedModel) -> int:
-    """A token to fill masked positions with; any valid id does, since masks hide it."""
+    """A token to fill masked positions with; any valid id works, since masks hide it."""
     tokenizer = model.tokenizer
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
         if isinstance(candidate, int):

@@ -1,4 +1,4 @@
-"""What a variant makes of given texts, token by token, against the clean model: teacher-forced, in one pass."""
+"""Token-by-token traces of given texts under a variant, against the clean model: teacher-forced, in one pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lensprune.protocols.requests import LoglikelihoodRequest
 __all__ = ["MAX_POSITIONS", "TokenTrace", "trace_tokens"]
 
 MAX_POSITIONS = 512
-"""Scored tokens in a chunk: the clean model's distribution is held at each of them, one row of the vocabulary."""
+"""Scored tokens per chunk: the clean model's distribution, one row of the vocabulary, is held for each."""
 _MAX_TOKENS = 8192
 
 
@@ -64,16 +64,16 @@ def trace_tokens(
     most_positions: int = MAX_POSITIONS,
     progress: ProgressCallback | None = None,
 ) -> list[list[TokenTrace]]:
-    """For each variant, in order, one trace for each request's continuation.
+    """Trace each request's continuation under each variant.
 
     Args:
         executor: ``forked`` shares prefixes and the layers below a variant's first change; ``hooked`` is the reference.
-            Variants with hooks of the user's own, and models that ``forked`` can't run, take the ``hooked`` path.
-        most_positions: scored tokens held at once, at least one request's.
+            Variants with custom hooks, and models that ``forked`` can't run, take the ``hooked`` path.
+        most_positions: most scored tokens held at once (at least one request's).
         progress: called with the number of finished (variant, request) pairs.
 
     Raises:
-        UserError: unknown executor, a name used twice, or a variant that needs a reference and has none.
+        UserError: an unknown executor, a name used twice, or a variant that needs a reference and has none.
         HookNeverFired: a hook of a variant did not fire.
     """
     shares_work = executor_info(executor).shares_work
@@ -93,7 +93,7 @@ def trace_tokens(
 
 
 def _layer_stack(model: HookedModel) -> LayerStack | None:
-    """What runs the layers one by one; ``None``, with a warning, for a model that can't be run so."""
+    """The model's layer stack; ``None``, with a warning, for a model that can't be run layer by layer."""
     try:
         return checked_stack(model)
     except UnsupportedByFastPath as reason:
@@ -108,7 +108,7 @@ def _traced(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
 ) -> Iterator[tuple[Variant, list[TokenTrace]]]:
-    """Each variant's traces of requests that run in one call, by the fast path where it can."""
+    """Each variant's traces of requests that run in one call, by the fast path where possible."""
     fast = [variant for variant in variants if stack is not None and not variant.hooks]
     slow = [variant for variant in variants if stack is None or variant.hooks]
     if stack is not None and fast:
@@ -120,8 +120,8 @@ def _traced(
 def _chunks(
     requests: Sequence[LoglikelihoodRequest], most_positions: int, rope_buckets: Sequence[int]
 ) -> Iterator[list[int]]:
-    """Indices of requests that run in one call, each with the same of `rope_buckets`."""
-    # Neighbours by their contexts share prefixes.
+    """Indices of requests that run in one call; the requests of a call have the same rope bucket."""
+    # Sorted by context, neighbours share prefixes.
     order = sorted(range(len(requests)), key=lambda i: (rope_buckets[i], requests[i].context_ids))
     chunk: list[int] = []
     positions = tokens = 0
@@ -142,7 +142,7 @@ def _chunks(
 class _Measure:
     """Distances from the clean model's distributions at the scored tokens of some requests, one after another.
 
-    Requests may share positions: what does not depend on the scored token itself is computed once a position.
+    Requests may share positions: what does not depend on the scored token is computed once per position.
     """
 
     def __init__(self, clean: Float[torch.Tensor, "position d_vocab"], scored: Scored) -> None:
@@ -157,9 +157,9 @@ class _Measure:
         # Ties must break as they do in greedy decoding, so in the logits' own precision.
         best, chosen = logits.max(-1)
         wide = widened(logits)
-        # A sum is finite only if all its terms are: their number can't overflow it.
+        # A sum is finite only if all its terms are; there are too few terms to overflow it.
         finite = torch.isfinite(wide.sum(-1))
-        # Of differences from the best, so that rounding stays small beside them.
+        # Differences from the best logit, which keep rounding errors small.
         shifted = wide - widened(best)[:, None]
         norm = shifted.logsumexp(-1)
         # KL = Σ p log p − Σ p log q, and log q = shifted − norm. Rounding can make a tiny divergence negative.
@@ -198,7 +198,7 @@ def _hooked(
     reference: ReferenceActivations | None,
 ) -> Iterator[list[TokenTrace]]:
     def scored(variant: Variant) -> Float[torch.Tensor, "scored d_vocab"]:
-        # A user's own hooks see one prompt at a time, and no padding.
+        # Custom hooks see one prompt at a time, without padding.
         return torch.cat(
             [together(variant, group) for group in ([[r] for r in requests] if variant.hooks else [requests])]
         )

@@ -1,4 +1,4 @@
-"""Token sequences to a tree of shared prefixes, laid out flat.
+"""A tree of the prefixes that token sequences share, laid out flat.
 
 Every distinct prefix is computed once. Nodes are stored in depth-first order, so the descendants of a node are one
 contiguous slice of the flat tokens; attention to a shared prefix is one block of queries against one block of keys.
@@ -51,7 +51,7 @@ class PrefixTree:
     last_node: dict[Tokens, int] = field(default_factory=dict)
 
     def add(self, sequence: Tokens, start: int, parent: int) -> int:
-        """Append a node for the tokens of `sequence` from `start` on, below node `parent` (−1: none); its index."""
+        """Append a node for `sequence` from token `start` on, below node `parent` (−1: none); return its index."""
         begin = len(self.tokens)
         self.tokens.extend(sequence[start:])
         self.positions.extend(range(start, len(sequence)))
@@ -106,7 +106,7 @@ def build_tree(sequences: Sequence[Tokens], min_saving: int = 8) -> PrefixTree:
     """Build the tree of distinct non-empty sequences.
 
     A shared prefix becomes a node if computing it once saves at least `min_saving` tokens; below that its tokens are
-    repeated in the children, since a node has a cost of its own.
+    repeated in the children, since each node has a cost.
     """
     ordered = sorted(set(sequences))
     shared = [common_prefix(a, b) for a, b in pairwise(ordered)]

@@ -1,4 +1,4 @@
-"""Scored positions of a prefix tree: unembedded in batches, and summed up by request."""
+"""Scored positions of a prefix tree, unembedded in batches and summed by request."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Scored", "TreeScorer", "scored_positions"]
 
 @dataclass(frozen=True)
 class Scored:
-    """Where the continuations of some requests, one after another, are predicted in a prefix tree.
+    """The positions of a prefix tree that predict the continuations of some requests, one request after another.
 
-    `positions`: flat indices, ascending, each once; `rows`: for each continuation token its place among them;
-    `targets`: the tokens; `sizes`: tokens of each request.
+    `positions`: flat indices, ascending and distinct; `rows`: each continuation token's index into `positions`;
+    `targets`: the tokens; `sizes`: continuation tokens per request.
     """
 
     positions: Int[torch.Tensor, " position"]
@@ -36,7 +36,7 @@ class Scored:
 
 
 def scored_positions(tree: PrefixTree, requests: Sequence[LoglikelihoodRequest]) -> Scored:
-    """The tree must hold every request's tokens, less the last one of its continuation."""
+    """Find the scored positions. The tree must hold every request's tokens except the last one of its continuation."""
     flat = [
         position
         for request in requests
@@ -62,7 +62,7 @@ class TreeScorer:
 
     @property
     def positions(self) -> Int[torch.Tensor, " wanted"]:
-        """Flat indices, ascending, whose residuals `score` takes."""
+        """Flat indices, ascending, of the residuals that `score` takes."""
         return self._scored.positions
 
     def score(
@@ -74,8 +74,8 @@ class TreeScorer:
             logits = stack.logits(hidden)
             local, targets = where
             finite = finite_rows(logits)[local]
-            # Not logsumexp, which rounds otherwise (7e-6 nats a token over 49,152 tokens on a CPU): the hooked executor
-            # and lm-eval take log_softmax.
+            # Not logsumexp, which rounds differently (7e-6 nats a token over 49,152 tokens on a CPU): the hooked
+            # executor and lm-eval take log_softmax.
             value = widened(logits).log_softmax(-1)[local, targets]
             logprobs.append(torch.where(finite, value, torch.nan))
             chosen_by_argmax.append((logits.argmax(-1)[local] == targets) & finite)

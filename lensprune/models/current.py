@@ -90,7 +90,7 @@ def check_no_hooks(module: torch.nn.Module, kept: tuple[str, ...]) -> None:
     if strays:
         more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
         raise UserError(
-            f"the model has a hook of your own at {strays[0]}{more}, which would be part of its clean numbers: remove "
+            f"the model has a custom hook at {strays[0]}{more}, which would be part of its clean numbers: remove "
             "it (model.reset_hooks(including_permanent=True), or the handle's remove()), or pass keep_hooks=True to "
             "measure the model with it"
         )

@@ -45,7 +45,7 @@ def _converted(files: Iterable[Path], dtype: torch.dtype) -> int:
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():
+                for name in opened.keys():  # noqa: SIM118
                     tensor = opened.get_slice(name)
                     if tensor.get_dtype() != _STORED.get(dtype):
                         total += _bytes(tensor.get_shape(), tensor.get_dtype())

@@ -1,4 +1,4 @@
-"""How an item is asked and scored."""
+"""How an item is prompted and scored."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""From outcomes to a task's metrics, with lm-eval's standard errors."""
+"""A task's metrics from its outcomes, with lm-eval's standard errors."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def pooled_stderr(groups: Sequence[Sequence[float]]) -> float:
 def aggregate(outcomes: Sequence[Outcome], task: LoadedTask) -> dict[str, tuple[float, float]]:
     """Mean and standard error of every metric over the items of one (variant, task, protocol).
 
-    Where each cluster is a task of its own in lm-eval (MMLU's subjects), it is treated as lm-eval treats it: a subtask
-    of a group weighted by size, so the mean is over all items and the standard error is pooled within clusters.
-    The error describes the sample as lm-eval does; it is not the paired interval of a change.
+    Clusters that are separate tasks in lm-eval (MMLU's subjects) are treated as there: as subtasks of a group weighted
+    by size, so the mean is over all items and the standard error is pooled within clusters. This is lm-eval's standard
+    error of an accuracy; it is not the paired interval of a change.
 
     Raises:
         UserError: there are no outcomes.

@@ -1,4 +1,4 @@
-"""Where the answer ends in a generated text: the tokens that make it right."""
+"""How many tokens of a generated text it takes until the answer is right."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def answer_spans(
     items: Sequence[ItemRequests],
     responses: Sequence[Response],
 ) -> list[int]:
-    """Tokens of each generated answer up to where it is right, and stays so however much of the rest is read.
+    """Count the tokens of each generated answer up to the point where it is right and stays right.
 
-    The shortest start of the answer that the task's own filter and metric call right, together with all longer starts:
-    ``" oxygen"`` of ``" oxygen\\n"``, the steps up to the last ``5`` of ``"3 + 4 = 7. 7 - 2 = 5. I hope so."``. The
-    thinking in front of it is counted too. 0 where the whole answer is wrong.
+    This is the shortest prefix of the answer that the task's filter and metric accept, along with every longer prefix:
+    ``" oxygen"`` of ``" oxygen\\n"``, the steps up to the last ``5`` of ``"3 + 4 = 7. 7 - 2 = 5. I hope so."``.
+    Thinking before the answer is counted too. 0 if the whole answer is wrong.
 
     Raises:
-        LensPruneError: a response is no generation.
+        LensPruneError: a response is not a generation.
     """
     form = format_of(task.task, "generate")
     if not isinstance(form, GenerationFormat):
@@ -39,7 +39,7 @@ def answer_spans(
     for item, response in zip(items, responses, strict=True):
         [request] = item.requests
         if not isinstance(response, GenerateResponse) or not isinstance(request, GenerateRequest):
-            raise LensPruneError(f"item {item.item.id}: a log-likelihood came back where a generation was asked")
+            raise LensPruneError(f"item {item.item.id}: a log-likelihood was returned for a generation request")
         size = len(response.token_ids)
         if not score_generation(form, item.item, response).correct:
             spans.append(0)

@@ -1,4 +1,4 @@
-"""From an item to requests, and from responses back to one outcome."""
+"""An item's requests, and its outcome."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Prompt:
 class ItemRequests:
     """All requests of one item under one protocol, aligned with `prompts`.
 
-    `truncated_tokens` counts context tokens cut on the left to fit the model's context (0 if none); `sample` counts
-    the repeats of an item that is sampled.
+    `truncated_tokens` counts context tokens cut on the left to fit the model's context (0 if none); `sample` is the
+    number of the repeat, for items that are sampled several times.
     """
 
     item: Item
@@ -40,15 +40,15 @@ class ItemRequests:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one variant did on one item.
+    """The scored answer of one variant to one item.
 
     `gold_logprob` (nats) and `logprob_margin` (gold minus best other, nats) are ``None`` under generate; `metrics`
     holds every metric by lm-eval's name (``acc``, ``acc_norm``, ``exact_match,strict-match``, …); `correct` is the
     task's primary one. `n_tokens` counts scored (likelihood) or generated tokens; `text` is the model's answer.
-    `thinking` is what stood in front of the answer, and `n_thinking_tokens` its length; ``None`` where none is told
-    apart (without think tokens, and where options are scored). `option_logprobs` are the summed log-probabilities
-    (nats) that the model gave to the options, in their order, whatever the protocol makes of them; ``None`` where none
-    is scored. `sample`: which repeat of the item this is; `stop_reason`: why a generation ended.
+    `thinking` is the text before the answer, and `n_thinking_tokens` its length; ``None`` if thinking is not separated
+    (without think tokens, and when options are scored). `option_logprobs` are the options' summed log-probabilities
+    (nats), in order, before the protocol normalises them; ``None`` if no options are scored. `sample`: which repeat of
+    the item this is; `stop_reason`: why a generation ended.
     """
 
     item_id: str

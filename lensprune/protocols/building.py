@@ -1,4 +1,4 @@
-"""From a task's items to what a model is asked, and from its responses back to one outcome an item."""
+"""Build the requests for a task's items, and score the responses: one outcome per item."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["build_requests", "score_items"]
 logger = logging.getLogger("lensprune")
 
 MAX_LEFT_OUT = 0.1
-"""Largest share of a task's items that may be left out because they can't be asked."""
+"""Largest share of a task's items that may be left out because the model can't be given them."""
 
 
 def build_requests(
@@ -36,25 +36,25 @@ def build_requests(
     template_date: str | None = None,
     **options: Any,
 ) -> list[ItemRequests]:
-    """The requests of every item, with the strings behind them; equal to lm-eval 0.4.13's for the tasks it has.
+    """Build the requests of every item, with their strings; equal to lm-eval 0.4.13's for tasks that it has.
 
-    An item that this model can't be asked (an option without a token of its own, a continuation that does not fit) is
-    left out with a warning, as long as no more than `MAX_LEFT_OUT` of the items are.
+    An item that this model can't be given (an option adds no token of its own, a continuation does not fit) is left out
+    with a warning, as long as at most `MAX_LEFT_OUT` of the items are.
 
     Args:
         chat_template: put each prompt into the model's chat format as lm-eval's ``--apply_chat_template`` does:
             the description is the system message, few-shot examples and question together are one user message,
-            and a continuation follows without the target delimiter. A description that the template does not take is
-            left out, with a warning.
-        template_date: that a chat template with a clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
-        options: the others of `lensprune.protocols.prompting.PromptOptions`.
+            and a continuation follows without the target delimiter. A description that the template rejects is left
+            out, with a warning.
+        template_date: the date that a chat template with a clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
+        options: the other fields of `lensprune.protocols.prompting.PromptOptions`.
 
     Raises:
         UserError: an unknown protocol, or one that the task lacks; in too many items, an option has no token of its
-            own, or a continuation or the new tokens do not fit the model's context; a chat template is asked for and
-            the model has none, one that loses the question, or one without a clock where a date is given; whatever
-            `prompting_of` refuses; a system prompt that the template drops; a thinking budget that leaves no room for
-            an answer.
+            own, or a continuation or the new tokens do not fit the model's context; a chat template is requested and
+            the model has none, or its template drops the question, or has no clock although a date is given; a system
+            prompt that the template drops; a thinking budget that leaves no room for an answer; and whatever
+            `prompting_of` rejects.
     """
     row = protocol_named(protocol)
     fmt = row.format_of(task.task)
@@ -75,7 +75,7 @@ def build_requests(
                 "it out"
             )
         undescribed += not described
-        # Options share their context, and a long one takes longest to encode.
+        # Options share their context, and encoding a long one is slow.
         encoder = lru_cache(maxsize=2)(partial(encode, model, keep_eos=asked.keep_eos))
         try:
             pairs = [row.ask(model, encoder, fmt, prompt, where) for prompt in prompts]
@@ -99,8 +99,8 @@ def build_requests(
         raise left_out[0]
     if left_out:
         logger.warning(
-            f"task {task.task.name!r}, {protocol}: {len(left_out)} of {len(task.items)} items can't be asked and are "
-            f"left out; the first: {left_out[0]}"
+            f"task {task.task.name!r}, {protocol}: {len(left_out)} of {len(task.items)} items can't be given to this "
+            f"model and are left out; the first: {left_out[0]}"
         )
     if undescribed:
         logger.warning(
@@ -111,7 +111,7 @@ def build_requests(
 
 
 def _with_thinking(request: Request, prompt: Prompt, prompting: Prompting) -> Request:
-    """`request` with what it must know to tell thinking from answer."""
+    """Add to `request` what is needed to separate thinking from the answer."""
     markers, budget = prompting.markers, prompting.asked.thinking_budget
     if not isinstance(request, GenerateRequest) or markers is None:
         return request
@@ -160,20 +160,21 @@ def _chat_prompts(
 def score_items(
     task: LoadedTask, protocol: ProtocolName, item_requests: Sequence[ItemRequests], responses: Sequence[Response]
 ) -> list[Outcome]:
-    """One outcome for each of `item_requests`, in order; with the metrics of `with_votes` where items are sampled.
+    """Score the responses: one outcome per entry of `item_requests`, with the metrics of `with_votes` for sampled
+    items.
 
     Args:
         responses: the answers to all requests of all items, concatenated in the same order.
 
     Raises:
         UserError: the task lacks the protocol.
-        LensPruneError: the number or the kind of the responses does not fit the requests.
+        LensPruneError: the number or kind of the responses does not match the requests.
     """
     row = protocol_named(protocol)
     fmt = row.format_of(task.task)
     expected = sum(len(item.requests) for item in item_requests)
     if len(responses) != expected:
-        raise LensPruneError(f"{expected} requests were asked and {len(responses)} responses came back")
+        raise LensPruneError(f"{expected} requests were sent and {len(responses)} responses came back")
     outcomes, start = [], 0
     for built in item_requests:
         answers = responses[start : start + len(built.requests)]

@@ -19,15 +19,15 @@ from lensprune.protocols.thinking import ThinkingMarkers
 __all__ = ["ENABLE_THINKING", "chat_prompt", "check_chat_template", "template_date_of", "thinking_arguments"]
 
 _CLOCK = "strftime_now"
-"""The function by which a template reads the time."""
+"""The function with which a template reads the time."""
 
 ENABLE_THINKING = "enable_thinking"
-"""The variable by which templates switch thinking."""
+"""The variable with which templates switch thinking on or off."""
 
 _GIVEN = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "raise_exception", _CLOCK}
 )
-"""What a template is given anyway, beside special tokens."""
+"""Variables that a template always gets, besides special tokens."""
 _RENDERING_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
@@ -37,19 +37,19 @@ def check_chat_template(
     template_date: str | None = None,
     template_args: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise `UserError` if the tokenizer has no chat template, or several and none that is the default, if a date is
-    given and the template writes none, or if a variable is given that it does not read."""
+    """Raise `UserError` if the tokenizer has no chat template or several without a default, if a date is given and the
+    template writes none, or if a variable is given that it does not read."""
     template = tokenizer.chat_template
     if not template:
         raise UserError(f"{model_name} has no chat template: use chat_template=False, or an instruct model")
     if isinstance(template, dict) and "default" not in template:
         raise UserError(
-            f"{model_name} has the chat templates {', '.join(sorted(template))} and none called default: set its "
+            f"{model_name} has the chat templates {', '.join(sorted(template))} and none called default: set the "
             "tokenizer's chat_template to the text of one of them"
         )
     if template_date is not None and template_date_of(tokenizer) is None:
         raise UserError(
-            f"template date {template_date} is given, and the chat template of {model_name} reads no clock "
+            f"template date {template_date} is given, but the chat template of {model_name} reads no clock "
             "(strftime_now): leave the date out"
         )
     offered = _variables(tokenizer) if template_args else ()
@@ -67,10 +67,10 @@ def thinking_arguments(
     markers: ThinkingMarkers | None,
     template_args: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`template_args` with what turns thinking ``on`` or ``off``; nothing more under ``auto``.
+    """Return `template_args` with the argument that turns thinking ``on`` or ``off``; unchanged for ``auto``.
 
     Raises:
-        UserError: the template can't be asked for it; the message says what it offers.
+        UserError: the template has no such argument; the message lists those it has.
     """
     given = dict(template_args or {})
     if thinking == "auto":
@@ -78,7 +78,7 @@ def thinking_arguments(
     offered = _variables(tokenizer)
     if ENABLE_THINKING in offered:
         return {**given, ENABLE_THINKING: thinking == "on"}
-    asked = f"thinking {thinking} is asked, and the chat template of {model_name}"
+    asked = f"thinking {thinking} is requested, but the chat template of {model_name}"
     prompt, _ = chat_prompt(tokenizer, "", "?", template_args=given)
     if markers is not None and markers.opened_by(prompt):
         if thinking == "on":
@@ -94,18 +94,18 @@ def _offer(offered: Sequence[str]) -> str:
 
 
 def _variables(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Names that the template reads beside what it is given anyway."""
+    """Names that the template reads, besides those that it always gets."""
     template = tokenizer.get_chat_template()
     environment = Environment(extensions=["jinja2.ext.loopcontrols"])
-    # A tag of transformers' own, which marks the answers in a training text.
+    # A tag specific to transformers, which marks the answers in a training text.
     plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
     try:
         tree = environment.parse(plain)
         names = meta.find_undeclared_variables(tree)
     except TemplateError as error:
         raise UserError(f"the chat template can't be read ({first_line(error)}): use chat_template=False") from None
-    # What a template sets in a branch counts as undeclared behind it; it is offered where the template asks whether it
-    # is given.
+    # A variable set in a branch counts as undeclared after it; it is listed only if the template tests whether it is
+    # defined.
     tests = (test.node for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined", "none"))
     asked_for = {node.name for node in tests if isinstance(node, nodes.Name)}
     names -= {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"} - asked_for
@@ -114,7 +114,7 @@ def _variables(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def template_date_of(tokenizer: PreTrainedTokenizerBase, template_date: str | None = None) -> str | None:
-    """The date that the chat template writes: `template_date`, else `DEFAULT_DATE`; ``None`` if it reads no clock."""
+    """The date that the chat template writes: `template_date` or `DEFAULT_DATE`; ``None`` if it reads no clock."""
     return (template_date or DEFAULT_DATE) if _CLOCK in tokenizer.get_chat_template() else None
 
 
@@ -125,22 +125,22 @@ def chat_prompt(
     template_date: str | None = None,
     template_args: Mapping[str, Any] | None = None,
 ) -> tuple[str, bool]:
-    """The prompt up to the answer's start: an optional system message, and the user's message or several turns.
+    """Format a chat prompt up to the start of the answer: an optional system message, then one or more turns.
 
-    The prompt holds the text of every turn, whatever the template: one that loses it (a vision model's, which reads
-    lists of content parts) is given parts. A template that refuses a system message, or drops it, gets the turns alone
+    The prompt contains the text of every turn: a template that drops text (a vision model's, which reads lists of
+    content parts) is given parts. A template that rejects or drops a system message gets the turns alone
     (``HFLM.apply_chat_template``).
 
     Args:
-        turns: one message of the user's, or (role, text) of each message: ``user`` or ``assistant``.
-        template_date: that a template with a clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
-        template_args: more variables of the template, by name.
+        turns: one user message, or (role, text) per message, where role is ``user`` or ``assistant``.
+        template_date: the date that a template with a clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
+        template_args: further template variables, by name.
 
     Returns:
         The prompt, and whether it holds `system`.
 
     Raises:
-        UserError: no way of writing the messages leaves their texts in the prompt.
+        UserError: the template drops the messages' text in every format.
     """
     turns = [("user", turns)] if isinstance(turns, str) else list(turns)
     problem = ""
@@ -152,7 +152,7 @@ def chat_prompt(
             except _RENDERING_ERRORS as error:
                 problem = problem or f" ({first_line(error)})"
                 continue
-            # Templates trim what they are given.
+            # Templates strip the texts.
             if all(text.strip() in prompt for _, text in messages):
                 return prompt, described
     lost = "the question" if len(turns) == 1 else "the question or an example"
@@ -181,7 +181,7 @@ def _render(
 
 @cache
 def _stopped_clock(date: str) -> str:
-    """The clock as a macro, since only text goes into a template; the newline after it is the block's own."""
+    """The clock as a macro, since a template takes only text; the newline after it belongs to the block."""
     day = datetime.fromisoformat(date)
     codes = [f"%{sign}{code}" for code in "aAbBcdDeFHIjmMpRSTuUVwWxXyY" for sign in ("-", "")]
     replaced = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in codes)

@@ -9,8 +9,8 @@ from lensprune.errors import UserError
 __all__ = ["DEFAULT_DATE", "check_date"]
 
 DEFAULT_DATE = "2024-07-26"
-"""The one that Llama 3.1's template falls back on. With today's, a run would ask other prompts tomorrow and couldn't be
-resumed."""
+"""The date that Llama 3.1's template falls back on. With today's date, the prompts would change tomorrow and the run
+could not be resumed."""
 
 
 def check_date(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Strings to token ids by lm-eval 0.4.13's rules, truncation included."""
+"""Encode strings as token ids by lm-eval 0.4.13's rules, including truncation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def loglikelihood_request(
 ) -> tuple[LoglikelihoodRequest, int]:
     """Encode one (context, continuation) pair (``TemplateLM.loglikelihood``, ``HFLM._loglikelihood_tokens``).
 
-    Spaces at the end of the context move to the continuation; the continuation's ids are those of the whole text
-    past the number of context ids; an empty context becomes the prefix token (`prefix_id`; `None` if the tokenizer has
-    none). What exceeds `max_length` + 1 tokens is cut from the left of the context (the last token is never fed to the
+    Spaces at the end of the context move to the continuation; the continuation's ids are those of the whole text after
+    the first len(context ids); an empty context becomes the prefix token (`prefix_id`; `None` if the tokenizer has
+    none). Tokens in excess of `max_length` + 1 are cut from the left of the context (the last token is never fed to the
     model).
 
     Args:
@@ -34,13 +34,13 @@ def loglikelihood_request(
         The request, and the number of context tokens cut.
 
     Raises:
-        UserError: no token is left to score, or none to condition on (an empty context without a prefix token too); or
-            the continuation alone exceeds the context; or the text holds half a surrogate pair.
+        UserError: no token is left to score or to condition on (such as an empty context without a prefix token); the
+            continuation alone exceeds the context; or the text contains half a surrogate pair.
     """
     _check_text(context + continuation, where)
     if context == "":
         continuation_ids = encode(continuation, False)
-        # A continuation that spells the prefix token itself is not given a second one.
+        # A continuation that starts with the prefix token doesn't get a second one.
         if continuation_ids[:1] == [prefix_id]:
             context_ids, continuation_ids = continuation_ids[:1], continuation_ids[1:]
         else:
@@ -51,14 +51,13 @@ def loglikelihood_request(
         context_ids = encode(stripped, None)
         continuation_ids = encode(stripped + continuation, None)[len(context_ids) :]
     if not continuation_ids:
-        raise UserError(f"{where}: the continuation {continuation!r} has no token of its own after the context")
+        raise UserError(f"{where}: the continuation {continuation!r} adds no token to the context")
     if not context_ids:
-        raise UserError(
-            f"{where}: the context {context!r} is nothing but white space, so there is no token to start from"
-        )
+        raise UserError(f"{where}: the context {context!r} is only white space, so there is no token to start from")
     if len(continuation_ids) > max_length:
         raise UserError(
-            f"{where}: the continuation has {len(continuation_ids)} tokens and the model's context only {max_length}"
+            f"{where}: the continuation has {len(continuation_ids)} tokens, but the model's context is only "
+            f"{max_length}"
         )
     cut = max(0, len(context_ids) + len(continuation_ids) - (max_length + 1))
     return LoglikelihoodRequest(tuple(context_ids[cut:]), tuple(continuation_ids)), cut
@@ -73,13 +72,13 @@ def generate_request(
     max_new_tokens: int,
     where: str,
 ) -> tuple[GenerateRequest, int]:
-    """Encode one prompt for generation (``HFLM.generate_until``): room for `max_new_tokens` is kept free on the right.
+    """Encode one prompt for generation (``HFLM.generate_until``), leaving room for `max_new_tokens` on the right.
 
     Returns:
         The request, and the number of context tokens cut on the left.
 
     Raises:
-        UserError: `max_new_tokens` is not positive, or leaves no room for a prompt; or the text holds half a
+        UserError: `max_new_tokens` is not positive, or leaves no room for a prompt; or the text contains half a
             surrogate pair.
     """
     if max_new_tokens <= 0:
@@ -99,24 +98,26 @@ def needed_prefix(prefix_id: int | None, where: str) -> int:
     """The prefix token for an empty context; `UserError` where the tokenizer has none."""
     if prefix_id is None:
         raise UserError(
-            f"{where}: the context is empty, and the tokenizer has neither a BOS nor an EOS token to stand for it"
+            f"{where}: the context is empty, and the tokenizer has neither a BOS nor an EOS token to use instead"
         )
     return prefix_id
 
 
 def _check_text(text: str, where: str) -> None:
-    # JSON can state half of a surrogate pair, and every tokenizer fails on it in its own way.
+    # JSON can contain half of a surrogate pair, and every tokenizer fails on it differently.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = text[error.start]
-        raise UserError(f"{where}: the text holds {half!r}, half of a surrogate pair, which is no character") from None
+        raise UserError(
+            f"{where}: the text contains {half!r}, half of a surrogate pair, which is not a character"
+        ) from None
 
 
 def ask_prompt(
     model: HookedModel, encode: Encoder, fmt: PromptFormat, prompt: Prompt, where: str
 ) -> tuple[Request, int]:
-    """What `fmt` asks of a prompt (the log-likelihood of its continuation, or a generation), and the tokens cut.
+    """Make a prompt's request (the log-likelihood of its continuation, or a generation), with the number of tokens cut.
 
     Args:
         where: names the item in an error.

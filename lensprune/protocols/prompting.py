@@ -1,4 +1,4 @@
-"""How prompts are written and answers read, whatever the task: chat format, system prompt, thinking."""
+"""How prompts are written and answers read for any task: chat format, system prompt, thinking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PromptOptions", "Prompting", "prompting_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """Options of a sweep with these names, as they were asked for; see `lensprune.sweep`."""
+    """The sweep options of these names, as requested; see `lensprune.sweep`."""
 
     chat_template: bool = False
     template_date: str | None = None
@@ -31,8 +31,8 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class Prompting:
-    """What `asked` means to one model: the variables that its chat template is given, those for thinking included, and
-    its think tokens; ``None`` where no thinking is told apart."""
+    """The requested options resolved for one model: the variables for its chat template, including those for thinking,
+    and its think tokens (``None`` if thinking is not separated)."""
 
     asked: PromptOptions
     template_args: Mapping[str, Any]
@@ -42,10 +42,10 @@ class Prompting:
 def prompting_of(model: HookedModel, asked: PromptOptions) -> Prompting:
     """Check options against the model's tokenizer, and find its think tokens.
 
-    Without the chat format nothing is told apart unless think tokens are given: a base model reads none.
+    Without the chat format, thinking is separated only if think tokens are given: a base model uses none.
 
     Raises:
-        UserError: what the chat template or the tokenizer does not have.
+        UserError: an option that the chat template or the tokenizer does not support.
     """
     tokenizer, name = model.tokenizer, model.facts.name
     if asked.chat_template:
@@ -57,6 +57,6 @@ def prompting_of(model: HookedModel, asked: PromptOptions) -> Prompting:
         arguments = thinking_arguments(tokenizer, name, asked.thinking, markers, asked.template_args)
     if markers is None and (asked.thinking == "on" or asked.thinking_budget is not None):
         budget = f"a thinking budget of {asked.thinking_budget} is given"
-        what = "thinking on is asked" if asked.thinking == "on" else budget
-        raise UserError(f"{what}, and {name} has no known think tokens: name its own with think_tokens (START END)")
+        what = "thinking on is requested" if asked.thinking == "on" else budget
+        raise UserError(f"{what}, but {name} has no known think tokens: name them with think_tokens (START END)")
     return Prompting(asked, arguments, markers)

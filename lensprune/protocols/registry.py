@@ -1,4 +1,4 @@
-"""Protocols by name: which prompt of a task each asks, how it scores the answers, and what it measures."""
+"""Protocols by name: which prompts of a task each uses, how it scores the answers, and what it measures."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Score = Callable[["PromptFormat", "Item", "Sequence[Response]"], "Outcome"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way of asking and scoring an item.
+    """One way of prompting and scoring an item.
 
-    `form`: the key of `Task.formats` whose prompts are asked; chance is that form's. `ask` gives one prompt's request
-    and the number of tokens cut from it; it is called with the model, its encoder (which remembers the item's last
-    texts), the format, the prompt, and words that name the item in an error. `score` makes one outcome of the format,
-    the item and the answers to its requests. `measure`: the column of a record that tells small effects best,
-    ``logprob_margin`` where every outcome has one.
+    `form`: the key of `Task.formats` whose prompts (and chance level) are used. `ask` returns one prompt's request and
+    the number of tokens cut from it; it is called with the model, its encoder (which caches the item's last texts), the
+    format, the prompt, and a text that names the item in errors. `score` makes one outcome from the format, the item
+    and the responses to its requests. `measure`: the record column that resolves small effects best,
+    ``logprob_margin`` if every outcome has one.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Protocol:
     score: Score
 
     def format_of(self, task: Task) -> PromptFormat:
-        """The format in which `task` is asked.
+        """The format of `task` that this protocol uses.
 
         Raises:
             UserError: the task has none.
@@ -71,20 +71,20 @@ def register_protocol(
     measure: Measure = "correct",
     ask: Ask | None = None,
 ) -> S | Callable[[S], S]:
-    """Decorate a function that scores an item's responses, to make it a protocol.
+    """Register the decorated function, which scores an item's responses, as a protocol.
 
-    The first line of its docstring says what it does.
+    The first line of its docstring describes the protocol.
 
     Args:
-        score: the function: of the task's format, the item and its responses; returns an `Outcome`.
-        name: of the protocol; ``None`` takes the function's name.
+        score: the function; it takes the task's format, the item and its responses, and returns an `Outcome`.
+        name: the protocol's name; ``None`` takes the function's name.
         form: the key of `Task.formats` whose prompts are used; ``None`` takes the protocol's name.
         measure: the record column that resolves small effects best.
-        ask: makes one prompt's request, see `Protocol`; ``None`` takes log-likelihoods of options, or a generation, as
-            the format says.
+        ask: makes one prompt's request, see `Protocol`; ``None`` requests log-likelihoods of options or a generation,
+            depending on the format.
 
     Raises:
-        UserError: the name is taken, or isn't made of letters, digits, _ and -; an unknown measure.
+        UserError: the name is taken or contains characters other than letters, digits, _ and -; an unknown measure.
 
     Examples:
         >>> from dataclasses import replace
@@ -118,7 +118,7 @@ def register_protocol(
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of that name.
+    """The protocol called `name`.
 
     Raises:
         UserError: there is none.
@@ -127,16 +127,16 @@ def protocol_named(name: str) -> Protocol:
 
 
 def protocol_names() -> tuple[str, ...]:
-    """All protocols, those of the package first."""
+    """Names of all protocols, built-in ones first."""
     return _PROTOCOLS.names()
 
 
 def protocols_of(task: Task) -> list[str]:
-    """Names of the protocols under which `task` can be asked."""
+    """Names of the protocols that `task` supports."""
     return [protocol.name for protocol in _PROTOCOLS.rows() if protocol.form in task.formats]
 
 
-# Torch and transformers take seconds to import, and the names of protocols need neither.
+# torch and transformers take seconds to import, and protocol names need neither.
 def _ask(model: HookedModel, encode: Encoder, fmt: PromptFormat, prompt: Prompt, where: str) -> tuple[Request, int]:
     from lensprune.protocols.encoding import ask_prompt
 
@@ -150,8 +150,8 @@ def _score(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outc
 
 
 for _name, _measure, _summary in (
-    ("default", "logprob_margin", "the options are shown, and the likelihood of each one's letter is taken"),
-    ("continuation", "logprob_margin", "the options are not shown, and the likelihood of each one's text is taken"),
-    ("generate", "correct", "decoding until a stop, then the answer is extracted"),
+    ("default", "logprob_margin", "options are shown, and the likelihood of each option's letter is scored"),
+    ("continuation", "logprob_margin", "options are not shown, and the likelihood of each option's text is scored"),
+    ("generate", "correct", "an answer is generated up to a stop, then extracted from the text"),
 ):
     _PROTOCOLS.add(_name, Protocol(_name, _summary, _name, _measure, _ask, _score), Protocol)  # type: ignore[arg-type]

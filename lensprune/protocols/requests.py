@@ -1,4 +1,4 @@
-"""What a protocol asks of a model, and what an executor answers: token ids in, numbers or text out."""
+"""Requests that a protocol sends to a model, and an executor's responses: token ids in, numbers or text out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GenerationConfigUse = Literal["model", "none"]
 class LoglikelihoodRequest:
     """Sum of log-probabilities of `continuation_ids` after `context_ids` (both non-empty, already truncated).
 
-    `item`: id of the item that asks this, for hooks of the user's own; no part of what is asked.
+    `item`: id of the request's item, for custom hooks; it does not affect the response otherwise.
     """
 
     context_ids: tuple[int, ...]
@@ -39,15 +39,15 @@ class LoglikelihoodRequest:
 
     @property
     def input_ids(self) -> tuple[int, ...]:
-        """What the model reads: nothing is predicted from the last token."""
+        """The token ids fed to the model; the last token is left out, since nothing is predicted from it."""
         return (self.context_ids + self.continuation_ids)[:-1]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: the random number of a token depends on `seed`, the item, `sample` and the position alone.
+    """How tokens are sampled: a token's random number depends only on `seed`, the item, `sample` and the position.
 
-    `temperature` > 0; `top_p` in (0, 1], 1 for all; `top_k` tokens, 0 for all; `sample` counts repeats of one item.
+    `temperature` > 0; `top_p` in (0, 1], 1 for all; `top_k` tokens, 0 for all; `sample` numbers the repeats of an item.
     """
 
     temperature: float
@@ -59,8 +59,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ForcedEnd:
-    """An end that is forced on a stretch of text: once `after` tokens were generated without `marker_ids` among them,
-    `forced_ids` follow, whatever the model would have chosen, and generation goes on."""
+    """A forced end to a stretch of text: once `after` tokens have been generated without `marker_ids` among them,
+    `forced_ids` are inserted instead of the model's choice, and generation continues."""
 
     after: int
     marker_ids: tuple[int, ...]
@@ -74,7 +74,7 @@ class ForcedEnd:
             )
 
     def forced_at(self, token_ids: Sequence[int]) -> int | None:
-        """Where `forced_ids` begin among the tokens of a generation; ``None`` where nothing was forced."""
+        """Index at which `forced_ids` begin among a generation's tokens; ``None`` if nothing was forced."""
         size = len(self.marker_ids)
         free = tuple(token_ids[: self.after])
         marked = any(free[i : i + size] == self.marker_ids for i in range(len(free) - size + 1))
@@ -83,9 +83,9 @@ class ForcedEnd:
 
 @dataclass(frozen=True)
 class Thinking:
-    """Where the thinking of a generated text is: between `start_ids` (or from its first token on, where the prompt has
-    `opened` it) and the last `end_ids`, in front of which `joint_ids` may stand. What follows is the answer; stop
-    strings end it, and never the thinking."""
+    """Where a generated text's thinking is: between `start_ids` (or its first token, if the prompt has `opened` it) and
+    the last `end_ids`, which `joint_ids` may precede. The rest is the answer; stop strings end it, never the
+    thinking."""
 
     start_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
@@ -97,9 +97,9 @@ class Thinking:
 class GenerateRequest:
     """Generation after `context_ids` until one of the strings `until`, EOS, or `max_new_tokens`.
 
-    Greedy without `sampling`. `thinking`: what is told apart from the answer. `forced_end`: a thinking budget. `item`:
-    as in `LoglikelihoodRequest`; the random numbers of `sampling` depend on it too. `generation_config`: whether the
-    penalties, suppressed tokens and end tokens of the model's generation config count.
+    Greedy without `sampling`. `thinking`: how to separate thinking from the answer. `forced_end`: a thinking budget.
+    `item`: as in `LoglikelihoodRequest`; the random numbers of `sampling` depend on it too. `generation_config`:
+    ``model`` to apply the penalties, suppressed tokens and end tokens of the model's generation config.
 
     Raises:
         UserError: no token is left for an answer after a forced end.
@@ -138,9 +138,8 @@ class GenerateResponse:
     """`text`: the answer, decoded without special tokens and cut before the first stop string; `token_ids`: all new
     tokens, the stop string's or EOS included.
 
-    Where the request says where thinking is, `thinking` is that text without its markers, of `n_thinking_tokens`
-    tokens, and not `thinking_ended` says that it never ended, so that there is no answer. Elsewhere `thinking` is
-    ``None``.
+    If the request has a `Thinking`, `thinking` is that text without its markers, `n_thinking_tokens` long, and
+    `thinking_ended` is false if it never ended, in which case there is no answer. Otherwise `thinking` is ``None``.
     """
 
     text: str

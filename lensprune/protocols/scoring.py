@@ -1,4 +1,4 @@
-"""From a model's responses back to one outcome an item, with lm-eval 0.4.13's metrics."""
+"""Score a model's responses into one outcome per item, with lm-eval 0.4.13's metrics."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ LIKELIHOOD_METRICS = ("acc", "acc_norm", "acc_bytes")
 
 
 def score_answer(fmt: PromptFormat, item: Item, responses: Sequence[Response]) -> Outcome:
-    """Score one item as its format says: `score_choices` or `score_generation`.
+    """Score one item by its format: `score_choices` or `score_generation`.
 
     Raises:
-        LensPruneError: the number or the kind of the responses is not what the format asks for.
+        LensPruneError: the number or kind of the responses does not match the format.
     """
     if isinstance(fmt, MultipleChoiceFormat):
         likelihoods = [r for r in responses if isinstance(r, LoglikelihoodResponse)]
         if len(likelihoods) != len(responses):
-            raise LensPruneError(f"item {item.id}: a generation came back where a log-likelihood was asked")
+            raise LensPruneError(f"item {item.id}: a generation was returned for a log-likelihood request")
         return score_choices(fmt, item, likelihoods)
     if len(responses) != 1 or not isinstance(responses[0], GenerateResponse):
-        raise LensPruneError(f"item {item.id}: a log-likelihood came back where a generation was asked")
+        raise LensPruneError(f"item {item.id}: a log-likelihood was returned for a generation request")
     return score_generation(fmt, item, responses[0])
 
 
 def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[LoglikelihoodResponse]) -> Outcome:
     """Score the options of one item (``ConfigurableTask.process_results``, ``multiple_choice``).
 
-    ``acc`` takes the highest summed log-probability, ``acc_norm`` divides by the option's length in characters,
+    ``acc`` chooses the highest summed log-probability; ``acc_norm`` divides it by the option's length in characters,
     ``acc_bytes`` by its length in bytes; ties go to the lowest index. `logprob_margin` is gold minus best other of the
-    plain sums, whichever metric decides `correct`. A log-probability that is not finite makes every metric 0 and the
-    failure ``non_finite``.
+    plain sums, whichever metric decides `correct`. If a log-probability is not finite, every metric is 0 and the
+    failure is ``non_finite``.
     """
     choices = list(fmt.choices(item.doc))
     gold = fmt.gold(item.doc)
     if not 0 <= gold < len(choices):
-        raise UserError(f"item {item.id}: the right option has index {gold}, and there are {len(choices)} options")
+        raise UserError(f"item {item.id}: the right option has index {gold}, but there are only {len(choices)} options")
     logprobs = np.array([response.logprob for response in responses])
     shown = _without_shared_start(choices) if fmt.per_choice_context else [choice.strip() for choice in choices]
     n_tokens = sum(response.n_tokens for response in responses)
@@ -82,7 +82,7 @@ def score_choices(fmt: MultipleChoiceFormat, item: Item, responses: Sequence[Log
 
 
 def _without_shared_start(contexts: Sequence[str]) -> list[str]:
-    """What tells the contexts apart, from the first differing word on (winogrande's options)."""
+    """The contexts from their first differing word on (winogrande's options)."""
     words = [context.split(" ") for context in contexts]
     shared = 0
     while all(len(text) > shared + 1 and text[shared] == words[0][shared] for text in words):
@@ -103,12 +103,12 @@ def score_generation(fmt: GenerationFormat, item: Item, response: GenerateRespon
     """Score one generated answer: each filter gives one metric ``exact_match,<filter name>``, and, where the format
     compares values, ``equal,<filter name>``; the format's `measures` add theirs.
 
-    The failure is the first that holds of: ``non_finite`` (a logit was NaN or infinite), ``cut_off`` (thinking began
-    and never ended, so there is no answer, and every metric is 0; lm-eval reads the thinking as one then), ``none``
-    (the primary metric is 1), ``degenerate`` (`lensprune.protocols.degenerate`), ``cut_off`` or ``no_answer`` (the
-    primary filter finds nothing, or nothing that the format's `is_answer` accepts, in a text that ran out of new tokens
-    or in one that ended), ``wrong_answer``. So a right answer is right even in a text that repeats itself, and
-    repetition is a breakdown even where the filter happens to find a wrong answer in it.
+    The failure is the first of these that applies: ``non_finite`` (a logit was NaN or infinite), ``cut_off`` (thinking
+    began and never ended, so there is no answer and every metric is 0; lm-eval would read the thinking as the answer),
+    ``none`` (the primary metric is 1), ``degenerate`` (`lensprune.protocols.degenerate`), ``cut_off`` or ``no_answer``
+    (the primary filter extracts nothing, or nothing that the format's `is_answer` accepts, from a text that ran out of
+    new tokens or from one that ended), ``wrong_answer``. So a right answer counts even in a text that repeats itself,
+    and repetition counts as degenerate even if the filter extracts a wrong answer from it.
     """
     target = fmt.target(item.doc)
     finite = response.stop_reason != "non_finite"

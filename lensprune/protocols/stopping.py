@@ -1,4 +1,4 @@
-"""When a generated row ends, and which text it leaves: lm-eval's rules, one token at a time."""
+"""When a generated row ends, and what its text is: lm-eval's rules, one token at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["StopMatcher", "cut_at_stops", "generated_text", "read_generation", "
 
 
 def with_eos_string(tokenizer: PreTrainedTokenizerBase, until: Sequence[str]) -> tuple[str, ...]:
-    """Append the tokenizer's EOS in letters to the stop strings, as lm-eval's ``handle_stop_sequences`` does."""
+    """Append the tokenizer's EOS string to the stop strings, as lm-eval's ``handle_stop_sequences`` does."""
     eos_id = tokenizer.eos_token_id
     if not isinstance(eos_id, int):
         return tuple(until)
@@ -22,7 +22,7 @@ def with_eos_string(tokenizer: PreTrainedTokenizerBase, until: Sequence[str]) ->
 
 
 def cut_at_stops(text: str, stops: Sequence[str]) -> str:
-    """Keep what stands before the first occurrence of each stop string, one after the other in the order given."""
+    """Cut `text` before the first occurrence of each stop string, applied in the order given."""
     for stop in stops:
         text = text.split(stop, maxsplit=1)[0]
     return text
@@ -31,11 +31,11 @@ def cut_at_stops(text: str, stops: Sequence[str]) -> str:
 def read_generation(
     tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, ids: Sequence[int], reason: StopReason
 ) -> GenerateResponse:
-    """What the new tokens `ids` of `request` say, as lm-eval 0.4.13 reads them.
+    """Make the response for the new tokens `ids` of `request`, as lm-eval 0.4.13 reads them.
 
-    With thinking, the answer is what follows its last end marker, without leading white space (lm-eval's
-    ``think_end_token``), and is cut at the first stop string after that. Where thinking has begun and never ended there
-    is no answer; lm-eval takes the thinking for one then.
+    With thinking, the answer is what follows the last end marker, without leading white space (lm-eval's
+    ``think_end_token``), and is cut at the first stop string after it. If thinking began and never ended, there is no
+    answer; lm-eval would take the thinking as the answer.
     """
     if request.thinking is None:
         return GenerateResponse(generated_text(tokenizer, request, ids), tuple(ids), reason)
@@ -54,9 +54,9 @@ def read_generation(
 
 
 def generated_text(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, token_ids: Sequence[int]) -> str:
-    """The text that `token_ids` leave as an answer to `request`: without special tokens, cut before a stop string.
+    """Decode `token_ids` as an answer to `request`: without special tokens, cut before a stop string.
 
-    Tokens that were forced, and those before them, are never cut.
+    Forced tokens, and those before them, are never cut.
     """
     end, ids = request.forced_end, list(token_ids)
     place = None if end is None else end.forced_at(ids)
@@ -68,11 +68,11 @@ def generated_text(tokenizer: PreTrainedTokenizerBase, request: GenerateRequest,
 def _split(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], begin: int, *, skip_special_tokens: bool
 ) -> tuple[str, str]:
-    """The text of the first `begin` of `ids`, and that of the others."""
+    """The text of the first `begin` of `ids`, and the text of the rest."""
     whole = str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
     if begin <= 0:
         return "", whole
-    # The others are not decoded by themselves: some decoders drop a space in front.
+    # The rest is not decoded separately: some decoders drop a leading space.
     head = str(tokenizer.decode(list(ids[:begin]), skip_special_tokens=skip_special_tokens))
     return head, whole[len(head) :]
 
@@ -98,22 +98,22 @@ def _parted(thinking: Thinking, ids: list[int]) -> tuple[list[int], list[int], b
 
 
 class StopMatcher:
-    """Follows one generated row and says when it is finished.
+    """Tracks one generated row and decides when it is finished.
 
-    A row ends with a token of `eos_ids`, or as soon as a stop string can be read in the decoded text, wherever its
-    letters lie between tokens. Only the new tokens are looked at, never the prompt. The text equals what lm-eval
-    0.4.13 returns for the same tokens when it generates the row by itself (batch size 1): special tokens left
-    out, cut at the first stop string, the tokenizer's own EOS counted among the stop strings.
+    A row ends with a token of `eos_ids`, or as soon as a stop string occurs in the decoded text, however it is split
+    into tokens. Only new tokens are searched, never the prompt. The text equals what lm-eval 0.4.13 returns for the
+    same tokens when it generates the row alone (batch size 1): special tokens are left out, the text is cut at the
+    first stop string, and the tokenizer's EOS is one of the stop strings.
 
-    With `thinking`, a stop string ends the answer alone: it is looked for outside the markers, from the first letter
-    on that is not white space. lm-eval ends a row at a stop string in its thinking too, such as a blank line, and has
-    no answer then.
+    With `thinking`, stop strings end only the answer: they are searched for outside the markers, from the first
+    character that is not white space. lm-eval also ends a row at a stop string within its thinking, such as a blank
+    line, and then has no answer.
 
     Args:
         tokenizer: the model's original tokenizer.
         until: stop strings, in lm-eval's order.
-        eos_ids: ids that end a row (the generation config's, and the tokenizer's).
-        thinking: where thinking is; ``None`` without any.
+        eos_ids: ids that end a row (the generation config's and the tokenizer's).
+        thinking: where the thinking is; ``None`` without thinking.
 
     Raises:
         UserError: a stop string is empty; it would end every row after one token.
@@ -133,13 +133,13 @@ class StopMatcher:
         self._request = GenerateRequest((), tuple(until), 0, thinking=thinking)
         self._eos_ids = frozenset(eos_ids)
         self._ids: list[int] = []
-        # No stop string begins before this token.
+        # No stop string starts before this token.
         self._begin = 0
-        # A token spells at least one byte, so a stop string ending in the last token starts within this many tokens.
+        # A token has at least one byte, so a stop string ending in the last token starts within this many tokens.
         # The margin keeps it clear of the window's first token, whose leading space some decoders drop.
         self._window = 4 + max((len(stop.encode()) for stop in self._stops), default=0)
         self._thinks = thinking is not None and thinking.opened
-        # Whether the answer has a letter yet.
+        # Whether the answer has a character other than white space yet.
         self._begun = thinking is None
 
     def push(self, token_id: int) -> StopReason | None:
@@ -162,7 +162,7 @@ class StopMatcher:
         return "stop_string" if any(stop in tail for stop in self._stops) else None
 
     def _stops_after_thinking(self) -> bool:
-        """Whether a stop string stands in the answer, from its first letter on."""
+        """Whether the answer contains a stop string, ignoring leading white space."""
         first = max(self._begin, len(self._ids) - self._window)
         tail = str(self._tokenizer.decode(self._ids[first:], skip_special_tokens=False))
         if first == self._begin:
@@ -173,7 +173,7 @@ class StopMatcher:
         return any(stop in tail for stop in self._stops)
 
     def force(self, token_id: int) -> None:
-        """Add a token that ends nothing, neither by itself nor as part of a stop string."""
+        """Add a token that doesn't end the row, neither by itself nor as part of a stop string."""
         self._ids.append(token_id)
         if not self._is_thinking():
             self._begin = len(self._ids)
@@ -183,7 +183,7 @@ class StopMatcher:
         return self._ids[-len(token_ids) :] == list(token_ids)
 
     def _is_thinking(self) -> bool:
-        """Whether the last token belongs to thinking or is a marker's."""
+        """Whether the last token belongs to the thinking or to a marker."""
         thinking = self._request.thinking
         if thinking is None:
             return False
@@ -203,11 +203,11 @@ class StopMatcher:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """All tokens so far, those of the stop string and EOS included."""
+        """All tokens so far, including those of the stop string and EOS."""
         return tuple(self._ids)
 
     def response(self, reason: StopReason) -> GenerateResponse:
-        """The row as it stands, which ended for `reason`; see `read_generation`."""
+        """The response for a row that ended for `reason`; see `read_generation`."""
         if self._request.thinking is not None:
             return read_generation(self._tokenizer, self._request, self._ids, reason)
         kept, rest = _split(self._tokenizer, self._ids, self._begin, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""Thinking before an answer: the tokens that mark it, and the template argument that switches it."""
+"""Thinking before an answer: the tokens that mark it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ KNOWN_MARKERS: tuple[tuple[str, str, str], ...] = (
     ("<|START_THINKING|>", "<|END_THINKING|>", ""),
     ("<seed:think>", "</seed:think>", ""),
 )
-"""Start and end of thinking, and what stands in front of an end that is forced: of Qwen3 and DeepSeek-R1, gpt-oss,
+"""Start and end markers of thinking, and the text inserted before a forced end: Qwen3 and DeepSeek-R1, gpt-oss,
 Magistral, Command A and Seed-OSS."""
 
 
 @dataclass(frozen=True)
 class ThinkingMarkers:
-    """The texts that mark thinking, and their token ids; `forced_ids` are those of an end that a budget forces."""
+    """The texts that mark thinking, and their token ids; `forced_ids` are inserted when a budget forces an end."""
 
     start: str
     end: str
@@ -37,23 +37,22 @@ class ThinkingMarkers:
         return context.rstrip().endswith(self.start)
 
     def in_answer_to(self, context: str) -> Thinking:
-        """What a request says of the thinking in its answer."""
+        """The `Thinking` of a request with the prompt `context`."""
         joint = self.forced_ids[: -len(self.end_ids)]
         return Thinking(self.start_ids, self.end_ids, joint, self.opened_by(context))
 
     def forced_after(self, budget: int) -> ForcedEnd:
-        """The end that is forced after `budget` tokens."""
+        """The forced end of thinking after `budget` tokens."""
         return ForcedEnd(budget, self.end_ids, self.forced_ids)
 
 
 def markers_of(
     tokenizer: PreTrainedTokenizerBase, model_name: str, given: tuple[str, str] | None = None
 ) -> ThinkingMarkers | None:
-    """The markers `given`, or else the first of `KNOWN_MARKERS` that the tokenizer has; ``None`` if it has none of
-    these.
+    """The `given` markers, or the first of `KNOWN_MARKERS` that the tokenizer has; ``None`` if it has none of these.
 
     Raises:
-        UserError: a marker that is given is not made of the tokenizer's own tokens, or both are the same.
+        UserError: a given marker does not consist of the tokenizer's added tokens, or both are the same.
     """
     if given is None:
         known = (_markers(tokenizer, *row) for row in KNOWN_MARKERS)
@@ -76,8 +75,8 @@ def _markers(tokenizer: PreTrainedTokenizerBase, start: str, end: str, before_fo
 
 
 def _marker_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...] | None:
-    """The ids of `text`, if it is one token, or begins and ends with added tokens; else ``None``: its letters could be
-    split in other ways between their neighbours."""
+    """The ids of `text` if it is one token, or begins and ends with added tokens; else ``None``, since it could be
+    tokenized differently next to other text."""
     ids = tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
     if not ids or tokenizer.unk_token_id in ids:
         return None

@@ -1,4 +1,4 @@
-"""What several samples of one item say together."""
+"""Metrics over several samples of one item."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["with_votes"]
 
 
 def with_votes(fmt: PromptFormat, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes of one item's samples, in order, each with two metrics of all of them.
+    """Add two metrics over all samples of one item to each of its outcomes.
 
-    ``pass@1``: the share of right samples. ``maj@k`` (k samples): whether the answer is right that most samples give,
-    the earliest of several such; answers are the same where the task's comparison matches them, or where they are equal
-    numbers if equality decides, and samples without an answer don't vote.
+    ``pass@1``: the share of right samples. ``maj@k`` (k samples): whether the most common answer is right (ties go to
+    the earliest). Answers are the same if the task's comparison matches them, or if they are equal numbers where
+    equality decides; samples without an answer don't vote.
     """
     metrics = {
         "pass@1": sum(outcome.correct for outcome in outcomes) / len(outcomes),

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 
+from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.decisions import decisions, next_block
+from lensprune.analysis.stopping import Stopping
 from lensprune.engine.base import Executor
 from lensprune.runs.answers import AnswerLog
+from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.sweeps.cells import CellProgress, measure_cells
 from lensprune.sweeps.prepare import Condition, SweepJob
 
-__all__ = ["measure_block"]
+__all__ = ["block_requests", "blocks_left", "decided_so_far", "measure_block", "say_progress"]
 
 
 def measure_block(
     job: SweepJob,
     condition: Condition,
     block: int,
-    names: list[str],
+    names: Sequence[str],
     executor: Executor,
     progress: CellProgress,
     log: AnswerLog | None = None,
@@ -33,3 +39,46 @@ def measure_block(
     variants = [variant for variant in job.variants if variant.name in names]
     for key, table in measure_cells(job, part, variants, executor, progress, log):
         yield key._replace(block=block), table
+
+
+def block_requests(condition: Condition, stopping: Stopping | None) -> tuple[int, ...]:
+    """Requests in each block of the items; without a way to stop all items are one."""
+    if stopping is None:
+        return (len(condition.requests),)
+    return tuple(sum(len(item.requests) for item in condition.items[a:b]) for a, b in pairwise((0, *stopping.items)))
+
+
+Work = Callable[[tuple[str, str], str, int], float]
+"""Of so many requests of one (task, protocol) under a variant."""
+
+
+def blocks_left(outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], work: Work) -> float:
+    """The work that is left if no further variant is decided before the last look.
+
+    Args:
+        requests: `block_requests` of each (task, protocol).
+    """
+    left = 0.0
+    for cell in outcomes.cells:
+        if (own := next_block(outcomes, *cell)) is not None:
+            sizes = requests[cell]
+            later = sum(sizes[own.block + 1 :])
+            left += sum(work(cell, name, sizes[own.block]) for name in own.lack)
+            left += sum(work(cell, name, later) for name in (CLEAN.name, *own.undecided))
+    return left
+
+
+def decided_so_far(outcomes: Outcomes) -> str:
+    """How many variants are decided, in words."""
+    found = decisions(outcomes)
+    return f"{found['decided'].sum()} of {found['variants'].sum()} variants decided"
+
+
+def say_progress(bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], doing: str) -> None:
+    """Let a bar of rows say what is done now and how many variants are decided.
+
+    Args:
+        requests: `block_requests` of each (task, protocol).
+    """
+    bar.total = bar.n + blocks_left(outcomes, requests, lambda cell, name, rows: rows)
+    bar.set_description(f"{doing}, {decided_so_far(outcomes)}")

@@ -19,6 +19,7 @@ from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
 from lensprune.costs.unshared import unshared_cost
 from lensprune.engine.base import Executor
 from lensprune.engine.registry import executor_info
+from lensprune.models.loading_memory import loading_bytes
 from lensprune.output.quantities import duration, quantity
 from lensprune.sweeps.prepare import Condition, SweepJob
 
@@ -45,14 +46,6 @@ class Forecast:
     def work(self, cell: tuple[str, str], variant: str, rows: int) -> float:
         """Seconds of `rows` requests of one cell."""
         return rows * self.row_seconds[cell][variant]
-
-    def of(self, work: Work) -> float:
-        """Seconds of some conditions' variants."""
-        return sum(
-            self.work((condition.task.task.name, str(condition.protocol)), variant.name, len(condition.requests))
-            for condition, variants in work
-            for variant in variants
-        )
 
     def remember(self, cell: tuple[str, str], work: float, taken: float, history: SpeedHistory) -> None:
         """Keep how long `work` seconds of one (task, protocol) took."""
@@ -99,6 +92,7 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
         bytes_a_number=number.itemsize,
         budget=budget,
         on_cpu=facts.device.startswith("cpu"),
+        loading=0 if job.spec.execution.model is None else loading_bytes(job.spec.execution.model, number),
     )
     return Forecast(row_seconds, corrections, seconds, memory.total)
 

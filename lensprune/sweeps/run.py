@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
+from lensprune.ablation.variants import Variant, VariantsLike
 from lensprune.analysis.decisions import decided, next_block
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.power import power_line
@@ -26,9 +26,9 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.runs.variant_json import variant_from_json
-from lensprune.sweeps.blocks import measure_block
+from lensprune.sweeps.blocks import block_requests, blocks_left, decided_so_far, measure_block
 from lensprune.sweeps.cells import CellProgress, measure_cells
-from lensprune.sweeps.forecast import Forecast, Spent, Work, forecast, memory_used, planned_and_taken
+from lensprune.sweeps.forecast import Forecast, Spent, forecast, memory_used, planned_and_taken
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
@@ -154,7 +154,8 @@ def sweep(
             (`lensprune.engine.gradient_rules`).
         lost_more_than: which variants lose more accuracy than this? Each is measured on blocks of items until it is
             named, with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
-        looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`.
+        looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`; ``any``: e-values, whose
+            verdicts hold whenever the sweep is stopped, for more items.
         q: false discovery rate of what is named.
         until_width: each variant is measured on blocks of items until its 95% interval is no wider than this.
         keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
@@ -244,24 +245,28 @@ def _missing(condition: Condition, variants: Sequence[Variant], finished: set[Ce
 
 def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool) -> Spent | None:
     """Measure what is missing; what it took, where `progress` is shown and anything was missing."""
-    finished = store.finished()
-    work = [(condition, _missing(condition, job.variants, finished)) for condition in job.conditions]
+    finished, stops = store.finished(), job.options.stopping is not None
+    # Of a sweep that stops early any variant may lack a later block.
+    work = [(c, job.variants if stops else _missing(c, job.variants, finished)) for c in job.conditions]
     history = SpeedHistory.of_machine()
     foreseen = forecast(job, executor, work, history) if progress else None
     began = time.perf_counter()
     with work_bar(0.0 if foreseen is None else foreseen.seconds, shown=progress) as bar:
-        for i, (condition, variants) in enumerate(work):
+        for condition, variants in work:
             cell, of_cell = (condition.task.task.name, str(condition.protocol)), time.perf_counter()
-            before, advance = bar.finished, _advance(bar, foreseen, cell)
-            if job.options.stopping is not None:
-                _execute_blocks(job, executor, store, bar, condition, advance, foreseen, work[i + 1 :])
+            before = bar.finished
+            if stops:
+                _execute_blocks(job, executor, store, bar, condition, foreseen)
             elif variants:
                 bar.stage(f"{cell[0]} {cell[1]}")
                 with store.answer_log(*cell) as log:
+                    advance = _advance(bar, foreseen, cell)
                     for key, table in measure_cells(job, condition, variants, executor, advance, log):
                         store.write(key, table)
             if foreseen is not None:
                 foreseen.remember(cell, bar.finished - before, time.perf_counter() - of_cell, history)
+        if stops:
+            bar.set_left(0.0)
         if foreseen is None or not bar.finished:
             return None
         seconds, used = time.perf_counter() - began, memory_used(job.model.facts.device)
@@ -284,26 +289,20 @@ def _execute_blocks(
     store: CellStore,
     bar: WorkBar,
     condition: Condition,
-    advance: CellProgress,
     foreseen: Forecast | None,
-    later: Work,
 ) -> None:
-    """Measure one (task, protocol) block by block; `later`: what comes after it."""
-    outcomes, cell = Outcomes(job.spec, store), (condition.task.task.name, str(condition.protocol))
-    stops = () if job.options.stopping is None else (0, *job.options.stopping.items)
+    """Measure one (task, protocol), block by block."""
+    outcomes, stopping = Outcomes(job.spec, store), job.options.stopping
+    requests = {(c.task.task.name, str(c.protocol)): block_requests(c, stopping) for c in job.conditions}
+    cell = (condition.task.task.name, str(condition.protocol))
+    advance = _advance(bar, foreseen, cell)
     while (found := next_block(outcomes, *cell)) is not None:
-        block, names = found
-        going = sum(name != CLEAN.name for name in names)
-        bar.stage(f"{cell[0]} {cell[1]}: block {block + 1}, {going} of {len(job.variants) - 1} undecided")
+        bar.stage(f"{cell[0]} {cell[1]}, block {found.block + 1}, {decided_so_far(outcomes)}")
         if foreseen is not None:
-            # As if none of those that are undecided stopped any more.
-            rows = sum(len(item.requests) for item in condition.items[stops[block] :])
-            bar.set_left(sum(foreseen.work(cell, name, rows) for name in names) + foreseen.of(later))
-        with store.answer_log(*cell, block) as log:
-            for key, table in measure_block(job, condition, block, names, executor, advance, log):
+            bar.set_left(blocks_left(outcomes, requests, foreseen.work))
+        with store.answer_log(*cell, found.block) as log:
+            for key, table in measure_block(job, condition, found.block, found.lack, executor, advance, log):
                 store.write(key, table)
-    if foreseen is not None:
-        bar.set_left(foreseen.of(later))
 
 
 def resume(

@@ -35,12 +35,12 @@ def _task(name: str, config: str, summary: str) -> Task:
 def arc_easy() -> Task:
     """lm-eval's ``arc_easy`` under ``continuation`` (acc_norm decides).
 
-    ``default`` and ``generate`` show the question with lettered options, in MMLU's form, whatever the row's labels.
+    ``default`` and ``generate`` show the question with options lettered in MMLU's form, whatever the row's labels.
     """
-    return _task("arc_easy", "ARC-Easy", "science exam questions that simple methods answer")
+    return _task("arc_easy", "ARC-Easy", "science exam questions that simple methods can answer")
 
 
 @register_task
 def arc_challenge() -> Task:
     """lm-eval's ``arc_challenge`` under ``continuation`` (acc_norm decides); otherwise as `arc_easy`."""
-    return _task("arc_challenge", "ARC-Challenge", "science exam questions that simple methods miss")
+    return _task("arc_challenge", "ARC-Challenge", "science exam questions that simple methods get wrong")

@@ -1,4 +1,4 @@
-"""What a task is: items, few-shot examples, and one prompt format for each protocol."""
+"""Tasks: items, few-shot examples, and one prompt format per protocol."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
 
 Doc = Mapping[str, Any]
 ProtocolName = str
-"""A key of `Task.formats`: ``default``, ``continuation``, ``generate``, or the form of a protocol of the user's own."""
+"""A key of `Task.formats`: ``default``, ``continuation``, ``generate``, or the form of a registered protocol."""
 FewshotSampler = Literal["random", "first_n"]
 TASK_KINDS = ("knowledge", "retrieval", "reasoning")
-"""What a task tests, as far as claims about tasks go."""
+"""What a task tests; claims about a kind of task count these tasks."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MultipleChoiceFormat:
     `context` is ``doc_to_text``, `choices` ``doc_to_choice``, `gold` the index of the right choice. With
     `per_choice_context` (winogrande) `choices` gives one context per option and `continuation` the shared text.
     `primary_metric` decides `correct`: ``acc`` (argmax of summed log-probabilities, ties to the lowest index),
-    ``acc_norm`` (divided by the choice's length in characters) or ``acc_bytes`` (in bytes). `example`, where given, is
+    ``acc_norm`` (divided by the choice's length in characters) or ``acc_bytes`` (in bytes). `example`, if given, is
     the format of the few-shot examples.
     """
 
@@ -85,17 +85,16 @@ class GenerationFormat:
     """A prompt that is answered by generation: greedy, unless `temperature` is above 0.
 
     `target` is the few-shot answer text (``doc_to_target``) and the reference that `matches` compares with; several
-    right answers are an `AnyOf`. `example`, where given, is the format of the few-shot examples. `measures` are more
+    right answers are an `AnyOf`. `example`, if given, is the format of the few-shot examples. `measures` are further
     metrics by name, functions of the whole text and the row; they never decide `correct`.
-    `filters` are tried separately, each giving one metric ``exact_match,<filter name>``; the first one
-    whose name is `primary_filter` decides `correct`. `own_filters` are more of them, which lm-eval's task does not
-    have. With `equals(prediction, doc)`, which compares values instead of spellings, each filter gives
-    ``equal,<filter name>`` too; `primary_match` says which of the two decides. `matches(prediction, target)` is
-    lm-eval's exact_match with the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g.
-    ``"18"``).
-    `is_answer(prediction)` tells an answer, right or wrong, from a text that holds none (a letter task's
-    "I think"); it names the failure and never changes a metric. `samples` texts are sampled of each item; ``None`` for
-    `top_p` and `top_k` leaves them to the model's generation config.
+    `filters` are applied separately, each giving one metric ``exact_match,<filter name>``; the first one whose name is
+    `primary_filter` decides `correct`. `own_filters` are further filters that lm-eval's task lacks. With
+    `equals(prediction, doc)`, which compares values instead of spellings, each filter also gives
+    ``equal,<filter name>``; `primary_match` says which of the two decides. `matches(prediction, target)` is lm-eval's
+    exact_match with the task's normalisation. `display_gold(doc)` is the answer shown in records (e.g. ``"18"``).
+    `is_answer(prediction)` distinguishes an answer, right or wrong, from a text without one (a letter task's
+    "I think"); it decides the failure's name and never changes a metric. `samples` texts are sampled per item; ``None``
+    for `top_p` and `top_k` leaves them to the model's generation config.
     """
 
     context: Callable[[Doc], str]
@@ -122,7 +121,7 @@ class GenerationFormat:
 
     @property
     def extracted_metrics(self) -> list[str]:
-        """Names of the metrics that compare what a filter extracts; any of them can decide `correct`."""
+        """Names of the metrics that compare a filter's result; any of them can decide `correct`."""
         matches = ("exact_match",) if self.equals is None else ("exact_match", "equal")
         return [f"{match},{one.name}" for match in matches for one in (*self.filters, *self.own_filters)]
 
@@ -132,8 +131,8 @@ PromptFormat = MultipleChoiceFormat | GenerationFormat
 
 @dataclass(frozen=True)
 class RowRequest:
-    """What a task is asked to load. `shots` is 0 where no few-shot pool is needed; `limit` is advice for
-    tasks that generate their rows (the loader of tasks cuts the list anyway)."""
+    """What a task should load. `shots` is 0 if no few-shot pool is needed; `limit` is a hint for tasks that generate
+    their rows (the loader cuts the list anyway)."""
 
     data_dir: Path | None = None
     split: str | None = None
@@ -147,10 +146,10 @@ class Rows:
     """Rows of a task, in order, and where they came from.
 
     `fewshot_is_evaluated` marks a few-shot pool that is the evaluated split itself, so that an item never sees
-    its own answer. `parameters` are those that only the rows decide (they are added to the task's).
-    `random_order` says that the rows come in random order, as generated ones do, so that a limit takes the first ones
-    instead of drawing. `twins`, where given, has a label for each row: rows with the same one are near copies (they
-    share a passage, or differ in a word). Twins are drawn together; where the task has no clusters, they are its
+    its own answer. `parameters` are those that only the rows determine (they are added to the task's).
+    `random_order` means that the rows already come in random order, as generated ones do, so that a limit takes the
+    first ones instead of drawing. `twins`, if given, has one label per row: rows with the same label are near copies
+    (they share a passage, or differ in a word). Twins are drawn together; if the task has no clusters, twins are its
     clusters.
     """
 
@@ -165,20 +164,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: where its rows come from, how each protocol asks them, and its chance level.
+    """A benchmark: where its rows come from, how each protocol prompts them, and its chance level.
 
-    `chance(doc, form)` is the expected accuracy of an uninformed guess on one item that is asked in the form
-    `formats[form]` (0 for an open answer).
-    `load` turns a request into rows. `fixed_fewshot`, where given, is the few-shot pool whatever the rows are.
+    `chance(doc, form)` is the expected accuracy of an uninformed guess on one item in the form `formats[form]` (0 for
+    an open answer).
+    `load` turns a request into rows. `fixed_fewshot`, if given, is the few-shot pool for any rows.
 
-    `exclude_self`: draw one example more than asked and drop the item itself, even though the pool is another
-    split. That is what lm-eval does for tasks without a test split, and it changes which examples are drawn.
-    `by_cluster`: each cluster is a task of its own in lm-eval (MMLU's subjects), so `limit`, the few-shot pool
-    and the item's index count within the cluster.
-    `kind`: one of `TASK_KINDS`, or ``None``; claims about that kind count the task. `closed_book`: the task that asks
-    the same items without the supporting text, by its name without parameters: those of both are the same.
-    `lm_eval`: for each protocol in which lm-eval has this task, the name it has there; prompts are equal byte
-    for byte. MMLU's names hold ``{cluster}``.
+    `exclude_self`: draw one example more than requested and drop the item itself, even though the pool is another
+    split. lm-eval does so for tasks without a test split, and it changes which examples are drawn.
+    `by_cluster`: each cluster is a separate task in lm-eval (MMLU's subjects), so `limit`, the few-shot pool and the
+    item's index apply within the cluster.
+    `kind`: one of `TASK_KINDS`, or ``None``; claims about that kind count the task. `closed_book`: name of the task
+    with the same items but without the supporting text; given without parameters, since both tasks have the same ones.
+    `lm_eval`: for each protocol in which lm-eval has this task, its name there; prompts are equal byte for byte. MMLU's
+    names contain ``{cluster}``.
     """
 
     name: str

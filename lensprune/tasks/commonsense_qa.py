@@ -23,8 +23,8 @@ def _gold(doc: Doc) -> int:
 def commonsense_qa() -> Task:
     """lm-eval's ``commonsense_qa`` under ``default``: lettered options, the letter scored.
 
-    ``continuation`` scores the option's text after the same question without options (acc_norm decides), ``generate``
-    writes the letter.
+    ``continuation`` scores the option's text after the same question without options (acc_norm decides); under
+    ``generate`` the model writes the letter.
     """
     return Task(
         name="commonsense_qa",

@@ -1,4 +1,4 @@
-"""Wrong answers for open questions, so that they can be scored by likelihood; the same for the same question."""
+"""Wrong options for open questions, so that they can be scored by likelihood; a question always gets the same ones."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def seeded_by(text: str) -> Random:
-    """A random generator that depends on `text` alone (sha256), on every machine and in every version."""
+    """A random generator that depends only on `text` (sha256), the same on every machine and in every version."""
     return Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
 
 
 def parse_number(text: str) -> Decimal:
-    """The number that `text` is, without thousands separators, currency and per cent signs.
+    """Parse `text` as a number, ignoring thousands separators, currency and per cent signs.
 
     Raises:
-        ValueError: it is not one number.
+        ValueError: `text` is not a single number.
     """
     cleaned = text.replace(",", "").replace("$", "").replace("%", "").strip().rstrip(".")
     if not _NUMBER.fullmatch(cleaned):
@@ -36,10 +36,10 @@ def _written(number: Decimal) -> str:
 
 
 def number_options(question: str, gold: str, n: int = 4) -> tuple[list[str], int]:
-    """`n` distinct numbers, one of them `gold`, and its index; a pure function of `question` and `gold`.
+    """Make `n` distinct numbers that include `gold`, and its index; a pure function of `question` and `gold`.
 
-    Candidates are: the numbers that occur in the question, gold ± 1 and ± 10 (in units of gold's last decimal),
-    gold with two neighbouring digits swapped, and half and double of it. Those equal to gold, and negative ones
+    Candidates are: the numbers in the question, gold ± 1 and ± 10 (in units of gold's last decimal), gold with two
+    neighbouring digits swapped, and half and twice gold. Those equal to gold, and negative ones
     unless gold is negative, are dropped; a generator seeded by the question draws n − 1 of the rest (padded by
     gold + 2, + 3, … when there are fewer) and gold's place among them.
 
@@ -73,7 +73,7 @@ def number_options(question: str, gold: str, n: int = 4) -> tuple[list[str], int
 
 
 def shuffled_options(key: str, gold: str, others: Sequence[str], n: int = 4) -> tuple[list[str], int]:
-    """`gold` and up to n − 1 of `others`, drawn and ordered by a generator seeded by `key`; and gold's index."""
+    """`gold` and up to n − 1 of `others`, drawn and ordered by a generator seeded with `key`, and gold's index."""
     pool = list(dict.fromkeys(other for other in others if other != gold))
     random = seeded_by(key)
     return _placed(random.sample(pool, min(n - 1, len(pool))), gold, random)

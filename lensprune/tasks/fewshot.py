@@ -17,17 +17,17 @@ LM_EVAL_SEED = 1234
 class FewshotDraw:
     """A stream of few-shot examples over items in order (lm-eval's ``ContextSampler``).
 
-    The generator is never reset between items: the examples of an item depend on its place in the list, so items
-    must be asked for in lm-eval's order, from the first one. With `exclude_self`, one example more is drawn, the
-    item itself is dropped if it was drawn, and the list is cut to `shots`.
+    The generator is never reset between items: an item's examples depend on its place in the list, so items must be
+    requested in lm-eval's order, from the first one. With `exclude_self`, one more example is drawn, the item itself is
+    dropped if it was drawn, and the list is cut to `shots`.
 
     Args:
-        pool: few-shot documents in their order.
-        shots: examples an item.
+        pool: few-shot documents, in order.
+        shots: examples per item.
         sampler: ``random`` or ``first_n`` (the same first examples for all).
         exclude_self: drop the item itself from its examples.
         seed: seed of the generator.
-        where: what the pool is, for errors.
+        where: names the pool in errors.
 
     Raises:
         UserError: the pool is smaller than the number of examples to draw.
@@ -46,7 +46,7 @@ class FewshotDraw:
         drawn = shots + 1 if exclude_self and shots and sampler == "random" else shots
         if drawn > len(pool):
             reason = " (one more is drawn, in case the item itself is among them)" if drawn > shots else ""
-            raise UserError(f"{where}: {shots} shots need {drawn} few-shot examples{reason}, there are {len(pool)}")
+            raise UserError(f"{where}: {shots} shots need {drawn} few-shot examples{reason}, but there are {len(pool)}")
         self._pool = list(pool)
         self._shots = shots
         self._sampler = sampler
@@ -65,12 +65,12 @@ class FewshotDraw:
         drawn = self._random.sample(self._pool, self._shots + 1)
         kept = [example for example in drawn if example != doc][: self._shots]
         if len(kept) < self._shots:
-            # Several copies of the item were drawn and dropped: lm-eval then draws afresh from the other rows.
+            # Several copies of the item were drawn and dropped: lm-eval then draws again from the other rows.
             kept = self._random.sample(self._others(doc), self._shots)
         return tuple(kept)
 
     def skip(self, doc: Doc) -> None:
-        """Pass over `doc`, so that the next item has the examples that it has behind it."""
+        """Skip `doc`, so that the next item gets the examples that it would get after it."""
         if self._sampler == "random":
             self.draw(doc)
 

@@ -1,4 +1,4 @@
-"""Answer extraction and comparison, as lm-eval 0.4.13 does them."""
+"""Answer extraction and comparison, as in lm-eval 0.4.13."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ FLEXIBLE_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
 
 @dataclass(frozen=True)
 class RegexFilter:
-    """lm-eval's ``regex``: the `group_select`-th match of `pattern`; of several groups the first non-empty one.
+    """lm-eval's ``regex``: the `group_select`-th match of `pattern` (with several groups, the first non-empty one).
 
-    The result is stripped. Where the text has no such match, or fewer matches, it is `fallback`; ``None`` stands for
-    lm-eval's ``[invalid]``, which is no answer.
+    The result is stripped. If there are too few matches, it is `fallback`; ``None`` stands for lm-eval's
+    ``[invalid]``, which is no answer.
     """
 
     name: str
@@ -66,7 +66,7 @@ def take_first(texts: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class FilterChain:
-    """Filters applied one after the other; ``None`` as soon as one of them finds nothing."""
+    """Filters applied in sequence; ``None`` as soon as one of them extracts nothing."""
 
     name: str
     steps: tuple[Callable[[str], str | None], ...]
@@ -81,7 +81,7 @@ class FilterChain:
 
 
 def first_line(name: str = "get_response") -> FilterChain:
-    """The filter of lm-eval's ``mmlu_generative``: the first line, without white space at either end."""
+    """The filter of lm-eval's ``mmlu_generative``: the first line, stripped."""
     return FilterChain(
         name,
         (
@@ -96,7 +96,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class AnyOf(str):
-    """Several right answers: as text the first of them, which few-shot examples show; `answers` holds all."""
+    """Several right answers: a string equal to the first, which few-shot examples show; `answers` holds all."""
 
     answers: tuple[str, ...]
 
@@ -123,9 +123,9 @@ def exact_match(
     ignore_punctuation: bool = False,
     ignore_numbers: bool = False,
 ) -> bool:
-    """lm-eval's ``exact_match``: both sides normalised, then compared as strings; of several answers (`AnyOf`) any.
+    """lm-eval's ``exact_match``: both sides are normalised, then compared as strings; with `AnyOf`, any answer matches.
 
-    The order is lm-eval's: `regexes_to_ignore` removed one after the other, lower case, ASCII punctuation, digits.
+    The order is lm-eval's: `regexes_to_ignore` are removed in turn, then case, ASCII punctuation and digits.
     """
     sides = [prediction, *answers_of(reference)]
     for pattern in regexes_to_ignore:

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 AnswerForm = Literal["text", "letter"]
-"""What ``default`` scores: an option's text below a line that names the options (`choose_from`), or its letter."""
+"""What ``default`` scores: an option's text after a line that lists the options (`choose_from`), or its letter."""
 
 LETTER_UNTIL = ("</s>", "\n")
 """Stop strings of lm-eval's ``mmlu_generative``."""
@@ -51,7 +51,7 @@ def lettered(question: str, options: Sequence[str]) -> str:
 def choose_from(options: Sequence[str]) -> str:
     """One line that shows the options: ``Choose from: 7, 5, 12, 9.``
 
-    Small models write the same letter always, but do choose among options that stand in front of the question.
+    Small models always write the same letter, but do choose among options listed before the question.
     """
     return f"Choose from: {', '.join(options)}."
 
@@ -62,7 +62,7 @@ def letter_choice(
     gold: Callable[[Doc], int],
     description: Callable[[Doc], str] = lambda doc: "",
 ) -> MultipleChoiceFormat:
-    """Protocol ``default``: options shown with letters (`lettered`), the letter is scored."""
+    """Protocol ``default``: options are shown with letters (`lettered`), and the letter is scored."""
     return MultipleChoiceFormat(
         context=lambda doc: lettered(question(doc), options(doc)),
         choices=lambda doc: letters(len(options(doc))),
@@ -82,10 +82,10 @@ def letter_generation(
 ) -> GenerationFormat:
     """Protocol ``generate`` of a multiple-choice task: lm-eval's ``mmlu_generative`` convention.
 
-    The prompt is that of `letter_choice`; the first line, without case and punctuation, must be the letter.
-    The metric ``letter_or_text`` takes a sentence too that names the right option by its letter or its text; the filter
-    ``stated`` the letter that a longer text states last (`StatedLetter`).
-    `max_new_tokens` is small because an answer is one letter; lm-eval's own limit is 256.
+    The prompt is that of `letter_choice`; the first line, ignoring case and punctuation, must be the letter.
+    The metric ``letter_or_text`` also accepts a sentence that names the right option by its letter or its text; the
+    filter ``stated`` extracts the letter that a longer text states last (`StatedLetter`).
+    `max_new_tokens` is small because an answer is one letter; lm-eval's limit is 256.
     """
 
     def target(doc: Doc) -> str:
@@ -137,8 +137,8 @@ def three_protocols(
 
 
 def uniform_chance(options: Callable[[Doc], Sequence[str]]) -> Callable[[Doc, ProtocolName], float]:
-    """Chance of a multiple-choice task: one over the number of options under every protocol.
+    """Chance level of a multiple-choice task: one over the number of options, under every protocol.
 
-    Under ``generate`` too: a model that always writes the same letter is right as often.
+    This includes ``generate``: a model that always writes the same letter is right that often.
     """
     return lambda doc, protocol: 1.0 / len(options(doc))

@@ -1,4 +1,4 @@
-"""lm-eval's ``generation_kwargs``: each setting is honoured or refused by name."""
+"""lm-eval's ``generation_kwargs``: each setting is applied or rejected by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NEUTRAL = {
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Stop strings, new tokens at most, and how tokens are drawn (`GenerationFormat` says what each means)."""
+    """Stop strings, the most new tokens, and how tokens are sampled (see `GenerationFormat`)."""
 
     until: tuple[str, ...]
     max_new_tokens: int
@@ -41,14 +41,14 @@ class GenerationSettings:
 
 
 def generation_settings(given: Mapping[str, Any], default_until: Sequence[str], where: str) -> GenerationSettings:
-    """What ``generation_kwargs`` ask for: sampling, if ``do_sample`` is true or ``temperature`` is above 0 without it;
-    else greedy decoding.
+    """Read ``generation_kwargs``: sampling if ``do_sample`` is true, or if it is absent and ``temperature`` is above 0;
+    otherwise greedy decoding.
 
     Args:
         default_until, where: as for `greedy_settings`.
 
     Raises:
-        UserError: another filter of sampling than ``top_p`` and ``top_k``, and as `greedy_settings`.
+        UserError: a sampling filter other than ``top_p`` and ``top_k``, and as `greedy_settings`.
     """
     temperature, sampled = given.get("temperature"), given.get("do_sample")
     if not (sampled is True or (sampled is None and _is_number(temperature) and float(temperature or 0) > 0)):
@@ -59,12 +59,10 @@ def generation_settings(given: Mapping[str, Any], default_until: Sequence[str], 
     for name, (low, high) in {"temperature": (0, math.inf), "top_p": (0, 1), "top_k": (-1, math.inf)}.items():
         value = values[name]
         if value is not None and not (_is_number(value) and low < value <= high):
-            raise UserError(f"{where}: generation setting {name!r} is {value!r}, which nothing can be sampled with")
+            raise UserError(f"{where}: generation setting {name!r} is {value!r}, with which nothing can be sampled")
     for name in _ONLY_SAMPLING:
         if name not in _FILTERS and given.get(name) is not None:
-            raise UserError(
-                f"{where}: generation setting {name!r} is not supported: top_p and top_k say what is sampled among"
-            )
+            raise UserError(f"{where}: generation setting {name!r} is not supported: use top_p or top_k")
     rest = {name: value for name, value in given.items() if name not in ("do_sample", *values)}
     until, max_new_tokens = greedy_settings(rest, default_until, where)
     return GenerationSettings(until, max_new_tokens, **values)
@@ -75,14 +73,14 @@ def _is_number(value: Any) -> bool:
 
 
 def greedy_settings(given: Mapping[str, Any], default_until: Sequence[str], where: str) -> tuple[tuple[str, ...], int]:
-    """Stop strings and the number of new tokens that ``generation_kwargs`` ask for.
+    """Stop strings and the number of new tokens in ``generation_kwargs``.
 
-    ``until`` is a string, a list, or null for none; the length has any of the four names that lm-eval knows. Settings
-    that only sampling uses mean nothing to greedy decoding, as in lm-eval; a setting that changes greedy decoding is
-    accepted where its value leaves it as it is.
+    ``until`` is a string, a list, or null for none; the length may have any of the four names that lm-eval accepts.
+    Settings that affect only sampling are ignored, as in lm-eval; a setting that changes greedy decoding is accepted
+    only at its neutral value.
 
     Args:
-        default_until: stop strings where ``until`` is not given.
+        default_until: stop strings if ``until`` is not given.
         where: names the task in errors.
 
     Raises:
@@ -100,16 +98,18 @@ def greedy_settings(given: Mapping[str, Any], default_until: Sequence[str], wher
             hint = f"; did you mean {close[0]}?" if close else ""
             raise error(f"{name!r} is not supported: only greedy decoding is{hint}")
         if value is not None and value != _NEUTRAL[name]:
-            raise error(f"{name!r} is {value!r}, and greedy decoding has {_NEUTRAL[name]!r}: leave it out")
+            raise error(f"{name!r} is {value!r}, but greedy decoding uses {_NEUTRAL[name]!r}: leave it out")
     sampled, temperature = given.get("do_sample"), given.get("temperature") or 0.0
     if sampled is not None and not isinstance(sampled, bool):
         raise error(f"'do_sample' is {sampled!r}, expected false")
     if sampled:
-        raise error("'do_sample' is true, and lensprune only decodes greedily: set it to false")
+        raise error("'do_sample' is true, but only greedy decoding is supported here: set it to false")
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise error(f"'temperature' is {temperature!r}, expected 0")
     if temperature > 0 and sampled is None:
-        raise error(f"'temperature' is {temperature!r} (sampling), and lensprune only decodes greedily: set it to 0")
+        raise error(
+            f"'temperature' is {temperature!r} (sampling), but only greedy decoding is supported here: set it to 0"
+        )
     return _stops(given.get("until", list(default_until)), error), _length(given, error)
 
 
@@ -118,7 +118,7 @@ def _stops(until: Any, error: Any) -> tuple[str, ...]:
     if not isinstance(stops, (list, tuple)) or not all(isinstance(stop, str) for stop in stops):
         raise error(f"'until' is {until!r}, expected text, a list of texts, or null for none")
     if "" in stops:
-        raise error("'until' holds an empty text, which would end every answer at once")
+        raise error("'until' contains an empty text, which would end every answer immediately")
     return tuple(stops)
 
 
@@ -126,7 +126,7 @@ def _length(given: Mapping[str, Any], error: Any) -> int:
     lengths = {name: given[name] for name in _LENGTHS if given.get(name) is not None}
     for name, value in lengths.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise error(f"{name!r} is {value!r}, expected a whole number from 1 on")
+            raise error(f"{name!r} is {value!r}, expected a whole number of 1 or more")
     if len(set(lengths.values())) > 1:
-        raise error(f"{' and '.join(map(repr, lengths))} name different lengths: keep one of them")
+        raise error(f"{' and '.join(map(repr, lengths))} give different lengths: keep one of them")
     return next(iter(lengths.values()), DEFAULT_NEW_TOKENS)

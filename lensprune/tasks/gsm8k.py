@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al. 2021): grade-school word problems with worked steps; and its chain-of-thought prompt."""
+"""GSM8K (Cobbe et al. 2021): grade-school word problems with worked steps, also with a chain-of-thought prompt."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ CHAIN_OF_THOUGHT_EXAMPLES: tuple[Doc, ...] = (
         "dollars left. 23 - 15 is 8. The answer is 8.",
     },
 )
-"""The eight examples of Wei et al. 2022 (chain-of-thought prompting, Table 20), as lm-eval's gsm8k_cot has them."""
+"""The eight examples of Wei et al. 2022 (chain-of-thought prompting, Table 20), as in lm-eval's gsm8k_cot."""
 
 
 def final_answer(doc: Doc) -> str:
@@ -77,7 +77,7 @@ def final_answer(doc: Doc) -> str:
     if "answer" in doc:
         _, mark, number = str(doc["answer"]).rpartition("####")
         if not mark:
-            raise ValueError("the answer has no '####' in front of its number")
+            raise ValueError("the answer has no '####' before its number")
         return number.strip()
     match = re.search(r"The answer is (.*)\.$", str(doc["target"]))
     if match is None:
@@ -103,7 +103,7 @@ def _cot_prompt(doc: Doc) -> str:
 
 @register_task
 def gsm8k() -> Task:
-    """lm-eval's ``gsm8k`` under ``generate`` (5 shots drawn anew for each item; strict-match decides)."""
+    """lm-eval's ``gsm8k`` under ``generate`` (5 shots drawn per item; strict-match decides)."""
     return Task(
         name="gsm8k",
         summary="grade-school word problems, worked steps, 5 shots",

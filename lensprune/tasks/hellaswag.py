@@ -1,4 +1,4 @@
-"""HellaSwag (Zellers et al. 2019): which ending follows."""
+"""HellaSwag (Zellers et al. 2019): choose the ending that follows."""
 
 from __future__ import annotations
 

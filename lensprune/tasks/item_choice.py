@@ -1,4 +1,4 @@
-"""Which items of a task are asked, where not all are: drawn by seed, the first ones, or those that are named."""
+"""Which items of a task to use if not all: a sample drawn by seed, the first ones, or named ones."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ _MOST = 1_000_000
 class ItemChoice:
     """How a limit chooses among a task's items.
 
-    ``drawn``: a sample (`draw_order`). ``first``: in the order of the rows, as lm-eval's ``--limit`` takes them.
-    `offset`: so many of that order are left out in front. `listed`: places among the rows, or ids; these items alone
-    are asked, in the order of the rows.
+    ``drawn``: a sample (`draw_order`). ``first``: in row order, like lm-eval's ``--limit``. `offset`: how many items at
+    the start of that order to skip. `listed`: row indices or ids; only these items are used, in row order.
     """
 
     order: Literal["drawn", "first"] = "drawn"
     in_file_order: bool = True
-    """Where the limit leaves none out; without it the order is that of the draw even then."""
+    """Keep row order if the limit leaves no item out; without it, items are in drawn order even then."""
     offset: int = 0
     listed: frozenset[int] | frozenset[str] | None = None
 
     @classmethod
     def parse(cls, text: str) -> ItemChoice:
-        """Read an option's text: ``drawn``, ``first``, either with an offset like ``drawn+40``, places among the rows
-        from 0 like ``17,40-60``, or ``@FILE`` with ids, one per line.
+        """Parse an option's text: ``drawn`` or ``first``, optionally with an offset like ``drawn+40``; row indices
+        from 0 like ``17,40-60``; or ``@FILE`` with ids, one per line.
 
         Raises:
-            UserError: something else, a range that is empty, or a file that can't be read or holds no id.
+            UserError: anything else, an empty range, or a file that can't be read or contains no id.
         """
         if text.startswith("@"):
             return cls("first", listed=_ids(text[1:]))
@@ -50,17 +49,17 @@ class ItemChoice:
         return cls("drawn" if order == DRAWN else "first", offset=int(offset or 0))
 
     def rows_needed(self, limit: int | None) -> int | None:
-        """How many rows a task that generates them must give; ``None``: its own number."""
+        """How many rows a task that generates them must return; ``None``: its default number."""
         numbers = [place for place in self.listed or () if isinstance(place, int)]
         if numbers:
             return max(numbers) + 1
         return None if limit is None else limit + self.offset
 
     def named(self, ids: Sequence[str], where: str) -> set[int] | None:
-        """Places of the items that are `listed` among those with these ids; ``None`` where none are.
+        """Indices of the `listed` items among those with these ids; ``None`` if no items are listed.
 
         Raises:
-            UserError: a place or id that the task lacks.
+            UserError: an index or id that the task lacks.
         """
         if self.listed is None:
             return None
@@ -70,7 +69,7 @@ class ItemChoice:
         for wanted in self.listed:
             if wanted not in known:
                 if isinstance(wanted, int):
-                    raise UserError(f"{where} has items 0 to {len(ids) - 1}, and not {wanted}")
+                    raise UserError(f"{where} has items 0 to {len(ids) - 1}, not {wanted}")
                 close = nearest(wanted, ids, 1) or ids[:1]
                 raise UserError(f"{where} has no item {wanted!r}: the nearest of {len(ids)} ids is {close[0]}")
         return {known[wanted] for wanted in self.listed}
@@ -84,19 +83,19 @@ class ItemChoice:
         *,
         random_order: bool = False,
     ) -> list[int]:
-        """Places of the chosen items, in the order in which they are asked.
+        """Indices of the chosen items, in the order in which they are used.
 
-        Where the limit leaves none out, all in the order of the rows (see `in_file_order`). A larger limit keeps what a
-        smaller one took, in front.
+        If the limit leaves no item out, all of them in row order (see `in_file_order`). A larger limit starts with the
+        items of a smaller one.
 
         Args:
-            strata, twins: of each item, see `draw_order`.
-            seed: of the draw.
-            random_order: the rows come in random order, so the first ones are a sample already.
+            strata, twins: one per item, see `draw_order`.
+            seed: seed of the draw.
+            random_order: the rows come in random order, so the first ones already are a sample.
         """
         n, begin = len(strata), self.offset
         if begin and begin >= n:
-            raise UserError(f"items {self.order}+{begin} leaves none of {n} items: expected an offset below {n}")
+            raise UserError(f"items {self.order}+{begin} leaves none of the {n} items: expected an offset below {n}")
         if begin == 0 and (limit is None or limit >= n) and self.in_file_order:
             return list(range(n))
         end = n if limit is None else min(n, begin + limit)
@@ -110,10 +109,10 @@ def _places(text: str) -> frozenset[int]:
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()):
-            raise UserError(f"cannot read items {text!r} at {part.strip()!r}: write places and ranges like 17,40-60")
+            raise UserError(f"cannot read items {text!r} at {part.strip()!r}: write indices and ranges like 17,40-60")
         first, last = int(low), int(high) if dash else int(low)
         if not first <= last < first + _MOST:
-            raise UserError(f"items {part.strip()} is not a range of 1 to {_MOST} places: the first comes first")
+            raise UserError(f"items {part.strip()} is not a range of 1 to {_MOST} items: write the lower index first")
         places.update(range(first, last + 1))
     return frozenset(places)
 
@@ -125,21 +124,20 @@ def _ids(path: str) -> frozenset[str]:
         raise UserError(f"file of items {path} can't be read: {first_line(error)}") from None
     ids = frozenset(line.strip() for line in text.splitlines() if line.strip())
     if not ids:
-        raise UserError(f"file of items {path} holds no id: expected one per line")
+        raise UserError(f"file of items {path} contains no id: expected one per line")
     return ids
 
 
 def draw_order(strata: Sequence[Hashable], twins: Sequence[Hashable], random: Random) -> list[int]:
-    """All places in an order of which every beginning is a sample.
+    """All indices in an order in which every prefix is a stratified sample.
 
-    Twins stand together, so that they are drawn together, but for the last ones, which a limit may part. Each stratum
-    has the same share of every beginning as of the whole, to within one item or its twins: a drawn item is put at
-    (items of its stratum drawn before it + u) / (items of the stratum), with one random u from 0 to 1 for each
-    stratum.
+    Twins are adjacent, so that they are drawn together, except that a limit may split the last ones. Each stratum has
+    the same share of every prefix as of the whole, to within one item or its twins: a drawn item is placed at (items of
+    its stratum drawn before it + u) / (items of the stratum), with one random u from 0 to 1 per stratum.
 
     Args:
-        strata: what an item is a sample of, such as its subject.
-        twins: near copies have the same one, such as questions about one passage.
+        strata: each item's stratum, such as its subject.
+        twins: a label per item, equal for near copies such as questions about one passage.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for place, own in enumerate(twins):
@@ -150,7 +148,8 @@ def draw_order(strata: Sequence[Hashable], twins: Sequence[Hashable], random: Ra
     keyed = []
     for drawn in of_stratum.values():
         size, before, offset = sum(map(len, drawn)), 0, random.random()
-        # Sorted by random numbers, which Python promises to keep the same for a seed; it does not for `shuffle`.
+        # Sorted by random numbers, which Python guarantees to be stable for a seed; it does not guarantee that for
+        # `shuffle`.
         for _, places in sorted((random.random(), places) for places in drawn):
             keyed.append(((before + offset) / size, places))
             before += len(places)

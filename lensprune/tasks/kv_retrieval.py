@@ -43,29 +43,29 @@ _GENERATED_SHOTS = 50
 _SHOT_SEED_OFFSET = 1_000_003
 _VALUE = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Za-z0-9]+"
 _MAX_NEW_TOKENS = 40
-"""A UUID is 36 characters, of which tokenizers that split digits make up to 36 tokens."""
+"""A UUID has 36 characters, which tokenizers that split digits turn into up to 36 tokens."""
 
 
 def with_pairs(row: Doc, pairs: int, gold: GoldPosition | int, index: int) -> dict[str, object]:
     """Cut a row down to `pairs` pairs and move its gold pair.
 
-    Kept are the gold pair and the first `pairs` − 1 others, in their order (as the authors cut their rows).
+    The gold pair and the first `pairs` − 1 others are kept, in order (as the authors cut their rows).
 
     Args:
-        row: ``ordered_kv_records``, ``key`` and ``value``.
+        row: with ``ordered_kv_records``, ``key`` and ``value``.
         gold: position of the gold pair from 0, or ``balanced`` (`balanced_position` of `index`), ``first``, ``middle``,
             ``last``, or ``as_is`` (its place in the row among the kept pairs).
         index: number of the row from 0.
 
     Raises:
-        UserError: the row has fewer pairs, or no pair of its key and value.
+        UserError: the row has fewer pairs, or no pair with its key and value.
     """
     records = [(str(key), str(value)) for key, value in row["ordered_kv_records"]]
     wanted = (str(row["key"]), str(row["value"]))
     if wanted not in records:
         raise UserError(f"task {_FOLDER!r}: row {index + 1} has no pair {wanted[0]!r}: {wanted[1]!r}")
     if len(records) < pairs:
-        raise UserError(f"task {_FOLDER!r}: row {index + 1} has {len(records)} pairs, {pairs} were requested")
+        raise UserError(f"task {_FOLDER!r}: row {index + 1} has {len(records)} pairs, but {pairs} were requested")
     own_place = records.index(wanted)
     others = [record for record in records if record != wanted][: pairs - 1]
     places = {
@@ -181,7 +181,7 @@ class _KeyValueRows:
             source,
             fewshot_is_evaluated=shared,
             parameters={"keys": keys},
-            # Random keys, and the places of the gold pairs are balanced over any first rows.
+            # Keys are random, and gold positions are balanced over the first n rows for any n.
             random_order=True,
         )
 
@@ -213,22 +213,22 @@ def kv_retrieval(
     ending: Ending = "plain",
     answer: AnswerForm = "letter",
 ) -> Task:
-    """Key-value retrieval in the prompt of "Lost in the Middle", on its rows or on generated ones.
+    """Key-value retrieval with the prompt of "Lost in the Middle", on its rows or on generated ones.
 
     Args:
         pairs: key-value pairs in the JSON object.
-        gold: place of the gold pair, from 0, or a word (`with_pairs`).
+        gold: position of the gold pair, from 0, or a word (see `with_pairs`).
         keys: ``uuid``: the authors' rows if the data folder holds them, else generated UUIDs; ``word``: generated words
             with four-digit values; ``auto``: ``uuid`` if the data folder has a folder ``kv_retrieval``, else ``word``.
-        ending: ``plain`` ends in ``Corresponding value:``; ``reopened`` ends in the key as it stands in the JSON, with
-            the quote of its value opened (``"key": "``).
+        ending: ``plain`` ends in ``Corresponding value:``; ``reopened`` ends in the key as written in the JSON, with
+            the value's opening quote (``"key": "``).
         answer: what ``default`` scores: the ``letter`` below lettered options, or the value's ``text`` after a line
-            that names the options and the prompt's ending.
+            that lists the options and the prompt's ending.
 
     ``default`` and ``continuation`` offer the value and three other values of the same JSON (`shuffled_options`,
     seeded by the key); ``continuation`` scores the bare value. ``generate`` compares the first UUID or word of the
-    answer with the value; the metric ``contains_value`` is the authors', which asks only that the value occurs in it.
-    Chance under ``generate`` is one over the number of pairs: that of a model that copies any value.
+    answer with the value; the metric ``contains_value`` is the authors', which requires only that the value occurs in
+    it. Chance under ``generate`` is one over the number of pairs, as for a model that copies a random value.
 
     Raises:
         UserError: `pairs` below 2, or `gold` outside the list.
@@ -239,7 +239,7 @@ def kv_retrieval(
         raise UserError(f"task 'kv_retrieval': gold={gold} is outside the list, expected 0 to {pairs - 1}")
     return Task(
         name="kv_retrieval",
-        summary="read one value out of a JSON object",
+        summary="read one value from a JSON object",
         kind="retrieval",
         formats=_formats(ending, answer),
         chance=_chance,

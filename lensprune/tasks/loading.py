@@ -1,4 +1,4 @@
-"""From a task's name to its items, each with its few-shot examples."""
+"""Load a task's items by its name, each with its few-shot examples."""
 
 from __future__ import annotations
 
@@ -41,24 +41,25 @@ def load_task(
         spec: a task, its name, ``name[key=value,...]``, or the path of a task's YAML file.
         data_dir: folder that holds ``<folder>/<split>.jsonl``; without it, or without the task's folder in it, rows
             come from the bundled data, else from the Hugging Face hub.
-        limit: so many items (MMLU: of each subject); ``None`` or more than there are: all, in the order of the rows.
-        items: which ones. ``drawn``: a limit takes a sample by `seed`, every subject with its share, twins together; of
-            rows that come in random order, as generated ones do, the first. ``first``: the first, as lm-eval takes
-            them. With an offset, like ``drawn+40``: the ones after so many. ``17,40-60``: these rows, counted from 0.
-            ``@FILE``: the ids in a file, one per line. An item has the same id and the same few-shot examples
-            whichever others are taken.
-        shots: few-shot examples an item; ``None`` is the task's default.
-        seed: few-shot examples are drawn with seed 1234 + `seed`, so that 0 draws those that lm-eval draws by default.
-            Tasks that generate their rows generate others for another seed.
-        split: evaluated split, where the task has several.
-        leave_out_repeated: leave out the items that stand among their own few-shot examples, because a row is in both
-            splits; without it they are kept, as in lm-eval, with a warning.
-        in_file_order: where no item is left out. Without it they come in the order of the draw even then, so that any
-            first ones are a sample.
+        limit: number of items (MMLU: per subject); ``None``, or more than there are: all, in row order.
+        items: which ones. ``drawn``: a limit takes a sample by `seed`, stratified by subject, with twins together; if
+            rows come in random order, as generated ones do, it takes the first. ``first``: the first ones, as in
+            lm-eval. With an offset, like ``drawn+40``: the ones after that many. ``17,40-60``: these rows, counted from
+            0. ``@FILE``: the ids in a file, one per line. An item has the same id and few-shot examples whichever
+            others are taken.
+        shots: few-shot examples per item; ``None`` is the task's default.
+        seed: few-shot examples are drawn with seed 1234 + `seed`, so that 0 draws lm-eval's default examples. Tasks
+            that generate their rows generate different ones for each seed.
+        split: evaluated split, if the task has several.
+        leave_out_repeated: leave out items that are among their own few-shot examples because a row is in both splits;
+            otherwise they are kept, as in lm-eval, with a warning.
+        in_file_order: keep row order if no item is left out. Otherwise items come in drawn order even then, so that the
+            first n are a sample for any n.
 
     Raises:
         UserError: unknown task or parameter; `limit` or `shots` out of range; rows missing or not as the task needs
-            them (file, row and column are named); more shots than examples; references that no answer can match.
+            them (the message names file, row and column); more shots than examples; references that no answer can
+            match.
 
     Examples:
         >>> loaded = lp.load_task("facts", limit=2)
@@ -73,7 +74,9 @@ def load_task(
         raise UserError(f"shots {n_shots} is not a number of examples: expected 0 or more")
     choice = replace(ItemChoice.parse(items), in_file_order=in_file_order)
     if limit is not None and choice.listed is not None:
-        raise UserError(f"limit {limit} means nothing beside items {items}, which names them: leave one of them out")
+        raise UserError(
+            f"limit {limit} can't be combined with items {items}, which names the items: leave one of them out"
+        )
     rows = task.load(
         RowRequest(
             data_dir=Path(data_dir) if data_dir is not None else None,
@@ -87,14 +90,14 @@ def load_task(
     repeated = [item for item in taken.values() if item.doc in item.fewshot]
     if repeated:
         logger.warning(
-            f"task {task.name!r}: {len(repeated)} of {len(taken)} items stand among their own few-shot examples, since "
-            f"rows are in both splits, and are {'left out' if leave_out_repeated else 'kept'}; the first is item "
+            f"task {task.name!r}: {len(repeated)} of {len(taken)} items are among their own few-shot examples, since "
+            f"some rows are in both splits, and are {'left out' if leave_out_repeated else 'kept'}; the first is item "
             f"{repeated[0].id}"
         )
     if leave_out_repeated:
         taken = {place: item for place, item in taken.items() if item.doc not in item.fewshot}
         if not taken:
-            raise UserError(f"task {task.name!r}: every item stands among its own few-shot examples")
+            raise UserError(f"task {task.name!r}: every item is among its own few-shot examples")
     _check_items(task, taken, rows.source)
     return LoadedTask(
         task=task,
@@ -113,7 +116,7 @@ def is_task_file(spec: str) -> bool:
 
 
 def find_task(spec: str) -> Task:
-    """The task with this name, ``name[key=value,...]``, or this YAML file, which is registered.
+    """The task with this name (``name[key=value,...]``), or that of a YAML file, which is registered.
 
     Raises:
         UserError: as `get_task` and `register_yaml`.
@@ -130,7 +133,7 @@ def _group(task: Task, doc: Doc) -> str | None:
 
 
 def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, choice: ItemChoice) -> dict[int, Item]:
-    """The chosen items with their examples, by their places among the rows."""
+    """The chosen items with their examples, by row index."""
     pools: Mapping[str | None, list[Doc]] = defaultdict(list)
     for doc in _pool(task, rows):
         pools[_group(task, doc)].append(doc)
@@ -171,7 +174,7 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, cho
         if named is not None:
             chosen = [index for index, place in enumerate(of_group) if place in named]
         in_order = in_order and chosen == sorted(chosen)
-        # Every item has the examples that lm-eval gives it, whichever others are asked.
+        # Every item gets lm-eval's examples for it, whichever other items are used.
         fewshot: dict[int, tuple[Doc, ...]] = {}
         wanted = set(chosen)
         for index in range(max(chosen, default=-1) + 1):
@@ -185,7 +188,7 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, cho
             item_id, cluster = labels[place]
             cluster = cluster if cluster is not None or rows.twins is None else rows.twins[place]
             taken[place] = Item(item_id, rows.docs[place], cluster=cluster, fewshot=fewshot[index])
-    # Groups may take turns in the file.
+    # Groups may be interleaved in the file.
     return dict(sorted(taken.items())) if in_order else taken
 
 
@@ -224,7 +227,7 @@ def _check_doc(fmt: PromptFormat, row: Doc, where: str) -> None:
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         problem = f"{type(error).__name__}: {error}"
     if problem:
-        raise UserError(f"{where} cannot be asked ({problem})")
+        raise UserError(f"{where} cannot be used ({problem})")
 
 
 def _check_text(value: Any, what: str) -> str:

@@ -13,7 +13,7 @@ __all__ = ["mathqa"]
 
 
 def _options(doc: Doc) -> list[str]:
-    """lm-eval's reading of ``a ) 38 , b ) 27.675 , … , e ) none``: quotes and brackets of some rows stay."""
+    """lm-eval's reading of ``a ) 38 , b ) 27.675 , … , e ) none``; the quotes and brackets of some rows are kept."""
     return [option[4:].rstrip(" ,") for option in re.findall(r"[abcd] \) .*?, |e \) .*?$", doc["options"])]
 
 

@@ -1,4 +1,4 @@
-"""Metrics beside the one that decides `correct`: a written answer as a benchmark's authors, or a reader, take it."""
+"""Metrics besides the one that decides `correct`: how a benchmark's authors, or a reader, would judge an answer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _FIRST = re.compile(r"\W*([A-Z])(?=\s*(?:[.,:;)\]*]|\n|$))")
 
 
 def contains(text: str, answer: str) -> bool:
-    """Whether `answer` stands anywhere in `text`, in any case: the metric of "Lost in the Middle"."""
+    """Whether `answer` occurs in `text`, ignoring case: the metric of "Lost in the Middle"."""
     return bool(answer) and answer.lower() in text.lower()
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in `text`, without thousands separators and currency signs; `None` if there is none."""
+    """The last number in `text`, ignoring thousands separators and currency signs; `None` if there is none."""
     numbers = _NUMBER.findall(text)
     return Decimal(numbers[-1].replace("−", "-").replace("$", "").replace(",", "")) if numbers else None
 
@@ -28,8 +28,8 @@ def last_number(text: str) -> Decimal | None:
 def letter_or_text(text: str, options: Sequence[str]) -> int | None:
     """The option that a sentence names: by its letter, else by its text.
 
-    The letter counts where the answer starts with it ("B. because", "**B**") or says so ("the answer is B"); the text
-    where exactly one option occurs in the answer, in any case, apart from options that are part of another that occurs.
+    The letter counts if the answer starts with it ("B. because", "**B**") or says so ("the answer is B"). The text
+    counts if exactly one option occurs in the answer, ignoring case and options contained in another that occurs.
     """
     said = _FIRST.match(text) or _SAID.search(text)
     if said is not None and (index := ascii_uppercase.index(said[1].upper())) < len(options):

@@ -55,7 +55,7 @@ def _continuation_description(doc: Doc) -> str:
 
 @dataclass(frozen=True)
 class _SubjectRows:
-    """Rows of one subject, or of all of them with the few-shot rows of each."""
+    """Rows of one subject, or of all subjects, with each subject's few-shot rows."""
 
     subject: str
 
@@ -74,8 +74,8 @@ class _SubjectRows:
 def mmlu(subject: str = "all") -> Task:
     """MMLU in lm-eval's three forms: ``mmlu`` (letters), ``mmlu_continuation`` and ``mmlu_generative``.
 
-    As in lm-eval each subject counts for itself: `limit` takes so many items of every subject, and few-shot
-    examples are the first rows of the subject's dev split. Items carry their subject as cluster.
+    As in lm-eval, each subject is separate: `limit` applies per subject, and few-shot examples are the first rows of
+    the subject's dev split. An item's cluster is its subject.
 
     Raises:
         UserError: unknown subject.

@@ -1,4 +1,4 @@
-"""Rows whose fields hold nothing: a prompt must not ask ``Question: None``."""
+"""Null fields in rows: a prompt must not read ``Question: None``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ __all__ = ["Null", "WatchedRow", "is_null", "null_error"]
 
 
 def is_null(value: Any) -> bool:
-    """Whether a field holds nothing: JSON's ``null``, or the NaN that a table's empty cell becomes."""
+    """Whether a field is empty: JSON's ``null``, or the NaN of a table's empty cell."""
     return value is None or (isinstance(value, float) and value != value)
 
 
 def null_error(what: str) -> ValueError:
-    """The error for a null that would be shown."""
-    return ValueError(f"{what} is null, and the prompt or the answer needs it")
+    """The error for a null that a prompt or answer would show."""
+    return ValueError(f"{what} is null, but the prompt or the answer needs it")
 
 
 class WatchedRow(dict[str, Any]):
-    """A row that refuses to hand out a null: ``row[column]`` raises ``ValueError`` with the column's name.
+    """A row whose nulls can't be read: ``row[column]`` raises ``ValueError`` with the column's name.
 
-    Rows inside the row are watched too. `get` and `items` return a null as it is, for code that expects one.
+    Nested rows are watched too. `get` and `items` return a null unchanged, for code that expects one.
     """
 
     def __init__(self, row: Mapping[str, Any], prefix: str = "") -> None:
@@ -37,7 +37,7 @@ class WatchedRow(dict[str, Any]):
 
 
 class Null:
-    """A null field inside a template: false, equal to none, and an error where it would be shown."""
+    """A null field in a template: false, equal to none, and an error if it would be shown."""
 
     def __init__(self, column: str) -> None:
         self._column = column

@@ -17,13 +17,13 @@ from lensprune.tasks.stated import BoxedFilter, stated_number
 __all__ = ["NUMBER_OPTIONS", "contains_digit", "number_choices", "number_generation", "numeric_chance"]
 
 NUMBER_OPTIONS = 4
-"""Options of an item under the likelihood protocols: the answer and three distractors."""
+"""Options per item under the likelihood protocols: the answer and three distractors."""
 
 _GSM8K_IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
 
 
 def contains_digit(text: str) -> bool:
-    """Whether an extracted text can be a numeric answer at all."""
+    """Whether an extracted text can be a numeric answer."""
     return any(character.isdigit() for character in text)
 
 
@@ -36,10 +36,10 @@ def number_choices(
     """``default`` and ``continuation`` for a task whose answer is a number.
 
     The options are the answer and three wrong numbers (`number_options`: a function of the question alone, so all
-    protocols and all runs see the same ones). ``default`` shows them with letters below `question` and scores the
-    letter or, with `default_answer` ``text``, shows them in a line in front of `prompt` (`choose_from`) and scores the
-    number; ``continuation`` scores the bare final number after `prompt`, without worked steps, so few-shot examples
-    too end in the bare number.
+    protocols and runs use the same ones). ``default`` shows them with letters below `question` and scores the letter;
+    with `default_answer` ``text`` it lists them in a line before `prompt` (`choose_from`) and scores the number.
+    ``continuation`` scores the bare final number after `prompt`, without worked steps, so few-shot examples also end in
+    the bare number.
     """
 
     def options(doc: Doc) -> tuple[list[str], int]:
@@ -74,9 +74,9 @@ def number_generation(
 
     ``strict-match`` finds the number after the phrase that the few-shot examples use (`strict_pattern`),
     ``flexible-extract`` the last number of the text. `max_new_tokens` is lm-eval's default. `also_ignored`: patterns
-    removed before the comparison beside GSM8K's, such as what stands in front of the number in `target`. The metric
-    ``last_number`` compares the last number of the text as a number. ``boxed`` takes what the text puts in a box, and
-    ``equal`` compares what a filter extracts as a number (`stated_number`): both are lensprune's own.
+    removed before the comparison in addition to GSM8K's, such as the text before the number in `target`. The metric
+    ``last_number`` compares the last number of the text by value. The filter ``boxed`` extracts the content of the last
+    box, and ``equal`` compares a filter's result by value (`stated_number`); lm-eval has neither.
     """
     return GenerationFormat(
         context=prompt,

@@ -1,4 +1,4 @@
-"""OpenBookQA (Mihaylov et al. 2018), closed book and with its supporting fact."""
+"""OpenBookQA (Mihaylov et al. 2018), closed book and open book (with the supporting fact)."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def openbookqa() -> Task:
 
 @register_task
 def openbookqa_open() -> Task:
-    """Open book: the row's ``fact1`` on a line of its own in front of the question, few-shot examples too.
+    """Open book: the row's ``fact1`` on a separate line before the question, also in few-shot examples.
 
     The prompt is ``{fact1}\\n{question_stem}``, otherwise as in `openbookqa`.
     """
-    return _task("openbookqa_open", "elementary science with the supporting fact in front", open_book=True)
+    return _task("openbookqa_open", "elementary science with the supporting fact first", open_book=True)

@@ -1,4 +1,4 @@
-"""Whether a task's own reference answers are right by its own filters and metric."""
+"""Check that a task's reference answers are right by its own filters and metric."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["MAX_WRONG", "can_be_right", "check_own_answers"]
 logger = logging.getLogger("lensprune")
 
 MAX_WRONG = 0.1
-"""Largest share of items whose reference no answer can match; above it the task is refused."""
+"""Largest share of items whose reference no answer can match; above it the task is rejected."""
 
 _SIMPLE = (str.lower, str.upper, remove_whitespace)
 _SAMPLES = {
@@ -33,10 +33,10 @@ _SAMPLES = {
 
 
 def check_own_answers(fmt: GenerationFormat, items: Sequence[Item], where: str) -> None:
-    """Warn where some items' references can't be matched by any answer, and refuse where many can't.
+    """Warn if no answer can match the references of some items, and raise if there are many.
 
     Raises:
-        UserError: more than `MAX_WRONG` of the items are concerned; the first is named.
+        UserError: more than `MAX_WRONG` of the items are affected; the message names the first.
     """
     wrong = [item for item in items if not can_be_right(fmt, item.doc)]
     if not wrong:
@@ -53,10 +53,10 @@ def check_own_answers(fmt: GenerationFormat, items: Sequence[Item], where: str) 
 
 
 def can_be_right(fmt: GenerationFormat, doc: Doc) -> bool:
-    """Whether any filter extracts a right answer from the reference, bare or in the phrase that the filter waits for.
+    """Whether any filter extracts a right answer from the reference, bare or in the phrase that the filter expects.
 
-    True too where that can't be told: a filter written in Python, one that maps answers to others, or a pattern that
-    looks around or back.
+    Also true if that can't be determined: a filter written in Python, one that maps answers, or a pattern with
+    lookarounds or backreferences.
     """
     target = fmt.target(doc)
     for answer_filter in fmt.filters:
@@ -71,7 +71,7 @@ def can_be_right(fmt: GenerationFormat, doc: Doc) -> bool:
 
 
 def _texts(answer_filter: Filter, answers: Iterable[str]) -> Iterable[str | None]:
-    """The answers bare, then in the words around the group of the filter's pattern; `None` where those aren't known."""
+    """The answers bare, then within the words around the group of the filter's pattern; `None` if those are unknown."""
     steps = answer_filter.steps if isinstance(answer_filter, FilterChain) else (answer_filter,)
     pattern = next((step.pattern for step in steps if isinstance(step, RegexFilter)), None)
     for answer in answers:
@@ -89,10 +89,10 @@ def _texts(answer_filter: Filter, answers: Iterable[str]) -> Iterable[str | None
 
 @lru_cache
 def _around_group(pattern: str) -> tuple[str, str]:
-    """The shortest texts that `pattern` takes before and after its first group (or itself, if it has no group).
+    """The shortest texts that `pattern` matches before and after its first group (or itself, if it has no group).
 
     Raises:
-        NotImplementedError: the pattern has a part that no text is known for.
+        NotImplementedError: no matching text can be constructed for a part of the pattern.
     """
     if re.compile(pattern).groups == 0:
         return "", ""

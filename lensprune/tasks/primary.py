@@ -1,4 +1,4 @@
-"""Which metric of a generated answer decides whether it is right, where not the task's own."""
+"""Choose which metric decides whether a generated answer is right."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["with_primary_metric"]
 
 
 def with_primary_metric(task: Task, name: str) -> Task:
-    """`task` whose generated answers are right by the metric `name`: ``exact_match,boxed``, ``equal,boxed``, ….
+    """A copy of `task` in which the metric `name` decides generated answers: ``exact_match,boxed``, ``equal,boxed``, ….
 
-    Options that are scored by their likelihood keep their metric.
+    Options scored by likelihood keep their metric.
 
     Raises:
-        UserError: a generated answer to the task has no such metric.
+        UserError: generated answers of the task have no such metric.
     """
     return replace(task, formats={form: _by(fmt, name, task.name) for form, fmt in task.formats.items()})
 

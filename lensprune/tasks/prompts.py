@@ -1,4 +1,4 @@
-"""The strings that a task asks, as lm-eval 0.4.13 builds them without a chat template."""
+"""A task's prompt strings, as lm-eval 0.4.13 builds them without a chat template."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["build_context", "example_turns", "fewshot_example", "format_of", "pr
 
 
 def format_of(task: Task, protocol: ProtocolName) -> PromptFormat:
-    """The format in which `task` is asked under `protocol`.
+    """The format of `task` under `protocol`.
 
     Raises:
         UserError: the task has no such protocol.
@@ -44,19 +44,18 @@ def example_turns(fmt: PromptFormat, doc: Doc) -> tuple[str, str]:
 
 
 def fewshot_example(fmt: PromptFormat, doc: Doc) -> str:
-    """One worked example: question, delimiter, answer, and the delimiter to what follows.
+    """One worked example: question, delimiter, answer, and the delimiter before the next text.
 
-    lm-eval leaves both delimiters and the answer away when the answer is empty.
+    lm-eval omits both delimiters and the answer if the answer is empty.
     """
     question, answer = example_turns(fmt, doc)
     return f"{question}{fmt.target_delimiter}{answer}{fmt.fewshot_delimiter}" if answer else question
 
 
 def build_context(fmt: PromptFormat, item: Item) -> str:
-    """The prompt of `item`: description, its few-shot examples, its question (lm-eval's ``fewshot_context``).
+    """The prompt of `item`: description, few-shot examples and question (lm-eval's ``fewshot_context``).
 
-    With `per_choice_context` (winogrande) this is the part that all options share; the context of an option is this
-    string followed by the option (`prompt_strings` does that).
+    With `per_choice_context` (winogrande) this is the part that all options share; `prompt_strings` appends the option.
     """
     examples = "".join(fewshot_example(fmt.example or fmt, doc) for doc in item.fewshot)
     return f"{fmt.description(item.doc)}{examples}{fmt.context(item.doc)}"
@@ -65,8 +64,7 @@ def build_context(fmt: PromptFormat, item: Item) -> str:
 def prompt_strings(fmt: PromptFormat, item: Item) -> tuple[tuple[str, str], ...]:
     """(context, continuation) of each request of `item`: lm-eval's ``arguments``.
 
-    One pair for each option of a multiple-choice format, in the options' order; one pair with an empty
-    continuation for a generation.
+    One pair per option of a multiple-choice format, in order; one pair with an empty continuation for a generation.
     """
     context = build_context(fmt, item)
     if isinstance(fmt, GenerationFormat):
@@ -94,10 +92,10 @@ def _hashed_strings(loaded: LoadedTask, fmt: PromptFormat) -> Iterator[str]:
 
 
 def prompt_hash(loaded: LoadedTask, protocol: ProtocolName) -> str:
-    """sha256 (hex) over item ids, prompts, continuations and answers of `loaded` under `protocol`, and over the
-    stop strings and length limit of a generation.
+    """sha256 (hex) of the item ids, prompts, continuations and answers of `loaded` under `protocol`, and of the stop
+    strings and length limit of a generation.
 
-    Every string is hashed behind its length in bytes, so that no two lists of strings run into each other.
+    Every string is prefixed with its length in bytes, so that different lists of strings can't hash alike.
 
     Raises:
         UserError: the task has no such protocol.

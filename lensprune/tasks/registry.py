@@ -1,4 +1,4 @@
-"""Tasks by name: one decorated function a task, found lazily, with parameters in square brackets."""
+"""Tasks by name: one decorated function per task, imported lazily, with parameters in square brackets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _imported: set[str] = set()
 
 
 def _import_built_in() -> None:
-    # Marked before the import, because a task module may itself ask the registry for another task.
+    # Marked before the import, because a task module may itself look up another task.
     for module in _BUILT_IN_MODULES:
         if module not in _imported:
             _imported.add(module)
@@ -51,19 +51,19 @@ def register_task(builder: B) -> B: ...
 @overload
 def register_task(*, name: str) -> Callable[[B], B]: ...
 def register_task(builder: B | None = None, *, name: str | None = None) -> B | Callable[[B], B]:
-    """Decorate a function that returns a `Task`, to make the task known by a name.
+    """Register the decorated function, which returns a `Task`, under a name.
 
     The function's keyword parameters, all with a default, are the task's parameters: ``my_task[pairs=10]`` calls
     ``my_task(pairs=10)``. Values are converted by annotation (``int``, ``float``, ``bool``, ``str``,
-    ``Literal[...]`` and unions of these). Running the same cell of a notebook twice replaces the task.
+    ``Literal[...]`` and unions of these). Rerunning a notebook cell replaces the task.
 
     Args:
         builder: the function.
-        name: of the task; ``None`` takes the function's name.
+        name: the task's name; ``None`` takes the function's name.
 
     Raises:
-        UserError: the name is taken by another function or holds characters other than letters, digits and ``_.-``;
-            a parameter lacks a default.
+        UserError: the name is taken by another function or contains characters other than letters, digits and
+            ``_.-``; a parameter lacks a default.
 
     Examples:
         >>> from dataclasses import replace
@@ -103,9 +103,9 @@ def task_names() -> list[str]:
 
 
 def get_task(spec: str) -> Task:
-    """Return the task of a name, with its parameters.
+    """Return the task called `spec`, with its parameters.
 
-    The returned task's name holds the parameters that differ from their defaults, in the order of the signature,
+    The returned task's name includes the parameters that differ from their defaults, in the order of the signature,
     so that two settings of one task never share a name; so does the name of its closed-book task.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where rows come from: local JSON Lines, bundled data, the Hugging Face hub; and the checks on them."""
+"""Sources of rows: local JSON Lines, bundled data, and the Hugging Face hub, with checks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["Dataset", "hub_rows", "read_rows", "require_columns", "sharing"]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line, or of one JSON array of objects; blank lines and a byte-order mark are
-    skipped.
+    """Read a file with one JSON object per line, or with one JSON array of objects; blank lines and a byte-order mark
+    are skipped.
 
     Raises:
         UserError: the file is missing, unreadable or empty, or a line is not a JSON object (with its number).
@@ -37,7 +37,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         lines = text.split("\n")
         rows = [_parse_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
-        raise UserError(f"{path}: the file holds no rows")
+        raise UserError(f"{path}: the file contains no rows")
     return rows
 
 
@@ -46,7 +46,7 @@ def _parse_array(path: Path, text: str) -> list[dict[str, Any]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: starts like a JSON array and is not JSON ({reason})") from None
+        raise UserError(f"{path}: starts like a JSON array but is not JSON ({reason})") from None
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: can't be read ({str(error).partition(':')[0]})") from None
     for number, row in enumerate(rows, start=1):
@@ -62,7 +62,7 @@ def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: line {number} is not JSON ({error.msg} at column {error.colno})") from None
     except (RecursionError, ValueError) as error:
-        # Thousands of brackets, or of digits: valid JSON that Python does not read.
+        # Thousands of brackets or digits: valid JSON that Python does not read.
         raise UserError(f"{path}: line {number} can't be read ({str(error).partition(':')[0]})") from None
     if not isinstance(row, dict):
         raise UserError(f"{path}: line {number} holds a JSON {type(row).__name__}, expected an object with columns")
@@ -73,7 +73,7 @@ def require_columns(rows: Sequence[Doc], columns: Sequence[str], where: str) -> 
     """Check that every row has every column.
 
     Raises:
-        UserError: names the first row without one, the column, and the nearest column that is there.
+        UserError: a column is missing; the message names the row, the column, and the nearest column that exists.
     """
     for number, row in enumerate(rows, start=1):
         for column in columns:
@@ -87,7 +87,7 @@ def hub_rows(path: str, config: str | None, split: str, missing: str = "") -> li
     """Rows of a split of a dataset on the Hugging Face hub; code from the hub is never run.
 
     Args:
-        missing: where the rows were looked for before, for the error's text.
+        missing: where the rows were not found before, for the error message.
 
     Raises:
         UserError: ``LENSPRUNE_OFFLINE`` is set, or the dataset cannot be loaded.
@@ -95,7 +95,7 @@ def hub_rows(path: str, config: str | None, split: str, missing: str = "") -> li
     label = f"{path}{f' ({config})' if config else ''}, split {split!r}"
     if is_offline(hub_counts=False):
         raise UserError(f"{missing}LENSPRUNE_OFFLINE is set, so {label} cannot be fetched: give --data-dir FOLDER")
-    # Importing datasets takes a second or more, and local rows never need it.
+    # Importing datasets takes a second or more, and local rows don't need it.
     import datasets
 
     try:
@@ -108,12 +108,12 @@ def hub_rows(path: str, config: str | None, split: str, missing: str = "") -> li
         ) from error
     rows = [dict(row) for row in loaded]
     if not rows:
-        raise UserError(f"{label}: the split holds no rows")
+        raise UserError(f"{label}: the split contains no rows")
     return rows
 
 
 def sharing(column: str) -> Callable[[Sequence[Doc]], list[str]]:
-    """The twins of `Rows`: rows with the same text in `column`; a row without it has none."""
+    """Twins for `Rows`: rows with the same text in `column` are twins; a row without it has none."""
 
     def labels(docs: Sequence[Doc]) -> list[str]:
         first: dict[str, int] = {}
@@ -127,23 +127,23 @@ def sharing(column: str) -> Callable[[Sequence[Doc]], list[str]]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset in the hub's column schema: a task's `load`.
+    """A dataset in the hub's column schema; used as a task's `load`.
 
     Rows are taken from ``<data_dir>/<folder>/<split>.jsonl``, else from `files`, else from
-    ``<bundled data>/<folder>/<split>.jsonl``, else from the hub. Of local files the evaluated split is the first of
-    `splits` that is there, the few-shot split the first of `fewshot_splits`; without one, few-shot examples come from
+    ``<bundled data>/<folder>/<split>.jsonl``, else from the hub. Among local files, the evaluated split is the first of
+    `splits` that exists, and the few-shot split the first of `fewshot_splits`; without one, few-shot examples come from
     the evaluated split.
 
     Args:
         folder: name of the folder below ``--data-dir``.
         columns: columns that every row must have.
-        hub: dataset id on the hub, with `config`; ``None`` for data that is not there.
-        splits: evaluated split, by preference (the first one is the hub's).
-        fewshot_splits: split of the few-shot examples, by preference (the first one is the hub's).
-        process: applied to every row after the check of columns.
-        keep: rows for which it is false are left out.
-        files: one or more files for each split, for tasks that bring their own.
-        twins: from rows in their order to a label for each, the same for near copies; see `Rows`.
+        hub: dataset id on the hub, used with `config`; ``None`` for data that is not there.
+        splits: evaluated split, in order of preference (the first one is used for the hub).
+        fewshot_splits: split of the few-shot examples, in order of preference (the first one is used for the hub).
+        process: applied to every row after the columns are checked.
+        keep: rows for which it returns false are left out.
+        files: one or more files per split, for tasks with files of their own.
+        twins: maps the rows, in order, to a label each, equal for near copies; see `Rows`.
     """
 
     folder: str
@@ -161,7 +161,7 @@ class Dataset:
         """Read the evaluated rows, and the few-shot pool if shots are requested.
 
         Raises:
-            UserError: no source has the rows, or they are not as described.
+            UserError: no source has the rows, or they don't match the description.
         """
         files = self._local_files(request.data_dir)
         reader: Callable[[str], tuple[list[Doc], str]]
@@ -199,7 +199,7 @@ class Dataset:
         return self._files_in(bundled) if bundled.is_dir() else {}
 
     def _files_in(self, folder: Path) -> Mapping[str, tuple[Path, ...]]:
-        # JSON Lines come last, so that of two files of one split they are the ones read.
+        # JSON Lines come last, so that they win if a split has two files.
         files = {path.stem: (path,) for kind in ("json", "jsonl") for path in sorted(folder.glob(f"*.{kind}"))}
         if not files:
             wanted = " or ".join(f"{name}.jsonl" for name in self.splits)
@@ -234,5 +234,5 @@ class Dataset:
         require_columns(rows, self.columns, where)
         kept = [self.process(row) for row in rows if self.keep(row)]
         if not kept:
-            raise UserError(f"{where}: none of its {len(rows)} rows belongs to this task")
+            raise UserError(f"{where}: none of its {len(rows)} rows belong to this task")
         return kept

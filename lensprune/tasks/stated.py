@@ -1,4 +1,4 @@
-"""Answers as chat and reasoning models state them: boxed, bold, with units, as a fraction, or as a letter."""
+"""Extract answers as chat and reasoning models state them: boxed, bold, with units, as a fraction, or as a letter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ESCAPES = re.compile(r"\\[{}]")
 
 @dataclass(frozen=True)
 class BoxedFilter:
-    r"""What stands in the last ``\boxed{…}`` of a text, braces within it included; ``None`` without a whole one."""
+    r"""The content of the last ``\boxed{…}`` in a text, with nested braces; ``None`` if there is no complete one."""
 
     name: str = BOXED
 
@@ -28,7 +28,7 @@ class BoxedFilter:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """`text` from `start` up to the brace that closes one opened in front of it; ``None`` if none does."""
+    """`text` from `start` up to the brace that closes the one opened before it; ``None`` if none does."""
     depth, escaped = 1, {match.start() + 1 for match in _ESCAPES.finditer(text)}
     for i in range(start, len(text)):
         if text[i] in "{}" and i not in escaped:
@@ -46,7 +46,7 @@ _ANSWER = r"""
     (?: \\f?boxed\s*\{ \s* (?:\\text\s*\{)?
       | \banswer\b (?:\s+is)? \s*:? (?:[\s*_]* \b(?:option|choice)\b)? )
     """
-# What is said of an option may say that it is wrong: it counts only where no answer is named.
+# A sentence about an option may say that it is wrong: it counts only if no answer is named.
 _SAID = [
     re.compile(named + _LETTER, re.IGNORECASE | re.VERBOSE)
     for named in (_ANSWER, r"\b(?:option|choice)\b (?:\s+is)? \s*:?")
@@ -59,8 +59,8 @@ _ALONE = re.compile(r"^\W*([A-Z])\W*$", re.MULTILINE)
 class StatedLetter:
     r"""The letter that a text states as its answer last: "Answer: (B)", "the answer is B", ``\boxed{B}``.
 
-    Without such words the last option that is named, else the last letter in bold, else the last that is a line of its
-    own. ``None`` if there is none of these.
+    Without such words, the last option that is named, else the last letter in bold, else the last letter on a line of
+    its own. ``None`` if there is none of these.
     """
 
     name: str = STATED
@@ -85,11 +85,11 @@ _NUMBER = re.compile(
 
 def stated_number(text: str) -> Fraction | None:
     r"""The one number in `text`, exactly: ``**42**``, ``$1,234.50``, ``18 dollars``, ``x = 3/4``, ``\frac{3}{4}``,
-    ``1 1/2``, ``50\%`` (50). ``None`` if there is no number, or several behind the last equals sign, or powers,
-    roots and the like.
+    ``1 1/2``, ``50\%`` (50). ``None`` if there is no number, several after the last equals sign, or powers, roots and
+    the like.
 
-    It is read by `fractions.Fraction`, from digits alone: an algebra system would run what a model wrote as code
-    (``sympify``) or bring a parser with it (math-verify), and these answers are no algebra.
+    It is read by `fractions.Fraction`, from digits only: an algebra system would run a model's text as code
+    (``sympify``) or need another parser (math-verify), and these answers aren't algebra.
     """
     if _ALGEBRA.search(text):
         return None

@@ -39,7 +39,7 @@ def _prompt(doc: Doc) -> str:
 
 @register_task
 def svamp() -> Task:
-    """SVAMP in the prompt of Wei et al. 2022: body and question after ``Q:``, the eight examples of gsm8k_cot.
+    """SVAMP with the prompt of Wei et al. 2022: body and question after ``Q:``, and the eight examples of gsm8k_cot.
 
     lm-eval has no SVAMP; filters, exact match and stop strings are those of its gsm8k_cot (strict-match decides).
     """

@@ -1,4 +1,4 @@
-"""A task in three lines: rows, what a row asks, and its answer."""
+"""A task in three lines: rows, a prompt, and an answer."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def task(
     shots: int = 0,
     max_new_tokens: int = 16,
 ) -> Callable[[F], F]:
-    """Make a function that returns rows a task, known by the function's name (or by `name`); a decorator.
+    """Register the decorated function, which returns rows, as a task.
 
     The function's keyword parameters, all with a default, are the task's parameters, as for `register_task`.
 
     Args:
         prompt, answer: text with columns in braces, or a function of a row. A space joins the two.
         options: the column that holds a row's options, options that all rows share, or a function of a row. The answer
-            is one of them, and the task has all three protocols. Without options it has ``generate`` alone: the first
-            line of the text must be the answer, whatever its case and punctuation.
-        name: of the task; ``None`` takes the function's.
+            is one of them, and the task has all three protocols. Without options it has only ``generate``: the first
+            line of the text must be the answer, ignoring case and punctuation.
+        name: the task's name; ``None`` takes the function's name.
         kind: one of `lensprune.tasks.base.TASK_KINDS`.
-        shots: few-shot examples, other rows of the task.
+        shots: number of few-shot examples, which are other rows of the task.
         max_new_tokens: most new tokens of a generated answer.
 
     Returns:
-        A decorator that registers the task and gives the function back.
+        A decorator that registers the task and returns the function unchanged.
 
     Raises:
-        UserError: a text without a column, a name that is taken or can't be one, or a parameter without a default.
+        UserError: a text without a column, a name that is taken or invalid, or a parameter without a default.
 
     Examples:
         >>> @lp.task(prompt="The capital of {country} is", answer="{capital}")
@@ -91,9 +91,9 @@ def _text(given: Text, what: str) -> Callable[[Doc], str]:
     try:
         columns = [column for _, column, _, _ in Formatter().parse(given) if column]
     except ValueError as error:
-        raise UserError(f"{what} {given!r} can't be read ({error}): write a brace that is text twice") from None
+        raise UserError(f"{what} {given!r} can't be read ({error}): double a brace that is part of the text") from None
     if not columns:
-        raise UserError(f"{what} {given!r} holds no column of a row: write it in braces, like {{country}}")
+        raise UserError(f"{what} {given!r} contains no column: write it in braces, like {{country}}")
     return given.format_map
 
 
@@ -139,6 +139,6 @@ def _checked(rows: Any, name: str) -> Sequence[Doc]:
     if not docs or wrong is not None:
         given = type(rows if wrong is None else wrong).__name__
         raise UserError(
-            f"task {name!r}: its function gives {given}, expected a list of one or more rows like {{'x': 1}}"
+            f"task {name!r}: its function returned {given}, expected a list of one or more rows like {{'x': 1}}"
         )
     return docs

@@ -1,4 +1,4 @@
-"""Column names and jinja2 templates as functions of a row, with lm-eval's reading of the result."""
+"""Column names and jinja2 templates as functions of a row, with the result interpreted as in lm-eval."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def _regex_replace(text: str, pattern: str, replacement: str, count: int = 0) ->
 
 def _shown(value: Any) -> Any:
     if is_null(value):
-        raise null_error("a value that the template shows")
+        raise null_error("a value in the template")
     return value
 
 
-# A task file may come from anywhere, so its templates see the row and nothing of Python.
+# A task file may come from anywhere, so its templates see the row and no Python objects.
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_shown
 )
@@ -58,7 +58,7 @@ def text_of(source: str, where: str) -> Callable[[Doc], str]:
 
     Raises:
         UserError: `source` is not a valid template. The returned function raises ``ValueError`` for a row that the
-            template does not fit, whose column is null, or whose column is no text.
+            template does not fit, or whose column is null or not text.
     """
     render = _renderer(source, where)
 
@@ -76,7 +76,7 @@ def text_of(source: str, where: str) -> Callable[[Doc], str]:
 
 
 def is_index(source: str, text: str, doc: Doc) -> bool:
-    """Whether lm-eval would take `text`, read from `doc` by `text_of` of a task with options, for a number."""
+    """Whether lm-eval would read `text`, the result of `text_of` for a task with options, as a number."""
     return isinstance(doc[source], int) if source in doc else text.isdigit()
 
 
@@ -110,11 +110,11 @@ def _literal(text: str, where: str) -> Any:
 
 
 def target_of(source: str | int | Sequence[str], where: str) -> Callable[[Doc], str | int | tuple[str, ...]]:
-    """The right option's index or text, or the text of the answer, or of several right ones.
+    """The right option's index or text, or the text of one or several right answers.
 
-    A number, a fixed list, a column, or a template; a template that renders a list gives a list, as in lm-eval. Whether
-    a number is an index depends on whether the task has options; a boolean is the number 0 or 1 there and a word
-    elsewhere, so it is returned as it stands.
+    `source` is a number, a fixed list, a column, or a template; a template that renders a list gives a list, as in
+    lm-eval. Whether a number is an index depends on whether the task has options; a boolean is the number 0 or 1 if it
+    has and a word otherwise, so it is returned unchanged.
 
     Raises:
         UserError: as `text_of`.

@@ -34,7 +34,7 @@ def _ending(doc: Doc) -> str:
 
 
 def _pairs(docs: Sequence[Doc]) -> list[str]:
-    """The same label for two rows one after the other that offer the same two names: twins, whose answers differ."""
+    """Labels that pair consecutive rows with the same two names: twins, whose answers differ."""
     labels: list[str] = []
     for place, doc in enumerate(docs):
         same = place > 0 and sorted(_options(doc)) == sorted(_options(docs[place - 1]))
@@ -45,11 +45,11 @@ def _pairs(docs: Sequence[Doc]) -> list[str]:
 
 @register_task
 def winogrande() -> Task:
-    """lm-eval's ``winogrande`` under ``continuation``: partial scoring (Trinh & Le 2018), where each option ends a
-    context of its own and the rest of the sentence, the same for both, is scored (acc decides).
+    """lm-eval's ``winogrande`` under ``continuation``: partial scoring (Trinh & Le 2018), where each option ends its
+    own context and the rest of the sentence, the same for both, is scored (acc decides).
 
-    ``default`` and ``generate`` show the sentence with its blank ``_`` and the two options lettered. Twins, two
-    rows one after the other with the same names, are one cluster.
+    ``default`` and ``generate`` show the sentence with its blank ``_`` and the two options lettered. Twins (consecutive
+    rows with the same names) are one cluster.
     """
     return Task(
         name="winogrande",

@@ -1,4 +1,5 @@
-"""The fields of lm-eval's task files: which are used, which change no number here, and why the others are refused."""
+"""The fields of lm-eval's task files: which are used, which don't change results here, and why the others are
+rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ __all__ = [
 NEEDED = ("task", "doc_to_text", "doc_to_target")
 
 OWN = ("chance", "closed_book", "columns", "folder", "kind", "primary_metric", "protocols", "question", "summary")
-"""Fields that lm-eval does not have."""
+"""Fields that lm-eval lacks."""
 
 USED = (
     *NEEDED,
@@ -54,50 +55,50 @@ USED = (
 )
 
 WITHOUT_EFFECT = {
-    "doc_to_decontamination_query": "no n-gram files are compared",
+    "doc_to_decontamination_query": "contamination is not checked",
     "metadata": "free text",
-    "should_decontaminate": "no n-gram files are compared",
+    "should_decontaminate": "contamination is not checked",
     "tag": "a name for listings",
     "task_alias": "a name for tables",
 }
 
 _PYTHON = "Python code is not run from a task file; use @register_task"
-_GROUP = "a group of tasks is not read; give its tasks one by one"
+_GROUP = "groups of tasks are not supported; give the tasks one by one"
 REFUSED = {
     "aggregate_metric_list": _GROUP,
     "class": _PYTHON,
     "custom_dataset": _PYTHON,
-    "doc_to_audio": "lensprune asks in text alone",
-    "doc_to_image": "lensprune asks in text alone",
-    "gen_prefix": "the start of the answer can't be set apart; write it at the end of doc_to_text",
+    "doc_to_audio": "only text prompts are supported",
+    "doc_to_image": "only text prompts are supported",
+    "gen_prefix": "it is not supported; write the start of the answer at the end of doc_to_text",
     "group": _GROUP,
     "group_alias": _GROUP,
     "process_docs": _PYTHON,
     "process_results": _PYTHON,
     "task_list": _GROUP,
     "unsafe_code": "generated code is never run",
-    "use_prompt": "promptsource's prompts are not read; write the template in doc_to_text",
+    "use_prompt": "promptsource is not supported; write the template in doc_to_text",
 }
 
 FEWSHOT_OVERRIDES = ("doc_to_choice", "doc_to_target", "doc_to_text", "fewshot_delimiter", "target_delimiter")
 FEWSHOT_USED = ("sampler", "samples", "split", *FEWSHOT_OVERRIDES)
 FEWSHOT_REFUSED = {
-    "fewshot_indices": "lm-eval 0.4.13 reads it and draws from all rows; put the wanted rows into samples",
+    "fewshot_indices": "lm-eval 0.4.13 reads it but draws from all rows; put the wanted rows into samples",
     "gen_prefix": REFUSED["gen_prefix"],
     "process_docs": _PYTHON,
 }
 
 FILTERS_REFUSED = {
     "custom": _PYTHON,
-    "decontaminate": "no n-gram files are compared",
-    "format_span": "answers are compared as they are written",
+    "decontaminate": "contamination is not checked",
+    "format_span": "answers are compared as written",
     "multi_choice_regex": "it needs the options of each row; use regex",
     "regex_pos": "it extracts a list of tags; use regex",
-    "take_first_k": "one answer is generated; use take_first",
+    "take_first_k": "only one answer is generated; use take_first",
 }
 
 METRICS_REFUSED = {
-    name: "accuracy is all that is measured"
+    name: "only accuracy is measured"
     for name in (
         "acc_all",
         "acc_mutual_info",
@@ -121,10 +122,10 @@ METRICS_REFUSED = {
 def check_keys(
     given: Mapping[Any, Any], used: Collection[str], refused: Mapping[str, str], where: str, what: str = "field"
 ) -> None:
-    """Refuse what `given` holds beside `used`; a null, or ``false``, asks for nothing.
+    """Reject keys of `given` that are not in `used`; null and ``false`` values are ignored.
 
     Raises:
-        UserError: a refused name with its reason, or an unknown one with the nearest name.
+        UserError: a rejected name with its reason, or an unknown one with the nearest name.
     """
     for name, value in given.items():
         if name in used:
@@ -139,10 +140,10 @@ def check_keys(
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a task file, with those of the files that it includes below them.
+    """The fields of a task file, which override those of the files that it includes.
 
     Raises:
-        UserError: a file that can't be read, is no mapping, or includes itself; a field that is refused, unknown or
+        UserError: a file that can't be read, is not a mapping, or includes itself; a field that is rejected, unknown or
             missing.
     """
     config = _read(path, ())

@@ -53,7 +53,7 @@ _STEP_KEYS = {
     "uppercase": (),
 }
 _ONE_ANSWER = ("take_first", "majority_vote")
-"""Filters that choose among several sampled answers; of one they take that one."""
+"""Filters that choose among several sampled answers; with one answer they choose that one."""
 _INVALID = "[invalid]"
 _BUILDERS = ("arrow", "csv", "pandas", "parquet", "text", "webdataset", "xml")
 _DATASET_KWARGS = {"trust_remote_code": "code from the hub is never run"}
@@ -65,24 +65,24 @@ def register_yaml(path: Path | str) -> str:
     The fields are lm-eval's: ``task``, ``dataset_path``, ``dataset_name``, ``dataset_kwargs: data_files`` (paths
     relative to the file, with ``dataset_path: json``), ``training_split``, ``validation_split``, ``test_split``,
     ``fewshot_split``, ``doc_to_text``, ``doc_to_choice``, ``doc_to_target`` (column names or jinja2 templates, run in a
-    sandbox; a list of texts means that any of them is right), ``description``, ``target_delimiter``,
-    ``fewshot_delimiter``, ``fewshot_config`` (sampler, split, samples, and how the examples are written otherwise than
-    the question), ``num_fewshot``, ``output_type`` (``multiple_choice`` or ``generate_until``), ``generation_kwargs``
+    sandbox; with a list of texts, any of them is right), ``description``, ``target_delimiter``,
+    ``fewshot_delimiter``, ``fewshot_config`` (sampler, split, samples, and how the examples' format differs from the
+    question's), ``num_fewshot``, ``output_type`` (``multiple_choice`` or ``generate_until``), ``generation_kwargs``
     (`generation_settings`), ``repeats`` (samples of each item, if it is sampled), ``filter_list``, ``metric_list``,
-    ``include``. So a file of lm-eval without ``!function`` works as it is, with its prompts and its few-shot examples;
-    a field that can't be honoured is refused by name.
+    ``include``. So an lm-eval file without ``!function`` works unchanged, with its prompts and few-shot examples; a
+    field that can't be supported is rejected by name.
 
-    Fields of our own: ``folder`` (below the data folder; default the task's name), ``columns``, ``summary``,
-    ``question`` (what stands above the lettered options; default ``doc_to_text`` without a final ``Answer:``),
-    ``protocols``, ``primary_metric``, ``chance`` (of an open answer; default 0), ``kind``, ``closed_book`` (`Task`).
+    Additional fields: ``folder`` (below the data folder; default: the task's name), ``columns``, ``summary``,
+    ``question`` (the text above the lettered options; default: ``doc_to_text`` without a final ``Answer:``),
+    ``protocols``, ``primary_metric``, ``chance`` (of an open answer; default: 0), ``kind``, ``closed_book`` (`Task`).
 
-    A task with ``doc_to_choice`` has all three protocols: ``continuation`` scores the options after ``doc_to_text``,
-    ``default`` and ``generate`` show `question` with lettered options. Where the options are the letters themselves,
-    ``doc_to_text`` already shows them: it is used as it is, and there is no ``continuation``. A task without has
-    ``generate`` alone.
+    A task with ``doc_to_choice`` has all three protocols: ``continuation`` scores the options after ``doc_to_text``;
+    ``default`` and ``generate`` show `question` with lettered options. If the options are the letters themselves,
+    ``doc_to_text`` already shows them: it is used unchanged, and there is no ``continuation``. A task without
+    ``doc_to_choice`` has only ``generate``.
 
     Raises:
-        UserError: the file cannot be read, a field is missing, unknown (with the nearest name) or of the wrong form.
+        UserError: the file cannot be read, or a field is missing, unknown (the message names the nearest) or malformed.
     """
     path = usable_path(path, "task file")
     config = read_fields(path)
@@ -92,7 +92,7 @@ def register_yaml(path: Path | str) -> str:
     def builder() -> Task:
         return task
 
-    # Two files that claim one name must not replace each other unnoticed.
+    # Two files with the same task name must not silently replace each other.
     builder.__qualname__ = str(path.resolve())
     register_task(name=task.name)(builder)
     return task.name
@@ -142,7 +142,7 @@ class _TaskFile:
             default_shots=shots,
             fewshot_sampler=sampler,
             fixed_fewshot=tuple(samples) if samples is not None and fewshot_split is None else None,
-            # lm-eval compares the two fields as they stand, so two absent ones count as equal.
+            # lm-eval compares the two fields as given, so two absent ones count as equal.
             exclude_self=fewshot_split == self.config.get("test_split"),
             kind=kind,
             closed_book=self._of_kind("closed_book", str, None, "the name of a task"),
@@ -159,7 +159,7 @@ class _TaskFile:
         if not isinstance(files, dict):
             raise self._error(f"dataset_kwargs: data_files is {files!r}, expected a mapping of split to path")
         if files and hub not in (None, "json"):
-            raise self._error(f"dataset_path is {hub!r}, and data_files are read as JSON Lines: expected json")
+            raise self._error(f"dataset_path is {hub!r}, but data_files are read as JSON Lines: expected json")
         if hub in _BUILDERS:
             raise self._error(f"dataset_path {hub!r} is not supported: convert the files to JSON Lines, and give json")
         return Dataset(
@@ -199,7 +199,7 @@ class _TaskFile:
         return lambda doc: text(doc).removesuffix("Answer:").rstrip()
 
     def _formats_with_examples(self) -> dict[ProtocolName, PromptFormat]:
-        """The formats, with few-shot examples that are written as ``fewshot_config`` says."""
+        """The formats, with few-shot examples written according to ``fewshot_config``."""
         formats = self._formats()
         overrides = {
             name: value for name, value in self._fewshot().items() if name in FEWSHOT_OVERRIDES and value is not None
@@ -208,7 +208,7 @@ class _TaskFile:
             return formats
         examples = _TaskFile(self.path, {**self.config, **overrides})._formats()
         if set(examples) != set(formats):
-            raise self._error("fewshot_config: the examples have options where the question has none, or none for some")
+            raise self._error("fewshot_config: the examples must have options exactly where the question has them")
         return {name: replace(fmt, example=examples[name]) for name, fmt in formats.items()}
 
     def _formats(self) -> dict[ProtocolName, PromptFormat]:
@@ -249,14 +249,15 @@ class _TaskFile:
         return {name: formats[name] for name in _PROTOCOLS if name in wanted}
 
     def _check_no_generation(self) -> None:
-        """Refuse what says how an answer is generated where options are scored: lm-eval ignores it."""
+        """Reject generation settings if options are scored: lm-eval ignores them."""
         if self.config.get("generation_kwargs") is not None:
             raise self._error(
-                "generation_kwargs mean nothing to output_type multiple_choice: leave them out, or set generate_until"
+                "generation_kwargs have no effect with output_type multiple_choice: leave them out, or set "
+                "generate_until"
             )
         for chain in self._filters():
             if chain.steps:
-                raise self._error(f"filter {chain.name!r} means nothing to output_type multiple_choice: leave it out")
+                raise self._error(f"filter {chain.name!r} has no effect with output_type multiple_choice: leave it out")
         if any(entry["metric"] == "exact_match" for entry in self._metrics()):
             raise self._error("metric exact_match is not measured with output_type multiple_choice: use acc")
 
@@ -270,12 +271,12 @@ class _TaskFile:
         def gold(doc: Doc) -> int:
             value = target(doc)
             if isinstance(value, tuple):
-                raise ValueError(f"the answer {list(value)} is a list, and only one of several options can be right")
+                raise ValueError(f"the answer {list(value)} is a list, but only one of several options can be right")
             if isinstance(value, int):
-                # A boolean is an index too: false the first option, true the second.
+                # A boolean is an index too: false for the first option, true for the second.
                 return int(value)
             choices = options(doc)
-            # lm-eval's order: digits that a template renders are an index, the text of a column is an option.
+            # lm-eval's rule: digits rendered by a template are an index, a column's text is an option.
             if value.isdigit() and self.config["doc_to_target"] not in doc:
                 return int(value)
             if value not in choices:
@@ -307,8 +308,8 @@ class _TaskFile:
         def context(doc: Doc) -> str:
             shown = text(doc)
             if is_index(source, shown, doc):
-                # lm-eval then takes the options for questions, and the target for what follows each of them.
-                raise ValueError(f"doc_to_text gives the number {shown!r}, and options as questions are not supported")
+                # lm-eval then treats the options as questions, and the target as the continuation of each.
+                raise ValueError(f"doc_to_text gives the number {shown!r}, but options as questions are not supported")
             return shown
 
         return context
@@ -438,7 +439,7 @@ class _TaskFile:
     def _repeats(self) -> int:
         repeats = int(self._of_kind("repeats", int, 1, "a whole number"))
         if repeats < 1:
-            raise self._error(f"field 'repeats' is {repeats}, expected a whole number from 1 on")
+            raise self._error(f"field 'repeats' is {repeats}, expected a whole number of 1 or more")
         return repeats
 
     def _letters_written(self, gold: Callable[[Doc], int], options: Callable[[Doc], list[str]]) -> GenerationFormat:

@@ -45,5 +45,5 @@ def test_a_sweep_gives_the_bridges_numbers(
 
 def test_the_default_executor_says_that_the_hooked_one_takes_over(family_folder: Callable[[str], Path]) -> None:
     model = lp.load_model(family_folder("llama"), device="cpu", hooked_transformer=True)
-    with pytest.warns(UserWarning, match="the hooked one takes over"):
+    with pytest.warns(UserWarning, match="using the hooked executor instead"):
         lp.sweep(model, ["facts"], ["continuation"], lp.each_layer(model)[:1], limit=1, shots=0, progress=False)

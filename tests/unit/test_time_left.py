@@ -84,7 +84,7 @@ def test_nothing_is_said_before_anything_is_done() -> None:
 def test_each_variants_cost_is_by_its_depth_and_all_add_up(generates: bool) -> None:
     model = tiny("llama")
     shape, facts = loaded_shape(model), model.facts
-    requests: list[Request] = list(likelihood_requests())
+    requests: list[Request] = likelihood_requests(model)
     if generates:
         requests = [GenerateRequest(tuple(range(3, 12)), (), 5), GenerateRequest(tuple(range(3, 9)), (), 5)]
     variants = [CLEAN, *each_layer(facts, "skip")]

@@ -34,7 +34,7 @@ from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 __all__ = ["GroupDecoder"]
 
 KEEP_DEAD = 0.25
-"""Buffers are compacted when more than this share of their rows has finished."""
+"""Buffers are compacted once more than this share of their rows has finished."""
 
 
 class GroupDecoder:
@@ -54,7 +54,7 @@ class GroupDecoder:
         self._model, self._stack, self._reference = model, stack, reference
         self._device = model.facts.device
         n_layers = stack.n_layers
-        # Positions in the caller's lists travel along.
+        # Keep each one's index in the caller's lists.
         order = sorted(range(len(variants)), key=lambda i: first_layer(variants[i], n_layers))
         self._variants = [variants[i] for i in order]
         self._requests = list(requests)
@@ -96,7 +96,7 @@ class GroupDecoder:
             hidden = self._advance(rows, tokens)
 
     def forced(self, tokens: Sequence[int]) -> Float[torch.Tensor, " variant"]:
-        """Log-probability (nats) of `tokens` after the one request's prompt, decoded one by one whatever is likely."""
+        """Log-probability (nats) of `tokens` after the single request's prompt, forced one at a time."""
         rows = np.arange(len(self._place))
         hidden = self._prefill()
         total = torch.zeros(len(rows), dtype=accumulation_dtype(hidden.dtype), device=self._device)
@@ -140,7 +140,7 @@ class GroupDecoder:
             if variant is None:
                 clean[layer] = part
                 return
-            # Straight into the buffers: collected first, all variants' prompts would be held twice.
+            # Straight into the buffers: collecting them first would hold all variants' prompts twice.
             if layer not in diverged:
                 diverged[layer] = VariantKV.empty(part, len(holding[layer]), block_of, prompts.widths, self._most)
             diverged[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
@@ -183,7 +183,7 @@ class GroupDecoder:
             self._diverged_place[layer], attention.diverged_rows[layer] = memo[held]
 
     def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width+generated"] | None:
-        """Which columns of a block are no padding, by its rows' prompts; ``None`` where all are none."""
+        """Which columns of a block are not padding, by its rows' prompts; ``None`` if there is no padding."""
         real = self._prompts.real[torch.from_numpy(prompt), -width:]
         if bool(real.all()):
             return None
@@ -219,15 +219,15 @@ class GroupDecoder:
     def _send(
         self, step: Step, tokens: np.ndarray, edits: dict[int, LayerEdits]
     ) -> tuple[list[torch.Tensor], list[LayerIndex]]:
-        """All indices of a step, in one transfer: the rows' tokens and positions, a row of each history, the history of
-        each row that no layer changes; and what each layer's call takes from where."""
+        """Send all indices of a step in one transfer: the rows' tokens and positions, one row per history, the history
+        of each row that no layer changes, and each layer's `LayerIndex`."""
         masks, of_layers = zip(
             *(self._layer_arrays(layer, step, edits.get(layer)) for layer in range(self._stack.n_layers)), strict=True
         )
         prompts = self._prompt_of[step.rows]
         positions = self._prompts.lengths.numpy()[prompts] + self._step
         of_step = [tokens, positions, step.sample, step.history_of[step.n_rows[-1] :]]
-        # Layers that need as many histories need the same ones.
+        # Layers that need the same number of histories need the same ones.
         sizes = [int(size) for size in np.unique(step.n_histories) if size]
         of_histories = [self._attention.arrays_of(prompts[step.sample[:size]]) for size in sizes]
         own, *sent = sent_at_once([of_step, *of_layers, *of_histories], self._device)
@@ -256,7 +256,7 @@ class GroupDecoder:
         return is_computed, arrays + (self._by_block(layer, place) if self._attention.by_kernel else [])
 
     def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
-        """Which own rows, given their places, are in each block of a layer's buffers, and their places there."""
+        """Split diverged rows, given by their places in a layer's buffers, by block, with their places in the block."""
         if not len(place):
             return [place] * 2 * len(self._prompts.widths)
         arrays = []
@@ -300,13 +300,13 @@ class GroupDecoder:
             else:
                 after = hidden.clone()
                 after[:, index.computed] = part
-        # Rows that were left out are as they were before the layer already.
+        # Rows that were left out already hold the residual before the layer.
         if edits is None or all(e.ablation.adds_nothing and e.ablation.replaces_block for e in edits.contribution):
             return after
         return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 
     def _make_room(self, step: Step, split: Split) -> None:
-        """Room for one more token: histories that part get copies, and finished rows leave."""
+        """Make room for one more token: copy histories that split, and drop finished rows."""
         attention = self._attention
         alive = np.isin(self._dense, step.rows)
         if alive.mean() < 1 - KEEP_DEAD:
@@ -317,7 +317,7 @@ class GroupDecoder:
             attention.histories[layer].need(step.histories[: step.n_histories[layer]], split, self._step)
 
     def _drop_rows(self, alive: np.ndarray) -> None:
-        """Take rows that have finished out of every buffer."""
+        """Remove finished rows from every buffer."""
         before = self._held_variants()
         dense = self._dense[alive]
         variants = np.unique(self._variant_of[dense])

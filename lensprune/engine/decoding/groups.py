@@ -1,4 +1,4 @@
-"""Which requests and variants are decoded together, so that rows and keys and values stay within a budget."""
+"""Choose which requests and variants are decoded together, within the limits on rows and on keys and values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lensprune.protocols.requests import GenerateRequest
 __all__ = ["ChunkSize", "group_variants", "kv_bytes_per_token", "request_chunks"]
 
 SHARING_VARIANTS = 16
-"""So many variants on one chunk make the clean model's pass a small part of the whole."""
+"""With this many variants per chunk, the clean model's pass is a small part of the total."""
 
 
 def kv_bytes_per_token(facts: ModelFacts) -> int:
@@ -28,7 +28,7 @@ def kv_bytes_per_token(facts: ModelFacts) -> int:
 
 
 class ChunkSize:
-    """How many keys and values a chunk of requests needs, while it is decoded under some variants all at once."""
+    """How many keys and values a chunk of requests needs while it is decoded under several variants at once."""
 
     def __init__(self, facts: ModelFacts, requests: Sequence[GenerateRequest]) -> None:
         prompts = PromptSet.of([request.context_ids for request in requests])
@@ -42,8 +42,8 @@ class ChunkSize:
         self._generated = len(requests) * generated
 
     def kv_bytes(self, variants: Sequence[Variant]) -> int:
-        """Bytes at most: the clean model's prompts as deep as one of the variants needs them, each variant's own above
-        its first changed layer, and the generated tokens at every layer, where no two variants generate the same."""
+        """Upper bound in bytes: the clean model's prompts up to the deepest layer that a variant needs, each variant's
+        own above its first changed layer, and generated tokens at every layer, assuming that no two variants agree."""
         n_layers = self._facts.n_layers
         firsts = [first_layer(v, n_layers) for v in variants]
         layers = sum(max(0, n_layers - 1 - first) for first in firsts)
@@ -55,7 +55,7 @@ class ChunkSize:
 def request_chunks(
     requests: dict[int, GenerateRequest], variants: Sequence[Variant], facts: ModelFacts, limits: DecodeLimits
 ) -> list[dict[int, GenerateRequest]]:
-    """Split requests, neighbours by their contexts, so that each chunk fits with at least one variant."""
+    """Split requests, sorted by context, so that each chunk fits with at least one variant."""
     if not requests:
         return []
     size = max(1, limits.rows // min(len(variants), SHARING_VARIANTS))
@@ -77,7 +77,7 @@ def _chunks_of(
     for sequences in chunk_sequences(list(by_context), max_tokens):
         ordered = [index for sequence in sequences for index in by_context[sequence]]
         pieces = -(-len(ordered) // size)
-        # Pieces of equal size: a small last one would make poor use of a step.
+        # Pieces of equal size: a small last one would waste steps.
         bounds = [len(ordered) * piece // pieces for piece in range(pieces + 1)]
         for low, high in pairwise(bounds):
             yield {index: requests[index] for index in ordered[low:high]}

@@ -1,8 +1,8 @@
 """Keys and values to decode from: the clean model's once for all variants, each variant's own above its first change.
 
-Generated tokens' keys and values follow each prompt's rest in the same buffer, so a decode step attends to a shared
-prefix, and to everything else of a row in one block. Where a variant still equals the clean model, the rows that have
-the same prompt and the same generated tokens share one history, whatever their variant.
+Generated tokens' keys and values follow each prompt's rest in the same buffer, so a decode step attends to the shared
+prefix as one block and to the rest of the row as another. Where a variant still equals the clean model, the rows that
+have the same prompt and the same generated tokens share one history, whatever their variant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lensprune.engine.decoding.shared_histories import Split
 __all__ = ["Block", "CleanKV", "HistoryKV", "Pair", "PromptKV", "VariantKV"]
 
 GROWTH = 32
-"""Columns for the generated tokens of histories are added so many at a time: few last as long as they may."""
+"""Columns added at a time for the generated tokens of histories; few histories reach the maximum length."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -77,13 +77,13 @@ class VariantKV:
     def empty(
         cls, like: PromptKV, n_variants: int, block_of: np.ndarray, widths: tuple[int, ...], columns: int
     ) -> VariantKV:
-        """Room for the prompts of so many variants, one row per request, and for `columns` generated tokens.
+        """Room for the prompts of `n_variants` variants, one row per request, and for `columns` generated tokens.
 
-        All columns at once: buffers that grow are held twice meanwhile, and leave holes in the heap.
+        All columns are allocated at once: growing a buffer holds it twice for a while and fragments the heap.
 
         Args:
             block_of: the block of each request.
-            widths: of each block.
+            widths: the width of each block.
         """
         first = like.rest[0]
         _, n_kv, _, d_head = first.shape
@@ -96,7 +96,7 @@ class VariantKV:
         return cls(blocks, prefixes)
 
     def fill(self, variant: int, part: PromptKV, prompt_of: Int[torch.Tensor, " request"]) -> None:
-        """Write one variant's prompts, in its place among the variants."""
+        """Write the prompts of the variant with index `variant`."""
         for block in self.blocks:
             n, width = len(block.requests), block.width
             for whole, mine in zip(block.rest, part.rest, strict=True):
@@ -111,7 +111,7 @@ class VariantKV:
         return sum(map(len, self.blocks))
 
     def spans(self) -> Iterator[tuple[Block, slice]]:
-        """Each block, and the numbers of its rows."""
+        """Each block, with the range of its row numbers."""
         begin = 0
         for block in self.blocks:
             yield block, slice(begin, begin + len(block))
@@ -137,9 +137,9 @@ class VariantKV:
 
 
 class HistoryKV:
-    """The clean model's keys and values of generated tokens at one layer, of the histories that are needed there.
+    """The clean model's keys and values of generated tokens at one layer, for the histories that are needed there.
 
-    `pair` is [place, kv_head, generated, d_head] each; `places` says where the histories asked for last lie.
+    `pair` is [place, kv_head, generated, d_head] each; `places` holds the places of the most recently needed histories.
     """
 
     def __init__(self, like: torch.Tensor, most: int) -> None:
@@ -154,10 +154,10 @@ class HistoryKV:
         return self.pair[0].shape[0]
 
     def need(self, numbers: np.ndarray, split: Split, steps: int) -> None:
-        """Give each of the histories a place, and room for token number `steps`.
+        """Give each of the histories a place, with room for token number `steps`.
 
-        What a history that begins as a copy has up to there comes from its source; the places of histories that
-        are not asked for any more are free again.
+        A history that begins as a copy gets its earlier tokens from its source; places of histories that are no
+        longer needed are freed.
         """
         if not len(split.target) and steps < self.pair[0].shape[2] and np.array_equal(numbers, self._numbers):
             return
@@ -170,9 +170,9 @@ class HistoryKV:
         self._shrink()
 
     def _assign(self, numbers: np.ndarray, split: Split) -> tuple[list[int], list[tuple[int, int]], int]:
-        """A place for each of the histories, (from, to) of those that begin as copies, and the places that are needed.
+        """A place for each history, the (from, to) places of those that begin as copies, and how many are needed.
 
-        Histories that stay keep their places; no place that is copied from is given away.
+        Histories that stay keep their places; a place that is copied from is not reused.
         """
         place = dict(zip(self._numbers.tolist(), self.places.tolist(), strict=True))
         source = dict(zip(split.target.tolist(), split.source.tolist(), strict=True))
@@ -189,7 +189,7 @@ class HistoryKV:
         return [stay[n] if n in stay else given[n] for n in numbers.tolist()], copies, room
 
     def _shrink(self) -> None:
-        """Leave unused places out where they are more than half."""
+        """Drop unused places once they are more than half."""
         if len(self) > 2 * len(self.places) + 8:
             kept = torch.from_numpy(self.places).to(self.pair[0].device)
             self.pair = self.pair[0][kept], self.pair[1][kept]

@@ -1,7 +1,7 @@
 """Prompts to decode from, in two levels: prefixes that several prompts share, and each prompt's own rest.
 
-Two levels are what a decode step can attend to in few calls: one block of keys for each shared prefix, and one padded
-block for all the rests.
+With two levels a decode step needs few attention calls: one block of keys per shared prefix, and few padded blocks for
+the rests.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from lensprune.engine.tree import PrefixTree, Tokens, common_prefix
 __all__ = ["PromptSet", "SharedPrefix", "length_blocks", "shared_groups"]
 
 MIN_SAVING = 32
-"""A prefix that spares fewer tokens than this is not worth attention calls of its own."""
+"""A prefix that saves fewer tokens than this is not worth separate attention calls."""
 
 MAX_BLOCKS = 3
-"""Rests are padded to one of so many widths; each is an attention call of its own at every step and layer."""
+"""Number of widths to which rests are padded; each needs a separate attention call at every step and layer."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def shared_groups(ordered: Sequence[Tokens], min_saving: int = MIN_SAVING) -> li
 
 
 def length_blocks(lengths: Sequence[int], most: int = MAX_BLOCKS) -> list[int]:
-    """The block of each length, such that at most `most` blocks, each padded to its longest, hold the fewest tokens.
+    """Assign each length to a block so that at most `most` blocks, each padded to its longest, hold the fewest tokens.
 
-    Blocks are numbered from the shortest lengths on.
+    Blocks are numbered from the shortest lengths up.
     """
     distinct, counts = np.unique(np.asarray(lengths), return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])
@@ -91,8 +91,8 @@ class PromptSet:
     """Distinct prompts in sorted order, laid out as a prefix tree of one or two levels.
 
     `rest` [prompt, width] holds the flat indices of each prompt's tokens after its shared prefix, aligned on the
-    right; entries that are not `real` are 0. `block_of` puts prompts with rests of about the same length together, and
-    `widths` are the longest rests of each block. `lengths` are whole prompts'; `last_token` is flat.
+    right; entries that are not `real` are 0. `block_of` groups prompts with rests of similar length, and `widths` are
+    the longest rests of each block. `lengths` are those of whole prompts; `last_token` holds flat indices.
     """
 
     prompts: tuple[Tokens, ...]

@@ -1,7 +1,7 @@
-"""One GPU kernel for the keys that each row of a decode step has to itself. Needs Triton, which torch for CUDA brings.
+"""One GPU kernel for the keys that each row of a decode step has to itself. Needs Triton, part of torch for CUDA.
 
-By matrix products the same takes some fifty calls a layer, each of which costs the interpreter more time than it costs
-the GPU.
+With matrix products the same takes about 50 calls per layer, each of which costs the interpreter more time than the
+GPU.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from lensprune.engine.kernels import Partial
 __all__ = ["RowKeys", "attend_rows"]
 
 _MAX_COLUMNS, _TILE_BYTES = 64, 2**14
-"""Keys taken at a time, and bytes of them: keys and values of one time lie in a processor's shared memory."""
+"""Keys per tile, and bytes per tile: the keys and values of a tile must fit into shared memory."""
 
 _MIN_DOT = 16
-"""Matrix products of tensor cores have at least so many rows and columns."""
+"""Smallest number of rows and columns in a tensor-core matrix product."""
 
 
 @dataclass(frozen=True)
 class RowKeys:
     """Keys and values [row, kv_head, column, d_head], of which row `index[i]` is the i-th query's, up to `end`.
 
-    `begins`, by row, is the first column that is no padding; ``None``: none is padding. `calls`: which tokens of the
-    call the queries are; ``None``: all of them in their order.
+    `begins`, by row, is the first column that is not padding; ``None``: there is no padding. `calls`: the indices of
+    the queries' tokens in the call; ``None``: all of them in order.
     """
 
     k: Float[torch.Tensor, "row kv_head column d_head"]
@@ -51,7 +51,7 @@ def attend_rows(
     seen: Partial | None = None,
     seen_from: int = 0,
 ) -> None:
-    """Attention of one query a row, written to `z`; the new token's key and value are stored, too.
+    """Attention of one query per row, written to `z`; the new token's key and value are stored too.
 
     Args:
         new: key and value of each query's own token. They go to the last column, before `end`, of `more`, or of `keys`
@@ -89,7 +89,7 @@ def attend_rows(
     )  # fmt: skip
 
 
-# They change from step to step; a kernel of its own for each kind of number would be compiled again and again.
+# They change from step to step; specialising on them would recompile the kernel again and again.
 @triton.jit(do_not_specialize=["a_end", "b_end", "seen_from"])
 def _kernel(
     q, q_row, q_head,

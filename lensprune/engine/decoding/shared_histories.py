@@ -1,4 +1,4 @@
-"""Which rows still share the clean model's state: those of one prompt that have generated the same tokens so far."""
+"""Tracks which rows still share the clean model's state: those with the same prompt and the same generated tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Split:
 
 
 class SharedHistories:
-    """Numbers for distinct (prompt, generated tokens), given to rows and freed when no row has them.
+    """Numbers distinct (prompt, generated tokens) pairs; a number is freed when no row has it any more.
 
     `of_row` is −1 before the row's first token. `size` is one more than the highest number in use so far.
     """
@@ -31,7 +31,7 @@ class SharedHistories:
         self.size = 0
 
     def advance(self, rows: Ints, tokens: Ints) -> Split:
-        """Append a token to each of the rows, which are all that are still running."""
+        """Append a token to each of `rows`, which must be all rows that are still running."""
         started = len(rows) > 0 and self.of_row[rows[0]] >= 0
         before = self.of_row[rows] if started else self._prompt[rows]
         pairs, inverse = np.unique(np.stack([before, tokens]), axis=1, return_inverse=True)
@@ -41,7 +41,7 @@ class SharedHistories:
             self.size = pairs.shape[1]
             return Split(np.empty(0, int), np.empty(0, int))
         parents = pairs[0]
-        # The first continuation of a history keeps its number and its place.
+        # The first continuation of a history keeps its number and place.
         new = np.concatenate([[False], parents[1:] == parents[:-1]])
         numbers = parents.copy()
         free = np.setdiff1d(np.arange(self.size), parents)

@@ -1,4 +1,4 @@
-"""Attention of one decode step: every running row's newest token, against blocks of keys that lie where they are.
+"""Attention of one decode step: every running row's newest token against blocks of keys, which are not copied.
 
 A row whose variant already differs from the clean model attends to its own block (the rest of its prompt and its
 generated tokens) and to its variant's shared prefix. A history (see `histories`) attends to its generated tokens, its
@@ -60,11 +60,10 @@ def _table_arrays(group_of: np.ndarray, n_groups: int, members: np.ndarray) -> l
 
 @dataclass(frozen=True)
 class DivergedRows:
-    """What the rows of one layer's `VariantKV` are, until rows are dropped from it.
+    """Describes the rows of one layer's `VariantKV`; valid until rows are dropped from it.
 
-    `real`, by block, tells tokens of a prompt's rest, and generated ones, from padding (``None``: no padding), and
-    `begins` is the first that is none; `prefixes` holds, for each shared prefix, its rows by variant; `lengths` are
-    those of the rows' prompts.
+    `real`, by block, marks the columns that are not padding (``None``: no padding), and `begins` is the first such
+    column; `prefixes` holds, for each shared prefix, its rows by variant; `lengths` are those of the rows' prompts.
     """
 
     real: list[Bool[torch.Tensor, "row width+generated"] | None]
@@ -75,11 +74,11 @@ class DivergedRows:
 
 @dataclass
 class LayerTokens:
-    """What the tokens of one layer's call are: diverged rows first, then rows about to differ, then histories.
+    """Describes the tokens of one layer's call: diverged rows first, then rows about to diverge, then histories.
 
     `diverged`: place of each diverged row in the layer's `VariantKV`; `starting`: for each row whose variant changes at
     this very layer, the history (by its number among `histories`) whose attention it takes over; `histories`: the
-    places, in the layer's `HistoryKV`, of the first so many histories of the step. `blocks`, where rows attend by a
+    places, in the layer's `HistoryKV`, of the step's histories that are needed here. `blocks`, if rows attend by a
     kernel: which of the diverged rows are in each block of the `VariantKV`, and their places there.
     """
 
@@ -92,7 +91,7 @@ class LayerTokens:
 
 @dataclass(frozen=True)
 class _ByPrompt:
-    """Histories grouped by prompt and by shared prefix, their prompts, and the lengths of these."""
+    """Histories grouped by prompt and by shared prefix, with their prompts and the prompts' lengths."""
 
     rest: Table
     prefixes: list[Table]
@@ -101,7 +100,7 @@ class _ByPrompt:
 
     @classmethod
     def of(cls, tensors: Sequence[torch.Tensor], lengths: Int[torch.Tensor, " prompt"]) -> _ByPrompt:
-        """From what `DecodeAttention.arrays_of` gives, on the device."""
+        """From the arrays of `DecodeAttention.arrays_of`, on the device."""
         prompts, *fields = tensors
         rest, *prefixes = (Table(*fields[i : i + 4]) for i in range(0, len(fields), 4))
         return cls(rest, prefixes, prompts, lengths[prompts])
@@ -111,7 +110,7 @@ class _ByPrompt:
 class DecodeAttention:
     """The plan of a decode step; set `tokens` before each layer and call `begin_step` before each step.
 
-    `step` counts generated tokens from 0; the newest one's keys and values are written at that place.
+    `step` counts generated tokens from 0; the newest token's keys and values are written at that index.
     """
 
     prompts: PromptSet
@@ -133,7 +132,7 @@ class DecodeAttention:
         self._by_prompt: dict[int, _ByPrompt] = {}
 
     def arrays_of(self, prompts: Int[np.ndarray, " history"]) -> list[np.ndarray]:
-        """Index arrays that attention of histories of these prompts needs on the device; see `begin_step`."""
+        """Index arrays that attention needs on the device for histories of these prompts; see `begin_step`."""
         arrays = [prompts, *_table_arrays(prompts, len(self.prompts), np.arange(len(prompts)))]
         for prefix in self.prompts.prefixes:
             members = np.flatnonzero((prompts >= prefix.first) & (prompts < prefix.last))
@@ -141,8 +140,8 @@ class DecodeAttention:
         return arrays
 
     def begin_step(self, step: int, by_prompt: Mapping[int, Sequence[torch.Tensor]]) -> None:
-        """Set the step. `by_prompt`: by the number of histories in a layer's call, what `arrays_of` gives for their
-        prompts, on the device."""
+        """Set the step. `by_prompt` maps the number of histories in a layer's call to `arrays_of` their prompts, on the
+        device."""
         self.step = step
         self._by_prompt = {size: _ByPrompt.of(tensors, self._lengths) for size, tensors in by_prompt.items()}
 
@@ -169,7 +168,7 @@ class DecodeAttention:
 
     @property
     def by_kernel(self) -> bool:
-        """Whether rows may attend by a kernel, so that `LayerTokens.blocks` are asked for."""
+        """Whether rows may attend by a kernel, so that `LayerTokens.blocks` is needed."""
         return self._rows_kernel is not None
 
     def _in_few_calls(self, dtype: torch.dtype, settings: AttentionSettings) -> bool:
@@ -180,7 +179,7 @@ class DecodeAttention:
     def _attend_in_few_calls(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
     ) -> Float[torch.Tensor, "tok head d_head"]:
-        """Shared prefixes as below; a row's other keys, and the merge, by one kernel a block of rows."""
+        """Shared prefixes as in `__call__`; a row's other keys, and the merge, by one kernel call per block of rows."""
         n_diverged, n_before = len(tokens.diverged), len(tokens.diverged) + len(tokens.starting)
         z = q.new_empty(q.shape)
         if n_diverged:
@@ -201,7 +200,7 @@ class DecodeAttention:
         z: torch.Tensor,
         settings: AttentionSettings,
     ) -> None:
-        """Into `z`, attention of the rows with keys and values of their own; all tensors are those of all tokens."""
+        """Write to `z` the attention of diverged rows; all tensors cover all tokens."""
         assert self._rows_kernel is not None
         attend_rows, row_keys = self._rows_kernel
         diverged, rows = self.diverged[tokens.layer], self.diverged_rows[tokens.layer]
@@ -223,7 +222,7 @@ class DecodeAttention:
         z: torch.Tensor,
         settings: AttentionSettings,
     ) -> None:
-        """Into `z`, attention of the histories' newest tokens, to which all tensors belong."""
+        """Write to `z` the attention of the histories' newest tokens; all tensors cover these only."""
         assert self._rows_kernel is not None
         attend_rows, row_keys = self._rows_kernel
         clean, by_prompt = self.clean[tokens.layer], self._by_prompt[len(tokens.histories)]
@@ -261,7 +260,7 @@ class DecodeAttention:
     def _positions(
         self, prefix: int, lengths: Int[torch.Tensor, " row"], settings: AttentionSettings
     ) -> Int[torch.Tensor, " row"] | None:
-        """Of each row's newest token, where the window may hide some of a shared prefix; ``None`` where it can't."""
+        """Position of each row's newest token if the window may hide part of a shared prefix, else ``None``."""
         if settings.window is None or self._longest_with[prefix] + self.step < settings.window:
             return None
         return lengths + self.step
@@ -291,7 +290,7 @@ class DecodeAttention:
 
 
 def rows_kernel(device: torch.device) -> tuple[Callable[..., None], Callable[..., Any]] | None:
-    """What attends to a row's own keys in one call, on this device; ``None``: nothing does."""
+    """The kernel that attends to a row's own keys in one call on this device; ``None`` if there is none."""
     if not is_recent_gpu(device):
         return None
     try:
@@ -308,7 +307,7 @@ def _seen_prefixes(
     prefixes: Sequence[Pair],
     settings: AttentionSettings,
 ) -> Partial:
-    """Attention of rows to the shared prefix of each: output [row, head, d_head] and log-sum-exp [row, head]."""
+    """Attention of each row to its shared prefix: output [row, head, d_head] and log-sum-exp [row, head]."""
     out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
     for table, (k, v) in zip(tables, prefixes, strict=True):
         if table:
@@ -319,7 +318,7 @@ def _seen_prefixes(
 
 
 def _first_seen(end: int, window: int | None) -> int:
-    """First column that the newest of `end` columns sees."""
+    """The first column that the last of `end` columns sees."""
     return 0 if window is None else max(0, end - window)
 
 
@@ -332,7 +331,7 @@ def _scattered(q: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor
 def _one_query(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings, allowed: torch.Tensor | None
 ) -> Partial:
-    """Attention of one query a row; widened output [row, head, d_head] and log-sum-exp [row, head]."""
+    """Attention of one query per row; widened output [row, head, d_head] and log-sum-exp [row, head]."""
     out, lse = partial_attention(q[:, :, None], k, v, settings, allowed=allowed)
     return widened(out[:, :, 0]), lse[:, :, 0]
 

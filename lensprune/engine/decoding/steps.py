@@ -1,4 +1,4 @@
-"""What one decode step takes from where: running rows, the histories that they need, and indices for each layer."""
+"""The plan of one decode step: running rows, the histories that they need, and indices for each layer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["LayerIndex", "Step", "sent_at_once"]
 class Step:
     """The running rows of one step, sorted by first changed layer, and the histories that they need.
 
-    `histories` are sorted by the highest first changed layer of their rows; `history_of` is the place of each row's
-    history among them, `sample` a row that has it. `n_rows[l]` rows are changed at or below layer l, `n_histories[l]`
+    `histories` are sorted by the highest first changed layer of their rows; `history_of` is each row's index into
+    them, and `sample` one row per history. `n_rows[l]` rows are changed at or below layer l, and `n_histories[l]`
     histories are needed at layer l.
     """
 
@@ -51,8 +51,9 @@ class Step:
 class LayerIndex:
     """Where the tokens of one layer's call come from.
 
-    `source`: token of the step's batch; `entering`: for each row that changes at this very layer, its history;
-    `is_computed`, `computed`: the tokens whose contribution is not replaced as a whole; the others as in `LayerTokens`.
+    `source`: index of the token in the step's batch; `entering`: the history of each row that changes at this very
+    layer; `is_computed`, `computed`: the tokens whose contribution is not replaced as a whole; the other fields as in
+    `LayerTokens`.
     """
 
     is_computed: np.ndarray
@@ -66,7 +67,7 @@ class LayerIndex:
 
     @classmethod
     def of(cls, is_computed: np.ndarray, indices: Sequence[torch.Tensor]) -> LayerIndex:
-        """From `source` to `histories`, in the order of the fields, and then a pair for each block."""
+        """Build from the arrays for `source` to `histories`, in field order, followed by a pair per block."""
         source, entering, computed, diverged, starting, histories, *blocks = indices
         pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
         return cls(is_computed, source, entering, computed, diverged, starting, histories, pairs)

@@ -23,7 +23,7 @@ def smallest_losses(table: pd.DataFrame, *, title: str = "") -> Axes:
     """
     known = table.dropna(subset=["smallest_loss"])
     if known.empty:
-        raise UserError("there is nothing to draw: with so few items no loss can be named")
+        raise UserError("there is nothing to draw: with so few items no loss can be detected")
     _, [ax] = panels(1, size=(5.2, 3.8), columns=1, title=title)
     ax.plot(known["n"], known["smallest_loss"], color="black", marker="o", markersize=4)
     ax.set(xscale="log", yscale="log", xlabel="items", ylabel="smallest loss named in 80% of sweeps")

@@ -1,4 +1,4 @@
-"""Facts that a child knows, four options each, with a supporting fact for the open book."""
+"""Facts that a child knows, four options each, with a supporting fact for the open-book version."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def facts(answer: AnswerForm = "text") -> Task:
     """Closed book, in OpenBookQA's schema and prompts.
 
     Args:
-        answer: what ``default`` scores and ``generate`` asks for. ``text``: the option's text, after a prompt that
-            names the options in front of the stem (``Choose from: …``); a generated answer is cut at the first full
-            stop, comma, semicolon or line break and compared without case and punctuation. ``letter``: the letter,
-            below lettered options, by lm-eval's ``mmlu`` and ``mmlu_generative`` conventions.
+        answer: what ``default`` scores and ``generate`` expects. ``text``: the option's text, after a prompt that lists
+            the options before the stem (``Choose from: …``); a generated answer is cut at the first full stop, comma,
+            semicolon or line break and compared ignoring case and punctuation. ``letter``: the letter, below lettered
+            options, by the conventions of lm-eval's ``mmlu`` and ``mmlu_generative``.
     """
     return _task("facts", "easy facts, four options", answer=answer, open_book=False)
 
 
 @register_task
 def facts_open(answer: AnswerForm = "text") -> Task:
-    """Open book: the row's ``fact1`` on a line of its own in front of the stem; otherwise as `facts`."""
-    return _task("facts_open", "easy facts with a supporting fact in front", answer=answer, open_book=True)
+    """Open book: the row's ``fact1`` on a separate line before the stem; otherwise as `facts`."""
+    return _task("facts_open", "easy facts with a supporting fact first", answer=answer, open_book=True)

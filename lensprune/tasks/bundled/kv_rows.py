@@ -1,4 +1,4 @@
-"""Rows for key-value retrieval, made by a seed."""
+"""Rows for key-value retrieval, generated from a seed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PAIRS: dict[str, Callable[[Random, int], list[list[str]]]] = {"word": _word_pai
 def balanced_position(index: int, pairs: int) -> int:
     """Position of the gold pair of the `index`-th item: the van der Corput sequence in base 2, scaled to `pairs`.
 
-    Any first n items cover the list evenly, so a `limit` keeps the balance.
+    The first n items cover the list evenly for any n, so a `limit` keeps the balance.
     """
     fraction, weight = 0.0, 0.5
     while index:
@@ -47,7 +47,7 @@ def balanced_position(index: int, pairs: int) -> int:
 def generate_kv_rows(n: int, pairs: int, keys: str = "word", seed: int = 0) -> list[dict[str, object]]:
     """Rows in the schema of "Lost in the Middle": ``ordered_kv_records``, ``key`` and ``value``.
 
-    Keys are distinct within a row, and so are values. The place of the asked pair is balanced over the list
+    Keys are distinct within a row, and so are values. The gold pair's position is balanced over the list
     (`balanced_position` of the row's index). A row depends on its index and the arguments other than `n`, so a longer
     list starts with the shorter one.
 
@@ -65,7 +65,9 @@ def generate_kv_rows(n: int, pairs: int, keys: str = "word", seed: int = 0) -> l
     if n < 1 or pairs < 1:
         raise UserError(f"key-value rows: rows and pairs must be positive, not {n} and {pairs}")
     if keys == "word" and pairs > len(NOUNS):
-        raise UserError(f"key-value rows: {pairs} pairs need as many word keys, there are {len(NOUNS)}: use keys=uuid")
+        raise UserError(
+            f"key-value rows: {pairs} pairs need as many word keys, but there are {len(NOUNS)}: use keys=uuid"
+        )
     rows: list[dict[str, object]] = []
     for index in range(n):
         records = _PAIRS[keys](seeded_by(f"kv {keys} {pairs} {seed} {index}"), pairs)

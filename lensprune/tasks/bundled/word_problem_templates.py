@@ -14,8 +14,8 @@ THINGS = ("marbles", "stamps", "shells", "cards", "buttons", "beads", "coins", "
 class Template:
     """`text` has slots ``{n}`` and ``{m}`` (names), ``{o}`` (things) and numbers ``{a}``, ``{b}``, ``{c}``, ``{d}``.
 
-    A step is (what it says, expression, name of the result); expressions use numbers and earlier results.
-    `ranges` gives the lowest and highest value of a number; those not named lie in 2 to 12.
+    A step is (text, expression, name of the result); expressions use numbers and earlier results.
+    `ranges` gives the lowest and highest value of a number; the default is 2 to 12.
     """
 
     text: str
@@ -50,13 +50,15 @@ TEMPLATES: tuple[Template, ...] = (
         a=(5, 30),
     ),
     _t(
-        "A bus has {a} passengers. At the next stop {b} get off and {c} get on. How many passengers are on the bus now?",
+        "A bus has {a} passengers. At the next stop {b} get off and {c} get on. How many passengers are on the bus "
+        "now?",
         ("After the stop there are still", "a-b", "x"),
         ("With the new ones there are", "x+c", "y"),
         a=_BIG,
     ),
     _t(
-        "A ticket costs {a} dollars. {n} buys {b} tickets and pays with {c} dollars. How many dollars does {n} get back?",
+        "A ticket costs {a} dollars. {n} buys {b} tickets and pays with {c} dollars. How many dollars does {n} get "
+        "back?",
         ("The tickets cost", "a*b", "x"),
         ("{n} gets back", "c-x", "y"),
         c=(20, 150),
@@ -158,7 +160,8 @@ TEMPLATES: tuple[Template, ...] = (
         c=(5, 80),
     ),
     _t(
-        "{n} plays {a} games and scores {b} points in each, but loses {c} points for a mistake. What is the final score?",
+        "{n} plays {a} games and scores {b} points in each, but loses {c} points for a mistake. What is the final "
+        "score?",
         ("The games bring", "a*b", "x"),
         ("The final score is", "x-c", "y"),
     ),
@@ -170,7 +173,8 @@ TEMPLATES: tuple[Template, ...] = (
         b=(20, 80),
     ),
     _t(
-        "{n} earns {a} dollars an hour and works {b} hours on Monday and {c} hours on Tuesday. How many dollars is that?",
+        "{n} earns {a} dollars an hour and works {b} hours on Monday and {c} hours on Tuesday. How many dollars is "
+        "that?",
         ("The hours are together", "b+c", "x"),
         ("{n} earns", "a*x", "y"),
     ),
@@ -183,7 +187,8 @@ TEMPLATES: tuple[Template, ...] = (
         a=_BIG,
     ),
     _t(
-        "A bottle holds {a} cups of juice. {n} opens {b} bottles for {c} guests, who drink equal amounts and empty them. "
+        "A bottle holds {a} cups of juice. {n} opens {b} bottles for {c} guests, who drink equal amounts and empty "
+        "them. "
         "How many cups does each guest drink?",
         ("The bottles hold", "a*b", "x"),
         ("Each guest drinks", "x/c", "y"),
@@ -233,7 +238,8 @@ TEMPLATES: tuple[Template, ...] = (
         b=(2, 5),
     ),
     _t(
-        "Every spider in a jar has 8 legs. There are {a} spiders and {b} beetles with 6 legs each. How many legs is that?",
+        "Every spider in a jar has 8 legs. There are {a} spiders and {b} beetles with 6 legs each. How many legs is "
+        "that?",
         ("The spiders have", "8*a", "x"),
         ("The beetles have", "6*b", "y"),
         ("Together they have", "x+y", "z"),
@@ -241,13 +247,15 @@ TEMPLATES: tuple[Template, ...] = (
         b=(2, 8),
     ),
     _t(
-        "{n} buys {a} {o} for {b} dollars each and sells all of them for {c} dollars each. How many dollars does {n} gain?",
+        "{n} buys {a} {o} for {b} dollars each and sells all of them for {c} dollars each. How many dollars does {n} "
+        "gain?",
         ("On each the gain is", "c-b", "x"),
         ("On all the gain is", "a*x", "y"),
         c=(4, 20),
     ),
     _t(
-        "A movie lasts {a} minutes. {n} stops it after {b} minutes and later watches {c} more. How many minutes are left?",
+        "A movie lasts {a} minutes. {n} stops it after {b} minutes and later watches {c} more. How many minutes are "
+        "left?",
         ("{n} has watched", "b+c", "x"),
         ("There are left", "a-x", "y"),
         a=(60, 120),

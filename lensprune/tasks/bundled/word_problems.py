@@ -1,4 +1,4 @@
-"""Word problems with worked steps in GSM8K's schema, made from this project's own templates."""
+"""Word problems with worked steps in GSM8K's schema, generated from templates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": ope
 
 
 def _written(expression: str, values: Mapping[str, int]) -> tuple[str, int, bool]:
-    """The expression in numbers, its value, and whether it is fit for a problem (whole, 1 to 300)."""
+    """The expression in numbers, its value, and whether it is suitable for a problem (whole, 1 to 300)."""
     match = _EXPRESSION.fullmatch(expression)
     if match is None:
         raise LensPruneError(f"word problem step {expression!r} is not of the form a+b")
@@ -57,7 +57,7 @@ def _problem(template: Template, rng: Random) -> dict[str, object]:
 
 
 def generate_word_problems(per_template: int, seed: int) -> list[dict[str, object]]:
-    """Generate distinct problems, the templates taking turns.
+    """Generate distinct problems, cycling through the templates.
 
     Columns: ``question``, ``answer`` (worked steps with calculator marks, then ``#### N``), ``steps`` (their number).
     """
@@ -80,7 +80,7 @@ def _prompt(doc: Doc) -> str:
 
 @register_task
 def word_problems() -> Task:
-    """One- to three-step problems in gsm8k's prompt, filters and few-shot form (5 examples by default)."""
+    """One- to three-step problems with gsm8k's prompt, filters and few-shot format (5 examples by default)."""
 
     def question(doc: Doc) -> str:
         return f"Question: {doc['question']}"

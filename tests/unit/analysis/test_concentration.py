@@ -256,7 +256,7 @@ def test_effects_are_read_from_records() -> None:
         with pytest.raises(UserError, match=message):
             read_effects(outcomes, "t", "default", **arguments)
     store.write(CellKey("L0.H1.mean", "t", "default"), table(head(1, "mean"), [True, True, True]))
-    with pytest.raises(UserError, match="choose ablation mean or zero"):
+    with pytest.raises(UserError, match="by several ablations"):
         read_effects(outcomes_of(store, [*names, "L0.H1.mean"]), "t", "default")
 
 

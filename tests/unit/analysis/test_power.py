@@ -53,7 +53,7 @@ def test_more_items_find_less_and_more_parts_and_clusters_need_more() -> None:
 
 def test_lines() -> None:
     assert power_line(12, 30).startswith("with 12 items and 30 variants losses of 0.5")
-    assert power_line(3, 1).startswith("with 3 items and 1 variant no loss can be named")
+    assert power_line(3, 1).startswith("with 3 items and 1 variant no loss can be detected")
 
 
 def test_what_is_no_number() -> None:

@@ -59,7 +59,7 @@ def test_the_same_id_with_another_question_is_another_item() -> None:
     assert places is not None
     assert len(places[0]) == 0
     [row] = runs_gap(a, b).to_dict("records")
-    assert (row["gap"], row["note"]) == (-1.0, "other items: not paired")
+    assert (row["gap"], row["note"]) == (-1.0, "different items: not paired")
     assert np.isnan(row["ci_low"])
 
 

@@ -82,7 +82,7 @@ def test_clusters_are_the_units() -> None:
 
 @pytest.mark.parametrize("lengths", [[None] * 4, [0] * 4])
 def test_a_run_without_thinking_says_so(lengths: list[int | None]) -> None:
-    with pytest.raises(UserError, match="holds no thinking: generate in the chat format"):
+    with pytest.raises(UserError, match="contains no thinking: generate in the chat format"):
         thinking_length(run(cell(CLEAN, lengths), cell(skip(0), lengths)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,14 +30,11 @@ def test_another_kind_of_work_or_size_of_model_is_another_matter(tmp_path: Path)
     history = SpeedHistory(tmp_path / "speed.json")
     history.add(KEY, 10.0, 30.0)
     for other in (
-        {"kind": "generate"},
-        {"dtype": "bfloat16"},
-        {"executor": "hooked"},
-        {"device": "cuda"},
-        {"size": 31},
-    ):
-        assert history.correction(SpeedKey(**{**vars(KEY), **other})).sweeps == 0
-    near = SpeedKey(**{**vars(KEY), "size": 30})
+        replace(KEY, kind="generate"), replace(KEY, dtype="bfloat16"), replace(KEY, executor="hooked"),
+        replace(KEY, device="cuda"), replace(KEY, size=31),
+    ):  # fmt: skip
+        assert history.correction(other).sweeps == 0
+    near = replace(KEY, size=30)
     assert history.correction(near).factor == 3
     history.add(near, 10.0, 20.0)
     assert (history.correction(near).factor, history.correction(KEY).factor) == (2.0, 3.0)
@@ -87,12 +85,11 @@ def test_a_plan_is_corrected_by_what_sweeps_took_and_a_given_speed_is_not(
 ) -> None:
     monkeypatch.setattr("lensprune.costs.history.cache_root", lambda: tmp_path)
     monkeypatch.setenv(SWITCH, "1")
-    asked = {"limit": 2, "flops": None}
-    plain = lp.plan("toy-distilled", "facts", "continuation", **asked)
+    plain = lp.plan("toy-distilled", "facts", "continuation", limit=2)
     assert "matrix products with forked" in str(plain)
     key = SpeedKey.of(plain.shape, device="cpu", dtype="float32", executor="forked", generates=False)
     SpeedHistory.of_machine().add(key, 2.0, 20.0)
-    corrected = lp.plan("toy-distilled", "facts", "continuation", **asked)
+    corrected = lp.plan("toy-distilled", "facts", "continuation", limit=2)
     assert (corrected.correction.factor, corrected.correction.sweeps) == (10.0, 1)
     assert "of matrix products × 10.00, as 1 sweep took here with forked" in str(corrected)
     assert corrected.seconds > 0

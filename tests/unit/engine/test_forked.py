@@ -110,7 +110,7 @@ def test_user_hooks_take_the_hooked_path() -> None:
 def test_unsupported_model_falls_back_with_a_warning() -> None:
     without_twin: Any = copy(tiny("llama"))
     without_twin._raw_model = None
-    with pytest.warns(UserWarning, match="hooked one takes over"):
+    with pytest.warns(UserWarning, match="using the hooked executor instead"):
         executor = make_executor("forked", without_twin)
     assert executor.name == "hooked"
     assert make_executor("forked", tiny("llama")).name == "forked"
@@ -121,7 +121,7 @@ def test_unsupported_model_falls_back_with_a_warning() -> None:
 @pytest.mark.parametrize(("family", "reason"), [(family, reason) for family, (_, reason) in LEFT_TO_HOOKED.items()])
 def test_attention_of_another_kind_is_left_to_the_hooked_executor(family: str, reason: str) -> None:
     model = tiny(family)
-    with pytest.warns(UserWarning, match=f"hooked one takes over: .*{reason}"):
+    with pytest.warns(UserWarning, match=f"using the hooked executor instead: .*{reason}"):
         executor = make_executor("forked", model)
     assert executor.name == "hooked"
     requests = likelihood_requests(model)
@@ -141,7 +141,12 @@ def _norm_before_projection(block: Any, layer: Any) -> Any:
 @pytest.mark.parametrize(
     ("family", "method", "wrong", "reason"),
     [
-        ("bitnet", "_projection", _norm_before_projection, "has log-probability .* under L0.H0.zero.*, by hooks"),
+        (
+            "bitnet",
+            "_projection",
+            _norm_before_projection,
+            "a probe's log-probability under L0.H0.zero.* is .* by hooks",
+        ),
         ("llama", "_projection", lambda block, layer: torch.nn.Identity(), "does not call .* hook_z"),
         (
             "gemma3",
@@ -204,6 +209,7 @@ def test_no_edit_of_a_probe_hides_another(sizes: dict[str, int]) -> None:
             assert len(heads) == len(set(heads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind.name for kind in probed_kinds()])
 def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit that is not made, of one kind of part, on the fast path alone."""

@@ -105,7 +105,7 @@ def test_a_hook_left_on_the_model_is_named_and_refused(model: Any, leave: Any) -
     as_hooked_model(model)
     where = leave(model)
     for use in (as_hooked_model, lambda m: lp.sweep(m, variants=[SKIP], **ARGUMENTS)):
-        with pytest.raises(UserError, match=rf"a hook of your own at .*({where}).*keep_hooks=True"):
+        with pytest.raises(UserError, match=rf"a custom hook at .*({where}).*keep_hooks=True"):
             use(model)
 
 
@@ -113,7 +113,7 @@ def test_kept_hooks_are_part_of_the_model_and_recorded(model: Any) -> None:
     plain = lp.sweep(model, variants=[SKIP], **ARGUMENTS)
     assert plain.spec.kept_hooks == ()
     _permanent_hook(model)
-    with pytest.warns(UserWarning, match="the model keeps a hook of your own at"):
+    with pytest.warns(UserWarning, match="the model has a custom hook at"):
         run = lp.sweep(model, variants=[SKIP], keep_hooks=True, **ARGUMENTS)
     [name] = run.spec.kept_hooks
     assert "blocks.1" in name

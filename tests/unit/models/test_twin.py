@@ -112,7 +112,7 @@ def test_without_a_twin_the_reference_runs_and_the_warning_says_why() -> None:
     model = as_hooked_model(bridge)
     assert isinstance(model, BridgeModel)
     assert model.raw_model is None
-    with pytest.warns(UserWarning, match=r"hooked one takes over: .* model\.extra was added"):
+    with pytest.warns(UserWarning, match=r"using the hooked executor instead: .* model\.extra was added"):
         assert make_executor("forked", model).name == "hooked"
 
 
@@ -123,8 +123,8 @@ def test_a_hook_of_the_users_own_is_refused_or_kept_by_name() -> None:
         return activation * 0.5
 
     bridge.add_hook("blocks.1.hook_mlp_out", halve)
-    with pytest.raises(lp.UserError, match=r"hook of your own at blocks\.1"):
+    with pytest.raises(lp.UserError, match=r"custom hook at blocks\.1"):
         as_hooked_model(bridge)
     kept = as_hooked_model(bridge, keep_hooks=True)
-    with pytest.warns(UserWarning, match=r"keeps a hook of your own at blocks\.1"):
+    with pytest.warns(UserWarning, match=r"the model has a custom hook at blocks\.1"):
         assert make_executor("forked", kept).name == "hooked"

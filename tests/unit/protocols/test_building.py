@@ -126,8 +126,8 @@ def test_an_item_that_cannot_be_asked_is_left_out_and_counted(caplog: pytest.Log
         built = build_requests(model(), _many(20, 3), "continuation")
     assert [asked.item.id for asked in built] == [str(i) for i in range(20) if i != 3]
     (message,) = caplog.messages
-    assert "1 of 20 items can't be asked and are left out; the first: task 'toy', item 3" in message
-    with pytest.raises(UserError, match="item 3: the continuation '' has no token of its own"):
+    assert "1 of 20 items can't be given to this model and are left out; the first: task 'toy', item 3" in message
+    with pytest.raises(UserError, match="item 3: the continuation '' adds no token"):
         build_requests(model(), _many(9, 3), "continuation")
 
 

@@ -58,7 +58,7 @@ def test_a_prefix_token_spelled_by_the_continuation_is_not_doubled():
 
 @pytest.mark.parametrize(("context", "continuation"), [("ab", ""), ("", ""), ("", "<bos>")])
 def test_nothing_to_score_names_the_item(context: str, continuation: str):
-    with pytest.raises(UserError, match=r"item 7.*no token of its own"):
+    with pytest.raises(UserError, match=r"item 7.*adds no token"):
         pair(context, continuation)
 
 

@@ -145,7 +145,7 @@ class TestItems:
     def test_a_response_of_the_wrong_kind(self):
         task = loaded()
         text, likelihood = GenerateResponse("is two", (1,), "eos"), LoglikelihoodResponse(-1.0, False, 1)
-        with pytest.raises(LensPruneError, match="item 0: a generation came back"):
+        with pytest.raises(LensPruneError, match="item 0: a generation was returned"):
             score_items(task, "continuation", build_requests(model(), task, "continuation"), [text] * 4)
-        with pytest.raises(LensPruneError, match="item 0: a log-likelihood came back"):
+        with pytest.raises(LensPruneError, match="item 0: a log-likelihood was returned"):
             score_items(task, "generate", build_requests(model(), task, "generate"), [likelihood] * 2)

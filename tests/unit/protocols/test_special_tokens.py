@@ -96,5 +96,5 @@ def test_a_date_for_a_template_without_a_clock_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ messages[-1].content }}"
     assert template_date_of(tokenizer, "2031-01-02") is None
-    with pytest.raises(UserError, match="template date 2031-01-02 is given, and the chat template of toy-model reads"):
+    with pytest.raises(UserError, match="template date 2031-01-02 is given, but the chat template of toy-model reads"):
         build_requests(model(tokenizer=tokenizer), loaded(), "continuation", True, "2031-01-02")

@@ -41,7 +41,7 @@ def test_a_report_holds_everything_and_names_nothing_outside(tmp_path: Path) -> 
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "http://" not in re.sub(r"data:image[^\"]*", "", page)
     assert page.count("<figure>") == 4
-    for text in ("What was run", "Likelihood stays flat", "seen", "Δμ", run.spec.digest):
+    for text in ("What was run", "likelihood scores stay flat", "seen", "Δμ", run.spec.digest):
         assert text in page
     summary = base64.b64decode(re.findall(r'href="data:text/csv;base64,([^"]*)" download="summary.csv"', page)[0])
     assert pd.read_csv(io.BytesIO(summary))["delta"].tolist() == pytest.approx(run.summary()["delta"].tolist())
@@ -50,6 +50,7 @@ def test_a_report_holds_everything_and_names_nothing_outside(tmp_path: Path) -> 
     assert json.loads(everything["metrics"].iloc[0]) == {"acc": 1.0}
 
 
+@pytest.mark.slow
 def test_hostile_text_is_never_markup(tmp_path: Path) -> None:
     run = layers_run(tmp_path / "run", text=HOSTILE, tasks=("facts",), n=4)
     page = run.report().read_text(encoding="utf-8")
@@ -167,7 +168,7 @@ def test_two_runs_are_paired_where_their_items_are_the_same(tmp_path: Path) -> N
     unpaired = runs_gap(a, other).set_index("variant")
     assert unpaired.loc["L3.skip", "gap"] == -0.5
     assert unpaired["ci_low"].isna().all()
-    assert set(unpaired["note"]) == {"other items: not paired"}
+    assert set(unpaired["note"]) == {"different items: not paired"}
     page = compare_page(a, other)
     assert f"All {len(unpaired)} changes can&#39;t be tested: the runs asked other items" in page
     assert "(n 0" not in page
@@ -206,6 +207,7 @@ def test_the_lead_of_two_runs_counts_only_what_could_be_told() -> None:
     assert "10 changes are at or near chance in one run" in text
 
 
+@pytest.mark.slow
 def test_five_variants_are_five_names(tmp_path: Path) -> None:
     page = layers_run(tmp_path / "run", tasks=("facts",), n_layers=4).report().read_text(encoding="utf-8")
     assert "5: clean, L0.skip, L1.skip, L2.skip, L3.skip" in page

@@ -79,8 +79,8 @@ def test_the_command_takes_them_and_resumes_with_their_file(tmp_path: Path, monk
         ("9-3", "items 9-3 is not a range"),
         ("0-99999999999", "is not a range"),
         ("@nowhere.txt", "file of items nowhere.txt can't be read"),
-        ("99999", r"task 'facts' has items 0 to \d+, and not 99999"),
-        ("first+99999", r"first\+99999 leaves none of \d+ items"),
+        ("99999", r"task 'facts' has items 0 to \d+, not 99999"),
+        ("first+99999", r"first\+99999 leaves none of the \d+ items"),
     ],
 )
 def test_what_is_no_choice_is_refused(choice: str, message: str) -> None:
@@ -89,7 +89,7 @@ def test_what_is_no_choice_is_refused(choice: str, message: str) -> None:
 
 
 def test_a_limit_beside_named_items_is_refused() -> None:
-    with pytest.raises(UserError, match="limit 5 means nothing beside items 1,2"):
+    with pytest.raises(UserError, match="limit 5 can't be combined with items 1,2"):
         items("1,2", limit=5)
 
 
@@ -99,5 +99,5 @@ def test_an_unknown_id_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task 'facts' has no item 'none such': the nearest of \d+ ids is"):
         items(f"@{named}")
     named.write_text(" \n")
-    with pytest.raises(UserError, match="holds no id"):
+    with pytest.raises(UserError, match="contains no id"):
         ItemChoice.parse(f"@{named}")

@@ -69,7 +69,7 @@ def test_as_is_leaves_a_whole_row_alone() -> None:
 
 
 def test_rows_that_do_not_fit() -> None:
-    with pytest.raises(UserError, match="row 3 has 10 pairs, 11 were requested"):
+    with pytest.raises(UserError, match="row 3 has 10 pairs, but 11 were requested"):
         with_pairs(_row(1, 10), 11, "first", 2)
     with pytest.raises(UserError, match="row 1 has no pair 'absent'"):
         with_pairs({**_row(1, 10), "key": "absent"}, 4, "first", 0)

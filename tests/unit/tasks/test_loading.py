@@ -91,7 +91,7 @@ def test_without_a_few_shot_split_an_item_never_sees_itself(tmp_path: Path, writ
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("answerKey", "E", r"item 2 of .*test\.jsonl cannot be asked \(ValueError"),
+        ("answerKey", "E", r"item 2 of .*test\.jsonl cannot be used \(ValueError"),
         ("choices", {"text": ["one"], "label": ["B"]}, r"1 options, expected 2 or more"),
         ("choices", {"label": ["A", "B"]}, r"KeyError: 'text'"),
         ("choices", {"text": [1, 2], "label": ["A", "B"]}, r"the option is int, expected text"),
@@ -127,7 +127,7 @@ def test_subjects_of_mmlu_count_one_by_one(tmp_path: Path, write_rows: RowsWrite
     one = load_task("mmlu[subject=virology]", data_dir=tmp_path, shots=0)
     assert [item.id for item in one.items] == [f"virology/{number}" for number in range(4)]
     assert one.task.name == "mmlu[subject=virology]"
-    with pytest.raises(UserError, match="none of its 8 rows belongs to this task"):
+    with pytest.raises(UserError, match="none of its 8 rows belong to this task"):
         load_task("mmlu[subject=prehistory]", data_dir=tmp_path, shots=0)
     with pytest.raises(UserError, match=r"anatomy: 6 shots need 6 .*there are 5"):
         load_task("mmlu", data_dir=tmp_path, shots=6)

@@ -49,7 +49,7 @@ def task_file(folder: Path, rows: list[dict[str, Any]], **changes: Any) -> str:
         ({"doc_to_text": "hint"}, "column 'hint'"),
         ({"doc_to_target": "hint"}, "column 'hint'"),
         ({"doc_to_target": "{{hint}}"}, "column 'hint'"),
-        ({"doc_to_text": "{{ inner.note }}"}, "a value that the template shows"),
+        ({"doc_to_text": "{{ inner.note }}"}, "a value in the template"),
     ],
 )
 def test_a_null_is_never_asked(changes: dict[str, Any], column: str, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_built_in_task_names_row_and_column(tmp_path: Path) -> None:
     (data / "gsm8k").mkdir(parents=True)
     rows = [{"question": "How many?", "answer": "#### 3"}, {"question": None, "answer": "#### 4"}]
     (data / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"item 2 of .*test\.jsonl cannot be asked .*column 'question' is null"):
+    with pytest.raises(UserError, match=r"item 2 of .*test\.jsonl cannot be used .*column 'question' is null"):
         load_task("gsm8k", data_dir=data, shots=0)
 
 
@@ -124,7 +124,7 @@ def test_files_as_other_programs_write_them(text: str, tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("[1, 2]", "element 1 is a JSON int"),
-        ("[]", "holds no rows"),
+        ("[]", "contains no rows"),
         ('[{"q": 1},\n{"q": ]', "not JSON .* line 2"),
         ("[" * 100_000, "can't be read|not JSON"),
     ],
@@ -164,6 +164,6 @@ def test_rows_in_both_splits_are_counted_and_left_out_on_request(
         assert len(caplog.messages) == 2
         load_task(path, shots=0)
     kept, left_out = caplog.messages
-    assert "1 of 2 items stand among their own few-shot examples" in kept
+    assert "1 of 2 items are among their own few-shot examples" in kept
     assert kept.endswith("are kept; the first is item 1")
     assert left_out.endswith("are left out; the first is item 1")

@@ -21,8 +21,8 @@ def test_blank_lines_are_skipped_and_order_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", r"holds no rows"),
-        (b"\n \n", r"holds no rows"),
+        (b"", r"contains no rows"),
+        (b"\n \n", r"contains no rows"),
         (b'{"a": 1}\n\n{"a": }\n', r"line 3 is not JSON"),
         (b'{"a": 1}\nplain text\n', r"line 2 is not JSON"),
         (b'{"a": 1} {"b": 2}\n', r"line 1 is not JSON"),

@@ -94,12 +94,12 @@ def _decorated(rows: Any, **changes: Any) -> Callable[[], Any]:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (_decorated([], prompt="What?"), "prompt 'What\\?' holds no column"),
-        (_decorated([], answer="y"), "answer 'y' holds no column"),
+        (_decorated([], prompt="What?"), "prompt 'What\\?' contains no column"),
+        (_decorated([], answer="y"), "answer 'y' contains no column"),
         (_decorated([], prompt="{x"), "can't be read"),
-        (_decorated([]), "gives list, expected a list of one or more rows"),
-        (_decorated("rows"), "gives str"),
-        (_decorated([{"x": 1, "y": 2}, "row"]), "gives str"),
+        (_decorated([]), "returned list, expected a list of one or more rows"),
+        (_decorated("rows"), "returned str"),
+        (_decorated([{"x": 1, "y": 2}, "row"]), "returned str"),
         (_decorated([{"x": 1}]), "KeyError: 'y'"),
         (_decorated([{"x": 1, "y": "a"}], options=["b", "c"]), "'a' is not one of the options"),
         (_decorated([{"x": 1, "y": "a"}], name="no name"), "use letters, digits"),

@@ -204,7 +204,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", ["{{ missing }}", "{{ a.__class__.__mro__ }}", "{{ a / 0 }}"])
 def test_a_template_that_fails_on_a_row_names_field_and_item(template: str, sums: Path) -> None:
-    with pytest.raises(UserError, match=r"item 1 of .*test\.jsonl cannot be asked .*doc_to_text"):
+    with pytest.raises(UserError, match=r"item 1 of .*test\.jsonl cannot be used .*doc_to_text"):
         load_task(str(write(sums, OPEN, doc_to_text=template)))
 
 

@@ -1,0 +1,164 @@
+"""How an option is declared, checked, and made an argument of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from lensprune.errors import UserError, unknown_name
+
+Check = Callable[[Any], None]
+
+
+def whole_number(text: str) -> int:
+    """From text of the command line; a decimal or exponent is refused."""
+    digits = text.strip()
+    if not digits.removeprefix("-").isdecimal() or len(digits) > 18:
+        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}")
+    return int(digits)
+
+
+def decimal(text: str) -> float:
+    """From text of the command line."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number like 0.1, not {text!r}") from None
+
+
+def option(
+    default: Any,
+    help: str | Callable[[], str],
+    *,
+    metavar: str | tuple[str, ...] | None = None,
+    parse: Callable[[str], Any] = str,
+    check: Check | None = None,
+    flag: str | None = None,
+    action: type[argparse.Action] | None = None,
+    repeated: bool = False,
+) -> Any:
+    """A field of a group.
+
+    Args:
+        help: one phrase for the command line, or a function that gives it, for names that can be registered later;
+            `add_options` appends the default where it is a value.
+        metavar: what the value is called in the help, or each of several values; ``None`` for a flag.
+        parse: from the command line's text.
+        check: raises `UserError` for a value that is refused; ``None`` values are not checked.
+        flag: on the command line, where it is not the field's name.
+        action: how argparse keeps the values of an option that can be given again.
+        repeated: the argument may be given several times, and the value is a tuple.
+    """
+    declared = {
+        "help": help,
+        "metavar": metavar,
+        "parse": parse,
+        "check": check,
+        "flag": flag,
+        "action": action,
+        "repeated": repeated,
+    }
+    return field(default=default, metadata=declared)
+
+
+def between(low: int, high: int, what: str, unit: str) -> Check:
+    """A check of a number of things, both ends included."""
+
+    def check(value: int) -> None:
+        if not low <= value <= high:
+            raise UserError(f"{what} {value} is not a usable number of {unit}: expected {low} to {high}")
+
+    return check
+
+
+def within(low: float, high: float, what: str, *, above: bool = False) -> Check:
+    """A check of a decimal, both ends included, or without the low one (`above`)."""
+
+    def check(value: float) -> None:
+        if not (low < value <= high if above else low <= value <= high):
+            start = f"above {low:g}" if above else f"{low:g}"
+            raise UserError(f"{what} {value:g} is not possible: expected a number from {start} to {high:g}")
+
+    return check
+
+
+def one_of(names: tuple[str, ...], what: str) -> Check:
+    """A check of a name."""
+
+    def check(value: str) -> None:
+        if value not in names:
+            raise unknown_name(what, value, names)
+
+    return check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Base of all groups: building one checks its values.
+
+    Raises:
+        UserError: a value that its option refuses.
+    """
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            check, value = declared.metadata.get("check"), getattr(self, declared.name)
+            if check is not None and value is not None:
+                check(value)
+
+
+def help_of(declared: Field[Any]) -> str:
+    """What an option means, as the command line says it."""
+    text = declared.metadata["help"]
+    return str(text() if callable(text) else text)
+
+
+def flag_of(declared: Field[Any]) -> str:
+    """An option on the command line."""
+    return str(declared.metadata["flag"] or f"--{declared.name.replace('_', '-')}")
+
+
+def add_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *groups: type[Group], **defaults: Any
+) -> None:
+    """Add an argument for every field of `groups`; `defaults` replaces the default of some for this command.
+
+    A field that two groups declare is added once, as the last one has it.
+    """
+    declared = {declaration.name: declaration for group in groups for declaration in fields(group)}
+    for name, declaration in declared.items():
+        default = defaults.get(name, declaration.default)
+        # argparse fills in what follows a percent sign.
+        text = help_of(declaration).replace("%", "%%")
+        if isinstance(default, (int, float, str)) and not isinstance(default, bool) and "(default" not in text:
+            text = f"{text} (default: {default})"
+        elif name in defaults:
+            text = f"{text.partition(' (default')[0]} (default: {default})"
+        flag, metavar, action = flag_of(declaration), declaration.metadata["metavar"], declaration.metadata["action"]
+        more: dict[str, Any] = {"default": default}
+        if declaration.metadata["repeated"]:
+            more = {"action": "append", "default": None}
+        elif action is not None:
+            more["action"] = action
+        elif isinstance(metavar, tuple):
+            more["nargs"] = len(metavar)
+        if metavar is None:
+            parser.add_argument(flag, action="store_true", default=default, help=text)
+        else:
+            parser.add_argument(flag, dest=name, type=declaration.metadata["parse"], metavar=metavar, help=text, **more)
+
+
+def option_values(given: Any, *groups: type[Group]) -> dict[str, Any]:
+    """Values of the options of `groups` among `given`: parsed arguments, a function's ``locals()`` or other options."""
+    values = given if isinstance(given, Mapping) else vars(given)
+    names = {declaration.name for group in groups for declaration in fields(group)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def given_options(options: Any, *groups: type[Group]) -> dict[str, Any]:
+    """Those of `option_values` that are not the default."""
+    defaults = {declaration.name: declaration.default for group in groups for declaration in fields(group)}
+    values = option_values(options, *groups)
+    return {name: value for name, value in values.items() if value not in (None, defaults[name])}

@@ -1,0 +1,91 @@
+"""How the model is loaded, and how rows are run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from lensprune.engine.registry import BACKENDS, executor_names
+from lensprune.errors import UserError
+from lensprune.models.base import BosPolicy
+from lensprune.registry import in_words
+from lensprune.sweeps.options.declare import Group, between, one_of, option, whole_number
+
+MAX_WORKERS = 10_000
+
+
+def _check_batch(tokens: int) -> None:
+    if tokens < 1:
+        raise UserError(f"batch tokens {tokens} can't hold a token: expected 1 or more")
+
+
+def _check_memory(size: str) -> None:
+    from lensprune.engine.memory import parse_memory
+
+    parse_memory(size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Group):
+    """How a model is loaded."""
+
+    dtype: str | None = option(None, "float32, bfloat16, float16 or float64 (default: float32)", metavar="TYPE")
+    device: str | None = option(None, "cpu, cuda, cuda:1, ... (default: a GPU if there is one)", metavar="DEVICE")
+    bos: str | None = option(
+        None,
+        "first token: tokenizer (as it does), always or never (default: tokenizer)",
+        metavar="POLICY",
+        check=one_of(get_args(BosPolicy), "BOS policy"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splitting(Group):
+    """A model on several GPUs."""
+
+    n_devices: int | None = option(None, "split the model over N GPUs", metavar="N", parse=whole_number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution(Group):
+    """How rows are run; no number depends on it."""
+
+    executor: str = option(
+        "forked",
+        lambda: f"{in_words(executor_names())}, with the same numbers: forked is fast, hooked the reference",
+        metavar="NAME",
+    )
+    batch_tokens: int | None = option(None, "tokens per batch", metavar="N", parse=whole_number, check=_check_batch)
+    memory: str | None = option(
+        None, "what may be taken besides the model's weights, like 4GB", metavar="SIZE", check=_check_memory
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers(Group):
+    """How cells are distributed with ``--executor ray``."""
+
+    workers: int | None = option(
+        None,
+        "workers of --executor ray (default: one per GPU, else one per CPU)",
+        metavar="N",
+        parse=whole_number,
+        check=between(1, MAX_WORKERS, "workers", "workers"),
+    )
+    ray_address: str | None = option(
+        None,
+        "running cluster of --executor ray, like ray://head:10001 or auto (default: a local one is started)",
+        metavar="ADDRESS",
+    )
+
+
+def executor_options(executor: str, workers: int | None = None, ray_address: str | None = None) -> dict[str, Any]:
+    """Fields of `SweepOptions` for an executor as it is asked for: ``forked``, ``hooked``, ``ray`` or ``ray:hooked``.
+
+    ``ray`` says how cells are spread, and what is behind the colon which executor each worker runs, because only that
+    belongs to the numbers.
+    """
+    backend, _, of_worker = executor.partition(":")
+    if backend in BACKENDS:
+        return {"executor": of_worker or "forked", "backend": backend, "workers": workers, "ray_address": ray_address}
+    return {"executor": executor, "backend": None, "workers": workers, "ray_address": ray_address}

@@ -1,0 +1,79 @@
+"""How texts are generated, and how their tokens are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from lensprune.errors import UserError
+from lensprune.protocols.requests import GenerationConfigUse
+from lensprune.sweeps.options.declare import Group, between, decimal, one_of, option, whole_number, within
+from lensprune.sweeps.options.prompts import MAX_TOKENS
+
+MAX_SAMPLES = 1000
+
+
+MAX_TEMPERATURE = 100
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+        raise UserError(f"until {texts!r} is not a list of stop strings: expected texts of at least one character")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(Group):
+    """How texts are generated."""
+
+    max_new_tokens: int | None = option(
+        None,
+        "new tokens of a text at most (default: the task's own number)",
+        metavar="N",
+        parse=whole_number,
+        check=between(1, MAX_TOKENS, "max new tokens", "tokens"),
+    )
+    until: Sequence[str] = option(
+        (), "also stop a text at this string; repeat for several", metavar="TEXT", check=_check_texts, repeated=True
+    )
+    until_only: bool = option(False, "leave out the task's own stop strings, and stop at those of --until alone")
+    generation_config: str = option(
+        "model",
+        "model (its generation config's penalties, suppressed tokens and end tokens count) or none (they don't)",
+        metavar="USE",
+        check=one_of(get_args(GenerationConfigUse), "use of the generation config"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSampling(Group):
+    """How tokens are drawn."""
+
+    temperature: float | None = option(
+        None,
+        "sample at this temperature; 0 decodes greedily (default: the task's own, most often 0)",
+        metavar="T",
+        parse=decimal,
+        check=within(0, MAX_TEMPERATURE, "temperature"),
+    )
+    top_p: float | None = option(
+        None,
+        "sample among the likeliest tokens that hold this share (default: the task's or the model's, else 1)",
+        metavar="P",
+        parse=decimal,
+        check=within(0, 1, "top-p", above=True),
+    )
+    top_k: int | None = option(
+        None,
+        "sample among the K likeliest tokens, 0 for all (default: the task's or the model's, else 0)",
+        metavar="K",
+        parse=whole_number,
+        check=between(0, MAX_TOKENS, "top-k", "tokens"),
+    )
+    samples: int | None = option(
+        None,
+        "texts to sample of each item (default: the task's own number, most often 1)",
+        metavar="K",
+        parse=whole_number,
+        check=between(1, MAX_SAMPLES, "samples", "samples"),
+    )
