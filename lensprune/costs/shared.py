@@ -125,7 +125,8 @@ def shared_cost(
     budget: int | DecodeLimits | None,
 ) -> Cost:
     """Cost of `requests` under `variants` together: the sum of `shared_costs`."""
-    return sum(shared_costs(shape, facts, requests, variants, budget).values(), Cost())
+    common, own = _common_and_own(shape, facts, requests, variants, budget)
+    return sum(own.values(), common)
 
 
 def shared_costs(
@@ -137,48 +138,61 @@ def shared_costs(
 ) -> dict[str, Cost]:
     """Cost of `requests` under each of `variants`, by its name, when they run together.
 
-    The clean model runs each chunk once, which all variants share alike. A variant resumes before its first
+    The clean model runs each chunk once, of which all variants take an equal share. A variant resumes before its first
     changed layer, whose attention result it takes over, and a layer that is skipped as a whole costs nothing. Decoding
     is an upper bound: every row takes all its new tokens and runs every layer that its variant does not skip, as though
     no two variants wrote the same text.
     Variants with hooks of the user's own run as the hooked executor runs them.
     """
+    common, own = _common_and_own(shape, facts, requests, variants, budget)
+    forked = [v.name for v in variants if not v.hooks]
+    return {name: cost + common * (1 / len(forked)) if name in forked else cost for name, cost in own.items()}
+
+
+def _common_and_own(
+    shape: ModelShape,
+    facts: ModelFacts,
+    requests: Sequence[Request],
+    variants: Sequence[Variant],
+    budget: int | DecodeLimits | None,
+) -> tuple[Cost, dict[str, Cost]]:
+    """What all forked variants have in common, and what each one adds, by its name."""
     limits = forked_limits(budget)
     hooked = [v for v in variants if v.hooks]
     forked = [v for v in variants if not v.hooks]
     alone = unshared_cost(shape, requests, 1, budget) if hooked else Cost()
-    costs = {v.name: alone if v.hooks else Cost() for v in variants}
+    common, own = Cost(), {v.name: alone if v.hooks else Cost() for v in variants}
     if not forked:
-        return costs
-    for chunk in likelihood_chunks(requests, forked, limits.tokens):
-        for variant, cost in zip(chunk.variants, _forked(shape, chunk), strict=True):
-            costs[variant.name] += cost
-    for chunk in decode_chunks(requests, forked, facts, limits):
-        for variant, *parts in zip(chunk.variants, _forked(shape, chunk), _decoded(shape, chunk), strict=True):
-            costs[variant.name] += sum(parts, Cost())
-    return costs
+        return common, own
+    scoring = likelihood_chunks(requests, forked, limits.tokens)
+    for chunk in (*scoring, *decode_chunks(requests, forked, facts, limits)):
+        clean, costs = _forked(shape, chunk)
+        # All rows of a group take a step together, which reads the weights once.
+        common += replace(clean, passes=float(chunk.steps))
+        for variant, *parts in zip(chunk.variants, costs, _decoded(shape, chunk), strict=True):
+            own[variant.name] += sum(parts, Cost())
+    return common, own
 
 
-def _forked(shape: ModelShape, chunk: Chunk) -> list[Cost]:
-    """Each variant from its fork on, with its share of the clean model's one pass."""
+def _forked(shape: ModelShape, chunk: Chunk) -> tuple[Cost, list[Cost]]:
+    """The clean model once, and each variant from its fork on."""
     n_layers = shape.n_layers
     last = max(first_layer(v, n_layers) for v in chunk.variants)
     # Clean layers run as far as a later fork needs them; decoding needs the last fork's keys and values too.
     clean_layers = min(last + bool(chunk.rows), n_layers)
     whole = [_layer(shape, chunk, layer, False) for layer in range(n_layers)]
     # Of the layers from each one on.
-    rest = [*accumulate(reversed(whole), initial=Cost())][::-1]
-    common = sum(whole[:clean_layers], Cost()) * (1 / len(chunk.variants)) + unembedding_cost(shape, chunk.scored)
+    rest = [*accumulate(reversed(whole), initial=unembedding_cost(shape, chunk.scored))][::-1]
     costs = []
     for variant in chunk.variants:
         first, skipped = first_layer(variant, n_layers), _skipped(variant)
-        cost = common + rest[first]
+        cost = rest[first]
         for layer in skipped:
             cost += whole[layer] * -1
         if first < clean_layers and first not in skipped:
             cost += _layer(shape, chunk, first, True) + whole[first] * -1
         costs.append(cost)
-    return costs
+    return sum(whole[:clean_layers], Cost()), costs
 
 
 def _layer(shape: ModelShape, chunk: Chunk, layer: int, taken_over: bool) -> Cost:
@@ -194,13 +208,11 @@ def _skipped(variant: Variant) -> set[int]:
 
 
 def _decoded(shape: ModelShape, chunk: Chunk) -> list[Cost]:
-    """The decode steps of each variant."""
+    """The decode steps of each variant, without their passes over the weights."""
     positions = sum(steps for _, steps in chunk.rows)
     pairs = sum(steps * length + steps * (steps + 1) / 2 for length, steps in chunk.rows)
     layers = [blocks_cost(shape, positions, pairs, layer, layer + 1) for layer in range(shape.n_layers)]
     whole = sum(layers, unembedding_cost(shape, positions))
-    # All rows of the group take a step together, which reads the weights once.
-    passes = chunk.steps / len(chunk.variants)
     costs = []
     for variant in chunk.variants:
         skipped = _skipped(variant)
@@ -208,5 +220,5 @@ def _decoded(shape: ModelShape, chunk: Chunk) -> list[Cost]:
         for layer in skipped:
             cost += layers[layer] * -1
         cached = chunk.kv_read * (shape.n_layers - len(skipped)) * shape.cached_per_token
-        costs.append(replace(cost, decode_flops=cost.flops, passes=passes, cached=cached))
+        costs.append(replace(cost, decode_flops=cost.flops, cached=cached))
     return costs
