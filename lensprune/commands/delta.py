@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_execution, add_measured
+from lensprune.commands.options import add_execution, add_json, add_measured
 from lensprune.errors import UserError
 from lensprune.sweeps.options import (
     Execution,
@@ -55,11 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--alpha", type=float, default=1.0, metavar="A", help="base + A·(distilled − base), 0 to 1 (default: 1)"
     )
     changed.add_argument(
+        "--settings-of",
+        default="distilled",
+        metavar="MODEL",
+        help="whose chat template, end tokens and generation config both models are measured with: base or distilled "
+        "(default: distilled)",
+    )
+    changed.add_argument(
         "--renamed-tokens",
         action="store_true",
         help="accept models that spell special tokens of the same ids differently",
     )
     add_execution(parser)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -82,9 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         heads=arguments.heads,
         alpha=arguments.alpha,
         renamed_tokens=arguments.renamed_tokens,
+        settings_of=arguments.settings_of,
         **option_values(arguments, *GROUPS),
         out=arguments.out,
         command=arguments.command_line,
     )
-    print(replacement_report(result))
+    print(replacement_report(result, as_json=arguments.json))
     return 0
