@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_execution, add_measured
+from lensprune.commands.options import add_execution, add_json, add_measured
 from lensprune.errors import UserError
 from lensprune.sweeps.options import (
     Execution,
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="accept models that spell special tokens of the same ids differently",
     )
     add_execution(parser)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -94,5 +95,5 @@ def run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         command=arguments.command_line,
     )
-    print(replacement_report(result))
+    print(replacement_report(result, as_json=arguments.json))
     return 0

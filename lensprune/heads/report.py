@@ -19,11 +19,12 @@ from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
-from lensprune.output.tables import aligned, of_how_many
+from lensprune.output.tables import aligned, frame_json, of_how_many
 from lensprune.paths import read_texts
 from lensprune.results.concentration import head_tables
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance
+from lensprune.terminal import stage
 
 __all__ = ["heads_report"]
 
@@ -45,6 +46,8 @@ def heads_report(
     device: str | None = None,
     bos: str | None = None,
     most: int = 5,
+    progress: bool = True,
+    as_json: bool = False,
 ) -> str:
     """Measure head functions, write tables and heatmaps to `out`, and return the lines to print.
 
@@ -57,27 +60,29 @@ def heads_report(
         text_file: texts, separated by blank lines, for attention sink, entropy and distance.
         dtype, device, bos: for `load_model`, when `model` is a name.
         most: heads named for each score.
+        progress: show what is measured.
+        as_json: return heads.csv as JSON; with `run`, heads_and_effects.csv.
 
     Raises:
         UserError: as `head_scores` and `scores_with_effects` raise it, a file that cannot be read or written.
     """
     effects_of = run if isinstance(run, Run) or run is None else Run.load(run)
     texts = None if text_file is None else read_texts(Path(text_file))
-    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    with stage("loading the model", shown=progress):
+        hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     if effects_of is not None:
         check_same_model(effects_of, hooked.facts)
-    measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed)
+    measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed, progress=progress)
     lines = [
         f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",
         _top(measured, most),
     ]
-    tables = {SCORES_FILE: measured}
+    shown, tables = measured, {SCORES_FILE: measured}
     draw: dict[str, Callable[[], Axes | list[Axes]]] = {
         "heads": partial(head_heatmaps, measured, title=hooked.facts.name, unit_range=unit_scores())
     }
     if effects_of is not None:
-        joined = scores_with_effects(measured, effects_of)
-        tables[EFFECTS_FILE] = joined
+        shown = tables[EFFECTS_FILE] = joined = scores_with_effects(measured, effects_of)
         lines.append(_strongest(joined, most))
         for ablation in dict.fromkeys(joined["ablation"]):
             analysed = head_tables(effects_of, ablation)
@@ -91,7 +96,7 @@ def heads_report(
                 lines.append(_overlap(analysed.overlap, ablation))
     if out is not None:
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
-    return "\n\n".join(lines)
+    return frame_json(shown) if as_json else "\n\n".join(lines)
 
 
 def _top(scores: pd.DataFrame, most: int) -> str:

@@ -16,8 +16,8 @@ from lensprune.analysis.stopping import UntilWidth
 from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
 from lensprune.errors import UserError
 from lensprune.models.model_config import load_model_config
+from lensprune.output.quantities import duration, quantity
 from lensprune.planning.stopping import Profile, asked_at_looks, profile_of
-from lensprune.planning.text import duration, quantity
 from tests.helpers.families import byte_tokenizer
 
 LLAMA_8B = {
@@ -137,6 +137,13 @@ def test_command(llama_8b: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "33 cells" in output
     assert "1 TFLOP/s as given" in output
     assert not (llama_8b.parent / "out").exists()
+    assert cli.main([*arguments, "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    told = lp.plan(llama_8b, "facts", limit=2, flops=1e12)
+    assert (row["task"], row["protocol"], row["items"], row["variants"]) == ("facts", "default", 2, 33)
+    assert (row["tokens_forked"], row["flops_hooked"]) == (told.shared.tokens, told.unshared.flops)
+    assert (row["sweep_seconds"], row["sweep_memory"]) == (told.seconds, told.memory.total)
+    assert row["tokens_hooked"] > row["tokens_forked"] > 0
     assert cli.main([*arguments, "--lm-eval-task", "arc_easy"]) == 2
     (llama_8b / "tokenizer.json").unlink()
     (llama_8b / "tokenizer_config.json").unlink()
