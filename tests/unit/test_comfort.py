@@ -137,7 +137,7 @@ def test_heads_without_any_effect_are_a_line_and_not_nan() -> None:
     tables = head_tables(run, "zero")
     said = _concentration(tables.concentration, "zero")
     assert said.splitlines() == [
-        f"{task}, {protocol}: no removed head changes any answer (zero), so nothing is concentrated"
+        f"{task}, {protocol}: removing single heads changes no answer (zero), so nothing is concentrated"
         for task in ("facts", "arithmetic")
         for protocol in ("default", "generate")
     ]

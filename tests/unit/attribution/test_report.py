@@ -64,7 +64,7 @@ def test_a_model_that_does_not_prefer_the_answer_is_marked(tmp_path: Path, capsy
     for method in ("patch", "eap-ig"):
         assert main(["attribute", "--model", "toy-base", "--method", method, *options]) == 0
         printed = capsys.readouterr().out
-        assert "not seen to prefer the right answer" in printed
+        assert "does not clearly prefer the right answer" in printed
         assert "greedy circuits" not in printed
     assert (tmp_path / "edges.csv").exists()
     assert pd.read_csv(tmp_path / "patching.csv")["share"].isna().all()
