@@ -160,7 +160,7 @@ def test_command_prints_and_saves_the_table(folder: Path, tmp_path: Path, capsys
     ("changes", "message"),
     [
         ({"screen": 1.5}, "screen 1.5 is not a share of the heads"),
-        ({"variants": VariantSelection("layers")}, "screen can't rank layers: no gradient rule finds nine in ten"),
+        ({"variants": VariantSelection("layers")}, "screen can't rank layers: measuring a third"),
         ({"variants": VariantSelection("mlp")}, "screen can't rank mlp: no gradient rule"),
         ({"variants": each_layer(tiny("llama"))}, "screen can't rank layers"),
         ({"variants": VariantSelection("heads", "optimal")}, "screen saves nothing with ablation optimal"),

@@ -203,7 +203,7 @@ def test_paths_that_are_none() -> None:
     for path, message in (
         (["L0.H1"], "does not lead"),
         (["L0.H1", "L1.H2.k"], "does not lead"),
-        (["L1.H1", "L1.H2.k", "logits"], "no edge"),
+        (["L1.H1", "L1.H2.k", "logits"], "is not an edge"),
         (["L0.H1", "L1.H2.z", "logits"], "not an input"),
         (["L0.H9", "logits"], "unknown writer"),
     ):

@@ -145,13 +145,16 @@ def test_a_single_pair_finds_planted_heads(folder: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--clean", "1 + 2 =", "--corrupt", "1 + 3 =", "--answer", " 3"], "--wrong is lacking"),
-        (["--clean", "a", "--clean", "b", "--corrupt", "c", "--answer", "d", "--wrong", "e"], "is lacking"),
+        (["--clean", "1 + 2 =", "--corrupt", "1 + 3 =", "--answer", " 3"], "--wrong is missing"),
+        (["--clean", "a", "--clean", "b", "--corrupt", "c", "--answer", "d", "--wrong", "e"], "is missing"),
         (
             ["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d", "--task", "arithmetic"],
-            "--task means nothing",
+            "--task can't be combined",
         ),
-        (["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d", "--limit", "3"], "--limit means nothing"),
+        (
+            ["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d", "--limit", "3"],
+            "--limit can't be combined",
+        ),
     ],
 )
 def test_half_a_pair_is_refused(

@@ -152,4 +152,4 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert written["way"].tolist() == WAYS
     assert f"up to {written['flipped'].max():.3f}" in shown
     assert main(["noise", "--model", str(model)]) == 2
-    assert "no task is given" in capsys.readouterr().err
+    assert "no task given" in capsys.readouterr().err
