@@ -5,43 +5,51 @@ It depends only on the stored records, so a resumed sweep makes the same decisio
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.stopping import further, stopping_of
+from lensprune.analysis.stopping import further, hypotheses_of, stopping_of
 from lensprune.analysis.summary import read_group
 from lensprune.runs.outcomes import Outcomes, computed_once
 from lensprune.runs.records import CellKey
 
-__all__ = ["decided", "decisions", "next_block", "unfinished"]
+__all__ = ["OpenBlock", "decided", "decisions", "next_block", "unfinished"]
 
 
-def next_block(outcomes: Outcomes, task: str, protocol: str) -> tuple[int, list[str]] | None:
-    """The first block of one (task, protocol) that is not measured yet, and the variants that lack it; ``None`` if
-    every variant is decided."""
-    found = _first_open(outcomes, task, protocol)
-    return None if found is None else found[:2]
+@dataclass(frozen=True)
+class OpenBlock:
+    """A block that is to be measured: the variants that `lack` it, and the changed ones that are `undecided`."""
+
+    block: int
+    lack: tuple[str, ...]
+    undecided: tuple[str, ...]
 
 
-def _first_open(outcomes: Outcomes, task: str, protocol: str) -> tuple[int, list[str], list[str]] | None:
-    """As `next_block`, with the changed variants that are undecided."""
+def next_block(outcomes: Outcomes, task: str, protocol: str) -> OpenBlock | None:
+    """The first block of one (task, protocol) that is still to be measured; ``None`` when every variant is decided and
+    the clean model was asked all items.
+
+    The clean model is judged (whether it beats chance, how accurate it is) on all items, whenever its variants stop.
+    """
     stopping = stopping_of(outcomes.spec.stopping)
     assert stopping is not None
     names = [name for name in outcomes.spec.variant_names if name != CLEAN.name]
     going, group = list(names), None
     for block in range(len(stopping.items)):
-        if not going:
-            return None
         wanted = (CellKey(name, task, protocol, block) for name in (CLEAN.name, *going))
         lacking = [key.variant for key in wanted if not outcomes.is_stored(key)]
         if lacking:
-            return block, lacking, going
+            return OpenBlock(block, tuple(lacking), tuple(going))
+        if not going:
+            continue
         group = group or read_group(outcomes, task, protocol, whole=True)
         assert group is not None
         assert group.clean is not None
         right = [group.cells[name].correct.astype(float) for name in names]
         changes = [own - group.clean.correct[: len(own)] for own in right]
-        open_parts = further(changes, group.clusters, stopping, block + 1)
+        open_parts = further(changes, group.clusters, stopping, block + 1, hypotheses_of(outcomes.spec))
         going = [name for name, goes_on in zip(names, open_parts, strict=True) if goes_on]
     return None
 
@@ -51,8 +59,8 @@ def decisions(outcomes: Outcomes) -> pd.DataFrame:
     """Progress of a sweep that stops early, for each `task` and `protocol`: the number of changed `variants`, how many
     are `decided`, and whether nothing is left to measure (`finished`)."""
     n = len(outcomes.spec.variants) - 1
-    found = {cell: _first_open(outcomes, *cell) for cell in outcomes.cells}
-    rows = [(*cell, n, n if own is None else n - len(own[2]), own is None) for cell, own in found.items()]
+    found = {cell: next_block(outcomes, *cell) for cell in outcomes.cells}
+    rows = [(*cell, n, n if own is None else n - len(own.undecided), own is None) for cell, own in found.items()]
     return pd.DataFrame(rows, columns=["task", "protocol", "variants", "decided", "finished"])
 
 
@@ -70,5 +78,7 @@ def unfinished(outcomes: Outcomes) -> str:
     if decided(outcomes):
         return ""
     frame = decisions(outcomes)
+    if (frame["decided"] == frame["variants"]).all():
+        return "all variants decided, the clean model not asked all items"
     text = f"{frame['decided'].sum()} of {frame['variants'].sum()} variants decided"
     return text if len(frame) == 1 else f"{text}, counted on each task and protocol"

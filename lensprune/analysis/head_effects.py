@@ -28,8 +28,8 @@ class ItemEffects:
     """`differences[i, p]`: measure of item i with part p removed, minus the clean model's; negative: p was needed.
 
     `layers`, `heads`: location of each part (no head for a whole branch). `dropped`: number of items left out because a
-    value is not finite; `item_ids`: the others, in order. `at_chance`: the clean model does not beat guessing on these
-    items.
+    value is not finite; `item_ids`: the others, in order. `at_chance`: the clean model does not beat guessing, on all
+    items that it was measured on.
     """
 
     task: str
@@ -103,7 +103,7 @@ def read_effects(
         differences=differences[finite],
         clusters=pd.factorize(names)[0][finite] if names.notna().all() else None,
         dropped=int((~finite).sum()),
-        at_chance=cell_at_chance(clean),
+        at_chance=cell_at_chance(outcomes.cell(CellKey(CLEAN.name, task, protocol), CHANCE_COLUMNS, whole=True)),
         item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[::samples][finite]),
     )
 
@@ -132,7 +132,7 @@ def _clean_cell(outcomes: Outcomes, task: str, protocol: str, measure: str) -> p
     key = CellKey(CLEAN.name, task, protocol)
     if key not in outcomes.finished(task, protocol):
         raise UserError(f"the clean model is not measured yet on {task} under {protocol}: finish the run first")
-    return outcomes.cell(key, list(dict.fromkeys(["item_id", measure, "cluster", *CHANCE_COLUMNS])))
+    return outcomes.cell(key, ["item_id", measure, "cluster"])
 
 
 def _is_removed(cell: pa.Table, component: str, ablation: str | None) -> bool:

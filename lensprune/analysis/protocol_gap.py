@@ -136,7 +136,17 @@ def protocol_gap(outcomes: Outcomes, task: str | None = None) -> pd.DataFrame:
         group = read_group(outcomes, *cell)
         if group is not None and group.clean is not None:
             by_task.setdefault(group.task, []).append(group)
-    return _joined([paired_gap(a, b) for groups in by_task.values() for a, b in combinations(groups, 2)])
+    pairs = [pair for groups in by_task.values() for pair in combinations(groups, 2)]
+    return _joined([paired_gap(*_on_shared_items(outcomes, *pair)) for pair in pairs])
+
+
+def _on_shared_items(outcomes: Outcomes, a: Group, b: Group) -> tuple[Group, Group]:
+    """Both on the first items, which all variants of both were asked where a sweep stops early."""
+    n = min(len(a.chances), len(b.chances))
+    if outcomes.spec.stopping is None or len(a.chances) == len(b.chances):
+        return a, b
+    groups = [read_group(outcomes, group.task, group.protocol, np.arange(n)) for group in (a, b)]
+    return groups[0], groups[1]  # type: ignore[return-value]
 
 
 def task_gap(outcomes: Outcomes, a: str, b: str) -> pd.DataFrame:
@@ -151,5 +161,5 @@ def task_gap(outcomes: Outcomes, a: str, b: str) -> pd.DataFrame:
     for protocol in outcomes.spec.protocols:
         groups = [read_group(outcomes, task, protocol) for task in (a, b)]
         if all(group is not None and group.clean is not None for group in groups):
-            frames.append(paired_gap(*groups))  # type: ignore[arg-type]
+            frames.append(paired_gap(*_on_shared_items(outcomes, *groups)))  # type: ignore[arg-type]
     return _joined(frames)

@@ -10,7 +10,6 @@ import scipy
 from statsmodels.stats.proportion import proportion_confint
 
 from lensprune.ablation.variants import CLEAN
-from lensprune.analysis.head_effects import read_effects
 from lensprune.errors import UserError
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
@@ -24,12 +23,18 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
     `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
     strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
-    ``estimated``), ``delta`` (measured Δμ) and ``logprob_margin_change`` (measured mean change of the margin, nats, on
-    items where it is finite; NaN under a protocol without one). Heads that were only estimated have NaN there.
+    ``estimated``), ``n`` (items that it was measured on), ``delta`` (measured Δμ) and ``logprob_margin_change``
+    (measured mean change of the margin, nats, on items where it is finite; NaN under a protocol without one). Heads
+    that were only estimated have no value there.
 
     Raises:
         UserError: the sweep measured all its heads.
     """
+    return _table(outcomes, whole=True)
+
+
+def _table(outcomes: Outcomes, *, whole: bool) -> pd.DataFrame:
+    """`screen_table`; `whole`: on all items that each head was asked, else on those that all heads were."""
     screen = outcomes.spec.screen
     if screen is None:
         raise UserError("this run was not screened, so all its heads are measured: see summary()")
@@ -45,40 +50,47 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
         else "measured: strongest elsewhere"
         for name, rank in zip(frame["variant"], frame["rank"], strict=True)
     ]
-    for column in ("delta", "logprob_margin_change"):
-        frame[column] = math.nan
     finished = set(outcomes.finished())
-    for cell, group in frame.groupby(["task", "protocol"], sort=False):
-        task, protocol = map(str, cell)
-        measured = any(CellKey(name, task, protocol) in finished for name in group["variant"])
-        for column, measure in (("delta", "correct"), ("logprob_margin_change", "logprob_margin")):
-            clean = CellKey(CLEAN.name, task, protocol)
-            if not measured or clean not in finished:
-                continue
-            # Null, not NaN, if the protocol has no such measure.
-            values = outcomes.cell(clean, [measure]).column(measure)
-            if values.null_count == len(values):
-                continue
-            effects = read_effects(outcomes, task, protocol, component=screen["component"], measure=measure)
-            effect_of = dict(zip(effects.variants, effects.effects, strict=True))
-            frame.loc[group.index, column] = [effect_of.get(name, math.nan) for name in group["variant"]]
+    found = []
+    for variant, task, protocol in zip(frame["variant"], frame["task"], frame["protocol"], strict=True):
+        key = CellKey(variant, task, protocol)
+        there = key in finished and key._replace(variant=CLEAN.name) in finished
+        found.append(_measured(outcomes, key, whole=whole) if there else {})
+    measured = pd.DataFrame(found, frame.index, ["n", "delta", "logprob_margin_change"])
+    frame = frame.join(measured.astype({"n": "Int64", "delta": float, "logprob_margin_change": float}))
     return frame.sort_values(["task", "protocol", "rank"], kind="stable").reset_index(drop=True)
+
+
+def _measured(outcomes: Outcomes, key: CellKey, *, whole: bool) -> dict[str, float]:
+    """Items of one cell, and its mean changes from the clean model on them."""
+    columns = ["correct", "logprob_margin"]
+    cells = [outcomes.cell(own, columns, whole=whole) for own in (key, key._replace(variant=CLEAN.name))]
+    n = cells[0].num_rows
+    values = [cell.slice(0, n).to_pandas().astype(float).to_numpy() for cell in cells]
+    right, margin = (values[0] - values[1]).T
+    finite = margin[np.isfinite(margin)]
+    return {
+        "n": n // outcomes.samples(key.task, key.protocol),
+        "delta": float(right.mean()),
+        "logprob_margin_change": float(finite.mean()) if len(finite) else math.nan,
+    }
 
 
 def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
     """How reliable the estimates are, judged by randomly drawn control heads: one row per (task, protocol).
 
-    Columns: ``heads``, ``measured``, ``controls``, ``rank_correlation`` (Spearman's, between estimate and measurement
-    over the controls), ``top`` (number of strongest heads to find in each), ``controls_in_top`` (controls whose
-    measured loss is among the `top` largest of all heads), ``expected_missed`` (expected number of unmeasured heads
-    among them) and ``most_missed`` (its upper one-sided 95% Clopper–Pearson bound). A control has weight
-    (unmeasured + controls) / controls, for itself and its share of the unmeasured heads; the `top` largest are
-    determined with these weights. The measurement is the margin's change, or Δμ under a protocol without one.
+    Columns: ``heads``, ``measured``, ``n`` (items, those that all heads were asked), ``controls``, ``rank_correlation``
+    (Spearman's, between estimate and measurement over the controls), ``top`` (number of strongest heads to find in
+    each), ``controls_in_top`` (controls whose measured loss is among the `top` largest of all heads),
+    ``expected_missed`` (expected number of unmeasured heads among them) and ``most_missed`` (its upper one-sided 95%
+    Clopper–Pearson bound). A control has weight (unmeasured + controls) / controls, for itself and its share of the
+    unmeasured heads; the `top` largest are determined with these weights. The measurement is the margin's change, or Δμ
+    under a protocol without one.
 
     Raises:
         UserError: as `screen_table`.
     """
-    table, top = screen_table(outcomes), int((outcomes.spec.screen or {})["top"])
+    table, top = _table(outcomes, whole=False), int((outcomes.spec.screen or {})["top"])
     rows = []
     for (task, protocol), group in table.groupby(["task", "protocol"], sort=False):
         column = "logprob_margin_change" if group["logprob_margin_change"].notna().any() else "delta"
@@ -92,6 +104,7 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
                 "protocol": protocol,
                 "heads": len(group),
                 "measured": len(measured),
+                "n": measured["n"].min(),
                 "controls": len(controls),
                 "rank_correlation": float(scipy.stats.spearmanr(controls["estimate"], controls[column])[0])
                 if varied

@@ -32,6 +32,7 @@ __all__ = [
     "Looks",
     "crossing_probability",
     "e_bh",
+    "e_intervals",
     "e_values",
     "loss_p",
     "narrow_enough",
@@ -122,35 +123,43 @@ class Looks:
         heights = np.clip(self.heights(p), _HEIGHTS[0], _HEIGHTS[-1])
         return np.exp(np.interp(heights, _HEIGHTS, known))
 
-    def q(self, p: Float[np.ndarray, "look part"]) -> Float[np.ndarray, " part"]:
+    def q(self, p: Float[np.ndarray, "look part"], hypotheses: int | None = None) -> Float[np.ndarray, " part"]:
         """False discovery rate (Benjamini & Hochberg) of the repeated p-values over all parts.
 
         Heights never decrease, so a part that is detected at one look stays detected.
-        """
-        return benjamini_hochberg(self.repeated_p(p))
 
-    def futile(self, p: Float[np.ndarray, "look part"], named: int) -> Bool[np.ndarray, " part"]:
+        Args:
+            hypotheses: number of parts in question; those that are not in `p` were never measured and count with
+                p = 1. ``None``: those in `p`.
+        """
+        never = np.ones(max(0, (hypotheses or 0) - p.shape[1]))
+        return benjamini_hochberg(np.append(self.repeated_p(p), never))[: p.shape[1]]
+
+    def futile(
+        self, p: Float[np.ndarray, "look part"], named: int, hypotheses: int | None = None
+    ) -> Bool[np.ndarray, " part"]:
         """Parts that can be given up: their predicted P(detected at the last look) is below `FUTILITY`.
 
         The error rates hold whether or not this rule is followed.
 
         Args:
             named: number of parts detected so far; one more would need a p of (named + 1) · level / parts.
+            hypotheses: as for `q`.
         """
         if len(p) == len(self.items):
             return np.ones(p.shape[1], bool)
-        needed = self.height_at(self.level * (named + 1) / p.shape[1])
+        needed = self.height_at(self.level * (named + 1) / max(hypotheses or 0, p.shape[1]))
         share = self.shares[len(p) - 1]
         z = scipy.stats.norm.isf(np.clip(p[-1], 1e-300, 1 - 1e-16))
         likely: np.ndarray = scipy.stats.norm.sf((needed - z / np.sqrt(share)) / np.sqrt(1 / share - 1))
         return np.isnan(p[-1]) | (likely < FUTILITY)
 
     def verdicts(
-        self, p: Float[np.ndarray, "look part"]
+        self, p: Float[np.ndarray, "look part"], hypotheses: int | None = None
     ) -> tuple[Bool[np.ndarray, " part"], Bool[np.ndarray, " part"]]:
-        """Parts that are detected after these looks, and parts that continue."""
-        named = self.q(p) <= self.level
-        return named, ~named & ~self.futile(p, int(named.sum()))
+        """Parts that are detected after these looks, and parts that continue; `hypotheses` as for `q`."""
+        named = self.q(p, hypotheses) <= self.level
+        return named, ~named & ~self.futile(p, int(named.sum()), hypotheses)
 
     def height_at(self, level: float) -> float:
         """The height that is reached at any look with probability `level` if no loss exceeds the margin."""
@@ -215,19 +224,40 @@ def narrow_enough(
 
 
 def e_values(
-    lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: Int[np.ndarray, " part"] | int, margin: float
+    lost: Int[np.ndarray, " part"],
+    won: Int[np.ndarray, " part"],
+    n: Int[np.ndarray, " part"] | int,
+    margin: Float[np.ndarray, " part"] | float,
 ) -> Float[np.ndarray, " part"]:
     """e-values against a loss of at most `margin`, valid at any time: the wealth of a gambler who started with 1.
 
     The gambler bets a share λ on every item: wealth is multiplied by 1 + λ (1 − m) for a lost item, 1 − λ (1 + m) for a
     won one, and 1 − λ m for an unchanged one. If no loss exceeds the margin, no strategy wins on average, so P(wealth
     ever reaches 1/α) ≤ α. The initial wealth is spread over `_BETS` shares λ.
+
+    With `lost` and `won` exchanged and −`margin`, it is the evidence against a loss of at least `margin`.
     """
-    largest = 1 / (1 + margin)
+    largest = 1 / (1 + np.asarray(margin))
     bets = largest * np.geomspace(0.02, 0.98, _BETS)[:, None]
     same = n - lost - won
     logs = lost * np.log1p(bets * (1 - margin)) + won * np.log1p(-bets * (1 + margin)) + same * np.log1p(-bets * margin)
     return np.exp(scipy.special.logsumexp(logs, axis=0) - np.log(_BETS))
+
+
+def e_intervals(
+    lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: Int[np.ndarray, " part"] | int
+) -> tuple[Float[np.ndarray, " part"], Float[np.ndarray, " part"]]:
+    """95% intervals of Δμ with coverage over all numbers of items: losses that `e_values` don't refute at 2.5%."""
+    ends = []
+    for a, b, sign in ((won, lost, 1.0), (lost, won, -1.0)):
+        # The evidence against a change of at most `middle` decreases in `middle`.
+        low, high = np.full(len(lost), -1 + 1e-9), np.full(len(lost), 1 - 1e-9)
+        for _ in range(40):
+            middle = (low + high) / 2
+            refuted = e_values(a, b, n, middle) >= 2 / (1 - CONFIDENCE)
+            low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
+        ends.append(sign * low)
+    return ends[0], ends[1]
 
 
 def e_bh(values: Float[np.ndarray, " part"]) -> Float[np.ndarray, " part"]:

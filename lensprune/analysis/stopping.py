@@ -1,4 +1,5 @@
-"""When a sweep stops measuring a variant: by planned looks at its losses, or by the width of its interval."""
+"""When a sweep stops measuring a variant: by planned looks at its losses, by e-values, which are valid at any time, or
+by the width of its interval."""
 
 from __future__ import annotations
 
@@ -12,15 +13,37 @@ from jaxtyping import Bool, Float, Int
 
 from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.multiplicity import LEVEL
-from lensprune.analysis.sequential import Looks, loss_p, narrow_enough
+from lensprune.analysis.sequential import FUTILITY, Looks, e_bh, e_values, loss_p, narrow_enough
 from lensprune.errors import UserError
 from lensprune.runs.spec import SweepSpec
 
-__all__ = ["Stopping", "UntilWidth", "further", "level_of", "look_intervals", "look_p", "stopping_of"]
+__all__ = [
+    "AnyLook",
+    "Stopping",
+    "UntilWidth",
+    "counts_of",
+    "further",
+    "hypotheses_of",
+    "level_of",
+    "look_intervals",
+    "look_p",
+    "stopping_json",
+    "stopping_of",
+]
 
 STEP = 25
-"""Number of items between two looks at an interval's width."""
+"""Number of items between two looks that are not planned."""
 MOST = 40
+
+
+Changes = Sequence[Float[np.ndarray, " item"]]
+"""For each part, outcomes without it minus the clean ones (−1, 0 or 1), on the items that were measured."""
+
+
+def counts_of(changes: Changes) -> tuple[Int[np.ndarray, " part"], Int[np.ndarray, " part"], Int[np.ndarray, " part"]]:
+    """Numbers of items that each part loses, wins and was measured on."""
+    counts = [((own < 0).sum(), (own > 0).sum(), len(own)) for own in changes]
+    return tuple(np.array(counts, int).reshape(-1, 3).T)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -40,12 +63,48 @@ class UntilWidth:
 
     @classmethod
     def up_to(cls, cap: int, width: float) -> UntilWidth:
-        """Look every `STEP` items, or less often so that there are at most `MOST` looks."""
-        step = max(STEP, -(-cap // MOST))
-        return cls((*range(step, cap, step), cap), width)
+        return cls(_every_step(cap), width)
 
 
-Stopping = Looks | UntilWidth
+@dataclass(frozen=True)
+class AnyLook:
+    """Each variant is measured until its e-value shows that it loses more than `margin`, or the opposite one that it
+    loses less, or up to the last of `items`. The verdicts are valid whenever the sweep is stopped, also by hand."""
+
+    items: tuple[int, ...]
+    margin: float = 0.05
+    level: float = LEVEL
+
+    def __post_init__(self) -> None:
+        Looks((1,), self.margin, self.level)
+
+    @classmethod
+    def up_to(cls, cap: int, margin: float, level: float) -> AnyLook:
+        return cls(_every_step(cap), margin, level)
+
+    def values(self, changes: Changes) -> Float[np.ndarray, " part"]:
+        """Evidence that each part loses more than the margin."""
+        return e_values(*counts_of(changes), self.margin)
+
+    def q(self, changes: Changes, hypotheses: int) -> Float[np.ndarray, " part"]:
+        """False discovery rate of the parts (`e_bh`) among so many that are in question."""
+        never = np.zeros(max(0, hypotheses - len(changes)))
+        return e_bh(np.append(self.values(changes), never))[: len(changes)]
+
+    def open_parts(self, changes: Changes, hypotheses: int) -> Bool[np.ndarray, " part"]:
+        """Parts that are neither named nor given up."""
+        lost, won, n = counts_of(changes)
+        given_up = e_values(won, lost, n, -self.margin) >= 1 / FUTILITY
+        return ~given_up & (self.q(changes, hypotheses) > self.level)
+
+
+def _every_step(cap: int) -> tuple[int, ...]:
+    """Every `STEP` items, or less often so that there are at most `MOST` looks."""
+    step = max(STEP, -(-cap // MOST))
+    return (*range(step, cap, step), cap)
+
+
+Stopping = Looks | UntilWidth | AnyLook
 
 
 def stopping_of(stored: Mapping[str, Any] | None) -> Stopping | None:
@@ -53,17 +112,29 @@ def stopping_of(stored: Mapping[str, Any] | None) -> Stopping | None:
     if stored is None:
         return None
     items = tuple(stored["items"])
-    return UntilWidth(items, stored["width"]) if "width" in stored else Looks(items, stored["margin"], stored["q"])
+    if "width" in stored:
+        return UntilWidth(items, stored["width"])
+    return (AnyLook if stored.get("look") == "any" else Looks)(items, stored["margin"], stored["q"])
+
+
+def stopping_json(stopping: Stopping) -> dict[str, Any]:
+    """What `stopping_of` reads."""
+    if isinstance(stopping, UntilWidth):
+        return {"items": list(stopping.items), "width": stopping.width}
+    stored = {"items": list(stopping.items), "margin": stopping.margin, "q": stopping.level}
+    return {**stored, "look": "any"} if isinstance(stopping, AnyLook) else stored
 
 
 def level_of(spec: SweepSpec) -> float:
-    """The false discovery rate of a run: that of its planned looks, or `LEVEL`."""
+    """The false discovery rate of a run: that of its looks, or `LEVEL`."""
     stopping = stopping_of(spec.stopping)
-    return stopping.level if isinstance(stopping, Looks) else LEVEL
+    return LEVEL if stopping is None or isinstance(stopping, UntilWidth) else stopping.level
 
 
-Changes = Sequence[Float[np.ndarray, " item"]]
-"""For each part, outcomes without it minus the clean ones (−1, 0 or 1), on the items that were measured."""
+def hypotheses_of(spec: SweepSpec) -> int:
+    """Number of parts in question for each (task, protocol): in a screened run all that were ranked, because the
+    ranking used the same items."""
+    return len(spec.variants) - 1 if spec.screen is None else len({row["variant"] for row in spec.screen["estimates"]})
 
 
 def look_p(
@@ -89,15 +160,17 @@ def look_p(
 
 
 def further(
-    changes: Changes, clusters: Int[np.ndarray, " item"] | None, stopping: Stopping, upto: int
+    changes: Changes, clusters: Int[np.ndarray, " item"] | None, stopping: Stopping, upto: int, hypotheses: int
 ) -> Bool[np.ndarray, " part"]:
-    """Which parts continue with the next block of items, after `upto` blocks."""
+    """Which parts continue with the next block of items, after `upto` blocks; `hypotheses` as for `Looks.q`."""
     n = stopping.items[upto - 1]
     there = np.array([len(own) >= n for own in changes], bool)
     if upto >= len(stopping.items):
         return np.zeros(len(changes), bool)
+    if isinstance(stopping, AnyLook):
+        return there & stopping.open_parts(changes, hypotheses)
     if isinstance(stopping, Looks):
-        return there & stopping.verdicts(look_p(changes, clusters, stopping, upto))[1]
+        return there & stopping.verdicts(look_p(changes, clusters, stopping, upto), hypotheses)[1]
     open_parts = there.copy()
     if there.any():
         own = np.stack([changes[part][:n] for part in np.flatnonzero(there).tolist()], axis=1)

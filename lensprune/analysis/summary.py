@@ -15,8 +15,16 @@ from lensprune.analysis.intervals import mean_intervals, unit_sums
 from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail, mcnemar_exact
 from lensprune.analysis.randomization import sign_flip_p
-from lensprune.analysis.sequential import Looks
-from lensprune.analysis.stopping import Stopping, look_intervals, look_p, stopping_of
+from lensprune.analysis.sequential import Looks, e_intervals
+from lensprune.analysis.stopping import (
+    AnyLook,
+    Stopping,
+    counts_of,
+    hypotheses_of,
+    look_intervals,
+    look_p,
+    stopping_of,
+)
 from lensprune.errors import LensPruneError
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.noise import noise_floor
@@ -201,7 +209,7 @@ def read_group(
     )
 
 
-def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str, dict[str, float]]:
+def _measured(group: Group, level: float, stopping: Stopping | None, hypotheses: int) -> dict[str, dict[str, float]]:
     """Statistics of every changed variant against the clean model, on the items that it was measured on."""
     clean = group.clean
     changed = [name for name in group.cells if name != CLEAN.name]
@@ -222,9 +230,13 @@ def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str
         if isinstance(stopping, Looks):
             low, high = look_intervals(own, clusters, stopping)
         columns["ci_low"][places], columns["ci_high"][places] = low, high
-    if isinstance(stopping, Looks):
+    if isinstance(stopping, AnyLook):
+        columns["ci_low"], columns["ci_high"] = e_intervals(*counts_of(changes))
+        columns["p_value"] = 1 / np.maximum(stopping.values(changes), 1.0)
+        columns["q_loss"] = stopping.q(changes, hypotheses)
+    elif isinstance(stopping, Looks):
         p = look_p(changes, group.clusters, stopping, len(stopping.items))
-        columns["p_value"], columns["q_loss"] = stopping.repeated_p(p), stopping.q(p)
+        columns["p_value"], columns["q_loss"] = stopping.repeated_p(p), stopping.q(p, hypotheses)
     else:
         # Items that a variant was not measured on count as unchanged, and unchanged items don't affect the test.
         padded = np.stack([np.append(own, clean.correct[len(own) :]) for own in outcomes], axis=1)
@@ -239,9 +251,9 @@ def _measured(group: Group, level: float, stopping: Stopping | None) -> dict[str
     }
 
 
-def _rows(group: Group, level: float, stopping: Stopping | None) -> list[dict[str, object]]:
+def _rows(group: Group, level: float, stopping: Stopping | None, hypotheses: int) -> list[dict[str, object]]:
     clean = group.clean
-    measured = _measured(group, level, stopping)
+    measured = _measured(group, level, stopping, hypotheses)
     if clean is not None:
         measured[CLEAN.name] = {"delta": 0.0, "ci_low": 0.0, "ci_high": 0.0}
     rows = []
@@ -289,7 +301,9 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
 
     With planned looks (`SweepSpec.stopping`), each variant has its own `n`, and the clean model's accuracy is that on
     the same items. `q_loss` then tests for a loss larger than the margin, from the repeated p-values in `p_value`; the
-    interval is the repeated one, with coverage over all looks, and `q_gain` is not available.
+    interval is the repeated one, with coverage over all looks, and `q_gain` is not available. In a screened run
+    `q_loss` counts all parts that were ranked. With ``looks any``, `p_value` is 1 / e-value, and p, q and interval are
+    valid at any number of items, whenever the sweep was stopped.
 
     Until the clean cell is finished, the columns that compare with it are empty.
     """
@@ -303,7 +317,7 @@ def summary_at(outcomes: Outcomes, level: float) -> pd.DataFrame:
     for task, protocol in outcomes.cells:
         group = read_group(outcomes, task, protocol, whole=True)
         if group is not None:
-            rows.extend(_rows(group, level, stopping))
+            rows.extend(_rows(group, level, stopping, hypotheses_of(outcomes.spec)))
     frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     floors = {cell: noise_floor(outcomes.spec, *cell) for cell in outcomes.cells}
     frame["noise"] = [floors[cell] for cell in zip(frame["task"], frame["protocol"], strict=True)]

@@ -10,7 +10,7 @@ from lensprune.costs.shape import ModelShape
 from lensprune.costs.speed import Speed
 from lensprune.engine.registry import executor_info
 
-__all__ = ["Plan", "PlannedCell", "PlannedLength"]
+__all__ = ["Plan", "PlannedCell", "PlannedLength", "PlannedStop"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,26 @@ class PlannedLength:
 
 
 @dataclass(frozen=True)
+class PlannedStop:
+    """One (task, protocol) of a sweep that stops early, as simulated: how many variants are `asked` each block of items
+    (up to `items`), the cost of that, and the losses that are `assumed`."""
+
+    task: str
+    protocol: str
+    items: tuple[int, ...]
+    asked: tuple[float, ...]
+    cost: Cost
+    assumed: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a sweep would cost; printing it prints `text`.
 
     `unshared` is the cost of the hooked executor, `shared` that of the forked one; `memory` (bytes) and `seconds` are
-    those of `executor`. Generations count at their full length; `lengths` has shorter ones, where they may be long.
+    those of `executor`. Generations count at their full length; `lengths` has shorter ones, where they may be long. Of
+    a sweep that stops early all this is the most that it may cost; `stops` and `expected_seconds` are what a simulation
+    gives.
 
     Examples:
         >>> plan = lp.plan("toy-distilled", "facts", "continuation", limit=2, flops=1e12, bandwidth=1e11)
@@ -65,6 +80,8 @@ class Plan:
     workers: int | None = None
     """Of a distributed sweep; every other figure is for one process."""
     lengths: tuple[PlannedLength, ...] = ()
+    stops: tuple[PlannedStop, ...] = ()
+    expected_seconds: float | None = None
     text: str = field(default="", repr=False, compare=False)
     """What `lensprune plan` prints."""
 

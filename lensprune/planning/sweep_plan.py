@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from lensprune.ablation.reference import OPTIMAL_PROMPTS
 from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
 from lensprune.analysis.multiplicity import LEVEL
+from lensprune.analysis.stopping import Stopping
 from lensprune.costs.cost import Cost, blocks_cost, unembedding_cost
 from lensprune.costs.memory import Memory, peak_memory
 from lensprune.costs.shape import ModelShape, model_shape
@@ -27,15 +29,16 @@ from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.load import parse_dtype
 from lensprune.models.model_config import ModelConfig, load_model_config
-from lensprune.planning.result import Plan, PlannedCell, PlannedLength
+from lensprune.planning.result import Plan, PlannedCell, PlannedLength, PlannedStop
+from lensprune.planning.stopping import asked_at_looks, profile_of
 from lensprune.planning.text import plan_report
 from lensprune.protocols.base import ItemRequests
-from lensprune.protocols.requests import GenerateRequest
+from lensprune.protocols.requests import GenerateRequest, Request
 from lensprune.runs.store import check_out_folder
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, option_values
 from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resolved_variants
 from lensprune.sweeps.references import read_reference_text
-from lensprune.sweeps.screening import screened_count
+from lensprune.sweeps.screening import screened_controls, screened_count
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.thinking_prefix import with_longest_thinking
 from lensprune.tasks.item_choice import DRAWN
@@ -103,7 +106,8 @@ def plan(
     Args:
         model: a name or path for `load_model`; its configuration and tokenizer are read.
         screen: counted as if one set of heads were chosen for all tasks, evenly over depth.
-        lost_more_than, looks, q, until_width: counted as if no variant stopped before the last look.
+        lost_more_than, looks, q, until_width: the figures are those of a sweep in which no variant stops early, and
+            beside them stands what a simulation with assumed losses gives (`lensprune.planning.stopping`).
         flops: matrix FLOPs per second; ``None`` measures this machine for a second.
         bandwidth: bytes per second of reading weights, which bounds decoding; only with `flops`. Without it only the
             FLOPs of decoding count, which underestimates its time.
@@ -143,7 +147,10 @@ def plan(
         seconds=counted.seconds(speed),
         workers=options.workers,
         lengths=counted.lengths(speed),
+        stops=counted.stops(),
     )
+    if planned.stops:
+        planned = replace(planned, expected_seconds=counted.seconds_of((s.cost for s in planned.stops), speed))
     return replace(planned, text=plan_report(planned))
 
 
@@ -159,6 +166,10 @@ class _Counted:
     budget: int | DecodeLimits | None
     number: torch.dtype
     screened: bool
+    stopping: Stopping | None
+    hypotheses: int
+    """Variants in question, of which screening chooses those in `variants`, with so many `controls`."""
+    controls: int = 0
 
     @classmethod
     def of(cls, model: str | Path, options: SweepOptions, out: Path | None) -> _Counted:
@@ -180,15 +191,20 @@ class _Counted:
         )
         if options.thinking_prefix is not None:
             conditions = with_longest_thinking(cast(HookedModel, config), conditions, options)
+        hypotheses, controls = len(variants) - 1, 0
         if options.screen is not None:
-            variants = _evenly_over_depth(variants, options.screen)
+            variants = _evenly_over_depth(variants, screened_count(hypotheses, options.screen))
+            controls = screened_controls(hypotheses, options.screen)
         weight_bytes = shape.parameters * number.itemsize
         budget = budgets(config.facts, options.batch_tokens, options.memory)
         free = gpu_limits(config.facts, weight_bytes) if shares_work and options.memory is None else None
         if free is not None:
             budget = free if options.batch_tokens is None else replace(free, tokens=options.batch_tokens)
         screened = options.screen is not None
-        return cls(config, shape, conditions, variants, shares_work, budget, number, screened)
+        return cls(
+            config, shape, conditions, variants, shares_work, budget, number, screened, options.stopping, hypotheses,
+            controls,
+        )  # fmt: skip
 
     @property
     def weight_bytes(self) -> int:
@@ -199,11 +215,7 @@ class _Counted:
         return tuple(self._cell(condition) for condition in self.conditions)
 
     def _cell(self, condition: Condition) -> PlannedCell:
-        requests, facts = condition.requests, self.model_config.facts
-        # Estimates take a forward pass and a backward pass to the activations, each with as many products, which share
-        # tokens as the clean model's pass does.
-        once = shared_cost(self.shape, facts, requests, [CLEAN], self.budget) if self.screened else Cost()
-        estimates = once * 2
+        requests, facts, estimates = condition.requests, self.model_config.facts, self._estimates(condition)
         return PlannedCell(
             task=condition.task.task.name,
             protocol=condition.protocol,
@@ -213,9 +225,40 @@ class _Counted:
             shared=shared_cost(self.shape, facts, requests, self.variants, self.budget) + estimates,
         )
 
+    def _estimates(self, condition: Condition) -> Cost:
+        """Of screening: a forward pass and a backward pass to the activations, each with as many products, which share
+        tokens as the clean model's pass does."""
+        if not self.screened:
+            return Cost()
+        return shared_cost(self.shape, self.model_config.facts, condition.requests, [CLEAN], self.budget) * 2
+
+    def stops(self) -> tuple[PlannedStop, ...]:
+        """What a sweep that stops early is expected to cost on each (task, protocol); none for any other."""
+        return () if self.stopping is None else tuple(self._stop(own, self.stopping) for own in self.conditions)
+
+    def _stop(self, condition: Condition, stopping: Stopping) -> PlannedStop:
+        profile, measured = profile_of(self.variants, condition.protocol), len(self.variants) - 1
+        controls = min(measured, self.controls)
+        asked = asked_at_looks(profile, stopping, self.hypotheses, measured, controls)
+        cost = self._estimates(condition)
+        for (start, end), n in zip(pairwise((0, *stopping.items)), asked, strict=True):
+            requests = [request for item in condition.items[start:end] for request in item.requests]
+            cost += self._cost(requests, _evenly_over_depth(self.variants, round(n)))
+        return PlannedStop(
+            condition.task.task.name, condition.protocol, stopping.items, tuple(asked.tolist()), cost, str(profile)
+        )
+
+    def _cost(self, requests: Sequence[Request], variants: Sequence[Variant]) -> Cost:
+        if self.shares_work:
+            return shared_cost(self.shape, self.model_config.facts, requests, variants, self.budget)
+        return unshared_cost(self.shape, requests, len(variants), self.budget)
+
     def seconds(self, speed: Speed) -> float:
         """Time of everything."""
-        cells = (cell.shared if self.shares_work else cell.unshared for cell in self.cells())
+        return self.seconds_of((cell.shared if self.shares_work else cell.unshared for cell in self.cells()), speed)
+
+    def seconds_of(self, cells: Iterable[Cost], speed: Speed) -> float:
+        """Time of work of this cost, and of the reference prompts."""
         return estimated_seconds(sum(cells, self.references()), speed, self.weight_bytes, self.number.itemsize)
 
     def lengths(self, speed: Speed) -> tuple[PlannedLength, ...]:
@@ -300,13 +343,12 @@ def _check_device(name: str) -> None:
         raise UserError(f"{name!r} is not a device: expected cpu, cuda, cuda:1, ...") from error
 
 
-def _evenly_over_depth(variants: Sequence[Variant], fraction: float) -> tuple[Variant, ...]:
-    """As many variants as screening would choose for one task and protocol, evenly over depth.
+def _evenly_over_depth(variants: Sequence[Variant], n: int) -> tuple[Variant, ...]:
+    """So many variants evenly over depth, and the clean model.
 
-    Which heads it would choose is not known without weights, and several tasks may choose different ones.
+    Which heads screening would choose is not known without weights, and several tasks may choose different ones.
     """
     heads = [variant for variant in variants if not variant.is_clean]
-    n = screened_count(len(heads), fraction)
     return (CLEAN, *(heads[(2 * i + 1) * len(heads) // (2 * n)] for i in range(n)))
 
 

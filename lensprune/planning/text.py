@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from lensprune.costs.cost import Cost
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.tables import aligned
@@ -11,6 +13,7 @@ from lensprune.planning.result import Plan
 __all__ = ["duration", "plan_report", "quantity"]
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+_SHOWN_LOOKS = 8
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -95,19 +98,43 @@ def plan_report(plan: Plan) -> str:
             aligned(_cell_rows(plan)),
             aligned(_cost_rows(plan)),
             *([aligned(_length_rows(plan))] if plan.lengths else []),
+            *([_stops(plan)] if plan.stops else []),
             f"{'memory:':9}{quantity(memory.total, 'B')} at the peak with {plan.executor} ({detail})\n"
-            f"{'time:':9}{duration(plan.seconds)} of matrix products with {plan.executor} ({rate})"
+            f"{'time:':9}{_time(plan)} of matrix products with {plan.executor} ({rate})"
             f"{_workers_line(plan)}",
         ]
     )
+
+
+def _time(plan: Plan) -> str:
+    most = duration(plan.seconds)
+    return most if plan.expected_seconds is None else f"about {duration(plan.expected_seconds)}, at most {most},"
+
+
+def _stops(plan: Plan) -> str:
+    """How many variants a sweep that stops early is expected to ask each block of items."""
+    lines = []
+    for one in plan.stops:
+        whole = (plan.n_variants - 1) * one.items[-1]
+        sizes = [b - a for a, b in pairwise((0, *one.items))]
+        share = sum(n * size for n, size in zip(one.asked, sizes, strict=True)) / whole
+        shown = list(zip(one.items, one.asked, strict=True))
+        shown = shown if len(shown) <= _SHOWN_LOOKS else [*shown[: _SHOWN_LOOKS - 1], shown[-1]]
+        rows = [["variants asked, up to item", *(str(n) for n, _ in shown)], ["", *(f"{n:.0f}" for _, n in shown)]]
+        lines.append(
+            f"{for_terminal(one.task)}, {one.protocol}: stopping early asks about {share:.0%} of the cells, if "
+            f"{one.assumed}\n{aligned(rows)}"
+        )
+    return "\n\n".join(lines)
 
 
 def _workers_line(plan: Plan) -> str:
     """The simulated time by `plan.workers`; nothing for a sweep in one process."""
     if plan.workers is None:
         return ""
+    most = "at most " if plan.stops else ""
     spent = makespan(planned_times(plan), plan.workers)
     return (
-        f"\n{'workers:':9}{duration(spent.seconds)} with {plan.workers} workers, each at {spent.efficiency:.0%} of the "
-        "rate of one alone, not counting the time to load the model"
+        f"\n{'workers:':9}{most}{duration(spent.seconds)} with {plan.workers} workers, each at {spent.efficiency:.0%} "
+        "of the rate of one alone, not counting the time to load the model"
     )

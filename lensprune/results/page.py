@@ -17,7 +17,7 @@ from lensprune.analysis.decisions import unfinished
 from lensprune.analysis.room import ACCURACY_MARGIN
 from lensprune.analysis.sequential import Looks
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures
-from lensprune.analysis.stopping import UntilWidth, level_of, stopping_of
+from lensprune.analysis.stopping import AnyLook, UntilWidth, level_of, stopping_of
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.files import write_error
@@ -315,6 +315,12 @@ def _stopping_in_words(spec: SweepSpec) -> str:
             f"each variant is asked until its own 95% interval is no wider than {stopping.width:g}, or "
             f"{stopping.items[-1]} items"
         )
+    if isinstance(stopping, AnyLook):
+        return (
+            f"each variant is asked until it is named as losing more than {stopping.margin:g}, with q ≤ "
+            f"{stopping.level:g}, or shown to lose less, or {stopping.items[-1]} items; p, q and intervals are of "
+            "e-values and hold whenever the sweep is stopped"
+        )
     looks = ", ".join(map(str, stopping.items))
     return (
         f"each variant is asked until it is named as losing more than {stopping.margin:g}, with q ≤ "
@@ -326,9 +332,11 @@ def _stopping_in_words(spec: SweepSpec) -> str:
 def _tests_in_words(spec: SweepSpec) -> str:
     """What the intervals, p and q of the summary are."""
     stopping = stopping_of(spec.stopping)
-    if isinstance(stopping, Looks):
+    if isinstance(stopping, (Looks, AnyLook)):
+        planned = isinstance(stopping, Looks)
         return (
-            "with a repeated 95% interval; p is the repeated p-value, one-sided, of a loss larger than "
+            f"with a 95% interval that holds at {'all looks' if planned else 'any number of items'}; p is "
+            f"{'the repeated p-value' if planned else '1 over the e-value'}, one-sided, of a loss larger than "
             f"{stopping.margin:g}; q is the false discovery rate of such losses among the variants of the same task "
             "and protocol, and that of gains is not known"
         )

@@ -105,18 +105,20 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
     parts = []
     for _, row in quality.iterrows():
         where = (table["task"] == row["task"]) & (table["protocol"] == row["protocol"])
-        controls = int(row["controls"])
+        controls, own_n = int(row["controls"]), table.loc[where, "n"].dropna().nunique() > 1
         cell = f"{for_terminal(str(row['task']))}, {row['protocol']}"
+        shared = f" (on the {row['n']} items that all heads were asked)" if own_n else ""
         lines = [
             f"{cell}: {row['measured']} of {row['heads']} heads are measured, {row['measured'] - controls} for their "
             f"estimates and {controls} drawn at random; the others are estimated",
-            f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}; "
+            f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}{shared}; "
             f"{row['controls_in_top']} of them are among the {row['top']} heads that lose most: about "
             f"{row['expected_missed']:.0f} of those were missed, at most {row['most_missed']:.0f} with 95% confidence",
         ]
-        rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", "status"]]
+        rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", *(["n"] if own_n else []), "status"]]
         for _, head in table[where].head(most).iterrows():
             measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("logprob_margin_change", "delta")]
+            measured += ["-" if pd.isna(head["n"]) else str(head["n"])] if own_n else []
             rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
         left = of_how_many(len(rows) - 1, int(where.sum()), "heads, largest estimated losses first", SCREEN_TABLE)
         parts.append("\n".join([*lines, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)]))

@@ -35,7 +35,7 @@ class Outcomes:
         self.spec = spec
         self.folder = folder
         self._store = store
-        self._shared = (-1, 0)
+        self._shared: dict[tuple[str, str], tuple[int, int]] = {}
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -130,23 +130,25 @@ class Outcomes:
         """Records of one finished cell, in the order of its items; all columns or some.
 
         Args:
-            whole: with planned looks, all items that this variant was asked; else those that all variants were, so that
-                they can be compared item by item.
+            whole: of a sweep that stops early, all items that this variant was asked; else those that all variants of
+                this task and protocol were, so that they can be compared item by item.
         """
         if self.spec.n_blocks == 1:
             return self._store.read(key, columns)
-        n = self._blocks(key, self._store.finished()) if whole else self._shared_blocks()
+        n = self._blocks(key, self._store.finished()) if whole else self._shared_blocks(key)
         return pa.concat_tables([self._store.read(key._replace(block=block), columns) for block in range(n)])
 
     def _blocks(self, key: CellKey, stored: Set[CellKey]) -> int:
         return next(b for b in range(self.spec.n_blocks + 1) if key._replace(block=b) not in stored)
 
-    def _shared_blocks(self) -> int:
-        """Blocks that all cells have of which any is stored."""
-        stored = self._store.finished()
-        if self._shared[0] != len(stored):
-            self._shared = len(stored), min(self._blocks(key, stored) for key in stored if not key.block)
-        return self._shared[1]
+    def _shared_blocks(self, key: CellKey) -> int:
+        """Blocks that all cells of the same task and protocol have of which any is stored."""
+        stored, cell = self._store.finished(), (key.task, key.protocol)
+        known = self._shared.get(cell)
+        if known is None or known[0] != len(stored):
+            mine = (own for own in stored if not own.block and (own.task, own.protocol) == cell)
+            known = self._shared[cell] = len(stored), min(self._blocks(own, stored) for own in mine)
+        return known[1]
 
     def questions(self, task: str, protocol: str) -> pa.Table:
         """The questions of one (task, protocol), in the order of its records; columns of `lensprune.runs.questions`.

@@ -169,7 +169,8 @@ class SweepSpec:
     ``estimates`` of all heads, and what is ``measured`` and why."""
     stopping: Mapping[str, Any] | None = None
     """When a variant is asked no further (`lensprune.analysis.stopping`): ``items`` at which it is looked at, the last
-    being the cap, and ``margin`` and ``q``, or ``width``; ``None``: all are asked all items."""
+    being the cap, and ``margin`` and ``q`` (with ``look``, ``any``, of e-values), or ``width``; ``None``: all are asked
+    all items."""
     kept_hooks: tuple[str, ...] = ()
     """Where hooks of the user's own are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)

@@ -15,12 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lensprune.analysis.decisions import next_block
 from lensprune.errors import UserError
 from lensprune.results.run import Run
+from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import questions_from_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, open_store, stopped_message
+from lensprune.sweeps.blocks import say_progress
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, Workers, option_values
 from lensprune.sweeps.prepare import check_before_loading
 from lensprune.sweeps.scheduler import Scheduler, WorkerLost
@@ -80,7 +83,7 @@ def run_on_ray(
                 if folder is not None:
                     run.save()
             except KeyboardInterrupt:
-                total = len(spec.cells) * len(spec.variants)
+                total = len(spec.cells) * len(spec.variants) if spec.stopping is None else None
                 by_calling = "sweep" if spec.has_hooks else None
                 raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
     return run
@@ -112,7 +115,7 @@ def _spec(of_worker: SweepSpec, options: SweepOptions) -> SweepSpec:
 def _measure(
     scheduler: Scheduler,
     size: int,
-    requests: dict[tuple[str, str], int],
+    requests: dict[tuple[str, str], tuple[int, ...]],
     store: CellStore,
     spec: SweepSpec,
     progress: bool,
@@ -122,10 +125,32 @@ def _measure(
         (c.task, c.protocol, [n for n in spec.variant_names if CellKey(n, c.task, c.protocol) not in finished])
         for c in spec.cells
     ]
-    rows = sum(requests[task, protocol] * len(names) for task, protocol, names in groups)
+    rows = sum(sum(requests[task, protocol]) * len(names) for task, protocol, names in groups)
     with progress_bar(shown=progress, total=rows) as bar:
+        if spec.stopping is not None:
+            _measure_blocks(scheduler, size, requests, Outcomes(spec, store), store, bar)
+            return
         bar.set_description(f"{size} workers")
         scheduler.run(UnitQueue(groups, size), store, spec, bar.update)
+
+
+def _measure_blocks(
+    scheduler: Scheduler,
+    size: int,
+    requests: dict[tuple[str, str], tuple[int, ...]],
+    outcomes: Outcomes,
+    store: CellStore,
+    bar: Any,
+) -> None:
+    """A block of every task and protocol that has one left, then the next: verdicts need all cells of a block."""
+    while True:
+        found = {cell: own for cell in outcomes.cells if (own := next_block(outcomes, *cell)) is not None}
+        if not found:
+            return
+        say_progress(bar, outcomes, requests, f"{size} workers")
+        groups = [(*cell, own.lack) for cell, own in found.items()]
+        queue = UnitQueue(groups, size, [own.block for own in found.values()])
+        scheduler.run(queue, store, outcomes.spec, bar.update)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from lensprune.ablation.choices import reference_kinds
 from lensprune.ablation.hooks import with_hook_names
 from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import Variant
-from lensprune.analysis.stopping import Stopping, UntilWidth
+from lensprune.analysis.sequential import Looks
+from lensprune.analysis.stopping import AnyLook, Stopping, stopping_json, stopping_of
 from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts
@@ -220,7 +221,7 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
         raise UserError(f"task {twice!r} is given twice")
     if options.stopping is not None:
         for own in loaded:
-            _check_cap(own, options.stopping.items[-1])
+            _check_cap(own, options.stopping)
     loaded = with_settings(loaded, options)
     if options.stopping is not None:
         for own in loaded:
@@ -239,9 +240,14 @@ def _check_single(task: LoadedTask, protocols: Sequence[str]) -> None:
             )
 
 
-def _check_cap(task: LoadedTask, cap: int) -> None:
+def _check_cap(task: LoadedTask, stopping: Stopping) -> None:
     """Refuse items that don't come in one random order, or are fewer than the last look."""
-    name, n = task.task.name, len(task.items)
+    name, n, cap = task.task.name, len(task.items), stopping.items[-1]
+    if isinstance(stopping, AnyLook) and task.items and task.items[0].cluster is not None:
+        raise UserError(
+            f"task {name!r} has items in clusters ({task.items[0].cluster!r} and others), and looks any counts items "
+            "as independent: plan the looks, like 100,200,400"
+        )
     if task.task.by_cluster and len({item.cluster for item in task.items}) > 1:
         raise UserError(
             f"task {name!r} counts items by {task.items[0].cluster!r} and others: a sweep that stops early takes one "
@@ -257,6 +263,7 @@ def _check_against(
     """Refuse another run's folder by what is known before the weights are loaded."""
     if existing is None:
         return
+    _check_same_stopping(existing, out, options.stopping)
     for label, there, here in (
         ("protocols", list(existing.protocols), list(options.protocols)),
         ("seed", existing.seed, options.seed),
@@ -267,6 +274,25 @@ def _check_against(
     ):
         if there != here:
             raise UserError(f"{out} holds another run ({label}: {there} there, {here} here): choose another out folder")
+
+
+def _check_same_stopping(existing: SweepSpec, out: Path | None, stopping: Stopping | None) -> None:
+    """Refuse other looks than those that a stored run has, with the reason."""
+    there = stopping_of(existing.stopping)
+    if there is None or stopping is None or there == stopping:
+        return
+    if isinstance(there, Looks) and isinstance(stopping, Looks) and there.items != stopping.items:
+        looks = [",".join(map(str, own.items)) for own in (there, stopping)]
+        raise UserError(
+            f"{out} holds another run (looks {looks[0]} there, {looks[1]} here): looks that are added or moved once "
+            "there are results make its error rates wrong; choose another out folder, or from the start looks any, "
+            "which hold whenever you stop"
+        )
+    if isinstance(there, AnyLook) and isinstance(stopping, AnyLook) and there.items != stopping.items:
+        raise UserError(
+            f"{out} holds another run (limit {there.items[-1]} there, {stopping.items[-1]} here): the limit of a run "
+            "is fixed; choose another out folder and a limit that is large enough, and stop and resume as you like"
+        )
 
 
 def _reference_prompts(
@@ -463,7 +489,7 @@ def sweep_spec(
         seed=options.seed,
         limit=options.limit,
         items=_full_items(options.items),
-        stopping=_stopping_json(options.stopping),
+        stopping=None if options.stopping is None else stopping_json(options.stopping),
         reference=None if not with_reference else "file" if from_file else FEWSHOT,
         mean_mode=options.mean_mode if with_reference else None,
         leave_out_repeated=options.leave_out_repeated,
@@ -493,14 +519,6 @@ def sweep_spec(
             command=options.command,
         ),
     )
-
-
-def _stopping_json(stopping: Stopping | None) -> dict[str, Any] | None:
-    if stopping is None:
-        return None
-    if isinstance(stopping, UntilWidth):
-        return {"items": list(stopping.items), "width": stopping.width}
-    return {"items": list(stopping.items), "margin": stopping.margin, "q": stopping.level}
 
 
 def _full_items(items: str) -> str:

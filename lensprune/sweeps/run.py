@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
+from lensprune.ablation.variants import Variant, VariantsLike
 from lensprune.analysis.decisions import decided, next_block
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.power import power_line
@@ -22,7 +22,7 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.runs.variant_json import variant_from_json
-from lensprune.sweeps.blocks import measure_block
+from lensprune.sweeps.blocks import block_requests, measure_block, say_progress
 from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
@@ -149,7 +149,8 @@ def sweep(
             (`lensprune.engine.gradient_rules`).
         lost_more_than: which variants lose more accuracy than this? Each is measured on blocks of items until it is
             named, with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
-        looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`.
+        looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`; ``any``: e-values, whose
+            verdicts hold whenever the sweep is stopped, for more items.
         q: false discovery rate of what is named.
         until_width: each variant is measured on blocks of items until its 95% interval is no wider than this.
         keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
@@ -248,15 +249,14 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
 
 
 def _execute_blocks(job: SweepJob, executor: Executor, store: CellStore, bar: Any) -> None:
-    outcomes = Outcomes(job.spec, store)
-    for condition in job.conditions:
-        cell = (condition.task.task.name, str(condition.protocol))
+    outcomes, stopping = Outcomes(job.spec, store), job.options.stopping
+    conditions = {(condition.task.task.name, str(condition.protocol)): condition for condition in job.conditions}
+    requests = {cell: block_requests(condition, stopping) for cell, condition in conditions.items()}
+    for cell, condition in conditions.items():
         while (found := next_block(outcomes, *cell)) is not None:
-            block, names = found
-            going = sum(name != CLEAN.name for name in names)
-            bar.set_description(f"{cell[0]} {cell[1]}: block {block + 1}, {going} of {len(job.variants) - 1} undecided")
-            with store.answer_log(*cell, block) as log:
-                for key, table in measure_block(job, condition, block, names, executor, bar.update, log):
+            say_progress(bar, outcomes, requests, f"{cell[0]} {cell[1]}, block {found.block + 1}")
+            with store.answer_log(*cell, found.block) as log:
+                for key, table in measure_block(job, condition, found.block, found.lack, executor, bar.update, log):
                     store.write(key, table)
 
 

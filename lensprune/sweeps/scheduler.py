@@ -196,8 +196,8 @@ class Scheduler:
         logger.warning("a worker%s was lost (%s): another one takes its cells", where, why)
         if unit is not None and queue is not None and state.left:
             finished = len(unit.variants) - len(state.left)
-            per_cell = 0 if state.ready is None else state.ready.requests.get((unit.task, unit.protocol), 0)
-            progress(finished * per_cell - state.rows)
+            if state.ready is not None:
+                progress(finished * state.ready.requests[unit.task, unit.protocol][unit.block] - state.rows)
             left = tuple(name for name in unit.variants if name in state.left)
             # A worker that finished some of the cells was not lost at the same place as those before it.
             losses = 1 if finished else unit.losses + 1

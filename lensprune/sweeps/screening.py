@@ -38,6 +38,7 @@ __all__ = [
     "estimated_effects",
     "rule_of",
     "screened",
+    "screened_controls",
     "screened_count",
     "values_and_estimates",
 ]
@@ -228,6 +229,12 @@ def _sizes(n_heads: int, fraction: float) -> tuple[int, int, int]:
 def screened_count(n_heads: int, fraction: float) -> int:
     """How many of `n_heads` heads a screened sweep measures on one task under one protocol."""
     return min(n_heads, sum(_sizes(n_heads, fraction)[1:]))
+
+
+def screened_controls(n_heads: int, fraction: float) -> int:
+    """How many of these are drawn at random."""
+    _, strongest, controls = _sizes(n_heads, fraction)
+    return min(max(0, n_heads - strongest), controls)
 
 
 def choose(

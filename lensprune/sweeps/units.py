@@ -19,12 +19,14 @@ def _part(cells: int, parts: int) -> int:
 
 @dataclass(frozen=True)
 class Unit:
-    """Cells of one (task, protocol) that a worker measures together; `losses` workers were lost at them."""
+    """Cells of one (task, protocol) that a worker measures together; `losses` workers were lost at them. In a sweep
+    that stops early, `block` is that of its items."""
 
     task: str
     protocol: str
     variants: tuple[str, ...]
     losses: int = 0
+    block: int = 0
 
 
 class UnitQueue:
@@ -36,10 +38,13 @@ class UnitQueue:
     a generation can take a hundred times as long as a likelihood, so one group may be most of the work.
     """
 
-    def __init__(self, groups: Sequence[tuple[str, str, Sequence[str]]], workers: int) -> None:
-        """`groups`: (task, protocol, names of the variants that are missing)."""
+    def __init__(
+        self, groups: Sequence[tuple[str, str, Sequence[str]]], workers: int, blocks: Sequence[int] | None = None
+    ) -> None:
+        """`groups`: (task, protocol, names of the variants that are missing); `blocks`: of the items of each."""
         self._groups = deque(
-            (task, protocol, list(names), _part(len(names), workers)) for task, protocol, names in groups
+            (task, protocol, list(names), _part(len(names), workers), block)
+            for (task, protocol, names), block in zip(groups, blocks or [0] * len(groups), strict=True)
         )
         self._returned: deque[Unit] = deque()
         self._workers = workers
@@ -47,7 +52,9 @@ class UnitQueue:
     @property
     def cells(self) -> int:
         """Cells that are not dealt out."""
-        return sum(len(names) for _, _, names, _ in self._groups) + sum(len(unit.variants) for unit in self._returned)
+        return sum(len(names) for _, _, names, _, _ in self._groups) + sum(
+            len(unit.variants) for unit in self._returned
+        )
 
     def next(self) -> Unit | None:
         """The next unit, or ``None`` when nothing is left."""
@@ -57,11 +64,11 @@ class UnitQueue:
             self._groups.popleft()
         if not self._groups:
             return None
-        task, protocol, names, most = self._groups[0]
+        task, protocol, names, most, block = self._groups[0]
         size = min(most, _part(self.cells, _SHARE * self._workers))
         taken = tuple(names[:size])
         del names[:size]
-        return Unit(task, protocol, taken)
+        return Unit(task, protocol, taken, block=block)
 
     def put_back(self, unit: Unit) -> None:
         """Deal `unit` out again, before anything else."""

@@ -22,11 +22,11 @@ __all__ = ["CellWorker", "Failure", "Ready", "WorkerUpdate"]
 
 @dataclass(frozen=True)
 class Ready:
-    """A loaded worker: the spec that it would run, as the text of spec.json, and by (task, protocol) the number of its
-    requests and its questions, as `questions_to_parquet` writes them."""
+    """A loaded worker: the spec that it would run, as the text of spec.json, and by (task, protocol) the numbers of its
+    requests (`block_requests`) and its questions, as `questions_to_parquet` writes them."""
 
     spec: str
-    requests: dict[tuple[str, str], int]
+    requests: dict[tuple[str, str], tuple[int, ...]]
     host: str
     questions: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
@@ -106,6 +106,7 @@ class CellWorker:
         import torch
 
         from lensprune.engine import make_executor
+        from lensprune.sweeps.blocks import block_requests, measure_block
         from lensprune.sweeps.cells import measure_cells
 
         if threads is not None:
@@ -115,7 +116,8 @@ class CellWorker:
         spec = replace(job.spec, execution=replace(job.spec.execution, executor=executor.name))
         condition_of = {(condition.task.task.name, str(condition.protocol)): condition for condition in job.conditions}
         variants = {variant.name: variant for variant in job.variants}
-        requests = {pair: len(condition.requests) for pair, condition in condition_of.items()}
+        stopping = job.options.stopping
+        requests = {pair: block_requests(condition, stopping) for pair, condition in condition_of.items()}
         questions = {cell: questions_to_parquet(table) for cell, table in questions_of(job.conditions).items()}
         self._updates.put(WorkerUpdate(ready=Ready(spec.to_json(), requests, socket.gethostname(), questions)))
 
@@ -125,6 +127,12 @@ class CellWorker:
         while True:
             unit = self._units.get()
             chosen: list[Any] = [variants[name] for name in unit.variants]
-            for cell in measure_cells(job, condition_of[unit.task, unit.protocol], chosen, executor, advance):
+            condition = condition_of[unit.task, unit.protocol]
+            found = (
+                measure_cells(job, condition, chosen, executor, advance)
+                if stopping is None
+                else measure_block(job, condition, unit.block, unit.variants, executor, advance)
+            )
+            for cell in found:
                 self._updates.put(WorkerUpdate(cells=(cell,)))
             self._updates.put(WorkerUpdate(done=True))

@@ -156,6 +156,36 @@ def test_a_stopped_driver_goes_on_by_resume(
     assert_same_records(lp.Run.load(out), whole)
 
 
+def test_planned_looks_give_the_verdicts_of_one_process_also_when_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = replace(
+        OPTIONS, tasks=("arithmetic",), protocols=("continuation",), limit=None, lost_more_than=0.02, looks="20,40,80"
+    )
+    alone = run_sweep(str(folder), early, progress=False)
+    sizes = alone.summary().set_index("variant")["n"]
+    assert sizes.nunique() > 1
+    out, write, written = tmp_path / "run", RunStore.write, 0
+
+    def stop(store: RunStore, *args: Any) -> None:
+        nonlocal written
+        if written == len(sizes) + 1:
+            raise KeyboardInterrupt
+        written += 1
+        write(store, *args)
+
+    monkeypatch.setattr(RunStore, "write", stop)
+    with pytest.raises(KeyboardInterrupt, match="blocks of cells"):
+        run_on_ray(str(folder), replace(early, backend="ray", workers=2), out=out, progress=False)
+    monkeypatch.undo()
+    assert main(["resume", str(out), "--workers", "1"]) == 0
+    spread = lp.Run.load(out)
+    assert spread.spec.digest == alone.spec.digest
+    assert len(list((out / "records").glob("*.parquet"))) == alone.n_stored
+    columns = ["variant", "n", "accuracy", "delta", "p_value", "q_loss", "at_chance"]
+    assert spread.summary()[columns].equals(alone.summary()[columns])
+
+
 def test_what_a_worker_refuses_is_said_here(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="layer 99"):
         run_on_ray(str(folder), on_ray(variants=VariantSelection("layers", "skip", layers="99")), progress=False)

@@ -87,7 +87,7 @@ def test_the_probe_of_a_float64_model_sees_what_a_float32_ones_takes_for_roundin
     right = probe._decode
     monkeypatch.setattr(probe, "_decode", lambda *given: [score + 6e-4 for score in right(*given)])
     probe._check(tiny("llama"), LayerStack(tiny("llama")))
-    with pytest.raises(UnsupportedByFastPath, match="a probe has log-probability"):
+    with pytest.raises(UnsupportedByFastPath, match="a probe's log-probability"):
         probe._check(double("llama"), LayerStack(double("llama")))
     assert PROBE_TOLERANCE["float64"] < PROBE_TOLERANCE["float32"]
     assert tolerance_of(torch.float64) < tolerance_of(torch.float32) < tolerance_of(torch.bfloat16)

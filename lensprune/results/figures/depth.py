@@ -18,6 +18,7 @@ from lensprune.output.drawing.style import legend_below, name_points
 from lensprune.output.plain_text import in_ranges
 from lensprune.results.analyses import register_analysis
 from lensprune.results.figures.panels import (
+    PAIRED,
     Q,
     bars,
     cell_panels,
@@ -25,8 +26,10 @@ from lensprune.results.figures.panels import (
     crosses,
     handles,
     heights,
+    interval_of,
     look_of,
     set_titles,
+    sizes_beside,
 )
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.noise import within_noise
@@ -67,6 +70,7 @@ def delta_by_depth(
     ablation: str | None = None,
     q: float = Q,
     title: str = "",
+    interval: str = PAIRED,
 ) -> list[Axes]:
     """Draw Δμ against the layer that was changed: one panel per (task, protocol), a point with its 95% interval per
     layer.
@@ -82,6 +86,7 @@ def delta_by_depth(
         n_layers: depth of the model; ``None`` takes the last layer that was swept.
         component: draw these (``layer``, ``head``, …); ``None`` takes the first kind in the table.
         ablation: draw this ablation; ``None`` takes the first one in the table.
+        interval: what ``ci_low`` and ``ci_high`` are, for the legend.
 
     Returns:
         One Axes per (task, protocol), all of one figure.
@@ -113,11 +118,16 @@ def delta_by_depth(
     _label(axes, frame, depth)
     known = bool(beats_chance(frame).any())
     noisy = bool((beats_chance(frame) & within_noise(frame)).any())
-    legend_below(axes, handles(q=q, intervals=known and not several, region=region, pale=several, noisy=noisy))
+    shown = {"intervals": known and not several, "sizes": any(_sized(ax) for ax in axes)}
+    legend_below(axes, handles(q=q, region=region, pale=several, noisy=noisy, interval=interval, **shown))
     if several:
         for ax, rows in found:
             _name_heads(ax, rows, q)
     return axes
+
+
+def _sized(ax: Axes) -> bool:
+    return any(text.get_gid() == "n" for text in ax.texts)
 
 
 def _label(axes: Sequence[Axes], frame: pd.DataFrame, depth: int) -> None:
@@ -151,6 +161,7 @@ def _layers(ax: Axes, rows: pd.DataFrame, q: float) -> str:
     ax.plot(whole.index, whole, color=look_of(rows)["color"], linewidth=0.9, alpha=0.6, zorder=2, gid="delta")
     bars(ax, layers, rows, named)
     crosses(ax, layers, rows)
+    sizes_beside(ax, layers, rows)
     return _said(rows, layers, named)
 
 
@@ -201,11 +212,14 @@ def _alt(data: pd.DataFrame) -> str:
 
 @register_analysis(
     title="Δμ against depth",
-    draw=lambda data, spec: delta_by_depth(data, n_layers=spec.n_layers, q=level_of(spec), title=spec.model),
+    draw=lambda data, spec: delta_by_depth(
+        data, n_layers=spec.n_layers, q=level_of(spec), title=spec.model, interval=interval_of(spec)
+    ),
     alt=_alt,
     saved=True,
 )
 def depth(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Δμ against depth. Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar: paired 95% interval; shaded:
-    accuracy at chance or below; grey: the clean model is at chance; crossed: within the noise of half precision."""
+    """Δμ against depth. Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar: paired 95% interval, with
+    planned looks the repeated one; shaded: accuracy at chance or below; grey: the clean model is at chance; crossed:
+    within the noise of half precision."""
     return delta_by_depth_data(summarise_cells(outcomes, task, protocol))

@@ -15,6 +15,7 @@ from lensprune.output.drawing.heatmap import label_places
 from lensprune.output.drawing.style import SIGNED, panel_title, panels, short_tasks
 from lensprune.registry import in_words
 from lensprune.results.analyses import register_analysis
+from lensprune.results.figures.panels import sizes_of
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
 
@@ -24,7 +25,7 @@ _COLUMNS = 3
 
 
 def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataFrame:
-    """What `head_effect_maps` draws: task, protocol, component, ablation, layer, head, delta, q_loss, q_gain,
+    """What `head_effect_maps` draws: task, protocol, component, ablation, layer, head, n, delta, q_loss, q_gain,
     significant, at_chance.
 
     Raises:
@@ -34,7 +35,8 @@ def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataF
     if frame.empty:
         words = in_words([part.index_word for part in parts() if part.index is not None])
         raise UserError(f"there is nothing to draw: the run removes no single {words}")
-    columns = ["task", "protocol", "component", "ablation", "layer", "head", "delta", "q_loss", "q_gain", "at_chance"]
+    columns = ["task", "protocol", "component", "ablation", "layer", "head", "n", "delta", "q_loss", "q_gain"]
+    columns.append("at_chance")
     kept = frame[columns].assign(significant=significant(frame, q))
     return kept.astype({"layer": int, "head": int}).reset_index(drop=True)
 
@@ -83,6 +85,7 @@ def head_effect_maps(
         ax.invert_yaxis()
         unclear = " (at chance)" if not beats_chance(panel).iloc[0] else ""
         several = f", {ablation}" if frame["ablation"].nunique() > 1 else ""
+        several += f", n {sizes_of(panel)}" if panel["n"].nunique() > 1 else ""
         ax.set(
             title=panel_title(short[task], f"{protocol}{several}{unclear}"),
             xlabel=words.get(component, component),

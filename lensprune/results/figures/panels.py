@@ -12,12 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from lensprune.analysis.sequential import Looks
+from lensprune.analysis.stopping import AnyLook, stopping_of
 from lensprune.output.drawing.style import GREY, panels, short_tasks
 from lensprune.results.figures.protocols import protocol_look
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.noise import NOISE_NOTE, within_noise
+from lensprune.runs.spec import SweepSpec
 
 __all__ = [
+    "PAIRED",
     "Panel",
     "Q",
     "bars",
@@ -26,13 +30,18 @@ __all__ = [
     "crosses",
     "handles",
     "heights",
+    "interval_of",
     "look_of",
     "set_titles",
+    "sizes_beside",
+    "sizes_of",
 ]
 
 Q = 0.05
 """Parts with a q up to this are named."""
+PAIRED = "paired 95% interval"
 _ACROSS = 3
+_MOST_SIZES = 40
 _TITLE_WIDTH = 38
 _REGION = "0.93"
 _BESIDE = 0.9
@@ -42,6 +51,12 @@ _CROSS: dict[str, Any] = {
 }  # fmt: skip
 
 Panel = tuple[Axes, pd.DataFrame]
+
+
+def interval_of(spec: SweepSpec) -> str:
+    """What the intervals of a run's summary are."""
+    names = {Looks: "repeated 95% interval", AnyLook: "95% interval at any look"}
+    return names.get(type(stopping_of(spec.stopping)), PAIRED)
 
 
 def cell_panels(
@@ -69,11 +84,35 @@ def set_titles(found: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
     short = short_tasks(list(dict.fromkeys(str(rows["task"].iloc[0]) for _, rows, _ in panels_of)))
     for ax, rows, named in panels_of:
         first = rows.iloc[0]
-        clean = f"clean {first['accuracy_clean']:.2f}, n {int(first['n'])}"
+        longest = rows.sort_values("n", kind="stable").iloc[-1]
+        clean = f"clean {longest['accuracy_clean']:.2f}, n {sizes_of(rows)}"
         if not beats_chance(rows).iloc[0]:
             clean += f": at chance ({first['chance']:.2f})"
         lines = [f"{short[str(first['task'])]}, {first['protocol']}", clean, *textwrap.wrap(named, _TITLE_WIDTH)]
         ax.set_title("\n".join(lines), fontsize=8.5, loc="left")
+
+
+def sizes_of(rows: pd.DataFrame) -> str:
+    """Numbers of items: one, or the smallest and the largest where variants have numbers of their own."""
+    low, high = int(rows["n"].min()), int(rows["n"].max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def sizes_beside(ax: Axes, places: Any, rows: pd.DataFrame, *, vertical: bool = True) -> None:
+    """Write each variant's number of items at the edge of a panel, where they differ and there is room for them."""
+    if rows["n"].nunique() == 1 or len(rows) > _MOST_SIZES:
+        return
+    upright: dict[str, Any] = {
+        "fontsize": 4.5,
+        "rotation": 90,
+        "ha": "center",
+        "va": "bottom",
+        "transform": ax.get_xaxis_transform(),
+    }
+    lying: dict[str, Any] = {"fontsize": 7, "ha": "right", "va": "center", "transform": ax.get_yaxis_transform()}
+    for place, n in zip(places, rows["n"], strict=True):
+        x, y = (place, 0.01) if vertical else (0.99, place)
+        ax.text(x, y, str(n), color="0.4", gid="n", zorder=4, **(upright if vertical else lying))
 
 
 def look_of(rows: pd.DataFrame) -> dict[str, Any]:
@@ -128,10 +167,17 @@ def chance_region(ax: Axes, rows: pd.DataFrame, low: float, *, vertical: bool = 
 
 
 def handles(
-    *, intervals: bool, region: bool, q: float = Q, pale: bool = False, noisy: bool = False
+    *,
+    intervals: bool,
+    region: bool,
+    q: float = Q,
+    pale: bool = False,
+    noisy: bool = False,
+    sizes: bool = False,
+    interval: str = PAIRED,
 ) -> list[Line2D | Patch]:
     """What the legend of such panels says; `pale`: points without a name are pale rather than hollow; `noisy`: some are
-    crossed."""
+    crossed; `sizes`: numbers of items are written beside them; `interval`: what the bars are."""
     look: dict[str, Any] = {"color": "0.25", "marker": "o", "markersize": 4.5, "linestyle": "none"}
     found: list[Line2D | Patch] = [
         Line2D([], [], label=f"named: q ≤ {q:g}", **look),
@@ -140,7 +186,9 @@ def handles(
     if noisy:
         found.append(Line2D([], [], label=NOISE_NOTE, **_CROSS))
     if intervals:
-        found.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label="paired 95% interval"))
+        found.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label=interval))
+    if sizes:
+        found.append(Line2D([], [], linestyle="none", label="small numbers: items asked"))
     if region:
         found.append(Patch(facecolor=_REGION, edgecolor="0.7", linewidth=0.5, label="accuracy at chance or below"))
     return found

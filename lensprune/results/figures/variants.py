@@ -13,7 +13,18 @@ from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import legend_below
 from lensprune.results.analyses import register_analysis
-from lensprune.results.figures.panels import Q, bars, cell_panels, chance_region, handles, heights, set_titles
+from lensprune.results.figures.panels import (
+    PAIRED,
+    Q,
+    bars,
+    cell_panels,
+    chance_region,
+    handles,
+    heights,
+    interval_of,
+    set_titles,
+    sizes_beside,
+)
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
 
@@ -24,7 +35,7 @@ MOST = 40
 _LONGEST = 40
 
 
-def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "") -> list[Axes]:
+def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "", interval: str = PAIRED) -> list[Axes]:
     """Draw Δμ of each variant as a point with its 95% interval, one row per variant: one panel per (task, protocol).
 
     Of more than 40 variants those with the largest change are drawn, and the first panel says so. Filled: q of a loss
@@ -32,6 +43,7 @@ def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "") -> list[A
 
     Args:
         data: rows of a summary.
+        interval: what ``ci_low`` and ``ci_high`` are, for the legend.
 
     Raises:
         UserError: nothing to draw.
@@ -52,6 +64,7 @@ def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "") -> list[A
         region |= chance_region(ax, rows, low, vertical=False)
         places = rows["variant"].map({name: place for place, name in enumerate(names)}).to_numpy(float)
         bars(ax, places, rows, significant(rows, q).to_numpy(), vertical=False)
+        sizes_beside(ax, places, rows, vertical=False)
         ax.set(xlim=(low, high), ylim=(len(names) - 0.5, -0.5))
         spec = ax.get_subplotspec()
         if spec is None or spec.is_last_row():
@@ -62,7 +75,8 @@ def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "") -> list[A
     said = f"the {len(names)} largest changes of {len(largest)}" if left else ""
     set_titles((ax, rows, said if ax is found[0][0] else "") for ax, rows in found)
     axes = [ax for ax, _ in found]
-    legend_below(axes, handles(q=q, intervals=bool(beats_chance(frame).any()), region=region))
+    known, sizes = bool(beats_chance(frame).any()), any(text.get_gid() == "n" for ax in axes for text in ax.texts)
+    legend_below(axes, handles(q=q, intervals=known, region=region, sizes=sizes, interval=interval))
     return axes
 
 
@@ -72,13 +86,13 @@ def _short(name: str) -> str:
 
 @register_analysis(
     title="Δμ of sets and hooks",
-    draw=lambda data, spec: variant_bars(data, q=level_of(spec), title=spec.model),
+    draw=lambda data, spec: variant_bars(data, q=level_of(spec), title=spec.model, interval=interval_of(spec)),
     alt=lambda data: f"Points with 95% intervals: change of accuracy under {data['variant'].nunique()} variants",
     saved=True,
 )
 def variants(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
     """Δμ of variants that change no single layer's part. Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar:
-    paired 95% interval; shaded: accuracy at chance or below.
+    paired 95% interval, with planned looks the repeated one; shaded: accuracy at chance or below.
 
     Raises:
         UserError: there is none.

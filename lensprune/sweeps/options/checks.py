@@ -9,7 +9,7 @@ from lensprune.ablation.kinds import ablation_kind, ablation_kinds
 from lensprune.errors import UserError
 from lensprune.registry import in_words
 from lensprune.sweeps.options.ablated import check_ranked, kinds_of
-from lensprune.sweeps.options.stopping import LEVEL
+from lensprune.sweeps.options.stopping import ANY, LEVEL
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN, ItemChoice
 
@@ -30,8 +30,6 @@ def check_stopping(options: SweepOptions) -> None:
         return
     if options.lost_more_than is not None and options.until_width is not None:
         raise UserError("lost_more_than and until_width are two ways to stop: choose one")
-    if options.backend is not None:
-        raise UserError("a sweep that stops early runs in one process: leave executor ray out")
     if options.samples is not None and options.samples > 1:
         raise UserError(
             f"a sweep that stops early counts items as right or wrong, and {options.samples} samples of one can be in "
@@ -42,7 +40,7 @@ def check_stopping(options: SweepOptions) -> None:
             f"items {options.items} are given, and a sweep that stops early asks items in the order of a draw: leave "
             "items out, or choose drawn, which may have an offset"
         )
-    if options.limit is None and options.looks is None:
+    if options.limit is None and options.looks in (None, ANY):
         raise UserError("a sweep that stops early needs a cap: add limit, the most items per variant")
     stopping = options.stopping
     assert stopping is not None

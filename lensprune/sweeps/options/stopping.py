@@ -12,6 +12,7 @@ from lensprune.errors import UserError
 from lensprune.sweeps.options.declare import Group, decimal, option, whole_number
 
 LEVEL = 0.05
+ANY = "any"
 
 
 def _check_loss(loss: float) -> None:
@@ -39,13 +40,15 @@ def _check_width(width: float) -> None:
 
 
 def items_at_looks(text: str) -> tuple[int, ...]:
-    """Parse numbers of items like ``100,200,400``."""
+    """Parse numbers of items like ``100,200,400``; ``any`` gives none."""
     from lensprune.analysis.sequential import Looks
 
+    if text == ANY:
+        return ()
     try:
         items = tuple(whole_number(part) for part in text.split(","))
     except argparse.ArgumentTypeError:
-        raise UserError(f"looks {text!r}: expected increasing numbers of items, like 100,200,400") from None
+        raise UserError(f"looks {text!r}: expected increasing numbers of items, like 100,200,400, or any") from None
     return Looks(items).items
 
 
@@ -62,7 +65,7 @@ class StopEarly(Group):
     )
     looks: str | None = option(
         None,
-        "with --lost-more-than: numbers of items at which to test, like 100,200,400 (default: four, up to --limit)",
+        "with --lost-more-than: numbers of items at which to test, or any: at any time (default: four, up to --limit)",
         metavar="N,N,...",
         check=_check_looks,
     )

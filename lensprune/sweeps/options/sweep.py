@@ -17,7 +17,7 @@ from lensprune.sweeps.options.execution import Execution, Loading, Splitting, Wo
 from lensprune.sweeps.options.generation import Generation, TokenSampling
 from lensprune.sweeps.options.items import Items, ItemSampling, Rows
 from lensprune.sweeps.options.prompts import Prefix, Prompts
-from lensprune.sweeps.options.stopping import StopEarly, items_at_looks
+from lensprune.sweeps.options.stopping import ANY, StopEarly, items_at_looks
 from lensprune.sweeps.selection import VariantSelection
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ class SweepOptions(
         if self.lost_more_than is None and self.until_width is None:
             return None
         from lensprune.analysis.sequential import Looks
-        from lensprune.analysis.stopping import UntilWidth
+        from lensprune.analysis.stopping import AnyLook, UntilWidth
 
+        if self.lost_more_than is not None and self.looks == ANY:
+            return AnyLook.up_to(self.limit or 0, self.lost_more_than, self.q)
         if self.lost_more_than is not None:
             limit = self.limit or 0
             even = tuple(sorted({-(-limit * part // N_LOOKS) for part in range(1, N_LOOKS + 1)}))

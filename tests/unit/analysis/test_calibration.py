@@ -62,6 +62,7 @@ def test_what_has_nothing_in_common_is_not_found_alike() -> None:
         assert within(row, 0.05)
 
 
+@pytest.mark.slow
 def test_concentration_stays_in_its_interval_and_is_found() -> None:
     outside, power, size = studies.concentrations(0.3)
     assert outside.before > 0.5

@@ -43,6 +43,7 @@ def test_one_loss_of_fifty_leaves_a_gain_open() -> None:
     assert result.p_negative[0] == pytest.approx(stats.norm.cdf(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [12, 20, 50, 100, 300])
 def test_coverage_of_independent_outcomes_by_enumeration(n: int) -> None:
     """Over every possible (lost, won), weighted by its multinomial probability."""

@@ -9,7 +9,15 @@ import pytest
 from scipy import optimize, stats
 
 from lensprune.analysis.intervals import score_z, tango
-from lensprune.analysis.sequential import Looks, crossing_probability, e_bh, e_values, loss_p, narrow_enough
+from lensprune.analysis.sequential import (
+    Looks,
+    crossing_probability,
+    e_bh,
+    e_intervals,
+    e_values,
+    loss_p,
+    narrow_enough,
+)
 from lensprune.errors import UserError
 from tests.calibration import sequential
 from tests.calibration.row import Row
@@ -112,6 +120,28 @@ def test_size_at_the_margin_by_enumeration(n: int, won: float) -> None:
         assert weights[likely][p <= level].sum() <= 1.3 * level
     normal = stats.norm.cdf(score_z(lost[likely], back[likely], n, -0.05))
     assert n == 60 or won not in (0.0, 0.01) or weights[likely][normal <= 0.01].sum() > 1.1 * 0.01
+
+
+def test_intervals_at_any_look_are_what_no_e_value_refutes() -> None:
+    lost, won, n = np.array([0, 30, 5, 12]), np.array([0, 0, 5, 60]), np.array([40, 100, 300, 200])
+    low, high = e_intervals(lost, won, n)
+    for ends, a, b in ((low, won, lost), (-high, lost, won)):
+        assert (e_values(a, b, n, np.maximum(ends - 1e-4, -0.9999)) >= 40 - 0.5).all()
+        assert (e_values(a, b, n, ends + 1e-4) < 40).all()
+    assert (low < (won - lost) / n).all()
+    assert ((won - lost) / n < high).all()
+
+
+def test_intervals_at_any_look_cover_at_all_looks_together() -> None:
+    generator, runs = np.random.default_rng(0), 300
+    drawn = generator.random((200, runs))
+    changes = np.where(drawn < 0.2, -1, np.where(drawn < 0.25, 1, 0))
+    outside = np.zeros(runs, bool)
+    for n in range(20, 201, 20):
+        low, high = e_intervals((changes[:n] < 0).sum(axis=0), (changes[:n] > 0).sum(axis=0), n)
+        outside |= (low > -0.15) | (high < -0.15)
+    assert outside.mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+    assert (high - low).mean() < 0.4
 
 
 def test_what_needs_no_more_items() -> None:

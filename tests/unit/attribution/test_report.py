@@ -59,6 +59,7 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_prefer_the_answer_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--task", "kv_retrieval[pairs=4]", "--limit", "4", "--device", "cpu", "--out", str(tmp_path)]
     for method in ("patch", "eap-ig"):

@@ -116,6 +116,7 @@ def test_batches_and_padding_do_not_matter() -> None:
         assert_tensors_agree(one, other, torch.float32)
 
 
+@pytest.mark.slow
 def test_layers_and_branches_have_derivatives_too() -> None:
     for family in ("llama", "gemma3", "gpt2"):
         model = double(family)

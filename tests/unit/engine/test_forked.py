@@ -209,6 +209,7 @@ def test_no_edit_of_a_probe_hides_another(sizes: dict[str, int]) -> None:
             assert len(heads) == len(set(heads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind.name for kind in probed_kinds()])
 def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit that is not made, of one kind of part, on the fast path alone."""

@@ -47,6 +47,7 @@ def same(model: HookedModel, requests: Sequence[GenerateRequest], variants: Sequ
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ALL)
 def test_both_executors_sample_the_same_tokens(family: str) -> None:
     model = tiny(family)
@@ -57,6 +58,7 @@ def test_both_executors_sample_the_same_tokens(family: str) -> None:
     assert len(texts) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_row_is_the_same_alone_in_any_order_and_in_any_batch(family: str) -> None:
     model = tiny(family)
@@ -93,6 +95,7 @@ def budget(model: HookedModel, after: int = 6) -> ForcedEnd:
     return ForcedEnd(after, next(m for m, before in markers if m not in pairwise(before)), FORCED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [None, WARM], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "qwen3"])
 def test_a_forced_end_is_a_second_prompt(family: str, sampling: Sampling | None) -> None:
@@ -180,6 +183,7 @@ def test_an_end_of_text_before_the_budget_ends_the_text(monkeypatch: pytest.Monk
     assert all(text.token_ids[4:6] == (ending, 60) for text in others)
 
 
+@pytest.mark.slow
 def test_penalties_budgets_and_samples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("qwen2")
     asked = sampled([replace(r, forced_end=budget(model)) for r in free(model)])

@@ -11,9 +11,12 @@ import torch
 
 import lensprune as lp
 from lensprune import cli
+from lensprune.analysis.sequential import Looks
+from lensprune.analysis.stopping import UntilWidth
 from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
 from lensprune.errors import UserError
 from lensprune.models.model_config import load_model_config
+from lensprune.planning.stopping import Profile, asked_at_looks, profile_of
 from lensprune.planning.text import duration, quantity
 from tests.helpers.families import byte_tokenizer
 
@@ -83,6 +86,7 @@ def test_every_kind_of_sweep_can_be_planned(llama_8b: Path) -> None:
     assert searched.shared.mlp - searched.reference.mlp == meant.shared.mlp - meant.reference.mlp
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch(llama_8b: Path) -> None:
     small, large = (planned(llama_8b, batch_tokens=n, device="cuda", limit=40) for n in (512, 8192))
     assert small.memory.total < large.memory.total
@@ -140,6 +144,7 @@ def test_command(llama_8b: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "has no tokenizer" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_measured_rate_is_a_rate(llama_8b: Path) -> None:
     shape = planned(llama_8b, limit=1).shape
     speed = measure_speed(shape, torch.float32, "cpu")
@@ -222,3 +227,43 @@ def test_memory_bounds_what_comes_on_top_of_the_weights(llama_8b: Path) -> None:
 
 def facts_of(folder: Path) -> Any:
     return load_model_config(folder).facts
+
+
+def test_a_sweep_that_stops_early_is_simulated() -> None:
+    asked: dict[str, Any] = {"limit": 40, "shots": 0, "flops": 1e12, "bandwidth": 1e11}
+    whole = lp.plan("toy-distilled", "arithmetic", "continuation", "heads", **asked)
+    early = lp.plan("toy-distilled", "arithmetic", "continuation", "heads", lost_more_than=0.05, looks="20,40", **asked)
+    assert early.seconds == whole.seconds
+    assert whole.expected_seconds is None
+    [stop] = early.stops
+    n = early.n_variants - 1
+    assert stop.asked[0] == n
+    assert 0 < stop.asked[1] < n
+    assert early.expected_seconds is not None
+    assert 0 < early.expected_seconds < early.seconds
+    assert stop.cost.flops < early.shared.flops
+    share = (stop.asked[0] + stop.asked[1]) / (2 * n)
+    assert f"arithmetic, continuation: stopping early asks about {share:.0%} of the cells, if 4% of the parts" in str(
+        early
+    )
+    assert "time:    about " in str(early)
+
+
+def test_blocks_of_all_variants_cost_as_much_as_all() -> None:
+    """Where nothing is named or given up, all looks ask all."""
+    profile, looks = Profile(1.0, 0.1, 0.1, 0.0), Looks((10, 20), margin=0.1)
+    assert asked_at_looks(profile, looks, 6, 6)[0] == 6
+    never = UntilWidth((10, 20, 30), 0.01)
+    assert asked_at_looks(profile, never, 6, 6).tolist() == [6, 6, 6]
+    heads = lp.each_head(lp.load_model("toy-distilled"), "zero")
+    assert profile_of(heads, "generate").share < 0.1
+    layers = lp.each_layer(lp.load_model("toy-distilled"))
+    assert profile_of(layers, "continuation").most > profile_of(layers, "generate").most
+
+
+def test_screening_asks_those_that_lose_most_and_controls() -> None:
+    looks = Looks((20, 40, 80), margin=0.05)
+    profile = Profile(0.1, 0.4, 0.4, 0.0)
+    found = asked_at_looks(profile, looks, 40, 12, controls=8)
+    assert found[0] == 12
+    assert found[1] <= 4

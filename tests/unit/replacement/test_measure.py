@@ -132,6 +132,7 @@ def test_a_folder_gives_the_exchange_back(run: lp.ReplacementRun) -> None:
     assert not (run.folder / "figures" / "depth.png").exists()
 
 
+@pytest.mark.slow
 def test_report_and_resume_know_an_exchange(
     run: lp.ReplacementRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_part_is_found_by_its_label(component: str) -> None:
         Part.parse(f"{parts[0].label}.x")
 
 
+@pytest.mark.slow
 def test_figures_by_kind_and_the_page(run: lp.ReplacementRun) -> None:
     import matplotlib.pyplot as plt
 
@@ -223,6 +225,7 @@ def test_both_directions_are_mirror_images(tmp_path: Path) -> None:
         assert (pair_logits(model) == old).all()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lensprune.replacement.measure as measure
 

@@ -33,6 +33,7 @@ from tests.helpers.made_cells import skip
 from tests.helpers.made_runs import heads_run, layers_run
 
 mpl.use("agg")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,7 @@ def drawn(axes: list[Axes]) -> Figure:
     return figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_legend_stands_on_data_and_no_tick_is_mathematics(name: str) -> None:
     axes = listed(FIGURES[name]())
@@ -214,6 +216,7 @@ def test_what_is_never_negative_has_no_scale_with_two_signs() -> None:
     assert same == [(-2.5, 2.5), (-0.5, 0.5)]
 
 
+@pytest.mark.slow
 def test_wrong_answers_are_not_green() -> None:
     ax = listed(layers_run().plot("failures"))[0]
     figure = drawn(listed(ax))

@@ -81,6 +81,7 @@ def test_the_head_map_shows_the_needed_head_and_marks_it(heads: lp.Run) -> None:
     assert ax.collections[1].get_offsets().tolist() == [[2.5, 1.5]]
 
 
+@pytest.mark.slow
 def test_save_and_plot_draw_the_same_map_of_all_heads(tmp_path: Path) -> None:
     """Two heads of four are swept: the map has four columns, in the file as on the screen."""
     variants = [Variant(a.name, (a,)) for a in (Ablation(Head(0, head), "zero") for head in range(2))]

@@ -50,6 +50,7 @@ def test_a_report_holds_everything_and_names_nothing_outside(tmp_path: Path) -> 
     assert json.loads(everything["metrics"].iloc[0]) == {"acc": 1.0}
 
 
+@pytest.mark.slow
 def test_hostile_text_is_never_markup(tmp_path: Path) -> None:
     run = layers_run(tmp_path / "run", text=HOSTILE, tasks=("facts",), n=4)
     page = run.report().read_text(encoding="utf-8")
@@ -206,6 +207,7 @@ def test_the_lead_of_two_runs_counts_only_what_could_be_told() -> None:
     assert "10 changes are at or near chance in one run" in text
 
 
+@pytest.mark.slow
 def test_five_variants_are_five_names(tmp_path: Path) -> None:
     page = layers_run(tmp_path / "run", tasks=("facts",), n_layers=4).report().read_text(encoding="utf-8")
     assert "5: clean, L0.skip, L1.skip, L2.skip, L3.skip" in page

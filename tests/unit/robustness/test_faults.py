@@ -344,6 +344,7 @@ def test_what_changed_under_a_run_is_named(
     record_property("tried", 1)
 
 
+@pytest.mark.slow
 def test_a_damaged_cell_is_named_set_aside_and_computed_again(
     folder: Path,
     whole: pd.DataFrame,

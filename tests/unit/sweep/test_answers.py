@@ -122,6 +122,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 17, ROWS - 1])
 def test_a_stopped_sweep_asks_only_for_the_rest(
     whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -136,6 +137,7 @@ def test_a_stopped_sweep_asks_only_for_the_rest(
     assert len(counted) == ROWS - after
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_asks_only_for_the_rest(whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
 

@@ -14,9 +14,12 @@ from matplotlib.axes import Axes
 import lensprune as lp
 from lensprune.analysis.decisions import decided, next_block
 from lensprune.analysis.intervals import mean_intervals
-from lensprune.analysis.sequential import Looks, loss_p
+from lensprune.analysis.multiplicity import benjamini_hochberg
+from lensprune.analysis.sequential import Looks, e_bh, e_values, loss_p
 from lensprune.analysis.summary import read_group
 from lensprune.errors import UserError
+from lensprune.results.figures.depth import delta_by_depth
+from lensprune.results.figures.variants import variant_bars
 from lensprune.results.listing import runs_in
 from lensprune.results.text import top_variants
 from lensprune.runs.store import RunStore
@@ -79,7 +82,7 @@ def test_every_variant_is_asked_as_many_items_as_its_verdict_takes(whole: lp.Run
     summary = early.summary().set_index("variant")
     assert summary["n"].drop("clean").to_dict() == asked
     assert (summary["q_loss"].drop("clean") <= 0.05).to_dict() == named
-    assert summary.loc["clean", "n"] == max(asked.values())
+    assert summary.loc["clean", "n"] == LOOKS[-1], "the clean model is judged on all items"
     full = whole.records().set_index(["variant", "item_id"])
     records = early.records()
     for name, rows in records.groupby("variant"):
@@ -110,6 +113,18 @@ def test_item_by_item_analyses_take_the_block_that_all_share(early: lp.Run) -> N
     assert group is not None
     assert {len(cell.correct) for cell in group.cells.values()} == {shared}
     assert (early.concentration()["n"] == shared).all()
+
+
+def test_each_task_and_protocol_has_its_own_shared_block(model: Path) -> None:
+    run = sweep(model, **{**EARLY, "protocols": ("default", "continuation"), "looks": "10,40"})
+    sizes = run.summary().groupby("protocol")["n"].min()
+    found = {effects.protocol: effects.differences.shape[0] for effects in run.effects()}
+    assert found == sizes.to_dict()
+    gap = run.protocol_gap()
+    assert (gap["n"] == sizes.min()).all()
+    first = {name: run.records(name)[lambda frame: frame["protocol"] == "default"] for name in ("clean", "L0.H1.zero")}
+    lost = [frame["correct"].head(sizes.min()).mean() for frame in first.values()]
+    assert gap.set_index("variant").loc["L0.H1.zero", "delta_a"] == pytest.approx(lost[1] - lost[0])
 
 
 def test_pages_figures_and_items(early: lp.Run, tmp_path: Path) -> None:
@@ -149,7 +164,17 @@ def test_a_run_names_at_its_own_level(tmp_path: Path) -> None:
     ax = run.plot("depth")
     assert isinstance(ax, Axes)
     assert ax.get_title("left").endswith("needs 0–1")
-    assert "named: q ≤ 0.5" in [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert "named: q ≤ 0.5" in legend
+    assert "repeated 95% interval" in legend
+    assert not [text for text in ax.texts if text.get_gid() == "n"]
+    changed = run.summary().query("variant != 'clean'").assign(n=[40, 20, 30])
+    for drawn, title in ((delta_by_depth, "n 20 to 40"), (variant_bars, "n 20 to 40")):
+        [ax] = drawn(changed)
+        assert title in ax.get_title("left")
+        assert [text.get_text() for text in ax.texts if text.get_gid() == "n"] == ["40", "20", "30"]
+        legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+        assert {"paired 95% interval", "small numbers: items asked"} <= set(legend)
 
 
 def test_compared_with_a_run_of_all_items(whole: lp.Run, early: lp.Run) -> None:
@@ -167,6 +192,7 @@ def test_compared_with_a_run_of_all_items(whole: lp.Run, early: lp.Run) -> None:
         assert (gap["gap"] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 14])
 def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     model: Path, early: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -209,6 +235,7 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     assert lp.resume(out, progress=False).summary().equals(early.summary())
 
 
+@pytest.mark.slow
 def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     run = sweep(model, **{**ASKED, "limit": 80, "until_width": 0.2})
     changes = changes_of(whole)
@@ -227,11 +254,62 @@ def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     assert "McNemar" in page
 
 
-def test_screened_heads_stop_early_too(model: Path) -> None:
-    run = sweep(model, **EARLY, screen=0.25)
+def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {**ASKED, "limit": 80, "lost_more_than": 0.1, "looks": "any"}
+    run = sweep(model, tmp_path / "run", **asked)
+    changes, summary = changes_of(whole), run.summary().set_index("variant").drop("clean")
+    names, values, going = list(summary.index), {}, set(summary.index)
+    for n in (25, 50, 75, 80):
+        own = changes[names].to_numpy()[:n]
+        lost, won = (own < 0).sum(axis=0), (own > 0).sum(axis=0)
+        values |= {name: e for name, e in zip(names, e_values(lost, won, n, 0.1), strict=True) if name in going}
+        q = e_bh(np.array([values[name] for name in names]))
+        less = e_values(won, lost, n, -0.1) >= 20
+        going -= {name for name, own_q, known in zip(names, q, less, strict=True) if own_q <= 0.05 or known}
+        for name in names:
+            assert (summary.loc[name, "n"] > n) == (name in going and n < 80)
+    assert summary["n"].nunique() > 1
+    assert summary["q_loss"].to_numpy() == pytest.approx(q)
+    assert summary["p_value"].to_numpy() == pytest.approx([min(1.0, 1 / values[name]) for name in names])
+    assert ((summary["ci_low"] < summary["delta"]) & (summary["delta"] < summary["ci_high"])).all()
+    again = lp.Run.load(tmp_path / "run")
+    assert decided(again)
+    page = again.report().read_text()
+    assert "or shown to lose less, or 80 items; p, q and intervals are of e-values" in page
+    assert "McNemar" not in page
+    with pytest.raises(UserError, match=r"limit 80 there, 100 here.*the limit of a run is fixed"):
+        sweep(model, tmp_path / "run", **{**asked, "limit": 100})
+    with pytest.raises(UserError, match="task 'facts' has items in clusters"):
+        sweep(model, **{**asked, "tasks": "facts"})
+
+
+def test_screened_heads_stop_early_too(model: Path, whole: lp.Run) -> None:
+    run = sweep(model, **EARLY, screen=0.05)
     assert run.spec.screen is not None
     assert set(run.summary()["variant"]) == {"clean", *run.spec.screen["measured"]}
     assert decided(run)
+    summary = run.summary().set_index("variant").drop("clean")
+    ranked = run.screen()
+    table = ranked[ranked["n"].notna()].set_index("variant").loc[summary.index]
+    assert table["n"].tolist() == summary["n"].tolist()
+    assert table["delta"].tolist() == pytest.approx(summary["delta"].tolist())
+    shared = int(summary["n"].min())
+    assert run.screen_quality()["n"].tolist() == [shared]
+    # Parts that were ranked and never measured count, for the ranking used the same items.
+    few, all_ranked = len(summary), len(ranked)
+    assert few < all_ranked
+    looks = Looks(LOOKS, 0.02)
+    changes = changes_of(whole)
+    rows = [
+        np.where(summary["n"].to_numpy() >= n, loss_p((own < 0).sum(axis=0), (own > 0).sum(axis=0), n, 0.02), np.nan)
+        for n in LOOKS
+        if (own := changes[summary.index].to_numpy()[:n]) is not None
+    ]
+    p = looks.repeated_p(np.stack(rows))
+    assert summary["p_value"].to_numpy() == pytest.approx(p)
+    q = summary["q_loss"].to_numpy()
+    assert q == pytest.approx(benjamini_hochberg(np.append(p, np.ones(all_ranked - few)))[:few])
+    assert (q > benjamini_hochberg(p)).any()
 
 
 def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path) -> None:
@@ -253,10 +331,11 @@ def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path
         ({"looks": "10,20"}, "without a loss to test for"),
         ({"q": 0.1}, "without a loss to test for"),
         ({"lost_more_than": 0.05, "looks": "20,10"}, "expected increasing numbers of items"),
-        ({"lost_more_than": 0.05, "looks": "a"}, "looks 'a': expected numbers"),
+        ({"lost_more_than": 0.05, "looks": "a"}, "looks 'a': expected increasing numbers of items, like .*, or any"),
+        ({"lost_more_than": 0.05, "looks": "any"}, "needs a cap"),
+        ({"looks": "any"}, "without a loss to look for"),
         ({"lost_more_than": 0.05, "looks": "10,20", "limit": 30}, "limit 30 is not the last of the looks"),
         ({"lost_more_than": 0.05, "until_width": 0.1, "limit": 30}, "choose one"),
-        ({"lost_more_than": 0.05, "limit": 30, "executor": "ray"}, "leave executor ray out"),
         ({"lost_more_than": 0.05, "looks": "10,20", "items": "0-19"}, "items 0-19 are given, and a sweep that stops"),
         ({"until_width": 0.1, "limit": 20, "items": "first"}, "items first are given, and a sweep that stops early"),
         ({"lost_more_than": 0.05, "limit": 20, "items": "first+40"}, r"items first\+40 are given, and a sweep that"),
@@ -281,8 +360,11 @@ def test_even_looks_up_to_the_limit() -> None:
     assert options.stopping == Looks((13, 25, 38, 50), 0.05)
 
 
+@pytest.mark.slow
 def test_other_looks_are_another_run(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sweep(model, out, **EARLY)
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match=r"looks 20,40,80 there, 20,40,60,80 here.*make its error rates wrong"):
         sweep(model, out, **{**EARLY, "looks": "20,40,60,80"})
+    with pytest.raises(UserError, match="holds another run"):
+        sweep(model, out, **{**EARLY, "q": 0.1})

@@ -75,6 +75,7 @@ def test_items_that_flip(model: Path, other: pd.Series, tmp_path: Path, capsys: 
     assert noise_table(lp.Run.load(tmp_path / "run").spec).equals(table)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stranger")
 def test_a_run_that_is_gone_on_with_keeps_its_noise(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

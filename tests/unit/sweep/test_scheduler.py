@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import lensprune as lp
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import HookNeverFired, LensPruneError, UserError
 from lensprune.runs.records import CellKey
@@ -23,7 +24,7 @@ from tests.helpers.made_cells import skip, spec, table
 
 VARIANTS = (CLEAN, *(skip(layer) for layer in range(12)))
 SPEC = spec(VARIANTS, tasks=("t", "u"))
-ROWS = {("t", "default"): 4, ("u", "default"): 4}
+ROWS = {("t", "default"): (4,), ("u", "default"): (4,)}
 READY = Ready(SPEC.to_json(), ROWS, "here")
 
 
@@ -205,7 +206,37 @@ def test_a_worker_in_this_process_measures_what_it_is_given(family_folder: Calla
     assert update.failure is None
     assert {key.variant for key, _ in update.cells} == {"L1.skip", "clean"}
     assert update.ready is not None
-    assert update.rows == 2 * update.ready.requests["facts", "continuation"]
+    assert update.rows == 2 * update.ready.requests["facts", "continuation"][0]
+
+
+def test_a_worker_measures_a_block_of_a_sweep_that_stops_early(family_folder: Callable[[str], Path]) -> None:
+    options = SweepOptions(
+        tasks=("facts",),
+        protocols=("continuation",),
+        variants=VariantSelection("layers", "skip"),
+        shots=0,
+        lost_more_than=0.05,
+        looks="1,3",
+    )
+    worker = CellWorker(str(family_folder("llama")), options)
+    worker.assign(Unit("facts", "continuation", ("L1.skip",), block=1))
+    update = WorkerUpdate()
+    while not update.done and update.failure is None:
+        update = update.and_then(worker.poll())
+    [(key, cell)] = update.cells
+    assert key == CellKey("L1.skip", "facts", "continuation", 1)
+    drawn = [item.id for item in lp.load_task("facts", limit=3, shots=0).items]
+    assert cell.column("item_id").to_pylist() == drawn[1:]
+    assert update.ready is not None
+    first, second = update.ready.requests["facts", "continuation"]
+    assert update.rows == second == 2 * first > 0
+
+
+def test_units_are_of_one_block() -> None:
+    queue = UnitQueue([("t", "default", ["a", "b"]), ("u", "default", ["a"])], 1, [2, 0])
+    units = [unit for _ in range(5) if (unit := queue.next()) is not None]
+    assert {(unit.task, unit.block) for unit in units} == {("t", 2), ("u", 0)}
+    assert sorted(name for unit in units for name in unit.variants) == ["a", "a", "b"]
 
 
 def test_a_worker_that_cannot_load_says_why() -> None:

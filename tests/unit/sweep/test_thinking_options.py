@@ -31,6 +31,7 @@ def prompt_of(run: lp.Run) -> str:
     return str(run.records(prompts=True)["prompt"].iloc[0])
 
 
+@pytest.mark.slow
 def test_what_was_asked_is_recorded_and_resumed(qwen: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     given = {**ASKED, "thinking": "off", "fewshot_as_multiturn": True, "system": "Be brief."}
@@ -71,6 +72,7 @@ def test_template_arguments_are_part_of_the_spec(tmp_path: Path) -> None:
         sweep(folder, tmp_path / "run", **ASKED, template_args={"reasoning_effort": "high"})
 
 
+@pytest.mark.slow
 def test_a_budget_is_part_of_the_spec(qwen: Path, tmp_path: Path) -> None:
     run = sweep(qwen, tmp_path / "run", **ASKED, thinking_budget=5)
     assert run.spec.thinking_budget == 5
@@ -115,6 +117,7 @@ def test_both_executors_tell_thinking_apart_alike(qwen: Path) -> None:
     assert set(fast.records()["n_thinking_tokens"] > 0) == {True, False} or fast.records()["text"].any()
 
 
+@pytest.mark.slow
 def test_samples_think_within_a_budget_alike_in_both_executors(tmp_path: Path) -> None:
     """Sampling, a forced end, stop strings and a limit on new tokens, together."""
     folder, out = save_chat_folder("deepseek", tmp_path / "model"), tmp_path / "run"
@@ -161,6 +164,7 @@ def test_samples_think_within_a_budget_alike_in_both_executors(tmp_path: Path) -
         sweep(folder, **{**asked, "protocols": ("continuation", "generate")}, thinking_prefix="clean")
 
 
+@pytest.mark.slow
 def test_an_end_token_behind_the_prompt_is_left_out_or_kept(tmp_path: Path) -> None:
     folder = save_chat_folder("llama", tmp_path / "model")
     tokenizer = chat_tokenizer("llama")
@@ -220,6 +224,7 @@ def test_the_primary_metric_decides_and_is_named(qwen: Path, tmp_path: Path) -> 
         sweep(qwen, tasks="arithmetic", protocols="default", primary_metric="equal,boxed")
 
 
+@pytest.mark.slow
 def test_options_are_read_after_the_clean_models_thinking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
