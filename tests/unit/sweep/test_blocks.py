@@ -333,7 +333,7 @@ def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path
         ({"lost_more_than": 0.05, "looks": "20,10"}, "expected increasing numbers of items"),
         ({"lost_more_than": 0.05, "looks": "a"}, "looks 'a': expected increasing numbers of items, like .*, or any"),
         ({"lost_more_than": 0.05, "looks": "any"}, "needs a cap"),
-        ({"looks": "any"}, "without a loss to look for"),
+        ({"looks": "any"}, "without a loss to test for"),
         ({"lost_more_than": 0.05, "looks": "10,20", "limit": 30}, "limit 30 is not the last of the looks"),
         ({"lost_more_than": 0.05, "until_width": 0.1, "limit": 30}, "choose one"),
         ({"lost_more_than": 0.05, "looks": "10,20", "items": "0-19"}, "items 0-19 are given, and a sweep that stops"),
