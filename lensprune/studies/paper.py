@@ -1,4 +1,4 @@
-"""The job of ``lensprune paper``: every sweep of a preset, a report of each, and one page on all of them."""
+"""The work of ``lensprune paper``: every sweep of a preset with its report, and one page about all of them."""
 
 from __future__ import annotations
 
@@ -58,9 +58,8 @@ def paper(
     Args:
         model: a name or path for `load_model`.
         preset: one of `PRESETS`.
-        max_new_tokens, until, until_only, generation_config: of the sweeps in which texts are generated.
-        base, distilled: names or paths of the pair that is compared; ``None`` for both takes the preset's own, if it
-            has one.
+        max_new_tokens, until, until_only, generation_config: for the sweeps that generate texts.
+        base, distilled: names or paths of the pair to compare; ``None`` for both takes the preset's, if it has one.
 
     The other arguments are those of `sweep`, for every model of the study.
 
@@ -98,7 +97,7 @@ def paper(
             runs.append((part, run))
         pair_result = None if pair is None else run_pair(chosen, pair, folder, generation, **options)
     except KeyboardInterrupt:
-        # A sweep's own message would resume that sweep alone.
+        # A sweep's own message would resume only that sweep.
         raise KeyboardInterrupt(f"stopped: rerun the command to resume the study in {folder}") from None
     return write_study_page(chosen, runs, pair_result, folder)
 

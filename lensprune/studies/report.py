@@ -1,4 +1,4 @@
-"""The job of ``lensprune report``: a page about one run, a weight replacement, or two runs."""
+"""The work of ``lensprune report``: a page about one run, a weight replacement, or two runs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["report"]
 
 
 def report(folder: str | Path, other: str | Path | None = None, *, out: str | Path | None = None) -> Path:
-    """Write the report of the run in `folder`, which `sweep` or `measure_replacement` made, or the comparison with the
-    run in `other`.
+    """Write the report of the run in `folder` (from `sweep` or `measure_replacement`), or its comparison with the run
+    in `other`.
 
     Returns:
         The page.
 
     Raises:
-        UserError: no run there, a replacement that is unfinished or to be compared, runs with nothing in common, the
-            same folder twice, or a place that can't be written to.
+        UserError: no run there, an unfinished replacement, a comparison with a replacement, runs with nothing in
+            common, the same folder twice, or a place that can't be written to.
     """
     replacements = [place for place in (folder, other) if place is not None and read_spec(Path(place)).replaces_weights]
     if other is None:
@@ -34,7 +34,9 @@ def report(folder: str | Path, other: str | Path | None = None, *, out: str | Pa
             else write_report(Run.load(folder), out)
         )
     if Path(folder).resolve() == Path(other).resolve():
-        raise UserError(f"{folder} is given twice: name another run to compare it with")
+        raise UserError(f"{folder} is given twice: choose a different run to compare with")
     if replacements:
-        raise UserError(f"{replacements[0]} holds a weight replacement, and only sweeps are compared: report it alone")
+        raise UserError(
+            f"{replacements[0]} contains a weight replacement, but only sweeps can be compared: report it alone"
+        )
     return write_comparison(Run.load(folder), Run.load(other), out)

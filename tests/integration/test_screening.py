@@ -141,7 +141,7 @@ def test_goes_on_where_it_stopped_without_estimating_again(
     pd.testing.assert_frame_equal(sweep(folder, out=run.folder).records(), before)
     monkeypatch.undo()
     for changes in ({"screen": 0.5}, {"screen_rule": "gim"}):
-        with pytest.raises(UserError, match="holds another run"):
+        with pytest.raises(UserError, match="contains another run"):
             sweep(folder, out=run.folder, **changes)
     assert SweepSpec.from_json(run.spec.to_json()) == run.spec
 

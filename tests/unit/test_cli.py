@@ -90,7 +90,7 @@ BAD = {
     "no batch": (_arguments(["--batch-tokens", "0"]), "batch tokens 0"),
     "unknown model": (_arguments(["--model", "smolm2-135m"]), "did you mean smollm2-135m"),
     "no such model folder": (_arguments(["--model", "./nowhere"]), "does not exist"),
-    "resume of nothing": (["resume", "nowhere"], "not a folder of a run"),
+    "resume of nothing": (["resume", "nowhere"], "not a run folder"),
     "resume without a folder": (["resume"], "FOLDER"),
     "lm-eval task with our protocol": (
         ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--protocol", "default"],

@@ -113,7 +113,7 @@ def test_runs_are_listed_with_model_tasks_n_and_state(tmp_path: Path, capsys: py
     assert printed[0].split() == list(RUN_COLUMNS)
     assert len(printed) == 4
     assert cli.main(["runs", str(tmp_path / "no run")]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     assert cli.main(["runs", str(tmp_path / "nowhere")]) == 2
 
 

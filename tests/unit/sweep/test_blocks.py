@@ -366,5 +366,5 @@ def test_other_looks_are_another_run(model: Path, tmp_path: Path) -> None:
     sweep(model, out, **EARLY)
     with pytest.raises(UserError, match=r"looks 20,40,80 there, 20,40,60,80 here.*make its error rates wrong"):
         sweep(model, out, **{**EARLY, "looks": "20,40,60,80"})
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="contains another run"):
         sweep(model, out, **{**EARLY, "q": 0.1})
