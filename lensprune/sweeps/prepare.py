@@ -273,7 +273,9 @@ def _check_against(
         ("items", [t.items_hash[:12] for t in existing.tasks], [t.items_hash[:12] for t in tasks]),
     ):
         if there != here:
-            raise UserError(f"{out} holds another run ({label}: {there} there, {here} here): choose another out folder")
+            raise UserError(
+                f"{out} contains another run ({label}: {there} there, {here} here): choose another out folder"
+            )
 
 
 def _check_same_stopping(existing: SweepSpec, out: Path | None, stopping: Stopping | None) -> None:
@@ -284,13 +286,13 @@ def _check_same_stopping(existing: SweepSpec, out: Path | None, stopping: Stoppi
     if isinstance(there, Looks) and isinstance(stopping, Looks) and there.items != stopping.items:
         looks = [",".join(map(str, own.items)) for own in (there, stopping)]
         raise UserError(
-            f"{out} holds another run (looks {looks[0]} there, {looks[1]} here): looks that are added or moved once "
+            f"{out} contains another run (looks {looks[0]} there, {looks[1]} here): looks that are added or moved once "
             "there are results make its error rates wrong; choose another out folder, or from the start looks any, "
             "which hold whenever you stop"
         )
     if isinstance(there, AnyLook) and isinstance(stopping, AnyLook) and there.items != stopping.items:
         raise UserError(
-            f"{out} holds another run (limit {there.items[-1]} there, {stopping.items[-1]} here): the limit of a run "
+            f"{out} contains another run (limit {there.items[-1]} there, {stopping.items[-1]} here): the limit of a run "
             "is fixed; choose another out folder and a limit that is large enough, and stop and resume as you like"
         )
 

@@ -144,7 +144,7 @@ def test_report_and_resume_know_an_exchange(
     assert cli.main(["report", str(run.folder), str(tmp_path)]) == 2
     capsys.readouterr()
     assert cli.main(["analyse", str(run.folder), "depth"]) == 2
-    assert "holds a weight replacement, and only sweeps are analysed" in capsys.readouterr().err
+    assert "contains a weight replacement, but only sweeps can be analysed" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"ReplacementRun\.load"):
         lp.resume(run.folder)  # type: ignore[arg-type]
 
