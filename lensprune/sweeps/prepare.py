@@ -292,7 +292,7 @@ def _check_same_stopping(existing: SweepSpec, out: Path | None, stopping: Stoppi
         )
     if isinstance(there, AnyLook) and isinstance(stopping, AnyLook) and there.items != stopping.items:
         raise UserError(
-            f"{out} contains another run (limit {there.items[-1]} there, {stopping.items[-1]} here): the limit of a run "
+            f"{out} contains another run (limit {there.items[-1]} there, {stopping.items[-1]} here): a run's limit "
             "is fixed; choose another out folder and a limit that is large enough, and stop and resume as you like"
         )
 
