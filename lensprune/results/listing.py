@@ -1,4 +1,4 @@
-"""The runs below a folder: what each measured, and how far it is."""
+"""List the runs below a folder, with what each measured and its progress."""
 
 from __future__ import annotations
 

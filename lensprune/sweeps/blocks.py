@@ -30,7 +30,7 @@ def measure_block(
     progress: ProgressCallback,
     log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
-    """As `measure_cells`, of one block of the items."""
+    """As `measure_cells`, for one block of the items."""
     stopping = job.options.stopping
     assert stopping is not None
     start, stop = (0, *stopping.items)[block : block + 2]
@@ -41,16 +41,16 @@ def measure_block(
 
 
 def block_requests(condition: Condition, stopping: Stopping | None) -> tuple[int, ...]:
-    """Requests in each block of the items; without a way to stop all items are one."""
+    """Number of requests in each block of items; without a stopping rule, all items are one block."""
     if stopping is None:
         return (len(condition.requests),)
     return tuple(sum(len(item.requests) for item in condition.items[a:b]) for a, b in pairwise((0, *stopping.items)))
 
 
 def say_progress(bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], doing: str) -> None:
-    """Let a progress bar say what is done now and how many variants are decided.
+    """Show on a progress bar what is running and how many variants are decided.
 
-    It ends where the sweep would if no further variant were decided before the last look.
+    Its total assumes that no further variant is decided before the last look.
 
     Args:
         requests: `block_requests` of each (task, protocol).

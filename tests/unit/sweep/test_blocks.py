@@ -277,7 +277,7 @@ def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytes
     page = again.report().read_text()
     assert "or shown to lose less, or 80 items; p, q and intervals are of e-values" in page
     assert "McNemar" not in page
-    with pytest.raises(UserError, match=r"limit 80 there, 100 here.*the limit of a run is fixed"):
+    with pytest.raises(UserError, match=r"limit 80 there, 100 here.*a run's limit is fixed"):
         sweep(model, tmp_path / "run", **{**asked, "limit": 100})
     with pytest.raises(UserError, match="task 'facts' has items in clusters"):
         sweep(model, **{**asked, "tasks": "facts"})
