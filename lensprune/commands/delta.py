@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share A of base + A·(distilled − base), 0 to 1 (default: 1)",
     )
     changed.add_argument(
+        "--settings-of",
+        default="distilled",
+        metavar="MODEL",
+        help="whose chat template, end tokens and generation config both models are measured with: base or distilled "
+        "(default: distilled)",
+    )
+    changed.add_argument(
         "--renamed-tokens",
         action="store_true",
         help="accept models whose special tokens have the same ids but different names",
@@ -86,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         heads=arguments.heads,
         alpha=arguments.alpha,
         renamed_tokens=arguments.renamed_tokens,
+        settings_of=arguments.settings_of,
         **option_values(arguments, *GROUPS),
         out=arguments.out,
         command=arguments.command_line,

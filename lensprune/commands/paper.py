@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lensprune.commands.options import add_model
-from lensprune.sweeps.options import Generation, Loading, Rows, Seed, Wording, add_options, option_values
+from lensprune.sweeps.options import Generation, Loading, Rows, Seed, TokenSampling, Wording, add_options, option_values
 
 __all__ = ["add_arguments", "run"]
 
@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distilled", metavar="NAME", help="its distilled model (default: toy-distilled for smoke; full has no pair)"
     )
-    add_options(parser, Seed, Rows, Wording, Generation, Loading)
+    parser.add_argument(
+        "--renamed-tokens",
+        action="store_true",
+        help="accept a pair that spells special tokens of the same ids differently",
+    )
+    add_options(parser, Seed, Rows, Wording, Generation, TokenSampling, Loading)
     parser.add_argument(
         "--out", default="runs/paper", metavar="FOLDER", help="folder of the study (default: runs/paper)"
     )
@@ -36,10 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.out,
         preset=arguments.preset,
-        **option_values(arguments, Seed, Rows, Wording, Generation, Loading),
+        **option_values(arguments, Seed, Rows, Wording, Generation, TokenSampling, Loading),
         command=arguments.command_line,
         base=arguments.base,
         distilled=arguments.distilled,
+        renamed_tokens=arguments.renamed_tokens,
     )
     print(page)
     return 0

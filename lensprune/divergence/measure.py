@@ -15,8 +15,10 @@ from jaxtyping import Float
 from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
 from lensprune.divergence.scores import FIDELITY_COLUMNS, fidelity_items, fidelity_row
 from lensprune.engine import make_executor
+from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import LensPruneError, UserError
+from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
@@ -140,18 +142,20 @@ def read_answers(
         progress: show a progress bar.
 
     Raises:
-        UserError: invalid input; a task for which the clean model has no right answer.
+        UserError: invalid input; a task for which the clean model has no right answer; penalties or suppressed tokens
+            in the model's generation config, unless it is ignored.
     """
     if options.thinking_budget is not None:
         raise UserError(
             f"fidelity reads the tokens that a model chooses; a thinking budget of {options.thinking_budget} forces "
             "some: leave thinking_budget out"
         )
-    # One answer of each item is read.
-    options = replace(options, samples=1)
+    # One greedy answer of each item is read, whatever a task samples by itself.
+    options = replace(options, samples=1, temperature=0.0)
     loaded, text = check_before_loading(options)
     hooked = open_model(model, **option_values(options, Loading, Splitting))
     changed = tuple(v for v in resolved_variants(hooked.facts, options) if not v.is_clean)
+    _check_plain_decoding(hooked, options.generation_config)
     conditions = conditions_of(hooked, loaded, options, text, with_reference=any(v.needs_reference for v in changed))
     runner = make_executor(options.executor, hooked, options.batch_tokens, options.memory)
     readings = []
@@ -183,6 +187,17 @@ def read_answers(
                 )
             )
     return readings
+
+
+def _check_plain_decoding(model: HookedModel, use: str) -> None:
+    """Refuse a generation config under which the model does not choose the token of the largest logit."""
+    changed = GreedyRules(model, use).settings
+    if changed:
+        name, value = next(iter(changed.items()))
+        raise UserError(
+            f"the generation config of {model.facts.name} sets {name} to {value!r}, and fidelity compares logits "
+            "without it: ignore it with --generation-config none"
+        )
 
 
 def _answers(

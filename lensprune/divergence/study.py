@@ -148,6 +148,8 @@ def validate_fidelity(
         name: [] for name in ("agreement", "scores", "summary", "gap", "sample_efficiency")
     }
     seconds = []
+    # What is said of thinking is said of texts, but for its being off, which prompts say too.
+    without_texts = {"primary_metric": None, "think_tokens": None, "thinking": "off" if thinking == "off" else "auto"}
     for task in names:
         sweep_options = SweepOptions.given(task, "generate", variants, **options, **option_values(given, Generation))
         [reading] = read_answers(hooked.module, sweep_options, progress=progress)
@@ -155,7 +157,7 @@ def validate_fidelity(
         records, summary = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            own = options | (option_values(given, Generation) if protocol == "generate" else {"primary_metric": None})
+            own = options | (option_values(given, Generation) if protocol == "generate" else without_texts)
             run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
             if protocol == "generate":
                 taken = time.perf_counter() - began

@@ -52,6 +52,12 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "dola_layers": (None,),
     "constraints": (None,),
     "force_words_ids": (None,),
+    "num_beam_groups": (None, 1),
+    "diversity_penalty": (None, 0, 0.0),
+    "num_return_sequences": (None, 1),
+    "stop_strings": (None, "", []),
+    "max_time": (None,),
+    "token_healing": (None, False),
 }
 _SAMPLING_REFUSED: dict[str, tuple[Any, ...]] = {
     "min_p": (None, 0, 0.0),
@@ -106,10 +112,15 @@ class GreedyRules:
                     f"supported: ignore it with --generation-config none, or set it to {off[-1]!r} there"
                 )
         self._eos = sorted(eos_token_ids(model, use))
+        ends = getattr(config, "eos_token_id", None)
+        self._held_back = [ends] if isinstance(ends, int) else list(ends or ())
+        """End tokens that a minimal length holds back: transformers holds back those of the generation config alone."""
         self.settings = {
             name: value for name, off in _NEUTRAL.items() if (value := getattr(config, name, None)) not in off
         }
         """The settings in effect, by name."""
+        self.max_new_tokens: int | None = getattr(config, "max_new_tokens", None)
+        """Not applied: a request has its own number."""
         self._processors: dict[int, LogitsProcessorList] = {}
 
     @property
@@ -128,7 +139,7 @@ class GreedyRules:
     def _of_length(self, size: int, device: torch.device) -> LogitsProcessorList:
         """The logits processors for a row whose prompt has `size` tokens."""
         if size not in self._processors:
-            eos: Any = torch.tensor(self._eos, device=device)
+            eos: Any = torch.tensor(self._held_back, device=device)
             made: dict[str, Any] = {
                 "sequence_bias": SequenceBiasLogitsProcessor,
                 "repetition_penalty": RepetitionPenaltyLogitsProcessor,
@@ -142,7 +153,7 @@ class GreedyRules:
                 ),
             }
             # Lists without an end to wait for have no minimum length, as in transformers.
-            names = [n for n in self.settings if self._eos or n not in ("min_length", "min_new_tokens")]
+            names = [n for n in self.settings if self._held_back or n not in ("min_length", "min_new_tokens")]
             processors: list[LogitsProcessor] = [made[name](self.settings[name]) for name in names]
             self._processors[size] = LogitsProcessorList(processors)
         return self._processors[size]

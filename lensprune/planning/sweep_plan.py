@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, starmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +40,7 @@ from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resol
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_controls, screened_count
 from lensprune.sweeps.selection import VariantSelection
-from lensprune.sweeps.thinking_prefix import with_longest_thinking
+from lensprune.sweeps.thinking_prefix import thinking_requests, with_longest_thinking
 from lensprune.tasks.item_choice import DRAWN
 
 __all__ = ["plan"]
@@ -166,6 +166,8 @@ class _Counted:
     budget: int | DecodeLimits | None
     number: torch.dtype
     screened: bool
+    thoughts: tuple[Sequence[GenerateRequest], ...]
+    """By condition, what the clean model generates beforehand for a thinking prefix."""
     stopping: Stopping | None
     hypotheses: int
     """Variants in question, of which screening chooses those in `variants`, with so many `controls`."""
@@ -189,7 +191,12 @@ class _Counted:
         conditions = conditions_of(
             cast(HookedModel, config), tasks, options, text, with_reference=any(v.needs_reference for v in variants)
         )
+        thoughts: tuple[Sequence[GenerateRequest], ...] = ((),) * len(conditions)
         if options.thinking_prefix is not None:
+            thoughts = tuple(
+                () if own.generates else thinking_requests(cast(HookedModel, config), own, options)
+                for own in conditions
+            )
             conditions = with_longest_thinking(cast(HookedModel, config), conditions, options)
         hypotheses, controls = len(variants) - 1, 0
         if options.screen is not None:
@@ -202,8 +209,8 @@ class _Counted:
             budget = free if options.batch_tokens is None else replace(free, tokens=options.batch_tokens)
         screened = options.screen is not None
         return cls(
-            config, shape, conditions, variants, shares_work, budget, number, screened, options.stopping, hypotheses,
-            controls,
+            config, shape, conditions, variants, shares_work, budget, number, screened, thoughts, options.stopping,
+            hypotheses, controls,
         )  # fmt: skip
 
     @property
@@ -212,17 +219,19 @@ class _Counted:
 
     def cells(self) -> tuple[PlannedCell, ...]:
         """One for each (task, protocol)."""
-        return tuple(self._cell(condition) for condition in self.conditions)
+        return tuple(starmap(self._cell, zip(self.conditions, self.thoughts, strict=True)))
 
-    def _cell(self, condition: Condition) -> PlannedCell:
+    def _cell(self, condition: Condition, thoughts: Sequence[GenerateRequest]) -> PlannedCell:
         requests, facts, estimates = condition.requests, self.model_config.facts, self._estimates(condition)
+        unshared = unshared_cost(self.shape, thoughts, 1, self.budget) + estimates
+        shared = shared_cost(self.shape, facts, thoughts, [CLEAN], self.budget) + estimates
         return PlannedCell(
             task=condition.task.task.name,
             protocol=condition.protocol,
             items=len(condition.items) // condition.samples,
             requests=len(requests),
-            unshared=unshared_cost(self.shape, requests, len(self.variants), self.budget) + estimates,
-            shared=shared_cost(self.shape, facts, requests, self.variants, self.budget) + estimates,
+            unshared=unshared_cost(self.shape, requests, len(self.variants), self.budget) + unshared,
+            shared=shared_cost(self.shape, facts, requests, self.variants, self.budget) + shared,
         )
 
     def _estimates(self, condition: Condition) -> Cost:
@@ -234,13 +243,15 @@ class _Counted:
 
     def stops(self) -> tuple[PlannedStop, ...]:
         """What a sweep that stops early is expected to cost on each (task, protocol); none for any other."""
-        return () if self.stopping is None else tuple(self._stop(own, self.stopping) for own in self.conditions)
+        if self.stopping is None:
+            return ()
+        return tuple(self._stop(*own, self.stopping) for own in zip(self.conditions, self.thoughts, strict=True))
 
-    def _stop(self, condition: Condition, stopping: Stopping) -> PlannedStop:
+    def _stop(self, condition: Condition, thoughts: Sequence[GenerateRequest], stopping: Stopping) -> PlannedStop:
         profile, measured = profile_of(self.variants, condition.protocol), len(self.variants) - 1
         controls = min(measured, self.controls)
         asked = asked_at_looks(profile, stopping, self.hypotheses, measured, controls)
-        cost = self._estimates(condition)
+        cost = self._estimates(condition) + self._cost(thoughts, [CLEAN])
         for (start, end), n in zip(pairwise((0, *stopping.items)), asked, strict=True):
             requests = [request for item in condition.items[start:end] for request in item.requests]
             cost += self._cost(requests, _evenly_over_depth(self.variants, round(n)))
@@ -306,16 +317,21 @@ class _Counted:
 
     def memory(self) -> Memory:
         """The largest need at any time."""
-        return peak_memory(
-            self.shape,
-            self.model_config.facts,
-            [condition.requests for condition in self.conditions],
-            self.variants,
-            shares_work=self.shares_work,
-            bytes_a_number=self.number.itemsize,
-            budget=self.budget,
-            on_cpu=self.model_config.facts.device.startswith("cpu"),
-        )
+        work = [([condition.requests for condition in self.conditions], self.variants), (self.thoughts, (CLEAN,))]
+        needs = [
+            peak_memory(
+                self.shape,
+                self.model_config.facts,
+                requests,
+                variants,
+                shares_work=self.shares_work,
+                bytes_a_number=self.number.itemsize,
+                budget=self.budget,
+                on_cpu=self.model_config.facts.device.startswith("cpu"),
+            )
+            for requests, variants in work
+        ]
+        return max(needs, key=lambda memory: memory.total)
 
 
 def _shorter(item: ItemRequests, most: int) -> ItemRequests:

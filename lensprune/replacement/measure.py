@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from lensprune.ablation.variants import CLEAN, Variant, parse_indices
 from lensprune.engine import executor_info, make_executor
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel
 from lensprune.models.load import open_model
 from lensprune.protocols import score_items
 from lensprune.replacement.pair import Host, ModelPair, WeightChange, model_pair, weight_change
 from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
 from lensprune.replacement.result import ReplacementRun
+from lensprune.replacement.settings import decoded_alike, prompted
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, check_out_folder, open_store, stopped_message
@@ -43,6 +44,7 @@ def measure_replacement(
     heads: str | None = None,
     alpha: float = 1.0,
     renamed_tokens: bool = False,
+    settings_of: str = "distilled",
     limit: int | None = None,
     items: str = DRAWN,
     shots: int | None = None,
@@ -93,6 +95,8 @@ def measure_replacement(
         layers, heads: text like ``0,10,20-29``; ``None`` takes all.
         alpha: interpolation factor: base + α · (distilled − base), and the mirror image for the distilled model.
         renamed_tokens: accept models whose special tokens have the same ids but different names.
+        settings_of: whose chat template, think tokens, end tokens and generation config both models are measured with,
+            ``base`` or ``distilled``. They are alike for all rows, so that weights alone differ.
 
     The other arguments are those of `lensprune.sweep`.
 
@@ -117,6 +121,8 @@ def measure_replacement(
     executor_info(executor)
     if component not in COMPONENTS:
         raise unknown_name("component", component, COMPONENTS)
+    if settings_of not in get_args(Host):
+        raise unknown_name("model whose settings count", settings_of, get_args(Host))
     enumerate_replacements([], mode, direction, start, alpha)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -125,16 +131,17 @@ def measure_replacement(
     models = [open_model(model, **option_values(options, Loading, Splitting)) for model in (base, distilled)]
     pair = model_pair(*models, renamed_tokens=renamed_tokens)
     replacements = _replacements(pair, component, mode, direction, start, layers, heads, alpha)
-    # Prompts that fit the shorter context fit both models.
-    shortest: HookedModel = min((pair.base, pair.distilled), key=lambda model: model.facts.n_ctx)
-    conditions = conditions_of(shortest, loaded, options)
-    by_host = {
-        name: decoding_of(m, conditions, options.generation_config)
-        for name, m in (("base", pair.base), ("distilled", pair.distilled))
-    }
-    decoding = by_host if any(by_host.values()) else {}
-    spec = sweep_spec(base, pair.base.facts, conditions, options, _descriptions(pair, replacements), decoding=decoding)
-    with open_store(folder, spec, questions_of(conditions)) as store:
+    whose = prompted(pair, cast(Host, settings_of))
+    conditions = conditions_of(whose, loaded, options)
+    decoding = decoding_of(whose, conditions, options.generation_config)
+    spec = replace(
+        sweep_spec(base, pair.base.facts, conditions, options, _descriptions(pair, replacements), decoding=decoding),
+        settings_of=settings_of,
+    )
+    with (
+        open_store(folder, spec, questions_of(conditions)) as store,
+        decoded_alike(pair, cast(Host, settings_of)),
+    ):
         try:
             _execute(pair, replacements, conditions, options, store, progress)
         except KeyboardInterrupt:
@@ -143,7 +150,8 @@ def measure_replacement(
             ) from None
         changes = _changes(pair, replacements)
         names = (pair.base.facts.name, pair.distilled.facts.name)
-        result = ReplacementRun(spec, store, folder, replacements, changes, names, pair.notes)
+        notes = (*pair.notes, f"chat format, end tokens and generation config of both: those of {whose.facts.name}")
+        result = ReplacementRun(spec, store, folder, replacements, changes, names, notes)
         if folder is not None:
             result.save()
     return result

@@ -13,6 +13,7 @@ from lensprune.replacement.figure_kinds import replacement_figures
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.ranks import weights_against_effect
 from lensprune.replacement.shares import gain_shares
+from lensprune.results.page import prompts_in_words
 
 __all__ = ["replacement_page", "write_replacement_report"]
 
@@ -72,6 +73,7 @@ def replacement_page(outcomes: ReplacementOutcomes) -> str:
         ("architecture", f"{spec.architecture}; {spec.n_layers} layers, {spec.n_heads} heads"),
         ("replaced", f"{', '.join(dict.fromkeys(shares['part']))}"),
         ("the rest", "; ".join(outcomes.notes)),
+        ("prompts", prompts_in_words(spec)),
         ("numbers", f"{spec.dtype} on {spec.device}; BOS: {spec.bos}; seed {spec.seed}"),
         ("command", spec.execution.command or "called from Python"),
         ("versions", ", ".join(f"{name} {number}" for name, number in sorted(spec.versions.items()))),

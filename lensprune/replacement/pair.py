@@ -20,7 +20,7 @@ from lensprune.replacement.in_place import replaced
 from lensprune.replacement.parts import Part
 from lensprune.replacement.tensors import part_tensors, plain_attention, require_bridge, twin_tensors, weights_are_tied
 
-__all__ = ["Host", "ModelPair", "WeightChange", "model_pair", "weight_change"]
+__all__ = ["Host", "ModelPair", "WeightChange", "check_tokenizers", "model_pair", "weight_change"]
 
 Host = Literal["base", "distilled"]
 
@@ -95,7 +95,7 @@ def model_pair(base: HookedModel, distilled: HookedModel, *, renamed_tokens: boo
             raise UserError(f"base and distilled differ in {what}: {here} and {there}")
     _check_shapes(a, b)
     _check_configs(a.raw_model.config, b.raw_model.config)  # type: ignore[union-attr]
-    renamed = _check_tokenizers(a.tokenizer, b.tokenizer, renamed_tokens)
+    renamed = check_tokenizers(a.tokenizer, b.tokenizer, renamed_tokens)
     tied = weights_are_tied(a)
     if tied != weights_are_tied(b):
         raise UserError("only one of base and distilled ties its unembedding to its embedding")
@@ -126,7 +126,7 @@ def _check_configs(base: Any, distilled: Any) -> None:
             )
 
 
-def _check_tokenizers(
+def check_tokenizers(
     base: PreTrainedTokenizerBase, distilled: PreTrainedTokenizerBase, renamed_tokens: bool
 ) -> list[str]:
     """Refuse tokenizers that encode a text differently.
@@ -236,7 +236,7 @@ def _notes(pair: ModelPair) -> list[str]:
         notes.append(f"{component}: {state}")
     ends = [sorted(eos_token_ids(model)) for model in (pair.base, pair.distilled)]
     if ends[0] != ends[1]:
-        notes.append(f"texts end at other tokens: {ends[0]} in base, {ends[1]} in distilled; each model keeps its own")
+        notes.append(f"texts end at other tokens: {ends[0]} in base, {ends[1]} in distilled")
     contexts = (pair.base.facts.n_ctx, pair.distilled.facts.n_ctx)
     if contexts[0] != contexts[1]:
         notes.append(f"contexts of {contexts[0]} and {contexts[1]} tokens: prompts are cut to the shorter")

@@ -171,6 +171,8 @@ class SweepSpec:
     """When a variant is asked no further (`lensprune.analysis.stopping`): ``items`` at which it is looked at, the last
     being the cap, and ``margin`` and ``q`` (with ``look``, ``any``, of e-values), or ``width``; ``None``: all are asked
     all items."""
+    settings_of: str | None = None
+    """Of a weight replacement: whose chat template and `decoding` both models have, ``base`` or ``distilled``."""
     kept_hooks: tuple[str, ...] = ()
     """Hook points with custom hooks that are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)
@@ -180,8 +182,9 @@ class SweepSpec:
         """The part that determines the numbers, as plain JSON values."""
         data = json.loads(canonical_json(asdict(self)))
         data.pop("execution")
-        if self.stopping is None:
-            data.pop("stopping")
+        for name in ("stopping", "settings_of"):
+            if data[name] is None:
+                data.pop(name)
         # Requested values are resolved per task in `tasks`: requesting all 50 of 50 items is the same sweep.
         for owner, kind in ((data, SweepSpec), *((task, TaskSpec) for task in data["tasks"])):
             for name in _UNCOVERED[kind]:
@@ -302,9 +305,9 @@ def _there_and_here(mine: Any, theirs: Any) -> str:
 
 
 _COMPARED_FIRST = (
-    "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "template_date", "chat_template",
-    "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget", "thinking_prefix",
-    "keep_eos",    "primary_metric",
+    "architecture", "weights_hash", "config_hash", "protocols", "tasks", "variants", "settings_of", "template_date",
+    "chat_template", "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget",
+    "thinking_prefix", "keep_eos", "primary_metric",
 )  # fmt: skip
 _MEANINGS = {
     "weights_hash": "the model's weights",
@@ -315,6 +318,7 @@ _MEANINGS = {
     "template_args": "the chat template's arguments (template_args)",
     "system": "the system prompt",
     "decoding": "the generation config",
+    "settings_of": "whose settings count (settings_of)",
     "kept_hooks": "the model's own hooks",
 }
 

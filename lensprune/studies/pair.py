@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lensprune.results.page import write_report
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance
 from lensprune.studies.presets import Preset, ReplacementPart, StudyPart
+from lensprune.studies.thinking import ThinkingRun, options_for, parts_apart, run_thinking
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -36,6 +37,7 @@ class PairResult:
     distilled: str
     sweeps: tuple[tuple[StudyPart, Run, Run, Path], ...]
     replacements: tuple[tuple[ReplacementPart, ReplacementRun], ...]
+    thinking: tuple[ThinkingRun, ...] = ()
 
 
 def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tuple[str, str] | None:
@@ -53,13 +55,25 @@ def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tupl
 
 
 def run_pair(
-    preset: Preset, pair: tuple[str, str], folder: Path, generation: Mapping[str, Any], **options: Any
+    preset: Preset,
+    pair: tuple[str, str],
+    folder: Path,
+    generation: Mapping[str, Any],
+    own: Sequence[Mapping[str, Any]],
+    *,
+    renamed_tokens: bool = False,
+    **options: Any,
 ) -> PairResult:
-    """Run `preset.pair_sweeps` on both models and `preset.replacements` between them, below `folder`/pair.
+    """Run `preset.pair_sweeps` on both models, `preset.replacements` between them and `preset.thinking` on both, below
+    `folder`/pair.
+
+    In sweeps each model is asked as far as its own chat template goes; exchanges have the distilled model's prompts.
 
     Args:
-        generation: how texts are generated.
-        options: options of `sweep`.
+        generation: how texts are generated, where they are.
+        own: `options` as they fit the base and the distilled model (`fitted`).
+        renamed_tokens: as for `measure_replacement`.
+        options: of `sweep`.
 
     Raises:
         UserError: invalid input of `sweep`, `measure_replacement` and the reports, such as two models of different
@@ -67,9 +81,9 @@ def run_pair(
     """
     home = folder / _FOLDER
     sweeps = []
-    for part in preset.pair_sweeps:
+    for part in [apart for whole in preset.pair_sweeps for apart in parts_apart(whole, options)]:
         runs = []
-        for role, model in zip(("base", "distilled"), pair, strict=True):
+        for role, model, asked in zip(("base", "distilled"), pair, own, strict=True):
             run = sweep(
                 model,
                 part.tasks,
@@ -77,7 +91,7 @@ def run_pair(
                 VariantSelection(part.over, part.ablation),
                 limit=part.limit,
                 out=home / f"{part.name}-{role}",
-                **options,
+                **options_for(part.protocols, asked),
                 **(generation if "generate" in part.protocols else {}),
             )
             write_report(run)
@@ -96,12 +110,17 @@ def run_pair(
             mode=one.mode,
             limit=one.limit,
             out=home / one.name,
-            **options,
+            renamed_tokens=renamed_tokens,
+            **options_for(one.protocols, own[1]),
             **(generation if "generate" in one.protocols else {}),
         )
         result.report()
         replacements.append((one, result))
-    return PairResult(*pair, tuple(sweeps), tuple(replacements))
+    thinking: list[ThinkingRun] = []
+    for asked_of in preset.thinking:
+        chosen = asked_of.pair if asked_of.pair is not None and pair == preset.pair else pair
+        thinking += run_thinking(asked_of, chosen, home, generation, **options)
+    return PairResult(*pair, tuple(sweeps), tuple(replacements), tuple(thinking))
 
 
 def concentration_change_rows(pair_result: PairResult) -> pd.DataFrame:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from lensprune.errors import UserError, unknown_name
+from lensprune.models.model_config import load_model_config
 from lensprune.paths import usable_path
+from lensprune.replacement.pair import check_tokenizers
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
 from lensprune.studies.pair import NO_PAIR, chosen_pair, run_pair
 from lensprune.studies.presets import PRESETS, StudyPart
 from lensprune.studies.study_page import STUDY_FILE, write_study_page
-from lensprune.sweeps.options import Generation, Loading, Rows, Seed, Wording, option_values
+from lensprune.studies.thinking import check_wording, fitted, options_for, parts_apart
+from lensprune.sweeps.options import Generation, Loading, Rows, Seed, TokenSampling, Wording, option_values
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -43,6 +46,10 @@ def paper(
     until: Sequence[str] = (),
     until_only: bool = False,
     generation_config: str = "model",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    samples: int | None = None,
     dtype: str | None = None,
     device: str | None = None,
     bos: str | None = None,
@@ -50,6 +57,7 @@ def paper(
     command: str = "",
     base: str | None = None,
     distilled: str | None = None,
+    renamed_tokens: bool = False,
 ) -> Path:
     """Run the study `preset` on `model`, each sweep into its own folder in `out`, and write its pages.
 
@@ -58,8 +66,13 @@ def paper(
     Args:
         model: a name or path for `load_model`.
         preset: one of `PRESETS`.
-        max_new_tokens, until, until_only, generation_config: for the sweeps that generate texts.
-        base, distilled: names or paths of the pair to compare; ``None`` for both takes the preset's, if it has one.
+        max_new_tokens, until, until_only, generation_config, temperature, top_p, top_k, samples: of the sweeps in which
+            texts are generated.
+        thinking, think_tokens, thinking_budget: of the same. Protocols that score options are then asked in sweeps of
+            their own, without them; the part about thinking has its own settings of thinking.
+        base, distilled: names or paths of the pair that is compared; ``None`` for both takes the preset's own, if it
+            has one.
+        renamed_tokens: accept a pair that spells special tokens of the same ids differently.
 
     The other arguments are those of `sweep`, for every model of the study.
 
@@ -70,18 +83,24 @@ def paper(
         UserError: an unknown preset, half a pair, or other invalid input.
     """
     options = option_values(locals(), Seed, Rows, Wording, Loading) | {"progress": progress, "command": command}
-    generation = option_values(locals(), Generation)
+    generation = option_values(locals(), Generation, TokenSampling)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     chosen, folder = PRESETS[preset], usable_path(Path(out), "out folder")
     if folder.is_file():
         raise UserError(f"out folder {folder} is a file: choose a new folder")
     pair = chosen_pair(chosen, base, distilled)
+    # What can be refused is refused before hours of sweeps.
+    check_wording(model, options)
+    own = None if pair is None else [fitted(name, options) for name in pair]
     if pair is None:
         logger.warning(NO_PAIR)
+    elif chosen.replacements:
+        tokenizers = [load_model_config(name).tokenizer for name in pair]
+        check_tokenizers(tokenizers[0], tokenizers[1], renamed_tokens)
     runs: list[tuple[StudyPart, Run]] = []
     try:
-        for part in chosen.parts:
+        for part in [apart for whole in chosen.parts for apart in parts_apart(whole, options)]:
             n_layers = runs[0][1].spec.n_layers if runs else None
             run = sweep(
                 model,
@@ -90,12 +109,14 @@ def paper(
                 VariantSelection(part.over, part.ablation, _layers(part, n_layers)),
                 limit=part.limit,
                 out=folder / part.name,
-                **options,
+                **options_for(part.protocols, options),
                 **(generation if "generate" in part.protocols else {}),
             )
             write_report(run)
             runs.append((part, run))
-        pair_result = None if pair is None else run_pair(chosen, pair, folder, generation, **options)
+        pair_result = None
+        if pair is not None and own is not None:
+            pair_result = run_pair(chosen, pair, folder, generation, own, renamed_tokens=renamed_tokens, **options)
     except KeyboardInterrupt:
         # A sweep's own message would resume only that sweep.
         raise KeyboardInterrupt(f"stopped: rerun the command to resume the study in {folder}") from None

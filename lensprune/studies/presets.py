@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lensprune.tasks.bundled import DEMO_TASKS
 
-__all__ = ["PRESETS", "Preset", "ReplacementPart", "StudyPart"]
+__all__ = ["PRESETS", "Preset", "ReplacementPart", "StudyPart", "ThinkingPart"]
 
 _ALL = ("default", "continuation", "generate")
 
@@ -46,11 +46,31 @@ class ReplacementPart:
 
 
 @dataclass(frozen=True)
+class ThinkingPart:
+    """Sweeps by generation of the base and the distilled model, with thinking on, off, and under `budgets` (tokens).
+
+    `pair` is asked unless others are given; ``None``: the preset's own.
+    """
+
+    name: str
+    question: str
+    tasks: tuple[str, ...]
+    over: str
+    ablation: str
+    limit: int | None
+    shots: int | None
+    max_new_tokens: int
+    budgets: tuple[int, ...]
+    pair: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Preset:
     """The sweeps of a study, and the choices that the paper leaves open.
 
-    `pair` is the default base and distilled model to compare; without a pair the study skips that part. `pair_sweeps`
-    run on both models, `replacements` between them.
+    `pair` is the base and the distilled model that are compared unless others are given; without either the study
+    has no such part. `pair_sweeps` are made on both of them, `replacements` between them, and `thinking` asks both in
+    their own chat formats.
     """
 
     name: str
@@ -60,6 +80,7 @@ class Preset:
     pair: tuple[str, str] | None
     pair_sweeps: tuple[StudyPart, ...]
     replacements: tuple[ReplacementPart, ...]
+    thinking: tuple[ThinkingPart, ...] = ()
 
 
 def _replacements(task: str, limit: int) -> tuple[ReplacementPart, ...]:
@@ -82,10 +103,13 @@ _CHOICES = (
     "Greedy decoding with the task's stop strings and limit.",
     "Intervals are paired over items; q is the false discovery rate of one-sided tests within a task and protocol.",
     "Early layers are the first 30% of the depth; a loss of less than 0.05 counts as none.",
-    "Base and distilled model answer the same items, with the same prompts.",
-    "Exchanged weights are copied whole, in both directions; cumulative exchanges begin at the bottom.",
+    "Base and distilled model answer the same items, with the same prompts; about thinking, each in its own chat "
+    "format, or without one where it has none.",
+    "Exchanged weights are copied whole, in both directions; cumulative exchanges begin at the bottom; prompts and "
+    "decoding are then the distilled model's for both.",
 )
 _CHAINS = "arithmetic[operands=3,largest=9,subtract=True]"
+_LONG_CHAINS = "arithmetic[operands=4,largest=9,subtract=True]"
 _KV_SHORT = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
 _KV = "kv_retrieval[ending=reopened,answer=text]"
 
@@ -113,6 +137,8 @@ PRESETS: dict[str, Preset] = {
                 "Tasks are the bundled ones, 20 items each; heads only of layers from 50% to 62% of the depth.",
                 "The distilled pair is the bundled one of 4 layers, on chains of three numbers, which distilling "
                 "taught it, and on retrieval, which both know; 100 items.",
+                "About thinking, toy-base is asked beside the toy that thinks, on chains of four numbers, of which "
+                "budgets of 7, 13 and 19 tokens leave one, two and all three steps; 100 items.",
                 *_CHOICES,
             ),
             ("toy-base", "toy-distilled"),
@@ -123,6 +149,12 @@ PRESETS: dict[str, Preset] = {
                 ),
             ),
             _replacements(_CHAINS, 100),
+            (
+                ThinkingPart(
+                    "thinking", "Does a model need other layers when it thinks first, and how much thinking?",
+                    (_LONG_CHAINS,), "layers", "skip", 100, None, 60, (7, 13, 19), ("toy-base", "toy-thinker"),
+                ),
+            ),
         ),
         Preset(
             "full",
@@ -155,6 +187,7 @@ PRESETS: dict[str, Preset] = {
                 "200 items per task (mmlu: 200 per subject), 100 for heads and groups.",
                 "The distilled pair is the one that is given: its layers on 200 items of gsm8k_cot and of retrieval, "
                 "exchanges on 100 of gsm8k_cot.",
+                "About thinking, 100 items of gsm8k without examples; 4,096 new tokens, budgets of 256 and 1,024.",
                 *_CHOICES,
             ),
             None,
@@ -165,6 +198,12 @@ PRESETS: dict[str, Preset] = {
                 ),
             ),
             _replacements("gsm8k_cot", 100),
+            (
+                ThinkingPart(
+                    "thinking", "Does a model need other layers when it thinks first, and how much thinking?",
+                    ("gsm8k",), "layers", "skip", 100, 0, 4096, (256, 1024),
+                ),
+            ),
         ),
     )
 }  # fmt: skip

@@ -22,6 +22,7 @@ from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.studies.pair import NO_PAIR, PairResult, concentration_change_rows, moved
 from lensprune.studies.presets import Preset, StudyPart
+from lensprune.studies.thinking import ThinkingRun, draw_thinking, thinking_effects, thinking_rows
 
 __all__ = ["STUDY_FILE", "write_study_page"]
 
@@ -61,6 +62,15 @@ _CHANGE_SHOWN = {
 _MOVED_SHOWN = {name: _CHANGE_SHOWN[name] for name in ("task", "protocol")} | {
     "verdict": Column("verdict"),
     **{name: _CHANGE_SHOWN[name] for name in ("n", "base", "value", "difference", "ci_low", "ci_high")},
+}
+_THINKING_SHOWN = {
+    "role": Column("model"),
+    "way": Column("asked with"),
+    "task": Column("task"),
+    "n": Column("n", "d"),
+    "accuracy": Column("clean accuracy", ".2f"),
+    "thinking_tokens": Column("tokens of thinking", ".0f"),
+    "cut_off_rate": Column("cut off", ".2f"),
 }
 _STATISTICS = {"gini": "Gini index", "participation_ratio": "effective number of parts"}
 
@@ -127,13 +137,34 @@ def _pair(pair_result: PairResult, change: pd.DataFrame, folder: Path) -> dict[s
         figure = replacement_figure_of(result)
         caption = f"{one.name}: {figure.caption}"
         pictures.append(embedded_figure(one.name, figure.draw(), figure.data(), f"{one.name}. {figure.alt}", caption))
+    thinking = None
+    if pair_result.thinking:
+        rows, effects = thinking_rows(pair_result.thinking), thinking_effects(pair_result.thinking)
+        thinking = table(rows, _THINKING_SHOWN)
+        models = {one.role: one.run.spec.model for one in pair_result.thinking}
+        caption = (
+            f"Δμ without each layer, with paired 95% intervals: {visible(', '.join(map(' '.join, models.items())))}"
+        )
+        alt = "Lines: change of accuracy against the removed layer, one line for each way of thinking"
+        pictures.append(embedded_figure("thinking", draw_thinking(effects), effects, alt, caption))
     notes = ["clean model at chance" if chance else "" for chance in known_at_chance(change)]
     shown = change.assign(statistic=change["statistic"].map(_STATISTICS), note=notes)
     return {
         "sweeps": sweeps,
         "concentration_change": table(shown, _CHANGE_SHOWN),
         "replacements": replacements,
+        "thinking": thinking,
+        "thinking_links": [_thinking_link(one, folder) for one in pair_result.thinking],
         "figures": pictures,
+    }
+
+
+def _thinking_link(one: ThinkingRun, folder: Path) -> dict[str, str]:
+    assert one.run.folder is not None
+    return {
+        "name": f"{one.role}, {one.way}",
+        "href": (one.run.folder / "report.html").relative_to(folder).as_posix(),
+        "lost": _lost(one.run),
     }
 
 

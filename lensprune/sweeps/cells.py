@@ -97,13 +97,27 @@ def _answered(
 
 
 def warn_of_cut_off(task: str, protocol: str, outcomes: Sequence[Outcome], max_new_tokens: int) -> None:
-    """Warn if more than 10% of the clean model's texts ran out of new tokens before an answer."""
-    cut = sum(outcome.failure == "cut_off" for outcome in outcomes)
-    if cut > MOST_CUT_OFF * len(outcomes):
-        logger.warning(
-            f"task {task!r}, {protocol}: {cut} of {len(outcomes)} texts of the whole model were cut off after "
-            f"{max_new_tokens} new tokens and hold no answer: raise --max-new-tokens"
+    """Warn where more than a tenth of a whole model's answers are cut off, and say what helps.
+
+    A text may run out of new tokens, or end by itself inside its thinking, which more new tokens don't mend.
+    """
+    cut = [outcome for outcome in outcomes if outcome.failure == "cut_off"]
+    if len(cut) <= MOST_CUT_OFF * len(outcomes):
+        return
+    short = sum(outcome.stop_reason == "length" for outcome in cut)
+    ended = len(cut) - short
+    said = []
+    if short:
+        said.append(
+            f"{short} of {len(outcomes)} texts of the whole model were cut off after {max_new_tokens} new tokens and "
+            "hold no answer: raise --max-new-tokens"
         )
+    if ended:
+        said.append(
+            f"{ended} of {len(outcomes)} texts of the whole model ended inside their thinking and hold no answer: more "
+            "new tokens won't help; see whether --think-tokens name this model's markers"
+        )
+    logger.warning(f"task {task!r}, {protocol}: {'; '.join(said)}")
 
 
 def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) -> None:

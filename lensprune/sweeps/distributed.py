@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.decisions import next_block
 from lensprune.errors import UserError
 from lensprune.results.run import Run
@@ -31,7 +32,7 @@ from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import CellWorker, WorkerUpdate
 from lensprune.terminal import progress_bar
 
-__all__ = ["STALL_SECONDS", "run_on_ray"]
+__all__ = ["STALL_SECONDS", "measure_on_workers", "run_on_ray"]
 
 STALL_SECONDS = 1800.0
 """Seconds without progress after which a worker counts as hung; must be longer than loading a large model takes."""
@@ -78,7 +79,7 @@ def run_on_ray(
         questions = {cell: questions_from_parquet(data) for cell, data in ready.questions.items()}
         with open_store(folder, spec, questions) as store:
             try:
-                _measure(scheduler, size, ready.requests, store, spec, progress)
+                measure_on_workers(scheduler, size, ready.requests, store, spec, progress)
                 run = Run(spec, store, folder)
                 if folder is not None:
                     run.save()
@@ -112,7 +113,7 @@ def _spec(of_worker: SweepSpec, options: SweepOptions) -> SweepSpec:
     return replace(of_worker, execution=execution)
 
 
-def _measure(
+def measure_on_workers(
     scheduler: Scheduler,
     size: int,
     requests: dict[tuple[str, str], tuple[int, ...]],
@@ -120,6 +121,12 @@ def _measure(
     spec: SweepSpec,
     progress: bool,
 ) -> None:
+    """Let the workers of `scheduler` measure all cells that `store` lacks.
+
+    Args:
+        size: number of workers.
+        requests: of each (task, protocol), by block of its items (`lensprune.sweeps.blocks.block_requests`).
+    """
     finished = store.finished()
     groups = [
         (c.task, c.protocol, [n for n in spec.variant_names if CellKey(n, c.task, c.protocol) not in finished])
@@ -142,15 +149,17 @@ def _measure_blocks(
     store: CellStore,
     bar: Any,
 ) -> None:
-    """A block of every task and protocol that has one left, then the next: verdicts need all cells of a block."""
+    """A block of every task and protocol that has one left, then the next, because verdicts need all cells of a block;
+    the clean model first, with which the others are compared wherever the sweep is stopped."""
     while True:
         found = {cell: own for cell in outcomes.cells if (own := next_block(outcomes, *cell)) is not None}
         if not found:
             return
         say_progress(bar, outcomes, requests, f"{size} workers")
-        groups = [(*cell, own.lack) for cell, own in found.items()]
-        queue = UnitQueue(groups, size, [own.block for own in found.values()])
-        scheduler.run(queue, store, outcomes.spec, bar.update)
+        blocks = [own.block for own in found.values()]
+        for clean in (True, False):
+            groups = [(*cell, [n for n in own.lack if (n == CLEAN.name) is clean]) for cell, own in found.items()]
+            scheduler.run(UnitQueue(groups, size, blocks), store, outcomes.spec, bar.update)
 
 
 @contextmanager

@@ -17,6 +17,10 @@ from lensprune.tasks.base import GenerationFormat, LoadedTask, PromptFormat, Pro
 __all__ = ["with_samples", "with_settings"]
 
 
+_OF_THINKING = ("thinking_budget", "think_tokens")
+"""Options of prompts that mean something to generated texts alone."""
+
+
 def with_settings(tasks: Sequence[LoadedTask], options: SweepOptions) -> list[LoadedTask]:
     """`tasks` with the stop strings, lengths and sampling of `options` instead of their own.
 
@@ -24,10 +28,13 @@ def with_settings(tasks: Sequence[LoadedTask], options: SweepOptions) -> list[Lo
         UserError: nothing is generated; or sampling settings are given for greedy decoding.
     """
     given = given_options(options, Generation, TokenSampling)
+    thinks = {name: value for name in _OF_THINKING if (value := getattr(options, name)) is not None}
     formats = [protocol_named(name).format_of(task.task) for task in tasks for name in options.protocols]
     if options.thinking_prefix is not None:
         # The thinking is generated under it.
         given.pop("generation_config", None)
+    else:
+        given |= thinks
     if given and not any(isinstance(fmt, GenerationFormat) for fmt in formats):
         name = next(iter(given)).replace("_", "-")
         raise UserError(f"--{name} is given, and nothing is generated: choose the protocol generate, or leave it out")

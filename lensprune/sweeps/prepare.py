@@ -448,7 +448,15 @@ def decoding_of(model: HookedModel, asked: Sequence[Condition], use: str) -> dic
     """
     from lensprune.engine.greedy import GreedyRules
 
-    return GreedyRules(model, use).recorded if any(own.generates for own in asked) else {}
+    if not any(own.generates for own in asked):
+        return {}
+    rules = GreedyRules(model, use)
+    if rules.max_new_tokens is not None:
+        logger.warning(
+            f"the generation config of {model.facts.name} sets max_new_tokens to {rules.max_new_tokens}, which lm-eval "
+            "obeys: here the task's number counts, or --max-new-tokens"
+        )
+    return rules.recorded
 
 
 def sweep_spec(

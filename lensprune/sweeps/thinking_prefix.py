@@ -28,7 +28,7 @@ from lensprune.sweeps.prepare import Condition, SweepJob, cell_specs
 from lensprune.tasks.base import MultipleChoiceFormat
 from lensprune.terminal import progress_bar
 
-__all__ = ["with_clean_thinking", "with_longest_thinking"]
+__all__ = ["thinking_requests", "with_clean_thinking", "with_longest_thinking"]
 
 logger = logging.getLogger("lensprune")
 
@@ -43,15 +43,14 @@ def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, 
     `folder` has it in its questions and reuses it.
 
     Raises:
-        UserError: the options are part of the prompts (winogrande).
+        UserError: as `thinking_requests`.
     """
-    markers = _markers(job.model, job.options)
     texts = {} if folder is None or check_out_folder(folder) is None else _stored(job, Outcomes.load(folder))
     made = []
     for condition in job.conditions:
         if not condition.generates:
             place = (condition.task.task.name, condition.protocol)
-            thoughts = texts.get(place) or _generated(job, condition, markers, executor, progress)
+            thoughts = texts.get(place) or _generated(job, condition, executor, progress)
             condition = _after(job.model, condition, thoughts, job.options)  # noqa: PLW2901
         made.append(condition)
     conditions = tuple(made)
@@ -94,14 +93,18 @@ def _stored(job: SweepJob, run: Outcomes) -> dict[tuple[str, str], dict[str, str
     return found
 
 
-def _generated(
-    job: SweepJob, condition: Condition, markers: ThinkingMarkers, executor: Executor, progress: bool
-) -> dict[str, str]:
-    """The clean model's thinking on each item, by id."""
-    model, task, budget = job.model, condition.task.task.name, job.options.thinking_budget or 0
-    encoder = partial(encode, model, keep_eos=job.options.keep_eos)
+def thinking_requests(model: HookedModel, condition: Condition, options: SweepOptions) -> list[GenerateRequest]:
+    """What asks the clean model for its thinking, one request per item.
+
+    Raises:
+        UserError: options that stand in the prompts themselves (winogrande); prompts that leave too little room for
+            thinking in the model's context.
+    """
+    markers, task, budget = _markers(model, options), condition.task.task.name, options.thinking_budget or 0
+    encoder = partial(encode, model, keep_eos=options.keep_eos)
     room = budget + len(markers.forced_ids) + AFTER_END
     requests: list[GenerateRequest] = []
+    cuts: list[int] = []
     for item in condition.items:
         context, where = item.prompts[0].context, f"task {task!r}, item {item.item.id}"
         if any(prompt.context != context for prompt in item.prompts):
@@ -109,16 +112,31 @@ def _generated(
                 f"task {task!r} has its options in the prompts under protocol {condition.protocol}, so no thinking can "
                 "stand in front of them: leave the thinking prefix out"
             )
-        asked, _ = generate_request(encoder, prefix_token_id(model), model.facts.n_ctx, context, (), room, where)
+        asked, cut = generate_request(encoder, prefix_token_id(model), model.facts.n_ctx, context, (), room, where)
+        cuts += [cut] if cut else []
         requests.append(
             replace(
                 asked,
                 thinking=markers.in_answer_to(context),
                 forced_end=markers.forced_after(budget),
                 item=item.item.id,
-                generation_config=cast(GenerationConfigUse, job.options.generation_config),
+                generation_config=cast(GenerationConfigUse, options.generation_config),
             )
         )
+    if cuts:
+        most = budget - max(cuts)
+        raise UserError(
+            f"{len(cuts)} of {len(requests)} prompts of task {task!r} and a thinking of {budget} tokens exceed the "
+            f"context of {model.facts.n_ctx} tokens, by {max(cuts)} at most: "
+            + (f"give a thinking budget of at most {most}" if most > 0 else "give fewer examples")
+        )
+    return requests
+
+
+def _generated(job: SweepJob, condition: Condition, executor: Executor, progress: bool) -> dict[str, str]:
+    """The clean model's thinking on each item, by id."""
+    model, task, budget = job.model, condition.task.task.name, job.options.thinking_budget or 0
+    markers, requests = _markers(model, job.options), thinking_requests(model, condition, job.options)
     bar: Any
     with progress_bar(shown=progress, total=len(requests)) as bar:
         bar.set_description(f"{task} thinking")

@@ -9,7 +9,17 @@ from typing import Any
 
 from lensprune.errors import UserError, nearest
 
-__all__ = ["DEFAULT_NEW_TOKENS", "GenerationSettings", "generation_settings", "greedy_settings"]
+__all__ = [
+    "DEFAULT_NEW_TOKENS",
+    "LEAST_TEMPERATURE",
+    "MOST_TEMPERATURE",
+    "GenerationSettings",
+    "generation_settings",
+    "greedy_settings",
+]
+
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 100
+"""Of sampling. Logits over less than the least one overflow; greedy decoding is temperature 0."""
 
 DEFAULT_NEW_TOKENS = 256
 """lm-eval's ``HFLM.max_gen_toks``."""
@@ -56,10 +66,15 @@ def generation_settings(given: Mapping[str, Any], default_until: Sequence[str], 
     values: dict[str, Any] = {name: given.get(name) for name in ("temperature", *_FILTERS)}
     if temperature is None:
         values["temperature"] = 1.0
-    for name, (low, high) in {"temperature": (0, math.inf), "top_p": (0, 1), "top_k": (-1, math.inf)}.items():
+    least = math.nextafter(LEAST_TEMPERATURE, 0)
+    limits = {"temperature": (least, MOST_TEMPERATURE), "top_p": (0, 1), "top_k": (-1, math.inf)}
+    for name, (low, high) in limits.items():
         value = values[name]
         if value is not None and not (_is_number(value) and low < value <= high):
-            raise UserError(f"{where}: generation setting {name!r} is {value!r}, with which nothing can be sampled")
+            raise UserError(
+                f"{where}: generation setting {name!r} is {value!r}, with which nothing can be sampled: expected a "
+                f"number above {low:g}, at most {high:g}"
+            )
     for name in _ONLY_SAMPLING:
         if name not in _FILTERS and given.get(name) is not None:
             raise UserError(f"{where}: generation setting {name!r} is not supported: use top_p or top_k")
@@ -104,7 +119,7 @@ def greedy_settings(given: Mapping[str, Any], default_until: Sequence[str], wher
         raise error(f"'do_sample' is {sampled!r}, expected false")
     if sampled:
         raise error("'do_sample' is true, but only greedy decoding is supported here: set it to false")
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if not _is_number(temperature) or not temperature >= 0:
         raise error(f"'temperature' is {temperature!r}, expected 0")
     if temperature > 0 and sampled is None:
         raise error(

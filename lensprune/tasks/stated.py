@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 
 __all__ = ["BOXED", "STATED", "BoxedFilter", "StatedLetter", "stated_number"]
 
@@ -75,32 +77,46 @@ class StatedLetter:
 
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)\s*(\d))")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+# A unit's own power is no power of the number: degrees, and \text{ cm}^2.
+_UNIT_POWER = re.compile(r"\^\s*\{?\\circ\}?|(\\(?:text|mathrm|mbox)\s*\{[^{}\d]*\})\s*\^\s*(?:\{[23]\}|[23])")
 _DROPPED = re.compile(r"\\(?:left|right|[!,;: ()\[\]$%])|[$€£%*_`~]")
-_ALGEBRA = re.compile(r"\^|\\(?:times|cdot|sqrt|pm|pi|infty)|[×√π±]|\d[eE][-+]?\d")
+_ALGEBRA = re.compile(
+    r"\^|\\(?:times|cdot|sqrt|pm|pi|infty|binom)|[×√π±∞]|\d[eE][-+]?\d|\d\s*[!⁰¹²³⁴⁵⁶⁷⁸⁹]|\d[kKMBT]\b"
+    r"|\bhalf\b|\b(?:and|plus)\s+(?:an?|one|two|three)\s+\w+(?:th|rd|er)s?\b"
+)
+_VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
-    rf"(?<![\w.])([-−+]?)\s?(?:(\d+)\s+(\d+)\s*/\s*(\d+)|({_UNSIGNED})(?:\s*/\s*({_UNSIGNED}))?)(?!\d)", re.ASCII
+    rf"(?<![\w.])([-−+]?)\s?(?:(\d+)\s+(\d+)\s*/\s*(\d+)|({_UNSIGNED})(?:\s*/\s*({_UNSIGNED}))?)(?!\d)"
+    rf"((?:[\s-]*\b(?:{'|'.join(_SCALES)})s?\b)*)",
+    re.ASCII | re.IGNORECASE,
 )
 
 
 def stated_number(text: str) -> Fraction | None:
     r"""The one number in `text`, exactly: ``**42**``, ``$1,234.50``, ``18 dollars``, ``x = 3/4``, ``\frac{3}{4}``,
-    ``1 1/2``, ``50\%`` (50). ``None`` if there is no number, several after the last equals sign, or powers, roots and
-    the like.
+    ``1 1/2``, ``3½``, ``1.5 million``, ``18\text{ cm}^2``, ``50\%`` (50). ``None`` if there is no number, or several
+    after the last equals sign, or powers, roots, factorials and the like, or what could be read in two ways (``5k``,
+    ``2 and a half``).
 
     It is read by `fractions.Fraction`, from digits only: an algebra system would run a model's text as code
     (``sympify``) or need another parser (math-verify), and these answers aren't algebra.
     """
+    text = _UNIT_POWER.sub(lambda m: m[1] or " ", text.replace("⁄", "/"))
     if _ALGEBRA.search(text):
         return None
+    # Written as 1⁄2 in Unicode's compatible form.
+    text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[0]).replace('⁄', '/')} ", text)
     plain = _WRAPPED.sub(r" \1 ", text.replace("{,}", ","))
     plain = _FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]} ", _DROPPED.sub("", plain))
     found = list(_NUMBER.finditer(plain.rpartition("=")[2]))
     if len(found) != 1:
         return None
-    sign, whole, over, under, number, divisor = found[0].groups()
+    sign, whole, over, under, number, divisor, scales = found[0].groups()
     numbers = [Fraction(part.replace(",", "")) for part in (over or number, under or divisor or "1")]
     if not numbers[1]:
         return None
     value = numbers[0] / numbers[1] + (Fraction(whole) if whole else 0)
+    value *= prod(factor for word, factor in _SCALES.items() for _ in range(scales.lower().count(word)))
     return -value if sign in ("-", "−") else value

@@ -120,7 +120,7 @@ LIKE_A_SWEEP = {
     "heads": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "attribute": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
-    "paper": {"seed", "data_dir", "dtype", "device", "bos", *WRITTEN},
+    "paper": {"seed", "data_dir", "dtype", "device", "bos", *WRITTEN, *SAMPLED},
     "resume": {"workers", "ray_address"},
     "power": {"data_dir"},
 }
@@ -221,7 +221,7 @@ def test_every_command_is_compared() -> None:
         ("until", ["x", ""], "is not a list of stop strings"),
         ("until", "", "is not a list of stop strings"),
         ("generation_config", "non", "did you mean none"),
-        ("temperature", -0.1, "temperature -0.1 is not possible: expected a number from 0 to 100"),
+        ("temperature", -0.1, "temperature -0.1 is not possible: expected 0, which decodes greedily, or a number"),
         ("temperature", float("nan"), "temperature nan is not possible"),
         ("top_p", 0.0, "top-p 0 is not possible: expected a number from above 0 to 1"),
         ("top_k", -1, "top-k -1 is not a usable number of tokens"),

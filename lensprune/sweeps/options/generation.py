@@ -10,11 +10,17 @@ from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerationConfigUse
 from lensprune.sweeps.options.declare import Group, between, decimal, one_of, option, whole_number, within
 from lensprune.sweeps.options.prompts import MAX_TOKENS
+from lensprune.tasks.generation_settings import LEAST_TEMPERATURE, MOST_TEMPERATURE
 
 MAX_SAMPLES = 1000
 
 
-MAX_TEMPERATURE = 100
+def _check_temperature(value: float) -> None:
+    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+        raise UserError(
+            f"temperature {value:g} is not possible: expected 0, which decodes greedily, or a number from "
+            f"{LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+        )
 
 
 def _check_texts(texts: Sequence[str]) -> None:
@@ -54,7 +60,7 @@ class TokenSampling(Group):
         "sample at this temperature; 0 decodes greedily (default: the task's, usually 0)",
         metavar="T",
         parse=decimal,
-        check=within(0, MAX_TEMPERATURE, "temperature"),
+        check=_check_temperature,
     )
     top_p: float | None = option(
         None,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 
 from lensprune.ablation import each_layer
 from lensprune.divergence.measure import fidelity
@@ -87,6 +89,17 @@ def test_a_model_without_a_right_answer_is_refused() -> None:
     model = tiny("llama")
     with pytest.raises(UserError, match="answers none of 3 items right"):
         fidelity(model.module, ["arithmetic"], each_layer(model), limit=3, shots=1, progress=False)
+
+
+def test_penalties_that_logits_lack_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    asked: dict[str, Any] = {"limit": 2, "shots": 0, "whole": True, "progress": False}
+    before = fidelity(model.module, ["arithmetic"], each_layer(model), **asked)
+    monkeypatch.setattr(model.module.original_model.generation_config, "repetition_penalty", 1.3)  # type: ignore
+    with pytest.raises(UserError, match=r"sets repetition_penalty to 1\.3, and fidelity compares logits without it"):
+        fidelity(model.module, ["arithmetic"], each_layer(model), **asked)
+    ignored = fidelity(model.module, ["arithmetic"], each_layer(model), **asked, generation_config="none")
+    assert_frame_equal(ignored, before)
 
 
 def test_angles() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +16,8 @@ from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import ForcedEnd, GenerateRequest, GenerateResponse, Sampling
 from lensprune.protocols.stopping import generated_text
+from lensprune.sweeps.options import TokenSampling
+from lensprune.tasks.generation_settings import LEAST_TEMPERATURE, generation_settings
 from tests.helpers.families import FAMILIES, GATED_CONFIGS
 from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, variants_for
 from tests.helpers.tiny_models import tiny
@@ -68,6 +71,19 @@ def test_a_row_is_the_same_alone_in_any_order_and_in_any_batch(family: str) -> N
         assert answers(executor, requests, variants) == whole
     back = answers(ForkedExecutor(model), requests[::-1], variants[::-1])
     assert [row[::-1] for row in back[::-1]] == whole
+
+
+def test_the_least_temperature_is_greedy_and_less_is_refused() -> None:
+    model = tiny("llama")
+    greedy = same(model, free(model), [CLEAN])
+    cold = [replace(r, sampling=Sampling(LEAST_TEMPERATURE, seed=1)) for r in free(model)]
+    assert same(model, cold, [CLEAN]) == greedy
+    assert same(model, [replace(r, sampling=Sampling(2.0, seed=1)) for r in free(model)], [CLEAN]) != greedy
+    for wrong in (1e-9, -0.5, math.nan, math.inf, 101):
+        with pytest.raises(UserError, match=rf"temperature {wrong:g} is not possible: expected 0, which decodes"):
+            TokenSampling(temperature=wrong)
+        with pytest.raises(UserError, match="'temperature' is"):
+            generation_settings({"do_sample": True, "temperature": wrong}, (), "task")
 
 
 def test_equal_prompts_of_other_items_and_samples_stay_apart() -> None:
@@ -202,9 +218,11 @@ def test_penalties_budgets_and_samples_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", [None, Sampling(1.0, seed=5)], ids=["greedy", "sampled"])
-def test_five_hundred_new_tokens(sampling: Sampling | None) -> None:
-    model = tiny("llama")
+@pytest.mark.parametrize(
+    ("family", "sampling"), [("llama", None), ("gemma3", Sampling(1.0, seed=5))], ids=["greedy", "sampled"]
+)
+def test_five_hundred_new_tokens(family: str, sampling: Sampling | None) -> None:
+    model = tiny(family)
     prompts = [(5, 9, 30, 41), (5, 9, 30, 42, 77), (8,), (5, 9, 30, 41)]
     asked = [GenerateRequest(p, ("\x00\x00",), 500, sampling, item=str(i)) for i, p in enumerate(prompts)]
     asked[2] = replace(asked[2], forced_end=ForcedEnd(300, (5, 5, 5), FORCED))

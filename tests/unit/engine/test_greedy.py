@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from lensprune.ablation.variants import CLEAN, Variant, each_mlp
-from lensprune.engine import make_executor
+from lensprune.engine import greedy, make_executor
 from lensprune.engine.greedy import GreedyRules
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
@@ -79,18 +80,60 @@ def test_both_executors_decode_as_transformers_does(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_beams", 4), ("forced_eos_token_id", 3), ("remove_invalid_values", True)]
+    ("name", "value"),
+    [("num_beams", 4), ("forced_eos_token_id", 3), ("remove_invalid_values", True), ("stop_strings", "x")],
 )
 def test_what_greedy_decoding_has_not_is_refused_by_name(
     name: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny("llama")
     monkeypatch.setattr(model.module.original_model.generation_config, name, value)  # type: ignore[union-attr, arg-type]
-    with pytest.raises(UserError, match=rf"sets {name} to {value}"):
+    with pytest.raises(UserError, match=rf"sets {name} to {value!r}"):
         sweep(model.module, ["arithmetic"], ["generate"], mlp(model), limit=2, shots=0, progress=False)
     assert len(
         sweep(model.module, ["arithmetic"], ["continuation"], mlp(model), limit=2, shots=0, progress=False).cells
     )
+
+
+WITHOUT_EFFECT = {
+    "the length and the end, which a request sets itself": {"max_length", "max_new_tokens", "eos_token_id"},
+    "sampling, which a request sets itself": {"do_sample", "temperature", "top_k", "top_p"},
+    "of beams alone": {"early_stopping", "length_penalty"},
+    "faster ways to the same tokens": {
+        "use_mtp", "use_cache", "cache_implementation", "cache_config", "max_cache_len", "is_assistant",
+        "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+        "prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind",
+        "target_lookbehind", "assistant_ensemble_weight", "speculation_type", "compile_config", "disable_compile",
+        "continuous_batching_config", "low_memory", "prefill_chunk_size",
+    },
+    "order of the logits stays": {"renormalize_logits"},
+    "what is returned beside tokens": {
+        "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+    },
+    "no part of a text": {
+        "pad_token_id", "bos_token_id", "decoder_start_token_id", "_from_model_config", "transformers_version",
+    },
+}  # fmt: skip
+
+
+def test_every_setting_of_transformers_is_applied_refused_or_without_effect() -> None:
+    """A setting that a later version of transformers brings fails here, until it is told which it is."""
+    honoured, refused = set(greedy._NEUTRAL), {*greedy._REFUSED, *greedy._SAMPLING_REFUSED}
+    rest = set[str]().union(*WITHOUT_EFFECT.values())
+    assert honoured & refused == honoured & rest == refused & rest == set()
+    assert set(vars(GenerationConfig())) <= honoured | refused | rest
+
+
+def test_a_length_in_the_config_is_not_applied_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("llama")
+    asked: dict[str, Any] = {"limit": 2, "shots": 0, "max_new_tokens": 4, "progress": False}
+    before = sweep(model.module, ["arithmetic"], ["generate"], mlp(model), **asked)
+    monkeypatch.setattr(model.module.original_model.generation_config, "max_new_tokens", 2)  # type: ignore[union-attr]
+    after = sweep(model.module, ["arithmetic"], ["generate"], mlp(model), **asked)
+    assert "sets max_new_tokens to 2, which lm-eval obeys" in caplog.text
+    assert after.records()["text"].equals(before.records()["text"])
 
 
 def test_a_run_records_the_settings_and_is_not_resumed_under_others(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from transformers import AutoModelForCausalLM
 
 import lensprune as lp
 from lensprune import cli
@@ -22,6 +23,8 @@ from lensprune.replacement.shares import gain_shares, share_intervals
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import MemoryStore
+from tests.helpers.chat_models import chat_tokenizer, save_chat_folder
+from tests.helpers.families import hf_model
 from tests.helpers.made_cells import outcome, outcomes_of, requests
 from tests.helpers.model_pairs import fresh, pair_logits
 
@@ -316,3 +319,59 @@ def test_figures_of_every_kind() -> None:
         plt.close("all")
     with pytest.raises(UserError, match="nothing to draw"):
         effect_by_depth(shares[:0], n_layers=3)
+
+
+@pytest.fixture(scope="module")
+def thinkers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base without a chat template, and a distilled model with one and a penalty; they differ in blocks alone."""
+    place = tmp_path_factory.mktemp("thinkers")
+    distilled = save_chat_folder("qwen", place / "distilled")
+    (distilled / "generation_config.json").write_text('{"repetition_penalty": 1.6, "eos_token_id": [5, 9]}')
+    tokenizer = chat_tokenizer("qwen")
+    tokenizer.chat_template = None
+    base = hf_model("qwen3", 1, vocab_size=len(tokenizer), max_position_embeddings=1024)
+    others = AutoModelForCausalLM.from_pretrained(distilled).state_dict()
+    base.load_state_dict({name: w for name, w in others.items() if ".layers." not in name}, strict=False)
+    base.save_pretrained(place / "base")
+    tokenizer.save_pretrained(place / "base")
+    return place / "base", distilled
+
+
+def test_both_models_have_one_models_settings(
+    thinkers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, distilled = (lp.load_model(folder, device="cpu", self_check=False) for folder in thinkers)
+    configs = [model.original_model.generation_config for model in (base, distilled)]
+    asked: dict[str, Any] = {
+        "component": "layer", "mode": "range", "limit": 3, "shots": 0, "max_new_tokens": 12, "chat_template": True,
+        "thinking": "on", "out": tmp_path / "run", "progress": False,
+    }  # fmt: skip
+    run = lp.measure_replacement(base, distilled, "arithmetic", "generate", **asked)
+    assert [model.original_model.generation_config for model in (base, distilled)] == configs
+    assert (run.spec.settings_of, run.spec.think_tokens) == ("distilled", ("<think>", "</think>"))
+    assert run.spec.decoding["repetition_penalty"] == 1.6
+    assert "generation config of both: those of" in run.notes[-1]
+    columns = ["item_id", "text", "thinking", "n_tokens", "stop_reason"]
+    rows = {name: run.records(name)[columns].reset_index(drop=True) for name in run.spec.variant_names}
+    # With every differing weight the one model is the other, to the last token.
+    pd.testing.assert_frame_equal(rows["base+L0..L2"], rows["distilled"])
+    pd.testing.assert_frame_equal(rows["distilled-L0..L2"], rows["clean"])
+    assert not rows["clean"].equals(rows["distilled"])
+    prompts = run.records(prompts=True)["prompt"]
+    assert prompts.nunique() == 3
+    assert prompts.str.startswith("<|im_start|>user").all()
+    assert "distilled" in run.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match=r'whose settings count \(settings_of\): "distilled" there, "base" here'):
+        lp.measure_replacement(
+            base, distilled, "arithmetic", "generate",
+            **{**asked, "chat_template": False, "thinking": "auto", "settings_of": "base"},
+        )  # fmt: skip
+    free = lp.measure_replacement(
+        base, distilled, "arithmetic", "generate",
+        **{**asked, "chat_template": False, "thinking": "auto", "out": None, "settings_of": "base"},
+    )  # fmt: skip
+    assert "repetition_penalty" not in free.spec.decoding
+    with pytest.raises(UserError, match="has no chat template"):
+        lp.measure_replacement(base, distilled, "arithmetic", "generate", **{**asked, "settings_of": "base"})
+    with pytest.raises(UserError, match="unknown model whose settings count 'bse': did you mean base"):
+        lp.measure_replacement(base, distilled, "arithmetic", "generate", **{**asked, "settings_of": "bse"})

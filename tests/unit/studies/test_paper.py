@@ -101,7 +101,8 @@ def test_the_pair_is_swept_compared_and_exchanged(
     sweeps = tuple(replace(part, tasks=one, protocols=("continuation",), limit=2) for part in smoke.pair_sweeps)
     replacements = tuple(replace(part, tasks=one, protocols=("continuation",), limit=2) for part in smoke.replacements)
     first = replace(smoke.parts[0], tasks=one, protocols=("continuation",), limit=2)
-    small = replace(smoke, parts=(first,), pair_sweeps=sweeps, replacements=replacements)
+    thinking = tuple(replace(part, tasks=one, limit=2, max_new_tokens=9) for part in smoke.thinking)
+    small = replace(smoke, parts=(first,), pair_sweeps=sweeps, replacements=replacements, thinking=thinking)
     monkeypatch.setitem(PRESETS, "smoke", small)
     out, model = tmp_path / "study", str(family_folder("llama"))
     command = ["paper", "--model", model, "--out", str(out), "--device", "cpu", "--base", model, "--distilled", model]
@@ -113,7 +114,10 @@ def test_the_pair_is_swept_compared_and_exchanged(
         *(f"pair/{one.name}/report.html" for one in small.replacements),
     ]  # fmt: skip
     assert all((out / link).is_file() for link in links)
-    assert page.count("<figure>") == 2 + 4
+    assert page.count("<figure>") == 2 + 4 + 1
+    for role in ("base", "distilled"):
+        assert f'<a href="pair/thinking-{role}-no-chat-format/report.html">{role}, no chat format</a>' in page
+        assert (out / "pair" / f"thinking-{role}-no-chat-format" / "report.html").is_file()
     # A model exchanged with itself: nothing is gained by anything.
     table = pd.read_csv(out / "pair" / "layer-cumulative" / "replacement.csv")
     assert (table["effect"] == 0).all()
@@ -158,6 +162,9 @@ def test_presets_name_tasks_and_protocols_that_exist(preset: Preset) -> None:
     assert {(one.component, one.mode) for one in preset.replacements} == {
         (component, mode) for component in ("attention_output", "layer") for mode in ("single", "cumulative")
     }
+    assert all(max(part.budgets) < part.max_new_tokens for part in preset.thinking)
+    for task in [task for part in preset.thinking for task in part.tasks]:
+        assert "generate" in get_task(task).formats
     for part in [*preset.parts, *preset.pair_sweeps, *preset.replacements]:
         for task in part.tasks:
             assert set(part.protocols) <= set(get_task(task).formats)

@@ -16,15 +16,22 @@ from lensprune.analysis.decisions import decided, next_block
 from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.multiplicity import benjamini_hochberg
 from lensprune.analysis.sequential import Looks, e_bh, e_values, loss_p
-from lensprune.analysis.summary import read_group
+from lensprune.analysis.summary import read_group, summarise
 from lensprune.errors import UserError
 from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.figures.variants import variant_bars
 from lensprune.results.listing import runs_in
 from lensprune.results.text import top_variants
-from lensprune.runs.store import RunStore
+from lensprune.runs.outcomes import Outcomes
+from lensprune.runs.records import CellKey
+from lensprune.runs.spec import SweepSpec
+from lensprune.runs.store import MemoryStore, RunStore
+from lensprune.sweeps.distributed import measure_on_workers
 from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.scheduler import Scheduler, WorkerLost
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.units import Unit
+from lensprune.sweeps.worker import CellWorker, WorkerUpdate
 from tests.helpers.made_runs import layers_run
 from tests.helpers.sweeps import sweep
 from tests.helpers.tiny_models import folder
@@ -115,6 +122,7 @@ def test_item_by_item_analyses_take_the_block_that_all_share(early: lp.Run) -> N
     assert (early.concentration()["n"] == shared).all()
 
 
+@pytest.mark.slow
 def test_each_task_and_protocol_has_its_own_shared_block(model: Path) -> None:
     run = sweep(model, **{**EARLY, "protocols": ("default", "continuation"), "looks": "10,40"})
     sizes = run.summary().groupby("protocol")["n"].min()
@@ -235,6 +243,58 @@ def test_stopped_within_and_between_looks_it_takes_the_same_decisions(
     assert lp.resume(out, progress=False).summary().equals(early.summary())
 
 
+class LocalPool:
+    """Workers in threads of this process, as `lensprune.sweeps.scheduler.WorkerPool`."""
+
+    def __init__(self, model: Path, options: SweepOptions) -> None:
+        self.given = (str(model), options)
+        self.workers: dict[int, CellWorker] = {}
+
+    def start(self) -> int:
+        self.workers[len(self.workers) + 1] = CellWorker(*self.given)
+        return len(self.workers)
+
+    def assign(self, worker: int, unit: Unit) -> None:
+        self.workers[worker].assign(unit)
+
+    def updates(self, seconds: float) -> list[tuple[int, WorkerUpdate | WorkerLost]]:
+        return [(number, worker.poll(0.05)) for number, worker in self.workers.items()]
+
+    def stop(self, worker: int) -> None:
+        del self.workers[worker]
+
+
+@pytest.mark.slow
+def test_workers_take_the_decisions_of_one_process_also_when_stopped(model: Path, early: lp.Run) -> None:
+    options = SweepOptions.given(**{**EARLY, "shots": 0, "device": "cpu"})
+    scheduler = Scheduler(LocalPool(model, options), 2, 1000.0)
+    ready = scheduler.first_ready()
+    spec = SweepSpec.from_json(ready.spec, "a worker")
+    assert spec.digest == early.spec.digest
+    n = len(spec.variants)
+
+    class Stopping(MemoryStore):
+        def write(self, key: CellKey, cell: Any) -> None:
+            if len(self.finished()) == n + 2:
+                raise KeyboardInterrupt
+            super().write(key, cell)
+
+    stopped = Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        measure_on_workers(scheduler, 2, ready.requests, stopped, spec, progress=False)
+    assert not decided(Outcomes(spec, stopped))
+    store = MemoryStore()
+    for key in stopped.finished():
+        store.write(key, stopped.read(key))
+    again = Scheduler(LocalPool(model, options), 1, 1000.0)
+    measure_on_workers(again, 1, again.first_ready().requests, store, spec, progress=False)
+    outcomes = Outcomes(spec, store)
+    assert decided(outcomes)
+    assert outcomes.n_stored == early.n_stored
+    columns = ["variant", "n", "accuracy", "delta", "ci_low", "p_value", "q_loss", "at_chance"]
+    assert summarise(outcomes)[columns].equals(early.summary()[columns])
+
+
 @pytest.mark.slow
 def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     run = sweep(model, **{**ASKED, "limit": 80, "until_width": 0.2})
@@ -254,6 +314,7 @@ def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
     assert "McNemar" in page
 
 
+@pytest.mark.slow
 def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {**ASKED, "limit": 80, "lost_more_than": 0.1, "looks": "any"}
     run = sweep(model, tmp_path / "run", **asked)

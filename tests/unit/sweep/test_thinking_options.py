@@ -11,7 +11,10 @@ from tokenizers import processors
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
+from lensprune.models.tokenizers import encode
+from lensprune.planning import sweep_plan
 from lensprune.runs.store import read_spec
+from lensprune.sweeps.thinking_prefix import AFTER_END
 from tests.helpers.chat_models import chat_tokenizer, save_chat_folder
 from tests.helpers.sweeps import sweep
 
@@ -267,20 +270,17 @@ def test_options_are_read_after_the_clean_models_thinking(
     monkeypatch.undo()
     with pytest.raises(UserError, match="thinking_budget: 9 there, 8 here"):
         sweep(folder, out, **{**asked, "thinking_budget": 8}, thinking_prefix="clean")
-    planned = lp.plan(
-        str(folder),
-        "facts",
-        "continuation",
-        limit=3,
-        shots=0,
-        device="cpu",
-        flops=1e9,
-        chat_template=True,
-        thinking_budget=9,
-        thinking_prefix="clean",
-    )
+    prefix: dict[str, Any] = {"chat_template": True, "thinking_budget": 9, "thinking_prefix": "clean"}
+    planned = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, **prefix)
     less = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, chat_template=True)
-    assert planned.cells[0].unshared.tokens > less.cells[0].unshared.tokens
+    monkeypatch.setattr(sweep_plan, "thinking_requests", lambda *_: ())
+    read = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, **prefix)
+    assert read.cells[0].unshared.tokens > less.cells[0].unshared.tokens
+    # The clean model reads each prompt once, and writes nine tokens, the end marker and white space after it.
+    lengths = [len(encode(lp.as_hooked_model(model), prompt)) for prompt in one["prompt"]]
+    steps = 9 + 1 + AFTER_END - 1
+    assert planned.cells[0].unshared.tokens - read.cells[0].unshared.tokens == sum(lengths) + 3 * steps
+    assert planned.cells[0].shared.passes == steps
 
 
 def scored_by_hand(model: Any, prompt: str, options: list[str]) -> list[list[float]]:
@@ -302,6 +302,7 @@ def scored_by_hand(model: Any, prompt: str, options: list[str]) -> list[list[flo
     [
         ({"protocols": "generate"}, "no options are scored"),
         ({"executor": "ray"}, "generated in one process"),
+        ({"thinking_budget": 2010}, "3 of 3 prompts of task 'facts' and a thinking of 2010 tokens exceed the context"),
         ({"tasks": "arithmetic", "chat_template": False}, "has no known think tokens"),
     ],
 )
@@ -309,6 +310,13 @@ def test_a_thinking_prefix_that_can_not_be_is_refused(asked: dict[str, Any], mes
     given = {"tasks": "facts", "protocols": "continuation", "chat_template": True, "thinking_budget": 9, **asked}
     with pytest.raises(UserError, match=message):
         sweep(qwen, **given, thinking_prefix="clean")
+
+
+@pytest.mark.parametrize("option", [{"thinking_budget": 9}, {"think_tokens": ("<think>", "</think>")}])
+def test_thinking_is_refused_where_nothing_is_generated(option: dict[str, Any], qwen: Path) -> None:
+    name = f"--{next(iter(option)).replace('_', '-')}"
+    with pytest.raises(UserError, match=f"{name} is given, and nothing is generated"):
+        sweep(qwen, tasks="facts", protocols="continuation", chat_template=True, **option)
 
 
 def test_a_model_that_does_not_think_reads_the_options_after_the_prompt(

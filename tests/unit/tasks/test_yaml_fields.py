@@ -95,6 +95,8 @@ def test_a_refused_field_is_named_with_its_reason(field: str, tmp_path: Path) ->
         ({"dataset_kwargs": {"data_files": {"test": 3}}}, "expected a path or a list of paths"),
         ({"generation_kwargs": {"do_sample": "yes"}}, "'do_sample' is 'yes'"),
         ({"generation_kwargs": {"temperature": "hot"}}, "'temperature' is 'hot'"),
+        ({"generation_kwargs": {"temperature": float("nan")}}, "'temperature' is nan"),
+        ({"generation_kwargs": {"temperature": -1}}, "'temperature' is -1"),
         ({"generation_kwargs": {"do_sample": True, "temperature": 0}}, "'temperature' is 0, with which nothing"),
         ({"generation_kwargs": {"do_sample": True, "top_p": 1.5}}, "'top_p' is 1.5, with which nothing"),
         ({"generation_kwargs": {"temperature": 0.7, "top_k": True}}, "'top_k' is True, with which nothing"),
