@@ -161,7 +161,7 @@ def test_command_prints_and_saves_the_table(folder: Path, tmp_path: Path, capsys
     [
         ({"screen": 1.5}, "screen 1.5 is not a share of the heads"),
         ({"variants": VariantSelection("layers")}, "screen can't rank layers: measuring a third"),
-        ({"variants": VariantSelection("mlp")}, "screen can't rank mlp: no gradient rule"),
+        ({"variants": VariantSelection("mlp")}, "screen can't rank mlp: measuring a third"),
         ({"variants": each_layer(tiny("llama"))}, "screen can't rank layers"),
         ({"variants": VariantSelection("heads", "optimal")}, "screen saves nothing with ablation optimal"),
         ({"executor": "ray"}, "a screened sweep runs in one process"),

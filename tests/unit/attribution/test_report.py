@@ -79,7 +79,7 @@ def test_the_preference_is_that_of_the_pairs(capsys: pytest.CaptureFixture[str])
     mean = re.search(r"difference, which is ([+-][\d.]+) on average", "\n".join(lines))
     assert mean is not None
     assert any(line.startswith(f"logit difference of the answer: clean {mean[1]} ±") for line in lines)
-    assert not any("not seen to prefer" in line for line in lines)
+    assert not any("does not clearly prefer" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_single_pair_finds_planted_heads(folder: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "patch on 1 pair of your own" in printed
     assert "(one pair)" in printed
-    for wrong in ("±", "nan", "not seen to prefer"):
+    for wrong in ("±", "nan", "does not clearly prefer"):
         assert wrong not in printed
     frame = pd.read_csv(tmp_path / "patching.csv")
     found = frame[frame["effect"].abs() > 1e-3]
