@@ -9,7 +9,7 @@ VENV3 := .venv-tl3
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: calibration estimates demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
+.PHONY: versions notice calibration estimates demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
 
 # Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
 # are far slower than one. A file stays with one process, so that its fixtures are made once.
@@ -108,6 +108,17 @@ faults: $(VENV)/.installed
 	@echo "== faults and hostile inputs, into docs/explanation/reliability.md"
 	$(BIN)/python -m tests.faults_table --write docs/explanation/reliability.md
 
+# Of make versions: interpreters, such as VERSIONS="--python /usr/local/bin/python3.13".
+VERSIONS ?=
+
+versions: $(VENV)/.installed
+	@echo "== Python, torch, transformers and TransformerLens by a slice of the tests, into docs/reference/versions.md"
+	$(BIN)/python -m tests.versions --write docs/reference/versions.md $(VERSIONS)
+
+notice: $(VENV)/.installed
+	@echo "== licences of the dependencies, into NOTICE and docs/explanation/reliability.md"
+	$(BIN)/python -m tests.licences --notice NOTICE --write docs/explanation/reliability.md
+
 audit: $(VENV)/.installed
 	@echo "== known vulnerabilities of the dependencies"
 	$(BIN)/python -m pip install --quiet pip-audit
@@ -131,9 +142,10 @@ docs: $(VENV)/.installed
 
 wheel-test: $(VENV)/.installed
 	@echo "== build the wheel, install it in an environment of its own and run the demo"
-	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m pip install --quiet build twine
 	rm -rf build/wheel-test
-	$(BIN)/python -m build --wheel --outdir build/wheel-test .
+	$(BIN)/python -m build --outdir build/wheel-test .
+	$(BIN)/python -m twine check --strict build/wheel-test/*
 	$(PYTHON) -m venv build/wheel-test/venv
 	build/wheel-test/venv/bin/python -m pip install --quiet "$(TORCH)"
 	build/wheel-test/venv/bin/python -m pip install --quiet build/wheel-test/*.whl

@@ -108,6 +108,7 @@ def _parser() -> _Parser:
     planned.add_argument(
         "--bandwidth", type=float, metavar="N", help="memory bandwidth for reading weights, in bytes/s, like 3e12"
     )
+    add_json(planned)
     heads_command.add_arguments(command("heads", heads_command.run, "measure what each attention head does"))
     delta_command.add_arguments(
         command(
@@ -195,9 +196,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.lm_eval_task:
         raise UserError("--lm-eval-task can't be planned: lm-eval builds its prompts only when it runs; use --task")
     values = _sweep_arguments(arguments)
+    from lensprune.output.tables import frame_json
     from lensprune.planning import plan
 
-    print(plan(arguments.model, **values, flops=arguments.flops, bandwidth=arguments.bandwidth))
+    planned = plan(arguments.model, **values, flops=arguments.flops, bandwidth=arguments.bandwidth)
+    print(frame_json(planned.table()) if arguments.json else planned)
     return 0
 
 
@@ -267,15 +270,11 @@ def _resume(arguments: argparse.Namespace) -> int:
     replaced = read_spec(Path(arguments.folder)).replaces_weights
     from lensprune.sweeps.run import resume
 
-    if replaced and arguments.json:
-        raise UserError(
-            f"{arguments.folder} contains a weight replacement, whose table is replacement.csv: leave --json out"
-        )
     if replaced:
         from lensprune.replacement import ReplacementRun
         from lensprune.replacement.text import replacement_report
 
-        print(replacement_report(ReplacementRun.load(arguments.folder)))
+        print(replacement_report(ReplacementRun.load(arguments.folder), as_json=arguments.json))
         return 0
     run = resume(arguments.folder, executor=arguments.executor, **option_values(arguments, Workers))
     return _show(run, arguments)

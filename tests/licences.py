@@ -1,4 +1,4 @@
-"""Licences of the direct dependencies: ``python -m tests.licences [--write docs/explanation/reliability.md]``."""
+"""Licences of the direct dependencies: ``python -m tests.licences [--write FILE.md] [--notice NOTICE]``."""
 
 from __future__ import annotations
 
@@ -42,10 +42,34 @@ def table() -> str:
     return "\n".join(lines)
 
 
+NOTICE_HEAD = """lensprune
+Licensed under the MIT licence, see LICENSE.
+
+The package holds no code and no data of others. It needs these packages, under their own licences, as each states it in
+its metadata; in brackets the extra that needs it. Written by: make notice
+
+"""
+
+
+def notice() -> str:
+    """The file NOTICE: each direct dependency, its extra and its licence."""
+    lines = []
+    for name, extra in sorted(dependencies().items()):
+        try:
+            stated = licence(name)
+        except PackageNotFoundError:
+            stated = "not installed where this list was written"
+        lines.append(f"{name}{f' [{extra}]' if extra else ''}: {stated}")
+    return NOTICE_HEAD + "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, help="Markdown file to write the table into")
+    parser.add_argument("--notice", type=Path, help="text file to write the list into, as NOTICE")
     options = parser.parse_args(arguments)
+    if options.notice is not None:
+        options.notice.write_text(notice(), encoding="utf-8")
     text = table()
     print(text)
     if options.write is not None:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from lensprune.ablation.components import Component, Slot
 from lensprune.ablation.reference import ReferenceActivations, check_variants, replacement
 from lensprune.ablation.variants import Ablation, Variant
-from lensprune.errors import HookNeverFired, LensPruneError, UserError, unknown_name
+from lensprune.errors import HookNeverFired, LensPruneError, UserError, first_line, unknown_name
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 
 __all__ = ["BatchState", "VariantHooks", "own_hooks", "with_hook_names"]
@@ -26,7 +26,7 @@ def with_hook_names(model: HookedModel, variant: Variant) -> Variant:
     names, and some never run.
 
     Raises:
-        UserError: a function that accepts no name, or only those of hook points that never run.
+        UserError: a function that accepts no name, or only those of hook points that never run, or fails on one.
     """
     if all(isinstance(name, str) for name, _ in variant.hooks):
         return variant
@@ -44,7 +44,17 @@ def own_hooks(variant: Variant) -> list[NamedHook]:
 
 def _running(model: HookedModel, accepts: Callable[[str], bool], variant: str) -> list[str]:
     """Names that `accepts` accepts, one per hook point that runs, in the order of the layers."""
-    asked = sorted((name for name in model.hook_names() if accepts(name)), key=_by_number)
+    own = getattr(accepts, "__name__", repr(accepts))
+    asked = []
+    for name in sorted(model.hook_names(), key=_by_number):
+        try:
+            accepted = bool(accepts(name))
+        except Exception as error:
+            raise UserError(
+                f"variant {variant!r}: {own} fails on the hook name {name}: {type(error).__name__}: "
+                f"{first_line(error)}; expected a function of a name that returns True or False"
+            ) from error
+        asked += [name] * accepted
     points: dict[int, str] = {}
 
     def look(name: str) -> HookFunction:
@@ -58,10 +68,7 @@ def _running(model: HookedModel, accepts: Callable[[str], bool], variant: str) -
         model.forward(token, torch.ones_like(token), token)
     if not points:
         what = f"{len(asked)} hook points, none of which runs" if asked else "no hook point"
-        raise UserError(
-            f"variant {variant!r}: {getattr(accepts, '__name__', repr(accepts))} accepts {what}: expected names like "
-            "blocks.0.hook_resid_pre"
-        )
+        raise UserError(f"variant {variant!r}: {own} accepts {what}: expected names like blocks.0.hook_resid_pre")
     return sorted(points.values(), key=_by_number)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from lensprune.ablation.reference import CONTRIBUTION
 from lensprune.models.base import HookedModel, NamedHook
 
-__all__ = ["ordinary_positions", "recorded"]
+__all__ = ["ActivationRecorder", "ordinary_positions", "recorded"]
 
 OUTLIER = 10.0
 """A token whose residual norm, after any block, exceeds the prompt's median by this factor is an outlier."""
@@ -28,7 +28,7 @@ def ordinary_positions(residual_norms: Float[torch.Tensor, "layer pos"]) -> Bool
     return usual
 
 
-class _Recorder:
+class ActivationRecorder:
     """Keeps one prompt's activations at the wanted sites, and the norms of its residual stream after each block."""
 
     def __init__(self, sites: Iterable[str], n_layers: int) -> None:
@@ -78,7 +78,7 @@ def recorded(
         if not (wanted := sites(index)):
             yield {}, torch.ones(len(prompt), dtype=torch.bool)
             continue
-        recorder = _Recorder(wanted, model.facts.n_layers)
+        recorder = ActivationRecorder(wanted, model.facts.n_layers)
         ids = torch.tensor([list(prompt)], device=model.facts.device)
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         with torch.inference_mode(), model.hooks(recorder.hooks()):

@@ -39,7 +39,7 @@ from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
-from lensprune.output.tables import aligned, of_how_many
+from lensprune.output.tables import aligned, frame_json, of_how_many
 from lensprune.registry import in_words
 from lensprune.terminal import progress_bar
 
@@ -296,6 +296,7 @@ def attribution_report(
     bos: str | None = None,
     most: int = 10,
     progress: bool = True,
+    as_json: bool = False,
 ) -> str:
     """Attribute a task's answers, write tables and a figure to `out`, and return the lines to print.
 
@@ -310,6 +311,7 @@ def attribution_report(
         dtype, device, bos: for `load_model`, when `model` is a name.
         most: rows to print.
         progress: show a bar of the passes done.
+        as_json: return the method's first table, whole, as JSON.
 
     Raises:
         UserError: an unknown method, task or receiver, or a file that cannot be written.
@@ -342,7 +344,7 @@ def attribution_report(
         tables = {f"{name}.csv": table for name, table in result.tables.items()}
         draw = {} if result.draw is None else {method: partial(result.draw, title)}
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
-    return "\n\n".join(lines)
+    return frame_json(next(iter(result.tables.values()))) if as_json else "\n\n".join(lines)
 
 
 def _shown(result: _MethodResult, most: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_model, add_out
+from lensprune.commands.options import add_json, add_model, add_out
 from lensprune.errors import UserError
 from lensprune.registry import in_words
 from lensprune.sweeps.options import Items, Loading, add_options, option_values, whole_number
@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=whole_number, default=10, metavar="N", help="rows to print (default: 10)")
     add_options(parser, Loading)
     add_out(parser, "folder for tables and figures")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
                 rule=arguments.rule,
             ),
             most=arguments.top,
+            as_json=arguments.json,
         )
     )
     return 0

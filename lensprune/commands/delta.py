@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_execution, add_measured
+from lensprune.commands.options import add_execution, add_json, add_measured
 from lensprune.errors import UserError
 from lensprune.sweeps.options import (
     Execution,
@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="accept models whose special tokens have the same ids but different names",
     )
     add_execution(parser)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,5 +99,5 @@ def run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         command=arguments.command_line,
     )
-    print(replacement_report(result))
+    print(replacement_report(result, as_json=arguments.json))
     return 0

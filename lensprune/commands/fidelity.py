@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_execution, add_items_file, add_model
+from lensprune.commands.options import add_execution, add_items_file, add_json, add_model
 from lensprune.sweeps.options import (
     Execution,
     Generation,
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, Items, ItemSampling, Rows, Prompts, Generation, limit=24)
     add_items_file(parser)
     add_execution(parser, "folder for tables")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             layers=arguments.layers,
             validate=arguments.validate,
             protocols=arguments.protocol,
+            as_json=arguments.json,
             **option_values(arguments, Items, ItemSampling, Rows, Prompts, Generation, Loading, Splitting, Execution),
         )
     )

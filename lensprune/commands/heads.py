@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_model, add_out
+from lensprune.commands.options import add_json, add_model, add_out
 from lensprune.sweeps.options import Items, Loading, add_options, option_values, whole_number
 
 __all__ = ["add_arguments", "run"]
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=whole_number, default=5, metavar="N", help="heads to list per score (default: 5)")
     add_options(parser, Loading)
     add_out(parser, "folder for tables and heatmaps")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             text_file=arguments.text,
             **option_values(arguments, Items, Loading),
             most=arguments.top,
+            as_json=arguments.json,
         )
     )
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_execution, add_measured
+from lensprune.commands.options import add_execution, add_json, add_measured
 from lensprune.errors import UserError
 from lensprune.sweeps.options import (
     Execution,
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_measured(parser)
     add_execution(parser, "folder for the table")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,5 +40,5 @@ def run(arguments: argparse.Namespace) -> int:
     table = noise(
         arguments.model, arguments.task, arguments.protocol or ["default"], **option_values(arguments, *groups)
     )
-    print(noise_report(table, arguments.out))
+    print(noise_report(table, arguments.out, as_json=arguments.json))
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lensprune.commands.options import add_model, add_out
+from lensprune.commands.options import add_json, add_model, add_out
 from lensprune.sweeps.options import Items, Loading, add_options, decimal, option_values, whole_number
 
 __all__ = ["add_arguments", "run"]
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, Loading)
     add_out(parser, "folder for tables and heatmaps")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             least_share=arguments.least_share,
             draws=arguments.draws,
             selectivity_ablation=arguments.selectivity_ablation,
+            as_json=arguments.json,
         )
     )
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from lensprune.sweeps.options import whole_number
+
 __all__ = ["add_arguments", "run"]
 
 
@@ -11,6 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("folder", metavar="FOLDER", help="run folder")
     parser.add_argument("other", nargs="?", metavar="OTHER", help="a second run to compare with the first")
+    parser.add_argument(
+        "--patterns",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="keep attention patterns of the N heads with the largest losses, on an item each; loads the run's model",
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="file to write (default: report.html in FOLDER, or against-FOLDER.html in OTHER)"
     )
@@ -20,5 +29,5 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page and print where it is."""
     from lensprune.studies.report import report
 
-    print(report(arguments.folder, arguments.other, out=arguments.out))
+    print(report(arguments.folder, arguments.other, out=arguments.out, patterns=arguments.patterns))
     return 0

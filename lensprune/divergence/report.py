@@ -16,7 +16,7 @@ from lensprune.errors import UserError, unknown_name
 from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
-from lensprune.output.tables import aligned, of_how_many
+from lensprune.output.tables import aligned, frame_json, of_how_many
 from lensprune.runs.chance import known_at_chance
 
 __all__ = ["fidelity_report"]
@@ -38,6 +38,7 @@ def fidelity_report(
     device: str | None = None,
     n_devices: int | None = None,
     bos: str | None = None,
+    as_json: bool = False,
     **options: Any,
 ) -> str:
     """Measure fidelity, write tables to `out`, and return the lines to print.
@@ -52,6 +53,7 @@ def fidelity_report(
         validate: `validate_fidelity` instead of `fidelity` alone.
         protocols: of `validate_fidelity`; ``None``: all.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
+        as_json: return fidelity.csv as JSON; with `validate`, agreement.csv.
         options: limit, items, shots, seed, data_dir, leave_out_repeated, primary_metric, those of `Wording` and
             `Generation`, executor, batch_tokens, memory of either.
 
@@ -70,15 +72,15 @@ def fidelity_report(
         study = validate_fidelity(hooked.module, tasks, over=over, layers=chosen, **options)
         tables = {"fidelity.csv": study.scores, "agreement.csv": study.agreement, "summary.csv": study.summary}
         tables |= {"gap.csv": study.gap, "seconds.csv": study.seconds, "sample_efficiency.csv": study.sample_efficiency}
-        lines = [for_terminal(study.model), *_validation(study)]
+        shown, lines = study.agreement, [for_terminal(study.model), *_validation(study)]
     else:
         facts = hooked.facts
         variants = each_layer(facts, "skip", chosen) if over == "layers" else each_head(facts, "zero", chosen)
-        scores = fidelity(hooked.module, tasks, variants, **options)
-        tables, lines = {"fidelity.csv": scores}, _weakest(scores)
+        shown = fidelity(hooked.module, tasks, variants, **options)
+        tables, lines = {"fidelity.csv": shown}, _weakest(shown)
     if out is not None:
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, {})))
-    return "\n\n".join(lines)
+    return frame_json(shown) if as_json else "\n\n".join(lines)
 
 
 def _weakest(scores: pd.DataFrame) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from lensprune.models.adapt import as_hooked_model
 from lensprune.protocols.registry import protocol_named
 from lensprune.results.run import Run
 from lensprune.sweeps.cells import reference_of
-from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.options import SweepArguments, SweepOptions, option_values
 from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.screening import estimated_effects
@@ -52,7 +52,8 @@ def importance_agreement(
     estimates: bool = True,
     layers: Sequence[int] | None = None,
     k: int = 10,
-    **options: Any,
+    seed: int = 0,
+    **options: Unpack[SweepArguments],
 ) -> Agreement:
     """Remove every head by several ablations, estimate the same removals, and compare the rankings.
 
@@ -63,7 +64,8 @@ def importance_agreement(
         ablations: kinds to compare; ``optimal`` is measured but never estimated.
         layers: only these layers; ``None`` takes all.
         k: number of strongest heads of each ranking whose overlap is counted.
-        options: options of `lensprune.sweep` (limit, shots, seed, data_dir, …), except `screen` and `variants`.
+        seed: of the items.
+        options: of `lensprune.sweep` (limit, shots, data_dir, out, …).
 
     Raises:
         UserError: fewer than two rankings to compare, or invalid input of a sweep.
@@ -74,10 +76,10 @@ def importance_agreement(
     hooked = as_hooked_model(model)
     variants = {kind: each_head(hooked, kind, layers) for kind in ablations}
     removals = [variant for of_kind in variants.values() for variant in of_kind]
-    run = sweep(hooked, tasks, protocols, removals, **options)
-    kept = {name: value for name, value in options.items() if name not in ("progress", "out")}
-    job = prepare(hooked, SweepOptions.given(tasks, protocols, removals, **kept))
-    executor = make_executor("forked", hooked)
+    run = sweep(hooked, tasks, protocols, removals, seed=seed, **options)
+    given = option_values(options, SweepOptions)
+    job = prepare(hooked, SweepOptions.given(tasks, protocols, removals, seed=seed, **given))
+    executor = make_executor(job.options.executor, hooked)
     frames, rows = [], []
     for condition, (task, protocol) in zip(job.conditions, run.cells, strict=True):
         measure = protocol_named(protocol).measure

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 
+from lensprune.engine.patterns import read_patterns
 from lensprune.errors import UserError
-from lensprune.heads.patterns import read_patterns
 from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
 from lensprune.models.base import HookedModel
 from lensprune.models.spans import EncodedText, encode_with_spans

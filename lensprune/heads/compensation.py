@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from lensprune.models.adapt import as_hooked_model
 from lensprune.protocols.registry import protocol_named
 from lensprune.results.run import Run
 from lensprune.sweeps.cells import reference_of
-from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.options import JobArguments, SweepArguments, SweepOptions
 from lensprune.sweeps.prepare import Condition, prepare
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.screening import values_and_estimates
@@ -54,7 +54,7 @@ def pairwise_compensation(
     measure: str | None = None,
     ablation: str = "zero",
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[SweepArguments],
 ) -> Compensation:
     """Remove every head and every pair of heads, and measure each pair's loss beyond the sum of its heads' losses.
 
@@ -86,7 +86,7 @@ def estimated_compensation(
     ablation: str = "zero",
     rule: str = "plain",
     seed: int = 0,
-    **options: Any,
+    **options: Unpack[JobArguments],
 ) -> pd.DataFrame:
     """Estimate `pairwise_compensation` with one forward and backward pass per removed head instead of a run per pair:
     each pass measures the loss without the head, and estimates the loss from removing another one as well.
@@ -95,8 +95,8 @@ def estimated_compensation(
     measured, and only the removal of the later head is estimated; within one layer it is the mean of both.
 
     Args:
-        heads, ablation, options: as `pairwise_compensation`.
-        rule: gradient rule (`lensprune.engine.gradient_rules`).
+        heads, ablation, options: as `pairwise_compensation`, without a folder for a run.
+        rule: of the gradient (`lensprune.engine.gradient_rules`).
 
     Returns:
         One row per (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a`` and
@@ -111,7 +111,7 @@ def estimated_compensation(
     hooked = as_hooked_model(model)
     variants = [_variant((head,), ablation) for head in chosen]
     job = prepare(hooked, SweepOptions.given(tasks, protocols, variants, seed=seed, **options))
-    executor = make_executor("forked", hooked)
+    executor = make_executor(job.options.executor, hooked)
     rows = []
     for condition in job.conditions:
         reference = reference_of(hooked, condition, variants, job.options)

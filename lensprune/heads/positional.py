@@ -8,8 +8,8 @@ import torch
 from einops import reduce
 from jaxtyping import Float, Int
 
+from lensprune.engine.patterns import read_patterns
 from lensprune.errors import UserError
-from lensprune.heads.patterns import read_patterns
 from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
 from lensprune.heads.sequences import repeated_random_tokens
 from lensprune.models.base import HookedModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from lensprune.ablation.orders import keep_first, random_orders, remove_first
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.results.run import Run
+from lensprune.sweeps.options import SweepArguments
 from lensprune.sweeps.run import sweep
 
 __all__ = ["RemovalCurves", "importance_of", "removal_curves"]
@@ -88,7 +89,7 @@ def removal_curves(
     random_seeds: int = 20,
     seed: int = 0,
     ablation: str = "zero",
-    **options: Any,
+    **options: Unpack[SweepArguments],
 ) -> RemovalCurves:
     """Remove 1, 2, … heads in several orders, or keep only that many, and measure accuracy.
 

@@ -19,7 +19,7 @@ from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
-from lensprune.output.tables import aligned, of_how_many
+from lensprune.output.tables import aligned, frame_json, of_how_many
 from lensprune.paths import read_texts
 from lensprune.results.concentration import head_tables
 from lensprune.results.run import Run
@@ -45,6 +45,7 @@ def heads_report(
     device: str | None = None,
     bos: str | None = None,
     most: int = 5,
+    as_json: bool = False,
 ) -> str:
     """Measure head functions, write tables and heatmaps to `out`, and return the lines to print.
 
@@ -56,7 +57,8 @@ def heads_report(
         run: a sweep over heads (or its folder) whose effects are shown next to the scores.
         text_file: texts, separated by blank lines, for attention sink, entropy and distance.
         dtype, device, bos: for `load_model`, when `model` is a name.
-        most: heads listed per score.
+        most: heads named for each score.
+        as_json: return heads.csv as JSON; with `run`, heads_and_effects.csv.
 
     Raises:
         UserError: as `head_scores` and `scores_with_effects`, or a file that cannot be read or written.
@@ -71,13 +73,12 @@ def heads_report(
         f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",
         _top(measured, most),
     ]
-    tables = {SCORES_FILE: measured}
+    shown, tables = measured, {SCORES_FILE: measured}
     draw: dict[str, Callable[[], Axes | list[Axes]]] = {
         "heads": partial(head_heatmaps, measured, title=hooked.facts.name, unit_range=unit_scores())
     }
     if effects_of is not None:
-        joined = scores_with_effects(measured, effects_of)
-        tables[EFFECTS_FILE] = joined
+        shown = tables[EFFECTS_FILE] = joined = scores_with_effects(measured, effects_of)
         lines.append(_strongest(joined, most))
         for ablation in dict.fromkeys(joined["ablation"]):
             analysed = head_tables(effects_of, ablation)
@@ -91,7 +92,7 @@ def heads_report(
                 lines.append(_overlap(analysed.overlap, ablation))
     if out is not None:
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, draw)))
-    return "\n\n".join(lines)
+    return frame_json(shown) if as_json else "\n\n".join(lines)
 
 
 def _top(scores: pd.DataFrame, most: int) -> str:

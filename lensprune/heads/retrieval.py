@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 
 from lensprune.engine.generating import Generator
+from lensprune.engine.patterns import pattern_hooks
 from lensprune.errors import UserError
-from lensprune.heads.patterns import pattern_hooks
 from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured_by
 from lensprune.heads.writing import logit_contributions
 from lensprune.models.base import HookedModel

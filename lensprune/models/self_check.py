@@ -58,8 +58,7 @@ def check_hook_points(model: HookedModel, *, intervene: bool = True) -> None:
 
         return hook
 
-    clean = _logits(model)
-    _logits(model, [(name, record(name)) for name in names])
+    clean = _logits(model, [(name, record(name)) for name in names])
     _refuse(model, "never runs", [name for name in names if name not in seen])
     residual = (_ROWS, _POSITIONS, facts.d_model)
     expected = {

@@ -153,9 +153,9 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("lensprune.output", "templates"), autoescape=True, undefined=StrictUndefined
     )
-    for name in ("page.css", "page.js"):
-        text = (files("lensprune.output") / "templates" / name).read_text(encoding="utf-8")
-        kind = "style" if name.endswith("css") else "script"
+    for kind, names in (("style", ["page.css"]), ("script", ["explore.js", "page.js"])):
+        folder = files("lensprune.output") / "templates"
+        text = "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
         # Only these two texts may style or run: the page's policy lists their hashes.
         environment.globals[kind] = Markup(text)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
 
 from lensprune.costs.cost import Cost
 from lensprune.costs.memory import Memory
@@ -101,6 +104,24 @@ class Plan:
     def cost(self) -> Cost:
         """What `executor` runs."""
         return self.shared if executor_info(self.executor).shares_work else self.unshared
+
+    def table(self) -> pd.DataFrame:
+        """One row per (task, protocol): items, requests, tokens and FLOPs of all variants under either executor. Each
+        row also has the number of variants, and the time (s) and peak of memory (bytes) of the whole sweep."""
+        sweep = {
+            "variants": self.n_variants,
+            "executor": self.executor,
+            "sweep_seconds": self.seconds,
+            "sweep_memory": self.memory.total,
+        }
+        rows = []
+        for cell in self.cells:
+            row: dict[str, Any] = {"task": cell.task, "protocol": cell.protocol}
+            row |= {"items": cell.items, "requests": cell.requests}
+            for name, cost in (("hooked", cell.unshared), ("forked", cell.shared)):
+                row |= {f"tokens_{name}": cost.tokens, f"flops_{name}": cost.flops}
+            rows.append(row | sweep)
+        return pd.DataFrame(rows)
 
     def __str__(self) -> str:
         return self.text

@@ -13,7 +13,7 @@ from lensprune.errors import UserError
 from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
-from lensprune.output.tables import aligned
+from lensprune.output.tables import aligned, frame_json
 from lensprune.paths import read_texts
 from lensprune.primitives import CLASSES, Primitives, primitives, selectivity, task_texts
 from lensprune.primitives.chains import Wording
@@ -40,6 +40,7 @@ def primitives_report(
     dtype: str | None = None,
     device: str | None = None,
     bos: str | None = None,
+    as_json: bool = False,
     **options: Any,
 ) -> str:
     """Run the battery, write tables and heatmaps to `out`, and return the lines to print.
@@ -55,6 +56,7 @@ def primitives_report(
         selectivity_ablation: ablation for `selectivity`; ``None``: that of `primitives`.
         limit, wording, seed, options: options of `primitives`.
         dtype, device, bos: for `load_model`, when `model` is a name.
+        as_json: return verdicts.csv as JSON.
 
     Raises:
         UserError: as `primitives`, or a file that cannot be read or written.
@@ -92,7 +94,7 @@ def primitives_report(
     if out is not None:
         written = write_results(Path(out), tables, {"primitives": partial(primitives_heatmaps, result)})
         lines.append("\n".join(str(path) for path in written))
-    return "\n\n".join(lines)
+    return frame_json(result.verdicts) if as_json else "\n\n".join(lines)
 
 
 def _title(result: Primitives) -> str:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import FIGURES
-from lensprune.output.tables import aligned, of_how_many
+from lensprune.output.tables import aligned, frame_json, of_how_many
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.outputs import SHARES_TABLE
 from lensprune.replacement.ranks import weights_against_effect
@@ -16,9 +16,12 @@ from lensprune.runs.chance import beats_chance
 __all__ = ["replacement_report"]
 
 
-def replacement_report(outcomes: ReplacementOutcomes, most: int = 5) -> str:
-    """What `lensprune delta` prints: the pair, the gain per task and protocol, and the parts that carry most of it."""
+def replacement_report(outcomes: ReplacementOutcomes, most: int = 5, *, as_json: bool = False) -> str:
+    """What `lensprune delta` prints: the pair, the gain per task and protocol, and the parts that carry most of it;
+    `as_json`: replacement.csv as JSON."""
     shares = gain_shares(outcomes)
+    if as_json:
+        return frame_json(shares)
     ranks = weights_against_effect(shares)
     parts = [f"{for_terminal(outcomes.base)} → {for_terminal(outcomes.distilled)}: " + "; ".join(outcomes.notes)]
     for (task, protocol), of_cell in shares.groupby(["task", "protocol"], sort=False):

@@ -114,6 +114,7 @@ _TAKEN = frozenset(
         "critical_layers",
         "depth_bands",
         "effects",
+        "explore",
         "figures",
         "finished",
         "folder",

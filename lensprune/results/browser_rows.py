@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lensprune.ablation.variants import CLEAN
+from lensprune.analysis.runs_gap import shared_items
 from lensprune.analysis.summary import summarise
 from lensprune.output.plain_text import visible, visible_end
 from lensprune.runs.outcomes import Outcomes
@@ -69,11 +70,14 @@ def shares_of(sizes: Mapping[CellKey, int], most: int) -> dict[CellKey, int]:
     return shares
 
 
-def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
+def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS, other: Outcomes | None = None) -> BrowserRows:
     """Choose the variants' records for the browser, each with the clean model's answer to the same item.
 
     Up to `most` records, shared out evenly between cells (the largest losses first); within a cell the items whose
     outcome changed come first, then the others in their order. Reads one cell at a time.
+
+    Args:
+        other: a second run, whose answer to the same item stands beside each record.
     """
     summary = summarise(outcomes)
     changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
@@ -105,6 +109,7 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
             clean_records = cleaned.to_pylist()
             questions, samples = outcomes.questions(*place), outcomes.samples(*place)
         measured = outcomes.cell(key, [*_COLUMNS, "layer"], whole=True).to_pylist()
+        beside = {} if other is None else _beside(outcomes, other, key)
         base = clean_records[: len(measured)]
         cell, variant = index("cells", place), index("variants", key.variant)
         for i in _chosen(measured, base, shares[key]):
@@ -115,6 +120,8 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
                 asked.append(_shown(question))
                 clean[cell][item] = [visible(record["target"]), *_answer(before, index), len(asked) - 1]
             rows.append([cell, item, variant, record["layer"], *_answer(record, index)])
+            if other is not None:
+                rows[-1].append(_answer(beside[i], index) if i in beside else None)
     limit = PROMPT_LIMIT
     if asked:
         limit = max(SHORTEST_PROMPT, min(limit, MAX_PROMPT_CHARACTERS // len(asked)))
@@ -125,8 +132,22 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS) -> BrowserRows:
         "questions": asked,
         "clean": {str(cell): measured for cell, measured in clean.items()},
         "rows": rows,
+        "two": other is not None,
     }
     return BrowserRows(payload, len(rows), sum(sizes.values()), limit)
+
+
+def _beside(outcomes: Outcomes, other: Outcomes, key: CellKey) -> dict[int, Record]:
+    """Records of `other` of the same variant, item and sample, by their places in the cell of `outcomes`."""
+    place = (key.task, key.protocol)
+    samples = outcomes.samples(*place)
+    if key not in other.finished() or other.samples(*place) != samples:
+        return {}
+    records = other.cell(key, _COLUMNS, whole=True).to_pylist()
+    shared = shared_items(outcomes, other, *place)
+    n = len(records) // samples
+    pairs = zip(range(n), range(n), strict=True) if shared is None else zip(*map(list, shared), strict=True)
+    return {a * samples + s: records[b * samples + s] for a, b in pairs if b < n for s in range(samples)}
 
 
 def _shown(question: Question) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,6 +14,8 @@ from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.output.html import Column, csv_link, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
+from lensprune.results.browser_rows import browser_rows
+from lensprune.results.explorer import explorer, shown_patterns
 from lensprune.results.figures.protocols import open_book_gap_by_depth
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
@@ -25,7 +28,10 @@ _COMPARED = (
     "fewshot_as_multiturn", "system", "template_args", "thinking", "think_tokens", "thinking_budget", "keep_eos",
     "primary_metric", "seed",
 )  # fmt: skip
-_SECTIONS = [("runs", "The two runs"), ("clean", "Whole models"), ("figures", "Figures"), ("changes", "Changes")]
+_SECTIONS = [
+    ("runs", "The two runs"), ("clean", "Whole models"), ("figures", "Figures"), ("changes", "Changes"),
+    ("map", "Maps of effects"), ("items", "Items"),
+]  # fmt: skip
 _CLEAN_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
@@ -82,8 +88,11 @@ def _facts(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     return frame.assign(same=(frame["a"] == frame["b"]).map({True: "", False: "differs"}))
 
 
-def compare_page(a: Outcomes, b: Outcomes) -> str:
+def compare_page(a: Outcomes, b: Outcomes, *, patterns: int = 0, model: Any = None) -> str:
     """The page's text.
+
+    Args:
+        patterns, model: of `a`, as `lensprune.results.page.run_page`.
 
     Raises:
         UserError: as `runs_gap`.
@@ -121,6 +130,9 @@ def compare_page(a: Outcomes, b: Outcomes) -> str:
         tasks=[visible(task) for task in dict.fromkeys(gap["task"])],
         protocols=list(dict.fromkeys(gap["protocol"])),
         csv=csv_link(gap),
+        **explorer(
+            browser_rows(a, other=b), [(f"A: {_name(a)}", a), (f"B: {_name(b)}", b)], shown_patterns(a, patterns, model)
+        ),
     )  # fmt: skip
 
 
@@ -152,11 +164,14 @@ def _only(run: Outcomes, other: Outcomes, letter: str) -> str:
     return visible(f"Only in {letter}: {'; '.join(parts)}.") if parts else ""
 
 
-def write_comparison(a: Outcomes, b: Outcomes, path: str | Path | None = None) -> Path:
+def write_comparison(
+    a: Outcomes, b: Outcomes, path: str | Path | None = None, *, patterns: int = 0, model: Any = None
+) -> Path:
     """Write the comparison of two runs as one HTML page.
 
     Args:
         path: the file; ``None`` takes ``against-NAME.html`` in the folder of `b`, NAME being the folder of `a`.
+        patterns, model: of `a`, as `lensprune.results.page.run_page`.
 
     Raises:
         UserError: as `runs_gap`; no `path` and a run in memory; a place that can't be written to.
@@ -164,5 +179,5 @@ def write_comparison(a: Outcomes, b: Outcomes, path: str | Path | None = None) -
     if path is None and (a.folder is None or b.folder is None):
         raise UserError("a run is in memory: name the file to write the comparison to")
     target = Path(path) if path is not None else b.folder / f"against-{_name(a)}.html"  # type: ignore[operator]
-    page = compare_page(a, b)
+    page = compare_page(a, b, patterns=patterns, model=model)
     return write_page(page, target)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from lensprune.output.tables import aligned
+from lensprune.output.tables import aligned, frame_json
 
 __all__ = ["NOISE_FILE", "noise_report"]
 
 NOISE_FILE = "noise.csv"
 
 
-def noise_report(table: pd.DataFrame, out: str | Path | None = None) -> str:
-    """The table of `lensprune.noise`, and the Δμ up to which a change may be noise alone; with `out` also a file."""
+def noise_report(table: pd.DataFrame, out: str | Path | None = None, *, as_json: bool = False) -> str:
+    """The table of `lensprune.noise`, and the Δμ up to which a change may be noise alone; with `out` also a file;
+    `as_json`: the table as JSON."""
     rows = [["task", "protocol", "way", "n", "lost", "won", "flipped", "items"]]
     for row in table.itertuples(index=False):
         numbers = [str(row.n), str(row.lost), str(row.won), f"{row.flipped:.3f}"]
@@ -28,4 +29,4 @@ def noise_report(table: pd.DataFrame, out: str | Path | None = None) -> str:
 
         [path] = write_results(Path(out), {NOISE_FILE: table}, {})
         parts.append(f"{'table:':10}{path}")
-    return "\n\n".join(parts)
+    return frame_json(table) if as_json else "\n\n".join(parts)

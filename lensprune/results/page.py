@@ -26,15 +26,15 @@ from lensprune.output.html import (
     Column,
     csv_link,
     embedded_figure,
-    json_block,
     render,
     table,
     write_page,
 )
 from lensprune.output.plain_text import csv_text, visible, write_csv_parts
 from lensprune.results.analyses import Analysis, shown_analyses
-from lensprune.results.browser_rows import MAX_RECORDS, TEXT_LIMIT, BrowserRows, browser_rows
+from lensprune.results.browser_rows import MAX_RECORDS, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
+from lensprune.results.explorer import explorer, shown_patterns
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.runs.noise import NOISE_NOTE, noise_lines, within_noise
 from lensprune.runs.outcomes import Outcomes
@@ -57,6 +57,7 @@ _SECTIONS = [
     ("critical", "Critical parts"),
     ("summary", "All results"),
     ("claims", "The paper's claims"),
+    ("map", "Map of effects"),
     ("items", "Items"),
     ("downloads", "Downloads"),
 ]
@@ -109,12 +110,20 @@ _CLAIM_SHOWN = {
 }
 
 
-def write_report(outcomes: Outcomes, path: str | Path | None = None, *, most_records: int = MAX_RECORDS) -> Path:
+def write_report(
+    outcomes: Outcomes,
+    path: str | Path | None = None,
+    *,
+    most_records: int = MAX_RECORDS,
+    patterns: int = 0,
+    model: Any = None,
+) -> Path:
     """Write `outcomes` as one HTML page, and beside it records.csv with every record.
 
     Args:
         path: the file; ``None`` takes ``report.html`` in the run's folder.
         most_records: how many records the page's browser of items holds; records.csv has all.
+        patterns, model: as `run_page`.
 
     Returns:
         The page.
@@ -130,7 +139,7 @@ def write_report(outcomes: Outcomes, path: str | Path | None = None, *, most_rec
         raise UserError(f"{target} {what}: expected the name of a file in an existing folder, like {REPORT_FILE}")
     try:
         write_csv_parts(_record_parts(outcomes), target.with_name(RECORDS_FILE))
-        page = run_page(outcomes, target.with_name(RECORDS_FILE), most_records)
+        page = run_page(outcomes, target.with_name(RECORDS_FILE), most_records, patterns=patterns, model=model)
     except OSError as error:
         raise write_error(error, target.parent) from None
     return write_page(page, target)
@@ -147,11 +156,21 @@ def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
         yield frame.astype({"layer": "Int64", "head": "Int64"})
 
 
-def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS) -> str:
+def run_page(
+    outcomes: Outcomes,
+    records: Path | None,
+    most_records: int = MAX_RECORDS,
+    *,
+    patterns: int = 0,
+    model: Any = None,
+) -> str:
     """The page's text.
 
     Args:
-        records: the CSV file of all records, which lies beside the page.
+        records: the CSV file of all records, which lies beside the page; ``None``: there is none, and no file that is
+            too large for the page.
+        patterns: of how many heads attention patterns are kept; 0 loads no model.
+        model: the run's model, for `patterns`; ``None`` loads it by the run's name for it.
     """
     summary = _with_notes(summarise(outcomes))
     changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
@@ -191,8 +210,7 @@ def run_page(outcomes: Outcomes, records: Path, most_records: int = MAX_RECORDS)
         ],
         claims_missing=missing,
         accuracy_margin=ACCURACY_MARGIN,
-        browser_note=_browser_note(rows),
-        records_json=json_block(rows.payload),
+        **explorer(rows, [("", outcomes)], shown_patterns(outcomes, patterns, model)),
         downloads=_downloads(outcomes, {"critical": needed, "signatures": signed}, records),
     )
 
@@ -369,20 +387,7 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
     return [(name, visible(value)) for name, value in pairs]
 
 
-def _browser_note(rows: BrowserRows) -> str:
-    texts = (
-        f"Texts are cut at {TEXT_LIMIT} characters, and prompts to their last {rows.prompt_limit}; Run.item and "
-        "Run.records(prompts=True) have them whole."
-    )
-    if rows.shown == rows.total:
-        return f"All {rows.total} records of changed models are here. {texts}"
-    return (
-        f"{rows.shown} of {rows.total} records are here (no more fit, shared out evenly, those whose outcome changed "
-        f"first); records.csv has all of them. {texts}"
-    )
-
-
-def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Path) -> list[dict[str, Any]]:
+def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Path | None) -> list[dict[str, Any]]:
     files = [("summary.csv", summarise(outcomes), "one row per variant, task and protocol")]
     for name, frame in concentration_files(outcomes).items():
         text = "whether few heads carry a task" if name.startswith("concentration") else "heads that tasks share"
@@ -396,9 +401,11 @@ def _downloads(outcomes: Outcomes, tables: dict[str, pd.DataFrame], records: Pat
         address = csv_link(frame)
         if address is not None:
             downloads.append({"name": name, "href": address, "text": text})
-        else:
+        elif records is not None:
             records.with_name(name).write_text(csv_text(frame), encoding="utf-8")
             downloads.append({"name": name, "href": name, "text": f"{text} (a file beside this page)"})
+    if records is None:
+        return downloads
     text = "every record, one row per item"
     if records.stat().st_size <= LARGEST_INSIDE:
         downloads.append({"name": records.name, "href": csv_link(records.read_bytes()), "text": text})

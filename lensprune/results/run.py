@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -28,6 +28,8 @@ from lensprune.runs.outcomes import Outcomes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from lensprune.results.explorer import Page
 
 __all__ = ["Run"]
 
@@ -166,11 +168,35 @@ class Run(Outcomes):
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(analysis.name for analysis in analyses())]
 
-    def report(self, path: str | Path | None = None) -> Path:
+    def report(self, path: str | Path | None = None, *, patterns: int = 0, model: Any = None) -> Path:
         """Write the run as one self-contained HTML page; see `lensprune.results.page.write_report`."""
         from lensprune.results.page import write_report
 
-        return write_report(self, path)
+        return write_report(self, path, patterns=patterns, model=model)
+
+    def explore(self, other: Outcomes | None = None, *, patterns: int = 0, model: Any = None) -> Page:
+        """The run's page, or with `other` that of the comparison of both, to look at in a notebook.
+
+        Args:
+            other: a second run, whose maps and answers stand beside this one's.
+            patterns: of how many heads attention patterns are in it, each on one item of a task and protocol; 0 loads
+                no model.
+            model: the run's model, for `patterns`; ``None`` loads it by the run's name for it.
+
+        Raises:
+            UserError: as `lensprune.analysis.runs_gap.runs_gap`; a model, but no patterns.
+
+        Examples:
+            >>> run.explore()
+            Page(... MB of HTML: .save(FILE) writes it)
+        """
+        from lensprune.results.compare import compare_page
+        from lensprune.results.explorer import Page
+        from lensprune.results.page import run_page
+
+        if other is None:
+            return Page(run_page(self, None, patterns=patterns, model=model))
+        return Page(compare_page(self, other, patterns=patterns, model=model))
 
     def save(self, folder: str | Path | None = None) -> Path:
         """Write tables and figures into the run's folder, or all of it to `folder`; see `lensprune.results.outputs`."""

@@ -15,9 +15,14 @@ from lensprune.runs.store import read_spec
 __all__ = ["report"]
 
 
-def report(folder: str | Path, other: str | Path | None = None, *, out: str | Path | None = None) -> Path:
+def report(
+    folder: str | Path, other: str | Path | None = None, *, out: str | Path | None = None, patterns: int = 0
+) -> Path:
     """Write the report of the run in `folder` (from `sweep` or `measure_replacement`), or its comparison with the run
     in `other`.
+
+    Args:
+        patterns: of how many heads attention patterns are kept; not of a replacement.
 
     Returns:
         The page.
@@ -27,11 +32,15 @@ def report(folder: str | Path, other: str | Path | None = None, *, out: str | Pa
             common, the same folder twice, or a place that can't be written to.
     """
     replacements = [place for place in (folder, other) if place is not None and read_spec(Path(place)).replaces_weights]
+    if patterns and replacements:
+        raise UserError(
+            f"--patterns: {replacements[0]} holds a weight replacement, which has no patterns: leave it out"
+        )
     if other is None:
         return (
             write_replacement_report(ReplacementRun.load(folder), out)
             if replacements
-            else write_report(Run.load(folder), out)
+            else write_report(Run.load(folder), out, patterns=patterns)
         )
     if Path(folder).resolve() == Path(other).resolve():
         raise UserError(f"{folder} is given twice: choose a different run to compare with")
@@ -39,4 +48,4 @@ def report(folder: str | Path, other: str | Path | None = None, *, out: str | Pa
         raise UserError(
             f"{replacements[0]} contains a weight replacement, but only sweeps can be compared: report it alone"
         )
-    return write_comparison(Run.load(folder), Run.load(other), out)
+    return write_comparison(Run.load(folder), Run.load(other), out, patterns=patterns)

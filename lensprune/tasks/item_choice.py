@@ -14,7 +14,7 @@ from lensprune.paths import usable_path
 __all__ = ["DRAWN", "FIRST", "ItemChoice", "draw_order"]
 
 DRAWN, FIRST = "drawn", "first"
-_MOST = 1_000_000
+_MOST_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,13 @@ class ItemChoice:
         return cls("drawn" if order == DRAWN else "first", offset=int(offset or 0))
 
     def rows_needed(self, limit: int | None) -> int | None:
-        """How many rows a task that generates them must return; ``None``: its default number."""
-        numbers = [place for place in self.listed or () if isinstance(place, int)]
-        if numbers:
-            return max(numbers) + 1
+        """How many rows a task that generates them must return; ``None``: its default number.
+
+        The ids of generated rows are their places.
+        """
+        places = [int(own) for own in self.listed or () if isinstance(own, int) or own.isdecimal()]
+        if places:
+            return min(max(places) + 1, _MOST_ROWS)
         return None if limit is None else limit + self.offset
 
     def named(self, ids: Sequence[str], where: str) -> set[int] | None:
@@ -106,18 +109,23 @@ class ItemChoice:
 
 def _places(text: str) -> frozenset[int]:
     places: set[int] = set()
-    for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
+    for part in map(str.strip, text.split(",")):
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
         if not low.isdecimal() or (dash and not high.isdecimal()):
-            raise UserError(f"cannot read items {text!r} at {part.strip()!r}: write indices and ranges like 17,40-60")
+            where = f"at {part!r}" if part else "where nothing stands beside a comma"
+            raise UserError(f"cannot read items {text!r} {where}: write indices and ranges like 17,40-60")
         first, last = int(low), int(high) if dash else int(low)
-        if not first <= last < first + _MOST:
-            raise UserError(f"items {part.strip()} is not a range of 1 to {_MOST} items: write the lower index first")
+        if last < first:
+            raise UserError(f"items {part} runs backwards: did you mean {last}-{first}?")
+        if last >= _MOST_ROWS:
+            raise UserError(f"items {part} is out of range: expected indices below {_MOST_ROWS}")
         places.update(range(first, last + 1))
     return frozenset(places)
 
 
 def _ids(path: str) -> frozenset[str]:
+    if not path.strip():
+        raise UserError("items '@' names no file: write its path behind the @, like @hard.txt")
     try:
         text = usable_path(path, "file of items").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -212,22 +212,22 @@ def _check_items(task: Task, items: Mapping[int, Item], source: str) -> None:
 def _check_doc(fmt: PromptFormat, row: Doc, where: str) -> None:
     doc = WatchedRow(row)
     try:
-        fmt.context(doc)
-        if isinstance(fmt, GenerationFormat):
-            problem = _check_text(fmt.target(doc), "answer")
-        else:
-            choices, gold = fmt.choices(doc), fmt.gold(doc)
-            problem = (
-                f"{len(choices)} options, expected 2 or more"
-                if len(choices) < 2
-                else f"answer {gold} is not one of the {len(choices)} options"
-                if not 0 <= gold < len(choices)
-                else next((text for text in (_check_text(choice, "option") for choice in choices) if text), "")
-            )
+        problem = _check_text(fmt.context(doc), "prompt") or _check_answer(fmt, doc)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     if problem:
         raise UserError(f"{where} cannot be used ({problem})")
+
+
+def _check_answer(fmt: PromptFormat, doc: Doc) -> str:
+    if isinstance(fmt, GenerationFormat):
+        return _check_text(fmt.target(doc), "answer")
+    choices, gold = fmt.choices(doc), fmt.gold(doc)
+    if len(choices) < 2:
+        return f"{len(choices)} options, expected 2 or more"
+    if not 0 <= gold < len(choices):
+        return f"answer {gold} is not one of the {len(choices)} options"
+    return next((text for text in (_check_text(choice, "option") for choice in choices) if text), "")
 
 
 def _check_text(value: Any, what: str) -> str:

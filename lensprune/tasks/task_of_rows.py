@@ -47,7 +47,8 @@ def task(
         A decorator that registers the task and returns the function unchanged.
 
     Raises:
-        UserError: a text without a column, a name that is taken or invalid, or a parameter without a default.
+        UserError: a text without a column, a name that is taken or invalid, a parameter without a default, or
+            options that are no list.
 
     Examples:
         >>> @lp.task(prompt="The capital of {country} is", answer="{capital}")
@@ -99,10 +100,18 @@ def _text(given: Text, what: str) -> Callable[[Doc], str]:
 
 def _options(given: str | Sequence[str] | Callable[[Doc], Sequence[str]]) -> Callable[[Doc], list[str]]:
     if isinstance(given, str):
-        return lambda doc: list(doc[given])
+        return lambda doc: _listed(doc[given], f"column {given!r}")
     if callable(given):
-        return lambda doc: list(given(doc))
-    return lambda doc: list(given)
+        return lambda doc: _listed(given(doc), "its function")
+    fixed = _listed(given, "options")
+    return lambda doc: fixed
+
+
+def _listed(options: Any, where: str) -> list[str]:
+    """Options as a list; a text is not one: its letters would be the options."""
+    if isinstance(options, (str, bytes, Mapping)) or not hasattr(options, "__iter__"):
+        raise UserError(f"the options are {options!r} ({where}), expected a list of texts")
+    return list(options)
 
 
 def _closed(

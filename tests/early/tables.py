@@ -36,7 +36,10 @@ def tables(results: Mapping[str, Any]) -> str:
                 by = "all items" if variant in whole["named"] else words
                 all_items = whole["delta"].get(variant)
                 row = [name, variant, by, "–" if all_items is None else f"{all_items:+.3f}"]
-                row += [f"{early['delta'][variant]:+.3f} ({early['n'][variant]})", f"{found['others'][variant]:+.3f}"]
+                row += [
+                    f"{early['delta'][variant]:+.3f} ({early['n'][variant]})",
+                    f"{found['others'][variant]:+.3f}" if variant in found.get("others", {}) else "–",
+                ]
                 differ.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, "", *(differ if len(differ) > 2 else ["The verdicts are the same everywhere."])])
 

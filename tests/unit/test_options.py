@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Unpack, get_args, get_type_hints
 
 import pytest
 import torch
@@ -21,6 +21,9 @@ from lensprune.cli import _parser, main
 from lensprune.divergence.report import fidelity_report
 from lensprune.divergence.study import validate_fidelity
 from lensprune.errors import UserError
+from lensprune.heads.agreement import importance_agreement
+from lensprune.heads.compensation import estimated_compensation, pairwise_compensation
+from lensprune.heads.removal import removal_curves
 from lensprune.heads.report import heads_report
 from lensprune.models.load import open_model
 from lensprune.models.model_config import load_model_config
@@ -31,8 +34,16 @@ from lensprune.runs.variant_json import variant_to_json
 from lensprune.studies.paper import paper
 from lensprune.sweeps.distributed import _spec
 from lensprune.sweeps.options import (
+    Execution,
     Generation,
     Group,
+    Items,
+    ItemSampling,
+    JobArguments,
+    Prompts,
+    Reference,
+    Rows,
+    SweepArguments,
     SweepOptions,
     TokenSampling,
     Wording,
@@ -158,6 +169,22 @@ def test_no_function_with_options_is_left_out() -> None:
             found |= {f for f in named if inspect.isfunction(f) and len(_options_in(f)) > 2}
     assert found == set(FUNCTIONS)
     assert {function for function, _ in OWN_DEFAULTS} <= found
+
+
+@pytest.mark.parametrize("arguments", [JobArguments, SweepArguments])
+def test_arguments_that_are_handed_on_are_a_sweeps_own(arguments: type) -> None:
+    hints, of_sweep, declared = get_type_hints(arguments), get_type_hints(lp.sweep), get_type_hints(SweepOptions)
+    assert {name: of_sweep[name] for name in hints} == hints
+    groups = (Items, ItemSampling, Rows, Prompts, Generation, TokenSampling, Reference, Execution)
+    handed_on = {field.name for group in groups for field in fields(group)} - {"seed"}
+    assert handed_on == {name for name in hints if name in declared and name != "command"}
+    assert inspect.signature(lp.sweep).parameters.keys() >= hints.keys()
+
+
+def test_functions_that_hand_arguments_on_say_which() -> None:
+    for function in (importance_agreement, pairwise_compensation, removal_curves):
+        assert get_type_hints(function)["options"] == Unpack[SweepArguments]
+    assert get_type_hints(estimated_compensation)["options"] == Unpack[JobArguments]
 
 
 def test_a_sweep_and_its_plan_take_every_option() -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from lensprune.ablation import collect_reference, each_head
+from lensprune.ablation import CLEAN, collect_reference, each_head
 from lensprune.attribution.lens import logit_lens
 from lensprune.attribution.pairs import PromptPair
 from lensprune.attribution.readout import tolerance_of
 from lensprune.divergence.similarity import angular_distance
 from lensprune.engine import probe
 from lensprune.engine.greedy import GreedyRules
-from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.layers import LayerStack
 from lensprune.engine.probe import PROBE_TOLERANCE
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
@@ -84,11 +84,11 @@ def test_greedy_rules_tell_apart_what_float32_cannot(monkeypatch: pytest.MonkeyP
 def test_the_probe_of_a_float64_model_sees_what_a_float32_ones_takes_for_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = probe._decode
-    monkeypatch.setattr(probe, "_decode", lambda *given: [score + 6e-4 for score in right(*given)])
-    probe._check(tiny("llama"), LayerStack(tiny("llama")))
-    with pytest.raises(UnsupportedByFastPath, match="a probe's log-probability"):
-        probe._check(double("llama"), LayerStack(double("llama")))
+    right = probe._layer_by_layer
+    monkeypatch.setattr(probe, "_layer_by_layer", lambda *given: right(*given) + 6e-4)
+    assert probe.difference_of(tiny("llama"), LayerStack(tiny("llama")), [CLEAN]) is None
+    found = probe.difference_of(double("llama"), LayerStack(double("llama")), [CLEAN])
+    assert "a probe's log-probability" in str(found)
     assert PROBE_TOLERANCE["float64"] < PROBE_TOLERANCE["float32"]
     assert tolerance_of(torch.float64) < tolerance_of(torch.float32) < tolerance_of(torch.bfloat16)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -37,3 +38,19 @@ def test_every_module_is_in_it_and_no_test(wheel: zipfile.ZipFile) -> None:
     assert tops == {"lensprune", next(top for top in tops if top.endswith(".dist-info"))}
     entry = next(name for name in names if name.endswith("entry_points.txt"))
     assert "lensprune = lensprune.cli:main" in wheel.read(entry).decode()
+
+
+def test_the_source_distribution_makes_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    sdist = pytest.importorskip("hatchling.builders.sdist", reason="hatchling is not installed")
+    builders = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
+    (packed,) = sdist.SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [unpacked] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    for name in ("Makefile", "NOTICE", "docs/index.md", "tests/unit/test_wheel.py", ".mkdocs.yml"):
+        assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
+    (again,) = builders.WheelBuilder(str(unpacked)).build(directory=str(tmp_path), versions=["standard"])
+    made = zipfile.ZipFile(again)
+    assert {info.filename: info.CRC for info in made.infolist()} == {
+        info.filename: info.CRC for info in wheel.infolist()
+    }

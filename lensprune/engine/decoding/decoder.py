@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
@@ -28,7 +29,7 @@ from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import finite_rows
 from lensprune.models.base import HookedModel
-from lensprune.precision import accumulation_dtype, widened
+from lensprune.precision import widened
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 
 __all__ = ["GroupDecoder"]
@@ -95,16 +96,23 @@ class GroupDecoder:
                 return
             hidden = self._advance(rows, tokens)
 
-    def forced(self, tokens: Sequence[int]) -> Float[torch.Tensor, " variant"]:
-        """Log-probability (nats) of `tokens` after the single request's prompt, forced one at a time."""
-        rows = np.arange(len(self._place))
-        hidden = self._prefill()
-        total = torch.zeros(len(rows), dtype=accumulation_dtype(hidden.dtype), device=self._device)
-        for before, token in zip([None, *tokens], tokens, strict=False):
-            if before is not None:
-                hidden = self._advance(rows, np.full(len(rows), before))
-            total += widened(self._stack.logits(hidden)).log_softmax(-1)[:, token]
-        return total[np.argsort([variant for variant, _ in self._place])]
+    def forced(self, tokens: Sequence[int], n_prefilled: int = 1) -> Float[torch.Tensor, "variant scored"]:
+        """Log-probabilities (nats) around the end of the one request's prompt: of its last tokens and of the first of
+        `tokens`, `n_prefilled` in all, from the pass over the prompt, and of the rest of `tokens`, decoded one by one
+        whatever is likely."""
+        [prompt] = self._prompts.prompts
+        wanted = torch.arange(len(prompt) - n_prefilled, len(prompt), device=self._device)
+        hidden_of = self._run_prompts(wanted)
+        targets = torch.tensor([*prompt[len(prompt) - n_prefilled + 1 :], tokens[0]], device=self._device)[:, None]
+        prefilled = [
+            widened(self._stack.logits(hidden_of[v.name])).log_softmax(-1).gather(1, targets)[:, 0]
+            for v in self._variants
+        ]
+        scores, rows = [torch.stack(prefilled)], np.arange(len(self._place))
+        for before, token in pairwise(tokens):
+            hidden = self._advance(rows, np.full(len(rows), before))
+            scores.append(widened(self._stack.logits(hidden)).log_softmax(-1)[:, token, None])
+        return torch.cat(scores, 1)[np.argsort([variant for variant, _ in self._place])]
 
     def _choose(
         self,
@@ -122,6 +130,12 @@ class GroupDecoder:
 
     def _prefill(self) -> Float[torch.Tensor, "row d_model"]:
         """Run all prompts and keep keys and values; returns the residual of each row's last prompt token."""
+        hidden_of = self._run_prompts(self._prompts.last_token.to(self._device))
+        prompt_of = torch.from_numpy(self._prompt_of[: len(self._requests)]).to(self._device)
+        return torch.cat([hidden_of[v.name][prompt_of] for v in self._variants])
+
+    def _run_prompts(self, wanted: Int[torch.Tensor, " wanted"]) -> dict[str, Float[torch.Tensor, "wanted d_model"]]:
+        """Run all prompts and keep keys and values; returns each variant's residuals of the `wanted` flat tokens."""
         prompts, n_layers = self._prompts, self._stack.n_layers
         clean: CleanKV = {}
         diverged: dict[int, VariantKV] = {}
@@ -145,18 +159,15 @@ class GroupDecoder:
                 diverged[layer] = VariantKV.empty(part, len(holding[layer]), block_of, prompts.widths, self._most)
             diverged[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
 
-        last = prompts.last_token.to(self._device)
-        hidden_of: dict[str, torch.Tensor] = {}
-        facts = self._model.facts
-        for variant, hidden in fork_variants(
-            self._stack, facts, prompts.tree, last, self._variants, self._reference, keep
-        ):
-            hidden_of[variant.name] = hidden
+        runs = fork_variants(
+            self._stack, self._model.facts, prompts.tree, wanted, self._variants, self._reference, keep
+        )
+        hidden_of = {variant.name: hidden for variant, hidden in runs}
         self._attention = DecodeAttention(prompts, clean)
         self._step = -1
         self._attention.diverged.update(diverged)
         self._index_diverged()
-        return torch.cat([hidden_of[v.name][prompt_of] for v in self._variants])
+        return hidden_of
 
     def _index_diverged(self) -> None:
         """Work out which rows have a place in each layer's buffers, and group them by variant and shared prefix."""

@@ -1,4 +1,3 @@
-"use strict";
 // Text of models and data reaches the page through textContent alone, so it can never become markup.
 
 function sortTable(table, column, button) {
@@ -45,6 +44,7 @@ for (const form of document.querySelectorAll("form[data-table]")) {
   };
   form.addEventListener("input", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
+  keepInAddress(form);
   apply();
 }
 
@@ -58,8 +58,8 @@ function browse(data) {
   const said = document.getElementById("browser-count");
   const previous = document.getElementById("browser-previous");
   const next = document.getElementById("browser-next");
-  const PREDICTION = 4, TEXT = 5, CORRECT = 6, FAILURE = 7, LOGPROB = 8, OPTIONS = 9;
-  const CLEAN_OPTIONS = 6, QUESTION = 7;
+  const PREDICTION = 4, TEXT = 5, CORRECT = 6, FAILURE = 7, LOGPROB = 8, OPTIONS = 9, OTHER = 10;
+  const CLEAN_TEXT = 2, CLEAN_OPTIONS = 6, QUESTION = 7;
   let page = 0, chosen = [], sortBy = null;
 
   const field = (name) => form.elements[name];
@@ -75,6 +75,11 @@ function browse(data) {
   const cleanOf = (row) => data.clean[row[0]][row[1]];
   const questionOf = (row) => data.questions[cleanOf(row)[QUESTION]];
 
+  // The answer of the second run to the same item; its parts stand as in `row` from the prediction on.
+  const otherOf = (row, part) => row[OTHER] ? row[OTHER][part - PREDICTION] : null;
+  const agreement = (row) => !row[OTHER] ? "not asked"
+    : Boolean(row[CORRECT]) === Boolean(otherOf(row, CORRECT)) ? "as in A" : row[CORRECT] ? "wrong in B alone" : "right in B alone";
+
   function outcome(row) {
     const before = cleanOf(row)[3], after = row[CORRECT];
     return before && !after ? "lost" : !before && after ? "won" : before ? "both right" : "both wrong";
@@ -87,6 +92,7 @@ function browse(data) {
     const clean = cleanOf(row);
     return is("task", tasks.indexOf(task)) && is("protocol", protocols.indexOf(protocol)) && is("variant", row[2])
       && is("failure", row[FAILURE]) && is("layer", row[3]) && is("outcome", outcome(row))
+      && (!data.two || is("other", agreement(row)))
       && (!typed || [row[1], row[PREDICTION], row[TEXT], ...clean.slice(0, 3), questionOf(row)[0]].some(
         (text) => text !== null && text.toLowerCase().includes(typed)));
   }
@@ -94,6 +100,7 @@ function browse(data) {
   const keys = [
     (row) => row[1], (row) => data.cells[row[0]].join(" "), (row) => data.variants[row[2]], outcome,
     (row) => cleanOf(row)[0] ?? "", (row) => cleanOf(row)[2] ?? "", (row) => row[TEXT] ?? "",
+    ...(data.two ? [(row) => `${agreement(row)} ${otherOf(row, TEXT) ?? ""}`] : []),
     (row) => data.failures[row[FAILURE]],
   ];
 
@@ -145,7 +152,7 @@ function browse(data) {
 
   function question(box, row) {
     const [prompt, options, total, gold, reference] = questionOf(row);
-    box.colSpan = 8;
+    box.colSpan = document.querySelectorAll("#browser thead th").length;
     const add = (kind, name, text) => {
       const block = document.createElement(kind);
       block.className = name;
@@ -154,6 +161,13 @@ function browse(data) {
     };
     add("div", "answer", prompt);
     add("div", "soft", `right answer: ${reference.join(" or ")}`);
+    const before = cleanOf(row)[CLEAN_TEXT];
+    if (!options.length) {
+      showDifference(box, `From the clean model's text to the changed model's${data.two ? ", in A" : ""}:`, before, row[TEXT]);
+      showDifference(box, "From the changed model's text in A to that in B:", row[TEXT], otherOf(row, TEXT));
+    }
+    const [task, protocol] = data.cells[row[0]], name = row[1].replace(/, sample \d+$/, "");
+    showAttention(box, data.patterns.items, data.patterns.note, { task, protocol, name }, data.variants[row[2]]);
     if (!options.length) return;
     const table = document.createElement("table"), head = table.createTHead().insertRow(), body = table.createTBody();
     for (const name of ["option", "", "clean model", "changed model"]) {
@@ -188,6 +202,11 @@ function browse(data) {
       cell(line, clean[0] ?? "", "answer");
       answered(line, clean[1], clean[2], clean[5]);
       answered(line, row[PREDICTION], row[TEXT], row[LOGPROB]);
+      if (data.two && !row[OTHER]) cell(line, "not asked", "soft");
+      else if (data.two) {
+        answered(line, otherOf(row, PREDICTION), otherOf(row, TEXT), otherOf(row, LOGPROB));
+        line.lastChild.prepend(element("div", otherOf(row, CORRECT) ? "right" : "wrong", "soft"));
+      }
       cell(line, data.failures[row[FAILURE]]);
     }
     previous.disabled = page === 0;
@@ -222,5 +241,16 @@ function browse(data) {
   form.addEventListener("reset", () => setTimeout(choose));
   previous.addEventListener("click", () => { page -= 1; draw(); });
   next.addEventListener("click", () => { page += 1; draw(); });
+  keepInAddress(form);
+  drawMaps(data, (place, wanted) => {
+    for (const [name, text] of Object.entries({ task: "", protocol: "", layer: "", variant: "", failure: "", outcome: "", ...place, ...wanted })) {
+      const box = field(name);
+      if (box) box.selectedIndex = Math.max(0, Array.from(box.options).findIndex((one) => one.text === text));
+    }
+    field("text").value = "";
+    form.dispatchEvent(new Event("input", { bubbles: true }));
+    document.getElementById("items").scrollIntoView();
+    (document.querySelector("#browser .opener") ?? next).focus({ preventScroll: true });
+  });
   choose();
 }

@@ -6,6 +6,7 @@ the declarations.
 """
 
 from lensprune.sweeps.options.ablated import FEWSHOT, Reference, Screening, check_ranked, kinds_of
+from lensprune.sweeps.options.arguments import JobArguments, SweepArguments
 from lensprune.sweeps.options.declare import (
     Group,
     add_options,
@@ -31,6 +32,7 @@ __all__ = [
     "Group",
     "ItemSampling",
     "Items",
+    "JobArguments",
     "Loading",
     "Prefix",
     "Prompts",
@@ -40,6 +42,7 @@ __all__ = [
     "Seed",
     "Splitting",
     "StopEarly",
+    "SweepArguments",
     "SweepOptions",
     "TokenSampling",
     "Wording",

@@ -16,6 +16,7 @@ from lensprune.cli import main
 from lensprune.models import as_hooked_model
 from tests.helpers.planted.circuits import ARITHMETIC, model_of
 from tests.helpers.planted.models import build, word_tokenizer
+from tests.helpers.printed import check_json_of
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,12 @@ def test_every_method_writes_what_it_prints(method: str, folder: Path, tmp_path:
     files = [path for path in printed.split() if path.startswith(str(tmp_path))]
     assert files
     assert all(Path(path).is_file() for path in files)
+
+
+def test_the_first_table_as_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--task", "arithmetic", "--limit", "2", "--shots", "0", "--bos", "always", "--out", str(tmp_path)]
+    assert main(["attribute", "--model", str(folder), "--method", "dla", *options, "--top", "1", "--json"]) == 0
+    check_json_of(capsys.readouterr().out, tmp_path / "dla_head.csv")
 
 
 def test_exact_patching_finds_the_planted_heads(folder: Path, tmp_path: Path) -> None:

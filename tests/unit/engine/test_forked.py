@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
@@ -31,10 +32,11 @@ from lensprune.ablation import (
     layer_range,
 )
 from lensprune.ablation.kinds import ablation_kind
+from lensprune.ablation.reference import replacement
 from lensprune.engine import ForkedExecutor, HookedExecutor, make_executor
 from lensprune.engine.edits import LayerEdits, edits_by_layer
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
-from lensprune.engine.probe import checked_stack, probe_variants, probed_kinds, probed_parts
+from lensprune.engine.probe import checked_stack, difference_of, probe_variants, probed_kinds, probed_parts
 from lensprune.engine.tree import build_tree, chunk_sequences
 from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
@@ -145,14 +147,14 @@ def _norm_before_projection(block: Any, layer: Any) -> Any:
             "bitnet",
             "_projection",
             _norm_before_projection,
-            "a probe's log-probability under L0.H0.zero.* is .* by hooks",
+            r"a probe's log-probability under L\d\.H\d\.\w+ is .* by hooks",
         ),
         ("llama", "_projection", lambda block, layer: torch.nn.Identity(), "does not call .* hook_z"),
         (
             "gemma3",
             "_branch_module",
             lambda block, layer, site: layer.mlp,
-            "under .*attention.skip",
+            r"under L\d\.attention\.skip is .* by hooks",
         ),
     ],
 )
@@ -172,7 +174,7 @@ def test_a_projection_that_receives_other_values_than_were_set_is_refused(monkey
     right = LayerEdits.edit_z
     # Far below what a log-probability would show.
     monkeypatch.setattr(LayerEdits, "edit_z", lambda self, z, positions: right(self, z, positions) + 1e-12)
-    with pytest.raises(UnsupportedByFastPath, match=r"does not receive what L0\.H0\.zero sets"):
+    with pytest.raises(UnsupportedByFastPath, match=r"does not receive what L1\.H3\.zero sets"):
         checked_stack(tiny("llama"))
 
 
@@ -180,13 +182,12 @@ def test_the_probe_covers_every_part_and_kind_of_the_package() -> None:
     """What the tables hold before any plug-in adds to them, and in one variant per kind where layers are enough."""
     assert {part.component for part in probed_parts()} == {Layer, Attention, MLP, Head, KVGroup}
     assert [kind.name for kind in probed_kinds()] == ["skip", "zero", "mean", "resample", "optimal"]
-    variants = probe_variants(tiny("llama").facts)
-    assert [v.name for v in variants if v.ablation in ("", "skip", "optimal")] == [
-        "clean",
-        "L0.mlp.skip + L0.attention.skip + L1.skip",
-        "L0.H0.optimal + L0.KV1.optimal + L0.mlp.optimal + L1.attention.optimal + L2.optimal",
-    ]
-    assert len(variants) == 6
+    # As many as fit, one to a layer.
+    deep = probe_variants(replace(tiny("llama").facts, n_layers=30))
+    assert [len(variant.ablations) for variant in deep] == [0, 23]
+    assert [a.name for a in deep[1].ablations[:4]] == ["L7.mlp.skip", "L8.attention.skip", "L9.skip", "L10.H0.zero"]
+    assert deep[1].ablations[-1].name == "L29.optimal"
+    assert [len(variant.ablations) for variant in probe_variants(tiny("llama").facts)] == [0, *[2] * 11, 1]
 
 
 @pytest.mark.parametrize(
@@ -199,39 +200,61 @@ def test_no_edit_of_a_probe_hides_another(sizes: dict[str, int]) -> None:
         found = [a.component for v in variants for a in v.ablations if a.kind == kind.name]
         assert sorted(c.part.name for c in found) == sorted(p.name for p in probed_parts() if kind.allows(p))
     for variant in variants:
-        components = [a.component for a in variant.ablations]
-        for layer in {c.layer for c in components}:
-            names = {c.part.name for c in components if c.layer == layer}
-            assert names == {"layer"} or "layer" not in names
-            assert not {"attention", "head"} <= names
-            assert not {"attention", "kv_group"} <= names
-            heads = [h for c in components if c.layer == layer and "hook_z" in c.site for h in c.selected(facts) or []]
-            assert len(heads) == len(set(heads))
+        layers = [a.component.layer for a in variant.ablations]
+        assert len(layers) == len(set(layers))
+        variant.check(facts)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind.name for kind in probed_kinds()])
-def test_the_probe_sees_every_kind_of_part_in_every_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_sees_and_names_every_kind_of_part_in_every_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit that is not made, of one kind of part, on the fast path alone."""
     forget_probes(monkeypatch)
     model = tiny("llama")
-    parts = {type(a.component) for v in probe_variants(model.facts) for a in v.ablations if a.kind == kind}
-    assert parts == {part.component for part in probed_parts() if ablation_kind(kind).allows(part)}
-    for part in parts:
+    probed = [a for v in probe_variants(model.facts) for a in v.ablations if a.kind == kind]
+    assert {type(a.component) for a in probed} == {
+        part.component for part in probed_parts() if ablation_kind(kind).allows(part)
+    }
+    for ablation in probed:
 
-        def without(assigned: Any, *args: Any, part: type = part) -> dict[int, LayerEdits]:
-            kept = [
-                (replace(v, ablations=tuple(a for a in v.ablations if (type(a.component), a.kind) != (part, kind))), r)
-                for v, r in assigned
-            ]
+        def without(assigned: Any, *args: Any, planted: Ablation = ablation) -> dict[int, LayerEdits]:
+            kept = [(replace(v, ablations=tuple(a for a in v.ablations if a != planted)), r) for v, r in assigned]
             return edits_by_layer(kept, *args)
 
+        named = rf"(under|what) {re.escape(ablation.name)}( is| sets)"
+        if ablation.replaces_block:
+            # There is no place for keys and values of a layer that should not have run.
+            named += "|is not in list"
         for module in ("fork", "decoding.decoder"):
             with monkeypatch.context() as patch:
                 patch.setattr(f"lensprune.engine.{module}.edits_by_layer", without)
-                with pytest.raises(UnsupportedByFastPath):
+                with pytest.raises(UnsupportedByFastPath, match=named):
                     checked_stack(model)
     checked_stack(model)
+
+
+def test_two_faults_that_cancel_in_one_layer_are_seen_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where attention and MLP read the same residual, and their sum is added to it."""
+    forget_probes(monkeypatch)
+    model = tiny("gpt_neox")
+    stack = checked_stack(model)
+    both = Variant("both", (Ablation(Attention(1), "mean"), Ablation(MLP(1), "mean")))
+    signs = {Attention: 1, MLP: -1}
+
+    def shifted(ablation: Ablation, *given: Any) -> torch.Tensor:
+        value = replacement(ablation, *given)
+        sign = signs.get(type(ablation.component), 0) if ablation.kind == "mean" else 0
+        return value + sign * torch.linspace(-1, 1, value.shape[-1], device=value.device)
+
+    monkeypatch.setattr("lensprune.engine.edits.replacement", shifted)
+    assert difference_of(model, stack, [CLEAN, both]) is None
+    for ablation in both.ablations:
+        alone = difference_of(model, stack, [CLEAN, Variant("alone", (ablation,))])
+        assert alone is not None
+        assert f"under {ablation.name} is" in alone
+    forget_probes(monkeypatch)
+    with pytest.raises(UnsupportedByFastPath, match=r"under L\d\.(mlp|attention)\.mean is .* by hooks"):
+        checked_stack(model)
 
 
 def test_the_documentation_lists_what_is_left_to_the_hooked_executor() -> None:
@@ -254,7 +277,7 @@ def test_any_error_on_the_probe_but_want_of_memory_is_a_refusal(
         raise error
 
     forget_probes(monkeypatch)
-    monkeypatch.setattr("lensprune.engine.probe.fork_variants", fail)
+    monkeypatch.setattr("lensprune.engine.decoding.decoder.fork_variants", fail)
     with pytest.raises(raised) as caught:
         ForkedExecutor(tiny("llama"))
     assert error in (caught.value, caught.value.__cause__)

@@ -332,7 +332,12 @@ def test_a_sweep_and_a_trace_take_such_functions_too() -> None:
 
 @pytest.mark.parametrize(
     ("accepts", "message"),
-    [(lambda name: "hook_zz" in name, "accepts no hook point"), (lambda name: False, "accepts no hook point")],
+    [
+        (lambda name: "hook_zz" in name, "accepts no hook point"),
+        (lambda name: False, "accepts no hook point"),
+        (lambda name: name.no_such, r"fails on the hook name \S+: AttributeError: .*no_such.*; expected a function"),
+        (lambda: True, r"fails on the hook name \S+: TypeError"),
+    ],
 )
 def test_a_function_that_accepts_nothing_is_refused(accepts: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):

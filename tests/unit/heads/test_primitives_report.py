@@ -13,6 +13,7 @@ from lensprune.primitives import task_texts
 from lensprune.primitives.report import primitives_report
 from tests.helpers.families import save_folder
 from tests.helpers.planted.reasoner import TEXTS, WORDING, reasoner
+from tests.helpers.printed import check_json_of
 
 
 @pytest.mark.slow
@@ -53,6 +54,8 @@ def test_the_command_on_a_random_model(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "5 of 5 heads and MLPs: nothing resolvable" in printed
     assert "none was patched" in printed
+    assert main(["primitives", "--model", str(folder), *options, "--out", str(tmp_path / "out"), "--json"]) == 0
+    check_json_of(capsys.readouterr().out, tmp_path / "out" / "verdicts.csv")
 
 
 def test_texts_of_a_task_are_read_from_the_answer_on() -> None:

@@ -21,6 +21,7 @@ from lensprune.results.run import Run
 from lensprune.sweeps.run import sweep
 from tests.helpers.planted.circuits import ARITHMETIC, LEAK, model_of
 from tests.helpers.planted.models import build, word_tokenizer
+from tests.helpers.printed import check_json_of
 
 mpl.use("agg")
 
@@ -91,6 +92,10 @@ def test_report_writes_what_it_names(head_run: Run, tmp_path: Path) -> None:
         assert (tmp_path / name).is_file()
         assert name in text
     assert len(pd.read_csv(tmp_path / "heads.csv")) == 16
+    text = heads_report(
+        model_of("arithmetic", "llama"), tmp_path, scores=SCORES, run=head_run.folder, limit=3, as_json=True
+    )
+    check_json_of(text, tmp_path / "heads_and_effects.csv")
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +106,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--score", "operand_at_operator", "--limit", "3", "--bos", "always", "--out", str(out)]
     assert main(["heads", "--model", str(folder), *options]) == 0
     assert "L0.H3 1.00" in capsys.readouterr().out
+    assert main(["heads", "--model", str(folder), *options, "--json"]) == 0
+    check_json_of(capsys.readouterr().out, out / "heads.csv")
     assert main(["heads", "--model", str(folder), "--score", "nonsense"]) == 2
     assert "unknown head score" in capsys.readouterr().err
 

@@ -137,6 +137,13 @@ def test_command(llama_8b: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert "33 cells" in output
     assert "1 TFLOP/s as given" in output
     assert not (llama_8b.parent / "out").exists()
+    assert cli.main([*arguments, "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    told = lp.plan(llama_8b, "facts", limit=2, flops=1e12)
+    assert (row["task"], row["protocol"], row["items"], row["variants"]) == ("facts", "default", 2, 33)
+    assert (row["tokens_forked"], row["flops_hooked"]) == (told.shared.tokens, told.unshared.flops)
+    assert (row["sweep_seconds"], row["sweep_memory"]) == (told.seconds, told.memory.total)
+    assert row["tokens_hooked"] > row["tokens_forked"] > 0
     assert cli.main([*arguments, "--lm-eval-task", "arc_easy"]) == 2
     (llama_8b / "tokenizer.json").unlink()
     (llama_8b / "tokenizer_config.json").unlink()

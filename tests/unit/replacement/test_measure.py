@@ -27,6 +27,7 @@ from tests.helpers.chat_models import chat_tokenizer, save_chat_folder
 from tests.helpers.families import hf_model
 from tests.helpers.made_cells import outcome, outcomes_of, requests
 from tests.helpers.model_pairs import fresh, pair_logits
+from tests.helpers.printed import check_json_of
 
 mpl.use("Agg")
 
@@ -292,7 +293,10 @@ def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "gain +0.000" in output
     assert "the same weights, so no replacement changes anything" in output
     assert "replacement.csv" in output
-    assert (tmp_path / "run" / "replacement.csv").is_file()
+    capsys.readouterr()
+    for shown in (["resume", str(tmp_path / "run")], [*arguments, "--out", str(tmp_path / "run")]):
+        assert cli.main([*shown, "--json"]) == 0
+        check_json_of(capsys.readouterr().out, tmp_path / "run" / "replacement.csv")
     assert cli.main([*arguments, "--direction", "foward"]) == 2
     assert "did you mean forward" in capsys.readouterr().err
 

@@ -69,6 +69,12 @@ def choose(browser: Any, form: str, name: str, value: str) -> None:
     )
 
 
+def afresh(browser: Any) -> None:
+    """The page again, without the filters that stand in its address."""
+    browser.execute_script("history.replaceState(null, '', location.href.split('#')[0])")
+    browser.refresh()
+
+
 @pytest.fixture(scope="module")
 def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     run = layers_run(tmp_path_factory.mktemp("report") / "run", text=HOSTILE)
@@ -136,7 +142,7 @@ def test_the_browser_of_items_filters_sorts_and_turns_pages(opened: Any) -> None
 
 @pytest.mark.slow
 def test_an_items_name_opens_its_question(opened: Any) -> None:
-    opened.refresh()
+    afresh(opened)
     choose(opened, "#browser-filters", "protocol", "0")
     buttons = "#browser .opener"
     assert texts(opened, "#browser tr.question") == []
@@ -157,7 +163,7 @@ def test_an_items_name_opens_its_question(opened: Any) -> None:
 def test_the_keyboard_reaches_and_works_the_page(opened: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    opened.refresh()
+    afresh(opened)
     opened.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
     opened.switch_to.active_element.send_keys(Keys.TAB)
     assert opened.switch_to.active_element.text == "Skip to the content"
@@ -187,6 +193,105 @@ def test_text_can_be_read_in_both_colour_schemes(opened: Any, scheme: str) -> No
     # WCAG 2.2, level AA
     assert min(ratio) >= 4.5
     assert len(ratio) >= 5
+
+
+@pytest.mark.slow
+def test_the_map_leads_to_items_and_the_address_keeps_what_is_chosen(opened: Any) -> None:
+    afresh(opened)
+    press = "document.querySelector('table.map button[title=\"L3.skip\"]').click()"
+    choose(opened, "#map-filters", "cell", "arithmetic, generate")
+    opened.execute_script(press)
+    assert count(opened) == "40 records, page 1 of 1"
+    assert set(texts(opened, "#browser td:nth-child(2)")) == {"arithmetic, generate"}
+    assert opened.execute_script("return document.activeElement.className") == "opener"
+    choose(opened, "#summary-filters", "contains", "L3.skip")
+    address = opened.execute_script("return location.href")
+    opened.execute_script("document.querySelector('nav a[href=\"#critical\"]').click()")
+    assert opened.execute_script("return location.href") == address
+    opened.get("about:blank")
+    opened.get(address)
+    assert count(opened) == "40 records, page 1 of 1"
+    assert opened.execute_script("return document.querySelector('#map-filters select').value") == "arithmetic, generate"
+    assert texts(opened, "#summary-filters output") == ["4 rows"]
+    opened.execute_script("document.querySelector('#browser-filters button[type=reset]').click()")
+    opened.execute_async_script("setTimeout(arguments[0], 50)")
+    assert "browser-filters" not in opened.execute_script("return location.hash")
+    opened.execute_script("document.querySelectorAll('table.map tbody th button')[2].click()")
+    assert set(texts(opened, "#browser td:nth-child(3)")) == {"L2.skip"}
+    assert opened.get_log("browser") == []
+
+
+def test_arrow_keys_move_over_the_map(opened: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    afresh(opened)
+    assert opened.execute_script("return document.querySelectorAll('table.map button[tabindex=\"0\"]').length") == 1
+    opened.execute_script("document.querySelector('table.map button').focus()")
+    opened.switch_to.active_element.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    assert opened.switch_to.active_element.get_attribute("title") == "L2.skip"
+
+
+def test_a_difference_is_that_of_the_words(opened: Any) -> None:
+    parts = opened.execute_script(
+        "return difference(arguments[0], arguments[1])", "two plus 2 is 4", "two plus 3 is  4 !"
+    )
+    assert parts == [[0, "two plus "], [-1, "2"], [1, "3"], [0, " is"], [-1, " "], [1, "  "], [0, "4"], [1, " !"]]
+    assert "".join(text for kind, text in parts if kind <= 0) == "two plus 2 is 4"
+
+
+@pytest.mark.slow
+def test_a_pattern_is_shown_token_by_token_and_two_runs_side_by_side(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    import lensprune as lp
+    from tests.helpers.tiny_models import folder, tiny
+
+    a, b = (
+        lp.sweep(
+            folder(family), "facts", "generate", lp.each_head(tiny(family), "zero", [0]),
+            limit=3, shots=0, out=tmp_path / family, progress=False,
+        )
+        for family in ("llama", "qwen2")
+    )  # fmt: skip
+    browser.get(a.explore(b, patterns=1).save(tmp_path / "page.html").as_uri())
+    assert len(texts(browser, "table.map")) == 2
+    assert "changed model, B" in texts(browser, "#browser th")
+    [stored] = browser.execute_script(
+        "return JSON.parse(document.getElementById('records').textContent).patterns.items"
+    )
+    [variant] = stored["heads"]
+    browser.execute_script(f"document.querySelector('table.map button[title=\"{variant}\"]').click()")
+    browser.execute_script(
+        "[...document.querySelectorAll('#browser .opener')].find(e => e.textContent === arguments[0]).click()",
+        stored["item"],
+    )
+    assert len(texts(browser, ".token")) == len(stored["tokens"]) > 3
+    browser.execute_script("document.querySelector('.token').focus()")
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    shown = browser.execute_script(
+        "return [...document.querySelectorAll('.token')].map(e => +e.style.getPropertyValue('--share'))"
+    )
+    assert sum(shown[:2]) == pytest.approx(1, abs=0.01)
+    assert not any(shown[2:])
+    assert "attends to" in texts(browser, "tr.question output")[0]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_a_notebooks_frame_keeps_to_itself(browser: Any, tmp_path: Path) -> None:
+    run = layers_run(n=8, tasks=("facts",), text=HOSTILE)
+    (tmp_path / "notebook.html").write_text(f"<!DOCTYPE html><title>n</title>{run.explore()._repr_html_()}")
+    browser.get((tmp_path / "notebook.html").as_uri())
+    browser.switch_to.frame(0)
+    try:
+        browser.execute_script("document.querySelector('nav a[href=\"#items\"]').click()")
+        choose(browser, "#browser-filters", "outcome", "lost")
+        assert count(browser) == f"{8 + 8 + 9 * 4} records, page 1 of 2"
+        assert browser.execute_script("return location.hash") == "#browser-filters.outcome=lost+by+the+change"
+        assert browser.execute_script("return window.hit") is None
+    finally:
+        browser.switch_to.default_content()
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from lensprune.cli import main
 from lensprune.divergence.scores import AGREEMENT_COLUMNS
 from lensprune.divergence.study import MEASURES, FidelityStudy, validate_fidelity
 from lensprune.errors import UserError
+from tests.helpers.printed import check_json_of
 
 TASK = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
 
@@ -70,6 +71,8 @@ def test_heads_have_no_similarity(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "rank correlation with Δμ over 8 parts" in printed
     assert "block_influence" not in printed
     assert "against the other" in printed
+    assert main([*command, "--over", "heads", "--layers", "0-1", "--validate", "--out", str(tmp_path), "--json"]) == 0
+    check_json_of(capsys.readouterr().out, tmp_path / "agreement.csv")
     names = ("fidelity", "agreement", "summary", "gap", "sample_efficiency", "seconds")
     assert all(len(pd.read_csv(tmp_path / f"{name}.csv")) for name in names)
 
@@ -105,9 +108,12 @@ def test_few_items_without_a_right_answer_are_not_timed(tmp_path: Path, capsys: 
     assert line.split()[-2:] == ["-", "-"]
 
 
-def test_fidelity_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fidelity", "--model", "toy-distilled", "--task", TASK, "--limit", "6", "--device", "cpu"]) == 0
+def test_fidelity_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fidelity", "--model", "toy-distilled", "--task", TASK, "--limit", "6", "--device", "cpu"]
+    assert main(command) == 0
     assert "L0.skip" in capsys.readouterr().out
+    assert main([*command, "--json", "--out", str(tmp_path)]) == 0
+    check_json_of(capsys.readouterr().out, tmp_path / "fidelity.csv")
 
 
 def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

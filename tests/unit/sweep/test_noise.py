@@ -23,6 +23,7 @@ from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import read_spec
 from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.made_runs import layers_run
+from tests.helpers.printed import check_json_of
 from tests.helpers.sweeps import sweep
 from tests.helpers.tiny_models import folder, tiny
 
@@ -152,5 +153,7 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     written = pd.read_csv(tmp_path / "noise" / "noise.csv")
     assert written["way"].tolist() == WAYS
     assert f"up to {written['flipped'].max():.3f}" in shown
+    assert main(["noise", "--model", str(model), *options, "--out", str(tmp_path / "noise"), "--json"]) == 0
+    check_json_of(capsys.readouterr().out, tmp_path / "noise" / "noise.csv")
     assert main(["noise", "--model", str(model)]) == 2
     assert "no task given" in capsys.readouterr().err

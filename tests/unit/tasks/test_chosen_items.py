@@ -46,6 +46,21 @@ def test_a_task_that_makes_its_rows_makes_enough() -> None:
     assert items("3,29", "kv_retrieval") == (first[3], first[29])
 
 
+@pytest.mark.parametrize("task", ["kv_retrieval", "arithmetic"])
+def test_ids_beyond_the_usual_number_of_generated_rows(task: str, tmp_path: Path) -> None:
+    usual = len(items("first", task))
+    named = tmp_path / "ids.txt"
+    named.write_text(f"{usual + 5}\n2\n")
+    assert items(f"@{named}", task) == items(f"2,{usual + 5}", task)
+    assert [item.id for item in items(f"@{named}", task)] == ["2", str(usual + 5)]
+
+
+def test_a_long_number_as_an_id_generates_no_more_than_can_be_asked(tmp_path: Path) -> None:
+    named = tmp_path / "ids.txt"
+    named.write_text("20260401123456789\n")
+    assert ItemChoice.parse(f"@{named}").rows_needed(None) == 1_000_000
+
+
 def test_two_runs_over_some_of_the_same_items_are_paired_on_them() -> None:
     model = tiny("llama")
     a = lp.sweep(model, "facts", variants="L1.skip", limit=20, items="first", shots=0, progress=False)
@@ -76,8 +91,14 @@ def test_the_command_takes_them_and_resumes_with_their_file(tmp_path: Path, monk
         ("frist", "did you mean first"),
         ("first+x", "unknown choice of items 'first\\+x'"),
         ("17,x", "cannot read items '17,x' at 'x'"),
-        ("9-3", "items 9-3 is not a range"),
-        ("0-99999999999", "is not a range"),
+        ("17,", "cannot read items '17,' where nothing stands beside a comma: write indices"),
+        ("17,,18", "where nothing stands beside a comma"),
+        ("17,40 - x", "at '40 - x'"),
+        ("9-3", "items 9-3 runs backwards: did you mean 3-9\\?"),
+        ("0-99999999999", "items 0-99999999999 is out of range: expected indices below 1000000"),
+        ("99999999999", "is out of range"),
+        ("@", "items '@' names no file"),
+        ("@ ", "items '@' names no file"),
         ("@nowhere.txt", "file of items nowhere.txt can't be read"),
         ("99999", r"task 'facts' has items 0 to \d+, not 99999"),
         ("first+99999", r"first\+99999 leaves none of the \d+ items"),

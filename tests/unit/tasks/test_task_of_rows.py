@@ -32,6 +32,7 @@ def row_cities() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     """The two tasks, which no other test sees."""
+    registry._import_built_in()
     before = dict(registry._builders)
     lp.task(prompt="The capital of {country} is", answer="{capital}")(row_capitals)
     lp.task(prompt=lambda row: f"Which city governs {row['country']}?", answer="{capital}", options="cities", shots=1)(
@@ -102,6 +103,18 @@ def _decorated(rows: Any, **changes: Any) -> Callable[[], Any]:
         (_decorated([{"x": 1, "y": 2}, "row"]), "returned str"),
         (_decorated([{"x": 1}]), "KeyError: 'y'"),
         (_decorated([{"x": 1, "y": "a"}], options=["b", "c"]), "'a' is not one of the options"),
+        (
+            _decorated([{"x": 1, "y": "a", "z": "abc"}], options="z"),
+            r"options are 'abc' \(column 'z'\), expected a list",
+        ),
+        (
+            _decorated([{"x": 1, "y": "a"}], options=lambda row: "abc"),
+            r"options are 'abc' \(its function\), expected a",
+        ),
+        (_decorated([{"x": 1, "y": "a", "z": 5}], options="z"), "options are 5"),
+        (_decorated([{"x": 1, "y": "a"}], options={"a": 1}), r"options are \{'a': 1\}"),
+        (_decorated([{"x": 1, "y": "a"}], prompt=lambda row: row["x"]), "the prompt is int, expected text"),
+        (_decorated([{"x": 1, "y": 2}], answer=lambda row: row["y"]), "the answer is int, expected text"),
         (_decorated([{"x": 1, "y": "a"}], name="no name"), "use letters, digits"),
     ],
 )
