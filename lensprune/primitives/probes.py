@@ -131,7 +131,7 @@ def _answer(chain: Chain, partner: Chain, wording: Wording, random: Random) -> l
 
 
 def _position(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """Patch the last position of another chain, about to copy a different operand: is *this* chain's operand copied?
+    """Patch the last position of another chain, about to copy a different operand, and expect *this* chain's.
 
     In both directions between two operands after a step's operator.
     """
