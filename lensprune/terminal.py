@@ -6,11 +6,12 @@ import codecs
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["LastingStream", "lasting_streams", "progress_bar"]
+__all__ = ["LastingStream", "TimeLeft", "WorkBar", "lasting_streams", "progress_bar", "stage", "work_bar"]
 
 _ENCODING_ERRORS = "lensprune-plain"
 _PLAIN = {
@@ -130,11 +131,107 @@ def _open_missing_descriptors() -> None:
                 os.open(os.devnull, os.O_RDWR)
 
 
-def progress_bar(*, shown: bool, total: int | None = None, unit: str = "row", description: str | None = None) -> Any:
+def progress_bar(
+    *, shown: bool, total: float | None = None, unit: str = "row", description: str | None = None, leave: bool = True
+) -> Any:
     """A tqdm bar on standard error that never stops the work: without a reader, it isn't drawn."""
     from tqdm.auto import tqdm
 
     stream = sys.stderr if isinstance(sys.stderr, LastingStream) else LastingStream(sys.stderr)
     return tqdm(
-        total=total, unit=unit, desc=description, disable=not shown, file=stream, dynamic_ncols=True, smoothing=0.1
+        total=total,
+        unit=unit,
+        desc=description,
+        disable=not shown,
+        file=stream,
+        dynamic_ncols=True,
+        smoothing=0.1,
+        leave=leave,
     )
+
+
+@contextmanager
+def stage(name: str, *, shown: bool) -> Iterator[None]:
+    """Name on standard error what runs now, while it runs, for work that can't be counted."""
+    with progress_bar(shown=shown, total=1, unit="step", description=name, leave=False):
+        yield
+
+
+class TimeLeft:
+    """How long the rest of some work takes, by the work that is left and the rate so far.
+
+    Pieces of work count by what they cost, in any unit: by their number alone, cheap pieces at the end (or at the
+    beginning) would make the time left twice what it is, or half of it.
+    """
+
+    def __init__(self, left: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.left = left
+        self.done = 0.0
+        self._clock = clock
+        self._began = self._at = clock()
+
+    def add(self, work: float) -> None:
+        """Some work was done now."""
+        self.done += work
+        self.left -= work
+        self._at = self._clock()
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds left when the last work was done; ``None`` before any was."""
+        passed = self._at - self._began
+        return max(0.0, self.left) * passed / self.done if self.done > 0 and passed > 0 else None
+
+
+class WorkBar:
+    """A progress bar of work that is measured by its cost, with the stage that runs and the time left."""
+
+    def __init__(self, bar: Any, left: TimeLeft) -> None:
+        self._bar = bar
+        self._left = left
+
+    @property
+    def finished(self) -> float:
+        """Work done so far."""
+        return self._left.done
+
+    def stage(self, text: str) -> None:
+        """Name what runs now."""
+        self._bar.set_description(text)
+
+    def done(self, work: float) -> None:
+        """Some work was done."""
+        self._left.add(work)
+        self._show(work)
+
+    def spare(self, work: float) -> None:
+        """Some work needs not be done."""
+        self.set_left(self._left.left - work)
+
+    def set_left(self, work: float) -> None:
+        """So much work is left."""
+        self._left.left = work
+        self._show(0.0)
+
+    def _show(self, work: float) -> None:
+        left = self._left
+        self._bar.total = max(left.done + left.left, left.done)
+        if left.seconds is not None:
+            self._bar.set_postfix_str(f"about {_clock_face(left.seconds)} left", refresh=False)
+        self._bar.update(work)
+
+
+def _clock_face(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+@contextmanager
+def work_bar(
+    work: float, *, shown: bool, stage: str = "", clock: Callable[[], float] = time.monotonic
+) -> Iterator[WorkBar]:
+    """A `WorkBar` on standard error for so much work, which starts now."""
+    with progress_bar(shown=shown, total=work, description=stage) as bar:
+        bar.bar_format = "{l_bar}{bar}| {elapsed}{postfix}"
+        yield WorkBar(bar, TimeLeft(work, clock))

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lensprune.models.model_config import load_model_config
+from lensprune.output.quantities import duration, quantity
 from lensprune.planning import Plan, plan
 from lensprune.planning.makespan import GroupTime, makespan, planned_times, recorded_times
-from lensprune.planning.text import duration, quantity
 from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.markdown import write_between
 

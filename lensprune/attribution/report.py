@@ -41,7 +41,7 @@ from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned, frame_json, of_how_many
 from lensprune.registry import in_words
-from lensprune.terminal import progress_bar
+from lensprune.terminal import progress_bar, stage
 
 __all__ = ["METHODS", "AttributionOptions", "PairTexts", "attribution_report", "passes"]
 
@@ -322,12 +322,14 @@ def attribution_report(
     options.check(method)
     if most < 1 or limit < 1:
         raise UserError("limit and the number of rows to print must be 1 or more")
-    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    with stage("loading the model", shown=progress):
+        hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     if texts is None:
         pairs, of = counterfactual_pairs(hooked, task, limit=limit, shots=shots, seed=seed), task
     else:
         pairs, of = [text.pair(hooked) for text in texts], "your own"
-    preference = _Preference.of(hooked, pairs)
+    with stage(f"answers to {len(pairs)} pairs", shown=progress):
+        preference = _Preference.of(hooked, pairs)
     if not preference.resolved:
         options = replace(options, curve=False)
     total = passes(method, hooked, len(pairs), options)

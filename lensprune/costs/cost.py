@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import operator
+from dataclasses import dataclass
 
 from lensprune.costs.shape import ModelShape
 
@@ -34,10 +35,14 @@ class Cost:
         return self.attention + self.scores + self.mlp + self.unembedding
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Cost(*map(operator.add, self._numbers, other._numbers))
 
     def __mul__(self, times: float) -> Cost:
-        return Cost(*(getattr(self, f.name) * times for f in fields(self)))
+        return Cost(*(number * times for number in self._numbers))
+
+    @property
+    def _numbers(self) -> tuple[float, ...]:
+        return tuple(vars(self).values())
 
 
 def blocks_cost(shape: ModelShape, positions: float, pairs: float, first: int = 0, last: int | None = None) -> Cost:

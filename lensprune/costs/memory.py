@@ -35,17 +35,22 @@ _LOGIT_COPIES = 2
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak; `process` is what the libraries take by themselves (0 on a GPU, which holds no code)."""
+    """Bytes at the peak; `process` is what the libraries take by themselves (0 on a GPU, which holds no code).
+
+    `loading` is what loading takes beside the weights (`lensprune.models.loading_memory`), before anything is run.
+    """
 
     weights: int
     activations: int
     cache: int
     logits: int
     process: int
+    loading: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.activations + self.cache + self.logits + self.process
+        running = self.activations + self.cache + self.logits
+        return self.process + self.weights + max(self.loading, running)
 
 
 def peak_memory(
@@ -58,12 +63,14 @@ def peak_memory(
     bytes_a_number: int,
     budget: int | DecodeLimits | None,
     on_cpu: bool,
+    loading: int = 0,
 ) -> Memory:
-    """The largest of the phases' needs, each phase one batch or chunk.
+    """The largest of the phases' needs: loading, and each batch or chunk.
 
     Args:
         requests: one list per (task, protocol); they run one after the other.
         shares_work: whether the executor runs as the forked one does, else as the hooked one.
+        loading: what loading takes beside the weights, on the CPU.
     """
     worst = Memory(0, 0, 0, 0, 0)
     hooked = [v for v in variants if v.hooks or not shares_work]
@@ -87,6 +94,7 @@ def peak_memory(
         cache=worst.cache,
         logits=worst.logits,
         process=LIBRARIES if on_cpu else 0,
+        loading=loading if on_cpu else 0,
     )
 
 

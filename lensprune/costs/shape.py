@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
 from lensprune.errors import UserError
+from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.model_config import ModelConfig
 
-__all__ = ["LayerShape", "ModelShape", "model_shape"]
+__all__ = ["LayerShape", "ModelShape", "loaded_shape", "model_shape"]
 
 _EXPERT_TENSOR = 3
 
@@ -70,13 +72,44 @@ def model_shape(model_config: ModelConfig) -> ModelShape:
     Raises:
         UserError: the blocks can't be told from the rest, or a mixture of experts does not say how many a token uses.
     """
-    facts, skeleton = model_config.facts, model_config.skeleton
+    return _shape(model_config.skeleton, model_config.config, model_config.facts)
+
+
+def loaded_shape(model: HookedModel) -> ModelShape:
+    """The sizes of a loaded model.
+
+    Where it is no model of Hugging Face's without hook points (`BridgeModel.raw_model`), attention is counted by its
+    heads and everything else in a block as its MLP, of which experts count in full.
+
+    Raises:
+        UserError: as `model_shape`.
+    """
+    raw = getattr(model, "raw_model", None)
+    if raw is not None:
+        return _shape(raw, raw.config, model.facts)
+    facts = model.facts
+    attention = 2 * facts.d_model * facts.d_head * (facts.n_heads + facts.n_key_value_heads)
+    module: Any = model.module
+    blocks = [sum(p.numel() for p in block.parameters() if p.ndim > 1) for block in module.blocks]
+    return ModelShape(
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        layers=tuple(LayerShape(attention, max(0, size - attention)) for size in blocks),
+        unembedding=facts.d_model * facts.d_vocab,
+        n_heads=facts.n_heads,
+        n_key_value_heads=facts.n_key_value_heads,
+        d_head=facts.d_head,
+        d_model=facts.d_model,
+        d_vocab=facts.d_vocab,
+    )
+
+
+def _shape(skeleton: torch.nn.Module, config: PretrainedConfig, facts: ModelFacts) -> ModelShape:
     blocks = _blocks(skeleton, facts.n_layers, facts.name)
-    head = skeleton.get_output_embeddings()
+    head: Any = skeleton.get_output_embeddings()  # type: ignore[operator]
     weight = getattr(head, "weight", None)
     if weight is None:
         raise UserError(f"{facts.name}: {facts.architecture} has no unembedding matrix that can be counted")
-    text = getattr(model_config.config, "text_config", None) or model_config.config
+    text = getattr(config, "text_config", None) or config
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
         layers=tuple(_layer(block, text) for block in blocks),

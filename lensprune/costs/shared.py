@@ -6,6 +6,7 @@ import inspect
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from lensprune.ablation.variants import Variant
 from lensprune.costs.cost import Cost, blocks_cost, last_block_cost, unembedding_cost
@@ -20,7 +21,7 @@ from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequence
 from lensprune.models.base import ModelFacts
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 
-__all__ = ["Chunk", "decode_chunks", "forked_limits", "likelihood_chunks", "shared_cost"]
+__all__ = ["Chunk", "decode_chunks", "forked_limits", "likelihood_chunks", "shared_cost", "shared_costs"]
 
 
 @dataclass(frozen=True)
@@ -123,40 +124,75 @@ def shared_cost(
     variants: Sequence[Variant],
     budget: int | DecodeLimits | None,
 ) -> Cost:
-    """Cost of `requests` under `variants`.
+    """Cost of `requests` under `variants` together: the sum of `shared_costs`."""
+    common, own = _common_and_own(shape, facts, requests, variants, budget)
+    return sum(own.values(), common)
 
-    The clean model runs each chunk once. A variant resumes before its first changed layer, whose attention result it
-    takes over, and a layer that is skipped as a whole costs nothing. Decoding is an upper bound: every row takes all
-    its new tokens and runs every layer that its variant does not skip, as though no two variants wrote the same text.
+
+def shared_costs(
+    shape: ModelShape,
+    facts: ModelFacts,
+    requests: Sequence[Request],
+    variants: Sequence[Variant],
+    budget: int | DecodeLimits | None,
+) -> dict[str, Cost]:
+    """Cost of `requests` under each of `variants`, by its name, when they run together.
+
+    The clean model runs each chunk once, of which all variants take an equal share. A variant resumes before its first
+    changed layer, whose attention result it takes over, and a layer that is skipped as a whole costs nothing. Decoding
+    is an upper bound: every row takes all its new tokens and runs every layer that its variant does not skip, as though
+    no two variants wrote the same text.
     Variants with hooks of the user's own run as the hooked executor runs them.
     """
+    common, own = _common_and_own(shape, facts, requests, variants, budget)
+    forked = [v.name for v in variants if not v.hooks]
+    return {name: cost + common * (1 / len(forked)) if name in forked else cost for name, cost in own.items()}
+
+
+def _common_and_own(
+    shape: ModelShape,
+    facts: ModelFacts,
+    requests: Sequence[Request],
+    variants: Sequence[Variant],
+    budget: int | DecodeLimits | None,
+) -> tuple[Cost, dict[str, Cost]]:
+    """What all forked variants have in common, and what each one adds, by its name."""
     limits = forked_limits(budget)
     hooked = [v for v in variants if v.hooks]
     forked = [v for v in variants if not v.hooks]
-    total = unshared_cost(shape, requests, len(hooked), budget)
+    alone = unshared_cost(shape, requests, 1, budget) if hooked else Cost()
+    common, own = Cost(), {v.name: alone if v.hooks else Cost() for v in variants}
     if not forked:
-        return total
-    for chunk in likelihood_chunks(requests, forked, limits.tokens):
-        total += _forked(shape, chunk)
-    for chunk in decode_chunks(requests, forked, facts, limits):
-        total += _forked(shape, chunk) + _decoded(shape, chunk)
-    return total
+        return common, own
+    scoring = likelihood_chunks(requests, forked, limits.tokens)
+    for chunk in (*scoring, *decode_chunks(requests, forked, facts, limits)):
+        clean, costs = _forked(shape, chunk)
+        # All rows of a group take a step together, which reads the weights once.
+        common += replace(clean, passes=float(chunk.steps))
+        for variant, *parts in zip(chunk.variants, costs, _decoded(shape, chunk), strict=True):
+            own[variant.name] += sum(parts, Cost())
+    return common, own
 
 
-def _forked(shape: ModelShape, chunk: Chunk) -> Cost:
+def _forked(shape: ModelShape, chunk: Chunk) -> tuple[Cost, list[Cost]]:
     """The clean model once, and each variant from its fork on."""
-    last = max(first_layer(v, shape.n_layers) for v in chunk.variants)
+    n_layers = shape.n_layers
+    last = max(first_layer(v, n_layers) for v in chunk.variants)
     # Clean layers run as far as a later fork needs them; decoding needs the last fork's keys and values too.
-    clean_layers = min(last + bool(chunk.rows), shape.n_layers)
-    total = sum((_layer(shape, chunk, layer, False) for layer in range(clean_layers)), Cost())
+    clean_layers = min(last + bool(chunk.rows), n_layers)
+    whole = [_layer(shape, chunk, layer, False) for layer in range(n_layers)]
+    # Of the layers from each one on.
+    rest = [*accumulate(reversed(whole), initial=unembedding_cost(shape, chunk.scored))][::-1]
+    costs = []
     for variant in chunk.variants:
-        first, skipped = first_layer(variant, shape.n_layers), _skipped(variant)
-        for layer in range(first, shape.n_layers):
-            if layer not in skipped:
-                taken_over = layer == first and first < clean_layers
-                total += _layer(shape, chunk, layer, taken_over)
-        total += unembedding_cost(shape, chunk.scored)
-    return total
+        first, skipped = first_layer(variant, n_layers), _skipped(variant)
+        cost = rest[first]
+        for layer in skipped:
+            cost += whole[layer] * -1
+        if first < clean_layers and first not in skipped:
+            cost += _layer(shape, chunk, first, True) + whole[first] * -1
+        costs.append(cost)
+    return sum(whole[:clean_layers], Cost()), costs
 
 
 def _layer(shape: ModelShape, chunk: Chunk, layer: int, taken_over: bool) -> Cost:
@@ -171,17 +207,18 @@ def _skipped(variant: Variant) -> set[int]:
     return {a.component.layer for a in variant.ablations if a.replaces_block}
 
 
-def _decoded(shape: ModelShape, chunk: Chunk) -> Cost:
+def _decoded(shape: ModelShape, chunk: Chunk) -> list[Cost]:
+    """The decode steps of each variant, without their passes over the weights."""
     positions = sum(steps for _, steps in chunk.rows)
     pairs = sum(steps * length + steps * (steps + 1) / 2 for length, steps in chunk.rows)
-    total = Cost()
+    layers = [blocks_cost(shape, positions, pairs, layer, layer + 1) for layer in range(shape.n_layers)]
+    whole = sum(layers, unembedding_cost(shape, positions))
+    costs = []
     for variant in chunk.variants:
         skipped = _skipped(variant)
-        total += unembedding_cost(shape, positions)
-        for layer in range(shape.n_layers):
-            if layer not in skipped:
-                total += blocks_cost(shape, positions, pairs, layer, layer + 1)
-    layers = sum(shape.n_layers - len(_skipped(variant)) for variant in chunk.variants)
-    cached = chunk.kv_read * layers * shape.cached_per_token
-    # All rows of the group take a step together, which reads the weights once.
-    return replace(total, decode_flops=total.flops, passes=float(chunk.steps), cached=cached)
+        cost = whole
+        for layer in skipped:
+            cost += layers[layer] * -1
+        cached = chunk.kv_read * (shape.n_layers - len(skipped)) * shape.cached_per_token
+        costs.append(replace(cost, decode_flops=cost.flops, cached=cached))
+    return costs

@@ -32,8 +32,8 @@ class Speed:
     measured: bool
 
 
-def measure_speed(shape: ModelShape, dtype: torch.dtype, device: str) -> Speed:
-    """Time products of the model's own width on `device`.
+def measure_speed(shape: ModelShape, dtype: torch.dtype, device: str, *, seconds: float = _SECONDS) -> Speed:
+    """Time products of the model's own width on `device`, for `seconds` each of many rows and of one.
 
     Raises:
         UserError: the device is not here, or can't multiply this type.
@@ -44,10 +44,10 @@ def measure_speed(shape: ModelShape, dtype: torch.dtype, device: str) -> Speed:
         weights = torch.randn(width, shape.d_model, device=place).to(dtype)
         rows = _ROWS if place.type == "cpu" else _GPU_ROWS
         tokens = torch.randn(rows, shape.d_model, device=place).to(dtype)
-        product = _rate(lambda: torch.nn.functional.linear(tokens, weights), place)
+        product = _rate(lambda: torch.nn.functional.linear(tokens, weights), place, seconds)
         size = max(1, _MATRIX_BYTES // (shape.d_model * dtype.itemsize))
         large = torch.randn(size, shape.d_model, device=place).to(dtype)
-        reading = _rate(lambda: torch.nn.functional.linear(tokens[:1], large), place)
+        reading = _rate(lambda: torch.nn.functional.linear(tokens[:1], large), place, seconds)
     # torch is an AssertionError away from a GPU that it was built without; what a device can't do is a RuntimeError.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -57,13 +57,13 @@ def measure_speed(shape: ModelShape, dtype: torch.dtype, device: str) -> Speed:
     return Speed(product * 2 * rows * width * shape.d_model, reading * large.numel() * dtype.itemsize, True)
 
 
-def _rate(product: Callable[[], torch.Tensor], device: torch.device) -> float:
+def _rate(product: Callable[[], torch.Tensor], device: torch.device, seconds: float) -> float:
     """Calls per second of `product`."""
     for _ in range(2):
         product()
     _wait(device)
     count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < _SECONDS:
+    while (passed := time.perf_counter() - start) < seconds:
         product()
         _wait(device)
         count += 1

@@ -163,12 +163,15 @@ def read_answers(
     with progress_bar(shown=progress) as bar:
         for cell in conditions:
             task = cell.task.task.name
-            bar.set_description(task)
+            bar.reset(total=len(cell.requests))
+            bar.set_description(f"{task}: the clean model's answers")
             began = time.perf_counter()
             [clean] = runner.run(cell.requests, [CLEAN], progress=bar.update)
             generated = time.perf_counter() - began
             item_ids, answers = _answers(hooked.tokenizer, cell, clean.responses, whole)
             reference = reference_of(hooked, cell, changed, options)
+            bar.reset(total=len(answers) * (1 + len(changed)))
+            bar.set_description(f"{task}: {len(changed)} variants read {len(answers)} answers")
             began = time.perf_counter()
             clean_trace, *others = trace_tokens(
                 hooked, answers, [CLEAN, *changed], reference=reference, executor=runner.name, progress=bar.update

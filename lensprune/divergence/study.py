@@ -36,6 +36,7 @@ from lensprune.sweeps.options import (
 )
 from lensprune.sweeps.run import sweep
 from lensprune.tasks.item_choice import DRAWN
+from lensprune.terminal import stage
 
 __all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]
 
@@ -143,7 +144,8 @@ def validate_fidelity(
     facts = hooked.facts
     variants = each_layer(facts, "skip", layers) if over == "layers" else each_head(facts, "zero", layers)
     options = option_values(given, Items, ItemSampling, Rows, Prompts, Execution)
-    general = _general(hooked, variants, over)
+    with stage(f"{len(variants)} variants read general text", shown=progress):
+        general = _general(hooked, variants, over)
     tables: dict[str, list[pd.DataFrame]] = {
         name: [] for name in ("agreement", "scores", "summary", "gap", "sample_efficiency")
     }
@@ -165,7 +167,8 @@ def validate_fidelity(
         measured = pd.concat(records.values(), ignore_index=True)
         of_task = pd.concat(summary.values(), ignore_index=True)
         scores = _scores(reading, of_task).merge(general, on="variant")
-        rows = agreement_with_loss(scores, of_task, _measures(over), resamples=resamples, seed=seed)
+        with stage(f"{task}: correlations with losses", shown=progress):
+            rows = agreement_with_loss(scores, of_task, _measures(over), resamples=resamples, seed=seed)
         tables["agreement"].append(_with_ceiling(rows, of_task, measured))
         tables["scores"].append(scores)
         tables["summary"].append(of_task)

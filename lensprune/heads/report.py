@@ -24,6 +24,7 @@ from lensprune.paths import read_texts
 from lensprune.results.concentration import head_tables
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance
+from lensprune.terminal import stage
 
 __all__ = ["heads_report"]
 
@@ -45,6 +46,7 @@ def heads_report(
     device: str | None = None,
     bos: str | None = None,
     most: int = 5,
+    progress: bool = True,
     as_json: bool = False,
 ) -> str:
     """Measure head functions, write tables and heatmaps to `out`, and return the lines to print.
@@ -58,6 +60,7 @@ def heads_report(
         text_file: texts, separated by blank lines, for attention sink, entropy and distance.
         dtype, device, bos: for `load_model`, when `model` is a name.
         most: heads named for each score.
+        progress: show what is measured.
         as_json: return heads.csv as JSON; with `run`, heads_and_effects.csv.
 
     Raises:
@@ -65,10 +68,11 @@ def heads_report(
     """
     effects_of = run if isinstance(run, Run) or run is None else Run.load(run)
     texts = None if text_file is None else read_texts(Path(text_file))
-    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    with stage("loading the model", shown=progress):
+        hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     if effects_of is not None:
         check_same_model(effects_of, hooked.facts)
-    measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed)
+    measured = head_scores(hooked, scores, texts=texts, limit=limit, shots=shots, seed=seed, progress=progress)
     lines = [
         f"{hooked.facts.name}: {hooked.facts.n_layers} layers × {hooked.facts.n_heads} heads",
         _top(measured, most),

@@ -14,6 +14,7 @@ from lensprune.heads.positional import ATTENTION_STATS, POSITIONAL
 from lensprune.heads.registry import SCORES, Measured, ScoreOptions, add_head_scores
 from lensprune.heads.retrieval import RETRIEVAL
 from lensprune.models.adapt import as_hooked_model
+from lensprune.terminal import progress_bar
 
 __all__ = ["SCORES", "head_scores", "score_names"]
 
@@ -35,6 +36,7 @@ def head_scores(
     limit: int = 20,
     shots: int | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Measure what each attention head does.
 
@@ -63,6 +65,7 @@ def head_scores(
         texts: texts for attention sink, entropy and distance instead of the random tokens.
         limit, shots: items of key-value retrieval and sums, and few-shot examples before each.
         seed: seed of random tokens and generated items.
+        progress: show a bar that names the score which is measured.
 
     Returns:
         One row per (layer, head, score), in this order: layer, head, score, value.
@@ -89,13 +92,17 @@ def head_scores(
     options = ScoreOptions(sequences=sequences, length=length, texts=texts, limit=limit, shots=shots, seed=seed)
     runs: dict[Any, Measured] = {}
     rows: list[tuple[int, int, str, float]] = []
-    for name in names:
-        measure = SCORES[name].measure
-        if measure not in runs:
-            runs[measure] = measure(hooked, options)
-        shape, expected = tuple(runs[measure][name].shape), (hooked.facts.n_layers, hooked.facts.n_heads)
-        if shape != expected:
-            raise LensPruneError(f"head score {name} has shape {list(shape)}: expected {list(expected)}")
-        for layer, values in enumerate(runs[measure][name].tolist()):
-            rows.extend((layer, head, name, value) for head, value in enumerate(values))
+    bar: Any
+    with progress_bar(shown=progress, total=len(names), unit="score") as bar:
+        for name in names:
+            bar.set_description(f"heads: {name}")
+            measure = SCORES[name].measure
+            if measure not in runs:
+                runs[measure] = measure(hooked, options)
+            shape, expected = tuple(runs[measure][name].shape), (hooked.facts.n_layers, hooked.facts.n_heads)
+            if shape != expected:
+                raise LensPruneError(f"head score {name} has shape {list(shape)}: expected {list(expected)}")
+            for layer, values in enumerate(runs[measure][name].tolist()):
+                rows.extend((layer, head, name, value) for head, value in enumerate(values))
+            bar.update(1)
     return pd.DataFrame(rows, columns=["layer", "head", "score", "value"])

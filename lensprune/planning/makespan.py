@@ -85,7 +85,8 @@ def planned_times(plan: Plan) -> list[GroupTime]:
     shares_work = executor_info(plan.executor).shares_work
     groups = []
     for cell in plan.cells:
-        whole = estimated_seconds(cell.shared if shares_work else cell.unshared, plan.speed, weights, number)
+        cost = cell.shared if shares_work else cell.unshared
+        whole = plan.correction.factor * estimated_seconds(cost, plan.speed, weights, number)
         clean = whole / plan.n_variants if shares_work else 0.0
         groups.append(GroupTime(cell.task, cell.protocol, plan.n_variants, (whole - clean) / plan.n_variants, clean))
     return groups

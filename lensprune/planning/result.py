@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lensprune.costs.cost import Cost
+from lensprune.costs.history import Correction
 from lensprune.costs.memory import Memory
 from lensprune.costs.shape import ModelShape
 from lensprune.costs.speed import Speed
@@ -83,6 +84,8 @@ class Plan:
     workers: int | None = None
     """Of a distributed sweep; every other figure is for one process."""
     lengths: tuple[PlannedLength, ...] = ()
+    correction: Correction = field(default_factory=Correction)
+    """What sweeps on this machine took over what was planned for them; `seconds` and `lengths` have it in them."""
     stops: tuple[PlannedStop, ...] = ()
     expected_seconds: float | None = None
     text: str = field(default="", repr=False, compare=False)

@@ -16,6 +16,7 @@ from lensprune.ablation.variants import CLEAN, Variant, VariantsLike
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.stopping import Stopping
 from lensprune.costs.cost import Cost, blocks_cost, unembedding_cost
+from lensprune.costs.history import Correction, SpeedHistory, SpeedKey
 from lensprune.costs.memory import Memory, peak_memory
 from lensprune.costs.shape import ModelShape, model_shape
 from lensprune.costs.shared import decode_chunks, forked_limits, shared_cost
@@ -28,6 +29,7 @@ from lensprune.engine.registry import executor_info
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.load import parse_dtype
+from lensprune.models.loading_memory import loading_bytes
 from lensprune.models.model_config import ModelConfig, load_model_config
 from lensprune.planning.result import Plan, PlannedCell, PlannedLength, PlannedStop
 from lensprune.planning.stopping import asked_at_looks, profile_of
@@ -115,7 +117,8 @@ def plan(
     The other arguments are those of `lensprune.sweep`.
 
     Returns:
-        Tokens, FLOPs, peak memory (bytes) and time (seconds of matrix products), also as text.
+        Tokens, FLOPs, peak memory (bytes) and time, also as text. The time is that of the matrix products, corrected by
+        how much longer sweeps took on this machine before (`lensprune.costs.history`), unless `flops` is given.
 
     Raises:
         UserError: invalid input, as in a sweep; no tokenizer; a speed that can't be measured.
@@ -133,6 +136,8 @@ def plan(
     shape, facts, number = counted.shape, counted.model_config.facts, counted.number
     cells, references = counted.cells(), counted.references()
     speed = given_speed or measure_speed(shape, number, facts.device)
+    # A speed that is given is another machine's.
+    correction = Correction() if given_speed else counted.correction(speed, cells)
     planned = Plan(
         model=facts.name,
         shape=shape,
@@ -144,13 +149,15 @@ def plan(
         reference=references,
         memory=counted.memory(),
         speed=speed,
-        seconds=counted.seconds(speed),
+        seconds=correction.factor * counted.seconds(speed),
         workers=options.workers,
-        lengths=counted.lengths(speed),
+        lengths=tuple(replace(one, seconds=correction.factor * one.seconds) for one in counted.lengths(speed)),
+        correction=correction,
         stops=counted.stops(),
     )
     if planned.stops:
-        planned = replace(planned, expected_seconds=counted.seconds_of((s.cost for s in planned.stops), speed))
+        expected = counted.seconds_of((s.cost for s in planned.stops), speed)
+        planned = replace(planned, expected_seconds=correction.factor * expected)
     return replace(planned, text=plan_report(planned))
 
 
@@ -162,10 +169,12 @@ class _Counted:
     shape: ModelShape
     conditions: tuple[Condition, ...]
     variants: tuple[Variant, ...]
+    executor: str
     shares_work: bool
     budget: int | DecodeLimits | None
     number: torch.dtype
     screened: bool
+    loading: int
     thoughts: tuple[Sequence[GenerateRequest], ...]
     """By condition, what the clean model generates beforehand for a thinking prefix."""
     stopping: Stopping | None
@@ -209,8 +218,8 @@ class _Counted:
             budget = free if options.batch_tokens is None else replace(free, tokens=options.batch_tokens)
         screened = options.screen is not None
         return cls(
-            config, shape, conditions, variants, shares_work, budget, number, screened, thoughts, options.stopping,
-            hypotheses, controls,
+            config, shape, conditions, variants, options.executor, shares_work, budget, number, screened,
+            loading_bytes(model, number), thoughts, options.stopping, hypotheses, controls,
         )  # fmt: skip
 
     @property
@@ -272,6 +281,21 @@ class _Counted:
         """Time of work of this cost, and of the reference prompts."""
         return estimated_seconds(sum(cells, self.references()), speed, self.weight_bytes, self.number.itemsize)
 
+    def correction(self, speed: Speed, cells: Sequence[PlannedCell]) -> Correction:
+        """What this machine took before for such work over what was planned, by the share of each kind."""
+        history, facts, executor = SpeedHistory.of_machine(), self.model_config.facts, self.executor
+        planned = taken = 0.0
+        sweeps = 0
+        for condition, cell in zip(self.conditions, cells, strict=True):
+            key = SpeedKey.of(
+                self.shape, device=facts.device, dtype=facts.dtype, executor=executor, generates=condition.generates
+            )
+            cost = cell.shared if self.shares_work else cell.unshared
+            seconds = estimated_seconds(cost, speed, self.weight_bytes, self.number.itemsize)
+            known = history.correction(key)
+            planned, taken, sweeps = planned + seconds, taken + known.factor * seconds, max(sweeps, known.sweeps)
+        return Correction(taken / planned if planned else 1.0, sweeps)
+
     def lengths(self, speed: Speed) -> tuple[PlannedLength, ...]:
         """The same with an eighth, a quarter and half of the new tokens, and with all; none where texts are short."""
         most = max((r.max_new_tokens for r in self._generated()), default=0)
@@ -328,6 +352,7 @@ class _Counted:
                 bytes_a_number=self.number.itemsize,
                 budget=self.budget,
                 on_cpu=self.model_config.facts.device.startswith("cpu"),
+                loading=self.loading,
             )
             for requests, variants in work
         ]

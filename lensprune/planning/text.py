@@ -6,31 +6,14 @@ from itertools import pairwise
 
 from lensprune.costs.cost import Cost
 from lensprune.output.plain_text import for_terminal
+from lensprune.output.quantities import duration, quantity
 from lensprune.output.tables import aligned
 from lensprune.planning.makespan import makespan, planned_times
 from lensprune.planning.result import Plan
 
-__all__ = ["duration", "plan_report", "quantity"]
+__all__ = ["plan_report"]
 
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 _SHOWN_LOOKS = 8
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """Three significant digits and a decimal prefix: ``1.24 T``."""
-    power = 0
-    while abs(value) >= 999.5 and power < len(_PREFIXES) - 1:
-        value, power = value / 1000, power + 1
-    return f"{value:.3g} {_PREFIXES[power]}{unit}".strip()
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days, whichever reads best."""
-    for size, unit in ((_DAY, "days"), (_HOUR, "hours"), (_MINUTE, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
 
 
 def _saving(before: float, after: float) -> str:
@@ -86,6 +69,7 @@ def plan_report(plan: Plan) -> str:
     parts = [("weights", memory.weights), ("activations", memory.activations), ("logits", memory.logits)]
     parts += [("keys and values", memory.cache)] if memory.cache else []
     parts += [("libraries", memory.process)] if memory.process else []
+    parts += [("files while loading, before anything runs", memory.loading)] if memory.loading else []
     detail = ", ".join(f"{label} {quantity(size, 'B')}" for label, size in parts)
     rate = f"{quantity(speed.flops, 'FLOP/s')} {'measured here' if speed.measured else 'as given'}"
     if speed.bandwidth is not None:
@@ -100,15 +84,20 @@ def plan_report(plan: Plan) -> str:
             *([aligned(_length_rows(plan))] if plan.lengths else []),
             *([_stops(plan)] if plan.stops else []),
             f"{'memory:':9}{quantity(memory.total, 'B')} at the peak with {plan.executor} ({detail})\n"
-            f"{'time:':9}{_time(plan)} of matrix products with {plan.executor} ({rate})"
+            f"{'time:':9}{_time(plan)} with {plan.executor} ({rate})"
             f"{_workers_line(plan)}",
         ]
     )
 
 
 def _time(plan: Plan) -> str:
-    most = duration(plan.seconds)
-    return most if plan.expected_seconds is None else f"about {duration(plan.expected_seconds)}, at most {most},"
+    """The time, and how it was corrected by what this machine took before."""
+    known, most = plan.correction, duration(plan.seconds)
+    said = most if plan.expected_seconds is None else f"about {duration(plan.expected_seconds)}, at most {most},"
+    if not known.sweeps:
+        return f"{said} of matrix products"
+    sweeps = "sweep" if known.sweeps == 1 else "sweeps"
+    return f"{said} of matrix products × {known.factor:.2f}, as {known.sweeps} {sweeps} took here,"
 
 
 def _stops(plan: Plan) -> str:

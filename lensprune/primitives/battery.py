@@ -28,6 +28,7 @@ from lensprune.primitives.verdicts import MIN_KNOWN, ROLES, Thresholds, role_evi
 from lensprune.tasks import load_task
 from lensprune.tasks.base import GenerationFormat
 from lensprune.tasks.prompts import build_context, format_of
+from lensprune.terminal import stage
 
 __all__ = ["default_texts", "marked_chains", "primitives", "reference_for", "task_texts", "text_rows"]
 
@@ -49,6 +50,7 @@ def primitives(
     wording: Wording | None = None,
     thresholds: Thresholds | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Primitives:
     """Find the roles of heads and MLPs in chains of sums: carry an operand or operator, route to a position, compute or
     move a result, format the answer, or keep text coherent.
@@ -70,7 +72,8 @@ def primitives(
             the text is scored, as returned by `task_texts`; ``None``: the bundled facts and the questions of the
             bundled word problems.
         wording: how chains are written.
-        seed: seed of chains, pairs, shuffles and bootstraps.
+        seed: of chains, pairs, shuffles and bootstraps.
+        progress: name the stage that runs.
 
     Raises:
         UserError: an option out of range, or prompts longer than the model's context.
@@ -91,14 +94,17 @@ def primitives(
         *each_layer(hooked.facts, "skip", layers),
     ]
     reference = reference_for(hooked, chain_options, variants)
-    losses = token_losses(hooked, solutions, variants, reference)
-    text = token_losses(hooked, rows, variants, reference)
+    with stage(f"{len(variants)} parts removed from {len(solutions)} solutions", shown=progress):
+        losses = token_losses(hooked, solutions, variants, reference)
+    with stage(f"{len(variants)} parts removed from general text", shown=progress):
+        text = token_losses(hooked, rows, variants, reference)
     effects = class_effects(losses, text, variants, seed=seed)
     shuffled = class_effects(_shuffled(losses, seed), text, variants, seed=seed)
     chains = draw_chains(limit, operands, largest, subtract, seed, distinct=True)
     probes, missed = make_probes(hooked, chains, words, front, seed)
     places = _places(effects, bounds)
-    causal = causal_tests(hooked, probes, places, seed)
+    with stage(f"{len(places)} parts patched", shown=progress):
+        causal = causal_tests(hooked, probes, places, seed)
     evidence = role_evidence(effects, causal, bounds)
     return Primitives(
         model=hooked.facts.name,

@@ -19,6 +19,7 @@ from lensprune.primitives import CLASSES, Primitives, primitives, selectivity, t
 from lensprune.primitives.chains import Wording
 from lensprune.primitives.figures import primitives_heatmaps
 from lensprune.primitives.verdicts import NOTHING, Thresholds
+from lensprune.terminal import stage
 
 __all__ = ["primitives_report"]
 
@@ -40,6 +41,7 @@ def primitives_report(
     dtype: str | None = None,
     device: str | None = None,
     bos: str | None = None,
+    progress: bool = True,
     as_json: bool = False,
     **options: Any,
 ) -> str:
@@ -56,6 +58,7 @@ def primitives_report(
         selectivity_ablation: ablation for `selectivity`; ``None``: that of `primitives`.
         limit, wording, seed, options: options of `primitives`.
         dtype, device, bos: for `load_model`, when `model` is a name.
+        progress: name the stage that runs.
         as_json: return verdicts.csv as JSON.
 
     Raises:
@@ -69,7 +72,8 @@ def primitives_report(
         texts = read_texts(Path(text_file))
     elif text_task is not None:
         texts = task_texts(text_task, limit=limit, seed=seed)
-    hooked = open_model(model, dtype=dtype, device=device, bos=bos)
+    with stage("loading the model", shown=progress):
+        hooked = open_model(model, dtype=dtype, device=device, bos=bos)
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     result = primitives(
         hooked,
@@ -79,6 +83,7 @@ def primitives_report(
         wording=wording,
         thresholds=thresholds,
         seed=seed,
+        progress=progress,
         **options,
     )
     tables = {
@@ -86,7 +91,9 @@ def primitives_report(
     }
     lines = [for_terminal(_title(result)), _known(result), _verdicts(result), _controls(result.controls)]
     if draws:
-        tables["selectivity.csv"] = selective = selectivity(hooked, result, draws=draws, ablation=selectivity_ablation)
+        with stage(f"each role's heads and {draws} random sets removed", shown=progress):
+            selective = selectivity(hooked, result, draws=draws, ablation=selectivity_ablation)
+        tables["selectivity.csv"] = selective
         if len(selective):
             lines.append(_selectivity(selective))
     if result.notes:

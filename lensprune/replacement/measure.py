@@ -206,6 +206,7 @@ def _execute(
     rows = sum(len(part.requests) for part in conditions) * (2 + len(replacements))
     with progress_bar(shown=progress, total=rows) as bar:
         for host in hosts:
+            bar.set_description(plain[host].name)
             _measure(executors[host], plain[host], conditions, store, bar)
         for group in _by_parts(replacements):
             names = [replacement.name for replacement in group]

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, get_origin, get_type_hints
 
@@ -94,6 +94,13 @@ class ExecutionSpec:
     command: str = ""
     noise: Mapping[str, Any] = field(default_factory=dict)
     """By task, protocol and way of running: items that the clean model loses and wins (`lensprune.runs.noise`)."""
+    spent: Mapping[str, Any] = field(default_factory=dict)
+    """``processes``: for each that measured cells to the end what was planned for these and what they took, in seconds
+    and bytes at the peak, and its threads."""
+
+    def and_spent(self, process: Mapping[str, Any]) -> ExecutionSpec:
+        """The same, with one more process."""
+        return replace(self, spent={"processes": [*self.spent.get("processes", []), dict(process)]})
 
 
 @dataclass(frozen=True)

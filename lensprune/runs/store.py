@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -21,7 +22,7 @@ from lensprune.paths import usable_path
 from lensprune.runs.answers import AnswerLog
 from lensprune.runs.questions import questions_from_parquet, questions_hash, questions_to_parquet
 from lensprune.runs.records import CellKey
-from lensprune.runs.spec import SweepSpec
+from lensprune.runs.spec import ExecutionSpec, SweepSpec
 
 __all__ = [
     "SPEC_FILE",
@@ -71,6 +72,10 @@ class CellStore(Protocol):
         """The log for answers of unfinished cells of one (task, protocol), if they are kept."""
         ...
 
+    def keep_execution(self, execution: ExecutionSpec) -> None:
+        """Replace how the run was executed, which no number depends on."""
+        ...
+
 
 class MemoryStore:
     """Cells of a run that is only in memory."""
@@ -97,6 +102,9 @@ class MemoryStore:
 
     def answer_log(self, task: str, protocol: str, block: int = 0) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def keep_execution(self, execution: ExecutionSpec) -> None:
+        """Nothing to do: the run's spec has it."""
 
 
 def read_spec(folder: Path) -> SweepSpec:
@@ -285,10 +293,7 @@ class RunStore:
                 for leftover in place.glob(f"{TEMPORARY_PREFIX}*"):
                     leftover.unlink()
             if is_new:
-                text = self.spec.to_json()
-                write_atomically(
-                    self.folder / SPEC_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8")
-                )
+                self._write_spec()
                 sync_folder(self.folder.parent)
             # Only now: before the spec exists, anything else in the folder means that it is not a run folder.
             self.records_folder.mkdir(exist_ok=True)
@@ -298,6 +303,22 @@ class RunStore:
             raise write_error(error, self.folder) from None
         self._may_set_aside = True
         self._scan()
+
+    def _write_spec(self) -> None:
+        text = self.spec.to_json()
+        write_atomically(self.folder / SPEC_FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def keep_execution(self, execution: ExecutionSpec) -> None:
+        """Write the spec again with another `execution`, in one step.
+
+        Raises:
+            UserError: the disk is full or the folder can't be written to; the spec stays as it was.
+        """
+        self.spec = replace(self.spec, execution=execution)
+        try:
+            self._write_spec()
+        except OSError as error:
+            raise write_error(error, self.folder, self._advice()) from None
 
     def expected(self) -> list[CellKey]:
         """Every cell of the spec, by task and protocol, then block, then variant."""

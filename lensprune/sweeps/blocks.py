@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
+from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.decisions import decisions, next_block
 from lensprune.analysis.stopping import Stopping
-from lensprune.engine.base import Executor, ProgressCallback
+from lensprune.engine.base import Executor
 from lensprune.runs.answers import AnswerLog
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
-from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.cells import CellProgress, measure_cells
 from lensprune.sweeps.prepare import Condition, SweepJob
 
-__all__ = ["block_requests", "measure_block", "say_progress"]
+__all__ = ["block_requests", "blocks_left", "decided_so_far", "measure_block", "say_progress"]
 
 
 def measure_block(
@@ -27,7 +28,7 @@ def measure_block(
     block: int,
     names: Sequence[str],
     executor: Executor,
-    progress: ProgressCallback,
+    progress: CellProgress,
     log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
     """As `measure_cells`, for one block of the items."""
@@ -47,18 +48,37 @@ def block_requests(condition: Condition, stopping: Stopping | None) -> tuple[int
     return tuple(sum(len(item.requests) for item in condition.items[a:b]) for a, b in pairwise((0, *stopping.items)))
 
 
-def say_progress(bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], doing: str) -> None:
-    """Show on a progress bar what is running and how many variants are decided.
+Work = Callable[[tuple[str, str], str, int], float]
+"""Of so many requests of one (task, protocol) under a variant."""
 
-    Its total assumes that no further variant is decided before the last look.
+
+def blocks_left(outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], work: Work) -> float:
+    """The work that is left if no further variant is decided before the last look.
 
     Args:
         requests: `block_requests` of each (task, protocol).
     """
-    found, left = decisions(outcomes), 0
+    left = 0.0
     for cell in outcomes.cells:
         if (own := next_block(outcomes, *cell)) is not None:
             sizes = requests[cell]
-            left += len(own.lack) * sizes[own.block] + (len(own.undecided) + 1) * sum(sizes[own.block + 1 :])
-    bar.total = bar.n + left
-    bar.set_description(f"{doing}, {found['decided'].sum()} of {found['variants'].sum()} variants decided")
+            later = sum(sizes[own.block + 1 :])
+            left += sum(work(cell, name, sizes[own.block]) for name in own.lack)
+            left += sum(work(cell, name, later) for name in (CLEAN.name, *own.undecided))
+    return left
+
+
+def decided_so_far(outcomes: Outcomes) -> str:
+    """How many variants are decided, in words."""
+    found = decisions(outcomes)
+    return f"{found['decided'].sum()} of {found['variants'].sum()} variants decided"
+
+
+def say_progress(bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], doing: str) -> None:
+    """Let a bar of rows say what is done now and how many variants are decided.
+
+    Args:
+        requests: `block_requests` of each (task, protocol).
+    """
+    bar.total = bar.n + blocks_left(outcomes, requests, lambda cell, name, rows: rows)
+    bar.set_description(f"{doing}, {decided_so_far(outcomes)}")

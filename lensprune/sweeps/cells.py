@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import Executor, ProgressCallback, VariantResponses
+from lensprune.engine.base import Executor, VariantResponses
 from lensprune.errors import LensPruneError
 from lensprune.models.base import HookedModel
 from lensprune.protocols import score_items
@@ -23,7 +23,7 @@ from lensprune.runs.records import CellKey, cell_table
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import Condition, SweepJob
 
-__all__ = ["measure_cells", "reference_of", "warn_of_cut_off", "warn_of_one_answer"]
+__all__ = ["CellProgress", "measure_cells", "reference_of", "warn_of_cut_off", "warn_of_one_answer"]
 
 logger = logging.getLogger("lensprune")
 
@@ -32,12 +32,21 @@ FEWEST_ANSWERS = 4
 """With fewer answers, it is not informative that half of them are equal."""
 
 
+class CellProgress(Protocol):
+    """Called with a variant's name and the number of its requests that are answered since the last call.
+
+    `known`: their answers were kept from before, and nothing was run.
+    """
+
+    def __call__(self, variant: str, rows: int, *, known: bool = False) -> object: ...
+
+
 def measure_cells(
     job: SweepJob,
     condition: Condition,
     variants: Sequence[Variant],
     executor: Executor,
-    progress: ProgressCallback,
+    progress: CellProgress,
     log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
     """Yield the records of each variant on one (task, protocol), as soon as they are measured.
@@ -69,28 +78,28 @@ def _answered(
     variants: Sequence[Variant],
     executor: Executor,
     reference: ReferenceActivations | None,
-    progress: ProgressCallback,
+    progress: CellProgress,
     log: AnswerLog | None,
 ) -> Iterator[VariantResponses]:
     """Each variant's answers to all requests; stored answers are read from `log`, and new ones are added to it."""
     requests = condition.requests
-    if log is None:
-        yield from executor.run(requests, variants, reference=reference, progress=progress)
-        return
-    known = log.read()
+    known = {} if log is None else log.read()
     # Variants with the same missing answers run together.
     together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
     for variant in variants:
         kept = known.get(variant.name, {})
-        progress(len(kept))
+        if kept:
+            progress(variant.name, len(kept), known=True)
         together[tuple(i for i in range(len(requests)) if i not in kept)].append(variant)
     for missing, group in together.items():
 
         def keep(name: str, answers: Mapping[int, Response], places: tuple[int, ...] = missing) -> None:
-            log.add(name, {places[index]: response for index, response in answers.items()})
+            if log is not None:
+                log.add(name, {places[index]: response for index, response in answers.items()})
+            progress(name, len(answers))
 
         asked = [requests[i] for i in missing]
-        for answered in executor.run(asked, group, reference=reference, progress=progress, on_answers=keep):
+        for answered in executor.run(asked, group, reference=reference, on_answers=keep):
             new = dict(zip(missing, answered.responses, strict=True))
             whole = known.get(answered.variant.name, {}) | new
             yield VariantResponses(answered.variant, tuple(whole[i] for i in range(len(requests))))

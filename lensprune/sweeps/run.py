@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lensprune.ablation.variants import Variant, VariantsLike
 from lensprune.analysis.decisions import decided, next_block
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.analysis.power import power_line
+from lensprune.costs.history import SpeedHistory
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
@@ -22,8 +26,9 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
 from lensprune.runs.variant_json import variant_from_json
-from lensprune.sweeps.blocks import block_requests, measure_block, say_progress
-from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.blocks import block_requests, blocks_left, decided_so_far, measure_block
+from lensprune.sweeps.cells import CellProgress, measure_cells
+from lensprune.sweeps.forecast import Forecast, Spent, forecast, memory_used, planned_and_taken
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
 from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
@@ -31,7 +36,7 @@ from lensprune.sweeps.screening import rule_of, screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.thinking_prefix import with_clean_thinking
 from lensprune.tasks.item_choice import DRAWN
-from lensprune.terminal import progress_bar
+from lensprune.terminal import WorkBar, stage, work_bar
 
 __all__ = ["resume", "run_sweep", "sweep"]
 
@@ -188,7 +193,8 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
         return run_on_ray(model, options, out=folder, progress=progress)
     from lensprune.engine import make_executor
 
-    job = prepare(model, options, folder)
+    with stage("loading the model and its prompts", shown=progress):
+        job = prepare(model, options, folder)
     executor = make_executor(options.executor, job.model, options.batch_tokens, options.memory)
     # The actual executor, which differs from the requested one if that can't run this model.
     execution = replace(job.spec.execution, executor=executor.name)
@@ -204,10 +210,16 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
             for line in [*_power_lines(job), *noise_lines(job.spec)]:
                 print(line, file=sys.stderr)
         try:
-            _execute(job, executor, store, progress)
+            spent = _execute(job, executor, store, progress)
+            if spent is not None:
+                execution = getattr(store, "spec", job.spec).execution.and_spent(spent.stored)
+                store.keep_execution(execution)
+                job = replace(job, spec=replace(job.spec, execution=execution))
+                print(planned_and_taken(spent, at_most=options.stopping is not None), file=sys.stderr)
             run = Run(job.spec, store, folder)
             if folder is not None:
-                run.save()
+                with stage("tables and figures", shown=progress):
+                    run.save()
         except KeyboardInterrupt:
             total = len(job.conditions) * len(job.variants) if job.options.stopping is None else None
             by_calling = "sweep" if job.spec.has_hooks else None
@@ -231,33 +243,66 @@ def _missing(condition: Condition, variants: Sequence[Variant], finished: set[Ce
     return [v for v in variants if CellKey(v.name, condition.task.task.name, condition.protocol) not in finished]
 
 
-def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool) -> None:
-    finished = store.finished()
-    work = [(condition, _missing(condition, job.variants, finished)) for condition in job.conditions]
-    rows = sum(len(condition.requests) * len(variants) for condition, variants in work)
-    bar: Any
-    with progress_bar(shown=progress, total=rows) as bar:
-        if job.options.stopping is not None:
-            _execute_blocks(job, executor, store, bar)
-            return
+def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool) -> Spent | None:
+    """Measure what is missing; what it took, where `progress` is shown and anything was missing."""
+    finished, stops = store.finished(), job.options.stopping is not None
+    # Of a sweep that stops early any variant may lack a later block.
+    work = [(c, job.variants if stops else _missing(c, job.variants, finished)) for c in job.conditions]
+    history = SpeedHistory.of_machine()
+    foreseen = forecast(job, executor, work, history) if progress else None
+    began = time.perf_counter()
+    with work_bar(0.0 if foreseen is None else foreseen.seconds, shown=progress) as bar:
         for condition, variants in work:
-            bar.set_description(f"{condition.task.task.name} {condition.protocol}")
-            if variants:
-                with store.answer_log(condition.task.task.name, condition.protocol) as log:
-                    for key, table in measure_cells(job, condition, variants, executor, bar.update, log):
+            cell, of_cell = (condition.task.task.name, str(condition.protocol)), time.perf_counter()
+            before = bar.finished
+            if stops:
+                _execute_blocks(job, executor, store, bar, condition, foreseen)
+            elif variants:
+                bar.stage(f"{cell[0]} {cell[1]}")
+                with store.answer_log(*cell) as log:
+                    advance = _advance(bar, foreseen, cell)
+                    for key, table in measure_cells(job, condition, variants, executor, advance, log):
                         store.write(key, table)
+            if foreseen is not None:
+                foreseen.remember(cell, bar.finished - before, time.perf_counter() - of_cell, history)
+        if stops:
+            bar.set_left(0.0)
+        if foreseen is None or not bar.finished:
+            return None
+        seconds, used = time.perf_counter() - began, memory_used(job.model.facts.device)
+    return Spent(foreseen.seconds, foreseen.memory, seconds, used, torch.get_num_threads())
 
 
-def _execute_blocks(job: SweepJob, executor: Executor, store: CellStore, bar: Any) -> None:
+def _advance(bar: WorkBar, foreseen: Forecast | None, cell: tuple[str, str]) -> CellProgress:
+    """What tells the bar of answered requests of one (task, protocol)."""
+
+    def advance(variant: str, rows: int, *, known: bool = False) -> None:
+        if foreseen is not None:
+            (bar.spare if known else bar.done)(foreseen.work(cell, variant, rows))
+
+    return advance
+
+
+def _execute_blocks(
+    job: SweepJob,
+    executor: Executor,
+    store: CellStore,
+    bar: WorkBar,
+    condition: Condition,
+    foreseen: Forecast | None,
+) -> None:
+    """Measure one (task, protocol), block by block."""
     outcomes, stopping = Outcomes(job.spec, store), job.options.stopping
-    conditions = {(condition.task.task.name, str(condition.protocol)): condition for condition in job.conditions}
-    requests = {cell: block_requests(condition, stopping) for cell, condition in conditions.items()}
-    for cell, condition in conditions.items():
-        while (found := next_block(outcomes, *cell)) is not None:
-            say_progress(bar, outcomes, requests, f"{cell[0]} {cell[1]}, block {found.block + 1}")
-            with store.answer_log(*cell, found.block) as log:
-                for key, table in measure_block(job, condition, found.block, found.lack, executor, bar.update, log):
-                    store.write(key, table)
+    requests = {(c.task.task.name, str(c.protocol)): block_requests(c, stopping) for c in job.conditions}
+    cell = (condition.task.task.name, str(condition.protocol))
+    advance = _advance(bar, foreseen, cell)
+    while (found := next_block(outcomes, *cell)) is not None:
+        bar.stage(f"{cell[0]} {cell[1]}, block {found.block + 1}, {decided_so_far(outcomes)}")
+        if foreseen is not None:
+            bar.set_left(blocks_left(outcomes, requests, foreseen.work))
+        with store.answer_log(*cell, found.block) as log:
+            for key, table in measure_block(job, condition, found.block, found.lack, executor, advance, log):
+                store.write(key, table)
 
 
 def resume(

@@ -121,7 +121,7 @@ class CellWorker:
         questions = {cell: questions_to_parquet(table) for cell, table in questions_of(job.conditions).items()}
         self._updates.put(WorkerUpdate(ready=Ready(spec.to_json(), requests, socket.gethostname(), questions)))
 
-        def advance(rows: int) -> None:
+        def advance(variant: str, rows: int, *, known: bool = False) -> None:
             self._updates.put(WorkerUpdate(rows=rows))
 
         while True:

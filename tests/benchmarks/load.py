@@ -23,7 +23,7 @@ import pandas as pd
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import ProgressCallback, VariantResponses
+from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodResponse, Request, Response
 from lensprune.results.run import Run
 from lensprune.results.text import run_report
@@ -70,6 +70,7 @@ class RandomExecutor:
         *,
         reference: ReferenceActivations | None = None,
         progress: ProgressCallback | None = None,
+        on_answers: AnswerCallback | None = None,
     ) -> Iterator[VariantResponses]:
         for i, variant in enumerate(variants):
             choose = np.random.default_rng((self.seed, i))
@@ -115,7 +116,7 @@ def measure(model: Path, out: Path, variants: int, items: int) -> Load:
     load.base_memory = peak_memory()
     with open_store(out, job.spec, questions_of(job.conditions)) as store, stage("score and store"):
         for condition in job.conditions:
-            cells = measure_cells(job, condition, job.variants, RandomExecutor(), lambda rows: None)
+            cells = measure_cells(job, condition, job.variants, RandomExecutor(), lambda *done, **known: None)
             for key, table in cells:
                 store.write(key, table)
                 load.records += table.num_rows

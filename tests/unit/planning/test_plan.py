@@ -16,8 +16,8 @@ from lensprune.analysis.stopping import UntilWidth
 from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
 from lensprune.errors import UserError
 from lensprune.models.model_config import load_model_config
+from lensprune.output.quantities import duration, quantity
 from lensprune.planning.stopping import Profile, asked_at_looks, profile_of
-from lensprune.planning.text import duration, quantity
 from tests.helpers.families import byte_tokenizer
 
 LLAMA_8B = {

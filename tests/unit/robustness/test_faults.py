@@ -235,7 +235,7 @@ def test_the_order_of_cells_and_the_batch_do_not_change_the_records(
         variants = choose.sample(job.variants, len(job.variants))
         cut = choose.randint(1, len(variants) - 1)
         for part in (variants[:cut], variants[cut:]):
-            for key, table in measure_cells(job, condition, part, executor, lambda rows: None):
+            for key, table in measure_cells(job, condition, part, executor, lambda *done, **known: None):
                 cells[key] = table.to_pandas().drop(columns="metrics")
     assert len(cells) == CELLS
     for key, found in cells.items():
