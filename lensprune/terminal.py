@@ -152,8 +152,12 @@ def progress_bar(
 
 @contextmanager
 def stage(name: str, *, shown: bool) -> Iterator[None]:
-    """Name on standard error what runs now, while it runs, for work that can't be counted."""
-    with progress_bar(shown=shown, total=1, unit="step", description=name, leave=False):
+    """Name on a terminal or in a notebook what runs now, while it runs, for work that can't be counted.
+
+    Elsewhere, as in a file of messages, a line that is taken back would stay.
+    """
+    taken_back = sys.stderr.isatty() or "ipykernel" in sys.modules
+    with progress_bar(shown=shown and taken_back, total=1, unit="step", description=name, leave=False):
         yield
 
 
