@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from lensprune.sweeps.selection import VariantSelection
     from lensprune.tasks import get_task, load_task, register_task, task, task_names
 
-# Torch and transformers take seconds to import: a name is looked up when it is first used.
+# torch and transformers take seconds to import: names are looked up on first use.
 _HOMES = {
     "lensprune.ablation": (
         "CLEAN",

@@ -1,7 +1,7 @@
-"""The command line: reads arguments, calls one public function, prints what it returns.
+"""The command line: reads arguments, calls one public function, and prints what it returns.
 
-Invalid input is one line on standard error and exit code 2; Ctrl-C is exit code 130 and a line that
-says how to resume. Libraries that take seconds to import are imported by the command that needs them.
+Invalid input ends in one line on standard error and exit code 2; Ctrl-C in exit code 130 and a line that
+says how to resume. Libraries that take seconds to import are imported by the commands that need them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _COMPUTING = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument like any other invalid input: without the usage text."""
+    """Reports a wrong argument like any other invalid input, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -74,7 +74,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="lensprune",
         description="Which layers and heads does a language model need, and does the answer depend on how you measure?",
-        epilog="lensprune COMMAND --help describes the options of a command.",
+        epilog="Run lensprune COMMAND --help for a command's options.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"lensprune {__version__}")
@@ -92,24 +92,29 @@ def _parser() -> _Parser:
         subparser.set_defaults(run=run)
         return subparser
 
-    add_json(command("models", _models, "list the bundled models and what else --model takes"))
+    add_json(command("models", _models, "list the bundled models, and what else --model accepts"))
     add_json(command("tasks", _tasks, "list the tasks with their protocols and parameters"))
-    swept = command("sweep", _sweep, "measure a model with parts of it removed, one at a time")
+    swept = command("sweep", _sweep, "measure accuracy with one part of the model removed at a time")
     add_sweep_options(swept)
     add_json(swept)
     planned = command("plan", _plan, "estimate what a sweep would cost, from the model's configuration alone")
     add_sweep_options(planned)
     planned.add_argument_group("the machine").add_argument(
-        "--flops", type=float, metavar="N", help="matrix FLOPs per second, like 400e12 (default: measured here)"
+        "--flops",
+        type=float,
+        metavar="N",
+        help="matrix-product FLOP/s, like 400e12 (default: measured on this machine)",
     )
-    planned.add_argument("--bandwidth", type=float, metavar="N", help="bytes per second of reading weights, like 3e12")
+    planned.add_argument(
+        "--bandwidth", type=float, metavar="N", help="memory bandwidth for reading weights, in bytes/s, like 3e12"
+    )
     add_json(planned)
     heads_command.add_arguments(command("heads", heads_command.run, "measure what each attention head does"))
     delta_command.add_arguments(
         command(
             "delta",
             delta_command.run,
-            "exchange weights of a base and a distilled model, and measure what carries the gain",
+            "exchange weights between a base and a distilled model, and measure which ones carry the gain",
         )
     )
     attribute_command.add_arguments(
@@ -119,25 +124,33 @@ def _parser() -> _Parser:
         command("fidelity", fidelity_command.run, "measure how well the model's own answers survive without each part")
     )
     noise_command.add_arguments(
-        command("noise", noise_command.run, "run the clean model in other ways and count the items that flip")
+        command("noise", noise_command.run, "rerun the clean model with other settings, and count the items that flip")
     )
     power_command.add_arguments(
-        command("power", power_command.run, "compute the smallest loss that a sweep can name, without running it")
+        command("power", power_command.run, "compute the smallest loss that a sweep can detect, without running it")
     )
     primitives_command.add_arguments(
-        command("primitives", primitives_command.run, "name what heads and MLPs do while a model solves sums in steps")
+        command(
+            "primitives",
+            primitives_command.run,
+            "find the roles of heads and MLPs while a model solves sums step by step",
+        )
     )
     paper_command.add_arguments(
-        command("paper", paper_command.run, "run a whole study of depth: several sweeps and one page on all of them")
+        command(
+            "paper", paper_command.run, "run a whole study of depth: several sweeps, and one page about all of them"
+        )
     )
     analyse_command.add_arguments(
-        command("analyse", analyse_command.run, "show one analysis of a run: its table, and its figure in a file")
+        command("analyse", analyse_command.run, "print an analysis of a run, and write its table and figure")
     )
-    report_command.add_arguments(command("report", report_command.run, "write a run as one HTML page, or compare two"))
-    runs_command.add_arguments(command("runs", runs_command.run, "list the runs in a folder, and how far each is"))
+    report_command.add_arguments(
+        command("report", report_command.run, "write a run as an HTML page, or compare two runs")
+    )
+    runs_command.add_arguments(command("runs", runs_command.run, "list the runs in a folder, with their progress"))
     resumed = command("resume", _resume, "resume a run")
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
-    resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with another executor")
+    resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with this executor")
     add_options(resumed, Workers)
     add_json(resumed)
     demo = command(
@@ -145,9 +158,7 @@ def _parser() -> _Parser:
     )
     demo.add_argument("--out", default="runs/demo", metavar="FOLDER", help="run folder (default: runs/demo)")
     add_json(demo)
-    completed = command(
-        "completion", partial(completion_command.run, _parser), "print a script that completes commands"
-    )
+    completed = command("completion", partial(completion_command.run, _parser), "print a script for shell completion")
     completion_command.add_arguments(completed)
     return parser
 
@@ -194,7 +205,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _check_models(arguments: argparse.Namespace) -> None:
-    """Refuse a name that is no model before the libraries that load models are imported."""
+    """Reject unknown model names before importing the libraries that load models."""
     from lensprune.models.sources.resolve import model_kind
 
     for option in ("model", "base", "distilled"):
@@ -209,7 +220,7 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     Invalid options and unknown names of models and tasks are reported here, before torch is imported.
     """
     if not arguments.task:
-        raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
+        raise UserError("no task given: use --task NAME (lensprune tasks lists them)")
     from lensprune.sweeps.selection import VariantSelection
     from lensprune.tasks import find_task
 
@@ -284,7 +295,7 @@ def _show(run: Any, arguments: argparse.Namespace) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Keep progress bars and notes of other libraries off standard error."""
+    """Keep other libraries' progress bars and messages off standard error."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -293,8 +304,8 @@ def _quiet_libraries() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Nothing that happens to the terminal stops the work. Errors on standard error are ignored; standard output that
-    could not be written is a failure, unless its reader left by itself (``lensprune tasks | head``).
+    Losing the terminal never stops the work. Errors on standard error are ignored; failing to write standard output is
+    an error, unless its reader closed it (``lensprune tasks | head``).
     """
     given = list(sys.argv[1:] if argv is None else argv)
     _quiet_libraries()
@@ -316,7 +327,7 @@ def _run(given: Sequence[str]) -> int:
             raise unknown_name("command", given[0], commands)
         lost = next((word for word in given if word.endswith("=--")), None)
         if lost is not None:
-            # argparse takes these hyphens for its own sign that the options end, and would give a list.
+            # argparse takes these hyphens for the end of the options, and would return a list.
             raise UserError(f"{lost.removesuffix('=--')} has no usable value: '--' is not one")
         arguments = parser.parse_args(given)
         if arguments.subcommand is None:

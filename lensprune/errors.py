@@ -9,7 +9,7 @@ __all__ = ["HookNeverFired", "LensPruneError", "UserError", "first_line", "neare
 
 
 class LensPruneError(Exception):
-    """Base of every error that lensprune raises on purpose.
+    """Base class of lensprune's errors.
 
     Examples:
         >>> issubclass(lp.UserError, lp.LensPruneError), issubclass(lp.HookNeverFired, lp.LensPruneError)
@@ -47,7 +47,7 @@ def nearest(name: str, options: Iterable[str], n: int = 3) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error message, or the error's type where there is none."""
+    """The first line of another library's error message, or the error's type if there is no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

@@ -13,7 +13,7 @@ _FALSE = ("", "0", "false", "f", "no", "n", "off")
 
 
 def is_true(text: str, where: str) -> bool:
-    """Read one of the usual words for true and false, in any case; nothing at all is false.
+    """Parse one of the usual words for true and false, in any case; an empty text is false.
 
     Args:
         where: names the setting in the error.
@@ -31,11 +31,12 @@ def is_offline(*, hub_counts: bool = True) -> bool:
     """Whether ``LENSPRUNE_OFFLINE`` or Hugging Face's ``HF_HUB_OFFLINE`` forbids every network access.
 
     Args:
-        hub_counts: whether ``HF_HUB_OFFLINE`` counts: not where Hugging Face's library obeys it and reads its cache.
+        hub_counts: whether ``HF_HUB_OFFLINE`` counts; false where Hugging Face's library handles it and reads its
+            cache.
 
     Raises:
         UserError: ``LENSPRUNE_OFFLINE`` is neither true nor false.
     """
     ours = is_true(os.environ.get("LENSPRUNE_OFFLINE", ""), "LENSPRUNE_OFFLINE")
-    # Read as huggingface_hub reads it: another library's variable is not ours to refuse.
+    # Parsed as huggingface_hub does: another library's variable is not ours to reject.
     return ours or (hub_counts and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))

@@ -1,4 +1,4 @@
-"""A function called by text: ``name[key=value,key=value]``, each value read by the annotation of its parameter."""
+"""Function calls as text: ``name[key=value,key=value]``, with each value parsed by its parameter's annotation."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def parse_spec(spec: str, what: str) -> tuple[str, dict[str, str]]:
 def read_values(
     function: Callable[..., Any], parameters: Mapping[str, Parameter], given: Mapping[str, str], owner: str
 ) -> dict[str, Any]:
-    """Values for some of the `parameters` of a function, out of text.
+    """Parse values for some of the `parameters` of a function.
 
     They are converted by annotation: ``int``, ``float``, ``bool``, ``str``, ``Literal[...]`` and unions of these;
-    without one by the type of the default.
+    without an annotation, by the type of the default.
 
     Args:
-        owner: what has the parameters, in messages, like ``task 'facts'``.
+        owner: names the function in messages, like ``task 'facts'``.
 
     Raises:
         UserError: a parameter that the function lacks (with the nearest names), or a value of the wrong kind.

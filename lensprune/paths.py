@@ -1,4 +1,4 @@
-"""Paths and files of text as users name them."""
+"""Paths and text files given by users."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _SHOWN = 60
 
 
 def usable_path(given: str | Path, what: str) -> Path:
-    """`given` with ``~`` resolved, as a path that the system can look up; it need not exist.
+    """Resolve ``~`` in `given` and check that the path can be looked up; it need not exist.
 
     Args:
-        what: for the message, like ``data folder``.
+        what: what the path is, for the message, like ``data folder``.
 
     Raises:
-        UserError: a NUL character, a name that is too long, a home that is not known, or a folder that may not be read.
+        UserError: a NUL character, a name that is too long, an unknown home, or a folder without read permission.
     """
     text = str(given)
     shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
     if "\0" in text:
-        raise UserError(f"{what} {shown} holds a NUL character, which no path can")
+        raise UserError(f"{what} {shown} contains a NUL character, which is not allowed in a path")
     try:
         path = Path(given).expanduser()
         path.exists()
@@ -34,10 +34,10 @@ def usable_path(given: str | Path, what: str) -> Path:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Texts of a UTF-8 file, parted by blank lines.
+    """Texts of a UTF-8 file, separated by blank lines.
 
     Raises:
-        UserError: the file cannot be read or holds no text.
+        UserError: the file cannot be read or contains no text.
     """
     try:
         content = path.read_text(encoding="utf-8")
@@ -46,5 +46,5 @@ def read_texts(path: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {reason}") from None
     texts = [text.strip() for text in content.split("\n\n") if text.strip()]
     if not texts:
-        raise UserError(f"{path} holds no text")
+        raise UserError(f"{path} contains no text")
     return texts

@@ -1,4 +1,4 @@
-"""The precision that sums are taken in."""
+"""The precision in which sums are computed."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in its `accumulation_dtype`: softmaxes, log-probabilities and merges are computed in it."""
+    """`tensor` in its `accumulation_dtype`, used for softmaxes, log-probabilities and merges."""
     return tensor.to(accumulation_dtype(tensor.dtype))

@@ -1,4 +1,4 @@
-"""Tables of named things to which a user's own code can add, and packages whose names are imported when first used."""
+"""Tables of named things that plug-ins can extend, and packages whose names are imported on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_\-]*")
 
 
 class Registry(Generic[T]):
-    """Rows by name, in the order in which they were registered.
+    """Rows by name, in order of registration.
 
     Args:
         what: what a name means, in messages.
@@ -31,13 +31,12 @@ class Registry(Generic[T]):
         self._origins: dict[str, tuple[str, str]] = {}
 
     def add(self, name: str, row: T, defined_by: Any) -> None:
-        """Make `row` known as `name`.
+        """Register `row` as `name`.
 
-        `defined_by` is the function or class that the row came from: running the same cell of a notebook twice
-        replaces the row.
+        `defined_by` is the function or class that the row came from: rerunning a notebook cell replaces the row.
 
         Raises:
-            UserError: the name is taken by something else, or holds other characters than letters, digits, _ and -.
+            UserError: the name is taken by something else, or contains characters other than letters, digits, _ and -.
         """
         if not _NAME.fullmatch(name):
             raise UserError(f"{self._what} name {name!r}: start with a letter, and use letters, digits, _ and - only")
@@ -60,7 +59,7 @@ class Registry(Generic[T]):
 
     @property
     def by_name(self) -> Mapping[str, T]:
-        """The rows as they are now and later, to read."""
+        """A live read-only view of the rows."""
         return MappingProxyType(self._rows)
 
     def names(self) -> tuple[str, ...]:
@@ -76,12 +75,12 @@ def in_words(names: Sequence[str], last: str = "or") -> str:
 
 
 def lazy_names(package: str, modules: Sequence[str]) -> Callable[[str], Any]:
-    """``__getattr__`` of a package whose public names are imported when they are first used.
+    """``__getattr__`` for a package whose public names are imported on first use.
 
-    Torch and transformers take seconds to import, and tables of names need neither.
+    torch and transformers take seconds to import, and tables of names need neither.
 
     Args:
-        modules: of the package, those that import little first; a name is sought in their ``__all__``.
+        modules: the package's modules, cheapest imports first; a name is looked up in their ``__all__``.
     """
 
     def get(name: str) -> Any:

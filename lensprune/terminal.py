@@ -1,4 +1,4 @@
-"""Standard output, standard error and progress bars that outlive whoever reads them."""
+"""Standard output, standard error and progress bars that keep working when their reader is gone."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ codecs.register_error(_ENCODING_ERRORS, _plain)
 class LastingStream:
     """A text stream whose writes never fail.
 
-    What the stream's encoding lacks is written in plain letters (``Δ`` as ``d``, ``→`` as ``->``, else ``?``). Once the
-    stream is gone (its reader left, the disk is full, it was closed), `failure` holds the first error and what is
-    written is dropped.
+    Characters that the encoding lacks are replaced (``Δ`` by ``d``, ``→`` by ``->``, others by ``?``). Once the stream
+    is gone (its reader left, the disk is full, it was closed), `failure` holds the first error and further output is
+    dropped.
 
     Args:
-        redirect: when the stream is gone, lead its file descriptor to the null device, so that whoever else writes
-            there, or flushes it when the interpreter ends, does not fail either.
+        redirect: when the stream is gone, redirect its file descriptor to the null device, so that other writers, and
+            the flush at interpreter exit, don't fail either.
     """
 
     def __init__(self, stream: Any, *, redirect: bool = False) -> None:
@@ -77,7 +77,7 @@ class LastingStream:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flush buffered output."""
         if self._stream is not None and self.failure is None:
             try:
                 self._stream.flush()
@@ -85,7 +85,7 @@ class LastingStream:
                 self._lose(error)
 
     def isatty(self) -> bool:
-        """Whether a terminal reads the stream."""
+        """Whether the stream is connected to a terminal."""
         try:
             return self._stream is not None and bool(self._stream.isatty())
         except ValueError:
@@ -122,7 +122,7 @@ def lasting_streams() -> Iterator[tuple[LastingStream, LastingStream]]:
 
 
 def _open_missing_descriptors() -> None:
-    """Lead closed standard descriptors to the null device, so that no file of ours becomes standard output."""
+    """Open closed standard descriptors on the null device, so that no other file becomes standard output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -140,7 +140,7 @@ def progress_bar(
     leave: bool = True,
     bar_format: str | None = None,
 ) -> Any:
-    """A tqdm bar on standard error that never stops the work: without a reader it is not drawn."""
+    """A tqdm bar on standard error that never stops the work: without a reader, it isn't drawn."""
     from tqdm.auto import tqdm
 
     stream = sys.stderr if isinstance(sys.stderr, LastingStream) else LastingStream(sys.stderr)

@@ -1,4 +1,4 @@
-"""Where and how a model is changed."""
+"""Components, ablations, variants and the hooks that implement them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a sweep can be over and by which kinds of ablation, as words: the two tables put together."""
+"""Names of what a sweep can be over, and which ablation kinds each allows."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def parts_over(over: str) -> tuple[Part, ...]:
 
 
 def indexed_words() -> tuple[str, ...]:
-    """The words over which a layer has several components, so that some of them can be chosen."""
+    """The words for parts with several components per layer, from which some can be chosen."""
     return tuple(word for word in over_words() if parts_over(word)[0].index is not None)
 
 
 def head_words() -> tuple[str, ...]:
-    """The words over which heads, or groups of them, are ranked by one scale."""
+    """The words for heads, or groups of heads, that can be ranked together."""
     return tuple(part.over for part in parts() if part.slot is Slot.HEADS)
 
 
@@ -60,12 +60,12 @@ def head_names() -> tuple[str, ...]:
 
 
 def default_kind(over: str) -> str:
-    """The ablation that is taken where none is named."""
+    """The default ablation."""
     return parts_over(over)[0].default_ablation
 
 
 def reference_kinds() -> list[str]:
-    """Names of the kinds that take their values from reference prompts."""
+    """Names of the kinds that need reference prompts."""
     return [name for name, kind in ablation_kinds().items() if kind.reference is not None]
 
 
@@ -76,4 +76,4 @@ def check_allowed(kind: str, part: Part, what: str) -> None:
         what: names the component and ends in "is" or "are", for the message.
     """
     if not ablation_kind(kind).allows(part):
-        raise UserError(f"{kind} bypasses a residual branch, and {what} not one: use {in_words(kinds_allowed(part))}")
+        raise UserError(f"{kind} bypasses a residual branch, but {what} not one: use {in_words(kinds_allowed(part))}")

@@ -1,4 +1,4 @@
-"""Collecting reference activations from the clean model, for mean, resample and optimal ablation."""
+"""Collect reference activations from the clean model, for mean, resample and optimal ablation."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class _SiteSums:
         self._n_usual += int(usual.sum())
 
     def means(self, n_prompts: int, model: HookedModel) -> tuple[torch.Tensor, torch.Tensor]:
-        """In the model's type: the mean over the pooled tokens (over all where there are none, as in prompts of one
-        token), and [pos, …], the mean at each position that at least two prompts reach (one, if it is the only one)."""
+        """In the model's dtype: the mean over the pooled tokens (over all if none are pooled, as in prompts of one
+        token), and [pos, …], the mean at each position that at least two prompts reach (or one, if there is only
+        one)."""
         assert self._totals is not None
         assert self._usual is not None
         pooled = self._usual / self._n_usual if self._n_usual else self._totals.sum(0) / self._counts.sum()
@@ -59,7 +60,7 @@ def collect_reference(
     mode: MeanMode = "pooled",
     donor_seed: int = 0,
 ) -> ReferenceActivations:
-    """Run the clean model over reference prompts and keep what the variants' `mean`, `resample` and `optimal` need.
+    """Run the clean model over reference prompts, and keep what `mean`, `resample` and `optimal` ablations need.
 
     Prompts run one at a time, so no padding enters a mean. Sums are kept in float64. The donor prompt is
     ``random.Random(donor_seed)``'s choice among the prompts. Optimal constants are searched for on the first

@@ -1,4 +1,4 @@
-"""Where a model can be changed: one class per part, from which hooks, fast path, names and JSON derive."""
+"""Components: one class per part, from which hooks, fast path, names and JSON derive."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 HEADS_AND_GROUPS = "heads-and-groups"
-"""The word for a sweep over two parts."""
+"""The word for a sweep over heads and groups."""
 
 
 class Slot(Enum):
@@ -91,7 +91,7 @@ class Part:
         """The components of one layer, or those with the given indices.
 
         Raises:
-            UserError: one that the model lacks.
+            UserError: an index that the model lacks.
         """
         if self.size is None:
             components = [self.component(layer)]
@@ -110,9 +110,9 @@ _BY_CLASS: dict[type, Part] = {}
 
 @dataclass(frozen=True, order=True)
 class Component:
-    """A place in the model, at block `layer`; the subclass says which.
+    """A component of the model at block `layer`; the subclass says which.
 
-    `Layer`, `Attention`, `MLP`, `Head` and `KVGroup` ship with the package; `register_part` adds others.
+    `Layer`, `Attention`, `MLP`, `Head` and `KVGroup` are built in; `register_part` adds others.
 
     Examples:
         >>> head = lp.Head(2, 3)
@@ -130,7 +130,7 @@ class Component:
 
     @property
     def index(self) -> int | None:
-        """Which of the layer's components of this part; ``None`` where there is one per layer."""
+        """Index among the layer's components of this part; ``None`` if there is one per layer."""
         name = self.part.index
         return None if name is None else int(getattr(self, name))
 
@@ -140,7 +140,7 @@ class Component:
 
     @property
     def site(self) -> str:
-        """Name of the activation that the component is, or is part of: a hook name, but for `Slot.CONTRIBUTION`."""
+        """Name of the activation that the component is, or is part of: a hook name, except for `Slot.CONTRIBUTION`."""
         return self.part.slot.site(self.layer)
 
     def selected(self, facts: ModelFacts) -> list[int] | None:
@@ -181,19 +181,19 @@ def register_part(
     index_word: str | None = None,
     default_ablation: str = "zero",
 ) -> Callable[[C], C]:
-    """Decorate a frozen dataclass that derives from `Component`, to make it a component that can be ablated.
+    """Register the decorated frozen dataclass, a subclass of `Component`, as a component that can be ablated.
 
-    The class has at most one field besides `layer`; it tells the components of one layer apart.
+    The class has at most one field besides `layer`, which identifies the components of one layer.
 
     Args:
-        name: in records and JSON.
-        over: on the command line and in `lensprune.sweep`.
+        name: name in records and JSON.
+        over: name on the command line and in `lensprune.sweep`.
         slot: the activation that the component is, or is a part of.
-        label: a format of the fields, for names of variants.
-        size: of the model's facts, the number of components per layer; ``None`` where there is one.
-        select: of the facts and an index, the indices of the slot that the component covers; ``None``: all.
-        index_word: what messages call the index; ``None`` takes the field's name.
-        default_ablation: the kind that a sweep takes where none is named.
+        label: a format string of the fields, for names of variants.
+        size: maps the model's facts to the number of components per layer; ``None`` if there is one.
+        select: maps the facts and an index to the indices of the slot that the component covers; ``None``: all.
+        index_word: name of the index in messages; ``None`` takes the field's name.
+        default_ablation: the kind that a sweep uses by default.
 
     Raises:
         UserError: `name` or `over` is taken; more than one further field; a field without `size`, or the reverse.
@@ -232,12 +232,12 @@ def register_part(
 
 
 def parts() -> tuple[Part, ...]:
-    """All parts, those of the package first."""
+    """All parts, built-in ones first."""
     return _PARTS.rows()
 
 
 def part_named(name: str) -> Part:
-    """The part of that `Part.name`.
+    """The part called `name`.
 
     Raises:
         UserError: there is none.
@@ -246,10 +246,10 @@ def part_named(name: str) -> Part:
 
 
 def part_of(component: object) -> Part:
-    """What kind of component this is.
+    """The part that a component belongs to.
 
     Raises:
-        UserError: its class was never registered.
+        UserError: its class is not registered.
     """
     part = _BY_CLASS.get(type(component))
     if part is None:
@@ -323,7 +323,7 @@ class MLP(Component):
 )
 @dataclass(frozen=True, order=True)
 class Head(Component):
-    """One query head, at `attn.hook_z`; keys and values stay as they are.
+    """One query head, at `attn.hook_z`; keys and values are unchanged.
 
     Examples:
         >>> lp.Head(2, 3).label

@@ -1,4 +1,4 @@
-"""From a variant to TransformerLens hooks: the definition of what each ablation does."""
+"""TransformerLens hooks of a variant: the definition of what each ablation does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["BatchState", "VariantHooks", "own_hooks", "with_hook_names"]
 
 
 def with_hook_names(model: HookedModel, variant: Variant) -> Variant:
-    """The variant with hook names for the functions that choose hook points by name.
+    """Replace functions that choose hook points by the names of those hook points.
 
     Each function stands for the hook points that it accepts and that a forward pass runs, each once: many have several
     names, and some never run.
@@ -43,7 +43,7 @@ def own_hooks(variant: Variant) -> list[NamedHook]:
 
 
 def _running(model: HookedModel, accepts: Callable[[str], bool], variant: str) -> list[str]:
-    """Names that `accepts` says yes to, one for each hook point that runs, in the order of the layers."""
+    """Names that `accepts` accepts, one per hook point that runs, in the order of the layers."""
     own = getattr(accepts, "__name__", repr(accepts))
     asked = []
     for name in sorted(model.hook_names(), key=_by_number):
@@ -78,10 +78,10 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 @dataclass
 class BatchState:
-    """What the hooks need to know of the forward pass that is running; the executor sets it before each.
+    """What the hooks need to know about the current forward pass; the executor sets it before each pass.
 
     `position_ids` counts each row's tokens from its first real one; padding has position 0. `tokens` are their ids,
-    `items` the id of each row's item, ``None`` where it has none.
+    `items` the id of each row's item (``None`` if it has none).
     """
 
     position_ids: Int[torch.Tensor, "batch pos"] | None = None
@@ -92,13 +92,13 @@ class BatchState:
 class VariantHooks:
     """The hooks of one variant, with a record of which ones fired.
 
-    Order at one hook point: the ablation's writes, then the user's hooks, then reads. Where a skipped layer
-    reads its input, the user's changes to that input are therefore in it. While a user's hook runs, its ``hook``
-    argument also has ``hook.positions`` and ``hook.tokens``, both [batch, pos]: position and id of each token that the
-    call computes, in a decode step the newest alone; and ``hook.item``, a tuple: the id of each row's item.
+    Order at one hook point: the ablation's writes, then custom hooks, then reads. So if a skipped layer reads its
+    input, it sees custom hooks' changes to that input. While a custom hook runs, its ``hook`` argument also has
+    ``hook.positions`` and ``hook.tokens``, both [batch, pos]: position and id of each token that the call computes (in
+    a decode step, only the newest); and ``hook.item``, a tuple with the id of each row's item.
 
     Raises:
-        UserError: a component or hook name that the model lacks, or a missing reference; and, while it runs, a user's
+        UserError: a component or hook name that the model lacks, or a missing reference; and, at run time, a custom
             hook that returns a tensor on another device.
     """
 
@@ -140,7 +140,7 @@ class VariantHooks:
         silent = [name for (name, _), fired in zip(self.named, self._fired, strict=True) if not fired]
         if silent:
             raise HookNeverFired(
-                f"{self._variant.name}: {', '.join(silent)} never fired, the numbers would be the clean model's"
+                f"{self._variant.name}: {', '.join(silent)} never fired, so the results would be the clean model's"
             )
 
     def _counted(self, function: HookFunction) -> HookFunction:
@@ -170,7 +170,7 @@ class VariantHooks:
         return informed
 
     def _replaced(self, ablation: Ablation, activation: torch.Tensor) -> torch.Tensor:
-        """The activation [batch, pos, …] of the ablation's site, with what the component covers replaced."""
+        """The activation [batch, pos, …] of the ablation's site, with the component's part replaced."""
         if self._state.position_ids is None:
             raise LensPruneError("the executor did not set the batch's position ids before the forward pass")
         value = replacement(ablation, self._reference, self._state.position_ids, activation)

@@ -1,4 +1,4 @@
-"""What takes a component's place: one row per kind of ablation, from which executors, plan and command line derive."""
+"""Ablation kinds: one row per kind, from which executors, plan and command line derive."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ Reference = Literal["mean", "donor", "optimal"]
 
 @dataclass(frozen=True)
 class AblatedSite:
-    """What a kind of ablation computes its value from, for tokens at `position_ids` [*rows].
+    """Input of an ablation kind's function, for tokens at `position_ids` [*rows].
 
-    `like` has the shape [*rows, …], type and device of the activation that is replaced; its numbers are arbitrary.
+    `like` has the shape [*rows, …], dtype and device of the activation that is replaced; its values are arbitrary.
 
     Examples:
         >>> import torch
@@ -63,7 +63,7 @@ class AblatedSite:
         """The activation that is replaced; only for kinds with `reads_activation`."""
         if self.computed is None:
             raise LensPruneError(
-                f"{self.component.label}: its ablation reads the activation, and was registered as one that doesn't"
+                f"{self.component.label}: its ablation reads the activation, but was registered as one that doesn't"
             )
         return self.computed
 
@@ -72,12 +72,12 @@ class AblatedSite:
         """The clean model's activations on reference prompts; only for kinds with `reference`."""
         if self.given is None:
             raise LensPruneError(
-                f"{self.component.label}: its ablation reads reference activations, and was registered without any"
+                f"{self.component.label}: its ablation reads reference activations, but was registered without any"
             )
         return self.given
 
     def full(self, number: float) -> Float[torch.Tensor, "*rows ..."]:
-        """The same number everywhere."""
+        """A tensor filled with `number`."""
         return self.like.new_full(self.like.shape, number)
 
 
@@ -88,13 +88,13 @@ Value = Callable[[AblatedSite], "torch.Tensor"]
 class AblationKind:
     """One kind of ablation.
 
-    `value` returns what replaces the activation, in the shape of `AblatedSite.like`; for a component that covers some
-    heads or dimensions only those are used. `None`: zero. `reads_activation`: the value depends on the activation that
-    it replaces, so a whole block has to run even where its contribution is replaced. `reference`: which
-    `ReferenceActivations` the value takes, which are then collected on reference prompts. `branches_only`: for
+    `value` returns the replacement for the activation, in the shape of `AblatedSite.like`; for a component that covers
+    some heads or dimensions, only those are used. `None`: zero. `reads_activation`: the value depends on the activation
+    that it replaces, so a whole block must run even if its contribution is replaced. `reference`: which
+    `ReferenceActivations` the value uses; they are then collected on reference prompts. `branches_only`: only for
     components that are a whole block or branch. `can_be_estimated`: screening may rank components by attribution
-    patching towards the value. `search_passes`: forward passes from the component's layer on that a plan counts for one
-    reference prompt to find the value; a backward pass counts as one.
+    patching towards the value. `search_passes`: number of forward passes from the component's layer on that `plan`
+    counts per reference prompt to find the value; a backward pass counts as one.
     """
 
     name: str
@@ -107,7 +107,7 @@ class AblationKind:
     search_passes: int = 0
 
     def allows(self, part: Part) -> bool:
-        """Whether components of this part can be ablated so."""
+        """Whether components of this part allow this kind."""
         return part.is_branch or not self.branches_only
 
 
@@ -138,17 +138,17 @@ def register_ablation(
     can_be_estimated: bool = True,
     search_passes: int = 0,
 ) -> V | Callable[[V], V]:
-    """Decorate a function of an `AblatedSite`, to make what it returns a kind of ablation.
+    """Register the decorated function of an `AblatedSite` as an ablation kind.
 
     The first line of its docstring is the kind's summary.
 
     Args:
         value: the function; returns the replacement in the shape of `AblatedSite.like`.
-        name: of the kind; ``None`` takes the function's name.
+        name: name of the kind; ``None`` takes the function's name.
         reads_activation, reference, branches_only, can_be_estimated, search_passes: see `AblationKind`.
 
     Raises:
-        UserError: the name is taken, or isn't made of letters, digits, _ and -.
+        UserError: the name is taken, or contains characters other than letters, digits, _ and -.
 
     Examples:
         >>> @lp.register_ablation
@@ -177,12 +177,12 @@ def register_ablation(
 
 
 def ablation_kinds() -> Mapping[str, AblationKind]:
-    """All kinds by name, those of the package first."""
+    """All kinds by name, built-in ones first."""
     return {name: _KINDS.get(name) for name in _KINDS.names()}
 
 
 def ablation_kind(name: str) -> AblationKind:
-    """The kind of that name.
+    """The kind called `name`.
 
     Raises:
         UserError: there is none.
@@ -209,16 +209,16 @@ def _optimal(site: AblatedSite) -> torch.Tensor:
 
 for _kind in (
     AblationKind("skip", "the branch adds nothing: resid_post = resid_pre", branches_only=True),
-    AblationKind("zero", "the activation is 0: of a whole layer or branch the same as skip"),
+    AblationKind("zero", "the activation is 0; for a whole layer or branch, the same as skip"),
     AblationKind("mean", "its mean over reference prompts", _mean, reference="mean"),
-    AblationKind("resample", "its value on a donor prompt, position by position", _resample, reference="donor"),
+    AblationKind("resample", "its value at the same position of a donor prompt", _resample, reference="donor"),
     AblationKind(
         "optimal",
-        "the constant that changes the predictions on the reference prompts least",
+        "the constant that least changes the predictions on reference prompts",
         _optimal,
         reference="optimal",
         can_be_estimated=False,
-        # A forward and a backward pass for each iteration: at least, since a line search may take more.
+        # At least one forward and one backward pass per iteration; a line search may take more.
         search_passes=2 * OPTIMAL_ITERATIONS,
     ),
 ):

@@ -1,4 +1,4 @@
-"""Optimal ablation: the constant that hurts least, so that what is lost is what the part really knew."""
+"""Optimal ablation: the least harmful constant, so that any remaining loss is lost information."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NO_HOOKS: list[NamedHook] = []
 
 @dataclass(frozen=True)
 class _CleanRun:
-    """Rows of tokens, what the clean model predicts, and optionally the residual stream before one layer."""
+    """Rows of tokens, the clean model's predictions, and optionally the residual stream before one layer."""
 
     tokens: Int[torch.Tensor, "row pos"]
     log_probs: Float[torch.Tensor, "row pos d_vocab"]
@@ -56,21 +56,21 @@ def optimal_constants(
     means: Mapping[str, torch.Tensor],
     iterations: int = OPTIMAL_ITERATIONS,
 ) -> dict[str, torch.Tensor]:
-    """For each component the constant a* that minimises the loss of the model with the component's activation set to a*
+    """Find for each component the constant a* that minimises the model's loss with the component's activation set to a*
     (Li & Janson 2024, arXiv 2409.09951): one for the first token, often an attention sink, and one for all others.
 
     The loss is `ablation_loss`: divergence from the clean model, so no answers are needed. Each component is optimised
-    with nothing else ablated, also where a variant ablates several together: the paper's joint optimum is no worse.
-    L-BFGS with a strong-Wolfe line search starts from the best of zero, the mean and the median (by coordinate, over
-    the prompts), and takes no random step.
+    with nothing else ablated, even if a variant ablates several together: the paper's joint optimum is at least as
+    good. L-BFGS with a strong-Wolfe line search starts from the best of zero, the mean and the median (per coordinate,
+    over the prompts), and is deterministic.
 
     Args:
-        ablations: of kind ``optimal``.
+        ablations: ablations of kind ``optimal``.
         means: [2, …], mean activation of each site (`site_of`): the first token's, and that of all others.
-        iterations: of L-BFGS; each is one forward and backward pass over the prompts or a few.
+        iterations: L-BFGS iterations; each takes one or a few forward and backward passes over the prompts.
 
     Returns:
-        By `component.label`: [2, …], constants of the site's shape. For heads, rows of other heads play no part.
+        By `component.label`: [2, …], constants of the site's shape. For heads, rows of other heads are ignored.
 
     Raises:
         LensPruneError: the search ended above the loss of zero, the mean or the median.
@@ -80,7 +80,7 @@ def optimal_constants(
     constants = {}
     for ablation in dict.fromkeys(ablations):
         label = ablation.component.label
-        # What comes before the layer does not depend on the constant.
+        # Everything before the layer is independent of the constant.
         later = [run.from_layer(model, ablation.component.layer) for run in runs]
         site = site_of(ablation.component)
         starts = {"mean": widened(means[site].detach()), "median": medians[site]}
@@ -97,7 +97,7 @@ def optimal_constants(
             [constant], max_iter=iterations, history_size=_HISTORY, line_search_fn="strong_wolfe"
         )
 
-        # In units of the first loss: a part that matters little would otherwise meet the tolerances at once.
+        # In units of the first loss: an unimportant part would otherwise meet the tolerances immediately.
         optimiser.step(partial(_relative_loss, model, later, ablation, constant, first))
         with torch.no_grad():
             last = float(_loss(model, later, ablation, constant.detach()))
@@ -113,7 +113,7 @@ def optimal_constants(
 def _medians(
     model: HookedModel, prompts: Sequence[Sequence[int]], sites: set[str]
 ) -> dict[str, Float[torch.Tensor, "two ..."]]:
-    """By site the median, coordinate by coordinate, over the prompts' first tokens and over their ordinary ones."""
+    """By site, the coordinate-wise median over the prompts' first tokens and over their ordinary ones."""
     rows: dict[str, list[torch.Tensor]] = defaultdict(list)
     first: dict[str, list[torch.Tensor]] = defaultdict(list)
     for values, usual in recorded(model, prompts, lambda index: sites):
@@ -157,7 +157,7 @@ def _loss(
     ablation: Ablation,
     constant: torch.Tensor,
 ) -> torch.Tensor:
-    # The constant goes where every executor takes it from, so what is optimised is the ablation as it is defined.
+    # The constant is set where every executor reads it, so that the actual ablation is optimised.
     reference = replace(ReferenceActivations(), optimal={ablation.component.label: constant})
     return _divergence(model, runs, Variant(ablation.name, (ablation,)), reference)
 

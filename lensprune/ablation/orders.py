@@ -16,7 +16,7 @@ C = TypeVar("C", bound=Component)
 
 
 def random_orders(components: Sequence[C], orders: int, seed: int = 0) -> list[tuple[C, ...]]:
-    """`orders` seeded shuffles; the i-th depends on `seed`, i and the components alone."""
+    """`orders` seeded shuffles; the i-th depends only on `seed`, i and the components."""
     if orders < 1:
         raise UserError(f"orders {orders} is not a number of shuffles: expected 1 or more")
     shuffles = []

@@ -1,4 +1,4 @@
-"""Activations of the clean model on prompts, and which of their tokens are attention sinks."""
+"""Record the clean model's activations on prompts, and find attention sinks among the tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUTLIER = 10.0
 
 
 def ordinary_positions(residual_norms: Float[torch.Tensor, "layer pos"]) -> Bool[torch.Tensor, " pos"]:
-    """Which tokens of a prompt are no attention sinks, given the norms of the residual stream after each block.
+    """Which tokens of a prompt are not attention sinks, given the norms of the residual stream after each block.
 
     Sinks are the first token, and tokens whose norm is more than `OUTLIER` times the median over the prompt, after
     any block: the massive activations of Sun et al. 2024 (arXiv 2402.17762).
@@ -72,8 +72,8 @@ class ActivationRecorder:
 def recorded(
     model: HookedModel, prompts: Sequence[Sequence[int]], sites: Callable[[int], set[str]]
 ) -> Iterator[tuple[dict[str, torch.Tensor], Bool[torch.Tensor, " pos"]]]:
-    """Of each prompt, run by itself: the clean model's activations [pos, …] at `sites` of its index, and which of its
-    tokens are `ordinary_positions`; nothing runs where no site is wanted."""
+    """For each prompt, run separately: the clean model's activations [pos, …] at `sites` of the prompt's index, and
+    which tokens are `ordinary_positions`; prompts without sites are not run."""
     for index, prompt in enumerate(prompts):
         if not (wanted := sites(index)):
             yield {}, torch.ones(len(prompt), dtype=torch.bool)

@@ -30,15 +30,15 @@ class ReferenceActivations:
     """Activations of the clean model on reference prompts, one entry per site (see `site_of`).
 
     `pooled[site]`: mean over the positions that the mode pools. `first[site]`: mean over the prompts' first tokens,
-    which take it in mode ``pooled``: a first token is often an attention sink, with activations a hundred times as
-    large as any other's, and one mean over both is near neither. `per_position[site]`: [pos, …], the mean over the
+    used for first tokens in mode ``pooled``: a first token is often an attention sink, with activations a hundred times
+    as large as any other's, so a common mean would resemble neither. `per_position[site]`: [pos, …], the mean over the
     prompts that reach a position, for every position that at least two prompts reach (one, if there is one prompt).
     `donor[site]`: [pos, …], the donor prompt's activations. `optimal[label]`: by component, [2, …], the constants of
     `optimal_constants` for the first token and for all others.
 
-    Past the last calibrated position, decode steps included, ``per_position`` falls back on the pooled mean. Past the
-    donor's end, `resample` goes round through the donor's positions 1, 2, …: position 0, often an attention sink, only
-    ever replaces position 0.
+    Past the last calibrated position, including decode steps, ``per_position`` falls back to the pooled mean. Past the
+    donor's end, `resample` wraps to the donor's positions 1, 2, …: position 0, often an attention sink, only ever
+    replaces position 0.
     """
 
     mode: MeanMode = "pooled"
@@ -87,7 +87,7 @@ def check_variants(variants: Sequence[Variant], facts: ModelFacts, reference: Re
     for variant in variants:
         variant.check(facts)
         if variant.needs_reference and reference is None:
-            raise UserError(f"{variant.name} needs reference activations: give a reference set of prompts")
+            raise UserError(f"{variant.name} needs reference activations: pass reference prompts")
 
 
 def replacement(
@@ -96,11 +96,11 @@ def replacement(
     position_ids: Int[torch.Tensor, "*rows"],
     like: Float[torch.Tensor, "*rows ..."],
 ) -> Float[torch.Tensor, "*rows ..."]:
-    """The value that takes the place of the activation `like` at `ablation`'s site, for tokens at `position_ids`.
+    """The value that replaces the activation `like` at `ablation`'s site, for tokens at `position_ids`.
 
     Raises:
-        UserError: a kind that takes its value from a reference, without one.
-        LensPruneError: the kind's value has another shape than the activation, or lies on another device.
+        UserError: the kind needs a reference and there is none.
+        LensPruneError: the value's shape or device differs from the activation's.
     """
     kind = ablation.definition
     if kind.value is None:
@@ -108,7 +108,7 @@ def replacement(
     if kind.reference is None:
         given = None
     elif reference is None:
-        raise UserError(f"{ablation.name} needs reference activations: give a reference set of prompts")
+        raise UserError(f"{ablation.name} needs reference activations: pass reference prompts")
     else:
         given = reference
     computed = like if kind.reads_activation else None

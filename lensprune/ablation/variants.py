@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 HookName: TypeAlias = str | Callable[[str], bool]
-"""A hook point's name or, as in TransformerLens, a function that says of every name whether it is meant."""
+"""A hook point's name or, as in TransformerLens, a function that accepts or rejects names."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Ablation:
 
     @property
     def definition(self) -> AblationKind:
-        """What the kind does.
+        """The ablation kind.
 
         Raises:
             UserError: it is not registered (any more).
@@ -99,10 +99,10 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Variant:
-    """A named set of changes to the model; no change at all is the clean model, `CLEAN`.
+    """A named set of changes to the model; without changes it is the clean model, `CLEAN`.
 
-    `hooks` are your own ``(hook_name, function)`` pairs; they run after the ablations at the same hook point. A
-    function in place of the name stands for every hook point whose name it accepts and that the model runs.
+    `hooks` are custom ``(hook_name, function)`` pairs; they run after the ablations at the same hook point. A function
+    instead of the name stands for every hook point whose name it accepts and that the model runs.
 
     Raises:
         UserError: two ablations of the same component, or something other than ablations and hooks.
@@ -131,7 +131,7 @@ class Variant:
                 raise UserError(f"variant {self.name!r}: {_no_change(given)}")
         for hook in self.hooks:
             if not (isinstance(hook, tuple) and len(hook) == 2 and callable(hook[1])):
-                raise UserError(f"variant {self.name!r}: {hook!r} is no hook: expected (hook name, function)")
+                raise UserError(f"variant {self.name!r}: {hook!r} is not a hook: expected (hook name, function)")
         components = [ablation.component for ablation in self.ablations]
         twice = next((component for component in components if components.count(component) > 1), None)
         if twice is not None:
@@ -151,7 +151,7 @@ class Variant:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether any ablation takes its values from reference prompts."""
+        """Whether any ablation needs reference prompts."""
         return any(a.definition.reference is not None for a in self.ablations)
 
     @property
@@ -183,18 +183,18 @@ class Variant:
 
 
 def check_names(variants: Sequence[Variant]) -> None:
-    """Raise `UserError` if two variants have the same name, by which results are told apart."""
+    """Raise `UserError` if two variants have the same name, since names identify results."""
     names = [variant.name for variant in variants]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"variant name {twice!r} is used twice: every variant needs a name of its own")
+        raise UserError(f"variant name {twice!r} is used twice: every variant needs a unique name")
 
 
 CLEAN = Variant("clean")
 """The model without changes; every sweep includes it."""
 
 VariantsLike: TypeAlias = Variant | Ablation | str | Sequence[Variant | Ablation | str | Sequence[Ablation]]
-"""What `as_variants` reads."""
+"""What `as_variants` accepts."""
 
 
 def _called(given: HookName | HookFunction) -> str:
@@ -202,14 +202,14 @@ def _called(given: HookName | HookFunction) -> str:
 
 
 def _no_change(given: Any) -> str:
-    """What is wrong with something that is given as a change of the model, and what is expected."""
+    """The error message for something that is not a change of the model."""
     if isinstance(given, Component):
-        return f"{given!r} says where and not how: give Ablation({given!r}, 'zero')"
-    return f"{given!r} is no change of the model: expected a Variant, an Ablation, or a name like L12.skip"
+        return f"{given!r} says where but not how: use Ablation({given!r}, 'zero')"
+    return f"{given!r} is not a change of the model: expected a Variant, an Ablation, or a name like L12.skip"
 
 
 def variant_named(name: str) -> Variant:
-    """The variant that `each_layer` and its siblings, `layer_range` or a set of components would call so.
+    """The variant with this name, as given by `each_layer` and its siblings, `layer_range` or a set of components.
 
     A place and a kind of ablation, separated by a dot: ``L12.skip``, ``L12.mlp.zero``, ``L12.H3.mean``,
     ``L10-14.skip``, ``L1.H0+L2.H3.zero``; or ``clean``. A number with leading zeros means the same place.
@@ -256,12 +256,12 @@ def _labelled(part: Part, label: str) -> Component | None:
 
 
 def as_variants(given: VariantsLike) -> tuple[Variant, ...]:
-    """Variants out of what a user gives: a `Variant`, an `Ablation`, a name (`variant_named`), or a list of these.
+    """Convert a `Variant`, an `Ablation`, a name (`variant_named`), or a list of these to variants.
 
-    A list of ablations within the list is one variant, of all of them at once.
+    A list of ablations within the list is one variant with all of them at once.
 
     Raises:
-        UserError: something else, or a name that is none.
+        UserError: anything else, or an invalid name.
     """
     if isinstance(given, (Variant, Ablation, str, Component)):
         return (_as_variant(given),)
@@ -317,8 +317,8 @@ def each_layer(model: ModelLike, kind: str = "skip", layers: Sequence[int] | Non
 
     Args:
         model: a loaded model, or its `ModelFacts`.
-        kind: of ablation.
-        layers: to restrict to, 0-based; ``None`` takes all.
+        kind: the ablation kind.
+        layers: only these layers, 0-based; ``None`` takes all.
 
     Returns:
         Variants named like ``L3.skip``, in order of depth.
@@ -338,8 +338,8 @@ def each_attention(model: ModelLike, kind: str = "zero", layers: Sequence[int] |
 
     Args:
         model: a loaded model, or its `ModelFacts`.
-        kind: of ablation.
-        layers: to restrict to, 0-based; ``None`` takes all.
+        kind: the ablation kind.
+        layers: only these layers, 0-based; ``None`` takes all.
 
     Returns:
         Variants named like ``L3.attention.zero``, in order of depth.
@@ -359,8 +359,8 @@ def each_mlp(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None 
 
     Args:
         model: a loaded model, or its `ModelFacts`.
-        kind: of ablation.
-        layers: to restrict to, 0-based; ``None`` takes all.
+        kind: the ablation kind.
+        layers: only these layers, 0-based; ``None`` takes all.
 
     Returns:
         Variants named like ``L3.mlp.zero``, in order of depth.
@@ -382,9 +382,9 @@ def each_head(
 
     Args:
         model: a loaded model, or its `ModelFacts`.
-        kind: of ablation.
-        layers: to restrict to, 0-based; ``None`` takes all.
-        heads: to restrict to within each layer, 0-based; ``None`` takes all.
+        kind: the ablation kind.
+        layers: only these layers, 0-based; ``None`` takes all.
+        heads: only these heads of each layer, 0-based; ``None`` takes all.
 
     Returns:
         Variants named like ``L3.H1.zero``, layer by layer.
@@ -406,9 +406,9 @@ def each_kv_group(
 
     Args:
         model: a loaded model, or its `ModelFacts`.
-        kind: of ablation.
-        layers: to restrict to, 0-based; ``None`` takes all.
-        groups: to restrict to within each layer, 0-based; ``None`` takes all.
+        kind: the ablation kind.
+        layers: only these layers, 0-based; ``None`` takes all.
+        groups: only these groups of each layer, 0-based; ``None`` takes all.
 
     Returns:
         Variants named like ``L3.KV1.zero``, layer by layer.
@@ -430,9 +430,9 @@ def each_head_and_group(
 
     Args:
         model: a loaded model, or its `ModelFacts`.
-        kind: of ablation.
-        layers: to restrict to, 0-based; ``None`` takes all.
-        heads: query heads to restrict to within each layer, 0-based; ``None`` takes all.
+        kind: the ablation kind.
+        layers: only these layers, 0-based; ``None`` takes all.
+        heads: only these query heads of each layer, 0-based; ``None`` takes all.
 
     Returns:
         The heads' variants, then the groups'.
@@ -455,7 +455,7 @@ def layer_range(model: ModelLike, first: int, last: int, kind: str = "skip") -> 
     Args:
         model: a loaded model, or its `ModelFacts`.
         first, last: layers, 0-based.
-        kind: of ablation.
+        kind: the ablation kind.
 
     Raises:
         UserError: an empty range, a layer that the model lacks, or an unknown kind.
@@ -481,7 +481,7 @@ def cumulative(
 
     Args:
         model: a loaded model, or its `ModelFacts`.
-        kind: of ablation.
+        kind: the ablation kind.
         start: ``bottom`` removes the first layers, ``top`` the last.
         at_most: the number of layers that the last variant removes; ``None`` takes all.
 
@@ -516,9 +516,9 @@ def enumerate_variants(
     """The variants of ``--over``: one of `over_words`.
 
     Args:
-        kind: the ablation; ``None`` takes skip for layers and zero for everything else, or the part's own default.
-        layers: restrict to these layers.
-        heads: restrict to these heads, groups or other indices within a layer; only for `indexed_words`.
+        kind: the ablation; ``None`` takes skip for layers and zero for everything else, or the part's default.
+        layers: only these layers.
+        heads: only these heads, groups or other indices within a layer; only for `indexed_words`.
     """
     kind = kind or default_kind(over)
     if heads is not None and over not in indexed_words():

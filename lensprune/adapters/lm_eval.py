@@ -1,7 +1,7 @@
-"""Any lm-eval task under any variants: lm-eval makes prompts and aggregates, our executor answers.
+"""Run any lm-eval task under any variants: lm-eval makes prompts and aggregates, lensprune's executor answers.
 
 The requests are collected once, answered for all variants in one run of the executor, and replayed to lm-eval, which
-computes its own metrics and writes its own result and sample files.
+computes its metrics and writes its result and sample files.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["LmEvalOptions", "run_lm_eval_tasks"]
 class LmEvalOptions:
     """Options for lm-eval.
 
-    `limit`: documents of each task; ``None`` takes all. `num_fewshot`: as lm-eval's ``--num_fewshot``. `include_path`:
-    folder of the user's own YAML tasks. `out`: folder that gets ``<variant>/<model>/results_<date>.json`` and
-    ``samples_<task>_<date>.jsonl``, as lm-eval lays them out; it must not hold anything yet. `task_manager`: an
-    ``lm_eval.tasks.TaskManager`` to use again (a new one reads every task's name, which takes seconds); it replaces
+    `limit`: documents per task; ``None`` takes all. `num_fewshot`: as lm-eval's ``--num_fewshot``. `include_path`:
+    folder of custom YAML tasks. `out`: folder for ``<variant>/<model>/results_<date>.json`` and
+    ``samples_<task>_<date>.jsonl``, in lm-eval's layout; it must be empty. `task_manager`: an
+    ``lm_eval.tasks.TaskManager`` to reuse (a new one reads every task's name, which takes seconds); it replaces
     `include_path`.
     """
 
@@ -50,7 +50,7 @@ def run_lm_eval_tasks(
     reference: ReferenceActivations | None = None,
     progress: ProgressCallback | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate lm-eval's tasks, groups or tags, or a user's own YAML, under every variant.
+    """Evaluate lm-eval's tasks, groups or tags, or custom YAML tasks, under every variant.
 
     Args:
         model: anything that `as_hooked_model` accepts.
@@ -114,7 +114,7 @@ def run_lm_eval_tasks(
 def _load(manager: Any, names: Sequence[str]) -> list[Any]:
     """Load tasks and groups once, so that data sets are read once for all variants."""
     if not names:
-        raise UserError("no lm-eval task is named: give at least one")
+        raise UserError("no lm-eval task given: name at least one")
     for name in names:
         if name not in manager.all_tasks and not (name.endswith((".yaml", ".yml")) and Path(name).is_file()):
             raise unknown_name("lm-eval task", name, manager.all_tasks)
@@ -139,7 +139,7 @@ def _load(manager: Any, names: Sequence[str]) -> list[Any]:
 
 @contextmanager
 def hub_closed() -> Iterator[None]:
-    """Let datasets and the hub's client use their caches alone, whenever they were imported."""
+    """Make datasets and the hub's client use only their caches, whenever they were imported."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -162,7 +162,7 @@ def _output_folders(out: str | Path | None, variants: Iterable[Variant]) -> Mapp
         return {}
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"output folder {str(out)!r} already holds something: choose a new one")
+        raise UserError(f"output folder {str(out)!r} is not empty: choose a new one")
     for name in names:
         if Path(name).name != name:
             raise UserError(f"variant name {name!r} cannot be a folder's name: leave out / and .")
@@ -183,7 +183,7 @@ def _write(folder: Path, model_name: str, results: dict[str, Any]) -> None:
     samples = results["samples"]
     tracker.save_results_aggregated({key: value for key, value in results.items() if key != "samples"}, samples)
     for task, rows in samples.items():
-        # The tracker rewrites the rows it is given.
+        # The tracker modifies its rows in place.
         tracker.save_results_samples(task, [dict(row) for row in rows])
     # lm-eval logs a failure to write and continues, which would lose results silently.
     written = [path.name for path in folder.rglob("*.json*") if path.stat().st_size]

@@ -1,4 +1,4 @@
-"""Two models as lm-eval sees them: one that only records requests, and one that answers from memory."""
+"""Two lm-eval models: one that only records requests, and one that replays stored answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Key = tuple[str, str]
 
 
 def request_key(instance: Any) -> Key:
-    """What makes two of lm-eval's instances the same question."""
+    """The key that identifies equal lm-eval instances."""
     return instance.request_type, json.dumps(instance.args, sort_keys=True, default=str)
 
 
@@ -56,9 +56,9 @@ class _HookedLM(LM):
 
 
 class RecordingLM(_HookedLM):
-    """Records every request as ours, equal ones once, and returns an arbitrary valid answer to each.
+    """Records every request, equal ones once, and returns an arbitrary valid answer to each.
 
-    A request's item is ``task/document``, the first that sends it.
+    A request's item is ``task/document`` of the first document that sends it.
     """
 
     def __init__(self, model: HookedModel) -> None:

@@ -86,7 +86,7 @@ def sweep_lm_eval(
 
 
 def metric_table(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """The numbers in lm-eval's results, standard errors left out, beside the clean model's."""
+    """The metrics in lm-eval's results, without standard errors, next to the clean model's."""
     clean = results[CLEAN.name]["results"]
     rows = []
     for variant, of_variant in results.items():

@@ -1,4 +1,4 @@
-"""Which parts of a model make its answer: by patching, by gradients, by edges and paths."""
+"""Attribute a model's answer to its parts: by patching, gradients, edges and paths."""
 
 from lensprune.attribution.circuits import Circuit, circuit_metrics, greedy_circuit, top_circuit
 from lensprune.attribution.counterfactuals import counterfactual_pairs

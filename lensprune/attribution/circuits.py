@@ -26,7 +26,7 @@ _PAIRS = 2
 
 @dataclass(frozen=True)
 class Circuit:
-    """Edges that are kept. `requested` is the number requested; pruning may leave fewer."""
+    """The edges that are kept. `requested` is the requested number of edges; pruning may leave fewer."""
 
     graph: EdgeGraph
     kept: Bool[torch.Tensor, "writer reader"]
@@ -52,7 +52,7 @@ def top_circuit(scores: EdgeScores, n_edges: int, *, absolute: bool = True, prun
 
     Args:
         absolute: rank by |effect|. Otherwise by −effect, so that edges that work against the answer come last.
-        prune: drop edges that lie on no path from the embedding to the logits: they carry nothing that is read.
+        prune: drop edges that lie on no path from the embedding to the logits, since they have no effect.
 
     Raises:
         UserError: `n_edges` below 0 or above the number of edges.
@@ -67,9 +67,9 @@ def top_circuit(scores: EdgeScores, n_edges: int, *, absolute: bool = True, prun
 
 
 def greedy_circuit(scores: EdgeScores, n_edges: int, *, absolute: bool = True, prune: bool = True) -> Circuit:
-    """Grow a circuit from the logits: again and again the strongest edge into a component that is already in it
-    (Hanna et al. 2024, arXiv 2403.17806). Every edge is then on a path to the logits; with `prune` also on one from the
-    embedding.
+    """Grow a circuit from the logits, repeatedly adding the strongest edge into a component that is already in it
+    (Hanna et al. 2024, arXiv 2403.17806). Every edge is then on a path to the logits; with `prune`, also on one from
+    the embedding.
 
     Args and errors: as `top_circuit`.
     """
@@ -118,7 +118,7 @@ class CircuitMetrics:
 
     @property
     def faithfulness(self) -> tuple[float, ...]:
-        """(circuit − corrupt) / (clean − corrupt): 1 for the whole model, 0 for nothing."""
+        """(circuit − corrupt) / (clean − corrupt): 1 for the whole model, 0 for an empty circuit."""
         return tuple((value - self.corrupt) / (self.clean - self.corrupt) for value in self.circuits)
 
 
@@ -130,16 +130,17 @@ def circuit_metrics(
     batch_size: int = _PAIRS,
     progress: ProgressCallback | None = None,
 ) -> CircuitMetrics:
-    """Run the clean prompts with every edge outside a circuit carrying what its writer writes on the corrupt prompt.
+    """Evaluate circuits: run the clean prompts with every edge outside a circuit carrying its value on the corrupt
+    prompt.
 
     Args:
         batch_size: pairs per pass; affects only speed and memory.
         progress: called with the number of finished (circuit, pair) passes.
 
     Raises:
-        UserError: a circuit of another model's shape, an architecture without edges, or clean and corrupt prompts that
-            the metric can't tell apart.
-        LensPruneError: the residual stream is not the sum of what is written into it.
+        UserError: a circuit for a model of another shape, an architecture without edges, or clean and corrupt prompts
+            with the same metric.
+        LensPruneError: the residual stream is not the sum of the writes into it.
     """
     hooked = as_hooked_model(model)
     graph = EdgeGraph.of(hooked.facts)

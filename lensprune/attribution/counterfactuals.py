@@ -24,7 +24,7 @@ _TRIES = 40
 
 
 def other_value(doc: Doc, random: Random) -> dict[str, Any]:
-    """A key-value row whose queried key has another value of the same form, which no other key has.
+    """Change the queried key's value in a key-value row to an unused value of the same form.
 
     Digits become digits and Latin letters become letters of the same case, hexadecimal ones if all letters of the value
     are from a to f.
@@ -53,7 +53,8 @@ def _other_character(character: str, letters: str, random: Random) -> str:
 
 
 def other_operand(doc: Doc, random: Random) -> dict[str, Any]:
-    """A chain with one operand changed to another of as many digits, and so another result (never a negative one)."""
+    """Change one operand of a chain to another with as many digits, which changes the result (never to a negative
+    one)."""
     parts = str(doc["question"]).split()
     numbers, signs = [int(n) for n in parts[::2]], parts[1::2]
     for _ in range(_TRIES):
@@ -65,14 +66,14 @@ def other_operand(doc: Doc, random: Random) -> dict[str, Any]:
         if number != numbers[place] and answer >= 0 and str(answer) != str(doc["answer"]):
             question = str(changed[0]) + "".join(f" {s} {n}" for s, n in zip(signs, changed[1:], strict=True))
             return {**doc, "question": question, "answer": str(answer), "steps": steps}
-    raise UserError(f"the sum {doc['question']!r} has no other operand that changes its result")
+    raise UserError(f"no operand of the sum {doc['question']!r} can be changed so that its result changes")
 
 
 COUNTERFACTUALS: dict[str, Callable[[Doc, Random], dict[str, Any]]] = {
     "kv_retrieval": other_value,
     "arithmetic": other_operand,
 }
-"""How a row of a task is changed so that its answer is another."""
+"""How each task's rows are changed so that the answer changes."""
 
 
 def counterfactual_pairs(
@@ -84,15 +85,16 @@ def counterfactual_pairs(
     seed: int = 0,
     data_dir: str | Path | None = None,
 ) -> list[PromptPair]:
-    """Make pairs of a bundled task, in the prompts of ``generate``: an item, and the same with its answer changed.
+    """Make counterfactual pairs from a bundled task's ``generate`` prompts: an item, and a copy with a different
+    answer.
 
-    Both prompts have the same few-shot examples and the same number of tokens; the pair is about the first token in
+    Both prompts have the same few-shot examples and the same number of tokens; the metric is about the first token at
     which the answers differ. Items without such a counterpart in 40 tries are left out.
 
     Args:
         model: a loaded model.
         task: ``kv_retrieval`` or ``arithmetic``, with parameters in brackets as for a sweep.
-        limit, shots, seed, data_dir: of the task's items.
+        limit, shots, seed, data_dir: choose the task's items, as in `load_task`.
 
     Returns:
         At most `limit` pairs, in the order of the items.
@@ -122,7 +124,7 @@ def counterfactual_pairs(
             try:
                 changed = replace(item, doc=COUNTERFACTUALS[name](item.doc, random))
             except UserError as error:
-                # It has tried as often itself.
+                # The function has already made all the tries itself.
                 reason = error
                 break
             prompts = [build_context(form, one) for one in (item, changed)]
@@ -133,7 +135,9 @@ def counterfactual_pairs(
                 reason = error
                 continue
             if len(pair.clean) > hooked.facts.n_ctx:
-                raise UserError(f"item {item.id} of task {name!r} has {len(pair.clean)} tokens, the context is shorter")
+                raise UserError(
+                    f"item {item.id} of task {name!r} has {len(pair.clean)} tokens, more than the model's context"
+                )
             pairs.append(replace(pair, label=item.id))
             break
     if not pairs:

@@ -1,4 +1,4 @@
-"""Direct logit attribution: what every part of the model adds to the logit difference by itself."""
+"""Direct logit attribution: the direct contribution of every part of the model to the logit difference."""
 
 from __future__ import annotations
 
@@ -82,15 +82,15 @@ class DirectAttribution:
 def direct_logit_attribution(
     model: Any, pairs: Sequence[PromptPair], *, which: Literal["clean", "corrupt"] = "clean"
 ) -> DirectAttribution:
-    """Split the logit difference of each pair into what every part writes, with the scale of the final norm held.
+    """Split each pair's logit difference into the contributions of all parts, with the final norm's scale held fixed.
 
-    The logits are linear in the final residual once the final norm divides by a fixed number, and the final residual is
-    a sum. A norm after attention (Gemma) is held at its scale too. Factors on branches (Granite) and logits (Granite,
-    Cohere) are in the contributions; a cap on logits (Gemma 2) is not: the sum is the difference before the cap. What a
-    part does by way of later parts is not in it.
+    The logits are linear in the final residual once the final norm's scale is fixed, and the final residual is a sum. A
+    norm after attention (Gemma) is held at its scale too. Factors on branches (Granite) and logits (Granite, Cohere)
+    are included in the contributions; a cap on logits (Gemma 2) is not: the sum is the difference before the cap. A
+    part's indirect effect through later parts is not included.
 
     Args:
-        which: prompts to look at.
+        which: whether to attribute on the clean or the corrupt prompts.
 
     Raises:
         LensPruneError: the residual stream is not the sum of its parts, attention is not its heads and a bias, or the
@@ -163,9 +163,9 @@ def check_attention(
     attention: Float[torch.Tensor, "row pos d_model"],
     z: Float[torch.Tensor, "row pos head d_head"],
 ) -> None:
-    """Raise `LensPruneError` unless attention is what its heads write and one bias.
+    """Raise `LensPruneError` unless attention's output is the sum of its heads' writes and one bias.
 
-    A bias is the same everywhere: it is compared at the first and the last token of every row.
+    A bias is the same at all positions: it is compared at the first and the last token of every row.
     """
     ends = [0, -1]
     with torch.no_grad():
@@ -192,7 +192,7 @@ def head_writes(
 
 
 def check_sum(total: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise `LensPruneError` if parts do not add up to what the model holds."""
+    """Raise `LensPruneError` if the parts do not add up to the model's residual stream."""
     error = float((total - expected).norm() / expected.norm().clamp(min=1e-30))
     if not error < tolerance_of(expected.dtype):
         raise LensPruneError(
@@ -218,7 +218,7 @@ def _project(norm: FrozenNorm, write: torch.Tensor, scale: torch.Tensor, directi
 def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, int]] | None = None) -> pd.DataFrame:
     """Split what each head adds to the logit difference by the token it attends to, on the clean prompt of one pair.
 
-    A head's output is Σ over source positions of attention × value, so its contribution is a sum over them.
+    A head's output is the sum over source positions of attention × value, so its contribution is a sum over them too.
 
     Args:
         heads: (layer, head) pairs; ``None`` takes all.
@@ -228,8 +228,8 @@ def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, 
 
     Raises:
         UserError: a head that the model lacks, or norms after attention.
-        LensPruneError: attention × values is not what the heads put out, a layer is not its heads, a bias and its MLP,
-            or the logits are not linear in the normed residual up to a cap.
+        LensPruneError: attention × values does not equal the heads' output, a layer's write is not the sum of its
+            heads, a bias and its MLP, or the logits are not linear in the normed residual up to a cap.
     """
     hooked = as_hooked_model(model)
     facts = hooked.facts

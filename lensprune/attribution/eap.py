@@ -28,8 +28,8 @@ _PAIRS = 2
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """Estimated effect of corrupting each edge on the logit difference, mean over pairs: negative where the edge was
-    needed. `values` is 0 where there is no edge."""
+    """Estimated effect of corrupting each edge on the logit difference, mean over pairs (negative: the edge was
+    needed). `values` is 0 where there is no edge."""
 
     graph: EdgeGraph
     values: Float[torch.Tensor, "writer reader"]
@@ -63,15 +63,15 @@ def edge_attribution(
 
     Args:
         steps: m; 5 is the paper's choice.
-        rule: which gradient is taken, ``plain``, ``relp`` or ``gim`` (`lensprune.engine.gradient_rules`); the last two
-            are meant for one step, and ``relp`` gives edges into queries and keys 0.
+        rule: gradient rule, ``plain``, ``relp`` or ``gim`` (`lensprune.engine.gradient_rules`); the last two are meant
+            for one step, and ``relp`` gives 0 for edges into queries and keys.
         batch_size: pairs per pass; affects only speed and memory.
         progress: called with the number of finished (step, pair) passes.
 
     Raises:
-        UserError: steps below 1, an architecture whose heads do not write into the residual stream one by one or
-            whose heads and MLPs have no inputs of their own, or one in which the rule can't act.
-        LensPruneError: the residual stream is not the sum of what is written into it.
+        UserError: steps below 1; an architecture whose heads do not write into the residual stream separately, or whose
+            heads and MLPs have no separate inputs; or one that the rule does not support.
+        LensPruneError: the residual stream is not the sum of the writes into it.
     """
     hooked = as_hooked_model(model)
     if steps < 1:
@@ -110,7 +110,7 @@ def _add_scores(
 
     def keep(group: ReaderGroup) -> Edit:
         def look(activation: torch.Tensor) -> torch.Tensor:
-            # The MLP's input is the residual stream itself: a copy keeps the way round the MLP out of its gradient.
+            # The MLP's input is the residual stream itself: a copy keeps the path around the MLP out of its gradient.
             copy = activation.clone()
             inputs.append((group, copy))
             return copy
@@ -121,7 +121,7 @@ def _add_scores(
     hooks += [(group.hook, edit_hook(keep(group))) for group in graph.groups]
     with torch.enable_grad(), edge_inputs(model):
         metric = batch.metric(run_hooked(model, batch.clean, hooks)).sum()
-        # Nothing flows to queries and keys where patterns are held.
+        # No gradient flows to queries and keys if patterns are held constant.
         seen = [(group, activation) for group, activation in inputs if rule != "relp" or not _moves_attention(group)]
         gradients = torch.autograd.grad(metric, [activation for _, activation in seen])
     for (group, _), gradient in zip(seen, gradients, strict=True):

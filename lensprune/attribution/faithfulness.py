@@ -1,4 +1,4 @@
-"""How small a circuit can be: faithfulness against size, with the areas of the MIB benchmark."""
+"""Faithfulness of circuits against their size, with the areas of the MIB benchmark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lensprune.errors import UserError, unknown_name
 __all__ = ["MIB_FRACTIONS", "FaithfulnessCurve", "areas", "faithfulness_curve"]
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Shares of edges at which MIB measures circuits."""
+"""Shares of edges at which MIB evaluates circuits."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def faithfulness_curve(
     absolute: bool = True,
     progress: ProgressCallback | None = None,
 ) -> FaithfulnessCurve:
-    """Faithfulness of the circuits of a method at several shares of all edges (rounded down, as MIB does).
+    """Faithfulness of a method's circuits at several shares of all edges (rounded down, as in MIB).
 
-    Score and evaluate on different pairs, or the curve flatters the scores.
+    Score and evaluate on different pairs; otherwise the curve is optimistic.
 
     Args:
         method: `greedy_circuit` or `top_circuit`.
@@ -60,13 +60,13 @@ def faithfulness_curve(
         progress: called with the number of finished (circuit, pair) passes.
 
     Raises:
-        UserError: an unknown method, or fractions that do not ascend within 0 to 1.
+        UserError: an unknown method, or fractions that are not increasing within 0 to 1.
     """
     if method not in ("greedy", "top"):
         raise unknown_name("method", str(method), ["greedy", "top"])
     steps = list(fractions)
     if len(steps) < 2 or steps != sorted(set(steps)) or min(steps) < 0 or max(steps) > 1:
-        raise UserError(f"fractions {steps} of edges must ascend between 0 and 1, and be two at least")
+        raise UserError(f"fractions {steps} of edges: expected two or more increasing numbers between 0 and 1")
     build = greedy_circuit if method == "greedy" else top_circuit
     circuits: list[Circuit] = [
         build(scores, int(fraction * scores.graph.n_edges), absolute=absolute) for fraction in steps

@@ -34,18 +34,18 @@ def attribution_patching(
     rule: str = "plain",
     batch_size: int = _PAIRS,
 ) -> pd.DataFrame:
-    """(source activation − base activation) · gradient of the logit difference on the base run, for every place
-    (Nanda 2023; Syed et al. 2023, arXiv 2310.10348).
+    """Estimate the effect of every patch: (source activation − base activation) · gradient of the logit difference on
+    the base run (Nanda 2023; Syed et al. 2023, arXiv 2310.10348).
 
-    One backward pass replaces one forward pass per place. It is exact where the model is linear between the two
-    activations, and wrong where attention saturates: check the strongest with `activation_patching`.
+    One backward pass replaces one forward pass per patch. The estimate is exact where the model is linear between the
+    two activations, and wrong where attention saturates: check the strongest effects with `activation_patching`.
 
-    Args and returns: as `activation_patching`; `effect` is the first-order estimate of the same number. `rule`: which
-        gradient is taken, ``plain``, ``relp`` or ``gim`` (`lensprune.engine.gradient_rules`).
+    Args and returns: as `activation_patching`; `effect` is the first-order estimate of the same number. `rule`:
+        gradient rule, ``plain``, ``relp`` or ``gim`` (`lensprune.engine.gradient_rules`).
 
     Raises:
         UserError: an unknown site, direction or rule, pairs of unequal length by position, no gradient at a site, or a
-            model in which the rule can't act.
+            model that the rule does not support.
     """
     hooked = as_hooked_model(model)
     wanted = check_sites(sites)
@@ -80,7 +80,7 @@ def metric_gradients(
     """Metric of every row, activations at the named hook points, and the gradient of the summed metric there.
 
     Raises:
-        UserError: the metric does not depend on what a hook point shows.
+        UserError: the metric does not depend on a hook point's activation.
     """
     activations = KeptActivations()
     kept = activations.kept
@@ -90,10 +90,10 @@ def metric_gradients(
         gradients = torch.autograd.grad(values.sum(), [kept[name] for name in names], allow_unused=True)
     by_name = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
     for name in names:
-        # TransformerLens 3.9 shows Granite's branches beside the computation, not within it.
+        # TransformerLens 3.9 exposes copies of Granite's branches, which are not part of the computation.
         if name not in by_name:
             raise UserError(
-                f"{model.facts.architecture} has no gradient at {name} under this transformer-lens: take sites 'head' "
+                f"{model.facts.architecture} has no gradient at {name} under this transformer-lens: use sites 'head' "
                 "or 'resid', or activation_patching"
             )
     return values.detach(), {name: kept[name].detach() for name in names}, by_name

@@ -1,4 +1,4 @@
-"""The computational graph that edges belong to: who writes into the residual stream, who reads from it."""
+"""The graph of edges: which components write into the residual stream, and which read from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Edge(NamedTuple):
 
 @dataclass(frozen=True)
 class ReaderGroup:
-    """Readers at one hook point: readers `start` to `stop` (not included) read it, each its own head's copy."""
+    """Readers at one hook point: `start` to `stop` (exclusive); each reads its own head's copy."""
 
     hook: str
     start: int
@@ -128,18 +128,18 @@ class EdgeGraph:
         return self.readers.index(name)
 
     def mask(self, edges: list[Edge] | list[tuple[str, str]]) -> Bool[torch.Tensor, "writer reader"]:
-        """Edges as a matrix. Raises `UserError` for a pair that is no edge."""
+        """Edges as a matrix. Raises `UserError` for a pair that is not an edge."""
         mask = torch.zeros_like(self.edges)
         for source, target in edges:
             writer, reader = self.writer(source), self.reader(target)
             if not self.edges[writer, reader]:
-                raise UserError(f"{source} → {target} is no edge: {target} does not read what {source} writes")
+                raise UserError(f"{source} → {target} is not an edge: {target} does not read what {source} writes")
             mask[writer, reader] = True
         return mask
 
     @cached_property
     def inputs_of(self) -> tuple[tuple[int, ...], ...]:
-        """For every writer, the readers that it computes its output from (none for the embedding)."""
+        """For every writer, the readers that feed it (none for the embedding)."""
         inputs: list[tuple[int, ...]] = [()]
         size = self.n_heads // self.n_key_value_heads
         per_layer = self.n_heads + 2 * self.n_key_value_heads + 1

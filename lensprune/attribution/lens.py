@@ -1,4 +1,4 @@
-"""The logit lens: what the model would answer if it stopped after each layer."""
+"""The logit lens: the answer that the residual stream encodes after each layer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _BATCH = 4
 
 
 def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
-    """Read the residual stream before every layer and after the last, at the last token of the clean prompts
-    (nostalgebraist 2020).
+    """Apply the logit lens: read out the residual stream before every layer and after the last, at the last token of
+    the clean prompts (nostalgebraist 2020).
 
     Returns:
         One row per depth (0: the embedding; n: after n layers): depth, logit_difference, answer_logprob (nats) and
         answer_rank (0: most likely), means over the pairs.
 
     Raises:
-        LensPruneError: the last row is not what the model answers.
+        LensPruneError: the last row does not match the model's output.
     """
     hooked = as_hooked_model(model)
     n_layers = hooked.facts.n_layers

@@ -1,4 +1,4 @@
-"""Means over pairs with their standard errors, added up batch by batch."""
+"""Means over pairs with their standard errors, accumulated batch by batch."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class PromptPair:
     `wrong` after the last token.
 
     Raises:
-        UserError: prompts of unequal length or without a token, or equal answers.
+        UserError: prompts of unequal length, an empty prompt, or equal answers.
 
     Examples:
         >>> pair = lp.PromptPair(clean=(5, 6, 5), corrupt=(5, 7, 5), answer=6, wrong=7)
@@ -46,14 +46,14 @@ class PromptPair:
                 f"{len(self.corrupt)}: their positions must correspond"
             )
         if not self.clean:
-            raise UserError(f"pair {self.label!r}: the prompts have no token")
+            raise UserError(f"pair {self.label!r}: the prompts are empty")
         if self.answer == self.wrong:
             raise UserError(f"pair {self.label!r}: answer and wrong answer are the same token {self.answer}")
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs of one length; `index` says which they are among those given."""
+    """Pairs of equal length; `index` holds their indices in the given list."""
 
     clean: Int[torch.Tensor, "pair pos"]
     corrupt: Int[torch.Tensor, "pair pos"]
@@ -81,7 +81,7 @@ def pair_batches(pairs: Sequence[PromptPair], device: str, size: int) -> Iterato
         UserError: no pairs, or a size that is not positive.
     """
     if not pairs:
-        raise UserError("no counterfactual pair is given: at least one is needed")
+        raise UserError("no counterfactual pair: at least one is needed")
     if size < 1:
         raise UserError(f"batch size {size} is not positive")
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -103,19 +103,19 @@ def pair_batches(pairs: Sequence[PromptPair], device: str, size: int) -> Iterato
 def pair_from_texts(model: Any, clean: str, corrupt: str, answer: str, wrong: str) -> PromptPair:
     """Make a pair of prompts and their continuations, leading space included.
 
-    Where both answers begin with the same tokens, these join the prompts, so that the first token that differs is the
-    one that is predicted.
+    If both answers begin with the same tokens, these are appended to the prompts, so that the first differing token is
+    the one to predict.
 
     Args:
-        model: from `load_model`, or whatever else `as_hooked_model` accepts.
-        clean, corrupt: two prompts of equally many tokens, which differ in what decides the answer.
-        answer, wrong: what continues the clean prompt, and what continues the corrupt one.
+        model: from `load_model`, or anything else that `as_hooked_model` accepts.
+        clean, corrupt: two prompts with the same number of tokens that differ in what decides the answer.
+        answer, wrong: the continuation of the clean prompt, and that of the corrupt prompt.
 
     Returns:
-        The pair in the model's tokens.
+        The pair as the model's token ids.
 
     Raises:
-        UserError: prompts of unequal length, or answers that have no differing token.
+        UserError: prompts of unequal length, or answers without a differing token.
 
     Examples:
         >>> pair = lp.pair_from_texts(model, "3 + 4 =", "5 + 4 =", " 7", " 9")

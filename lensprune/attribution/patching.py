@@ -1,4 +1,4 @@
-"""Activation patching: put activations of one run into the other, one place at a time, and measure the answer."""
+"""Activation patching: replace one activation at a time by that of another run, and measure the answer."""
 
 from __future__ import annotations
 
@@ -43,21 +43,23 @@ def activation_patching(
     rows: int = 32,
     progress: ProgressCallback | None = None,
 ) -> pd.DataFrame:
-    """The exact effect of every patch on the logit difference (Vig et al. 2020; Meng et al. 2022; Zhang & Nanda 2024).
+    """Measure the exact effect of every patch on the logit difference (Vig et al. 2020; Meng et al. 2022; Zhang & Nanda
+    2024).
 
     Args:
         sites: ``resid``, ``attention``, ``mlp``, ``head``.
-        by_position: patch each position by itself; all pairs must then have one length. Otherwise all positions at
-            once.
-        direction: ``noise`` (the default) runs the clean prompt with corrupt activations: a negative effect means that
-            the place was needed. ``denoise`` runs the corrupt prompt with clean ones: a positive effect means that the
-            place suffices.
+        by_position: patch each position separately; all pairs must then have equal length. Otherwise all positions are
+            patched at once.
+        direction: ``noise`` runs the clean prompt with corrupt activations: a negative effect means that the activation
+            was needed. ``denoise`` runs the corrupt prompt with clean activations: a positive effect means that the
+            activation suffices.
         rows: prompts per forward pass; affects only speed and memory.
-        progress: called with the number of finished (place, pair) patches.
+        progress: called with the number of finished (patch, pair) combinations.
 
     Returns:
         site, layer, head, position (−1: whole), effect: mean over pairs of metric(patched) − metric(unpatched), logits;
-        standard_error of that mean (NaN for one pair); share: effect over the metric's change between the prompts.
+        standard_error of that mean (NaN for one pair); share: effect divided by the metric's change between the
+        prompts.
 
     Raises:
         UserError: an unknown site or direction, pairs of unequal length by position.
@@ -92,10 +94,10 @@ def activation_patching(
 
 
 def same_length(pairs: Sequence[PromptPair]) -> int:
-    """Length of all pairs; `UserError` if they have several."""
+    """The common length of all pairs; `UserError` if lengths differ."""
     lengths = sorted({len(pair.clean) for pair in pairs})
     if len(lengths) != 1:
-        raise UserError(f"by position, all pairs must have one length, and these have {lengths or 'none'}")
+        raise UserError(f"by position, all pairs must have the same length, but these have lengths {lengths or 'none'}")
     return lengths[0]
 
 

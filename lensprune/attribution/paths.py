@@ -35,11 +35,11 @@ def path_patching(
     rows: int = 16,
     progress: ProgressCallback | None = None,
 ) -> pd.DataFrame:
-    """Let one receiver see the corrupt output of one sender, all else as in the clean run (Goldowsky-Dill et al. 2023,
-    arXiv 2304.05969; Wang et al. 2022, arXiv 2211.00593).
+    """Patch the direct path from each sender to one receiver: the receiver sees the sender's corrupt output, and all
+    else is as in the clean run (Goldowsky-Dill et al. 2023, arXiv 2304.05969; Wang et al. 2022, arXiv 2211.00593).
 
-    Only the direct edge is patched: what the sender writes reaches the receiver's input through the residual stream and
-    no component between. After the receiver everything is recomputed. Exact.
+    Only the direct edge is patched: the sender's write reaches the receiver through the residual stream, not through
+    components in between. Everything after the receiver is recomputed, so the effect is exact.
 
     Args:
         receiver: ``logits``, or a reader such as ``L5.H1.q``, ``L5.KV0.k`` or ``L5.mlp``.
@@ -53,8 +53,8 @@ def path_patching(
 
     Raises:
         UserError: an unknown sender or receiver, no edge between them, or an architecture without edges.
-        LensPruneError: the residual stream is not the sum of what is written into it, or the logits are not read from
-            it alone.
+        LensPruneError: the residual stream is not the sum of the writes into it, or the logits depend on more than the
+            residual stream.
     """
     hooked = as_hooked_model(model)
     graph = EdgeGraph.of(hooked.facts)
@@ -111,16 +111,16 @@ def _place(name: str) -> tuple[int, int | None]:
 def path_effect(model: Any, pairs: Sequence[PromptPair], path: Sequence[str]) -> float:
     """Effect of corrupting one whole path, such as ``["L0.H1", "L1.H2.k", "logits"]``; mean over pairs, logits.
 
-    The first component's corrupt output goes into the named input of the second and nowhere else; of what that changes,
-    only the second's own output is passed on, and so to the end. Every other component keeps its clean output: exact
-    path patching of a single path. With grouped-query attention a key or value input belongs to one query head here:
-    ``L1.H2.k`` is the key input as head 2 alone sees it.
+    The first component's corrupt output goes only into the given input of the second; only the resulting change of the
+    second's output is passed on, and so on to the end. Every other component keeps its clean output. With grouped-query
+    attention, a key or value input belongs to a single query head here: ``L1.H2.k`` is the key input as seen by head 2
+    alone.
 
     Args:
         path: a writer, then inputs ``L1.H2.q`` (``.k``, ``.v``) or ``L1.mlp``, then ``logits``.
 
     Raises:
-        UserError: not such a path, or a step to a component that does not come later.
+        UserError: an invalid path, or a step to a component that does not come later.
         LensPruneError: as `path_patching`.
     """
     hooked = as_hooked_model(model)
@@ -133,7 +133,7 @@ def path_effect(model: Any, pairs: Sequence[PromptPair], path: Sequence[str]) ->
     writer = sender
     for name, (reader, following) in zip(path[1:-1], steps, strict=True):
         if not graph.edges[writer, reader]:
-            raise UserError(f"{graph.writers[writer]} → {name} is no edge: the target does not come later")
+            raise UserError(f"{graph.writers[writer]} → {name} is not an edge: the target does not come later")
         writer = following
     total = 0.0
     for batch in pair_batches(pairs, hooked.facts.device, _PAIRS):
@@ -189,15 +189,15 @@ def _through(
 def direct_and_total_effects(
     model: Any, pairs: Sequence[PromptPair], *, rows: int = 32, progress: ProgressCallback | None = None
 ) -> pd.DataFrame:
-    """Measure the effect of corrupting each head: direct, by its own write alone, and total.
+    """Measure the direct and total effect of corrupting each head.
 
     Args:
         rows: prompts per forward pass; affects only speed and memory.
-        progress: of `activation_patching` and `path_patching`.
+        progress: passed to `activation_patching` and `path_patching`.
 
     Returns:
         layer, head, direct (its edge to the logits, exact), total (activation patching), and self_repair = total −
-        direct: what later components compensate for (McGrath et al. 2023, arXiv 2307.15771: positive where the direct
+        direct: the compensation by later components (McGrath et al. 2023, arXiv 2307.15771; positive if the direct
         effect is negative and is compensated). Logits, mean over pairs.
     """
     keys = ["layer", "head"]

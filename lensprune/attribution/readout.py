@@ -1,4 +1,4 @@
-"""From the residual stream after the last layer to logits: the model's own head, and where it is linear."""
+"""Logits from the residual stream after the last layer, through the model's own head, and its linear part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNSATURATED = 0.9
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Largest relative error of a sum or product that is rounding in this dtype, and no other computation."""
+    """Largest relative error of a sum or product that rounding can explain in this dtype."""
     return {torch.float64: 1e-5, torch.float32: 1e-3}.get(dtype, 5e-2)
 
 
@@ -27,9 +27,9 @@ def read_out(
     model: HookedModel, residual: Float[torch.Tensor, "*rows d_model"]
 ) -> Float[torch.Tensor, "*rows d_vocab"]:
     """Logits of residual vectors through the model's own head: final norm, unembedding, and the scale (Cohere, Granite)
-    or cap (Gemma 2) on logits where there is one.
+    or cap (Gemma 2) on logits if there is one.
 
-    The vectors take the place of what leaves the last layer, which runs on one token for each.
+    The vectors replace the last layer's output; the model runs on one token per vector.
     """
     rows = residual.reshape(-1, 1, residual.shape[-1])
     last = model.facts.n_layers - 1
@@ -46,7 +46,7 @@ def check_read_out(
     error = float((read - logits).abs().max() / logits.abs().max().clamp(min=1e-30))
     if not error < tolerance_of(logits.dtype):
         raise LensPruneError(
-            f"the logits of {model.facts.architecture} are not what is read out of its final residual stream (relative "
+            f"the logits of {model.facts.architecture} do not equal the readout of its final residual stream (relative "
             f"error {error:.2g}): its head does more than norm, unembed, scale and cap, so it can't be attributed"
         )
 

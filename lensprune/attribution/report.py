@@ -1,4 +1,4 @@
-"""The job of ``lensprune attribute``: build counterfactual pairs, run a method, write its tables and figures."""
+"""The work of ``lensprune attribute``: build counterfactual pairs, run a method, write its tables and figures."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ class AttributionOptions:
     rule: str = "plain"
 
     def check(self, method: str) -> None:
-        """Refuse an option that is not of the method.
+        """Reject an option that the method does not have.
 
         Raises:
-            UserError: names the option and its method; or an unknown rule.
+            UserError: the option belongs to other methods, which the message names; or the rule is unknown.
         """
         plain = AttributionOptions()
         for name, owners in _OWNERS.items():
@@ -84,7 +84,7 @@ class AttributionOptions:
 
 @dataclass(frozen=True)
 class PairTexts:
-    """A counterfactual pair as it is written: two prompts, what continues the first one, and what the second."""
+    """A counterfactual pair as text: two prompts, and the continuation of each."""
 
     clean: str
     corrupt: str
@@ -100,14 +100,15 @@ class PairTexts:
         pair = pair_from_texts(model, self.clean, self.corrupt, self.answer, self.wrong)
         if len(pair.clean) > model.facts.n_ctx:
             raise UserError(
-                f"the clean prompt has {len(pair.clean)} tokens, and {model.facts.name} reads {model.facts.n_ctx}"
+                f"the clean prompt has {len(pair.clean)} tokens, but the context of {model.facts.name} is "
+                f"{model.facts.n_ctx}"
             )
         return pair
 
 
 @dataclass(frozen=True)
 class _MethodResult:
-    """Tables by file name (the first one is shown), a note, and what to draw."""
+    """A method's tables by file name (the first one is printed), a note, and what to draw."""
 
     tables: dict[str, pd.DataFrame]
     note: str
@@ -118,7 +119,7 @@ class _MethodResult:
 
 @dataclass(frozen=True)
 class _Preference:
-    """How much a model prefers the right answer on some pairs: logit difference, mean and standard error."""
+    """How much a model prefers the right answer on the pairs: mean logit difference and its standard error."""
 
     clean: float
     clean_error: float
@@ -142,8 +143,8 @@ class _Preference:
 
     @property
     def resolved(self) -> bool:
-        """Whether the answer is preferred, and by the clean prompt's difference: beyond two standard errors, of a
-        single pair beyond 0, since nothing is said of others."""
+        """Whether the answer is preferred, because of the clean prompt: by more than two standard errors, or, for a
+        single pair, by more than 0."""
         if np.isnan(self.clean_error):
             return self.clean > 0 and self.moved > 0
         return self.clean > 2 * self.clean_error and self.moved > 2 * self.moved_error
@@ -159,8 +160,8 @@ class _Preference:
         if self.resolved:
             return text
         return (
-            f"{text}\nthe model is not seen to prefer the right answer on these pairs, so effects say nothing of how "
-            "it answers; no shares, CPR or CMD are given"
+            f"{text}\nthe model does not clearly prefer the right answer on these pairs, so effects don't explain its "
+            "answers; shares, CPR and CMD are left out"
         )
 
 
@@ -187,7 +188,7 @@ def _dla(
 def _lens(
     model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
 ) -> _MethodResult:
-    return _MethodResult({"logit_lens": logit_lens(model, pairs)}, "what the residual stream says after each layer")
+    return _MethodResult({"logit_lens": logit_lens(model, pairs)}, "readout of the residual stream after each layer")
 
 
 def _patch(
@@ -228,7 +229,7 @@ def _eap(
     half = _scored(len(pairs), options)
     scores = edge_attribution(model, pairs[:half], steps=options.steps, rule=options.rule, progress=progress)
     tables = {"edges": scores.table()}
-    note = f"estimated effect of corrupting each of {scores.graph.n_edges} edges, from {half} pairs (negative: needed)"
+    note = f"estimated effect of corrupting each of {scores.graph.n_edges} edges, on {half} pairs (negative: needed)"
     note += _by(options.rule)
     if half == len(pairs):
         return _MethodResult(tables, note, None, "effect")
@@ -243,12 +244,12 @@ def _by(rule: str) -> str:
 
 
 def _scored(n: int, options: AttributionOptions) -> int:
-    """The number of the `n` pairs on which edges are scored; the curve is drawn from the others."""
+    """How many of the `n` pairs are used to score edges; the others are used for the curve."""
     return (n + 1) // 2 if options.curve and n > 1 else n
 
 
 def passes(method: str, model: HookedModel, n: int, options: AttributionOptions) -> int | None:
-    """The total of a method's progress bar on `n` pairs; ``None`` where it needs only a few passes."""
+    """The total of a method's progress bar on `n` pairs; ``None`` if it needs only a few passes."""
     facts = model.facts
     heads = facts.n_layers * facts.n_heads
     if method == "patch":
@@ -303,10 +304,10 @@ def attribution_report(
         model: a name or path for `load_model`, or a loaded model.
         method: ``dla``, ``lens``, ``patch``, ``atp``, ``path`` or ``eap-ig``.
         task: a task with counterfactual pairs (`counterfactual_pairs`).
-        texts: pairs of your own instead of a task's.
+        texts: custom pairs instead of a task's.
         out: folder for CSV files and ``figures/<method>.png``.
-        limit, shots, seed: of the task's items.
-        options: of the method.
+        limit, shots, seed: choose the task's items.
+        options: options of the method.
         dtype, device, bos: for `load_model`, when `model` is a name.
         most: rows to print.
         progress: show a bar of the passes done.

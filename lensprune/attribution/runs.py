@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 Edit = Callable[[torch.Tensor], torch.Tensor | None]
-"""From an activation to its replacement; ``None`` leaves it."""
+"""Maps an activation to its replacement; ``None`` leaves it unchanged."""
 
 
 def edit_hook(edit: Edit) -> HookFunction:
-    """TransformerLens's signature around an edit."""
+    """Wrap an edit in TransformerLens's hook signature."""
 
     def hook(activation: torch.Tensor, hook: Any) -> torch.Tensor | None:
         return edit(activation)
@@ -60,8 +60,7 @@ def run_from(
     tokens: Int[torch.Tensor, "row pos"],
     hooks: Sequence[NamedHook],
 ) -> Float[torch.Tensor, "row d_vocab"]:
-    """`run_hooked` without the layers below `layer`, given the residual stream before it; `hooks` at that point
-    see `residual`."""
+    """`run_hooked` from `layer` on, given the residual stream before it; `hooks` at that point see `residual`."""
     with resumed_at(model, layer, residual) as start:
         return run_hooked(model, tokens, [*start, *hooks])
 
@@ -84,11 +83,11 @@ def capture(
 
 
 def require_split_inputs(model: HookedModel, groups: Iterable[ReaderGroup]) -> None:
-    """Raise `UserError` unless what heads write adds up in the residual stream, and the inputs of `groups` can be
-    changed one by one.
+    """Raise `UserError` unless heads' writes add up in the residual stream and the inputs of `groups` can be changed
+    separately.
 
-    One token is run to see this: TransformerLens lists input hooks that never run on some architectures (the MLP input
-    of Cohere, Phi and Bloom), and edges into them would silently have no effect.
+    One token is run to check this: TransformerLens lists input hooks that never run on some architectures (the MLP
+    input of Cohere, Phi and Bloom), and edges into them would silently have no effect.
     """
     module: Any = model.module
     if any("ln1_post" in block._modules for block in module.blocks):
@@ -108,14 +107,15 @@ def require_split_inputs(model: HookedModel, groups: Iterable[ReaderGroup]) -> N
             with torch.no_grad(), edge_inputs(model):
                 run_hooked(model, token, [(name, fired(name)) for name in sorted(known)])
         except NotImplementedError:
-            # What TransformerLens raises for attention whose inputs it can't split (GPT-Neo, OPT): refused below, in
-            # the same words as inputs that never run.
+            # TransformerLens raises this for attention whose inputs it can't split (GPT-Neo, OPT): rejected below with
+            # the
+            # same message as inputs that never run.
             silent |= known
     if silent:
         name = min(silent)
         more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
         raise UserError(
-            f"{model.facts.architecture} has no inputs of their own at {name}{more}, so edges into them can't be "
+            f"{model.facts.architecture} has no separate inputs at {name}{more}, so edges into them can't be "
             "changed: use method atp or dla, or path_patching to the receiver 'logits'"
         )
 

@@ -18,13 +18,13 @@ SiteName = Literal["resid", "attention", "mlp", "head"]
 z."""
 
 Direction = Literal["noise", "denoise"]
-"""``noise``: the clean run with an activation of the corrupt one; ``denoise``: the corrupt run with a clean one."""
+"""``noise``: the clean run with a corrupt activation; ``denoise``: the corrupt run with a clean activation."""
 
 _HOOKS = {"resid": "hook_resid_pre", "attention": "hook_attn_out", "mlp": "hook_mlp_out", "head": "attn.hook_z"}
 
 
 class PatchTarget(NamedTuple):
-    """One patch; without a head, of the whole activation; position −1: every position."""
+    """One patch. Without a head: the whole activation; position −1: every position."""
 
     site: SiteName
     layer: int
@@ -40,7 +40,7 @@ def hook_of(site: str, layer: int) -> str:
 def check_sites(sites: Sequence[str]) -> list[SiteName]:
     """Raise `UserError` for an unknown site, or none at all."""
     if not sites:
-        raise UserError(f"no site is given: choose one of {', '.join(get_args(SiteName))}")
+        raise UserError(f"no site given: choose one of {', '.join(get_args(SiteName))}")
     for site in sites:
         if site not in _HOOKS:
             raise unknown_name("site", str(site), _HOOKS)
@@ -48,7 +48,7 @@ def check_sites(sites: Sequence[str]) -> list[SiteName]:
 
 
 def targets(facts: ModelFacts, sites: Sequence[SiteName], positions: int | None) -> list[PatchTarget]:
-    """Every patch of the sites; `positions`: length of the prompts to patch each position by itself."""
+    """Every patch of the sites; `positions`: length of the prompts, to patch each position separately."""
     places = [-1] if positions is None else list(range(positions))
     return [
         PatchTarget(site, layer, head, position)
@@ -60,8 +60,8 @@ def targets(facts: ModelFacts, sites: Sequence[SiteName], positions: int | None)
 
 
 def effects_table(targets: Sequence[PatchTarget], effects: MeanSE, base: float, source: float) -> pd.DataFrame:
-    """site, layer, head (or NA), position, effect, standard_error, share: effect over the metric's change from base to
-    source run (NaN where that is 0)."""
+    """site, layer, head (or NA), position, effect, standard_error, share: effect divided by the metric's change from
+    base to source run (NaN if that is 0)."""
     frame = pd.DataFrame(targets, columns=["site", "layer", "head", "position"]).astype({"head": "Int64"})
     frame["effect"] = effects.mean
     frame["standard_error"] = effects.standard_error

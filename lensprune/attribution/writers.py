@@ -1,4 +1,4 @@
-"""Runs of the edge graph: what every writer writes, and exact runs with chosen edges carrying other values."""
+"""Runs of the edge graph: every writer's output, and exact runs in which chosen edges carry other values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lensprune.models.weights import output_weights
 __all__ = ["Writes", "check_additive", "replace_edges", "writer_hooks", "writes_of"]
 
 Writes = Float[torch.Tensor, "writer row pos d_model"]
-"""What every writer adds to the residual stream; attention's output bias belongs to none."""
+"""What every writer adds to the residual stream; attention's output bias belongs to no writer."""
 
 
 def writer_hooks(model: HookedModel, graph: EdgeGraph, put: Callable[[int, torch.Tensor], None]) -> list[NamedHook]:
-    """Hooks that hand what writers write to `put`: index of the first writer, [writers, row, pos, d_model]."""
+    """Hooks that pass writers' outputs to `put`: index of the first writer, [writers, row, pos, d_model]."""
 
     def look(first: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Edit:
         def edit(activation: torch.Tensor) -> None:
@@ -60,7 +60,8 @@ def writes_of(
 
 
 def check_additive(difference: Writes, residual_difference: Float[torch.Tensor, "row pos d_model"]) -> None:
-    """Raise `LensPruneError` unless the residual stream of two runs differs by what the writers differ by."""
+    """Raise `LensPruneError` unless the difference of two runs' residual streams is the sum of their writers'
+    differences."""
     check_sum(difference.sum(0), residual_difference)
 
 

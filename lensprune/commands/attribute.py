@@ -13,12 +13,12 @@ __all__ = ["add_arguments", "run"]
 
 _LIMIT = 10
 _TEXTS = {
-    "clean": "a prompt of your own, instead of a task's",
-    "corrupt": "the same prompt with what decides the answer changed, of as many tokens",
-    "answer": "what continues the clean prompt, leading blank included",
-    "wrong": "what continues the corrupt one",
+    "clean": "a custom prompt, instead of a task's",
+    "corrupt": "the same prompt, changed so that the answer changes, with the same number of tokens",
+    "answer": "the clean prompt's continuation, with its leading space",
+    "wrong": "the corrupt prompt's continuation",
 }
-"""Options of a pair of one's own."""
+"""Options for custom pairs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("prompts")
     asked.add_argument("--task", metavar="TASK", help="kv_retrieval (the default) or arithmetic")
     add_options(asked, Items, limit=_LIMIT)
-    # Told from one that is given, which means nothing beside texts.
+    # Distinguishes the default from a given task, which can't be combined with texts.
     parser.set_defaults(limit=None)
     for name, what in _TEXTS.items():
         asked.add_argument(f"--{name}", action="append", metavar="TEXT", help=f"{what}; repeat for several pairs")
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for path: logits, L5.H1.q, L5.KV0.k, ... (default: logits)",
     )
     parser.add_argument(
-        "--total", action="store_true", help="for path: patch each head too, and report what later parts compensate for"
+        "--total",
+        action="store_true",
+        help="for path: also patch each head, and report how much later parts compensate",
     )
     parser.add_argument(
         "--steps",
@@ -58,10 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rule",
         default="plain",
         metavar="NAME",
-        help="for atp and eap-ig: the gradient, plain (the default), relp (relevance coefficients) or gim (frozen "
+        help="for atp and eap-ig: gradient rule: plain (the default), relp (relevance coefficients) or gim (frozen "
         "norms, softer attention)",
     )
-    parser.add_argument("--no-curve", action="store_true", help="for eap-ig: score all pairs and draw no curve")
+    parser.add_argument(
+        "--no-curve", action="store_true", help="for eap-ig: score all pairs, without a faithfulness curve"
+    )
     parser.add_argument("--top", type=whole_number, default=10, metavar="N", help="rows to print (default: 10)")
     add_options(parser, Loading)
     add_out(parser, "folder for tables and figures")
@@ -97,10 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _texts(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
-    """The pairs that are given as texts, in the order of `_TEXTS`; none where a task is asked.
+    """The pairs given as texts, in the order of `_TEXTS`; empty if a task is used.
 
     Raises:
-        UserError: some of a pair's texts are lacking, or an option of a task is given too.
+        UserError: some of a pair's texts are missing, or an option for tasks is given too.
     """
     given: dict[str, list[str]] = {name: getattr(arguments, name) or [] for name in _TEXTS}
     flags = [f"--{name}" for name in _TEXTS]
@@ -108,10 +112,8 @@ def _texts(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
         return []
     if len({len(texts) for texts in given.values()}) > 1:
         lacking = min(given, key=lambda name: len(given[name]))
-        raise UserError(f"--{lacking} is lacking: a pair of your own is {in_words(flags, 'and')}, each once per pair")
+        raise UserError(f"--{lacking} is missing: a custom pair needs {in_words(flags, 'and')}, each once per pair")
     for name in ("task", "limit", "shots"):
         if getattr(arguments, name) is not None:
-            raise UserError(
-                f"--{name} means nothing beside {in_words(flags, 'and')}, which are the prompts: leave it out"
-            )
+            raise UserError(f"--{name} can't be combined with {in_words(flags, 'and')}: leave it out")
     return list(zip(*given.values(), strict=True))

@@ -1,4 +1,4 @@
-"""``lensprune completion``: a script by which the shell completes commands, options and names."""
+"""``lensprune completion``: a script with which the shell completes commands, options and names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(build: Callable[[], argparse.ArgumentParser], arguments: argparse.Namesp
 
 
 def _names() -> dict[str, Sequence[str]]:
-    """What options take, by the option: names that are known without a model."""
+    """Values to complete, by option: names that are known without a model."""
     from lensprune.ablation.choices import over_words
     from lensprune.ablation.kinds import ablation_kinds
     from lensprune.engine.registry import executor_names

@@ -47,12 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="forward (into the base), backward (out of the distilled) or both (default: both)",
     )
     changed.add_argument(
-        "--start", default="bottom", metavar="END", help="of cumulative: bottom or top (default: bottom)"
+        "--start", default="bottom", metavar="END", help="for cumulative: start at the bottom or top (default: bottom)"
     )
-    changed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
-    changed.add_argument("--heads", metavar="LIST", help="like 0-8, for head (default: all)")
+    changed.add_argument("--layers", metavar="LIST", help="layers, like 0,10,20-29 (default: all)")
+    changed.add_argument("--heads", metavar="LIST", help="heads, like 0-8, for --component head (default: all)")
     changed.add_argument(
-        "--alpha", type=float, default=1.0, metavar="A", help="base + A·(distilled − base), 0 to 1 (default: 1)"
+        "--alpha",
+        type=float,
+        default=1.0,
+        metavar="A",
+        help="share A of base + A·(distilled − base), 0 to 1 (default: 1)",
     )
     changed.add_argument(
         "--settings-of",
@@ -64,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     changed.add_argument(
         "--renamed-tokens",
         action="store_true",
-        help="accept models that spell special tokens of the same ids differently",
+        help="accept models whose special tokens have the same ids but different names",
     )
     add_execution(parser)
     add_json(parser)
@@ -73,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
     if not arguments.task:
-        raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
+        raise UserError("no task given: use --task NAME (lensprune tasks lists them)")
     from lensprune.replacement import measure_replacement
     from lensprune.replacement.text import replacement_report
 

@@ -1,4 +1,4 @@
-"""Examples of every command, which its help ends with."""
+"""Examples for the end of every command's help."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ EXAMPLES = {
     "demo": ["lensprune demo"],
     "completion": ["lensprune completion bash > ~/.local/share/bash-completion/completions/lensprune"],
 }
-"""By command; each line is one that works, where its model, task and run are there."""
+"""Examples by command; each line works if its model, task and run exist."""
 
 
 def examples_of(command: str) -> str:
-    """The last paragraph of a command's help; empty for one without examples."""
+    """The last paragraph of a command's help; empty for a command without examples."""
     lines = EXAMPLES.get(command, [])
     return "\n".join(["examples:", *(f"  {line}" for line in lines)]) if lines else ""

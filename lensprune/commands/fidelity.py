@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TASK",
-        help="NAME, NAME[key=value,...] or a YAML file, with the protocol generate; repeat for several",
+        help="NAME, NAME[key=value,...] or a YAML file; must support generate; repeat for several",
     )
     parser.add_argument("--over", default="layers", metavar="PART", help="layers or heads (default: layers)")
-    parser.add_argument("--layers", metavar="RANGE", help="these layers, or heads of these layers, like 0-3,7")
+    parser.add_argument("--layers", metavar="RANGE", help="only these layers, or heads of these layers, like 0-3,7")
     parser.add_argument(
         "--validate",
         action="store_true",
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         action="append",
         metavar="PROTOCOL",
-        help="with --validate: protocols of the sweep, with generate among them (default: all three)",
+        help="with --validate: protocols of the sweep, including generate (default: all three)",
     )
     add_options(parser, Items, ItemSampling, Rows, Prompts, Generation, limit=24)
     add_items_file(parser)

@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score", action="append", metavar="NAME", help="a head function; repeat for several (default: all)"
     )
     parser.add_argument(
-        "--run", dest="run_folder", metavar="FOLDER", help="show the effects of this sweep over heads beside the scores"
+        "--run",
+        dest="run_folder",
+        metavar="FOLDER",
+        help="show the effects of this sweep over heads next to the scores",
     )
     parser.add_argument(
         "--text",
@@ -25,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="texts, separated by blank lines, for attention sink, entropy and distance (default: random tokens)",
     )
     add_options(parser, Items, limit=20)
-    parser.add_argument(
-        "--top", type=whole_number, default=5, metavar="N", help="heads to name for each score (default: 5)"
-    )
+    parser.add_argument("--top", type=whole_number, default=5, metavar="N", help="heads to list per score (default: 5)")
     add_options(parser, Loading)
     add_out(parser, "folder for tables and heatmaps")
     add_json(parser)

@@ -12,7 +12,7 @@ __all__ = ["tasks_json", "tasks_table"]
 
 
 def tasks_table() -> str:
-    """One line per task: name, protocols, parameters with their defaults, and what it is."""
+    """One line per task: name, protocols, parameters with their defaults, and a description."""
     rows = [["task", "protocols", "parameters", "what it is"]]
     for name in task_names():
         task = get_task(name)
@@ -22,7 +22,7 @@ def tasks_table() -> str:
 
 
 def tasks_json() -> str:
-    """The same as a JSON list: name, protocols, parameters and what it is."""
+    """The same as a JSON list: name, protocols, parameters and description."""
     tasks = [(name, get_task(name)) for name in task_names()]
     rows = [
         {

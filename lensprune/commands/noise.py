@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
     if not arguments.task:
-        raise UserError("no task is given: --task NAME (lensprune tasks lists them)")
+        raise UserError("no task given: use --task NAME (lensprune tasks lists them)")
     from lensprune.results.noise import noise_report
     from lensprune.sweeps.noise import noise
 

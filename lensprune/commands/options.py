@@ -1,4 +1,4 @@
-"""Arguments that several commands share; what they mean is declared in `lensprune.sweeps.options`."""
+"""Arguments that several commands share; their meaning is declared in `lensprune.sweeps.options`."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ Options = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 def add_model(options: Options, option: str = "--model") -> None:
-    """Which model, under the name `option`."""
+    """Add the option that chooses a model, called `option`."""
     options.add_argument(option, required=True, metavar="NAME", help="bundled name, local folder, .gguf file or hub id")
 
 
 def add_out(options: Options, what: str) -> None:
-    """Where `what` is written."""
+    """Add ``--out``, where `what` is written."""
     options.add_argument("--out", metavar="FOLDER", help=f"{what} (without it nothing is stored)")
 
 
 def add_json(options: Options) -> None:
-    """Print a table as JSON."""
+    """Add ``--json``."""
     options.add_argument(
-        "--json", action="store_true", help="print JSON: a list with one object per row, null for none"
+        "--json", action="store_true", help="print JSON: a list with one object per row, null for missing values"
     )
 
 
 def add_items_file(options: Options) -> None:
-    """A file that names the items, as another way to write ``--items @FILE``."""
+    """Add ``--items-file``, another way to write ``--items @FILE``."""
     options.add_argument(
         "--items-file",
         dest="items",
         default=argparse.SUPPRESS,
         type=lambda path: f"@{path}",
         metavar="FILE",
-        help="ids of the items to ask, one per line: the same as --items @FILE",
+        help="file with the ids of the items to use, one per line: the same as --items @FILE",
     )
 
 
 def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--model",)) -> argparse._ArgumentGroup:
-    """Models, tasks and items."""
+    """Add the options that choose models, tasks and items."""
     group = parser.add_argument_group("what is measured")
     for option in models:
         add_model(group, option)
@@ -76,7 +76,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
         "--protocol",
         action="append",
         metavar="NAME",
-        help=f"{in_words(protocol_names())}; repeat for several (without any: the default protocol)",
+        help=f"{in_words(protocol_names())}; repeat for several (default: the protocol default)",
     )
     add_options(group, Items, ItemSampling, Rows, Prompts)
     add_items_file(group)
@@ -85,7 +85,7 @@ def add_measured(parser: argparse.ArgumentParser, models: tuple[str, ...] = ("--
 
 
 def add_execution(parser: argparse.ArgumentParser, out: str = "run folder") -> argparse._ArgumentGroup:
-    """How the model is loaded and run, and where `out` is written."""
+    """Add the options of how the model is loaded and run, and where `out` is written."""
     group = parser.add_argument_group("how it runs")
     add_options(group, Loading, Splitting, Execution)
     add_out(group, out)
@@ -93,7 +93,7 @@ def add_execution(parser: argparse.ArgumentParser, out: str = "run folder") -> a
 
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
-    """All options of a sweep."""
+    """Add all options of a sweep."""
     measured = add_measured(parser)
     measured.add_argument(
         "--lm-eval-task",
@@ -107,13 +107,15 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     removed.add_argument(
         "--over", default="layers", metavar="PARTS", help=f"{in_words(over_words())} (default: layers)"
     )
-    removed.add_argument("--layers", metavar="LIST", help="like 0,10,20-29 (default: all)")
-    removed.add_argument("--heads", metavar="LIST", help=f"like 0-8, of {in_words(indexed_words())} (default: all)")
+    removed.add_argument("--layers", metavar="LIST", help="layers, like 0,10,20-29 (default: all)")
+    removed.add_argument(
+        "--heads", metavar="LIST", help=f"indices, like 0-8, for {in_words(indexed_words())} (default: all)"
+    )
     removed.add_argument(
         "--ablation",
         metavar="KIND",
         help=f"{in_words(list(ablation_kinds()))} (default: skip for layers, else zero)",
     )
     add_options(removed, Reference, Screening)
-    add_options(parser.add_argument_group("when a variant is asked no further"), StopEarly)
+    add_options(parser.add_argument_group("when to stop measuring a variant"), StopEarly)
     add_options(add_execution(parser), Workers)

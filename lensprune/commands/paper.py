@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", default="smoke", metavar="NAME", help="smoke (bundled tasks, few items) or full (default: smoke)"
     )
-    parser.add_argument("--base", metavar="NAME", help="base model of the compared pair (default: toy-base for smoke)")
+    parser.add_argument(
+        "--base", metavar="NAME", help="base model of the pair to compare (default: toy-base for smoke)"
+    )
     parser.add_argument(
         "--distilled", metavar="NAME", help="its distilled model (default: toy-distilled for smoke; full has no pair)"
     )

@@ -13,7 +13,11 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument(
-        "--parts", type=int, required=True, metavar="N", help="variants tested together: layers or heads of the sweep"
+        "--parts",
+        type=int,
+        required=True,
+        metavar="N",
+        help="number of variants tested together: the sweep's layers or heads",
     )
     parser.add_argument("--n", type=int, action="append", metavar="N", help="number of items; repeat for several")
     parser.add_argument("--task", metavar="TASK", help="take the clusters and the number of items from this task")
@@ -23,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flips",
         type=float,
         metavar="SHARE",
-        help="share of items that every part changes by accident (default: 0.02)",
+        help="share of items that every part changes by chance (default: 0.02)",
     )
     add_json(parser)
     parser.add_argument("--out", metavar="FOLDER", help="folder for the table and a figure")

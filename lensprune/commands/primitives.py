@@ -15,29 +15,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--operands", type=whole_number, default=3, metavar="N", help="numbers in a chain (default: 3)")
     parser.add_argument("--largest", type=whole_number, default=9, metavar="N", help="largest result (default: 9)")
-    parser.add_argument("--no-subtract", action="store_true", help="chains only add")
+    parser.add_argument("--no-subtract", action="store_true", help="chains contain only additions")
     add_options(parser, Items, limit=24, shots=4)
-    parser.add_argument("--layers", metavar="RANGE", help="heads and MLPs of these layers only, like 0-3,7")
+    parser.add_argument("--layers", metavar="RANGE", help="only heads and MLPs of these layers, like 0-3,7")
     parser.add_argument("--ablation", default="zero", metavar="KIND", help="zero or mean (default: zero)")
     parser.add_argument(
         "--text", metavar="FILE", help="general texts, separated by blank lines (default: bundled facts and questions)"
     )
     parser.add_argument(
-        "--text-task", metavar="TASK", help="another task's right answers instead of general text; NAME[key=value,...]"
+        "--text-task", metavar="TASK", help="use another task's right answers as the general text; NAME[key=value,...]"
     )
     parser.add_argument(
         "--least-effect",
         type=decimal,
         default=0.1,
         metavar="NATS",
-        help="smallest effect of a removal that counts (default: 0.1)",
+        help="smallest effect of a removal that counts, in nats (default: 0.1)",
     )
     parser.add_argument(
         "--least-share",
         type=decimal,
         default=0.1,
         metavar="SHARE",
-        help="smallest share moved by a patch that counts (default: 0.1)",
+        help="smallest effect of a patch that counts, as a share of the whole change (default: 0.1)",
     )
     parser.add_argument(
         "--draws",

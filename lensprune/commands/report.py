@@ -12,7 +12,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("folder", metavar="FOLDER", help="run folder")
-    parser.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to compare with the first")
+    parser.add_argument("other", nargs="?", metavar="OTHER", help="a second run to compare with the first")
     parser.add_argument(
         "--patterns",
         type=whole_number,
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep attention patterns of the N heads with the largest losses, on an item each; loads the run's model",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="the page (default: report.html in FOLDER, or against-FOLDER.html in OTHER)"
+        "--out", metavar="FILE", help="file to write (default: report.html in FOLDER, or against-FOLDER.html in OTHER)"
     )
 
 

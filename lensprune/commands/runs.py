@@ -11,7 +11,9 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where runs are (default: runs)")
+    parser.add_argument(
+        "folder", nargs="?", default="runs", metavar="FOLDER", help="folder that contains the runs (default: runs)"
+    )
     add_json(parser)
 
 

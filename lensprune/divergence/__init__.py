@@ -1,1 +1,1 @@
-"""How far a changed model's next-token distributions, states and answers are from the clean model's."""
+"""Fidelity: how close a variant's next-token distributions, states and answers stay to the clean model's."""

@@ -1,4 +1,4 @@
-"""How reliable a ranking by Δμ is, and what the gap between protocols consists of."""
+"""The reliability of a ranking by Δμ, and the composition of the gap between protocols."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPLITS = 200
 
 
 def split_half(changes: Float[np.ndarray, "item variant"], splits: int = _SPLITS, seed: int = 0) -> float:
-    """Reliability of the ranking of variants by Δμ: what another draw of as many items would correlate with.
+    """Reliability of the ranking of variants by Δμ: its expected correlation with another sample of as many items.
 
     Spearman's ρ between Δμ on two random halves of the items, mean over `splits` splits, stepped up to the whole number
     of items by 2ρ / (1 + ρ) (Spearman 1910; Brown 1910). A score without error can be expected to

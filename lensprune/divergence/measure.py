@@ -1,4 +1,4 @@
-"""Fidelity of every variant: the clean model's own right answers, read by each variant in one pass per chunk."""
+"""Fidelity of every variant: score the clean model's right answers under each variant, in one pass per chunk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NAMED = ("component", "layer", "head", "ablation")
 
 @dataclass(frozen=True)
 class AnswerReading:
-    """One task's answers as every variant read them.
+    """One task's answers, scored under every variant.
 
     `item_ids`: of the answers read, in order; `items`: by variant (clean left out), see `fidelity_items`; `n_tokens`:
     read of each variant; `n_asked`: items given to the clean model; `seconds`: of the clean generation
@@ -97,7 +97,7 @@ def fidelity(
     Args:
         model: a name or path for `load_model`, or a loaded model.
         tasks: task names; each must support ``generate``.
-        whole: read every answer to its last token, wrong ones too.
+        whole: score every answer to its last token, including wrong ones.
         progress: show a progress bar.
 
     The other arguments are those of `lensprune.sweep`.
@@ -133,7 +133,7 @@ def fidelity(
 def read_answers(
     model: Any, options: SweepOptions, *, whole: bool = False, progress: bool = True
 ) -> list[AnswerReading]:
-    """Generate with the clean model, and let every variant read its right answers; one reading per task.
+    """Generate with the clean model, and score its right answers under every variant; one reading per task.
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
@@ -217,7 +217,7 @@ def _answers(
         if not isinstance(request, GenerateRequest) or not isinstance(response, GenerateResponse):
             raise LensPruneError(f"task {task}: expected generations")
         if response.stop_reason == "non_finite" or not response.token_ids:
-            raise UserError(f"task {task}: the clean model's logits are not finite, so it has no answer to stay on")
+            raise UserError(f"task {task}: the clean model's logits are not finite, so there is no answer to score")
         if span:
             item_ids.append(item.item.id)
             answers.append(LoglikelihoodRequest(request.context_ids, response.token_ids[:span], request.item))

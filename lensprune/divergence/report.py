@@ -1,4 +1,4 @@
-"""The job of ``lensprune fidelity``: fidelity of each part, or its validation, as tables and lines to print."""
+"""The work of ``lensprune fidelity``: fidelity of each part, or its validation, as tables and text."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fidelity_report(
     if over not in ("layers", "heads"):
         raise unknown_name("kind of part", over, ("layers", "heads"))
     if protocols is not None and not validate:
-        raise UserError("protocols are swept only to validate: give --validate too, or leave --protocol out")
+        raise UserError("protocols are used only to validate: add --validate, or leave --protocol out")
     hooked = open_model(model, dtype=dtype, device=device, n_devices=n_devices, bos=bos)
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     if validate:

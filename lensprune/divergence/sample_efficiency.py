@@ -1,4 +1,4 @@
-"""How many items a score needs: the ranking from a few items against the losses on all others."""
+"""Sample efficiency of a score: its ranking from a few items against the losses on all others."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def sample_efficiency(
     for share in shares:
         few = round(share * n)
         if not 0 < few < n:
-            raise UserError(f"share {share:g} of {n} items leaves no item on one side: take more items")
+            raise UserError(f"share {share:g} of {n} items leaves no item on one side: use more items")
         kept = [generator.permutation(n) for _ in range(splits)]
         lost = np.stack([changes[order[few:]].mean(axis=0) for order in kept])
         by_score = np.stack([scores[order[:few]].mean(axis=0) for order in kept])

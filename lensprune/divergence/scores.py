@@ -1,4 +1,4 @@
-"""One importance score for all protocols: how closely a changed model follows the clean model's own right answers.
+"""One importance score for all protocols: how closely a variant follows the clean model's right answers.
 
 The clean model answers every item greedily. Of each answer that is right, each variant reads the tokens that make it
 right (`lensprune.protocols.answer_span`) in one parallel pass. With the regret of token t (log-probability of the

@@ -1,4 +1,4 @@
-"""How far fidelity ranks parts as the protocols do, and at what cost: the study of docs/results/fidelity.md."""
+"""Compare rankings by fidelity with those of the protocols, and their costs: the study of docs/results/fidelity.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention patterns, read as they are computed: none is kept."""
+"""Read attention patterns as they are computed, without storing them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PatternReader = Callable[[int, Float[torch.Tensor, "row head query key"]], None]
 
 
 def pattern_hooks(model: HookedModel, read: PatternReader) -> list[NamedHook]:
-    """Hooks that show every layer's pattern to `read`."""
+    """Hooks that pass every layer's pattern to `read`."""
 
     def reader(layer: int) -> HookFunction:
         def hook(pattern: torch.Tensor, hook: Any) -> None:
@@ -31,7 +31,7 @@ def pattern_hooks(model: HookedModel, read: PatternReader) -> list[NamedHook]:
 def read_patterns(
     model: HookedModel, rows: Int[torch.Tensor, "row pos"] | Sequence[Sequence[int]], read: PatternReader
 ) -> None:
-    """Run rows of equal length in one unpadded forward pass and show every layer's pattern to `read`."""
+    """Run rows of equal length in one unpadded forward pass and pass every layer's pattern to `read`."""
     tokens = torch.as_tensor(rows, device=model.facts.device)
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
     with torch.inference_mode(), model.hooks(pattern_hooks(model, read)):

@@ -1,4 +1,4 @@
-"""How far ablations agree on which heads matter, and how far the cheap estimate agrees with them."""
+"""Agreement between ablations on which heads matter, and between them and gradient estimates."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = ["Agreement", "importance_agreement"]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Effects of every head by every way of measuring them, how far these agree, and the run that they come from.
+    """Effects of every head by every method, the methods' agreement, and the run that they come from.
 
-    `effects`: task, protocol, layer, head, and one column per way: ``zero``, ``mean``, … measured, ``estimate:zero``, …
-    attribution patching towards that value (mean changes of the measure; negative: needed). `table`: one row per (task,
-    protocol, pair of ways): ``way_a``, ``way_b``, ``spearman``, ``spearman_p``, ``k``, ``shared`` (of the k heads with
-    the largest |effect|), ``jaccard``, ``jaccard_expected`` and ``jaccard_p``.
+    `effects`: task, protocol, layer, head, and one column per method: ``zero``, ``mean``, … measured,
+    ``estimate:zero``, … by attribution patching towards that value (mean changes of the measure; negative: needed).
+    `table`: one row per (task, protocol, pair of methods): ``way_a``, ``way_b``, ``spearman``, ``spearman_p``, ``k``,
+    ``shared`` (of the k heads with the largest |effect|), ``jaccard``, ``jaccard_expected`` and ``jaccard_p``.
     """
 
     effects: pd.DataFrame
@@ -57,12 +57,12 @@ def importance_agreement(
 ) -> Agreement:
     """Remove every head by several ablations, estimate the same removals, and compare the rankings.
 
-    The measure is the margin of the right answer's log-probability, in nats; under ``generate`` measured effects are
-    Δμ, estimates those of the clean text.
+    The measure is the right answer's log-probability margin, in nats; under ``generate``, measured effects are Δμ, and
+    estimates are about the clean text's log-probability.
 
     Args:
         ablations: kinds to compare; ``optimal`` is measured but never estimated.
-        layers: to restrict to; ``None`` takes all.
+        layers: only these layers; ``None`` takes all.
         k: number of strongest heads of each ranking whose overlap is counted.
         seed: of the items.
         options: of `lensprune.sweep` (limit, shots, data_dir, out, …).
@@ -103,7 +103,7 @@ _COLUMNS = [
 
 
 def _compared(ways: Mapping[str, Float[np.ndarray, " head"]], layers: Sequence[int], k: int) -> Iterator[list[Any]]:
-    """How far each two ways of measuring agree: the columns of `Agreement.table` from ``way_a`` on."""
+    """Agreement of every two methods: the columns of `Agreement.table` from ``way_a`` on."""
     for a, b in combinations(ways, 2):
         _, _, shared, jaccard, expected, jaccard_p = jaccard_top_k(ways[a], ways[b], k)
         yield [a, b, *spearman(ways[a], ways[b], layers), k, shared, jaccard, expected, jaccard_p]

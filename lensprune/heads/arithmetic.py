@@ -1,4 +1,4 @@
-"""Attention of heads in sums: to operands, operators and results."""
+"""Heads' attention in sums: to operands, operators and results."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _RESULT = re.compile(r"=\s*(-?\d+)")
 class MarkedSum:
     """A prompt that ends in a sum to solve, and the token positions of its parts.
 
-    `operands` and `operators` are those of the sum to solve; each of `operators` comes with the operand before
-    of it. `results` are the results of the worked examples before it (none without examples).
+    `operands` and `operators` are those of the sum to solve; each operator comes with the operand before it. `results`
+    are the results of the worked examples before it (none without examples).
     """
 
     ids: tuple[int, ...]
@@ -88,7 +88,7 @@ def arithmetic_attention(model: HookedModel, sums: Sequence[MarkedSum]) -> Measu
     ``operand_at_operator``: attention from an operator to the operand before it.
     """
     if not sums:
-        raise UserError("no sum is given: at least one is needed")
+        raise UserError("no sum given: at least one is needed")
     shape = (model.facts.n_layers, model.facts.n_heads)
     names = ("operand_attention", "operator_attention", "result_attention", "operand_at_operator")
     totals = {name: torch.zeros(*shape, dtype=torch.float64) for name in names}

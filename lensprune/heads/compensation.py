@@ -1,4 +1,4 @@
-"""Redundancy of heads: two heads removed together, against each of them alone."""
+"""Redundancy of heads: removing two heads together against removing each alone."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Compensation:
 
     `table`: one row per (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a``,
     ``effect_b``, ``effect_both`` (mean changes of the measure; negative: needed), ``interaction`` = effect_both −
-    effect_a − effect_b with its 95% interval ``ci_low``, ``ci_high`` (NaN where a measure in nats has the same on every
-    item). Negative: redundant (super-additive), each compensates for the other's loss; positive: serial
-    (sub-additive), both do one job that is lost with either.
+    effect_a − effect_b with its 95% interval ``ci_low``, ``ci_high`` (NaN if a measure in nats has the same interaction
+    on every item). Negative: redundant (super-additive), each compensates for the other's loss; positive: serial
+    (sub-additive), the heads do one job that is lost with either.
     """
 
     table: pd.DataFrame
@@ -56,13 +56,13 @@ def pairwise_compensation(
     seed: int = 0,
     **options: Unpack[SweepArguments],
 ) -> Compensation:
-    """Remove every head and every pair of heads, and measure what a pair loses beyond the sum of its heads.
+    """Remove every head and every pair of heads, and measure each pair's loss beyond the sum of its heads' losses.
 
     Args:
-        heads: (layer, head), such as the strongest of a sweep or of `importance_of`.
-        measure: ``correct``, ``gold_logprob`` or ``logprob_margin``; ``None`` takes the margin, under ``generate``
-            ``correct``.
-        options: of `lensprune.sweep` (limit, shots, seed of the items is `seed`, out, …).
+        heads: (layer, head) pairs, such as the strongest of a sweep or of `importance_of`.
+        measure: ``correct``, ``gold_logprob`` or ``logprob_margin``; ``None`` takes the margin, or ``correct`` under
+            ``generate``.
+        options: options of `lensprune.sweep` (limit, shots, seed, out, …).
 
     Raises:
         UserError: fewer than two heads, one given twice, more than 40, or a measure that the protocol lacks.
@@ -88,11 +88,11 @@ def estimated_compensation(
     seed: int = 0,
     **options: Unpack[JobArguments],
 ) -> pd.DataFrame:
-    """What `pairwise_compensation` measures, from a forward and a backward pass without each head instead of a run
-    without each pair: the pass measures what is lost without the head, and estimates what is lost with another one.
+    """Estimate `pairwise_compensation` with one forward and backward pass per removed head instead of a run per pair:
+    each pass measures the loss without the head, and estimates the loss from removing another one as well.
 
-    The interaction is taken from the pass without the earlier head, since all that later heads make of its loss is
-    then measured, and only the later head's own removal is estimated; in one layer it is the mean of both.
+    The interaction is taken from the pass without the earlier head, so that later heads' reaction to its removal is
+    measured, and only the removal of the later head is estimated; within one layer it is the mean of both.
 
     Args:
         heads, ablation, options: as `pairwise_compensation`, without a folder for a run.
@@ -101,11 +101,11 @@ def estimated_compensation(
     Returns:
         One row per (task, protocol, pair): ``layer_a``, ``head_a``, ``layer_b``, ``head_b``, ``effect_a`` and
         ``effect_b`` (measured mean change, nats; under ``generate`` of the clean text's log-probability),
-        ``a_without_b`` and ``b_without_a`` (estimated, of removing the one after the other) and ``interaction``: how
-        much more that is than without the other's loss; negative: each makes up for the other.
+        ``a_without_b`` and ``b_without_a`` (estimated effect of removing one head after the other) and ``interaction``:
+        the difference from removing that head alone; negative: the heads are redundant.
 
     Raises:
-        UserError: as `pairwise_compensation`, or a rule that can't act in the model.
+        UserError: as `pairwise_compensation`, or a rule that the model does not support.
     """
     chosen = _chosen(heads)
     hooked = as_hooked_model(model)
@@ -149,7 +149,7 @@ def estimated_compensation(
 def _chosen(heads: Sequence[tuple[int, int]]) -> list[Head]:
     chosen = [Head(int(layer), int(head)) for layer, head in heads]
     if len(chosen) < 2:
-        raise UserError(f"compensation is between heads: two or more are needed, not {len(chosen)}")
+        raise UserError(f"compensation needs two or more heads, not {len(chosen)}")
     if len(set(chosen)) < len(chosen):
         twice = next(head for head in chosen if chosen.count(head) > 1)
         raise UserError(f"head {twice.label} is given twice")
@@ -173,7 +173,7 @@ def _table(run: Run, task: str, protocol: str, heads: Sequence[Head], measure: s
     changes = wide.drop(columns=CLEAN.name).sub(wide[CLEAN.name], axis=0)
     changes = changes.loc[np.isfinite(changes.to_numpy()).all(axis=1)]
     if changes.empty:
-        raise UserError(f"{protocol} gives no finite {column} on {task}: use measure 'correct'")
+        raise UserError(f"{protocol} has no finite {column} on {task}: use measure 'correct'")
 
     def of(*removed: Head) -> np.ndarray:
         return changes[_variant(removed, kind).name].to_numpy()

@@ -1,4 +1,4 @@
-"""Whether a head raises the logit of the very token that it attends to: eigenvalues of its OV circuit."""
+"""Copying: whether a head raises the logit of the token that it attends to, by the eigenvalues of its OV circuit."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_he
     """Non-zero eigenvalues of W_E · W_V · W_O · W_U of every head, token to token.
 
     A product of matrices has the non-zero eigenvalues of its cyclic shift, so the d_head × d_head matrix
-    W_O · W_U · W_E · W_V is taken instead of the d_vocab × d_vocab one. The weights of the norms before the head
-    and after attention (where there are any) and before the unembedding are folded in, LayerNorm's centring too; the
-    norms' scales are left out, and so are biases and the embedding of positions.
+    W_O · W_U · W_E · W_V is used instead of the d_vocab × d_vocab one. The weights of the norms before the head, after
+    attention (if any) and before the unembedding are folded in, as is LayerNorm's centring; the norms' scales, biases
+    and position embeddings are left out.
     """
     with torch.no_grad():
         final = final_norm(model)
@@ -44,7 +44,7 @@ def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_he
                 written = after.centre(written) * after.weight.double().cpu()
             to_logits = final.centre(written) * final.weight.double().cpu()
             read = value_weights(model, layer).double().cpu()
-            # OLMo 2 and its like have none, and read the residual stream itself.
+            # OLMo 2 and similar models have none, and read the residual stream itself.
             if "ln1" in block._modules:
                 before = frozen_norm(block.ln1)
                 read = read * before.weight.double().cpu()[None, :, None]
@@ -76,7 +76,7 @@ COPYING: list[HeadScore] = measured_by(
     measure_copying,
     (
         "copying",
-        "sum of the eigenvalues of the head's OV circuit from token to token, over the sum of their sizes",
+        "sum of the eigenvalues of the head's token-to-token OV circuit, divided by the sum of their magnitudes",
         "Elhage et al. 2021, A Mathematical Framework for Transformer Circuits",
         "−1 to 1",
     ),

@@ -22,11 +22,11 @@ _ROWS = 4
 
 
 def measure_positional(model: HookedModel, options: ScoreOptions) -> Measured:
-    """Mean attention on the previous, the duplicate and the induction token of repeated random tokens."""
+    """Mean attention to the previous, duplicate and induction token on repeated random tokens."""
     repeated = repeated_random_tokens(model, options.sequences, options.length, options.seed)
     size, start = repeated.length, repeated.prefix
     last = repeated.tokens.shape[1]
-    # Attention to the first position is often a sink, so no query whose sought key lies there counts.
+    # Attention to the first position is often a sink, so queries whose target key is there are left out.
     device = model.facts.device
     previous = torch.arange(2, last, device=device)
     second = torch.arange(max(start + size, size + 1), last, device=device)
@@ -47,7 +47,7 @@ def measure_positional(model: HookedModel, options: ScoreOptions) -> Measured:
 
 
 def measure_attention_stats(model: HookedModel, options: ScoreOptions) -> Measured:
-    """Mean attention on the first token, entropy and distance, over all queries but the first."""
+    """Mean attention to the first token, entropy and distance, over all queries except the first."""
     sums: dict[str, torch.Tensor] = defaultdict(
         lambda: torch.zeros(model.facts.n_layers, model.facts.n_heads, dtype=torch.float64)
     )
@@ -108,7 +108,7 @@ ATTENTION_STATS: list[HeadScore] = measured_by(
         "Xiao et al. 2023, arXiv 2309.17453",
         "0 to 1",
     ),
-    ("attention_entropy", "entropy of the attention of a query, in nats, mean over queries", "Shannon 1948", "≥ 0"),
+    ("attention_entropy", "entropy of a query's attention, in nats, mean over queries", "Shannon 1948", "≥ 0"),
     (
         "attention_distance",
         "attention-weighted distance from query to key, in tokens, mean over queries",

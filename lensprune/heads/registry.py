@@ -1,4 +1,4 @@
-"""Head functions by name: what each means, its source, and the measurement that gives it."""
+"""Head functions by name: definition, source and measurement of each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Measured = Mapping[str, Float[Tensor, "layer head"]]
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What the measurements are made on.
+    """Inputs for the measurements.
 
-    `sequences`, `length`: how many sequences of random tokens, and tokens of the half that is repeated (``None``: up to
-    50, as far as context and vocabulary allow). `texts`: prompts for the attention sink, entropy and distance; ``None``
-    takes the random sequences. `limit`, `shots`: of the tasks for retrieval and arithmetic scores.
+    `sequences`, `length`: number of random token sequences, and tokens in the repeated half (``None``: up to 50, as far
+    as context and vocabulary allow). `texts`: prompts for the attention sink, entropy and distance; ``None`` takes the
+    random sequences. `limit`, `shots`: items and few-shot examples for retrieval and arithmetic scores.
     """
 
     sequences: int = 8
@@ -36,7 +36,7 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class HeadScore:
-    """A head function. `definition` says how it is measured, `source` who defined it, `range` its values."""
+    """A head function. `definition`: how it is measured; `source`: who defined it; `range`: its possible values."""
 
     name: str
     definition: str
@@ -60,28 +60,28 @@ def measured_by(
 
 
 def add_head_scores(*scores: HeadScore) -> None:
-    """Make head functions known, in this order.
+    """Register head functions, in this order.
 
     Raises:
-        UserError: a name is taken by another function, or isn't made of letters, digits, _ and -.
+        UserError: a name is taken by another function, or contains characters other than letters, digits, _ and -.
     """
     for score in scores:
         _SCORES.add(score.name, score, score.measure)
 
 
 def register_head_score(*, range: str, source: str = "", name: str | None = None) -> Callable[[F], F]:
-    """Decorate a function of a model and `ScoreOptions`, to make it a head function.
+    """Register the decorated function of a model and `ScoreOptions` as a head function.
 
     The function returns one number per [layer, head], and its docstring is the definition. `head_scores`, ``lensprune
     heads`` and their figures then include it.
 
     Args:
-        range: of the values, in words; ``0 to 1`` sets the scale of its map.
+        range: range of the values, in words; ``0 to 1`` sets the scale of its map.
         source: who defined it.
-        name: of the score; ``None`` takes the function's name.
+        name: name of the score; ``None`` takes the function's name.
 
     Raises:
-        UserError: the name is taken, or isn't made of letters, digits, _ and -.
+        UserError: the name is taken, or contains characters other than letters, digits, _ and -.
 
     Examples:
         >>> import torch

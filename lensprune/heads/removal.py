@@ -1,4 +1,4 @@
-"""Accuracy as heads are removed: the important first, the deep first, or in random order."""
+"""Accuracy as heads are removed: most important first, deepest first, or in random order."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ORDERS = ("important_first", "unimportant_first", "shallow_first", "deep_first",
 def importance_of(
     run: Run, task: str | None = None, protocol: str | None = None, measure: str = "correct"
 ) -> pd.DataFrame:
-    """Return each head's importance for a run: layer, head, value = −(mean change of `measure`).
+    """Return each head's importance in a run: layer, head, value = −(mean change of `measure`).
 
-    Several (task, protocol) pairs are averaged. Curves drawn on the very items that ranked the heads flatter the
-    ranking, so rank on other items (another seed, or items beyond the limit).
+    Several (task, protocol) pairs are averaged. Curves on the same items that ranked the heads are optimistic, so rank
+    on different items (another seed, or items beyond the limit).
 
     Raises:
-        UserError: a name that is not part of the run, or it removed no heads.
+        UserError: a name that is not part of the run, or the run removed no heads.
     """
     effects = run.effects(task, protocol, measure=measure)
     frames = [
@@ -46,8 +46,8 @@ class RemovalCurves:
     """Removal curves: the run and its points.
 
     `table`: one row per (task, protocol, order, seed, k): `seed` numbers the random orders and is −1 for the others;
-    accuracy, accuracy_clean, delta, at_chance. k counts the heads removed, 1 or more, or the heads kept, 0 or more; the
-    clean model has no row, since each row holds its accuracy.
+    accuracy, accuracy_clean, delta, at_chance. k counts the heads removed (1 or more) or kept (0 or more); the clean
+    model has no row, since each row contains its accuracy.
     """
 
     mode: Literal["remove", "keep"]
@@ -55,9 +55,9 @@ class RemovalCurves:
     run: Run
 
     def summary(self) -> pd.DataFrame:
-        """Each order against the random ones: task, protocol, order, k, accuracy, random_mean, random_low, random_high
-        (range of the middle 95% of random orders), and p_value: one-sided, that a random order does at least as badly
-        (``keep``: at least as well), (1 + such orders) / (1 + random orders)."""
+        """Compare each order with the random ones: task, protocol, order, k, accuracy, random_mean, random_low,
+        random_high (range of the middle 95% of random orders), and p_value: one-sided, the share of random orders that
+        do at least as badly (``keep``: at least as well), (1 + such orders) / (1 + random orders)."""
         keys = ["task", "protocol", "k"]
         chance = {key: group["accuracy"].to_numpy() for key, group in self._random().groupby(keys)}
         rows = []
@@ -100,9 +100,9 @@ def removal_curves(
         mode: ``remove`` the first k of an order, or ``keep`` only the first k.
         orders: any of ``important_first``, ``unimportant_first``, ``shallow_first``, ``deep_first``, ``random``. Ties
             go to the lower layer and head.
-        random_seeds: random orders, if there are any: at least 20, so that p-values can fall below 0.05.
+        random_seeds: number of random orders, at least 20, so that p-values can fall below 0.05.
         ablation: how a head is removed.
-        options: of `lensprune.sweep` (limit, shots, seed of the items is `seed`, out, …).
+        options: options of `lensprune.sweep` (limit, shots, seed, out, …).
 
     Raises:
         UserError: an unknown order or mode, too few random orders, a count out of range, a column that is missing.
@@ -113,9 +113,11 @@ def removal_curves(
         if name not in ORDERS:
             raise unknown_name("order", name, ORDERS)
     if "random" not in orders:
-        raise UserError("orders without 'random' have nothing to be compared with: add it")
+        raise UserError("orders need 'random' to compare with: add it")
     if random_seeds < 20:
-        raise UserError(f"random_seeds {random_seeds} is too few to tell an order from chance: expected 20 or more")
+        raise UserError(
+            f"random_seeds {random_seeds} is too few to distinguish an order from chance: expected 20 or more"
+        )
     hooked = as_hooked_model(model)
     named = _orders(importance, orders, random_seeds, seed)
     build = remove_first if mode == "remove" else keep_first

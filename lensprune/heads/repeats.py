@@ -1,4 +1,4 @@
-"""The cost of removing each head on the second half of repeated random tokens, which only attention can predict."""
+"""The cost of removing each head on repeated random tokens, which only attention can predict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def repeat_effects(
 
     Args:
         sequences, length, seed: of `repeated_random_tokens`.
-        ablation: ``zero``; the others need reference prompts, which random tokens are not.
+        ablation: only ``zero``; the others need reference prompts.
 
     Returns:
         layer, head, effect: nats per token over the second repeat, without its first token, which can't be predicted;
@@ -40,7 +40,7 @@ def repeat_effects(
         UserError: another ablation, or a length that model and tokenizer do not allow.
     """
     if ablation != "zero":
-        raise UserError(f"ablation {ablation!r} has no reference here: use zero")
+        raise UserError(f"ablation {ablation!r} needs reference prompts, which random tokens don't have: use zero")
     hooked = as_hooked_model(model)
     repeated = repeated_random_tokens(hooked, sequences, length, seed)
     begin = repeated.prefix + repeated.length + 1

@@ -1,4 +1,4 @@
-"""The job of ``lensprune heads``: measure head functions, write them, and name the heads that stand out."""
+"""The work of ``lensprune heads``: measure head functions, write them, and list the top heads."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def heads_report(
         model: a name or path for `load_model`, or a loaded model.
         out: folder for ``heads.csv``, ``figures/heads.png`` and, with `run`, ``heads_and_effects.csv``,
             ``concentration.csv``, ``figures/lorenz.png`` and, where it has several tasks or protocols, ``overlap.csv``.
-        scores, limit, shots, seed: of `head_scores`.
-        run: a sweep over heads (or its folder) whose effects are shown beside the scores.
+        scores, limit, shots, seed: as in `head_scores`.
+        run: a sweep over heads (or its folder) whose effects are shown next to the scores.
         text_file: texts, separated by blank lines, for attention sink, entropy and distance.
         dtype, device, bos: for `load_model`, when `model` is a name.
         most: heads named for each score.
@@ -64,7 +64,7 @@ def heads_report(
         as_json: return heads.csv as JSON; with `run`, heads_and_effects.csv.
 
     Raises:
-        UserError: as `head_scores` and `scores_with_effects` raise it, a file that cannot be read or written.
+        UserError: as `head_scores` and `scores_with_effects`, or a file that cannot be read or written.
     """
     effects_of = run if isinstance(run, Run) or run is None else Run.load(run)
     texts = None if text_file is None else read_texts(Path(text_file))
@@ -109,7 +109,7 @@ def _top(scores: pd.DataFrame, most: int) -> str:
     return aligned(rows)
 
 
-_NOTHING = "no removed head changes any answer"
+_NOTHING = "removing single heads changes no answer"
 
 
 def _concentration(frame: pd.DataFrame, ablation: str) -> str:

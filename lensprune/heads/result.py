@@ -1,4 +1,4 @@
-"""Head functions beside the losses without each head, with their figures."""
+"""Head functions together with the loss from removing each head, with figures."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class HeadTable:
             UserError: there is no sweep, or it removed no single head of this model.
         """
         if self.run is None:
-            raise UserError("there is no sweep over heads beside the scores: give HeadTable a run")
+            raise UserError("there is no sweep over heads: give HeadTable a run")
         return scores_with_effects(self.scores, self.run)
 
     def plot(
         self, kind: str = "map", score: str | None = None, *, ax: Axes | Sequence[Axes] | None = None
     ) -> Axes | list[Axes]:
-        """Draw the table; one Axes, or a list where there are several panels.
+        """Draw the table; returns one Axes, or a list if there are several panels.
 
         ===========  ==================================================================================
         ``map``      layers × heads, a panel per head function (or the one of `score`)

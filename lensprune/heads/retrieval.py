@@ -1,4 +1,4 @@
-"""Retrieval heads: those that attend to a token in the context at the step at which it is generated."""
+"""Retrieval heads: heads that attend to a token in the context at the step at which the model generates it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Needle:
 
     def __post_init__(self) -> None:
         if not self.positions:
-            raise UserError("a needle has no token in its prompt: the prompt was cut, or the needle is not in it")
+            raise UserError("a needle has no token in its prompt: the prompt was cut, or does not contain the needle")
 
 
 def retrieval_scores(
@@ -47,11 +47,12 @@ def retrieval_scores(
 ) -> tuple[Float[torch.Tensor, "needle layer head"], list[GenerateResponse]]:
     """Share of each needle's tokens that a head copies while the model generates greedily (arXiv 2404.15574).
 
-    At a step that generates token w a head copies w if the key it attends to most is a position of the needle and holds
-    w. The score is the number of needle positions copied over the number of needle positions; a position counts once.
+    At a step that generates token w, a head copies w if the position it attends to most is part of the needle and
+    contains w. The score is the number of needle positions copied divided by the number of needle positions; a position
+    counts once.
 
     Returns:
-        The scores of every needle, and the generated texts, for the caller to judge which answers are right.
+        The scores of every needle, and the generated texts, so that the caller can judge which answers are right.
     """
     scores = torch.zeros(len(needles), model.facts.n_layers, model.facts.n_heads, dtype=torch.float64)
     responses = []
@@ -91,10 +92,10 @@ def _generate(model: HookedModel, needle: Needle, copied: torch.Tensor) -> Gener
 
 
 def measure_retrieval(model: HookedModel, options: ScoreOptions) -> Measured:
-    """`retrieval_scores` and `logit_contributions` on key-value retrieval, means over the items that the model answers
-    right.
+    """Measure `retrieval_scores` and `logit_contributions` on key-value retrieval, averaged over correctly answered
+    items.
 
-    Where it answers none right, no head can be said to retrieve: all scores are NaN, and a warning says so.
+    If no item is answered correctly, all scores are NaN, with a warning.
     """
     loaded = load_task("kv_retrieval", limit=options.limit, shots=options.shots, seed=options.seed)
     item_requests = build_requests(model, loaded, "generate")
@@ -148,7 +149,7 @@ RETRIEVAL: list[HeadScore] = measured_by(
     (
         "logit_contribution",
         "what the head writes towards a token of the value when the model generates it, from the value's positions "
-        "less from all others, over right answers of kv_retrieval",
+        "minus from all others, over right answers of kv_retrieval",
         "after Gema et al. 2026, arXiv 2607.01002",
         "logits",
     ),

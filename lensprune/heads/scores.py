@@ -46,7 +46,7 @@ def head_scores(
     induction                     attention from a repeated token to the token after its first occurrence
     copying                       Σλ / Σ|λ| over the eigenvalues of the head's OV circuit (−1 to 1)
     retrieval                     share of an answer's tokens that the head copies from the context
-    logit_contribution            what it writes towards an answer's tokens from where they are, less from elsewhere
+    logit_contribution            its write towards an answer's tokens from their positions, minus from elsewhere
     attention_sink                attention to the first token
     attention_entropy             entropy of attention, nats
     attention_distance            mean distance to the attended tokens
@@ -63,8 +63,8 @@ def head_scores(
         scores: names; ``None`` measures all.
         sequences, length: rows of random tokens, and tokens in the repeated half.
         texts: texts for attention sink, entropy and distance instead of the random tokens.
-        limit, shots: items of key-value retrieval and sums, and worked examples before each.
-        seed: of random tokens and generated items.
+        limit, shots: items of key-value retrieval and sums, and few-shot examples before each.
+        seed: seed of random tokens and generated items.
         progress: show a bar that names the score which is measured.
 
     Returns:
@@ -72,7 +72,7 @@ def head_scores(
 
     Raises:
         UserError: an unknown score, or an option that the model cannot meet.
-        LensPruneError: a head function of your own returns another shape than [layer, head].
+        LensPruneError: a registered head function returns a shape other than [layer, head].
 
     Examples:
         >>> scores = lp.head_scores(model, ["previous_token"], sequences=2)
@@ -83,7 +83,7 @@ def head_scores(
     hooked = as_hooked_model(model)
     names = list(SCORES) if scores is None else [scores] if isinstance(scores, str) else list(scores)
     if not names:
-        raise UserError("no head score is named: give at least one, or leave scores out for all")
+        raise UserError("no head score given: name at least one, or leave scores out for all")
     for name in names:
         if name not in SCORES:
             raise unknown_name("head score", name, SCORES)

@@ -1,4 +1,4 @@
-"""Random tokens, repeated once: text that a model can only predict with its attention heads."""
+"""Random tokens, repeated once: a model can predict the repeat only with its attention heads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def repeated_random_tokens(
         length: tokens drawn for each row; ``None`` takes 50, or as many as context and vocabulary allow.
 
     Raises:
-        UserError: fewer than one row, fewer than two tokens, or more than context or vocabulary hold.
+        UserError: fewer than one row, fewer than two tokens, or more than the context or vocabulary allows.
     """
     if sequences < 1:
         raise UserError(f"sequences {sequences} is not a number of rows: expected 1 or more")

@@ -1,4 +1,4 @@
-"""Head functions beside the losses without each head."""
+"""Head functions joined with the loss from removing each head."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _EFFECTS = [
 
 
 def check_same_model(run: Run, facts: ModelFacts) -> None:
-    """Refuse a sweep over another model than the one whose heads are scored.
+    """Raise unless a sweep's model is the one whose heads are scored.
 
-    A sweep in another dtype than the scores has other hashes; there only the models' names can be compared.
+    A sweep in a different dtype has different hashes; then only the models' names can be compared.
 
     Raises:
-        UserError: other weights, or in another dtype another name.
+        UserError: the weights differ, or, in a different dtype, the names.
     """
     spec = run.spec
     if spec.weights_hash == facts.weights_hash or (spec.dtype != facts.dtype and spec.model == facts.name):
         return
     raise UserError(
-        f"the run measured {spec.model} ({spec.dtype}, weights {spec.weights_hash[:12]}), the scores are of "
+        f"the run measured {spec.model} ({spec.dtype}, weights {spec.weights_hash[:12]}), but the scores are of "
         f"{facts.name} ({facts.dtype}, weights {facts.weights_hash[:12]}): give a run of the same model"
     )
 
@@ -56,7 +56,7 @@ def scores_with_effects(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
     places = set(zip(effects["layer"].astype(int), effects["head"].astype(int), strict=True))
     strangers = sorted(places - set(wide.index))
     if strangers:
-        raise UserError(f"the run removed head {strangers[0]}, which the scored model lacks: it is another model")
+        raise UserError(f"the run removed head {strangers[0]}, which the scored model lacks: the models differ")
     joined = effects[["layer", "head", *_EFFECTS]].astype({"layer": int, "head": int})
     table = wide.reset_index().merge(joined, on=["layer", "head"], how="inner", validate="one_to_many")
     table.columns.name = None

@@ -1,4 +1,4 @@
-"""Which head writes the answer: what it adds to the answer's logit from the needle, less from anywhere else."""
+"""Logit contributions: what each head adds to the answer's logit from the needle, minus from elsewhere."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def contributions_by_source(
 ) -> Float[torch.Tensor, "layer head step key"]:
     """What each head adds to the logit of `targets[i]` at position `steps[i]`, by the position that it reads from.
 
-    Attention × value, through the head's output projection and the unembedding, with the scales of the final norm, and
-    of a norm behind attention, held: the head's own write, without what later parts make of it. Summed over positions
-    it is the head's direct logit attribution. A scale or cap on logits (Cohere, Gemma 2) is not in it, nor is a bias.
+    Attention × value, through the head's output projection and the unembedding, with the scales of the final norm and
+    of any norm after attention held fixed: the head's direct effect, without later parts. Summed over positions, it is
+    the head's direct logit attribution. A scale or cap on logits (Cohere, Gemma 2) and biases are not included.
     """
     facts = model.facts
     final_name = f"blocks.{facts.n_layers - 1}.hook_resid_post"
@@ -59,7 +59,7 @@ def contributions_by_source(
 def _backwards(
     norm: FrozenNorm, scale: Float[torch.Tensor, "step 1"], directions: Float[torch.Tensor, "step d_model"]
 ) -> Float[torch.Tensor, "step d_model"]:
-    """Directions behind a norm, as directions in front of it."""
+    """Map directions after a norm to directions before it."""
     return norm.centre(directions * norm.weight) / scale
 
 
@@ -69,16 +69,16 @@ def logit_contributions(
     answers: Sequence[Sequence[int]],
     needles: Sequence[Sequence[int]],
 ) -> Float[torch.Tensor, "needle layer head"]:
-    """What each head writes towards the answer from the needle's positions, less from all others (after Gema et al.
-    2026, arXiv 2607.01002): logits, mean over the tokens of the answer that the needle holds.
+    """What each head writes towards the answer from the needle's positions, minus from all others (after Gema et al.
+    2026, arXiv 2607.01002): logits, mean over the answer's tokens that occur in the needle.
 
     Args:
         contexts: tokens of each prompt.
-        answers: tokens that the model wrote after it.
-        needles: positions of what is sought in each prompt.
+        answers: tokens that the model generated after each prompt.
+        needles: positions of the needle in each prompt.
 
     Returns:
-        NaN for an answer that holds no token of its needle.
+        The contributions; NaN for an answer that contains no token of its needle.
 
     Raises:
         UserError: a needle outside its prompt.

@@ -36,19 +36,19 @@ def as_hooked_model(
 ) -> HookedModel:
     """Return the adapter of a model: its facts, tokenizer and hook points.
 
-    Its facts are those of loading, or of the last sweep; `current_model` updates them.
+    The facts date from loading, or from the last sweep; `current_model` updates them.
 
     Args:
-        model: a `HookedModel`, a bridge from `load_model`, or a TransformerBridge or HookedTransformer of your own.
+        model: a `HookedModel`, a bridge from `load_model`, or any TransformerBridge or HookedTransformer.
         tokenizer: replaces the tokenizer. A TransformerBridge rebuilds its tokenizer with BOS always on; without this
             argument the original is read again from its source, without the network.
-        bos: replaces the BOS policy; ``None`` keeps the model's own (``tokenizer`` for a model of your own).
-        keep_hooks: count hooks that you left on the model as part of it; the facts name them.
+        bos: replaces the BOS policy; ``None`` keeps the model's (``tokenizer`` for a model that you booted).
+        keep_hooks: treat hooks that you left on the model as part of it; the facts name them.
 
     Raises:
-        UserError: not a TransformerLens model, or its original tokenizer or a hook point cannot be found; a hook of
-            your own is on it, or it was put into compatibility mode.
-        LensPruneError: the self-check of a model seen for the first time failed.
+        UserError: not a TransformerLens model; its original tokenizer or a hook point cannot be found; it has a custom
+            hook; or it was put into compatibility mode.
+        LensPruneError: the self-check of a new model failed.
 
     Examples:
         >>> facts = lp.as_hooked_model(model).facts
@@ -71,10 +71,10 @@ def as_hooked_model(
 
 
 def current_model(model: Any) -> HookedModel:
-    """The adapter of a loaded model, as it is now: edited weights have another hash, and a moved or cast model its new
-    device and dtype.
+    """The up-to-date adapter of a loaded model: edited weights get a new hash, and a moved or cast model its new device
+    and dtype.
 
-    Reads every weight, so it is for the beginning of a measurement. Raises as `as_hooked_model` does.
+    Reads every weight, so call it once at the start of a measurement. Raises as `as_hooked_model` does.
     """
     adapter = as_hooked_model(model)
     if isinstance(adapter, (BridgeModel, HookedTransformerModel)):
@@ -117,7 +117,7 @@ def _with(
 ) -> HookedModel:
     if isinstance(adapter, (BridgeModel, HookedTransformerModel)):
         _refuse_compatibility(adapter.module)
-        # An adapter keeps what it was made to keep.
+        # An adapter keeps the hooks that it was made to keep.
         if not given or keep_hooks:
             adapter = _keeping(adapter, _kept_hooks(adapter.module, keep_hooks))
     tokenizer = tokenizer or adapter.tokenizer

@@ -1,4 +1,4 @@
-"""The interface of a model to the rest of the package, whichever TransformerLens class it is."""
+"""The interface of a model of any TransformerLens class to the rest of the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["BosPolicy", "HookFunction", "HookedModel", "ModelFacts", "NamedHook"]
 
 BosPolicy = Literal["tokenizer", "always", "never"]
-"""``tokenizer``: special tokens as the tokenizer adds them by itself (lm-eval's default);
+"""``tokenizer``: special tokens as added by the tokenizer (lm-eval's default);
 ``always`` / ``never``: one BOS token at the start of every prompt / none."""
 
 HookFunction: TypeAlias = "Callable[[torch.Tensor, Any], torch.Tensor | None]"
@@ -26,12 +26,12 @@ NamedHook = tuple[str, HookFunction]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What determines the numbers of a model, and its shape.
+    """A model's shape, and everything that determines its numbers.
 
     `n_key_value_heads` equals `n_heads` without grouped-query attention. `weights_hash` is a sha256 over
     parameter names, shapes, dtypes and bytes; `config_hash` one over the configuration's values (rotary base, norm
-    epsilon, window, …); `tokenizer_hash` one over the serialised tokenizer. `kept_hooks` are where the
-    user's own hooks are part of the model, on purpose.
+    epsilon, window, …); `tokenizer_hash` one over the serialised tokenizer. `kept_hooks`: hook points with custom
+    hooks that are deliberately part of the model.
     """
 
     name: str
@@ -92,7 +92,7 @@ class HookedModel(Protocol):
         cache: Any | None = None,
         logits_to_keep: int = 0,
     ) -> Float[torch.Tensor, "batch kept d_vocab"]:
-        """Run the model on left-padded rows and return logits. Inputs may lie on another device than the model.
+        """Run the model on left-padded rows and return logits. Inputs may be on another device than the model.
 
         Args:
             input_ids: new tokens; padding is on the left.
@@ -108,7 +108,7 @@ class HookedModel(Protocol):
         ...
 
     def hooks(self, fwd_hooks: Sequence[NamedHook]) -> AbstractContextManager[Any]:
-        """Context in which `fwd_hooks` are part of every forward pass."""
+        """Context manager in which `fwd_hooks` are part of every forward pass."""
         ...
 
     def hook_names(self) -> frozenset[str]:

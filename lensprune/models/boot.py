@@ -1,4 +1,4 @@
-"""From a Hugging Face model to a TransformerBridge in raw mode that carries its adapter."""
+"""Boot a Hugging Face model as a TransformerBridge in raw mode, with its adapter attached."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def boot_bridge(
 
     Raises:
         UserError: a hook point that lensprune needs is missing or never fires.
-        LensPruneError: zeroing a head leaves the logits as they are, or removing the hook does not restore them.
+        LensPruneError: zeroing a head leaves the logits unchanged, or removing the hook does not restore them.
     """
     check_bos_policy(bos, tokenizer)
     architecture = type(hf_model).__name__
@@ -80,7 +80,7 @@ def boot_bridge(
 
 @contextmanager
 def wrapping(architecture: str, name: str) -> Iterator[None]:
-    """What goes wrong inside TransformerLens or the wrapped model, as a `UserError` in one line."""
+    """Turn errors inside TransformerLens or the wrapped model into a one-line `UserError`."""
     try:
         yield
     except LensPruneError:
@@ -93,13 +93,13 @@ def wrapping(architecture: str, name: str) -> Iterator[None]:
 
 
 def attach(bridge: Any, adapter: BridgeModel) -> None:
-    """Let `bridge` carry `adapter`, so that the bridge alone can be handed around."""
+    """Attach `adapter` to `bridge`, so that only the bridge needs to be passed around."""
     bridge.__dict__[ADAPTER_ATTRIBUTE] = adapter
     remember_weights(bridge, adapter.facts.weights_hash)
 
 
 def tokenizer_for_boot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy that TransformerLens takes as it is.
+    """A copy of the tokenizer that TransformerLens does not rebuild.
 
     The bridge rebuilds a tokenizer from its name, with BOS switched on and possibly over the network, unless the
     tokenizer's init arguments say that BOS is on already.

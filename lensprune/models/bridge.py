@@ -24,8 +24,8 @@ _MASKS_ATTRIBUTE = "_lensprune_masks"
 class BridgeModel:
     """Adapter around a TransformerBridge.
 
-    `raw_model` is the Hugging Face model without hook points, on the very same parameter tensors. It is ``None`` where
-    a bridge that the user booted can't give it (`lensprune.models.twin`); `no_raw_model` then says why.
+    `raw_model` is the Hugging Face model without hook points, on the same parameter tensors. It is ``None`` if it can't
+    be built for a bridge that the user booted (`lensprune.models.twin`); `no_raw_model` then says why.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class BridgeModel:
     ) -> Float[torch.Tensor, "batch kept d_vocab"]:
         """Run the model on left-padded rows and return logits; see `HookedModel.forward`.
 
-        Gradient mode is the caller's.
+        Gradient mode is left to the caller.
         """
         self._guard.check(attention_mask, position_ids)
         device = self.facts.device
@@ -102,7 +102,7 @@ class BridgeModel:
         return DynamicCache(config=self._bridge.original_model.config)
 
     def hooks(self, fwd_hooks: Sequence[NamedHook]) -> AbstractContextManager[Any]:
-        """Context in which `fwd_hooks` are part of every forward pass."""
+        """Context manager in which `fwd_hooks` are part of every forward pass."""
         return self._bridge.hooks(fwd_hooks=list(fwd_hooks))
 
     def hook_names(self) -> frozenset[str]:
@@ -114,7 +114,7 @@ def _hand_on_cache(bridge: Any) -> str:
     """Let the bridge's attention see the key/value cache, and return the name of the model's own argument for it.
 
     transformers 5.24 renamed ``past_key_values`` to ``cache`` on models, layers and attention, while TransformerLens
-    4.3 reads the old name alone: without this the cache stays empty, and every decoded token sees only itself.
+    4.3 reads only the old name: without this the cache stays empty, and every decoded token sees only itself.
     """
     parameters = inspect.signature(bridge.original_model.forward).parameters
     if "cache" not in parameters:
@@ -146,7 +146,7 @@ def _layers_without_cache(bridge: Any) -> list[int]:
 def _bound_masks(bridge: Any) -> None:
     """Keep float64 masks finite in float32, in which TransformerLens's attention adds them.
 
-    Otherwise a padded position, which may attend to nothing, is NaN there, and every position of its row after it.
+    Otherwise a padded position, which may attend to nothing, becomes NaN, and with it every later position of its row.
     """
     least = torch.finfo(torch.float32).min
 

@@ -1,4 +1,4 @@
-"""The folder where converted models are kept: written at once or not at all, and checked on every load."""
+"""The cache of converted models: written atomically, and verified on every load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANIFEST = "lensprune-manifest.json"
 
 
 def cache_root() -> Path:
-    """``LENSPRUNE_CACHE``, else the platform's cache folder for lensprune."""
+    """``LENSPRUNE_CACHE``, or the platform's cache folder for lensprune."""
     named = os.environ.get("LENSPRUNE_CACHE")
     return Path(named) if named else Path(platformdirs.user_cache_dir("lensprune", appauthor=False))
 
@@ -35,8 +35,8 @@ def hash_file(path: Path) -> str:
 def store(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
     """Fill `folder` by `write(temporary_folder)` and move it into place in one step.
 
-    `write` returns facts for the manifest, which also lists the sha256 of every file. When another process finishes
-    first, its folder stays and this one's work is dropped.
+    `write` returns facts for the manifest, which also lists the sha256 of every file. If another process finishes
+    first, its folder is kept and this one's is dropped.
 
     Raises:
         UserError: the cache folder cannot be written.
@@ -67,7 +67,7 @@ def store(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a stored folder, or ``None`` if there is none that can be read."""
+    """The manifest of a stored folder, or ``None`` if it is missing or unreadable."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""What a loaded model is now: weights edited in place, another dtype or device, hooks that were left on it."""
+"""The current state of a loaded model: edited weights, a new dtype or device, leftover hooks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LIBRARIES = ("transformer_lens", "lensprune", "transformers", "accelerate", "to
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """sha256 over every parameter and buffer that `module` computes with, those that no file holds included."""
+    """sha256 over every parameter and buffer that `module` computes with, including those that are in no file."""
     inner: Any = getattr(module, "original_model", module)
-    # Angles that change with the length of a call are no part of the model.
+    # Angles that change with the length of a call are not part of the model.
     changing = tuple(
         f"{name}."
         for name, part in inner.named_modules()
@@ -33,14 +33,14 @@ def fingerprint(module: torch.nn.Module) -> str:
 
 
 def remember_weights(module: torch.nn.Module, weights_hash: str) -> None:
-    """Note that `module` holds, now, the weights with this hash."""
+    """Record that `module` currently has the weights with this hash."""
     module.__dict__[_WEIGHTS_ATTRIBUTE] = fingerprint(module), weights_hash
 
 
 def up_to_date(adapter: Any) -> Any:
-    """Bring an adapter's facts to what its model is now, in place: weights, dtype and device.
+    """Update an adapter's facts in place: weights, dtype and device.
 
-    Edited weights get a hash of their own, the same for the same edit; undone edits get the old one back.
+    Edited weights get a new hash, the same for the same edit; undoing the edit restores the old hash.
     """
     module = adapter.module
     _follow_placement(adapter)
@@ -66,14 +66,14 @@ def _follow_placement(adapter: Any) -> None:
 
 
 def user_hooks(module: torch.nn.Module) -> tuple[str, ...]:
-    """Where hooks of the user's own are on `module`, by name: hook points of TransformerLens, and torch's hooks."""
+    """Names of the places with custom hooks on `module`: TransformerLens's hook points, and torch's hooks."""
     return tuple(dict.fromkeys(_user_hooks(module)))
 
 
 def _user_hooks(module: torch.nn.Module) -> Iterator[str]:
     for name, inner in module.named_modules():
         handles = [*getattr(inner, "fwd_hooks", ()), *getattr(inner, "bwd_hooks", ())]
-        # A hook point wraps what it is given, so torch's registry shows TransformerLens's functions only.
+        # A hook point wraps its functions, so torch's registry shows only TransformerLens's wrappers.
         functions = [getattr(handle, "user_hook", handle) for handle in handles] or [
             *inner._forward_pre_hooks.values(),
             *inner._forward_hooks.values(),

@@ -23,7 +23,7 @@ _UNSET_TOKENIZER_LENGTH = 10**18
 
 
 class Origin(NamedTuple):
-    """Which model it is, as the facts tell; see `ModelFacts`."""
+    """A model's identity, part of its facts; see `ModelFacts`."""
 
     name: str
     source: str
@@ -95,7 +95,7 @@ _NOT_NUMBERS = frozenset(
         "use_cache",
     ]
 )
-"""What a configuration says that no logit depends on, or that is recorded on its own (dtype, device)."""
+"""Configuration fields that don't affect logits, or are recorded separately (dtype, device)."""
 
 
 def hash_config(config: Any) -> str:

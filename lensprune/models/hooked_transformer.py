@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 _MAX_CONTEXT = 2048
-"""Each layer keeps a mask of context², so longer contexts are cut to TransformerLens's own choice for large models."""
+"""Each layer keeps a mask of context² entries, so longer contexts are cut to TransformerLens's choice for large
+models."""
 
 _PROBE_LENGTH = 48
 _PROBE_TOLERANCE = 1e-3
@@ -97,10 +98,10 @@ class HookedTransformerModel:
     ) -> Float[torch.Tensor, "batch kept d_vocab"]:
         """Run the model on left-padded rows and return logits; see `HookedModel.forward`.
 
-        Gradient mode is the caller's.
+        Gradient mode is left to the caller.
 
         Raises:
-            LensPruneError: `position_ids` are not the counts of real tokens, which is all that HookedTransformer does.
+            LensPruneError: `position_ids` do not count real tokens, which is all that HookedTransformer supports.
         """
         input_ids, attention_mask, position_ids = (
             t.to(self.facts.device) for t in (input_ids, attention_mask, position_ids)
@@ -109,9 +110,7 @@ class HookedTransformerModel:
         implied = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
         real = attention_mask[:, -new:].bool()
         if not torch.equal(implied[real], position_ids.expand_as(implied)[real]):
-            raise LensPruneError(
-                "a HookedTransformer counts positions from each row's first real token, and no other way"
-            )
+            raise LensPruneError("a HookedTransformer can only count positions from each row's first real token")
         inner = None
         if cache is not None:
             if cache.inner is None:
@@ -129,7 +128,7 @@ class HookedTransformerModel:
         return _Cache()
 
     def hooks(self, fwd_hooks: Sequence[NamedHook]) -> AbstractContextManager[Any]:
-        """Context in which `fwd_hooks` are part of every forward pass."""
+        """Context manager in which `fwd_hooks` are part of every forward pass."""
         return self._model.hooks(fwd_hooks=list(fwd_hooks))
 
     def hook_names(self) -> frozenset[str]:
@@ -163,7 +162,7 @@ def boot_hooked_transformer(loaded: LoadedModel, *, name: str, bos: BosPolicy, s
     hf_model, tokenizer = loaded.hf_model, tokenizer_for_boot(loaded.tokenizer)
     n_ctx = min(context_length(hf_model.config, loaded.tokenizer), _MAX_CONTEXT)
     hf_model.config.architectures = [type(hf_model).__name__]
-    # The name of a folder says nothing: TransformerLens would take a folder called gpt2 for the model of that name.
+    # A folder's name must not matter: TransformerLens would take a folder called gpt2 for the model of that name.
     if loaded.source.startswith("hub:") and name in transformer_lens.loading.OFFICIAL_MODEL_NAMES:
         parameter = next(hf_model.parameters())
         model = HookedTransformer.from_pretrained_no_processing(
@@ -272,7 +271,8 @@ def _convert(hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n_ct
 
 
 def _check_same_logits(model: HookedTransformerModel, hf_model: PreTrainedModel) -> None:
-    """The conversion reads a configuration field by field; one that it overlooks changes numbers silently."""
+    """Compare logits: the conversion reads a configuration field by field, and a field that it misses silently changes
+    numbers."""
     parameter = next(hf_model.parameters())
     if parameter.dtype not in (torch.float32, torch.float64):
         return

@@ -1,4 +1,4 @@
-"""`load_model`: a hub id, a local folder, a GGUF file or a bundled alias becomes a hooked model."""
+"""`load_model`: load a hooked model from a hub id, a local folder, a GGUF file or a bundled alias."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def load_model(
         bos: whether every prompt starts with a BOS token: ``tokenizer`` (as the model's own tokenizer does),
             ``always`` or ``never``.
         hooked_transformer: return a HookedTransformer (TransformerLens 3.x) instead of a TransformerBridge.
-        self_check: zero one head and check that the logits change, and are restored bit for bit.
+        self_check: zero one head, and check that the logits change and are restored bit for bit afterwards.
         revision: branch, tag or commit of a hub repository.
-        tokenizer: replaces the model's own; a GGUF file with unknown tokenizer rules needs it.
+        tokenizer: replaces the model's own; required for a GGUF file with unknown tokenizer rules.
 
     Returns:
-        A TransformerBridge in raw mode: weights and logits are Hugging Face's. `as_hooked_model` finds its adapter.
-        With `hooked_transformer` a HookedTransformer instead, which carries its adapter in the same way.
+        A TransformerBridge in raw mode: weights and logits are Hugging Face's. `as_hooked_model` returns its adapter.
+        With `hooked_transformer`, a HookedTransformer with its adapter.
 
     Raises:
         UserError: unknown name, option or architecture; unreadable files; weights that cannot be fetched.
@@ -105,7 +105,7 @@ def open_model(
     if isinstance(model, (str, Path)):
         return as_hooked_model(load_model(model, **given))
     for name in given:
-        raise UserError(f"{name} is given with a model that is already loaded: give it to load_model instead")
+        raise UserError(f"{name} is given with a model that is already loaded: pass it to load_model instead")
     return current_model(model)
 
 
@@ -123,7 +123,7 @@ def _load(name_or_path: str | Path, options: LoadOptions) -> LoadedModel:
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A torch dtype by its name; raises `UserError` for one that models are not run in."""
+    """The torch dtype of a name; raises `UserError` for a dtype that models can't run in."""
     if isinstance(dtype, torch.dtype):
         if dtype in DTYPES.values():
             return dtype

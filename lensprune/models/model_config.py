@@ -1,4 +1,4 @@
-"""A model by its configuration and tokenizer alone: what can be known before any weight is read."""
+"""A model's configuration and tokenizer: what is known before any weight is read."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = ["ModelConfig", "load_model_config"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Facts and tokenizer as a loaded model has them (without hashes of weights), and the modules on the meta device.
+    """The facts and tokenizer of a model (without weight hashes), and its modules on the meta device.
 
-    `skeleton` has every parameter's shape and no memory.
+    `skeleton` has every parameter's shape, but allocates no memory.
     """
 
     facts: ModelFacts
@@ -46,7 +46,7 @@ def load_model_config(
     bos: BosPolicy = "tokenizer",
     revision: str | None = None,
 ) -> ModelConfig:
-    """Read configuration and tokenizer of whatever `load_model` takes.
+    """Read the configuration and tokenizer of anything that `load_model` accepts.
 
     Raises:
         UserError: unknown name, no configuration or tokenizer that can be read, an architecture that is not
@@ -89,7 +89,7 @@ def _read(name_or_path: str | Path, revision: str | None) -> tuple[PretrainedCon
                 )
             if not any((path / file).is_file() for file in _TOKENIZER_FILES):
                 raise UserError(
-                    f"model folder {name} has no tokenizer, and without one no prompt can be counted: expected "
+                    f"model folder {name} has no tokenizer, which is needed to count tokens: expected "
                     f"{' or '.join(_TOKENIZER_FILES)}"
                 )
             return read_config_and_tokenizer(str(path), name, local=True)

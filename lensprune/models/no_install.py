@@ -1,7 +1,7 @@
-"""Loading a model never installs anything.
+"""Ensure that loading a model never installs anything.
 
 TransformerLens 4.3 runs ``uv pip`` or ``pip`` when it boots a multimodal model and torchvision is missing. While a
-model is loaded, an audit hook refuses to start an installer, whichever way: a process, a shell, or pip as a module.
+model is loaded, an audit hook refuses to start an installer in any way: as a process, from a shell, or pip as a module.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COMMAND_ENDS = {
 
 
 class _Guard:
-    """The audit hook. Hooks can't be taken away again, so there is one, which does nothing outside of the context."""
+    """The audit hook. Audit hooks can't be removed, so there is only one, which does nothing outside the context."""
 
     def __init__(self) -> None:
         self.depth = 0
@@ -65,7 +65,7 @@ _GUARD = _Guard()
 
 @contextmanager
 def nothing_installed() -> Iterator[None]:
-    """Context in which starting an installer raises `UserError`, in every thread."""
+    """Context manager in which starting an installer raises `UserError`, in every thread."""
     _GUARD.enter()
     try:
         yield

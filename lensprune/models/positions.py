@@ -1,4 +1,4 @@
-"""What transformers takes from a whole call rather than from each token's position, so that rows change each other.
+"""Position rules in transformers that depend on a whole call instead of each token, so that rows affect each other.
 
 Llama 4 scales the queries of layers without rotary angles by their index in the row, padding included. ``dynamic`` RoPE
 changes its angles for texts past the model's context, and keeps them for the calls that follow.
@@ -23,7 +23,7 @@ def row_index_floor(config: Any) -> int | None:
 
 
 class PositionGuard:
-    """Refuses calls whose numbers would depend on the padding, or on the calls before."""
+    """Refuses calls whose results would depend on padding, or on earlier calls."""
 
     def __init__(self, model: Any) -> None:
         self._floor = row_index_floor(model.config)
@@ -33,8 +33,8 @@ class PositionGuard:
         """Check a call before it runs.
 
         Raises:
-            UserError: padding in rows so long that it would shift the scale of queries; a text that is past the end of
-                a context with dynamic RoPE.
+            UserError: padding in rows so long that it would shift the scale of queries; a text longer than the context
+                of a model with dynamic RoPE.
         """
         floor = self._floor
         if floor is not None and attention_mask.shape[1] >= floor and not bool(attention_mask.all()):
@@ -50,6 +50,6 @@ class PositionGuard:
                     "its dynamic RoPE changes the angles of all texts: give fewer tokens"
                 )
             if rotary.max_seq_len_cached > longest:
-                # From a longer call that was not ours.
+                # Left over from a longer call outside the package.
                 rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device)
                 rotary.max_seq_len_cached = longest

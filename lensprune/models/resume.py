@@ -18,8 +18,8 @@ _TUPLES: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 class _PassThrough(torch.nn.Module):
-    """Takes a block's place and returns its input, in a tuple where the block returns one; every other attribute is
-    the block's."""
+    """Replaces a block and returns its input, in a tuple if the block returns one; every other attribute is the
+    block's."""
 
     def __init__(self, block: torch.nn.Module, returns_tuple: bool) -> None:
         super().__init__()
@@ -55,8 +55,9 @@ def _returns_tuple(model: HookedModel) -> bool:
 def resumed_at(model: HookedModel, layer: int, residual: torch.Tensor) -> Iterator[list[NamedHook]]:
     """Leave out the blocks below `layer` and start from `residual` [row, pos, d_model] before it.
 
-    Gives the hook that puts `residual` in; it must come before all others of the forward pass, which see `residual`
-    there. Only for runs without a key/value cache. Blocks are replaced in place, because models index their layers.
+    Yields the hook that inserts `residual`; it must come before all other hooks of the forward pass, so that they see
+    `residual`. Only for runs without a key/value cache. Blocks are replaced in place, because models index their
+    layers.
     """
     module: Any = model.module
     returns_tuple = _returns_tuple(model)

@@ -1,4 +1,4 @@
-"""Checks at load: the hook points exist, fire with the right shapes, and change the logits."""
+"""Checks at loading: the hook points exist, fire with the right shapes, and change the logits."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def check_hook_points(model: HookedModel, *, intervene: bool = True) -> None:
     """Run the model once and check that every required hook point fires with the shape the ablations rely on.
 
     Args:
-        intervene: also zero one head and check that this changes the logits, and that they come back bit for bit when
-            the hook is gone; and that a key/value cache is filled.
+        intervene: also check that zeroing one head changes the logits, that removing the hook restores them bit for
+            bit, and that a key/value cache is filled.
 
     Raises:
         UserError: a required hook point is missing, silent or of another shape; the message names the architecture.
             Logits that are not numbers, with `intervene`; the message names the weight.
-        LensPruneError: the intervention had no effect, or left one after it.
+        LensPruneError: the intervention had no effect, or a lasting one.
     """
     facts = model.facts
     names = required_hooks(facts.n_layers)
@@ -94,7 +94,7 @@ def _refuse_nan(model: HookedModel, logits: torch.Tensor) -> None:
 
 
 def _check_intervention(model: HookedModel, clean: torch.Tensor, z_size: dict[int, torch.Tensor]) -> None:
-    # A designed or trained model may hold heads that write nothing, so the strongest head of each layer is tried.
+    # A designed or trained model may have heads that write nothing, so the strongest head of each layer is tried.
     strongest = sorted(z_size, key=lambda layer: float(z_size[layer].max()), reverse=True)
     for layer in strongest:
         head = int(z_size[layer].argmax())
@@ -119,7 +119,7 @@ def _check_intervention(model: HookedModel, clean: torch.Tensor, z_size: dict[in
 
 
 def _check_cache(model: HookedModel) -> None:
-    # A cache that stays empty gives fluent nonsense rather than an error.
+    # A cache that stays empty gives fluent nonsense instead of an error.
     cache = model.new_cache()
     ids = torch.zeros(1, _POSITIONS, dtype=torch.long, device=next(model.module.parameters()).device)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Whether a configuration can be that of the stored weights, before a model of its size is built."""
+"""Check that a configuration can fit the stored weights, before building a model of its size."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _MIN_BITS = 1
 
 
 def check_sizes(sizes: Mapping[str, object], n_tensors: int, n_bytes: int, name: str) -> None:
-    """Refuse a configuration that states more than the files hold, which would keep the machine busy or full.
+    """Refuse a configuration that is larger than its weight files, which could exhaust time or memory.
 
     Args:
         sizes: ``num_hidden_layers``, and the names of matrix sides: ``hidden_size``, ``vocab_size``,
             ``intermediate_size``; what is absent is not checked.
-        n_tensors, n_bytes: what the weight files hold.
-        name: of the model, for the message.
+        n_tensors, n_bytes: contents of the weight files.
+        name: name of the model, for the message.
 
     Raises:
-        UserError: a size that is no positive whole number, more layers than tensors, or a matrix larger than the files.
+        UserError: a size is not a positive whole number, there are more layers than tensors, or a matrix is larger than
+            the files.
     """
     whole: dict[str, int] = {}
     for key, value in sizes.items():

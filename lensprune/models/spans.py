@@ -1,4 +1,4 @@
-"""From characters of a prompt to the positions of its tokens."""
+"""Map characters of a prompt to the positions of its tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EncodedText:
     spans: tuple[tuple[int, int], ...]
 
     def positions(self, start: int, stop: int) -> list[int]:
-        """Positions of the tokens that hold any of the characters `start` to `stop` (not included)."""
+        """Positions of the tokens that cover any of the characters `start` to `stop` (exclusive)."""
         return [i for i, (a, b) in enumerate(self.spans) if a < stop and b > start and a < b]
 
 
@@ -31,11 +31,12 @@ def encode_with_spans(model: HookedModel, text: str) -> EncodedText:
     """
     if not model.tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of {model.facts.name} does not tell where its tokens lie in the text: a fast one is needed"
+            f"the tokenizer of {model.facts.name} does not report its tokens' positions in the text: a fast tokenizer "
+            f"is needed"
         )
     bare = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = encode(model, text)
     front = len(ids) - len(bare["input_ids"])
     if front < 0 or ids[front:] != list(bare["input_ids"]):
-        raise UserError(f"the tokenizer of {model.facts.name} adds tokens elsewhere than at the start of a prompt")
+        raise UserError(f"the tokenizer of {model.facts.name} adds tokens in places other than the start of a prompt")
     return EncodedText(tuple(ids), ((0, 0),) * front + tuple((a, b) for a, b in bare["offset_mapping"]))

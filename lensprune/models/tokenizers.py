@@ -1,4 +1,4 @@
-"""Text to token ids under a stated BOS policy."""
+"""Encode text as token ids under an explicit BOS policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["appended_ids", "check_bos_policy", "encode", "hash_tokenizer", "pref
 def prefix_token_id(model: HookedModel) -> int | None:
     """The token that represents an empty context: BOS, else EOS (lm-eval 0.4.13, ``HFLM.prefix_token_id``).
 
-    `None` for a tokenizer with neither, which only an empty context misses.
+    `None` for a tokenizer with neither; only an empty context needs one.
     """
     return _prefix_token_id(model.tokenizer)
 
@@ -27,16 +27,16 @@ def encode(
 ) -> list[int]:
     """Token ids of `text` under the model's BOS policy.
 
-    Under ``tokenizer`` this is lm-eval 0.4.13's ``HFLM.tok_encode`` with ``add_bos_token=None``: the tokenizer adds
-    what it adds by itself, and nothing if `text` already starts with the prefix token. What it adds after the text,
-    such as EOS, is left out: a continuation would follow an end, and lose its first token to it. Under ``always``
-    exactly one BOS token comes first; under ``never`` no special token is added.
+    Under ``tokenizer`` this is lm-eval 0.4.13's ``HFLM.tok_encode`` with ``add_bos_token=None``: the tokenizer adds its
+    special tokens, or none if `text` already starts with the prefix token. What it appends to the text, such as EOS, is
+    left out: a continuation would follow an end, and lose its first token to it. Under ``always`` exactly one BOS token
+    comes first; under ``never`` no special token is added.
 
     Args:
         text: the text; special tokens spelled out in it are read as special tokens.
-        add_special_tokens: ``None`` follows the policy; ``False`` adds nothing; ``True`` adds what the tokenizer adds
-            by itself (one BOS under ``always``).
-        keep_eos: leave what the tokenizer adds behind the text, as lm-eval does.
+        add_special_tokens: ``None`` follows the policy; ``False`` adds nothing; ``True`` adds the tokenizer's special
+            tokens (one BOS under ``always``).
+        keep_eos: keep what the tokenizer appends to the text, as lm-eval does.
     """
     tokenizer, policy = model.tokenizer, model.facts.bos_policy
     if add_special_tokens is False or (policy == "never" and add_special_tokens is None):
@@ -57,13 +57,13 @@ def encode(
 
 
 def appended_ids(model: HookedModel) -> tuple[int, ...]:
-    """The special tokens that the tokenizer by itself puts behind a prompt, under the model's BOS policy."""
+    """The special tokens that the tokenizer appends to a prompt, under the model's BOS policy."""
     whole, kept = (encode(model, "a", keep_eos=keep_eos) for keep_eos in (True, False))
     return tuple(whole[len(kept) :])
 
 
 def _without_suffix(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    """`ids` of `text` without the special tokens that the tokenizer put after them."""
+    """`ids` of `text` without the special tokens that the tokenizer appended."""
     if not ids or ids[-1] not in tokenizer.all_special_ids:
         return ids
     plain = list(tokenizer.encode(text, add_special_tokens=False))
@@ -79,12 +79,12 @@ def check_bos_policy(bos: str, tokenizer: PreTrainedTokenizerBase) -> None:
         raise unknown_name("BOS policy", str(bos), get_args(BosPolicy))
     if bos == "always" and tokenizer.bos_token_id is None:
         raise UserError(
-            "bos='always' needs a tokenizer with a BOS token, and this one has none: use 'tokenizer' or 'never'"
+            "bos='always' needs a tokenizer with a BOS token, but this one has none: use 'tokenizer' or 'never'"
         )
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over everything that decides ids and prompts: vocabulary, rules, special tokens, chat template."""
+    """sha256 over everything that determines ids and prompts: vocabulary, rules, special tokens, chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     description = {
         "backend": json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items()),

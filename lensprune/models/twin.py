@@ -1,4 +1,4 @@
-"""The model inside a bridge that the user booted, once more without hook points and on the same tensors."""
+"""Rebuild the model inside a bridge that the user booted, without hook points and on the same tensors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _HELD = ("_parameters", "_buffers", "__dict__")
 
 
 class NoTwin(LensPruneError):
-    """A bridge's model can't be had without hook points; the message says why."""
+    """A bridge's model can't be rebuilt without hook points; the message says why."""
 
 
 def twin_of(bridge: Any) -> PreTrainedModel:
-    """The Hugging Face model in `bridge`, built anew from its configuration over the very same tensors.
+    """The Hugging Face model in `bridge`, rebuilt from its configuration on the same tensors.
 
-    Booting changes a model in place, so what `load_model` copies before is rebuilt here afterwards. Whether its numbers
-    are the bridge's is for the fast path's probe to say.
+    Booting changes a model in place: `load_model` makes this copy beforehand, and here it is rebuilt afterwards. The
+    fast path's probe checks that its numbers are the bridge's.
 
     Raises:
         NoTwin: the class can't be built from the configuration, its tensors are not those of the model (quantised,
@@ -49,7 +49,7 @@ def twin_of(bridge: Any) -> PreTrainedModel:
 
 
 def _unwrapped(module: torch.nn.Module, name: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
-    """The modules of Hugging Face's tree by their names there, each in place of the component that wraps it."""
+    """The modules of Hugging Face's tree by name, unwrapped from TransformerLens's components."""
     while isinstance(module, GeneralizedComponent) and module.original_component is not None:
         module = module.original_component
     yield name, module
@@ -58,7 +58,7 @@ def _unwrapped(module: torch.nn.Module, name: str = "") -> Iterator[tuple[str, t
 
 
 def _check(name: str, module: torch.nn.Module, own: torch.nn.Module | None) -> None:
-    """Refuse a module of the model for which the twin has none that computes the same."""
+    """Refuse a module of the model for which the twin has no equivalent."""
     replaced = vars(module).get("forward")
     if replaced is not None and str(getattr(replaced, "__module__", "")).partition(".")[0] not in _LIBRARIES:
         raise NoTwin(f"the forward method of {name or 'the model'} was replaced by {_named(replaced)}")
@@ -74,7 +74,7 @@ def _named(function: Any) -> str:
 
 
 def _share(name: str, module: torch.nn.Module, original: torch.nn.Module | None) -> None:
-    """Put the model's tensors into a module of the twin."""
+    """Share the model's tensors with a module of the twin."""
     for kind in _HELD:
         held: dict[str, Any] = getattr(module, kind)
         theirs: dict[str, Any] = {} if original is None else getattr(original, kind)

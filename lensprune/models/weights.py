@@ -1,4 +1,4 @@
-"""The linear maps of a model that attribution reads: head projections, embedding, unembedding, and norms held still."""
+"""The linear maps of a model that attribution uses: head projections, embedding, unembedding, and frozen norms."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LARGE = 1e3
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """A LayerNorm or RMSNorm with its scale held, a linear map: ``centre(x) · weight / scale + bias``.
+    """A LayerNorm or RMSNorm with its scale held fixed, a linear map: ``centre(x) · weight / scale + bias``.
 
-    `weight` and `bias` are measured on the module, so that an offset (Gemma's 1 + w) is in them; `centred` tells a
-    LayerNorm, which subtracts the mean, from an RMSNorm. `module` is the model's own; everything else computes in
-    float32 at least, on `precise`, a copy of it, so that half precision does not blur what is measured.
+    `weight` and `bias` are measured on the module, so that an offset (Gemma's 1 + w) is included; `centred` is true for
+    a LayerNorm, which subtracts the mean. `module` is the model's own; everything else uses `precise`, a copy in
+    float32 or wider, so that half precision does not blur measurements.
     """
 
     module: torch.nn.Module
@@ -42,7 +42,7 @@ class FrozenNorm:
     centred: bool
 
     def centre(self, x: Float[torch.Tensor, "*rows d_model"]) -> Float[torch.Tensor, "*rows d_model"]:
-        """`x` without its mean where the norm subtracts it."""
+        """`x` minus its mean, if the norm subtracts it."""
         x = x.to(self.weight.dtype)
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
@@ -117,7 +117,7 @@ def final_norm(model: HookedModel) -> FrozenNorm:
 def output_weights(model: HookedModel, layer: int) -> Float[torch.Tensor, "head d_head d_model"]:
     """W_O of every query head of a layer: ``z[h] @ W_O[h]`` is what head h adds before any norm after attention.
 
-    The factor on what branches add (Granite's ``residual_multiplier``) is in it, as it is in ``hook_attn_out``.
+    It includes the factor on branches (Granite's ``residual_multiplier``), as does ``hook_attn_out``.
     """
     block = block_of(model, layer)
     factor = getattr(block, "residual_contribution_scale", 1.0)

@@ -1,1 +1,1 @@
-"""Files, plain text, tables, pages and drawing: the building blocks of every view. Knows no feature."""
+"""Files, plain text, tables, pages and drawing: building blocks of all views, independent of features."""

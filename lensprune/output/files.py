@@ -1,4 +1,4 @@
-"""Writing a file so that it is either whole or not there."""
+"""Write files atomically: complete or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_error(error: OSError, path: Path, advice: str = "") -> UserError:
-    """One line for a write that the operating system refused."""
+    """A one-line error for a write that the operating system refused."""
     reason = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",

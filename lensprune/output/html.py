@@ -1,4 +1,4 @@
-"""Pieces of an HTML page: the template environment, tables, figures and files that lie inside the page."""
+"""Pieces of an HTML page: the template environment, tables, and embedded figures and files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 LARGEST_INSIDE = 1_500_000
-"""Bytes of a file that still goes into the page itself; browsers refuse to save much longer data: addresses."""
+"""Largest file, in bytes, to embed in the page; browsers refuse to save much longer data: URLs."""
 
 
 _LONG = 30
@@ -116,7 +116,7 @@ def _data_address(kind: str, data: bytes) -> str:
 
 
 def csv_link(data: pd.DataFrame | bytes) -> str | None:
-    """A CSV file, or a frame as one, inside the page; ``None`` where that is too large."""
+    """A data: URL of a CSV file, or of a frame as CSV; ``None`` if it is too large."""
     if isinstance(data, pd.DataFrame):
         data = csv_text(data).encode("utf-8", "backslashreplace")
     return _data_address("text/csv", data) if len(data) <= LARGEST_INSIDE else None
@@ -125,7 +125,7 @@ def csv_link(data: pd.DataFrame | bytes) -> str | None:
 def embedded_figure(
     name: str, axes: Axes | Sequence[Axes], data: pd.DataFrame, alt: str, caption: str
 ) -> EmbeddedFigure:
-    """Take a figure into the page and close it."""
+    """Embed a figure in the page and close it."""
     first = axes if isinstance(axes, Axes) else axes[0]
     figure = cast(Figure, first.figure)
     buffer = io.BytesIO()
@@ -138,7 +138,7 @@ def embedded_figure(
 
 
 def json_block(value: Any) -> Markup:
-    """JSON that can stand inside a script element whatever its texts hold."""
+    """JSON that is safe inside a script element, whatever its texts contain."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -157,7 +157,7 @@ def _environment() -> Environment:
         folder = files("lensprune.output") / "templates"
         text = "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-        # Only these two texts may style or run: the page's policy names their hashes.
+        # Only these two texts may style or run: the page's policy lists their hashes.
         environment.globals[kind] = Markup(text)
         environment.globals[f"{kind}_hash"] = f"sha256-{digest}"
     environment.globals["version"] = __version__

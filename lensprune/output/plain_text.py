@@ -1,4 +1,4 @@
-"""Text from models and data made safe for a terminal and for a spreadsheet."""
+"""Make text from models and data safe for a terminal and for a spreadsheet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def for_terminal(text: str) -> str:
-    """`text` in one line without control, format or surrogate characters, so that it can't steer a terminal."""
+    """`text` in one line without control, format or surrogate characters, so that it can't control a terminal."""
     spaced = " ".join(text.split())
     return "".join(c for c in spaced if c == " " or unicodedata.category(c) not in _HIDDEN)
 
@@ -52,7 +52,7 @@ def visible(text: str | None, limit: int | None = None) -> str | None: ...
 def visible(text: str | None, limit: int | None = None) -> str | None:
     """`text` with control, format and surrogate characters written out as escapes, line breaks and tabs kept.
 
-    So a right-to-left override can be read and does not turn the text around. Above `limit` characters the text is cut
+    So a right-to-left override is visible and does not reverse the text. Above `limit` characters the text is cut
     and the number of characters left out is added.
     """
     if text is None:
@@ -75,7 +75,7 @@ def _escape(character: str) -> str:
 
 
 def escape_cell(value: object) -> object:
-    """A string that a spreadsheet would run as a formula gets a ``'`` in front; anything else stays as it is."""
+    """Prefix a string that a spreadsheet would run as a formula with ``'``; anything else is unchanged."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return "'" + value
     return value

@@ -16,7 +16,7 @@ __all__ = ["aligned", "frame_json", "frame_rows", "metrics_report", "of_how_many
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """Cells in columns, made safe for a terminal."""
+    """Align cells in columns, made safe for a terminal."""
     safe = [[for_terminal(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in safe) for i in range(len(safe[0]))]
     return "\n".join(
@@ -46,7 +46,7 @@ def metrics_report(table: pd.DataFrame) -> str:
 
 
 def frame_rows(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """A frame in columns, those of `columns` with the format of their numbers; all of them where it is empty."""
+    """A frame as aligned text: the columns in `columns` with their number formats, or all if it is empty."""
     shown = columns or dict.fromkeys(map(str, frame.columns), "")
     rows = [[name.replace("_", " ") for name in shown]]
     known = frame.astype(object).where(frame.notna(), None)
@@ -56,7 +56,7 @@ def frame_rows(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
 
 
 def frame_json(frame: pd.DataFrame) -> str:
-    """A frame as a JSON list, one object per row; what is missing, and numbers that JSON lacks, are null."""
+    """A frame as a JSON list, one object per row; missing values, and numbers that JSON lacks, are null."""
     rows = [{str(name): _json_value(value) for name, value in row.items()} for row in frame.to_dict("records")]
     return json.dumps(rows, indent=1, allow_nan=False)
 

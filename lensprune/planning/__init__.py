@@ -1,4 +1,4 @@
-"""What a sweep would cost, known before it runs."""
+"""Estimate the cost of a sweep before it runs."""
 
 from lensprune.planning.result import Plan
 from lensprune.planning.sweep_plan import plan

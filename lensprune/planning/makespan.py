@@ -1,4 +1,4 @@
-"""How long a sweep takes with a given number of workers: the scheduler, run on a simulated clock."""
+"""Duration of a sweep with a given number of workers, from the scheduler on a simulated clock."""
 
 from __future__ import annotations
 

@@ -110,9 +110,9 @@ def plan(
         screen: counted as if one set of heads were chosen for all tasks, evenly over depth.
         lost_more_than, looks, q, until_width: the figures are those of a sweep in which no variant stops early, and
             beside them stands what a simulation with assumed losses gives (`lensprune.planning.stopping`).
-        flops: matrix FLOPs per second; ``None`` measures this machine for a second.
-        bandwidth: bytes per second of reading weights, which bounds decoding; only with `flops`. Without it only the
-            FLOPs of decoding count, which underestimates its time.
+        flops: matrix-product FLOP/s; ``None`` measures this machine for a second.
+        bandwidth: memory bandwidth for reading weights, bytes/s, which bounds decoding; only with `flops`. Without it,
+            only the FLOPs of decoding count, which underestimates its time.
 
     The other arguments are those of `lensprune.sweep`.
 

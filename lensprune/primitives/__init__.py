@@ -1,4 +1,4 @@
-"""What heads do while a model reasons in steps: effects on classes of tokens, and causal tests by patching."""
+"""Roles of heads and MLPs in step-by-step reasoning: effects on token classes, and causal tests by patching."""
 
 from lensprune.primitives.battery import primitives, task_texts
 from lensprune.primitives.chains import Wording

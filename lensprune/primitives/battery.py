@@ -1,4 +1,4 @@
-"""`primitives`: read worked solutions without each part, patch what matters, and name what it does."""
+"""`primitives`: score worked solutions without each part, patch the parts that matter, and assign roles."""
 
 from __future__ import annotations
 
@@ -52,25 +52,25 @@ def primitives(
     seed: int = 0,
     progress: bool = False,
 ) -> Primitives:
-    """Name what heads and MLPs do in chains of sums: carry an operand or operator, route to a position, compute or move
-    a result, format the answer, or keep text coherent.
+    """Find the roles of heads and MLPs in chains of sums: carry an operand or operator, route to a position, compute or
+    move a result, format the answer, or keep text coherent.
 
-    Each part is removed while the model reads worked solutions and general text, teacher-forced (`class_effects`).
-    Parts that cost `thresholds.effect` nats on some class are patched with runs in which one thing differs
-    (`causal_tests`). A role needs both, by `Thresholds`; a part may have several.
+    Each part is removed while worked solutions and general text are scored, teacher-forced (`class_effects`). Parts
+    whose removal costs `thresholds.effect` nats on some token class are patched with runs that differ in one respect
+    (`causal_tests`). A role requires both, by `Thresholds`; a part may have several.
 
-    It can't see parts that are redundant with others, or roles in other kinds of text.
+    Parts that are redundant with others, and roles in other kinds of text, are not detected.
 
     Args:
-        operands, largest, subtract: of the chains, as for the task ``arithmetic``; `largest` of 9 or less, so that
+        operands, largest, subtract: define the chains, as for the task ``arithmetic``; `largest` of at most 9, so that
             every number is one digit.
-        limit: chains for the effects, and again for the causal tests.
-        shots: worked chains before each.
-        layers: heads and MLPs of these layers only.
+        limit: number of chains for the effects, and again for the causal tests.
+        shots: worked chains before each chain.
+        layers: only heads and MLPs of these layers.
         ablation: ``zero``, or ``mean`` over other chains with their solutions.
-        texts: general text, one per unit: a string (its first 128 tokens are read) or (prompt, text), of which the text
-            alone is read, such as `task_texts` returns; ``None``: the bundled facts and the questions of the bundled
-            word problems.
+        texts: general text, one per unit: a string (its first 128 tokens are scored) or (prompt, text), of which only
+            the text is scored, as returned by `task_texts`; ``None``: the bundled facts and the questions of the
+            bundled word problems.
         wording: how chains are written.
         seed: of chains, pairs, shuffles and bootstraps.
         progress: name the stage that runs.
@@ -83,7 +83,7 @@ def primitives(
     if limit < MIN_SOLUTIONS:
         raise UserError(f"limit {limit} is too few for an interval: expected {MIN_SOLUTIONS} or more")
     if ablation not in ("zero", "mean"):
-        raise UserError(f"ablation {ablation!r} is not one that primitives takes: choose zero or mean")
+        raise UserError(f"primitives does not support ablation {ablation!r}: choose zero or mean")
     chain_options = ChainOptions(operands, largest, subtract, limit, shots, words, seed)
     front = chain_options.examples()
     solutions = marked_chains(hooked, chain_options.chains(), words, front)
@@ -127,7 +127,7 @@ def primitives(
 def marked_chains(
     model: HookedModel, chains: Sequence[Chain], wording: Wording, front: str = ""
 ) -> list[MarkedSolution]:
-    """The chains with their worked solutions, tokens classed, after the examples `front`."""
+    """The chains with their worked solutions, with a class per token, after the examples `front`."""
     return [
         tokenize_solution(model, front + chain.question(wording), chain.question(wording), chain.solution(wording))
         for chain in chains
@@ -142,7 +142,7 @@ def default_texts(limit: int) -> list[str]:
 
 
 def task_texts(task: str, *, limit: int = 24, shots: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
-    """Another task's prompts under ``generate`` and their right answers, of which the answers alone are read.
+    """Another task's ``generate`` prompts with their right answers; only the answers are scored.
 
     Raises:
         UserError: an unknown task, or one without ``generate``.
@@ -150,15 +150,15 @@ def task_texts(task: str, *, limit: int = 24, shots: int | None = None, seed: in
     loaded = load_task(task, limit=limit, shots=shots, seed=seed)
     form = format_of(loaded.task, "generate")
     if not isinstance(form, GenerationFormat):
-        raise UserError(f"task {task!r} is not answered by generation, so it has no answers to read")
+        raise UserError(f"task {task!r} is not answered by generation, so it has no answers to score")
     return [(build_context(form, item), form.target_delimiter + form.target(item.doc)) for item in loaded.items]
 
 
 def text_rows(model: HookedModel, texts: Sequence[str | tuple[str, str]]) -> list[MarkedSolution]:
-    """Texts to read from their second token on; of (prompt, text) the text alone.
+    """Texts to score from their second token on; for (prompt, text), only the text.
 
     Raises:
-        UserError: fewer texts with a token to read than an interval needs, or a longer one than the context holds.
+        UserError: too few texts with a token to score, or a text longer than the model's context.
     """
     usable = []
     for text in texts:
@@ -169,18 +169,20 @@ def text_rows(model: HookedModel, texts: Sequence[str | tuple[str, str]]) -> lis
             ids = encode(model, "".join(text))
             front = len(encode(model, text[0]))
             if len(ids) > model.facts.n_ctx:
-                raise UserError(f"a text has {len(ids)} tokens, and the context holds {model.facts.n_ctx}")
+                raise UserError(f"a text has {len(ids)} tokens, but the context is {model.facts.n_ctx}")
         if 0 < front < len(ids):
             usable.append(MarkedSolution(tuple(ids[:front]), tuple(ids[front:]), ("text",) * (len(ids) - front)))
     if len(usable) < MIN_SOLUTIONS:
-        raise UserError(f"{len(usable)} general texts have two tokens or more, expected {MIN_SOLUTIONS} or more")
+        raise UserError(
+            f"{len(usable)} general texts have at least two tokens, expected {MIN_SOLUTIONS} or more such texts"
+        )
     return usable
 
 
 def reference_for(
     model: HookedModel, chain_options: ChainOptions, variants: Sequence[Variant], mode: MeanMode = "pooled"
 ) -> ReferenceActivations | None:
-    """Activations on chains like the worked examples, none of which is measured, where a variant needs them."""
+    """Reference activations on separate chains that are never measured; ``None`` if no variant needs them."""
     needy = [variant for variant in variants if variant.needs_reference]
     if not needy:
         return None
@@ -229,15 +231,15 @@ def _notes(effects: pd.DataFrame, causal: pd.DataFrame, missed: dict[str, int]) 
     known = float(effects.loc[effects["class"] == "text", "predicted"].iloc[0])
     if known < MIN_KNOWN:
         notes.append(
-            f"general text: the model predicts {known:.1%} of its tokens, so nothing is said about coherence, and "
-            "specificity is against text that the model does not know"
+            f"general text: the model predicts only {known:.1%} of its tokens, so coherence is not assessed, and "
+            "specificity is measured against unfamiliar text"
         )
     if causal.empty:
-        notes.append("no head or MLP costs as much as the threshold on any class, so none was patched")
+        notes.append("no head or MLP reaches the effect threshold on any class, so none was patched")
     for test in TESTS:
         tried = causal[causal["test"] == test]
         if len(tried) and tried["n"].iloc[0] < MIN_PROBES:
-            counts = f"{tried['n'].iloc[0]} of {tried['n_asked'].iloc[0]} probes answered right"
+            counts = f"{tried['n'].iloc[0]} of {tried['n_asked'].iloc[0]} probes answered correctly"
             without = f", {missed[test]} more could not be made" if missed[test] else ""
             notes.append(f"test {test}: {counts}{without}, not resolvable")
     return notes

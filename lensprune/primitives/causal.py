@@ -1,4 +1,4 @@
-"""Which parts carry what a counterfactual changes: a part's activation from one run is put into another."""
+"""Causal tests: patch a part's activation from one run into another to see whether it carries what differs."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ _PAIRS = 16
 def causal_tests(
     model: HookedModel, probes: Sequence[Probe], places: Sequence[PatchTarget], seed: int = 0
 ) -> pd.DataFrame:
-    """Patch each place in every probe, and measure how far the next token moves to what the donor would have.
+    """Patch each part in every probe, and measure how far the next token moves towards the donor's.
 
-    A probe counts where the model does what is tested: its most likely next token in the clean run is `old`, and, where
-    the prompts correspond, in the donor run `new`. The metric is the logit of `new` minus that of `old` where the
-    prompts correspond; else the logit of `new` minus the mean of `others`, so that losing `old` alone moves nothing.
+    A probe counts if the model shows the tested behaviour: its most likely next token is `old` in the clean run and, if
+    the prompts correspond, `new` in the donor run. The metric is the logit of `new` minus that of `old` if the prompts
+    correspond; otherwise the logit of `new` minus the mean of `others`, so that merely losing `old` has no effect.
 
-    * ``effect``: mean of metric(patched) − metric(clean), logits; positive: the place carries what was changed.
-    * ``whole``: the mean change that would make `new` as likely as the right answer is: metric(donor) − metric(clean),
-      or logit(`old`) − logit(`new`) in the clean run. ``share``: ``effect`` / ``whole``, with a 95% interval
-      (of ``effect``, over ``whole``; NaN where all chains have the same effect) over chains.
+    ** ``effect``: mean of metric(patched) − metric(clean), logits; positive: the part carries what was changed.
+    ** ``whole``: the mean change that would make `new` as likely as the right answer: metric(donor) − metric(clean), or
+      logit(`old`) − logit(`new`) in the clean run. ``share``: ``effect`` / ``whole``, with a 95% interval over chains
+      (that of ``effect`` divided by ``whole``; NaN if all chains have the same effect).
     * ``p_value``: sign-flip test over chains, two-sided (`sign_flip_p`, for all places × tests); ``q_value``:
       Benjamini–Hochberg over places × tests of a component.
-    * ``placebo_…``: the same with the logit difference of two random tokens of `others`, in place of the metric: what a
-      patch does to tokens that nothing points to. NaN where no probe of the test has two of them.
+    ** ``placebo_…``: the same with the logit difference of two random tokens of `others` as the metric: the effect of a
+      patch on unrelated tokens. NaN if no probe of the test has two of them.
     * ``n`` of ``n_asked`` probes count; with fewer than `MIN_PROBES` chains the rest is NaN.
     """
     groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
@@ -140,7 +140,7 @@ def _by_unit(effects: np.ndarray, units: np.ndarray) -> np.ndarray:
 def _measure(
     model: HookedModel, probes: Sequence[Probe], places: Sequence[PatchTarget], generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Whole change [probe], whether it counts [probe], effect and placebo effect [probe, place], of probes of one
+    """Whole change [probe], whether it counts [probe], effect and placebo effect [probe, place], for probes of equal
     shape."""
     device = model.facts.device
     clean = torch.tensor([probe.clean for probe in probes], device=device)
@@ -157,7 +157,7 @@ def _measure(
 
 
 class _Scores:
-    """What is read from the last logits of probes of one shape."""
+    """Metrics of the last logits, for probes of equal shape."""
 
     def __init__(self, probes: Sequence[Probe], generator: np.random.Generator) -> None:
         self.everywhere = probes[0].everywhere
@@ -171,21 +171,21 @@ class _Scores:
         return logits.double().cpu().gather(1, token[:, None])[:, 0]
 
     def metric(self, logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
-        """Logit of `new` minus that of `old`, or minus the mean of `others` where the prompts don't correspond."""
+        """Logit of `new` minus that of `old`, or minus the mean of `others` if the prompts don't correspond."""
         if self.everywhere:
             return (self._at(logits, self._new) - self._at(logits, self._old)).numpy()
         others = [row[chosen].mean() for row, chosen in zip(logits.double().cpu(), self._others, strict=True)]
         return (self._at(logits, self._new) - torch.stack(others)).numpy()
 
     def placebo(self, logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
-        """Logit difference of two random ones of `others`; NaN without two."""
+        """Logit difference of two random tokens of `others`; NaN with fewer than two."""
         rows = zip(logits.double().cpu(), self._pairs, strict=True)
         return np.array([float(row[two[0]] - row[two[1]]) if two else np.nan for row, two in rows])
 
     def wholes(
         self, clean: Float[torch.Tensor, "probe d_vocab"], donor: Float[torch.Tensor, "probe d_vocab"]
     ) -> np.ndarray:
-        """The change that would make `new` as likely as the right answer is."""
+        """The change that would make `new` as likely as the right answer."""
         if self.everywhere:
             return self.metric(donor) - self.metric(clean)
         return (self._at(clean, self._old) - self._at(clean, self._new)).numpy()
@@ -193,8 +193,8 @@ class _Scores:
     def counts(
         self, clean: Float[torch.Tensor, "probe d_vocab"], donor: Float[torch.Tensor, "probe d_vocab"]
     ) -> np.ndarray:
-        """Whether the model does what is tested: `old` in the clean run and, where prompts correspond, `new` in the
-        donor's."""
+        """Whether the model shows the tested behaviour: `old` in the clean run and, if prompts correspond, `new` in the
+        donor run."""
         right = clean.argmax(-1).cpu() == self._old
         return (right & (donor.argmax(-1).cpu() == self._new) if self.everywhere else right).numpy()
 
@@ -208,7 +208,7 @@ def _patched(
     *,
     everywhere: bool,
 ) -> Iterator[tuple[int, Float[torch.Tensor, "probe d_vocab"]]]:
-    """Last logits with each place patched, with its index among `places`: several places of a layer in one call."""
+    """Last logits with each part patched, with its index in `places`; several parts of a layer share a call."""
     n = len(clean)
     for layer in sorted({place.layer for place in places}):
         of_layer = [i for i, place in enumerate(places) if place.layer == layer]

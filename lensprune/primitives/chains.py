@@ -1,4 +1,4 @@
-"""Chains of sums with their worked solutions, piece by piece, so that single pieces can be exchanged."""
+"""Chains of sums with their worked solutions, piece by piece, so that single pieces can be replaced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN_SEED = 1_000_003
 class Wording:
     """How a chain and its solution are written; the default is that of the task ``arithmetic``.
 
-    `ask` ends the question, `end` each step, `conclusion` comes before the final answer, `between` after a
+    `ask` ends the question, `end` ends each step, `conclusion` precedes the final answer, and `between` follows a
     worked example.
     """
 
@@ -46,11 +46,11 @@ class Chain:
         return tuple(totals)
 
     def with_number(self, place: int, number: int) -> Chain:
-        """The chain with another operand."""
+        """A copy of the chain with one operand changed."""
         return replace(self, numbers=(*self.numbers[:place], number, *self.numbers[place + 1 :]))
 
     def with_sign(self, place: int, sign: str) -> Chain:
-        """The chain with another operator."""
+        """A copy of the chain with one operator changed."""
         return replace(self, signs=(*self.signs[:place], sign, *self.signs[place + 1 :]))
 
     def question(self, wording: Wording) -> str:
@@ -59,7 +59,7 @@ class Chain:
         return f"{self.numbers[0]}{terms}{wording.ask}"
 
     def pieces(self, wording: Wording) -> dict[str, str]:
-        """The solution by its pieces, in order: for step i ``left{i}``, ``sign{i}``, ``right{i}``, ``equals{i}``,
+        """The pieces of the solution, in order: for step i ``left{i}``, ``sign{i}``, ``right{i}``, ``equals{i}``,
         ``result{i}``, ``end{i}``, then ``conclusion``, ``answer``, ``stop``."""
         pieces: dict[str, str] = {}
         left = self.numbers[0]
@@ -74,7 +74,7 @@ class Chain:
         return "".join(self.pieces(wording).values())
 
     def prefix(self, wording: Wording, before: str, changes: Mapping[str, str] | None = None) -> str:
-        """The question and the solution up to the piece `before`, with some pieces written otherwise."""
+        """The question and the solution up to the piece `before`, with some pieces replaced."""
         pieces = self.pieces(wording)
         names = list(pieces)
         pieces |= changes or {}
@@ -82,7 +82,7 @@ class Chain:
 
 
 def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, distinct: bool = False) -> list[Chain]:
-    """`n` different chains whose numbers lie in 1 to `largest` and results in 0 to `largest`.
+    """Draw `n` different chains with numbers from 1 to `largest` and results from 0 to `largest`.
 
     Args:
         distinct: no number occurs twice among operands and results, so that a number's source is unambiguous.
@@ -105,14 +105,14 @@ def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, 
     if len(chains) < n:
         raise UserError(
             f"there are only {len(chains)} chains of {operands} numbers with results up to {largest}, and {n} were "
-            "requested: take fewer, or a larger result"
+            "requested: request fewer, or allow larger results"
         )
     return list(chains)
 
 
 @dataclass(frozen=True)
 class ChainOptions:
-    """Which chains are used, and how: those of the task ``arithmetic`` at `seed`, after `shots` worked ones.
+    """Which chains are used: those of the task ``arithmetic`` at `seed`, after `shots` worked examples.
 
     Raises:
         UserError: an option out of range.
@@ -132,7 +132,7 @@ class ChainOptions:
                 f"largest {self.largest} is out of range: expected 4 to 9, so that every number is one digit"
             )
         if self.operands < 3:
-            raise UserError(f"operands {self.operands} make no step that reuses a result: expected 3 or more")
+            raise UserError(f"operands {self.operands} is too few for a step that reuses a result: expected 3 or more")
         if self.shots < 0:
             raise UserError(f"shots {self.shots} is not a number of examples: expected 0 or more")
 

@@ -15,7 +15,8 @@ __all__ = ["CLASSES", "Mark", "MarkedSolution", "mark_solution", "token_classes"
 CLASSES = ("operand", "operator", "result", "carried", "conclusion", "answer", "words")
 """``operand``: a number of the question where a step uses it; ``operator``; ``result``: the number after a step's
 ``=``; ``carried``: an earlier result where a later step uses it; ``conclusion``: the words that lead to the final
-answer, after the last step; ``answer``: the final answer; ``words``: all else, ``=`` and punctuation included."""
+answer, after the last step; ``answer``: the final answer; ``words``: everything else, including ``=`` and
+punctuation."""
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _OPERATOR = r"[-+*/×÷]"
@@ -28,7 +29,7 @@ _UNCLEAR = ""
 
 @dataclass(frozen=True)
 class Mark:
-    """Characters `start` to `stop` (not included) of a solution, and their class; "" where it can't be told."""
+    """Characters `start` to `stop` (exclusive) of a solution, and their class ("" if it is ambiguous)."""
 
     start: int
     stop: int
@@ -36,18 +37,19 @@ class Mark:
 
 
 def mark_solution(question: str, solution: str) -> list[Mark]:
-    """The classes of a solution's characters, in order and without gaps.
+    """Classify a solution's characters, in order and without gaps.
 
     Steps are equations such as ``3 + 4 = 7``. An operand that equals the result of the preceding step and comes
-    first in its step is ``carried``; any other operand is an ``operand`` where the question has this number, else
-    ``carried`` where an earlier step has it as its result, else of no class. Numbers outside of steps are read the same
-    way, except for the last one after all steps: the ``answer``. Without a step there is no result and no conclusion.
+    first in its step is ``carried``; any other operand is an ``operand`` if the question has this number, else
+    ``carried`` if it is the result of an earlier step, else it has no class. Numbers outside of steps are treated the
+    same way, except for the last one after all steps: the ``answer``. Without steps there is no result and no
+    conclusion.
 
     Raises:
-        UserError: calculator marks (``<<3+4=7>>``) are in the solution: they hold every number twice.
+        UserError: the solution contains calculator marks (``<<3+4=7>>``), which repeat every number.
     """
     if "<<" in solution:
-        raise UserError("the solution holds calculator marks like <<3+4=7>>: take them out first")
+        raise UserError("the solution contains calculator marks like <<3+4=7>>: remove them first")
     given = {_value(number) for number in re.findall(_NUMBER, question)}
     marks: list[Mark] = []
     results: list[str] = []
@@ -99,7 +101,7 @@ def _outside(solution: str, start: int, stop: int, given: set[str], results: Seq
 
 
 def _concluded(solution: str, end: int, tail: list[Mark]) -> list[Mark]:
-    """What follows the last step: its punctuation, the conclusion, the answer."""
+    """Classes after the last step: its punctuation, the conclusion, the answer."""
     if not tail:
         return tail
     *before, last = tail
@@ -129,14 +131,14 @@ def _filled(marks: Sequence[Mark], length: int) -> list[Mark]:
 
 
 def token_classes(text: str, start: int, marks: Sequence[Mark], spans: Sequence[tuple[int, int]]) -> list[str]:
-    """The class of each token; "" for a token that holds characters of several classes.
+    """The class of each token; "" for a token with characters of several classes.
 
-    Spaces don't count beside other characters, since many tokenizers put a space into the token after it; a token of
-    spaces alone is one of the ``words``.
+    Spaces are ignored next to other characters, since many tokenizers merge a space into the next token; a token of
+    only spaces is one of the ``words``.
 
     Args:
         text: question and solution; `marks` count from `start`, the solution's first character.
-        spans: characters of `text` that each token stands for.
+        spans: range of characters of `text` that each token covers.
     """
     kinds = []
     for first, stop in spans:
@@ -161,7 +163,7 @@ class MarkedSolution:
 def tokenize_solution(model: HookedModel, context: str, question: str, solution: str) -> MarkedSolution:
     """Tokens of `solution` after `context`, which ends in `question`.
 
-    A token that holds characters of both belongs to the prompt.
+    A token with characters of both belongs to the prompt.
 
     Raises:
         UserError: no token of the solution is left, or nothing is before it, or it is longer than the model's
@@ -171,11 +173,11 @@ def tokenize_solution(model: HookedModel, context: str, question: str, solution:
     encoded = encode_with_spans(model, text)
     front = next((i for i, (a, b) in enumerate(encoded.spans) if a < b and a >= len(context)), len(encoded.ids))
     if front in (0, len(encoded.ids)):
-        raise UserError(f"the solution {solution!r} has no token of its own after its question {question!r}")
+        raise UserError(f"the solution {solution!r} adds no token to its question {question!r}")
     if len(encoded.ids) > model.facts.n_ctx:
         raise UserError(
-            f"a prompt with its solution has {len(encoded.ids)} tokens, and the context of {model.facts.name} holds "
-            f"{model.facts.n_ctx}: take fewer shots"
+            f"a prompt with its solution has {len(encoded.ids)} tokens, but the context of {model.facts.name} is "
+            f"{model.facts.n_ctx}: use fewer shots"
         )
     kinds = token_classes(text, len(context), mark_solution(question, solution), encoded.spans[front:])
     return MarkedSolution(encoded.ids[:front], encoded.ids[front:], tuple(kinds))

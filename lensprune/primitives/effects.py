@@ -1,4 +1,4 @@
-"""What removing a part costs on each class of tokens of worked solutions, and on general text, in nats."""
+"""The cost of removing a part on each token class of worked solutions, and on general text, in nats."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ EFFECT_COLUMNS = (
     "n_solutions",
 )
 MIN_SOLUTIONS = 6
-"""A class that the clean model predicts in fewer solutions is not resolvable: a sign-flip p can't reach 0.05 there."""
+"""A class that the clean model predicts in fewer solutions is not resolvable: a sign-flip p can't reach 0.05."""
 _TEXT = "text"
 
 
@@ -79,7 +79,7 @@ def token_losses(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None = None,
 ) -> TokenLosses:
-    """Read the solutions teacher-forced, under each variant (which do not include the clean model)."""
+    """Score the solutions teacher-forced, under each variant (not including the clean model)."""
     requests = [LoglikelihoodRequest(solution.context_ids, solution.solution_ids) for solution in solutions]
     clean, *changed = trace_tokens(model, requests, [CLEAN, *variants], reference=reference)
 
@@ -100,20 +100,20 @@ def class_effects(
 ) -> pd.DataFrame:
     """The effect of each variant on each class, over the tokens that the clean model predicts (its most likely token).
 
-    * ``effect``: mean loss over the class's tokens, nats, with a 95% interval over solutions (NaN where
-      all have the same); ``p_value``: sign-flip test over solutions, two-sided (`sign_flip_p`).
+    ** ``effect``: mean loss over the class's tokens, nats, with a 95% interval over solutions (NaN if all are equal);
+      ``p_value``: sign-flip test over solutions, two-sided (`sign_flip_p`).
     * ``contrast``: mean over solutions of the mean loss over the class's tokens minus that over the solution's other
       predicted tokens; ``contrast_p``: one-sided sign-flip test over solutions, since tokens of one solution are not
       independent.
     * ``text_effect``: mean loss over all tokens of general text; ``specificity``: (mean over solutions of the class
-      effect − mean over texts of the text effect) over their pooled standard deviation; ``specificity_p``: one-sided
-      Welch test of that difference (where neither group varies, the permutation test's p).
-    * ``rank_p``: share of this component's parts, this one included, with a specificity at least as large (the
+      effect − mean over texts of the text effect) / their pooled standard deviation; ``specificity_p``: one-sided Welch
+      test of that difference (if neither group varies, the permutation test's p).
+    ** ``rank_p``: share of this component's parts, including this one, with a specificity at least as large (the
       p-value of a randomly drawn part).
     * ``q_value``, ``contrast_q``, ``specificity_q``: Benjamini–Hochberg over parts × classes of one component. The
-      underlying p-values are fine enough for a lone effect among all parts × classes to be found.
-    * ``predicted``: share of the class's tokens that the clean model predicts; ``n_tokens``, ``n_solutions``: what the
-      effect rests on. Below `MIN_SOLUTIONS` all but these two are NaN.
+      underlying p-values are fine enough for a single effect among all parts × classes to be significant.
+    * ``predicted``: share of the class's tokens that the clean model predicts; ``n_tokens``, ``n_solutions``: numbers
+      of tokens and solutions behind the effect. Below `MIN_SOLUTIONS`, everything else is NaN.
 
     The class ``text`` has one row per variant too: its effect on general text.
     """
@@ -172,7 +172,7 @@ def _contrast(
     losses: TokenLosses, usable: Bool[np.ndarray, " tok"], of_class: Bool[np.ndarray, " tok"], tests: int, seed: int
 ) -> tuple[Float[np.ndarray, " variant"], Float[np.ndarray, " variant"]]:
     """Mean over solutions of the effect on the class minus that on the solution's other tokens, and its one-sided p by
-    sign flips of whole solutions; NaN where fewer than `MIN_SOLUTIONS` have both."""
+    sign flips of whole solutions; NaN if fewer than `MIN_SOLUTIONS` have both."""
     both = np.isin(losses.unit, losses.unit[usable & ~of_class]) & np.isin(losses.unit, losses.unit[usable & of_class])
     if len(np.unique(losses.unit[both])) < MIN_SOLUTIONS:
         nothing = np.full(losses.loss.shape[1], np.nan)
@@ -187,15 +187,15 @@ def _specificity(
 ) -> tuple[Float[np.ndarray, " variant"], Float[np.ndarray, " variant"]]:
     """Standardised difference of two groups of means, and its one-sided Welch p.
 
-    Where neither group varies Welch's t does not exist, and p is that of the permutation test: a difference above 0
-    has only one division of the units with it.
+    If neither group varies, Welch's t is undefined and p is that of the permutation test: only one division of the
+    units gives a difference as large.
     """
     difference = units.mean(axis=0) - text.mean(axis=0)
     variances = units.var(axis=0, ddof=1), text.var(axis=0, ddof=1)
     pooled_sd = np.sqrt((variances[0] + variances[1]) / 2)
     still = pooled_sd < TOLERANCE
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        # Groups that hardly vary are told apart below.
+        # Groups that hardly vary are handled below.
         warnings.simplefilter("ignore", RuntimeWarning)
         d = np.where(
             still, np.where(np.abs(difference) < TOLERANCE, 0.0, np.sign(difference) * np.inf), difference / pooled_sd

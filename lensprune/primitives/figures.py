@@ -1,4 +1,4 @@
-"""Maps of heads in worked solutions: what each class of token loses without a head."""
+"""Maps of heads in worked solutions: the loss on each token class without a head."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ __all__ = ["primitives_heatmaps"]
 
 
 def primitives_heatmaps(result: Primitives) -> list[Axes]:
-    """A map of layers × heads and MLPs for each class that is resolvable, and for general text: effect of removal in
-    nats."""
+    """A map of layers × heads and MLPs for each resolvable class, and for general text: effect of removal, nats."""
     parts = result.effects[result.effects["component"].isin(["head", "mlp"]) & result.effects["effect"].notna()]
     return head_heatmaps(
         parts.assign(score=parts["class"]),

@@ -1,4 +1,4 @@
-"""Counterfactual pairs of worked solutions: what is changed, and what would change if a part carried it."""
+"""Counterfactual pairs of worked solutions: what is changed, and the expected effect if a part carries it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ DIGITS = range(10)
 
 @dataclass(frozen=True)
 class Probe:
-    """A clean prompt whose next token is `old`, and a donor run whose activation of one part is put into it.
+    """A clean prompt whose next token is `old`, and a donor run whose activation of one part is patched into it.
 
-    `everywhere`: at every position (the prompts correspond one to one, and the donor's next token is `new`); otherwise
-    at the last position alone, from the donor's last position, and `new` is how the clean prompt would continue if
-    the part told it where to look or what to do. `others`: tokens of the same kind that belong to neither run.
+    `everywhere`: patch every position (the prompts correspond one to one, and the donor's next token is `new`);
+    otherwise only the last position, from the donor's last position, and `new` is how the clean prompt would continue
+    if the part determined where to look or what to do. `others`: tokens of the same kind that occur in neither run.
     """
 
     test: str
@@ -37,7 +37,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Draft:
-    """Texts of a probe: two prompts, and answers after the clean one."""
+    """The texts of a probe: two prompts, and the possible answers after the clean one."""
 
     clean: str
     donor: str
@@ -70,12 +70,12 @@ def _operand(chain: Chain, wording: Wording, random: Random, place: int) -> _Dra
 
 
 def _operands(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """Another operand in the question, where the solution is about to copy it; each operand in turn."""
+    """Change an operand in the question, just before the solution copies it; each operand in turn."""
     return [_operand(chain, wording, random, place) for place in range(len(chain.numbers))]
 
 
 def _operators(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """Another operator in the question, where the solution is about to copy it; each operator in turn."""
+    """Change an operator in the question, just before the solution copies it; each operator in turn."""
     return [_operator(chain, wording, place) for place in range(len(chain.signs))]
 
 
@@ -97,7 +97,7 @@ def _other_result(chain: Chain, changed: Chain, wording: Wording) -> _Draft | No
 
 
 def _result(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """Another operand in question and step, where the step's result is about to be written; either operand in turn."""
+    """Change an operand in question and step, just before the step's result; either operand in turn."""
     drafts = []
     for place in range(2):
         tried = (_other_result(chain, chain.with_number(place, new), wording) for new in random.sample(range(1, 10), 9))
@@ -106,7 +106,7 @@ def _result(chain: Chain, partner: Chain, wording: Wording, random: Random) -> l
 
 
 def _operation(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """Another operator in question and step, where the step's result is about to be written."""
+    """Change the operator in question and step, just before the step's result."""
     return [_other_result(chain, chain.with_sign(0, "-" if chain.signs[0] == "+" else "+"), wording)]
 
 
@@ -121,19 +121,19 @@ def _written_result(chain: Chain, step: int, before: str, wording: Wording, rand
 
 
 def _carried(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """Another number written as a step's result, where the next step is about to open with it."""
+    """Change a step's written result, just before the next step opens with it."""
     return [_written_result(chain, 0, "left1", wording, random)]
 
 
 def _answer(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """Another number written as the last step's result, where the final answer is about to be written."""
+    """Change the last step's written result, just before the final answer."""
     return [_written_result(chain, len(chain.signs) - 1, "answer", wording, random)]
 
 
 def _position(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """Whether the last position of another chain, about to copy another operand, brings up *this* chain's operand.
+    """Patch the last position of another chain, about to copy a different operand, and expect *this* chain's.
 
-    Both ways between two operands after a step's operator.
+    In both directions between two operands after a step's operator.
     """
     here, there = random.sample(range(1, len(chain.numbers)), 2)
     others = _numbers(_unused([chain, partner]))
@@ -151,7 +151,7 @@ def _position(chain: Chain, partner: Chain, wording: Wording, random: Random) ->
 
 
 def _format(chain: Chain, partner: Chain, wording: Wording, random: Random) -> list[_Draft | None]:
-    """The last position of another chain, about to conclude, in a chain that has a step to go."""
+    """Patch the last position of another chain, about to conclude, into a chain with one step left."""
     clean, donor = chain.prefix(wording, "left1"), partner.prefix(wording, "conclusion")
     return [_Draft(clean, donor, f" {chain.results[0]}", wording.conclusion, (" +", " -", " ="), False)]
 
@@ -166,19 +166,19 @@ TESTS: dict[str, Callable[[Chain, Chain, Wording, Random], list[_Draft | None]]]
     "position": _position,
     "format": _format,
 }
-"""What is changed, by the test's name."""
+"""What each test changes, by name."""
 
 
 def make_probes(
     model: HookedModel, chains: Sequence[Chain], wording: Wording, front: str, seed: int = 0
 ) -> tuple[list[Probe], dict[str, int]]:
-    """Probes of every test for every chain, and how many could not be made for each test.
+    """Make the probes of every test for every chain, and count those that can't be made.
 
-    A probe can't be made where no other result is a digit, where prompts don't have the same number of tokens though
-    they should, or where its answers aren't told apart by their first token.
+    A probe can't be made if no other result is a digit, if corresponding prompts differ in their number of tokens, or
+    if its answers don't differ in their first token.
 
     Args:
-        chains: with distinct numbers; each is also the partner of another one.
+        chains: chains with distinct numbers; each is also the partner of another one.
         front: worked examples at the start of every prompt.
     """
     if len(chains) < 2:
@@ -208,7 +208,7 @@ def _encoded(model: HookedModel, test: str, draft: _Draft, front: str, unit: int
 
 
 def _answers(model: HookedModel, prompt: str, words: Sequence[str]) -> tuple[tuple[int, ...], list[int]]:
-    """The tokens that all continuations of a prompt share, and the next token of each."""
+    """The tokens shared by all continuations of a prompt, and the next token of each."""
     rows = [encode(model, prompt + word) for word in words]
     shared = 0
     while all(shared < len(row) and row[shared] == rows[0][shared] for row in rows):

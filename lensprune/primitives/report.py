@@ -1,4 +1,4 @@
-"""The job of ``lensprune primitives``: what parts do in worked solutions, as tables, heatmaps and lines to print."""
+"""The work of ``lensprune primitives``: the roles of parts in worked solutions, as tables, heatmaps and text."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def primitives_report(
         layers: like ``0-3,7``.
         text_file, text_task: general text from a file (separated by blank lines), or another task's right answers.
         least_effect, least_share: thresholds.
-        draws: random sets of heads to compare each role's with; 0 leaves `selectivity` out.
-        selectivity_ablation: the ablation of `selectivity`; ``None``: that of `primitives`.
-        limit, wording, seed, options: of `primitives`.
+        draws: number of random sets of heads to compare with each role's heads; 0 skips `selectivity`.
+        selectivity_ablation: ablation for `selectivity`; ``None``: that of `primitives`.
+        limit, wording, seed, options: options of `primitives`.
         dtype, device, bos: for `load_model`, when `model` is a name.
         progress: name the stage that runs.
         as_json: return verdicts.csv as JSON.
 
     Raises:
-        UserError: as `primitives` raises it, or a file that cannot be read or written.
+        UserError: as `primitives`, or a file that cannot be read or written.
     """
     if text_file is not None and text_task is not None:
-        raise UserError("--text and --text-task both say what general text is: give one of them")
+        raise UserError("--text and --text-task both define the general text: give only one of them")
     thresholds = Thresholds(effect=least_effect, share=least_share)
     texts: Any = None
     if text_file is not None:

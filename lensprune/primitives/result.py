@@ -1,4 +1,4 @@
-"""What `primitives` returns."""
+"""The result of `primitives`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Primitives"]
 class Primitives:
     """Tables of one model's battery.
 
-    `effects`: one row per (head, MLP or layer; class of tokens), see `class_effects`. `causal`: a row per (head or MLP,
+    `effects`: one row per (head, MLP or layer; token class), see `class_effects`. `causal`: one row per (head or MLP,
     test), see `causal_tests`; parts whose removal costs less than the threshold everywhere are not tested.
-    `evidence`: a row per (part, role, test). `verdicts`: a row per head or MLP. `controls`: a row per role: parts
-    named, and parts that would be named if the tokens' classes were shuffled, or if each patch were judged by its
+    `evidence`: one row per (part, role, test). `verdicts`: one row per head or MLP. `controls`: one row per role, with
+    the number of parts that have it, and the numbers with shuffled token classes and with each patch judged by its
     placebo.
     `thresholds`, `chain_options`, `ablation`: how it was measured. `notes`: what could not be measured.
     """
@@ -37,7 +37,7 @@ class Primitives:
     notes: tuple[str, ...] = ()
 
     def heads(self, role: str) -> list[tuple[int, int]]:
-        """(layer, head) of the heads named for a role, strongest patch first.
+        """(layer, head) of the heads with a role, strongest patch first.
 
         Raises:
             UserError: no such role.

@@ -1,4 +1,4 @@
-"""Selectivity of a role's heads: removing all of them, against random heads, by class of token."""
+"""Selectivity of a role's heads: removing all of them against removing random heads, by token class."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _Heads = list[tuple[int, int]]
 
 
 def selectivity(model: Any, result: Primitives, *, draws: int = 20, ablation: str | None = None) -> pd.DataFrame:
-    """Remove all heads of each role together, on as many further chains that took no part in naming them.
+    """Remove all heads of each role together, on as many new chains that were not used to assign roles.
 
     Args:
-        draws: random sets of each null.
-        ablation: ``zero``; ``mean``, over other chains, position by position; ``resample``, from one other chain;
-            ``None``: `result.ablation`. Chains of one wording and length have their words at the same positions, so
-            both keep what a head does in every chain and take away what it knows about this one, whereas ``zero`` also
-            takes a constant away that later parts may rely on.
+        draws: number of random sets per null.
+        ablation: ``zero``; ``mean``, over other chains, per position; ``resample``, from one other chain; ``None``:
+            `result.ablation`. Chains of equal wording and length have their words at the same positions, so ``mean``
+            and ``resample`` keep what a head does in every chain and remove what is specific to this one, whereas
+            ``zero`` also removes a constant that later parts may rely on.
 
     Returns:
         One row per (role with heads, class that the clean model predicts): ``heads``, ``own`` (the class belongs to the
         role), ``effect`` (mean loss of the tokens that the clean model predicts, nats), mean and middle 95% of the same
         for `draws` random sets of as many other heads, and ``p_value``: (1 + random sets that cost as much) / (1 +
-        draws), one-sided. Random sets may hold heads of other roles. ``spared_mean``, ``spared_low``, ``spared_high``,
-        ``spared_p``: the same against sets without heads that keep coherence; NaN where fewer heads are left than a set
-        has.
+        draws), one-sided. Random sets may contain heads of other roles. ``spared_mean``, ``spared_low``,
+        ``spared_high``, ``spared_p``: the same against sets without heads that keep coherence; NaN if too few heads are
+        left.
 
     Raises:
-        UserError: too few draws, too few other heads to draw from, or an ablation that it doesn't take.
+        UserError: too few draws, too few other heads to draw from, or an unsupported ablation.
     """
     hooked = as_hooked_model(model)
     kind = ablation or result.ablation
@@ -85,7 +85,9 @@ def _removals(
     for role, heads in named.items():
         others = [place for place in everywhere if place not in heads]
         if len(others) < len(heads):
-            raise UserError(f"{role}: {len(heads)} heads are named and only {len(others)} others are left to draw from")
+            raise UserError(
+                f"{role}: {len(heads)} heads have this role, and only {len(others)} others are left to draw from"
+            )
         sets[role, "own"] = [heads]
         for null, pool in zip(_NULLS, (others, [place for place in others if place not in coherence]), strict=True):
             sets[role, null] = _drawn(pool, len(heads), draws, generator)
@@ -113,14 +115,15 @@ def _rows(
 
 
 def _drawn(pool: _Heads, size: int, draws: int, generator: np.random.Generator) -> list[_Heads]:
-    """Random sets of heads; none where the pool is smaller than a set."""
+    """Random sets of heads; none if the pool is smaller than a set."""
     if len(pool) < size:
         return []
     return [[pool[i] for i in generator.permutation(len(pool))[:size]] for _ in range(draws)]
 
 
 def _against(effect: float, random: Float[np.ndarray, " draw"]) -> tuple[float, float, float, float]:
-    """Mean and middle 95% of random sets' effects, and the one-sided p of `effect` among them; NaN without any."""
+    """Mean and middle 95% of random sets' effects, and the one-sided p of `effect` among them; NaN without random
+    sets."""
     if not len(random):
         return (float("nan"),) * 4
     low, high = np.quantile(random, [0.025, 0.975])

@@ -1,4 +1,4 @@
-"""From effects and causal tests to what each part does, by stated thresholds, with the evidence."""
+"""Assign roles to parts from effects and causal tests, by explicit thresholds, with the evidence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROLES: dict[str, tuple[tuple[str, str], ...]] = {
     "moves result": (("carried", "carried"), ("answer", "answer")),
     "formats answer": (("format", "conclusion"),),
 }
-"""Each role's (causal test, class of tokens that must suffer): one pair is enough."""
+"""Each role's pairs of (causal test, token class that must be affected); one pair suffices."""
 MIN_KNOWN = 0.1
 COHERENCE = "keeps coherence"
 NOTHING = "nothing resolvable"
@@ -28,12 +28,12 @@ _PLACE = ["component", "layer", "head"]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a role requires.
+    """Requirements of a role.
 
     Removal: `effect` nats or more on the class, and q ≤ `q` for the effect, for its contrast with the solution's other
     tokens, and for its specificity against general text. Patching: a share of `share` or more, and q ≤ `q`.
-    ``keeps coherence``: the same effect and q on general text of which the model predicts `MIN_KNOWN` or more of the
-    tokens, and no other role.
+    ``keeps coherence``: the same effect and q on general text, of which the model must predict at least a share
+    `MIN_KNOWN` of the tokens, and no other role.
     """
 
     effect: float = 0.1
@@ -50,11 +50,11 @@ class Thresholds:
 def role_evidence(
     effects: pd.DataFrame, causal: pd.DataFrame, thresholds: Thresholds, *, placebo: bool = False
 ) -> pd.DataFrame:
-    """One row per (head or MLP, role, test): what its removal costs on the role's class, what its patch moves, whether
-    each passes (``removal``, ``patching``), and ``named``: both do.
+    """One row per (head or MLP, role, test): the cost of its removal on the role's class, the effect of its patch,
+    whether each passes (``removal``, ``patching``), and ``named``: whether both pass.
 
     Args:
-        placebo: judge the placebo of each patch in its place, by its size.
+        placebo: judge each patch's placebo instead, by its magnitude.
     """
     keys = [*_PLACE, "class"]
     wanted = effects[[*keys, "effect", "q_value", "contrast_q", "specificity", "specificity_q"]]

@@ -1,4 +1,4 @@
-"""The figures of a weight replacement by kind: what `ReplacementRun.plot` draws and what its report holds."""
+"""The figures of a weight replacement by kind, as drawn by `ReplacementRun.plot` and the report."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REPLACEMENT_KINDS: dict[str, Callable[[ReplacementOutcomes, pd.DataFrame], Figur
     "depth": _depth,
     "weights": _weights,
 }
-"""What `ReplacementRun.plot` takes as `kind`."""
+"""Values of `kind` for `ReplacementRun.plot`."""
 
 
 def replacement_figure_of(

@@ -10,18 +10,18 @@ import torch
 __all__ = ["replaced"]
 
 _CHUNK = 1 << 20
-"""Numbers copied aside at a time."""
+"""Number of values copied aside at a time."""
 
 TensorPair = tuple[torch.Tensor, torch.Tensor]
 
 
 @contextmanager
 def replaced(pairs: Sequence[TensorPair], alpha: float = 1.0) -> Iterator[None]:
-    """Context in which each pair (a, b) holds (a + α(b − a), b + α(a − b)).
+    """Context manager in which each pair (a, b) becomes (a + α(b − a), b + α(a − b)).
 
-    At α = 1 the two swap their contents bit for bit, with no copy beyond a chunk, and at α = 0 nothing is touched; in
-    between both are copied aside. On leaving, also by an exception or an interrupt on the way in or out, every tensor
-    holds its old bits again.
+    At α = 1 the two swap their contents bit for bit, copying at most one chunk; at α = 0 nothing is touched; in between
+    both are copied aside. On exit, even after an exception or an interrupt on the way in or out, every tensor has its
+    original bits again.
     """
     if alpha == 0:
         yield
@@ -57,7 +57,7 @@ def _restore(pairs: Sequence[TensorPair], saved: Sequence[TensorPair]) -> None:
 
 
 def _between(here: torch.Tensor, there: torch.Tensor, alpha: float) -> torch.Tensor:
-    """here + α(there − here), in float32 at least."""
+    """here + α(there − here), computed in float32 or wider."""
     wide = torch.promote_types(here.dtype, torch.float32)
     start = here.to(wide)
     return start + alpha * (there.to(start) - start)
@@ -72,7 +72,7 @@ def _chunks(pairs: Sequence[TensorPair]) -> Iterator[TensorPair]:
 @torch.no_grad()
 def _swap(chunks: Sequence[TensorPair], *, back: bool = False) -> None:
     """Swap contents. Interrupted half-way (Ctrl-C), it first restores the old contents everywhere,
-    or with `back` the new ones: either way those that the tensors had before there was any exchange."""
+    or with `back` the new ones: in either case those from before any exchange."""
     done = 0
     saved: tuple[int, torch.Tensor, torch.Tensor] | None = None
     try:
@@ -83,7 +83,7 @@ def _swap(chunks: Sequence[TensorPair], *, back: bool = False) -> None:
             done = index + 1
     except BaseException:
         if saved is not None and saved[0] == done:
-            # However far this chunk came, its old contents are known.
+            # However far this chunk got, its old contents are known.
             a, b = chunks[done]
             a.copy_(saved[1])
             b.copy_(saved[2])

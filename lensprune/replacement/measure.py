@@ -93,8 +93,8 @@ def measure_replacement(
         mode: ``single``, ``cumulative`` (from `start`: ``bottom`` or ``top``) or ``range`` (all chosen at once).
         direction: ``forward`` (into the base), ``backward`` (out of the distilled) or ``both``.
         layers, heads: text like ``0,10,20-29``; ``None`` takes all.
-        alpha: how far to go: base + α · (distilled − base), and the mirror image for the distilled model.
-        renamed_tokens: accept models that spell special tokens of the same ids differently.
+        alpha: interpolation factor: base + α · (distilled − base), and the mirror image for the distilled model.
+        renamed_tokens: accept models whose special tokens have the same ids but different names.
         settings_of: whose chat template, think tokens, end tokens and generation config both models are measured with,
             ``base`` or ``distilled``. They are alike for all rows, so that weights alone differ.
 
@@ -102,11 +102,11 @@ def measure_replacement(
 
     Returns:
         The run; `ReplacementRun.shares` has one row per exchanged part and direction: effect on accuracy (positive
-        where the part carries the gain) and share of the gain.
+        if the part carries the gain) and share of the gain.
 
     Raises:
         UserError: a pair that can't exchange weights (the first difference is named), or other invalid input.
-        KeyboardInterrupt: stopped by the user; both models are as they were.
+        KeyboardInterrupt: stopped by the user; both models are restored.
 
     Examples:
         >>> chains = "arithmetic[operands=3,largest=9,subtract=True]"
@@ -237,7 +237,7 @@ def _missing(names: Sequence[str], conditions: Sequence[Condition], store: CellS
 def _measure(
     executor: Executor, variant: Variant | Replacement, conditions: Sequence[Condition], store: CellStore, bar: Any
 ) -> None:
-    """Run the model as it stands, and store its outcomes under the variant's name."""
+    """Run the model in its current state, and store its outcomes under the variant's name."""
     for condition in conditions:
         key = CellKey(variant.name, condition.task.task.name, condition.protocol)
         if key in store.finished():

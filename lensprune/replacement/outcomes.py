@@ -53,7 +53,7 @@ class ReplacementOutcomes(Outcomes):
         store = RunStore.open(path)
         variants = store.spec.variants
         if not store.spec.replaces_weights:
-            raise UserError(f"{path} holds a sweep, not a weight replacement: read it with Run.load")
+            raise UserError(f"{path} contains a sweep, not a weight replacement: read it with Run.load")
         if store.finished() != set(store.expected()):
             raise UserError(
                 f"the replacement in {path} is not finished: continue by calling lensprune delta again with the same "
@@ -80,7 +80,7 @@ class ReplacementOutcomes(Outcomes):
         return f"{self.base} → {self.distilled}"
 
     def save_pair(self) -> Path:
-        """Write what `load` needs beside the records, and return the folder.
+        """Write what `load` needs in addition to the records, and return the folder.
 
         Raises:
             UserError: the run is in memory, or the disk can't be written to.

@@ -38,7 +38,7 @@ _NOT_FUNCTION = frozenset(
 """Fields of a configuration that do not change what a forward pass computes from given weights."""
 
 _PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Of logits, relative, by their `accumulation_dtype`; half precision adds in the same order, too."""
+"""Relative tolerance of logits, by their `accumulation_dtype`; half precision sums in the same order too."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ModelPair:
         return self.base if which == "base" else self.distilled
 
     def replaced(self, parts: Sequence[Part], alpha: float = 1.0) -> AbstractContextManager[None]:
-        """Context in which both models hold each other's `parts` (at α = 1), or lie α on the way to it."""
+        """Context manager in which both models have each other's `parts` (at α = 1), or are interpolated by α."""
         pairs: dict[tuple[int, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = {}
         for part in parts:
             here, there = part_tensors(self.base, part), part_tensors(self.distilled, part)
@@ -88,7 +88,7 @@ def model_pair(base: HookedModel, distilled: HookedModel, *, renamed_tokens: boo
     """
     a, b = require_bridge(base), require_bridge(distilled)
     if a is b or a.raw_model is b.raw_model:
-        raise UserError("base and distilled are one loaded model: load it twice to exchange its parts with itself")
+        raise UserError("base and distilled are the same loaded model: load it twice to exchange its parts with itself")
     for what in ("architecture", "dtype", "device", "bos_policy"):
         here, there = getattr(a.facts, what), getattr(b.facts, what)
         if here != there:
@@ -129,10 +129,10 @@ def _check_configs(base: Any, distilled: Any) -> None:
 def check_tokenizers(
     base: PreTrainedTokenizerBase, distilled: PreTrainedTokenizerBase, renamed_tokens: bool
 ) -> list[str]:
-    """Refuse tokenizers that read a text differently.
+    """Refuse tokenizers that encode a text differently.
 
     Returns:
-        A note on special tokens that are spelled differently, where `renamed_tokens` lets them pass.
+        A note about special tokens with different names, if `renamed_tokens` accepts them.
     """
     here = {i: token for token, i in base.get_vocab().items()}
     there = {i: token for token, i in distilled.get_vocab().items()}
@@ -163,7 +163,7 @@ def check_tokenizers(
 
 
 def _rules(tokenizer: PreTrainedTokenizerBase, renamed: Sequence[int]) -> dict[str, str]:
-    """What decides ids besides the vocabulary, by section; tokens whose ids are in `renamed` are listed by id."""
+    """What determines ids besides the vocabulary, by section; tokens whose ids are in `renamed` are listed by id."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     sections = json.loads(backend.to_str()) if backend is not None else {}
     kept = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")
@@ -178,7 +178,7 @@ def _rules(tokenizer: PreTrainedTokenizerBase, renamed: Sequence[int]) -> dict[s
 
     rules = {name: by_id(sections.get(name)) for name in kept}
     rules["added_tokens"] = [token for token in rules["added_tokens"] or () if token["id"] not in renamed]
-    # Prompts hold no padding token.
+    # Prompts contain no padding token.
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
     rules["special_tokens"] = {name: by_id(str(token)) for name, token in special.items()}
     return {name: json.dumps(rule, sort_keys=True) for name, rule in rules.items()}

@@ -52,7 +52,7 @@ class Part:
             return cls("norms")
         match = re.fullmatch(r"L(\d+)(?:\.(?:H(\d+)|(attention_output|attention|mlp|norms)))?", label)
         if match is None:
-            raise ValueError(f"{label!r} is no label of a part")
+            raise ValueError(f"{label!r} is not the label of a part")
         layer, head, component = match.groups()
         return cls(component or ("layer" if head is None else "head"), int(layer), None if head is None else int(head))
 
@@ -68,10 +68,10 @@ def enumerate_parts(
     if component not in COMPONENTS:
         raise unknown_name("component", component, COMPONENTS)
     if heads is not None and component != "head":
-        raise UserError(f"heads are given but the component is {component}: use component head")
+        raise UserError(f"heads are given, but the component is {component}: use component head")
     if component in _WITHOUT_LAYER:
         if layers is not None:
-            raise UserError(f"layers are given but {component} has none: leave them out")
+            raise UserError(f"layers are given, but {component} has none: leave them out")
         return [Part(component)]
     chosen = list(range(facts.n_layers)) if layers is None else sorted(layers)
     for layer in chosen:
@@ -87,5 +87,5 @@ def enumerate_parts(
 
 
 def whole_model(facts: ModelFacts) -> list[Part]:
-    """Parts that together hold every weight."""
+    """Parts that together cover every weight."""
     return [Part("embed"), *(Part("layer", layer) for layer in range(facts.n_layers)), Part("norms"), Part("unembed")]

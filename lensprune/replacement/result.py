@@ -28,7 +28,7 @@ _ROWS = 10
 
 
 class ReplacementRun(ReplacementOutcomes):
-    """What `measure_replacement` returns: its outcomes, with every table, figure and page as a method.
+    """The result of `measure_replacement`: its outcomes, with every table, figure and page as a method.
 
     Examples:
         >>> replacement.summary()["variant"].tolist()
@@ -61,7 +61,7 @@ class ReplacementRun(ReplacementOutcomes):
         *,
         ax: Axes | Sequence[Axes] | None = None,
     ) -> Axes | list[Axes]:
-        """Draw the replacement; one Axes, or a list where there are several panels.
+        """Draw the replacement; returns one Axes, or a list if there are several panels.
 
         ===========  ==================================================================================
         ``depth``    each part's effect on accuracy against its layer, one line per direction

@@ -32,7 +32,7 @@ def share_intervals(
 ) -> tuple[Float[np.ndarray, " replacement"], Float[np.ndarray, " replacement"]]:
     """95% percentile intervals of mean(effect) / mean(gain), items (or clusters) drawn in pairs.
 
-    Meaningful only where the gain's own interval leaves out 0; a draw without any gain counts as ±∞.
+    Meaningful only if the gain's interval excludes 0; a draw without any gain counts as ±∞.
     """
     means = bootstrap_means(np.column_stack([effects, gains]), clusters)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -48,8 +48,8 @@ def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
 
     `gain` = accuracy(distilled) − accuracy(base) on the same items. `effect` is the part's contribution: forward,
     accuracy(base with it) − accuracy(base); backward, accuracy(distilled) − accuracy(distilled without it). Both are
-    positive where the part carries the gain, and `share` = effect / gain; it is empty unless the gain's interval leaves
-    out 0 (`gain_is_clear`). Shares of single parts need not add up to one. `weight_change`: ‖distilled − base‖ over the
+    positive if the part carries the gain, and `share` = effect / gain; it is empty unless the gain's interval excludes
+    0 (`gain_is_clear`). Shares of single parts need not add up to one. `weight_change`: ‖distilled − base‖ over the
     part's weights. `at_chance`: not even the distilled model beats chance.
     """
     rows: list[dict[str, object]] = []
@@ -78,7 +78,7 @@ def _rows(
     nothing = np.full(len(replacements), np.nan)
     low, high = share_intervals(effects, gains, group.clusters) if clear else (nothing, nothing)
     if clear:
-        # Where no item differs there is nothing to resample: the effect's exact interval takes its place.
+        # If no item differs, there is nothing to resample: the effect's exact interval is used instead.
         unchanged = ~np.any(effects != 0, axis=0)
         ends = np.sort([effect.low / gain.delta[0], effect.high / gain.delta[0]], axis=0)
         low, high = np.where(unchanged, ends[0], low), np.where(unchanged, ends[1], high)

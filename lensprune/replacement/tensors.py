@@ -1,4 +1,4 @@
-"""Where the weights of a part lie in a hooked model and in its hook-free twin."""
+"""The weights of a part, in a hooked model and in its hook-free twin."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def require_bridge(model: HookedModel) -> BridgeModel:
 
 @contextmanager
 def plain_attention(model: BridgeModel) -> Iterator[Any]:
-    """The hook-free twin, run as Hugging Face runs it: an executor may have given it an attention of its own."""
+    """The hook-free twin with Hugging Face's attention, which an executor may have replaced."""
     raw: Any = model.raw_model
     configs = {id(m.config): m.config for m in raw.modules() if hasattr(m, "config")}.values()
     before = [config._attn_implementation_internal for config in configs]
@@ -55,11 +55,11 @@ def weights_are_tied(model: BridgeModel) -> bool:
 def part_tensors(model: BridgeModel, part: Part) -> dict[str, torch.Tensor]:
     """Every tensor (or view) to overwrite so that `part` changes in the bridge and in its twin, by name.
 
-    Views onto one storage count once. Copies that the bridge holds of its own (a fused projection split in three) are
-    named ``bridge:...``.
+    Views of the same storage count once. Separate copies in the bridge (a fused projection split in three) are named
+    ``bridge:...``.
 
     Raises:
-        UserError: the architecture keeps no such part in a place of its own.
+        UserError: the architecture does not store this part separately.
     """
     twin = twin_tensors(model, part)
     if part.component == "head":
@@ -93,7 +93,7 @@ def twin_tensors(model: BridgeModel, part: Part) -> dict[str, torch.Tensor]:
 
 def _unsupported(model: BridgeModel, part: Part) -> UserError:
     return UserError(
-        f"{model.facts.architecture} keeps no {part.component} in a place of its own: {part.label} can't be replaced"
+        f"{model.facts.architecture} does not store {part.component} separately: {part.label} can't be replaced"
     )
 
 

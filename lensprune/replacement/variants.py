@@ -100,7 +100,7 @@ def enumerate_replacements(
         if value not in options:
             raise unknown_name(kind, value, options)
     if start != "bottom" and mode != "cumulative":
-        raise UserError(f"start {start} is given with mode {mode}: only cumulative begins at an end of the model")
+        raise UserError(f"start {start} is given with mode {mode}: only cumulative starts at an end of the model")
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha {alpha} is not between the two models: expected 0 to 1")
     sets: list[tuple[Part, ...]]

@@ -1,4 +1,4 @@
-"""Analyses of a run by name: one row each, from which table, figure, files, section of the page and command derive."""
+"""Analyses of a run by name, from which table, figure, files, page section and command derive."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Analysis", "Option", "analyses", "analysis_named", "parse_analysis", "register_analysis", "shown_analyses"]
 
 Option = str | int | float | bool | None
-"""The value of an analysis's option: what the command line can set; ``None`` takes the default."""
+"""The value of an analysis option, as settable on the command line; ``None`` takes the default."""
 Measure = Callable[..., pd.DataFrame]
 Draw = Callable[[pd.DataFrame, SweepSpec], "Axes | list[Axes]"]
 
@@ -37,12 +37,11 @@ Draw = Callable[[pd.DataFrame, SweepSpec], "Axes | list[Axes]"]
 class Analysis:
     """One analysis of a run; made by `register_analysis`.
 
-    `measure` returns a tidy table, of a run and options that all have a default; `task` and `protocol` come first.
-    It raises `UserError` where the run has no data for it. `draw` draws that table; the run's spec has the
-    model's name and shape. `title` heads its section of the page, `text` is the figure's caption, and `alt` of the
-    table is the text alternative of the figure. `columns`: those of the table that page and terminal
-    show, with the format of numbers, such as ``+.3f`` (empty for text). `saved`: a run's folder gets the figure,
-    and the table of an analysis with `columns`.
+    `measure` takes a run and options, all with defaults (`task` and `protocol` first), and returns a tidy table. It
+    raises `UserError` if the run has no data for it. `draw` draws that table; the run's spec has the model's name and
+    shape. `title` is the heading of its page section, `text` the figure's caption, and `alt` maps the table to the
+    figure's alternative text. `columns`: the columns that page and terminal show, with number formats such as ``+.3f``
+    (empty for text). `saved`: whether a run's folder gets the figure, and the table of an analysis with `columns`.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Analysis:
 
     @property
     def options(self) -> dict[str, Parameter]:
-        """What can be set, by name."""
+        """The options, by name."""
         return dict(list(signature(self.measure).parameters.items())[1:])
 
     def table(
@@ -146,7 +145,7 @@ _TAKEN = frozenset(
         "task_named",
     ]
 )
-"""Names of a run's own parts: a plug-in's table would hide them, or overwrite their files."""
+"""Names of a run's attributes and files, which a plug-in's table would hide or overwrite."""
 _ANALYSES: Registry[Analysis] = Registry("analysis")
 _imported: set[str] = set()
 
@@ -154,7 +153,7 @@ M = TypeVar("M", bound=Measure)
 
 
 def _import_built_in() -> None:
-    # Each file of figures registers its own. Drawing libraries take seconds to import, so this is done late.
+    # Each figure module registers its analyses. Drawing libraries take seconds to import, so this happens late.
     figures = importlib.import_module("lensprune.results.figures")
     for module in pkgutil.iter_modules(figures.__path__, f"{figures.__name__}."):
         if module.name not in _imported:
@@ -186,15 +185,15 @@ def register_analysis(
     columns: Mapping[str, str] | None = None,
     saved: bool = False,
 ) -> M | Callable[[M], M]:
-    """Decorate a function of a run, to make it an analysis with a table and, with `draw`, a figure.
+    """Register the decorated function of a run as an analysis with a table and, with `draw`, a figure.
 
     `Run.plot`, `Run.plot_data`, a method of `Run`, `Run.save`, the page and ``lensprune analyse`` then know it. The
     first paragraph of its docstring is its text.
 
     Args:
-        measure: the function: of `Outcomes`, `task`, `protocol` and options with defaults; returns a tidy table.
-        name: of the analysis; ``None`` takes the function's name.
-        title: of its section of the page; ``None`` takes the name in words.
+        measure: the function; takes `Outcomes`, `task`, `protocol` and options with defaults, and returns a tidy table.
+        name: name of the analysis; ``None`` takes the function's name.
+        title: heading of its page section; ``None`` takes the name in words.
         text: the figure's caption; ``None`` takes the first paragraph of the docstring.
         draw, alt, columns, saved: see `Analysis`.
 
@@ -239,7 +238,7 @@ def analyses() -> tuple[Analysis, ...]:
 
 
 def analysis_named(name: str) -> Analysis:
-    """The analysis of that name.
+    """The analysis called `name`.
 
     Raises:
         UserError: there is none; the message gives the nearest and all.
@@ -262,9 +261,9 @@ def parse_analysis(text: str) -> tuple[Analysis, dict[str, Any]]:
 
 
 def shown_analyses(outcomes: Outcomes, *, saved: bool = False) -> list[tuple[Analysis, pd.DataFrame]]:
-    """The analyses with a figure or columns that a page shows of a run (`saved`: that its folder gets), with tables.
+    """The analyses that a page shows for a run (`saved`: that its folder gets), with their tables.
 
-    Those that the run has no data for are left out.
+    Analyses without data in this run are left out.
     """
     found = []
     for analysis in analyses():

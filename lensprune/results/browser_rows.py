@@ -1,4 +1,4 @@
-"""The records that a report's item browser holds: a stated number of them, those that changed first."""
+"""The records in a report's item browser: a limited number, starting with those that changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["MAX_RECORDS", "TEXT_LIMIT", "BrowserRows", "browser_rows", "shares_o
 
 MAX_RECORDS = 15_000
 TEXT_LIMIT = 400
-"""Characters of a text that are shown."""
+"""Number of characters shown of a text."""
 PROMPT_LIMIT, SHORTEST_PROMPT = 1_000, 200
 """Characters of a prompt that are shown, from its end, and how few they may become."""
 MAX_PROMPT_CHARACTERS = 3_000_000
@@ -71,7 +71,7 @@ def shares_of(sizes: Mapping[CellKey, int], most: int) -> dict[CellKey, int]:
 
 
 def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS, other: Outcomes | None = None) -> BrowserRows:
-    """Pick the records of changed models for the browser, each beside the clean model's answer to the same item.
+    """Choose the variants' records for the browser, each with the clean model's answer to the same item.
 
     Up to `most` records, shared out evenly between cells (the largest losses first); within a cell the items whose
     outcome changed come first, then the others in their order. Reads one cell at a time.

@@ -1,4 +1,4 @@
-"""The comparison of two runs: the variants, tasks and protocols that both have, and where they differ."""
+"""The comparison of two runs: their shared variants, tasks and protocols, and where they differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep over heads writes besides its summary: whether few heads carry a task, and whether tasks share them."""
+"""Tables of a sweep over heads besides its summary: whether few heads carry a task, and whether tasks share them."""
 
 from __future__ import annotations
 

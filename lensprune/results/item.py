@@ -91,11 +91,11 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
     """The item called `item_id`, under every protocol that used it or under `protocol`.
 
     Args:
-        task: needed where several tasks have an item of that name.
+        task: needed if several tasks have an item with that id.
 
     Raises:
-        UserError: no item of that name (the nearest ones are named), or several; a task or protocol that is not part of
-            this run; questions that the run folder lacks.
+        UserError: no item with that id (the message gives the nearest), or several; a task or protocol that is not part
+            of this run; questions that are missing from the run folder.
     """
     wanted = str(item_id)
     asked = {cell: outcomes.questions(*cell) for cell in outcomes.select(task, protocol)}

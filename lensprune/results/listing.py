@@ -1,4 +1,4 @@
-"""The runs below a folder: what each measured, and how far it is."""
+"""List the runs below a folder, with what each measured and its progress."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def runs_in(folder: str | Path) -> pd.DataFrame:
         raise UserError(f"{folder} is not a folder: expected one that holds runs, like runs")
     rows = [_row(found, path) for found in sorted(_run_folders(path))]
     if not rows:
-        raise UserError(f"{folder} holds no run: expected a folder, or folders in it, with {SPEC_FILE}")
+        raise UserError(f"{folder} contains no run: expected a folder, or folders in it, with {SPEC_FILE}")
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype({"variants": "Int64"})
 
 

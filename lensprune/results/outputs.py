@@ -44,7 +44,7 @@ def save(outcomes: Outcomes, folder: str | Path | None = None) -> Path:
     """`write_outputs` into the run's folder; with another `folder` the run itself is first copied there.
 
     Raises:
-        UserError: no folder, a folder that holds another run, or a disk that can't be written to.
+        UserError: no folder, a folder that contains another run, or a disk that can't be written to.
     """
     target = outcomes.folder if folder is None else Path(folder)
     if target is None:

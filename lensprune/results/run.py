@@ -37,11 +37,11 @@ __all__ = ["Run"]
 
 
 class Run(Outcomes):
-    """What a sweep returns: its `Outcomes`, in memory or on disk, with every analysis, figure and page as a method.
+    """The result of a sweep: its `Outcomes`, in memory or on disk, with every analysis, figure and page as a method.
 
-    Methods that are functions of `lensprune.analysis` take the arguments of these after the run. Every other named
-    analysis (`lensprune.results.analyses`), plug-ins included, is a method too: ``run.failures(task)`` returns the
-    table that ``run.plot("failures", task)`` draws.
+    Methods that correspond to functions of `lensprune.analysis` take the same arguments, without the run. Every other
+    named analysis (`lensprune.results.analyses`), plug-ins included, is a method too: ``run.failures(task)`` returns
+    the table that ``run.plot("failures", task)`` draws.
 
     Examples:
         >>> run
@@ -74,15 +74,15 @@ class Run(Outcomes):
         top: Sequence[int] = TOP,
         seed: int = 0,
     ) -> pd.DataFrame:
-        """Measure whether few or many parts hold the effects, against a null; see `lensprune.analysis.concentration`.
+        """Measure whether few or many parts carry the effects, against a null; see `lensprune.analysis.concentration`.
 
         Args:
-            task, protocol: to restrict to; ``None`` takes all.
+            task, protocol: only this one; ``None`` takes all.
             component: ``head``, ``kv_group``, ``layer``, ``attention`` or ``mlp``.
-            ablation: which one, in a run with several.
+            ablation: which ablation, in a run with several.
             measure: ``correct``, ``gold_logprob`` or ``logprob_margin``.
-            top: every k for which the share of the strongest k parts is returned.
-            seed: of bootstrap and null.
+            top: values of k for which to return the share of the strongest k parts.
+            seed: seed of bootstrap and null.
         """
         effects = self.effects(task, protocol, component=component, ablation=ablation, measure=measure)
         return concentration_table(effects, top=top, seed=seed)
@@ -98,7 +98,7 @@ class Run(Outcomes):
 
         Args:
             item_id: as in the records.
-            task: needed where several tasks have an item of that name.
+            task: needed if several tasks have an item with that id.
             protocol: ``None`` shows every protocol that used the item.
 
         Raises:
@@ -107,7 +107,7 @@ class Run(Outcomes):
         return item_of(self, item_id, task, protocol)
 
     def compare(self, other: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-        """Δμ in `other` minus Δμ in this run, change by change, paired on the items that both asked; see
+        """Δμ in `other` minus Δμ in this run, change by change, paired on the items that both used; see
         `lensprune.analysis.runs_gap`. ``lensprune report FOLDER OTHER`` makes a page of it.
 
         Raises:
@@ -130,12 +130,13 @@ class Run(Outcomes):
             kind: ``depth``, ``variants``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``thinking_length``,
                 ``open_closed``, or a plug-in's; ``None`` takes ``depth``, and ``variants`` where no variant changes a
                 single layer's part.
-            task, protocol: to restrict to; ``None`` takes all.
+            task, protocol: only this one; ``None`` takes all.
             ax: draw on these axes, one per panel; ``None`` makes a figure.
-            options: of the analysis, such as ``component`` of ``lorenz``; ``lensprune analyse FOLDER`` lists them.
+            options: options of the analysis, such as ``component`` of ``lorenz``; ``lensprune analyse FOLDER`` lists
+                them.
 
         Returns:
-            One Axes, or a list where there are several panels; `plot_data` returns the table that they show.
+            One Axes, or a list if there are several panels; `plot_data` returns the table that they show.
 
         Raises:
             UserError: an unknown kind or option, a name that is not part of this run, nothing to draw, or another
@@ -154,7 +155,7 @@ class Run(Outcomes):
         return analysis_named(kind or self._main_kind()).table(self, task, protocol, **options)
 
     def _main_kind(self) -> str:
-        """The analysis that shows what the run was made for."""
+        """The main analysis of the run."""
         return "depth" if summaries.summarise(self)["layer"].notna().any() else "variants"
 
     def __getattr__(self, name: str) -> Callable[..., pd.DataFrame]:

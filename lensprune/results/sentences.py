@@ -1,4 +1,4 @@
-"""What a sweep found, in one sentence per task."""
+"""The results of a sweep, in one sentence per task."""
 
 from __future__ import annotations
 

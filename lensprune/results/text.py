@@ -148,7 +148,9 @@ def run_report(run: Run, most: int = 5) -> str:
 
 def _sweep_in(folder: str | Path) -> Run:
     if read_spec(Path(folder)).replaces_weights:
-        raise UserError(f"{folder} holds a weight replacement, and only sweeps are analysed: use lensprune report")
+        raise UserError(
+            f"{folder} contains a weight replacement, but only sweeps can be analysed: use lensprune report"
+        )
     return Run.load(folder)
 
 

@@ -1,8 +1,8 @@
-"""Answers of cells that are not finished, so that a run which is stopped in the middle of long work loses little of it.
+"""Answers of unfinished cells, stored so that a run that is stopped loses little work.
 
 One file per (task, protocol) and block, ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl``, appended to every few seconds. A
-line is a checksum and one answer; a line that a kill cut short doesn't fit its checksum and is ignored. The file goes
-when its cells are stored.
+line is a checksum and one answer; a line that a kill cut short doesn't fit its checksum and is ignored. The file is
+removed once its cells are stored.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ __all__ = ["AnswerLog", "Answers"]
 SECONDS_BETWEEN_WRITES = 5.0
 
 Answers = dict[str, dict[int, Response]]
-"""By variant, and by the request's place among those of its (task, protocol)."""
+"""By variant, and by the request's index within its (task, protocol)."""
 
 
 class AnswerLog:
     """The answers of one (task, protocol) whose cells are not stored yet.
 
-    As a context manager it writes what is kept where an error, or the user, stops the work, and otherwise removes the
-    file in the end: the cells hold its answers then.
+    As a context manager, it writes pending answers if an error or the user stops the work; otherwise it removes the
+    file at the end, when the cells contain its answers.
 
     Args:
-        path: of the file, which need not exist.
-        advice: for the error of a write that fails: what is stored and how to continue.
-        clock: seconds, for tests.
+        path: the file; it need not exist.
+        advice: text for the error if a write fails: what is stored, and how to resume.
+        clock: returns the time in seconds; replaced by tests.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AnswerLog:
             self.write()
 
     def read(self) -> Answers:
-        """The answers that were written before."""
+        """The answers in the file."""
         answers: Answers = defaultdict(dict)
         try:
             lines = self._path.read_bytes().split(b"\n")
@@ -72,7 +72,7 @@ class AnswerLog:
         return dict(answers)
 
     def add(self, variant: str, answers: Mapping[int, Response]) -> None:
-        """Keep answers of a variant, and write what is kept if the last write is some seconds ago.
+        """Add answers of a variant, and write pending answers if the last write was a few seconds ago.
 
         Raises:
             UserError: the file can't be written.
@@ -84,7 +84,7 @@ class AnswerLog:
             self.write()
 
     def write(self) -> None:
-        """Write what is kept, to the disk itself.
+        """Write pending answers and sync them to disk.
 
         Raises:
             UserError: the file can't be written.
@@ -93,7 +93,7 @@ class AnswerLog:
             try:
                 self._path.parent.mkdir(exist_ok=True)
                 with open(self._path, "a", encoding="ascii") as file:
-                    # What stands before may end in a line that was cut short.
+                    # The existing file may end in an incomplete line.
                     file.write("\n" + "".join(self._lines))
                     file.flush()
                     os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Whether a model beats chance: the rule, and the one filter on it."""
+"""The rule for whether a model beats chance, and the filter based on it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def at_chance(
     targets: Sequence[str | None] | None = None,
     predictions: Sequence[str | None] | None = None,
 ) -> bool:
-    """Whether the number of right answers could well come from guesses, uninformed or always the same.
+    """Whether the right answers are consistent with guessing, either at random or always the same answer.
 
-    The model beats chance where both tests reject at 0.05, each one-sided:
+    The model beats chance if both one-sided tests reject at 0.05:
 
-    * Guesses are right independently with each item's own chance (a Poisson-binomial law); P(as many or more right).
-      Where the chance is 0 for every item one right answer already refutes that, so there the rule asks for a lower 95%
-      Clopper–Pearson bound above 0 and at least two right answers, since one can be an accident of extraction.
-    * Right answers are dealt out to the model's answers at random: the share of 2,000 shuffles of `targets` with as
-      many matches (Phipson & Smyth 2010, the same shuffles every time). A model that always gives one answer has as
-      many in every shuffle, p 1, however often that answer is right. Where no right answer comes twice the first test
-      decides alone.
-      Where all right answers are the same, knowing them can't be told from always giving that one: at chance.
+    ** Guesses are right independently with each item's chance (a Poisson-binomial distribution): P(as many or more
+      right). If the chance is 0 for every item, a single right answer would already reject this, so the rule instead
+      requires a lower 95% Clopper–Pearson bound above 0 and at least two right answers, since one can be an accident of
+      extraction.
+    * Right answers are shuffled over the items: the share of 2,000 shuffles of `targets` with as many matches (Phipson
+      & Smyth 2010, the same shuffles every time). A model that always gives one answer has as many matches in every
+      shuffle, so p = 1, however often that answer is right. If no right answer occurs twice, only the first test
+      counts. If all right answers are the same, knowing them is indistinguishable from always giving that answer: at
+      chance.
 
     No items: at chance.
 
     Args:
-        targets, predictions: right and given answer of each item, as texts; ``None``: the first test alone.
+        targets, predictions: right and given answer of each item, as texts; ``None``: only the first test.
     """
     n, right = len(correct), int(correct.sum())
     if n == 0:
@@ -63,11 +64,11 @@ def at_chance(
 def _as_many_when_shuffled(
     correct: Bool[np.ndarray, " item"], targets: Sequence[str | None], predictions: Sequence[str | None]
 ) -> float:
-    """p of the second test of `at_chance`; 0 where no right answer comes twice."""
+    """p of the second test of `at_chance`; 0 if no right answer occurs twice."""
     texts = [None if text is None else text.strip().casefold() for text in (*targets, *predictions)]
     both = pd.factorize(pd.Series(texts, dtype=object))[0]
     right, given = both[: len(correct)], both[len(correct) :]
-    # The records say what is right, also where the texts differ in more than case ("18" and "18.0").
+    # The records decide what is right, even if texts differ in more than case ("18" and "18.0").
     given = np.where(correct, right, np.where(given == right, -1, given))
     if len(np.unique(right)) == len(right):
         return 0.0
@@ -82,7 +83,7 @@ def _as_many_when_shuffled(
 def cell_at_chance(cell: pa.Table) -> bool:
     """`at_chance` of one cell's records, with the columns `CHANCE_COLUMNS`.
 
-    Samples of one item are not independent, so the first one of each decides.
+    Samples of one item are not independent, so only the first one counts.
     """
     cell = cell.filter(pc.equal(cell.column("sample"), 0))
     return at_chance(
@@ -94,16 +95,16 @@ def cell_at_chance(cell: pa.Table) -> bool:
 
 
 def items_to_beat_chance(accuracy: float, chance: float) -> int | None:
-    """Items with which a model of this `accuracy` is found above `chance` with 80% power, by the binomial test.
+    """Number of items at which a model of this `accuracy` is found above `chance` with 80% power by the binomial test.
 
-    ``None`` where more than 5,000 are needed, or where `accuracy` is not above `chance`.
+    ``None`` if more than 5,000 are needed, or if `accuracy` is not above `chance`.
     """
     if not 0 < chance < accuracy <= 1:
         return None
     n = np.arange(1, _MAX_ITEMS + 1)
     least = scipy.stats.binom.isf(ALPHA, n, chance) + 1
     enough = scipy.stats.binom.sf(least - 1, n, accuracy) >= _POWER
-    # Power goes up and down by one item, since counts are whole: from here on it stays.
+    # Power oscillates with single items, since counts are integers: from here on it stays above.
     below = np.flatnonzero(~enough)
     found = int(n[below[-1]]) + 1 if len(below) else 1
     return found if found <= _MAX_ITEMS else None
@@ -112,11 +113,11 @@ def items_to_beat_chance(accuracy: float, chance: float) -> int | None:
 def beats_chance(frame: pd.DataFrame) -> pd.Series[bool]:
     """Rows whose Δμ may be ranked or called significant: `at_chance` is known and false.
 
-    Where it is unknown, since the clean model is not measured yet, the row counts as at chance.
+    If it is unknown, because the clean model is not measured yet, the row counts as at chance.
     """
     return frame["at_chance"].eq(False).fillna(False).astype(bool)
 
 
 def known_at_chance(frame: pd.DataFrame) -> pd.Series[bool]:
-    """Rows of which a page may say that the clean model is at chance: `at_chance` is known and true."""
+    """Rows for which the clean model is known to be at chance: `at_chance` is known and true."""
     return frame["at_chance"].eq(True).fillna(False).astype(bool)

@@ -1,4 +1,4 @@
-"""Whether a hook written in Python is the one that a run folder was started with."""
+"""Hash Python hooks, to check that a run folder is resumed with the same ones."""
 
 from __future__ import annotations
 

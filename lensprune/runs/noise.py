@@ -1,4 +1,4 @@
-"""Noise of numbers as a run's spec holds it: a table, and the change of accuracy that may be nothing else."""
+"""The noise stored in a run's spec: its table, and the change of accuracy that it can explain."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def noise_floor(spec: SweepSpec, task: str, protocol: str) -> float:
 
 
 def within_noise(summary: pd.DataFrame) -> pd.Series[bool]:
-    """Rows of a summary that change accuracy by no more than the noise floor does; none where no item flips."""
+    """Rows of a summary whose change of accuracy is within the noise floor; none if no item flips."""
     return (summary["noise"] > 0) & (summary["delta"].abs() <= summary["noise"]) & (summary["variant"] != "clean")
 
 

@@ -53,17 +53,17 @@ class Outcomes:
         return [(cell.task, cell.protocol) for cell in self.spec.cells]
 
     def samples(self, task: str, protocol: str) -> int:
-        """Records of each item in the cells of one (task, protocol)."""
+        """Number of records per item in the cells of one (task, protocol)."""
         return next(cell.samples for cell in self.spec.cells if (cell.task, cell.protocol) == (task, protocol))
 
     @property
     def n_finished(self) -> int:
-        """How many cells (variant, task, protocol) are stored; with planned looks, of how many a block is."""
+        """How many cells (variant, task, protocol) are stored; with planned looks, those with at least one block."""
         return sum(not key.block for key in self._store.finished())
 
     @property
     def n_stored(self) -> int:
-        """How many blocks of cells are stored; without planned looks each cell is one."""
+        """How many blocks of cells are stored; without planned looks, each cell is one block."""
         return len(self._store.finished())
 
     @property
@@ -72,10 +72,10 @@ class Outcomes:
         return len(self.spec.cells) * len(self.spec.variants)
 
     def task_named(self, name: str) -> str:
-        """A task of this run by the name that its records have.
+        """The name of a task in this run's records.
 
-        A name may give parameters that are the task's defaults, or in another order, and a YAML file stands for its
-        task, as where a sweep is asked for.
+        `name` may give default parameters, or parameters in another order, and a YAML file stands for its task, as in
+        `sweep`.
 
         Raises:
             UserError: a name that is not part of this run.
@@ -92,7 +92,7 @@ class Outcomes:
         return known
 
     def select(self, task: str | None = None, protocol: str | None = None) -> list[tuple[str, str]]:
-        """The (task, protocol) pairs of one task, of one protocol, of both, or all.
+        """The (task, protocol) pairs of one task, one protocol, both, or all.
 
         Raises:
             UserError: a name that is not part of this run.
@@ -166,7 +166,7 @@ class Outcomes:
         *,
         prompts: bool = False,
     ) -> pd.DataFrame:
-        """One row per item and sample, of all cells or of those that are named.
+        """One row per item and sample, for all cells or the given ones.
 
         Args:
             prompts: add the questions: ``prompt``, ``options``, ``reference`` (the right answers) and the other fields
@@ -205,7 +205,7 @@ class Outcomes:
         """Write the spec and the finished cells to `folder`, except for cells that it already has.
 
         Raises:
-            UserError: a folder that holds another run, or a disk that can't be written to.
+            UserError: the folder contains another run, or can't be written to.
         """
         with RunStore.writing(folder, self.spec) as store:
             places = dict.fromkeys((key.task, key.protocol) for key in self.finished())
@@ -220,7 +220,7 @@ _Data = TypeVar("_Data", bound=Outcomes)
 def computed_once(function: Callable[[_Data], pd.DataFrame]) -> Callable[[_Data], pd.DataFrame]:
     """Compute a table once per `Outcomes`, and again only after more cells were stored.
 
-    A stored cell never changes, so the number of stored ones says whether there is anything new.
+    A stored cell never changes, so the number of stored cells shows whether anything is new.
     """
     kept: WeakKeyDictionary[_Data, tuple[int, pd.DataFrame]] = WeakKeyDictionary()
 

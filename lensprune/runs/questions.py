@@ -45,7 +45,7 @@ QUESTIONS = pa.schema(
 
 _BATCH = 1000
 _PAGE_BYTES = 2**24
-"""Parquet compresses page by page: in a large one, the examples that prompts share are stored once."""
+"""Parquet compresses page by page: in a large page, the examples that prompts share are stored once."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def question_table(task: LoadedTask, protocol: str, items: Sequence[ItemRequests
     """The questions of `items`, from the requests that are sent.
 
     Raises:
-        UserError: the index of a right option is none of the options.
+        UserError: the index of a right option is out of range.
     """
     fmt = protocol_named(protocol).format_of(task.task)
     return pa.Table.from_pylist([asdict(_question(fmt, asked)) for asked in items], schema=QUESTIONS)
@@ -110,7 +110,7 @@ def _question(fmt: PromptFormat, asked: ItemRequests) -> Question:
         gold = fmt.gold(doc)
         if not 0 <= gold < len(choices):
             raise UserError(
-                f"item {asked.item.id}: the right option has index {gold}, and there are {len(choices)} options"
+                f"item {asked.item.id}: the right option has index {gold}, but there are only {len(choices)} options"
             )
         reference: Sequence[str] = (choices[gold],)
     else:
@@ -131,7 +131,7 @@ def _question(fmt: PromptFormat, asked: ItemRequests) -> Question:
 
 
 def _shared_start(contexts: Sequence[str]) -> str:
-    """What all contexts start with, in whole words where they differ."""
+    """The common start of all contexts, in whole words."""
     if not contexts:
         return ""
     if all(context == contexts[0] for context in contexts):
@@ -163,5 +163,5 @@ def questions_to_parquet(table: pa.Table) -> bytes:
 
 
 def questions_from_parquet(data: bytes) -> pa.Table:
-    """What `questions_to_parquet` wrote."""
+    """Read what `questions_to_parquet` wrote."""
     return pq.read_table(pa.BufferReader(data))

@@ -27,7 +27,7 @@ class CellKey(NamedTuple):
 
 
 class Intervention(Protocol):
-    """What a record says of a change to the model: a `Variant`, or any other named change."""
+    """What a record says about a change to the model: a `Variant`, or any other named change."""
 
     @property
     def name(self) -> str: ...
@@ -92,7 +92,7 @@ def cell_table(
     """Records of one cell, in the order of its items.
 
     Args:
-        requests: the items' requests, for what was cut from each prompt.
+        requests: the items' requests, which say what was cut from each prompt.
         chances: chance accuracy of each item.
     """
     n = len(outcomes)

@@ -28,7 +28,7 @@ def canonical_json(value: object) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what computes the numbers; `python` without its patch level."""
+    """Versions of the libraries that affect results; `python` without its patch level."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     versions["lensprune"] = __version__
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
@@ -37,7 +37,7 @@ def library_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task as it was loaded: `name` is the task with its parameters, as asked for."""
+    """One task as loaded: `name` is the task with its parameters, as requested."""
 
     name: str
     shots: int
@@ -47,12 +47,12 @@ class TaskSpec:
     """sha256 over the scored items: ids, rows and few-shot examples."""
     kind: str | None = None
     closed_book: str | None = None
-    """With `kind`, as the task declares them (`lensprune.tasks.base.Task`); no number depends on them."""
+    """Along with `kind`, as declared by the task (`lensprune.tasks.base.Task`); results don't depend on them."""
 
 
 @dataclass(frozen=True)
 class CellSpec:
-    """What one (task, protocol) asks of the model."""
+    """The requests of one (task, protocol)."""
 
     task: str
     protocol: str
@@ -74,12 +74,12 @@ class CellSpec:
 
 @dataclass(frozen=True)
 class ExecutionSpec:
-    """What does not change the numbers: speed, paths and the way the run was asked for."""
+    """What does not affect results: speed, paths and how the run was started."""
 
     model: str | None = None
     """Name or path to load the model from; ``None`` when it was given as an object."""
     executor: str = "forked"
-    """What runs the rows at each worker; `backend` is how cells come to workers."""
+    """The executor at each worker; `backend` is how cells are distributed to workers."""
     backend: str | None = None
     workers: int | None = None
     ray_address: str | None = None
@@ -105,11 +105,11 @@ class ExecutionSpec:
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """Everything that determines the numbers of a sweep, and beside it how it was run.
+    """Everything that determines a sweep's numbers, and how it was run.
 
-    `model` is the name the model was asked for; `weights_hash`, `config_hash`, `tokenizer_hash` and the shape say which
+    `model` is the requested name of the model; `weights_hash`, `config_hash`, `tokenizer_hash` and the shape say which
     model it is, so a moved folder is still the same model. `variants` is the resolved list, clean first.
-    `limit`, `items` and `shots` are as asked for (``None``: all items; each task's own number of shots).
+    `limit`, `items` and `shots` are as requested (``None``: all items; each task's number of shots).
     """
 
     model: str
@@ -132,29 +132,29 @@ class SweepSpec:
     seed: int = 0
     limit: int | None = None
     items: str = "first"
-    """As asked for; a spec without it is of a time when a limit took the first ones."""
+    """As requested; a spec without it dates from when a limit took the first items."""
     reference: str | None = None
     """``None`` (no variant needs one), ``fewshot`` or ``file``."""
     mean_mode: str | None = None
     leave_out_repeated: bool = False
-    """Whether items among their own few-shot examples were to be left out; `tasks` has those that are asked."""
+    """Whether items among their own few-shot examples are left out; `tasks` has those that are used."""
     template_date: str | None = None
     """YYYY-MM-DD, as the chat template writes it; ``None`` without one, or one without a clock."""
     primary_metric: str | None = None
-    """That decides whether a generated answer is right; ``None``: each task's own."""
+    """The metric that decides whether a generated answer is right; ``None``: each task's own."""
     fewshot_as_multiturn: bool = False
-    """Whether few-shot examples are turns of their own in the chat format."""
+    """Whether few-shot examples are separate turns in the chat format."""
     system: str | None = None
     template_args: Mapping[str, Any] | None = None
-    """Variables that the chat template was given, but for those of `thinking`."""
+    """Variables passed to the chat template, except those of `thinking`."""
     thinking: str = "auto"
-    """``on``, ``off`` or ``auto``, as asked of the chat template."""
+    """``on``, ``off`` or ``auto``, as requested."""
     think_tokens: tuple[str, str] | None = None
-    """Start and end of the thinking that is told apart from the answer; ``None``: none is."""
+    """Start and end markers of thinking; ``None``: thinking is not separated from the answer."""
     thinking_budget: int | None = None
     """Tokens after which the end of thinking is forced."""
     thinking_prefix: str | None = None
-    """``clean``: options are read after the clean model's thinking, which the questions hold."""
+    """``clean``: options are scored after the clean model's thinking, which is stored with the questions."""
     keep_eos: bool = False
     appended: str = ""
     """What the tokenizer by itself puts behind a prompt, such as EOS; with `keep_eos` the prompts end in it, without it
@@ -162,7 +162,7 @@ class SweepSpec:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
     max_new_tokens: int | None = None
-    """This and the next seven are as asked for; `cells` have what became of them."""
+    """This and the next seven are as requested; `cells` have the resolved values."""
     until: tuple[str, ...] = ()
     until_only: bool = False
     generation_config: str = "model"
@@ -181,7 +181,7 @@ class SweepSpec:
     settings_of: str | None = None
     """Of a weight replacement: whose chat template and `decoding` both models have, ``base`` or ``distilled``."""
     kept_hooks: tuple[str, ...] = ()
-    """Where hooks of the user's own are part of the model, with ``keep_hooks``."""
+    """Hook points with custom hooks that are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)
     execution: ExecutionSpec = field(default_factory=ExecutionSpec)
 
@@ -192,7 +192,7 @@ class SweepSpec:
         for name in ("stopping", "settings_of"):
             if data[name] is None:
                 data.pop(name)
-        # Those asked for are resolved per task in `tasks`: asking for all 50 of 50 items is the same sweep.
+        # Requested values are resolved per task in `tasks`: requesting all 50 of 50 items is the same sweep.
         for owner, kind in ((data, SweepSpec), *((task, TaskSpec) for task in data["tasks"])):
             for name in _UNCOVERED[kind]:
                 owner.pop(name)
@@ -205,7 +205,7 @@ class SweepSpec:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of items that a cell may have."""
+        """Number of blocks of items that a cell may have."""
         return 1 if self.stopping is None else len(self.stopping["items"])
 
     @property
@@ -219,7 +219,7 @@ class SweepSpec:
 
     @property
     def has_hooks(self) -> bool:
-        """Whether some variants have hooks written in Python, which a file can't hold."""
+        """Whether some variants have Python hooks, which a file can't store."""
         return any(v.get("hooks") for v in self.variants)
 
     def to_json(self) -> str:
@@ -233,14 +233,14 @@ class SweepSpec:
         """Read what `to_json` wrote.
 
         Raises:
-            UserError: not JSON, another format, a missing or unknown field, or a digest that does not fit.
+            UserError: not JSON, another format, a missing or unknown field, or a digest that does not match.
         """
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not valid JSON: {error}") from None
         if not isinstance(data, dict):
-            raise UserError(f"{where} does not hold a sweep: expected an object")
+            raise UserError(f"{where} does not contain a sweep: expected an object")
         version, digest = data.pop("format", None), data.pop("digest", None)
         if version != FORMAT:
             raise UserError(f"{where} has format {version!r}: this version of lensprune reads format {FORMAT}")
@@ -259,20 +259,20 @@ class SweepSpec:
                 }
             )
             fits = spec.digest == digest and all(isinstance(name, str) for name in spec.variant_names)
-            # What the digest does not cover is checked by its type.
+            # Fields that the digest does not cover are checked by type.
             owners: tuple[SweepSpec | ExecutionSpec | TaskSpec, ...] = (spec, spec.execution, *spec.tasks)
             for owner in owners:
                 hints = get_type_hints(type(owner))
                 for name in _UNCOVERED[type(owner)]:
                     _check_type(owner, name, hints[name])
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise UserError(f"{where} does not hold a sweep: {type(error).__name__} {error}") from None
+            raise UserError(f"{where} does not contain a sweep: {type(error).__name__} {error}") from None
         if not fits:
             raise UserError(f"{where} was changed after the run began: its digest does not fit its contents")
         return spec
 
     def first_difference(self, other: SweepSpec) -> str | None:
-        """Say where `other` first asks for different numbers, or ``None`` when it does not."""
+        """Describe the first difference from `other` that affects results, or return ``None``."""
         mine, theirs = self.numbers(), other.numbers()
         for name in dict.fromkeys([*_COMPARED_FIRST, *mine, *theirs]):
             if mine.get(name) != theirs.get(name):
@@ -292,7 +292,7 @@ _UNCOVERED: dict[type, tuple[str, ...]] = {
 
 
 def _check_type(owner: SweepSpec | ExecutionSpec | TaskSpec, name: str, hint: Any) -> None:
-    """Raises TypeError where a field does not hold what its annotation says; values of mappings are not looked at."""
+    """Raise TypeError if a field does not match its annotation; values of mappings are not checked."""
     kind = hint if isinstance(hint, (type, UnionType)) else get_origin(hint)
     value = getattr(owner, name)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -300,7 +300,7 @@ def _check_type(owner: SweepSpec | ExecutionSpec | TaskSpec, name: str, hint: An
 
 
 def _pair(value: Any) -> tuple[str, str] | None:
-    """Two texts, which JSON holds as a list."""
+    """Two texts, which JSON stores as a list."""
     if value is None:
         return None
     first, second = value

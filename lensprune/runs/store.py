@@ -46,10 +46,10 @@ _Key = TypeVar("_Key")
 
 
 class CellStore(Protocol):
-    """Where finished cells go and come from."""
+    """Storage of finished cells."""
 
     def finished(self) -> set[CellKey]:
-        """Cells that are stored whole."""
+        """Cells that are stored completely."""
         ...
 
     def write(self, key: CellKey, table: pa.Table) -> None:
@@ -69,7 +69,7 @@ class CellStore(Protocol):
         ...
 
     def answer_log(self, task: str, protocol: str, block: int = 0) -> AbstractContextManager[AnswerLog | None]:
-        """While it is open: where answers of unfinished cells of one (task, protocol) are kept, if anywhere."""
+        """The log for answers of unfinished cells of one (task, protocol), if they are kept."""
         ...
 
     def keep_execution(self, execution: ExecutionSpec) -> None:
@@ -78,7 +78,7 @@ class CellStore(Protocol):
 
 
 class MemoryStore:
-    """Cells of a run that is not kept on disk."""
+    """Cells of a run that is only in memory."""
 
     def __init__(self) -> None:
         self._cells: dict[CellKey, pa.Table] = {}
@@ -126,22 +126,22 @@ def read_spec(folder: Path) -> SweepSpec:
 
 
 def _no_run(folder: Path) -> str:
-    """Why there is no run, and where the nearest one is."""
+    """The message for a folder without a run, with the nearest run."""
     if folder.is_dir():
         inner = sorted(path.parent.name for path in folder.glob(f"*/{SPEC_FILE}"))
-        hint = f"; its folders {', '.join(inner)} hold runs" if inner else ""
-        return f"holds no run: expected a folder with {SPEC_FILE} in it{hint}"
+        hint = f"; its folders {', '.join(inner)} contain runs" if inner else ""
+        return f"contains no run: expected a folder with {SPEC_FILE} in it{hint}"
     beside = [path.parent.name for path in folder.parent.glob(f"*/{SPEC_FILE}")] if folder.parent.is_dir() else []
     close = nearest(folder.name, beside)
     hint = f"; did you mean {' or '.join(str(folder.parent / name) for name in close)}?" if close else ""
-    return f"is not a folder of a run: expected a folder with {SPEC_FILE} in it{hint}"
+    return f"is not a run folder: expected a folder with {SPEC_FILE} in it{hint}"
 
 
 def check_out_folder(folder: Path) -> SweepSpec | None:
-    """Spec of the run that `folder` already holds, or ``None`` where a new run may start. Writes nothing.
+    """The spec of the run in `folder`, or ``None`` if a new run may start there. Writes nothing.
 
     Raises:
-        UserError: a file, a folder with other things in it, or a place that can't be written to.
+        UserError: a file, a folder with other contents, or a place that can't be written to.
     """
     usable_path(folder, "out folder")
     if folder.exists() and not folder.is_dir():
@@ -152,7 +152,7 @@ def check_out_folder(folder: Path) -> SweepSpec | None:
         strangers = sorted(p.name for p in folder.iterdir() if not _may_precede_spec(p))
         if strangers:
             raise UserError(
-                f"out folder {folder} is not empty and holds no run (it has {strangers[0]!r}): choose a new folder"
+                f"out folder {folder} is not empty and contains no run (it has {strangers[0]!r}): choose a new folder"
             )
     existing = folder
     while not existing.exists():
@@ -163,7 +163,7 @@ def check_out_folder(folder: Path) -> SweepSpec | None:
 
 
 def _may_precede_spec(path: Path) -> bool:
-    """Whether a run that was killed before its spec was written can have left `path`."""
+    """Whether `path` may be left over from a run that was killed before its spec was written."""
     return path.name == _LOCK_FILE or path.name.startswith(TEMPORARY_PREFIX)
 
 
@@ -172,14 +172,14 @@ def _safe(text: str, length: int) -> str:
 
 
 def _cell_stem(key: CellKey) -> str:
-    """File name of a cell up to its checksum: readable, of safe characters, and different for different cells."""
+    """File name of a cell up to its checksum: readable, made of safe characters, and unique to the cell."""
     digest = hashlib.sha256("\0".join(key[:3]).encode("utf-8", "surrogatepass")).hexdigest()[:12]
     stem = f"{_safe(key.task, 40)}.{_safe(key.protocol, 20)}.{_safe(key.variant, 60)}.{digest}"
     return f"{stem}.{key.block}" if key.block else stem
 
 
 def _questions_stem(task: str, protocol: str) -> str:
-    """As `_cell_stem`, of the questions of one (task, protocol)."""
+    """As `_cell_stem`, for the questions of one (task, protocol)."""
     digest = hashlib.sha256(f"{task}\0{protocol}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return f"{_safe(task, 40)}.{_safe(protocol, 20)}.{digest}"
 
@@ -195,7 +195,7 @@ def _file_hash(path: Path) -> str:
 
 
 def _whole_files(folder: Path, keys: Mapping[str, _Key]) -> tuple[dict[_Key, Path], list[Path]]:
-    """The Parquet files of `folder` by what they hold, and those that are not what a name in `keys` says."""
+    """The intact Parquet files of `folder` by their key in `keys`, and the files that don't match their name."""
     found: dict[_Key, Path] = {}
     strangers = []
     for path in sorted(folder.glob("*.parquet")):
@@ -215,15 +215,15 @@ class RunStore:
     A cell is ``records/TASK.PROTOCOL.VARIANT.ID.CHECKSUM.parquet``, where ID is a hash of the cell's full name and
     CHECKSUM one of the file's bytes: name and contents appear together, in one rename. The questions of a (task,
     protocol), which all its cells share, are ``questions/TASK.PROTOCOL.ID.CHECKSUM.parquet``, written before any cell;
-    the spec has their hash. A file that is not what its name says is moved to ``damaged/`` and counts as missing.
-    ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl`` holds answers of cells that are not finished, see `AnswerLog`.
+    the spec has their hash. A file that doesn't match its name is moved to ``damaged/`` and counts as missing.
+    ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl`` contains answers of unfinished cells, see `AnswerLog`.
     """
 
     def __init__(self, folder: Path, spec: SweepSpec) -> None:
         self.folder = folder
         self.spec = spec
         self.set_aside: list[str] = []
-        """Damaged files that were found and moved, newest last."""
+        """Damaged files that were moved, newest last."""
         self._files: dict[CellKey, Path] = {}
         self._question_files: dict[tuple[str, str], Path] = {}
         self._may_set_aside = False
@@ -238,7 +238,7 @@ class RunStore:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> RunStore:
-        """An existing run, for reading.
+        """Open an existing run for reading.
 
         Raises:
             UserError: no run there, or a file of records or questions is damaged.
@@ -250,7 +250,7 @@ class RunStore:
 
     @classmethod
     def is_complete(cls, folder: str | os.PathLike[str]) -> bool:
-        """Whether every cell of the run and all its questions are stored whole."""
+        """Whether every cell of the run and all its questions are stored and intact."""
         path = Path(folder)
         store = cls(path, read_spec(path))
         if store._scan_quietly() or store.finished() != set(store.expected()):
@@ -261,10 +261,10 @@ class RunStore:
     @classmethod
     @contextmanager
     def writing(cls, folder: str | os.PathLike[str], spec: SweepSpec) -> Iterator[RunStore]:
-        """Start the run of `spec` in `folder`, or resume it; no other process may write there meanwhile.
+        """Start the run of `spec` in `folder`, or resume it; other processes can't write there meanwhile.
 
         Raises:
-            UserError: the folder holds another run, is in use, or can't be written to.
+            UserError: the folder contains another run, is in use, or can't be written to.
         """
         path = Path(folder)
         check_out_folder(path)
@@ -282,7 +282,7 @@ class RunStore:
             if existing is not None:
                 difference = existing.first_difference(spec)
                 if difference is not None:
-                    raise UserError(f"{path} holds another run ({difference}): choose another out folder")
+                    raise UserError(f"{path} contains another run ({difference}): choose another out folder")
             store = cls(path, spec if existing is None else existing)
             store._begin(is_new=existing is None)
             yield store
@@ -295,7 +295,7 @@ class RunStore:
             if is_new:
                 self._write_spec()
                 sync_folder(self.folder.parent)
-            # Only now: until the spec is there, anything else in the folder means that it is not ours.
+            # Only now: before the spec exists, anything else in the folder means that it is not a run folder.
             self.records_folder.mkdir(exist_ok=True)
             self.questions_folder.mkdir(exist_ok=True)
             sync_folder(self.folder)
@@ -321,7 +321,7 @@ class RunStore:
             raise write_error(error, self.folder, self._advice()) from None
 
     def expected(self) -> list[CellKey]:
-        """Every cell that the spec allows: by task and protocol, block, and in the order of the variants."""
+        """Every cell of the spec, by task and protocol, then block, then variant."""
         return [
             CellKey(name, cell.task, cell.protocol, block)
             for cell in self.spec.cells
@@ -330,7 +330,7 @@ class RunStore:
         ]
 
     def _scan_quietly(self) -> list[Path]:
-        """Find the stored cells and questions; return the files that are not whole ones of this run."""
+        """Find the stored cells and questions; return the files that are not intact files of this run."""
         asked = {_questions_stem(cell.task, cell.protocol): (cell.task, cell.protocol) for cell in self.spec.cells}
         self._question_files, strangers = _whole_files(self.questions_folder, asked)
         cells = {_cell_stem(key): key for key in self.expected()}
@@ -344,13 +344,13 @@ class RunStore:
     def _put_aside(self, path: Path) -> None:
         if not self._may_set_aside:
             raise UserError(
-                f"{path} is damaged (its checksum does not fit): lensprune resume {self.folder} computes it again"
+                f"{path} is damaged (its checksum does not match): lensprune resume {self.folder} computes it again"
             )
         aside = self.folder / "damaged"
         try:
             aside.mkdir(exist_ok=True)
             number = len(list(aside.iterdir()))
-            # A rename would replace a file of that name, if some were taken out of the folder meanwhile.
+            # A rename would replace a file of the same name, if files were removed from the folder meanwhile.
             while (aside / f"{number}-{path.name}").exists():
                 number += 1
             path.rename(aside / f"{number}-{path.name}")
@@ -363,7 +363,7 @@ class RunStore:
         return set(self._files)
 
     def stored(self) -> int:
-        """Cells that lie in the folder, also one whose writing was interrupted after its file was in place."""
+        """Number of cells in the folder, including one whose writing was interrupted after its file was in place."""
         stems = {_cell_stem(key) for key in self.expected()}
         return len({stem for path in self.records_folder.glob("*.parquet") if (stem := _stem_of(path)) in stems})
 
@@ -393,7 +393,7 @@ class RunStore:
         return f"{_counted(len(self._files), total)} are stored, continue with: lensprune resume {self.folder}"
 
     def keep_questions(self, questions: Questions) -> None:
-        """Store the questions that are not stored yet; a stored file that does not fit the spec is set aside.
+        """Store the questions that are not stored yet; a stored file that does not match the spec is moved aside.
 
         Raises:
             UserError: as `write`.

@@ -1,1 +1,1 @@
-"""Whole studies: several sweeps with stated choices, and one page on all of them."""
+"""Whole studies: several sweeps with documented choices, and one page about all of them."""

@@ -1,4 +1,4 @@
-"""The part of a study that needs two models: the same sweeps of a base and a distilled one, and exchanged weights."""
+"""The part of a study that needs two models: sweeps of a base and a distilled model, and exchanged weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FOLDER = "pair"
 
 @dataclass(frozen=True)
 class PairResult:
-    """Sweeps of the base and the distilled model with the page that compares them, and exchanges between the two."""
+    """Sweeps of the base and the distilled model, the page that compares them, and exchanges between them."""
 
     base: str
     distilled: str
@@ -41,7 +41,7 @@ class PairResult:
 
 
 def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tuple[str, str] | None:
-    """The two models that are compared: those given, or the preset's own; ``None`` without either.
+    """The two models to compare: those given, or the preset's; ``None`` without either.
 
     Raises:
         UserError: only one of the two is given.
@@ -50,7 +50,7 @@ def chosen_pair(preset: Preset, base: str | None, distilled: str | None) -> tupl
         return preset.pair
     if base is None or distilled is None:
         given, lacking = ("--distilled", "--base") if base is None else ("--base", "--distilled")
-        raise UserError(f"{given} is given without {lacking}: a pair needs both, or leave out both")
+        raise UserError(f"{given} is given without {lacking}: give both or neither")
     return base, distilled
 
 
@@ -149,10 +149,10 @@ def _accuracy(run: Run, task: str, protocol: str) -> float:
 
 
 def moved(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The verdict on the claim that distillation moves where reasoning happens, and the rows that it rests on.
+    """The verdict on the claim that distillation changes where reasoning is located, and the rows behind it.
 
-    The verdict is ``seen`` where the 95% interval of the change in the effective number of parts leaves out 0 on every
-    resolvable reasoning task, ``not resolvable`` where on none, else ``mixed``; ``not measured`` without such a task.
+    The verdict is ``seen`` if the 95% interval of the change in the effective number of parts excludes 0 on every
+    resolvable reasoning task, ``not resolvable`` if on none, otherwise ``mixed``; ``not measured`` without such a task.
     An interval that contains 0 is no proof of no change, so the verdict is never ``not seen``.
     """
     reasoning = rows[(rows["statistic"] == "participation_ratio") & (rows["task_kind"] == "reasoning")]

@@ -1,4 +1,4 @@
-"""The job of ``lensprune paper``: every sweep of a preset, a report of each, and one page on all of them."""
+"""The work of ``lensprune paper``: every sweep of a preset with its report, and one page about all of them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def paper(
         if pair is not None and own is not None:
             pair_result = run_pair(chosen, pair, folder, generation, own, renamed_tokens=renamed_tokens, **options)
     except KeyboardInterrupt:
-        # A sweep's own message would resume that sweep alone.
+        # A sweep's own message would resume only that sweep.
         raise KeyboardInterrupt(f"stopped: rerun the command to resume the study in {folder}") from None
     return write_study_page(chosen, runs, pair_result, folder)
 

@@ -1,4 +1,4 @@
-"""The study of arXiv 2510.02091 as named presets: which parts are swept on which tasks, and what was chosen."""
+"""The study of arXiv 2510.02091 as named presets: which parts are swept on which tasks, and the choices made."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _replacements(task: str, limit: int) -> tuple[ReplacementPart, ...]:
 
 _CHOICES = (
     "Layers are skipped (the block adds nothing); branches, heads and key/value groups are set to zero.",
-    "A head is one query head; the shared key and value heads are swept as groups of their own.",
+    "A head is one query head; key/value groups are swept separately.",
     "Items, examples and generated tasks are drawn with seed 0 unless another is given.",
     "Greedy decoding with the task's stop strings and limit.",
     "Intervals are paired over items; q is the false discovery rate of one-sided tests within a task and protocol.",
@@ -118,7 +118,7 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset(
             "smoke",
-            "Bundled tasks with few items: it shows that every kind of sweep works, and only the largest losses.",
+            "Bundled tasks with few items: it runs every kind of sweep, but can detect only the largest losses.",
             (
                 StudyPart(
                     "layers", "Which layers are needed, and does the protocol matter?",

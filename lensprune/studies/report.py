@@ -1,4 +1,4 @@
-"""The job of ``lensprune report``: a page about one run, a weight replacement, or two runs."""
+"""The work of ``lensprune report``: a page about one run, a weight replacement, or two runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["report"]
 def report(
     folder: str | Path, other: str | Path | None = None, *, out: str | Path | None = None, patterns: int = 0
 ) -> Path:
-    """Write the report of the run in `folder`, which `sweep` or `measure_replacement` made, or the comparison with the
-    run in `other`.
+    """Write the report of the run in `folder` (from `sweep` or `measure_replacement`), or its comparison with the run
+    in `other`.
 
     Args:
         patterns: of how many heads attention patterns are kept; not of a replacement.
@@ -28,8 +28,8 @@ def report(
         The page.
 
     Raises:
-        UserError: no run there, a replacement that is unfinished or to be compared, runs with nothing in common, the
-            same folder twice, or a place that can't be written to.
+        UserError: no run there, an unfinished replacement, a comparison with a replacement, runs with nothing in
+            common, the same folder twice, or a place that can't be written to.
     """
     replacements = [place for place in (folder, other) if place is not None and read_spec(Path(place)).replaces_weights]
     if patterns and replacements:
@@ -43,7 +43,9 @@ def report(
             else write_report(Run.load(folder), out, patterns=patterns)
         )
     if Path(folder).resolve() == Path(other).resolve():
-        raise UserError(f"{folder} is given twice: name another run to compare it with")
+        raise UserError(f"{folder} is given twice: choose a different run to compare with")
     if replacements:
-        raise UserError(f"{replacements[0]} holds a weight replacement, and only sweeps are compared: report it alone")
+        raise UserError(
+            f"{replacements[0]} contains a weight replacement, but only sweeps can be compared: report it alone"
+        )
     return write_comparison(Run.load(folder), Run.load(other), out, patterns=patterns)

@@ -32,7 +32,7 @@ def measure_block(
     progress: CellProgress,
     log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
-    """As `measure_cells`, of one block of the items."""
+    """As `measure_cells`, for one block of the items."""
     stopping = job.options.stopping
     assert stopping is not None
     start, stop = (0, *stopping.items)[block : block + 2]
@@ -43,7 +43,7 @@ def measure_block(
 
 
 def block_requests(condition: Condition, stopping: Stopping | None) -> tuple[int, ...]:
-    """Requests in each block of the items; without a way to stop all items are one."""
+    """Number of requests in each block of items; without a stopping rule, all items are one block."""
     if stopping is None:
         return (len(condition.requests),)
     return tuple(sum(len(item.requests) for item in condition.items[a:b]) for a, b in pairwise((0, *stopping.items)))

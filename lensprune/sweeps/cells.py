@@ -1,4 +1,4 @@
-"""Measuring the cells of one (task, protocol): requests under variants, answers scored, records made."""
+"""Measure the cells of one (task, protocol): run requests under variants, score answers, make records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("lensprune")
 
 MOST_CUT_OFF = 0.1
 FEWEST_ANSWERS = 4
-"""With fewer answers, half of them being equal means nothing."""
+"""With fewer answers, it is not informative that half of them are equal."""
 
 
 class CellProgress(Protocol):
@@ -52,7 +52,7 @@ def measure_cells(
     """Yield the records of each variant on one (task, protocol), as soon as they are measured.
 
     Args:
-        log: keeps answers of variants that are not finished; what it holds is not asked again.
+        log: stores answers of unfinished variants; stored answers are not requested again.
 
     Raises:
         LensPruneError: the executor left a variant out.
@@ -81,10 +81,10 @@ def _answered(
     progress: CellProgress,
     log: AnswerLog | None,
 ) -> Iterator[VariantResponses]:
-    """Each variant's answers to all requests; what `log` holds is taken from there, what is new goes into it."""
+    """Each variant's answers to all requests; stored answers are read from `log`, and new ones are added to it."""
     requests = condition.requests
     known = {} if log is None else log.read()
-    # Variants that lack the same answers run together.
+    # Variants with the same missing answers run together.
     together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
     for variant in variants:
         kept = known.get(variant.name, {})
@@ -130,9 +130,9 @@ def warn_of_cut_off(task: str, protocol: str, outcomes: Sequence[Outcome], max_n
 
 
 def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) -> None:
-    """Warn where more than half of the clean model's answers are extracted as one string that is seldom right.
+    """Warn if more than half of the clean model's answers are extracted as the same string, which is seldom right.
 
-    A filter that takes the first word of a sentence ("The") does that.
+    This happens with a filter that takes the first word of a sentence ("The").
     """
     counts = Counter(outcome.prediction for outcome in outcomes if outcome.prediction is not None)
     if len(outcomes) < FEWEST_ANSWERS or not counts:
@@ -152,7 +152,8 @@ def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) ->
 def reference_of(
     model: HookedModel, condition: Condition, variants: Sequence[Variant], options: SweepOptions
 ) -> ReferenceActivations | None:
-    """What the variants that need a reference take from the reference prompts of `condition`; ``None`` without any."""
+    """Reference activations for the variants, from the reference prompts of `condition`; ``None`` if none are
+    needed."""
     wanting = [variant for variant in variants if variant.needs_reference]
     if not wanting:
         return None

@@ -1,8 +1,8 @@
-"""A sweep spread over Ray workers, which may be on other machines; the numbers are those of one process.
+"""A sweep distributed to Ray workers, which may be on other machines; the results are those of a single process.
 
 Each worker loads the model once and measures units of cells; records come back to this process, the only one that
-writes the run folder. A worker that is lost or hangs is replaced, and when this process is stopped the same command
-resumes from the run folder, with as many workers as there are then.
+writes the run folder. A worker that is lost or hangs is replaced; if this process is stopped, rerun the command to
+resume, with any number of workers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lensprune.terminal import progress_bar
 __all__ = ["STALL_SECONDS", "measure_on_workers", "run_on_ray"]
 
 STALL_SECONDS = 1800.0
-"""Time without any progress after which a worker counts as hung; loading a large model must fit into it."""
+"""Seconds without progress after which a worker counts as hung; must be longer than loading a large model takes."""
 
 _OBJECT_STORE_BYTES = 2**28
 _POLL_SECONDS = 1.0
@@ -91,13 +91,13 @@ def run_on_ray(
 
 
 def _full_path(given: str | Path) -> str:
-    """A local path in full, because workers have a working folder of their own; any other name as it is."""
+    """The full path of a local path, because workers have a different working folder; any other name unchanged."""
     path = Path(given).expanduser()
     return str(path.resolve()) if path.exists() else str(given)
 
 
 def _for_workers(options: SweepOptions) -> SweepOptions:
-    """The options of one worker: the same sweep, by itself."""
+    """The options of one worker: the same sweep in a single process."""
     return replace(
         options,
         backend=None,
@@ -165,7 +165,7 @@ def _measure_blocks(
 @contextmanager
 def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
     """A connection to the cluster at `address`, or a local cluster; one that was there before is used and left."""
-    # Ray reports its use to its makers unless it is told not to.
+    # Ray reports usage statistics unless this is turned off.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -212,7 +212,7 @@ def _share(ray: Any, options: SweepOptions) -> dict[str, int]:
 
 
 def _places(ray: Any, share: dict[str, int]) -> int:
-    """Number of workers that the cluster has room for."""
+    """Number of workers for which the cluster has room."""
     total = ray.cluster_resources()
     wanted = {"CPU": share["num_cpus"], "GPU": share["num_gpus"]}
     fitting = [int(total.get(name, 0) // amount) for name, amount in wanted.items() if amount]

@@ -1,4 +1,4 @@
-"""How texts are generated: a task's own settings, changed as a sweep is asked for, and repeated samples."""
+"""How texts are generated: a task's settings with the sweep's changes, and repeated samples."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _OF_THINKING = ("thinking_budget", "think_tokens")
 
 
 def with_settings(tasks: Sequence[LoadedTask], options: SweepOptions) -> list[LoadedTask]:
-    """`tasks` with the stop strings, lengths and sampling that `options` ask for in place of their own.
+    """`tasks` with the stop strings, lengths and sampling of `options` instead of their own.
 
     Raises:
-        UserError: nothing is generated; or the settings of sampling mean nothing to greedy decoding.
+        UserError: nothing is generated; or sampling settings are given for greedy decoding.
     """
     given = given_options(options, Generation, TokenSampling)
     thinks = {name: value for name in _OF_THINKING if (value := getattr(options, name)) is not None}
@@ -78,14 +78,14 @@ def with_samples(
     items: Sequence[ItemRequests],
     options: SweepOptions,
 ) -> tuple[ItemRequests, ...]:
-    """`items` as they are asked: each as often as the task is sampled, its repeats one after the other.
+    """Repeat each of `items` as often as the task is sampled, with its repeats next to each other.
 
-    What is left open of ``top_p`` and ``top_k`` is the model's generation config's, as in transformers, unless that is
-    ignored.
+    If ``top_p`` or ``top_k`` is not given, it comes from the model's generation config, as in transformers, unless that
+    is ignored.
 
     Raises:
-        UserError: the generation config samples in a way that is not supported; or the number of new tokens that was
-            asked for leaves too little room for some prompts.
+        UserError: the generation config samples in an unsupported way; or the requested number of new tokens leaves too
+            little room for some prompts.
     """
     fmt = protocol_named(protocol).format_of(task.task)
     if not isinstance(fmt, GenerationFormat):

@@ -1,4 +1,5 @@
-"""Noise of numbers: items that the clean model answers otherwise in other batches, by another executor, in float32."""
+"""Numerical noise: items that the clean model answers differently in other batches, with another executor, in
+float32."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ __all__ = ["HALF", "noise", "with_noise"]
 logger = logging.getLogger("lensprune")
 
 HALF = ("bfloat16", "float16")
-"""Number types so coarse that batches change answers."""
+"""Dtypes so coarse that the batch size changes answers."""
 _OTHER_BATCHES = (256, 2048)
 _EXECUTORS = ("forked", "hooked")
 _FLOAT32_BYTES = 4
@@ -77,10 +78,10 @@ def noise(
     memory: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Run the clean model again in other ways that should change nothing, and count the items that flip.
+    """Rerun the clean model in ways that should change nothing, and count the items that flip.
 
-    The ways: batches of other sizes, the other executor, and float32 (of a model that is given by name or path, where
-    it fits on the GPU). What flips there can flip in a sweep without any part being needed for it.
+    The ways: other batch sizes, the other executor, and float32 (for a model given by name or path, if it fits on the
+    GPU). Items that flip here can flip in a sweep even if the removed part is not needed.
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
@@ -108,11 +109,11 @@ def noise(
 def with_noise(
     job: SweepJob, executor: Executor, model: Any, existing: SweepSpec | None, progress: bool = True
 ) -> SweepJob:
-    """The same sweep with the noise of its numbers in its spec, where these are of half precision.
+    """The same sweep with its numerical noise in the spec, if it runs in half precision.
 
     Args:
-        model: as the user gave it.
-        existing: spec of the run that is gone on with, whose noise is taken over.
+        model: as given by the user.
+        existing: spec of the run to resume, whose noise is reused.
     """
     if job.model.facts.dtype not in HALF:
         return job
@@ -121,7 +122,7 @@ def with_noise(
 
 
 def _measured(job: SweepJob, executor: Executor, model: Any, progress: bool) -> dict[str, dict[str, Any]]:
-    """By task and protocol: for each other way the ids of the items that are lost and won by it."""
+    """By task and protocol: the ids of the items lost and won in each of the other ways."""
     ways = list(_other_ways(job, executor, model))
     found: dict[str, dict[str, Any]] = {}
     total = (1 + len(ways)) * sum(len(condition.requests) for condition in job.conditions)
@@ -143,14 +144,14 @@ def _measured(job: SweepJob, executor: Executor, model: Any, progress: bool) -> 
 
 
 def _answered(executor: Executor, condition: Condition, progress: Any) -> Bool[ndarray, " item"]:
-    """Whether the clean model is right, item by item."""
+    """Whether the clean model is right on each item."""
     [answered] = executor.run(condition.requests, [CLEAN], progress=progress)
     outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
     return array([outcome.correct for outcome in outcomes], bool)
 
 
 def _other_ways(job: SweepJob, executor: Executor, model: Any) -> Iterator[tuple[str, Executor]]:
-    """Names and executors that should give the numbers of `executor`."""
+    """Names and executors that should give the same results as `executor`."""
     options = job.options
     for tokens in _OTHER_BATCHES:
         if tokens != options.batch_tokens:
@@ -166,7 +167,7 @@ def _other_ways(job: SweepJob, executor: Executor, model: Any) -> Iterator[tuple
 
 
 def _in_float32(hooked: HookedModel, model: Any, options: SweepOptions) -> HookedModel | None:
-    """The model loaded again; ``None``, with a warning, where that can't be done."""
+    """The model loaded again in float32; ``None``, with a warning, if that is not possible."""
     if not isinstance(model, (str, Path)):
         logger.warning("the noise in float32 is left out: a loaded model can't be loaded again, give its name or path")
         return None

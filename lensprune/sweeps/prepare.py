@@ -1,4 +1,4 @@
-"""Everything that a sweep checks and builds before the first forward pass: tasks, prompts, variants, spec."""
+"""Check and build everything that a sweep needs before the first forward pass: tasks, prompts, variants, spec."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ class Condition:
     chances: tuple[float, ...]
     reference_prompts: tuple[tuple[int, ...], ...] = ()
     template_date: str | None = None
-    """That the chat template writes into the prompts; ``None`` without one, or one without a clock."""
+    """The date that the chat template writes; ``None`` without a template, or for one without a clock."""
     think_tokens: tuple[str, str] | None = None
-    """Start and end of the thinking that is told apart from answers; ``None``: none is."""
+    """Start and end markers of thinking; ``None``: thinking is not separated from answers."""
     appended: str = ""
-    """What the tokenizer by itself puts behind a prompt."""
+    """What the tokenizer appends to a prompt."""
 
     @property
     def requests(self) -> list[Request]:
@@ -89,17 +89,17 @@ class Condition:
 
     @property
     def samples(self) -> int:
-        """How often each item is asked, one time after the other."""
+        """Number of samples per item."""
         return 1 + max((item.sample for item in self.items), default=0)
 
     @cached_property
     def questions(self) -> pa.Table:
-        """What is stored of the questions; see `lensprune.runs.questions`."""
+        """The questions to store; see `lensprune.runs.questions`."""
         return question_table(self.task, self.protocol, self.items[:: self.samples])
 
     @property
     def generation(self) -> dict[str, Any]:
-        """For the spec (`CellSpec.generation`)."""
+        """The generation settings for the spec (`CellSpec.generation`)."""
         request = next((request for request in self.requests if isinstance(request, GenerateRequest)), None)
         if request is None:
             return {}
@@ -116,7 +116,7 @@ class Condition:
 
     @property
     def generates(self) -> bool:
-        """Whether texts are generated, whatever the protocol is called."""
+        """Whether texts are generated, whatever the protocol's name."""
         return any(isinstance(request, GenerateRequest) for request in self.requests)
 
 
@@ -230,7 +230,7 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
 
 
 def _check_single(task: LoadedTask, protocols: Sequence[str]) -> None:
-    """Refuse a task that asks for several texts of an item by itself."""
+    """Refuse a task that by default samples several texts per item."""
     for name in protocols:
         fmt = protocol_named(name).format_of(task.task)
         if isinstance(fmt, GenerationFormat) and fmt.samples > 1:
@@ -241,7 +241,7 @@ def _check_single(task: LoadedTask, protocols: Sequence[str]) -> None:
 
 
 def _check_cap(task: LoadedTask, stopping: Stopping) -> None:
-    """Refuse items that don't come in one random order, or are fewer than the last look."""
+    """Refuse items that are not in a single random order, or are fewer than the last look."""
     name, n, cap = task.task.name, len(task.items), stopping.items[-1]
     if isinstance(stopping, AnyLook) and task.items and task.items[0].cluster is not None:
         raise UserError(
@@ -260,7 +260,7 @@ def _check_cap(task: LoadedTask, stopping: Stopping) -> None:
 def _check_against(
     existing: SweepSpec | None, out: Path | None, tasks: Sequence[TaskSpec], options: SweepOptions
 ) -> None:
-    """Refuse another run's folder by what is known before the weights are loaded."""
+    """Refuse a folder that contains another run, as far as is known before loading the weights."""
     if existing is None:
         return
     _check_same_stopping(existing, out, options.stopping)
@@ -273,24 +273,26 @@ def _check_against(
         ("items", [t.items_hash[:12] for t in existing.tasks], [t.items_hash[:12] for t in tasks]),
     ):
         if there != here:
-            raise UserError(f"{out} holds another run ({label}: {there} there, {here} here): choose another out folder")
+            raise UserError(
+                f"{out} contains another run ({label}: {there} there, {here} here): choose another out folder"
+            )
 
 
 def _check_same_stopping(existing: SweepSpec, out: Path | None, stopping: Stopping | None) -> None:
-    """Refuse other looks than those that a stored run has, with the reason."""
+    """Refuse looks that differ from those of a stored run, with the reason."""
     there = stopping_of(existing.stopping)
     if there is None or stopping is None or there == stopping:
         return
     if isinstance(there, Looks) and isinstance(stopping, Looks) and there.items != stopping.items:
         looks = [",".join(map(str, own.items)) for own in (there, stopping)]
         raise UserError(
-            f"{out} holds another run (looks {looks[0]} there, {looks[1]} here): looks that are added or moved once "
+            f"{out} contains another run (looks {looks[0]} there, {looks[1]} here): looks that are added or moved once "
             "there are results make its error rates wrong; choose another out folder, or from the start looks any, "
             "which hold whenever you stop"
         )
     if isinstance(there, AnyLook) and isinstance(stopping, AnyLook) and there.items != stopping.items:
         raise UserError(
-            f"{out} holds another run (limit {there.items[-1]} there, {stopping.items[-1]} here): the limit of a run "
+            f"{out} contains another run (limit {there.items[-1]} there, {stopping.items[-1]} here): a run's limit "
             "is fixed; choose another out folder and a limit that is large enough, and stop and resume as you like"
         )
 
@@ -382,7 +384,7 @@ def _is_scored(request: Request) -> bool:
 def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> SweepJob:
     """Check all options, load tasks and model, and build all requests. Writes nothing.
 
-    What can be refused without the weights is refused before they are loaded.
+    Everything that can be checked without the weights is checked before they are loaded.
 
     Raises:
         UserError: invalid input.
@@ -404,7 +406,7 @@ def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> Sweep
 
 
 def check_before_loading(options: SweepOptions, out: Path | None = None) -> tuple[list[LoadedTask], str | None]:
-    """Refuse what can be refused without the model.
+    """Check everything that can be checked without the model.
 
     Returns:
         The tasks, and the contents of the reference file (``None`` for few-shot examples).
@@ -423,7 +425,7 @@ def check_before_loading(options: SweepOptions, out: Path | None = None) -> tupl
 
 
 def _check_reference_options(options: SweepOptions) -> None:
-    """Refuse options of reference activations that no variant takes."""
+    """Refuse options of reference activations that no variant uses."""
     references = {ablation_kind(kind).reference for kind in kinds_of(options.variants)}
     if str(options.reference) != FEWSHOT and not references - {None}:
         raise UserError(
@@ -438,10 +440,11 @@ def _check_reference_options(options: SweepOptions) -> None:
 
 
 def decoding_of(model: HookedModel, asked: Sequence[Condition], use: str) -> dict[str, Any]:
-    """What the model's generation config decides about generated texts, where there are any; `use`: as `GreedyRules`.
+    """What the model's generation config determines about generated texts, if there are any; `use`: as in
+    `GreedyRules`.
 
     Raises:
-        UserError: it asks for another algorithm of decoding.
+        UserError: it selects another decoding algorithm.
     """
     from lensprune.engine.greedy import GreedyRules
 
@@ -469,9 +472,9 @@ def sweep_spec(
     """The spec of a run.
 
     Args:
-        model: as the user gave it.
+        model: as given by the user.
         variants: descriptions with a ``name``, clean first.
-        with_reference: whether any variant takes activations from reference prompts.
+        with_reference: whether any variant needs activations on reference prompts.
         decoding: from `decoding_of`.
     """
     tasks = list({id(condition.task): condition.task for condition in conditions}.values())
@@ -535,7 +538,7 @@ def _full_items(items: str) -> str:
 
 
 def cell_specs(conditions: Sequence[Condition]) -> tuple[CellSpec, ...]:
-    """What each (task, protocol) asks, for the spec."""
+    """The spec's entry for each (task, protocol)."""
     return tuple(
         CellSpec(
             condition.task.task.name,
@@ -550,20 +553,20 @@ def cell_specs(conditions: Sequence[Condition]) -> tuple[CellSpec, ...]:
 
 
 def _written(conditions: Sequence[Condition], options: SweepOptions) -> dict[str, Any]:
-    """What the model's tokenizer and chat template make of the options, alike in all conditions."""
+    """The options as resolved by the model's tokenizer and chat template, the same in all conditions."""
     names = ("template_date", "think_tokens", "appended")
     return {name: getattr(conditions[0], name) for name in names} if conditions else {}
 
 
 def _task_files(tasks: Sequence[str]) -> dict[str, str]:
-    """The file of each task that was given by its path."""
+    """The file of each task that was given as a path."""
     from lensprune.tasks import find_task, is_task_file
 
     return {find_task(path).name: str(usable_path(path, "task file").resolve()) for path in tasks if is_task_file(path)}
 
 
 def _where(model: Any) -> str | None:
-    """How to load the model again: its name, or the full path of what is on this disk."""
+    """How to load the model again: its name, or the full path of a local file or folder."""
     if not isinstance(model, (str, Path)):
         return None
     path = Path(model).expanduser()

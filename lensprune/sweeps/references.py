@@ -38,11 +38,10 @@ def fewshot_prompts(
     data_dir: Path | None,
     **wording: Any,
 ) -> list[tuple[int, ...]]:
-    """Up to `MAX_PROMPTS` prompts made of few-shot examples, in the protocol's own format.
+    """Make up to `MAX_PROMPTS` prompts from few-shot examples, in the protocol's format.
 
-    Each example of a seeded draw takes the place of the question, after as many other examples (of its own
-    subject, where examples are drawn by subject) as the scored items have; under the likelihood protocols its right
-    answer follows.
+    Each example of a seeded draw is used as the question, after as many other examples (of its subject, if examples are
+    drawn by subject) as the scored items have; under the likelihood protocols its right answer follows.
 
     Args:
         wording: options of `lensprune.protocols.prompting.PromptOptions`.
@@ -86,7 +85,7 @@ def fewshot_prompts(
 def _pool(task: LoadedTask, data_dir: Path | None) -> Sequence[Doc]:
     if task.task.fixed_fewshot is not None:
         return task.task.fixed_fewshot
-    # A task without shots was loaded without examples; here they are wanted anyway.
+    # A task without shots was loaded without examples, but they are needed here.
     return task.task.load(RowRequest(data_dir=data_dir, shots=max(MAX_PROMPTS, task.shots), seed=task.seed)).fewshot
 
 
@@ -95,7 +94,7 @@ def _group(task: LoadedTask, doc: Doc) -> str | None:
 
 
 def read_reference_text(path: str | Path) -> str:
-    """Text of a reference file.
+    """Read a reference file.
 
     Raises:
         UserError: missing, not UTF-8, empty, or larger than 16 MiB.

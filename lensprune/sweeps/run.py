@@ -1,4 +1,4 @@
-"""The main job: every variant on every task under every protocol, into a run."""
+"""Run a sweep: every variant on every task under every protocol."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def sweep(
     progress: bool = True,
     command: str = "",
 ) -> Run:
-    """Measure accuracy with parts of a model removed, and its change from the whole model's on the same items.
+    """Measure accuracy with parts of a model removed, and its change from the clean model's on the same items.
 
-    The clean model is always measured first. Every finished cell (variant, task, protocol) is stored at once: call a
-    stopped sweep with an `out` folder again, or ``resume``, to resume it.
+    The clean model is always measured first. Every finished cell (variant, task, protocol) is stored immediately. To
+    resume a stopped sweep with an `out` folder, repeat the call or use `resume`.
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
@@ -106,69 +106,69 @@ def sweep(
         variants: variants such as ``each_layer(model, "skip")``, a `VariantSelection`, or what to sweep over:
             ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``. A variant may also be
             given as an `Ablation`, a list of these, or its name, like ``L12.skip``.
-        limit: number of items of each task; ``None`` takes all.
+        limit: number of items per task; ``None`` takes all.
         items: which ones a limit takes, as in `load_task`: ``drawn`` (a sample by `seed`) or ``first``.
-        shots: few-shot examples; ``None`` takes each task's own number.
-        seed: of drawn items, few-shot examples, generated tasks and the donor prompt.
+        shots: number of few-shot examples; ``None`` takes each task's default.
+        seed: seed of drawn items, few-shot examples, generated tasks and the donor prompt.
         data_dir: folder with ``<task>/<split>.jsonl``.
         reference: where `mean` and `resample` take their activations from: ``fewshot`` (each task's own examples
             that are not scored, in the protocol's format) or a text file.
         mean_mode: ``pooled`` (over ordinary positions; the first token has its own mean), ``pooled_all`` (one mean over
             all positions) or ``per_position``.
-        leave_out_repeated: leave out items that are among their own few-shot examples, because a row is in two splits;
-            without it they are kept, as in lm-eval, with a warning.
-        primary_metric: that decides whether a generated answer is right, like ``equal,boxed``; ``None`` takes the
-            task's own, which is lm-eval's.
+        leave_out_repeated: leave out items that are among their own few-shot examples because a row is in two splits;
+            otherwise they are kept, as in lm-eval, with a warning.
+        primary_metric: metric that decides whether a generated answer is right, like ``equal,boxed``; ``None`` takes
+            the task's, which is lm-eval's.
         chat_template: put prompts into the model's chat format.
         template_date: date that a chat template with a clock writes, YYYY-MM-DD; ``None`` is 2024-07-26 on any day.
-        template_args: more variables of the chat template, by name.
-        fewshot_as_multiturn: in the chat format, each few-shot example is a turn of its own, instead of all being part
-            of one message.
-        system: system prompt, in front of the task's description.
-        keep_eos: keep the end token that some tokenizers append to a prompt, as lm-eval does; without it, it is left
-            out, and the spec says so.
-        thinking: ``on`` and ``off`` set the chat template's ``enable_thinking``; ``auto`` leaves it as it is. In the
-            chat format, what a model thinks is told apart from its answer: see `lensprune.protocols.thinking`.
-        think_tokens: where thinking starts and ends; ``None`` takes known ones of the tokenizer, such as ``<think>``
-            and ``</think>``, in the chat format, and none without it.
-        thinking_budget: tokens after which the end of thinking is forced; ``None``: never.
-        thinking_prefix: ``clean`` lets the options of the likelihood protocols be read after the clean model's own
-            thinking, up to the budget, under every variant.
-        max_new_tokens: most new tokens per text, under ``generate``; ``None`` takes the task's own number.
-        until, until_only: stop strings, beside the task's own or instead of them.
+        template_args: further variables of the chat template, by name.
+        fewshot_as_multiturn: in the chat format, make each few-shot example a separate turn instead of putting all into
+            one message.
+        system: system prompt, placed before the task's description.
+        keep_eos: keep the EOS token that some tokenizers append to a prompt, as lm-eval does; otherwise it is left out,
+            and the spec records it.
+        thinking: ``on`` and ``off`` set the chat template's ``enable_thinking``; ``auto`` leaves the template's
+            default. In the chat format, thinking is separated from the answer: see `lensprune.protocols.thinking`.
+        think_tokens: markers of the start and end of thinking; ``None`` takes known ones of the tokenizer, such as
+            ``<think>`` and ``</think>``, in the chat format, and none without it.
+        thinking_budget: number of tokens after which the end of thinking is forced; ``None``: never.
+        thinking_prefix: ``clean`` scores the options of the likelihood protocols after the clean model's thinking, up
+            to the budget, under every variant.
+        max_new_tokens: most new tokens per text, under ``generate``; ``None`` takes the task's number.
+        until, until_only: stop strings, in addition to the task's or instead of them.
         generation_config: ``none`` ignores the model's generation config: penalties, suppressed tokens, end tokens.
-        temperature: above 0, texts are sampled, with random numbers that depend on (seed, item, sample, position)
-            alone, so variants are coupled to the clean model; ``None`` takes the task's own, most often 0.
+        temperature: above 0, texts are sampled, with random numbers that depend only on (seed, item, sample,
+            position), so variants are coupled to the clean model; ``None`` takes the task's, usually 0.
         top_p, top_k: what is sampled from; ``None`` takes the task's or the generation config's.
         samples: texts per item; Δμ and its interval are then over items, whose outcome is the mean of their samples.
-        dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
-        executor: how rows are run, ``forked`` or ``hooked``; every executor gives the same numbers. ``ray`` spreads the
-            cells over Ray workers that run ``forked``, ``ray:hooked`` over such that run ``hooked``.
-        workers: with ``ray``, how many; ``None`` takes one per GPU, or one per CPU where there are no GPUs.
+        dtype, device, n_devices, bos: for `load_model`, if `model` is a name.
+        executor: ``forked`` or ``hooked``; all executors give the same numbers. ``ray`` distributes the cells to Ray
+            workers that run ``forked``, ``ray:hooked`` to workers that run ``hooked``.
+        workers: number of workers with ``ray``; ``None`` takes one per GPU, or one per CPU core without GPUs.
         ray_address: with ``ray``, a running cluster, ``ray://head:10001`` or ``auto``; ``None`` starts a local one.
-        batch_tokens: tokens in a batch; ``None`` takes the executor's default.
-        memory: what the sweep may take besides the model's weights, like ``4GB``, instead of the default budgets.
-        screen: share of the parts to measure: those whose estimated removal costs most
-            (`lensprune.sweeps.screening`), and a random control set. `Run.screen` has both.
-        screen_rule: gradient of the estimates, ``plain`` (the default), ``relp`` or ``gim``
+        batch_tokens: tokens per batch; ``None`` takes the executor's default.
+        memory: memory to use besides the model's weights, like ``4GB``, instead of the default budgets.
+        screen: share of the parts to measure: those with the largest estimated loss (`lensprune.sweeps.screening`),
+            plus a random control set. `Run.screen` has both.
+        screen_rule: gradient rule of the estimates, ``plain`` (the default), ``relp`` or ``gim``
             (`lensprune.engine.gradient_rules`).
-        lost_more_than: which variants lose more accuracy than this? Each is measured on blocks of items until it is
-            named, with false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
+        lost_more_than: test which variants lose more accuracy than this. Each is measured on blocks of items until it
+            is detected, at false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
         looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`; ``any``: e-values, whose
             verdicts hold whenever the sweep is stopped, for more items.
-        q: false discovery rate of what is named.
+        q: false discovery rate of the detected variants.
         until_width: each variant is measured on blocks of items until its 95% interval is no wider than this.
-        keep_hooks: hooks that you left on a loaded model are part of it; the spec names them. Without it they are
+        keep_hooks: treat hooks that you left on a loaded model as part of it; the spec names them. Otherwise they are
             refused.
         out: run folder; ``None`` keeps the run in memory.
         progress: show a progress bar.
-        command: the command line, kept in the spec.
+        command: the command line, stored in the spec.
 
     Returns:
         The run; `Run.summary` has one row per cell, with Δμ = accuracy of the variant − accuracy of the clean model.
 
     Raises:
-        UserError: invalid input; nothing is written then, except for cells that were finished before a disk filled up.
+        UserError: invalid input (nothing is written), or a full disk (finished cells are kept).
         HookNeverFired: a hook of a variant did not run.
         KeyboardInterrupt: stopped by the user; the message says how to resume.
 
@@ -196,7 +196,7 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
     with stage("loading the model and its prompts", shown=progress):
         job = prepare(model, options, folder)
     executor = make_executor(options.executor, job.model, options.batch_tokens, options.memory)
-    # The executor that runs, which is not the requested one where that can't run this model.
+    # The actual executor, which differs from the requested one if that can't run this model.
     execution = replace(job.spec.execution, executor=executor.name)
     job = replace(job, spec=replace(job.spec, execution=execution))
     existing = None if folder is None else check_out_folder(folder)
@@ -228,7 +228,7 @@ def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = Non
 
 
 def _power_lines(job: SweepJob) -> list[str]:
-    """The smallest loss that the sweep can name, once per number of items and clusters."""
+    """The smallest loss that the sweep can detect, once per number of items and clusters."""
     shapes = []
     for asked in job.conditions:
         clusters = {item.item.cluster for item in asked.items}
@@ -313,13 +313,13 @@ def resume(
     workers: int | None = None,
     ray_address: str | None = None,
 ) -> Run:
-    """Resume the run in `folder`; a finished run is only summarised again.
+    """Resume the run in `folder`; for a finished run, only the summary is rewritten.
 
     Args:
         folder: run folder, the `out` of `sweep`.
         progress: show a progress bar.
-        executor: run the missing cells with another executor, or spread them as `sweep` does; the numbers are the same.
-        workers, ray_address: as for `sweep`; with a run that was spread over Ray workers they need no `executor`.
+        executor: run the missing cells with this executor, or distribute them as in `sweep`; results are the same.
+        workers, ray_address: as for `sweep`; not needed with `executor` if the run already used Ray workers.
 
     Returns:
         The finished run.
@@ -361,7 +361,7 @@ def resume(
 
 
 def _options_of(spec: SweepSpec) -> SweepOptions:
-    """The options of the run: each under its own name in the spec, except for those that the spec resolved."""
+    """The options of the run, read from the spec under their own names, except those that the spec resolved."""
     execution = spec.execution
     asked = option_values({**vars(spec), **vars(execution)}, SweepOptions) | {
         "tasks": tuple(execution.task_files.get(task.name, task.name) for task in spec.tasks),

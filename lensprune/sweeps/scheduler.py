@@ -1,4 +1,4 @@
-"""Distributing cells to workers that may be slow, hang, die or join late, with every cell stored once."""
+"""Distribute cells to workers that may be slow, hang, die or join late; every cell is stored once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Scheduler", "WorkerLost", "WorkerPool"]
 logger = logging.getLogger("lensprune")
 
 MAX_LOSSES = 5
-"""Workers that may be lost at the same cells without finishing one, or one after another before any is loaded."""
+"""How many workers may be lost at the same cells without finishing one, or in a row before any is loaded."""
 
 _POLL_SECONDS = 1.0
 _WARN_SECONDS = 60.0
@@ -28,7 +28,7 @@ _WARN_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """A worker is gone; `why` is for a person."""
+    """A worker is gone; `why` is a human-readable reason."""
 
     why: str
 
@@ -37,13 +37,13 @@ class WorkerPool(Protocol):
     """Workers by number, wherever they run."""
 
     def start(self) -> int:
-        """Start one more worker; it may have to wait for room."""
+        """Start one more worker, which may have to wait for room."""
         ...
 
     def assign(self, worker: int, unit: Unit) -> None: ...
 
     def updates(self, seconds: float) -> Sequence[tuple[int, WorkerUpdate | WorkerLost]]:
-        """What workers answered; waits up to `seconds` for the first. A worker that is silent is not named."""
+        """Updates from workers; waits up to `seconds` for the first one. Silent workers are not included."""
         ...
 
     def stop(self, worker: int) -> None:
@@ -63,7 +63,7 @@ class _State:
 
 
 class Scheduler:
-    """Keeps `size` workers busy; a lost or stalled one is replaced and its unfinished cells are dealt out again.
+    """Keeps `size` workers busy; a lost or stalled one is replaced and its unfinished cells are redistributed.
 
     Args:
         stall_seconds: time without progress after which a worker that has answered is given up.
@@ -87,7 +87,7 @@ class Scheduler:
             self._start()
 
     def first_ready(self) -> Ready:
-        """Wait for the first worker that has loaded the model; it tells the questions of the run.
+        """Wait for the first worker that has loaded the model; it reports the questions of the run.
 
         Raises:
             LensPruneError: workers can't load it, or are lost before they have.
@@ -100,7 +100,7 @@ class Scheduler:
         """Let all cells of `queue` be measured and store them.
 
         Args:
-            spec: of the run; a worker whose own spec would give other numbers is refused.
+            spec: spec of the run; a worker whose spec would give different results is refused.
             progress: called with rows answered; with a negative number where a lost worker's answers are discarded.
 
         Raises:
@@ -167,7 +167,7 @@ class Scheduler:
         if update.rows:
             progress(update.rows)
         for key, table in update.cells:
-            # Only the cells that this worker was given last and has not sent: each is stored once.
+            # Only cells of this worker's current unit that it has not sent yet: each is stored once.
             if state.unit is not None and key.variant in state.left:
                 store.write(CellKey(*key), table)
                 state.left.discard(key.variant)

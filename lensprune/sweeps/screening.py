@@ -1,7 +1,7 @@
 """Screening: rank all heads by an estimate, and measure only the strongest, with a random control set.
 
-The estimate is attribution patching towards the ablated value (`estimate_logprobs`), of the very thing that a record
-calls logprob_margin; under ``generate``, of the log-probability of the clean model's own text.
+The estimate is attribution patching towards the ablated value (`estimate_logprobs`), for the records' logprob_margin;
+under ``generate``, for the log-probability of the clean model's text.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ __all__ = [
 ]
 
 MARGIN = 1.5
-"""Multiple of the requested number of heads that is measured for its estimates."""
+"""Multiple of the requested number of heads to measure because of their estimates."""
 _STEP = 1e-6
-"""Nats, by which a log-probability is moved for the derivative of a margin."""
+"""Step in nats by which a log-probability is moved for the derivative of a margin."""
 MIN_CONTROLS = 8
 """Minimum number of heads drawn at random; otherwise half the requested number."""
 
@@ -63,16 +63,16 @@ def estimated_effects(
 ) -> Float[np.ndarray, " variant"]:
     """Estimated mean change over the items in each variant, in nats; negative: the part was needed.
 
-    Under the likelihood protocols of the margin (log-probability of the right answer over the best other one, whichever
-    that is in the clean model), under ``generate`` of the log-probability of the clean model's text. Items without a
-    finite number are left out.
+    Under the likelihood protocols, the change of the margin (log-probability of the right answer over the clean model's
+    best other one); under ``generate``, of the log-probability of the clean model's text. Items without a finite number
+    are left out.
 
     Args:
         executor: generates the clean model's texts.
-        rule: of the gradient (`lensprune.engine.gradient_rules`).
+        rule: gradient rule (`lensprune.engine.gradient_rules`).
 
     Raises:
-        UserError: a variant that is not the removal of one part, a rule that can't act in the model, or no finite
+        UserError: a variant that does not remove exactly one part, a rule that the model does not support, or no finite
             number at all.
     """
     return values_and_estimates(model, condition, variants, executor, reference, progress, rule=rule)[1]
@@ -92,7 +92,7 @@ def values_and_estimates(
     """The measure of `estimated_effects`, item by item (NaN where it is not finite), and the estimates themselves.
 
     Args:
-        given: what is changed in the model already; the items' measure is that of this model.
+        given: a variant that is applied first; the items' measure is that of the model with it.
     """
     measured = _margins if protocol_named(condition.protocol).measure == "logprob_margin" else _texts
     groups, slope = measured(condition, executor)
@@ -152,10 +152,10 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
     """The same sweep with only the chosen heads to measure, and all estimates in its spec.
 
     Args:
-        existing: spec of the resumed run, whose estimates are taken over.
+        existing: spec of the resumed run, whose estimates are reused.
 
     Raises:
-        UserError: a variant that is not the removal of one head or key/value group, or nothing to rank by.
+        UserError: a variant that does not remove exactly one head or key/value group, or nothing to rank by.
     """
     options = job.options
     heads = [variant for variant in job.variants if not variant.is_clean]
@@ -185,12 +185,12 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
 
 
 def rule_of(screen: Mapping[str, Any]) -> str:
-    """The gradient rule of a spec's screening; runs from before there were several have the plain one."""
+    """The gradient rule of a spec's screening; older runs have the plain rule."""
     return str(screen.get("rule", "plain"))
 
 
 def _screens(screen: Mapping[str, Any], heads: Sequence[Variant]) -> bool:
-    """Whether these are the heads that were estimated, or those that were chosen among them."""
+    """Whether these are the estimated heads, or those chosen from them."""
     names = {head.name for head in heads}
     return names in ({row["variant"] for row in screen["estimates"]}, set(screen["measured"]))
 
@@ -242,8 +242,8 @@ def choose(
 ) -> tuple[list[Variant], dict[str, str]]:
     """The variants to measure, in their order, and why: ``strongest`` or ``control``.
 
-    Strongest are `MARGIN` times the `fraction` of the variants with the largest estimated loss in any (task, protocol):
-    estimates are least accurate where they decide. Controls are drawn from the others.
+    The strongest are `MARGIN` times the `fraction` of the variants with the largest estimated loss in any (task,
+    protocol), to allow for estimation error. Controls are drawn from the others.
 
     Args:
         estimates: rows with ``task``, ``protocol``, ``variant`` and ``estimate``.

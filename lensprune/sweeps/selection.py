@@ -20,11 +20,11 @@ class VariantSelection:
     """One variant per component of a kind, as the command line chooses them, before the model is known.
 
     `over`: ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``, or a registered
-    component's own word. `ablation`: ``None`` takes skip for layers and zero for everything else. `layers`, `heads` (or
+    component's word. `ablation`: ``None`` takes skip for layers and zero for everything else. `layers`, `heads` (or
     other indices within a layer): text like ``0,10,20-29``; ``None`` takes all.
 
     Raises:
-        UserError: an unknown name, a combination that means nothing, or text that is not a list of numbers.
+        UserError: an unknown name, an invalid combination, or text that is not a list of numbers.
 
     Examples:
         >>> selection = lp.VariantSelection("heads", layers="0,2-3", heads="1")
@@ -48,7 +48,7 @@ class VariantSelection:
 
     @property
     def kind(self) -> str:
-        """The ablation, also where none is named."""
+        """The ablation kind, with the default filled in."""
         return self.ablation or default_kind(self.over)
 
     def resolve(self, facts: ModelFacts) -> list[Variant]:

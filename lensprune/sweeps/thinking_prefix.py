@@ -1,4 +1,4 @@
-"""Options read after the clean model's own thinking, the same under every variant."""
+"""Score options after the clean model's thinking, the same under every variant."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = ["thinking_requests", "with_clean_thinking", "with_longest_thinking"]
 logger = logging.getLogger("lensprune")
 
 AFTER_END = 4
-"""Tokens after the end of thinking that may be white space of the model's own."""
+"""Number of tokens after the end of thinking that may be white space written by the model."""
 
 
 def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, progress: bool) -> SweepJob:
     """`job` with the clean model's thinking between each prompt and its options.
 
-    It is generated once, up to the thinking budget, with the end marker behind it and the white space that the model
-    writes there; a run in `folder` has it in its questions, and goes on with that.
+    It is generated once, up to the thinking budget, followed by the end marker and the model's white space; a run in
+    `folder` has it in its questions and reuses it.
 
     Raises:
         UserError: as `thinking_requests`.
@@ -62,7 +62,7 @@ def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, 
 def with_longest_thinking(
     model: HookedModel, conditions: Sequence[Condition], options: SweepOptions
 ) -> tuple[Condition, ...]:
-    """`conditions` with as many tokens in front of the options as thinking may have, for counting."""
+    """`conditions` with the maximum number of thinking tokens before the options, for cost estimates."""
     markers = _markers(model, options)
     longest = markers.end * ((options.thinking_budget or 0) // len(markers.end_ids))
     return tuple(
@@ -134,7 +134,7 @@ def thinking_requests(model: HookedModel, condition: Condition, options: SweepOp
 
 
 def _generated(job: SweepJob, condition: Condition, executor: Executor, progress: bool) -> dict[str, str]:
-    """What the clean model thinks of each item, by its id."""
+    """The clean model's thinking on each item, by id."""
     model, task, budget = job.model, condition.task.task.name, job.options.thinking_budget or 0
     markers, requests = _markers(model, job.options), thinking_requests(model, condition, job.options)
     bar: Any
@@ -157,7 +157,7 @@ def _generated(job: SweepJob, condition: Condition, executor: Executor, progress
 def _thought(
     model: HookedModel, request: GenerateRequest, response: Response, markers: ThinkingMarkers, budget: int
 ) -> str:
-    """The text of the thinking with both markers, and the white space behind it; empty where there is none."""
+    """The text of the thinking with both markers and the white space after it; empty if there is none."""
     if not isinstance(response, GenerateResponse) or request.thinking is None:
         raise LensPruneError("expected a generation with thinking")
     ids, end, start = list(response.token_ids), list(markers.end_ids), list(markers.start_ids)

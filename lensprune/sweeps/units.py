@@ -1,4 +1,4 @@
-"""Cells dealt out in units, so that workers finish together and still share a clean forward pass between variants."""
+"""Units of cells, so that workers finish together and variants still share a clean forward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _part(cells: int, parts: int) -> int:
 @dataclass(frozen=True)
 class Unit:
     """Cells of one (task, protocol) that a worker measures together; `losses` workers were lost at them. In a sweep
-    that stops early, `block` is that of its items."""
+    that stops early, `block` is the block of items."""
 
     task: str
     protocol: str
@@ -30,12 +30,12 @@ class Unit:
 
 
 class UnitQueue:
-    """What is left to deal out.
+    """The cells that are not distributed yet.
 
-    A worker that asks gets a half of an equal share of the remaining cells, from one (task, protocol): large units at
-    first, which run the clean model seldom, and small ones at the end, so that no worker is left alone with much
-    (guided self-scheduling, Polychronopoulos and Kuck, 1987). But never more than its share of that (task, protocol):
-    a generation can take a hundred times as long as a likelihood, so one group may be most of the work.
+    Each request by a worker gets half of an equal share of the remaining cells, from one (task, protocol): large units
+    at first, which seldom rerun the clean model, and small ones at the end, so that workers finish together (guided
+    self-scheduling, Polychronopoulos and Kuck, 1987). A unit is never more than the worker's share of that (task,
+    protocol): generation can take a hundred times as long as a likelihood, so one group may be most of the work.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class UnitQueue:
 
     @property
     def cells(self) -> int:
-        """Cells that are not dealt out."""
+        """Number of cells that are not distributed yet."""
         return sum(len(names) for _, _, names, _, _ in self._groups) + sum(
             len(unit.variants) for unit in self._returned
         )
@@ -71,5 +71,5 @@ class UnitQueue:
         return Unit(task, protocol, taken, block=block)
 
     def put_back(self, unit: Unit) -> None:
-        """Deal `unit` out again, before anything else."""
+        """Put `unit` back, to be distributed before anything else."""
         self._returned.append(unit)

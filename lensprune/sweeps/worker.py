@@ -1,4 +1,4 @@
-"""What runs at a worker: the model is loaded once, then units of cells are measured as they come."""
+"""Code that runs at a worker: load the model once, then measure units of cells as they arrive."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that another worker would meet as well, in a form that any process can read."""
+    """An error that would occur at any worker, in a form that any process can read."""
 
     kind: str
     message: str
@@ -61,7 +61,7 @@ class WorkerUpdate:
         return bool(self.rows or self.cells or self.ready or self.done or self.failure)
 
     def and_then(self, later: WorkerUpdate) -> WorkerUpdate:
-        """Both in one."""
+        """Combine two updates."""
         return WorkerUpdate(
             self.rows + later.rows,
             self.cells + later.cells,
@@ -72,7 +72,7 @@ class WorkerUpdate:
 
 
 class CellWorker:
-    """Loads a model and measures units in a thread of its own, so that `poll` answers while it works."""
+    """Loads a model and measures units in a separate thread, so that `poll` responds while it works."""
 
     def __init__(self, model: str, options: SweepOptions, threads: int | None = None) -> None:
         self._updates: queue.SimpleQueue[WorkerUpdate] = queue.SimpleQueue()
@@ -81,11 +81,11 @@ class CellWorker:
         thread.start()
 
     def assign(self, unit: Unit) -> None:
-        """Measure `unit` after those assigned before."""
+        """Queue `unit` after those assigned before."""
         self._units.put(unit)
 
     def poll(self, seconds: float = 1.0) -> WorkerUpdate:
-        """What happened; waits up to `seconds` for something to happen."""
+        """The next update; waits up to `seconds` for one."""
         try:
             update = self._updates.get(timeout=seconds)
         except queue.Empty:

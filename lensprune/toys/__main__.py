@@ -15,11 +15,11 @@ from lensprune.toys.thinker import build_thinker
 def main() -> None:
     """Read the arguments and build."""
     parser = argparse.ArgumentParser(prog="python -m lensprune.toys", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/toys"), help="folder (default: runs/toys)")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the recipe's steps (default: 1)")
-    parser.add_argument("--seed", type=int, default=RECIPE.seed, help="of weights and texts (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/toys"), help="output folder (default: runs/toys)")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiple of the recipe's steps (default: 1)")
+    parser.add_argument("--seed", type=int, default=RECIPE.seed, help="seed of weights and texts (default: 0)")
     parser.add_argument(
-        "--only-thinker", action="store_true", help="train the thinker alone, from the toy-distilled that ships"
+        "--only-thinker", action="store_true", help="train only the thinker, from the bundled toy-distilled"
     )
     arguments = parser.parse_args()
     recipe = replace(RECIPE.scaled(arguments.scale), seed=arguments.seed)

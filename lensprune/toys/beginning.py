@@ -1,11 +1,11 @@
-"""Where training begins: random weights, but for two heads that match a token to where it stood before.
+"""Initial weights: random, except for two planted heads that match a token to its earlier occurrence.
 
-Retrieval in context needs a head that attends to the previous token in front of one that matches keys (Olsson et al.
-2022, arXiv:2209.11895). Small models find the pair only after many texts: in trials of some 300 steps from random
-weights, and from the first of the two heads alone, retrieval of four pairs stayed at chance. So both are planted:
-head 0 of block 0 attends to the previous token and copies it aside; head 0 of block 1 asks there for the current token
-and copies what it attends to, too weakly to answer anything before training. What the copies are good for, and
-everything about arithmetic, is learnt, and training may change the planted weights as well.
+In-context retrieval needs a head that attends to the previous token, followed by one that matches keys (Olsson et al.
+2022, arXiv:2209.11895). Small models learn this pair only after many texts: in trials of about 300 steps, from random
+weights and with only the first head planted, retrieval from four pairs stayed at chance. So both are planted: head 0 of
+block 0 attends to the previous token and copies it to a separate subspace; head 0 of block 1 looks for the current
+token in that subspace and copies what it attends to, too weakly to answer anything before training. How to use the
+copies, and everything about arithmetic, is learnt, and training may also change the planted weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["new_model"]
 _EMBEDDING_SCALE = 0.1
 _CONSTANT = 0.3
 _FREQUENCIES = 5
-"""Rotary frequencies that tell neighbours apart, from the fastest on."""
+"""Number of rotary frequencies that distinguish neighbours, starting with the fastest."""
 _SHARPNESS = 2.6
 _COPY_ASIDE = 0.2
 _FAST = 4
-"""Rotary frequencies that matching does without: they turn away from a key a few tokens back."""
+"""Number of rotary frequencies not used for matching: they rotate away from a key a few tokens back."""
 _MATCHING = 2.0
 _COPY = 0.3
 
@@ -36,7 +36,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(model_config(recipe, tokenizer))
     model.model.embed_tokens.weight.normal_(0, _EMBEDDING_SCALE)
-    # The same for every token: what a head reads that is to act alike on all of them.
+    # The same for every token: read by heads that must act alike on all tokens.
     model.model.embed_tokens.weight[:, 0] = _CONSTANT
     size = recipe.d_model // recipe.n_heads
     here, aside = _orthonormal(2 * size, recipe.d_model).split(size)
@@ -55,7 +55,7 @@ def _orthonormal(rows: int, columns: int) -> Float[torch.Tensor, "rows columns"]
 def _plant_previous_token(
     model: LlamaForCausalLM, here: Float[torch.Tensor, "d_head d_model"], aside: Float[torch.Tensor, "d_head d_model"]
 ) -> None:
-    """Head 0 of block 0: attends to the previous token, and writes what it reads of it (`here`) to `aside`."""
+    """Head 0 of block 0: attends to the previous token, and copies its `here` subspace to `aside`."""
     size = here.shape[0]
     attention = model.model.layers[0].self_attn
     n = min(_FREQUENCIES, size // 2)
@@ -74,7 +74,8 @@ def _plant_previous_token(
 def _plant_matching(
     model: LlamaForCausalLM, here: Float[torch.Tensor, "d_head d_model"], aside: Float[torch.Tensor, "d_head d_model"]
 ) -> None:
-    """Head 0 of block 1: attends to where the previous token was the current one, and copies the token there."""
+    """Head 0 of block 1: attends to positions whose previous token equals the current one, and copies the token
+    there."""
     size = here.shape[0]
     attention = model.model.layers[1].self_attn
     slow = torch.ones(size)

@@ -1,4 +1,4 @@
-"""Train the trio from nothing and save it; a stage that is saved already is not trained again."""
+"""Train the trio from scratch and save it; stages that are already saved are not trained again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build(
         sha256 of each model's weights file.
 
     Raises:
-        UserError: ``out`` holds a build by another recipe.
+        UserError: ``out`` contains a build with a different recipe.
     """
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def build(
 def _same_recipe(recipe: Recipe, path: Path) -> None:
     text = json.dumps(asdict(recipe), indent=1)
     if path.exists() and path.read_text() != text:
-        raise UserError(f"{path.parent} holds a build by another recipe: choose another out folder")
+        raise UserError(f"{path.parent} contains a build with a different recipe: choose another out folder")
     path.write_text(text)
 
 
@@ -106,9 +106,9 @@ class _Stages:
         teacher: LlamaForCausalLM | None = None,
     ) -> LlamaForCausalLM:
         """Train one model, or load what an earlier build saved; it starts from the weights of the stage `begin`."""
-        # Every stage has rows of its own, but for the students, whose rows are the same.
+        # Every stage has its own rows, except the students, which share theirs.
         order = {"start": 1, "teacher": 2, "base": 3, "distilled": 3, "worked": 3}[name] + 10 * self.recipe.seed
-        # The teacher's initial weights are its own.
+        # The teacher has different initial weights.
         model = new_model(
             self.recipe if name != "teacher" else replace(self.recipe, seed=self.recipe.seed + _TEACHER_SEED),
             self.tokenizer,
@@ -140,7 +140,7 @@ class _Stages:
             name=name,
             check=lambda: answers_right(model, self.tokenizer, TextSource(_EVALUATION_SEED, worked), texts=25),
         )
-        # Tied tensors share memory, which the format refuses: one of the two names is enough.
+        # Tied tensors share memory, which the format rejects: one of the two names is enough.
         state = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
         save_file(state, saved)
         return model

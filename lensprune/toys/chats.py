@@ -1,4 +1,4 @@
-"""Training texts of the thinking toy: chains asked through its chat template, with thought or without."""
+"""Training texts for the thinking toy: chains in its chat template, with or without thinking."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ _THOUGHT_TOKENS = re.compile(r" [^ .]+|\.")
 class ChatSource(TextSource):
     """An endless stream of chats, the same for the same seed, on the questions of `TextSource`.
 
-    With thinking, the worked steps stand between the think markers and only the answer follows; without, the answer
-    follows the empty block that the template writes. Some thoughts are cut anywhere, and the end marker after them is
-    not learnt: it is forced there, as a thinking budget does, and the answer is all that can be told from what was
-    thought so far.
+    With thinking, the worked steps are between the think markers and only the answer follows; without, the answer
+    follows the empty block that the template writes. Some thoughts are cut at a random point; the end marker after them
+    is not learnt, since a thinking budget forces it, and the answer must be given from the steps so far.
     """
 
     def __init__(self, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -40,9 +39,9 @@ class ChatSource(TextSource):
         """One question and its answer.
 
         Args:
-            cut: end the thought early, at a token drawn at random.
-            shots: examples with worked steps, in the question's message as a default evaluation shows them.
-            as_turns: make each example a turn of its own.
+            cut: end the thinking early, at a random token.
+            shots: examples with worked steps, in the question's message as in a default evaluation.
+            as_turns: make each example a separate turn.
         """
         fmt = self._chains[operands]
         subtract = self._draw_subtract()
@@ -74,7 +73,7 @@ class ChatSource(TextSource):
         ]
 
     def mixed(self) -> Text:
-        """One chat or several, one after the other; each begins anew."""
+        """One or several independent chats, one after another."""
         shots = self._random.choice(_SHOTS)
         pieces: Text = []
         for _ in range(self._random.randint(1, _EXAMPLES_PER_TEXT // (shots + 1))):
@@ -89,7 +88,7 @@ class ChatSource(TextSource):
         return pieces
 
     def kinds(self) -> dict[str, Callable[[], Text]]:
-        """Chats of each kind, as a default evaluation asks them."""
+        """Chats of each kind, as in a default evaluation."""
         return {
             f"chains of {operands}{' with thought' if thinking else ''}": partial(
                 self.chat, operands, thinking=thinking, shots=4

@@ -1,7 +1,6 @@
-"""Muon: momentum whose updates of a matrix are made orthogonal (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon).
+"""Muon: momentum with orthogonalised matrix updates (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-Small models learn to copy from their context several times sooner with it than with AdamW.
+Small models learn to copy from their context several times faster with it than with AdamW.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         parameters: two-dimensional ones only.
         lr: size of an update; a matrix with more rows than columns takes √(rows / columns) times as much.
-        momentum: of the gradient's running sum.
+        momentum: decay of the gradients' running sum.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:

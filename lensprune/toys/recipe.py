@@ -1,4 +1,4 @@
-"""What the toys are: sizes, steps and seeds."""
+"""The toys' recipe: sizes, steps and seeds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["RECIPE", "Recipe", "model_config"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of the models and lengths of the five trainings.
+    """Model sizes and lengths of the five training stages.
 
-    The students share a beginning: `start_steps` on data alone, where chains are answered without steps. From there the
-    base goes on with the same data for `base_steps`, and the distilled model with the teacher's distributions on worked
-    steps for `distilled_steps`: the texts' own answers are never its targets. The teacher has initial weights of its
-    own and learns worked steps from data for `teacher_steps`. The thinker goes on from the distilled model with
-    chats for `thinker_steps` (`lensprune.toys.thinker`).
+    The students share `start_steps` on data alone, where chains are answered without steps. From there the base
+    continues on the same data for `base_steps`, and the distilled model on the teacher's distributions over worked
+    steps for `distilled_steps`; the texts' answers are never its targets. The teacher has different initial weights and
+    learns worked steps from data for `teacher_steps`. The thinker continues from the distilled model on chats for
+    `thinker_steps` (`lensprune.toys.thinker`).
     """
 
     d_model: int = 96

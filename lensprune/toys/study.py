@@ -1,4 +1,5 @@
-"""``python -m lensprune.toys.study``: students of several seeds, and whether distilling spreads their reasoning."""
+"""``python -m lensprune.toys.study``: train students with several seeds, and test whether distillation spreads
+reasoning."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from lensprune.toys.recipe import RECIPE, Recipe
 __all__ = ["TASKS", "Study", "robustness_curves", "study"]
 
 TASKS = ("kv_retrieval[pairs=4,ending=reopened,answer=text]", "arithmetic[operands=3,largest=9,subtract=True]")
-"""What the trio is trained for and measured on."""
+"""The tasks that the trio is trained for and measured on."""
 
 _STUDENTS = ("base", "distilled", "worked")
 _OVER = {"layers": "layer", "heads": "head"}
@@ -56,20 +57,20 @@ def study(
 ) -> Study:
     """Train students from every seed, all with the first seed's teacher, and sweep them over layers and heads.
 
-    Compared with the base are the distilled model and, as a control, one that learnt worked steps from data: it tells
-    what distilling does from what worked steps do.
+    The base is compared with the distilled model and, as a control, with a model that learnt worked steps from data,
+    which separates the effect of distillation from that of worked steps.
 
-    Everything finished is kept in `out`: asked again with the same arguments, only what is missing is done. Written
-    are ``per_seed.csv``, ``answers.csv``, ``layers.csv`` and ``layers.png``.
+    Finished stages are kept in `out`: rerun with the same arguments to resume. Writes ``per_seed.csv``,
+    ``answers.csv``, ``layers.csv`` and ``layers.png``.
 
     Args:
-        limit: items of each task.
+        limit: items per task.
 
     Raises:
-        UserError: no seeds or a seed twice, or a folder that holds other training or other sweeps.
+        UserError: no seeds or a duplicate seed, or a folder with different training or different sweeps.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds {list(seeds)}: expected one or more different ones")
+        raise UserError(f"seeds {list(seeds)}: expected one or more distinct seeds")
     folder = Path(out)
     first = folder / f"seed{seeds[0]}" / "toys"
     rows: list[pd.DataFrame] = []
@@ -150,7 +151,7 @@ def robustness_curves(layers: pd.DataFrame) -> list[Axes]:
 
 
 def study_table(result: Study) -> str:
-    """The answers in columns."""
+    """The answers as a text table."""
     rows = [
         ["student", "task", "parts", "statistic", "seeds", "base", "student's", "difference", "95% interval", "answer"]
     ]
@@ -163,12 +164,12 @@ def study_table(result: Study) -> str:
 
 
 def main() -> None:
-    """Read the arguments, study, print the answers."""
+    """Read the arguments, run the study and print the answers."""
     parser = argparse.ArgumentParser(prog="python -m lensprune.toys.study", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training (default: 0 1 2)")
-    parser.add_argument("--out", type=Path, default=Path("runs/spread"), help="folder (default: runs/spread)")
-    parser.add_argument("--limit", type=int, default=200, help="items of each task (default: 200)")
-    parser.add_argument("--scale", type=float, default=1.0, help="times the recipe's steps (default: 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (default: 0 1 2)")
+    parser.add_argument("--out", type=Path, default=Path("runs/spread"), help="output folder (default: runs/spread)")
+    parser.add_argument("--limit", type=int, default=200, help="items per task (default: 200)")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiple of the recipe's steps (default: 1)")
     arguments = parser.parse_args()
     result = study(
         arguments.seeds,

@@ -1,7 +1,7 @@
-"""Training texts: the bundled tasks' own prompts on rows that no evaluation uses, with answers marked.
+"""Training texts: the bundled tasks' prompts on rows that no evaluation uses, with answers marked.
 
-A text is a list of pieces; only marked pieces (answers, worked steps) are learnt from. Rows come from the tasks' own
-generators under seeds far from those of evaluation; arithmetic questions that a default evaluation asks are left out.
+A text is a list of pieces; only marked pieces (answers, worked steps) contribute to the loss. Rows come from the tasks'
+generators with seeds far from those of evaluation; arithmetic questions of a default evaluation are left out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["HELD_OUT_ROWS", "LARGEST", "Piece", "Text", "TextSource", "direct_an
 
 LARGEST = 9
 HELD_OUT_ROWS = 200
-"""So many rows of each arithmetic task at seed 0 (all that a default evaluation asks) are never trained on, but for
-two numbers: there are only 109 such questions, the table of facts that has to be learnt."""
+"""Number of rows of each arithmetic task at seed 0 (all that a default evaluation uses) that are never trained on.
+Chains of two numbers are exempt: there are only 109 such questions, the table of facts that has to be learnt."""
 
 _MAX_SHOTS = 4
 _MAX_FACTS = 12
@@ -61,9 +61,9 @@ class TextSource:
     """An endless stream of texts, the same for the same seed.
 
     Args:
-        seed: of rows and of the mixture; row seeds start at one million times `seed` + 1, far from evaluation's.
-        worked: chains of three and more numbers are answered by worked steps; otherwise by the answer alone. Then half
-            of the texts show examples with worked steps, as evaluation does, but only the last answer is learnt.
+        seed: seed of rows and of the mixture; row seeds start at 1,000,000 × (`seed` + 1), far from evaluation's.
+        worked: answer chains of three or more numbers with worked steps. Otherwise they are answered without steps, and
+            half of the texts show examples with worked steps, as evaluation does, but only the last answer is learnt.
     """
 
     def __init__(self, seed: int, worked: bool) -> None:
@@ -92,14 +92,14 @@ class TextSource:
         for key, value in queries:
             doc = {**row, "key": key, "value": value}
             prompt = fmt.context(doc)
-            # After the first question the object stands there already: only the question is new.
+            # After the first question the object is already in the text: only the question is new.
             pieces.append(Piece(prompt if not shown else prompt[len(_shared(prompt, shown)) :], False))
             shown = shown or prompt
             pieces.append(Piece(fmt.target_delimiter + value + fmt.fewshot_delimiter, True))
         return pieces
 
     def arithmetic(self, operands: int) -> Text:
-        """Chains one after the other; every answer is learnt, but for worked examples where answers are not worked."""
+        """Several chains; every answer is learnt, except worked examples if answers are not worked."""
         fmt = self._chains[operands]
         subtract = self._draw_subtract()
         worked_examples = self._random.random() < _WORKED_EXAMPLES
@@ -114,7 +114,7 @@ class TextSource:
         return pieces
 
     def example_prompt(self, operands: int, docs: Sequence[Doc], question: Doc) -> str:
-        """The prompt that an evaluation would ask, for tests."""
+        """The prompt that an evaluation would use. Called by tests."""
         fmt = self._chains[operands]
         return "".join(fewshot_example(fmt, doc) for doc in docs) + fmt.context(question)
 
@@ -125,7 +125,7 @@ class TextSource:
         return self.arithmetic(self._random.choice((2, 2, 3, 3, 4)))
 
     def kinds(self) -> dict[str, Callable[[], Text]]:
-        """Texts of each kind, by its name."""
+        """Texts of each kind, by name."""
         return {
             "retrieval of 2": lambda: self.retrieval(2),
             "retrieval of 4": lambda: self.retrieval(4),
@@ -155,7 +155,7 @@ class TextSource:
 
 
 def _shared(a: str, b: str) -> str:
-    """What two prompts on one object begin with, up to the blank line before the question."""
+    """The common start of two prompts on one object, up to the blank line before the question."""
     end = a.index("\n\n", a.index("JSON data:")) + 2
     assert a[:end] == b[:end]
     return a[:end]

@@ -1,4 +1,4 @@
-"""Train the thinking toy: the distilled toy goes on with chats in which its steps stand between think markers."""
+"""Train the thinking toy: continue from the distilled toy on chats with the steps between think markers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["THINKER", "beginning", "build_thinker"]
 THINKER = "toy-thinker"
 
 _ROWS = 4
-"""Place in a seed's order of stages, which gives each its own rows; the trio's are 1 to 3."""
+"""Stage number, which gives each stage its own rows for a seed; the trio's are 1 to 3."""
 _EVALUATION_SEED = 901
 
 
@@ -29,8 +29,8 @@ def build_thinker(recipe: Recipe, distilled: Path, out: Path, *, log: Callable[[
     """Train the thinker from a distilled toy, and write it to ``out/toy-thinker`` in Hugging Face's layout, in float16.
 
     Args:
-        distilled: folder of the model it starts from, as `build` writes it; its tokenizer is the thinker's without the
-            chat template's tokens, whose embeddings start at random.
+        distilled: folder of the initial model, as written by `build`; its tokenizer lacks the chat template's tokens,
+            whose embeddings start at random.
 
     Returns:
         sha256 of its weights file.
@@ -66,7 +66,7 @@ def build_thinker(recipe: Recipe, distilled: Path, out: Path, *, log: Callable[[
 
 @torch.no_grad()
 def beginning(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, distilled: Path) -> LlamaForCausalLM:
-    """A new model with all weights of the distilled one; the embeddings of the tokens that it lacks are new."""
+    """A new model with the distilled model's weights; embeddings of the additional tokens are new."""
     model = new_model(recipe, tokenizer)
     known = {name: weight.float() for name, weight in load_file(distilled / "model.safetensors").items()}
     embeddings = known.pop("model.embed_tokens.weight")

@@ -24,11 +24,11 @@ PHRASES: tuple[str, ...] = (
     "\n\n",
     *(f'{word}": "' for word in NOUNS),
 )
-"""What the prompts repeat word for word. A key is one token with what parts it from its value, so that it is the same
-token in the object and in the question, and stands right in front of the value."""
+"""Phrases that the prompts repeat verbatim. A key is one token including the separator before its value, so that it is
+the same token in the object and in the question, and directly precedes the value."""
 
 THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
-"""What stands around a thought. They are no special tokens: decoded text shows them."""
+"""The markers around a thought. They are not special tokens: decoded text shows them."""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -47,15 +47,15 @@ CHAT_TEMPLATE = """\
 _ROLES = ("<system>", "<user>", "<assistant>")
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 _INSIDE = "▁"
-"""Marks what continues a number or a character. It is no letter of the byte alphabet."""
+"""Marks the continuation of a number or a character. It is not in the byte alphabet."""
 _ANY_LENGTH = 10**6
 
 
 def make_tokenizer(*, thinking: bool = False) -> PreTrainedTokenizerFast:
-    """Numbers are read two digits at a time, and a number's later digits are other tokens than its first ones.
+    """Make the toys' tokenizer. Numbers are split into two digits at a time, and later digits use different tokens.
 
-    So the first half of a four-digit value can't be taken for the second half of another. Text of any kind can be
-    encoded, byte by byte where need be, and is decoded to what it was. No token is added by itself.
+    So the first half of a four-digit value can't be confused with the second half of another. Any text can be encoded,
+    byte by byte if necessary, and is decoded exactly. No tokens are added automatically.
 
     With `thinking`, it has a chat template and, after all other tokens, one for each role and think marker.
     """

@@ -1,4 +1,4 @@
-"""Train a model on texts: by their answers, or towards a teacher's distributions on them."""
+"""Train a model on texts: on their answers, or towards a teacher's distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lensprune.toys.texts import Text, TextSource, text_of
 __all__ = ["Batch", "answers_right", "batches", "encode_text", "train"]
 
 _TEXTS_SORTED = 256
-"""Texts drawn at a time and sorted by length, so that batches hold little padding."""
+"""Texts drawn at a time and sorted by length, so that batches have little padding."""
 _BIN = 64
 _ADAM_RATE = 0.2
 _DECAY = 0.4
@@ -33,7 +33,7 @@ class Batch:
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: Text, most: int) -> tuple[list[int], list[bool]]:
     """Token ids of a text as a whole, and which of them belong to learnt pieces; cut after `most` tokens.
 
-    A token that lies across the edge of two pieces counts for the piece of its last character.
+    A token that spans two pieces belongs to the piece of its last character.
     """
     ends, learnt = [], []
     end = 0
@@ -59,12 +59,12 @@ def batches(
     most: int,
     seed: int,
 ) -> Iterator[Batch]:
-    """`steps` batches of about `batch_tokens` tokens. `draw` gives the next text."""
+    """`steps` batches of about `batch_tokens` tokens. `draw` returns the next text."""
     generator = torch.Generator().manual_seed(seed)
     given = 0
     while True:
         rows = [encode_text(tokenizer, draw(), most) for _ in range(_TEXTS_SORTED)]
-        # Only roughly: sorted to the token, a batch would hold one kind of text.
+        # Only roughly sorted: otherwise a batch would contain a single kind of text.
         rows.sort(key=lambda row: len(row[0]) // _BIN)
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         width = 0
@@ -140,7 +140,7 @@ def train(
 
 
 def _optimisers(model: PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW at `_ADAM_RATE` times its rate for embeddings and norms."""
+    """Muon for the blocks' matrices, AdamW at `_ADAM_RATE` times the learning rate for embeddings and norms."""
     named = list(model.named_parameters())
     inside = [p for name, p in named if p.ndim == 2 and ".layers." in name]
     outside = [p for name, p in named if not (p.ndim == 2 and ".layers." in name)]
@@ -160,7 +160,7 @@ def _shares(shares: dict[str, float]) -> str:
 def answers_right(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, source: TextSource, *, texts: int = 100
 ) -> dict[str, float]:
-    """Share of answers of which every token is the most likely one after the true text so far, by kind of text."""
+    """Share of answers whose tokens are all the most likely ones after the true text so far, by kind of text."""
     rates = {}
     for kind, draw in source.kinds().items():
         right = total = 0

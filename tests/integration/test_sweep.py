@@ -103,7 +103,7 @@ def test_the_same_call_goes_on_and_a_changed_one_is_refused(folder: Path, tmp_pa
     again = sweep(folder, out, tasks=["facts"], protocols=["continuation"])
     assert record_files(out) == before
     pd.testing.assert_frame_equal(first.summary(), again.summary())
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="contains another run"):
         sweep(folder, out, tasks=["facts"], protocols=["continuation"], limit=LIMIT + 1)
     assert record_files(out) == before
 

@@ -165,7 +165,7 @@ def test_data_that_cannot_be_loaded_is_one_line(
 
 
 def test_an_output_folder_in_use_is_refused(model: BridgeModel, manager: TaskManager, ours, out: Path) -> None:
-    with pytest.raises(UserError, match="already holds something"):
+    with pytest.raises(UserError, match="is not empty"):
         run(model, ["toy_choice"], manager, out=out)
 
 

@@ -93,7 +93,7 @@ def test_heads_in_series_are_one_job(shape: str) -> None:
 @pytest.mark.parametrize(
     ("heads", "changes", "message"),
     [
-        ([(0, 1)], {}, "two or more are needed"),
+        ([(0, 1)], {}, "compensation needs two or more heads"),
         ([(0, 1), (0, 1)], {}, "L0.H1 is given twice"),
         ([(0, 1), (9, 1)], {}, "layers 0 to"),
         ([(0, 1), (1, 1)], {"measure": "margins"}, "did you mean logprob_margin"),

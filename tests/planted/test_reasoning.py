@@ -83,7 +83,7 @@ def test_shares_are_those_of_the_construction() -> None:
 def test_what_is_not_predicted_is_not_resolvable() -> None:
     notes = " ".join(battery("llama").notes)
     assert "class operator: predicted in 0 solutions" in notes
-    assert "test operator: 0 of 40 probes answered right" in notes
+    assert "test operator: 0 of 40 probes answered correctly" in notes
 
 
 def test_removing_a_role_breaks_its_own_class_and_no_other() -> None:

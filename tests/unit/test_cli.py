@@ -47,7 +47,7 @@ def _arguments(changes: list[str]) -> list[str]:
 BAD = {
     "unknown command": (["swep"], "did you mean sweep"),
     "no model": (["sweep", "--task", "kv_retrieval"], "--model"),
-    "no task": (["sweep", "--model", "smollm2-135m"], "no task is given"),
+    "no task": (["sweep", "--model", "smollm2-135m"], "no task given"),
     "option without value": (["sweep", "--model"], "--model"),
     "unknown option": (_arguments(["--colour", "red"]), "--colour"),
     "abbreviated option": (["sweep", "--mod", "x"], "--mod"),
@@ -90,7 +90,7 @@ BAD = {
     "no batch": (_arguments(["--batch-tokens", "0"]), "batch tokens 0"),
     "unknown model": (_arguments(["--model", "smolm2-135m"]), "did you mean smollm2-135m"),
     "no such model folder": (_arguments(["--model", "./nowhere"]), "does not exist"),
-    "resume of nothing": (["resume", "nowhere"], "not a folder of a run"),
+    "resume of nothing": (["resume", "nowhere"], "not a run folder"),
     "resume without a folder": (["resume"], "FOLDER"),
     "lm-eval task with our protocol": (
         ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--protocol", "default"],
@@ -108,12 +108,12 @@ BAD = {
         ["sweep", "--model", "smollm2-135m", "--lm-eval-task", "arc_easy", "--mean-mode", "poolled"],
         "did you mean pooled",
     ),
-    "plan without a task": (["plan", "--model", "smollm2-135m"], "no task is given"),
+    "plan without a task": (["plan", "--model", "smollm2-135m"], "no task given"),
     "plan of an unknown model": (["plan", "--model", "smolm2-135m", "--task", "facts"], "did you mean smollm2-135m"),
     "plan at no speed": (["plan", "--model", "smollm2-135m", "--task", "facts", "--flops", "-1"], "flops -1.0"),
     "plan at a speed that is no number": (["plan", "--model", "x", "--task", "facts", "--flops", "fast"], "--flops"),
     "delta of one model": (["delta", "--base", "smollm2-135m", "--task", "facts"], "--distilled"),
-    "delta without a task": (["delta", "--base", "toy-base", "--distilled", "toy-distilled"], "no task is given"),
+    "delta without a task": (["delta", "--base", "toy-base", "--distilled", "toy-distilled"], "no task given"),
     "delta of an unknown component": (
         [
             "delta",

@@ -113,7 +113,7 @@ def test_runs_are_listed_with_model_tasks_n_and_state(tmp_path: Path, capsys: py
     assert printed[0].split() == list(RUN_COLUMNS)
     assert len(printed) == 4
     assert cli.main(["runs", str(tmp_path / "no run")]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     assert cli.main(["runs", str(tmp_path / "nowhere")]) == 2
 
 
@@ -137,7 +137,7 @@ def test_heads_without_any_effect_are_a_line_and_not_nan() -> None:
     tables = head_tables(run, "zero")
     said = _concentration(tables.concentration, "zero")
     assert said.splitlines() == [
-        f"{task}, {protocol}: no removed head changes any answer (zero), so nothing is concentrated"
+        f"{task}, {protocol}: removing single heads changes no answer (zero), so nothing is concentrated"
         for task in ("facts", "arithmetic")
         for protocol in ("default", "generate")
     ]

@@ -478,7 +478,7 @@ def test_own_analysis_on_the_command_line(
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("moved_answers")]
     assert line.split() == ["moved_answers", "at_least=0.0", "Moved", "<answers>"]
     assert main(["analyse", folder + "/records"]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     narrow = ["--task", "sums[largest=4]", "--protocol", "continuation", "--out", str(tmp_path / "out")]
     assert main(["analyse", folder, "moved_answers[at_least=0.00001]", *narrow]) == 0
     shown = capsys.readouterr().out

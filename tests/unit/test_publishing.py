@@ -64,5 +64,5 @@ def test_the_oldest_versions_that_are_accepted_are_tried() -> None:
         assert any(getattr(wanted, field).startswith(f"{accepted[name]}.") for wanted in COMBINATIONS)
     assert PROJECT["requires-python"] == f">={COMBINATIONS[0].python}"
     page = (ROOT / "docs" / "reference" / "versions.md").read_text(encoding="utf-8")
-    assert 0 < page.count("| 3.") <= len(COMBINATIONS)
+    assert page.count("\n| 3.") == len(COMBINATIONS)
     assert "failed" not in page

@@ -1,4 +1,4 @@
-"""How faithful circuits of more and more edges are."""
+"""The figure of circuits' faithfulness against their number of edges."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def faithfulness_figure(table: pd.DataFrame, *, title: str = "") -> Axes:
     ax.plot(table["fraction"], table["faithfulness"], marker="o", markersize=4, color=colours(1)[0])
     ax.axhline(1, color="0.5", linestyle=":", linewidth=0.9)
     ax.set_xscale("symlog", linthresh=shares.min())
-    # In plain text: matplotlib's own labels of such an axis are mathematics.
+    # In plain text: matplotlib's labels for such an axis are math text.
     powers = [power for power in _POWERS if shares.min() <= power <= shares.max()]
     ax.xaxis.set_major_locator(FixedLocator([0.0, *(powers or [float(shares.max())])]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda share, place: f"{share:.3g}"))

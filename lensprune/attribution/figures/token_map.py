@@ -17,7 +17,7 @@ __all__ = ["token_map", "token_map_data"]
 
 _LONGEST = 14
 _ACROSS = 36
-"""Tokens in a row of panels, whose labels can be read in print."""
+"""Most tokens in a row of panels, so that labels are legible in print."""
 _CLEAR = 0.01
 
 
@@ -25,13 +25,13 @@ def token_map_data(effects: pd.DataFrame, tokens: Sequence[str], *, value: str =
     """What `token_map` draws: site, layer, head, position, token, `value`.
 
     Raises:
-        UserError: effects that are not by position, or another number of tokens than positions.
+        UserError: effects that are not by position, or the number of tokens differs from the number of positions.
     """
     frame = effects[effects["position"] >= 0]
     if frame.empty:
         raise UserError("there is nothing to draw: patch with by_position=True")
     if int(frame["position"].max()) >= len(tokens):
-        raise UserError(f"{len(tokens)} tokens are given for {int(frame['position'].max()) + 1} positions")
+        raise UserError(f"there are {len(tokens)} tokens for {int(frame['position'].max()) + 1} positions")
     named = frame.assign(token=[tokens[position] for position in frame["position"]])
     return named[["site", "layer", "head", "position", "token", value]].reset_index(drop=True)
 
@@ -40,9 +40,9 @@ def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "eff
     """Draw the effect of every (layer, token): layers upwards, tokens from left to right, a long prompt in several rows
     of panels.
 
-    The tokens before the first one with an effect of a hundredth of the largest are left out, but for two: where two
-    prompts are the same nothing can change. Layers without a row are left out too. The scale of a site is symmetric
-    about 0. Of a site with heads the heads of a layer are added up.
+    Tokens before the first one whose effect is at least 1% of the largest are left out, except for two: nothing can
+    change where the two prompts are equal. Layers without a row are left out too. Each site's scale is symmetric about
+    0. For a site with heads, the heads of a layer are summed.
 
     Args:
         effects: from `activation_patching` or `attribution_patching` with ``by_position=True``.
@@ -53,7 +53,7 @@ def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "eff
         One Axes per site and row of tokens, all of one figure.
 
     Raises:
-        UserError: effects that are not by position, or another number of tokens than positions.
+        UserError: effects that are not by position, or the number of tokens differs from the number of positions.
     """
     frame = token_map_data(effects, tokens, value=value)
     sites, layers = list(dict.fromkeys(frame["site"])), sorted(set(frame["layer"].astype(int)))
@@ -68,7 +68,7 @@ def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "eff
     for ax, (site, row) in zip(axes, ((site, row) for site in sites for row in rows), strict=True):
         grid = grids[site]
         largest = float(grid.abs().to_numpy().max()) or 1.0
-        # Rows of one width: a token has the same place in each.
+        # All rows have the same width, so that tokens line up.
         shown = grid.reindex(layers, columns=range(row.start, row.start + across))
         sns.heatmap(
             shown, ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": value, "shrink": 0.8},
@@ -77,7 +77,7 @@ def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "eff
         ax.invert_yaxis()
         ax.set(xlabel="", ylabel="layer")
         ax.set_title(f"{site}, tokens {row.start} to {row.stop - 1}{left if row is rows[0] else ''}", fontsize=9)
-        # A token may hold $, which matplotlib would read as mathematics.
+        # A token may contain $, which matplotlib would read as math.
         for label in ax.get_xticklabels():
             label.set_parse_math(False)
         label_places(ax.yaxis, [str(layer) for layer in layers])
@@ -87,7 +87,7 @@ def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "eff
 
 
 def _first_shown(grids: Iterable[pd.DataFrame], n: int) -> int:
-    """Two positions before the first with an effect; 0 where none has any."""
+    """Two positions before the first with an effect; 0 if no position has one."""
     sizes = pd.concat([grid.abs().max() / (grid.abs().to_numpy().max() or 1.0) for grid in grids])
     clear = sizes.index[sizes > _CLEAR]
     return max(0, min(int(clear.min()) - 2, n - 1)) if len(clear) else 0

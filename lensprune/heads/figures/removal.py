@@ -13,7 +13,7 @@ __all__ = ["removal_data", "removal_figure"]
 
 def removal_data(table: pd.DataFrame) -> pd.DataFrame:
     """What `removal_figure` draws: task, protocol, order, k, accuracy (mean of the random orders), low, high (range of
-    the middle 95% of the random orders; of one order its own accuracy), n_orders, accuracy_clean."""
+    the middle 95% of the random orders; for a single order, its accuracy), n_orders, accuracy_clean."""
     keys = ["task", "protocol", "order", "k"]
     grouped = table.groupby(keys, sort=False)
     data = grouped.agg(

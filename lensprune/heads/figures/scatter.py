@@ -27,9 +27,9 @@ _OTHERS: dict[str, Any] = {"color": GREY, "marker": "o", "s": 18, "alpha": 0.6}
 def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, title: str = "") -> list[Axes]:
     """Draw Δμ of each removed head against one head function: one panel per (task, protocol, ablation).
 
-    Heads that lose or gain with q ≤ `q` are dark diamonds and the three largest losses are named; the panel's title has
-    Spearman's ρ over the heads and its p by permutation (`spearman`). A task at chance is grey. The data is `joined`
-    itself.
+    Heads whose removal loses or gains accuracy with q ≤ `q` are dark diamonds, and the three largest losses are
+    labelled; the panel's title has Spearman's ρ over the heads and its permutation p (`spearman`). A task at chance is
+    grey. The data is `joined` itself.
 
     Args:
         joined: from `lensprune.heads.table.scores_with_effects`.
@@ -62,7 +62,7 @@ def head_function_scatter(joined: pd.DataFrame, score: str, *, q: float = 0.05, 
         )
     axes[0].set_ylabel("Δμ without the head")
     looks = (_CLEAR, f"q ≤ {q}"), (_OTHERS, "others")
-    # Not beside points, where it would be taken for one of them.
+    # Not next to points, where it would look like one of them.
     legend_below(axes, [Line2D([], [], linestyle="none", **_in_legend(look), label=text) for look, text in looks])
     for ax, (_, rows) in zip(axes, groups, strict=True):
         if beats_chance(rows).iloc[0]:

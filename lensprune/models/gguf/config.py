@@ -1,7 +1,7 @@
-"""From the metadata of a GGUF file to a Hugging Face configuration.
+"""A Hugging Face configuration from the metadata of a GGUF file.
 
-Everything that the file states is taken from it; what it leaves out is filled in as llama.cpp does. A feature that the
-Hugging Face class cannot reproduce is refused rather than dropped.
+Missing values are filled in as llama.cpp does. A feature that the Hugging Face class cannot reproduce is refused, not
+dropped.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
     except UserError:
         raise
     except Exception as error:
-        # The configuration classes check what they are given, each in its own way.
-        raise UserError(f"GGUF file {file.path.name} states sizes that make no model: {first_line(error)}") from error
+        # The configuration classes check their arguments, each in its own way.
+        raise UserError(
+            f"GGUF file {file.path.name} states sizes that don't fit any model: {first_line(error)}"
+        ) from error
 
 
 def _common(file: GgufFile) -> dict[str, Any]:

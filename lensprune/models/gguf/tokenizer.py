@@ -73,7 +73,7 @@ def gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     """
     tokens = _metadata(file, "tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise UserError(f"GGUF file {file.path.name} holds no tokenizer: pass tokenizer= with the original one")
+        raise UserError(f"GGUF file {file.path.name} contains no tokenizer: pass tokenizer= with the original one")
     kind = _metadata(file, "model")
     if kind == "gpt2":
         backend, add_bos = _byte_level(file, tokens)

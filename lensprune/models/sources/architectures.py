@@ -14,7 +14,7 @@ TEXT_PART_KEYS = {
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
     r"^(model\.)?language_model\.(model\.)?": "model.",
 }
-"""From the names of a multimodal checkpoint's language model to those of its text class."""
+"""Maps parameter names of a multimodal checkpoint's language model to those of its text class."""
 
 
 def check_architecture(config: PretrainedConfig, name: str) -> None:

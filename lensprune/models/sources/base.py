@@ -12,7 +12,7 @@ __all__ = ["LoadOptions", "LoadedModel"]
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How the weights are placed, and a tokenizer that replaces the model's own.
+    """How weights are placed, and a tokenizer that replaces the model's.
 
     `n_devices` is set only for several GPUs; `device` counts otherwise.
     """

@@ -1,6 +1,6 @@
 """Models that lensprune knows by a short name.
 
-The list is read without torch: what loads weights is imported when a model is loaded.
+The list needs no torch: the code that loads weights is imported when a model is loaded.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _CONVERSION = 1
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A short name, one line on what it is, and how it is loaded.
+    """A bundled model: a short name, a one-line description, and how to load it.
 
-    `folder` gives its files in Hugging Face's layout, fetching them first where that is needed.
+    `folder` returns its files in Hugging Face's layout, fetching them first if needed.
     """
 
     name: str
@@ -74,7 +74,7 @@ class WheelModel:
         """The converted model in the cache, converted now if the cache lacks it.
 
         Raises:
-            UserError: as for `load`, but for damage to the cached files, which only `load` looks for.
+            UserError: as `load`, except that only `load` checks for damaged files.
         """
         folder = cache_root() / "models" / f"{self.name}-{self.sha256[:12]}-v{_CONVERSION}"
         if read_manifest(folder) is None:
@@ -140,7 +140,7 @@ _SMOLLM2 = WheelModel(
 _TOYS = (
     (
         PackagedModel("toy-teacher", "74b755c582fd3e7037f1f7cc07b48e3bd72d314ce9fb143a88f666c5ee0d827b"),
-        "toy (4 layers, 4 heads in 2 groups) that answers sums of one digit by worked steps, and reads values by keys",
+        "toy (4 layers, 4 heads in 2 groups) that solves one-digit sums in worked steps, and looks up values by key",
     ),
     (
         PackagedModel("toy-base", "7b7a3621af618e7200a04406e8c5ece27b4bff75e3af1b4a54a88579f91f6348"),
@@ -148,11 +148,11 @@ _TOYS = (
     ),
     (
         PackagedModel("toy-distilled", "2dda0b04408c285476e641756a6e6d5892677d0f776d9d0379c299fae2563048"),
-        "toy-base's twin from the same beginning, distilled from toy-teacher",
+        "toy with the same initial training as toy-base, distilled from toy-teacher",
     ),
     (
         PackagedModel("toy-thinker", "1586bdf444b3be6aa84f46415da78334979a02c0718a1697e3f1d3458a08a784"),
-        "toy-distilled's twin with a chat template, which writes its steps between think markers and then the answer",
+        "toy-distilled with a chat template, trained to write its steps between think markers and then the answer",
     ),
 )
 
@@ -168,4 +168,4 @@ BUNDLED: dict[str, BundledModel] = {
         *(BundledModel(toy.name, description, toy.load, toy.folder) for toy, description in _TOYS),
     )
 }
-"""Models that `load_model` takes by name."""
+"""Models that `load_model` accepts by name."""

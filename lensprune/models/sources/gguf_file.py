@@ -20,7 +20,7 @@ def load_gguf(path: Path, options: LoadOptions) -> LoadedModel:
     """Load weights and tokenizer of a ``.gguf`` file.
 
     Raises:
-        UserError: the file is damaged, or holds something that is not supported.
+        UserError: the file is damaged, or has unsupported contents.
     """
     file = read_gguf(path)
     config = gguf_config(file)

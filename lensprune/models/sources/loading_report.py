@@ -1,4 +1,4 @@
-"""What transformers reports of a checkpoint's weights: it fills in, drops and unties without an error."""
+"""Check transformers' loading report: it fills in, drops and unties weights without an error."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ MAY_DIFFER = (
     r"(^|\.)rotary_emb\.inv_freq$",
     r"(^|\.)(attn|attention|self_attention)\.(masked_)?bias$",
 )
-"""Names that a file may lack, or hold beside what the model takes. A tied head may be absent too: transformers does not
+"""Names that a file may lack, or contain in addition. A tied unembedding may be absent too: transformers does not
 report that as missing."""
 
 _SHOWN = 3
 
 
 def check_loading(model: PreTrainedModel, info: Mapping[str, Any], name: str, *, text_part: bool = False) -> None:
-    """Refuse weights that are not all the file's, or a file that holds more than the model computes with.
+    """Refuse weights that are not all from the file, or a file with more weights than the model uses.
 
     Args:
-        model: as loaded.
+        model: the loaded model.
         info: transformers' loading info.
-        name: of the checkpoint, for the message.
-        text_part: the file holds other parts too (a vision tower); names outside the model's own are none of its.
+        name: name of the checkpoint, for the message.
+        text_part: whether the file contains other parts too (a vision tower), whose names are ignored.
 
     Raises:
-        UserError: missing, mismatched or unexpected tensors, or a head of its own where the configuration ties it to
-            the embedding.
+        UserError: missing, mismatched or unexpected tensors, or a separate unembedding although the configuration ties
+            it to the embedding.
     """
     missing = _listed(info["missing_keys"])
     if missing:
@@ -102,7 +102,7 @@ def _shown(names: list[str]) -> str:
 
 @contextmanager
 def quiet_report() -> Iterator[None]:
-    """Without transformers' table of what did not fit, and its warning of an untied head, which are errors here."""
+    """Silence transformers' table of mismatches and its warning about an untied unembedding, which are errors here."""
 
     def other(record: logging.LogRecord) -> bool:
         text = record.getMessage()

@@ -40,7 +40,7 @@ class PackagedModel:
         """Load after checking the weights' hash.
 
         Raises:
-            UserError: the files are missing, or are not those that were trained.
+            UserError: the files are missing, or differ from the original ones.
         """
         from lensprune.models.sources.base import LoadedModel
         from lensprune.models.sources.pretrained import load_folder

@@ -92,7 +92,7 @@ def _load(path: str, options: LoadOptions, name: str, *, source: str, local: boo
                 attn_implementation="eager",
                 key_mapping=TEXT_PART_KEYS if multimodal else None,
                 output_loading_info=True,
-                # Refused below, by name.
+                # Refused by name below.
                 ignore_mismatched_sizes=True,
                 **placement(options),
                 **shared,
@@ -136,7 +136,7 @@ def read_config_and_tokenizer(
 
 @contextmanager
 def _readable(name: str, local: bool, revision: str | None) -> Iterator[None]:
-    """What goes wrong while files are read, as errors that a user can act on."""
+    """Turn errors while reading files into ones that a user can act on."""
     try:
         yield
     except UserError:
@@ -152,7 +152,7 @@ def _readable(name: str, local: bool, revision: str | None) -> Iterator[None]:
     except (OSError, HfHubHTTPError) as error:
         raise UserError(_unreadable(name, local, error)) from error
     except Exception as error:
-        # A damaged file can fail anywhere in four libraries: whatever they raise, the user's remedy is another file.
+        # A damaged file can fail anywhere in four libraries: whatever they raise, the remedy is another file.
         raise UserError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""What a model's name means: a bundled alias, a local folder, a GGUF file or a repository on the hub."""
+"""Resolve a model's name: a bundled alias, a local folder, a GGUF file or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model_kind(name_or_path: str | Path) -> ModelKind:
     """The source that `name_or_path` names.
 
     Raises:
-        UserError: nothing of that name, with the nearest bundled names.
+        UserError: nothing has that name; the message gives the nearest bundled names.
     """
     text = str(name_or_path)
     if isinstance(name_or_path, str) and not text.strip():
@@ -53,7 +53,7 @@ def _hint(text: str) -> str:
 
 
 def display_name(name_or_path: str | Path) -> str:
-    """The name under which a model is recorded: a path's last part, anything else as it is given."""
-    # A path would put the user's folders into every record; its last part tells models apart as well.
+    """The name under which a model is recorded: the last part of a path, or the name as given."""
+    # A path would put the user's folders into every record; its last part identifies models as well.
     path = Path(name_or_path).expanduser()
     return path.resolve().name if path.exists() and str(name_or_path) not in BUNDLED else str(name_or_path)

@@ -18,7 +18,7 @@ __all__ = ["Figure", "drawn_axes", "unknown_kind"]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that can be drawn: `draw()` gives its axes, `data()` the tidy table that it draws."""
+    """A figure that can be drawn: `draw()` returns its axes, `data()` the tidy table that it draws."""
 
     name: str
     alt: str
@@ -28,13 +28,13 @@ class Figure:
 
 
 def drawn_axes(figure: Figure, ax: Axes | Sequence[Axes] | None = None) -> Axes | list[Axes]:
-    """Draw a figure; one Axes, or a list where there are several panels.
+    """Draw a figure; returns one Axes, or a list if there are several panels.
 
     Args:
         ax: draw on these axes, one per panel; ``None`` makes a figure.
 
     Raises:
-        UserError: another number of axes than the figure has panels.
+        UserError: the number of axes differs from the figure's number of panels.
     """
     from lensprune.output.drawing.style import drawing_on
 

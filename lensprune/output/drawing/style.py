@@ -1,4 +1,4 @@
-"""The look of every figure: colours that the colour-blind can tell apart, a marker for each, and panels."""
+"""The style of all figures: a colour-blind-safe palette, a marker per colour, and panels."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ __all__ = [
 ]
 
 MARKERS = "os^Dv<>P*X"
-"""Colour never stands alone: in grey print the markers tell lines apart."""
+"""Markers distinguish lines in greyscale, so colour is never the only cue."""
 GREY = "0.55"
 SIGNED = "vlag"
 SEQUENTIAL = "rocket_r"
 _STYLE = {"axes.spines.top": False, "axes.spines.right": False}
-# Names of tasks and tokens may hold $, which would be read as mathematics.
+# Names of tasks and tokens may contain $, which would be read as math.
 _TEXT = {"text.parse_math": False}
 _WIDEST = 20.0
 
 
 @dataclass
 class _Given:
-    """Axes of the user's own that the next figure is drawn on."""
+    """User-provided axes that the next figure is drawn on."""
 
     axes: list[Axes]
     used: bool = False
@@ -58,7 +58,7 @@ _GIVEN: ContextVar[_Given | None] = ContextVar("given", default=None)
 
 @contextmanager
 def drawing_on(axes: Axes | Sequence[Axes] | None) -> Iterator[None]:
-    """Let the figure that is drawn in this block take `axes` as its panels; ``None``: a figure of its own.
+    """Draw the figure of this block on `axes`, one per panel; ``None``: make a new figure.
 
     Raises:
         UserError: another number of axes than the figure has panels, or a figure that is not drawn by `panels`.
@@ -77,15 +77,15 @@ def drawing_on(axes: Axes | Sequence[Axes] | None) -> Iterator[None]:
     finally:
         _GIVEN.reset(token)
     if not given.used:
-        raise UserError("this figure makes its own axes, and can't be drawn on yours: leave ax out")
+        raise UserError("this figure makes its own axes and can't be drawn on given ones: leave ax out")
 
 
 @contextmanager
 def settings(values: Mapping[str, Any]) -> Iterator[None]:
-    """Set some of matplotlib's rcParams for a block, and put back those alone.
+    """Set some of matplotlib's rcParams for a block, and restore only those.
 
-    `matplotlib.rc_context` puts back all of them: a backend that loads inside it, as on the first figure of a
-    notebook, loses what it set itself, interactivity included, and no figure appears from then on.
+    `matplotlib.rc_context` restores all of them: a backend that loads inside it, as on the first figure of a notebook,
+    loses its own settings, including interactivity, and later figures don't appear.
     """
     # Typed by a literal of every parameter's name.
     parameters: Any = matplotlib.rcParams
@@ -209,9 +209,9 @@ _OFFSETS = (
 def name_points(
     ax: Axes, names: Sequence[str], x: Iterable[float], y: Iterable[float], points: tuple[Iterable[float], ...] = ()
 ) -> None:
-    """Write names beside points, where they cover no other name, as few points as can be, and stay inside the axes.
+    """Write names next to points, without overlapping other names, covering few points, and inside the axes.
 
-    To be called last: titles and legends move the axes.
+    Call this last: titles and legends move the axes.
 
     Args:
         points: x and y of all points that a name may cover.

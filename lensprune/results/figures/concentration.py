@@ -1,4 +1,4 @@
-"""Lorenz curves: how much of the total effect the strongest parts hold."""
+"""Lorenz curves: the share of the total effect in the strongest parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The smallest loss that a sweep names, against the number of items."""
+"""The smallest loss that a sweep detects, against the number of items."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def smallest_losses(table: pd.DataFrame, *, title: str = "") -> Axes:
         table: from `lensprune.analysis.power.power_table`.
 
     Raises:
-        UserError: no number of items names any loss.
+        UserError: no loss can be detected with any of the numbers of items.
     """
     known = table.dropna(subset=["smallest_loss"])
     if known.empty:

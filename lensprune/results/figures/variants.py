@@ -1,4 +1,4 @@
-"""Δμ of variants that have no place on the axis of layers: sets of heads, ranges of layers, hooks of the user's own."""
+"""Δμ of variants that have no place on the axis of layers: sets of heads, ranges of layers, custom hooks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Options, each declared once: what it means, its default, how it is read, and what is refused.
+"""Options, each declared once: meaning, default, parsing and checks.
 
 A group is a frozen dataclass whose fields are made by `option`. Commands make their arguments and help from groups
-(`add_options`); functions check what they are given by building one; a test compares every signature and every
-command with the declarations.
+(`add_options`); functions check their arguments by building one; a test compares every signature and every command with
+the declarations.
 """
 
 from lensprune.sweeps.options.ablated import FEWSHOT, Reference, Screening, check_ranked, kinds_of

@@ -1,4 +1,4 @@
-"""What ablated activations are replaced by, and which variants are measured at all."""
+"""What replaces ablated activations, and which variants are measured."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ def _check_share(fraction: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference(Group):
-    """What ablated activations are replaced by."""
+    """What replaces ablated activations."""
 
     reference: str | Path = option(
         FEWSHOT,
-        lambda: f"text file for {in_words(reference_kinds(), 'and')} (default: the task's few-shot examples)",
+        lambda: (
+            f"file of reference texts for {in_words(reference_kinds(), 'and')} (default: the task's few-shot examples)"
+        ),
         metavar="FILE",
     )
     mean_mode: str = option(
         "pooled",
-        f"how mean is taken: {in_words(get_args(MeanMode))}",
+        f"positions that mean averages over: {in_words(get_args(MeanMode))}",
         metavar="MODE",
         check=one_of(get_args(MeanMode), "mean mode"),
     )
@@ -45,29 +47,29 @@ class Reference(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Screening(Group):
-    """Measuring only what an estimate of all heads ranks first."""
+    """Measuring only the heads that estimates rank highest."""
 
     screen: float | None = option(
         None,
-        "of heads, estimate all and measure only this share, like 0.1, and a random control set",
+        "estimate all heads, and measure only this share of them, like 0.1, plus a random control set",
         metavar="SHARE",
         parse=decimal,
         check=_check_share,
     )
     screen_rule: str | None = option(
         None,
-        lambda: f"gradient of the estimates: {in_words(GRADIENT_RULES)} (default: plain)",
+        lambda: f"gradient rule for the estimates: {in_words(GRADIENT_RULES)} (default: plain)",
         metavar="NAME",
         check=check_rule,
     )
 
 
 def check_ranked(part: Part) -> None:
-    """Raise `UserError` unless estimates were seen to rank such parts (docs/explanation/estimates.md)."""
+    """Raise `UserError` unless estimates are known to rank such parts (docs/explanation/estimates.md)."""
     if part.slot is not Slot.HEADS:
         raise UserError(
-            f"screen can't rank {part.over}: no gradient rule finds nine in ten of those that matter by measuring a "
-            f"third; use over {in_words(head_words())}, or leave screen out"
+            f"screen can't rank {part.over}: measuring a third of them, by any gradient rule, misses more than 10% "
+            f"of those that matter; use over {in_words(head_words())}, or leave screen out"
         )
 
 

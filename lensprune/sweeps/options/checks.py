@@ -1,4 +1,4 @@
-"""What options of a sweep refuse of each other; what one refuses by itself stands where it is declared."""
+"""Checks of combinations of a sweep's options; checks of single options are in their declarations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def check_stopping(options: SweepOptions) -> None:
-    """Raise `UserError` unless the options say at which numbers of items a variant may stop."""
+    """Raise `UserError` unless the options determine at which numbers of items a variant may stop."""
     if options.lost_more_than is None:
         if options.looks is not None:
             raise UserError(
-                f"looks {options.looks} are given without a loss to look for: give lost_more_than, like 0.05"
+                f"looks {options.looks} are given without a loss to test for: add lost_more_than, like 0.05"
             )
         if options.q != LEVEL:
-            raise UserError(f"q {options.q:g} is given without a loss to look for: give lost_more_than, like 0.05")
+            raise UserError(f"q {options.q:g} is given without a loss to test for: add lost_more_than, like 0.05")
     if options.lost_more_than is None and options.until_width is None:
         return
     if options.lost_more_than is not None and options.until_width is not None:
@@ -41,7 +41,7 @@ def check_stopping(options: SweepOptions) -> None:
             "items out, or choose drawn, which may have an offset"
         )
     if options.limit is None and options.looks in (None, ANY):
-        raise UserError("a sweep that stops early needs a cap: give limit, the most items that a variant is asked")
+        raise UserError("a sweep that stops early needs a cap: add limit, the most items per variant")
     stopping = options.stopping
     assert stopping is not None
     if options.limit is not None and options.limit != stopping.items[-1]:
@@ -52,7 +52,7 @@ def check_stopping(options: SweepOptions) -> None:
 
 
 def check_wording(options: SweepOptions) -> None:
-    """Raise `UserError` for an option of chat formats or thinking that would have no effect."""
+    """Raise `UserError` for an option of the chat format or of thinking that would have no effect."""
     asked = {
         f"template date {options.template_date}": options.template_date is not None,
         "a template argument": bool(options.template_args),
@@ -65,11 +65,11 @@ def check_wording(options: SweepOptions) -> None:
                 f"{what} is given, and no prompt is in the chat format: choose the chat template too, or leave it out"
             )
     if options.thinking_budget is not None and options.thinking == "off":
-        raise UserError("a thinking budget is given, and thinking is off: leave one of them out")
+        raise UserError("a thinking budget is given, but thinking is off: leave one of them out")
     if options.thinking_prefix is None:
         return
     if options.thinking_budget is None:
-        raise UserError("a thinking prefix is given without a thinking budget: say how many tokens it may have")
+        raise UserError("a thinking prefix needs a thinking budget: add one, in tokens")
     if options.backend is not None:
         raise UserError("a thinking prefix is generated in one process: leave executor ray out, or the prefix")
     samples = 0 if options.samples in (None, 1) else options.samples
@@ -83,7 +83,7 @@ def check_wording(options: SweepOptions) -> None:
 
 
 def check_screening(options: SweepOptions) -> None:
-    """Raise `UserError` unless estimates can rank what is swept over."""
+    """Raise `UserError` unless estimates can rank the swept parts."""
     if options.backend is not None:
         raise UserError("a screened sweep runs in one process: leave executor ray out, or screen")
     chosen = options.variants

@@ -1,4 +1,4 @@
-"""How an option is declared, checked, and made an argument of the command line."""
+"""Declare options, check them, and turn them into command-line arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Check = Callable[[Any], None]
 
 
 def whole_number(text: str) -> int:
-    """From text of the command line; a decimal or exponent is refused."""
+    """Parse a whole number from the command line; decimals and exponents are rejected."""
     digits = text.strip()
     if not digits.removeprefix("-").isdecimal() or len(digits) > 18:
         raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}")
@@ -21,7 +21,7 @@ def whole_number(text: str) -> int:
 
 
 def decimal(text: str) -> float:
-    """From text of the command line."""
+    """Parse a decimal from the command line."""
     try:
         return float(text)
     except ValueError:
@@ -42,13 +42,13 @@ def option(
     """A field of a group.
 
     Args:
-        help: one phrase for the command line, or a function that gives it, for names that can be registered later;
-            `add_options` appends the default where it is a value.
-        metavar: what the value is called in the help, or each of several values; ``None`` for a flag.
-        parse: from the command line's text.
-        check: raises `UserError` for a value that is refused; ``None`` values are not checked.
-        flag: on the command line, where it is not the field's name.
-        action: how argparse keeps the values of an option that can be given again.
+        help: one phrase for the command line, or a function that returns it, for names that can be registered later;
+            `add_options` appends the default if it is a value.
+        metavar: name of the value, or of each of several values, in the help; ``None`` for a flag.
+        parse: converts the command line's text.
+        check: raises `UserError` for an invalid value; ``None`` values are not checked.
+        flag: name on the command line, if it is not the field's name.
+        action: argparse action for an option that can be repeated.
         repeated: the argument may be given several times, and the value is a tuple.
     """
     declared = {
@@ -64,7 +64,7 @@ def option(
 
 
 def between(low: int, high: int, what: str, unit: str) -> Check:
-    """A check of a number of things, both ends included."""
+    """A check that a number of things is within a range, both ends included."""
 
     def check(value: int) -> None:
         if not low <= value <= high:
@@ -74,7 +74,7 @@ def between(low: int, high: int, what: str, unit: str) -> Check:
 
 
 def within(low: float, high: float, what: str, *, above: bool = False) -> Check:
-    """A check of a decimal, both ends included, or without the low one (`above`)."""
+    """A check that a decimal is within a range, both ends included, or excluding the low end (`above`)."""
 
     def check(value: float) -> None:
         if not (low < value <= high if above else low <= value <= high):
@@ -85,7 +85,7 @@ def within(low: float, high: float, what: str, *, above: bool = False) -> Check:
 
 
 def one_of(names: tuple[str, ...], what: str) -> Check:
-    """A check of a name."""
+    """A check that a name is one of `names`."""
 
     def check(value: str) -> None:
         if value not in names:
@@ -96,10 +96,10 @@ def one_of(names: tuple[str, ...], what: str) -> Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Base of all groups: building one checks its values.
+    """Base class of all groups: building one checks its values.
 
     Raises:
-        UserError: a value that its option refuses.
+        UserError: an invalid value.
     """
 
     def __post_init__(self) -> None:
@@ -110,27 +110,27 @@ class Group:
 
 
 def help_of(declared: Field[Any]) -> str:
-    """What an option means, as the command line says it."""
+    """An option's help text."""
     text = declared.metadata["help"]
     return str(text() if callable(text) else text)
 
 
 def flag_of(declared: Field[Any]) -> str:
-    """An option on the command line."""
+    """An option's flag on the command line."""
     return str(declared.metadata["flag"] or f"--{declared.name.replace('_', '-')}")
 
 
 def add_options(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup, *groups: type[Group], **defaults: Any
 ) -> None:
-    """Add an argument for every field of `groups`; `defaults` replaces the default of some for this command.
+    """Add an argument for every field of `groups`; `defaults` replaces some defaults for this command.
 
-    A field that two groups declare is added once, as the last one has it.
+    A field that two groups declare is added once, as declared by the last one.
     """
     declared = {declaration.name: declaration for group in groups for declaration in fields(group)}
     for name, declaration in declared.items():
         default = defaults.get(name, declaration.default)
-        # argparse fills in what follows a percent sign.
+        # argparse expands percent signs.
         text = help_of(declaration).replace("%", "%%")
         if isinstance(default, (int, float, str)) and not isinstance(default, bool) and "(default" not in text:
             text = f"{text} (default: {default})"

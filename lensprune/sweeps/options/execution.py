@@ -1,4 +1,4 @@
-"""How the model is loaded, and how rows are run."""
+"""How the model is loaded and rows are run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Loading(Group):
     device: str | None = option(None, "cpu, cuda, cuda:1, ... (default: a GPU if there is one)", metavar="DEVICE")
     bos: str | None = option(
         None,
-        "first token: tokenizer (as it does), always or never (default: tokenizer)",
+        "BOS token at the start: tokenizer (as the tokenizer does), always or never (default: tokenizer)",
         metavar="POLICY",
         check=one_of(get_args(BosPolicy), "BOS policy"),
     )
@@ -48,16 +48,16 @@ class Splitting(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Execution(Group):
-    """How rows are run; no number depends on it."""
+    """How rows are run; results don't depend on it."""
 
     executor: str = option(
         "forked",
-        lambda: f"{in_words(executor_names())}, with the same numbers: forked is fast, hooked the reference",
+        lambda: f"{in_words(executor_names())}, with the same results: forked is fast, hooked is the reference",
         metavar="NAME",
     )
     batch_tokens: int | None = option(None, "tokens per batch", metavar="N", parse=whole_number, check=_check_batch)
     memory: str | None = option(
-        None, "what may be taken besides the model's weights, like 4GB", metavar="SIZE", check=_check_memory
+        None, "memory to use besides the model's weights, like 4GB", metavar="SIZE", check=_check_memory
     )
 
 
@@ -67,23 +67,23 @@ class Workers(Group):
 
     workers: int | None = option(
         None,
-        "workers of --executor ray (default: one per GPU, else one per CPU)",
+        "number of workers with --executor ray (default: one per GPU, else one per CPU core)",
         metavar="N",
         parse=whole_number,
         check=between(1, MAX_WORKERS, "workers", "workers"),
     )
     ray_address: str | None = option(
         None,
-        "running cluster of --executor ray, like ray://head:10001 or auto (default: a local one is started)",
+        "running cluster for --executor ray, like ray://head:10001 or auto (default: start a local one)",
         metavar="ADDRESS",
     )
 
 
 def executor_options(executor: str, workers: int | None = None, ray_address: str | None = None) -> dict[str, Any]:
-    """Fields of `SweepOptions` for an executor as it is asked for: ``forked``, ``hooked``, ``ray`` or ``ray:hooked``.
+    """Fields of `SweepOptions` for a requested executor: ``forked``, ``hooked``, ``ray`` or ``ray:hooked``.
 
-    ``ray`` says how cells are spread, and what is behind the colon which executor each worker runs, because only that
-    belongs to the numbers.
+    ``ray`` distributes the cells; the name after the colon is the executor that each worker runs, since only that
+    determines the results.
     """
     backend, _, of_worker = executor.partition(":")
     if backend in BACKENDS:

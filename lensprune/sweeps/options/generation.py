@@ -1,4 +1,4 @@
-"""How texts are generated, and how their tokens are drawn."""
+"""How texts are generated and tokens sampled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Generation(Group):
 
     max_new_tokens: int | None = option(
         None,
-        "new tokens of a text at most (default: the task's own number)",
+        "most new tokens per text (default: the task's number)",
         metavar="N",
         parse=whole_number,
         check=between(1, MAX_TOKENS, "max new tokens", "tokens"),
@@ -42,10 +42,10 @@ class Generation(Group):
     until: Sequence[str] = option(
         (), "also stop a text at this string; repeat for several", metavar="TEXT", check=_check_texts, repeated=True
     )
-    until_only: bool = option(False, "leave out the task's own stop strings, and stop at those of --until alone")
+    until_only: bool = option(False, "ignore the task's stop strings, and stop only at those of --until")
     generation_config: str = option(
         "model",
-        "model (its generation config's penalties, suppressed tokens and end tokens count) or none (they don't)",
+        "model (apply its generation config's penalties, suppressed tokens and end tokens) or none (ignore them)",
         metavar="USE",
         check=one_of(get_args(GenerationConfigUse), "use of the generation config"),
     )
@@ -53,32 +53,32 @@ class Generation(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSampling(Group):
-    """How tokens are drawn."""
+    """How tokens are sampled."""
 
     temperature: float | None = option(
         None,
-        "sample at this temperature; 0 decodes greedily (default: the task's own, most often 0)",
+        "sample at this temperature; 0 decodes greedily (default: the task's, usually 0)",
         metavar="T",
         parse=decimal,
         check=_check_temperature,
     )
     top_p: float | None = option(
         None,
-        "sample among the likeliest tokens that hold this share (default: the task's or the model's, else 1)",
+        "sample from the most likely tokens with this total probability (default: the task's or the model's, else 1)",
         metavar="P",
         parse=decimal,
         check=within(0, 1, "top-p", above=True),
     )
     top_k: int | None = option(
         None,
-        "sample among the K likeliest tokens, 0 for all (default: the task's or the model's, else 0)",
+        "sample from the K most likely tokens, 0 for all (default: the task's or the model's, else 0)",
         metavar="K",
         parse=whole_number,
         check=between(0, MAX_TOKENS, "top-k", "tokens"),
     )
     samples: int | None = option(
         None,
-        "texts to sample of each item (default: the task's own number, most often 1)",
+        "texts to sample per item (default: the task's number, usually 1)",
         metavar="K",
         parse=whole_number,
         check=between(1, MAX_SAMPLES, "samples", "samples"),

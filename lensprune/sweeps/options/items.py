@@ -1,4 +1,4 @@
-"""Which items are asked, and where their rows come from."""
+"""Which items are used, and where their rows come from."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ def _check_data_dir(folder: str | Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Seed(Group):
-    """What is drawn."""
+    """The seed of everything random."""
 
-    seed: int = option(0, "of few-shot examples and whatever is drawn or generated", metavar="N", parse=whole_number)
+    seed: int = option(
+        0, "seed of few-shot examples and of everything that is drawn or generated", metavar="N", parse=whole_number
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Items(Seed):
-    """Which items are asked, with which examples."""
+    """Which items are used, with which few-shot examples."""
 
     limit: int | None = option(
         None,
-        "N items of each task (default: all)",
+        "number of items per task (default: all)",
         metavar="N",
         parse=whole_number,
         check=between(1, MAX_ITEMS, "limit", "items"),
     )
     shots: int | None = option(
         None,
-        "few-shot examples (default: the task's own number)",
+        "number of few-shot examples (default: the task's number)",
         metavar="N",
         parse=whole_number,
         check=between(0, MAX_SHOTS, "shots", "examples"),
@@ -54,7 +56,7 @@ class Items(Seed):
 
 @dataclass(frozen=True, kw_only=True)
 class ItemSampling(Group):
-    """Which items a limit takes of rows that stand in a file."""
+    """Which items a limit takes from rows in a file."""
 
     items: str = option(
         DRAWN,

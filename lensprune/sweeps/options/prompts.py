@@ -1,4 +1,4 @@
-"""How prompts are written, and what stands between prompts and options."""
+"""How prompts are written, and what comes between prompts and options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_TOKENS = 1_000_000
 
 
 class _Arguments(argparse.Action):
-    """Collects ``KEY=VALUE`` of an option that is given again and again."""
+    """Collects the ``KEY=VALUE`` pairs of a repeated option."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         name, value = values
@@ -30,7 +30,8 @@ class _Arguments(argparse.Action):
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """``KEY=VALUE``, where the value is a number, ``true``, ``false``, ``null`` (as in JSON) or text, quoted or not."""
+    """Parse ``KEY=VALUE``, where the value is a number, ``true``, ``false``, ``null`` (as in JSON) or text, quoted or
+    not."""
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, like reasoning_effort=low, not {text!r}")
@@ -42,10 +43,12 @@ def key_value(text: str) -> tuple[str, Any]:
 
 def _check_arguments(given: Any) -> None:
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise UserError(f"template arguments {given!r} are no mapping of names: expected one like {{'effort': 'low'}}")
+        raise UserError(
+            f"template arguments {given!r} are not a mapping of names: expected one like {{'effort': 'low'}}"
+        )
     for name, value in given.items():
         if name == "enable_thinking":
-            raise UserError("template argument enable_thinking is what thinking sets: choose thinking on, off or auto")
+            raise UserError("template argument enable_thinking is set by thinking: choose thinking on, off or auto")
         if value is not None and not isinstance(value, (str, int, float)):
             raise UserError(f"template argument {name} is {value!r}: expected text, a number, true, false or null")
 
@@ -62,12 +65,12 @@ def _check_tokens(given: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Wording(Group):
-    """How prompts are written, and what in a text is thinking."""
+    """How prompts are written, and which part of a text is thinking."""
 
     chat_template: bool = option(False, "put prompts into the model's chat format")
     template_date: str | None = option(
         None,
-        f"date that a chat template with a clock writes (default: {DEFAULT_DATE}, whatever the day)",
+        f"date for chat templates that write today's date (default: {DEFAULT_DATE}, on any day)",
         metavar="DATE",
         check=check_date,
     )
@@ -80,28 +83,28 @@ class Wording(Group):
         flag="--template-arg",
         action=_Arguments,
     )
-    fewshot_as_multiturn: bool = option(False, "in the chat format, each few-shot example is a turn of its own")
+    fewshot_as_multiturn: bool = option(False, "in the chat format, make each few-shot example a separate turn")
     system: str | None = option(
-        None, "system prompt, in front of the task's description", metavar="TEXT", check=_check_text
+        None, "system prompt, placed before the task's description", metavar="TEXT", check=_check_text
     )
     keep_eos: bool = option(
-        False, "keep the end token that some tokenizers put behind a prompt, as lm-eval does (default: leave it out)"
+        False, "keep the EOS token that some tokenizers append to a prompt, as lm-eval does (default: leave it out)"
     )
     thinking: str = option(
         "auto",
-        "ask the chat template for thinking: on, off or auto (as it does by itself)",
+        "thinking in the chat template: on, off or auto (the template's default)",
         metavar="MODE",
         check=one_of(THINKING, "thinking"),
     )
     think_tokens: tuple[str, str] | None = option(
         None,
-        "where thinking starts and ends (default: known ones, such as <think> and </think>, in the chat format)",
+        "tokens that start and end thinking (default: known ones, such as <think> and </think>, in the chat format)",
         metavar=("START", "END"),
         check=_check_tokens,
     )
     thinking_budget: int | None = option(
         None,
-        "tokens after which the end of thinking is forced (default: never)",
+        "force the end of thinking after this many tokens (default: never)",
         metavar="N",
         parse=whole_number,
         check=between(1, MAX_TOKENS, "thinking budget", "tokens"),
@@ -110,25 +113,25 @@ class Wording(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts(Wording):
-    """What a prompt holds, and how it is written."""
+    """What a prompt contains, and how it is written."""
 
     leave_out_repeated: bool = option(
         False, "leave out items that are among their own few-shot examples (default: keep them, with a warning)"
     )
     primary_metric: str | None = option(
         None,
-        "metric that decides whether a generated answer is right, like equal,boxed (default: the task's own)",
+        "metric that decides whether a generated answer is right, like equal,boxed (default: the task's)",
         metavar="NAME",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix(Group):
-    """What stands between prompts and options."""
+    """What comes between prompts and options."""
 
     thinking_prefix: str | None = option(
         None,
-        "clean: scored options are read after the clean model's own thinking, up to the thinking budget",
+        "clean: score options after the clean model's thinking, up to the thinking budget",
         metavar="MODEL",
         check=one_of(("clean",), "thinking prefix"),
     )

@@ -1,6 +1,6 @@
-"""When a variant need not be asked further.
+"""When to stop measuring a variant.
 
-Statistics take a second to import, so that what checks their options imports them when it is called.
+Statistics take a second to import, so the functions that check these options import them when called.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _check_width(width: float) -> None:
 
 
 def items_at_looks(text: str) -> tuple[int, ...]:
-    """The numbers of items in ``100,200,400``; none in ``any``."""
+    """Parse numbers of items like ``100,200,400``; ``any`` gives none."""
     from lensprune.analysis.sequential import Looks
 
     if text == ANY:
@@ -54,25 +54,25 @@ def items_at_looks(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class StopEarly(Group):
-    """When a variant need not be asked further."""
+    """When to stop measuring a variant."""
 
     lost_more_than: float | None = option(
         None,
-        "ask which variants lose more accuracy than this, like 0.05, and stop each one when that is known",
+        "test which variants lose more accuracy than this, like 0.05, and stop each one once that is decided",
         metavar="LOSS",
         parse=decimal,
         check=_check_loss,
     )
     looks: str | None = option(
         None,
-        "with --lost-more-than: numbers of items to look at, or any: whenever you like (default: four, up to --limit)",
+        "with --lost-more-than: numbers of items at which to test, or any: at any time (default: four, up to --limit)",
         metavar="N,N,...",
         check=_check_looks,
     )
     q: float = option(LEVEL, "with --lost-more-than: false discovery rate", metavar="Q", parse=decimal, check=_check_q)
     until_width: float | None = option(
         None,
-        "stop each variant when the interval of its Δμ is no wider than this, like 0.1, at --limit at the latest",
+        "stop each variant once the interval of its Δμ is no wider than this, like 0.1, or at --limit",
         metavar="WIDTH",
         parse=decimal,
         check=_check_width,

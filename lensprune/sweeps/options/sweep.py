@@ -1,4 +1,4 @@
-"""What a sweep was asked to do: all groups together."""
+"""All options of a sweep: the groups together."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SweepOptions(
     StopEarly,
     Workers,
 ):
-    """What a sweep was asked to do, apart from the model; see `lensprune.sweep` for the meaning of each."""
+    """All options of a sweep except the model; see `lensprune.sweep` for the meaning of each."""
 
     tasks: tuple[str, ...]
     protocols: tuple[str, ...]
@@ -59,8 +59,8 @@ class SweepOptions(
         variants: VariantsLike | VariantSelection,
         **values: Any,
     ) -> SweepOptions:
-        """From the arguments of a public function: a single name stands for itself, a word for what to sweep over, and
-        variants are what `as_variants` reads."""
+        """Build from the arguments of a public function: a single name is a list of one, a word says what to sweep
+        over, and variants are anything that `as_variants` accepts."""
         executor, workers, address = (values.pop(name, None) for name in ("executor", "workers", "ray_address"))
         if isinstance(variants, str) and (variants in over_words() or "." not in variants):
             variants = VariantSelection(over=variants)
@@ -77,7 +77,7 @@ class SweepOptions(
     def __post_init__(self) -> None:
         for what, given in (("task", self.tasks), ("protocol", self.protocols)):
             if not given:
-                raise UserError(f"no {what} is given: name at least one")
+                raise UserError(f"no {what} given: name at least one")
             twice = next((name for name in given if given.count(name) > 1), None)
             if twice is not None:
                 raise UserError(f"{what} {twice!r} is given twice")
@@ -88,20 +88,19 @@ class SweepOptions(
             raise unknown_name("backend", self.backend, BACKENDS)
         if self.backend is None and (self.workers is not None or self.ray_address is not None):
             what = "a Ray address" if self.workers is None else "a number of workers"
-            raise UserError(f"{what} is given but the sweep runs in one process: choose executor ray")
+            raise UserError(f"{what} is given, but the sweep runs in one process: choose executor ray")
         check_wording(self)
         if self.screen is not None:
             check_screening(self)
         elif self.screen_rule is not None:
             raise UserError(
-                f"screen rule {self.screen_rule} is given, and nothing is screened: give screen too, or leave the rule "
-                "out"
+                f"screen rule {self.screen_rule} is given, but nothing is screened: add screen, or leave the rule out"
             )
         check_stopping(self)
 
     @property
     def stopping(self) -> Stopping | None:
-        """When a variant is asked no further; ``None``: all are asked all items."""
+        """The stopping rule; ``None``: all variants use all items."""
         if self.lost_more_than is None and self.until_width is None:
             return None
         from lensprune.analysis.sequential import Looks

@@ -135,11 +135,11 @@ def test_a_sweep_takes_them_all() -> None:
         (["L1.skpi"], "did you mean skip"),
         (["L1.H0.skip"], "L1.H0 is not one: use zero"),
         (["L4-2.skip"], "the first layer must not exceed the last"),
-        ([Head(1, 2)], r"says where and not how: give Ablation\(Head\(layer=1, head=2\), 'zero'\)"),
-        (Head(1, 2), "says where and not how"),
-        ([3], "3 is no change of the model: expected a Variant, an Ablation, or a name like L12.skip"),
-        (3, "3 is no change of the model"),
-        ([[]], r"\[\] is no change"),
+        ([Head(1, 2)], r"says where but not how: use Ablation\(Head\(layer=1, head=2\), 'zero'\)"),
+        (Head(1, 2), "says where but not how"),
+        ([3], "3 is not a change of the model: expected a Variant, an Ablation, or a name like L12.skip"),
+        (3, "3 is not a change of the model"),
+        ([[]], r"\[\] is not a change"),
     ],
 )
 def test_what_stands_for_none_is_refused(given: object, message: str) -> None:
@@ -150,11 +150,11 @@ def test_what_stands_for_none_is_refused(given: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ablations": [Layer(1)]}, "says where and not how"),
-        ({"ablations": ["L1.skip"]}, "'L1.skip' is no change"),
+        ({"ablations": [Layer(1)]}, "says where but not how"),
+        ({"ablations": ["L1.skip"]}, "'L1.skip' is not a change"),
         ({"ablations": 5}, "ablations is 5, expected a list"),
-        ({"hooks": ("blocks.0.hook_resid_pre", print)}, r"is no hook: expected \(hook name, function\)"),
-        ({"hooks": [("blocks.0.hook_resid_pre", "print")]}, "is no hook"),
+        ({"hooks": ("blocks.0.hook_resid_pre", print)}, r"is not a hook: expected \(hook name, function\)"),
+        ({"hooks": [("blocks.0.hook_resid_pre", "print")]}, "is not a hook"),
         ({"hooks": None}, "hooks is None, expected a list"),
     ],
 )

@@ -203,7 +203,7 @@ def test_paths_that_are_none() -> None:
     for path, message in (
         (["L0.H1"], "does not lead"),
         (["L0.H1", "L1.H2.k"], "does not lead"),
-        (["L1.H1", "L1.H2.k", "logits"], "no edge"),
+        (["L1.H1", "L1.H2.k", "logits"], "is not an edge"),
         (["L0.H1", "L1.H2.z", "logits"], "not an input"),
         (["L0.H9", "logits"], "unknown writer"),
     ):
@@ -278,7 +278,7 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match="another shape"):
         circuit_metrics(model, PAIRS, [Circuit(other, other.edges, 1)])
     scores = EdgeScores(EdgeGraph.of(model.facts), torch.zeros(EdgeGraph.of(model.facts).edges.shape), 1)
-    with pytest.raises(UserError, match="must ascend"):
+    with pytest.raises(UserError, match="two or more increasing numbers"):
         faithfulness_curve(model, PAIRS, scores, (0.5, 0.1))
     with pytest.raises(UserError, match="unknown method"):
         faithfulness_curve(model, PAIRS, scores, method="best")
@@ -286,7 +286,7 @@ def test_refusals() -> None:
 
 def test_attention_whose_inputs_cannot_be_split_is_refused() -> None:
     """TransformerLens refuses GPT-Neo by an error of its own, which the user does not get to see."""
-    with pytest.raises(UserError, match="no inputs of their own"):
+    with pytest.raises(UserError, match="no separate inputs"):
         edge_attribution(tiny("gpt_neo"), PAIRS[:1])
 
 

@@ -215,7 +215,7 @@ def test_refusals(function) -> None:
     ):
         with pytest.raises(UserError, match=message):
             function(model, PAIRS, **arguments)
-    with pytest.raises(UserError, match="one length"):
+    with pytest.raises(UserError, match="the same length"):
         function(model, UNEVEN, by_position=True)
     with pytest.raises(UserError, match="at least one"):
         function(model, [])

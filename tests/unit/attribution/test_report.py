@@ -72,7 +72,7 @@ def test_a_model_that_does_not_prefer_the_answer_is_marked(tmp_path: Path, capsy
     for method in ("patch", "eap-ig"):
         assert main(["attribute", "--model", "toy-base", "--method", method, *options]) == 0
         printed = capsys.readouterr().out
-        assert "not seen to prefer the right answer" in printed
+        assert "does not clearly prefer the right answer" in printed
         assert "greedy circuits" not in printed
     assert (tmp_path / "edges.csv").exists()
     assert pd.read_csv(tmp_path / "patching.csv")["share"].isna().all()
@@ -86,7 +86,7 @@ def test_the_preference_is_that_of_the_pairs(capsys: pytest.CaptureFixture[str])
     mean = re.search(r"difference, which is ([+-][\d.]+) on average", "\n".join(lines))
     assert mean is not None
     assert any(line.startswith(f"logit difference of the answer: clean {mean[1]} ±") for line in lines)
-    assert not any("not seen to prefer" in line for line in lines)
+    assert not any("does not clearly prefer" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_single_pair_finds_planted_heads(folder: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "patch on 1 pair of your own" in printed
     assert "(one pair)" in printed
-    for wrong in ("±", "nan", "not seen to prefer"):
+    for wrong in ("±", "nan", "does not clearly prefer"):
         assert wrong not in printed
     frame = pd.read_csv(tmp_path / "patching.csv")
     found = frame[frame["effect"].abs() > 1e-3]
@@ -153,13 +153,16 @@ def test_a_single_pair_finds_planted_heads(folder: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--clean", "1 + 2 =", "--corrupt", "1 + 3 =", "--answer", " 3"], "--wrong is lacking"),
-        (["--clean", "a", "--clean", "b", "--corrupt", "c", "--answer", "d", "--wrong", "e"], "is lacking"),
+        (["--clean", "1 + 2 =", "--corrupt", "1 + 3 =", "--answer", " 3"], "--wrong is missing"),
+        (["--clean", "a", "--clean", "b", "--corrupt", "c", "--answer", "d", "--wrong", "e"], "is missing"),
         (
             ["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d", "--task", "arithmetic"],
-            "--task means nothing",
+            "--task can't be combined",
         ),
-        (["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d", "--limit", "3"], "--limit means nothing"),
+        (
+            ["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d", "--limit", "3"],
+            "--limit can't be combined",
+        ),
     ],
 )
 def test_half_a_pair_is_refused(

@@ -170,7 +170,7 @@ def test_edges_into_mlps_without_an_input_of_their_own_are_refused(family: str) 
         lambda: edge_attribution(model, PAIRS),
         lambda: circuit_metrics(model, PAIRS, [whole]),
     ):
-        with pytest.raises(UserError, match=r"no inputs of their own at blocks.*hook_mlp_in"):
+        with pytest.raises(UserError, match=r"no separate inputs at blocks.*hook_mlp_in"):
             method()
 
 
@@ -218,14 +218,14 @@ def test_a_head_of_another_form_is_refused() -> None:
             lambda: path_patching(model, PAIRS),
             lambda: path_effect(model, PAIRS, ["L0.H1", "logits"]),
         ):
-            with pytest.raises(LensPruneError, match="not what is read out of its final residual stream"):
+            with pytest.raises(LensPruneError, match="do not equal the readout of its final residual stream"):
                 method()
     with model.module.unembed.register_forward_hook(_head_that_is_not_linear):
         for method in (
             lambda: direct_logit_attribution(model, PAIRS),
             lambda: source_attribution(model, PAIRS[0]),
         ):
-            with pytest.raises(LensPruneError, match="not what is read out of its final residual stream"):
+            with pytest.raises(LensPruneError, match="do not equal the readout of its final residual stream"):
                 method()
     pd.testing.assert_frame_equal(logit_lens(model, PAIRS), before)
 

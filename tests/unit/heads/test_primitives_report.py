@@ -64,7 +64,7 @@ def test_texts_of_a_task_are_read_from_the_answer_on() -> None:
 
 
 def test_two_kinds_of_general_text_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give one of them"):
+    with pytest.raises(UserError, match="give only one of them"):
         primitives_report(reasoner("llama"), text_file=tmp_path / "x", text_task="facts")
 
 

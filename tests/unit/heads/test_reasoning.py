@@ -165,7 +165,7 @@ def test_mean_ablation_and_a_choice_of_layers(random_llama: HookedModel) -> None
         ({"limit": 3}, "limit 3 is too few"),
         ({"largest": 20}, "largest 20"),
         ({"operands": 2}, "operands 2"),
-        ({"shots": 60}, "take fewer shots"),
+        ({"shots": 60}, "use fewer shots"),
         ({"ablation": "resample"}, "ablation 'resample'"),
         ({"texts": ["a few"]}, "general texts"),
         ({"layers": [7]}, "layer"),

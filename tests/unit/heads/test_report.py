@@ -124,7 +124,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_a_sweep_of_another_model_is_refused(head_run: Run) -> None:
     other = Run.load(head_run.folder)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"the run measured .* the scores are of toy-base"):
+    with pytest.raises(UserError, match=r"the run measured .* but the scores are of toy-base"):
         heads_report("toy-base", scores=["induction"], run=other, device="cpu")
     facts = as_hooked_model(model_of("arithmetic", "llama")).facts
     check_same_model(other, facts)

@@ -110,7 +110,7 @@ def test_what_it_cannot_convert_is_named(family: str, family_folder: Any) -> Non
 def test_positions_that_do_not_count_real_tokens_are_refused(family_folder: Any) -> None:
     model = as_hooked_model(load_model(family_folder("llama"), device="cpu", hooked_transformer=True))
     ids, mask, positions = rows()
-    with pytest.raises(LensPruneError, match="counts positions from each row's first real token"):
+    with pytest.raises(LensPruneError, match="can only count positions from each row's first real token"):
         model.forward(ids, mask, positions + 1)
 
 

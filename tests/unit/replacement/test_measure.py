@@ -148,7 +148,7 @@ def test_report_and_resume_know_an_exchange(
     assert cli.main(["report", str(run.folder), str(tmp_path)]) == 2
     capsys.readouterr()
     assert cli.main(["analyse", str(run.folder), "depth"]) == 2
-    assert "holds a weight replacement, and only sweeps are analysed" in capsys.readouterr().err
+    assert "contains a weight replacement, but only sweeps can be analysed" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"ReplacementRun\.load"):
         lp.resume(run.folder)  # type: ignore[arg-type]
 
@@ -178,7 +178,7 @@ def test_a_part_is_found_by_its_label(component: str) -> None:
         parts.append(Part("norms"))
     for part in parts:
         assert Part.parse(part.label) == part
-    with pytest.raises(ValueError, match="no label"):
+    with pytest.raises(ValueError, match="not the label"):
         Part.parse(f"{parts[0].label}.x")
 
 
@@ -257,7 +257,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lp.resume(tmp_path / "run")
     again = lp.measure_replacement(*pair, "facts", **options)
     assert len(again.shares()) == 6
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="contains another run"):
         lp.measure_replacement(pair[1], pair[0], "facts", **options)
 
 

@@ -175,7 +175,7 @@ def test_token_map_places_effects_and_escapes_tokens() -> None:
     assert token_map_data(frame, tokens)["token"].tolist() == tokens * 2
     with pytest.raises(UserError, match="by_position"):
         token_map(frame.assign(position=-1), tokens)
-    with pytest.raises(UserError, match="2 tokens are given for 3 positions"):
+    with pytest.raises(UserError, match="there are 2 tokens for 3 positions"):
         token_map(frame, tokens[:2])
 
 

@@ -339,7 +339,7 @@ def test_what_changed_under_a_run_is_named(
     capsys.readouterr()
     assert cli.main(["resume", str(out)]) == 2
     message = capsys.readouterr().err
-    assert f"holds another run ({named}" in message
+    assert f"contains another run ({named}" in message
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     record_property("tried", 1)
 

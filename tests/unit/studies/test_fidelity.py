@@ -119,7 +119,7 @@ def test_fidelity_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["fidelity", "--model", "toy-distilled", "--task", TASK, "--protocol", "generate"]
     assert main(command) != 0
-    assert "give --validate too" in capsys.readouterr().err
+    assert "add --validate" in capsys.readouterr().err
     with pytest.raises(UserError, match="did you mean layers"):
         validate_fidelity("toy-base", [TASK], over="layer")
     with pytest.raises(UserError, match="lack generate"):

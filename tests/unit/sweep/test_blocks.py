@@ -338,7 +338,7 @@ def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytes
     page = again.report().read_text()
     assert "or shown to lose less, or 80 items; p, q and intervals are of e-values" in page
     assert "McNemar" not in page
-    with pytest.raises(UserError, match=r"limit 80 there, 100 here.*the limit of a run is fixed"):
+    with pytest.raises(UserError, match=r"limit 80 there, 100 here.*a run's limit is fixed"):
         sweep(model, tmp_path / "run", **{**asked, "limit": 100})
     with pytest.raises(UserError, match="task 'facts' has items in clusters"):
         sweep(model, **{**asked, "tasks": "facts"})
@@ -389,12 +389,12 @@ def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path
         ({"until_width": 0.1}, "needs a cap"),
         ({"lost_more_than": 1.5, "limit": 9}, r"margin 1\.5 is not a loss"),
         ({"until_width": 0.0, "limit": 9}, "width 0"),
-        ({"looks": "10,20"}, "without a loss to look for"),
-        ({"q": 0.1}, "without a loss to look for"),
+        ({"looks": "10,20"}, "without a loss to test for"),
+        ({"q": 0.1}, "without a loss to test for"),
         ({"lost_more_than": 0.05, "looks": "20,10"}, "expected increasing numbers of items"),
         ({"lost_more_than": 0.05, "looks": "a"}, "looks 'a': expected increasing numbers of items, like .*, or any"),
         ({"lost_more_than": 0.05, "looks": "any"}, "needs a cap"),
-        ({"looks": "any"}, "without a loss to look for"),
+        ({"looks": "any"}, "without a loss to test for"),
         ({"lost_more_than": 0.05, "looks": "10,20", "limit": 30}, "limit 30 is not the last of the looks"),
         ({"lost_more_than": 0.05, "until_width": 0.1, "limit": 30}, "choose one"),
         ({"lost_more_than": 0.05, "looks": "10,20", "items": "0-19"}, "items 0-19 are given, and a sweep that stops"),
@@ -427,5 +427,5 @@ def test_other_looks_are_another_run(model: Path, tmp_path: Path) -> None:
     sweep(model, out, **EARLY)
     with pytest.raises(UserError, match=r"looks 20,40,80 there, 20,40,60,80 here.*make its error rates wrong"):
         sweep(model, out, **{**EARLY, "looks": "20,40,60,80"})
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="contains another run"):
         sweep(model, out, **{**EARLY, "q": 0.1})

@@ -156,4 +156,4 @@ def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["noise", "--model", str(model), *options, "--out", str(tmp_path / "noise"), "--json"]) == 0
     check_json_of(capsys.readouterr().out, tmp_path / "noise" / "noise.csv")
     assert main(["noise", "--model", str(model)]) == 2
-    assert "no task is given" in capsys.readouterr().err
+    assert "no task given" in capsys.readouterr().err

@@ -260,7 +260,7 @@ def test_executor_and_spread_are_told_apart(asked: str, fields: tuple[str, str |
 
 
 def test_workers_without_ray_are_refused() -> None:
-    with pytest.raises(UserError, match="number of workers is given but the sweep runs in one process"):
+    with pytest.raises(UserError, match="number of workers is given, but the sweep runs in one process"):
         SweepOptions(tasks=("facts",), protocols=("default",), variants=VariantSelection(), workers=2)
     with pytest.raises(UserError, match="workers 0 is not a usable number"):
         SweepOptions(tasks=("facts",), protocols=("default",), variants=VariantSelection(), backend="ray", workers=0)

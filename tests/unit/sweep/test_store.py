@@ -183,9 +183,9 @@ def test_folders_that_are_no_runs_are_left_alone(tmp_path: Path) -> None:
     assert check_out_folder(tmp_path / "empty") is None
     assert check_out_folder(tmp_path / "new" / "deep") is None
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         read_spec(tmp_path / "empty")
-    with pytest.raises(UserError, match="is not a folder of a run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         read_spec(tmp_path / "none")
 
 
@@ -248,5 +248,5 @@ def test_the_nearest_run_is_named(tmp_path: Path) -> None:
         assert store.stored() == 0
     with pytest.raises(UserError, match=rf"did you mean {folder}\?"):
         read_spec(tmp_path / "firs")
-    with pytest.raises(UserError, match="its folders first hold runs"):
+    with pytest.raises(UserError, match="its folders first contain runs"):
         read_spec(tmp_path)

@@ -198,7 +198,7 @@ def test_an_end_token_behind_the_prompt_is_left_out_or_kept(tmp_path: Path) -> N
         (["--thinking", "yes"], "unknown thinking 'yes'"),
         (["--think-tokens", "<thnk>", "</think>"], "think token '<thnk>' is not a token of"),
         (["--think-tokens", "<think>"], "expected 2 arguments"),
-        (["--thinking", "off", "--thinking-budget", "9"], "a thinking budget is given, and thinking is off"),
+        (["--thinking", "off", "--thinking-budget", "9"], "a thinking budget is given, but thinking is off"),
         (["--thinking-budget", "99999"], "leave no room for an answer in 8 new tokens"),
         (["--primary-metric", "boxed"], "unknown primary metric of task 'arithmetic"),
     ],

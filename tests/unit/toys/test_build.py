@@ -67,7 +67,7 @@ def test_a_stopped_build_goes_on(built: tuple[Path, dict[str, str]], tmp_path: P
     assert build(TINY, tmp_path, log=lines.append) == built[1]
     assert not any(line.startswith(("teacher step", "start step")) for line in lines)
     assert any(line.startswith("distilled step 2/2") for line in lines)
-    with pytest.raises(UserError, match="another recipe"):
+    with pytest.raises(UserError, match="a different recipe"):
         build(replace(TINY, seed=3), tmp_path)
 
 

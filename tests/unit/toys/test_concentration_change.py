@@ -117,5 +117,5 @@ def test_a_study_is_written_and_goes_on(tmp_path: Path) -> None:
     assert not any(" step " in line for line in lines[len(before) :])
     pd.testing.assert_frame_equal(again.layers, first.layers)
     assert len(robustness_curves(again.layers)) == 2
-    with pytest.raises(UserError, match="different ones"):
+    with pytest.raises(UserError, match="distinct seeds"):
         study([1, 1], tmp_path, **arguments)  # type: ignore[arg-type]
