@@ -405,6 +405,7 @@ def test_own_tasks_run_under_every_executor(on_own_tasks: dict[str, lp.Run]) -> 
     assert set(gap["protocol_a"]) == set(EVERY_WAY)
 
 
+@pytest.mark.slow
 def test_a_map_of_the_own_part(on_own_tasks: dict[str, lp.Run]) -> None:
     run = on_own_tasks["forked"]
     data = run.plot_data("heads")
@@ -416,6 +417,7 @@ def test_a_map_of_the_own_part(on_own_tasks: dict[str, lp.Run]) -> None:
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_own_analysis_is_in_the_folder_of_every_run(on_own_tasks: dict[str, lp.Run]) -> None:
     tables = {}
     for name, run in on_own_tasks.items():
@@ -433,6 +435,7 @@ def test_own_analysis_is_in_the_folder_of_every_run(on_own_tasks: dict[str, lp.R
         assert_tensors_agree(found, expected, torch.float32, size=size)
 
 
+@pytest.mark.slow
 def test_own_analysis_is_a_method_and_a_figure(on_own_tasks: dict[str, lp.Run]) -> None:
     run = on_own_tasks["forked"]
     table = run.moved_answers("sums", "opposite")
