@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -132,22 +132,22 @@ def _open_missing_descriptors() -> None:
 
 
 def progress_bar(
-    *, shown: bool, total: float | None = None, unit: str = "row", description: str | None = None, leave: bool = True
+    *,
+    shown: bool,
+    total: float | None = None,
+    unit: str = "row",
+    description: str | None = None,
+    leave: bool = True,
+    bar_format: str | None = None,
 ) -> Any:
     """A tqdm bar on standard error that never stops the work: without a reader, it isn't drawn."""
     from tqdm.auto import tqdm
 
     stream = sys.stderr if isinstance(sys.stderr, LastingStream) else LastingStream(sys.stderr)
     return tqdm(
-        total=total,
-        unit=unit,
-        desc=description,
-        disable=not shown,
-        file=stream,
-        dynamic_ncols=True,
-        smoothing=0.1,
-        leave=leave,
-    )
+        total=total, unit=unit, desc=description, disable=not shown, file=stream, dynamic_ncols=True, smoothing=0.1,
+        leave=leave, bar_format=bar_format,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -162,29 +162,45 @@ def stage(name: str, *, shown: bool) -> Iterator[None]:
 
 
 class TimeLeft:
-    """How long the rest of some work takes, by the work that is left and the rate so far.
+    """How long the rest of some work takes, by the work that is left and the pace so far.
 
     Pieces of work count by what they cost, in any unit: by their number alone, cheap pieces at the end (or at the
-    beginning) would make the time left twice what it is, or half of it.
+    beginning) would make the time left twice what it is, or half of it. Each kind of work has its own pace, and one
+    that was not done yet that of all.
     """
 
-    def __init__(self, left: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.left = left
-        self.done = 0.0
+    def __init__(self, left: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
+        self.left = dict(left)
+        self._done: dict[str, tuple[float, float]] = {}
         self._clock = clock
-        self._began = self._at = clock()
+        self._at = clock()
 
-    def add(self, work: float) -> None:
-        """Some work was done now."""
-        self.done += work
-        self.left -= work
-        self._at = self._clock()
+    @property
+    def done(self) -> float:
+        """All work that was done."""
+        return sum(work for work, _ in self._done.values())
+
+    @property
+    def total(self) -> float:
+        """All work, done and left."""
+        return self.done + max(0.0, sum(self.left.values()))
+
+    def add(self, work: float, kind: str) -> None:
+        """Some work of one kind was done, in the time since the last."""
+        now = self._clock()
+        before, seconds = self._done.get(kind, (0.0, 0.0))
+        self._done[kind] = before + work, seconds + now - self._at
+        self.left[kind] = self.left.get(kind, 0.0) - work
+        self._at = now
 
     @property
     def seconds(self) -> float | None:
         """Seconds left when the last work was done; ``None`` before any was."""
-        passed = self._at - self._began
-        return max(0.0, self.left) * passed / self.done if self.done > 0 and passed > 0 else None
+        done, passed = self.done, sum(seconds for _, seconds in self._done.values())
+        if done <= 0 or passed <= 0:
+            return None
+        paces = {kind: seconds / work for kind, (work, seconds) in self._done.items() if work > 0 and seconds > 0}
+        return sum(max(0.0, work) * paces.get(kind, passed / done) for kind, work in self.left.items())
 
 
 class WorkBar:
@@ -203,25 +219,25 @@ class WorkBar:
         """Name what runs now."""
         self._bar.set_description(text)
 
-    def done(self, work: float) -> None:
-        """Some work was done."""
-        self._left.add(work)
+    def done(self, work: float, kind: str) -> None:
+        """Some work of one kind was done."""
+        self._left.add(work, kind)
         self._show(work)
 
-    def spare(self, work: float) -> None:
+    def spare(self, work: float, kind: str) -> None:
         """Some work needs not be done."""
-        self.set_left(self._left.left - work)
+        self._left.left[kind] = self._left.left.get(kind, 0.0) - work
+        self._show(0.0)
 
-    def set_left(self, work: float) -> None:
-        """So much work is left."""
-        self._left.left = work
+    def set_left(self, left: Mapping[str, float]) -> None:
+        """So much work of each kind is left, and none of others."""
+        self._left.left = dict(left)
         self._show(0.0)
 
     def _show(self, work: float) -> None:
-        left = self._left
-        self._bar.total = max(left.done + left.left, left.done)
-        if left.seconds is not None:
-            self._bar.set_postfix_str(f"about {_clock_face(left.seconds)} left", refresh=False)
+        self._bar.total = self._left.total
+        if self._left.seconds is not None:
+            self._bar.set_postfix_str(f"about {_clock_face(self._left.seconds)} left", refresh=False)
         self._bar.update(work)
 
 
@@ -233,9 +249,8 @@ def _clock_face(seconds: float) -> str:
 
 @contextmanager
 def work_bar(
-    work: float, *, shown: bool, stage: str = "", clock: Callable[[], float] = time.monotonic
+    left: Mapping[str, float], *, shown: bool, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[WorkBar]:
-    """A `WorkBar` on standard error for so much work, which starts now."""
-    with progress_bar(shown=shown, total=work, description=stage) as bar:
-        bar.bar_format = "{l_bar}{bar}| {elapsed}{postfix}"
-        yield WorkBar(bar, TimeLeft(work, clock))
+    """A `WorkBar` on standard error for so much work of each kind, which starts now."""
+    with progress_bar(shown=shown, total=sum(left.values()), bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
+        yield WorkBar(bar, TimeLeft(left, clock))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -52,20 +53,26 @@ Work = Callable[[tuple[str, str], str, int], float]
 """Of so many requests of one (task, protocol) under a variant."""
 
 
-def blocks_left(outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], work: Work) -> float:
-    """The work that is left if no further variant is decided before the last look.
+def blocks_left(
+    outcomes: Outcomes,
+    requests: Mapping[tuple[str, str], tuple[int, ...]],
+    work: Work,
+    kind: Callable[[tuple[str, str]], str] = lambda cell: "",
+) -> dict[str, float]:
+    """The work of each kind that is left if no further variant is decided before the last look.
 
     Args:
         requests: `block_requests` of each (task, protocol).
+        kind: of the work of one (task, protocol).
     """
-    left = 0.0
+    left: dict[str, float] = defaultdict(float)
     for cell in outcomes.cells:
         if (own := next_block(outcomes, *cell)) is not None:
             sizes = requests[cell]
             later = sum(sizes[own.block + 1 :])
-            left += sum(work(cell, name, sizes[own.block]) for name in own.lack)
-            left += sum(work(cell, name, later) for name in (CLEAN.name, *own.undecided))
-    return left
+            left[kind(cell)] += sum(work(cell, name, sizes[own.block]) for name in own.lack)
+            left[kind(cell)] += sum(work(cell, name, later) for name in (CLEAN.name, *own.undecided))
+    return dict(left)
 
 
 def decided_so_far(outcomes: Outcomes) -> str:
@@ -80,5 +87,5 @@ def say_progress(bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str]
     Args:
         requests: `block_requests` of each (task, protocol).
     """
-    bar.total = bar.n + blocks_left(outcomes, requests, lambda cell, name, rows: rows)
+    bar.total = bar.n + sum(blocks_left(outcomes, requests, lambda cell, name, rows: rows).values())
     bar.set_description(f"{doing}, {decided_so_far(outcomes)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,6 +40,8 @@ class Forecast:
     """
 
     row_seconds: Mapping[tuple[str, str], Mapping[str, float]]
+    kinds: Mapping[str, float]
+    """Seconds of scoring and of generating."""
     corrections: Mapping[tuple[str, str], tuple[SpeedKey, Correction]]
     seconds: float
     memory: int
@@ -46,6 +49,10 @@ class Forecast:
     def work(self, cell: tuple[str, str], variant: str, rows: int) -> float:
         """Seconds of `rows` requests of one cell."""
         return rows * self.row_seconds[cell][variant]
+
+    def kind(self, cell: tuple[str, str]) -> str:
+        """``score`` or ``generate``."""
+        return self.corrections[cell][0].kind
 
     def remember(self, cell: tuple[str, str], work: float, taken: float, history: SpeedHistory) -> None:
         """Keep how long `work` seconds of one (task, protocol) took."""
@@ -64,7 +71,8 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
     speed = _speed(shape.d_model, shape, number, facts.device, torch.get_num_threads())
     budget = getattr(executor, "limits", None) or getattr(executor, "max_tokens", None)
     weights = shape.parameters * number.itemsize
-    row_seconds, corrections, seconds = {}, {}, 0.0
+    row_seconds, corrections = {}, {}
+    kinds: dict[str, float] = defaultdict(float)
     for condition, variants in work:
         cell = (condition.task.task.name, str(condition.protocol))
         requests = condition.requests
@@ -82,7 +90,7 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
         }
         row_seconds[cell] = {name: of_all / len(requests) for name, of_all in own.items()}
         corrections[cell] = key, correction
-        seconds += sum(own.values())
+        kinds[key.kind] += sum(own.values())
     memory = peak_memory(
         shape,
         facts,
@@ -94,7 +102,7 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
         on_cpu=facts.device.startswith("cpu"),
         loading=0 if job.spec.execution.model is None else loading_bytes(job.spec.execution.model, number),
     )
-    return Forecast(row_seconds, corrections, seconds, memory.total)
+    return Forecast(row_seconds, dict(kinds), corrections, sum(kinds.values()), memory.total)
 
 
 @lru_cache(maxsize=32)

@@ -251,7 +251,7 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     history = SpeedHistory.of_machine()
     foreseen = forecast(job, executor, work, history) if progress else None
     began = time.perf_counter()
-    with work_bar(0.0 if foreseen is None else foreseen.seconds, shown=progress) as bar:
+    with work_bar({} if foreseen is None else foreseen.kinds, shown=progress) as bar:
         for condition, variants in work:
             cell, of_cell = (condition.task.task.name, str(condition.protocol)), time.perf_counter()
             before = bar.finished
@@ -266,7 +266,7 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
             if foreseen is not None:
                 foreseen.remember(cell, bar.finished - before, time.perf_counter() - of_cell, history)
         if stops:
-            bar.set_left(0.0)
+            bar.set_left({})
         if foreseen is None or not bar.finished:
             return None
         seconds, used = time.perf_counter() - began, memory_used(job.model.facts.device)
@@ -278,7 +278,7 @@ def _advance(bar: WorkBar, foreseen: Forecast | None, cell: tuple[str, str]) -> 
 
     def advance(variant: str, rows: int, *, known: bool = False) -> None:
         if foreseen is not None:
-            (bar.spare if known else bar.done)(foreseen.work(cell, variant, rows))
+            (bar.spare if known else bar.done)(foreseen.work(cell, variant, rows), foreseen.kind(cell))
 
     return advance
 
@@ -299,7 +299,7 @@ def _execute_blocks(
     while (found := next_block(outcomes, *cell)) is not None:
         bar.stage(f"{cell[0]} {cell[1]}, block {found.block + 1}, {decided_so_far(outcomes)}")
         if foreseen is not None:
-            bar.set_left(blocks_left(outcomes, requests, foreseen.work))
+            bar.set_left(blocks_left(outcomes, requests, foreseen.work, foreseen.kind))
         with store.answer_log(*cell, found.block) as log:
             for key, table in measure_block(job, condition, found.block, found.lack, executor, advance, log):
                 store.write(key, table)

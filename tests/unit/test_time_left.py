@@ -31,11 +31,11 @@ class Clock:
 def stated(pieces: list[float], seconds: list[float], weigh: Callable[[float], float]) -> list[tuple[float, float]]:
     """The time left that is stated after each piece but the last, and the true one."""
     clock = Clock()
-    left = TimeLeft(sum(map(weigh, pieces)), clock)
+    left = TimeLeft({"": sum(map(weigh, pieces))}, clock)
     shown = []
     for i, (piece, took) in enumerate(zip(pieces, seconds, strict=True)):
         clock.now += took
-        left.add(weigh(piece))
+        left.add(weigh(piece), "")
         if left.seconds is not None and i + 1 < len(pieces):
             shown.append((left.seconds, sum(seconds[i + 1 :])))
     return shown
@@ -66,18 +66,30 @@ def test_the_stated_time_never_doubles_where_the_weights_are_the_costs() -> None
 def test_work_that_was_known_or_need_not_be_done_changes_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     clock = Clock()
-    with work_bar(100.0, shown=True, clock=clock) as bar:
-        bar.spare(40.0)
+    with work_bar({"a": 90.0, "b": 10.0}, shown=True, clock=clock) as bar:
+        bar.spare(40.0, "a")
         clock.now = 10.0
-        bar.done(10.0)
+        bar.done(10.0, "a")
         assert bar._left.seconds == pytest.approx(50.0)
-        bar.set_left(20.0)
+        bar.set_left({"a": 20.0})
         assert bar._left.seconds == pytest.approx(20.0)
         assert bar.finished == 10.0
 
 
 def test_nothing_is_said_before_anything_is_done() -> None:
-    assert TimeLeft(5.0, Clock()).seconds is None
+    assert TimeLeft({"": 5.0}, Clock()).seconds is None
+
+
+def test_each_kind_of_work_has_its_own_pace_once_it_was_done() -> None:
+    clock = Clock()
+    left = TimeLeft({"score": 20.0, "generate": 100.0}, clock)
+    clock.now = 10.0
+    left.add(10.0, "score")
+    assert left.seconds == pytest.approx(110.0)
+    # Texts end long before the most tokens that they were planned with.
+    clock.now = 12.0
+    left.add(20.0, "generate")
+    assert left.seconds == pytest.approx(10.0 + 80 * 0.1)
 
 
 @pytest.mark.parametrize("generates", [False, True])
