@@ -62,7 +62,6 @@ def peak_memory(
     shares_work: bool,
     bytes_a_number: int,
     budget: int | DecodeLimits | None,
-    on_cpu: bool,
     loading: int = 0,
 ) -> Memory:
     """The largest of the phases' needs: loading, and each batch or chunk.
@@ -73,6 +72,7 @@ def peak_memory(
         loading: what loading takes beside the weights, on the CPU.
     """
     worst = Memory(0, 0, 0, 0, 0)
+    on_cpu = facts.device.startswith("cpu")
     hooked = [v for v in variants if v.hooks or not shares_work]
     for of_cell in requests:
         phases: list[Memory] = []

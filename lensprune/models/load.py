@@ -14,6 +14,7 @@ from lensprune.models.adapt import as_hooked_model, current_model
 from lensprune.models.base import BosPolicy, HookedModel
 from lensprune.models.boot import boot_bridge
 from lensprune.models.hooked_transformer import boot_hooked_transformer, require_hooked_transformer
+from lensprune.models.one_at_a_time import one_at_a_time
 from lensprune.models.sources.base import LoadedModel, LoadOptions
 from lensprune.models.sources.bundled import BUNDLED
 from lensprune.models.sources.gguf_file import load_gguf
@@ -30,6 +31,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+@one_at_a_time
 def load_model(
     name_or_path: str | Path,
     *,

@@ -15,6 +15,7 @@ from lensprune.models.facts import Origin, model_facts
 from lensprune.models.gguf.config import gguf_config
 from lensprune.models.gguf.header import read_gguf
 from lensprune.models.gguf.tokenizer import gguf_tokenizer
+from lensprune.models.one_at_a_time import one_at_a_time
 from lensprune.models.sources.architectures import check_architecture
 from lensprune.models.sources.bundled import BUNDLED
 from lensprune.models.sources.pretrained import read_config_and_tokenizer
@@ -38,6 +39,7 @@ class ModelConfig:
     skeleton: PreTrainedModel
 
 
+@one_at_a_time
 def load_model_config(
     name_or_path: str | Path,
     *,

@@ -351,7 +351,6 @@ class _Counted:
                 shares_work=self.shares_work,
                 bytes_a_number=self.number.itemsize,
                 budget=self.budget,
-                on_cpu=self.model_config.facts.device.startswith("cpu"),
                 loading=self.loading,
             )
             for requests, variants in work

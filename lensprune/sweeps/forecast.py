@@ -99,7 +99,6 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
         shares_work=shares_work,
         bytes_a_number=number.itemsize,
         budget=budget,
-        on_cpu=facts.device.startswith("cpu"),
         loading=0 if job.spec.execution.model is None else loading_bytes(job.spec.execution.model, number),
     )
     return Forecast(row_seconds, dict(kinds), corrections, sum(kinds.values()), memory.total)

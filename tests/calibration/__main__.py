@@ -10,9 +10,9 @@ from tests.calibration.studies import STUDIES, Row
 
 _HEAD = """# Calibration
 
-How often the statistics of this package are right, in worlds whose truth is known, by the methods before and by those
-that are used ([statistics](../reference/statistics.md)). `make calibration` writes this table; every number is
-simulated under a seed with so many runs, or (runs 0) enumerated. A share p of so many runs has a standard error of
+How often this package's statistics are right in simulated worlds with a known truth, for the earlier methods (*before*)
+and the [current ones](../reference/statistics.md) (*now*). `make calibration` writes this table; every number is
+simulated with a fixed seed and the given number of runs, or enumerated (runs 0). A share p has a standard error of
 √(p (1 − p) / runs). Worlds are in `tests/calibration/studies.py`, the old methods in `tests/calibration/before.py`.
 
 | question | world | number | before | now | wanted | runs |

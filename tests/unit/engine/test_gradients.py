@@ -182,9 +182,9 @@ def test_without_a_gate_an_activation_function_is_its_value_over_its_input() -> 
         (
             "llama4",
             "gim",
-            "gradient rule gim can't act in Llama4.*a norm of type Llama4TextL2Norm has no weight vector",
+            "gradient rule gim does not work with Llama4.*a norm of type Llama4TextL2Norm has no weight vector",
         ),
-        ("gpt_oss", "gim", "gradient rule gim can't act in GptOss.*is not the softmax of"),
+        ("gpt_oss", "gim", "gradient rule gim does not work with GptOss.*is not the softmax of"),
         ("llama", "relevance", "unknown gradient rule 'relevance'"),
     ],
 )
