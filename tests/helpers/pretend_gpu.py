@@ -358,6 +358,11 @@ class _Names(TorchFunctionMode):
             # C++ makes it out of sight of Python's tensors.
             grad = bool(kwargs.pop("requires_grad", False))
             return func(*args, **{**kwargs, "device": CPU}).to(place).requires_grad_(grad)
+        if func is torch.arange and isinstance(place, torch.device) and place.type == SPARE:
+            # Its parts resize an empty tensor, which a wrapper can't follow.
+            if _counts:
+                _kernel("aten.arange.default")
+            return PretendTensor(func(*args, **{**kwargs, "device": CPU}), place.index or 0)
         if func is torch.Tensor.new_tensor and isinstance(args[0], PretendTensor):
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(args[0])
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], PretendTensor):

@@ -94,6 +94,11 @@ def test_two_gpus_are_two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu(3) + other
 
 
+def test_a_range_has_its_length() -> None:
+    numbers = torch.arange(14, device="cuda:0")
+    assert (len(numbers), numbers.device.type, numbers.tolist()) == (14, "cuda", list(range(14)))
+
+
 def test_numpy_is_refused() -> None:
     for convert in (lambda t: t.numpy(), __import__("numpy").asarray):
         with pytest.raises(TypeError, match=r"Use Tensor\.cpu"):
