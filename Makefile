@@ -68,7 +68,7 @@ test-main: $(VENV)/.installed
 	@echo "== all tests"
 	mkdir -p build
 	$(subst -m pytest,$(COVERED) -m pytest,$(PYTEST)) $(WORKERS) --durations=20
-	$(BIN)/python -m slipcover --merge build/coverage.json --out build/coverage.json --fail-under 85
+	$(BIN)/python -m slipcover --merge build/coverage.json --out build/coverage.json --fail-under 94
 
 test-pretend-gpu: $(VENV)/.installed
 	@echo "== placement on a pretend GPU"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from lensprune.models.sources.bundled import BUNDLED
 from lensprune.models.sources.resolve import model_kind
@@ -49,7 +49,7 @@ def _converted(files: Iterable[Path], dtype: torch.dtype) -> int:
                     tensor = opened.get_slice(name)
                     if tensor.get_dtype() != _STORED.get(dtype):
                         total += _bytes(tensor.get_shape(), tensor.get_dtype())
-        except Exception:
+        except (SafetensorError, OSError):
             # A damaged file is refused when the model is loaded, with its reason.
             continue
     return total

@@ -45,3 +45,12 @@ def test_a_plan_counts_it(tmp_path: Path) -> None:
     plan = lp.plan(folder, "facts", "continuation", limit=1, dtype="bfloat16", device="cpu", flops=1e12)
     assert plan.memory.loading == converted
     assert "files while loading" in str(plan)
+
+
+def test_damaged_files_count_for_nothing(tmp_path: Path) -> None:
+    """Loading refuses them with the reason."""
+    huge = (2**62).to_bytes(8, "little") + b"{}"
+    for name, data in {"empty": b"", "junk": b"\x01" * 50, "huge": huge}.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(data)
+    save_file({"a": torch.zeros(4, 2, dtype=torch.bfloat16)}, tmp_path / "whole.safetensors")
+    assert loading_bytes(tmp_path, torch.float32) == 16
