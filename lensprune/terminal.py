@@ -156,9 +156,15 @@ def stage(name: str, *, shown: bool) -> Iterator[None]:
 
     Elsewhere, as in a file of messages, a line that is taken back would stay.
     """
-    taken_back = sys.stderr.isatty() or "ipykernel" in sys.modules
+    taken_back = sys.stderr.isatty() or _in_notebook()
     with progress_bar(shown=shown and taken_back, total=1, unit="step", description=name, leave=False):
         yield
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook's kernel runs this code: importing ipykernel, as a library may, is not enough."""
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_shell is not None and getattr(get_shell(), "kernel", None) is not None
 
 
 class TimeLeft:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lensprune import cli
-from lensprune.terminal import LastingStream, progress_bar
+from lensprune.terminal import LastingStream, progress_bar, stage
 
 SWEEP = ["sweep", "--model", "toy-base", "--task", "arithmetic", "--limit", "2", "--over", "layers", "--layers", "0"]
 FULL = Path("/dev/full")
@@ -136,3 +137,25 @@ def test_a_command_that_fails_says_so_whoever_listens() -> None:
     lost = unread()
     assert run(["sweep", "--model", "toy-base"], stdout=lost, stderr=lost).returncode == 2
     os.close(lost)
+
+
+class Terminal(io.StringIO):
+    """Text in memory that calls itself a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("where", ["file", "terminal", "notebook"])
+def test_a_stage_is_named_where_it_can_be_taken_back(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal() if where == "terminal" else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    # A kernel that was merely imported doesn't make this a notebook; a shell that has one does.
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    shell = SimpleNamespace(kernel=object()) if where == "notebook" else None
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    with stage("loading", shown=True):
+        pass
+    assert ("loading" in stream.getvalue()) == (where != "file")
+    if where != "file":
+        assert stream.getvalue().endswith("\r")
