@@ -64,8 +64,8 @@ def test_heads_that_were_only_ranked_count_in_q() -> None:
     run = heads_run(n=16, protocols=("default", "generate"), right=_lost_under_generate)
     ranked = [{"variant": f"head {i}", "estimate": 0.0} for i in range(20)]
     screened = Outcomes(replace(run.spec, screen={"estimates": ranked}), run._store)
-    # One head's p can be 1, 9, 37, 93, … / 256. τ: mean odds are 0.02 at 37 and 0.07 at 93 over the 8 measured heads; of
-    # all 20, 13 can reach such values: 0.02 at 9 and 0.11 at 37.
+    # One head's p can be 1, 9, 37, 93, … / 256. τ: mean odds are 0.02 at 37 and 0.07 at 93 over the 8 measured heads;
+    # of all 20, 13 can reach such values: 0.02 at 9 and 0.11 at 37.
     p = 1 / 256
     for outcomes, tau, reaching in ((run, 37 / 256, 1), (screened, 9 / 256, 13)):
         expected = reaching * p / (1 - tau)
