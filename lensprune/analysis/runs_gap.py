@@ -91,7 +91,7 @@ def _cell_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFram
     if a.spec.stopping is not None or b.spec.stopping is not None:
         note += " that all variants answered"
     some = [read_group(run, task, protocol, items) for run, items in zip((a, b), places, strict=True)]
-    return paired_gap(*some, ranked).assign(note=note)  # type: ignore[arg-type]
+    return paired_gap(some[0], some[1], ranked).assign(note=note)  # type: ignore[arg-type]
 
 
 def _unpaired(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame:
