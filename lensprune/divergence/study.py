@@ -38,7 +38,9 @@ from lensprune.sweeps.run import sweep
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import stage
 
-__all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]
+__all__ = ["ALL_PROTOCOLS", "MEASURES", "FidelityStudy", "validate_fidelity"]
+
+ALL_PROTOCOLS = ("default", "continuation", "generate")
 
 MEASURES = {
     "fidelity": 1,
@@ -85,7 +87,7 @@ class FidelityStudy:
 def validate_fidelity(
     model: Any,
     tasks: Sequence[str] | str,
-    protocols: Sequence[str] = ("default", "continuation", "generate"),
+    protocols: Sequence[str] = ALL_PROTOCOLS,
     *,
     over: str = "layers",
     layers: Sequence[int] | None = None,
