@@ -27,7 +27,7 @@ from lensprune.ablation.components import (
 )
 from lensprune.ablation.kinds import AblationKind, ablation_kind
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel, HookFunction, ModelFacts
+from lensprune.models.base import AnyModel, HookFunction, ModelFacts
 
 __all__ = [
     "CLEAN",
@@ -288,10 +288,10 @@ def _as_variant(given: Any) -> Variant:
     raise UserError(_no_change(given))
 
 
-ModelLike = HookedModel | ModelFacts | Any
+ModelOrFacts: TypeAlias = AnyModel | ModelFacts
 
 
-def _facts(model: ModelLike) -> ModelFacts:
+def _facts(model: ModelOrFacts) -> ModelFacts:
     if isinstance(model, ModelFacts):
         return model
     from lensprune.models import as_hooked_model
@@ -300,7 +300,7 @@ def _facts(model: ModelLike) -> ModelFacts:
 
 
 def _each(
-    model: ModelLike, part: Part, kind: str, layers: Sequence[int] | None, indices: Sequence[int] | None = None
+    model: ModelOrFacts, part: Part, kind: str, layers: Sequence[int] | None, indices: Sequence[int] | None = None
 ) -> list[Variant]:
     facts = _facts(model)
     variants = []
@@ -312,7 +312,7 @@ def _each(
     return variants
 
 
-def each_layer(model: ModelLike, kind: str = "skip", layers: Sequence[int] | None = None) -> list[Variant]:
+def each_layer(model: ModelOrFacts, kind: str = "skip", layers: Sequence[int] | None = None) -> list[Variant]:
     """Make one variant per layer (paper §3: one layer removed at a time).
 
     Args:
@@ -333,7 +333,7 @@ def each_layer(model: ModelLike, kind: str = "skip", layers: Sequence[int] | Non
     return _each(model, part_named("layer"), kind, layers)
 
 
-def each_attention(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
+def each_attention(model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
     """Make one variant per attention branch.
 
     Args:
@@ -354,7 +354,7 @@ def each_attention(model: ModelLike, kind: str = "zero", layers: Sequence[int] |
     return _each(model, part_named("attention"), kind, layers)
 
 
-def each_mlp(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
+def each_mlp(model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
     """Make one variant per MLP branch.
 
     Args:
@@ -376,7 +376,7 @@ def each_mlp(model: ModelLike, kind: str = "zero", layers: Sequence[int] | None 
 
 
 def each_head(
-    model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> list[Variant]:
     """Make one variant per query head.
 
@@ -400,7 +400,7 @@ def each_head(
 
 
 def each_kv_group(
-    model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, groups: Sequence[int] | None = None
+    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, groups: Sequence[int] | None = None
 ) -> list[Variant]:
     """Make one variant per key/value group, all its query heads together.
 
@@ -424,7 +424,7 @@ def each_kv_group(
 
 
 def each_head_and_group(
-    model: ModelLike, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> list[Variant]:
     """Make one variant per query head, and one per key/value group that one of these heads belongs to.
 
@@ -449,7 +449,7 @@ def each_head_and_group(
     return [*each_head(facts, kind, layers, heads), *each_kv_group(facts, kind, layers, groups)]
 
 
-def layer_range(model: ModelLike, first: int, last: int, kind: str = "skip") -> Variant:
+def layer_range(model: ModelOrFacts, first: int, last: int, kind: str = "skip") -> Variant:
     """Ablate layers `first` to `last`, both included, in one variant named ``L{first}-{last}.{kind}``.
 
     Args:
@@ -475,7 +475,7 @@ def layer_range(model: ModelLike, first: int, last: int, kind: str = "skip") -> 
 
 
 def cumulative(
-    model: ModelLike, kind: str = "skip", start: Literal["bottom", "top"] = "top", at_most: int | None = None
+    model: ModelOrFacts, kind: str = "skip", start: Literal["bottom", "top"] = "top", at_most: int | None = None
 ) -> list[Variant]:
     """Make variants that remove 1, 2, … `at_most` layers from one end of the model.
 
@@ -507,7 +507,7 @@ def cumulative(
 
 
 def enumerate_variants(
-    model: ModelLike,
+    model: ModelOrFacts,
     over: str,
     kind: str | None = None,
     layers: Sequence[int] | None = None,

@@ -18,7 +18,7 @@ from lensprune.engine import make_executor
 from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import LensPruneError, UserError
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
@@ -53,7 +53,7 @@ class AnswerReading:
 
 
 def fidelity(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
     variants: VariantsLike | VariantSelection = "layers",
     *,
@@ -131,7 +131,7 @@ def fidelity(
 
 
 def read_answers(
-    model: Any, options: SweepOptions, *, whole: bool = False, progress: bool = True
+    model: ModelOrName, options: SweepOptions, *, whole: bool = False, progress: bool = True
 ) -> list[AnswerReading]:
     """Generate with the clean model, and score its right answers under every variant; one reading per task.
 

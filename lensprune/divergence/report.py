@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import pandas as pd
 
@@ -13,6 +13,7 @@ from lensprune.divergence.failure_breakdown import FAILURES
 from lensprune.divergence.measure import fidelity
 from lensprune.divergence.study import ALL_PROTOCOLS, FidelityStudy, validate_fidelity
 from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
@@ -27,7 +28,7 @@ _SAMPLE_EFFICIENCY_SHOWN = ("fidelity", "Δμ itself", "fidelity, shuffled")
 
 
 def fidelity_report(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str],
     out: str | Path | None = None,
     *,

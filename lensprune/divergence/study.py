@@ -18,7 +18,7 @@ from lensprune.divergence.sample_efficiency import SHARES, changes_of, sample_ef
 from lensprune.divergence.scores import agreement_with_loss, fidelity_row
 from lensprune.divergence.similarity import layer_similarity
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.primitives.battery import default_texts, text_rows
 from lensprune.primitives.effects import token_losses
@@ -85,7 +85,7 @@ class FidelityStudy:
 
 
 def validate_fidelity(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] = ALL_PROTOCOLS,
     *,

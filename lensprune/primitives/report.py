@@ -10,6 +10,7 @@ import pandas as pd
 
 from lensprune.ablation.variants import parse_indices
 from lensprune.errors import UserError
+from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
@@ -25,7 +26,7 @@ __all__ = ["primitives_report"]
 
 
 def primitives_report(
-    model: Any,
+    model: ModelOrName,
     out: str | Path | None = None,
     *,
     layers: str | None = None,

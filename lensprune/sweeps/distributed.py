@@ -18,6 +18,7 @@ from typing import Any
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.decisions import next_block
 from lensprune.errors import UserError
+from lensprune.models.base import ModelOrName
 from lensprune.results.run import Run
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import questions_from_parquet
@@ -42,7 +43,7 @@ _POLL_SECONDS = 1.0
 
 
 def run_on_ray(
-    model: Any,
+    model: ModelOrName,
     options: SweepOptions,
     *,
     out: str | Path | None = None,

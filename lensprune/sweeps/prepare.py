@@ -20,7 +20,7 @@ from lensprune.analysis.sequential import Looks
 from lensprune.analysis.stopping import AnyLook, Stopping, stopping_json, stopping_of
 from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel, ModelFacts
+from lensprune.models.base import HookedModel, ModelFacts, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.models.tokenizers import appended_ids
 from lensprune.paths import usable_path
@@ -381,7 +381,7 @@ def _is_scored(request: Request) -> bool:
     return isinstance(request, LoglikelihoodRequest)
 
 
-def prepare(model: Any, options: SweepOptions, out: Path | None = None) -> SweepJob:
+def prepare(model: ModelOrName, options: SweepOptions, out: Path | None = None) -> SweepJob:
     """Check all options, load tasks and model, and build all requests. Writes nothing.
 
     Everything that can be checked without the weights is checked before they are loaded.
@@ -460,7 +460,7 @@ def decoding_of(model: HookedModel, asked: Sequence[Condition], use: str) -> dic
 
 
 def sweep_spec(
-    model: Any,
+    model: ModelOrName,
     facts: ModelFacts,
     conditions: Sequence[Condition],
     options: SweepOptions,
@@ -565,7 +565,7 @@ def _task_files(tasks: Sequence[str]) -> dict[str, str]:
     return {find_task(path).name: str(usable_path(path, "task file").resolve()) for path in tasks if is_task_file(path)}
 
 
-def _where(model: Any) -> str | None:
+def _where(model: ModelOrName) -> str | None:
     """How to load the model again: its name, or the full path of a local file or folder."""
     if not isinstance(model, (str, Path)):
         return None

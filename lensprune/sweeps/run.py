@@ -19,6 +19,7 @@ from lensprune.costs.history import SpeedHistory
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import ModelOrName
 from lensprune.results.run import Run
 from lensprune.runs.noise import noise_lines
 from lensprune.runs.outcomes import Outcomes
@@ -42,7 +43,7 @@ __all__ = ["resume", "run_sweep", "sweep"]
 
 
 def sweep(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
     variants: VariantsLike | VariantSelection = "layers",
@@ -180,11 +181,15 @@ def sweep(
     """
     options = SweepOptions.given(**option_values(locals(), SweepOptions))
     if keep_hooks:
+        if isinstance(model, (str, Path)):
+            raise UserError(f"keep_hooks is given with the name {str(model)!r}: only a loaded model has hooks to keep")
         model = as_hooked_model(model, keep_hooks=True)
     return run_sweep(model, options, out=out, progress=progress)
 
 
-def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True) -> Run:
+def run_sweep(
+    model: ModelOrName, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True
+) -> Run:
     """`sweep` with its arguments in one object."""
     folder = None if out is None else Path(out)
     if options.backend is not None:
