@@ -23,8 +23,9 @@ from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
 from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, check_before_loading, conditions_of, resolved_variants
+from lensprune.sweeps.prepare import check_before_loading, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar

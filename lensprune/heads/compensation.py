@@ -21,8 +21,9 @@ from lensprune.models.base import AnyModel
 from lensprune.protocols.registry import protocol_named
 from lensprune.results.run import Run
 from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import JobArguments, SweepArguments, SweepOptions
-from lensprune.sweeps.prepare import Condition, prepare
+from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.screening import values_and_estimates
 

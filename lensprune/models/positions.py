@@ -28,7 +28,7 @@ class PositionGuard:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._floor = row_index_floor(model.config)
-        self._dynamic = [m for m in model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
+        self._dynamic: list[Any] = [m for m in model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
 
     def check(self, attention_mask: torch.Tensor, position_ids: torch.Tensor) -> None:
         """Check a call before it runs.

@@ -21,9 +21,12 @@ from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_rep
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import CellStore, check_out_folder, open_store, stopped_message
 from lensprune.sweeps.cells import warn_of_cut_off
+from lensprune.sweeps.conditions import Condition, conditions_of, questions_of
+from lensprune.sweeps.job_spec import sweep_spec
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, conditions_of, decoding_of, load_tasks, questions_of, sweep_spec
+from lensprune.sweeps.prepare import decoding_of
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.task_loading import load_tasks
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
 

@@ -22,8 +22,9 @@ from lensprune.models.load import open_model
 from lensprune.protocols import score_items
 from lensprune.runs.noise import NOISE_COLUMNS, noise_table
 from lensprune.runs.spec import SweepSpec
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, SweepJob, prepare
+from lensprune.sweeps.prepare import SweepJob, prepare
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar

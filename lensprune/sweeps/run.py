@@ -29,10 +29,11 @@ from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_sto
 from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.blocks import block_requests, blocks_left, decided_so_far, measure_block
 from lensprune.sweeps.cells import CellProgress, measure_cells
+from lensprune.sweeps.conditions import Condition, questions_of
 from lensprune.sweeps.forecast import Forecast, Spent, forecast, memory_used, planned_and_taken
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
-from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
+from lensprune.sweeps.prepare import SweepJob, prepare
 from lensprune.sweeps.screening import rule_of, screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.thinking_prefix import with_clean_thinking

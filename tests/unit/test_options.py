@@ -34,7 +34,9 @@ from lensprune.protocols.prompting import PromptArguments, PromptOptions
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.studies.paper import paper
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.distributed import _spec
+from lensprune.sweeps.job_spec import sweep_spec
 from lensprune.sweeps.options import (
     AnswerArguments,
     Execution,
@@ -57,7 +59,6 @@ from lensprune.sweeps.options import (
     help_of,
     option_values,
 )
-from lensprune.sweeps.prepare import Condition, sweep_spec
 from lensprune.sweeps.run import _options_of
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks import load_task
