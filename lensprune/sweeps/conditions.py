@@ -19,11 +19,7 @@ from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, 
 from lensprune.protocols.thinking import ThinkingMarkers
 from lensprune.runs.questions import question_table
 from lensprune.sweeps.generation import with_samples
-from lensprune.sweeps.options import (
-    SweepOptions,
-    Wording,
-    option_values,
-)
+from lensprune.sweeps.options import SweepOptions, Wording, option_values
 from lensprune.sweeps.references import fewshot_prompts, text_prompts
 from lensprune.tasks.base import LoadedTask, ProtocolName
 

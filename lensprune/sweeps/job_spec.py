@@ -16,14 +16,7 @@ from lensprune.protocols.requests import GenerateRequest, Request
 from lensprune.runs.questions import questions_hash
 from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.sweeps.conditions import Condition
-from lensprune.sweeps.options import (
-    FEWSHOT,
-    Execution,
-    Generation,
-    Splitting,
-    SweepOptions,
-    option_values,
-)
+from lensprune.sweeps.options import FEWSHOT, Execution, Generation, Splitting, SweepOptions, option_values
 from lensprune.sweeps.references import prompts_hash
 from lensprune.tasks.base import LoadedTask
 

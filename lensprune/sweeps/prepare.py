@@ -23,21 +23,13 @@ from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.job_spec import sweep_spec, task_spec
-from lensprune.sweeps.options import (
-    FEWSHOT,
-    Loading,
-    Splitting,
-    SweepOptions,
-    kinds_of,
-    option_values,
-)
+from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, kinds_of, option_values
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.selection import VariantSelection, with_clean
 from lensprune.sweeps.task_loading import load_tasks
 from lensprune.tasks.base import LoadedTask
 
 __all__ = ["SweepJob", "check_before_loading", "decoding_of", "prepare", "resolved_variants"]
-
 
 logger = logging.getLogger("lensprune")
 

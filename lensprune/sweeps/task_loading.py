@@ -9,9 +9,7 @@ from lensprune.analysis.stopping import AnyLook, Stopping
 from lensprune.errors import UserError
 from lensprune.protocols.registry import protocol_named
 from lensprune.sweeps.generation import with_settings
-from lensprune.sweeps.options import (
-    SweepOptions,
-)
+from lensprune.sweeps.options import SweepOptions
 from lensprune.tasks.base import GenerationFormat, LoadedTask, MultipleChoiceFormat, PromptFormat
 
 __all__ = ["load_tasks"]
