@@ -8,7 +8,7 @@ from typing import Unpack
 
 import pandas as pd
 
-from lensprune.ablation.variants import each_head, each_layer, parse_indices
+from lensprune.ablation.enumeration import each_head, each_layer, parse_indices
 from lensprune.divergence.failure_breakdown import FAILURES
 from lensprune.divergence.measure import fidelity
 from lensprune.divergence.study import ALL_PROTOCOLS, FidelityStudy, validate_fidelity

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lensprune.ablation.variants import Variant, each_head, each_layer
+from lensprune.ablation.enumeration import each_head, each_layer
+from lensprune.ablation.variants import Variant
 from lensprune.divergence.failure_breakdown import GAP_COLUMNS, failure_gap, split_half_of
 from lensprune.divergence.measure import AnswerReading, read_answers
 from lensprune.divergence.sample_efficiency import SHARES, changes_of, sample_efficiency

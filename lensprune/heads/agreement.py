@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from lensprune.ablation.enumeration import each_head
 from lensprune.ablation.kinds import ablation_kind
-from lensprune.ablation.variants import each_head
 from lensprune.analysis.overlap import jaccard_top_k, spearman
 from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError

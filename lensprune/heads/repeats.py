@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lensprune.ablation.variants import CLEAN, each_head
+from lensprune.ablation.enumeration import each_head
+from lensprune.ablation.variants import CLEAN
 from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError
 from lensprune.heads.sequences import repeated_random_tokens

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.collect import collect_reference
+from lensprune.ablation.enumeration import each_head, each_layer, each_mlp
 from lensprune.ablation.kinds import MeanMode
 from lensprune.ablation.reference import ReferenceActivations
-from lensprune.ablation.variants import Variant, each_head, each_layer, each_mlp
+from lensprune.ablation.variants import Variant
 from lensprune.attribution.sites import PatchTarget
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lensprune.ablation.variants import parse_indices
+from lensprune.ablation.enumeration import parse_indices
 from lensprune.errors import UserError
 from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from lensprune.ablation.variants import CLEAN, Variant, parse_indices
+from lensprune.ablation.enumeration import parse_indices
+from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine import executor_info, make_executor
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name

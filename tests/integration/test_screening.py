@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lensprune as lp
-from lensprune.ablation.variants import each_head, each_layer
+from lensprune.ablation.enumeration import each_head, each_layer
 from lensprune.analysis.screening import screen_quality, screen_table
 from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
