@@ -36,7 +36,7 @@ from lensprune.planning.stopping import asked_at_looks, profile_of
 from lensprune.planning.text import plan_report
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
-from lensprune.runs.store import check_out_folder
+from lensprune.runs.folder import check_out_folder
 from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, option_values
 from lensprune.sweeps.prepare import resolved_variants

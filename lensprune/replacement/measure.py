@@ -19,8 +19,10 @@ from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
 from lensprune.replacement.result import ReplacementRun
 from lensprune.replacement.settings import decoded_alike, prompted
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
+from lensprune.runs.cell_store import CellStore
+from lensprune.runs.folder import check_out_folder
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.store import CellStore, check_out_folder, open_store, stopped_message
+from lensprune.runs.store import open_store, stopped_message
 from lensprune.sweeps.cells import warn_of_cut_off
 from lensprune.sweeps.conditions import Condition, conditions_of, questions_of
 from lensprune.sweeps.job_spec import sweep_spec

@@ -18,8 +18,8 @@ from lensprune.engine.registry import BACKENDS, executor_names
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import HookedModel, ModelFacts, ModelOrName
 from lensprune.models.load import open_model
+from lensprune.runs.folder import check_out_folder
 from lensprune.runs.spec import SweepSpec, TaskSpec
-from lensprune.runs.store import check_out_folder
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.job_spec import sweep_spec, task_spec

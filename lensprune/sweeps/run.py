@@ -21,11 +21,13 @@ from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import ModelOrName
 from lensprune.results.run import Run
+from lensprune.runs.cell_store import CellStore
+from lensprune.runs.folder import check_out_folder, read_spec
 from lensprune.runs.noise import noise_lines
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
+from lensprune.runs.store import RunStore, open_store, stopped_message
 from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.blocks import block_requests, blocks_left, decided_so_far, measure_block
 from lensprune.sweeps.cells import CellProgress, measure_cells

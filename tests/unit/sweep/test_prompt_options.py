@@ -11,7 +11,7 @@ import yaml
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.runs.store import read_spec
+from lensprune.runs.folder import read_spec
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.run import _options_of
 from lensprune.sweeps.task_loading import load_tasks
