@@ -14,22 +14,16 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 
 import lensprune as lp
-from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.multiplicity import benjamini_hochberg, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail
-from lensprune.engine import make_executor
-from lensprune.protocols.requests import GenerateResponse
-from lensprune.sweeps.options import SweepOptions
-from lensprune.sweeps.prepare import prepare
 from tests.helpers.markdown import write_between
 
 __all__ = ["Recorded", "allocate", "by_quarters", "by_rightness", "resampled", "stratified_p"]
 
-MODEL, TASK, LEAST = "smollm2-135m", "facts", 0.1
+MODEL, TASK, ITEMS, LEAST = "smollm2-135m", "facts", 200, 0.1
 """`LEAST`: smallest share of a stratum's items that is measured."""
 _GRID, _SIZE = 1 / 8000, 1 << 15
 """Step and length of the grid on which the law of a weighted loss is computed."""
@@ -156,44 +150,20 @@ def resampled(
 
 
 SWEEPS = {
-    "continuation, 30 layers skipped": ("continuation", [f"L{i}.skip" for i in range(30)], 200),
-    "continuation, every third head zeroed": (
-        "continuation",
-        [f"L{i // 9}.H{i % 9}.zero" for i in range(0, 270, 3)],
-        200,
-    ),
-    "generate, every second layer skipped": ("generate", [f"L{i}.skip" for i in range(0, 30, 2)], 100),
+    "layers": [f"L{i}.skip" for i in range(30)],
+    "every third head": [f"L{i // 9}.H{i % 9}.zero" for i in range(0, 270, 3)],
 }
 
 
-def recorded(protocol: str, variants: list[str], limit: int, folder: Path) -> Recorded:
+def recorded(variants: list[str], folder: Path) -> Recorded:
     """The sweep in `folder`, run first if it is not there."""
     if not (folder / "spec.json").exists():
-        lp.sweep(MODEL, TASK, protocol, variants, limit=limit, out=folder)
+        lp.sweep(MODEL, TASK, "continuation", variants, limit=ITEMS, out=folder)
     records = lp.Run.load(folder).records()
     right = {name: own["correct"].to_numpy(float) for name, own in records.groupby("variant", sort=False)}
     clean = right.pop("clean")
-    margins = records.loc[records["variant"] == "clean", "logprob_margin"].to_numpy(float)
-    margin = text_margins(limit) if protocol == "generate" else margins
+    margin = records.loc[records["variant"] == "clean", "logprob_margin"].to_numpy(float)
     return Recorded(clean > 0, margin, np.stack(list(right.values()), axis=1) - clean[:, None])
-
-
-def text_margins(limit: int) -> Float[np.ndarray, " item"]:
-    """Each item's smallest difference, in nats, between the best and the second token of the clean model's text."""
-    layers = lp.VariantSelection("layers", "skip")
-    options = SweepOptions.given(tasks=(TASK,), protocols=("generate",), variants=layers, limit=limit)
-    job = prepare(lp.load_model(MODEL, device="cpu"), options)
-    requests = job.conditions[0].requests
-    [answered] = make_executor("forked", job.model).run(requests, [CLEAN])
-    margins = []
-    for request, response in zip(requests, answered.responses, strict=True):
-        assert isinstance(response, GenerateResponse)
-        ids = torch.tensor([[*request.context_ids, *response.token_ids]])
-        with torch.no_grad():
-            logits = job.model.forward(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None])
-        best = logits[0, len(request.context_ids) - 1 : -1].topk(2, dim=-1).values
-        margins.append(float((best[:, 0] - best[:, 1]).min()))
-    return np.array(margins)
 
 
 def table(sweeps: dict[str, Recorded], runs: int) -> str:
@@ -231,10 +201,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=400, help="how often the items are resampled")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table between the page's marks")
     arguments = parser.parse_args()
-    sweeps = {}
-    for name, (protocol, variants, limit) in SWEEPS.items():
-        kind = "heads" if "head" in name else "layers"
-        sweeps[name] = recorded(protocol, variants, limit, arguments.folder / f"{TASK}_{protocol}_{kind}")
+    sweeps = {name: recorded(own, arguments.folder / name.replace(" ", "_")) for name, own in SWEEPS.items()}
     text = table(sweeps, arguments.times)
     if arguments.write is not None:
         write_between(arguments.write, "strata", text)
