@@ -136,15 +136,15 @@ def test_induction_is_the_previous_token_head_on_the_key_side(shape: str) -> Non
 
 
 def test_scores_are_taken_before_their_cap(tmp_path: Path) -> None:
-    cap = 0.02
+    cap = 0.1
     model = as_hooked_model(lp.load_model(save_folder("gemma2", tmp_path / "capped", attn_logit_softcapping=cap)))
     capped = scores_of(model)[SOURCE]
     found = attribution(model)
     assert abs(found.score) > 1.01 * abs(float(capped))
     assert cap * torch.tanh(torch.tensor(found.score / cap)) == pytest.approx(float(capped), rel=1e-3)
     assert found.table.groupby("side")["value"].sum().tolist() == pytest.approx([found.score] * 2, rel=1e-3)
-    never = as_hooked_model(lp.load_model(save_folder("gemma2", tmp_path / "flat", attn_logit_softcapping=1e-5)))
-    with pytest.raises(UserError, match="has reached its cap of 1e-05"):
+    never = as_hooked_model(lp.load_model(save_folder("gemma2", tmp_path / "flat", attn_logit_softcapping=0.02)))
+    with pytest.raises(UserError, match=r"has reached its cap of 0\.02"):
         attribution(never)
 
 
