@@ -18,7 +18,7 @@ from lensprune.attribution.runs import edit_hook, run_hooked
 from lensprune.engine.gradients import held_norms
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import HookedModel
+from lensprune.models.base import AnyModel, HookedModel
 from lensprune.models.tokenizers import encode
 from lensprune.models.weights import block_of, frozen_norm
 
@@ -61,7 +61,7 @@ class QKAttribution:
 
 
 def qk_attribution(
-    model: Any,
+    model: AnyModel,
     prompt: str | Sequence[int],
     head: Head,
     *,
