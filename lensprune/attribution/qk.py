@@ -225,8 +225,8 @@ class _Split:
         """Weights and bias from the linear part of the norm to queries or keys, and those [visible, d_head] of the
         head, which they are checked against."""
         attention = block_of(self._model, self._head.layer).attn
-        matrices, biases = (getattr(attention, f"{kind}_{name.upper()}", None) for kind in "Wb")
-        matrix = self._own(matrices).detach().to(self._before.dtype)
+        biases: torch.Tensor | None = getattr(attention, f"b_{name.upper()}", None)
+        matrix = self._own(getattr(attention, f"W_{name.upper()}")).detach().to(self._before.dtype)
         bias = torch.zeros_like(matrix[0]) if biases is None else self._own(biases).detach().to(matrix.dtype)
         if self._norm is not None:
             bias = bias + self._norm.bias @ matrix
@@ -280,11 +280,13 @@ class _Split:
         table = pd.concat([frame.assign(side=side) for frame, side in zip(frames, _SIDES, strict=True)])
         return QKAttribution(
             self._head,
-            *self._ends,
-            *values.tolist(),
-            float(self._seen.attention[source]),
-            table[["side", "writer", "layer", "head", "value", "relative"]].reset_index(drop=True),
-            self._pairs([name for name, _, _ in names], float(rests[0][0])) if pairs else None,
+            destination=self._ends[0],
+            source=self._ends[1],
+            score=float(values[0]),
+            relative=float(values[1]),
+            attention=float(self._seen.attention[source]),
+            table=table[["side", "writer", "layer", "head", "value", "relative"]].reset_index(drop=True),
+            pairs=self._pairs([name for name, _, _ in names], float(rests[0][0])) if pairs else None,
         )
 
     def _written(
