@@ -29,7 +29,7 @@ _BLOCK = 250
 _EQUAL = 1e-12
 _TAIL = (1 - CONFIDENCE) / 2
 _HALVINGS = 50
-_NORMAL = float(scipy.stats.norm.ppf(1 - _TAIL))
+_NORMAL = float(scipy.special.ndtri(1 - _TAIL))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lensprune.output.html import Column, EmbeddedFigure, Table, embedded_figure
 from lensprune.output.plain_text import visible
 from lensprune.replacement.figure_kinds import replacement_figure_of
 from lensprune.results.analyses import analysis_named
-from lensprune.results.page import prompts_in_words
+from lensprune.results.page import CLAIM_SHOWN, prompts_in_words
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.studies.pair import NO_PAIR, PairResult, concentration_change_rows, moved
@@ -33,17 +33,8 @@ _SECTIONS = [
     ("claims", "The paper's claims"),
     ("choices", "Choices"),
 ]
-_SHOWN = {
-    "task": Column("task"),
-    "protocol": Column("protocol"),
-    "ablation": Column("removed by"),
-    "layers": Column("layers, first and later"),
-    "verdict": Column("verdict"),
-    "n": Column("n", "d"),
-    "value": Column("value", "+.3f"),
-    "ci_low": Column("95% from", "+.3f"),
-    "ci_high": Column("to", "+.3f"),
-}
+_NOT_SHOWN = ("p_holm", "likelihood_value", "likelihood_ci_low", "likelihood_ci_high")
+_SHOWN = {name: column for name, column in CLAIM_SHOWN.items() if name not in _NOT_SHOWN}
 _CHANGE_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
