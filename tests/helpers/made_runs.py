@@ -107,4 +107,4 @@ def heads_run(**changes: Any) -> Run:
         needed = (variant.layer, variant.head) == (1, 2)
         return np.arange(n) % 2 == 0 if needed else np.ones(n, bool)
 
-    return layers_run(variants=variants, right=right, **changes)
+    return layers_run(**{"variants": variants, "right": right, **changes})
