@@ -258,7 +258,6 @@ def test_help_lists_and_refusals_import_no_library_that_takes_seconds(words: lis
     code = f"""
 import contextlib, sys
 from lensprune.cli import main
-from tests.helpers.made_runs import layers_run
 with contextlib.suppress(SystemExit):
     main({words!r})
 print(sorted({{"torch", "transformers", "transformer_lens", "datasets", "matplotlib"}} & set(sys.modules)))
