@@ -15,7 +15,9 @@ from unittest import mock
 
 from lensprune.ablation import CLEAN, Variant, collect_reference, each_head, each_layer
 from lensprune.engine import ForkedExecutor
+from lensprune.engine.attention import TreeAttention
 from lensprune.engine.decoding.decoder import GroupDecoder
+from lensprune.engine.last_layer import TreeQueries
 from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
@@ -24,7 +26,7 @@ from tests.helpers.families import save_folder
 from tests.helpers.pretend_gpu import Counts, counting
 from tests.helpers.tiny_models import scratch
 
-__all__ = ["CHANGES", "StepCounts", "counted_decoding", "counted_scoring"]
+__all__ = ["CHANGES", "StepCounts", "counted_attention", "counted_decoding", "counted_scoring"]
 
 CHANGES = ("layers skip", "layers mean", "heads zero")
 _PREFIX = "The quick brown fox jumps over the lazy dog and runs away from all it ever knew. "
@@ -86,6 +88,23 @@ def counted_scoring(family: str, n_layers: int, changes: str) -> list[Counts]:
     with _counted(TreeScorer, "score") as counts:
         _run(executor, requests, changes)
     return counts
+
+
+def counted_attention(family: str, n_layers: int, n_questions: int) -> tuple[list[Counts], list[Counts]]:
+    """Counts of each call that attends, of the last layer and of others, in scoring one-letter answers to questions
+    with a shared prefix, with no layer and with the first one skipped."""
+    own = model(family, n_layers)
+    prefix = tuple(own.tokenizer.encode(_PREFIX))
+    requests = [
+        LoglikelihoodRequest((*prefix, 20 + i, *range(10, 22 + i % 3)), (option,))
+        for i in range(n_questions)
+        for option in (7, 8)
+    ]
+    executor = ForkedExecutor(own)
+    with _counted(TreeQueries, "attend") as last, _counted(TreeAttention, "attend") as others:
+        for _ in executor.run(requests, variants_of(own, "layers skip")[:2]):
+            pass
+    return last, others
 
 
 def _run(executor: ForkedExecutor, requests: Sequence[Request], changes: str) -> None:
