@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.pretend_gpu.counts import CHANGES, counted_attention, counted_decoding, counted_scoring
+from tests.pretend_gpu.counts import CHANGES, FAMILIES, counted_attention, counted_decoding, counted_scoring
 
 MOST_WAITS = 4
 MOST_KERNELS = 60
 
 
 @pytest.mark.parametrize("changes", CHANGES)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_waits_of_a_decode_step_are_fewer_than_layers(family: str, changes: str) -> None:
     steps = counted_decoding(family, MOST_WAITS + 1, changes)
     assert len(steps) == 5
