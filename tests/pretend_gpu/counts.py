@@ -139,8 +139,8 @@ def _counted(owner: type, name: str) -> Iterator[list[Counts]]:
 def table(n_layers: int = 5) -> str:
     """Markdown: medians over decode steps; of scoring, the most that any layer's attention takes."""
     lines = [
-        "| model | kernels per layer and decode step: layers skipped | layers replaced by means | heads zeroed | waits per "
-        "step | kernels of attention, 10 questions | 40 questions |",
+        "| model | kernels per layer and decode step: layers skipped | layers replaced by means | heads zeroed "
+        "| waits per step | kernels of attention: 10 questions | 40 questions |",
         "|---|---|---|---|---|---|---|",
     ]
     for family in FAMILIES:
