@@ -18,13 +18,14 @@ from lensprune.engine import make_executor
 from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import LensPruneError, UserError
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
 from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, check_before_loading, conditions_of, resolved_variants
+from lensprune.sweeps.prepare import check_before_loading, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
@@ -39,7 +40,7 @@ class AnswerReading:
     """One task's answers, scored under every variant.
 
     `item_ids`: of the answers read, in order; `items`: by variant (clean left out), see `fidelity_items`; `n_tokens`:
-    read of each variant; `n_asked`: items given to the clean model; `seconds`: of the clean generation
+    read of each variant; `seconds`: of the clean generation
     (``generate``) and the reading (``trace``).
     """
 
@@ -48,12 +49,11 @@ class AnswerReading:
     variants: tuple[Variant, ...]
     items: dict[str, dict[str, Float[np.ndarray, " item"]]]
     n_tokens: int
-    n_asked: int
     seconds: dict[str, float]
 
 
 def fidelity(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
     variants: VariantsLike | VariantSelection = "layers",
     *,
@@ -131,7 +131,7 @@ def fidelity(
 
 
 def read_answers(
-    model: Any, options: SweepOptions, *, whole: bool = False, progress: bool = True
+    model: ModelOrName, options: SweepOptions, *, whole: bool = False, progress: bool = True
 ) -> list[AnswerReading]:
     """Generate with the clean model, and score its right answers under every variant; one reading per task.
 
@@ -185,7 +185,6 @@ def read_answers(
                         v.name: fidelity_items(trace, clean_trace) for v, trace in zip(changed, others, strict=True)
                     },
                     n_tokens=sum(len(answer.continuation_ids) for answer in answers),
-                    n_asked=len(cell.items),
                     seconds={"generate": generated, "trace": time.perf_counter() - began},
                 )
             )

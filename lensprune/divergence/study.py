@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lensprune.ablation.variants import Variant, each_head, each_layer
+from lensprune.ablation.enumeration import each_head, each_layer
+from lensprune.ablation.variants import Variant
 from lensprune.divergence.failure_breakdown import GAP_COLUMNS, failure_gap, split_half_of
 from lensprune.divergence.measure import AnswerReading, read_answers
 from lensprune.divergence.sample_efficiency import SHARES, changes_of, sample_efficiency
 from lensprune.divergence.scores import agreement_with_loss, fidelity_row
 from lensprune.divergence.similarity import layer_similarity
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.primitives.battery import default_texts, text_rows
 from lensprune.primitives.effects import token_losses
@@ -38,7 +39,9 @@ from lensprune.sweeps.run import sweep
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import stage
 
-__all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]
+__all__ = ["ALL_PROTOCOLS", "MEASURES", "FidelityStudy", "validate_fidelity"]
+
+ALL_PROTOCOLS = ("default", "continuation", "generate")
 
 MEASURES = {
     "fidelity": 1,
@@ -83,9 +86,9 @@ class FidelityStudy:
 
 
 def validate_fidelity(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
-    protocols: Sequence[str] = ("default", "continuation", "generate"),
+    protocols: Sequence[str] = ALL_PROTOCOLS,
     *,
     over: str = "layers",
     layers: Sequence[int] | None = None,
@@ -156,13 +159,12 @@ def validate_fidelity(
         sweep_options = SweepOptions.given(task, "generate", variants, **options, **option_values(given, Generation))
         [reading] = read_answers(hooked.module, sweep_options, progress=progress)
         few = _seconds_of_few(hooked, replace(sweep_options, limit=max(1, limit // _FEW)), progress)
-        records, summary = {}, {}
+        records, summary, taken = {}, {}, {}
         for protocol in protocols:
             began = time.perf_counter()
             own = options | (option_values(given, Generation) if protocol == "generate" else without_texts)
             run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
-            if protocol == "generate":
-                taken = time.perf_counter() - began
+            taken[protocol] = time.perf_counter() - began
             records[protocol], summary[protocol] = run.records(), run.summary()
         measured = pd.concat(records.values(), ignore_index=True)
         of_task = pd.concat(summary.values(), ignore_index=True)
@@ -177,13 +179,20 @@ def validate_fidelity(
         )
         if "continuation" in protocols:
             tables["gap"].append(failure_gap(measured))
-        cost = sum(reading.seconds.values())
-        seconds.append((scores["task"].iloc[0], taken, cost, taken / cost, few, taken / few))
+        whole, cost = taken["generate"], sum(reading.seconds.values())
+        seconds.append((scores["task"].iloc[0], whole, cost, whole / cost, few, whole / few))
+    return _study(facts.name, tables, seconds)
+
+
+def _study(
+    model: str, tables: Mapping[str, Sequence[pd.DataFrame]], seconds: Sequence[tuple[Any, ...]]
+) -> FidelityStudy:
+    """The tables of all tasks together."""
     joined = {name: _joined(frames) for name, frames in tables.items()}
     if joined["gap"].empty:
         joined["gap"] = pd.DataFrame(columns=list(GAP_COLUMNS))
     columns = ["task", "generate", "fidelity", "ratio", "few", "few_ratio"]
-    return FidelityStudy(model=facts.name, seconds=pd.DataFrame(seconds, columns=columns), **joined)
+    return FidelityStudy(model=model, seconds=pd.DataFrame(seconds, columns=columns), **joined)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures
 from lensprune.analysis.stopping import AnyLook, UntilWidth, level_of, stopping_of
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
+from lensprune.models.base import ModelOrName
 from lensprune.output.files import write_error
 from lensprune.output.html import (
     LARGEST_INSIDE,
@@ -93,7 +94,7 @@ _CELLS_SHOWN = {
     "seed": Column("seed", "d"),
     "note": Column("note"),
 }
-_CLAIM_SHOWN = {
+CLAIM_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
     "ablation": Column("removed by"),
@@ -116,7 +117,7 @@ def write_report(
     *,
     most_records: int = MAX_RECORDS,
     patterns: int = 0,
-    model: Any = None,
+    model: ModelOrName | None = None,
 ) -> Path:
     """Write `outcomes` as one HTML page, and beside it records.csv with every record.
 
@@ -162,7 +163,7 @@ def run_page(
     most_records: int = MAX_RECORDS,
     *,
     patterns: int = 0,
-    model: Any = None,
+    model: ModelOrName | None = None,
 ) -> str:
     """The page's text.
 
@@ -246,7 +247,7 @@ def _none_critical(changed: pd.DataFrame) -> str:
 def _claim_columns(rows: pd.DataFrame) -> dict[str, Column]:
     """Without the likelihood's own change where no row has one."""
     alone = rows["likelihood_value"].isna().all()
-    return {name: column for name, column in _CLAIM_SHOWN.items() if not (alone and name.startswith("likelihood"))}
+    return {name: column for name, column in CLAIM_SHOWN.items() if not (alone and name.startswith("likelihood"))}
 
 
 def _counted(n: int, what: str) -> str:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ from lensprune.protocols.prompting import PromptOptions, prompting_of
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
 from lensprune.studies.presets import StudyPart, ThinkingPart
-from lensprune.sweeps.options import Wording, option_values
+from lensprune.sweeps.options import StudyArguments, Wording, option_values
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -93,14 +93,14 @@ def fitted(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         UserError: no such model.
     """
     config = cast(HookedModel, load_model_config(model))
-    kept = dict(options)
-    for without, what in ((_THINKING, "options of thinking"), ({**_CHAT, **_THINKING}, "the chat format")):
-        problem = _problem(config, kept)
-        if problem is None:
-            return kept
-        logger.warning(f"{config.facts.name} is asked without {what}: {problem}")
-        kept |= without
-    return kept
+    problem = _problem(config, options)
+    if problem is None:
+        return dict(options)
+    unthinking = {**options, **_THINKING}
+    chat_problem = _problem(config, unthinking)
+    what = "options of thinking" if chat_problem is None else "the chat format"
+    logger.warning(f"{config.facts.name} is asked without {what}: {chat_problem or problem}")
+    return unthinking if chat_problem is None else {**unthinking, **_CHAT}
 
 
 def _problem(model: HookedModel, options: Mapping[str, Any]) -> UserError | None:
@@ -132,7 +132,11 @@ def ways_of(model: str, budgets: Sequence[int], options: Mapping[str, Any]) -> d
 
 
 def run_thinking(
-    part: ThinkingPart, pair: tuple[str, str], folder: Path, generation: Mapping[str, Any], **options: Any
+    part: ThinkingPart,
+    pair: tuple[str, str],
+    folder: Path,
+    generation: Mapping[str, Any],
+    **options: Unpack[StudyArguments],
 ) -> tuple[ThinkingRun, ...]:
     """Run the sweeps of `part` on both models, below `folder`.
 
