@@ -88,7 +88,8 @@ def qk_attribution(
         LensPruneError: the residual stream is not the sum of what the parts write.
 
     Examples:
-        >>> why = lp.attribution.qk_attribution(model, "12 + 7 =", lp.Head(1, 0), source=0)
+        >>> from lensprune.attribution import qk_attribution
+        >>> why = qk_attribution(model, "12 + 7 =", lp.Head(1, 0), source=0)
         >>> key_side = why.table[why.table["side"] == "key"]
         >>> bool(abs(key_side["value"].sum() - why.score) < 1e-3)
         True
