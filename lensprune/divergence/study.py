@@ -162,8 +162,8 @@ def validate_fidelity(
         records, summary, taken = {}, {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            own = options | (option_values(given, Generation) if protocol == "generate" else without_texts)
-            run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
+            protocol_options = options | (option_values(given, Generation) if protocol == "generate" else without_texts)
+            run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **protocol_options)
             taken[protocol] = time.perf_counter() - began
             records[protocol], summary[protocol] = run.records(), run.summary()
         measured = pd.concat(records.values(), ignore_index=True)

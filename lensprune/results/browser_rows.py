@@ -90,7 +90,7 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS, other: Outcomes | 
     clean: dict[int, dict[str, list[Any]]] = {}
     clean_place, clean_records = ("", ""), _NO_RECORDS
     rows: list[list[Any]] = []
-    asked: list[list[Any]] = []
+    shown_questions: list[list[Any]] = []
     finished = outcomes.finished()
 
     shares = shares_of(sizes, most)
@@ -111,15 +111,15 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS, other: Outcomes | 
             item = visible(str(record["item_id"])) + (f", sample {record['sample']}" if samples > 1 else "")
             if item not in clean.setdefault(cell, {}):
                 question = Question.from_row(questions.slice(i // samples, 1).to_pylist()[0])
-                asked.append(_shown(question))
-                clean[cell][item] = [visible(record["target"]), *_answer(before, index), len(asked) - 1]
+                shown_questions.append(_shown(question))
+                clean[cell][item] = [visible(record["target"]), *_answer(before, index), len(shown_questions) - 1]
             rows.append([cell, item, variant, record["layer"], *_answer(record, index)])
             if other is not None:
                 rows[-1].append(_answer(beside[i], index) if i in beside else None)
-    limit = _shorten_prompts(asked)
+    limit = _shorten_prompts(shown_questions)
     payload = {
         **names.lists,
-        "questions": asked,
+        "questions": shown_questions,
         "clean": {str(cell): answers for cell, answers in clean.items()},
         "rows": rows,
         "two": other is not None,
