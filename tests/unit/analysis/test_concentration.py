@@ -31,7 +31,7 @@ def effects_of(differences: np.ndarray, task: str = "t") -> ItemEffects:
     names = tuple(f"L0.H{i}.zero" for i in range(parts))
     ids = tuple(str(i) for i in range(len(differences)))
     return ItemEffects(
-        task, "default", "correct", names, (0,) * parts, tuple(range(parts)), differences, None, 0, False, ids
+        task, "default", "correct", names, (0,) * parts, tuple(range(parts)), differences, None, False, ids
     )
 
 
