@@ -7,6 +7,9 @@ TORCH ?= torch==2.13.0
 # A second environment, with the last TransformerLens that has HookedTransformer.
 VENV3 := .venv-tl3
 
+# Every process of a test, a Ray worker or a notebook would otherwise compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
 .PHONY: versions notice calibration estimates demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
