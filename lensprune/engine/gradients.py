@@ -210,7 +210,7 @@ def _norms(roots: Sequence[torch.nn.Module]) -> list[tuple[Any, FrozenNorm]]:
         UserError: a norm is neither LayerNorm nor RMSNorm.
     """
     measured: dict[int, FrozenNorm] = {}
-    found: list[tuple[Any, FrozenNorm]] = []
+    norms: list[tuple[Any, FrozenNorm]] = []
     seen: set[int] = set()
     for module in chain.from_iterable(root.modules() for root in roots):
         wrapped: Any = getattr(module, "original_component", None)
@@ -221,8 +221,8 @@ def _norms(roots: Sequence[torch.nn.Module]) -> list[tuple[Any, FrozenNorm]]:
             inner = getattr(norm, "original_component", None) or norm
             if id(inner) not in measured:
                 measured[id(inner)] = frozen_norm(inner)
-            found.append((norm, measured[id(inner)]))
-    return found
+            norms.append((norm, measured[id(inner)]))
+    return norms
 
 
 @contextmanager
