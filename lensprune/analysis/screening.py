@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 import scipy
-from statsmodels.stats.proportion import proportion_confint
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import UserError
@@ -51,12 +50,12 @@ def _table(outcomes: Outcomes, *, whole: bool) -> pd.DataFrame:
         for name, rank in zip(frame["variant"], frame["rank"], strict=True)
     ]
     finished = set(outcomes.finished())
-    found = []
+    rows = []
     for variant, task, protocol in zip(frame["variant"], frame["task"], frame["protocol"], strict=True):
         key = CellKey(variant, task, protocol)
         there = key in finished and key._replace(variant=CLEAN.name) in finished
-        found.append(_measured(outcomes, key, whole=whole) if there else {})
-    measured = pd.DataFrame(found, frame.index, ["n", "delta", "logprob_margin_change"])
+        rows.append(_measured(outcomes, key, whole=whole) if there else {})
+    measured = pd.DataFrame(rows, frame.index, ["n", "delta", "logprob_margin_change"])
     frame = frame.join(measured.astype({"n": "Int64", "delta": float, "logprob_margin_change": float}))
     return frame.sort_values(["task", "protocol", "rank"], kind="stable").reset_index(drop=True)
 
@@ -132,5 +131,5 @@ def missed(measured: pd.DataFrame, heads: int, top: int) -> tuple[int, float, fl
     within = np.clip((top - (np.cumsum(weights) - weights)) / weights, 0, 1)
     share = float(within[control].sum()) / n
     touched = int((within[control] > 0).sum())
-    highest = float(proportion_confint(touched, n, alpha=0.1, method="beta")[1])
+    highest = float(scipy.stats.binomtest(touched, n).proportion_ci(0.9, method="exact").high)
     return touched, share * unmeasured, min(highest * unmeasured, float(top))

@@ -94,7 +94,7 @@ _CELLS_SHOWN = {
     "seed": Column("seed", "d"),
     "note": Column("note"),
 }
-_CLAIM_SHOWN = {
+CLAIM_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
     "ablation": Column("removed by"),
@@ -153,7 +153,9 @@ def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
         frame = pa.concat_tables(cells).to_pandas() if cells else SCHEMA.empty_table().to_pandas()
         # One text per record: JSON, like {"acc": 1.0}, and NaN where a log-probability is none.
         frame["metrics"] = [json.dumps(dict(pairs)) for pairs in frame["metrics"]]
-        frame["option_logprobs"] = [None if own is None else json.dumps(list(own)) for own in frame["option_logprobs"]]
+        frame["option_logprobs"] = [
+            None if logprobs is None else json.dumps(list(logprobs)) for logprobs in frame["option_logprobs"]
+        ]
         yield frame.astype({"layer": "Int64", "head": "Int64"})
 
 
@@ -247,7 +249,7 @@ def _none_critical(changed: pd.DataFrame) -> str:
 def _claim_columns(rows: pd.DataFrame) -> dict[str, Column]:
     """Without the likelihood's own change where no row has one."""
     alone = rows["likelihood_value"].isna().all()
-    return {name: column for name, column in _CLAIM_SHOWN.items() if not (alone and name.startswith("likelihood"))}
+    return {name: column for name, column in CLAIM_SHOWN.items() if not (alone and name.startswith("likelihood"))}
 
 
 def _counted(n: int, what: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 import lensprune
 from lensprune import cli
+from tests.helpers.made_runs import layers_run
 
 SWEEP = ["sweep", "--model", "smollm2-135m", "--task", "kv_retrieval", "--out", "out"]
 
@@ -191,6 +192,15 @@ def test_help_is_quick_and_imports_no_torch(arguments: list[str]) -> None:
     assert time.monotonic() - start < 5
 
 
+def test_a_run_is_read_without_what_takes_long_to_import(tmp_path: Path) -> None:
+    layers_run(tmp_path / "run", n=2, tasks=("facts",), n_layers=2)
+    code = (
+        f"import sys, lensprune as lp; assert len(lp.Run.load({str(tmp_path / 'run')!r}).records())\n"
+        "assert not {'torch', 'transformers', 'statsmodels', 'scipy.stats', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["--version"])
@@ -219,12 +229,38 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err.endswith("resume with: lensprune resume runs/x\n")
 
 
+_NAMES = """
+import inspect, os, sys
+import datasets, seaborn, transformer_lens.model_bridge, transformers
+
+# Each in a child of its own, which has the libraries already and nothing of the package.
+for first in sys.argv[1:]:
+    assert not any(name.partition(".")[0] == "lensprune" for name in sys.modules)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            import lensprune as lp
+            eval(first)
+            assert callable(lp.sweep)
+            lp.Run
+            assert callable(lp.sweep)
+            assert "variants" in inspect.signature(lp.sweep).parameters
+            for name in lp.__all__:
+                getattr(lp, name)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0, first
+    print(first)
+"""
+
+
 @pytest.mark.slow
 def test_public_names_are_found_whatever_is_imported_first() -> None:
-    for first in ("lp.Run", "lp.sweep", "lp.each_layer", "__import__('lensprune.runs.store')"):
-        code = f"import inspect, lensprune as lp; {first}; assert callable(lp.sweep); lp.Run; assert callable(lp.sweep)"
-        code += "\nassert 'variants' in inspect.signature(lp.sweep).parameters\nfor n in lp.__all__: getattr(lp, n)"
-        subprocess.run([sys.executable, "-c", code], check=True)
+    firsts = ["lp.Run", "lp.sweep", "lp.each_layer", "__import__('lensprune.runs.store')"]
+    done = subprocess.run([sys.executable, "-c", _NAMES, *firsts], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == firsts
     with pytest.raises(AttributeError, match="no attribute 'swep'"):
         _ = lensprune.swep  # type: ignore[attr-defined]
 

@@ -27,6 +27,7 @@ __all__ = [
     "bars",
     "cell_panels",
     "chance_region",
+    "changed_label",
     "crosses",
     "handles",
     "heights",
@@ -51,6 +52,12 @@ _CROSS: dict[str, Any] = {
 }  # fmt: skip
 
 Panel = tuple[Axes, pd.DataFrame]
+
+
+def changed_label(frame: pd.DataFrame) -> str:
+    """Label of the layer axis in a figure of what changing the parts of `frame` does."""
+    part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
+    return f"changed layer ({kind})" if part == "layer" else f"layer of the changed {part} ({kind})"
 
 
 def interval_of(spec: SweepSpec) -> str:
@@ -179,16 +186,16 @@ def handles(
     """What the legend of such panels says; `pale`: points without a name are pale rather than hollow; `noisy`: some are
     crossed; `sizes`: numbers of items are written beside them; `interval`: what the bars are."""
     look: dict[str, Any] = {"color": "0.25", "marker": "o", "markersize": 4.5, "linestyle": "none"}
-    found: list[Line2D | Patch] = [
+    shown: list[Line2D | Patch] = [
         Line2D([], [], label=f"named: q ≤ {q:g}", **look),
         Line2D([], [], label="others", **look, **({"alpha": 0.35} if pale else {"markerfacecolor": "white"})),
     ]
     if noisy:
-        found.append(Line2D([], [], label=NOISE_NOTE, **_CROSS))
+        shown.append(Line2D([], [], label=NOISE_NOTE, **_CROSS))
     if intervals:
-        found.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label=interval))
+        shown.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label=interval))
     if sizes:
-        found.append(Line2D([], [], linestyle="none", label="small numbers: items asked"))
+        shown.append(Line2D([], [], linestyle="none", label="small numbers: items asked"))
     if region:
-        found.append(Patch(facecolor=_REGION, edgecolor="0.7", linewidth=0.5, label="accuracy at chance or below"))
-    return found
+        shown.append(Patch(facecolor=_REGION, edgecolor="0.7", linewidth=0.5, label="accuracy at chance or below"))
+    return shown
