@@ -236,7 +236,7 @@ def _section(analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes) -> dic
 def _none_critical(changed: pd.DataFrame) -> str:
     tested = int(beats_chance(changed).sum())
     if not tested:
-        return "None can be named: the clean model is at chance on every task, so it has nothing that could be lost."
+        return "None: the clean model is at chance on every task, so it has nothing to lose."
     most = changed.loc[beats_chance(changed), "n"].max()
     return (
         f"None among {_counted(tested, 'change')} on tasks above chance, with up to {_counted(int(most), 'item')} each."
@@ -282,7 +282,7 @@ def _signatures(outcomes: Outcomes) -> tuple[pd.DataFrame, str]:
     try:
         return signatures(outcomes), ""
     except UserError as error:
-        return pd.DataFrame(columns=list(SIGNATURE_COLUMNS)), f"Nothing can be said: {error}."
+        return pd.DataFrame(columns=list(SIGNATURE_COLUMNS)), f"Can't be tested: {error}."
 
 
 def _clean_cells(outcomes: Outcomes, summary: pd.DataFrame) -> pd.DataFrame:
@@ -301,7 +301,7 @@ def _notes(outcomes: Outcomes, summary: pd.DataFrame) -> list[str]:
     if small:
         cut.append(
             f"With fewer than 50 items ({', '.join(f'{visible(t.name)}: {t.n_items}' for t in small)}) only large "
-            "losses can be told from none."
+            "losses can be detected."
         )
     cut += [f"{visible(line)}." for line in noise_lines(outcomes.spec)]
     if outcomes.spec.screen is not None:
@@ -317,7 +317,7 @@ def prompts_in_words(spec: SweepSpec) -> str:
     parts += ["examples are turns"] if spec.fewshot_as_multiturn else []
     parts += [f"system prompt: {spec.system!r}"] if spec.system else []
     if spec.appended:
-        parts.append(f"{spec.appended} behind each prompt: {'kept' if spec.keep_eos else 'left out'}")
+        parts.append(f"{spec.appended} after each prompt: {'kept' if spec.keep_eos else 'left out'}")
     if spec.think_tokens is not None:
         parts.append(f"thinking: {spec.thinking}, {' … '.join(spec.think_tokens)}")
         parts[-1] += "" if spec.thinking_budget is None else f", ended after {spec.thinking_budget} tokens"
@@ -325,23 +325,23 @@ def prompts_in_words(spec: SweepSpec) -> str:
 
 
 def _stopping_in_words(spec: SweepSpec) -> str:
-    """When the variants of a sweep that stops early are asked no further."""
+    """When a sweep that stops early stops measuring a variant."""
     stopping = stopping_of(spec.stopping)
     assert stopping is not None
     if isinstance(stopping, UntilWidth):
         return (
-            f"each variant is asked until its own 95% interval is no wider than {stopping.width:g}, or "
+            f"each variant is measured until its 95% interval is no wider than {stopping.width:g}, or "
             f"{stopping.items[-1]} items"
         )
     if isinstance(stopping, AnyLook):
         return (
-            f"each variant is asked until it is named as losing more than {stopping.margin:g}, with q ≤ "
-            f"{stopping.level:g}, or shown to lose less, or {stopping.items[-1]} items; p, q and intervals are of "
+            f"each variant is measured until it is detected as losing more than {stopping.margin:g}, with q ≤ "
+            f"{stopping.level:g}, or shown to lose less, or {stopping.items[-1]} items; p, q and intervals come from "
             "e-values and hold whenever the sweep is stopped"
         )
     looks = ", ".join(map(str, stopping.items))
     return (
-        f"each variant is asked until it is named as losing more than {stopping.margin:g}, with q ≤ "
+        f"each variant is measured until it is detected as losing more than {stopping.margin:g}, with q ≤ "
         f"{stopping.level:g}, or given up; looks at {looks} items; p and intervals are repeated ones, which hold over "
         "all looks"
     )
@@ -372,7 +372,7 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
     pairs = [
         ("model", f"{spec.model} ({spec.architecture}; {shape})"),
         ("weights", f"sha256 {spec.weights_hash}"),
-        ("numbers", f"{spec.dtype} on {spec.device}"),
+        ("precision", f"{spec.dtype} on {spec.device}"),
         ("prompts", prompts_in_words(spec)),
         ("variants", f"{len(variants)}: {named}"),
         ("reference", f"{spec.reference or 'none needed'}" + (f", {spec.mean_mode}" if spec.mean_mode else "")),

@@ -110,7 +110,7 @@ def test_the_browser_is_capped_and_says_so(tmp_path: Path) -> None:
     assert len(lost) == 5 * 11
     assert cells == [["facts", "default"], ["facts", "generate"]]
     page = write_report(run, most_records=100).read_text(encoding="utf-8")
-    assert "100 of 800 records are here" in page
+    assert "The table holds 100 of 800 records" in page
     assert len(payload(page)["rows"]) == 100
     assert len(pd.read_csv(tmp_path / "run" / "records.csv")) == 40 * 2 * (N_LAYERS + 1)
 
@@ -125,7 +125,7 @@ def test_shares_are_even_and_used_up() -> None:
 @pytest.mark.slow
 def test_heads_have_a_report_without_verdicts(tmp_path: Path) -> None:
     page = heads_run(folder=tmp_path / "run").report().read_text(encoding="utf-8")
-    assert "Nothing can be said" in page
+    assert "Can&#39;t be tested" in page
     assert page.count(">not measured<") == 6
     assert "L1.H2.zero" in page
 
@@ -170,7 +170,7 @@ def test_two_runs_are_paired_where_their_items_are_the_same(tmp_path: Path) -> N
     assert unpaired["ci_low"].isna().all()
     assert set(unpaired["note"]) == {"different items: not paired"}
     page = compare_page(a, other)
-    assert f"All {len(unpaired)} changes can&#39;t be tested: the runs asked other items" in page
+    assert f"All {len(unpaired)} changes can&#39;t be tested: the runs used different items" in page
     assert "(n 0" not in page
     with pytest.raises(UserError, match="share no"):
         runs_gap(a, layers_run(n=4, tasks=("arithmetic",)))
