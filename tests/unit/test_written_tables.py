@@ -1,4 +1,4 @@
-"""Tables that commands write into pages: the page has the marks that the command looks for, and the command's heading."""
+"""Tables that commands write into pages: pages have the marks that the commands look for, and their headings."""
 
 from __future__ import annotations
 
