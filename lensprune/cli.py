@@ -198,8 +198,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     values = _sweep_arguments(arguments)
     from lensprune.output.tables import frame_json
     from lensprune.planning import plan
+    from lensprune.terminal import stage
 
-    planned = plan(arguments.model, **values, flops=arguments.flops, bandwidth=arguments.bandwidth)
+    with stage("counting tokens and memory", shown=True):
+        planned = plan(arguments.model, **values, flops=arguments.flops, bandwidth=arguments.bandwidth)
     print(frame_json(planned.table()) if arguments.json else planned)
     return 0
 

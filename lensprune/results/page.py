@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from lensprune.output.html import (
     write_page,
 )
 from lensprune.output.plain_text import csv_text, visible, write_csv_parts
-from lensprune.results.analyses import Analysis, shown_analyses
+from lensprune.results.analyses import Analysis, analyses, shown_analyses
 from lensprune.results.browser_rows import MAX_RECORDS, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
 from lensprune.results.explorer import explorer, shown_patterns
@@ -40,6 +40,7 @@ from lensprune.runs.noise import NOISE_NOTE, noise_lines, within_noise
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import SCHEMA
 from lensprune.runs.spec import SweepSpec
+from lensprune.terminal import progress_bar
 
 __all__ = ["RECORDS_FILE", "REPORT_FILE", "prompts_in_words", "run_page", "write_report"]
 
@@ -117,6 +118,7 @@ def write_report(
     most_records: int = MAX_RECORDS,
     patterns: int = 0,
     model: Any = None,
+    progress: bool = False,
 ) -> Path:
     """Write `outcomes` as one HTML page, and beside it records.csv with every record.
 
@@ -124,6 +126,7 @@ def write_report(
         path: the file; ``None`` takes ``report.html`` in the run's folder.
         most_records: how many records the page's browser of items holds; records.csv has all.
         patterns, model: as `run_page`.
+        progress: show a progress bar.
 
     Returns:
         The page.
@@ -138,8 +141,20 @@ def write_report(
         what = "is a folder" if target.is_dir() else f"lies in {target.parent}, which does not exist"
         raise UserError(f"{target} {what}: expected the name of a file in an existing folder, like {REPORT_FILE}")
     try:
-        write_csv_parts(_record_parts(outcomes), target.with_name(RECORDS_FILE))
-        page = run_page(outcomes, target.with_name(RECORDS_FILE), most_records, patterns=patterns, model=model)
+        # Every analysis is computed and drawn; those without data end at once.
+        steps = 2 + 2 * len(analyses())
+        with progress_bar(shown=progress, total=steps, unit="step", description="records") as bar:
+
+            def step(doing: str) -> None:
+                bar.update(1)
+                bar.set_description(doing)
+
+            write_csv_parts(_record_parts(outcomes), target.with_name(RECORDS_FILE))
+            step("summary")
+            page = run_page(
+                outcomes, target.with_name(RECORDS_FILE), most_records, patterns=patterns, model=model, step=step
+            )
+            bar.update(steps - bar.n)
     except OSError as error:
         raise write_error(error, target.parent) from None
     return write_page(page, target)
@@ -163,6 +178,7 @@ def run_page(
     *,
     patterns: int = 0,
     model: Any = None,
+    step: Callable[[str], object] = lambda doing: None,
 ) -> str:
     """The page's text.
 
@@ -171,6 +187,7 @@ def run_page(
             too large for the page.
         patterns: of how many heads attention patterns are kept; 0 loads no model.
         model: the run's model, for `patterns`; ``None`` loads it by the run's name for it.
+        step: called with the name of each step before it begins.
     """
     summary = _with_notes(summarise(outcomes))
     changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
@@ -189,7 +206,7 @@ def run_page(
         cells=table(_clean_cells(outcomes, summary), _CELLS_SHOWN),
         notes=_notes(outcomes, summary),
         spec_json=visible(outcomes.spec.to_json()),
-        analyses=[_section(*shown, outcomes) for shown in shown_analyses(outcomes)],
+        analyses=[_section(*shown, outcomes, step) for shown in shown_analyses(outcomes, step=step)],
         critical=table(needed.head(MAX_ROWS), _CRITICAL_SHOWN),
         level=f"{level:g}",
         tests=_tests_in_words(outcomes.spec),
@@ -215,10 +232,13 @@ def run_page(
     )
 
 
-def _section(analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes) -> dict[str, Any]:
+def _section(
+    analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes, step: Callable[[str], object]
+) -> dict[str, Any]:
     """What the page shows of one analysis: its figure, or its text, and the columns that it names."""
     columns = {name: Column(name.replace("_", " "), form) for name, form in analysis.columns.items()}
     figure = None
+    step(f"figure: {analysis.title}")
     if analysis.draw is not None:
         made = analysis.figure_of(frame, outcomes.spec)
         figure = embedded_figure(made.name, made.draw(), made.data(), made.alt, made.caption)
