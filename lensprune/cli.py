@@ -46,7 +46,7 @@ from lensprune.sweeps.options import (
     given_options,
     option_values,
 )
-from lensprune.terminal import lasting_streams
+from lensprune.terminal import lasting_streams, stage
 from lensprune.version import __version__
 
 __all__ = ["main"]
@@ -198,7 +198,6 @@ def _plan(arguments: argparse.Namespace) -> int:
     values = _sweep_arguments(arguments)
     from lensprune.output.tables import frame_json
     from lensprune.planning import plan
-    from lensprune.terminal import stage
 
     with stage("counting tokens and memory", shown=True):
         planned = plan(arguments.model, **values, flops=arguments.flops, bandwidth=arguments.bandwidth)

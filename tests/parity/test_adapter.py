@@ -77,7 +77,19 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ours(model: BridgeModel, tasks: Path, out: Path) -> dict[str, dict[str, Any]]:
     options = LmEvalOptions(limit=5, include_path=tasks, out=out)
-    return run_lm_eval_tasks(model, list(TASKS), VARIANTS, HookedExecutor(model), options)
+    announced: list[int] = []
+    answered: list[int] = []
+    results = run_lm_eval_tasks(
+        model,
+        list(TASKS),
+        VARIANTS,
+        HookedExecutor(model),
+        options,
+        progress=answered.append,
+        announce=announced.append,
+    )
+    assert announced == [sum(answered)]
+    return results
 
 
 @pytest.fixture(scope="module")

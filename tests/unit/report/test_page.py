@@ -182,7 +182,9 @@ def test_the_command_writes_both_pages(tmp_path: Path, capsys: pytest.CaptureFix
         layers_run(tmp_path / name, n=8)
     assert main(["report", str(tmp_path / "a")]) == 0
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    pages = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr()
+    pages = [Path(line) for line in printed.out.splitlines()]
+    assert "figure: Lorenz curves" in printed.err
     assert pages == [tmp_path / "a" / "report.html", tmp_path / "b" / "against-a.html"]
     assert "a (A) and b (B)" in pages[1].read_text(encoding="utf-8")
     assert main(["report", str(tmp_path / "nothing")]) == 2

@@ -287,7 +287,11 @@ def test_workers_take_the_decisions_of_one_process_also_when_stopped(model: Path
     for key in stopped.finished():
         store.write(key, stopped.read(key))
     again = Scheduler(LocalPool(model, options), 1, 1000.0)
-    measure_on_workers(again, 1, again.first_ready(), store, spec, progress=False)
+    spent = measure_on_workers(again, 1, again.first_ready(), store, spec, progress=True)
+    assert spent is not None
+    assert 0 < spent.planned_seconds
+    assert 0 < spent.seconds
+    assert spent.planned_memory > 10**8
     outcomes = Outcomes(spec, store)
     assert decided(outcomes)
     assert outcomes.n_stored == early.n_stored
