@@ -77,8 +77,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ours(model: BridgeModel, tasks: Path, out: Path) -> dict[str, dict[str, Any]]:
     options = LmEvalOptions(limit=5, include_path=tasks, out=out)
-    announced: list[int] = []
-    answered: list[int] = []
+    counts: list[int] = []
+    done: list[int] = []
     results = run_lm_eval_tasks(
         model,
         list(TASKS),
