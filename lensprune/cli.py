@@ -266,7 +266,7 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    from lensprune.runs.store import read_spec
+    from lensprune.runs.folder import read_spec
 
     replaced = read_spec(Path(arguments.folder)).replaces_weights
     from lensprune.sweeps.run import resume

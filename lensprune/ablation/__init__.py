@@ -17,13 +17,7 @@ if TYPE_CHECKING:
         Slot,
         register_part,
     )
-    from lensprune.ablation.hooks import BatchState, VariantHooks
-    from lensprune.ablation.kinds import AblatedSite, AblationKind, register_ablation
-    from lensprune.ablation.reference import ReferenceActivations
-    from lensprune.ablation.variants import (
-        CLEAN,
-        Ablation,
-        Variant,
+    from lensprune.ablation.enumeration import (
         cumulative,
         each_attention,
         each_head,
@@ -35,6 +29,10 @@ if TYPE_CHECKING:
         layer_range,
         parse_indices,
     )
+    from lensprune.ablation.hooks import BatchState, VariantHooks
+    from lensprune.ablation.kinds import AblatedSite, AblationKind, register_ablation
+    from lensprune.ablation.reference import ReferenceActivations
+    from lensprune.ablation.variants import CLEAN, Ablation, Variant
 
 __all__ = [
     "CLEAN",
@@ -68,4 +66,4 @@ __all__ = [
     "register_part",
 ]
 
-__getattr__ = lazy_names(__name__, ("components", "kinds", "variants", "reference", "collect", "hooks"))
+__getattr__ = lazy_names(__name__, ("components", "kinds", "variants", "enumeration", "reference", "collect", "hooks"))

@@ -17,6 +17,7 @@ from lensprune.ablation.variants import Variant, VariantsLike, as_variants
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.errors import LensPruneError, UserError, first_line, unknown_name
 from lensprune.models.adapt import current_model
+from lensprune.models.base import AnyModel
 from lensprune.offline import is_offline
 
 __all__ = ["LmEvalOptions", "run_lm_eval_tasks"]
@@ -41,7 +42,7 @@ class LmEvalOptions:
 
 
 def run_lm_eval_tasks(
-    model: Any,
+    model: AnyModel,
     task_names: Sequence[str],
     variants: VariantsLike,
     executor: Executor,

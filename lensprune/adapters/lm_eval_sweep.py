@@ -13,6 +13,7 @@ from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import CLEAN
 from lensprune.engine import executor_info, make_executor
 from lensprune.errors import UserError
+from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model
 from lensprune.sweeps.options import FEWSHOT
 from lensprune.sweeps.references import read_reference_text, text_prompts
@@ -25,7 +26,7 @@ _COLUMNS = ["variant", "task", "metric", "value", "value_clean", "delta"]
 
 
 def sweep_lm_eval(
-    model: Any,
+    model: ModelOrName,
     names: Sequence[str],
     variants: VariantSelection,
     *,

@@ -18,7 +18,7 @@ LEVEL = 0.05
 _ROUNDING = 1 + 1e-9
 
 
-def discrete_bh(tests: ExactTests, level: float = LEVEL) -> Float[np.ndarray, " test"]:
+def discrete_bh(tests: ExactTests, level: float = LEVEL, hypotheses: int = 0) -> Float[np.ndarray, " test"]:
     """False-discovery-rate adjusted p-values that account for the values that each discrete p can take.
 
     The step-up procedure [DBH-SU] of Döhler, Durand & Roquain (2018), "New FDR bounds for discrete and heterogeneous
@@ -30,15 +30,23 @@ def discrete_bh(tests: ExactTests, level: float = LEVEL) -> Float[np.ndarray, " 
 
     q ≤ α rejects what the procedure rejects at α = `level`, and is conservative at any smaller α; q-values above
     `level` are descriptive only. NaN stays NaN and does not count.
+
+    Args:
+        hypotheses: number of parts in question. Those beyond `tests` were never measured: they count with p = 1 and,
+            since the values that their p can take are unknown, with F(t) = t.
     """
     q_values = np.full(tests.p.shape, np.nan)
     known = np.flatnonzero(~np.isnan(tests.p))
-    m = len(known)
-    if not m:
+    if not len(known):
         return q_values
-    share = np.bincount(tests.law[known], minlength=len(tests.attainable)) / m
-    used = np.flatnonzero(share)
-    laws, share = [tests.attainable[i] for i in used], share[used][:, None]
+    m = max(hypotheses, len(known))
+    counts = np.bincount(tests.law[known], minlength=len(tests.attainable))
+    used = np.flatnonzero(counts)
+    laws = [tests.attainable[i] for i in used]
+    values = np.unique(np.concatenate(laws))
+    share = counts[used][:, None] / m
+    if m > len(known):
+        laws, share = [*laws, values], np.append(share, [[1 - len(known) / m]], axis=0)
 
     def reached(t: Float[np.ndarray, " value"]) -> Float[np.ndarray, "law value"]:
         places = [np.searchsorted(law, t * _ROUNDING, side="right") for law in laws]
@@ -49,7 +57,6 @@ def discrete_bh(tests: ExactTests, level: float = LEVEL) -> Float[np.ndarray, " 
         with np.errstate(divide="ignore"):
             return (share * within / (1 - within)).sum(axis=0)
 
-    values = np.unique(np.concatenate(laws))
     below, above = -1, len(values)
     while above - below > 1:
         middle = (below + above) // 2
@@ -60,7 +67,7 @@ def discrete_bh(tests: ExactTests, level: float = LEVEL) -> Float[np.ndarray, " 
     p = tests.p[order]
     with np.errstate(divide="ignore"):
         sums = m * (share * reached(p) / (1 - np.minimum(reached(np.maximum(p, tau)), 1.0))).sum(axis=0)
-    level_of = np.maximum(sums / np.arange(1, m + 1), odds(p))
+    level_of = np.maximum(sums / np.arange(1, len(known) + 1), odds(p))
     q_values[order] = np.minimum(np.minimum.accumulate(level_of[::-1])[::-1], 1.0)
     return q_values
 

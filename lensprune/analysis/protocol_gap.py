@@ -16,6 +16,7 @@ from lensprune.analysis.multiplicity import LEVEL, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail
 from lensprune.analysis.randomization import sign_flip_p
 from lensprune.analysis.room import has_room, room
+from lensprune.analysis.stopping import n_ranked
 from lensprune.analysis.summary import Group, read_group
 from lensprune.errors import UserError
 from lensprune.runs.chance import beats_chance
@@ -49,7 +50,7 @@ GAP_COLUMNS = (
 )
 
 
-def paired_gap(a: Group, b: Group) -> pd.DataFrame:
+def paired_gap(a: Group, b: Group, hypotheses: int = 0) -> pd.DataFrame:
     """Δμ under `b` minus Δμ under `a`, variant by variant on the same items, with the columns `GAP_COLUMNS`.
 
     `gap` = `delta_b` − `delta_a` (negative: `b` loses more from the removal); `ci_low`, `ci_high`: 95% interval over
@@ -58,6 +59,9 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
     (`discrete_bh`). `at_chance`: the clean model is at chance on one side, so ignore the gap. `relative_a`,
     `relative_b`: Δμ divided by the clean model's accuracy above chance; `floor`: on one side the clean model is not
     known to be more than 0.1 above chance (`has_room`), so a smaller loss there may be a floor effect.
+
+    Args:
+        hypotheses: number of changes in question (`discrete_bh`): in a screened run all parts that were ranked.
 
     Raises:
         UserError: the two sides have different items or no clean cell.
@@ -78,7 +82,7 @@ def paired_gap(a: Group, b: Group) -> pd.DataFrame:
     interval = mean_intervals(differences, a.clusters, bounds=(-2, 2))
     counted = np.rint(differences * math.lcm(a.samples, b.samples))
     sums, _ = unit_sums(counted, a.clusters)
-    q_lower, q_higher = (discrete_bh(lower_tail(ours)) for ours in (sums, -sums))
+    q_lower, q_higher = (discrete_bh(lower_tail(own), hypotheses=hypotheses) for own in (sums, -sums))
     rows = [{key: a.cells[name].facts[key] for key in ("component", "layer", "head", "ablation")} for name in names]
     frame = pd.DataFrame(rows).assign(
         variant=names,
@@ -137,7 +141,7 @@ def protocol_gap(outcomes: Outcomes, task: str | None = None) -> pd.DataFrame:
         if group is not None and group.clean is not None:
             by_task.setdefault(group.task, []).append(group)
     pairs = [pair for groups in by_task.values() for pair in combinations(groups, 2)]
-    return _joined([paired_gap(*_on_shared_items(outcomes, *pair)) for pair in pairs])
+    return _joined([paired_gap(*_on_shared_items(outcomes, *pair), n_ranked(outcomes.spec)) for pair in pairs])
 
 
 def _on_shared_items(outcomes: Outcomes, a: Group, b: Group) -> tuple[Group, Group]:
@@ -161,5 +165,6 @@ def task_gap(outcomes: Outcomes, a: str, b: str) -> pd.DataFrame:
     for protocol in outcomes.spec.protocols:
         groups = [read_group(outcomes, task, protocol) for task in (a, b)]
         if all(group is not None and group.clean is not None for group in groups):
-            frames.append(paired_gap(*_on_shared_items(outcomes, *groups)))  # type: ignore[arg-type]
+            shared = _on_shared_items(outcomes, *groups)  # type: ignore[arg-type]
+            frames.append(paired_gap(*shared, n_ranked(outcomes.spec)))
     return _joined(frames)

@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.protocol_gap import GAP_COLUMNS, paired_gap
+from lensprune.analysis.stopping import n_ranked
 from lensprune.analysis.summary import read_group, summarise_cells
 from lensprune.errors import UserError
 from lensprune.runs.chance import known_at_chance
@@ -81,15 +82,16 @@ def _cell_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFram
     if first is None or second is None or first.clean is None or second.clean is None:
         return None
     places = shared_items(a, b, task, protocol)
+    ranked = max(n_ranked(a.spec), n_ranked(b.spec))
     if places is None:
-        return paired_gap(first, second).assign(note="")
+        return paired_gap(first, second, ranked).assign(note="")
     if not len(places[0]):
         return _unpaired(a, b, task, protocol).assign(note="different items: not paired")
     note = f"{len(places[0])} items shared, of {len(first.chances)} and {len(second.chances)}"
     if a.spec.stopping is not None or b.spec.stopping is not None:
         note += " that all variants answered"
     some = [read_group(run, task, protocol, items) for run, items in zip((a, b), places, strict=True)]
-    return paired_gap(*some).assign(note=note)  # type: ignore[arg-type]
+    return paired_gap(some[0], some[1], ranked).assign(note=note)  # type: ignore[arg-type]
 
 
 def _unpaired(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame:

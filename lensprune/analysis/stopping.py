@@ -27,6 +27,7 @@ __all__ = [
     "level_of",
     "look_intervals",
     "look_p",
+    "n_ranked",
     "stopping_json",
     "stopping_of",
 ]
@@ -132,9 +133,14 @@ def level_of(spec: SweepSpec) -> float:
 
 
 def hypotheses_of(spec: SweepSpec) -> int:
-    """Number of parts in question for each (task, protocol): in a screened run all that were ranked, because the
+    """Number of parts in question for each (task, protocol): those of the run, or in a screened one `n_ranked`."""
+    return n_ranked(spec) or len(spec.variants) - 1
+
+
+def n_ranked(spec: SweepSpec) -> int:
+    """Number of parts that a screened run ranked, 0 in another run. All are in question, measured or not, because the
     ranking used the same items."""
-    return len(spec.variants) - 1 if spec.screen is None else len({row["variant"] for row in spec.screen["estimates"]})
+    return 0 if spec.screen is None else len({row["variant"] for row in spec.screen["estimates"]})
 
 
 def look_p(

@@ -23,6 +23,7 @@ from lensprune.analysis.stopping import (
     hypotheses_of,
     look_intervals,
     look_p,
+    n_ranked,
     stopping_of,
 )
 from lensprune.errors import LensPruneError
@@ -245,7 +246,9 @@ def _measured(group: Group, level: float, stopping: Stopping | None, hypotheses:
         sums, _ = unit_sums(counted, group.clusters)
         single = group.samples == 1
         columns["p_value"] = mcnemar_exact(clean.correct, padded.astype(bool)) if single else sign_flip_p(counted)
-        columns["q_loss"], columns["q_gain"] = (discrete_bh(lower_tail(own), level) for own in (sums, -sums))
+        columns["q_loss"], columns["q_gain"] = (
+            discrete_bh(lower_tail(own), level, hypotheses) for own in (sums, -sums)
+        )
     return {
         name: {column: float(values[place]) for column, values in columns.items()} for place, name in enumerate(changed)
     }
@@ -290,7 +293,8 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
     `delta` (`lensprune.analysis.intervals.mean_intervals`), over clusters if items have them; `p_value`: exact McNemar,
     two-sided (with several samples per item: random signs of the items' differences). `q_loss`, `q_gain`: discrete
     false discovery rates, from one-sided exact p-values for a loss and for a gain without the part
-    (`lensprune.analysis.multiplicity.discrete_bh`), each over the changed variants of the same (task, protocol).
+    (`lensprune.analysis.multiplicity.discrete_bh`), each over the changed variants of the same (task, protocol); in a
+    screened run over all parts that were ranked, since the ranking used the same items.
 
     `at_chance`: the clean model does not beat chance here, so ignore `delta`. `n` counts items, each with `samples`
     records; with several, an item's outcome is the share of right ones. `parse_rate`: share of records with an answer;
@@ -301,9 +305,8 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
 
     With planned looks (`SweepSpec.stopping`), each variant has its own `n`, and the clean model's accuracy is that on
     the same items. `q_loss` then tests for a loss larger than the margin, from the repeated p-values in `p_value`; the
-    interval is the repeated one, with coverage over all looks, and `q_gain` is not available. In a screened run
-    `q_loss` counts all parts that were ranked. With ``looks any``, `p_value` is 1 / e-value, and p, q and interval are
-    valid at any number of items, whenever the sweep was stopped.
+    interval is the repeated one, with coverage over all looks, and `q_gain` is not available. With ``looks any``,
+    `p_value` is 1 / e-value, and p, q and interval are valid at any number of items, whenever the sweep was stopped.
 
     Until the clean cell is finished, the columns that compare with it are empty.
     """
@@ -313,11 +316,12 @@ def summarise(outcomes: Outcomes) -> pd.DataFrame:
 def summary_at(outcomes: Outcomes, level: float) -> pd.DataFrame:
     """`summarise` with q-values for decisions at `level` (see `discrete_bh`)."""
     stopping = stopping_of(outcomes.spec.stopping)
+    hypotheses = n_ranked(outcomes.spec) if stopping is None else hypotheses_of(outcomes.spec)
     rows: list[dict[str, object]] = []
     for task, protocol in outcomes.cells:
         group = read_group(outcomes, task, protocol, whole=True)
         if group is not None:
-            rows.extend(_rows(group, level, stopping, hypotheses_of(outcomes.spec)))
+            rows.extend(_rows(group, level, stopping, hypotheses))
     frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     floors = {cell: noise_floor(outcomes.spec, *cell) for cell in outcomes.cells}
     frame["noise"] = [floors[cell] for cell in zip(frame["task"], frame["protocol"], strict=True)]

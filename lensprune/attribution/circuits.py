@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -18,6 +17,7 @@ from lensprune.attribution.writers import check_additive, replace_edges, writes_
 from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 
 __all__ = ["Circuit", "CircuitMetrics", "circuit_metrics", "greedy_circuit", "top_circuit"]
 
@@ -123,7 +123,7 @@ class CircuitMetrics:
 
 
 def circuit_metrics(
-    model: Any,
+    model: AnyModel,
     pairs: Sequence[PromptPair],
     circuits: Sequence[Circuit],
     *,

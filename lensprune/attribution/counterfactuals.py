@@ -13,6 +13,7 @@ from typing import Any
 from lensprune.attribution.pairs import PromptPair, pair_from_texts
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 from lensprune.tasks import load_task
 from lensprune.tasks.base import Doc, GenerationFormat
 from lensprune.tasks.bundled.arithmetic import worked_steps
@@ -77,7 +78,7 @@ COUNTERFACTUALS: dict[str, Callable[[Doc, Random], dict[str, Any]]] = {
 
 
 def counterfactual_pairs(
-    model: Any,
+    model: AnyModel,
     task: str,
     *,
     limit: int = 20,

@@ -18,7 +18,7 @@ from lensprune.attribution.readout import linear_read_out, tolerance_of
 from lensprune.attribution.runs import capture
 from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import HookedModel
+from lensprune.models.base import AnyModel, HookedModel
 from lensprune.models.weights import FrozenNorm, block_of, final_norm, frozen_norm, output_weights, unembedding
 
 __all__ = ["DirectAttribution", "direct_logit_attribution", "source_attribution"]
@@ -80,7 +80,7 @@ class DirectAttribution:
 
 
 def direct_logit_attribution(
-    model: Any, pairs: Sequence[PromptPair], *, which: Literal["clean", "corrupt"] = "clean"
+    model: AnyModel, pairs: Sequence[PromptPair], *, which: Literal["clean", "corrupt"] = "clean"
 ) -> DirectAttribution:
     """Split each pair's logit difference into the contributions of all parts, with the final norm's scale held fixed.
 
@@ -215,7 +215,9 @@ def _project(norm: FrozenNorm, write: torch.Tensor, scale: torch.Tensor, directi
     return (norm.apply(write, scale) * direction).sum(-1)
 
 
-def source_attribution(model: Any, pair: PromptPair, heads: Sequence[tuple[int, int]] | None = None) -> pd.DataFrame:
+def source_attribution(
+    model: AnyModel, pair: PromptPair, heads: Sequence[tuple[int, int]] | None = None
+) -> pd.DataFrame:
     """Split what each head adds to the logit difference by the token it attends to, on the clean prompt of one pair.
 
     A head's output is the sum over source positions of attention × value, so its contribution is a sum over them too.

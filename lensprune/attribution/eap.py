@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
@@ -19,7 +18,7 @@ from lensprune.engine.base import ProgressCallback
 from lensprune.engine.gradients import gradient_rule
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import HookedModel, NamedHook
+from lensprune.models.base import AnyModel, HookedModel, NamedHook
 
 __all__ = ["EdgeScores", "edge_attribution"]
 
@@ -46,7 +45,7 @@ class EdgeScores:
 
 
 def edge_attribution(
-    model: Any,
+    model: AnyModel,
     pairs: Sequence[PromptPair],
     *,
     steps: int = 5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from lensprune.attribution.eap import EdgeScores
 from lensprune.attribution.pairs import PromptPair
 from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import AnyModel
 
 __all__ = ["MIB_FRACTIONS", "FaithfulnessCurve", "areas", "faithfulness_curve"]
 
@@ -41,7 +42,7 @@ def areas(fractions: Sequence[float], faithfulness: Sequence[float]) -> tuple[fl
 
 
 def faithfulness_curve(
-    model: Any,
+    model: AnyModel,
     pairs: Sequence[PromptPair],
     scores: EdgeScores,
     fractions: Sequence[float] = MIB_FRACTIONS,

@@ -17,7 +17,7 @@ from lensprune.engine.activations import START, KeptActivations
 from lensprune.engine.gradients import gradient_rule
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import HookedModel
+from lensprune.models.base import AnyModel, HookedModel
 
 __all__ = ["attribution_patching", "metric_gradients"]
 
@@ -25,7 +25,7 @@ _PAIRS = 4
 
 
 def attribution_patching(
-    model: Any,
+    model: AnyModel,
     pairs: Sequence[PromptPair],
     sites: Sequence[SiteName] = ("head", "mlp"),
     *,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import torch
@@ -12,6 +11,7 @@ from lensprune.attribution.pairs import PromptPair, pair_batches
 from lensprune.attribution.readout import check_read_out, read_out
 from lensprune.attribution.runs import capture
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 from lensprune.precision import widened
 
 __all__ = ["logit_lens"]
@@ -19,7 +19,7 @@ __all__ = ["logit_lens"]
 _BATCH = 4
 
 
-def logit_lens(model: Any, pairs: Sequence[PromptPair]) -> pd.DataFrame:
+def logit_lens(model: AnyModel, pairs: Sequence[PromptPair]) -> pd.DataFrame:
     """Apply the logit lens: read out the residual stream before every layer and after the last, at the last token of
     the clean prompts (nostalgebraist 2020).
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 from lensprune.models.tokenizers import encode
 
 __all__ = ["PairBatch", "PromptPair", "logit_difference", "pair_batches", "pair_from_texts"]
@@ -100,7 +100,7 @@ def pair_batches(pairs: Sequence[PromptPair], device: str, size: int) -> Iterato
             )
 
 
-def pair_from_texts(model: Any, clean: str, corrupt: str, answer: str, wrong: str) -> PromptPair:
+def pair_from_texts(model: AnyModel, clean: str, corrupt: str, answer: str, wrong: str) -> PromptPair:
     """Make a pair of prompts and their continuations, leading space included.
 
     If both answers begin with the same tokens, these are appended to the prompts, so that the first differing token is

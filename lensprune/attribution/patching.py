@@ -26,7 +26,7 @@ from lensprune.attribution.sites import (
 from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import HookedModel
+from lensprune.models.base import AnyModel, HookedModel
 
 __all__ = ["activation_patching", "same_length"]
 
@@ -34,7 +34,7 @@ _PAIRS = 8
 
 
 def activation_patching(
-    model: Any,
+    model: AnyModel,
     pairs: Sequence[PromptPair],
     sites: Sequence[SiteName] = ("head", "mlp"),
     *,

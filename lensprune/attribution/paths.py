@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import torch
@@ -19,7 +18,7 @@ from lensprune.attribution.writers import check_additive, replace_edges, writer_
 from lensprune.engine.base import ProgressCallback
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import HookedModel, NamedHook
+from lensprune.models.base import AnyModel, HookedModel, NamedHook
 
 __all__ = ["direct_and_total_effects", "path_effect", "path_patching"]
 
@@ -27,7 +26,7 @@ _PAIRS = 2
 
 
 def path_patching(
-    model: Any,
+    model: AnyModel,
     pairs: Sequence[PromptPair],
     receiver: str = "logits",
     senders: Sequence[str] | None = None,
@@ -108,7 +107,7 @@ def _place(name: str) -> tuple[int, int | None]:
     return int(parts[0][1:]), int(parts[1][1:]) if parts[1].startswith("H") else None
 
 
-def path_effect(model: Any, pairs: Sequence[PromptPair], path: Sequence[str]) -> float:
+def path_effect(model: AnyModel, pairs: Sequence[PromptPair], path: Sequence[str]) -> float:
     """Effect of corrupting one whole path, such as ``["L0.H1", "L1.H2.k", "logits"]``; mean over pairs, logits.
 
     The first component's corrupt output goes only into the given input of the second; only the resulting change of the
@@ -187,7 +186,7 @@ def _through(
 
 
 def direct_and_total_effects(
-    model: Any, pairs: Sequence[PromptPair], *, rows: int = 32, progress: ProgressCallback | None = None
+    model: AnyModel, pairs: Sequence[PromptPair], *, rows: int = 32, progress: ProgressCallback | None = None
 ) -> pd.DataFrame:
     """Measure the direct and total effect of corrupting each head.
 

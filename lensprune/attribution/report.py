@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +33,7 @@ from lensprune.attribution.runs import last_logits
 from lensprune.engine.base import ProgressCallback
 from lensprune.engine.gradient_rules import check_rule
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.plain_text import for_terminal
@@ -281,7 +280,7 @@ METHODS: dict[
 
 
 def attribution_report(
-    model: Any,
+    model: ModelOrName,
     method: str,
     task: str = "kv_retrieval",
     out: str | Path | None = None,

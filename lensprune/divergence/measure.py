@@ -18,13 +18,14 @@ from lensprune.engine import make_executor
 from lensprune.engine.greedy import GreedyRules
 from lensprune.engine.traces import trace_tokens
 from lensprune.errors import LensPruneError, UserError
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.protocols.answer_span import answer_spans
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest
 from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, check_before_loading, conditions_of, resolved_variants
+from lensprune.sweeps.prepare import check_before_loading, resolved_variants
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
@@ -53,7 +54,7 @@ class AnswerReading:
 
 
 def fidelity(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
     variants: VariantsLike | VariantSelection = "layers",
     *,
@@ -131,7 +132,7 @@ def fidelity(
 
 
 def read_answers(
-    model: Any, options: SweepOptions, *, whole: bool = False, progress: bool = True
+    model: ModelOrName, options: SweepOptions, *, whole: bool = False, progress: bool = True
 ) -> list[AnswerReading]:
     """Generate with the clean model, and score its right answers under every variant; one reading per task.
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import pandas as pd
 
-from lensprune.ablation.variants import each_head, each_layer, parse_indices
+from lensprune.ablation.enumeration import each_head, each_layer, parse_indices
 from lensprune.divergence.failure_breakdown import FAILURES
 from lensprune.divergence.measure import fidelity
-from lensprune.divergence.study import FidelityStudy, validate_fidelity
+from lensprune.divergence.study import ALL_PROTOCOLS, FidelityStudy, validate_fidelity
 from lensprune.errors import UserError, unknown_name
+from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned, frame_json, of_how_many
 from lensprune.runs.chance import known_at_chance
+from lensprune.sweeps.options import AnswerArguments
 
 __all__ = ["fidelity_report"]
 
@@ -26,7 +28,7 @@ _SAMPLE_EFFICIENCY_SHOWN = ("fidelity", "Δμ itself", "fidelity, shuffled")
 
 
 def fidelity_report(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str],
     out: str | Path | None = None,
     *,
@@ -38,8 +40,11 @@ def fidelity_report(
     device: str | None = None,
     n_devices: int | None = None,
     bos: str | None = None,
+    limit: int = 24,
+    seed: int = 0,
+    progress: bool = True,
     as_json: bool = False,
-    **options: Any,
+    **options: Unpack[AnswerArguments],
 ) -> str:
     """Measure fidelity, write tables to `out`, and return the lines to print.
 
@@ -53,9 +58,11 @@ def fidelity_report(
         validate: `validate_fidelity` instead of `fidelity` alone.
         protocols: of `validate_fidelity`; ``None``: all.
         dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
+        limit: number of items per task.
+        seed: of items and examples.
+        progress: show a progress bar.
         as_json: return fidelity.csv as JSON; with `validate`, agreement.csv.
-        options: limit, items, shots, seed, data_dir, leave_out_repeated, primary_metric, those of `Wording` and
-            `Generation`, executor, batch_tokens, memory of either.
+        options: of either; see `lensprune.sweep`.
 
     Raises:
         UserError: as these raise it, or a file that cannot be written.
@@ -67,16 +74,24 @@ def fidelity_report(
     hooked = open_model(model, dtype=dtype, device=device, n_devices=n_devices, bos=bos)
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     if validate:
-        if protocols is not None:
-            options["protocols"] = protocols
-        study = validate_fidelity(hooked.module, tasks, over=over, layers=chosen, **options)
+        study = validate_fidelity(
+            hooked.module,
+            tasks,
+            ALL_PROTOCOLS if protocols is None else protocols,
+            over=over,
+            layers=chosen,
+            limit=limit,
+            seed=seed,
+            progress=progress,
+            **options,
+        )
         tables = {"fidelity.csv": study.scores, "agreement.csv": study.agreement, "summary.csv": study.summary}
         tables |= {"gap.csv": study.gap, "seconds.csv": study.seconds, "sample_efficiency.csv": study.sample_efficiency}
         shown, lines = study.agreement, [for_terminal(study.model), *_validation(study)]
     else:
         facts = hooked.facts
         variants = each_layer(facts, "skip", chosen) if over == "layers" else each_head(facts, "zero", chosen)
-        shown = fidelity(hooked.module, tasks, variants, **options)
+        shown = fidelity(hooked.module, tasks, variants, limit=limit, seed=seed, progress=progress, **options)
         tables, lines = {"fidelity.csv": shown}, _weakest(shown)
     if out is not None:
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, {})))

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lensprune.ablation.variants import Variant, each_head, each_layer
+from lensprune.ablation.enumeration import each_head, each_layer
+from lensprune.ablation.variants import Variant
 from lensprune.divergence.failure_breakdown import GAP_COLUMNS, failure_gap, split_half_of
 from lensprune.divergence.measure import AnswerReading, read_answers
 from lensprune.divergence.sample_efficiency import SHARES, changes_of, sample_efficiency
 from lensprune.divergence.scores import agreement_with_loss, fidelity_row
 from lensprune.divergence.similarity import layer_similarity
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.primitives.battery import default_texts, text_rows
 from lensprune.primitives.effects import token_losses
@@ -38,7 +39,9 @@ from lensprune.sweeps.run import sweep
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import stage
 
-__all__ = ["MEASURES", "FidelityStudy", "validate_fidelity"]
+__all__ = ["ALL_PROTOCOLS", "MEASURES", "FidelityStudy", "validate_fidelity"]
+
+ALL_PROTOCOLS = ("default", "continuation", "generate")
 
 MEASURES = {
     "fidelity": 1,
@@ -83,9 +86,9 @@ class FidelityStudy:
 
 
 def validate_fidelity(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
-    protocols: Sequence[str] = ("default", "continuation", "generate"),
+    protocols: Sequence[str] = ALL_PROTOCOLS,
     *,
     over: str = "layers",
     layers: Sequence[int] | None = None,

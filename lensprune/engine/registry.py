@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.registry import Registry
@@ -13,7 +13,7 @@ from lensprune.registry import Registry
 if TYPE_CHECKING:
     from lensprune.engine.base import Executor
     from lensprune.engine.limits import DecodeLimits
-    from lensprune.models.base import HookedModel
+    from lensprune.models.base import AnyModel, HookedModel
 
 __all__ = ["BACKENDS", "ExecutorInfo", "executor_info", "executor_names", "make_executor", "register_executor"]
 
@@ -93,7 +93,7 @@ def executor_names() -> tuple[str, ...]:
     return _EXECUTORS.names()
 
 
-def make_executor(name: str, model: Any, max_tokens: int | None = None, memory: str | None = None) -> Executor:
+def make_executor(name: str, model: AnyModel, max_tokens: int | None = None, memory: str | None = None) -> Executor:
     """Build an executor.
 
     A model that ``forked`` cannot run gets the hooked executor, with a warning that says why; the returned executor's

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from lensprune.ablation.enumeration import each_head
 from lensprune.ablation.kinds import ablation_kind
-from lensprune.ablation.variants import each_head
 from lensprune.analysis.overlap import jaccard_top_k, spearman
 from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 from lensprune.protocols.registry import protocol_named
 from lensprune.results.run import Run
 from lensprune.sweeps.cells import reference_of
@@ -44,7 +45,7 @@ class Agreement:
 
 
 def importance_agreement(
-    model: Any,
+    model: AnyModel,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("continuation",),
     *,

@@ -17,11 +17,13 @@ from lensprune.analysis.intervals import mean_intervals
 from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 from lensprune.protocols.registry import protocol_named
 from lensprune.results.run import Run
 from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import JobArguments, SweepArguments, SweepOptions
-from lensprune.sweeps.prepare import Condition, prepare
+from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.screening import values_and_estimates
 
@@ -46,7 +48,7 @@ class Compensation:
 
 
 def pairwise_compensation(
-    model: Any,
+    model: AnyModel,
     heads: Sequence[tuple[int, int]],
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
@@ -78,7 +80,7 @@ def pairwise_compensation(
 
 
 def estimated_compensation(
-    model: Any,
+    model: AnyModel,
     heads: Sequence[tuple[int, int]],
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),

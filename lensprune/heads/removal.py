@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from lensprune.ablation.components import Head
 from lensprune.ablation.orders import keep_first, random_orders, remove_first
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 from lensprune.results.run import Run
 from lensprune.sweeps.options import SweepArguments
 from lensprune.sweeps.run import sweep
@@ -78,7 +79,7 @@ class RemovalCurves:
 
 
 def removal_curves(
-    model: Any,
+    model: AnyModel,
     importance: pd.DataFrame,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),

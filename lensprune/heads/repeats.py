@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
-from lensprune.ablation.variants import CLEAN, each_head
+from lensprune.ablation.enumeration import each_head
+from lensprune.ablation.variants import CLEAN
 from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError
 from lensprune.heads.sequences import repeated_random_tokens
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 from lensprune.protocols.requests import LoglikelihoodRequest, LoglikelihoodResponse
 
 __all__ = ["repeat_effects"]
 
 
 def repeat_effects(
-    model: Any,
+    model: AnyModel,
     *,
     sequences: int = 4,
     length: int | None = 25,

@@ -15,6 +15,7 @@ from lensprune.ablation.components import Head
 from lensprune.heads.figures.kinds import unit_scores
 from lensprune.heads.scores import SCORES, head_scores
 from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
+from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.plain_text import for_terminal
@@ -33,7 +34,7 @@ EFFECTS_FILE = "heads_and_effects.csv"
 
 
 def heads_report(
-    model: Any,
+    model: ModelOrName,
     out: str | Path | None = None,
     *,
     scores: Sequence[str] | None = None,

@@ -14,6 +14,7 @@ from lensprune.heads.positional import ATTENTION_STATS, POSITIONAL
 from lensprune.heads.registry import SCORES, Measured, ScoreOptions, add_head_scores
 from lensprune.heads.retrieval import RETRIEVAL
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import AnyModel
 from lensprune.terminal import progress_bar
 
 __all__ = ["SCORES", "head_scores", "score_names"]
@@ -27,7 +28,7 @@ def score_names() -> list[str]:
 
 
 def head_scores(
-    model: Any,
+    model: AnyModel,
     scores: Sequence[str] | str | None = None,
     *,
     sequences: int = 8,

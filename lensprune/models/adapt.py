@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lensprune.errors import UserError
-from lensprune.models.base import BosPolicy, HookedModel
+from lensprune.models.base import AnyModel, BosPolicy, HookedModel
 from lensprune.models.boot import ADAPTER_ATTRIBUTE, attach
 from lensprune.models.bridge import BridgeModel
 from lensprune.models.current import check_no_hooks, up_to_date, user_hooks
@@ -28,7 +28,7 @@ __all__ = ["as_hooked_model", "current_model"]
 
 
 def as_hooked_model(
-    model: Any,
+    model: AnyModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     bos: BosPolicy | None = None,
     *,
@@ -70,7 +70,7 @@ def as_hooked_model(
     raise UserError(f"a model of type {kind} has no hooks: give lensprune.load_model(...), or a TransformerBridge")
 
 
-def current_model(model: Any) -> HookedModel:
+def current_model(model: AnyModel) -> HookedModel:
     """The up-to-date adapter of a loaded model: edited weights get a new hash, and a moved or cast model its new device
     and dtype.
 

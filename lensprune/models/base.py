@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from jaxtyping import Float, Int
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BosPolicy", "HookFunction", "HookedModel", "ModelFacts", "NamedHook"]
+__all__ = ["AnyModel", "BosPolicy", "HookFunction", "HookedModel", "ModelFacts", "ModelOrName", "NamedHook"]
 
 BosPolicy = Literal["tokenizer", "always", "never"]
 """``tokenizer``: special tokens as added by the tokenizer (lm-eval's default);
@@ -114,3 +116,12 @@ class HookedModel(Protocol):
     def hook_names(self) -> frozenset[str]:
         """Every hook name that `hooks` accepts, aliases included."""
         ...
+
+
+if TYPE_CHECKING:
+    AnyModel: TypeAlias = HookedModel | torch.nn.Module
+    """A loaded model: a TransformerBridge, a HookedTransformer, or the adapter of one."""
+    ModelOrName: TypeAlias = str | Path | AnyModel
+    """A loaded model, or a name or path for `load_model`."""
+else:  # Types alone don't import torch.
+    AnyModel = ModelOrName = Any

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import transformer_lens
@@ -145,7 +145,7 @@ def require_hooked_transformer() -> None:
         )
 
 
-def is_hooked_transformer(model: Any) -> bool:
+def is_hooked_transformer(model: object) -> TypeGuard[torch.nn.Module]:
     """Whether `model` is a HookedTransformer; always false with TransformerLens 4."""
     return HookedTransformer is not None and isinstance(model, HookedTransformer)
 

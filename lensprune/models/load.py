@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model, current_model
-from lensprune.models.base import BosPolicy, HookedModel
+from lensprune.models.base import BosPolicy, HookedModel, ModelOrName
 from lensprune.models.boot import boot_bridge
 from lensprune.models.hooked_transformer import boot_hooked_transformer, require_hooked_transformer
 from lensprune.models.one_at_a_time import one_at_a_time
@@ -90,7 +90,7 @@ def load_model(
 
 
 def open_model(
-    model: Any,
+    model: ModelOrName,
     *,
     dtype: str | None = None,
     device: str | None = None,

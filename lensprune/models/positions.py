@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from lensprune.errors import UserError
 
@@ -25,9 +26,9 @@ def row_index_floor(config: Any) -> int | None:
 class PositionGuard:
     """Refuses calls whose results would depend on padding, or on earlier calls."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._floor = row_index_floor(model.config)
-        self._dynamic = [m for m in model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
+        self._dynamic: list[Any] = [m for m in model.modules() if "dynamic" in str(getattr(m, "rope_type", ""))]
 
     def check(self, attention_mask: torch.Tensor, position_ids: torch.Tensor) -> None:
         """Check a call before it runs.

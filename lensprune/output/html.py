@@ -171,7 +171,7 @@ def _environment() -> Environment:
     return environment
 
 
-def render(template: str, **context: Any) -> str:
+def render(template: str, **context: object) -> str:
     """A whole page; everything in `context` is escaped unless it is `Markup`."""
     return _environment().get_template(template).render(**context)
 

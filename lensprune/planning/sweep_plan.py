@@ -36,12 +36,14 @@ from lensprune.planning.stopping import asked_at_looks, profile_of
 from lensprune.planning.text import plan_report
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
-from lensprune.runs.store import check_out_folder
+from lensprune.runs.folder import check_out_folder
+from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, conditions_of, load_tasks, resolved_variants
+from lensprune.sweeps.prepare import resolved_variants
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_controls, screened_count
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.task_loading import load_tasks
 from lensprune.sweeps.thinking_prefix import thinking_requests, with_longest_thinking
 from lensprune.tasks.item_choice import DRAWN
 

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.collect import collect_reference
+from lensprune.ablation.enumeration import each_head, each_layer, each_mlp
 from lensprune.ablation.kinds import MeanMode
 from lensprune.ablation.reference import ReferenceActivations
-from lensprune.ablation.variants import Variant, each_head, each_layer, each_mlp
+from lensprune.ablation.variants import Variant
 from lensprune.attribution.sites import PatchTarget
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import HookedModel
+from lensprune.models.base import AnyModel, HookedModel
 from lensprune.models.tokenizers import encode
 from lensprune.primitives.causal import MIN_PROBES, causal_tests
 from lensprune.primitives.chains import Chain, ChainOptions, Wording, draw_chains
@@ -37,7 +38,7 @@ _LONGEST_TEXT = 128
 
 
 def primitives(
-    model: Any,
+    model: AnyModel,
     *,
     operands: int = 3,
     largest: int = 9,

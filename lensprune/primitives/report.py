@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from lensprune.ablation.variants import parse_indices
+from lensprune.ablation.enumeration import parse_indices
 from lensprune.errors import UserError
+from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
@@ -25,7 +26,7 @@ __all__ = ["primitives_report"]
 
 
 def primitives_report(
-    model: Any,
+    model: ModelOrName,
     out: str | Path | None = None,
     *,
     layers: str | None = None,
@@ -35,7 +36,12 @@ def primitives_report(
     least_share: float = 0.1,
     draws: int = 20,
     selectivity_ablation: Any = None,
+    operands: int = 3,
+    largest: int = 9,
+    subtract: bool = True,
     limit: int = 24,
+    shots: int = 4,
+    ablation: str = "zero",
     wording: Wording | None = None,
     seed: int = 0,
     dtype: str | None = None,
@@ -43,7 +49,6 @@ def primitives_report(
     bos: str | None = None,
     progress: bool = True,
     as_json: bool = False,
-    **options: Any,
 ) -> str:
     """Run the battery, write tables and heatmaps to `out`, and return the lines to print.
 
@@ -56,7 +61,7 @@ def primitives_report(
         least_effect, least_share: thresholds.
         draws: number of random sets of heads to compare with each role's heads; 0 skips `selectivity`.
         selectivity_ablation: ablation for `selectivity`; ``None``: that of `primitives`.
-        limit, wording, seed, options: options of `primitives`.
+        operands, largest, subtract, limit, shots, ablation, wording, seed: options of `primitives`.
         dtype, device, bos: for `load_model`, when `model` is a name.
         progress: name the stage that runs.
         as_json: return verdicts.csv as JSON.
@@ -77,14 +82,18 @@ def primitives_report(
     chosen = None if layers is None else parse_indices(layers, hooked.facts.n_layers, "layer")
     result = primitives(
         hooked,
+        operands=operands,
+        largest=largest,
+        subtract=subtract,
         limit=limit,
+        shots=shots,
         layers=chosen,
+        ablation=ablation,
         texts=texts,
         wording=wording,
         thresholds=thresholds,
         seed=seed,
         progress=progress,
-        **options,
     )
     tables = {
         f"{name}.csv": getattr(result, name) for name in ("effects", "causal", "evidence", "verdicts", "controls")

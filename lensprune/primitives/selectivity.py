@@ -14,7 +14,7 @@ from lensprune.ablation.components import Head
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import ModelFacts
+from lensprune.models.base import AnyModel, ModelFacts
 from lensprune.primitives.battery import marked_chains, reference_for
 from lensprune.primitives.classes import CLASSES
 from lensprune.primitives.effects import MIN_SOLUTIONS, TokenLosses, token_losses
@@ -32,7 +32,7 @@ _COLUMNS = [
 _Heads = list[tuple[int, int]]
 
 
-def selectivity(model: Any, result: Primitives, *, draws: int = 20, ablation: str | None = None) -> pd.DataFrame:
+def selectivity(model: AnyModel, result: Primitives, *, draws: int = 20, ablation: str | None = None) -> pd.DataFrame:
     """Remove all heads of each role together, on as many new chains that were not used to assign roles.
 
     Args:

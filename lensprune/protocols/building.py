@@ -6,14 +6,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Unpack
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode
 from lensprune.protocols.base import ItemRequests, Outcome, Prompt
 from lensprune.protocols.chat import chat_prompt
-from lensprune.protocols.prompting import Prompting, PromptOptions, prompting_of
+from lensprune.protocols.prompting import PromptArguments, Prompting, PromptOptions, prompting_of
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodResponse, Request, Response
 from lensprune.protocols.votes import with_votes
@@ -32,9 +32,7 @@ def build_requests(
     model: HookedModel,
     task: LoadedTask,
     protocol: ProtocolName,
-    chat_template: bool = False,
-    template_date: str | None = None,
-    **options: Any,
+    **options: Unpack[PromptArguments],
 ) -> list[ItemRequests]:
     """Build the requests of every item, with their strings; equal to lm-eval 0.4.13's for tasks that it has.
 
@@ -42,12 +40,11 @@ def build_requests(
     with a warning, as long as at most `MAX_LEFT_OUT` of the items are.
 
     Args:
-        chat_template: put each prompt into the model's chat format as lm-eval's ``--apply_chat_template`` does:
-            the description is the system message, few-shot examples and question together are one user message,
-            and a continuation follows without the target delimiter. A description that the template rejects is left
-            out, with a warning.
-        template_date: the date that a chat template with a clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
-        options: the other fields of `lensprune.protocols.prompting.PromptOptions`.
+        options: see `lensprune.sweep`. ``chat_template`` puts each prompt into the model's chat format as lm-eval's
+            ``--apply_chat_template`` does: the description is the system message, few-shot examples and question
+            together are one user message, and a continuation follows without the target delimiter. A description that
+            the template rejects is left out, with a warning. ``template_date``: the date that a chat template with a
+            clock writes, YYYY-MM-DD; ``None`` is `DEFAULT_DATE`.
 
     Raises:
         UserError: an unknown protocol, or one that the task lacks; in too many items, an option has no token of its
@@ -58,14 +55,14 @@ def build_requests(
     """
     row = protocol_named(protocol)
     fmt = row.format_of(task.task)
-    asked = PromptOptions(chat_template=chat_template, template_date=template_date, **options)
+    asked = PromptOptions(**options)
     prompting = prompting_of(model, asked)
     built: list[ItemRequests] = []
     left_out: list[UserError] = []
     undescribed = 0
     for item in task.items:
         where = f"task {task.task.name!r}, item {item.id}"
-        if chat_template:
+        if asked.chat_template:
             prompts, described = _chat_prompts(model, fmt, item, prompting)
         else:
             prompts, described = _plain_prompts(fmt, item, asked.system or ""), True

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from lensprune.ablation.variants import CLEAN, Variant, parse_indices
+from lensprune.ablation.enumeration import parse_indices
+from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine import executor_info, make_executor
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name
@@ -18,12 +19,17 @@ from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
 from lensprune.replacement.result import ReplacementRun
 from lensprune.replacement.settings import decoded_alike, prompted
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
+from lensprune.runs.cell_store import CellStore
+from lensprune.runs.folder import check_out_folder
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.store import CellStore, check_out_folder, open_store, stopped_message
+from lensprune.runs.store import open_store, stopped_message
 from lensprune.sweeps.cells import warn_of_cut_off
+from lensprune.sweeps.conditions import Condition, conditions_of, questions_of
+from lensprune.sweeps.job_spec import sweep_spec
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, conditions_of, decoding_of, load_tasks, questions_of, sweep_spec
+from lensprune.sweeps.prepare import decoding_of
 from lensprune.sweeps.selection import VariantSelection
+from lensprune.sweeps.task_loading import load_tasks
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
 

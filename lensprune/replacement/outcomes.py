@@ -12,9 +12,10 @@ from lensprune.errors import UserError
 from lensprune.output.files import write_atomically, write_error
 from lensprune.replacement.pair import WeightChange
 from lensprune.replacement.variants import DISTILLED, Replacement
+from lensprune.runs.cell_store import CellStore
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import CellStore, RunStore
+from lensprune.runs.store import RunStore
 
 __all__ = ["ReplacementOutcomes"]
 

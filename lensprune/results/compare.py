@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -12,6 +11,7 @@ from lensprune.analysis.protocol_gap import clear_gaps
 from lensprune.analysis.runs_gap import runs_gap, shared_items
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
+from lensprune.models.base import ModelOrName
 from lensprune.output.html import Column, csv_link, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
 from lensprune.results.browser_rows import browser_rows
@@ -88,7 +88,7 @@ def _facts(a: Outcomes, b: Outcomes) -> pd.DataFrame:
     return frame.assign(same=(frame["a"] == frame["b"]).map({True: "", False: "differs"}))
 
 
-def compare_page(a: Outcomes, b: Outcomes, *, patterns: int = 0, model: Any = None) -> str:
+def compare_page(a: Outcomes, b: Outcomes, *, patterns: int = 0, model: ModelOrName | None = None) -> str:
     """The page's text.
 
     Args:
@@ -165,7 +165,7 @@ def _only(run: Outcomes, other: Outcomes, letter: str) -> str:
 
 
 def write_comparison(
-    a: Outcomes, b: Outcomes, path: str | Path | None = None, *, patterns: int = 0, model: Any = None
+    a: Outcomes, b: Outcomes, path: str | Path | None = None, *, patterns: int = 0, model: ModelOrName | None = None
 ) -> Path:
     """Write the comparison of two runs as one HTML page.
 

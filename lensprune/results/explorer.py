@@ -19,7 +19,7 @@ from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise
 from lensprune.engine.patterns import read_patterns
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.models.spans import encode_with_spans
 from lensprune.output.html import json_block, write_page
@@ -71,7 +71,7 @@ class Patterns:
     items: tuple[dict[str, Any], ...] = ()
 
 
-def model_of_run(outcomes: Outcomes, model: Any = None) -> HookedModel:
+def model_of_run(outcomes: Outcomes, model: ModelOrName | None = None) -> HookedModel:
     """The model that a run measured: the one given, by name or loaded, else the one that the run names.
 
     Raises:
@@ -89,7 +89,7 @@ def model_of_run(outcomes: Outcomes, model: Any = None) -> HookedModel:
     return hooked
 
 
-def attention_patterns(outcomes: Outcomes, most: int, model: Any = None) -> Patterns:
+def attention_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = None) -> Patterns:
     """The clean model's patterns of the `most` heads whose removal costs most, on one item of each task and protocol.
 
     The item is the first that the removal loses, else the first item. Where the model can't be loaded, the
@@ -114,7 +114,7 @@ def attention_patterns(outcomes: Outcomes, most: int, model: Any = None) -> Patt
     )
 
 
-def shown_patterns(outcomes: Outcomes, most: int, model: Any = None) -> Patterns:
+def shown_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = None) -> Patterns:
     """`attention_patterns`, or for no head a note on how to store them.
 
     Raises:

@@ -11,8 +11,8 @@ import pandas as pd
 from lensprune.analysis.decisions import unfinished
 from lensprune.errors import UserError
 from lensprune.paths import usable_path
+from lensprune.runs.folder import SPEC_FILE
 from lensprune.runs.outcomes import Outcomes
-from lensprune.runs.store import SPEC_FILE
 
 __all__ = ["RUN_COLUMNS", "runs_in"]
 

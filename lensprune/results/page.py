@@ -20,6 +20,7 @@ from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures
 from lensprune.analysis.stopping import AnyLook, UntilWidth, level_of, stopping_of
 from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
+from lensprune.models.base import ModelOrName
 from lensprune.output.files import write_error
 from lensprune.output.html import (
     LARGEST_INSIDE,
@@ -117,7 +118,7 @@ def write_report(
     *,
     most_records: int = MAX_RECORDS,
     patterns: int = 0,
-    model: Any = None,
+    model: ModelOrName | None = None,
     progress: bool = False,
 ) -> Path:
     """Write `outcomes` as one HTML page, and beside it records.csv with every record.
@@ -177,7 +178,7 @@ def run_page(
     most_records: int = MAX_RECORDS,
     *,
     patterns: int = 0,
-    model: Any = None,
+    model: ModelOrName | None = None,
     step: Callable[[str], object] = lambda doing: None,
 ) -> str:
     """The page's text.

@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ from lensprune.analysis.concentration import TOP, concentration_table
 from lensprune.analysis.decisions import unfinished
 from lensprune.analysis.overlap import overlap
 from lensprune.analysis.runs_gap import runs_gap
+from lensprune.models.base import ModelOrName
 from lensprune.output.drawing.figure import drawn_axes
 from lensprune.output.tables import of_how_many
 from lensprune.results.analyses import Option, analyses, analysis_named
@@ -168,13 +169,13 @@ class Run(Outcomes):
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(analysis.name for analysis in analyses())]
 
-    def report(self, path: str | Path | None = None, *, patterns: int = 0, model: Any = None) -> Path:
+    def report(self, path: str | Path | None = None, *, patterns: int = 0, model: ModelOrName | None = None) -> Path:
         """Write the run as one self-contained HTML page; see `lensprune.results.page.write_report`."""
         from lensprune.results.page import write_report
 
         return write_report(self, path, patterns=patterns, model=model)
 
-    def explore(self, other: Outcomes | None = None, *, patterns: int = 0, model: Any = None) -> Page:
+    def explore(self, other: Outcomes | None = None, *, patterns: int = 0, model: ModelOrName | None = None) -> Page:
         """The run's page, or with `other` that of the comparison of both, to look at in a notebook.
 
         Args:

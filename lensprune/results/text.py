@@ -19,8 +19,8 @@ from lensprune.results.outputs import SCREEN_TABLE
 from lensprune.results.run import Run
 from lensprune.results.sentences import task_sentences
 from lensprune.runs.chance import items_to_beat_chance, known_at_chance
+from lensprune.runs.folder import read_spec
 from lensprune.runs.noise import NOISE_NOTE, within_noise
-from lensprune.runs.store import read_spec
 
 __all__ = ["analyses_list", "analysis_report", "at_chance_line", "run_report", "screen_report", "top_variants"]
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import LensPruneError, UserError, unknown_name
+from lensprune.runs.cell_store import CellStore
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.questions import QUESTIONS
 from lensprune.runs.records import SCHEMA, CellKey
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import CellStore, RunStore
+from lensprune.runs.store import RunStore
 from lensprune.tasks.loading import find_task
 
 __all__ = ["Outcomes", "as_lists", "computed_once"]

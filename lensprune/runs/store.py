@@ -5,208 +5,37 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from lensprune.errors import LensPruneError, UserError, nearest
+from lensprune.errors import LensPruneError, UserError
 from lensprune.output.files import TEMPORARY_PREFIX, sync_folder, write_atomically, write_error
-from lensprune.paths import usable_path
 from lensprune.runs.answers import AnswerLog
+from lensprune.runs.cell_store import CellStore, MemoryStore, Questions
+from lensprune.runs.folder import (
+    LOCK_FILE,
+    SPEC_FILE,
+    cell_stem,
+    check_out_folder,
+    questions_stem,
+    read_spec,
+    stem_of,
+    whole_files,
+)
 from lensprune.runs.questions import questions_from_parquet, questions_hash, questions_to_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import ExecutionSpec, SweepSpec
 
-__all__ = [
-    "SPEC_FILE",
-    "CellStore",
-    "MemoryStore",
-    "RunStore",
-    "check_out_folder",
-    "open_store",
-    "read_spec",
-    "stopped_message",
-]
+__all__ = ["RunStore", "open_store", "stopped_message"]
+
 
 logger = logging.getLogger("lensprune")
-
-SPEC_FILE = "spec.json"
-_LOCK_FILE = ".lock"
-
-Questions = Mapping[tuple[str, str], pa.Table]
-"""Question tables by (task, protocol)."""
-_Key = TypeVar("_Key")
-
-
-class CellStore(Protocol):
-    """Storage of finished cells."""
-
-    def finished(self) -> set[CellKey]:
-        """Cells that are stored completely."""
-        ...
-
-    def write(self, key: CellKey, table: pa.Table) -> None:
-        """Store a finished cell; a cell is stored once."""
-        ...
-
-    def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
-        """The records of a finished cell, all columns or some."""
-        ...
-
-    def keep_questions(self, questions: Questions) -> None:
-        """Store the questions of the run, which come before any cell."""
-        ...
-
-    def questions(self, task: str, protocol: str) -> pa.Table:
-        """The questions of one (task, protocol), in the order of its records."""
-        ...
-
-    def answer_log(self, task: str, protocol: str, block: int = 0) -> AbstractContextManager[AnswerLog | None]:
-        """The log for answers of unfinished cells of one (task, protocol), if they are kept."""
-        ...
-
-    def keep_execution(self, execution: ExecutionSpec) -> None:
-        """Replace how the run was executed, which no number depends on."""
-        ...
-
-
-class MemoryStore:
-    """Cells of a run that is only in memory."""
-
-    def __init__(self) -> None:
-        self._cells: dict[CellKey, pa.Table] = {}
-        self._questions: dict[tuple[str, str], pa.Table] = {}
-
-    def finished(self) -> set[CellKey]:
-        return set(self._cells)
-
-    def write(self, key: CellKey, table: pa.Table) -> None:
-        self._cells[key] = table
-
-    def read(self, key: CellKey, columns: Sequence[str] | None = None) -> pa.Table:
-        table = self._cells[key]
-        return table if columns is None else table.select(list(columns))
-
-    def keep_questions(self, questions: Questions) -> None:
-        self._questions.update(questions)
-
-    def questions(self, task: str, protocol: str) -> pa.Table:
-        return self._questions[task, protocol]
-
-    def answer_log(self, task: str, protocol: str, block: int = 0) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def keep_execution(self, execution: ExecutionSpec) -> None:
-        """Nothing to do: the run's spec has it."""
-
-
-def read_spec(folder: Path) -> SweepSpec:
-    """The spec of the run in `folder`.
-
-    Raises:
-        UserError: no such folder, no run in it, or a spec that can't be read.
-    """
-    path = usable_path(folder, "run folder") / SPEC_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} {_no_run(folder)}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    return SweepSpec.from_json(text, str(path))
-
-
-def _no_run(folder: Path) -> str:
-    """The message for a folder without a run, with the nearest run."""
-    if folder.is_dir():
-        inner = sorted(path.parent.name for path in folder.glob(f"*/{SPEC_FILE}"))
-        hint = f"; its folders {', '.join(inner)} contain runs" if inner else ""
-        return f"contains no run: expected a folder with {SPEC_FILE} in it{hint}"
-    beside = [path.parent.name for path in folder.parent.glob(f"*/{SPEC_FILE}")] if folder.parent.is_dir() else []
-    close = nearest(folder.name, beside)
-    hint = f"; did you mean {' or '.join(str(folder.parent / name) for name in close)}?" if close else ""
-    return f"is not a run folder: expected a folder with {SPEC_FILE} in it{hint}"
-
-
-def check_out_folder(folder: Path) -> SweepSpec | None:
-    """The spec of the run in `folder`, or ``None`` if a new run may start there. Writes nothing.
-
-    Raises:
-        UserError: a file, a folder with other contents, or a place that can't be written to.
-    """
-    usable_path(folder, "out folder")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out folder {folder} is a file: choose a new folder")
-    if folder.is_dir():
-        if (folder / SPEC_FILE).exists():
-            return read_spec(folder)
-        strangers = sorted(p.name for p in folder.iterdir() if not _may_precede_spec(p))
-        if strangers:
-            raise UserError(
-                f"out folder {folder} is not empty and contains no run (it has {strangers[0]!r}): choose a new folder"
-            )
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"out folder {folder} can't be made: no permission to write in {existing}")
-    return None
-
-
-def _may_precede_spec(path: Path) -> bool:
-    """Whether `path` may be left over from a run that was killed before its spec was written."""
-    return path.name == _LOCK_FILE or path.name.startswith(TEMPORARY_PREFIX)
-
-
-def _safe(text: str, length: int) -> str:
-    return re.sub(r"[^A-Za-z0-9=-]+", "_", text)[:length]
-
-
-def _cell_stem(key: CellKey) -> str:
-    """File name of a cell up to its checksum: readable, made of safe characters, and unique to the cell."""
-    digest = hashlib.sha256("\0".join(key[:3]).encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    stem = f"{_safe(key.task, 40)}.{_safe(key.protocol, 20)}.{_safe(key.variant, 60)}.{digest}"
-    return f"{stem}.{key.block}" if key.block else stem
-
-
-def _questions_stem(task: str, protocol: str) -> str:
-    """As `_cell_stem`, for the questions of one (task, protocol)."""
-    digest = hashlib.sha256(f"{task}\0{protocol}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{_safe(task, 40)}.{_safe(protocol, 20)}.{digest}"
-
-
-def _stem_of(path: Path) -> str:
-    """The part of a file's name before its checksum."""
-    return path.stem.rpartition(".")[0]
-
-
-def _file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _whole_files(folder: Path, keys: Mapping[str, _Key]) -> tuple[dict[_Key, Path], list[Path]]:
-    """The intact Parquet files of `folder` by their key in `keys`, and the files that don't match their name."""
-    found: dict[_Key, Path] = {}
-    strangers = []
-    for path in sorted(folder.glob("*.parquet")):
-        if path.name.startswith(TEMPORARY_PREFIX):
-            continue
-        key = keys.get(_stem_of(path))
-        if key is None or key in found or _file_hash(path) != path.stem.rpartition(".")[2]:
-            strangers.append(path)
-        else:
-            found[key] = path
-    return found, strangers
 
 
 class RunStore:
@@ -270,7 +99,7 @@ class RunStore:
         check_out_folder(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path / _LOCK_FILE, timeout=0).acquire()
+            lock = FileLock(path / LOCK_FILE, timeout=0).acquire()
         except Timeout:
             raise UserError(
                 f"{path} is being written by another process: wait for it or choose another out folder"
@@ -331,10 +160,10 @@ class RunStore:
 
     def _scan_quietly(self) -> list[Path]:
         """Find the stored cells and questions; return the files that are not intact files of this run."""
-        asked = {_questions_stem(cell.task, cell.protocol): (cell.task, cell.protocol) for cell in self.spec.cells}
-        self._question_files, strangers = _whole_files(self.questions_folder, asked)
-        cells = {_cell_stem(key): key for key in self.expected()}
-        self._files, others = _whole_files(self.records_folder, cells)
+        asked = {questions_stem(cell.task, cell.protocol): (cell.task, cell.protocol) for cell in self.spec.cells}
+        self._question_files, strangers = whole_files(self.questions_folder, asked)
+        cells = {cell_stem(key): key for key in self.expected()}
+        self._files, others = whole_files(self.records_folder, cells)
         return strangers + others
 
     def _scan(self) -> None:
@@ -364,8 +193,8 @@ class RunStore:
 
     def stored(self) -> int:
         """Number of cells in the folder, including one whose writing was interrupted after its file was in place."""
-        stems = {_cell_stem(key) for key in self.expected()}
-        return len({stem for path in self.records_folder.glob("*.parquet") if (stem := _stem_of(path)) in stems})
+        stems = {cell_stem(key) for key in self.expected()}
+        return len({stem for path in self.records_folder.glob("*.parquet") if (stem := stem_of(path)) in stems})
 
     def write(self, key: CellKey, table: pa.Table) -> None:
         """Store a finished cell under its checksum.
@@ -378,7 +207,7 @@ class RunStore:
             raise ValueError(f"cell {key} is stored already")
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        self._files[key] = self._write_file(self.records_folder, _cell_stem(key), sink.getvalue().to_pybytes())
+        self._files[key] = self._write_file(self.records_folder, cell_stem(key), sink.getvalue().to_pybytes())
 
     def _write_file(self, folder: Path, stem: str, data: bytes) -> Path:
         path = folder / f"{stem}.{hashlib.sha256(data).hexdigest()[:16]}.parquet"
@@ -408,7 +237,7 @@ class RunStore:
                 stored = None
             if stored is None:
                 data = questions_to_parquet(table)
-                path = self._write_file(self.questions_folder, _questions_stem(task, protocol), data)
+                path = self._write_file(self.questions_folder, questions_stem(task, protocol), data)
                 self._question_files[task, protocol] = path
 
     def questions(self, task: str, protocol: str) -> pa.Table:
@@ -427,7 +256,7 @@ class RunStore:
         return table
 
     def answer_log(self, task: str, protocol: str, block: int = 0) -> AnswerLog:
-        return AnswerLog(self.folder / "answers" / f"{_questions_stem(task, protocol)}.{block}.jsonl", self._advice)
+        return AnswerLog(self.folder / "answers" / f"{questions_stem(task, protocol)}.{block}.jsonl", self._advice)
 
     def _questions_hash(self, task: str, protocol: str) -> str | None:
         cells = self.spec.cells

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pandas as pd
 
@@ -20,6 +20,7 @@ from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance
 from lensprune.studies.presets import Preset, ReplacementPart, StudyPart
 from lensprune.studies.thinking import ThinkingRun, options_for, parts_apart, run_thinking
+from lensprune.sweeps.options import StudyArguments
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -62,7 +63,7 @@ def run_pair(
     own: Sequence[Mapping[str, Any]],
     *,
     renamed_tokens: bool = False,
-    **options: Any,
+    **options: Unpack[StudyArguments],
 ) -> PairResult:
     """Run `preset.pair_sweeps` on both models, `preset.replacements` between them and `preset.thinking` on both, below
     `folder`/pair.

@@ -10,7 +10,7 @@ from lensprune.replacement.result import ReplacementRun
 from lensprune.results.compare import write_comparison
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
-from lensprune.runs.store import read_spec
+from lensprune.runs.folder import read_spec
 from lensprune.terminal import stage
 
 __all__ = ["report"]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ from lensprune.protocols.prompting import PromptOptions, prompting_of
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
 from lensprune.studies.presets import StudyPart, ThinkingPart
-from lensprune.sweeps.options import Wording, option_values
+from lensprune.sweeps.options import StudyArguments, Wording, option_values
 from lensprune.sweeps.run import sweep
 from lensprune.sweeps.selection import VariantSelection
 
@@ -132,7 +132,11 @@ def ways_of(model: str, budgets: Sequence[int], options: Mapping[str, Any]) -> d
 
 
 def run_thinking(
-    part: ThinkingPart, pair: tuple[str, str], folder: Path, generation: Mapping[str, Any], **options: Any
+    part: ThinkingPart,
+    pair: tuple[str, str],
+    folder: Path,
+    generation: Mapping[str, Any],
+    **options: Unpack[StudyArguments],
 ) -> tuple[ThinkingRun, ...]:
     """Run the sweeps of `part` on both models, below `folder`.
 

@@ -17,7 +17,8 @@ from lensprune.runs.answers import AnswerLog
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.sweeps.cells import CellProgress, measure_cells
-from lensprune.sweeps.prepare import Condition, SweepJob
+from lensprune.sweeps.conditions import Condition
+from lensprune.sweeps.prepare import SweepJob
 
 __all__ = ["block_requests", "blocks_left", "decided_so_far", "measure_block"]
 

@@ -20,8 +20,9 @@ from lensprune.protocols.base import Outcome
 from lensprune.protocols.requests import Response
 from lensprune.runs.answers import AnswerLog
 from lensprune.runs.records import CellKey, cell_table
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import SweepOptions
-from lensprune.sweeps.prepare import Condition, SweepJob
+from lensprune.sweeps.prepare import SweepJob
 
 __all__ = ["CellProgress", "measure_cells", "reference_of", "warn_of_cut_off", "warn_of_one_answer"]
 

@@ -20,12 +20,14 @@ from typing import Any
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.decisions import next_block
 from lensprune.errors import UserError
+from lensprune.models.base import ModelOrName
 from lensprune.results.run import Run
+from lensprune.runs.cell_store import CellStore
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import questions_from_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import CellStore, open_store, stopped_message
+from lensprune.runs.store import open_store, stopped_message
 from lensprune.sweeps.blocks import blocks_left, decided_so_far
 from lensprune.sweeps.forecast import Spent, planned_and_taken
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, Workers, option_values
@@ -45,7 +47,7 @@ _POLL_SECONDS = 1.0
 
 
 def run_on_ray(
-    model: Any,
+    model: ModelOrName,
     options: SweepOptions,
     *,
     out: str | Path | None = None,

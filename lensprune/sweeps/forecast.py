@@ -22,7 +22,8 @@ from lensprune.engine.base import Executor
 from lensprune.engine.registry import executor_info
 from lensprune.models.loading_memory import loading_bytes
 from lensprune.output.quantities import duration, quantity
-from lensprune.sweeps.prepare import Condition, SweepJob
+from lensprune.sweeps.conditions import Condition
+from lensprune.sweeps.prepare import SweepJob
 
 __all__ = ["Forecast", "Spent", "Work", "forecast", "memory_used", "planned_and_taken"]
 

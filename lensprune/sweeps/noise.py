@@ -17,13 +17,14 @@ from numpy import array, ndarray
 from lensprune.ablation.variants import CLEAN
 from lensprune.engine import make_executor
 from lensprune.engine.base import Executor
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.protocols import score_items
 from lensprune.runs.noise import NOISE_COLUMNS, noise_table
 from lensprune.runs.spec import SweepSpec
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
-from lensprune.sweeps.prepare import Condition, SweepJob, prepare
+from lensprune.sweeps.prepare import SweepJob, prepare
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
@@ -41,7 +42,7 @@ _GPU_SHARE = 0.8
 
 
 def noise(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
     *,
@@ -107,7 +108,7 @@ def noise(
 
 
 def with_noise(
-    job: SweepJob, executor: Executor, model: Any, existing: SweepSpec | None, progress: bool = True
+    job: SweepJob, executor: Executor, model: ModelOrName, existing: SweepSpec | None, progress: bool = True
 ) -> SweepJob:
     """The same sweep with its numerical noise in the spec, if it runs in half precision.
 
@@ -121,7 +122,7 @@ def with_noise(
     return replace(job, spec=replace(job.spec, execution=replace(job.spec.execution, noise=rows)))
 
 
-def _measured(job: SweepJob, executor: Executor, model: Any, progress: bool) -> dict[str, dict[str, Any]]:
+def _measured(job: SweepJob, executor: Executor, model: ModelOrName, progress: bool) -> dict[str, dict[str, Any]]:
     """By task and protocol: the ids of the items lost and won in each of the other ways."""
     ways = list(_other_ways(job, executor, model))
     found: dict[str, dict[str, Any]] = {}
@@ -150,7 +151,7 @@ def _answered(executor: Executor, condition: Condition, progress: Any) -> Bool[n
     return array([outcome.correct for outcome in outcomes], bool)
 
 
-def _other_ways(job: SweepJob, executor: Executor, model: Any) -> Iterator[tuple[str, Executor]]:
+def _other_ways(job: SweepJob, executor: Executor, model: ModelOrName) -> Iterator[tuple[str, Executor]]:
     """Names and executors that should give the same results as `executor`."""
     options = job.options
     for tokens in _OTHER_BATCHES:
@@ -166,7 +167,7 @@ def _other_ways(job: SweepJob, executor: Executor, model: Any) -> Iterator[tuple
         yield "float32", make_executor(executor.name, full, options.batch_tokens, options.memory)
 
 
-def _in_float32(hooked: HookedModel, model: Any, options: SweepOptions) -> HookedModel | None:
+def _in_float32(hooked: HookedModel, model: ModelOrName, options: SweepOptions) -> HookedModel | None:
     """The model loaded again in float32; ``None``, with a warning, if that is not possible."""
     if not isinstance(model, (str, Path)):
         logger.warning("the noise in float32 is left out: a loaded model can't be loaded again, give its name or path")

@@ -7,13 +7,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models import encode
 from lensprune.models.base import HookedModel
 from lensprune.paths import usable_path
 from lensprune.protocols import build_requests
+from lensprune.protocols.prompting import PromptArguments
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.runs.spec import canonical_json
@@ -36,7 +37,7 @@ def fewshot_prompts(
     protocol: ProtocolName,
     *,
     data_dir: Path | None,
-    **wording: Any,
+    **wording: Unpack[PromptArguments],
 ) -> list[tuple[int, ...]]:
     """Make up to `MAX_PROMPTS` prompts from few-shot examples, in the protocol's format.
 
@@ -44,7 +45,7 @@ def fewshot_prompts(
     drawn by subject) as the scored items have; under the likelihood protocols its right answer follows.
 
     Args:
-        wording: options of `lensprune.protocols.prompting.PromptOptions`.
+        wording: see `lensprune.sweep`.
 
     Raises:
         UserError: no example is left that is not scored, or one can't become a prompt.

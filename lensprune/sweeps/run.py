@@ -19,19 +19,23 @@ from lensprune.costs.history import SpeedHistory
 from lensprune.engine.base import Executor
 from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
+from lensprune.models.base import ModelOrName
 from lensprune.results.run import Run
+from lensprune.runs.cell_store import CellStore
+from lensprune.runs.folder import check_out_folder, read_spec
 from lensprune.runs.noise import noise_lines
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import CellStore, RunStore, check_out_folder, open_store, read_spec, stopped_message
+from lensprune.runs.store import RunStore, open_store, stopped_message
 from lensprune.runs.variant_json import variant_from_json
 from lensprune.sweeps.blocks import block_requests, blocks_left, decided_so_far, measure_block
 from lensprune.sweeps.cells import CellProgress, measure_cells
+from lensprune.sweeps.conditions import Condition, questions_of
 from lensprune.sweeps.forecast import Forecast, Spent, forecast, memory_used, planned_and_taken
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
-from lensprune.sweeps.prepare import Condition, SweepJob, prepare, questions_of
+from lensprune.sweeps.prepare import SweepJob, prepare
 from lensprune.sweeps.screening import rule_of, screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.thinking_prefix import with_clean_thinking
@@ -42,7 +46,7 @@ __all__ = ["resume", "run_sweep", "sweep"]
 
 
 def sweep(
-    model: Any,
+    model: ModelOrName,
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
     variants: VariantsLike | VariantSelection = "layers",
@@ -180,11 +184,15 @@ def sweep(
     """
     options = SweepOptions.given(**option_values(locals(), SweepOptions))
     if keep_hooks:
+        if isinstance(model, (str, Path)):
+            raise UserError(f"keep_hooks is given with the name {str(model)!r}: only a loaded model has hooks to keep")
         model = as_hooked_model(model, keep_hooks=True)
     return run_sweep(model, options, out=out, progress=progress)
 
 
-def run_sweep(model: Any, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True) -> Run:
+def run_sweep(
+    model: ModelOrName, options: SweepOptions, *, out: str | Path | None = None, progress: bool = True
+) -> Run:
     """`sweep` with its arguments in one object."""
     folder = None if out is None else Path(out)
     if options.backend is not None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from lensprune.errors import LensPruneError, UserError
+from lensprune.runs.cell_store import CellStore
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import CellStore
 from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import Ready, WorkerUpdate
 

@@ -28,8 +28,9 @@ from lensprune.protocols.requests import GenerateResponse, LoglikelihoodRequest,
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.cells import reference_of
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import check_ranked
-from lensprune.sweeps.prepare import Condition, SweepJob
+from lensprune.sweeps.prepare import SweepJob
 from lensprune.terminal import progress_bar
 
 __all__ = [

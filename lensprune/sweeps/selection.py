@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lensprune.ablation.choices import check_allowed, default_kind, indexed_words, parts_over
-from lensprune.ablation.variants import CLEAN, Variant, check_names, enumerate_variants, parse_indices
+from lensprune.ablation.enumeration import enumerate_variants, parse_indices
+from lensprune.ablation.variants import CLEAN, Variant, check_names
 from lensprune.errors import UserError
 from lensprune.models.base import ModelFacts
 

@@ -21,10 +21,12 @@ from lensprune.protocols.prompting import PromptOptions, prompting_of
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, GenerationConfigUse, Response
 from lensprune.protocols.thinking import ThinkingMarkers
+from lensprune.runs.folder import check_out_folder
 from lensprune.runs.outcomes import Outcomes
-from lensprune.runs.store import check_out_folder
+from lensprune.sweeps.conditions import Condition
+from lensprune.sweeps.job_spec import cell_specs
 from lensprune.sweeps.options import SweepOptions, Wording, option_values
-from lensprune.sweeps.prepare import Condition, SweepJob, cell_specs
+from lensprune.sweeps.prepare import SweepJob
 from lensprune.tasks.base import MultipleChoiceFormat
 from lensprune.terminal import progress_bar
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 from lensprune.errors import HookNeverFired, LensPruneError, UserError
 from lensprune.runs.questions import questions_to_parquet
 from lensprune.runs.records import CellKey
+from lensprune.sweeps.conditions import questions_of
 from lensprune.sweeps.options import SweepOptions
-from lensprune.sweeps.prepare import prepare, questions_of
+from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.units import Unit
 
 __all__ = ["CellWorker", "Failure", "Ready", "WorkerUpdate"]

@@ -29,8 +29,9 @@ from lensprune.results.run import Run
 from lensprune.results.text import run_report
 from lensprune.runs.store import open_store
 from lensprune.sweeps.cells import measure_cells
+from lensprune.sweeps.conditions import questions_of
 from lensprune.sweeps.options import SweepOptions
-from lensprune.sweeps.prepare import prepare, questions_of
+from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.families import save_folder
 

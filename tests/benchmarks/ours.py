@@ -19,7 +19,7 @@ from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import ModelFacts
 from lensprune.models.model_config import load_model_config
 from lensprune.protocols import build_requests, score_items
-from lensprune.sweeps.prepare import Condition
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.screening import choose, estimated_effects
 from lensprune.tasks.base import GenerationFormat, LoadedTask
 from lensprune.tasks.loading import load_task

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lensprune.analysis.intervals import mean_intervals
+from lensprune.analysis.intervals import mean_intervals, tango
 from lensprune.analysis.multiplicity import benjamini_hochberg
-from lensprune.analysis.sequential import Looks, e_bh, e_values, loss_p, narrow_enough
+from lensprune.analysis.sequential import Looks, e_bh, e_intervals, e_values, loss_p, narrow_enough
 from tests.calibration.row import Row
 
-__all__ = ["any_look", "at_the_boundary", "decided", "planned_looks", "until_width"]
+__all__ = ["any_look", "any_look_interval", "at_the_boundary", "decided", "planned_looks", "until_width"]
 
 MARGIN = 0.05
 
@@ -166,3 +166,22 @@ def any_look(scale: float = 1.0) -> list[Row]:
             runs,
         ),
     ]
+
+
+def any_look_interval(scale: float = 1.0) -> list[Row]:
+    """Intervals after every 40 items, together: those for one number of items (Tango's) are `before`."""
+    rows, cap, runs = [], 400, max(50, round(2000 * scale))
+    for lost, won in ((0.03, 0.01), (0.2, 0.05)):
+        generator, truth = np.random.default_rng(round(1000 * lost)), won - lost
+        drawn = generator.random((cap, runs))
+        changes = np.where(drawn < lost, -1, np.where(drawn < lost + won, 1, 0))
+        covered, width = np.ones((2, runs), bool), np.zeros(2)
+        for n in range(40, cap + 1, 40):
+            counts = [(changes[:n] == sign).sum(axis=0) for sign in (-1, 1)]
+            for place, (low, high) in enumerate((tango(*counts, n), e_intervals(*counts, n))):
+                covered[place] &= (low <= truth) & (truth <= high)
+                width[place] = (high - low).mean()
+        text = f"a part loses {lost:.0%} and wins {won:.0%} of the items; looked at every 40 items up to 400"
+        rows.append(Row("any look", text, "coverage at all looks", *covered.mean(axis=1), "≥ 0.95", runs))
+        rows.append(Row("any look", text, "width after 400 items", *width, "small", runs))
+    return rows

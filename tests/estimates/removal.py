@@ -12,7 +12,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import lensprune as lp
-from lensprune.ablation.variants import Variant, each_head, each_layer, each_mlp
+from lensprune.ablation.enumeration import each_head, each_layer, each_mlp
+from lensprune.ablation.variants import Variant
 from lensprune.engine.gradient_rules import GRADIENT_RULES
 from lensprune.engine.registry import make_executor
 from lensprune.models import as_hooked_model

@@ -25,8 +25,9 @@ import lensprune as lp
 import lensprune.results.outputs as outputs
 from lensprune.errors import UserError
 from lensprune.output.files import TEMPORARY_PREFIX
+from lensprune.runs.folder import SPEC_FILE
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import SPEC_FILE, RunStore
+from lensprune.runs.store import RunStore
 from tests.helpers.sweeps import sweep
 
 TASKS = ("facts", "arithmetic")

@@ -12,11 +12,11 @@ from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.protocols.base import Failure, ItemRequests, Outcome
 from lensprune.protocols.requests import LoglikelihoodRequest
+from lensprune.runs.cell_store import CellStore
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import QUESTIONS, Question, questions_hash
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.spec import CellSpec, SweepSpec, TaskSpec
-from lensprune.runs.store import CellStore
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.tasks.base import Item
 

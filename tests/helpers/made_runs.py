@@ -13,10 +13,11 @@ from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.errors import UserError
 from lensprune.results.run import Run
+from lensprune.runs.cell_store import CellStore, MemoryStore
 from lensprune.runs.questions import questions_hash
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.spec import CellSpec, TaskSpec
-from lensprune.runs.store import CellStore, MemoryStore, RunStore
+from lensprune.runs.store import RunStore
 from lensprune.tasks import get_task
 from tests.helpers.made_cells import outcome, questions, requests, skip, spec
 
@@ -106,4 +107,4 @@ def heads_run(**changes: Any) -> Run:
         needed = (variant.layer, variant.head) == (1, 2)
         return np.arange(n) % 2 == 0 if needed else np.ones(n, bool)
 
-    return layers_run(variants=variants, right=right, **changes)
+    return layers_run(**{"variants": variants, "right": right, **changes})

@@ -17,7 +17,8 @@ import torch
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.runs.store import RunStore, read_spec
+from lensprune.runs.folder import read_spec
+from lensprune.runs.store import RunStore
 from lensprune.sweeps.distributed import run_on_ray
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.run import run_sweep

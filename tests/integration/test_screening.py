@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lensprune as lp
-from lensprune.ablation.variants import each_head, each_layer
+from lensprune.ablation.enumeration import each_head, each_layer
 from lensprune.analysis.screening import screen_quality, screen_table
 from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
@@ -21,9 +21,9 @@ from lensprune.errors import UserError
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.text import run_report
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import MemoryStore
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import prepare
 from lensprune.sweeps.screening import choose, screened_count

@@ -85,10 +85,10 @@ def ours(model: BridgeModel, tasks: Path, out: Path) -> dict[str, dict[str, Any]
         VARIANTS,
         HookedExecutor(model),
         options,
-        progress=answered.append,
-        announce=announced.append,
+        progress=done.append,
+        announce=counts.append,
     )
-    assert announced == [sum(answered)]
+    assert counts == [sum(done)]
     return results
 
 

@@ -214,7 +214,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         raise KeyboardInterrupt("stopped: 3 of 9 cells are stored; resume with: lensprune resume runs/x")
 
     monkeypatch.setattr("lensprune.sweeps.run.resume", stopped)
-    monkeypatch.setattr("lensprune.runs.store.read_spec", lambda folder: SimpleNamespace(replaces_weights=False))
+    monkeypatch.setattr("lensprune.runs.folder.read_spec", lambda folder: SimpleNamespace(replaces_weights=False))
     assert cli.main(["resume", "runs/x"]) == 130
     assert capsys.readouterr().err.endswith("resume with: lensprune resume runs/x\n")
 

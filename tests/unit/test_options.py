@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Unpack, get_args, get_type_hints
 
@@ -29,11 +30,15 @@ from lensprune.models.load import open_model
 from lensprune.models.model_config import load_model_config
 from lensprune.primitives.battery import primitives, task_texts
 from lensprune.primitives.report import primitives_report
+from lensprune.protocols.prompting import PromptArguments, PromptOptions
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.studies.paper import paper
+from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.distributed import _spec
+from lensprune.sweeps.job_spec import sweep_spec
 from lensprune.sweeps.options import (
+    AnswerArguments,
     Execution,
     Generation,
     Group,
@@ -43,6 +48,7 @@ from lensprune.sweeps.options import (
     Prompts,
     Reference,
     Rows,
+    StudyArguments,
     SweepArguments,
     SweepOptions,
     TokenSampling,
@@ -53,7 +59,6 @@ from lensprune.sweeps.options import (
     help_of,
     option_values,
 )
-from lensprune.sweeps.prepare import Condition, sweep_spec
 from lensprune.sweeps.run import _options_of
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks import load_task
@@ -66,6 +71,7 @@ DECLARED = {own.name: own for own in fields(SweepOptions) if "help" in own.metad
 # Functions whose measure is defined on fewer items than a sweep has by default, or that load a model without a sweep.
 OWN_DEFAULTS: dict[tuple[Callable[..., Any], str], Any] = {
     (validate_fidelity, "limit"): 24,
+    (fidelity_report, "limit"): 24,
     (heads_report, "limit"): 20,
     (lp.head_scores, "limit"): 20,
     (attribution_report, "limit"): 10,
@@ -160,15 +166,40 @@ def _options_in(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if n in DECLARED and p.default is not p.empty}
 
 
-def test_no_function_with_options_is_left_out() -> None:
-    found = set()
+@cache
+def _public_functions() -> set[Callable[..., Any]]:
+    """The functions in any module's ``__all__``."""
+    functions = set()
     for module in pkgutil.walk_packages(lp.__path__, "lensprune."):
         if not module.name.endswith("__main__"):
             home = importlib.import_module(module.name)
             named = [getattr(home, name) for name in getattr(home, "__all__", ())]
-            found |= {f for f in named if inspect.isfunction(f) and len(_options_in(f)) > 2}
+            functions |= {f for f in named if inspect.isfunction(f)}
+    return functions
+
+
+def test_no_function_with_options_is_left_out() -> None:
+    found = {function for function in _public_functions() if len(_options_in(function)) > 2}
     assert found == set(FUNCTIONS)
     assert {function for function, _ in OWN_DEFAULTS} <= found
+
+
+def _takes_anything(function: Callable[..., Any]) -> bool:
+    """Whether a function has ``**arguments`` of no type."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD and p.annotation in (Any, "Any", p.empty) for p in parameters)
+
+
+def test_no_public_function_takes_arguments_of_any_name() -> None:
+    assert not [f"{f.__module__}.{f.__name__}" for f in _public_functions() if _takes_anything(f)]
+
+    def planted(limit: int, **options: Any) -> None: ...
+
+    assert _takes_anything(planted)
+
+
+def test_the_arguments_of_a_prompt_are_its_fields() -> None:
+    assert get_type_hints(PromptArguments) == get_type_hints(PromptOptions)
 
 
 @pytest.mark.parametrize("arguments", [JobArguments, SweepArguments])
@@ -179,6 +210,15 @@ def test_arguments_that_are_handed_on_are_a_sweeps_own(arguments: type) -> None:
     handed_on = {field.name for group in groups for field in fields(group)} - {"seed"}
     assert handed_on == {name for name in hints if name in declared and name != "command"}
     assert inspect.signature(lp.sweep).parameters.keys() >= hints.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "functions"), [(AnswerArguments, (lp.fidelity, validate_fidelity)), (StudyArguments, (lp.sweep,))]
+)
+def test_arguments_that_are_handed_on_are_taken(arguments: type, functions: tuple[Callable[..., Any], ...]) -> None:
+    for function in functions:
+        hints = get_type_hints(function)
+        assert {name: hints[name] for name in get_type_hints(arguments)} == get_type_hints(arguments)
 
 
 def test_functions_that_hand_arguments_on_say_which() -> None:

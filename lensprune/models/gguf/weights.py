@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,13 @@ QUANTIZATIONS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "
 _FREQUENCY_FACTORS = "rope_freqs.weight"
 
 
-def gguf_model(file: GgufFile, config: PretrainedConfig, dtype: torch.dtype, **placement: Any) -> PreTrainedModel:
+def gguf_model(
+    file: GgufFile, config: PretrainedConfig, dtype: torch.dtype, placement: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """The model of `file`, dequantised to `dtype`.
+
+    Args:
+        placement: arguments of `from_pretrained` that spread the model over devices.
 
     Raises:
         UserError: a tensor is missing, superfluous, of another shape, or of a type that is not read.
@@ -47,7 +53,7 @@ def gguf_model(file: GgufFile, config: PretrainedConfig, dtype: torch.dtype, **p
         dtype=dtype,
         attn_implementation="eager",
         output_loading_info=True,
-        **placement,
+        **(placement or {}),
     )
     problems = {key: sorted(map(str, value)) for key, value in info.items() if value and "key" in key}
     if problems:

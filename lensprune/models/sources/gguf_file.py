@@ -27,7 +27,7 @@ def load_gguf(path: Path, options: LoadOptions) -> LoadedModel:
     check_architecture(config, path.name)
     try:
         tokenizer = options.tokenizer or gguf_tokenizer(file)
-        model = gguf_model(file, config, options.dtype, **placement(options))
+        model = gguf_model(file, config, options.dtype, placement(options))
     except UserError:
         raise
     except Exception as error:

@@ -6,7 +6,7 @@ the declarations.
 """
 
 from lensprune.sweeps.options.ablated import FEWSHOT, Reference, Screening, check_ranked, kinds_of
-from lensprune.sweeps.options.arguments import JobArguments, SweepArguments
+from lensprune.sweeps.options.arguments import AnswerArguments, JobArguments, StudyArguments, SweepArguments
 from lensprune.sweeps.options.declare import (
     Group,
     add_options,
@@ -27,6 +27,7 @@ from lensprune.sweeps.options.sweep import SweepOptions
 
 __all__ = [
     "FEWSHOT",
+    "AnswerArguments",
     "Execution",
     "Generation",
     "Group",
@@ -42,6 +43,7 @@ __all__ = [
     "Seed",
     "Splitting",
     "StopEarly",
+    "StudyArguments",
     "SweepArguments",
     "SweepOptions",
     "TokenSampling",

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
 
-__all__ = ["JobArguments", "SweepArguments"]
+from lensprune.protocols.prompting import PromptArguments
+
+__all__ = ["AnswerArguments", "JobArguments", "StudyArguments", "SweepArguments"]
 
 
-class JobArguments(TypedDict, total=False):
-    """What is asked and how it is run, apart from the seed; see `lensprune.sweep` for the meaning of each."""
+class AnswerArguments(PromptArguments, total=False):
+    """What is asked, apart from the limit and the seed, and how its answers are generated greedily; see
+    `lensprune.sweep` for the meaning of each."""
 
-    limit: int | None
     items: str
     shots: int | None
     data_dir: str | Path | None
-    reference: str | Path
-    mean_mode: str
     leave_out_repeated: bool
     primary_metric: str | None
-    chat_template: bool
-    template_date: str | None
-    template_args: Mapping[str, Any] | None
-    fewshot_as_multiturn: bool
-    system: str | None
-    keep_eos: bool
-    thinking: str
-    think_tokens: tuple[str, str] | None
-    thinking_budget: int | None
     max_new_tokens: int | None
     until: Sequence[str]
     until_only: bool
     generation_config: str
+    executor: str
+    batch_tokens: int | None
+    memory: str | None
+
+
+class JobArguments(AnswerArguments, total=False):
+    """What is asked and how it is run, apart from the seed."""
+
+    limit: int | None
+    reference: str | Path
+    mean_mode: str
     temperature: float | None
     top_p: float | None
     top_k: int | None
     samples: int | None
-    executor: str
-    batch_tokens: int | None
-    memory: str | None
 
 
 class SweepArguments(JobArguments, total=False):
@@ -49,3 +47,12 @@ class SweepArguments(JobArguments, total=False):
     out: str | Path | None
     progress: bool
     command: str
+
+
+class StudyArguments(SweepArguments, total=False):
+    """`SweepArguments`, the seed, and how the model is loaded."""
+
+    seed: int
+    dtype: str | None
+    device: str | None
+    bos: str | None

@@ -121,7 +121,7 @@ def flag_of(declared: Field[Any]) -> str:
 
 
 def add_options(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *groups: type[Group], **defaults: Any
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *groups: type[Group], **defaults: object
 ) -> None:
     """Add an argument for every field of `groups`; `defaults` replaces some defaults for this command.
 

@@ -56,6 +56,13 @@ def test_missed_heads_are_estimated_better_and_bounded() -> None:
             assert within(row, 0.05)
 
 
+def test_heads_that_were_only_ranked_keep_the_rate() -> None:
+    for power, rate in zip(*[iter(studies.screened_q(0.25))] * 2, strict=True):
+        assert power.now > 0.65
+        assert within(rate, 0.05)
+        assert rate.before > 2 * rate.now
+
+
 def test_what_has_nothing_in_common_is_not_found_alike() -> None:
     for row in studies.overlaps(0.3):
         assert row.before > 0.2

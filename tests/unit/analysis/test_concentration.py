@@ -21,8 +21,8 @@ from lensprune.analysis.head_effects import ItemEffects, read_effects
 from lensprune.analysis.overlap import jaccard_top_k, on_disjoint_items, overlap, relabellings, spearman
 from lensprune.errors import UserError
 from lensprune.results.figures.concentration import lorenz_curves, lorenz_data
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.records import CellKey
-from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcomes_of, table
 
 

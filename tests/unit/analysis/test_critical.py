@@ -12,8 +12,8 @@ import lensprune as lp
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.analysis.critical import critical
 from lensprune.errors import UserError
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.chance import beats_chance, known_at_chance
-from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcomes_of
 from tests.helpers.made_runs import layers_run
 

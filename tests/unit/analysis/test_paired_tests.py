@@ -79,6 +79,10 @@ def test_discrete_bh_by_hand() -> None:
     # At .01: F = (.01, 0) and sums .01/.98 for one rejection. At .04: (.02/.98 + .04/.96) / 2 for two.
     at_one, at_two = 0.01 / 0.98, (0.02 / 0.98 + 0.04 / 0.96) / 2
     assert discrete_bh(tests) == pytest.approx([at_two, 1, at_one, 1])
+    # Two more that were never measured have F(t) = t; τ is still .04, with (.02/.98 + 3 · .04/.96) / 6 = 0.024.
+    at_one, at_two = 0.01 / 0.98 + 2 * 0.01 / 0.96, (0.02 / 0.98 + 3 * 0.04 / 0.96) / 2
+    assert discrete_bh(tests, hypotheses=6) == pytest.approx([at_two, 1, at_one, 1])
+    assert (discrete_bh(tests, hypotheses=3) == discrete_bh(tests)).all()
     # Benjamini & Hochberg count the two that can't be small.
     assert benjamini_hochberg(tests.p) == pytest.approx([0.08, 1, 0.04, 1])
 
@@ -115,6 +119,12 @@ def test_discrete_bh_is_the_published_step_up(level: float) -> None:
         tests = lower_tail(won.astype(float) - lost)
         expected = rejected_by_definition(tests, level)
         assert (discrete_bh(tests, level) <= level).tolist() == expected.tolist()
+        # Eight parts that were never measured.
+        law = len(tests.attainable)
+        never = np.unique(np.concatenate(tests.attainable)), np.ones(8), np.full(8, law)
+        more = ExactTests(np.append(tests.p, never[1]), np.append(tests.law, never[2]), (*tests.attainable, never[0]))
+        fewer = rejected_by_definition(more, level)[:12]
+        assert (discrete_bh(tests, level, hypotheses=20) <= level).tolist() == fewer.tolist()
         counts.append(expected.sum())
     assert len(set(counts)) > 3
 

@@ -18,8 +18,8 @@ from lensprune.analysis.protocol_gap import GAP_COLUMNS, clear_gaps, protocol_ga
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS, signatures, verdict
 from lensprune.errors import UserError
 from lensprune.results.figures.protocols import protocol_pairs
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.records import CellKey
-from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcomes_of, skip, table
 
 Answers = Mapping[tuple[str, str], Mapping[Variant, Sequence[bool]]]

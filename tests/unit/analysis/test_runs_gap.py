@@ -12,10 +12,10 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.runs_gap import runs_gap, shared_items
 from lensprune.errors import UserError
 from lensprune.results.run import Run
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.questions import questions_hash
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.spec import CellSpec, TaskSpec
-from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcome, questions, requests, skip, spec
 from tests.helpers.made_runs import layers_run
 

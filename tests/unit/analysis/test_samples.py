@@ -13,12 +13,12 @@ from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.protocol_gap import protocol_gap
 from lensprune.analysis.randomization import sign_flip_p
 from lensprune.analysis.summary import read_group, summarise
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.chance import at_chance
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import questions_hash
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.spec import CellSpec
-from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcome, questions, requests, skip, spec
 
 ITEMS, SAMPLES = 12, 3

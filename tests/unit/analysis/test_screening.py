@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+import lensprune as lp
+from lensprune.analysis.protocol_gap import protocol_gap
 from lensprune.analysis.screening import missed
+from lensprune.analysis.summary import summarise
+from lensprune.runs.outcomes import Outcomes
+from tests.helpers.made_runs import heads_run
 
 
 def measured(strongest: list[float], controls: list[float]) -> pd.DataFrame:
@@ -50,3 +57,22 @@ def test_expected_and_bound_against_the_truth() -> None:
         above += truth > most
     assert abs(np.mean(errors)) < 2
     assert above / 400 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_heads_that_were_only_ranked_count_in_q() -> None:
+    """One of 8 measured heads loses 8 of 16 items under generate, and 12 others were only ranked."""
+    run = heads_run(n=16, protocols=("default", "generate"), right=_lost_under_generate)
+    ranked = [{"variant": f"head {i}", "estimate": 0.0} for i in range(20)]
+    screened = Outcomes(replace(run.spec, screen={"estimates": ranked}), run._store)
+    # One head's p can be 1, 9, 37, 93, … / 256. τ: mean odds are 0.02 at 37 and 0.07 at 93 over the 8 measured heads;
+    # of all 20, 13 can reach such values: 0.02 at 9 and 0.11 at 37.
+    p = 1 / 256
+    for outcomes, tau, reaching in ((run, 37 / 256, 1), (screened, 9 / 256, 13)):
+        expected = reaching * p / (1 - tau)
+        for frame, column in ((summarise(outcomes), "q_loss"), (protocol_gap(outcomes), "q_lower")):
+            assert frame[column].min() == pytest.approx(expected)
+
+
+def _lost_under_generate(task: str, protocol: str, variant: lp.Variant, n: int) -> np.ndarray:
+    lost = protocol == "generate" and (variant.layer, variant.head) == (1, 2)
+    return np.arange(n) % 2 == 0 if lost else np.ones(n, bool)

@@ -256,3 +256,7 @@ def test_any_look() -> None:
     assert rate.before > 0.07
     assert within(rate, 0.05)
     assert items.now < 2 * items.before
+    for coverage, width in zip(*[iter(sequential.any_look_interval(0.05))] * 2, strict=True):
+        assert coverage.before < 0.9
+        assert coverage.now >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / coverage.runs)
+        assert width.now < 2 * width.before

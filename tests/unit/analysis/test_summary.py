@@ -11,8 +11,8 @@ from lensprune.analysis.depth import band_of, depth_bands
 from lensprune.analysis.summary import SUMMARY_COLUMNS, summarise
 from lensprune.errors import LensPruneError
 from lensprune.protocols.base import Outcome
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcome, outcomes_of, requests, skip, table
 
 

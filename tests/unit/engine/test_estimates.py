@@ -12,18 +12,10 @@ import pytest
 import torch
 
 from lensprune.ablation.collect import collect_reference
+from lensprune.ablation.enumeration import each_attention, each_head, each_kv_group, each_layer, each_mlp, layer_range
 from lensprune.ablation.hooks import BatchState, VariantHooks
 from lensprune.ablation.reference import ReferenceActivations
-from lensprune.ablation.variants import (
-    CLEAN,
-    Variant,
-    each_attention,
-    each_head,
-    each_kv_group,
-    each_layer,
-    each_mlp,
-    layer_range,
-)
+from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine import HookedExecutor
 from lensprune.engine.estimates import estimate_logprobs, estimate_measure
 from lensprune.engine.gradient_rules import GRADIENT_RULES

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from lensprune.ablation.variants import CLEAN, Variant, each_mlp
+from lensprune.ablation.enumeration import each_mlp
+from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine import greedy, make_executor
 from lensprune.engine.greedy import GreedyRules
 from lensprune.errors import UserError

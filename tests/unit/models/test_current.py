@@ -158,3 +158,5 @@ def test_device_follows_the_parameters(model: Any) -> None:
 def test_a_name_is_no_loaded_model() -> None:
     with pytest.raises(UserError, match="has no hooks: give"):
         as_hooked_model("smollm2-135m", keep_hooks=True)
+    with pytest.raises(UserError, match="keep_hooks is given with the name 'toy-base': only a loaded model has hooks"):
+        lp.sweep("toy-base", variants=[SKIP], keep_hooks=True, **ARGUMENTS)

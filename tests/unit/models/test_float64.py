@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lensprune.ablation.variants import CLEAN, each_head, each_layer
+from lensprune.ablation.enumeration import each_head, each_layer
+from lensprune.ablation.variants import CLEAN
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from tests.helpers.families import FAMILIES
 from tests.helpers.tiny_models import double, generation_requests, likelihood_requests

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lensprune.ablation.variants import each_head
+from lensprune.ablation.enumeration import each_head
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models import HookedTransformerModel, as_hooked_model, load_model
 from lensprune.models import hooked_transformer as module

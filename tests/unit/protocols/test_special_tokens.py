@@ -88,7 +88,9 @@ def test_a_chosen_date_is_written_in_every_format(code: str, written: str) -> No
         "{{ today() }}: {{ messages[-1].content }}"
     ).replace("CODE", code)
     assert chat_prompt(tokenizer, "", "hello", "2031-01-02") == (f"{written}: hello", False)
-    asked = build_requests(model(tokenizer=tokenizer), loaded(), "continuation", True, "2031-01-02")
+    asked = build_requests(
+        model(tokenizer=tokenizer), loaded(), "continuation", chat_template=True, template_date="2031-01-02"
+    )
     assert all(prompt.context.startswith(f"{written}: ") for item in asked for prompt in item.prompts)
 
 
@@ -97,4 +99,6 @@ def test_a_date_for_a_template_without_a_clock_is_refused() -> None:
     tokenizer.chat_template = "{{ messages[-1].content }}"
     assert template_date_of(tokenizer, "2031-01-02") is None
     with pytest.raises(UserError, match="template date 2031-01-02 is given, but the chat template of toy-model reads"):
-        build_requests(model(tokenizer=tokenizer), loaded(), "continuation", True, "2031-01-02")
+        build_requests(
+            model(tokenizer=tokenizer), loaded(), "continuation", chat_template=True, template_date="2031-01-02"
+        )

@@ -21,8 +21,8 @@ from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.pair import WeightChange
 from lensprune.replacement.shares import gain_shares, share_intervals
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.store import MemoryStore
 from tests.helpers.chat_models import chat_tokenizer, save_chat_folder
 from tests.helpers.families import hf_model
 from tests.helpers.made_cells import outcome, outcomes_of, requests

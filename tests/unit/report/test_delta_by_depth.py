@@ -15,9 +15,9 @@ from lensprune.analysis.summary import summarise
 from lensprune.errors import UserError
 from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.outputs import write_outputs
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
-from lensprune.runs.store import MemoryStore
 from tests.helpers.made_cells import outcomes_of, skip, table
 
 mpl.use("agg")

@@ -22,10 +22,11 @@ from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.figures.variants import variant_bars
 from lensprune.results.listing import runs_in
 from lensprune.results.text import top_variants
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import MemoryStore, RunStore
+from lensprune.runs.store import RunStore
 from lensprune.sweeps.distributed import measure_on_workers
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.scheduler import Scheduler, WorkerLost

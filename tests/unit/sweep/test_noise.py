@@ -18,9 +18,9 @@ from lensprune.errors import UserError
 from lensprune.models import as_hooked_model
 from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.text import top_variants
+from lensprune.runs.folder import read_spec
 from lensprune.runs.noise import noise_floor, noise_table, within_noise
 from lensprune.runs.spec import SweepSpec
-from lensprune.runs.store import read_spec
 from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.made_runs import layers_run
 from tests.helpers.printed import check_json_of

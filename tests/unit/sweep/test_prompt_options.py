@@ -11,10 +11,10 @@ import yaml
 import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.runs.store import read_spec
+from lensprune.runs.folder import read_spec
 from lensprune.sweeps.options import SweepOptions
-from lensprune.sweeps.prepare import load_tasks
 from lensprune.sweeps.run import _options_of
+from lensprune.sweeps.task_loading import load_tasks
 from lensprune.tasks import registry, task_names
 from tests.helpers.families import save_folder
 from tests.helpers.sweeps import sweep

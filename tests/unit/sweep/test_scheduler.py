@@ -13,8 +13,8 @@ import pytest
 import lensprune as lp
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import HookNeverFired, LensPruneError, UserError
+from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.records import CellKey
-from lensprune.runs.store import MemoryStore
 from lensprune.sweeps.options import SweepOptions, executor_options
 from lensprune.sweeps.scheduler import Scheduler, WorkerLost
 from lensprune.sweeps.selection import VariantSelection

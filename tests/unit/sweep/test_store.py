@@ -14,8 +14,9 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.errors import UserError
 from lensprune.output import files
 from lensprune.runs import store
+from lensprune.runs.folder import check_out_folder, read_spec
 from lensprune.runs.records import CellKey
-from lensprune.runs.store import RunStore, check_out_folder, read_spec
+from lensprune.runs.store import RunStore
 from tests.helpers.made_cells import skip, spec, table
 
 RIGHT = [True, True, False, True]

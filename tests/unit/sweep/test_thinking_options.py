@@ -13,7 +13,7 @@ from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.models.tokenizers import encode
 from lensprune.planning import sweep_plan
-from lensprune.runs.store import read_spec
+from lensprune.runs.folder import read_spec
 from lensprune.sweeps.thinking_prefix import AFTER_END
 from tests.helpers.chat_models import chat_tokenizer, save_chat_folder
 from tests.helpers.sweeps import sweep
