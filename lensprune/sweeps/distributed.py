@@ -146,7 +146,10 @@ def measure_on_workers(
         for c in spec.cells
     ]
     requests = ready.requests
-    total = sum(ready.work((t, p), name, sum(requests[t, p])) for t, p, names in groups for name in names)
+    if spec.stopping is None:
+        total = sum(ready.work((t, p), name, sum(requests[t, p])) for t, p, names in groups for name in names)
+    else:
+        total = sum(blocks_left(Outcomes(spec, store), requests, ready.work).values())
     began = time.perf_counter()
     with work_bar({"": total}, shown=progress) as bar:
 
