@@ -51,6 +51,7 @@ from lensprune.version import __version__
 
 __all__ = ["main"]
 
+_Run = Callable[[argparse.Namespace], int]
 _LONGEST_MESSAGE = 600
 _COMPUTING = (
     "attribute", "delta", "demo", "fidelity", "heads", "noise", "paper", "plan", "primitives", "resume", "sweep",
@@ -80,7 +81,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"lensprune {__version__}")
     commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", parser_class=_Parser)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
+    def command(name: str, run: _Run, text: str) -> _Parser:
         subparser = commands.add_parser(
             name,
             help=text,
@@ -92,12 +93,53 @@ def _parser() -> _Parser:
         subparser.set_defaults(run=run)
         return subparser
 
-    add_json(command("models", _models, "list the bundled models, and what else --model accepts"))
-    add_json(command("tasks", _tasks, "list the tasks with their protocols and parameters"))
-    swept = command("sweep", _sweep, "measure accuracy with one part of the model removed at a time")
+    for name, run, text, add_arguments in _commands():
+        add_arguments(command(name, run, text))
+    return parser
+
+
+def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser], None]]]:
+    """Each command: its name, what runs it, its help, and what adds its arguments; in the order of the help."""
+    own = {
+        "heads": (heads_command, "measure what each attention head does"),
+        "delta": (
+            delta_command,
+            "exchange weights between a base and a distilled model, and measure which ones carry the gain",
+        ),
+        "attribute": (attribute_command, "attribute a task's answers to heads, edges and paths"),
+        "fidelity": (fidelity_command, "measure how well the model's own answers survive without each part"),
+        "noise": (noise_command, "rerun the clean model with other settings, and count the items that flip"),
+        "power": (power_command, "compute the smallest loss that a sweep can detect, without running it"),
+        "primitives": (primitives_command, "find the roles of heads and MLPs while a model solves sums step by step"),
+        "paper": (paper_command, "run a whole study of depth: several sweeps, and one page about all of them"),
+        "analyse": (analyse_command, "print an analysis of a run, and write its table and figure"),
+        "report": (report_command, "write a run as an HTML page, or compare two runs"),
+        "runs": (runs_command, "list the runs in a folder, with their progress"),
+    }
+    demo = "remove each layer of the bundled model in turn, on three bundled tasks, under two protocols"
+    return [
+        ("models", _models, "list the bundled models, and what else --model accepts", add_json),
+        ("tasks", _tasks, "list the tasks with their protocols and parameters", add_json),
+        ("sweep", _sweep, "measure accuracy with one part of the model removed at a time", _add_sweep),
+        ("plan", _plan, "estimate what a sweep would cost, from the model's configuration alone", _add_plan),
+        *((name, module.run, text, module.add_arguments) for name, (module, text) in own.items()),
+        ("resume", _resume, "resume a run", _add_resume),
+        ("demo", _demo, demo, _add_demo),
+        (
+            "completion",
+            partial(completion_command.run, _parser),
+            "print a script for shell completion",
+            completion_command.add_arguments,
+        ),
+    ]
+
+
+def _add_sweep(swept: argparse.ArgumentParser) -> None:
     add_sweep_options(swept)
     add_json(swept)
-    planned = command("plan", _plan, "estimate what a sweep would cost, from the model's configuration alone")
+
+
+def _add_plan(planned: argparse.ArgumentParser) -> None:
     add_sweep_options(planned)
     planned.add_argument_group("the machine").add_argument(
         "--flops",
@@ -109,58 +151,18 @@ def _parser() -> _Parser:
         "--bandwidth", type=float, metavar="N", help="memory bandwidth for reading weights, in bytes/s, like 3e12"
     )
     add_json(planned)
-    heads_command.add_arguments(command("heads", heads_command.run, "measure what each attention head does"))
-    delta_command.add_arguments(
-        command(
-            "delta",
-            delta_command.run,
-            "exchange weights between a base and a distilled model, and measure which ones carry the gain",
-        )
-    )
-    attribute_command.add_arguments(
-        command("attribute", attribute_command.run, "attribute a task's answers to heads, edges and paths")
-    )
-    fidelity_command.add_arguments(
-        command("fidelity", fidelity_command.run, "measure how well the model's own answers survive without each part")
-    )
-    noise_command.add_arguments(
-        command("noise", noise_command.run, "rerun the clean model with other settings, and count the items that flip")
-    )
-    power_command.add_arguments(
-        command("power", power_command.run, "compute the smallest loss that a sweep can detect, without running it")
-    )
-    primitives_command.add_arguments(
-        command(
-            "primitives",
-            primitives_command.run,
-            "find the roles of heads and MLPs while a model solves sums step by step",
-        )
-    )
-    paper_command.add_arguments(
-        command(
-            "paper", paper_command.run, "run a whole study of depth: several sweeps, and one page about all of them"
-        )
-    )
-    analyse_command.add_arguments(
-        command("analyse", analyse_command.run, "print an analysis of a run, and write its table and figure")
-    )
-    report_command.add_arguments(
-        command("report", report_command.run, "write a run as an HTML page, or compare two runs")
-    )
-    runs_command.add_arguments(command("runs", runs_command.run, "list the runs in a folder, with their progress"))
-    resumed = command("resume", _resume, "resume a run")
+
+
+def _add_resume(resumed: argparse.ArgumentParser) -> None:
     resumed.add_argument("folder", metavar="FOLDER", help="run folder")
     resumed.add_argument("--executor", metavar="NAME", help="run the missing cells with this executor")
     add_options(resumed, Workers)
     add_json(resumed)
-    demo = command(
-        "demo", _demo, "remove each layer of the bundled model in turn, on three bundled tasks, under two protocols"
-    )
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--out", default="runs/demo", metavar="FOLDER", help="run folder (default: runs/demo)")
     add_json(demo)
-    completed = command("completion", partial(completion_command.run, _parser), "print a script for shell completion")
-    completion_command.add_arguments(completed)
-    return parser
 
 
 def _models(arguments: argparse.Namespace) -> int:

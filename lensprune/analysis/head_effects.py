@@ -27,8 +27,8 @@ its lead over the best other option, nats. The last two do not exist under ``gen
 class ItemEffects:
     """`differences[i, p]`: measure of item i with part p removed, minus the clean model's; negative: p was needed.
 
-    `layers`, `heads`: location of each part (no head for a whole branch). `dropped`: number of items left out because a
-    value is not finite; `item_ids`: the others, in order. `at_chance`: the clean model does not beat guessing, on all
+    `layers`, `heads`: location of each part (no head for a whole branch). `item_ids`: the items with finite values, in
+    order. `at_chance`: the clean model does not beat guessing, on all
     items that it was measured on.
     """
 
@@ -40,7 +40,6 @@ class ItemEffects:
     heads: tuple[int | None, ...]
     differences: Float[np.ndarray, "item part"]
     clusters: Int[np.ndarray, " item"] | None
-    dropped: int
     at_chance: bool
     item_ids: tuple[str, ...]
 
@@ -102,7 +101,6 @@ def read_effects(
         heads=tuple(part.head for part in parts),
         differences=differences[finite],
         clusters=pd.factorize(names)[0][finite] if names.notna().all() else None,
-        dropped=int((~finite).sum()),
         at_chance=cell_at_chance(outcomes.cell(CellKey(CLEAN.name, task, protocol), CHANCE_COLUMNS, whole=True)),
         item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[::samples][finite]),
     )

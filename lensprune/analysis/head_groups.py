@@ -13,6 +13,12 @@ from lensprune.runs.outcomes import Outcomes
 __all__ = ["heads_and_groups", "heads_beside_groups"]
 
 
+_OF_GROUP = [
+    *("task", "protocol", "n", "layer", "group", "heads"),
+    *("group_effect", "sum_of_heads", "strongest_head", "strongest_effect"),
+]
+
+
 def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int) -> pd.DataFrame:
     """One row per key/value group whose heads were also all removed one by one.
 
@@ -33,18 +39,8 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
     Raises:
         UserError: the task, protocol or measure differs, no item is shared, or no group had all its heads removed.
     """
-    for what in ("task", "protocol", "measure"):
-        if getattr(heads, what) != getattr(groups, what):
-            raise UserError(f"heads and groups differ in {what}: {getattr(heads, what)} and {getattr(groups, what)}")
-    row_of = {item: i for i, item in enumerate(groups.item_ids)}
-    in_heads = [i for i, item in enumerate(heads.item_ids) if item in row_of]
-    if not in_heads:
-        raise UserError(
-            f"heads and groups share none of their {len(heads.item_ids)} and {len(groups.item_ids)} items: sweep both "
-            "over the same ones"
-        )
-    of_heads = heads.differences[in_heads]
-    of_groups = groups.differences[[row_of[heads.item_ids[i]] for i in in_heads]]
+    in_heads, in_groups = _shared_items(heads, groups)
+    of_heads, of_groups = heads.differences[in_heads], groups.differences[in_groups]
     clusters = None if heads.clusters is None else heads.clusters[in_heads]
     effects = of_heads.mean(axis=0)
     place = {pair: i for i, pair in enumerate(zip(heads.layers, heads.heads, strict=True))}
@@ -58,20 +54,10 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
         strongest = min(columns, key=lambda column: effects[column])
         together, apart = of_groups[:, index], of_heads[:, columns].sum(axis=1)
         interactions.append(together - apart)
-        rows.append(
-            {
-                "task": heads.task,
-                "protocol": heads.protocol,
-                "n": len(in_heads),
-                "layer": layer,
-                "group": group,
-                "heads": f"{members[0]}-{members[-1]}" if len(members) > 1 else str(members[0]),
-                "group_effect": float(together.mean()),
-                "sum_of_heads": float(apart.mean()),
-                "strongest_head": heads.heads[strongest],
-                "strongest_effect": float(effects[strongest]),
-            }
-        )
+        label = f"{members[0]}-{members[-1]}" if len(members) > 1 else str(members[0])
+        means = (float(together.mean()), float(apart.mean()))
+        place_of = (heads.task, heads.protocol, len(in_heads), layer, group, label)
+        rows.append((*place_of, *means, heads.heads[strongest], float(effects[strongest])))
     if not rows:
         raise UserError(
             "no key/value group was removed along with each of its heads separately: sweep over heads-and-groups"
@@ -79,9 +65,24 @@ def heads_beside_groups(heads: ItemEffects, groups: ItemEffects, group_size: int
     largest = 1 + group_size
     bounds = (-largest, largest) if heads.measure == "correct" else None
     intervals = mean_intervals(np.stack(interactions, axis=1), clusters, bounds=bounds)
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=_OF_GROUP)
     frame["interaction"], frame["ci_low"], frame["ci_high"] = intervals.delta, intervals.low, intervals.high
     return frame
+
+
+def _shared_items(heads: ItemEffects, groups: ItemEffects) -> tuple[list[int], list[int]]:
+    """The places of the items that both have, in either's order of heads; refuses effects that can't be compared."""
+    for what in ("task", "protocol", "measure"):
+        if getattr(heads, what) != getattr(groups, what):
+            raise UserError(f"heads and groups differ in {what}: {getattr(heads, what)} and {getattr(groups, what)}")
+    row_of = {item: i for i, item in enumerate(groups.item_ids)}
+    in_heads = [i for i, item in enumerate(heads.item_ids) if item in row_of]
+    if not in_heads:
+        raise UserError(
+            f"heads and groups share none of their {len(heads.item_ids)} and {len(groups.item_ids)} items: sweep both "
+            "over the same ones"
+        )
+    return in_heads, [row_of[heads.item_ids[i]] for i in in_heads]
 
 
 def heads_and_groups(

@@ -29,7 +29,6 @@ _BLOCK = 250
 _EQUAL = 1e-12
 _TAIL = (1 - CONFIDENCE) / 2
 _HALVINGS = 50
-_NORMAL = float(scipy.stats.norm.ppf(1 - _TAIL))
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,15 @@ def _by_student(
 
 
 def tango(
-    lost: Int[np.ndarray, " variant"], won: Int[np.ndarray, " variant"], n: int, *, z: float = _NORMAL
+    lost: Int[np.ndarray, " variant"], won: Int[np.ndarray, " variant"], n: int, *, z: float | None = None
 ) -> tuple[Float[np.ndarray, " variant"], Float[np.ndarray, " variant"]]:
     """Score interval of the difference of two paired proportions, (won − lost) / n; 95% unless another `z` is given.
 
     Tango (1998), "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17, 891–908, section 3: the differences δ with |`score_z`| ≤ `z`.
     """
+    if z is None:
+        z = float(scipy.stats.norm.ppf(1 - _TAIL))
     found = (won - lost) / n
     ends = []
     for bound in (-1.0, 1.0):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import scipy
 from jaxtyping import Float
-from statsmodels.stats.multitest import multipletests
 
 from lensprune.analysis.paired_tests import ExactTests
 
@@ -83,6 +82,9 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """Family-wise adjusted p-values (Holm 1979); NaN stays NaN and does not count."""
+    # It takes a second to import, and reading a run needs none of it.
+    from statsmodels.stats.multitest import multipletests
+
     adjusted = np.array(p_values, float)
     known = ~np.isnan(adjusted)
     if known.any():

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 import scipy
-from statsmodels.stats.proportion import proportion_confint
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import UserError
@@ -132,5 +131,5 @@ def missed(measured: pd.DataFrame, heads: int, top: int) -> tuple[int, float, fl
     within = np.clip((top - (np.cumsum(weights) - weights)) / weights, 0, 1)
     share = float(within[control].sum()) / n
     touched = int((within[control] > 0).sum())
-    highest = float(proportion_confint(touched, n, alpha=0.1, method="beta")[1])
+    highest = float(scipy.stats.binomtest(touched, n).proportion_ci(0.9, method="exact").high)
     return touched, share * unmeasured, min(highest * unmeasured, float(top))

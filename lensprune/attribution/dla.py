@@ -18,7 +18,7 @@ from lensprune.attribution.readout import linear_read_out, tolerance_of
 from lensprune.attribution.runs import capture
 from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import AnyModel, HookedModel
+from lensprune.models.base import AnyModel, HookedModel, ModelFacts
 from lensprune.models.weights import FrozenNorm, block_of, final_norm, frozen_norm, output_weights, unembedding
 
 __all__ = ["DirectAttribution", "direct_logit_attribution", "source_attribution"]
@@ -234,16 +234,11 @@ def source_attribution(
             heads, a bias and its MLP, or the logits are not linear in the normed residual up to a cap.
     """
     hooked = as_hooked_model(model)
-    facts = hooked.facts
-    places = [(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)]
-    for place in heads or []:
-        if tuple(place) not in places:
-            raise UserError(f"head {place} does not exist: {facts.name} has {facts.n_layers} × {facts.n_heads}")
-    chosen = places if heads is None else [tuple(place) for place in heads]
+    chosen = _existing_heads(hooked.facts, heads)
     layers = sorted({layer for layer, _ in chosen})
-    final_name = f"blocks.{facts.n_layers - 1}.hook_resid_post"
+    final_name = f"blocks.{hooked.facts.n_layers - 1}.hook_resid_post"
     names = [f"blocks.{layer}.{hook}" for layer in layers for hook in _SOURCE_HOOKS]
-    (batch,) = pair_batches([pair], facts.device, 1)
+    (batch,) = pair_batches([pair], hooked.facts.device, 1)
     logits, kept = capture(hooked, batch.clean, dict.fromkeys([*names, final_name]))
     final = kept[final_name][:, -1]
     factor, _ = linear_read_out(hooked, final, logits)
@@ -252,18 +247,34 @@ def source_attribution(
     texts = [str(hooked.tokenizer.decode([token])) for token in pair.clean]
     rows = []
     for layer in layers:
-        if "ln1_post" in block_of(hooked, layer)._modules:
-            raise UserError(f"{facts.architecture} norms the sum of its heads: it can't be split by source token")
-        pattern, v, z, attention, mlp, before, after = (kept[f"blocks.{layer}.{hook}"] for hook in _SOURCE_HOOKS)
-        values = repeat(v[0], "key kv_head d_head -> key (kv_head group) d_head", group=facts.heads_per_group)
-        weighted = einsum(pattern[0, :, -1], values, "head key, key head d_head -> head key d_head")
-        check_sum(weighted.sum(1), z[0, -1])
-        check_sum(before + attention + mlp, after)
-        check_attention(hooked, layer, attention, z)
-        weights = output_weights(hooked, layer).detach()
-        written = einsum(weighted, weights, "head key d_head, head d_head d_model -> head key d_model")
+        written = _writes_by_source(hooked, layer, [kept[f"blocks.{layer}.{hook}"] for hook in _SOURCE_HOOKS])
         by_position = (norm.apply(written, scale) * direction).sum(-1).tolist()
-        for own_layer, head in chosen:
-            if own_layer == layer:
-                rows += [(layer, head, p, texts[p], value) for p, value in enumerate(by_position[head])]
+        for head in (head for place, head in chosen if place == layer):
+            rows += [(layer, head, p, texts[p], value) for p, value in enumerate(by_position[head])]
     return pd.DataFrame(rows, columns=["layer", "head", "position", "token", "value"])
+
+
+def _existing_heads(facts: ModelFacts, heads: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    """These (layer, head) pairs, or all of the model's."""
+    places = [(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)]
+    for place in heads or []:
+        if tuple(place) not in places:
+            raise UserError(f"head {place} does not exist: {facts.name} has {facts.n_layers} × {facts.n_heads}")
+    return places if heads is None else [(layer, head) for layer, head in heads]
+
+
+def _writes_by_source(
+    model: HookedModel, layer: int, kept: Sequence[torch.Tensor]
+) -> Float[torch.Tensor, "head key d_model"]:
+    """What each head writes at the last position from each position that it reads; `kept`: the layer's
+    `_SOURCE_HOOKS`."""
+    if "ln1_post" in block_of(model, layer)._modules:
+        raise UserError(f"{model.facts.architecture} norms the sum of its heads: it can't be split by source token")
+    pattern, v, z, attention, mlp, before, after = kept
+    values = repeat(v[0], "key kv_head d_head -> key (kv_head group) d_head", group=model.facts.heads_per_group)
+    weighted = einsum(pattern[0, :, -1], values, "head key, key head d_head -> head key d_head")
+    check_sum(weighted.sum(1), z[0, -1])
+    check_sum(before + attention + mlp, after)
+    check_attention(model, layer, attention, z)
+    weights = output_weights(model, layer).detach()
+    return einsum(weighted, weights, "head key d_head, head d_head d_model -> head key d_model")

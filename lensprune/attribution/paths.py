@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
 from einops import repeat
+from jaxtyping import Bool, Float
 
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.attribution.mean_se import MeanSE
@@ -68,30 +69,45 @@ def path_patching(
         _, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
         check_additive(corrupt - clean, corrupt_final - clean_final)
         base = batch.metric(logits).double()
+        parts: Iterator[tuple[int, torch.Tensor]]
         if receiver == "logits":
-            chosen = [graph.writer(sender) for sender in senders]
-            patched = clean_final[:, -1] + (corrupt - clean)[chosen, :, -1]
             check_read_out(hooked, read_out(hooked, clean_final[:, -1]), logits)
-            metrics = torch.stack([batch.metric(logits) for logits in read_out(hooked, patched)])
-            means.add(metrics.double() - base)
-            if progress is not None:
-                progress(len(senders) * len(base))
-            continue
-        n = len(batch.clean)
-        each = max(1, rows // n)
-        for start in range(0, len(senders), each):
-            chunk = masks[start : start + each]
-            out = replace_edges(
-                hooked,
-                graph,
-                repeat(batch.clean, "pair pos -> (sender pair) pos", sender=len(chunk)),
-                repeat(chunk, "sender writer reader -> (sender pair) writer reader", pair=n),
-                repeat(corrupt, "writer pair pos d_model -> writer (sender pair) pos d_model", sender=len(chunk)),
-            )
-            metrics = torch.stack([batch.metric(part) for part in out.split(n)])
+            chosen = [graph.writer(sender) for sender in senders]
+            patched = read_out(hooked, clean_final[:, -1] + (corrupt - clean)[chosen, :, -1])
+            parts = iter([(0, torch.stack([batch.metric(each) for each in patched]))])
+        else:
+            parts = _patched_metrics(hooked, graph, batch, masks, corrupt, rows)
+        for start, metrics in parts:
             means.add(metrics.double() - base, start)
             if progress is not None:
-                progress(len(chunk) * n)
+                progress(metrics.numel())
+    return _effect_table(senders, receiver, means)
+
+
+def _patched_metrics(
+    model: HookedModel,
+    graph: EdgeGraph,
+    batch: PairBatch,
+    masks: Bool[torch.Tensor, "sender writer reader"],
+    corrupt: Float[torch.Tensor, "writer pair pos d_model"],
+    rows: int,
+) -> Iterator[tuple[int, Float[torch.Tensor, "sender pair"]]]:
+    """The metrics with one edge patched, a few senders at a time: the first one's index, and [sender, pair]."""
+    n = len(batch.clean)
+    each = max(1, rows // n)
+    for start in range(0, len(masks), each):
+        chunk = masks[start : start + each]
+        out = replace_edges(
+            model,
+            graph,
+            repeat(batch.clean, "pair pos -> (sender pair) pos", sender=len(chunk)),
+            repeat(chunk, "sender writer reader -> (sender pair) writer reader", pair=n),
+            repeat(corrupt, "writer pair pos d_model -> writer (sender pair) pos d_model", sender=len(chunk)),
+        )
+        yield start, torch.stack([batch.metric(part) for part in out.split(n)])
+
+
+def _effect_table(senders: Sequence[str], receiver: str, means: MeanSE) -> pd.DataFrame:
     effects = {"effect": means.mean, "standard_error": means.standard_error}
     frame = pd.DataFrame({"sender": list(senders), "receiver": receiver, **effects})
     frame.insert(1, "layer", [_place(sender)[0] for sender in senders])

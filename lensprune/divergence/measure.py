@@ -40,7 +40,7 @@ class AnswerReading:
     """One task's answers, scored under every variant.
 
     `item_ids`: of the answers read, in order; `items`: by variant (clean left out), see `fidelity_items`; `n_tokens`:
-    read of each variant; `n_asked`: items given to the clean model; `seconds`: of the clean generation
+    read of each variant; `seconds`: of the clean generation
     (``generate``) and the reading (``trace``).
     """
 
@@ -49,7 +49,6 @@ class AnswerReading:
     variants: tuple[Variant, ...]
     items: dict[str, dict[str, Float[np.ndarray, " item"]]]
     n_tokens: int
-    n_asked: int
     seconds: dict[str, float]
 
 
@@ -186,7 +185,6 @@ def read_answers(
                         v.name: fidelity_items(trace, clean_trace) for v, trace in zip(changed, others, strict=True)
                     },
                     n_tokens=sum(len(answer.continuation_ids) for answer in answers),
-                    n_asked=len(cell.items),
                     seconds={"generate": generated, "trace": time.perf_counter() - began},
                 )
             )

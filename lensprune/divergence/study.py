@@ -159,13 +159,12 @@ def validate_fidelity(
         sweep_options = SweepOptions.given(task, "generate", variants, **options, **option_values(given, Generation))
         [reading] = read_answers(hooked.module, sweep_options, progress=progress)
         few = _seconds_of_few(hooked, replace(sweep_options, limit=max(1, limit // _FEW)), progress)
-        records, summary = {}, {}
+        records, summary, taken = {}, {}, {}
         for protocol in protocols:
             began = time.perf_counter()
             own = options | (option_values(given, Generation) if protocol == "generate" else without_texts)
             run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
-            if protocol == "generate":
-                taken = time.perf_counter() - began
+            taken[protocol] = time.perf_counter() - began
             records[protocol], summary[protocol] = run.records(), run.summary()
         measured = pd.concat(records.values(), ignore_index=True)
         of_task = pd.concat(summary.values(), ignore_index=True)
@@ -180,13 +179,20 @@ def validate_fidelity(
         )
         if "continuation" in protocols:
             tables["gap"].append(failure_gap(measured))
-        cost = sum(reading.seconds.values())
-        seconds.append((scores["task"].iloc[0], taken, cost, taken / cost, few, taken / few))
+        whole, cost = taken["generate"], sum(reading.seconds.values())
+        seconds.append((scores["task"].iloc[0], whole, cost, whole / cost, few, whole / few))
+    return _study(facts.name, tables, seconds)
+
+
+def _study(
+    model: str, tables: Mapping[str, Sequence[pd.DataFrame]], seconds: Sequence[tuple[Any, ...]]
+) -> FidelityStudy:
+    """The tables of all tasks together."""
     joined = {name: _joined(frames) for name, frames in tables.items()}
     if joined["gap"].empty:
         joined["gap"] = pd.DataFrame(columns=list(GAP_COLUMNS))
     columns = ["task", "generate", "fidelity", "ratio", "few", "few_ratio"]
-    return FidelityStudy(model=facts.name, seconds=pd.DataFrame(seconds, columns=columns), **joined)
+    return FidelityStudy(model=model, seconds=pd.DataFrame(seconds, columns=columns), **joined)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

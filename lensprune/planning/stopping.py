@@ -62,7 +62,7 @@ def asked_at_looks(
 
     Args:
         parts: all that are in question.
-        measured: those that are measured at all; with fewer than `parts` they are the `controls`, which lose nothing, and
+        measured: how many are measured; with fewer than `parts` they are the `controls`, which lose nothing, and
             those that lose most, as screening would have it.
     """
     losses = profile.losses(parts)

@@ -64,20 +64,7 @@ def causal_tests(
       patch on unrelated tokens. NaN if no probe of the test has two of them.
     * ``n`` of ``n_asked`` probes count; with fewer than `MIN_PROBES` chains the rest is NaN.
     """
-    groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
-    for index, probe in enumerate(probes):
-        groups[len(probe.clean), len(probe.donor), probe.everywhere].append(index)
-    effects = np.full((len(probes), len(places)), np.nan)
-    placebos = np.full((len(probes), len(places)), np.nan)
-    wholes, counts = np.full(len(probes), np.nan), np.zeros(len(probes), bool)
-    generator = np.random.default_rng(seed)
-    for indices in groups.values():
-        for start in range(0, len(indices), _PAIRS):
-            chosen = indices[start : start + _PAIRS]
-            chosen_probes = [probes[i] for i in chosen]
-            wholes[chosen], counts[chosen], effects[chosen], placebos[chosen] = _measure(
-                model, chosen_probes, places, generator
-            )
+    wholes, counts, effects, placebos = _measure_all(model, probes, places, seed)
     tests = np.array([probe.test for probe in probes])
     units = np.array([probe.unit for probe in probes])
     frames = []
@@ -100,12 +87,29 @@ def causal_tests(
             _fill(frame, effects[used], placebos[used], units[used], wholes[used].mean(), tested, seed)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)
-    for _, own_rows in table.groupby("component"):
-        for name in ("", "placebo_"):
-            of = "p_value" if not name else "placebo_p"
-            to = "q_value" if not name else "placebo_q"
-            table.loc[own_rows.index, to] = benjamini_hochberg(own_rows[of].to_numpy(float))
+    for _, of_component in table.groupby("component"):
+        for p, q in (("p_value", "q_value"), ("placebo_p", "placebo_q")):
+            table.loc[of_component.index, q] = benjamini_hochberg(of_component[p].to_numpy(float))
     return table[list(CAUSAL_COLUMNS)].astype({"layer": "Int64", "head": "Int64"})
+
+
+def _measure_all(
+    model: HookedModel, probes: Sequence[Probe], places: Sequence[PatchTarget], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`_measure` of probes of any shapes, those of one shape together."""
+    groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
+    for index, probe in enumerate(probes):
+        groups[len(probe.clean), len(probe.donor), probe.everywhere].append(index)
+    effects = np.full((len(probes), len(places)), np.nan)
+    placebos = np.full((len(probes), len(places)), np.nan)
+    wholes, counts = np.full(len(probes), np.nan), np.zeros(len(probes), bool)
+    generator = np.random.default_rng(seed)
+    for indices in groups.values():
+        for start in range(0, len(indices), _PAIRS):
+            chosen = indices[start : start + _PAIRS]
+            measured = _measure(model, [probes[i] for i in chosen], places, generator)
+            wholes[chosen], counts[chosen], effects[chosen], placebos[chosen] = measured
+    return wholes, counts, effects, placebos
 
 
 def _fill(

@@ -11,9 +11,10 @@ from typing import Unpack
 from lensprune.errors import LensPruneError, UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode
+from lensprune.protocols.arguments import PromptArguments
 from lensprune.protocols.base import ItemRequests, Outcome, Prompt
 from lensprune.protocols.chat import chat_prompt
-from lensprune.protocols.prompting import PromptArguments, Prompting, PromptOptions, prompting_of
+from lensprune.protocols.prompting import Prompting, PromptOptions, prompting_of
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodResponse, Request, Response
 from lensprune.protocols.votes import with_votes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.chat import check_chat_template, thinking_arguments
 from lensprune.protocols.thinking import ThinkingMarkers, markers_of
 
-__all__ = ["PromptArguments", "PromptOptions", "Prompting", "prompting_of"]
+__all__ = ["PromptOptions", "Prompting", "prompting_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +27,6 @@ class PromptOptions:
     thinking: str = "auto"
     think_tokens: tuple[str, str] | None = None
     thinking_budget: int | None = None
-
-
-class PromptArguments(TypedDict, total=False):
-    """The fields of `PromptOptions`, as keyword arguments of functions that hand them on."""
-
-    chat_template: bool
-    template_date: str | None
-    template_args: Mapping[str, Any] | None
-    fewshot_as_multiturn: bool
-    system: str | None
-    keep_eos: bool
-    thinking: str
-    think_tokens: tuple[str, str] | None
-    thinking_budget: int | None
 
 
 @dataclass(frozen=True)

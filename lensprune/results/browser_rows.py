@@ -85,19 +85,13 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS, other: Outcomes | 
         changed["variant"], changed["task"], changed["protocol"], changed["n"] * changed["samples"], strict=True
     )
     sizes = {CellKey(variant, task, protocol): int(n) for variant, task, protocol, n in places}
-    names: dict[str, list[Any]] = {"variants": [], "cells": [], "failures": []}
-    indices: dict[tuple[str, Any], int] = {}
+    names = _Names()
+    index = names.index
     clean: dict[int, dict[str, list[Any]]] = {}
     clean_place, clean_records = ("", ""), _NO_RECORDS
     rows: list[list[Any]] = []
     asked: list[list[Any]] = []
     finished = outcomes.finished()
-
-    def index(kind: str, value: Any) -> int:
-        if (kind, value) not in indices:
-            indices[kind, value] = len(names[kind])
-            names[kind].append(visible(value) if isinstance(value, str) else [visible(part) for part in value])
-        return indices[kind, value]
 
     shares = shares_of(sizes, most)
     for key in (key for key in finished if shares.get(key)):
@@ -122,19 +116,40 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS, other: Outcomes | 
             rows.append([cell, item, variant, record["layer"], *_answer(record, index)])
             if other is not None:
                 rows[-1].append(_answer(beside[i], index) if i in beside else None)
-    limit = PROMPT_LIMIT
-    if asked:
-        limit = max(SHORTEST_PROMPT, min(limit, MAX_PROMPT_CHARACTERS // len(asked)))
-    for measured in asked:
-        measured[0] = visible_end(measured[0], limit)
+    limit = _shorten_prompts(asked)
     payload = {
-        **names,
+        **names.lists,
         "questions": asked,
-        "clean": {str(cell): measured for cell, measured in clean.items()},
+        "clean": {str(cell): answers for cell, answers in clean.items()},
         "rows": rows,
         "two": other is not None,
     }
     return BrowserRows(payload, len(rows), sum(sizes.values()), limit)
+
+
+class _Names:
+    """Lists of names, each name once, and their indices."""
+
+    def __init__(self) -> None:
+        self.lists: dict[str, list[Any]] = {"variants": [], "cells": [], "failures": []}
+        self._indices: dict[tuple[str, Any], int] = {}
+
+    def index(self, kind: str, value: Any) -> int:
+        """The place of a name, or of a tuple of names, in the list of its kind."""
+        if (kind, value) not in self._indices:
+            self._indices[kind, value] = len(self.lists[kind])
+            self.lists[kind].append(visible(value) if isinstance(value, str) else [visible(part) for part in value])
+        return self._indices[kind, value]
+
+
+def _shorten_prompts(asked: Sequence[list[Any]]) -> int:
+    """Cut the prompts of these questions (`_shown`) to what a page can hold; returns the characters kept of each."""
+    limit = PROMPT_LIMIT
+    if asked:
+        limit = max(SHORTEST_PROMPT, min(limit, MAX_PROMPT_CHARACTERS // len(asked)))
+    for question in asked:
+        question[0] = visible_end(question[0], limit)
+    return limit
 
 
 def _beside(outcomes: Outcomes, other: Outcomes, key: CellKey) -> dict[int, Record]:

@@ -95,7 +95,7 @@ _CELLS_SHOWN = {
     "seed": Column("seed", "d"),
     "note": Column("note"),
 }
-_CLAIM_SHOWN = {
+CLAIM_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
     "ablation": Column("removed by"),
@@ -267,7 +267,7 @@ def _none_critical(changed: pd.DataFrame) -> str:
 def _claim_columns(rows: pd.DataFrame) -> dict[str, Column]:
     """Without the likelihood's own change where no row has one."""
     alone = rows["likelihood_value"].isna().all()
-    return {name: column for name, column in _CLAIM_SHOWN.items() if not (alone and name.startswith("likelihood"))}
+    return {name: column for name, column in CLAIM_SHOWN.items() if not (alone and name.startswith("likelihood"))}
 
 
 def _counted(n: int, what: str) -> str:

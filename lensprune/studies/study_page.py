@@ -13,11 +13,11 @@ from lensprune.analysis.claims import DISTILLATION, claim_results
 from lensprune.analysis.critical import critical
 from lensprune.analysis.signatures import SIGNATURE_COLUMNS
 from lensprune.errors import UserError
-from lensprune.output.html import Column, EmbeddedFigure, embedded_figure, render, table, write_page
+from lensprune.output.html import Column, EmbeddedFigure, Table, embedded_figure, render, table, write_page
 from lensprune.output.plain_text import visible
 from lensprune.replacement.figure_kinds import replacement_figure_of
 from lensprune.results.analyses import analysis_named
-from lensprune.results.page import prompts_in_words
+from lensprune.results.page import CLAIM_SHOWN, prompts_in_words
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.studies.pair import NO_PAIR, PairResult, concentration_change_rows, moved
@@ -33,17 +33,8 @@ _SECTIONS = [
     ("claims", "The paper's claims"),
     ("choices", "Choices"),
 ]
-_SHOWN = {
-    "task": Column("task"),
-    "protocol": Column("protocol"),
-    "ablation": Column("removed by"),
-    "layers": Column("layers, first and later"),
-    "verdict": Column("verdict"),
-    "n": Column("n", "d"),
-    "value": Column("value", "+.3f"),
-    "ci_low": Column("95% from", "+.3f"),
-    "ci_high": Column("to", "+.3f"),
-}
+_NOT_SHOWN = ("p_holm", "likelihood_value", "likelihood_ci_low", "likelihood_ci_high")
+_SHOWN = {name: column for name, column in CLAIM_SHOWN.items() if name not in _NOT_SHOWN}
 _CHANGE_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
@@ -110,8 +101,25 @@ def _row(part: StudyPart, run: Run) -> dict[str, Any]:
 
 
 def _pair(pair_result: PairResult, change: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    sweeps = []
     pictures: list[EmbeddedFigure] = []
+    sweeps = _pair_sweeps(pair_result, folder, pictures)
+    replacements = _pair_replacements(pair_result, folder, pictures)
+    thinking = _pair_thinking(pair_result, pictures) if pair_result.thinking else None
+    notes = ["clean model at chance" if chance else "" for chance in known_at_chance(change)]
+    shown = change.assign(statistic=change["statistic"].map(_STATISTICS), note=notes)
+    return {
+        "sweeps": sweeps,
+        "concentration_change": table(shown, _CHANGE_SHOWN),
+        "replacements": replacements,
+        "thinking": thinking,
+        "thinking_links": [_thinking_link(one, folder) for one in pair_result.thinking],
+        "figures": pictures,
+    }
+
+
+def _pair_sweeps(pair_result: PairResult, folder: Path, pictures: list[EmbeddedFigure]) -> list[dict[str, Any]]:
+    """The rows of both models' sweeps; adds their figures to `pictures`."""
+    sweeps = []
     for part, base, distilled, page in pair_result.sweeps:
         for role, run in (("base", base), ("distilled", distilled)):
             assert run.folder is not None
@@ -122,6 +130,11 @@ def _pair(pair_result: PairResult, change: pd.DataFrame, folder: Path) -> dict[s
             caption = f"{role.capitalize()}, {visible(run.spec.model)}: {figure.caption}"
             name = f"{part.name}_{role}"
             pictures.append(embedded_figure(name, figure.draw(), figure.data(), f"{role}. {figure.alt}", caption))
+    return sweeps
+
+
+def _pair_replacements(pair_result: PairResult, folder: Path, pictures: list[EmbeddedFigure]) -> list[dict[str, Any]]:
+    """The rows of the exchanges; adds their figures to `pictures`."""
     replacements = []
     for one, result in pair_result.replacements:
         assert result.folder is not None
@@ -137,26 +150,17 @@ def _pair(pair_result: PairResult, change: pd.DataFrame, folder: Path) -> dict[s
         figure = replacement_figure_of(result)
         caption = f"{one.name}: {figure.caption}"
         pictures.append(embedded_figure(one.name, figure.draw(), figure.data(), f"{one.name}. {figure.alt}", caption))
-    thinking = None
-    if pair_result.thinking:
-        rows, effects = thinking_rows(pair_result.thinking), thinking_effects(pair_result.thinking)
-        thinking = table(rows, _THINKING_SHOWN)
-        models = {one.role: one.run.spec.model for one in pair_result.thinking}
-        caption = (
-            f"Δμ without each layer, with paired 95% intervals: {visible(', '.join(map(' '.join, models.items())))}"
-        )
-        alt = "Lines: change of accuracy against the removed layer, one line for each way of thinking"
-        pictures.append(embedded_figure("thinking", draw_thinking(effects), effects, alt, caption))
-    notes = ["clean model at chance" if chance else "" for chance in known_at_chance(change)]
-    shown = change.assign(statistic=change["statistic"].map(_STATISTICS), note=notes)
-    return {
-        "sweeps": sweeps,
-        "concentration_change": table(shown, _CHANGE_SHOWN),
-        "replacements": replacements,
-        "thinking": thinking,
-        "thinking_links": [_thinking_link(one, folder) for one in pair_result.thinking],
-        "figures": pictures,
-    }
+    return replacements
+
+
+def _pair_thinking(pair_result: PairResult, pictures: list[EmbeddedFigure]) -> Table:
+    """The table of ways of thinking; adds its figure to `pictures`."""
+    effects = thinking_effects(pair_result.thinking)
+    models = {one.role: one.run.spec.model for one in pair_result.thinking}
+    caption = f"Δμ without each layer, with paired 95% intervals: {visible(', '.join(map(' '.join, models.items())))}"
+    alt = "Lines: change of accuracy against the removed layer, one line for each way of thinking"
+    pictures.append(embedded_figure("thinking", draw_thinking(effects), effects, alt, caption))
+    return table(thinking_rows(pair_result.thinking), _THINKING_SHOWN)
 
 
 def _thinking_link(one: ThinkingRun, folder: Path) -> dict[str, str]:

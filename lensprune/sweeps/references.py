@@ -14,7 +14,7 @@ from lensprune.models import encode
 from lensprune.models.base import HookedModel
 from lensprune.paths import usable_path
 from lensprune.protocols import build_requests
-from lensprune.protocols.prompting import PromptArguments
+from lensprune.protocols.arguments import PromptArguments
 from lensprune.protocols.registry import protocol_named
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.runs.spec import canonical_json

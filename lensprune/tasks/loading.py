@@ -138,19 +138,7 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, cho
     for doc in _pool(task, rows):
         pools[_group(task, doc)].append(doc)
     exclude_self = task.exclude_self or (rows.fewshot_is_evaluated and task.fixed_fewshot is None)
-    groups: dict[str | None, list[int]] = defaultdict(list)
-    labels: list[tuple[str, str | None]] = []
-    for place, doc in enumerate(rows.docs):
-        group = _group(task, doc)
-        index = len(groups[group])
-        groups[group].append(place)
-        try:
-            labels.append((task.item_id(doc, index), task.cluster(doc)))
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"task {task.name!r}: item {place + 1} of {rows.source} has no id or cluster "
-                f"({type(error).__name__}: {error})"
-            ) from None
+    groups, labels = _groups_and_labels(task, rows)
     twins: Sequence[str | int] = range(len(rows.docs)) if rows.twins is None else rows.twins
     named = choice.named([own for own, _ in labels], f"task {task.name!r}")
     taken: dict[int, Item] = {}
@@ -174,15 +162,7 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, cho
         if named is not None:
             chosen = [index for index, place in enumerate(of_group) if place in named]
         in_order = in_order and chosen == sorted(chosen)
-        # Every item gets lm-eval's examples for it, whichever other items are used.
-        fewshot: dict[int, tuple[Doc, ...]] = {}
-        wanted = set(chosen)
-        for index in range(max(chosen, default=-1) + 1):
-            doc = rows.docs[of_group[index]]
-            if index in wanted:
-                fewshot[index] = draw.draw(doc)
-            else:
-                draw.skip(doc)
+        fewshot = _examples(draw, [rows.docs[place] for place in of_group], chosen)
         for index in chosen:
             place = of_group[index]
             item_id, cluster = labels[place]
@@ -190,6 +170,35 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, cho
             taken[place] = Item(item_id, rows.docs[place], cluster=cluster, fewshot=fewshot[index])
     # Groups may be interleaved in the file.
     return dict(sorted(taken.items())) if in_order else taken
+
+
+def _groups_and_labels(task: Task, rows: Rows) -> tuple[dict[str | None, list[int]], list[tuple[str, str | None]]]:
+    """The row indices of each group that draws its own examples, and every row's item id and cluster."""
+    groups: dict[str | None, list[int]] = defaultdict(list)
+    labels = []
+    for place, doc in enumerate(rows.docs):
+        of_group = groups[_group(task, doc)]
+        try:
+            labels.append((task.item_id(doc, len(of_group)), task.cluster(doc)))
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"task {task.name!r}: item {place + 1} of {rows.source} has no id or cluster "
+                f"({type(error).__name__}: {error})"
+            ) from None
+        of_group.append(place)
+    return groups, labels
+
+
+def _examples(draw: FewshotDraw, docs: Sequence[Doc], chosen: Sequence[int]) -> dict[int, tuple[Doc, ...]]:
+    """The examples of the chosen rows of `docs`, by index: lm-eval's for each, whichever other rows are used."""
+    fewshot: dict[int, tuple[Doc, ...]] = {}
+    wanted = set(chosen)
+    for index in range(max(chosen, default=-1) + 1):
+        if index in wanted:
+            fewshot[index] = draw.draw(docs[index])
+        else:
+            draw.skip(docs[index])
+    return fewshot
 
 
 def _check_items(task: Task, items: Mapping[int, Item], source: str) -> None:

@@ -3,13 +3,16 @@ rejected."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lensprune.errors import UserError, nearest
+from lensprune.tasks.base import Doc
+from lensprune.tasks.templates import text_of
 
 __all__ = [
     "FEWSHOT_OVERRIDES",
@@ -22,6 +25,7 @@ __all__ = [
     "REFUSED",
     "USED",
     "WITHOUT_EFFECT",
+    "TaskFields",
     "check_keys",
     "read_fields",
 ]
@@ -117,6 +121,31 @@ METRICS_REFUSED = {
         "word_perplexity",
     )
 }
+
+
+@dataclass(frozen=True)
+class TaskFields:
+    """The fields of one task file, as `read_fields` returns them."""
+
+    path: Path
+    config: Mapping[str, Any]
+
+    def error(self, message: str) -> UserError:
+        """An error message that names the file."""
+        return UserError(f"{self.path}: {message}")
+
+    def of_kind(self, field: str, kind: type | tuple[type, ...], default: Any, what: str) -> Any:
+        """A field, or `default` where it is absent; raises `UserError` for a value of another kind than `what`."""
+        value = self.config.get(field)
+        if value is None:
+            return default
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.error(f"field {field!r} is {value!r}, expected {what}")
+        return value
+
+    def text(self, field: str) -> Callable[[Doc], str]:
+        """A column name or template as a function of a row."""
+        return text_of(self.of_kind(field, str, "", "text"), f"{self.path}: {field}")
 
 
 def check_keys(

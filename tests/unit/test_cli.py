@@ -12,6 +12,7 @@ import pytest
 
 import lensprune
 from lensprune import cli
+from tests.helpers.made_runs import layers_run
 
 SWEEP = ["sweep", "--model", "smollm2-135m", "--task", "kv_retrieval", "--out", "out"]
 
@@ -189,6 +190,15 @@ def test_help_is_quick_and_imports_no_torch(arguments: list[str]) -> None:
     assert result.stderr == ""
     # A second is the promise on an idle machine; the test may share its cores.
     assert time.monotonic() - start < 5
+
+
+def test_a_run_is_read_without_what_takes_long_to_import(tmp_path: Path) -> None:
+    layers_run(tmp_path / "run", n=2, tasks=("facts",), n_layers=2)
+    code = (
+        f"import sys, lensprune as lp; assert len(lp.Run.load({str(tmp_path / 'run')!r}).records())\n"
+        "assert not {'torch', 'transformers', 'statsmodels', 'scipy.stats', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

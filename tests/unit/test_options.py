@@ -30,7 +30,8 @@ from lensprune.models.load import open_model
 from lensprune.models.model_config import load_model_config
 from lensprune.primitives.battery import primitives, task_texts
 from lensprune.primitives.report import primitives_report
-from lensprune.protocols.prompting import PromptArguments, PromptOptions
+from lensprune.protocols.arguments import PromptArguments
+from lensprune.protocols.prompting import PromptOptions
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.studies.paper import paper

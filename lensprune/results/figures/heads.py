@@ -83,11 +83,9 @@ def head_effect_maps(
         rows = [layers.index(layer) + 0.5 for layer in marked["layer"]]
         ax.scatter(marked["head"] + 0.5, rows, s=22, color="black", edgecolor="white", linewidth=0.7)
         ax.invert_yaxis()
-        unclear = " (at chance)" if not beats_chance(panel).iloc[0] else ""
-        several = f", {ablation}" if frame["ablation"].nunique() > 1 else ""
-        several += f", n {sizes_of(panel)}" if panel["n"].nunique() > 1 else ""
+        asked = protocol + (f", {ablation}" if frame["ablation"].nunique() > 1 else "")
         ax.set(
-            title=panel_title(short[task], f"{protocol}{several}{unclear}"),
+            title=panel_title(short[task], asked + _marks(panel)),
             xlabel=words.get(component, component),
             ylabel="layer" if len(layers) == depth else f"layer ({len(layers)} of {depth} swept)",
         )
@@ -96,6 +94,12 @@ def head_effect_maps(
         label_places(ax.xaxis, [str(head) for head in range(width)])
         label_places(ax.yaxis, [str(layer) for layer in layers])
     return axes
+
+
+def _marks(panel: pd.DataFrame) -> str:
+    """What a map's title adds: numbers of items that differ, and a clean model at chance."""
+    several = f", n {sizes_of(panel)}" if panel["n"].nunique() > 1 else ""
+    return several + ("" if beats_chance(panel).iloc[0] else " (at chance)")
 
 
 @register_analysis(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lensprune.protocols.prompting import PromptArguments
+from lensprune.protocols.arguments import PromptArguments
 
 __all__ = ["AnswerArguments", "JobArguments", "StudyArguments", "SweepArguments"]
 

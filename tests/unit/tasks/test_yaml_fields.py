@@ -14,7 +14,7 @@ from lensprune.errors import UserError
 from lensprune.tasks import GenerationFormat, MultipleChoiceFormat, load_task, prompt_strings, yaml_fields
 from lensprune.tasks.filters import RegexFilter, answers_of
 from lensprune.tasks.generation_settings import greedy_settings
-from lensprune.tasks.yaml_task import _CHOICE_METRICS, _STEP_KEYS
+from lensprune.tasks.yaml_scoring import CHOICE_METRICS, STEP_KEYS
 
 ROWS = [
     {"q": f"{i}+{i}", "a": str(2 * i), "all": [str(2 * i), f" {2 * i}"], "steps": f"twice {i}"} for i in range(1, 7)
@@ -67,9 +67,9 @@ def test_the_list_of_fields_is_lm_evals() -> None:
     }
     # lm-eval has this filter's file and does not import it.
     filters = {*filter_registry.keys(), "decontaminate"}
-    assert filters == {*_STEP_KEYS, *yaml_fields.FILTERS_REFUSED}
-    assert set(metric_registry.keys()) >= {*_CHOICE_METRICS, "exact_match"}
-    assert set(metric_registry.keys()) - {*_CHOICE_METRICS, "exact_match"} == set(yaml_fields.METRICS_REFUSED)
+    assert filters == {*STEP_KEYS, *yaml_fields.FILTERS_REFUSED}
+    assert set(metric_registry.keys()) >= {*CHOICE_METRICS, "exact_match"}
+    assert set(metric_registry.keys()) - {*CHOICE_METRICS, "exact_match"} == set(yaml_fields.METRICS_REFUSED)
 
 
 @pytest.mark.parametrize("field", sorted(yaml_fields.REFUSED))

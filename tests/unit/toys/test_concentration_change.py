@@ -34,7 +34,7 @@ def effects(*sizes: float, n: int = 100) -> ItemEffects:
     names = tuple(f"L{i}" for i in range(len(sizes)))
     return ItemEffects(
         task="t", protocol="generate", measure="correct", variants=names, layers=tuple(range(len(sizes))),
-        heads=(-1,) * len(sizes), differences=differences, clusters=None, dropped=0, at_chance=False,
+        heads=(-1,) * len(sizes), differences=differences, clusters=None, at_chance=False,
         item_ids=tuple(str(i) for i in range(n)),
     )  # fmt: skip
 
