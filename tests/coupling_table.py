@@ -1,5 +1,5 @@
 """What common random numbers save, as a Markdown table:
-``python -m tests.coupling_table [--write docs/reference/protocols.md]``.
+``python -m tests.coupling_table [--items first] [--write docs/reference/protocols.md]``.
 
 Parts are removed, and each item is sampled several times. Of these samples the variance of Δμ over the random numbers
 is estimated for one sample of each item: coupled, where clean model and variant draw with the same numbers, and
@@ -45,10 +45,19 @@ def variances(right: pd.DataFrame, variant: str) -> tuple[float, float]:
     return coupled, independent
 
 
-def row(model: str, task: str, items: int, samples: int, removed: lp.VariantSelection) -> list[str]:
+def row(model: str, task: str, items: int, samples: int, removed: lp.VariantSelection, *, order: str) -> list[str]:
     """One line: accuracies, and the ratio of the variances, of all parts together and its range."""
     run = lp.sweep(
-        model, task, "generate", removed, limit=items, samples=samples, temperature=0.7, device="cpu", progress=False
+        model,
+        task,
+        "generate",
+        removed,
+        limit=items,
+        items=order,
+        samples=samples,
+        temperature=0.7,
+        device="cpu",
+        progress=False,
     )
     records = run.records().astype({"correct": float})
     right = records.pivot(index=["item_id", "sample"], columns="variant", values="correct")
@@ -69,21 +78,22 @@ def row(model: str, task: str, items: int, samples: int, removed: lp.VariantSele
     ]
 
 
-def table() -> str:
-    """All of `WORKS`."""
+def table(order: str) -> str:
+    """All of `WORKS`, on items that are ``drawn`` or the ``first``."""
     heads = [
         "model", "task", "removed", "items × samples", "clean accuracy", "σ of Δμ, independent", "σ of Δμ, common",
         "variances' ratio", "median over parts (range)",
     ]  # fmt: skip
-    lines = [heads, ["---"] * len(heads), *(row(*work) for work in WORKS)]
+    lines = [heads, ["---"] * len(heads), *(row(*work, order=order) for work in WORKS)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put it between the page's marks")
+    parser.add_argument("--items", choices=("drawn", "first"), default="drawn", help="which items (default: drawn)")
     arguments = parser.parse_args()
-    made = table()
+    made = table(arguments.items)
     print(made)
     if arguments.write is not None:
         write_between(arguments.write, "coupling", made)

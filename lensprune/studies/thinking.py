@@ -93,14 +93,14 @@ def fitted(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         UserError: no such model.
     """
     config = cast(HookedModel, load_model_config(model))
-    kept = dict(options)
-    for without, what in ((_THINKING, "options of thinking"), ({**_CHAT, **_THINKING}, "the chat format")):
-        problem = _problem(config, kept)
-        if problem is None:
-            return kept
-        logger.warning(f"{config.facts.name} is asked without {what}: {problem}")
-        kept |= without
-    return kept
+    problem = _problem(config, options)
+    if problem is None:
+        return dict(options)
+    unthinking = {**options, **_THINKING}
+    chat_problem = _problem(config, unthinking)
+    what = "options of thinking" if chat_problem is None else "the chat format"
+    logger.warning(f"{config.facts.name} is asked without {what}: {chat_problem or problem}")
+    return unthinking if chat_problem is None else {**unthinking, **_CHAT}
 
 
 def _problem(model: HookedModel, options: Mapping[str, Any]) -> UserError | None:

@@ -244,7 +244,9 @@ def _power_lines(job: SweepJob) -> list[str]:
     if job.options.stopping is not None:
         return []
     parts = len(job.variants) - 1
-    return [power_line(n, parts, n_clusters) for n, n_clusters in dict.fromkeys(shapes)] if parts else []
+    lines = (power_line(n, parts, n_clusters) for n, n_clusters in dict.fromkeys(shapes)) if parts else ()
+    # Clusters may leave the loss as it is to two digits.
+    return list(dict.fromkeys(lines))
 
 
 def _missing(condition: Condition, variants: Sequence[Variant], finished: set[CellKey]) -> list[Variant]:

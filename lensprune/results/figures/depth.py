@@ -23,6 +23,7 @@ from lensprune.results.figures.panels import (
     bars,
     cell_panels,
     chance_region,
+    changed_label,
     crosses,
     handles,
     heights,
@@ -131,12 +132,11 @@ def _sized(ax: Axes) -> bool:
 
 
 def _label(axes: Sequence[Axes], frame: pd.DataFrame, depth: int) -> None:
-    part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
-    removed = part == "layer" and kind in ("skip", "zero")
+    removed = frame["component"].iloc[0] == "layer" and frame["ablation"].iloc[0] in ("skip", "zero")
     for ax in axes:
         spec = ax.get_subplotspec()
         if spec is None or spec.is_last_row():
-            ax.set_xlabel(f"layer removed (of {depth})" if removed else f"layer of the changed {part} ({kind})")
+            ax.set_xlabel(f"layer removed (of {depth})" if removed else changed_label(frame))
         if spec is None or spec.is_first_col():
             ax.set_ylabel("Δμ")
         ax.tick_params(labelsize=8)

@@ -27,6 +27,7 @@ __all__ = [
     "bars",
     "cell_panels",
     "chance_region",
+    "changed_label",
     "crosses",
     "handles",
     "heights",
@@ -51,6 +52,12 @@ _CROSS: dict[str, Any] = {
 }  # fmt: skip
 
 Panel = tuple[Axes, pd.DataFrame]
+
+
+def changed_label(frame: pd.DataFrame) -> str:
+    """Label of the layer axis in a figure of what changing the parts of `frame` does."""
+    part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
+    return f"changed layer ({kind})" if part == "layer" else f"layer of the changed {part} ({kind})"
 
 
 def interval_of(spec: SweepSpec) -> str:

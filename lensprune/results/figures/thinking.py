@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from lensprune.analysis.thinking_length import thinking_length
 from lensprune.output.drawing.style import panel_title, panels
 from lensprune.results.analyses import register_analysis
+from lensprune.results.figures.panels import changed_label
 from lensprune.results.figures.protocols import protocol_look
 
 __all__ = ["length_by_depth"]
@@ -20,7 +21,7 @@ __all__ = ["length_by_depth"]
 def length_by_depth(lengths: pd.DataFrame, *, title: str = "") -> list[Axes]:
     """Draw the change of the thinking's length against the layer that was changed: one panel per task.
 
-    Where no variant changes exactly one layer's part, variants stand side by side. The band is the 95% interval. A
+    Where no variant changes exactly one layer's part, variants stand side by side. The bar is the 95% interval. A
     hollow point says that less of the thinking ended than the clean model's, so that its length is cut short by the
     limit on new tokens. Heads are drawn as points, several to a layer.
 
@@ -38,8 +39,7 @@ def length_by_depth(lengths: pd.DataFrame, *, title: str = "") -> list[Axes]:
             _line(ax, str(protocol), rows.sort_values(["layer", "head"]) if by_layer else rows)
         ax.set_title(panel_title(str(task)), fontsize=10)
         if by_layer:
-            part, kind = str(of_task["component"].iloc[0]).replace("_", "-"), of_task["ablation"].iloc[0]
-            ax.set(xlabel=f"layer of the changed {part} ({kind})")
+            ax.set(xlabel=changed_label(of_task))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             names = list(dict.fromkeys(of_task["variant"]))
@@ -57,9 +57,9 @@ def _line(ax: Axes, protocol: str, rows: pd.DataFrame) -> None:
     delta = rows["delta"].to_numpy(float)
     label = f"{protocol}: clean {rows['tokens_clean'].iloc[0]:.0f} tokens, n {int(rows['n'].iloc[0])}"
     if by_layer and rows["head"].isna().all():
-        ax.plot(layers, delta, color=colour, linewidth=1.7)
+        # A band would leave out an interval between two layers that have none.
         low, high = (rows[end].to_numpy(float) for end in ("ci_low", "ci_high"))
-        ax.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.errorbar(layers, delta, [delta - low, high - delta], color=colour, linewidth=0.9)
     whole = (rows["ended"] >= rows["ended_clean"]).to_numpy(bool)
     ax.plot(layers[whole], delta[whole], color=colour, marker=marker, markersize=4.5, linestyle="none", label=label)
     hollow: Any = {"marker": marker, "markersize": 5.5, "markerfacecolor": "white", "linestyle": "none"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from lensprune.analysis.power import named_with, power_line, power_table, smalle
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.results.power import power_report
+from lensprune.sweeps import run
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,19 @@ def test_more_items_find_less_and_more_parts_and_clusters_need_more() -> None:
 def test_lines() -> None:
     assert power_line(12, 30).startswith("with 12 items and 30 variants losses of 0.5")
     assert power_line(3, 1).startswith("with 3 items and 1 variant no loss can be detected")
+
+
+def test_a_sweep_prints_each_line_once() -> None:
+    def lines(*clusters: int) -> list[str]:
+        of = [[None if n == 20 else str(i % n) for i in range(20)] for n in clusters]
+        tasks = [[SimpleNamespace(item=SimpleNamespace(cluster=name)) for name in names] for names in of]
+        conditions = [SimpleNamespace(items=items, samples=1) for items in tasks]
+        options = SimpleNamespace(stopping=None)
+        return run._power_lines(SimpleNamespace(conditions=conditions, options=options, variants=range(5)))  # type: ignore[arg-type]
+
+    # To two digits, 15 clusters detect what 20 items do.
+    assert lines(15, 20, 15) == lines(20) == [power_line(20, 4)]
+    assert lines(20, 3) == [power_line(20, 4), power_line(20, 4, 3)]
 
 
 def test_what_is_no_number() -> None:

@@ -91,8 +91,12 @@ def test_it_is_an_analysis_with_a_figure() -> None:
     analysis = analysis_named("thinking_length")
     assert analysis.saved
     ax: Any = made.plot("thinking_length")
-    band, filled, hollow = ax.collections[0], ax.lines[2], ax.lines[3]
+    bars, filled, hollow = ax.collections[0], ax.lines[2], ax.lines[3]
     assert list(filled.get_xydata()[0]) == [0, -6.25]
     assert list(hollow.get_xydata()[0]) == [1, 0]
-    assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(made.plot_data("thinking_length")["ci_low"].min())
+    assert ax.get_xlabel() == "changed layer (skip)"
+    # L1 has no interval, and L0's is drawn all the same.
+    shorter = made.plot_data("thinking_length").set_index("variant").loc["L0.skip"]
+    assert made.plot_data("thinking_length")["ci_low"].isna().sum() == 1
+    assert bars.get_segments()[0][:, 1] == pytest.approx(shorter[["ci_low", "ci_high"]].to_numpy(float))
     assert "clean 15 tokens, n 4" in ax.get_legend().get_texts()[0].get_text()
