@@ -45,7 +45,7 @@ def tables_by_group(grouped: Sequence[tuple[np.ndarray, int, np.ndarray]], devic
     """Tables of (the group that each member belongs to, number of groups, members), in one transfer."""
     if not grouped:
         return []
-    return [Table(*tensors) for tensors in sent_at_once([_table_arrays(*own) for own in grouped], device)]
+    return [Table(*tensors) for tensors in sent_at_once([_table_arrays(*group) for group in grouped], device)]
 
 
 def _table_arrays(group_of: np.ndarray, n_groups: int, members: np.ndarray) -> list[np.ndarray]:
