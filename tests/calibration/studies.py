@@ -269,7 +269,7 @@ def overlaps(scale: float = 1.0) -> list[Row]:
 def _effects(differences: np.ndarray, layers: tuple[int, ...], protocol: str) -> ItemEffects:
     names = tuple(str(i) for i in range(differences.shape[1]))
     ids = tuple(str(i) for i in range(len(differences)))
-    return ItemEffects("t", protocol, "correct", names, layers, layers, differences, None, 0, False, ids)
+    return ItemEffects("t", protocol, "correct", names, layers, layers, differences, None, False, ids)
 
 
 def _smooth(generator: np.random.Generator, autocorrelation: float) -> np.ndarray:

@@ -127,7 +127,7 @@ def effects(
     """Effects on items named by one letter each."""
     names, values = tuple(f"v{h}" for h in heads), np.array(differences)
     ids = tuple(items or "abcdefgh"[: len(values)])
-    return ItemEffects("t", "default", measure, names, (0,) * len(heads), heads, values, None, 0, False, ids)
+    return ItemEffects("t", "default", measure, names, (0,) * len(heads), heads, values, None, False, ids)
 
 
 def test_interaction_by_hand() -> None:

@@ -31,7 +31,7 @@ def effects_of(differences: np.ndarray, task: str = "t") -> ItemEffects:
     names = tuple(f"L0.H{i}.zero" for i in range(parts))
     ids = tuple(str(i) for i in range(len(differences)))
     return ItemEffects(
-        task, "default", "correct", names, (0,) * parts, tuple(range(parts)), differences, None, 0, False, ids
+        task, "default", "correct", names, (0,) * parts, tuple(range(parts)), differences, None, False, ids
     )
 
 
@@ -271,7 +271,7 @@ def test_copies_of_an_item_in_a_cluster_say_no_more_than_the_item() -> None:
 def test_the_band_of_the_curves_counts_clusters_too() -> None:
     items = np.random.default_rng(0).choice([-1.0, 0.0, 0.0, 1.0], size=(12, 20))
     names, places = tuple(f"L{i}.H0.zero" for i in range(20)), tuple(range(20))
-    alone = ItemEffects("t", "p", "correct", names, places, (0,) * 20, items, None, 0, False, ())
+    alone = ItemEffects("t", "p", "correct", names, places, (0,) * 20, items, None, False, ())
     copied = replace(alone, differences=np.repeat(items, 6, axis=0), clusters=np.repeat(np.arange(12), 6))
     columns = ["null_low", "null_high"]
     first, second = (lorenz_data([effects])[columns].to_numpy() for effects in (alone, copied))
