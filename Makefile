@@ -7,9 +7,12 @@ TORCH ?= torch==2.13.0
 # A second environment, with the last TransformerLens that has HookedTransformer.
 VENV3 := .venv-tl3
 
+# Every process of a test, a Ray worker or a notebook would otherwise compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: versions notice calibration estimates demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer parity families faults audit bench kernels notebooks quick lint format clean
+.PHONY: versions notice calibration estimates demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer types-and-docs parity families faults audit bench kernels notebooks quick lint style format clean
 
 # Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
 # are far slower than one. A file stays with one process, so that its fixtures are made once.
@@ -18,6 +21,14 @@ COMMA := ,
 # coverage.py makes every test a third slower on Python 3.11; this one rewrites byte code instead.
 COVERED := -m slipcover --branch --source lensprune --json --out build/coverage.json
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
+
+# mypy takes one core for a minute where it has no cache: it runs beside a command, and its messages follow.
+define beside-types
+	@mkdir -p build
+	$(BIN)/mypy >build/mypy.log 2>&1 & mypy=$$!; $(1); code=$$?; wait $$mypy || code=1; cat build/mypy.log; exit $$code
+endef
 
 # uv installs in seconds and shows how far it is; where it can't reach the package index, pip does it. torch goes
 # through pip, which knows of a local wheel; its bytecode is compiled when it is imported, of what is imported.
@@ -51,18 +62,25 @@ demo: $(VENV)/.installed-package
 	@echo "== lensprune demo: remove each layer of smollm2-135m and score three bundled tasks"
 	$(BIN)/lensprune demo
 
-lint: $(VENV)/.installed
-	@echo "== lint, types and layers"
+lint: style
+	@echo "== types"
+	$(BIN)/mypy
+
+style: $(VENV)/.installed
+	@echo "== lint and layers"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-quick: lint
-	@echo "== quick tests"
-	$(PYTEST) $(WORKERS) -m "not slow and not real_model" tests/unit
+quick: style
+	@echo "== quick tests, and types beside them"
+	$(call beside-types,$(PYTEST) $(WORKERS) -m "not slow and not real_model" tests/unit)
 
-test: lint docs test-main test-pretend-gpu test-hooked-transformer
+types-and-docs: $(VENV)/.installed
+	@echo "== types, and documentation into build/site beside them"
+	$(call beside-types,$(DOCS))
+
+test: style types-and-docs test-main test-pretend-gpu test-hooked-transformer
 
 test-main: $(VENV)/.installed
 	@echo "== all tests"
@@ -138,7 +156,7 @@ bench: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	@echo "== documentation, into build/site; a warning is an error"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
+	$(DOCS)
 
 wheel-test: $(VENV)/.installed
 	@echo "== build the wheel, install it in an environment of its own and run the demo"

@@ -94,13 +94,13 @@ def use_free_cores(
     environment = os.environ if environment is None else environment
     if THREADS in environment:
         return None
-    found = look()
-    if found.threads < found.usable:
-        _set_threads(found.threads, environment)
+    free = look()
+    if free.threads < free.usable:
+        _set_threads(free.threads, environment)
     elif core_quota() is not None:
         # torch counts the machine's cores, and knows of no quota.
-        _set_threads(found.usable, environment)
-    return found.note()
+        _set_threads(free.usable, environment)
+    return free.note()
 
 
 def _set_threads(threads: int, environment: MutableMapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
@@ -69,8 +70,13 @@ def smollm2() -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that ask for the real model, and those of further families as slow; run the longest files first.
 
-    With several workers a file goes to one of them as a whole: a long one that started last would run alone.
+    With several workers a file goes to one of them as a whole: a long one that started last would run alone. A test
+    that has a time limit of its own takes longest, by that limit.
     """
+    limits: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        limits[item.path] = max(limits.get(item.path, 0.0), mark.args[0] if mark else 0.0)
     long = {item.path for item in items if item.get_closest_marker("slow") or "smollm2" in _fixtures(item)}
     for item in items:
         if "smollm2" in _fixtures(item):
@@ -78,7 +84,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         call = getattr(item, "callspec", None)
         if call is not None and call.params.get("family", CORE_FAMILIES[0]) not in CORE_FAMILIES:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.path not in long)
+    items.sort(key=lambda item: (-limits[item.path], item.path not in long))
+
+
+def pytest_collection_finish() -> None:
+    """Search what is alive by now, half a million objects of libraries, in no later collection of garbage."""
+    gc.freeze()
 
 
 def _fixtures(item: pytest.Item) -> tuple[str, ...]:
@@ -102,6 +113,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In a worker, send the peak memory to the main process; there, fail where a worker took too much."""
+    gc.unfreeze()
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["peak_gb"] = _peak_gb()

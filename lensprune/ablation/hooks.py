@@ -33,7 +33,7 @@ def with_hook_names(model: HookedModel, variant: Variant) -> Variant:
     hooks: list[NamedHook] = []
     for name, function in variant.hooks:
         names = [name] if isinstance(name, str) else _running(model, name, variant.name)
-        hooks += [(own, function) for own in names]
+        hooks += [(hook_name, function) for hook_name in names]
     return replace(variant, hooks=tuple(hooks))
 
 
@@ -44,17 +44,17 @@ def own_hooks(variant: Variant) -> list[NamedHook]:
 
 def _running(model: HookedModel, accepts: Callable[[str], bool], variant: str) -> list[str]:
     """Names that `accepts` accepts, one per hook point that runs, in the order of the layers."""
-    own = getattr(accepts, "__name__", repr(accepts))
-    asked = []
+    function_name = getattr(accepts, "__name__", repr(accepts))
+    looked_at = []
     for name in sorted(model.hook_names(), key=_by_number):
         try:
             accepted = bool(accepts(name))
         except Exception as error:
             raise UserError(
-                f"variant {variant!r}: {own} fails on the hook name {name}: {type(error).__name__}: "
+                f"variant {variant!r}: {function_name} fails on the hook name {name}: {type(error).__name__}: "
                 f"{first_line(error)}; expected a function of a name that returns True or False"
             ) from error
-        asked += [name] * accepted
+        looked_at += [name] * accepted
     points: dict[int, str] = {}
 
     def look(name: str) -> HookFunction:
@@ -64,11 +64,13 @@ def _running(model: HookedModel, accepts: Callable[[str], bool], variant: str) -
         return note
 
     token = torch.zeros(1, 1, dtype=torch.long, device=model.facts.device)
-    with torch.no_grad(), model.hooks([(name, look(name)) for name in asked]):
+    with torch.no_grad(), model.hooks([(name, look(name)) for name in looked_at]):
         model.forward(token, torch.ones_like(token), token)
     if not points:
-        what = f"{len(asked)} hook points, none of which runs" if asked else "no hook point"
-        raise UserError(f"variant {variant!r}: {own} accepts {what}: expected names like blocks.0.hook_resid_pre")
+        what = f"{len(looked_at)} hook points, none of which runs" if looked_at else "no hook point"
+        raise UserError(
+            f"variant {variant!r}: {function_name} accepts {what}: expected names like blocks.0.hook_resid_pre"
+        )
     return sorted(points.values(), key=_by_number)
 
 

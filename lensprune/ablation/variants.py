@@ -207,11 +207,11 @@ def variant_named(name: str) -> Variant:
                 raise UserError(f"layer range {first}-{last} is empty: the first layer must not exceed the last")
             components += [Layer(layer) for layer in range(first, last + 1)]
             continue
-        found = next((component for part in parts() if (component := _labelled(part, label)) is not None), None)
-        if found is None:
+        labelled = next((component for part in parts() if (component := _labelled(part, label)) is not None), None)
+        if labelled is None:
             labels = ", ".join(part.label.format_map(_Digits()) for part in parts())
             raise UserError(f"unknown variant {name!r}: expected a place and an ablation, like {labels} and .zero")
-        components.append(found)
+        components.append(labelled)
     return Variant(name, tuple(Ablation(component, kind) for component in components))
 
 

@@ -48,7 +48,7 @@ def next_block(outcomes: Outcomes, task: str, protocol: str) -> OpenBlock | None
         assert group is not None
         assert group.clean is not None
         right = [group.cells[name].correct.astype(float) for name in names]
-        changes = [own - group.clean.correct[: len(own)] for own in right]
+        changes = [correct - group.clean.correct[: len(correct)] for correct in right]
         open_parts = further(changes, group.clusters, stopping, block + 1, hypotheses_of(outcomes.spec))
         going = [name for name, goes_on in zip(names, open_parts, strict=True) if goes_on]
     return None
@@ -59,8 +59,10 @@ def decisions(outcomes: Outcomes) -> pd.DataFrame:
     """Progress of a sweep that stops early, for each `task` and `protocol`: the number of changed `variants`, how many
     are `decided`, and whether nothing is left to measure (`finished`)."""
     n = len(outcomes.spec.variants) - 1
-    found = {cell: next_block(outcomes, *cell) for cell in outcomes.cells}
-    rows = [(*cell, n, n if own is None else n - len(own.undecided), own is None) for cell, own in found.items()]
+    blocks = {cell: next_block(outcomes, *cell) for cell in outcomes.cells}
+    rows = [
+        (*cell, n, n if block is None else n - len(block.undecided), block is None) for cell, block in blocks.items()
+    ]
     return pd.DataFrame(rows, columns=["task", "protocol", "variants", "decided", "finished"])
 
 

@@ -121,10 +121,10 @@ def tango(
     """
     if z is None:
         z = float(scipy.stats.norm.ppf(1 - _TAIL))
-    found = (won - lost) / n
+    difference = (won - lost) / n
     ends = []
     for bound in (-1.0, 1.0):
-        outside, inside = np.full(found.shape, bound), found.copy()
+        outside, inside = np.full(difference.shape, bound), difference.copy()
         for _ in range(_HALVINGS):
             middle = (outside + inside) / 2
             within = np.abs(score_z(lost, won, n, middle)) <= z

@@ -82,11 +82,10 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """Family-wise adjusted p-values (Holm 1979); NaN stays NaN and does not count."""
-    # It takes a second to import, and reading a run needs none of it.
-    from statsmodels.stats.multitest import multipletests
-
+    # statsmodels' multipletests takes a second to import, and collects garbage in each call: 0.2 s with torch loaded.
     adjusted = np.array(p_values, float)
-    known = ~np.isnan(adjusted)
-    if known.any():
-        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
+    known = np.flatnonzero(~np.isnan(adjusted))
+    order = known[np.argsort(adjusted[known], kind="stable")]
+    steps = adjusted[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted

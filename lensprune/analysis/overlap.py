@@ -56,7 +56,7 @@ def relabellings(layers: Sequence[int], draws: int = PERMUTATIONS, seed: int = 0
         return generator.permuted(np.tile(np.arange(len(layers)), (draws, 1)), axis=1)
     grid = np.argsort(layers, kind="stable").reshape(depth, width)
     turns = np.stack(
-        [own for shift in range(depth) for own in (np.roll(grid, shift, 0), np.roll(grid[::-1], shift, 0))]
+        [turned for shift in range(depth) for turned in (np.roll(grid, shift, 0), np.roll(grid[::-1], shift, 0))]
     )
     if width > 1:
         turns = generator.permuted(turns[generator.integers(0, len(turns), draws)], axis=2)
@@ -151,7 +151,7 @@ def on_disjoint_items(
 
     On the same items both sides share sampling noise, which makes identical parts look correlated.
     """
-    names = [own.task.partition("[")[0].removesuffix("_open") for own in (a, b)]
+    names = [ranking.task.partition("[")[0].removesuffix("_open") for ranking in (a, b)]
     shared = sorted(set(a.item_ids) & set(b.item_ids)) if names[0] == names[1] else []
     if len(shared) < 2:
         return a.effects, b.effects
@@ -161,8 +161,8 @@ def on_disjoint_items(
         clusters, units = {item: place for place, item in enumerate(shared)}, list(range(len(shared)))
     first = set(np.random.default_rng(seed).permutation(units)[: (len(units) + 1) // 2].tolist())
     halves = [
-        own.differences[[item in clusters and (clusters[item] in first) == half for item in own.item_ids]]
-        for own, half in ((a, True), (b, False))
+        ranking.differences[[item in clusters and (clusters[item] in first) == half for item in ranking.item_ids]]
+        for ranking, half in ((a, True), (b, False))
     ]
     return halves[0].mean(axis=0), halves[1].mean(axis=0)
 

@@ -37,7 +37,7 @@ def _largest_named(n: int, parts: int, flips: float) -> float:
     """
     changed = np.arange(int(scipy.stats.binom.isf(_RARE, n, flips)) + 1)
     weights = scipy.stats.binom.pmf(changed, n, flips)
-    laws = [_tail(np.arange(own, -1, -1), np.arange(own + 1)) for own in changed]
+    laws = [_tail(np.arange(n_changed, -1, -1), np.arange(n_changed + 1)) for n_changed in changed]
     values = np.unique(np.concatenate([0.5 ** np.arange(n + 1), *laws]))
     values = values[values <= LEVEL]
     reached = [np.append(0.0, law)[np.searchsorted(law, values * (1 + 1e-9), side="right")] for law in laws]
@@ -117,17 +117,15 @@ def power_table(
     rows = []
     for place, n in enumerate(items):
         n_clusters = None if clusters_of is None else clusters_of[place]
-        found = smallest_loss(n, parts, flips=flips, n_clusters=n_clusters)
-        rows.append(
-            [n, n if n_clusters is None else n_clusters, parts, flips, POWER, np.nan if found is None else found]
-        )
+        loss = smallest_loss(n, parts, flips=flips, n_clusters=n_clusters)
+        rows.append([n, n if n_clusters is None else n_clusters, parts, flips, POWER, np.nan if loss is None else loss])
     return pd.DataFrame(rows, columns=list(POWER_COLUMNS))
 
 
 def power_line(n: int, parts: int, n_clusters: int | None = None) -> str:
     """One line of text that states `smallest_loss`."""
-    found = smallest_loss(n, parts, n_clusters=n_clusters)
+    loss = smallest_loss(n, parts, n_clusters=n_clusters)
     given = f"with {n} item{'' if n == 1 else 's'} and {parts} variant{'' if parts == 1 else 's'}"
-    if found is None:
+    if loss is None:
         return f"{given} no loss can be detected: lensprune power shows how many items are needed"
-    return f"{given} losses of {found:.2f} or more are detected with 80% power (see lensprune power)"
+    return f"{given} losses of {loss:.2f} or more are detected with 80% power (see lensprune power)"

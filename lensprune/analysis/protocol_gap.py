@@ -82,7 +82,7 @@ def paired_gap(a: Group, b: Group, hypotheses: int = 0) -> pd.DataFrame:
     interval = mean_intervals(differences, a.clusters, bounds=(-2, 2))
     counted = np.rint(differences * math.lcm(a.samples, b.samples))
     sums, _ = unit_sums(counted, a.clusters)
-    q_lower, q_higher = (discrete_bh(lower_tail(own), hypotheses=hypotheses) for own in (sums, -sums))
+    q_lower, q_higher = (discrete_bh(lower_tail(signed), hypotheses=hypotheses) for signed in (sums, -sums))
     rows = [{key: a.cells[name].facts[key] for key in ("component", "layer", "head", "ablation")} for name in names]
     frame = pd.DataFrame(rows).assign(
         variant=names,

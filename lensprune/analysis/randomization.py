@@ -148,9 +148,9 @@ def integer_law(counts: tuple[int, ...], most: int) -> Float[np.ndarray, " flipp
     probability ½."""
     law = np.ones(1)
     for step, count in enumerate(counts, 1):
-        own = np.zeros(step * count + 1)
-        own[::step] = _binomial(count)
-        law = np.convolve(law, own[: most + 1])[: most + 1]
+        step_law = np.zeros(step * count + 1)
+        step_law[::step] = _binomial(count)
+        law = np.convolve(law, step_law[: most + 1])[: most + 1]
     return law
 
 

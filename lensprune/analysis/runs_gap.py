@@ -64,13 +64,13 @@ def runs_gap(a: Outcomes, b: Outcomes, task: str | None = None, protocol: str | 
     for cell in a.select(task, protocol):
         if cell not in b.cells:
             continue
-        found = _cell_gap(a, b, *cell)
-        if found is None or found.empty:
+        gap = _cell_gap(a, b, *cell)
+        if gap is None or gap.empty:
             continue
-        unclear = known_at_chance(found)
-        for marked, text in ((unclear, "at chance"), (found["floor"] & ~unclear, "near chance")):
-            found.loc[marked, "note"] = (found.loc[marked, "note"] + f", {text}").str.strip(", ")
-        frames.append(found.assign(task=cell[0], protocol=cell[1]))
+        unclear = known_at_chance(gap)
+        for marked, text in ((unclear, "at chance"), (gap["floor"] & ~unclear, "near chance")):
+            gap.loc[marked, "note"] = (gap.loc[marked, "note"] + f", {text}").str.strip(", ")
+        frames.append(gap.assign(task=cell[0], protocol=cell[1]))
     if not frames:
         raise UserError("the two runs share no finished change on a task and protocol: there is nothing to compare")
     return pd.concat(frames, ignore_index=True)

@@ -50,12 +50,12 @@ def _table(outcomes: Outcomes, *, whole: bool) -> pd.DataFrame:
         for name, rank in zip(frame["variant"], frame["rank"], strict=True)
     ]
     finished = set(outcomes.finished())
-    found = []
+    rows = []
     for variant, task, protocol in zip(frame["variant"], frame["task"], frame["protocol"], strict=True):
         key = CellKey(variant, task, protocol)
         there = key in finished and key._replace(variant=CLEAN.name) in finished
-        found.append(_measured(outcomes, key, whole=whole) if there else {})
-    measured = pd.DataFrame(found, frame.index, ["n", "delta", "logprob_margin_change"])
+        rows.append(_measured(outcomes, key, whole=whole) if there else {})
+    measured = pd.DataFrame(rows, frame.index, ["n", "delta", "logprob_margin_change"])
     frame = frame.join(measured.astype({"n": "Int64", "delta": float, "logprob_margin_change": float}))
     return frame.sort_values(["task", "protocol", "rank"], kind="stable").reset_index(drop=True)
 

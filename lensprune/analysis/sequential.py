@@ -58,8 +58,8 @@ def loss_p(lost: Int[np.ndarray, " part"], won: Int[np.ndarray, " part"], n: int
     A normal approximation reaches 1.6 α.
     """
     pairs = list(zip(lost.tolist(), won.tolist(), strict=True))
-    found = {pair: _loss_p(*pair, n, margin) for pair in set(pairs)}
-    return np.array([found[pair] for pair in pairs], float)
+    p_of = {pair: _loss_p(*pair, n, margin) for pair in set(pairs)}
+    return np.array([p_of[pair] for pair in pairs], float)
 
 
 @lru_cache(maxsize=200_000)

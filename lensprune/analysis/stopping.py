@@ -43,7 +43,7 @@ Changes = Sequence[Float[np.ndarray, " item"]]
 
 def counts_of(changes: Changes) -> tuple[Int[np.ndarray, " part"], Int[np.ndarray, " part"], Int[np.ndarray, " part"]]:
     """Numbers of items that each part loses, wins and was measured on."""
-    counts = [((own < 0).sum(), (own > 0).sum(), len(own)) for own in changes]
+    counts = [((change < 0).sum(), (change > 0).sum(), len(change)) for change in changes]
     return tuple(np.array(counts, int).reshape(-1, 3).T)  # type: ignore[return-value]
 
 
@@ -157,11 +157,11 @@ def look_p(
         if not there:
             continue
         own = np.stack([changes[part][:n] for part in there], axis=1)
-        found = loss_p((own < 0).sum(axis=0), (own > 0).sum(axis=0), n, looks.margin)
+        p_values = loss_p((own < 0).sum(axis=0), (own > 0).sum(axis=0), n, looks.margin)
         if clusters is not None:
             shifted = mean_intervals(own + looks.margin, clusters[:n], bounds=(looks.margin - 1, looks.margin + 1))
-            found = np.fmax(found, shifted.p_negative)
-        p[look, there] = found
+            p_values = np.fmax(p_values, shifted.p_negative)
+        p[look, there] = p_values
     return p
 
 
@@ -197,7 +197,7 @@ def look_intervals(
     low, high = looks.intervals((changes < 0).sum(axis=0), (changes > 0).sum(axis=0), look)
     if clusters is not None:
         wider = looks.critical(look) / float(scipy.stats.norm.ppf(0.975))
-        own = mean_intervals(changes, clusters)
-        low = np.fmin(low, np.fmax(own.delta - wider * (own.delta - own.low), -1))
-        high = np.fmax(high, np.fmin(own.delta + wider * (own.high - own.delta), 1))
+        intervals = mean_intervals(changes, clusters)
+        low = np.fmin(low, np.fmax(intervals.delta - wider * (intervals.delta - intervals.low), -1))
+        high = np.fmax(high, np.fmin(intervals.delta + wider * (intervals.high - intervals.delta), 1))
     return low, high

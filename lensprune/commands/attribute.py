@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dla (direct logit attribution), lens, patch (activation patching), atp (attribution patching), path "
         "(path patching) or eap-ig (edges, with a faithfulness curve)",
     )
-    asked = parser.add_argument_group("prompts")
-    asked.add_argument("--task", metavar="TASK", help="kv_retrieval (the default) or arithmetic")
-    add_options(asked, Items, limit=_LIMIT)
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument("--task", metavar="TASK", help="kv_retrieval (the default) or arithmetic")
+    add_options(prompts, Items, limit=_LIMIT)
     # Distinguishes the default from a given task, which can't be combined with texts.
     parser.set_defaults(limit=None)
     for name, what in _TEXTS.items():
-        asked.add_argument(f"--{name}", action="append", metavar="TEXT", help=f"{what}; repeat for several pairs")
+        prompts.add_argument(f"--{name}", action="append", metavar="TEXT", help=f"{what}; repeat for several pairs")
     parser.add_argument(
         "--receiver",
         default="logits",

@@ -22,6 +22,6 @@ def run(arguments: argparse.Namespace) -> int:
     from lensprune.output.tables import frame_json, frame_rows
     from lensprune.results.listing import runs_in
 
-    found = runs_in(arguments.folder)
-    print(frame_json(found) if arguments.json else frame_rows(found, {}))
+    runs = runs_in(arguments.folder)
+    print(frame_json(runs) if arguments.json else frame_rows(runs, {}))
     return 0

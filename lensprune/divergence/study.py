@@ -159,15 +159,14 @@ def validate_fidelity(
         sweep_options = SweepOptions.given(task, "generate", variants, **options, **option_values(given, Generation))
         [reading] = read_answers(hooked.module, sweep_options, progress=progress)
         few = _seconds_of_few(hooked, replace(sweep_options, limit=max(1, limit // _FEW)), progress)
-        records, summary, taken = {}, {}, {}
+        runs, taken = {}, {}
         for protocol in protocols:
             began = time.perf_counter()
-            own = options | (option_values(given, Generation) if protocol == "generate" else without_texts)
-            run = sweep(hooked.module, [task], [protocol], variants, progress=progress, **own)
+            protocol_options = options | (option_values(given, Generation) if protocol == "generate" else without_texts)
+            runs[protocol] = sweep(hooked.module, [task], [protocol], variants, progress=progress, **protocol_options)
             taken[protocol] = time.perf_counter() - began
-            records[protocol], summary[protocol] = run.records(), run.summary()
-        measured = pd.concat(records.values(), ignore_index=True)
-        of_task = pd.concat(summary.values(), ignore_index=True)
+        measured = pd.concat([run.records() for run in runs.values()], ignore_index=True)
+        of_task = pd.concat([run.summary() for run in runs.values()], ignore_index=True)
         scores = _scores(reading, of_task).merge(general, on="variant")
         with stage(f"{task}: correlations with losses", shown=progress):
             rows = agreement_with_loss(scores, of_task, _measures(over), resamples=resamples, seed=seed)
@@ -175,7 +174,7 @@ def validate_fidelity(
         tables["scores"].append(scores)
         tables["summary"].append(of_task)
         tables["sample_efficiency"].append(
-            _sample_efficiency(reading, records["generate"], seed).assign(task=scores["task"].iloc[0])
+            _sample_efficiency(reading, runs["generate"].records(), seed).assign(task=scores["task"].iloc[0])
         )
         if "continuation" in protocols:
             tables["gap"].append(failure_gap(measured))

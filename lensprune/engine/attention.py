@@ -18,7 +18,16 @@ from lensprune.engine.kernels import Packed, Partial, flash_packed, fused_attent
 from lensprune.engine.tree import Node, PrefixTree
 from lensprune.precision import accumulation_dtype, widened
 
-__all__ = ["ATTENTION_NAME", "AttentionPlan", "AttentionSettings", "TreeAttention", "merge_into", "partial_attention"]
+__all__ = [
+    "ATTENTION_NAME",
+    "AttentionPlan",
+    "AttentionSettings",
+    "TreeAttention",
+    "attend_in_few_calls",
+    "levels_that_branch",
+    "merge_into",
+    "partial_attention",
+]
 
 ATTENTION_NAME = "lensprune_forked"
 
@@ -147,7 +156,8 @@ class TreeAttention:
         if is_recent_gpu(torch.device(device)):
             within = Packed.of([(slice(n.start, n.end), slice(n.start, n.end)) for n in tree.nodes], device)
             levels = [
-                [(slice(n.end, n.subtree_end), slice(n.start, n.end)) for n in nodes] for nodes in _by_depth(tree)
+                [(slice(n.end, n.subtree_end), slice(n.start, n.end)) for n in nodes]
+                for nodes in levels_that_branch(tree)
             ]
             self._packed = within, [Packed.of(blocks, device) for blocks in levels]
         self.saved: torch.Tensor | None = None
@@ -176,7 +186,7 @@ class TreeAttention:
             window = None
         if self._packed is not None and window is None and settings.softcap is None:
             flat = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-            z = _in_few_calls(*self._packed, *flat, settings.scaling)
+            z = attend_in_few_calls(*self._packed, *flat, settings.scaling)
             if z is not None:
                 return z
         wide = accumulation_dtype(q.dtype)
@@ -205,10 +215,11 @@ class TreeAttention:
         return out.to(q.dtype).transpose(0, 1)
 
 
-def _in_few_calls(
+def attend_in_few_calls(
     within: Packed, levels: Sequence[Packed], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float
 ) -> Float[torch.Tensor, "tok head d_head"] | None:
-    """One call for all nodes' own tokens and one per depth at which nodes branch; ``None`` if there is no kernel."""
+    """Attention of queries whose keys lie in several blocks: one causal call for `within`, which has every query in
+    order, and one for each of `levels`, none of which has a query twice; ``None`` if there is no kernel."""
     result = flash_packed(q, k, v, within, scaling, causal=True)
     if result is None:
         return None
@@ -240,7 +251,7 @@ def _by_length(nodes: Sequence[Node]) -> list[list[Node]]:
     return buckets
 
 
-def _by_depth(tree: PrefixTree) -> list[list[Node]]:
+def levels_that_branch(tree: PrefixTree) -> list[list[Node]]:
     """Nodes that branch, grouped by depth; no token is below two nodes of a group."""
     depth: list[int] = []
     levels: list[list[Node]] = []

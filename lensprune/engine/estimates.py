@@ -186,9 +186,9 @@ def _sees(tree: PrefixTree) -> torch.Tensor:
     """[query, key]: whether the key's token is the query's own or comes before it in the same text."""
     seen = torch.zeros(len(tree), len(tree), dtype=torch.bool)
     for node in tree.nodes:
-        own = slice(node.start, node.end)
-        seen[own, own] = torch.ones(node.length, node.length, dtype=torch.bool).tril()
-        seen[node.end : node.subtree_end, own] = True
+        span = slice(node.start, node.end)
+        seen[span, span] = torch.ones(node.length, node.length, dtype=torch.bool).tril()
+        seen[node.end : node.subtree_end, span] = True
     return seen
 
 
@@ -254,7 +254,7 @@ def _logprobs(model: HookedModel, rows: _Rows) -> Float[torch.Tensor, " request"
             rows.input_ids, rows.attention_mask, rows.position_ids, logits_to_keep=rows.kept or 0
         ).flatten(0, 1)
     logprobs = widened(logits).log_softmax(-1)[rows.scored.rows, rows.scored.targets]
-    return torch.stack([own.sum() for own in logprobs.split(rows.scored.sizes)])
+    return torch.stack([of_row.sum() for of_row in logprobs.split(rows.scored.sizes)])
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def fork_variants(
     for variant in variants:
         forks[first_layer(variant, stack.n_layers)].append(variant)
     run = _Pass(stack, facts, tree, wanted)
-    hidden = run.batch.embedded
+    hidden = run.embedded
     # Clean layers run only while a later fork needs their residuals, or the caller needs the last keys and values.
     last = max(forks)
     clean_layers = last + (keep_kv is not None)
@@ -79,7 +79,7 @@ class _Pass:
     ) -> None:
         self._stack = stack
         self._wanted = wanted
-        self.batch = stack.begin(tree.input_ids(facts.device), tree.position_ids(facts.device))
+        self.batch, self.embedded = stack.begin(tree.input_ids(facts.device), tree.position_ids(facts.device))
         self._attention = TreeAttention(tree, facts.device)
         self._last = stack.n_layers - 1
         self._last_batch = self.batch.take(wanted, self._last)

@@ -205,7 +205,7 @@ def _norms(model: HookedModel) -> list[tuple[Any, FrozenNorm]]:
         UserError: a norm is neither LayerNorm nor RMSNorm.
     """
     measured: dict[int, FrozenNorm] = {}
-    found: list[tuple[Any, FrozenNorm]] = []
+    norms: list[tuple[Any, FrozenNorm]] = []
     seen: set[int] = set()
     original = getattr(model.module, "original_model", None)
     for module in [*model.module.modules(), *(() if original is None else original.modules())]:
@@ -217,8 +217,8 @@ def _norms(model: HookedModel) -> list[tuple[Any, FrozenNorm]]:
             inner = getattr(norm, "original_component", None) or norm
             if id(inner) not in measured:
                 measured[id(inner)] = frozen_norm(inner)
-            found.append((norm, measured[id(inner)]))
-    return found
+            norms.append((norm, measured[id(inner)]))
+    return norms
 
 
 def _frozen_output(frozen: FrozenNorm, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -87,8 +87,8 @@ def sampling_defaults(model: HookedModel) -> dict[str, Any]:
                 f"the generation config of {model.facts.name} samples with {name} {value!r}, and only temperature, "
                 "top_p and top_k are supported: ignore it with --generation-config none"
             )
-    found = {name: getattr(config, name, None) for name in ("top_p", "top_k")}
-    return {name: value for name, value in found.items() if value is not None}
+    defaults = {name: getattr(config, name, None) for name in ("top_p", "top_k")}
+    return {name: value for name, value in defaults.items() if value is not None}
 
 
 class GreedyRules:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import torch
 from jaxtyping import Float, Int
 
-from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
+from lensprune.engine.attention import (
+    AttentionSettings,
+    attend_in_few_calls,
+    levels_that_branch,
+    merge_into,
+    partial_attention,
+)
+from lensprune.engine.kernels import Packed, is_recent_gpu
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.tree import PrefixTree
 from lensprune.precision import accumulation_dtype
 
-__all__ = ["KeysAndValues", "TreeQueries", "keys_and_values"]
+__all__ = ["KeysAndValues", "TreeQueries", "keys_and_values", "packed_blocks"]
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -65,6 +73,11 @@ class TreeQueries:
                 back = positions[wanted[low:high], None] - positions[None, keys]
                 self._blocks.append((slice(low, high), keys, back))
         self._masks: dict[int | None, list[torch.Tensor | None]] = {}
+        self._longest = max(tree.positions) + 1
+        self._packed: tuple[Packed, list[Packed]] | None = None
+        if is_recent_gpu(self._device):
+            within, *levels = [blocks for blocks in packed_blocks(tree, wanted) if blocks]
+            self._packed = Packed.of(within, self._device), [Packed.of(blocks, self._device) for blocks in levels]
         self.keys_values: KeysAndValues | None = None
         self.saved: torch.Tensor | None = None
 
@@ -82,10 +95,16 @@ class TreeQueries:
     def _compute(self, q: torch.Tensor, settings: AttentionSettings) -> torch.Tensor:
         assert self.keys_values is not None
         k, v = self.keys_values
+        window = settings.window if settings.window is None or settings.window < self._longest else None
+        if self._packed is not None and window is None and settings.softcap is None:
+            flat = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+            z = attend_in_few_calls(*self._packed, *flat, settings.scaling)
+            if z is not None:
+                return z
         wide = accumulation_dtype(q.dtype)
         out = torch.zeros(q.shape, dtype=wide, device=q.device)
         lse = torch.full(q.shape[:2], -torch.inf, dtype=wide, device=q.device)
-        for (rows, keys, _), allowed in zip(self._blocks, self._allowed(settings.window), strict=True):
+        for (rows, keys, _), allowed in zip(self._blocks, self._allowed(window), strict=True):
             part_out, part_lse = partial_attention(
                 q[None, :, rows],
                 k[None, :, keys],
@@ -102,6 +121,29 @@ class TreeQueries:
             masks = [back >= 0 if window is None else (back >= 0) & (back < window) for _, _, back in self._blocks]
             self._masks[window] = [None if bool(mask.all()) else mask[None].to(self._device) for mask in masks]
         return self._masks[window]
+
+
+def packed_blocks(tree: PrefixTree, wanted: Int[torch.Tensor, " wanted"]) -> Iterator[list[tuple[slice, slice]]]:
+    """Blocks (wanted tokens, keys) of the calls that give the attention of `wanted`: every run of neighbours in a node
+    against itself, which is causal, then against what precedes it in the node, then what is below a node that branches
+    against that node, by depth."""
+    flat = wanted.tolist()
+    node_of = torch.searchsorted(torch.tensor([node.end for node in tree.nodes]), wanted, right=True).tolist()
+    begins = [i for i in range(len(flat)) if not i or node_of[i] != node_of[i - 1] or flat[i] != flat[i - 1] + 1]
+    runs = [
+        (slice(low, high), slice(flat[low], flat[high - 1] + 1), tree.nodes[node_of[low]].start)
+        for low, high in zip(begins, [*begins[1:], len(flat)], strict=True)
+    ]
+    yield [(queries, keys) for queries, keys, _ in runs]
+    yield [(queries, slice(start, keys.start)) for queries, keys, start in runs if start < keys.start]
+    for nodes in levels_that_branch(tree):
+        bounds = torch.tensor([[node.end, node.subtree_end] for node in nodes])
+        below = torch.searchsorted(wanted, bounds).tolist()
+        yield [
+            (slice(low, high), slice(node.start, node.end))
+            for node, (low, high) in zip(nodes, below, strict=True)
+            if low < high
+        ]
 
 
 def _merge_first(out: torch.Tensor, lse: torch.Tensor, part_out: torch.Tensor, part_lse: torch.Tensor) -> None:

@@ -48,17 +48,19 @@ def errors_as_unsupported(facts: ModelFacts) -> Iterator[None]:
 
 @dataclass
 class FlatBatch:
-    """Tokens in one flat row, the residual that enters layer 0, and each layer's other arguments."""
+    """Tokens in one flat row: their positions, and each layer's arguments other than the residual."""
 
     position_ids: Int[torch.Tensor, "1 tok"]
-    embedded: Float[torch.Tensor, "1 tok d_model"]
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, index: Int[torch.Tensor, " taken"], layer: int) -> FlatBatch:
         """The tokens at `index`, in that order, with the arguments of one layer's call."""
         size = self.position_ids.shape[1]
+        position_ids = self.position_ids[:, index]
 
         def pick(value: Any) -> Any:
+            if value is self.position_ids:
+                return position_ids
             if isinstance(value, torch.Tensor):
                 if value.ndim >= 2 and value.shape[:2] == (1, size):
                     return value[:, index]
@@ -68,7 +70,7 @@ class FlatBatch:
             return value
 
         arguments = {name: pick(value) for name, value in self.arguments[layer].items()}
-        return FlatBatch(self.position_ids[:, index], self.embedded[:, index], {layer: arguments})
+        return FlatBatch(position_ids, {layer: arguments})
 
 
 class AttentionRecorder:
@@ -223,8 +225,10 @@ class LayerStack:
     def n_layers(self) -> int:
         return len(self._layers)
 
-    def begin(self, input_ids: Int[torch.Tensor, "1 tok"], position_ids: Int[torch.Tensor, "1 tok"]) -> FlatBatch:
-        """Embed tokens and record each layer's arguments."""
+    def begin(
+        self, input_ids: Int[torch.Tensor, "1 tok"], position_ids: Int[torch.Tensor, "1 tok"]
+    ) -> tuple[FlatBatch, Float[torch.Tensor, "1 tok d_model"]]:
+        """Embed tokens and record each layer's arguments; returns them and the residual that enters layer 0."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def record(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -234,7 +238,7 @@ class LayerStack:
         with self._replaced([record] * self.n_layers):
             # Without the unembedding, which has the largest weights.
             self._raw.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-        batch = FlatBatch(position_ids, calls[0][0][0])
+        batch = FlatBatch(position_ids)
         for layer, (signature, (args, kwargs)) in enumerate(zip(self._signatures, calls, strict=True)):
             bound = signature.bind(*args, **kwargs)
             arguments = dict(bound.arguments)
@@ -243,7 +247,7 @@ class LayerStack:
                     arguments.update(arguments.pop(name, {}))
             arguments.pop(next(iter(signature.parameters)))
             batch.arguments[layer] = arguments
-        return batch
+        return batch, calls[0][0][0]
 
     def run_layer(
         self,

@@ -79,7 +79,7 @@ class TreeScorer:
             value = widened(logits).log_softmax(-1)[local, targets]
             logprobs.append(torch.where(finite, value, torch.nan))
             chosen_by_argmax.append((logits.argmax(-1)[local] == targets) & finite)
-        logprob, greedy = (torch.cat(own).cpu()[self._back] for own in (logprobs, chosen_by_argmax))
+        logprob, greedy = (torch.cat(parts).cpu()[self._back] for parts in (logprobs, chosen_by_argmax))
         pieces = zip(logprob.split(self._scored.sizes), greedy.split(self._scored.sizes), strict=True)
         return {
             index: LoglikelihoodResponse(float(mine.sum()), bool(chosen.all()), len(mine))

@@ -95,9 +95,13 @@ def register_head_score(*, range: str, source: str = "", name: str | None = None
     """
 
     def register(function: F) -> F:
-        own = name or function.__name__
+        score_name = name or function.__name__
         definition = " ".join((function.__doc__ or "").split())
-        _SCORES.add(own, HeadScore(own, definition, source, range, lambda *on: {own: function(*on)}), function)
+        _SCORES.add(
+            score_name,
+            HeadScore(score_name, definition, source, range, lambda *on: {score_name: function(*on)}),
+            function,
+        )
         return function
 
     return register

@@ -35,7 +35,7 @@ def contributions_by_source(
     row = torch.tensor([list(tokens)], device=facts.device)
     _, kept = capture(model, row, [*places, final_name])
     at = torch.tensor(list(steps), device=facts.device)
-    found = []
+    contributions = []
     with torch.no_grad():
         norm = final_norm(model)
         directions = unembedding(model)[:, list(targets)].T.to(norm.weight.dtype)
@@ -52,8 +52,8 @@ def contributions_by_source(
             read = einsum(weights, own, "head d d_model, step d_model -> head step d")
             values = v.repeat_interleave(facts.n_heads // v.shape[1], dim=1).to(weights.dtype)
             worth = einsum(read, values, "head step d, key head d -> head step key")
-            found.append((pattern[:, at].to(weights.dtype) * worth).double().cpu())
-    return torch.stack(found)
+            contributions.append((pattern[:, at].to(weights.dtype) * worth).double().cpu())
+    return torch.stack(contributions)
 
 
 def _backwards(

@@ -40,10 +40,10 @@ def twin_of(bridge: Any) -> PreTrainedModel:
     except Exception as error:
         raise NoTwin(f"{type(wrapped).__name__} can't be built from its configuration ({first_line(error)})") from error
     originals = dict(_unwrapped(wrapped))
-    own = dict(twin.named_modules(remove_duplicate=False))
+    modules = dict(twin.named_modules(remove_duplicate=False))
     for name, module in originals.items():
-        _check(name, module, own.get(name))
-    for name, module in own.items():
+        _check(name, module, modules.get(name))
+    for name, module in modules.items():
         _share(name, module, originals.get(name))
     return twin.eval()
 

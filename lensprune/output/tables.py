@@ -63,9 +63,9 @@ def frame_json(frame: pd.DataFrame) -> str:
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _json_value(own) for key, own in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_value(own) for own in value]
+        return [_json_value(item) for item in value]
     plain = value.item() if hasattr(value, "item") else value
     if isinstance(plain, float):
         return plain if math.isfinite(plain) else None

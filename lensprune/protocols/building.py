@@ -146,9 +146,9 @@ def _chat_prompts(
         item = replace(item, fewshot=())
     prompts, described = [], True
     for context, continuation in prompt_strings(fmt, item):
-        asked = [*turns, ("user", context.removeprefix(description))]
+        messages = [*turns, ("user", context.removeprefix(description))]
         text, whole = chat_prompt(
-            model.tokenizer, system, asked, prompting.asked.template_date, prompting.template_args
+            model.tokenizer, system, messages, prompting.asked.template_date, prompting.template_args
         )
         prompts.append(Prompt(text, continuation.removeprefix(fmt.target_delimiter)))
         described &= whole or not system

@@ -57,8 +57,8 @@ def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
         group = read_group(outcomes, task, protocol)
         if group is not None and CLEAN.name in group.cells and DISTILLED in group.cells:
             distilled = outcomes.cell(CellKey(DISTILLED, task, protocol), list(CHANCE_COLUMNS))
-            own = [replacement for replacement in outcomes.replacements if replacement.name in group.cells]
-            rows.extend(_rows(group, own, outcomes.changes, cell_at_chance(distilled)))
+            replacements = [replacement for replacement in outcomes.replacements if replacement.name in group.cells]
+            rows.extend(_rows(group, replacements, outcomes.changes, cell_at_chance(distilled)))
     frame = pd.DataFrame(rows, columns=list(REPLACEMENT_COLUMNS))
     return frame.astype({"layer": "Int64", "head": "Int64", "gain_is_clear": "boolean", "at_chance": "boolean"})
 

@@ -216,16 +216,20 @@ def register_analysis(
         if not function.__module__.startswith("lensprune."):
             # What they are called is taken.
             _import_built_in()
-        own = name or function.__name__
-        if own in _TAKEN and not function.__module__.startswith("lensprune."):
-            raise UserError(f"an analysis can't be named {own!r}, which is a part of every run: choose another name")
+        analysis_name = name or function.__name__
+        if analysis_name in _TAKEN and not function.__module__.startswith("lensprune."):
+            raise UserError(
+                f"an analysis can't be named {analysis_name!r}, which is a part of every run: choose another name"
+            )
         caption = text or " ".join((function.__doc__ or "").strip().partition("\n\n")[0].split())
-        words = own.replace("_", " ")
-        row = Analysis(own, title or words[:1].upper() + words[1:], caption, function, draw, alt, columns or {}, saved)
+        words = analysis_name.replace("_", " ")
+        row = Analysis(
+            analysis_name, title or words[:1].upper() + words[1:], caption, function, draw, alt, columns or {}, saved
+        )
         lacking = next((key for key, option in row.options.items() if option.default is option.empty), None)
         if lacking is not None:
-            raise UserError(f"analysis {own!r}: option {lacking!r} needs a default value")
-        _ANALYSES.add(own, row, function)
+            raise UserError(f"analysis {analysis_name!r}: option {lacking!r} needs a default value")
+        _ANALYSES.add(analysis_name, row, function)
         return function
 
     return register if measure is None else register(measure)
@@ -265,7 +269,7 @@ def shown_analyses(outcomes: Outcomes, *, saved: bool = False) -> list[tuple[Ana
 
     Analyses without data in this run are left out.
     """
-    found = []
+    shown = []
     for analysis in analyses():
         if (analysis.draw is None and not analysis.columns) or (saved and not analysis.saved):
             continue
@@ -275,8 +279,8 @@ def shown_analyses(outcomes: Outcomes, *, saved: bool = False) -> list[tuple[Ana
             # The run has no data for it; damage to records is another error and is not hidden.
             continue
         if len(table):
-            found.append((analysis, table))
-    return found
+            shown.append((analysis, table))
+    return shown
 
 
 for _function in (critical_layers, depth_bands, signatures):

@@ -85,46 +85,68 @@ def browser_rows(outcomes: Outcomes, most: int = MAX_RECORDS, other: Outcomes | 
         changed["variant"], changed["task"], changed["protocol"], changed["n"] * changed["samples"], strict=True
     )
     sizes = {CellKey(variant, task, protocol): int(n) for variant, task, protocol, n in places}
-    names = _Names()
-    index = names.index
-    clean: dict[int, dict[str, list[Any]]] = {}
-    clean_place, clean_records = ("", ""), _NO_RECORDS
-    rows: list[list[Any]] = []
-    asked: list[list[Any]] = []
-    finished = outcomes.finished()
-
     shares = shares_of(sizes, most)
-    for key in (key for key in finished if shares.get(key)):
+    rows = _Rows(outcomes, other)
+    for key in (key for key in rows.finished if shares.get(key)):
+        rows.add(key, shares[key])
+    limit = _shorten_prompts(rows.questions)
+    return BrowserRows(rows.payload(), len(rows.rows), sum(sizes.values()), limit)
+
+
+class _Rows:
+    """What the browser shows of a run, cell by cell; those of one (task, protocol) come one after the other."""
+
+    def __init__(self, outcomes: Outcomes, other: Outcomes | None) -> None:
+        self.finished = outcomes.finished()
+        self.rows: list[list[Any]] = []
+        self.questions: list[list[Any]] = []
+        self._outcomes, self._other = outcomes, other
+        self._names = _Names()
+        self._clean: dict[int, dict[str, list[Any]]] = {}
+        self._place, self._clean_records = ("", ""), _NO_RECORDS
+        self._stored_questions: Any = None
+        self._samples = 1
+
+    def add(self, key: CellKey, share: int) -> None:
+        """Add `share` records of a cell, if the clean model answered its items."""
         place = (key.task, key.protocol)
-        if place != clean_place:
-            if CellKey(CLEAN.name, *place) not in finished:
-                continue
-            clean_place, cleaned = place, outcomes.cell(CellKey(CLEAN.name, *place), _COLUMNS, whole=True)
-            clean_records = cleaned.to_pylist()
-            questions, samples = outcomes.questions(*place), outcomes.samples(*place)
-        measured = outcomes.cell(key, [*_COLUMNS, "layer"], whole=True).to_pylist()
-        beside = {} if other is None else _beside(outcomes, other, key)
-        base = clean_records[: len(measured)]
+        if place != self._place:
+            if CellKey(CLEAN.name, *place) not in self.finished:
+                return
+            clean = self._outcomes.cell(CellKey(CLEAN.name, *place), _COLUMNS, whole=True)
+            self._place, self._clean_records = place, clean.to_pylist()
+            self._stored_questions, self._samples = self._outcomes.questions(*place), self._outcomes.samples(*place)
+        measured = self._outcomes.cell(key, [*_COLUMNS, "layer"], whole=True).to_pylist()
+        beside = {} if self._other is None else _beside(self._outcomes, self._other, key)
+        base = self._clean_records[: len(measured)]
+        index = self._names.index
         cell, variant = index("cells", place), index("variants", key.variant)
-        for i in _chosen(measured, base, shares[key]):
-            record, before = measured[i], base[i]
-            item = visible(str(record["item_id"])) + (f", sample {record['sample']}" if samples > 1 else "")
-            if item not in clean.setdefault(cell, {}):
-                question = Question.from_row(questions.slice(i // samples, 1).to_pylist()[0])
-                asked.append(_shown(question))
-                clean[cell][item] = [visible(record["target"]), *_answer(before, index), len(asked) - 1]
-            rows.append([cell, item, variant, record["layer"], *_answer(record, index)])
-            if other is not None:
-                rows[-1].append(_answer(beside[i], index) if i in beside else None)
-    limit = _shorten_prompts(asked)
-    payload = {
-        **names.lists,
-        "questions": asked,
-        "clean": {str(cell): answers for cell, answers in clean.items()},
-        "rows": rows,
-        "two": other is not None,
-    }
-    return BrowserRows(payload, len(rows), sum(sizes.values()), limit)
+        for i in _chosen(measured, base, share):
+            record = measured[i]
+            item = self._item(cell, i, record, base[i])
+            self.rows.append([cell, item, variant, record["layer"], *_answer(record, index)])
+            if self._other is not None:
+                self.rows[-1].append(_answer(beside[i], index) if i in beside else None)
+
+    def _item(self, cell: int, i: int, record: Record, before: Record) -> str:
+        """The name of record `i` of a cell; its question and the clean model's answer are kept once."""
+        item = visible(str(record["item_id"])) + (f", sample {record['sample']}" if self._samples > 1 else "")
+        if item not in self._clean.setdefault(cell, {}):
+            question = Question.from_row(self._stored_questions.slice(i // self._samples, 1).to_pylist()[0])
+            self.questions.append(_shown(question))
+            answer = _answer(before, self._names.index)
+            self._clean[cell][item] = [visible(record["target"]), *answer, len(self.questions) - 1]
+        return item
+
+    def payload(self) -> dict[str, Any]:
+        """Everything as plain JSON."""
+        return {
+            **self._names.lists,
+            "questions": self.questions,
+            "clean": {str(cell): answers for cell, answers in self._clean.items()},
+            "rows": self.rows,
+            "two": self._other is not None,
+        }
 
 
 class _Names:

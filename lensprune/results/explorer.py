@@ -207,7 +207,8 @@ def _item(
     encoded = encode_with_spans(model, text)
     ids = list(encoded.ids)[-model.facts.n_ctx :]
     words = [
-        text[a:b] or str(model.tokenizer.decode([own])) for own, (a, b) in zip(encoded.ids, encoded.spans, strict=True)
+        text[a:b] or str(model.tokenizer.decode([token]))
+        for token, (a, b) in zip(encoded.ids, encoded.spans, strict=True)
     ]
     cut = max(0, len(ids) - MAX_TOKENS)
     tokens = [visible(word) for word in words[-len(ids) :][cut:]]

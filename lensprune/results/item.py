@@ -98,11 +98,11 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
             of this run; questions that are missing from the run folder.
     """
     wanted = str(item_id)
-    asked = {cell: outcomes.questions(*cell) for cell in outcomes.select(task, protocol)}
-    ids = {cell: table.column("item_id").to_pylist() for cell, table in asked.items()}
-    places = {cell: own.index(wanted) for cell, own in ids.items() if wanted in own}
+    of_cell = {cell: outcomes.questions(*cell) for cell in outcomes.select(task, protocol)}
+    ids = {cell: table.column("item_id").to_pylist() for cell, table in of_cell.items()}
+    places = {cell: item_ids.index(wanted) for cell, item_ids in ids.items() if wanted in item_ids}
     if not places:
-        raise _unknown(wanted, list(dict.fromkeys(name for own in ids.values() for name in own)))
+        raise _unknown(wanted, list(dict.fromkeys(name for item_ids in ids.values() for name in item_ids)))
     tasks = list(dict.fromkeys(name for name, _ in places))
     if len(tasks) > 1:
         raise UserError(f"item {wanted!r} is in {len(tasks)} tasks ({', '.join(tasks)}): name one, task={tasks[0]!r}")
@@ -114,7 +114,7 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
         if (place := places.get((key.task, key.protocol))) is not None
         for row in _samples(outcomes, key, place)
     ]
-    questions = {p: Question.from_row(asked[t, p].slice(i, 1).to_pylist()[0]) for (t, p), i in places.items()}
+    questions = {p: Question.from_row(of_cell[t, p].slice(i, 1).to_pylist()[0]) for (t, p), i in places.items()}
     # Left to itself, pandas makes NaN of an answer that was not found.
     answers = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)
     numbers = {"correct": bool, "gold_logprob": float, "logprob_margin": float, "n_tokens": int}
@@ -145,12 +145,12 @@ def _tables(question: Question, answers: pd.DataFrame) -> tuple[list[list[list[s
     shown = _chosen(answers)
     left = f"{len(answers) - len(shown)} more variants are in .answers" if len(answers) > len(shown) else ""
     verdicts = ["right" if right else "wrong" for right in shown["correct"]]
-    found = ["-" if prediction is None else _short(prediction) for prediction in shown["prediction"]]
+    predictions = ["-" if prediction is None else _short(prediction) for prediction in shown["prediction"]]
     if not question.options:
         columns = {
             "variant": shown["variant"],
             "outcome": verdicts,
-            "answer": found,
+            "answer": predictions,
             "text": map(_short, shown["text"]),
         }
         if shown["thinking"].notna().any():
@@ -161,7 +161,7 @@ def _tables(question: Question, answers: pd.DataFrame) -> tuple[list[list[list[s
     for i, (option, tokens) in enumerate(zip(question.options, question.option_tokens, strict=True)):
         listed.append([str(i), _short(option), str(tokens), "right" if i == question.gold else ""])
     rows = [["log-probability of", *map(str, range(len(question.options))), "outcome", "answer"]]
-    for name, logprobs, *said in zip(shown["variant"], shown["option_logprobs"], verdicts, found, strict=True):
+    for name, logprobs, *said in zip(shown["variant"], shown["option_logprobs"], verdicts, predictions, strict=True):
         rows.append([name, *(f"{logprob:.3f}" for logprob in logprobs), *said])
     return [listed, rows], left
 

@@ -32,7 +32,7 @@ def runs_in(folder: str | Path) -> pd.DataFrame:
     path = usable_path(folder, "folder")
     if not path.is_dir():
         raise UserError(f"{folder} is not a folder: expected one that holds runs, like runs")
-    rows = [_row(found, path) for found in sorted(_run_folders(path))]
+    rows = [_row(run_folder, path) for run_folder in sorted(_run_folders(path))]
     if not rows:
         raise UserError(f"{folder} contains no run: expected a folder, or folders in it, with {SPEC_FILE}")
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype({"variants": "Int64"})

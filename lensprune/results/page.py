@@ -153,7 +153,9 @@ def _record_parts(outcomes: Outcomes) -> Iterator[pd.DataFrame]:
         frame = pa.concat_tables(cells).to_pandas() if cells else SCHEMA.empty_table().to_pandas()
         # One text per record: JSON, like {"acc": 1.0}, and NaN where a log-probability is none.
         frame["metrics"] = [json.dumps(dict(pairs)) for pairs in frame["metrics"]]
-        frame["option_logprobs"] = [None if own is None else json.dumps(list(own)) for own in frame["option_logprobs"]]
+        frame["option_logprobs"] = [
+            None if logprobs is None else json.dumps(list(logprobs)) for logprobs in frame["option_logprobs"]
+        ]
         yield frame.astype({"layer": "Int64", "head": "Int64"})
 
 

@@ -54,12 +54,12 @@ def power_report(
         if items and max(items) > there:
             raise UserError(f"{max(items)} items are more than the {there} of task {task!r}")
         wanted = tuple(n for n in wanted if n <= there) or (there,)
-        own = [item.cluster for item in loaded.items]
+        of_items = [item.cluster for item in loaded.items]
         name = f"{task}, {there} items"
-        if clusters is None and all(own):
+        if clusters is None and all(of_items):
             # A limit of a task by clusters counts in each.
             counted = [
-                min(n, len(set(own)))
+                min(n, len(set(of_items)))
                 if loaded.task.by_cluster
                 else len({item.cluster for item in load_task(task, data_dir=folder, limit=n).items})
                 for n in wanted
@@ -67,8 +67,8 @@ def power_report(
     table = power_table(wanted, parts, flips=flips, clusters_of=counted)
     rows = [["items", "clusters", "smallest loss"]]
     for n, n_clusters, loss in table[["n", "n_clusters", "smallest_loss"]].itertuples(index=False):
-        found = "none" if np.isnan(loss) else f"{loss:.2f}"
-        rows.append([str(n), str(n_clusters) if counted is not None else "–", found])
+        smallest = "none" if np.isnan(loss) else f"{loss:.2f}"
+        rows.append([str(n), str(n_clusters) if counted is not None else "–", smallest])
     head = (
         f"{for_terminal(name)}: smallest loss of accuracy that is named (q of a loss ≤ 0.05) in 80% of sweeps over "
         f"{parts} variant{'' if parts == 1 else 's'}, each of which also changes {flips:.0%} of the items by accident"

@@ -163,8 +163,10 @@ def analyses_list(folder: str | Path) -> str:
     _sweep_in(folder)
     rows = [["analysis", "options", "what it shows"]]
     for analysis in analyses():
-        own = {name: option.default for name, option in analysis.options.items() if name not in ("task", "protocol")}
-        options = ", ".join(name if default is None else f"{name}={default}" for name, default in own.items())
+        defaults = {
+            name: option.default for name, option in analysis.options.items() if name not in ("task", "protocol")
+        }
+        options = ", ".join(name if default is None else f"{name}={default}" for name, default in defaults.items())
         rows.append([analysis.name, options or "-", analysis.title])
     return aligned(rows)
 

@@ -106,8 +106,8 @@ def items_to_beat_chance(accuracy: float, chance: float) -> int | None:
     enough = scipy.stats.binom.sf(least - 1, n, accuracy) >= _POWER
     # Power oscillates with single items, since counts are integers: from here on it stays above.
     below = np.flatnonzero(~enough)
-    found = int(n[below[-1]]) + 1 if len(below) else 1
-    return found if found <= _MAX_ITEMS else None
+    n_items = int(n[below[-1]]) + 1 if len(below) else 1
+    return n_items if n_items <= _MAX_ITEMS else None
 
 
 def beats_chance(frame: pd.DataFrame) -> pd.Series[bool]:

@@ -121,14 +121,14 @@ def _file_hash(path: Path) -> str:
 
 def whole_files(folder: Path, keys: Mapping[str, _Key]) -> tuple[dict[_Key, Path], list[Path]]:
     """The intact Parquet files of `folder` by their key in `keys`, and the files that don't match their name."""
-    found: dict[_Key, Path] = {}
+    whole: dict[_Key, Path] = {}
     strangers = []
     for path in sorted(folder.glob("*.parquet")):
         if path.name.startswith(TEMPORARY_PREFIX):
             continue
         key = keys.get(stem_of(path))
-        if key is None or key in found or _file_hash(path) != path.stem.rpartition(".")[2]:
+        if key is None or key in whole or _file_hash(path) != path.stem.rpartition(".")[2]:
             strangers.append(path)
         else:
-            found[key] = path
-    return found, strangers
+            whole[key] = path
+    return whole, strangers

@@ -39,16 +39,16 @@ def _rows(spec: SweepSpec) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for task, of_task in spec.execution.noise.items():
         for protocol, ways in of_task.items():
-            for way, own in ways.items():
-                items, n = [*own["lost"], *own["won"]], sizes[task, protocol]
+            for way, flips in ways.items():
+                items, n = [*flips["lost"], *flips["won"]], sizes[task, protocol]
                 rows.append(
                     {
                         "task": task,
                         "protocol": protocol,
                         "way": way,
                         "n": n,
-                        "lost": len(own["lost"]),
-                        "won": len(own["won"]),
+                        "lost": len(flips["lost"]),
+                        "won": len(flips["won"]),
                         "flipped": len(items) / n,
                         "items": " ".join(items),
                     }

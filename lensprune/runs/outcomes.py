@@ -189,12 +189,12 @@ class Outcomes:
 
     def _add_questions(self, frame: pd.DataFrame, keys: Sequence[CellKey], sizes: Sequence[int]) -> None:
         places = dict.fromkeys((key.task, key.protocol) for key in keys)
-        asked = {place: self._store.questions(*place).to_pydict() for place in places}
+        questions = {place: self._store.questions(*place).to_pydict() for place in places}
         for name in QUESTIONS.names:
             values = [
                 value
                 for key, n in zip(keys, sizes, strict=True)
-                for value in asked[key.task, key.protocol][name][: n // self.samples(key.task, key.protocol)]
+                for value in questions[key.task, key.protocol][name][: n // self.samples(key.task, key.protocol)]
                 for _ in range(self.samples(key.task, key.protocol))
             ]
             if name != "item_id":

@@ -93,7 +93,7 @@ def question_table(task: LoadedTask, protocol: str, items: Sequence[ItemRequests
         UserError: the index of a right option is out of range.
     """
     fmt = protocol_named(protocol).format_of(task.task)
-    return pa.Table.from_pylist([asdict(_question(fmt, asked)) for asked in items], schema=QUESTIONS)
+    return pa.Table.from_pylist([asdict(_question(fmt, item)) for item in items], schema=QUESTIONS)
 
 
 def _question(fmt: PromptFormat, asked: ItemRequests) -> Question:

@@ -84,8 +84,8 @@ class RunStore:
         store = cls(path, read_spec(path))
         if store._scan_quietly() or store.finished() != set(store.expected()):
             return False
-        asked = [(cell.task, cell.protocol) for cell in store.spec.cells]
-        return all(cell in store._question_files and store._fits(store._question_files[cell], *cell) for cell in asked)
+        places = [(cell.task, cell.protocol) for cell in store.spec.cells]
+        return all(cell in store._question_files and store._fits(store._question_files[cell], *cell) for cell in places)
 
     @classmethod
     @contextmanager
@@ -160,8 +160,8 @@ class RunStore:
 
     def _scan_quietly(self) -> list[Path]:
         """Find the stored cells and questions; return the files that are not intact files of this run."""
-        asked = {questions_stem(cell.task, cell.protocol): (cell.task, cell.protocol) for cell in self.spec.cells}
-        self._question_files, strangers = whole_files(self.questions_folder, asked)
+        stems = {questions_stem(cell.task, cell.protocol): (cell.task, cell.protocol) for cell in self.spec.cells}
+        self._question_files, strangers = whole_files(self.questions_folder, stems)
         cells = {cell_stem(key): key for key in self.expected()}
         self._files, others = whole_files(self.records_folder, cells)
         return strangers + others

@@ -84,7 +84,7 @@ def run_pair(
     sweeps = []
     for part in [apart for whole in preset.pair_sweeps for apart in parts_apart(whole, options)]:
         runs = []
-        for role, model, asked in zip(("base", "distilled"), pair, own, strict=True):
+        for role, model, fitted_options in zip(("base", "distilled"), pair, own, strict=True):
             run = sweep(
                 model,
                 part.tasks,
@@ -92,7 +92,7 @@ def run_pair(
                 VariantSelection(part.over, part.ablation),
                 limit=part.limit,
                 out=home / f"{part.name}-{role}",
-                **options_for(part.protocols, asked),
+                **options_for(part.protocols, fitted_options),
                 **(generation if "generate" in part.protocols else {}),
             )
             write_report(run)

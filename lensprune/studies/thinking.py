@@ -150,7 +150,7 @@ def run_thinking(
     given = {name: value for name, value in generation.items() if value is not None}
     runs = []
     for role, model in zip(("base", "distilled"), pair, strict=True):
-        for way, asked in ways_of(model, part.budgets, options).items():
+        for way, way_options in ways_of(model, part.budgets, options).items():
             run = sweep(
                 model,
                 part.tasks,
@@ -160,7 +160,7 @@ def run_thinking(
                 shots=part.shots,
                 out=folder / f"{part.name}-{role}-{way.replace(' ', '-')}",
                 **{"max_new_tokens": part.max_new_tokens, **given},
-                **asked,
+                **way_options,
             )
             write_report(run)
             runs.append(ThinkingRun(part, role, way, run))

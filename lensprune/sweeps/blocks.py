@@ -68,18 +68,18 @@ def blocks_left(
     """
     left: dict[str, float] = defaultdict(float)
     for cell in outcomes.cells:
-        if (own := next_block(outcomes, *cell)) is not None:
+        if (block := next_block(outcomes, *cell)) is not None:
             sizes = requests[cell]
-            later = sum(sizes[own.block + 1 :])
-            left[kind(cell)] += sum(work(cell, name, sizes[own.block]) for name in own.lack)
-            left[kind(cell)] += sum(work(cell, name, later) for name in (CLEAN.name, *own.undecided))
+            later = sum(sizes[block.block + 1 :])
+            left[kind(cell)] += sum(work(cell, name, sizes[block.block]) for name in block.lack)
+            left[kind(cell)] += sum(work(cell, name, later) for name in (CLEAN.name, *block.undecided))
     return dict(left)
 
 
 def decided_so_far(outcomes: Outcomes) -> str:
     """How many variants are decided, in words."""
-    found = decisions(outcomes)
-    return f"{found['decided'].sum()} of {found['variants'].sum()} variants decided"
+    decided = decisions(outcomes)
+    return f"{decided['decided'].sum()} of {decided['variants'].sum()} variants decided"
 
 
 def say_progress(bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], doing: str) -> None:

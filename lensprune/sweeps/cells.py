@@ -99,8 +99,8 @@ def _answered(
                 log.add(name, {places[index]: response for index, response in answers.items()})
             progress(name, len(answers))
 
-        asked = [requests[i] for i in missing]
-        for answered in executor.run(asked, group, reference=reference, on_answers=keep):
+        missing_requests = [requests[i] for i in missing]
+        for answered in executor.run(missing_requests, group, reference=reference, on_answers=keep):
             new = dict(zip(missing, answered.responses, strict=True))
             whole = known.get(answered.variant.name, {}) | new
             yield VariantResponses(answered.variant, tuple(whole[i] for i in range(len(requests))))

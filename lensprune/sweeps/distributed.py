@@ -154,13 +154,15 @@ def _measure_blocks(
     """A block of every task and protocol that has one left, then the next, because verdicts need all cells of a block;
     the clean model first, with which the others are compared wherever the sweep is stopped."""
     while True:
-        found = {cell: own for cell in outcomes.cells if (own := next_block(outcomes, *cell)) is not None}
-        if not found:
+        next_blocks = {cell: block for cell in outcomes.cells if (block := next_block(outcomes, *cell)) is not None}
+        if not next_blocks:
             return
         say_progress(bar, outcomes, requests, f"{size} workers")
-        blocks = [own.block for own in found.values()]
+        blocks = [block.block for block in next_blocks.values()]
         for clean in (True, False):
-            groups = [(*cell, [n for n in own.lack if (n == CLEAN.name) is clean]) for cell, own in found.items()]
+            groups = [
+                (*cell, [n for n in block.lack if (n == CLEAN.name) is clean]) for cell, block in next_blocks.items()
+            ]
             scheduler.run(UnitQueue(groups, size, blocks), store, outcomes.spec, bar.update)
 
 

@@ -44,9 +44,9 @@ _ASKED = ("sampling", "forced_end", "thinking")
 
 def _request_json(request: Request) -> list[object]:
     if isinstance(request, GenerateRequest):
-        asked = [request.context_ids, request.until, request.max_new_tokens, request.generation_config]
+        settings = [request.context_ids, request.until, request.max_new_tokens, request.generation_config]
         more = {name: asdict(value) for name in _ASKED if (value := getattr(request, name)) is not None}
-        return [*asked, more]
+        return [*settings, more]
     return [request.context_ids, request.continuation_ids]
 
 

@@ -125,7 +125,7 @@ def with_noise(
 def _measured(job: SweepJob, executor: Executor, model: ModelOrName, progress: bool) -> dict[str, dict[str, Any]]:
     """By task and protocol: the ids of the items lost and won in each of the other ways."""
     ways = list(_other_ways(job, executor, model))
-    found: dict[str, dict[str, Any]] = {}
+    flips: dict[str, dict[str, Any]] = {}
     total = (1 + len(ways)) * sum(len(condition.requests) for condition in job.conditions)
     with progress_bar(shown=progress, total=total, unit="request") as bar:
         for condition in job.conditions:
@@ -140,8 +140,8 @@ def _measured(job: SweepJob, executor: Executor, model: ModelOrName, progress: b
                     "lost": [item for item, flag in zip(names, clean & ~changed, strict=True) if flag],
                     "won": [item for item, flag in zip(names, ~clean & changed, strict=True) if flag],
                 }
-            found.setdefault(task, {})[condition.protocol] = rows
-    return found
+            flips.setdefault(task, {})[condition.protocol] = rows
+    return flips
 
 
 def _answered(executor: Executor, condition: Condition, progress: Any) -> Bool[ndarray, " item"]:

@@ -72,7 +72,7 @@ def _check_same_stopping(existing: SweepSpec, out: Path | None, stopping: Stoppi
     if there is None or stopping is None or there == stopping:
         return
     if isinstance(there, Looks) and isinstance(stopping, Looks) and there.items != stopping.items:
-        looks = [",".join(map(str, own.items)) for own in (there, stopping)]
+        looks = [",".join(map(str, looks_of.items)) for looks_of in (there, stopping)]
         raise UserError(
             f"{out} contains another run (looks {looks[0]} there, {looks[1]} here): looks that are added or moved once "
             "there are results make its error rates wrong; choose another out folder, or from the start looks any, "
@@ -162,7 +162,7 @@ def decoding_of(model: HookedModel, asked: Sequence[Condition], use: str) -> dic
     """
     from lensprune.engine.greedy import GreedyRules
 
-    if not any(own.generates for own in asked):
+    if not any(condition.generates for condition in asked):
         return {}
     rules = GreedyRules(model, use)
     if rules.max_new_tokens is not None:

@@ -238,9 +238,9 @@ def run_sweep(
 def _power_lines(job: SweepJob) -> list[str]:
     """The smallest loss that the sweep can detect, once per number of items and clusters."""
     shapes = []
-    for asked in job.conditions:
-        clusters = {item.item.cluster for item in asked.items}
-        shapes.append((len(asked.items) // asked.samples, None if None in clusters else len(clusters)))
+    for condition in job.conditions:
+        clusters = {item.item.cluster for item in condition.items}
+        shapes.append((len(condition.items) // condition.samples, None if None in clusters else len(clusters)))
     if job.options.stopping is not None:
         return []
     parts = len(job.variants) - 1
@@ -306,12 +306,12 @@ def _execute_blocks(
     requests = {(c.task.task.name, str(c.protocol)): block_requests(c, stopping) for c in job.conditions}
     cell = (condition.task.task.name, str(condition.protocol))
     advance = _advance(bar, foreseen, cell)
-    while (found := next_block(outcomes, *cell)) is not None:
-        bar.stage(f"{cell[0]} {cell[1]}, block {found.block + 1}, {decided_so_far(outcomes)}")
+    while (block := next_block(outcomes, *cell)) is not None:
+        bar.stage(f"{cell[0]} {cell[1]}, block {block.block + 1}, {decided_so_far(outcomes)}")
         if foreseen is not None:
             bar.set_left(blocks_left(outcomes, requests, foreseen.work, foreseen.kind))
-        with store.answer_log(*cell, found.block) as log:
-            for key, table in measure_block(job, condition, found.block, found.lack, executor, advance, log):
+        with store.answer_log(*cell, block.block) as log:
+            for key, table in measure_block(job, condition, block.block, block.lack, executor, advance, log):
                 store.write(key, table)
 
 
@@ -373,7 +373,7 @@ def resume(
 def _options_of(spec: SweepSpec) -> SweepOptions:
     """The options of the run, read from the spec under their own names, except those that the spec resolved."""
     execution = spec.execution
-    asked = option_values({**vars(spec), **vars(execution)}, SweepOptions) | {
+    values = option_values({**vars(spec), **vars(execution)}, SweepOptions) | {
         "tasks": tuple(execution.task_files.get(task.name, task.name) for task in spec.tasks),
         "variants": tuple(variant_from_json(variant) for variant in spec.variants),
         "reference": execution.reference_file,
@@ -382,7 +382,7 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
         "screen_rule": None if spec.screen is None else rule_of(spec.screen),
         **_stopping_options(spec),
     }
-    return SweepOptions(**{name: value for name, value in asked.items() if value is not None})
+    return SweepOptions(**{name: value for name, value in values.items() if value is not None})
 
 
 def _stopping_options(spec: SweepSpec) -> dict[str, Any]:

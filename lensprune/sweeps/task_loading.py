@@ -64,12 +64,12 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
     if twice is not None:
         raise UserError(f"task {twice!r} is given twice")
     if options.stopping is not None:
-        for own in loaded:
-            _check_cap(own, options.stopping)
+        for loaded_task in loaded:
+            _check_cap(loaded_task, options.stopping)
     loaded = with_settings(loaded, options)
     if options.stopping is not None:
-        for own in loaded:
-            _check_single(own, options.protocols)
+        for loaded_task in loaded:
+            _check_single(loaded_task, options.protocols)
     return loaded
 
 

@@ -68,8 +68,10 @@ def with_longest_thinking(
     markers = _markers(model, options)
     longest = markers.end * ((options.thinking_budget or 0) // len(markers.end_ids))
     return tuple(
-        own if own.generates else _after(model, own, {i.item.id: longest for i in own.items}, options)
-        for own in conditions
+        condition
+        if condition.generates
+        else _after(model, condition, {i.item.id: longest for i in condition.items}, options)
+        for condition in conditions
     )
 
 
@@ -82,7 +84,7 @@ def _markers(model: HookedModel, options: SweepOptions) -> ThinkingMarkers:
 
 def _stored(job: SweepJob, run: Outcomes) -> dict[tuple[str, str], dict[str, str]]:
     """The thinking in a run's questions, of the cells whose items and prompts are those of `job`."""
-    found = {}
+    stored = {}
     for condition in job.conditions:
         place = (condition.task.task.name, condition.protocol)
         if condition.generates or place not in run.cells:
@@ -91,8 +93,8 @@ def _stored(job: SweepJob, run: Outcomes) -> dict[tuple[str, str], dict[str, str
         prompts = {row["item_id"]: row["prompt"] for row in rows}
         contexts = {item.item.id: item.prompts[0].context for item in condition.items}
         if all(prompts.get(name, "").startswith(context) for name, context in contexts.items()):
-            found[place] = {name: prompts[name][len(context) :] for name, context in contexts.items()}
-    return found
+            stored[place] = {name: prompts[name][len(context) :] for name, context in contexts.items()}
+    return stored
 
 
 def thinking_requests(model: HookedModel, condition: Condition, options: SweepOptions) -> list[GenerateRequest]:

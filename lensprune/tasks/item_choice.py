@@ -53,7 +53,7 @@ class ItemChoice:
 
         The ids of generated rows are their places.
         """
-        places = [int(own) for own in self.listed or () if isinstance(own, int) or own.isdecimal()]
+        places = [int(listed) for listed in self.listed or () if isinstance(listed, int) or listed.isdecimal()]
         if places:
             return min(max(places) + 1, _MOST_ROWS)
         return None if limit is None else limit + self.offset
@@ -66,7 +66,7 @@ class ItemChoice:
         """
         if self.listed is None:
             return None
-        known: dict[Hashable, int] = {own: place for place, own in enumerate(ids)}
+        known: dict[Hashable, int] = {item_id: place for place, item_id in enumerate(ids)}
         if any(isinstance(wanted, int) for wanted in self.listed):
             known = {place: place for place in range(len(ids))}
         for wanted in self.listed:
@@ -148,8 +148,8 @@ def draw_order(strata: Sequence[Hashable], twins: Sequence[Hashable], random: Ra
         twins: a label per item, equal for near copies such as questions about one passage.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
-    for place, own in enumerate(twins):
-        members[own].append(place)
+    for place, twin in enumerate(twins):
+        members[twin].append(place)
     of_stratum: dict[Hashable, list[list[int]]] = defaultdict(list)
     for places in members.values():
         of_stratum[strata[places[0]]].append(places)

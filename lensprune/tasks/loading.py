@@ -140,7 +140,7 @@ def _items(task: Task, rows: Rows, shots: int, limit: int | None, seed: int, cho
     exclude_self = task.exclude_self or (rows.fewshot_is_evaluated and task.fixed_fewshot is None)
     groups, labels = _groups_and_labels(task, rows)
     twins: Sequence[str | int] = range(len(rows.docs)) if rows.twins is None else rows.twins
-    named = choice.named([own for own, _ in labels], f"task {task.name!r}")
+    named = choice.named([label for label, _ in labels], f"task {task.name!r}")
     taken: dict[int, Item] = {}
     in_order = True
     for group, of_group in groups.items():

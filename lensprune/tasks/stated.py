@@ -69,9 +69,9 @@ class StatedLetter:
 
     def __call__(self, text: str) -> str | None:
         for pattern in (*_SAID, _BOLD, _ALONE):
-            found = pattern.findall(text)
-            if found:
-                return str(found[-1]).upper()
+            matches = pattern.findall(text)
+            if matches:
+                return str(matches[-1]).upper()
         return None
 
 

@@ -62,16 +62,16 @@ def task(
     formats = _open(asked, answered, max_new_tokens) if choices is None else _closed(asked, answered, choices)
 
     def register(rows: F) -> F:
-        own = str(name or getattr(rows, "__name__", ""))
+        task_name = str(name or getattr(rows, "__name__", ""))
 
         @wraps(rows)
         def builder(*args: Any, **values: Any) -> Task:
             def load(request: RowRequest) -> Rows:
-                docs = _checked(rows(*args, **values), own)
+                docs = _checked(rows(*args, **values), task_name)
                 return Rows(docs, docs, f"rows of {rows.__module__}.{rows.__qualname__}", fewshot_is_evaluated=True)
 
             return Task(
-                name=own,
+                name=task_name,
                 summary=(rows.__doc__ or "").strip().partition("\n")[0],
                 formats=formats,
                 chance=uniform_chance(choices) if choices is not None else lambda doc, protocol: 0.0,
@@ -80,7 +80,7 @@ def task(
                 kind=kind,
             )
 
-        register_task(name=own)(builder)
+        register_task(name=task_name)(builder)
         return rows
 
     return register

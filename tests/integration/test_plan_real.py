@@ -73,7 +73,7 @@ print(loaded, memory("VmHWM"))
     ("executor", "task", "protocol", "limit", "batch_tokens"),
     [
         ("forked", "facts", "default", 30, 8192),
-        ("hooked", "kv_retrieval[pairs=20]", "generate", 6, 2048),
+        ("hooked", "kv_retrieval[pairs=20]", "generate", 3, 2048),
     ],
 )
 def test_memory_is_that_of_a_real_sweep(

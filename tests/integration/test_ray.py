@@ -126,8 +126,8 @@ def test_a_lost_worker_is_replaced(
     out = tmp_path / "run"
     saboteur = Saboteur(out, number)
     saboteur.start()
-    # Long enough to load the libraries on a busy machine.
-    run = run_on_ray(str(folder), on_ray(), out=out, progress=False, stall_seconds=45)
+    # Long enough to load the model on a busy machine.
+    run = run_on_ray(str(folder), on_ray(), out=out, progress=False, stall_seconds=20)
     saboteur.join(10)
     assert saboteur.hit is not None
     assert saboteur.stored_then < len(whole.finished())

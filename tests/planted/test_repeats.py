@@ -29,8 +29,8 @@ def test_only_zero_needs_no_reference() -> None:
 @pytest.mark.slow
 def test_induction_heads_of_the_real_model_are_needed() -> None:
     model = load_model("smollm2-135m", device="cpu")
-    effects = repeat_effects(model, sequences=2)
-    scores = head_scores(model, ["induction"], sequences=2, length=25)
+    effects = repeat_effects(model, sequences=1)
+    scores = head_scores(model, ["induction"], sequences=1, length=25)
     joined = effects.merge(scores[scores["score"] == "induction"], on=["layer", "head"])
     best = joined.sort_values("value", ascending=False).head(10)
     others = joined.drop(best.index)["effect"]

@@ -1,31 +1,38 @@
 """Kernels, and waits of the host, of decode steps and of scoring, counted on the pretend GPU.
 
-``LENSPRUNE_TEST_DEVICE=pretend python -m tests.pretend_gpu.counts`` prints them as a table.
+``LENSPRUNE_TEST_DEVICE=pretend python -m tests.pretend_gpu.counts --write docs/explanation/performance.md`` writes them
+as a table.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest import mock
 
 from lensprune.ablation import CLEAN, Variant, collect_reference, each_head, each_layer
 from lensprune.engine import ForkedExecutor
+from lensprune.engine.attention import TreeAttention
 from lensprune.engine.decoding.decoder import GroupDecoder
+from lensprune.engine.last_layer import TreeQueries
 from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 from tests.helpers.families import save_folder
+from tests.helpers.markdown import write_between
 from tests.helpers.pretend_gpu import Counts, counting
 from tests.helpers.tiny_models import scratch
 
-__all__ = ["CHANGES", "StepCounts", "counted_decoding", "counted_scoring"]
+__all__ = ["CHANGES", "FAMILIES", "StepCounts", "counted_attention", "counted_decoding", "counted_scoring"]
 
+FAMILIES = ("llama", "gpt2", "gemma3", "mixtral")
 CHANGES = ("layers skip", "layers mean", "heads zero")
 _PREFIX = "The quick brown fox jumps over the lazy dog and runs away from all it ever knew. "
 _QUESTIONS = ("one", "another", "x and y", "a long one that goes on and on and on")
@@ -88,6 +95,23 @@ def counted_scoring(family: str, n_layers: int, changes: str) -> list[Counts]:
     return counts
 
 
+def counted_attention(family: str, n_layers: int, n_questions: int) -> tuple[list[Counts], list[Counts]]:
+    """Counts of each call that attends, of the last layer and of others, in scoring one-letter answers to questions
+    with a shared prefix, with no layer and with the first one skipped."""
+    own = model(family, n_layers)
+    prefix = tuple(own.tokenizer.encode(_PREFIX))
+    requests = [
+        LoglikelihoodRequest((*prefix, 20 + i, *range(10, 22 + i % 3)), (option,))
+        for i in range(n_questions)
+        for option in (7, 8)
+    ]
+    executor = ForkedExecutor(own)
+    with _counted(TreeQueries, "attend") as last, _counted(TreeAttention, "attend") as others:
+        for _ in executor.run(requests, variants_of(own, "layers skip")[:2]):
+            pass
+    return last, others
+
+
 def _run(executor: ForkedExecutor, requests: Sequence[Request], changes: str) -> None:
     variants = variants_of(executor.model, changes)
     reference = None
@@ -112,16 +136,36 @@ def _counted(owner: type, name: str) -> Iterator[list[Counts]]:
         yield calls
 
 
-def table(n_layers: int = 6) -> str:
-    """Markdown: medians over the steps."""
-    lines = ["| model | variants | kernels per layer and step | waits per step |", "|---|---|---|---|"]
-    for family in ("llama", "gpt2", "gemma3", "mixtral"):
+def table(n_layers: int = 5) -> str:
+    """Markdown: medians over decode steps; of scoring, the most that any layer's attention takes."""
+    lines = [
+        "| model | kernels per layer and decode step: layers skipped | layers replaced by means | heads zeroed "
+        "| waits per step | kernels of attention: 10 questions | 40 questions |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        kernels, syncs = [], []
         for changes in CHANGES:
             steps = counted_decoding(family, n_layers, changes)
-            kernels, syncs = (median(getattr(step, name) for step in steps) for name in ("kernels", "syncs"))
-            lines.append(f"| {family} | {changes} | {kernels / n_layers:.0f} | {syncs:.0f} |")
+            kernels.append(f"{median(step.kernels for step in steps) / n_layers:.0f}")
+            syncs += [step.syncs for step in steps]
+        attention = []
+        for n_questions in (10, 40):
+            calls = [call for calls in counted_attention(family, n_layers, n_questions) for call in calls]
+            attention.append(str(max(call.kernels.total() for call in calls)))
+        lines.append(f"| {family} | {' | '.join(kernels)} | {max(syncs)} | {' | '.join(attention)} |")
     return "\n".join(lines)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, help="a page to write the table into")
+    arguments = parser.parse_args()
+    text = table()
+    print(text)
+    if arguments.write is not None:
+        write_between(arguments.write, "counts", text)
+
+
 if __name__ == "__main__":
-    print(table())
+    main()

@@ -229,12 +229,38 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err.endswith("resume with: lensprune resume runs/x\n")
 
 
+_NAMES = """
+import inspect, os, sys
+import datasets, seaborn, transformer_lens.model_bridge, transformers
+
+# Each in a child of its own, which has the libraries already and nothing of the package.
+for first in sys.argv[1:]:
+    assert not any(name.partition(".")[0] == "lensprune" for name in sys.modules)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            import lensprune as lp
+            eval(first)
+            assert callable(lp.sweep)
+            lp.Run
+            assert callable(lp.sweep)
+            assert "variants" in inspect.signature(lp.sweep).parameters
+            for name in lp.__all__:
+                getattr(lp, name)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0, first
+    print(first)
+"""
+
+
 @pytest.mark.slow
 def test_public_names_are_found_whatever_is_imported_first() -> None:
-    for first in ("lp.Run", "lp.sweep", "lp.each_layer", "__import__('lensprune.runs.store')"):
-        code = f"import inspect, lensprune as lp; {first}; assert callable(lp.sweep); lp.Run; assert callable(lp.sweep)"
-        code += "\nassert 'variants' in inspect.signature(lp.sweep).parameters\nfor n in lp.__all__: getattr(lp, n)"
-        subprocess.run([sys.executable, "-c", code], check=True)
+    firsts = ["lp.Run", "lp.sweep", "lp.each_layer", "__import__('lensprune.runs.store')"]
+    done = subprocess.run([sys.executable, "-c", _NAMES, *firsts], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == firsts
     with pytest.raises(AttributeError, match="no attribute 'swep'"):
         _ = lensprune.swep  # type: ignore[attr-defined]
 

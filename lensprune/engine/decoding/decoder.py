@@ -217,8 +217,8 @@ class GroupDecoder:
         self._make_room(step, split)
         edits = self._edits(rows)
         (tokens_in, positions, sample, unchanged), layers = self._send(step, tokens, edits)
-        batch = self._stack.begin(tokens_in[None], positions[None])
-        row_part, history_part = batch.embedded[0, :0], batch.embedded[0, sample]
+        batch, embedded = self._stack.begin(tokens_in[None], positions[None])
+        row_part, history_part = embedded[0, :0], embedded[0, sample]
         for layer, index in enumerate(layers):
             n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
             hidden = torch.cat([row_part, history_part[index.entering], history_part[:n_histories]])

@@ -29,7 +29,7 @@ __all__ = ["DecodeAttention", "DivergedRows", "LayerTokens", "Table", "tables_by
 class Table:
     """Members of groups, padded to the largest group with member 0.
 
-    `group` and `place` say where each of `members` is in `index`.
+    `group` and `place` say where each of `members`, which ascend, is in `index`.
     """
 
     index: Int[torch.Tensor, "group place"]
@@ -45,17 +45,18 @@ def tables_by_group(grouped: Sequence[tuple[np.ndarray, int, np.ndarray]], devic
     """Tables of (the group that each member belongs to, number of groups, members), in one transfer."""
     if not grouped:
         return []
-    return [Table(*tensors) for tensors in sent_at_once([_table_arrays(*own) for own in grouped], device)]
+    return [Table(*tensors) for tensors in sent_at_once([_table_arrays(*group) for group in grouped], device)]
 
 
 def _table_arrays(group_of: np.ndarray, n_groups: int, members: np.ndarray) -> list[np.ndarray]:
-    """The fields of a `Table`."""
+    """The fields of a `Table`, of ascending members."""
     order = np.argsort(group_of, kind="stable")
     counts = np.bincount(group_of, minlength=n_groups)
-    place = np.arange(len(group_of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = np.empty_like(group_of)
+    place[order] = np.arange(len(group_of)) - np.repeat(np.cumsum(counts) - counts, counts)
     index = np.zeros((n_groups, counts.max(initial=0)), dtype=np.int64)
-    index[group_of[order], place] = members[order]
-    return [index, group_of[order], place, members[order]]
+    index[group_of, place] = members
+    return [index, group_of, place, members]
 
 
 @dataclass(frozen=True)
@@ -308,12 +309,19 @@ def _seen_prefixes(
     settings: AttentionSettings,
 ) -> Partial:
     """Attention of each row to its shared prefix: output [row, head, d_head] and log-sum-exp [row, head]."""
-    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
+    parts = []
     for table, (k, v) in zip(tables, prefixes, strict=True):
         if table:
             seen, norm = partial_attention(q[table.index].transpose(1, 2), k, v, settings)
-            out[table.members] = seen[table.group, :, table.place].to(q.dtype)
-            lse[table.members] = norm[table.group, :, table.place]
+            parts.append(
+                (table.members, seen[table.group, :, table.place].to(q.dtype), norm[table.group, :, table.place])
+            )
+    if len(parts) == 1 and len(parts[0][0]) == len(q):
+        # One prefix for all rows, as of few-shot examples: they are in order.
+        return parts[0][1:]
+    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
+    for members, *part in parts:
+        out[members], lse[members] = part
     return out, lse
 
 

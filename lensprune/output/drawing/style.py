@@ -120,8 +120,8 @@ def short_tasks(names: Sequence[str]) -> dict[str, str]:
     short = {}
     for name, (base, _) in parts.items():
         others = [settings_of[other] for other in names if other != name and parts[other][0] == base]
-        own = [one for one in settings_of[name] if not others or not all(one in other for other in others)]
-        short[name] = f"{base}[{','.join(own)}]" if others and own else base
+        differing = [one for one in settings_of[name] if not others or not all(one in other for other in others)]
+        short[name] = f"{base}[{','.join(differing)}]" if others and differing else base
     return short
 
 

@@ -126,8 +126,10 @@ def item_lorenz(
     if component is None:
         # Unknown parts come last: those of a plug-in that is not here.
         order = [*head_names(), *(part.name for part in parts() if part.name not in head_names())]
-        found = sorted(set(removed["component"]), key=lambda name: order.index(name) if name in order else len(order))
-        component = next(iter(found), "head")
+        components = sorted(
+            set(removed["component"]), key=lambda name: order.index(name) if name in order else len(order)
+        )
+        component = next(iter(components), "head")
     if ablation is None:
         ablation = next(iter(removed.loc[removed["component"] == component, "ablation"]), None)
     effects = item_effects(outcomes, task, protocol, component=component, ablation=ablation, measure=measure)

@@ -186,16 +186,16 @@ def handles(
     """What the legend of such panels says; `pale`: points without a name are pale rather than hollow; `noisy`: some are
     crossed; `sizes`: numbers of items are written beside them; `interval`: what the bars are."""
     look: dict[str, Any] = {"color": "0.25", "marker": "o", "markersize": 4.5, "linestyle": "none"}
-    found: list[Line2D | Patch] = [
+    shown: list[Line2D | Patch] = [
         Line2D([], [], label=f"named: q ≤ {q:g}", **look),
         Line2D([], [], label="others", **look, **({"alpha": 0.35} if pale else {"markerfacecolor": "white"})),
     ]
     if noisy:
-        found.append(Line2D([], [], label=NOISE_NOTE, **_CROSS))
+        shown.append(Line2D([], [], label=NOISE_NOTE, **_CROSS))
     if intervals:
-        found.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label=interval))
+        shown.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label=interval))
     if sizes:
-        found.append(Line2D([], [], linestyle="none", label="small numbers: items asked"))
+        shown.append(Line2D([], [], linestyle="none", label="small numbers: items asked"))
     if region:
-        found.append(Patch(facecolor=_REGION, edgecolor="0.7", linewidth=0.5, label="accuracy at chance or below"))
-    return found
+        shown.append(Patch(facecolor=_REGION, edgecolor="0.7", linewidth=0.5, label="accuracy at chance or below"))
+    return shown

@@ -169,11 +169,11 @@ def protocols(outcomes: Outcomes, task: str | None = None, protocol: str | None 
 def open_closed(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
     """Book closed (dashed) against open (solid), on the same items."""
     tasks = outcomes.spec.tasks
-    names = [own.name for own in tasks]
+    names = [task_spec.name for task_spec in tasks]
     pairs = [
-        (own.closed_book, own.name)
-        for own in tasks
-        if own.closed_book in names and task in (None, own.closed_book, own.name)
+        (task_spec.closed_book, task_spec.name)
+        for task_spec in tasks
+        if task_spec.closed_book in names and task in (None, task_spec.closed_book, task_spec.name)
     ]
     if not pairs:
         raise UserError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from lensprune.analysis.multiplicity import benjamini_hochberg, discrete_bh, holm
 from lensprune.analysis.paired_tests import ExactTests, lower_tail, mcnemar_exact
@@ -41,6 +44,23 @@ def test_benjamini_hochberg_leaves_unknown_p_out() -> None:
 def test_holm_by_hand() -> None:
     # sorted p × what is left: .01·3, .02·2, .03·1 → .03, .04, .04 after the running maximum
     assert holm([0.03, np.nan, 0.01, 0.02]) == pytest.approx([0.04, np.nan, 0.03, 0.04], nan_ok=True)
+    assert np.isnan(holm([np.nan])).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_holm_is_statsmodels(n: int) -> None:
+    p = np.random.default_rng(n).integers(1, 20, n) / (20 * n)
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_holm_collects_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda generation=2: collected.append(generation))
+    multipletests([0.01, 0.02], method="holm")
+    assert collected
+    collected.clear()
+    holm([0.01, 0.02])
+    assert not collected
 
 
 @pytest.mark.parametrize(("lost", "won"), [(5, 0), (6, 2), (2, 6), (0, 0)])

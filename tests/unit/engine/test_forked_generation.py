@@ -41,7 +41,7 @@ from tests.helpers.tolerances import assert_responses_agree
 ALL = (*FAMILIES, *GATED_CONFIGS)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", ["llama", *(pytest.param(f, marks=pytest.mark.slow) for f in ALL if f != "llama")])
 def test_same_tokens_as_hooked(family: str) -> None:
     model = tiny(family)
     chosen, requests = variants_for(model), requests_for(model)

@@ -341,6 +341,7 @@ def thinkers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return place / "base", distilled
 
 
+@pytest.mark.slow
 def test_both_models_have_one_models_settings(
     thinkers: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

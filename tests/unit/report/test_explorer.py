@@ -71,6 +71,7 @@ def test_two_ablations_have_columns_of_their_own_and_hooks_none() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_second_runs_answers_stand_beside_the_first_ones(tmp_path: Path) -> None:
     def weaker(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
         return np.arange(n) % 4 != 1
@@ -171,6 +172,7 @@ def test_of_long_prompts_the_end_is_kept(heads: Run, monkeypatch: pytest.MonkeyP
     assert last.sum() == pytest.approx(255, abs=5)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_reached_is_said_to_be(heads: Run, capsys: pytest.CaptureFixture[str]) -> None:
     made = heads_run(n=2)
     assert "can't be reached (the run's model was given as an object" in attention_patterns(made, 1).note

@@ -219,8 +219,8 @@ def test_prompts_of_gsm8k(question: str, answer: Any, count_cases: Callable[[], 
 
 
 @pytest.mark.slow
-def test_ten_megabytes_in_a_row_are_cut_to_the_context() -> None:
-    big = {**GOOD_ROW, "question_stem": "word " * 2_000_000}
+def test_a_megabyte_in_a_row_is_cut_to_the_context() -> None:
+    big = {**GOOD_ROW, "question_stem": "word " * 200_000}
     text = json.dumps(big) + "\n" + json.dumps({**GOOD_ROW, "id": "x-2"})
     assert read_rows(tiny("llama"), "facts", "facts", text) is None
 
