@@ -242,18 +242,15 @@ _NOT_ABOVE = "on no task is the clean model known to beat chance"
 def _too_few(changed: pd.DataFrame) -> str:
     """A sentence on the task whose clean accuracy the fewest more items would tell from chance; empty if none."""
     cells = changed.drop_duplicates(["task", "protocol"])
-    needed = pd.Series(
-        [items_to_beat_chance(*pair) for pair in cells[["accuracy_clean", "chance"]].itertuples(index=False)],
-        cells.index,
-        dtype=float,
-    )
-    few = needed[needed > cells["n"]]
+    pairs = zip(cells["accuracy_clean"], cells["chance"], strict=True)
+    cells = cells.assign(needed=pd.Series([items_to_beat_chance(*pair) for pair in pairs], cells.index, dtype=float))
+    few = cells[cells["needed"] > cells["n"]].sort_values("needed")
     if few.empty:
         return ""
-    row = cells.loc[few.idxmin()]
+    row = few.iloc[0]
     return (
         f" {visible(row['task'])} under {row['protocol']} has too few items: {row['n']} can't tell "
-        f"{row['accuracy_clean']:.2f} from {row['chance']:.2f}, and {few.min():.0f} would in four of five runs."
+        f"{row['accuracy_clean']:.2f} from {row['chance']:.2f}, and {row['needed']:.0f} would in four of five runs."
     )
 
 
