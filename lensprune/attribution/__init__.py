@@ -11,6 +11,7 @@ from lensprune.attribution.lens import logit_lens
 from lensprune.attribution.pairs import PromptPair, pair_from_texts
 from lensprune.attribution.patching import activation_patching
 from lensprune.attribution.paths import direct_and_total_effects, path_effect, path_patching
+from lensprune.attribution.qk import QKAttribution, qk_attribution
 
 __all__ = [
     "Circuit",
@@ -20,6 +21,7 @@ __all__ = [
     "EdgeScores",
     "FaithfulnessCurve",
     "PromptPair",
+    "QKAttribution",
     "activation_patching",
     "attribution_patching",
     "circuit_metrics",
@@ -33,6 +35,7 @@ __all__ = [
     "pair_from_texts",
     "path_effect",
     "path_patching",
+    "qk_attribution",
     "source_attribution",
     "top_circuit",
 ]

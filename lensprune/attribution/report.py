@@ -24,11 +24,14 @@ from lensprune.attribution import (
     logit_lens,
     pair_from_texts,
     path_patching,
+    qk_attribution,
 )
 from lensprune.attribution.faithfulness import MIB_FRACTIONS
 from lensprune.attribution.figures.faithfulness import faithfulness_figure
+from lensprune.attribution.figures.writers import writers_figure
 from lensprune.attribution.graph import EdgeGraph
 from lensprune.attribution.pairs import pair_batches
+from lensprune.attribution.qk import mean_contributions
 from lensprune.attribution.runs import last_logits
 from lensprune.engine.base import ProgressCallback
 from lensprune.engine.gradient_rules import check_rule
@@ -47,26 +50,32 @@ __all__ = ["METHODS", "AttributionOptions", "PairTexts", "attribution_report", "
 _Pairs = Sequence[PromptPair]
 _PAIRS = 8
 _PATCHED = ["part", "effect", "standard_error", "share"]
+_PLACES = 4
 _UNSIGNED = ("standard_error", "answer_rank")
 _OWNERS = {
-    "receiver": ("path",),
+    "receiver": ("path", "qk"),
     "total": ("path",),
     "steps": ("eap-ig",),
     "curve": ("eap-ig",),
     "rule": ("atp", "eap-ig"),
+    "destination": ("qk",),
+    "source": ("qk",),
 }
 
 
 @dataclass(frozen=True)
 class AttributionOptions:
     """Options of the methods: `receiver` of ``path``, whether it also patches every head for its total effect; `steps`
-    of ``eap-ig``, whether it also draws a curve; the gradient `rule` of ``atp`` and ``eap-ig``."""
+    of ``eap-ig``, whether it also draws a curve; the gradient `rule` of ``atp`` and ``eap-ig``; `receiver`, a head, and
+    the `destination` and `source` positions of ``qk``."""
 
     receiver: str = "logits"
     total: bool = False
     steps: int = 5
     curve: bool = True
     rule: str = "plain"
+    destination: int = -1
+    source: int | None = None
 
     def check(self, method: str) -> None:
         """Reject an option that the method does not have.
@@ -238,6 +247,43 @@ def _eap(
     return _MethodResult(tables, note, lambda title: faithfulness_figure(curve.table, title=title), "effect")
 
 
+def _qk(
+    model: HookedModel, pairs: Sequence[PromptPair], options: AttributionOptions, progress: ProgressCallback
+) -> _MethodResult:
+    facts = model.facts
+    heads = {
+        Head(layer, head).label: Head(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)
+    }
+    if options.receiver not in heads:
+        raise unknown_name("head to explain", options.receiver, heads)
+    found = []
+    for pair in pairs:
+        found.append(
+            qk_attribution(
+                model, pair.clean, heads[options.receiver], destination=options.destination, source=options.source
+            )
+        )
+        progress(1)
+    frame = mean_contributions(found)
+    places = sorted({(one.destination, one.source) for one in found})
+    score, relative, attention = (
+        float(np.mean([getattr(one, name) for one in found])) for name in ("score", "relative", "attention")
+    )
+    more = f" and {len(places) - _PLACES} more" if len(places) > _PLACES else ""
+    note = (
+        f"what earlier parts add to the score with which {options.receiver} attends, clean prompts (relative: minus "
+        f"the mean of the other tokens)\nscore {score:+.3f}, relative {relative:+.3f}, attention {attention:.3f}, "
+        f"from → to {', '.join(f'{here} → {there}' for here, there in places[:_PLACES])}{more}"
+    )
+    return _MethodResult(
+        {"qk": frame},
+        note,
+        lambda title: writers_figure(frame, title=f"{title}: {options.receiver}")[0],
+        "relative",
+        ["side", "writer", "relative", "standard_error", "value"],
+    )
+
+
 def _by(rule: str) -> str:
     return "" if rule == "plain" else f", by gradient rule {rule}"
 
@@ -251,6 +297,8 @@ def passes(method: str, model: HookedModel, n: int, options: AttributionOptions)
     """The total of a method's progress bar on `n` pairs; ``None`` if it needs only a few passes."""
     facts = model.facts
     heads = facts.n_layers * facts.n_heads
+    if method == "qk":
+        return n
     if method == "patch":
         return n * (heads + facts.n_layers)
     if method == "eap-ig":
@@ -275,6 +323,7 @@ METHODS: dict[
     "atp": _atp,
     "path": _path,
     "eap-ig": _eap,
+    "qk": _qk,
 }
 """The command line's ``--method`` names."""
 
@@ -301,7 +350,7 @@ def attribution_report(
 
     Args:
         model: a name or path for `load_model`, or a loaded model.
-        method: ``dla``, ``lens``, ``patch``, ``atp``, ``path`` or ``eap-ig``.
+        method: ``dla``, ``lens``, ``patch``, ``atp``, ``path``, ``eap-ig`` or ``qk``.
         task: a task with counterfactual pairs (`counterfactual_pairs`).
         texts: custom pairs instead of a task's.
         out: folder for CSV files and ``figures/<method>.png``.

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="NAME",
         help="dla (direct logit attribution), lens, patch (activation patching), atp (attribution patching), path "
-        "(path patching) or eap-ig (edges, with a faithfulness curve)",
+        "(path patching), eap-ig (edges, with a faithfulness curve) or qk (why a head attends)",
     )
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument("--task", metavar="TASK", help="kv_retrieval (the default) or arithmetic")
@@ -42,7 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--receiver",
         default="logits",
         metavar="INPUT",
-        help="for path: logits, L5.H1.q, L5.KV0.k, ... (default: logits)",
+        help="for path: logits, L5.H1.q, L5.KV0.k, ... (default: logits); for qk: a head, L5.H1",
+    )
+    parser.add_argument(
+        "--destination",
+        type=int,
+        default=-1,
+        metavar="POSITION",
+        help="for qk: the token that attends (default: -1, the last)",
+    )
+    parser.add_argument(
+        "--source",
+        type=int,
+        metavar="POSITION",
+        help="for qk: the token attended to (default: the most attended one after the first)",
     )
     parser.add_argument(
         "--total",
@@ -92,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
                 steps=arguments.steps,
                 curve=not arguments.no_curve,
                 rule=arguments.rule,
+                destination=arguments.destination,
+                source=arguments.source,
             ),
             most=arguments.top,
             as_json=arguments.json,

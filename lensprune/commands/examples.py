@@ -24,6 +24,7 @@ EXAMPLES = {
         "lensprune attribute --model smollm2-135m --method patch --limit 20 --out runs/patching",
         "lensprune attribute --model smollm2-135m --method dla --clean 'Paris is in' --corrupt 'Rome is in' "
         "--answer ' France' --wrong ' Italy'",
+        "lensprune attribute --model smollm2-135m --method qk --receiver L18.H6 --limit 6 --out runs/qk",
     ],
     "fidelity": ["lensprune fidelity --model smollm2-135m --task kv_retrieval --limit 24"],
     "power": ["lensprune power --parts 30 --n 50 --n 200"],

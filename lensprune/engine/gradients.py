@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 from lensprune.models.weights import FrozenNorm, frozen_norm
 
-__all__ = ["gradient_rule"]
+__all__ = ["gradient_rule", "held_norms"]
 
 _TOKENS = 4
 
@@ -37,6 +38,17 @@ def gradient_rule(model: HookedModel, rule: str) -> Iterator[None]:
     acting = _Rule(model, rule)
     with acting.installed():
         acting.check()
+        yield
+
+
+@contextmanager
+def held_norms(module: torch.nn.Module) -> Iterator[None]:
+    """Make gradients through the norms inside `module` those of linear maps: their scales are held constant.
+
+    Raises:
+        UserError: a norm is neither LayerNorm nor RMSNorm.
+    """
+    with _held(_norms([module])):
         yield
 
 
@@ -71,7 +83,8 @@ class _Rule:
             raise self._refusal(f"there is no {missing[0]}")
         # Measured before any hook is attached.
         try:
-            self._norms = _norms(model)
+            original = getattr(model.module, "original_model", None)
+            self._norms = _norms([model.module] if original is None else [model.module, original])
         except UserError as error:
             raise self._refusal(str(error)) from error
 
@@ -83,15 +96,7 @@ class _Rule:
     @contextmanager
     def installed(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for module, frozen in self._norms:
-                hook_in, hook_out = getattr(module, "hook_in", None), getattr(module, "hook_out", None)
-                if hook_in is None or hook_out is None:
-                    stack.callback(module.register_forward_hook(_hold_scale(frozen)).remove)
-                else:
-                    # At TransformerLens's own hook points: what is kept at a norm's output has the rule's gradient too.
-                    held = _HeldNorm(frozen)
-                    stack.callback(hook_in.register_forward_hook(held.look).remove)
-                    stack.callback(hook_out.register_forward_hook(held.replace).remove)
+            stack.enter_context(_held(self._norms))
             stack.enter_context(self._model.hooks(self._named))
             yield
 
@@ -198,8 +203,8 @@ def _element_by_element(output: torch.Tensor, inputs: Sequence[torch.Tensor]) ->
     return all(g is not None and not bool(g.flatten()[elsewhere].any()) for g in gradients)
 
 
-def _norms(model: HookedModel) -> list[tuple[Any, FrozenNorm]]:
-    """Every norm of the model (the bridge's and the module that it wraps) with its linear map.
+def _norms(roots: Sequence[torch.nn.Module]) -> list[tuple[Any, FrozenNorm]]:
+    """Every norm inside `roots` (the bridge's and the module that it wraps) with its linear map.
 
     Raises:
         UserError: a norm is neither LayerNorm nor RMSNorm.
@@ -207,8 +212,7 @@ def _norms(model: HookedModel) -> list[tuple[Any, FrozenNorm]]:
     measured: dict[int, FrozenNorm] = {}
     norms: list[tuple[Any, FrozenNorm]] = []
     seen: set[int] = set()
-    original = getattr(model.module, "original_model", None)
-    for module in [*model.module.modules(), *(() if original is None else original.modules())]:
+    for module in chain.from_iterable(root.modules() for root in roots):
         wrapped: Any = getattr(module, "original_component", None)
         for norm in (module, wrapped):
             if norm is None or id(norm) in seen or "norm" not in type(norm).__name__.lower():
@@ -219,6 +223,21 @@ def _norms(model: HookedModel) -> list[tuple[Any, FrozenNorm]]:
                 measured[id(inner)] = frozen_norm(inner)
             norms.append((norm, measured[id(inner)]))
     return norms
+
+
+@contextmanager
+def _held(norms: Sequence[tuple[Any, FrozenNorm]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module, frozen in norms:
+            hook_in, hook_out = getattr(module, "hook_in", None), getattr(module, "hook_out", None)
+            if hook_in is None or hook_out is None:
+                stack.callback(module.register_forward_hook(_hold_scale(frozen)).remove)
+            else:
+                # At TransformerLens's own hook points: what is kept at a norm's output has the rule's gradient too.
+                held = _HeldNorm(frozen)
+                stack.callback(hook_in.register_forward_hook(held.look).remove)
+                stack.callback(hook_out.register_forward_hook(held.replace).remove)
+        yield
 
 
 def _frozen_output(frozen: FrozenNorm, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack
 
@@ -80,7 +80,7 @@ class RemovalCurves:
 
 def removal_curves(
     model: AnyModel,
-    importance: pd.DataFrame,
+    importance: pd.DataFrame | Mapping[str, pd.DataFrame],
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
     *,
@@ -96,7 +96,9 @@ def removal_curves(
 
     Args:
         importance: columns layer, head, value; a larger value is more important (`importance_of`, or one score of
-            `head_scores`). Only these heads are ever removed.
+            `head_scores`). Only these heads are ever removed. Several rankings of the same heads by name are compared:
+            each is an order of that name, most important first, in place of ``important_first`` and
+            ``unimportant_first``.
         counts: how many heads to remove (1 or more), or to keep (0 or more, but not all).
         mode: ``remove`` the first k of an order, or ``keep`` only the first k.
         orders: any of ``important_first``, ``unimportant_first``, ``shallow_first``, ``deep_first``, ``random``. Ties
@@ -106,7 +108,8 @@ def removal_curves(
         options: options of `lensprune.sweep` (limit, shots, seed, out, …).
 
     Raises:
-        UserError: an unknown order or mode, too few random orders, a count out of range, a column that is missing.
+        UserError: an unknown order or mode, too few random orders, a count out of range, a column that is missing,
+            rankings of different heads, or one with an order's name.
     """
     if mode not in ("remove", "keep"):
         raise unknown_name("mode", str(mode), ["remove", "keep"])
@@ -141,29 +144,46 @@ def removal_curves(
 
 
 def _orders(
-    importance: pd.DataFrame, orders: Sequence[str], random_seeds: int, seed: int
+    importance: pd.DataFrame | Mapping[str, pd.DataFrame], orders: Sequence[str], random_seeds: int, seed: int
 ) -> dict[str, tuple[Head, ...]]:
+    alone = isinstance(importance, pd.DataFrame)
+    rankings = {"important_first": importance} if isinstance(importance, pd.DataFrame) else dict(importance)
+    if not rankings:
+        raise UserError("no importance given: name at least one ranking")
+    for name in rankings:
+        if not alone and (name in ORDERS or not name.replace("_", "").isalnum()):
+            raise UserError(f"ranking {name!r}: expected letters, digits and _, and none of {', '.join(ORDERS)}")
+    ranked = {name: _checked(frame) for name, frame in rankings.items()}
+    by_place, *others = (_heads(frame) for frame in ranked.values())
+    if any(other != by_place for other in others):
+        raise UserError("rankings of different heads can't be compared: give every ranking the same heads")
+    order_of = {} if alone else {name: _heads(_sorted(frame)) for name, frame in ranked.items()}
+    for name in orders:
+        if name == "random":
+            shuffles = random_orders(by_place, random_seeds, seed)
+            order_of |= {f"random#{index}": order for index, order in enumerate(shuffles)}
+        elif not name.endswith("important_first"):
+            order_of[name] = by_place if name == "shallow_first" else by_place[::-1]
+        elif alone:
+            order_of[name] = _heads(_sorted(ranked["important_first"], up=name == "unimportant_first"))
+    return order_of
+
+
+def _checked(importance: pd.DataFrame) -> pd.DataFrame:
+    """By layer and head."""
     for column in ("layer", "head", "value"):
         if column not in importance:
             raise unknown_name("column of importance", column, importance.columns)
     if importance["value"].isna().any():
         raise UserError("an importance is NaN: leave such heads out")
-    ranked = importance.sort_values(["layer", "head"])
-    if ranked.duplicated(["layer", "head"]).any():
+    if importance.duplicated(["layer", "head"]).any():
         raise UserError("a head has two importances: give one score, not several")
+    return importance.sort_values(["layer", "head"])
 
-    def heads(frame: pd.DataFrame) -> tuple[Head, ...]:
-        return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))
 
-    by_place = heads(ranked)
-    order_of: dict[str, tuple[Head, ...]] = {}
-    for name in orders:
-        if name == "random":
-            shuffles = random_orders(by_place, random_seeds, seed)
-            order_of |= {f"random#{index}": order for index, order in enumerate(shuffles)}
-        elif name.endswith("important_first"):
-            up = name == "unimportant_first"
-            order_of[name] = heads(ranked.sort_values("value", ascending=up, kind="stable"))
-        else:
-            order_of[name] = by_place if name == "shallow_first" else by_place[::-1]
-    return order_of
+def _sorted(ranked: pd.DataFrame, *, up: bool = False) -> pd.DataFrame:
+    return ranked.sort_values("value", ascending=up, kind="stable")
+
+
+def _heads(frame: pd.DataFrame) -> tuple[Head, ...]:
+    return tuple(Head(int(layer), int(head)) for layer, head in zip(frame["layer"], frame["head"], strict=True))

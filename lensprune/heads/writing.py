@@ -11,7 +11,7 @@ from jaxtyping import Float
 from lensprune.attribution.runs import capture
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
-from lensprune.models.weights import FrozenNorm, block_of, final_norm, frozen_norm, output_weights, unembedding
+from lensprune.models.weights import block_of, final_norm, frozen_norm, output_weights, unembedding
 
 __all__ = ["contributions_by_source", "logit_contributions"]
 
@@ -39,7 +39,7 @@ def contributions_by_source(
     with torch.no_grad():
         norm = final_norm(model)
         directions = unembedding(model)[:, list(targets)].T.to(norm.weight.dtype)
-        towards = _backwards(norm, norm.scale(kept[final_name][0, at]), directions)
+        towards = norm.pull_back(directions, norm.scale(kept[final_name][0, at]))
         for layer in range(facts.n_layers):
             pattern, v, z = (kept[f"blocks.{layer}.attn.{hook}"][0] for hook in ("hook_pattern", "hook_v", "hook_z"))
             weights = output_weights(model, layer).to(norm.weight.dtype)
@@ -48,19 +48,12 @@ def contributions_by_source(
             if "ln1_post" in block._modules:
                 after = frozen_norm(block.ln1_post)
                 whole = einsum(z[at].to(weights.dtype), weights, "step head d, head d d_model -> step d_model")
-                own = _backwards(after, after.scale(whole), towards)
+                own = after.pull_back(towards, after.scale(whole))
             read = einsum(weights, own, "head d d_model, step d_model -> head step d")
             values = v.repeat_interleave(facts.n_heads // v.shape[1], dim=1).to(weights.dtype)
             worth = einsum(read, values, "head step d, key head d -> head step key")
             contributions.append((pattern[:, at].to(weights.dtype) * worth).double().cpu())
     return torch.stack(contributions)
-
-
-def _backwards(
-    norm: FrozenNorm, scale: Float[torch.Tensor, "step 1"], directions: Float[torch.Tensor, "step d_model"]
-) -> Float[torch.Tensor, "step d_model"]:
-    """Map directions after a norm to directions before it."""
-    return norm.centre(directions * norm.weight) / scale
 
 
 def logit_contributions(

@@ -59,6 +59,12 @@ class FrozenNorm:
         """The linear part of the norm on a summand of its input: without the bias, with a scale from `scale`."""
         return self.centre(part) * self.weight / scale
 
+    def pull_back(
+        self, directions: Float[torch.Tensor, "*rows d_model"], scale: Float[torch.Tensor, "*rows 1"]
+    ) -> Float[torch.Tensor, "*rows d_model"]:
+        """Map directions after the norm to directions before it: ``apply(x) · d`` is ``x · pull_back(d)``."""
+        return self.centre(directions * self.weight) / scale
+
 
 def frozen_norm(module: Any) -> FrozenNorm:
     """Measure a norm module of a TransformerLens model (or a plain one).

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_writes_what_it_prints(method: str, folder: Path, tmp_path: Path, capsys) -> None:
     options = ["--task", "arithmetic", "--limit", "4", "--shots", "0", "--bos", "always", "--out", str(tmp_path)]
-    options += ["--total"] if method == "path" else []
+    options += {"path": ["--total"], "qk": ["--receiver", "L1.H0"]}.get(method, [])
     assert main(["attribute", "--model", str(folder), "--method", method, *options]) == 0
     assert (tmp_path / "direct_and_total.csv").exists() == (method == "path")
     printed = capsys.readouterr().out

@@ -13,7 +13,7 @@ from lensprune.ablation import Head, each_head
 from lensprune.ablation.orders import keep_first, random_orders, remove_first
 from lensprune.errors import UserError
 from lensprune.heads.figures.removal import removal_figure
-from lensprune.heads.removal import importance_of, removal_curves
+from lensprune.heads.removal import _orders, importance_of, removal_curves
 from lensprune.sweeps.run import sweep
 from tests.helpers.planted.circuits import model_of
 
@@ -86,3 +86,40 @@ def test_refusals(changes: dict, message: str) -> None:
     arguments = {"counts": [1], **changes}
     with pytest.raises(UserError, match=message):
         removal_curves(model_of("arithmetic", "llama"), importance, ["arithmetic"], progress=False, **arguments)
+
+
+def test_rankings_are_compared_with_each_other_and_with_chance() -> None:
+    model = model_of("arithmetic", "llama")
+    circuit = Head(0, 3), Head(1, 0)
+    found = pd.DataFrame([(h.layer, h.head, float(h in circuit)) for h in HEADS], columns=["layer", "head", "value"])
+    rankings = {"circuit": found, "others": found.assign(value=-found["value"])}
+    named = _orders(rankings, ["important_first", "random", "deep_first"], 20, 0)
+    assert set(named) == {"circuit", "others", "deep_first", *(f"random#{index}" for index in range(20))}
+    assert named["circuit"][:2] == named["others"][-2:] == circuit
+    assert named["deep_first"] == tuple(HEADS[::-1])
+    items = {"limit": 2, "shots": 0, "progress": False}
+    curves = removal_curves(model, rankings, "arithmetic", "continuation", counts=[2], orders=["random"], **items)
+    assert curves.summary()["order"].tolist() == ["circuit", "others"]
+    axes = removal_figure(curves.table)
+    assert axes[0].get_legend_handles_labels()[1][:2] == ["circuit", "others"]
+    plt.close(axes[0].figure)
+
+
+@pytest.mark.parametrize(
+    ("rankings", "message"),
+    [
+        ({}, "name at least one"),
+        ({"random": ["L0.H0"]}, "ranking 'random': expected letters"),
+        ({"by score": ["L0.H0"]}, "ranking 'by score': expected letters"),
+        ({"a": ["L0.H0"], "b": ["L0.H1"]}, "rankings of different heads"),
+    ],
+)
+def test_refused_rankings(rankings: dict[str, list[str]], message: str) -> None:
+    frames = {
+        name: pd.DataFrame(
+            [(int(label[1]), int(label[4]), 1.0) for label in labels], columns=["layer", "head", "value"]
+        )
+        for name, labels in rankings.items()
+    }
+    with pytest.raises(UserError, match=message):
+        _orders(frames, ["random"], 20, 0)
