@@ -36,7 +36,7 @@ from lensprune.results.analyses import Analysis, analyses, shown_analyses
 from lensprune.results.browser_rows import MAX_RECORDS, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
 from lensprune.results.explorer import explorer, shown_patterns
-from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.chance import beats_chance, items_to_beat_chance, known_at_chance
 from lensprune.runs.noise import NOISE_NOTE, noise_lines, within_noise
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import SCHEMA
@@ -256,10 +256,28 @@ def _section(
     }
 
 
+_NOT_ABOVE = "on no task is the clean model known to beat chance"
+
+
+def _too_few(changed: pd.DataFrame) -> str:
+    """A sentence on the task whose clean accuracy the fewest more items would tell from chance; empty if none."""
+    cells = changed.drop_duplicates(["task", "protocol"])
+    pairs = zip(cells["accuracy_clean"], cells["chance"], strict=True)
+    cells = cells.assign(needed=pd.Series([items_to_beat_chance(*pair) for pair in pairs], cells.index, dtype=float))
+    few = cells[cells["needed"] > cells["n"]].sort_values("needed")
+    if few.empty:
+        return ""
+    row = few.iloc[0]
+    return (
+        f" {visible(row['task'])} under {row['protocol']} has too few items: {row['n']} can't tell "
+        f"{row['accuracy_clean']:.2f} from {row['chance']:.2f}, and {row['needed']:.0f} would in four of five runs."
+    )
+
+
 def _none_critical(changed: pd.DataFrame) -> str:
     tested = int(beats_chance(changed).sum())
     if not tested:
-        return "None: the clean model is at chance on every task, so it has nothing to lose."
+        return f"None can be named: {_NOT_ABOVE}.{_too_few(changed)}"
     most = changed.loc[beats_chance(changed), "n"].max()
     return (
         f"None among {_counted(tested, 'change')} on tasks above chance, with up to {_counted(int(most), 'item')} each."
@@ -279,7 +297,7 @@ def _counted(n: int, what: str) -> str:
 def _lead(changed: pd.DataFrame, needed: pd.DataFrame, level: float) -> str:
     ranked = changed[beats_chance(changed)]
     if ranked.empty:
-        return "On no task does the clean model beat chance, so no change is ranked."
+        return f"No change is ranked: {_NOT_ABOVE}.{_too_few(changed)}"
     worst = ranked.iloc[0]
     counted = _counted(len(needed), "change") + f" of {len(ranked)}"
     said = (

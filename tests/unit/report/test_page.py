@@ -136,7 +136,7 @@ def test_a_model_at_chance_ranks_nothing(tmp_path: Path) -> None:
         return np.arange(n) % 4 == 0
 
     page = layers_run(tmp_path / "run", right=right).report().read_text(encoding="utf-8")
-    assert "On no task does the clean model beat chance" in page
+    assert "on no task is the clean model known to beat chance" in page
     assert "clean model at chance" in page
 
 
