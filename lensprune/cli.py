@@ -46,7 +46,7 @@ from lensprune.sweeps.options import (
     given_options,
     option_values,
 )
-from lensprune.terminal import lasting_streams
+from lensprune.terminal import lasting_streams, stage
 from lensprune.version import __version__
 
 __all__ = ["main"]
@@ -201,7 +201,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from lensprune.output.tables import frame_json
     from lensprune.planning import plan
 
-    planned = plan(arguments.model, **values, flops=arguments.flops, bandwidth=arguments.bandwidth)
+    with stage("counting tokens and memory", shown=True):
+        planned = plan(arguments.model, **values, flops=arguments.flops, bandwidth=arguments.bandwidth)
     print(frame_json(planned.table()) if arguments.json else planned)
     return 0
 

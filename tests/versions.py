@@ -58,11 +58,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="Markdown file to write the table into")
     parser.add_argument("--envs", type=Path, default=ROOT / "build" / "versions", help="folder of environments, kept")
     parser.add_argument("--python", action="append", default=[], help="an interpreter to use; repeat for several")
+    parser.add_argument("--only", action="append", metavar="NAME", help="this combination; repeat for several")
     options = parser.parse_args(arguments)
+    names = [wanted.name for wanted in COMBINATIONS]
+    unknown = next((name for name in options.only or [] if name not in names), None)
+    if unknown is not None:
+        parser.error(f"no combination {unknown}: choose from {', '.join(names)}")
+    if options.only and options.write:
+        parser.error("--only would leave rows of the page out: use it without --write")
     interpreters = {_version(path): path for path in options.python}
     lines = ["| Python | torch | transformers | TransformerLens | |", "| --- | --- | --- | --- | --- |"]
     worked = True
     for wanted in COMBINATIONS:
+        if options.only and wanted.name not in options.only:
+            continue
         row, fine = tried(wanted, options.envs / wanted.name, interpreters.get(wanted.python, wanted.python))
         worked &= fine
         lines.append(row)
@@ -105,7 +114,8 @@ def _install(wanted: Combination, environment: Path, interpreter: str) -> str:
     """Make the environment, unless it is there; returns why it can't be made, or nothing."""
     if (environment / "bin" / "lensprune").exists():
         return ""
-    uv = shutil.which("uv")
+    # `make` installs it beside its interpreter, which need not be on the path.
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if uv is None:
         raise SystemExit("uv is needed: pip install uv")
     made = _run([uv, "venv", "--quiet", "--no-python-downloads", "--python", interpreter, str(environment)])

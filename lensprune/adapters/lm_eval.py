@@ -6,7 +6,7 @@ computes its metrics and writes its result and sample files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ def run_lm_eval_tasks(
     *,
     reference: ReferenceActivations | None = None,
     progress: ProgressCallback | None = None,
+    announce: Callable[[int], object] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate lm-eval's tasks, groups or tags, or custom YAML tasks, under every variant.
 
@@ -57,6 +58,7 @@ def run_lm_eval_tasks(
         model: anything that `as_hooked_model` accepts.
         task_names: names that lm-eval knows, or paths of YAML files.
         reference: activations for variants that need them.
+        progress, announce: called with requests answered, and before that once with how many there are.
 
     Returns:
         variant name → what ``lm_eval.simple_evaluate`` returns, samples included.
@@ -101,6 +103,8 @@ def run_lm_eval_tasks(
     evaluate(recorder, bootstrap_iters=0)
     results_of: dict[str, dict[str, Any]] = {}
     requests = recorder.requests
+    if announce is not None:
+        announce(len(requests) * len(variants))
     for answered in executor.run(requests, variants, reference=reference, progress=progress):
         name = answered.variant.name
         lm = ReplayingLM(hooked, recorder.answers(answered.responses), name)

@@ -73,7 +73,13 @@ def sweep_lm_eval(
     if wants_reference and text is not None:
         prompts = text_prompts(hooked, text, str(reference))
         collected = collect_reference(hooked, prompts, chosen, mode=mean_mode, donor_seed=seed)  # type: ignore[arg-type]
-    with progress_bar(shown=progress) as bar:
+    bar: Any
+    with progress_bar(shown=progress, unit="request", description="lm-eval builds its requests") as bar:
+
+        def announce(total: int) -> None:
+            bar.reset(total)
+            bar.set_description(f"{len(chosen) - 1} variants and the clean model")
+
         results = run_lm_eval_tasks(
             hooked,
             names,
@@ -82,6 +88,7 @@ def sweep_lm_eval(
             LmEvalOptions(limit, shots, out=out),
             reference=collected,
             progress=bar.update,
+            announce=announce,
         )
     return metric_table(results)
 

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
     from lensprune.results.text import analyses_list, analysis_report
+    from lensprune.terminal import stage
 
     if arguments.analysis is None:
         if arguments.json:
@@ -32,5 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(analyses_list(arguments.folder))
     else:
         given = (arguments.analysis, arguments.task, arguments.protocol)
-        print(analysis_report(arguments.folder, *given, out=arguments.out, as_json=arguments.json))
+        with stage(f"computing {arguments.analysis}", shown=True):
+            text = analysis_report(arguments.folder, *given, out=arguments.out, as_json=arguments.json)
+        print(text)
     return 0

@@ -37,10 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Compute and print."""
     from lensprune.analysis.power import FLIPS
     from lensprune.results.power import power_report
+    from lensprune.terminal import stage
 
     flips = FLIPS if arguments.flips is None else arguments.flips
-    print(
-        power_report(
+    with stage("smallest losses", shown=True):
+        text = power_report(
             arguments.parts,
             arguments.n,
             task=arguments.task,
@@ -50,5 +51,5 @@ def run(arguments: argparse.Namespace) -> int:
             as_json=arguments.json,
             **option_values(arguments, Rows),
         )
-    )
+    print(text)
     return 0

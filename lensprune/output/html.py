@@ -85,13 +85,17 @@ class Table:
 
 @dataclass(frozen=True)
 class EmbeddedFigure:
-    """A figure inside the page: an SVG picture that can't run scripts, and the data that it draws."""
+    """A figure inside the page: an SVG picture that can't run scripts, and the data that it draws.
+
+    Narrow screens scroll a `wide` one instead of shrinking it.
+    """
 
     name: str
     source: str
     alt: str
     caption: str
     csv: str | None
+    wide: bool
 
 
 def _cell(value: Any, column: Column) -> _Cell:
@@ -128,13 +132,15 @@ def embedded_figure(
     """Embed a figure in the page and close it."""
     first = axes if isinstance(axes, Axes) else axes[0]
     figure = cast(Figure, first.figure)
+    width, height = figure.get_size_inches()
     buffer = io.BytesIO()
     try:
         with settings({"svg.fonttype": "path", "svg.hashsalt": "lensprune"}):
             figure.savefig(buffer, format="svg", metadata={"Date": None})
     finally:
         plt.close(figure)
-    return EmbeddedFigure(name, _data_address("image/svg+xml", buffer.getvalue()), alt, caption, csv_link(data))
+    source = _data_address("image/svg+xml", buffer.getvalue())
+    return EmbeddedFigure(name, source, alt, caption, csv_link(data), wide=bool(width > 1.5 * height))
 
 
 def json_block(value: Any) -> Markup:

@@ -58,11 +58,11 @@ def profile_of(variants: Sequence[Variant], protocol: str) -> Profile:
 def asked_at_looks(
     profile: Profile, stopping: Stopping, parts: int, measured: int, controls: int = 0
 ) -> Float[np.ndarray, " block"]:
-    """How many parts are asked each block of items, as the mean over simulated sweeps.
+    """How many parts are measured on each block of items, as the mean over simulated sweeps.
 
     Args:
         parts: all that are in question.
-        measured: those that are asked at all; with fewer than `parts` they are the `controls`, which lose nothing, and
+        measured: how many are measured; with fewer than `parts` they are the `controls`, which lose nothing, and
             those that lose most, as screening would have it.
     """
     losses = profile.losses(parts)

@@ -75,7 +75,7 @@ def plan_report(plan: Plan) -> str:
     if speed.bandwidth is not None:
         rate += f", weights read at {quantity(speed.bandwidth, 'B/s')}"
     elif plan.cost.passes:
-        rate += "; decoding is bound by reading weights and will take longer: give --bandwidth"
+        rate += "; decoding is bound by reading weights and will take longer: give --bandwidth as well"
     return "\n\n".join(
         [
             f"{head}\n{cells}",
@@ -109,9 +109,9 @@ def _stops(plan: Plan) -> str:
         share = sum(n * size for n, size in zip(one.asked, sizes, strict=True)) / whole
         shown = list(zip(one.items, one.asked, strict=True))
         shown = shown if len(shown) <= _SHOWN_LOOKS else [*shown[: _SHOWN_LOOKS - 1], shown[-1]]
-        rows = [["variants asked, up to item", *(str(n) for n, _ in shown)], ["", *(f"{n:.0f}" for _, n in shown)]]
+        rows = [["variants measured, up to item", *(str(n) for n, _ in shown)], ["", *(f"{n:.0f}" for _, n in shown)]]
         lines.append(
-            f"{for_terminal(one.task)}, {one.protocol}: stopping early asks about {share:.0%} of the cells, if "
+            f"{for_terminal(one.task)}, {one.protocol}: stopping early measures about {share:.0%} of the cells, if "
             f"{one.assumed}\n{aligned(rows)}"
         )
     return "\n\n".join(lines)

@@ -264,15 +264,18 @@ def parse_analysis(text: str) -> tuple[Analysis, dict[str, Any]]:
     return analysis, read_values(analysis.measure, analysis.options, given, f"analysis {name!r}")
 
 
-def shown_analyses(outcomes: Outcomes, *, saved: bool = False) -> list[tuple[Analysis, pd.DataFrame]]:
+def shown_analyses(
+    outcomes: Outcomes, *, saved: bool = False, step: Callable[[str], object] = lambda doing: None
+) -> list[tuple[Analysis, pd.DataFrame]]:
     """The analyses that a page shows for a run (`saved`: that its folder gets), with their tables.
 
-    Analyses without data in this run are left out.
+    Analyses without data in this run are left out. `step` is called with the title of each before it is computed.
     """
     shown = []
     for analysis in analyses():
         if (analysis.draw is None and not analysis.columns) or (saved and not analysis.saved):
             continue
+        step(analysis.title)
         try:
             table = analysis.table(outcomes)
         except UserError:

@@ -145,9 +145,9 @@ def _lead(gap: pd.DataFrame, clear: int) -> str:
         for count, reason in (
             (
                 int((~paired).sum()),
-                "changes can't be tested: the runs asked other items, and B − A is the plain difference",
+                "changes can't be tested: the runs used different items, and B − A is the plain difference",
             ),
-            (int((paired & ~known).sum()), "changes are at or near chance in one run, so nothing is said of them"),
+            (int((paired & ~known).sum()), "changes are at or near chance in one run, and are not compared"),
         )
         if count
     ]

@@ -50,6 +50,7 @@ def effects_map(outcomes: Outcomes) -> list[dict[str, Any]]:
         parts = []
         for index, row in zip(group.index, group.to_dict("records"), strict=True):
             column = str(row["component"]) if pd.isna(row["head"]) else f"{row['component']} {int(row['head'])}"
+            column = "whole layer" if column == "layer" else column
             column += f", {row['ablation']}" if several else ""
             q = None if pd.isna(row["q_loss"]) else round(float(row["q_loss"]), 4)
             numbers = [round(float(row["delta"]), 4), q, int(index in named)]
@@ -91,7 +92,7 @@ def model_of_run(outcomes: Outcomes, model: ModelOrName | None = None) -> Hooked
 def attention_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = None) -> Patterns:
     """The clean model's patterns of the `most` heads whose removal costs most, on one item of each task and protocol.
 
-    The item is the first that the removal loses, else the first that was asked. Where the model can't be reached, the
+    The item is the first that the removal loses, else the first item. Where the model can't be loaded, the
     note says why.
 
     Args:
@@ -99,31 +100,31 @@ def attention_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None 
     """
     places = list(_heads_of_items(outcomes, most))
     if not places:
-        return Patterns("No attention patterns are here: no single head is removed in this run.")
+        return Patterns("No attention patterns: this run removes no single head.")
     try:
         hooked = model_of_run(outcomes, model)
         items = tuple(_item(hooked, *place) for place in places)
     except UserError as error:
-        return Patterns(f"No attention patterns are here: the run's model can't be reached ({visible(str(error))}).")
+        return Patterns(f"No attention patterns: the run's model can't be loaded ({visible(str(error))}).")
     heads = len({name for item in items for name in item["heads"]})
     return Patterns(
         f"Attention patterns of the clean model are stored for the {heads} heads with the largest losses, on one item "
-        "each of a task and protocol.",
+        "per task and protocol.",
         items,
     )
 
 
 def shown_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = None) -> Patterns:
-    """`attention_patterns`, or for no head a note on how to have them.
+    """`attention_patterns`, or for no head a note on how to store them.
 
     Raises:
         UserError: a model for no head, or fewer heads than none.
     """
     if most < 0 or (most == 0 and model is not None):
         raise UserError(f"patterns {most} keeps no attention pattern: expected a number of heads from 1 on")
-    if most:
+    if most or not (summarise(outcomes)["component"] == _HEAD).any():
         return attention_patterns(outcomes, most, model)
-    return Patterns("No attention patterns are stored here: lensprune report --patterns N stores those of N heads.")
+    return Patterns("Attention patterns are stored with lensprune report --patterns N, for N heads.")
 
 
 def explorer(rows: BrowserRows, runs: Sequence[tuple[str, Outcomes]], patterns: Patterns) -> dict[str, Any]:
@@ -168,10 +169,10 @@ def _browser_note(rows: BrowserRows) -> str:
         "Run.records(prompts=True) have them whole."
     )
     if rows.shown == rows.total:
-        return f"All {rows.total} records of changed models are here. {texts}"
+        return f"The table holds all {rows.total} records of changed models. {texts}"
     return (
-        f"{rows.shown} of {rows.total} records are here (no more fit, shared out evenly, those whose outcome changed "
-        f"first); records.csv has all of them. {texts}"
+        f"The table holds {rows.shown} of {rows.total} records, an equal share per cell, changed outcomes first; "
+        f"records.csv has all of them. {texts}"
     )
 
 

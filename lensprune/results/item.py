@@ -107,7 +107,7 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
     if len(tasks) > 1:
         raise UserError(f"item {wanted!r} is in {len(tasks)} tasks ({', '.join(tasks)}): name one, task={tasks[0]!r}")
     finished = outcomes.finished()
-    # With planned looks some variants were not asked this item.
+    # With planned looks some variants were not measured on this item.
     rows = [
         row
         for key in finished

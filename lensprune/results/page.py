@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,16 @@ from lensprune.output.html import (
     write_page,
 )
 from lensprune.output.plain_text import csv_text, visible, write_csv_parts
-from lensprune.results.analyses import Analysis, shown_analyses
+from lensprune.results.analyses import Analysis, analyses, shown_analyses
 from lensprune.results.browser_rows import MAX_RECORDS, browser_rows
 from lensprune.results.concentration import NOT_OF_ALL_HEADS, concentration_files
 from lensprune.results.explorer import explorer, shown_patterns
-from lensprune.runs.chance import beats_chance, known_at_chance
+from lensprune.runs.chance import beats_chance, items_to_beat_chance, known_at_chance
 from lensprune.runs.noise import NOISE_NOTE, noise_lines, within_noise
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import SCHEMA
 from lensprune.runs.spec import SweepSpec
+from lensprune.terminal import progress_bar
 
 __all__ = ["RECORDS_FILE", "REPORT_FILE", "prompts_in_words", "run_page", "write_report"]
 
@@ -118,6 +119,7 @@ def write_report(
     most_records: int = MAX_RECORDS,
     patterns: int = 0,
     model: ModelOrName | None = None,
+    progress: bool = False,
 ) -> Path:
     """Write `outcomes` as one HTML page, and beside it records.csv with every record.
 
@@ -125,6 +127,7 @@ def write_report(
         path: the file; ``None`` takes ``report.html`` in the run's folder.
         most_records: how many records the page's browser of items holds; records.csv has all.
         patterns, model: as `run_page`.
+        progress: show a progress bar.
 
     Returns:
         The page.
@@ -139,8 +142,20 @@ def write_report(
         what = "is a folder" if target.is_dir() else f"lies in {target.parent}, which does not exist"
         raise UserError(f"{target} {what}: expected the name of a file in an existing folder, like {REPORT_FILE}")
     try:
-        write_csv_parts(_record_parts(outcomes), target.with_name(RECORDS_FILE))
-        page = run_page(outcomes, target.with_name(RECORDS_FILE), most_records, patterns=patterns, model=model)
+        # Every analysis is computed and drawn; those without data end at once.
+        steps = 2 + 2 * len(analyses())
+        with progress_bar(shown=progress, total=steps, unit="step", description="records") as bar:
+
+            def step(doing: str) -> None:
+                bar.update(1)
+                bar.set_description(doing)
+
+            write_csv_parts(_record_parts(outcomes), target.with_name(RECORDS_FILE))
+            step("summary")
+            page = run_page(
+                outcomes, target.with_name(RECORDS_FILE), most_records, patterns=patterns, model=model, step=step
+            )
+            bar.update(steps - bar.n)
     except OSError as error:
         raise write_error(error, target.parent) from None
     return write_page(page, target)
@@ -166,6 +181,7 @@ def run_page(
     *,
     patterns: int = 0,
     model: ModelOrName | None = None,
+    step: Callable[[str], object] = lambda doing: None,
 ) -> str:
     """The page's text.
 
@@ -174,6 +190,7 @@ def run_page(
             too large for the page.
         patterns: of how many heads attention patterns are kept; 0 loads no model.
         model: the run's model, for `patterns`; ``None`` loads it by the run's name for it.
+        step: called with the name of each step before it begins.
     """
     summary = _with_notes(summarise(outcomes))
     changed = summary[summary["variant"] != CLEAN.name].sort_values("delta", kind="stable")
@@ -192,7 +209,7 @@ def run_page(
         cells=table(_clean_cells(outcomes, summary), _CELLS_SHOWN),
         notes=_notes(outcomes, summary),
         spec_json=visible(outcomes.spec.to_json()),
-        analyses=[_section(*shown, outcomes) for shown in shown_analyses(outcomes)],
+        analyses=[_section(*shown, outcomes, step) for shown in shown_analyses(outcomes, step=step)],
         critical=table(needed.head(MAX_ROWS), _CRITICAL_SHOWN),
         level=f"{level:g}",
         tests=_tests_in_words(outcomes.spec),
@@ -218,10 +235,13 @@ def run_page(
     )
 
 
-def _section(analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes) -> dict[str, Any]:
+def _section(
+    analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes, step: Callable[[str], object]
+) -> dict[str, Any]:
     """What the page shows of one analysis: its figure, or its text, and the columns that it names."""
     columns = {name: Column(name.replace("_", " "), form) for name, form in analysis.columns.items()}
     figure = None
+    step(f"figure: {analysis.title}")
     if analysis.draw is not None:
         made = analysis.figure_of(frame, outcomes.spec)
         figure = embedded_figure(made.name, made.draw(), made.data(), made.alt, made.caption)
@@ -236,10 +256,28 @@ def _section(analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes) -> dic
     }
 
 
+_NOT_ABOVE = "on no task is the clean model known to beat chance"
+
+
+def _too_few(changed: pd.DataFrame) -> str:
+    """A sentence on the task whose clean accuracy the fewest more items would tell from chance; empty if none."""
+    cells = changed.drop_duplicates(["task", "protocol"])
+    pairs = zip(cells["accuracy_clean"], cells["chance"], strict=True)
+    cells = cells.assign(needed=pd.Series([items_to_beat_chance(*pair) for pair in pairs], cells.index, dtype=float))
+    few = cells[cells["needed"] > cells["n"]].sort_values("needed")
+    if few.empty:
+        return ""
+    row = few.iloc[0]
+    return (
+        f" {visible(row['task'])} under {row['protocol']} has too few items: {row['n']} can't tell "
+        f"{row['accuracy_clean']:.2f} from {row['chance']:.2f}, and {row['needed']:.0f} would in four of five runs."
+    )
+
+
 def _none_critical(changed: pd.DataFrame) -> str:
     tested = int(beats_chance(changed).sum())
     if not tested:
-        return "None can be named: the clean model is at chance on every task, so it has nothing that could be lost."
+        return f"None can be named: {_NOT_ABOVE}.{_too_few(changed)}"
     most = changed.loc[beats_chance(changed), "n"].max()
     return (
         f"None among {_counted(tested, 'change')} on tasks above chance, with up to {_counted(int(most), 'item')} each."
@@ -259,7 +297,7 @@ def _counted(n: int, what: str) -> str:
 def _lead(changed: pd.DataFrame, needed: pd.DataFrame, level: float) -> str:
     ranked = changed[beats_chance(changed)]
     if ranked.empty:
-        return "On no task does the clean model beat chance, so no change is ranked."
+        return f"No change is ranked: {_NOT_ABOVE}.{_too_few(changed)}"
     worst = ranked.iloc[0]
     counted = _counted(len(needed), "change") + f" of {len(ranked)}"
     said = (
@@ -285,7 +323,7 @@ def _signatures(outcomes: Outcomes) -> tuple[pd.DataFrame, str]:
     try:
         return signatures(outcomes), ""
     except UserError as error:
-        return pd.DataFrame(columns=list(SIGNATURE_COLUMNS)), f"Nothing can be said: {error}."
+        return pd.DataFrame(columns=list(SIGNATURE_COLUMNS)), f"Can't be tested: {error}."
 
 
 def _clean_cells(outcomes: Outcomes, summary: pd.DataFrame) -> pd.DataFrame:
@@ -304,7 +342,7 @@ def _notes(outcomes: Outcomes, summary: pd.DataFrame) -> list[str]:
     if small:
         cut.append(
             f"With fewer than 50 items ({', '.join(f'{visible(t.name)}: {t.n_items}' for t in small)}) only large "
-            "losses can be told from none."
+            "losses can be detected."
         )
     cut += [f"{visible(line)}." for line in noise_lines(outcomes.spec)]
     if outcomes.spec.screen is not None:
@@ -320,7 +358,7 @@ def prompts_in_words(spec: SweepSpec) -> str:
     parts += ["examples are turns"] if spec.fewshot_as_multiturn else []
     parts += [f"system prompt: {spec.system!r}"] if spec.system else []
     if spec.appended:
-        parts.append(f"{spec.appended} behind each prompt: {'kept' if spec.keep_eos else 'left out'}")
+        parts.append(f"{spec.appended} after each prompt: {'kept' if spec.keep_eos else 'left out'}")
     if spec.think_tokens is not None:
         parts.append(f"thinking: {spec.thinking}, {' … '.join(spec.think_tokens)}")
         parts[-1] += "" if spec.thinking_budget is None else f", ended after {spec.thinking_budget} tokens"
@@ -328,23 +366,23 @@ def prompts_in_words(spec: SweepSpec) -> str:
 
 
 def _stopping_in_words(spec: SweepSpec) -> str:
-    """When the variants of a sweep that stops early are asked no further."""
+    """When a sweep that stops early stops measuring a variant."""
     stopping = stopping_of(spec.stopping)
     assert stopping is not None
     if isinstance(stopping, UntilWidth):
         return (
-            f"each variant is asked until its own 95% interval is no wider than {stopping.width:g}, or "
+            f"each variant is measured until its 95% interval is no wider than {stopping.width:g}, or "
             f"{stopping.items[-1]} items"
         )
     if isinstance(stopping, AnyLook):
         return (
-            f"each variant is asked until it is named as losing more than {stopping.margin:g}, with q ≤ "
-            f"{stopping.level:g}, or shown to lose less, or {stopping.items[-1]} items; p, q and intervals are of "
+            f"each variant is measured until it is detected as losing more than {stopping.margin:g}, with q ≤ "
+            f"{stopping.level:g}, or shown to lose less, or {stopping.items[-1]} items; p, q and intervals come from "
             "e-values and hold whenever the sweep is stopped"
         )
     looks = ", ".join(map(str, stopping.items))
     return (
-        f"each variant is asked until it is named as losing more than {stopping.margin:g}, with q ≤ "
+        f"each variant is measured until it is detected as losing more than {stopping.margin:g}, with q ≤ "
         f"{stopping.level:g}, or given up; looks at {looks} items; p and intervals are repeated ones, which hold over "
         "all looks"
     )
@@ -375,7 +413,7 @@ def _facts(outcomes: Outcomes) -> list[tuple[str, str]]:
     pairs = [
         ("model", f"{spec.model} ({spec.architecture}; {shape})"),
         ("weights", f"sha256 {spec.weights_hash}"),
-        ("numbers", f"{spec.dtype} on {spec.device}"),
+        ("precision", f"{spec.dtype} on {spec.device}"),
         ("prompts", prompts_in_words(spec)),
         ("variants", f"{len(variants)}: {named}"),
         ("reference", f"{spec.reference or 'none needed'}" + (f", {spec.mean_mode}" if spec.mean_mode else "")),

@@ -30,7 +30,7 @@ def power_report(
     out: str | None = None,
     as_json: bool = False,
 ) -> str:
-    """The smallest loss that is named in 80% of sweeps, as a table; with `out` also files
+    """The smallest loss that is detected in 80% of sweeps, as a table; with `out` also files
     (``power.csv``, ``figures/power.png``).
 
     Args:
@@ -70,7 +70,7 @@ def power_report(
         smallest = "none" if np.isnan(loss) else f"{loss:.2f}"
         rows.append([str(n), str(n_clusters) if counted is not None else "–", smallest])
     head = (
-        f"{for_terminal(name)}: smallest loss of accuracy that is named (q of a loss ≤ 0.05) in 80% of sweeps over "
+        f"{for_terminal(name)}: smallest loss of accuracy that is detected (q of a loss ≤ 0.05) in 80% of sweeps over "
         f"{parts} variant{'' if parts == 1 else 's'}, each of which also changes {flips:.0%} of the items by accident"
     )
     text = frame_json(table) if as_json else f"{head}\n{aligned(rows)}"

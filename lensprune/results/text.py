@@ -101,19 +101,21 @@ def at_chance_line(clean: pd.Series) -> str:
 
 
 def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) -> str:
-    """Heads of a screened sweep by their estimated loss, measured or not, and what the control set says of it."""
+    """Heads of a screened sweep by their estimated loss, measured or not, and what the control set says of them."""
     parts = []
     for _, row in quality.iterrows():
         where = (table["task"] == row["task"]) & (table["protocol"] == row["protocol"])
         controls, own_n = int(row["controls"]), table.loc[where, "n"].dropna().nunique() > 1
         cell = f"{for_terminal(str(row['task']))}, {row['protocol']}"
-        shared = f" (on the {row['n']} items that all heads were asked)" if own_n else ""
+        shared = f" (on the {row['n']} items that all heads were measured on)" if own_n else ""
         lines = [
-            f"{cell}: {row['measured']} of {row['heads']} heads are measured, {row['measured'] - controls} for their "
-            f"estimates and {controls} drawn at random; the others are estimated",
-            f"on the random ones estimate and measurement have rank correlation {row['rank_correlation']:.2f}{shared}; "
+            f"{cell}: {row['measured']} of {row['heads']} heads are measured: {row['measured'] - controls} chosen by "
+            f"their estimates and {controls} drawn at random; the others are only estimated",
+            f"on the random ones, the rank correlation of estimate and measurement is {row['rank_correlation']:.2f}"
+            f"{shared}; "
             f"{row['controls_in_top']} of them are among the {row['top']} heads that lose most: about "
-            f"{row['expected_missed']:.0f} of those were missed, at most {row['most_missed']:.0f} with 95% confidence",
+            f"{row['expected_missed']:.0f} of those {row['top']} were missed, at most {row['most_missed']:.0f} with "
+            "95% confidence",
         ]
         rows = [["variant", "estimate (nats)", "measured (nats)", "Δμ", *(["n"] if own_n else []), "status"]]
         for _, head in table[where].head(most).iterrows():

@@ -11,18 +11,25 @@ from lensprune.results.compare import write_comparison
 from lensprune.results.page import write_report
 from lensprune.results.run import Run
 from lensprune.runs.folder import read_spec
+from lensprune.terminal import stage
 
 __all__ = ["report"]
 
 
 def report(
-    folder: str | Path, other: str | Path | None = None, *, out: str | Path | None = None, patterns: int = 0
+    folder: str | Path,
+    other: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    patterns: int = 0,
+    progress: bool = True,
 ) -> Path:
     """Write the report of the run in `folder` (from `sweep` or `measure_replacement`), or its comparison with the run
     in `other`.
 
     Args:
         patterns: of how many heads attention patterns are kept; not of a replacement.
+        progress: show what is being computed.
 
     Returns:
         The page.
@@ -40,7 +47,7 @@ def report(
         return (
             write_replacement_report(ReplacementRun.load(folder), out)
             if replacements
-            else write_report(Run.load(folder), out, patterns=patterns)
+            else write_report(Run.load(folder), out, patterns=patterns, progress=progress)
         )
     if Path(folder).resolve() == Path(other).resolve():
         raise UserError(f"{folder} is given twice: choose a different run to compare with")
@@ -48,4 +55,5 @@ def report(
         raise UserError(
             f"{replacements[0]} contains a weight replacement, but only sweeps can be compared: report it alone"
         )
-    return write_comparison(Run.load(folder), Run.load(other), out, patterns=patterns)
+    with stage(f"comparing {folder} and {other}", shown=progress):
+        return write_comparison(Run.load(folder), Run.load(other), out, patterns=patterns)

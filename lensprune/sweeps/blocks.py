@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pyarrow as pa
 
@@ -21,7 +20,7 @@ from lensprune.sweeps.cells import CellProgress, measure_cells
 from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.prepare import SweepJob
 
-__all__ = ["block_requests", "blocks_left", "decided_so_far", "measure_block", "say_progress"]
+__all__ = ["block_requests", "blocks_left", "decided_so_far", "measure_block"]
 
 
 def measure_block(
@@ -80,13 +79,3 @@ def decided_so_far(outcomes: Outcomes) -> str:
     """How many variants are decided, in words."""
     decided = decisions(outcomes)
     return f"{decided['decided'].sum()} of {decided['variants'].sum()} variants decided"
-
-
-def say_progress(bar: Any, outcomes: Outcomes, requests: Mapping[tuple[str, str], tuple[int, ...]], doing: str) -> None:
-    """Let a bar of rows say what is done now and how many variants are decided.
-
-    Args:
-        requests: `block_requests` of each (task, protocol).
-    """
-    bar.total = bar.n + sum(blocks_left(outcomes, requests, lambda cell, name, rows: rows).values())
-    bar.set_description(f"{doing}, {decided_so_far(outcomes)}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,13 +28,14 @@ from lensprune.runs.questions import questions_from_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import open_store, stopped_message
-from lensprune.sweeps.blocks import say_progress
+from lensprune.sweeps.blocks import blocks_left, decided_so_far
+from lensprune.sweeps.forecast import Spent, planned_and_taken
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, Workers, option_values
 from lensprune.sweeps.prepare import check_before_loading
-from lensprune.sweeps.scheduler import Scheduler, WorkerLost
+from lensprune.sweeps.scheduler import Progress, Scheduler, WorkerLost
 from lensprune.sweeps.units import Unit, UnitQueue
-from lensprune.sweeps.worker import CellWorker, WorkerUpdate
-from lensprune.terminal import progress_bar
+from lensprune.sweeps.worker import CellWorker, Ready, WorkerUpdate
+from lensprune.terminal import WorkBar, work_bar
 
 __all__ = ["STALL_SECONDS", "measure_on_workers", "run_on_ray"]
 
@@ -81,7 +84,12 @@ def run_on_ray(
         questions = {cell: questions_from_parquet(data) for cell, data in ready.questions.items()}
         with open_store(folder, spec, questions) as store:
             try:
-                measure_on_workers(scheduler, size, ready.requests, store, spec, progress)
+                spent = measure_on_workers(scheduler, size, ready, store, spec, progress)
+                if spent is not None:
+                    execution = getattr(store, "spec", spec).execution.and_spent(spent.stored)
+                    store.keep_execution(execution)
+                    spec = replace(spec, execution=execution)
+                    print(planned_and_taken(spent, at_most=options.stopping is not None), file=sys.stderr)
                 run = Run(spec, store, folder)
                 if folder is not None:
                     run.save()
@@ -118,38 +126,55 @@ def _spec(of_worker: SweepSpec, options: SweepOptions) -> SweepSpec:
 def measure_on_workers(
     scheduler: Scheduler,
     size: int,
-    requests: dict[tuple[str, str], tuple[int, ...]],
+    ready: Ready,
     store: CellStore,
     spec: SweepSpec,
     progress: bool,
-) -> None:
+) -> Spent | None:
     """Let the workers of `scheduler` measure all cells that `store` lacks.
 
     Args:
         size: number of workers.
-        requests: of each (task, protocol), by block of its items (`lensprune.sweeps.blocks.block_requests`).
+        ready: a loaded worker, which says what each request will take.
+
+    Returns:
+        What it took, where `progress` is shown and anything was missing.
     """
     finished = store.finished()
     groups = [
         (c.task, c.protocol, [n for n in spec.variant_names if CellKey(n, c.task, c.protocol) not in finished])
         for c in spec.cells
     ]
-    rows = sum(sum(requests[task, protocol]) * len(names) for task, protocol, names in groups)
-    with progress_bar(shown=progress, total=rows) as bar:
+    requests = ready.requests
+    if spec.stopping is None:
+        total = sum(ready.work((t, p), name, sum(requests[t, p])) for t, p, names in groups for name in names)
+    else:
+        total = sum(blocks_left(Outcomes(spec, store), requests, ready.work).values())
+    began = time.perf_counter()
+    with work_bar({"": total}, shown=progress) as bar:
+
+        def advance(cell: tuple[str, str], variant: str, rows: int) -> None:
+            bar.done(ready.work(cell, variant, rows), "")
+
         if spec.stopping is not None:
-            _measure_blocks(scheduler, size, requests, Outcomes(spec, store), store, bar)
-            return
-        bar.set_description(f"{size} workers")
-        scheduler.run(UnitQueue(groups, size), store, spec, bar.update)
+            _measure_blocks(scheduler, size, ready, Outcomes(spec, store), store, bar, advance)
+        else:
+            bar.stage(f"{size} workers")
+            scheduler.run(UnitQueue(groups, size), store, spec, advance)
+        bar.set_left({})
+        if not progress or not bar.finished:
+            return None
+    return Spent(total / size, ready.memory, time.perf_counter() - began, None, threads=1, workers=size)
 
 
 def _measure_blocks(
     scheduler: Scheduler,
     size: int,
-    requests: dict[tuple[str, str], tuple[int, ...]],
+    ready: Ready,
     outcomes: Outcomes,
     store: CellStore,
-    bar: Any,
+    bar: WorkBar,
+    advance: Progress,
 ) -> None:
     """A block of every task and protocol that has one left, then the next, because verdicts need all cells of a block;
     the clean model first, with which the others are compared wherever the sweep is stopped."""
@@ -157,13 +182,14 @@ def _measure_blocks(
         next_blocks = {cell: block for cell in outcomes.cells if (block := next_block(outcomes, *cell)) is not None}
         if not next_blocks:
             return
-        say_progress(bar, outcomes, requests, f"{size} workers")
+        bar.set_left(blocks_left(outcomes, ready.requests, ready.work))
+        bar.stage(f"{size} workers, {decided_so_far(outcomes)}")
         blocks = [block.block for block in next_blocks.values()]
         for clean in (True, False):
             groups = [
                 (*cell, [n for n in block.lack if (n == CLEAN.name) is clean]) for cell, block in next_blocks.items()
             ]
-            scheduler.run(UnitQueue(groups, size, blocks), store, outcomes.spec, bar.update)
+            scheduler.run(UnitQueue(groups, size, blocks), store, outcomes.spec, advance)
 
 
 @contextmanager

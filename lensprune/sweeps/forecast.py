@@ -112,13 +112,15 @@ def _speed(d_model: int, shape: ModelShape, number: torch.dtype, device: str, th
 
 @dataclass(frozen=True)
 class Spent:
-    """What one process took for the cells that it measured, beside what was planned for them."""
+    """What one process, or `workers`, took for the cells that they measured, beside what was planned for them."""
 
     planned_seconds: float
     planned_memory: int
     seconds: float
     peak_memory: int | None
     threads: int
+    workers: int = 1
+    """Memory is that of one, `seconds` of all of them side by side."""
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -129,6 +131,7 @@ class Spent:
             "seconds": round(self.seconds, 3),
             "peak_memory": self.peak_memory,
             "threads": self.threads,
+            **({"workers": self.workers} if self.workers > 1 else {}),
         }
 
 
@@ -138,11 +141,12 @@ def planned_and_taken(spent: Spent, *, at_most: bool = False) -> str:
     Args:
         at_most: the plan was for the case that no variant stops early.
     """
-    used = "" if spent.peak_memory is None else f" and {quantity(spent.peak_memory, 'B')}"
+    used = "" if spent.peak_memory is None else f" and {quantity(spent.peak_memory, 'B')} at the peak"
+    each, by = (" per worker", f" with {spent.workers} workers") if spent.workers > 1 else ("", "")
     bound = "at most " if at_most else ""
     return (
-        f"planned: {bound}{duration(spent.planned_seconds)} and {quantity(spent.planned_memory, 'B')}; "
-        f"took: {duration(spent.seconds)}{used} at the peak"
+        f"planned: {bound}{duration(spent.planned_seconds)} and {quantity(spent.planned_memory, 'B')}{each}; "
+        f"took: {duration(spent.seconds)}{used}{by}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -15,7 +16,7 @@ from lensprune.runs.spec import SweepSpec
 from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import Ready, WorkerUpdate
 
-__all__ = ["Scheduler", "WorkerLost", "WorkerPool"]
+__all__ = ["Progress", "Scheduler", "WorkerLost", "WorkerPool"]
 
 logger = logging.getLogger("lensprune")
 
@@ -23,6 +24,8 @@ MAX_LOSSES = 5
 """How many workers may be lost at the same cells without finishing one, or in a row before any is loaded."""
 
 _POLL_SECONDS = 1.0
+Progress = Callable[[tuple[str, str], str, int], object]
+"""What is told of (task, protocol), variant and rows answered."""
 _WARN_SECONDS = 60.0
 
 
@@ -59,7 +62,7 @@ class _State:
     ready: Ready | None = None
     unit: Unit | None = None
     left: set[str] = field(default_factory=set)
-    rows: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
 
 
 class Scheduler:
@@ -93,15 +96,16 @@ class Scheduler:
             LensPruneError: workers can't load it, or are lost before they have.
         """
         while self._first_ready is None:
-            self._listen(None, None, lambda rows: None)
+            self._listen(None, None, lambda cell, variant, rows: None)
         return self._first_ready
 
-    def run(self, queue: UnitQueue, store: CellStore, spec: SweepSpec, progress: Callable[[int], object]) -> None:
+    def run(self, queue: UnitQueue, store: CellStore, spec: SweepSpec, progress: Progress) -> None:
         """Let all cells of `queue` be measured and store them.
 
         Args:
             spec: spec of the run; a worker whose spec would give different results is refused.
-            progress: called with rows answered; with a negative number where a lost worker's answers are discarded.
+            progress: called with (task, protocol), variant and rows answered; with a negative number where a lost
+                worker's answers are discarded.
 
         Raises:
             UserError, HookNeverFired, LensPruneError: as a worker met it; a worker with other numbers; cells at
@@ -112,7 +116,7 @@ class Scheduler:
         while queue.cells or any(state.unit is not None for state in self._workers.values()):
             for worker, state in self._workers.items():
                 if state.ready is not None and state.unit is None and (unit := queue.next()) is not None:
-                    state.unit, state.left, state.rows = unit, set(unit.variants), 0
+                    state.unit, state.left, state.rows = unit, set(unit.variants), Counter()
                     state.progress_at = self._clock()
                     self.pool.assign(worker, unit)
             self._listen(queue, (store, spec), progress)
@@ -124,7 +128,7 @@ class Scheduler:
         self,
         queue: UnitQueue | None,
         run: tuple[CellStore, SweepSpec] | None,
-        progress: Callable[[int], object],
+        progress: Progress,
     ) -> None:
         for worker, update in self.pool.updates(_POLL_SECONDS):
             state = self._workers.get(worker)
@@ -147,7 +151,7 @@ class Scheduler:
         state: _State,
         update: WorkerUpdate,
         run: tuple[CellStore, SweepSpec] | None,
-        progress: Callable[[int], object],
+        progress: Progress,
     ) -> None:
         if update.is_progress or state.progress_at is None:
             state.progress_at = self._clock()
@@ -163,9 +167,10 @@ class Scheduler:
         store, spec = run
         if update.ready is not None:
             self._check(state, spec)
-        state.rows += update.rows
-        if update.rows:
-            progress(update.rows)
+        if state.unit is not None:
+            state.rows.update(update.rows)
+            for variant, rows in update.rows.items():
+                progress((state.unit.task, state.unit.protocol), variant, rows)
         for key, table in update.cells:
             # Only cells of this worker's current unit that it has not sent yet: each is stored once.
             if state.unit is not None and key.variant in state.left:
@@ -183,7 +188,7 @@ class Scheduler:
         if difference is not None:
             raise UserError(f"the worker on {state.ready.host} would give other numbers ({difference})")
 
-    def _give_up(self, worker: int, why: str, queue: UnitQueue | None, progress: Callable[[int], object]) -> None:
+    def _give_up(self, worker: int, why: str, queue: UnitQueue | None, progress: Progress) -> None:
         state = self._workers.pop(worker)
         self.lost += 1
         self.pool.stop(worker)
@@ -196,8 +201,8 @@ class Scheduler:
         logger.warning("a worker%s was lost (%s): another one takes its cells", where, why)
         if unit is not None and queue is not None and state.left:
             finished = len(unit.variants) - len(state.left)
-            if state.ready is not None:
-                progress(finished * state.ready.requests[unit.task, unit.protocol][unit.block] - state.rows)
+            for name in state.left & state.rows.keys():
+                progress((unit.task, unit.protocol), name, -state.rows[name])
             left = tuple(name for name in unit.variants if name in state.left)
             # A worker that finished some of the cells was not lost at the same place as those before it.
             losses = 1 if finished else unit.losses + 1

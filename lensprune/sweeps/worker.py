@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,12 +26,21 @@ __all__ = ["CellWorker", "Failure", "Ready", "WorkerUpdate"]
 @dataclass(frozen=True)
 class Ready:
     """A loaded worker: the spec that it would run, as the text of spec.json, and by (task, protocol) the numbers of its
-    requests (`block_requests`) and its questions, as `questions_to_parquet` writes them."""
+    requests (`block_requests`) and its questions, as `questions_to_parquet` writes them.
+
+    `seconds` are those of one request here by (task, protocol) and variant, as planned; `memory`, bytes at the peak.
+    """
 
     spec: str
     requests: dict[tuple[str, str], tuple[int, ...]]
     host: str
     questions: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    seconds: Mapping[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
+    memory: int = 0
+
+    def work(self, cell: tuple[str, str], variant: str, rows: int) -> float:
+        """Seconds of `rows` requests of one (task, protocol) under a variant."""
+        return rows * self.seconds[cell][variant]
 
 
 @dataclass(frozen=True)
@@ -49,9 +60,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class WorkerUpdate:
-    """What happened since the last poll: rows answered, cells finished; `done` when a unit is."""
+    """What happened since the last poll: rows answered, by variant; cells finished; `done` when a unit is."""
 
-    rows: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
     cells: tuple[tuple[CellKey, pa.Table], ...] = ()
     ready: Ready | None = None
     done: bool = False
@@ -64,7 +75,7 @@ class WorkerUpdate:
     def and_then(self, later: WorkerUpdate) -> WorkerUpdate:
         """Combine two updates."""
         return WorkerUpdate(
-            self.rows + later.rows,
+            Counter(self.rows) + Counter(later.rows),
             self.cells + later.cells,
             self.ready or later.ready,
             self.done or later.done,
@@ -106,9 +117,11 @@ class CellWorker:
     def _load_and_measure(self, model: str, options: SweepOptions, threads: int | None) -> None:
         import torch
 
+        from lensprune.costs.history import SpeedHistory
         from lensprune.engine import make_executor
         from lensprune.sweeps.blocks import block_requests, measure_block
         from lensprune.sweeps.cells import measure_cells
+        from lensprune.sweeps.forecast import forecast
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -120,10 +133,13 @@ class CellWorker:
         stopping = job.options.stopping
         requests = {pair: block_requests(condition, stopping) for pair, condition in condition_of.items()}
         questions = {cell: questions_to_parquet(table) for cell, table in questions_of(job.conditions).items()}
-        self._updates.put(WorkerUpdate(ready=Ready(spec.to_json(), requests, socket.gethostname(), questions)))
+        work = [(condition, job.variants) for condition in job.conditions]
+        planned = forecast(job, executor, work, SpeedHistory.of_machine())
+        ready = Ready(spec.to_json(), requests, socket.gethostname(), questions, planned.row_seconds, planned.memory)
+        self._updates.put(WorkerUpdate(ready=ready))
 
         def advance(variant: str, rows: int, *, known: bool = False) -> None:
-            self._updates.put(WorkerUpdate(rows=rows))
+            self._updates.put(WorkerUpdate(rows={variant: rows}))
 
         while True:
             unit = self._units.get()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.estimates.circuits import circuit_rows
 from tests.estimates.removal import SETTINGS, removal_rows
+from tests.helpers.markdown import write_between
 
 
 def _table(rows: Iterable[list[str]]) -> str:
@@ -18,16 +19,7 @@ def _table(rows: Iterable[list[str]]) -> str:
         if len(lines) == 1:
             lines.append("|" + "---|" * len(row))
             print(lines[-1], flush=True)
-    return "\n".join(lines) + "\n"
-
-
-def _between(text: str, name: str, table: str) -> str:
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    before, _, rest = text.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"the page has no {begin.strip()} … {end}")
-    return f"{before}{begin}{table}{end}{after}"
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -48,9 +40,9 @@ def main() -> None:
     circuits = "" if options.model else _table(circuit_rows())
     removal = _table(removal_rows(chosen))
     if options.write is not None:
-        text = options.write.read_text(encoding="utf-8")
-        text = _between(_between(text, "circuits", circuits), "removal", removal)
-        options.write.write_text(text, encoding="utf-8")
+        if circuits:
+            write_between(options.write, "circuits", circuits)
+        write_between(options.write, "removal", removal)
 
 
 if __name__ == "__main__":

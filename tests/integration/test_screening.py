@@ -151,7 +151,7 @@ def test_command_prints_and_saves_the_table(folder: Path, tmp_path: Path, capsys
     arguments = f"sweep --model {folder} --task facts --protocol continuation --over kv-groups --limit 3 --shots 0"
     assert main([*arguments.split(), "--screen", "0.1", "--memory", "1GB", "--device", "cpu", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "11 of 16 heads are measured, 3 for their estimates and 8 drawn at random" in shown
+    assert "11 of 16 heads are measured: 3 chosen by their estimates and 8 drawn at random" in shown
     assert len(pd.read_csv(out / "screen.csv")) == 16
     assert lp.Run.load(out).spec.execution.memory == "1GB"
 

@@ -77,7 +77,19 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ours(model: BridgeModel, tasks: Path, out: Path) -> dict[str, dict[str, Any]]:
     options = LmEvalOptions(limit=5, include_path=tasks, out=out)
-    return run_lm_eval_tasks(model, list(TASKS), VARIANTS, HookedExecutor(model), options)
+    counts: list[int] = []
+    done: list[int] = []
+    results = run_lm_eval_tasks(
+        model,
+        list(TASKS),
+        VARIANTS,
+        HookedExecutor(model),
+        options,
+        progress=done.append,
+        announce=counts.append,
+    )
+    assert counts == [sum(done)]
+    return results
 
 
 @pytest.fixture(scope="module")

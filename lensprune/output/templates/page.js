@@ -62,7 +62,7 @@ function browse(data) {
   const CLEAN_TEXT = 2, CLEAN_OPTIONS = 6, QUESTION = 7;
   let page = 0, chosen = [], sortBy = null;
 
-  const field = (name) => form.elements[name];
+  const field = (name) => form.elements[name], digits = (number) => number.toFixed(2).replace("-", "−");
   const fill = (name, values) => values.forEach((value, i) => field(name).append(new Option(value, String(i))));
   const distinct = (values) => [...new Set(values)];
   const tasks = distinct(data.cells.map((cell) => cell[0])), protocols = distinct(data.cells.map((cell) => cell[1]));
@@ -77,7 +77,7 @@ function browse(data) {
 
   // The answer of the second run to the same item; its parts stand as in `row` from the prediction on.
   const otherOf = (row, part) => row[OTHER] ? row[OTHER][part - PREDICTION] : null;
-  const agreement = (row) => !row[OTHER] ? "not asked"
+  const agreement = (row) => !row[OTHER] ? "not measured"
     : Boolean(row[CORRECT]) === Boolean(otherOf(row, CORRECT)) ? "as in A" : row[CORRECT] ? "wrong in B alone" : "right in B alone";
 
   function outcome(row) {
@@ -123,7 +123,7 @@ function browse(data) {
     const note = document.createElement("div");
     note.className = "soft";
     note.textContent = (prediction === null ? "no answer found" : prediction === text ? "" : `answer: ${prediction}`)
-      + (logprob === null ? "" : ` log p of the right answer ${logprob.toFixed(2)}`);
+      + (logprob === null ? "" : ` log p of the right answer ${digits(logprob)}`);
     if (note.textContent) box.append(note);
   }
 
@@ -181,7 +181,7 @@ function browse(data) {
       const line = body.insertRow();
       cell(line, option, "answer");
       cell(line, i === gold ? "right" : "", i === gold ? "right" : "");
-      for (const side of sides) cell(line, side?.[i]?.toFixed(2) ?? "not finite", "number");
+      for (const side of sides) cell(line, side?.[i] == null ? "not finite" : digits(side[i]), "number");
     });
     const caption = table.createCaption();
     caption.textContent = "Log-probability of each option"
@@ -202,7 +202,7 @@ function browse(data) {
       cell(line, clean[0] ?? "", "answer");
       answered(line, clean[1], clean[2], clean[5]);
       answered(line, row[PREDICTION], row[TEXT], row[LOGPROB]);
-      if (data.two && !row[OTHER]) cell(line, "not asked", "soft");
+      if (data.two && !row[OTHER]) cell(line, "not measured", "soft");
       else if (data.two) {
         answered(line, otherOf(row, PREDICTION), otherOf(row, TEXT), otherOf(row, LOGPROB));
         line.lastChild.prepend(element("div", otherOf(row, CORRECT) ? "right" : "wrong", "soft"));

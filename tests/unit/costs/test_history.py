@@ -11,6 +11,7 @@ import pytest
 import lensprune as lp
 from lensprune import cli
 from lensprune.costs.history import SWITCH, SpeedHistory, SpeedKey
+from lensprune.sweeps.forecast import Spent, planned_and_taken
 
 KEY = SpeedKey("cpu x86_64 Test", "float32", "forked", "score", 28)
 
@@ -95,6 +96,15 @@ def test_a_plan_is_corrected_by_what_sweeps_took_and_a_given_speed_is_not(
     assert corrected.seconds > 0
     given = lp.plan("toy-distilled", "facts", "continuation", limit=2, flops=1e12)
     assert given.correction.sweeps == 0
+
+
+def test_the_line_of_one_process_and_of_workers() -> None:
+    alone = Spent(60.0, 2 * 10**9, 90.0, 3 * 10**9, threads=2)
+    assert planned_and_taken(alone) == "planned: 60.0 seconds and 2 GB; took: 90.0 seconds and 3 GB at the peak"
+    several = Spent(60.0, 2 * 10**9, 90.0, None, threads=1, workers=4)
+    assert planned_and_taken(several) == "planned: 60.0 seconds and 2 GB per worker; took: 90.0 seconds with 4 workers"
+    assert several.stored["workers"] == 4
+    assert "workers" not in alone.stored
 
 
 def test_a_sweep_says_what_was_planned_and_taken_and_keeps_both(

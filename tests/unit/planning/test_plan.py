@@ -250,8 +250,9 @@ def test_a_sweep_that_stops_early_is_simulated() -> None:
     assert 0 < early.expected_seconds < early.seconds
     assert stop.cost.flops < early.shared.flops
     share = (stop.asked[0] + stop.asked[1]) / (2 * n)
-    assert f"arithmetic, continuation: stopping early asks about {share:.0%} of the cells, if 4% of the parts" in str(
-        early
+    assert (
+        f"arithmetic, continuation: stopping early measures about {share:.0%} of the cells, if 4% of the parts"
+        in str(early)
     )
     assert "time:    about " in str(early)
 

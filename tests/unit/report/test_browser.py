@@ -151,7 +151,7 @@ def test_an_items_name_opens_its_question(opened: Any) -> None:
     hostile = HOSTILE.replace("\u202e", "\\u202e").replace("\x1b", "\\u001b")
     assert texts(opened, "#browser tr.question > td > .answer") == [f"0: {hostile}"]
     cells = texts(opened, "#browser tr.question table td")
-    assert cells == [" A", "right", "-1.00", "-1.00", " B", "", "-1.50", "-1.50"]
+    assert cells == [" A", "right", "−1.00", "−1.00", " B", "", "−1.50", "−1.50"]
     assert opened.execute_script("return window.hit") is None
     assert opened.execute_script(f"return document.querySelector('{buttons}').getAttribute('aria-expanded')") == "true"
     opened.execute_script(f"document.querySelector('{buttons}').click()")

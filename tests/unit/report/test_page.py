@@ -110,7 +110,7 @@ def test_the_browser_is_capped_and_says_so(tmp_path: Path) -> None:
     assert len(lost) == 5 * 11
     assert cells == [["facts", "default"], ["facts", "generate"]]
     page = write_report(run, most_records=100).read_text(encoding="utf-8")
-    assert "100 of 800 records are here" in page
+    assert "The table holds 100 of 800 records" in page
     assert len(payload(page)["rows"]) == 100
     assert len(pd.read_csv(tmp_path / "run" / "records.csv")) == 40 * 2 * (N_LAYERS + 1)
 
@@ -125,7 +125,7 @@ def test_shares_are_even_and_used_up() -> None:
 @pytest.mark.slow
 def test_heads_have_a_report_without_verdicts(tmp_path: Path) -> None:
     page = heads_run(folder=tmp_path / "run").report().read_text(encoding="utf-8")
-    assert "Nothing can be said" in page
+    assert "Can&#39;t be tested" in page
     assert page.count(">not measured<") == 6
     assert "L1.H2.zero" in page
 
@@ -136,7 +136,7 @@ def test_a_model_at_chance_ranks_nothing(tmp_path: Path) -> None:
         return np.arange(n) % 4 == 0
 
     page = layers_run(tmp_path / "run", right=right).report().read_text(encoding="utf-8")
-    assert "On no task does the clean model beat chance" in page
+    assert "on no task is the clean model known to beat chance" in page
     assert "clean model at chance" in page
 
 
@@ -170,7 +170,7 @@ def test_two_runs_are_paired_where_their_items_are_the_same(tmp_path: Path) -> N
     assert unpaired["ci_low"].isna().all()
     assert set(unpaired["note"]) == {"different items: not paired"}
     page = compare_page(a, other)
-    assert f"All {len(unpaired)} changes can&#39;t be tested: the runs asked other items" in page
+    assert f"All {len(unpaired)} changes can&#39;t be tested: the runs used different items" in page
     assert "(n 0" not in page
     with pytest.raises(UserError, match="share no"):
         runs_gap(a, layers_run(n=4, tasks=("arithmetic",)))
@@ -182,7 +182,9 @@ def test_the_command_writes_both_pages(tmp_path: Path, capsys: pytest.CaptureFix
         layers_run(tmp_path / name, n=8)
     assert main(["report", str(tmp_path / "a")]) == 0
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    pages = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr()
+    pages = [Path(line) for line in printed.out.splitlines()]
+    assert "figure: Lorenz curves" in printed.err
     assert pages == [tmp_path / "a" / "report.html", tmp_path / "b" / "against-a.html"]
     assert "a (A) and b (B)" in pages[1].read_text(encoding="utf-8")
     assert main(["report", str(tmp_path / "nothing")]) == 2

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from lensprune.ablation.variants import Variant
+from lensprune.results import page
 from lensprune.results.sentences import task_sentences
+from lensprune.results.text import at_chance_line
+from lensprune.runs.chance import items_to_beat_chance
 from tests.helpers.made_runs import heads_run, layers_run
 
 
@@ -35,3 +39,27 @@ def test_heads_are_named_the_strongest_first() -> None:
     said = task_sentences(heads_run())[0]
     assert " parts (" in said
     assert "layers" not in said
+
+
+def test_items_that_cannot_tell_are_no_guessing() -> None:
+    """0.5 is not found above 0.25 with 6 items, and 0.2 never is."""
+    needed = items_to_beat_chance(0.5, 0.25)
+    assert needed is not None
+    few = {"task": "t", "protocol": "default", "accuracy_clean": 0.5, "chance": 0.25, "n": 6, "at_chance": True}
+    guessing = {**few, "task": "u", "accuracy_clean": 0.2}
+
+    def said(*rows: dict[str, object]) -> tuple[str, str]:
+        frame = pd.DataFrame(rows)
+        return page._none_critical(frame), page._lead(frame, frame[:0], 0.05)
+
+    line = f"t under default has too few items: 6 can't tell 0.50 from 0.25, and {needed} would in four of five runs."
+    for text in said(guessing, few):
+        assert text.endswith(f"on no task is the clean model known to beat chance. {line}")
+    for text in said(guessing, {**few, "n": needed}):
+        assert text.endswith("on no task is the clean model known to beat chance.")
+    clean = pd.Series({"accuracy": 0.5, "chance": 0.25, "n": 6})
+    assert at_chance_line(clean) == (
+        f"at chance: 6 items can't tell 0.50 from guessing (0.25); at that accuracy {needed} would in four of five runs"
+    )
+    for guess in ({"accuracy": 0.2}, {"n": needed}):
+        assert "could come from guessing" in at_chance_line(pd.Series({**clean, **guess}))

@@ -282,13 +282,17 @@ def test_workers_take_the_decisions_of_one_process_also_when_stopped(model: Path
 
     stopped = Stopping()
     with pytest.raises(KeyboardInterrupt):
-        measure_on_workers(scheduler, 2, ready.requests, stopped, spec, progress=False)
+        measure_on_workers(scheduler, 2, ready, stopped, spec, progress=False)
     assert not decided(Outcomes(spec, stopped))
     store = MemoryStore()
     for key in stopped.finished():
         store.write(key, stopped.read(key))
     again = Scheduler(LocalPool(model, options), 1, 1000.0)
-    measure_on_workers(again, 1, again.first_ready().requests, store, spec, progress=False)
+    spent = measure_on_workers(again, 1, again.first_ready(), store, spec, progress=True)
+    assert spent is not None
+    assert spent.planned_seconds > 0
+    assert spent.seconds > 0
+    assert spent.planned_memory > 10**8
     outcomes = Outcomes(spec, store)
     assert decided(outcomes)
     assert outcomes.n_stored == early.n_stored

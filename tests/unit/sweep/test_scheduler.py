@@ -77,7 +77,7 @@ class FakePool:
         self.measured.append((name, task, protocol))
         variant = next(v for v in VARIANTS if v.name == name)
         cell = (CellKey(name, task, protocol), table(variant, [True] * 4, task=task))
-        return WorkerUpdate(rows=4, cells=(cell,), done=not self.work[worker])
+        return WorkerUpdate(rows={name: 4}, cells=(cell,), done=not self.work[worker])
 
     def stop(self, worker: int) -> None:
         self.steps.pop(worker, None)
@@ -87,7 +87,7 @@ class FakePool:
 def run(pool: FakePool, size: int = 3, stall: float = 10.0) -> tuple[MemoryStore, int, Scheduler]:
     store, rows = MemoryStore(), 0
 
-    def progress(n: int) -> None:
+    def progress(cell: tuple[str, str], variant: str, n: int) -> None:
         nonlocal rows
         rows += n
 
@@ -206,7 +206,11 @@ def test_a_worker_in_this_process_measures_what_it_is_given(family_folder: Calla
     assert update.failure is None
     assert {key.variant for key, _ in update.cells} == {"L1.skip", "clean"}
     assert update.ready is not None
-    assert update.rows == 2 * update.ready.requests["facts", "continuation"][0]
+    cell, n = ("facts", "continuation"), update.ready.requests["facts", "continuation"][0]
+    assert update.rows == {"clean": n, "L1.skip": n}
+    # The later the change, the fewer layers are computed again.
+    assert update.ready.work(cell, "L1.skip", n) > update.ready.work(cell, "L2.skip", n) > 0
+    assert update.ready.memory > 0
 
 
 def test_a_worker_measures_a_block_of_a_sweep_that_stops_early(family_folder: Callable[[str], Path]) -> None:
@@ -229,7 +233,8 @@ def test_a_worker_measures_a_block_of_a_sweep_that_stops_early(family_folder: Ca
     assert cell.column("item_id").to_pylist() == drawn[1:]
     assert update.ready is not None
     first, second = update.ready.requests["facts", "continuation"]
-    assert update.rows == second == 2 * first > 0
+    assert update.rows == {"L1.skip": second}
+    assert second == 2 * first > 0
 
 
 def test_units_are_of_one_block() -> None:
