@@ -254,6 +254,9 @@ def _qk(
     heads = {
         Head(layer, head).label: Head(layer, head) for layer in range(facts.n_layers) for head in range(facts.n_heads)
     }
+    if options.receiver == "logits":
+        first, last = next(iter(heads)), next(reversed(heads))
+        raise UserError(f"method qk explains one head's attention: give the head as receiver, from {first} to {last}")
     if options.receiver not in heads:
         raise unknown_name("head to explain", options.receiver, heads)
     found = []

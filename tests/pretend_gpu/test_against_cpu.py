@@ -14,7 +14,7 @@ import torch
 
 import lensprune as lp
 from lensprune.ablation import CLEAN, Variant, collect_reference, each_head, each_layer, each_mlp
-from lensprune.attribution.report import METHODS, attribution_report
+from lensprune.attribution.report import METHODS, AttributionOptions, attribution_report
 from lensprune.divergence.report import fidelity_report
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.estimates import estimate_logprobs
@@ -153,11 +153,14 @@ CASES = [*((method, "llama") for method in METHODS), ("eap-ig", "gpt2"), ("eap-i
 
 @pytest.mark.parametrize(("method", "family"), CASES)
 def test_attribution(method: str, family: str, tmp_path: Path) -> None:
-    tables(
-        lambda own, out: attribution_report(own.module, method, "arithmetic", out, limit=2, shots=0, progress=False),
-        tmp_path,
-        family,
-    )
+    options = AttributionOptions(receiver="L1.H2") if method == "qk" else None
+
+    def report(own: HookedModel, out: Path) -> Any:
+        return attribution_report(
+            own.module, method, "arithmetic", out, limit=2, shots=0, options=options, progress=False
+        )
+
+    tables(report, tmp_path, family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -59,7 +59,8 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--method", "eap"], "did you mean eap-ig"),
         (["--method", "dla", "--task", "facts"], "unknown task with counterfactuals"),
         (["--method", "path", "--task", "arithmetic", "--receiver", "L0.H0.k"], "unknown reader"),
-        (["--method", "dla", "--receiver", "L0.H0.q"], "receiver is an option of method path, not of dla"),
+        (["--method", "qk", "--task", "arithmetic"], "give the head as receiver, from L0.H0 to"),
+        (["--method", "dla", "--receiver", "L0.H0.q"], "receiver is an option of method path or qk, not of dla"),
         (["--method", "patch", "--steps", "7"], "steps is an option of method eap-ig, not of patch"),
     ):
         assert main(["attribute", "--model", str(folder), "--bos", "always", *arguments]) == 2

@@ -67,7 +67,7 @@ def test_two_ablations_have_columns_of_their_own_and_hooks_none() -> None:
     ]
     [cell] = effects_map(layers_run(variants=variants, tasks=("facts",), protocols=("default",), n=4))
     assert [part[:3] for part in cell["parts"]] == [
-        [0, "layer, skip", "L0.skip"], [0, "layer, zero", "L0.zero"]
+        [0, "whole layer, skip", "L0.skip"], [0, "whole layer, zero", "L0.zero"]
     ]  # fmt: skip
 
 
@@ -175,10 +175,10 @@ def test_of_long_prompts_the_end_is_kept(heads: Run, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_a_model_that_cannot_be_reached_is_said_to_be(heads: Run, capsys: pytest.CaptureFixture[str]) -> None:
     made = heads_run(n=2)
-    assert "can't be reached (the run's model was given as an object" in attention_patterns(made, 1).note
+    assert "can't be loaded (the run's model was given as an object" in attention_patterns(made, 1).note
     assert "has other weights" in attention_patterns(heads, 1, tiny("gpt2").module).note
-    assert "no single head is removed" in attention_patterns(layers_run(n=2), 1).note
-    assert "report --patterns N stores" in made.explore().html
+    assert "removes no single head" in attention_patterns(layers_run(n=2), 1).note
+    assert "stored with lensprune report --patterns N" in made.explore().html
     with pytest.raises(UserError, match="patterns 0 keeps no attention pattern"):
         made.explore(model="toy-base")
     assert main(["report", str(heads.folder), "--patterns", "1"]) == 0

@@ -141,7 +141,7 @@ def test_pages_figures_and_items(early: lp.Run, tmp_path: Path) -> None:
     again = lp.Run.load(tmp_path / "run")
     assert again.summary().equals(early.summary())
     page = again.report().read_text()
-    assert "named as losing more than 0.02, with q ≤ 0.05, or given up; looks at 20, 40, 80 items" in page
+    assert "detected as losing more than 0.02, with q ≤ 0.05, or given up; looks at 20, 40, 80 items" in page
     assert "p is the repeated p-value, one-sided, of a loss larger than 0.02" in page
     assert "McNemar" not in page
     sizes = early.summary().set_index("variant")["n"]
@@ -315,7 +315,7 @@ def test_until_narrow(model: Path, whole: lp.Run, tmp_path: Path) -> None:
         assert row.ci_high - row.ci_low == pytest.approx(widths[row.n])
     assert run.summary()["n"].nunique() > 1
     page = run.report(tmp_path / "report.html").read_text()
-    assert "asked until its own 95% interval is no wider than 0.2, or 80 items" in page
+    assert "measured until its 95% interval is no wider than 0.2, or 80 items" in page
     assert "McNemar" in page
 
 
@@ -341,7 +341,7 @@ def test_any_look(model: Path, whole: lp.Run, tmp_path: Path, monkeypatch: pytes
     again = lp.Run.load(tmp_path / "run")
     assert decided(again)
     page = again.report().read_text()
-    assert "or shown to lose less, or 80 items; p, q and intervals are of e-values" in page
+    assert "or shown to lose less, or 80 items; p, q and intervals come from e-values" in page
     assert "McNemar" not in page
     with pytest.raises(UserError, match=r"limit 80 there, 100 here.*a run's limit is fixed"):
         sweep(model, tmp_path / "run", **{**asked, "limit": 100})
