@@ -28,8 +28,7 @@ class ItemEffects:
     """`differences[i, p]`: measure of item i with part p removed, minus the clean model's; negative: p was needed.
 
     `layers`, `heads`: location of each part (no head for a whole branch). `item_ids`: the items with finite values, in
-    order. `at_chance`: the clean model does not beat guessing, on all
-    items that it was measured on.
+    order. `at_chance`: the clean model does not beat guessing, on all items that it was measured on.
     """
 
     task: str
