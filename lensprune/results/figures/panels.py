@@ -42,7 +42,7 @@ Q = 0.05
 """Parts with a q up to this are named."""
 PAIRED = "paired 95% interval"
 _ACROSS = 3
-_MOST_SIZES = 40
+_MAX_SIZES = 40
 _TITLE_WIDTH = 38
 _REGION = "0.93"
 _BESIDE = 0.9
@@ -107,7 +107,7 @@ def sizes_of(rows: pd.DataFrame) -> str:
 
 def sizes_beside(ax: Axes, places: Any, rows: pd.DataFrame, *, vertical: bool = True) -> None:
     """Write each variant's number of items at the edge of a panel, where they differ and there is room for them."""
-    if rows["n"].nunique() == 1 or len(rows) > _MOST_SIZES:
+    if rows["n"].nunique() == 1 or len(rows) > _MAX_SIZES:
         return
     upright: dict[str, Any] = {
         "fontsize": 4.5,
