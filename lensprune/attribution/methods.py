@@ -177,18 +177,18 @@ def _qk(
         raise UserError(f"method qk explains one head's attention: give the head as receiver, from {first} to {last}")
     if options.receiver not in heads:
         raise unknown_name("head to explain", options.receiver, heads)
-    found = []
+    results = []
     for pair in pairs:
-        found.append(
+        results.append(
             qk_attribution(
                 model, pair.clean, heads[options.receiver], destination=options.destination, source=options.source
             )
         )
         progress(1)
-    frame = mean_contributions(found)
-    places = sorted({(one.destination, one.source) for one in found})
+    frame = mean_contributions(results)
+    places = sorted({(one.destination, one.source) for one in results})
     score, relative, attention = (
-        float(np.mean([getattr(one, name) for one in found])) for name in ("score", "relative", "attention")
+        float(np.mean([getattr(one, name) for one in results])) for name in ("score", "relative", "attention")
     )
     more = f" and {len(places) - _PLACES} more" if len(places) > _PLACES else ""
     note = (

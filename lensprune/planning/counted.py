@@ -30,7 +30,7 @@ from lensprune.models.load import parse_dtype
 from lensprune.models.loading_memory import loading_bytes
 from lensprune.models.model_config import ModelConfig, load_model_config
 from lensprune.planning.result import PlannedCell, PlannedLength, PlannedStop
-from lensprune.planning.stopping import asked_at_looks, profile_of
+from lensprune.planning.stopping import measured_at_looks, profile_of
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
 from lensprune.runs.folder import check_out_folder
@@ -90,8 +90,8 @@ class CountedSweep:
         thoughts: tuple[Sequence[GenerateRequest], ...] = ((),) * len(conditions)
         if options.thinking_prefix is not None:
             thoughts = tuple(
-                () if own.generates else thinking_requests(cast(HookedModel, config), own, options)
-                for own in conditions
+                () if condition.generates else thinking_requests(cast(HookedModel, config), condition, options)
+                for condition in conditions
             )
             conditions = with_longest_thinking(cast(HookedModel, config), conditions, options)
         hypotheses, controls = len(variants) - 1, 0
@@ -141,18 +141,23 @@ class CountedSweep:
         """What a sweep that stops early is expected to cost on each (task, protocol); none for any other."""
         if self.stopping is None:
             return ()
-        return tuple(self._stop(*own, self.stopping) for own in zip(self.conditions, self.thoughts, strict=True))
+        return tuple(self._stop(*pair, self.stopping) for pair in zip(self.conditions, self.thoughts, strict=True))
 
     def _stop(self, condition: Condition, thoughts: Sequence[GenerateRequest], stopping: Stopping) -> PlannedStop:
         profile, measured = profile_of(self.variants, condition.protocol), len(self.variants) - 1
         controls = min(measured, self.controls)
-        asked = asked_at_looks(profile, stopping, self.hypotheses, measured, controls)
+        measured_at = measured_at_looks(profile, stopping, self.hypotheses, measured, controls)
         cost = self._estimates(condition) + self._cost(thoughts, [CLEAN])
-        for (start, end), n in zip(pairwise((0, *stopping.items)), asked, strict=True):
+        for (start, end), n in zip(pairwise((0, *stopping.items)), measured_at, strict=True):
             requests = [request for item in condition.items[start:end] for request in item.requests]
             cost += self._cost(requests, _evenly_over_depth(self.variants, round(n)))
         return PlannedStop(
-            condition.task.task.name, condition.protocol, stopping.items, tuple(asked.tolist()), cost, str(profile)
+            condition.task.task.name,
+            condition.protocol,
+            stopping.items,
+            tuple(measured_at.tolist()),
+            cost,
+            str(profile),
         )
 
     def _cost(self, requests: Sequence[Request], variants: Sequence[Variant]) -> Cost:

@@ -85,9 +85,9 @@ def cell_panels(
     return list(zip(axes, groups, strict=True))
 
 
-def set_titles(found: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
+def set_titles(panels: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
     """Head each panel with task and protocol, the clean accuracy and what is named."""
-    panels_of = list(found)
+    panels_of = list(panels)
     short = short_tasks(list(dict.fromkeys(str(rows["task"].iloc[0]) for _, rows, _ in panels_of)))
     for ax, rows, named in panels_of:
         first = rows.iloc[0]
@@ -151,9 +151,9 @@ def crosses(ax: Axes, places: Any, rows: pd.DataFrame) -> None:
         ax.plot(places[small], rows["delta"].to_numpy(float)[small], **_CROSS, zorder=4, gid="noise")
 
 
-def heights(found: Iterable[Panel], *, headroom: float = 0.0) -> tuple[float, float]:
+def heights(panels: Iterable[Panel], *, headroom: float = 0.0) -> tuple[float, float]:
     """Lowest and highest value that any panel shows, with some room; `headroom`, a share, is added on top."""
-    frames = [rows for _, rows in found]
+    frames = [rows for _, rows in panels]
     shown = [rows["delta"] for rows in frames]
     shown += [rows.loc[beats_chance(rows), name] for rows in frames for name in ("ci_low", "ci_high")]
     values = np.concatenate([[0.0], *(column.to_numpy(float) for column in shown)])
