@@ -10,8 +10,9 @@ hooked executor's, so numbers agree to rounding, not bit for bit.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ import torch
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
-from lensprune.engine.decoding import GroupDecoder, group_variants, request_chunks
+from lensprune.engine.decoding import ChunkSize, GroupDecoder, group_variants, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
@@ -30,7 +31,7 @@ from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.tree import Tokens, build_tree, chunk_sequences
 from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.protocols.requests import (
     GenerateRequest,
     LoglikelihoodRequest,
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_VARIANTS = 64
 """Variants per block. A block's answers are held until all its variants are done; each block reruns the clean model."""
+
+SHARE_MARGIN = 1.3
+"""Keys and values are planned for so much more than the last groups held; what doesn't fit then is decoded again."""
 
 
 class ForkedExecutor:
@@ -140,14 +144,14 @@ class ForkedExecutor:
     ) -> Iterator[Sequence[_Answers]]:
         """Decode group by group; yields the answers of each group, in the order of the variants."""
         facts = self.model.facts
-        done = 0
+        done, shares = 0, _Shares(facts)
         while done < len(variants):
-            waiting = variants[done:]
-            chunks = request_chunks(requests, waiting, facts, self.limits)
-            group = next(group_variants(waiting, facts, chunks, self.limits))
+            waiting, limits = variants[done:], shares.widened(self.limits)
+            chunks = request_chunks(requests, waiting, facts, limits)
+            group = next(group_variants(waiting, facts, chunks, limits))
             answers = answered[done : done + len(group)]
             if all(
-                self._fits(partial(self._decode, chunk, group, reference, answers), len(chunk) * len(group))
+                self._fits(partial(self._decode, chunk, group, reference, answers, shares), len(chunk) * len(group))
                 for chunk in chunks
             ):
                 done += len(group)
@@ -159,11 +163,20 @@ class ForkedExecutor:
         variants: Sequence[Variant],
         reference: ReferenceActivations | None,
         answers: Sequence[_Answers],
+        shares: _Shares,
     ) -> None:
-        indices = list(requests)
-        decoder = GroupDecoder(self.model, self._stack, variants, list(requests.values()), reference)
-        for variant, request, response in decoder.run():
-            answers[variant].add({indices[request]: response})
+        """Decode one chunk under a group of variants; those that didn't fit into the budget follow."""
+        waiting = list(range(len(variants)))
+        while waiting:
+            asked = {i: r for i, r in requests.items() if any(i not in answers[v].responses for v in waiting)}
+            group, indices = [variants[v] for v in waiting], list(asked)
+            decoder = GroupDecoder(
+                self.model, self._stack, group, list(asked.values()), reference, self.limits.kv_bytes
+            )
+            for variant, request, response in decoder.run():
+                answers[waiting[variant]].add({indices[request]: response})
+            waiting = [waiting[variant] for variant in decoder.postponed]
+            shares.add(decoder.peak_kv_bytes, list(asked.values()), group, fitted=not waiting)
 
     def _score(
         self,
@@ -222,6 +235,24 @@ class ForkedExecutor:
         return False
 
 
+class _Shares:
+    """How much of the most that they could need the last groups of variants held in keys and values: most texts end
+    before their last token, and rows that agree share their histories."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self._facts = facts
+        self._last: deque[float] = deque(maxlen=3)
+
+    def add(self, held: int, requests: Sequence[GenerateRequest], variants: Sequence[Variant], *, fitted: bool) -> None:
+        """A group held so many bytes at its peak, or did not fit: then the most is planned for again."""
+        self._last.append(held / ChunkSize(self._facts, requests).kv_bytes(variants) if fitted else 1.0)
+
+    def widened(self, limits: DecodeLimits) -> DecodeLimits:
+        """Limits on the most that a group could need, with which it probably stays within `limits`."""
+        share = min(1.0, SHARE_MARGIN * max(self._last, default=1.0))
+        return replace(limits, kv_bytes=int(limits.kv_bytes / share))
+
+
 class _Answers:
     """One variant's responses so far; work done again after an error is not reported twice."""
 
@@ -231,7 +262,7 @@ class _Answers:
 
     def add(self, responses: Mapping[int, Response]) -> None:
         new = {index: response for index, response in responses.items() if index not in self.responses}
-        self.responses.update(responses)
+        self.responses.update(new)
         if new and self._progress is not None:
             self._progress(len(new))
         if new and self._on_answers is not None:

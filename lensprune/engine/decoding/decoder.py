@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV
+from lensprune.engine.decoding.groups import kv_bytes_per_token
+from lensprune.engine.decoding.kv import GROWTH, CleanKV, HistoryKV, PromptKV, VariantKV, columns_for
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.decoding.shared_histories import SharedHistories, Split
 from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
@@ -42,6 +43,8 @@ class GroupDecoder:
     """Decodes `requests` under `variants`, all at once.
 
     Rows are numbered variant by variant, lowest first changed layer first; `prompts` holds the requests' contexts.
+    Where keys and values would pass `max_kv_bytes`, the variants that hold the most are `postponed`, and their rows
+    that still run are given up; one variant goes on whatever it needs.
     """
 
     def __init__(
@@ -51,7 +54,12 @@ class GroupDecoder:
         variants: Sequence[Variant],
         requests: Sequence[GenerateRequest],
         reference: ReferenceActivations | None,
+        max_kv_bytes: int | None = None,
     ) -> None:
+        self.postponed: list[int] = []
+        """Variants, numbered as given, some of whose rows got no answer."""
+        self.peak_kv_bytes = 0
+        self._max_kv_bytes = max_kv_bytes
         self._model, self._stack, self._reference = model, stack, reference
         self._device = model.facts.device
         n_layers = stack.n_layers
@@ -74,6 +82,10 @@ class GroupDecoder:
         self._dense = np.arange(len(self._place))
         self._diverged_place: dict[int, np.ndarray] = {}
         self._most = max(request.max_new_tokens for request in requests)
+        self._order = order
+        self._own_layers = np.array(
+            [sum(self._differs_below(v, layer) for layer in range(n_layers)) for v in range(len(order))]
+        )
 
     def run(self) -> Iterator[tuple[int, int, GenerateResponse]]:
         """Yield (variant, request, response), numbered as given, in the order in which rows finish."""
@@ -94,6 +106,8 @@ class GroupDecoder:
             rows, tokens = rows[running], tokens[running]
             if not len(rows):
                 return
+            kept = self._within_budget(rows)
+            rows, tokens = rows[kept], tokens[kept]
             hidden = self._advance(rows, tokens)
 
     def forced(self, tokens: Sequence[int], n_prefilled: int = 1) -> Float[torch.Tensor, "variant scored"]:
@@ -316,19 +330,57 @@ class GroupDecoder:
             return after
         return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 
+    def _within_budget(self, running: np.ndarray) -> Bool[np.ndarray, " row"]:
+        """Which of the running rows may go on; the others' variants are added to `postponed`.
+
+        Only looked at before columns are added for more tokens.
+        """
+        kept, step = np.ones(len(running), dtype=bool), self._step + 1
+        if step % GROWTH:
+            return kept
+        most = self._max_kv_bytes
+        if most is not None and self._bytes_held(self._dense, running, step) > most:
+            # Those changed lowest hold the most, and come first.
+            for variant in np.unique(self._variant_of[running])[:-1]:
+                if self._bytes_held(running[kept], running[kept], step) <= most:
+                    break
+                kept &= self._variant_of[running] != variant
+                self.postponed.append(self._order[variant])
+            self._drop_rows(np.isin(self._dense, running[kept]), step)
+        self.peak_kv_bytes = max(self.peak_kv_bytes, self._bytes_held(self._dense, running[kept], step))
+        return kept
+
+    def _bytes_held(self, rows: np.ndarray, running: np.ndarray, step: int) -> int:
+        """Keys and values in bytes of the clean model's prompts, of `rows` in the buffers, and of the histories of the
+        `running` rows, with room for token `step`."""
+        prompts, columns, n_layers = self._prompts, columns_for(step, self._most), self._stack.n_layers
+        prefixes = sum(prefix.end - prefix.start for prefix in prompts.prefixes)
+        variants = self._variant_of[rows]
+        widths = np.array(prompts.widths)[prompts.block_of[self._prompt_of[rows]]]
+        tokens = int((self._own_layers[variants] * (widths + columns)).sum())
+        tokens += int(self._own_layers[np.unique(variants)].sum()) * prefixes
+        tokens += len(self._attention.clean) * (len(prompts) * prompts.width + prefixes)
+        history = self._histories.of_row[running] if step else self._prompt_of[running]
+        # A history is needed up to the layer that the last of its rows changes.
+        deepest = np.zeros(history.max() + 1, dtype=np.int64)
+        np.maximum.at(deepest, history, np.minimum(self._first[running] + 1, n_layers))
+        return kv_bytes_per_token(self._model.facts) * (tokens + int(deepest.sum()) * columns)
+
     def _make_room(self, step: Step, split: Split) -> None:
         """Make room for one more token: copy histories that split, and drop finished rows."""
         attention = self._attention
         alive = np.isin(self._dense, step.rows)
         if alive.mean() < 1 - KEEP_DEAD:
-            self._drop_rows(alive)
+            self._drop_rows(alive, self._step)
+        for diverged in attention.diverged.values():
+            diverged.make_room(self._step)
         for layer, clean in attention.clean.items():
             if layer not in attention.histories:
                 attention.histories[layer] = HistoryKV(clean.rest[0], self._most)
             attention.histories[layer].need(step.histories[: step.n_histories[layer]], split, self._step)
 
-    def _drop_rows(self, alive: np.ndarray) -> None:
-        """Remove finished rows from every buffer."""
+    def _drop_rows(self, alive: np.ndarray, n_written: int) -> None:
+        """Keep the `alive` rows of every buffer, with their first `n_written` generated tokens."""
         before = self._held_variants()
         dense = self._dense[alive]
         variants = np.unique(self._variant_of[dense])
@@ -340,6 +392,6 @@ class GroupDecoder:
                 del self._attention.diverged[layer]
                 continue
             rows = torch.from_numpy(np.sort(places[places >= 0])).to(self._device)
-            diverged.keep(rows, torch.from_numpy(kept).to(self._device))
+            diverged.keep(rows, torch.from_numpy(kept).to(self._device), n_written)
         self._dense = dense
         self._index_diverged()
