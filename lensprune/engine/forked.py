@@ -19,7 +19,7 @@ import torch
 
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
+from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses, WorkCallback
 from lensprune.engine.decoding import ChunkSize, GroupDecoder, group_variants, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
@@ -88,6 +88,7 @@ class ForkedExecutor:
         reference: ReferenceActivations | None = None,
         progress: ProgressCallback | None = None,
         on_answers: AnswerCallback | None = None,
+        on_work: WorkCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
@@ -101,11 +102,16 @@ class ForkedExecutor:
                 len(requests),
                 self._rope_buckets.longest,
             )
-        answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress, on_answers)
+        answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress, on_answers, on_work)
         for variant in variants:
             if variant.hooks:
                 yield from self._hooked.run(
-                    requests, [variant], reference=reference, progress=progress, on_answers=on_answers
+                    requests,
+                    [variant],
+                    reference=reference,
+                    progress=progress,
+                    on_answers=on_answers,
+                    on_work=on_work,
                 )
             else:
                 responses = next(answers)
@@ -113,7 +119,12 @@ class ForkedExecutor:
                     far_requests = [requests[i] for i in far]
                     placed = None if on_answers is None else partial(_placed, far, on_answers)
                     [by_hooks] = self._hooked.run(
-                        far_requests, [variant], reference=reference, progress=progress, on_answers=placed
+                        far_requests,
+                        [variant],
+                        reference=reference,
+                        progress=progress,
+                        on_answers=placed,
+                        on_work=on_work,
                     )
                     responses.update(zip(far, by_hooks.responses, strict=True))
                 yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
@@ -125,15 +136,18 @@ class ForkedExecutor:
         reference: ReferenceActivations | None,
         progress: ProgressCallback | None,
         on_answers: AnswerCallback | None,
+        on_work: WorkCallback | None,
     ) -> Iterator[dict[int, Response]]:
         scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
         generated = {i: r for i, r in requests.items() if isinstance(r, GenerateRequest)}
         for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
             block = variants[begin : begin + CHECKPOINT_VARIANTS]
-            answered = [_Answers(variant.name, progress, on_answers) for variant in block]
+            answered = [_Answers(v.name, len(requests), progress, on_answers, on_work) for v in block]
             self._score(scored, block, reference, answered)
             for done in self._generate(generated, block, reference, answered):
-                yield from (a.responses for a in done)
+                for of_variant in done:
+                    of_variant.worked(len(requests))
+                    yield of_variant.responses
 
     def _generate(
         self,
@@ -169,12 +183,15 @@ class ForkedExecutor:
         waiting = list(range(len(variants)))
         while waiting:
             asked = {i: r for i, r in requests.items() if any(i not in answers[v].responses for v in waiting)}
+            if not asked:
+                return
             group, indices = [variants[v] for v in waiting], list(asked)
             decoder = GroupDecoder(
                 self.model, self._stack, group, list(asked.values()), reference, self.limits.kv_bytes
             )
-            for variant, request, response in decoder.run():
-                answers[waiting[variant]].add({indices[request]: response})
+            of_group = [answers[v] for v in waiting]
+            for variant, request, response in decoder.run(partial(_worked, of_group)):
+                of_group[variant].add({indices[request]: response})
             waiting = [waiting[variant] for variant in decoder.postponed]
             shares.add(decoder.peak_kv_bytes, list(asked.values()), group, fitted=not waiting)
 
@@ -210,7 +227,9 @@ class ForkedExecutor:
         wanted = scorer.positions.to(facts.device)
         answers = dict(zip([v.name for v in variants], answered, strict=True))
         for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference):
-            answers[variant.name].add(scorer.score(self._stack, hidden))
+            of_variant, scores = answers[variant.name], scorer.score(self._stack, hidden)
+            of_variant.add(scores)
+            of_variant.worked(len(scores))
 
     def _fits(self, work: Callable[[], None], size: int) -> bool:
         """Do `work` on `size` rows; if memory runs out, halve the budgets and return ``False``."""
@@ -256,9 +275,24 @@ class _Shares:
 class _Answers:
     """One variant's responses so far; work done again after an error is not reported twice."""
 
-    def __init__(self, variant: str, progress: ProgressCallback | None, on_answers: AnswerCallback | None) -> None:
+    def __init__(
+        self,
+        variant: str,
+        n_requests: int,
+        progress: ProgressCallback | None,
+        on_answers: AnswerCallback | None,
+        on_work: WorkCallback | None,
+    ) -> None:
         self.responses: dict[int, Response] = {}
-        self._variant, self._progress, self._on_answers = variant, progress, on_answers
+        self._left = float(n_requests)
+        self._variant, self._progress, self._on_answers, self._on_work = variant, progress, on_answers, on_work
+
+    def worked(self, rows: float) -> None:
+        """So many rows, or parts of rows, were worked off."""
+        rows = min(rows, self._left)
+        self._left -= rows
+        if rows > 0 and self._on_work is not None:
+            self._on_work(self._variant, rows)
 
     def add(self, responses: Mapping[int, Response]) -> None:
         new = {index: response for index, response in responses.items() if index not in self.responses}
@@ -267,6 +301,10 @@ class _Answers:
             self._progress(len(new))
         if new and self._on_answers is not None:
             self._on_answers(self._variant, new)
+
+
+def _worked(answers: Sequence[_Answers], variant: int, rows: float) -> None:
+    answers[variant].worked(rows)
 
 
 def _placed(places: Sequence[int], on_answers: AnswerCallback, variant: str, answers: Mapping[int, Response]) -> None:

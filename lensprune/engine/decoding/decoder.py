@@ -7,7 +7,7 @@ what equals the clean model is computed once for all variants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -18,14 +18,14 @@ from jaxtyping import Bool, Float, Int
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.decoding.groups import kv_bytes_per_token
-from lensprune.engine.decoding.kv import GROWTH, CleanKV, HistoryKV, PromptKV, VariantKV, columns_for
+from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV, columns_for
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.decoding.shared_histories import SharedHistories, Split
 from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
 from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
 from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
-from lensprune.engine.generating import Generation, Generator
+from lensprune.engine.generating import Generation, Generator, RowWork
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import finite_rows
@@ -37,6 +37,9 @@ __all__ = ["GroupDecoder"]
 
 KEEP_DEAD = 0.25
 """Buffers are compacted once more than this share of their rows has finished."""
+
+WORK_STEPS = 8
+"""Decode steps between reports of progress."""
 
 
 class GroupDecoder:
@@ -87,28 +90,48 @@ class GroupDecoder:
             [sum(self._differs_below(v, layer) for layer in range(n_layers)) for v in range(len(order))]
         )
 
-    def run(self) -> Iterator[tuple[int, int, GenerateResponse]]:
-        """Yield (variant, request, response), numbered as given, in the order in which rows finish."""
+    def run(
+        self, on_work: Callable[[int, float], None] = lambda variant, rows: None
+    ) -> Iterator[tuple[int, int, GenerateResponse]]:
+        """Yield (variant, request, response), numbered as given, in the order in which rows finish.
+
+        Args:
+            on_work: called with a variant, numbered as given, as a `WorkCallback` is with its name.
+        """
         generator = Generator(self._model)
         generations = [generator.start(self._requests[request]) for _, request in self._place]
         rows = np.arange(len(generations))
         hidden = self._prefill()
+        # What the prompts share is shared by their rows.
+        n_tokens = len(self._prompts.tree) / len(self._requests)
+        work = RowWork([n_tokens] * len(rows), [self._requests[request].max_new_tokens for _, request in self._place])
+        done = np.bincount(self._variant_of, work.prompts)
         while True:
+            if self._step % WORK_STEPS == -1 % WORK_STEPS:
+                self._report(done, on_work)
             tokens, finite = self._choose(hidden, generator, [generations[row] for row in rows])
-            running = np.ones(len(rows), dtype=bool)
+            running, ended_at = np.ones(len(rows), dtype=bool), np.zeros(len(rows))
             for i, row in enumerate(rows):
                 response = generations[row].add(int(tokens[i]), finite=bool(finite[i]))
                 if response is None:
                     tokens[i] = generations[row].last
                 else:
-                    running[i] = False
+                    running[i], ended_at[i] = False, len(generations[row])
                     yield *self._place[row], response
+            done += np.bincount(self._variant_of[rows], work.step(rows, ended_at), len(done))
             rows, tokens = rows[running], tokens[running]
             if not len(rows):
+                self._report(done, on_work)
                 return
             kept = self._within_budget(rows)
             rows, tokens = rows[kept], tokens[kept]
             hidden = self._advance(rows, tokens)
+
+    def _report(self, done: np.ndarray, on_work: Callable[[int, float], None]) -> None:
+        """Report what is `done` of each variant's rows, and begin anew."""
+        for variant in np.flatnonzero(done):
+            on_work(self._order[variant], float(done[variant]))
+        done[:] = 0
 
     def forced(self, tokens: Sequence[int], n_prefilled: int = 1) -> Float[torch.Tensor, "variant scored"]:
         """Log-probabilities (nats) around the end of the one request's prompt: of its last tokens and of the first of
@@ -331,14 +354,8 @@ class GroupDecoder:
         return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 
     def _within_budget(self, running: np.ndarray) -> Bool[np.ndarray, " row"]:
-        """Which of the running rows may go on; the others' variants are added to `postponed`.
-
-        Only looked at before columns are added for more tokens.
-        """
-        kept, step = np.ones(len(running), dtype=bool), self._step + 1
-        if step % GROWTH:
-            return kept
-        most = self._max_kv_bytes
+        """Which of the running rows may go on; the others' variants are added to `postponed`."""
+        kept, step, most = np.ones(len(running), dtype=bool), self._step + 1, self._max_kv_bytes
         if most is not None and self._bytes_held(self._dense, running, step) > most:
             # Those changed lowest hold the most, and come first.
             for variant in np.unique(self._variant_of[running])[:-1]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.decoding.shared_histories import Split
 
-__all__ = ["GROWTH", "Block", "CleanKV", "HistoryKV", "Pair", "PromptKV", "VariantKV", "columns_for"]
+__all__ = ["Block", "CleanKV", "HistoryKV", "Pair", "PromptKV", "VariantKV", "columns_for"]
 
 GROWTH = 32
 """Columns added at a time for generated tokens; few rows and histories reach the maximum length."""

