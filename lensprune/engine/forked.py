@@ -23,6 +23,7 @@ from lensprune.engine.decoding import GroupDecoder, group_variants, request_chun
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
+from lensprune.engine.marks import Marks, marked
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.out_of_memory import out_of_memory, release_cached
 from lensprune.engine.probe import checked_stack
@@ -97,7 +98,10 @@ class ForkedExecutor:
                 len(requests),
                 self._rope_buckets.longest,
             )
-        answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress, on_answers)
+        plain = [v for v in variants if not v.hooks]
+        marks = Marks(self.model, plain)
+        near = {i: marked(request, marks.of(request)) for i, request in near.items()}
+        answers = self._answers(near, plain, marks, reference, progress, on_answers)
         for variant in variants:
             if variant.hooks:
                 yield from self._hooked.run(
@@ -118,6 +122,7 @@ class ForkedExecutor:
         self,
         requests: Mapping[int, Request],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         progress: ProgressCallback | None,
         on_answers: AnswerCallback | None,
@@ -127,14 +132,15 @@ class ForkedExecutor:
         for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
             block = variants[begin : begin + CHECKPOINT_VARIANTS]
             answered = [_Answers(variant.name, progress, on_answers) for variant in block]
-            self._score(scored, block, reference, answered)
-            for done in self._generate(generated, block, reference, answered):
+            self._score(scored, block, marks, reference, answered)
+            for done in self._generate(generated, block, marks, reference, answered):
                 yield from (a.responses for a in done)
 
     def _generate(
         self,
         requests: dict[int, GenerateRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> Iterator[Sequence[_Answers]]:
@@ -147,7 +153,7 @@ class ForkedExecutor:
             group = next(group_variants(waiting, facts, chunks, self.limits))
             answers = answered[done : done + len(group)]
             if all(
-                self._fits(partial(self._decode, chunk, group, reference, answers), len(chunk) * len(group))
+                self._fits(partial(self._decode, chunk, group, marks, reference, answers), len(chunk) * len(group))
                 for chunk in chunks
             ):
                 done += len(group)
@@ -157,11 +163,12 @@ class ForkedExecutor:
         self,
         requests: dict[int, GenerateRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answers: Sequence[_Answers],
     ) -> None:
         indices = list(requests)
-        decoder = GroupDecoder(self.model, self._stack, variants, list(requests.values()), reference)
+        decoder = GroupDecoder(self.model, self._stack, variants, list(requests.values()), reference, marks)
         for variant, request, response in decoder.run():
             answers[variant].add({indices[request]: response})
 
@@ -169,6 +176,7 @@ class ForkedExecutor:
         self,
         requests: dict[int, LoglikelihoodRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> None:
@@ -179,7 +187,8 @@ class ForkedExecutor:
         while waiting:
             chunk = next(chunk_sequences(waiting, self.limits.tokens))
             chunk_requests = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
-            if self._fits(partial(self._score_chunk, chunk, chunk_requests, variants, reference, answered), len(chunk)):
+            score = partial(self._score_chunk, chunk, chunk_requests, variants, marks, reference, answered)
+            if self._fits(score, len(chunk)):
                 finished = set(chunk)
                 waiting = [sequence for sequence in waiting if sequence not in finished]
 
@@ -188,6 +197,7 @@ class ForkedExecutor:
         chunk: Sequence[Tokens],
         requests: dict[int, LoglikelihoodRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> None:
@@ -196,7 +206,7 @@ class ForkedExecutor:
         scorer = TreeScorer(tree, requests)
         wanted = scorer.positions.to(facts.device)
         answers = dict(zip([v.name for v in variants], answered, strict=True))
-        for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference):
+        for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference, marks=marks):
             answers[variant.name].add(scorer.score(self._stack, hidden))
 
     def _fits(self, work: Callable[[], None], size: int) -> bool:
