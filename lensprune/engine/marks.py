@@ -77,6 +77,14 @@ class Marks:
         scored = len(request.input_ids) - len(context) if isinstance(request, LoglikelihoodRequest) else 0
         return (*marks, *(self.of_generated(step) for step in range(scored)))
 
+    def reaches(self, request: Request, at: str) -> bool:
+        """Whether one of the selectors chooses any token of the request, or may choose one that it generates."""
+        marks = self.of(request)
+        if isinstance(request, GenerateRequest):
+            # The last token is never fed back.
+            marks = (*marks, *(self.of_generated(step) for step in range(request.max_new_tokens - 1)))
+        return bool(self.chosen(marks, at))
+
     def of_generated(self, step: int) -> int:
         """The marks of the token that follows the prompt after `step` others."""
         return sum(1 << bit for bit, positions in enumerate(self._positions) if positions.in_generated(step))
