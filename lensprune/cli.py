@@ -103,7 +103,7 @@ def _parser() -> _Parser:
 
 def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser], None]]]:
     """Each command: its name, what runs it, its help, and what adds its arguments; in the order of the help."""
-    own = {
+    modules = {
         "heads": (heads_command, "measure what each attention head does"),
         "delta": (
             delta_command,
@@ -125,7 +125,7 @@ def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser]
         ("tasks", _tasks, "list the tasks with their protocols and parameters", add_json),
         ("sweep", _sweep, "measure accuracy with one part of the model removed at a time", _add_sweep),
         ("plan", _plan, "estimate what a sweep would cost, from the model's configuration alone", _add_plan),
-        *((name, module.run, text, module.add_arguments) for name, (module, text) in own.items()),
+        *((name, module.run, text, module.add_arguments) for name, (module, text) in modules.items()),
         ("resume", _resume, "resume a run", _add_resume),
         ("demo", _demo, demo, _add_demo),
         (
@@ -251,9 +251,9 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     groups = (Items, Reference, Loading, Splitting, Execution)
     used = option_values(arguments, *groups)
     ours = {"--task": arguments.task, "--protocol": arguments.protocol} | {
-        flag_of(own): value
-        for own in fields(SweepOptions)
-        if own.name not in used and (value := given_options(arguments, SweepOptions).get(own.name))
+        flag_of(option): value
+        for option in fields(SweepOptions)
+        if option.name not in used and (value := given_options(arguments, SweepOptions).get(option.name))
     }
     for flag, value in ours.items():
         if value:

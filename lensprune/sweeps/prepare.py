@@ -156,7 +156,7 @@ def _check_reference_options(options: SweepOptions) -> None:
         )
 
 
-def decoding_of(model: HookedModel, asked: Sequence[Condition], use: str) -> dict[str, Any]:
+def decoding_of(model: HookedModel, conditions: Sequence[Condition], use: str) -> dict[str, Any]:
     """What the model's generation config determines about generated texts, if there are any; `use`: as in
     `GreedyRules`.
 
@@ -165,7 +165,7 @@ def decoding_of(model: HookedModel, asked: Sequence[Condition], use: str) -> dic
     """
     from lensprune.engine.greedy import GreedyRules
 
-    if not any(condition.generates for condition in asked):
+    if not any(condition.generates for condition in conditions):
         return {}
     rules = GreedyRules(model, use)
     if rules.max_new_tokens is not None:

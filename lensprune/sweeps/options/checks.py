@@ -54,13 +54,13 @@ def check_stopping(options: SweepOptions) -> None:
 
 def check_wording(options: SweepOptions) -> None:
     """Raise `UserError` for an option of the chat format or of thinking that would have no effect."""
-    asked = {
+    requested = {
         f"template date {options.template_date}": options.template_date is not None,
         "a template argument": bool(options.template_args),
         f"thinking {options.thinking}": options.thinking != "auto",
         "fewshot_as_multiturn": options.fewshot_as_multiturn,
     }
-    for what, given in asked.items():
+    for what, given in requested.items():
         if given and not options.chat_template:
             raise UserError(
                 f"{what} is given, and no prompt is in the chat format: choose the chat template too, or leave it out"
