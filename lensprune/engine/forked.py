@@ -24,6 +24,7 @@ from lensprune.engine.decoding import ChunkSize, GroupDecoder, group_variants, r
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
+from lensprune.engine.marks import Marks, marked
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.out_of_memory import out_of_memory, release_cached
 from lensprune.engine.probe import checked_stack
@@ -102,7 +103,10 @@ class ForkedExecutor:
                 len(requests),
                 self._rope_buckets.longest,
             )
-        answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress, on_answers, on_work)
+        plain = [v for v in variants if not v.hooks]
+        marks = Marks(self.model, plain)
+        near = {i: marked(request, marks.of(request)) for i, request in near.items()}
+        answers = self._answers(near, plain, marks, reference, progress, on_answers, on_work)
         for variant in variants:
             if variant.hooks:
                 yield from self._hooked.run(
@@ -133,6 +137,7 @@ class ForkedExecutor:
         self,
         requests: Mapping[int, Request],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         progress: ProgressCallback | None,
         on_answers: AnswerCallback | None,
@@ -143,8 +148,8 @@ class ForkedExecutor:
         for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
             block = variants[begin : begin + CHECKPOINT_VARIANTS]
             answered = [_Answers(v.name, len(requests), progress, on_answers, on_work) for v in block]
-            self._score(scored, block, reference, answered)
-            for done in self._generate(generated, block, reference, answered):
+            self._score(scored, block, marks, reference, answered)
+            for done in self._generate(generated, block, marks, reference, answered):
                 for of_variant in done:
                     of_variant.worked(len(requests))
                     yield of_variant.responses
@@ -153,6 +158,7 @@ class ForkedExecutor:
         self,
         requests: dict[int, GenerateRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> Iterator[Sequence[_Answers]]:
@@ -165,7 +171,9 @@ class ForkedExecutor:
             group = next(group_variants(waiting, facts, chunks, limits))
             answers = answered[done : done + len(group)]
             if all(
-                self._fits(partial(self._decode, chunk, group, reference, answers, shares), len(chunk) * len(group))
+                self._fits(
+                    partial(self._decode, chunk, group, marks, reference, answers, shares), len(chunk) * len(group)
+                )
                 for chunk in chunks
             ):
                 done += len(group)
@@ -175,6 +183,7 @@ class ForkedExecutor:
         self,
         requests: dict[int, GenerateRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answers: Sequence[_Answers],
         shares: _Shares,
@@ -187,7 +196,7 @@ class ForkedExecutor:
                 return
             group, indices = [variants[v] for v in waiting], list(asked)
             decoder = GroupDecoder(
-                self.model, self._stack, group, list(asked.values()), reference, self.limits.kv_bytes
+                self.model, self._stack, group, list(asked.values()), reference, marks, self.limits.kv_bytes
             )
             of_group = [answers[v] for v in waiting]
             for variant, request, response in decoder.run(partial(_worked, of_group)):
@@ -199,6 +208,7 @@ class ForkedExecutor:
         self,
         requests: dict[int, LoglikelihoodRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> None:
@@ -209,7 +219,8 @@ class ForkedExecutor:
         while waiting:
             chunk = next(chunk_sequences(waiting, self.limits.tokens))
             chunk_requests = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
-            if self._fits(partial(self._score_chunk, chunk, chunk_requests, variants, reference, answered), len(chunk)):
+            score = partial(self._score_chunk, chunk, chunk_requests, variants, marks, reference, answered)
+            if self._fits(score, len(chunk)):
                 finished = set(chunk)
                 waiting = [sequence for sequence in waiting if sequence not in finished]
 
@@ -218,6 +229,7 @@ class ForkedExecutor:
         chunk: Sequence[Tokens],
         requests: dict[int, LoglikelihoodRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> None:
@@ -226,7 +238,7 @@ class ForkedExecutor:
         scorer = TreeScorer(tree, requests)
         wanted = scorer.positions.to(facts.device)
         answers = dict(zip([v.name for v in variants], answered, strict=True))
-        for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference):
+        for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference, marks=marks):
             of_variant, scores = answers[variant.name], scorer.score(self._stack, hidden)
             of_variant.add(scores)
             of_variant.worked(len(scores))

@@ -16,6 +16,7 @@ from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantRespo
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.engine.generating import Generator, RowWork
 from lensprune.engine.hook_probe import rows_are_independent
+from lensprune.engine.marks import Marks
 from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.scoring import pad_token_id, score_continuation
 from lensprune.models.base import HookedModel
@@ -62,14 +63,14 @@ class HookedExecutor:
         likelihood = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
         generation = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
         for variant in (with_hook_names(self.model, variant) for variant in variants):
-            state = BatchState()
+            state, marks = BatchState(), Marks(self.model, [variant])
             hooks = VariantHooks(self.model, variant, state, reference)
             responses: dict[int, Response] = {}
             alike = self._alike(variant, requests, reference)
-            scored = self._score(likelihood, state, alike, by_item=bool(variant.hooks))
+            scored = self._score(likelihood, state, marks, alike, by_item=bool(variant.hooks))
             with torch.inference_mode(), self.model.hooks(hooks.named):
                 worked = partial(_nothing if on_work is None else on_work, variant.name)
-                for answered in (scored, self._generate(generation, state, alike, worked)):
+                for answered in (scored, self._generate(generation, state, marks, alike, worked)):
                     for index, response in answered:
                         if index in likelihood:
                             worked(1.0)
@@ -97,22 +98,24 @@ class HookedExecutor:
         self,
         requests: dict[int, LoglikelihoodRequest],
         state: BatchState,
+        marks: Marks,
         alike: Callable[[tuple[int, ...]], Hashable],
         *,
         by_item: bool,
     ) -> Iterator[tuple[int, Response]]:
         """Score log-likelihood requests. With `by_item`, equal inputs of different items get separate rows."""
-        by_input: dict[tuple[tuple[int, ...], str | None], list[int]] = defaultdict(list)
+        by_input: dict[tuple[tuple[int, ...], tuple[int, ...], str | None], list[int]] = defaultdict(list)
         for index, request in requests.items():
-            by_input[request.input_ids, request.item if by_item else None].append(index)
+            by_input[request.input_ids, marks.of(request), request.item if by_item else None].append(index)
         inputs = list(by_input)
-        lengths = [len(row) for row, _ in inputs]
-        labels = [(self._rope_buckets.of_length(len(row)), alike(row)) for row, _ in inputs]
+        lengths = [len(row) for row, _, _ in inputs]
+        labels = [(self._rope_buckets.of_length(len(row)), alike(row)) for row, _, _ in inputs]
         for batch in batches_by_length(lengths, self.max_tokens, labels):
             rows = [inputs[i] for i in batch]
-            padded = pad_left([row for row, _ in rows], pad_token_id(self.model), self.model.facts.device)
+            padded = pad_left([row for row, _, _ in rows], pad_token_id(self.model), self.model.facts.device)
             state.position_ids, state.tokens = padded.position_ids, padded.input_ids
-            state.items = tuple(item for _, item in rows)
+            state.items = tuple(item for _, _, item in rows)
+            state.masks = marks.masks([own for _, own, _ in rows], padded.input_ids)
             kept = max(len(requests[i].continuation_ids) for row in rows for i in by_input[row])
             logits = self.model.forward(
                 padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept
@@ -126,6 +129,7 @@ class HookedExecutor:
         self,
         requests: dict[int, GenerateRequest],
         state: BatchState,
+        marks: Marks,
         alike: Callable[[tuple[int, ...]], Hashable],
         worked: Callable[[float], None],
     ) -> Iterator[tuple[int, Response]]:
@@ -142,10 +146,14 @@ class HookedExecutor:
             (self._rope_buckets.of(r), r.max_new_tokens if apart else 0, alike(r.context_ids)) for r in to_generate
         ]
         for batch in batches_by_length(lengths, self.max_tokens, labels):
-            yield from self._generate_batch({indices[i]: requests[indices[i]] for i in batch}, state, worked)
+            yield from self._generate_batch({indices[i]: requests[indices[i]] for i in batch}, state, marks, worked)
 
     def _generate_batch(
-        self, requests: dict[int, GenerateRequest], state: BatchState, worked: Callable[[float], None]
+        self,
+        requests: dict[int, GenerateRequest],
+        state: BatchState,
+        marks: Marks,
+        worked: Callable[[float], None],
     ) -> Iterator[tuple[int, Response]]:
         device, generator = self.model.facts.device, Generator(self.model)
         generations = {i: generator.start(request) for i, request in requests.items()}
@@ -153,7 +161,8 @@ class HookedExecutor:
         input_ids, mask, positions = padded.input_ids, padded.attention_mask, padded.position_ids
         cache = self.model.new_cache()
         state.items = tuple(r.item for r in requests.values())
-        open_rows = dict(enumerate(requests))
+        open_rows, step = dict(enumerate(requests)), 0
+        state.masks = marks.masks([marks.of(r) for r in requests.values()], input_ids)
         work = RowWork([len(r.context_ids) for r in requests.values()], [r.max_new_tokens for r in requests.values()])
         done = float(work.prompts.sum())
         while open_rows:
@@ -176,6 +185,8 @@ class HookedExecutor:
             input_ids = torch.tensor(tokens, device=device)[:, None]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             positions = positions[:, -1:] + 1
+            state.masks = marks.masks([[marks.of_generated(step)]] * len(requests), input_ids)
+            step += 1
 
 
 def _nothing(variant: str, rows: float) -> None:

@@ -29,7 +29,7 @@ __all__ = ["CellProgress", "measure_cells", "reference_of", "warn_of_cut_off", "
 
 logger = logging.getLogger("lensprune")
 
-MOST_CUT_OFF = 0.1
+MAX_CUT_OFF = 0.1
 FEWEST_ANSWERS = 4
 """With fewer answers, it is not informative that half of them are equal."""
 
@@ -118,7 +118,7 @@ def warn_of_cut_off(task: str, protocol: str, outcomes: Sequence[Outcome], max_n
     A text may run out of new tokens, or end by itself inside its thinking, which more new tokens don't mend.
     """
     cut = [outcome for outcome in outcomes if outcome.failure == "cut_off"]
-    if len(cut) <= MOST_CUT_OFF * len(outcomes):
+    if len(cut) <= MAX_CUT_OFF * len(outcomes):
         return
     short = sum(outcome.stop_reason == "length" for outcome in cut)
     ended = len(cut) - short

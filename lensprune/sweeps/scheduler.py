@@ -13,6 +13,7 @@ from lensprune.errors import LensPruneError, UserError
 from lensprune.runs.cell_store import CellStore
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
+from lensprune.runs.spec_difference import first_difference
 from lensprune.sweeps.units import Unit, UnitQueue
 from lensprune.sweeps.worker import Ready, WorkerUpdate
 
@@ -184,7 +185,7 @@ class Scheduler:
     def _check(self, state: _State, spec: SweepSpec) -> None:
         if state.ready is None:
             return
-        difference = spec.first_difference(SweepSpec.from_json(state.ready.spec, f"worker on {state.ready.host}"))
+        difference = first_difference(spec, SweepSpec.from_json(state.ready.spec, f"worker on {state.ready.host}"))
         if difference is not None:
             raise UserError(f"the worker on {state.ready.host} would give other numbers ({difference})")
 

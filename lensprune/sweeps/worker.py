@@ -145,11 +145,11 @@ class CellWorker:
             unit = self._units.get()
             chosen: list[Any] = [variants[name] for name in unit.variants]
             condition = condition_of[unit.task, unit.protocol]
-            found = (
+            cells = (
                 measure_cells(job, condition, chosen, executor, advance)
                 if stopping is None
                 else measure_block(job, condition, unit.block, unit.variants, executor, advance)
             )
-            for cell in found:
+            for cell in cells:
                 self._updates.put(WorkerUpdate(cells=(cell,)))
             self._updates.put(WorkerUpdate(done=True))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from lensprune.ablation.positions import positions_named
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.decoding.groups import kv_bytes_per_token
@@ -23,10 +24,11 @@ from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.decoding.shared_histories import SharedHistories, Split
 from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
 from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
-from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
+from lensprune.engine.edits import LayerEdits, Rows, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.generating import Generation, Generator, RowWork
 from lensprune.engine.layers import FlatBatch, LayerStack
+from lensprune.engine.marks import Marks, token_of
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import finite_rows
 from lensprune.models.base import HookedModel
@@ -46,6 +48,7 @@ class GroupDecoder:
     """Decodes `requests` under `variants`, all at once.
 
     Rows are numbered variant by variant, lowest first changed layer first; `prompts` holds the requests' contexts.
+    With `marks`, which variants with positions need, the contexts are `marked`.
     Where keys and values would pass `max_kv_bytes`, the variants that hold the most are `postponed`, and their rows
     that still run are given up; one variant goes on whatever it needs.
     """
@@ -57,19 +60,20 @@ class GroupDecoder:
         variants: Sequence[Variant],
         requests: Sequence[GenerateRequest],
         reference: ReferenceActivations | None,
+        marks: Marks | None = None,
         max_kv_bytes: int | None = None,
     ) -> None:
         self.postponed: list[int] = []
         """Variants, numbered as given, some of whose rows got no answer."""
         self.peak_kv_bytes = 0
         self._max_kv_bytes = max_kv_bytes
-        self._model, self._stack, self._reference = model, stack, reference
+        self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
         self._device = model.facts.device
         n_layers = stack.n_layers
         # Keep each one's index in the caller's lists.
         order = sorted(range(len(variants)), key=lambda i: first_layer(variants[i], n_layers))
         self._variants = [variants[i] for i in order]
-        self._requests = list(requests)
+        self._requests = [replace(r, context_ids=tuple(map(token_of, r.context_ids))) for r in requests]
         self._prompts = PromptSet.of([r.context_ids for r in requests])
         place = {prompt: i for i, prompt in enumerate(self._prompts.prompts)}
         prompt_of = np.array([place[r.context_ids] for r in requests])
@@ -137,7 +141,7 @@ class GroupDecoder:
         """Log-probabilities (nats) around the end of the one request's prompt: of its last tokens and of the first of
         `tokens`, `n_prefilled` in all, from the pass over the prompt, and of the rest of `tokens`, decoded one by one
         whatever is likely."""
-        [prompt] = self._prompts.prompts
+        prompt = self._requests[0].context_ids
         wanted = torch.arange(len(prompt) - n_prefilled, len(prompt), device=self._device)
         hidden_of = self._run_prompts(wanted)
         targets = torch.tensor([*prompt[len(prompt) - n_prefilled + 1 :], tokens[0]], device=self._device)[:, None]
@@ -197,7 +201,7 @@ class GroupDecoder:
             diverged[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
 
         runs = fork_variants(
-            self._stack, self._model.facts, prompts.tree, wanted, self._variants, self._reference, keep
+            self._stack, self._model.facts, prompts.tree, wanted, self._variants, self._reference, keep, self._marks
         )
         hidden_of = {variant.name: hidden for variant, hidden in runs}
         self._attention = DecodeAttention(prompts, clean)
@@ -318,7 +322,11 @@ class GroupDecoder:
         ends = [*starts[1:], len(rows)]
         spans = [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
         assigned = [(self._variants[v], span) for v, span in zip(variants, spans, strict=True)]
-        return edits_by_layer(assigned, self._reference, self._model.facts)
+        return edits_by_layer(assigned, self._reference, self._model.facts, self._rows_at)
+
+    def _rows_at(self, at: str, rows: Rows) -> Rows | None:
+        """The rows, if the selector chooses their newest tokens; all have the same number of generated tokens."""
+        return rows if positions_named(at).in_generated(self._step) else None
 
     def _run_layer(
         self,
