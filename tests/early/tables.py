@@ -14,7 +14,8 @@ _WANTED = {("layers", "looks"): 0.5, ("heads", "looks"): 0.3, ("heads", "screen"
 def tables(results: Mapping[str, Any]) -> str:
     """What each sweep took beside one of all items, and where their verdicts differ."""
     lines = [
-        "| sweep | clean accuracy | all items: seconds, detected | method | seconds | share | target | cells | detected |",
+        "| sweep | clean accuracy | all items: seconds, detected | method | seconds | share | target | cells "
+        "| detected |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     differ = [
