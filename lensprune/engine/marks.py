@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 
 from lensprune.ablation.positions import Spans, positions_named
 from lensprune.ablation.variants import Variant
+from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.spans import text_of_tokens
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
@@ -53,6 +54,16 @@ def marks_of(marked_id: int) -> int:
     return marked_id >> _BITS
 
 
+def _classes(request: Request, wanted: str) -> tuple[str, ...]:
+    classes = request.classes if isinstance(request, LoglikelihoodRequest) else ()
+    if not classes:
+        raise UserError(
+            f"positions {wanted!r} are a class of tokens of worked solutions, which only lensprune primitives --where "
+            "knows: use regex:PATTERN"
+        )
+    return classes
+
+
 class Marks:
     """The tokens that the selectors of some variants choose; a token's marks have bit i set for selector i."""
 
@@ -75,7 +86,12 @@ class Marks:
         chosen = [positions.in_prompt(len(context), lambda: self._read(context)) for positions in self._positions]
         marks = [sum(1 << bit for bit, places in enumerate(chosen) if places[i]) for i in range(len(context))]
         scored = len(request.input_ids) - len(context) if isinstance(request, LoglikelihoodRequest) else 0
-        return (*marks, *(self.of_generated(step) for step in range(scored)))
+        marks += [self.of_generated(step) for step in range(scored)]
+        for bit, positions in enumerate(self._positions):
+            if positions.classes:
+                of_class = positions.in_classes(_classes(request, positions.classes[0]))
+                marks = [mark | of_class[i] << bit for i, mark in enumerate(marks)]
+        return tuple(marks)
 
     def reaches(self, request: Request, at: str) -> bool:
         """Whether one of the selectors chooses any token of the request, or may choose one that it generates."""
