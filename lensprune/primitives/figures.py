@@ -24,5 +24,5 @@ def primitives_heatmaps(result: Primitives) -> list[Axes]:
 
 
 def where_heatmaps(table: pd.DataFrame, title: str = "") -> list[Axes]:
-    """A map of layers × heads for each place of removal: nats lost per predicted token."""
+    """A map of layers × heads for each class of tokens at which a head is removed: nats lost per predicted token."""
     return head_heatmaps(table[table["class"] == ALL], by="at", value="effect", title=title, label="nats per token")

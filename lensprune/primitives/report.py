@@ -128,7 +128,9 @@ def primitives_report(
             with stage(f"{len(heads)} heads removed at tokens of one class at a time", shown=progress):
                 mapped = where_effects(hooked, result.chain_options, heads, ablation=result.ablation, seed=seed)
             tables["where.csv"] = mapped
-            draw["where"] = partial(where_heatmaps, mapped, f"{result.model}: nats lost without a head, by place")
+            draw["where"] = partial(
+                where_heatmaps, mapped, f"{result.model}: nats lost without a head, by where it is removed"
+            )
             lines.append(_where(mapped))
         else:
             lines.append(f"where heads act: no head's removal costs {least_effect:g} nats on any class")
