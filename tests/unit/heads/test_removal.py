@@ -12,8 +12,9 @@ import pytest
 from lensprune.ablation import Head, each_head
 from lensprune.ablation.orders import keep_first, random_orders, remove_first
 from lensprune.errors import UserError
-from lensprune.heads.figures.removal import removal_figure
-from lensprune.heads.removal import _orders, importance_of, removal_curves
+from lensprune.heads.rankings import importance_of
+from lensprune.heads.removal import _orders, removal_curves
+from lensprune.results.figures.removal import removal_figure
 from lensprune.sweeps.run import sweep
 from tests.helpers.planted.circuits import model_of
 
@@ -65,10 +66,11 @@ def test_removal_in_order_of_importance() -> None:
     everything = curves.table[curves.table["k"] == 8]["accuracy"]
     assert everything.nunique() == 1
     summary = curves.summary()
-    assert set(summary["order"]) == {"important_first", "unimportant_first", "deep_first"}
+    assert set(summary["order"]) == {"important_first", "unimportant_first", "deep_first", "random"}
     assert (summary["random_low"] <= summary["random_mean"]).all()
-    assert (summary[summary["k"] == 8]["p_value"] == 1).all()
-    plt.close(removal_figure(curves.table)[0].figure)
+    ranked = summary[summary["order"] != "random"]
+    assert (ranked[ranked["k"] == 8]["p_value"] == 1).all()
+    plt.close(removal_figure(summary)[0].figure)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +101,8 @@ def test_rankings_are_compared_with_each_other_and_with_chance() -> None:
     assert named["deep_first"] == tuple(HEADS[::-1])
     items = {"limit": 2, "shots": 0, "progress": False}
     curves = removal_curves(model, rankings, "arithmetic", "continuation", counts=[2], orders=["random"], **items)
-    assert curves.summary()["order"].tolist() == ["circuit", "others"]
-    axes = removal_figure(curves.table)
+    assert curves.summary()["order"].tolist() == ["circuit", "others", "random"]
+    axes = removal_figure(curves.summary())
     assert axes[0].get_legend_handles_labels()[1][:2] == ["circuit", "others"]
     plt.close(axes[0].figure)
 
