@@ -15,6 +15,8 @@ from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["removal", "removal_figure"]
 
+_MOST_TICKS = 8
+
 
 def removal_figure(table: pd.DataFrame, *, title: str = "") -> list[Axes]:
     """Draw accuracy against k: one panel per (task, protocol, mode), one line per order. Bars are the paired 95%
@@ -36,7 +38,9 @@ def removal_figure(table: pd.DataFrame, *, title: str = "") -> list[Axes]:
     look = dict(zip(names, zip(colours(len(names)), MARKERS * len(names), strict=False), strict=True))
     for ax, ((task, protocol, mode), panel) in zip(axes, groups, strict=True):
         known = bool(beats_chance(panel).iloc[0])
-        for name, curve in panel.groupby("order", sort=False):
+        counts = sorted(set(panel["k"]))
+        step = 0.008 * (counts[-1] - counts[0])
+        for place, (name, curve) in enumerate(panel.groupby("order", sort=False)):
             colour, marker = look[name]
             label = str(name).replace("_", " ") + (f" ({curve['n_orders'].max()})" if name == RANDOM else "")
             ax.plot(curve["k"], curve["accuracy"], marker=marker, markersize=4, color=colour, label=label)
@@ -46,8 +50,18 @@ def removal_figure(table: pd.DataFrame, *, title: str = "") -> list[Axes]:
                 )
             elif known:
                 low, high = (curve["accuracy_clean"] + curve[end] for end in ("ci_low", "ci_high"))
-                ax.vlines(curve["k"], low.clip(0, 1), high.clip(0, 1), color=colour, linewidth=1.1, alpha=0.55)
+                # Bars of orders stand beside each other.
+                ax.vlines(
+                    curve["k"] + (place + 1) * step,
+                    low.clip(0, 1),
+                    high.clip(0, 1),
+                    color=colour,
+                    linewidth=1.1,
+                    alpha=0.55,
+                )
         ax.axhline(panel["accuracy_clean"].iloc[0], color="0.5", linewidth=0.9, linestyle=":", label="clean")
+        if len(counts) <= _MOST_TICKS:
+            ax.set_xticks(counts)
         described = f"{protocol}, n {panel['n'].max()}" + ("" if known else ": at chance")
         ax.set_title(panel_title(short[str(task)], described), fontsize=10)
         ax.set(xlabel="parts removed" if mode == "remove" else "parts kept", ylabel="accuracy")
