@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lensprune.commands import analyse as analyse_command
 from lensprune.commands import attribute as attribute_command
@@ -49,6 +49,9 @@ from lensprune.sweeps.options import (
 )
 from lensprune.terminal import lasting_streams, stage
 from lensprune.version import __version__
+
+if TYPE_CHECKING:
+    from lensprune.sweeps.selection import VariantSelection
 
 __all__ = ["main"]
 
@@ -102,7 +105,7 @@ def _parser() -> _Parser:
 
 def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser], None]]]:
     """Each command: its name, what runs it, its help, and what adds its arguments; in the order of the help."""
-    own = {
+    modules = {
         "heads": (heads_command, "measure what each attention head does"),
         "removal": (
             removal_command,
@@ -128,7 +131,7 @@ def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser]
         ("tasks", _tasks, "list the tasks with their protocols and parameters", add_json),
         ("sweep", _sweep, "measure accuracy with one part of the model removed at a time", _add_sweep),
         ("plan", _plan, "estimate what a sweep would cost, from the model's configuration alone", _add_plan),
-        *((name, module.run, text, module.add_arguments) for name, (module, text) in own.items()),
+        *((name, module.run, text, module.add_arguments) for name, (module, text) in modules.items()),
         ("resume", _resume, "resume a run", _add_resume),
         ("demo", _demo, demo, _add_demo),
         (
@@ -223,6 +226,12 @@ def _check_models(arguments: argparse.Namespace) -> None:
             model_kind(name)
 
 
+def _selection(arguments: argparse.Namespace) -> VariantSelection:
+    from lensprune.sweeps.selection import VariantSelection
+
+    return VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads, arguments.at)
+
+
 def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a sweep as keyword arguments of `lensprune.sweep`.
 
@@ -230,13 +239,12 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if not arguments.task:
         raise UserError("no task given: use --task NAME (lensprune tasks lists them)")
-    from lensprune.sweeps.selection import VariantSelection
     from lensprune.tasks import find_task
 
     values = {
         "tasks": arguments.task,
         "protocols": arguments.protocol or ["default"],
-        "variants": VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
+        "variants": _selection(arguments),
         **option_values(arguments, SweepOptions),
     }
     SweepOptions.given(**values)
@@ -249,9 +257,9 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
     groups = (Items, Reference, Loading, Splitting, Execution)
     used = option_values(arguments, *groups)
     ours = {"--task": arguments.task, "--protocol": arguments.protocol} | {
-        flag_of(own): value
-        for own in fields(SweepOptions)
-        if own.name not in used and (value := given_options(arguments, SweepOptions).get(own.name))
+        flag_of(option): value
+        for option in fields(SweepOptions)
+        if option.name not in used and (value := given_options(arguments, SweepOptions).get(option.name))
     }
     for flag, value in ours.items():
         if value:
@@ -260,12 +268,11 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         group(**option_values(arguments, group))
     from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
     from lensprune.output.tables import frame_json, metrics_report
-    from lensprune.sweeps.selection import VariantSelection
 
     table = sweep_lm_eval(
         arguments.model,
         arguments.lm_eval_task,
-        VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
+        _selection(arguments),
         **used,
         out=arguments.out,
     )

@@ -119,15 +119,15 @@ def _allowed() -> list[int]:
 
 def _worked(stat: str) -> Mapping[int, tuple[int, int]]:
     """Of each core its ticks of work, and all its ticks, since the machine started."""
-    found = {}
+    ticks_of = {}
     for line in stat.splitlines():
         name, *ticks = line.split()
         if name.startswith("cpu") and name[3:].isdigit():
             # The ninth and tenth number are parts of the first and second.
             numbers = [int(tick) for tick in ticks[:8]]
             idle = numbers[_IDLE] + numbers[_IO_WAIT]
-            found[int(name[3:])] = (sum(numbers) - idle, sum(numbers))
-    return found
+            ticks_of[int(name[3:])] = (sum(numbers) - idle, sum(numbers))
+    return ticks_of
 
 
 def _share(before: tuple[int, int], after: tuple[int, int]) -> float:

@@ -197,7 +197,7 @@ def _shared_when_dealt(
     a: Float[np.ndarray, " part"], b: Float[np.ndarray, " part"], k: int, dealt: Int[np.ndarray, "draw part"]
 ) -> tuple[float, float]:
     """Expected Jaccard index, and one-sided p of the number shared."""
-    own, other = (np.isin(np.arange(len(a)), list(_strictly_top(side, k))) for side in (a, b))
-    counts = (other[dealt] & own).sum(axis=1)
-    indices = counts / (own.sum() + other.sum() - counts)
-    return float(indices.mean()), _share(counts >= (own & other).sum(), dealt)
+    top_here, top_there = (np.isin(np.arange(len(a)), list(_strictly_top(side, k))) for side in (a, b))
+    counts = (top_there[dealt] & top_here).sum(axis=1)
+    indices = counts / (top_here.sum() + top_there.sum() - counts)
+    return float(indices.mean()), _share(counts >= (top_here & top_there).sum(), dealt)

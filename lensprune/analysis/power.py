@@ -54,9 +54,9 @@ def _lost(n: int, rate: float, n_clusters: int | None) -> Float[np.ndarray, " co
         return law
     wide = (1 - CORRELATION) / CORRELATION
     law = np.ones(1)
-    for size in (len(own) for own in np.array_split(counts[:-1], n_clusters)):
-        own = scipy.stats.betabinom.pmf(np.arange(size + 1), size, rate * wide, (1 - rate) * wide)
-        law = np.convolve(law, own)
+    for size in (len(cluster) for cluster in np.array_split(counts[:-1], n_clusters)):
+        pmf = scipy.stats.betabinom.pmf(np.arange(size + 1), size, rate * wide, (1 - rate) * wide)
+        law = np.convolve(law, pmf)
     return law
 
 

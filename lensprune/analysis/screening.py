@@ -63,7 +63,7 @@ def _table(outcomes: Outcomes, *, whole: bool) -> pd.DataFrame:
 def _measured(outcomes: Outcomes, key: CellKey, *, whole: bool) -> dict[str, float]:
     """Items of one cell, and its mean changes from the clean model on them."""
     columns = ["correct", "logprob_margin"]
-    cells = [outcomes.cell(own, columns, whole=whole) for own in (key, key._replace(variant=CLEAN.name))]
+    cells = [outcomes.cell(which, columns, whole=whole) for which in (key, key._replace(variant=CLEAN.name))]
     n = cells[0].num_rows
     values = [cell.slice(0, n).to_pandas().astype(float).to_numpy() for cell in cells]
     right, margin = (values[0] - values[1]).T

@@ -153,13 +153,13 @@ def look_p(
     """
     p = np.full((upto, len(changes)), np.nan)
     for look, n in enumerate(looks.items[:upto]):
-        there = [part for part, own in enumerate(changes) if len(own) >= n]
+        there = [part for part, change in enumerate(changes) if len(change) >= n]
         if not there:
             continue
-        own = np.stack([changes[part][:n] for part in there], axis=1)
-        p_values = loss_p((own < 0).sum(axis=0), (own > 0).sum(axis=0), n, looks.margin)
+        measured = np.stack([changes[part][:n] for part in there], axis=1)
+        p_values = loss_p((measured < 0).sum(axis=0), (measured > 0).sum(axis=0), n, looks.margin)
         if clusters is not None:
-            shifted = mean_intervals(own + looks.margin, clusters[:n], bounds=(looks.margin - 1, looks.margin + 1))
+            shifted = mean_intervals(measured + looks.margin, clusters[:n], bounds=(looks.margin - 1, looks.margin + 1))
             p_values = np.fmax(p_values, shifted.p_negative)
         p[look, there] = p_values
     return p
@@ -170,7 +170,7 @@ def further(
 ) -> Bool[np.ndarray, " part"]:
     """Which parts continue with the next block of items, after `upto` blocks; `hypotheses` as for `Looks.q`."""
     n = stopping.items[upto - 1]
-    there = np.array([len(own) >= n for own in changes], bool)
+    there = np.array([len(change) >= n for change in changes], bool)
     if upto >= len(stopping.items):
         return np.zeros(len(changes), bool)
     if isinstance(stopping, AnyLook):
@@ -179,8 +179,8 @@ def further(
         return there & stopping.verdicts(look_p(changes, clusters, stopping, upto), hypotheses)[1]
     open_parts = there.copy()
     if there.any():
-        own = np.stack([changes[part][:n] for part in np.flatnonzero(there).tolist()], axis=1)
-        interval = mean_intervals(own, None if clusters is None else clusters[:n])
+        measured = np.stack([changes[part][:n] for part in np.flatnonzero(there).tolist()], axis=1)
+        interval = mean_intervals(measured, None if clusters is None else clusters[:n])
         open_parts[there] = ~narrow_enough(interval.low, interval.high, stopping.width)
     return open_parts
 

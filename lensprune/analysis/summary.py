@@ -217,19 +217,19 @@ def _measured(group: Group, level: float, stopping: Stopping | None, hypotheses:
     if clean is None or not changed:
         return {}
     outcomes = [group.cells[name].correct for name in changed]
-    changes = [own.astype(float) - clean.correct[: len(own)] for own in outcomes]
+    changes = [outcome.astype(float) - clean.correct[: len(outcome)] for outcome in outcomes]
     columns: dict[str, np.ndarray] = {
         name: np.full(len(changed), np.nan) for name in ("delta", "ci_low", "ci_high", "p_value", "q_loss", "q_gain")
     }
-    for n in sorted({len(own) for own in changes}):
-        places = [place for place, own in enumerate(changes) if len(own) == n]
-        own = np.stack([changes[place] for place in places], axis=1)
+    for n in sorted({len(change) for change in changes}):
+        places = [place for place, change in enumerate(changes) if len(change) == n]
+        of_size = np.stack([changes[place] for place in places], axis=1)
         clusters = None if group.clusters is None else group.clusters[:n]
-        interval = mean_intervals(own, clusters)
+        interval = mean_intervals(of_size, clusters)
         columns["delta"][places] = interval.delta
         low, high = interval.low, interval.high
         if isinstance(stopping, Looks):
-            low, high = look_intervals(own, clusters, stopping)
+            low, high = look_intervals(of_size, clusters, stopping)
         columns["ci_low"][places], columns["ci_high"][places] = low, high
     if isinstance(stopping, AnyLook):
         columns["ci_low"], columns["ci_high"] = e_intervals(*counts_of(changes))
@@ -240,14 +240,14 @@ def _measured(group: Group, level: float, stopping: Stopping | None, hypotheses:
         columns["p_value"], columns["q_loss"] = stopping.repeated_p(p), stopping.q(p, hypotheses)
     else:
         # Items that a variant was not measured on count as unchanged, and unchanged items don't affect the test.
-        padded = np.stack([np.append(own, clean.correct[len(own) :]) for own in outcomes], axis=1)
+        padded = np.stack([np.append(outcome, clean.correct[len(outcome) :]) for outcome in outcomes], axis=1)
         # Integers: right samples gained or lost.
         counted = np.rint((padded.astype(float) - clean.correct[:, None]) * group.samples)
         sums, _ = unit_sums(counted, group.clusters)
         single = group.samples == 1
         columns["p_value"] = mcnemar_exact(clean.correct, padded.astype(bool)) if single else sign_flip_p(counted)
         columns["q_loss"], columns["q_gain"] = (
-            discrete_bh(lower_tail(own), level, hypotheses) for own in (sums, -sums)
+            discrete_bh(lower_tail(one_sided), level, hypotheses) for one_sided in (sums, -sums)
         )
     return {
         name: {column: float(values[place]) for column, values in columns.items()} for place, name in enumerate(changed)
@@ -263,7 +263,7 @@ def _rows(group: Group, level: float, stopping: Stopping | None, hypotheses: int
     for name, cell in group.cells.items():
         n = len(cell.correct)
         accuracy_clean = float(clean.correct[:n].mean()) if clean is not None and n else np.nan
-        own = measured.get(name, {})
+        test = measured.get(name, {})
         rows.append(
             {
                 "variant": name,
@@ -276,9 +276,9 @@ def _rows(group: Group, level: float, stopping: Stopping | None, hypotheses: int
                 "at_chance": group.at_chance,
                 "accuracy": float(cell.correct.mean()) if n else np.nan,
                 "accuracy_clean": accuracy_clean,
-                "delta_relative": own["delta"] / accuracy_clean if own and accuracy_clean else np.nan,
+                "delta_relative": test["delta"] / accuracy_clean if test and accuracy_clean else np.nan,
                 **cell.facts,
-                **own,
+                **test,
             }
         )
     return rows

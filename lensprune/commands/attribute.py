@@ -88,7 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Attribute, write and print."""
     texts = _texts(arguments)
-    from lensprune.attribution.report import AttributionOptions, PairTexts, attribution_report
+    from lensprune.attribution.methods import AttributionOptions
+    from lensprune.attribution.report import PairTexts, attribution_report
 
     values = option_values(arguments, Items, Loading)
     print(

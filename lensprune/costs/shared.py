@@ -125,8 +125,8 @@ def shared_cost(
     budget: int | DecodeLimits | None,
 ) -> Cost:
     """Cost of `requests` under `variants` together: the sum of `shared_costs`."""
-    common, own = _common_and_own(shape, facts, requests, variants, budget)
-    return sum(own.values(), common)
+    common, apart = _common_and_own(shape, facts, requests, variants, budget)
+    return sum(apart.values(), common)
 
 
 def shared_costs(
@@ -144,9 +144,9 @@ def shared_costs(
     no two variants wrote the same text.
     Variants with hooks of the user's own run as the hooked executor runs them.
     """
-    common, own = _common_and_own(shape, facts, requests, variants, budget)
+    common, apart = _common_and_own(shape, facts, requests, variants, budget)
     forked = [v.name for v in variants if not v.hooks]
-    return {name: cost + common * (1 / len(forked)) if name in forked else cost for name, cost in own.items()}
+    return {name: cost + common * (1 / len(forked)) if name in forked else cost for name, cost in apart.items()}
 
 
 def _common_and_own(
@@ -161,17 +161,17 @@ def _common_and_own(
     hooked = [v for v in variants if v.hooks]
     forked = [v for v in variants if not v.hooks]
     alone = unshared_cost(shape, requests, 1, budget) if hooked else Cost()
-    common, own = Cost(), {v.name: alone if v.hooks else Cost() for v in variants}
+    common, apart = Cost(), {v.name: alone if v.hooks else Cost() for v in variants}
     if not forked:
-        return common, own
+        return common, apart
     scoring = likelihood_chunks(requests, forked, limits.tokens)
     for chunk in (*scoring, *decode_chunks(requests, forked, facts, limits)):
         clean, costs = _forked(shape, chunk)
         # All rows of a group take a step together, which reads the weights once.
         common += replace(clean, passes=float(chunk.steps))
         for variant, *parts in zip(chunk.variants, costs, _decoded(shape, chunk), strict=True):
-            own[variant.name] += sum(parts, Cost())
-    return common, own
+            apart[variant.name] += sum(parts, Cost())
+    return common, apart
 
 
 def _forked(shape: ModelShape, chunk: Chunk) -> tuple[Cost, list[Cost]]:

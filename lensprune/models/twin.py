@@ -57,16 +57,16 @@ def _unwrapped(module: torch.nn.Module, name: str = "") -> Iterator[tuple[str, t
         yield from _unwrapped(child, f"{name}.{child_name}" if name else child_name)
 
 
-def _check(name: str, module: torch.nn.Module, own: torch.nn.Module | None) -> None:
+def _check(name: str, module: torch.nn.Module, expected: torch.nn.Module | None) -> None:
     """Refuse a module of the model for which the twin has no equivalent."""
     replaced = vars(module).get("forward")
     if replaced is not None and str(getattr(replaced, "__module__", "")).partition(".")[0] not in _LIBRARIES:
         raise NoTwin(f"the forward method of {name or 'the model'} was replaced by {_named(replaced)}")
-    if own is None:
+    if expected is None:
         if any(True for _ in module.parameters()):
             raise NoTwin(f"{name} was added to {type(module).__name__}")
-    elif type(module) is not type(own):
-        raise NoTwin(f"{name} is a {type(module).__name__}, and its configuration says {type(own).__name__}")
+    elif type(module) is not type(expected):
+        raise NoTwin(f"{name} is a {type(module).__name__}, and its configuration says {type(expected).__name__}")
 
 
 def _named(function: Any) -> str:

@@ -44,13 +44,13 @@ class PlannedLength:
 
 @dataclass(frozen=True)
 class PlannedStop:
-    """One (task, protocol) of a sweep that stops early, as simulated: how many variants are `asked` each block of items
-    (up to `items`), the cost of that, and the losses that are `assumed`."""
+    """One (task, protocol) of a sweep that stops early, as simulated: how many variants are `measured` on each block of
+    items (up to `items`), the cost of that, and the losses that are `assumed`."""
 
     task: str
     protocol: str
     items: tuple[int, ...]
-    asked: tuple[float, ...]
+    measured: tuple[float, ...]
     cost: Cost
     assumed: str
 

@@ -13,7 +13,7 @@ from lensprune.ablation.variants import Variant
 from lensprune.analysis.stopping import Stopping, further
 from lensprune.protocols.registry import protocol_named
 
-__all__ = ["Profile", "asked_at_looks", "profile_of"]
+__all__ = ["Profile", "measured_at_looks", "profile_of"]
 
 _SIMULATED = 10
 """Sweeps that are simulated."""
@@ -55,7 +55,7 @@ def profile_of(variants: Sequence[Variant], protocol: str) -> Profile:
     return _LIKELIHOOD if protocol_named(protocol).measure == "logprob_margin" else _GENERATE
 
 
-def asked_at_looks(
+def measured_at_looks(
     profile: Profile, stopping: Stopping, parts: int, measured: int, controls: int = 0
 ) -> Float[np.ndarray, " block"]:
     """How many parts are measured on each block of items, as the mean over simulated sweeps.
@@ -68,15 +68,15 @@ def asked_at_looks(
     losses = profile.losses(parts)
     losses = np.append(losses[: measured - controls], np.zeros(controls)) if measured < parts else losses
     lost, won = losses + profile.flips / 2, profile.flips / 2
-    asked = np.zeros(len(stopping.items))
+    measured_at = np.zeros(len(stopping.items))
     for seed in range(_SIMULATED):
         drawn = np.random.default_rng(seed).random((stopping.items[-1], measured))
         changes = np.where(drawn < lost, -1.0, np.where(drawn < lost + won, 1.0, 0.0))
         known, going = [np.empty(0)] * measured, np.ones(measured, bool)
         for block, n in enumerate(stopping.items):
-            asked[block] += going.sum()
+            measured_at[block] += going.sum()
             known = [changes[:n, part] if going[part] else known[part] for part in range(measured)]
             going = going & further(known, None, stopping, block + 1, parts)
             if not going.any():
                 break
-    return asked / _SIMULATED
+    return measured_at / _SIMULATED

@@ -106,8 +106,8 @@ def _stops(plan: Plan) -> str:
     for one in plan.stops:
         whole = (plan.n_variants - 1) * one.items[-1]
         sizes = [b - a for a, b in pairwise((0, *one.items))]
-        share = sum(n * size for n, size in zip(one.asked, sizes, strict=True)) / whole
-        shown = list(zip(one.items, one.asked, strict=True))
+        share = sum(n * size for n, size in zip(one.measured, sizes, strict=True)) / whole
+        shown = list(zip(one.items, one.measured, strict=True))
         shown = shown if len(shown) <= _SHOWN_LOOKS else [*shown[: _SHOWN_LOOKS - 1], shown[-1]]
         rows = [["variants measured, up to item", *(str(n) for n, _ in shown)], ["", *(f"{n:.0f}" for _, n in shown)]]
         lines.append(

@@ -56,25 +56,25 @@ def build_requests(
     """
     row = protocol_named(protocol)
     fmt = row.format_of(task.task)
-    asked = PromptOptions(**options)
-    prompting = prompting_of(model, asked)
+    wording = PromptOptions(**options)
+    prompting = prompting_of(model, wording)
     built: list[ItemRequests] = []
     left_out: list[UserError] = []
     undescribed = 0
     for item in task.items:
         where = f"task {task.task.name!r}, item {item.id}"
-        if asked.chat_template:
+        if wording.chat_template:
             prompts, described = _chat_prompts(model, fmt, item, prompting)
         else:
-            prompts, described = _plain_prompts(fmt, item, asked.system or ""), True
-        if asked.system and not described:
+            prompts, described = _plain_prompts(fmt, item, wording.system or ""), True
+        if wording.system and not described:
             raise UserError(
                 f"the chat template of {model.facts.name} takes no system message, and a system prompt is given: leave "
                 "it out"
             )
         undescribed += not described
         # Options share their context, and encoding a long one is slow.
-        encoder = lru_cache(maxsize=2)(partial(encode, model, keep_eos=asked.keep_eos))
+        encoder = lru_cache(maxsize=2)(partial(encode, model, keep_eos=wording.keep_eos))
         try:
             pairs = [row.ask(model, encoder, fmt, prompt, where) for prompt in prompts]
         except UserError as error:
@@ -110,7 +110,7 @@ def build_requests(
 
 def _with_thinking(request: Request, prompt: Prompt, prompting: Prompting) -> Request:
     """Add to `request` what is needed to separate thinking from the answer."""
-    markers, budget = prompting.markers, prompting.asked.thinking_budget
+    markers, budget = prompting.markers, prompting.wording.thinking_budget
     if not isinstance(request, GenerateRequest) or markers is None:
         return request
     forced = None if budget is None else markers.forced_after(budget)
@@ -137,9 +137,9 @@ def _chat_prompts(
     model: HookedModel, fmt: PromptFormat, item: Item, prompting: Prompting
 ) -> tuple[tuple[Prompt, ...], bool]:
     """The prompts of `item`, and whether all of them hold the task's description."""
-    system, description = _system_text(fmt, item, prompting.asked.system or ""), fmt.description(item.doc)
+    system, description = _system_text(fmt, item, prompting.wording.system or ""), fmt.description(item.doc)
     turns: list[tuple[str, str]] = []
-    if prompting.asked.fewshot_as_multiturn:
+    if prompting.wording.fewshot_as_multiturn:
         for doc in item.fewshot:
             question, answer = example_turns(fmt.example or fmt, doc)
             turns += [("user", question), *([("assistant", answer)] if answer else [])]
@@ -148,7 +148,7 @@ def _chat_prompts(
     for context, continuation in prompt_strings(fmt, item):
         messages = [*turns, ("user", context.removeprefix(description))]
         text, whole = chat_prompt(
-            model.tokenizer, system, messages, prompting.asked.template_date, prompting.template_args
+            model.tokenizer, system, messages, prompting.wording.template_date, prompting.template_args
         )
         prompts.append(Prompt(text, continuation.removeprefix(fmt.target_delimiter)))
         described &= whole or not system

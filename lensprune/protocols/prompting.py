@@ -34,12 +34,12 @@ class Prompting:
     """The requested options resolved for one model: the variables for its chat template, including those for thinking,
     and its think tokens (``None`` if thinking is not separated)."""
 
-    asked: PromptOptions
+    wording: PromptOptions
     template_args: Mapping[str, Any]
     markers: ThinkingMarkers | None
 
 
-def prompting_of(model: HookedModel, asked: PromptOptions) -> Prompting:
+def prompting_of(model: HookedModel, wording: PromptOptions) -> Prompting:
     """Check options against the model's tokenizer, and find its think tokens.
 
     Without the chat format, thinking is separated only if think tokens are given: a base model uses none.
@@ -48,15 +48,15 @@ def prompting_of(model: HookedModel, asked: PromptOptions) -> Prompting:
         UserError: an option that the chat template or the tokenizer does not support.
     """
     tokenizer, name = model.tokenizer, model.facts.name
-    if asked.chat_template:
-        check_chat_template(tokenizer, name, asked.template_date, asked.template_args)
-    marked = asked.chat_template or asked.think_tokens is not None
-    markers = markers_of(tokenizer, name, asked.think_tokens) if marked else None
+    if wording.chat_template:
+        check_chat_template(tokenizer, name, wording.template_date, wording.template_args)
+    marked = wording.chat_template or wording.think_tokens is not None
+    markers = markers_of(tokenizer, name, wording.think_tokens) if marked else None
     arguments: dict[str, Any] = {}
-    if asked.chat_template:
-        arguments = thinking_arguments(tokenizer, name, asked.thinking, markers, asked.template_args)
-    if markers is None and (asked.thinking == "on" or asked.thinking_budget is not None):
-        budget = f"a thinking budget of {asked.thinking_budget} is given"
-        what = "thinking on is requested" if asked.thinking == "on" else budget
+    if wording.chat_template:
+        arguments = thinking_arguments(tokenizer, name, wording.thinking, markers, wording.template_args)
+    if markers is None and (wording.thinking == "on" or wording.thinking_budget is not None):
+        budget = f"a thinking budget of {wording.thinking_budget} is given"
+        what = "thinking on is requested" if wording.thinking == "on" else budget
         raise UserError(f"{what}, but {name} has no known think tokens: name them with think_tokens (START END)")
-    return Prompting(asked, arguments, markers)
+    return Prompting(wording, arguments, markers)

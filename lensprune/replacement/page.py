@@ -13,7 +13,7 @@ from lensprune.replacement.figure_kinds import replacement_figures
 from lensprune.replacement.outcomes import ReplacementOutcomes
 from lensprune.replacement.ranks import weights_against_effect
 from lensprune.replacement.shares import gain_shares
-from lensprune.results.page import prompts_in_words
+from lensprune.results.page_text import prompts_in_words
 
 __all__ = ["replacement_page", "write_replacement_report"]
 

@@ -164,12 +164,12 @@ class _Names:
         return self._indices[kind, value]
 
 
-def _shorten_prompts(asked: Sequence[list[Any]]) -> int:
+def _shorten_prompts(questions: Sequence[list[Any]]) -> int:
     """Cut the prompts of these questions (`_shown`) to what a page can hold; returns the characters kept of each."""
     limit = PROMPT_LIMIT
-    if asked:
-        limit = max(SHORTEST_PROMPT, min(limit, MAX_PROMPT_CHARACTERS // len(asked)))
-    for question in asked:
+    if questions:
+        limit = max(SHORTEST_PROMPT, min(limit, MAX_PROMPT_CHARACTERS // len(questions)))
+    for question in questions:
         question[0] = visible_end(question[0], limit)
     return limit
 

@@ -48,10 +48,10 @@ def _run_folders(path: Path) -> Iterator[Path]:
             inner.clear()
 
 
-def _row(found: Path, root: Path) -> tuple[object, ...]:
-    name = str(found.relative_to(root)) if found != root else found.name
+def _row(folder: Path, root: Path) -> tuple[object, ...]:
+    name = str(folder.relative_to(root)) if folder != root else folder.name
     try:
-        outcomes = Outcomes.load(found)
+        outcomes = Outcomes.load(folder)
         state = unfinished(outcomes)
     except UserError as error:
         return (name, "", "", "", "", None, str(error))

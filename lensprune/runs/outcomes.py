@@ -147,8 +147,12 @@ class Outcomes:
         stored, cell = self._store.finished(), (key.task, key.protocol)
         known = self._shared.get(cell)
         if known is None or known[0] != len(stored):
-            mine = (own for own in stored if not own.block and (own.task, own.protocol) == cell)
-            known = self._shared[cell] = len(stored), min(self._blocks(own, stored) for own in mine)
+            mine = (
+                stored_key
+                for stored_key in stored
+                if not stored_key.block and (stored_key.task, stored_key.protocol) == cell
+            )
+            known = self._shared[cell] = len(stored), min(self._blocks(stored_key, stored) for stored_key in mine)
         return known[1]
 
     def questions(self, task: str, protocol: str) -> pa.Table:

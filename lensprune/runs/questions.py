@@ -96,12 +96,12 @@ def question_table(task: LoadedTask, protocol: str, items: Sequence[ItemRequests
     return pa.Table.from_pylist([asdict(_question(fmt, item)) for item in items], schema=QUESTIONS)
 
 
-def _question(fmt: PromptFormat, asked: ItemRequests) -> Question:
-    doc, gold = asked.item.doc, None
-    prompt = _shared_start([prompt.context for prompt in asked.prompts])
+def _question(fmt: PromptFormat, of_item: ItemRequests) -> Question:
+    doc, gold = of_item.item.doc, None
+    prompt = _shared_start([prompt.context for prompt in of_item.prompts])
     scored = [
         (text, request)
-        for text, request in zip(asked.prompts, asked.requests, strict=True)
+        for text, request in zip(of_item.prompts, of_item.requests, strict=True)
         if isinstance(request, LoglikelihoodRequest)
     ]
     options = [text.context[len(prompt) :] + text.continuation for text, _ in scored]
@@ -110,7 +110,7 @@ def _question(fmt: PromptFormat, asked: ItemRequests) -> Question:
         gold = fmt.gold(doc)
         if not 0 <= gold < len(choices):
             raise UserError(
-                f"item {asked.item.id}: the right option has index {gold}, but there are only {len(choices)} options"
+                f"item {of_item.item.id}: the right option has index {gold}, but there are only {len(choices)} options"
             )
         reference: Sequence[str] = (choices[gold],)
     else:
@@ -118,7 +118,7 @@ def _question(fmt: PromptFormat, asked: ItemRequests) -> Question:
         reference = answers_of(fmt.target(doc))
     measured = choices if len(choices) == len(options) else options
     return Question(
-        item_id=storable(asked.item.id),
+        item_id=storable(of_item.item.id),
         prompt=storable(prompt),
         options=tuple(map(storable, options)),
         reference=tuple(map(storable, reference)),

@@ -31,6 +31,7 @@ from lensprune.runs.folder import (
 from lensprune.runs.questions import questions_from_parquet, questions_hash, questions_to_parquet
 from lensprune.runs.records import CellKey
 from lensprune.runs.spec import ExecutionSpec, SweepSpec
+from lensprune.runs.spec_difference import first_difference
 
 __all__ = ["RunStore", "open_store", "stopped_message"]
 
@@ -109,7 +110,7 @@ class RunStore:
         with lock:
             existing = check_out_folder(path)
             if existing is not None:
-                difference = existing.first_difference(spec)
+                difference = first_difference(existing, spec)
                 if difference is not None:
                     raise UserError(f"{path} contains another run ({difference}): choose another out folder")
             store = cls(path, spec if existing is None else existing)

@@ -17,7 +17,8 @@ from lensprune.output.html import Column, EmbeddedFigure, Table, embedded_figure
 from lensprune.output.plain_text import visible
 from lensprune.replacement.figure_kinds import replacement_figure_of
 from lensprune.results.analyses import analysis_named
-from lensprune.results.page import CLAIM_SHOWN, prompts_in_words
+from lensprune.results.page import CLAIM_SHOWN
+from lensprune.results.page_text import prompts_in_words
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance, known_at_chance
 from lensprune.studies.pair import NO_PAIR, PairResult, concentration_change_rows, moved

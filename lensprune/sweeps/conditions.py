@@ -82,9 +82,9 @@ class Condition:
         return any(isinstance(request, GenerateRequest) for request in self.requests)
 
 
-def questions_of(asked: Sequence[Condition]) -> dict[tuple[str, str], pa.Table]:
+def questions_of(conditions: Sequence[Condition]) -> dict[tuple[str, str], pa.Table]:
     """The questions of every (task, protocol), for `lensprune.runs.store.open_store`."""
-    return {(a.task.task.name, a.protocol): a.questions for a in asked}
+    return {(a.task.task.name, a.protocol): a.questions for a in conditions}
 
 
 def _reference_prompts(

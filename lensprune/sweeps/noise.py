@@ -132,7 +132,7 @@ def _measured(job: SweepJob, executor: Executor, model: ModelOrName, progress: b
             task = condition.task.task.name
             bar.set_description(f"noise of {task} {condition.protocol}")
             clean = _answered(executor, condition, bar.update)
-            names = [own.item.id for own in condition.items]
+            names = [of_item.item.id for of_item in condition.items]
             rows = {}
             for name, other in ways:
                 changed = _answered(other, condition, bar.update)

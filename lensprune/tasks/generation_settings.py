@@ -11,14 +11,14 @@ from lensprune.errors import UserError, nearest
 
 __all__ = [
     "DEFAULT_NEW_TOKENS",
-    "LEAST_TEMPERATURE",
-    "MOST_TEMPERATURE",
+    "MAX_TEMPERATURE",
+    "MIN_TEMPERATURE",
     "GenerationSettings",
     "generation_settings",
     "greedy_settings",
 ]
 
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 100
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 100
 """Of sampling. Logits over less than the least one overflow; greedy decoding is temperature 0."""
 
 DEFAULT_NEW_TOKENS = 256
@@ -66,8 +66,8 @@ def generation_settings(given: Mapping[str, Any], default_until: Sequence[str], 
     values: dict[str, Any] = {name: given.get(name) for name in ("temperature", *_FILTERS)}
     if temperature is None:
         values["temperature"] = 1.0
-    least = math.nextafter(LEAST_TEMPERATURE, 0)
-    limits = {"temperature": (least, MOST_TEMPERATURE), "top_p": (0, 1), "top_k": (-1, math.inf)}
+    least = math.nextafter(MIN_TEMPERATURE, 0)
+    limits = {"temperature": (least, MAX_TEMPERATURE), "top_p": (0, 1), "top_k": (-1, math.inf)}
     for name, (low, high) in limits.items():
         value = values[name]
         if value is not None and not (_is_number(value) and low < value <= high):

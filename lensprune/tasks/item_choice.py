@@ -14,7 +14,7 @@ from lensprune.paths import usable_path
 __all__ = ["DRAWN", "FIRST", "ItemChoice", "draw_order"]
 
 DRAWN, FIRST = "drawn", "first"
-_MOST_ROWS = 1_000_000
+_MAX_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ItemChoice:
         """
         places = [int(listed) for listed in self.listed or () if isinstance(listed, int) or listed.isdecimal()]
         if places:
-            return min(max(places) + 1, _MOST_ROWS)
+            return min(max(places) + 1, _MAX_ROWS)
         return None if limit is None else limit + self.offset
 
     def named(self, ids: Sequence[str], where: str) -> set[int] | None:
@@ -117,8 +117,8 @@ def _places(text: str) -> frozenset[int]:
         first, last = int(low), int(high) if dash else int(low)
         if last < first:
             raise UserError(f"items {part} runs backwards: did you mean {last}-{first}?")
-        if last >= _MOST_ROWS:
-            raise UserError(f"items {part} is out of range: expected indices below {_MOST_ROWS}")
+        if last >= _MAX_ROWS:
+            raise UserError(f"items {part} is out of range: expected indices below {_MAX_ROWS}")
         places.update(range(first, last + 1))
     return frozenset(places)
 

@@ -110,10 +110,10 @@ def stated_number(text: str) -> Fraction | None:
     text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[0]).replace('⁄', '/')} ", text)
     plain = _WRAPPED.sub(r" \1 ", text.replace("{,}", ","))
     plain = _FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]} ", _DROPPED.sub("", plain))
-    found = list(_NUMBER.finditer(plain.rpartition("=")[2]))
-    if len(found) != 1:
+    stated = list(_NUMBER.finditer(plain.rpartition("=")[2]))
+    if len(stated) != 1:
         return None
-    sign, whole, over, under, number, divisor, scales = found[0].groups()
+    sign, whole, over, under, number, divisor, scales = stated[0].groups()
     numbers = [Fraction(part.replace(",", "")) for part in (over or number, under or divisor or "1")]
     if not numbers[1]:
         return None

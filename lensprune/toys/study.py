@@ -167,7 +167,7 @@ def main() -> None:
     """Read the arguments, run the study and print the answers."""
     parser = argparse.ArgumentParser(prog="python -m lensprune.toys.study", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds (default: 0 1 2)")
-    parser.add_argument("--out", type=Path, default=Path("runs/spread"), help="output folder (default: runs/spread)")
+    parser.add_argument("--out", type=Path, default=Path("runs/seeds"), help="output folder (default: runs/seeds)")
     parser.add_argument("--limit", type=int, default=200, help="items per task (default: 200)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiple of the recipe's steps (default: 1)")
     arguments = parser.parse_args()

@@ -14,7 +14,8 @@ import torch
 
 import lensprune as lp
 from lensprune.ablation import CLEAN, Variant, collect_reference, each_head, each_layer, each_mlp
-from lensprune.attribution.report import METHODS, AttributionOptions, attribution_report
+from lensprune.attribution.methods import METHODS, AttributionOptions
+from lensprune.attribution.report import attribution_report
 from lensprune.divergence.report import fidelity_report
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.estimates import estimate_logprobs

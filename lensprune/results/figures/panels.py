@@ -42,7 +42,7 @@ Q = 0.05
 """Parts with a q up to this are named."""
 PAIRED = "paired 95% interval"
 _ACROSS = 3
-_MOST_SIZES = 40
+_MAX_SIZES = 40
 _TITLE_WIDTH = 38
 _REGION = "0.93"
 _BESIDE = 0.9
@@ -85,9 +85,9 @@ def cell_panels(
     return list(zip(axes, groups, strict=True))
 
 
-def set_titles(found: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
+def set_titles(panels: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
     """Head each panel with task and protocol, the clean accuracy and what is named."""
-    panels_of = list(found)
+    panels_of = list(panels)
     short = short_tasks(list(dict.fromkeys(str(rows["task"].iloc[0]) for _, rows, _ in panels_of)))
     for ax, rows, named in panels_of:
         first = rows.iloc[0]
@@ -107,7 +107,7 @@ def sizes_of(rows: pd.DataFrame) -> str:
 
 def sizes_beside(ax: Axes, places: Any, rows: pd.DataFrame, *, vertical: bool = True) -> None:
     """Write each variant's number of items at the edge of a panel, where they differ and there is room for them."""
-    if rows["n"].nunique() == 1 or len(rows) > _MOST_SIZES:
+    if rows["n"].nunique() == 1 or len(rows) > _MAX_SIZES:
         return
     upright: dict[str, Any] = {
         "fontsize": 4.5,
@@ -151,9 +151,9 @@ def crosses(ax: Axes, places: Any, rows: pd.DataFrame) -> None:
         ax.plot(places[small], rows["delta"].to_numpy(float)[small], **_CROSS, zorder=4, gid="noise")
 
 
-def heights(found: Iterable[Panel], *, headroom: float = 0.0) -> tuple[float, float]:
+def heights(panels: Iterable[Panel], *, headroom: float = 0.0) -> tuple[float, float]:
     """Lowest and highest value that any panel shows, with some room; `headroom`, a share, is added on top."""
-    frames = [rows for _, rows in found]
+    frames = [rows for _, rows in panels]
     shown = [rows["delta"] for rows in frames]
     shown += [rows.loc[beats_chance(rows), name] for rows in frames for name in ("ci_low", "ci_high")]
     values = np.concatenate([[0.0], *(column.to_numpy(float) for column in shown)])

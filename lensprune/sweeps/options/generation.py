@@ -10,16 +10,16 @@ from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerationConfigUse
 from lensprune.sweeps.options.declare import Group, between, decimal, one_of, option, whole_number, within
 from lensprune.sweeps.options.prompts import MAX_TOKENS
-from lensprune.tasks.generation_settings import LEAST_TEMPERATURE, MOST_TEMPERATURE
+from lensprune.tasks.generation_settings import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 MAX_SAMPLES = 1000
 
 
 def _check_temperature(value: float) -> None:
-    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+    if value != 0 and not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
         raise UserError(
             f"temperature {value:g} is not possible: expected 0, which decodes greedily, or a number from "
-            f"{LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+            f"{MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
         )
 
 

@@ -11,7 +11,8 @@ import pytest
 
 import lensprune as lp
 from lensprune.attribution import counterfactual_pairs
-from lensprune.attribution.report import METHODS, AttributionOptions, PairTexts, passes
+from lensprune.attribution.methods import METHODS, AttributionOptions, passes
+from lensprune.attribution.report import PairTexts
 from lensprune.cli import main
 from lensprune.models import as_hooked_model
 from tests.helpers.planted.circuits import ARITHMETIC, model_of

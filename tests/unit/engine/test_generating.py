@@ -17,7 +17,7 @@ from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import ForcedEnd, GenerateRequest, Sampling
 from lensprune.protocols.stopping import generated_text
 from lensprune.sweeps.options import TokenSampling
-from lensprune.tasks.generation_settings import LEAST_TEMPERATURE, generation_settings
+from lensprune.tasks.generation_settings import MIN_TEMPERATURE, generation_settings
 from tests.helpers.families import FAMILIES, GATED_CONFIGS, POST_NORM_CONFIGS
 from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, variants_for
 from tests.helpers.tiny_models import tiny
@@ -78,7 +78,7 @@ def test_a_row_is_the_same_alone_in_any_order_and_in_any_batch(family: str) -> N
 def test_the_least_temperature_is_greedy_and_less_is_refused() -> None:
     model = tiny("llama")
     greedy = same(model, free(model), [CLEAN])
-    cold = [replace(r, sampling=Sampling(LEAST_TEMPERATURE, seed=1)) for r in free(model)]
+    cold = [replace(r, sampling=Sampling(MIN_TEMPERATURE, seed=1)) for r in free(model)]
     assert same(model, cold, [CLEAN]) == greedy
     assert same(model, [replace(r, sampling=Sampling(2.0, seed=1)) for r in free(model)], [CLEAN]) != greedy
     for wrong in (1e-9, -0.5, math.nan, math.inf, 101):

@@ -17,7 +17,7 @@ from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
 from lensprune.errors import UserError
 from lensprune.models.model_config import load_model_config
 from lensprune.output.quantities import duration, quantity
-from lensprune.planning.stopping import Profile, asked_at_looks, profile_of
+from lensprune.planning.stopping import Profile, measured_at_looks, profile_of
 from tests.helpers.families import byte_tokenizer
 
 LLAMA_8B = {
@@ -244,12 +244,12 @@ def test_a_sweep_that_stops_early_is_simulated() -> None:
     assert whole.expected_seconds is None
     [stop] = early.stops
     n = early.n_variants - 1
-    assert stop.asked[0] == n
-    assert 0 < stop.asked[1] < n
+    assert stop.measured[0] == n
+    assert 0 < stop.measured[1] < n
     assert early.expected_seconds is not None
     assert 0 < early.expected_seconds < early.seconds
     assert stop.cost.flops < early.shared.flops
-    share = (stop.asked[0] + stop.asked[1]) / (2 * n)
+    share = (stop.measured[0] + stop.measured[1]) / (2 * n)
     assert (
         f"arithmetic, continuation: stopping early measures about {share:.0%} of the cells, if 4% of the parts"
         in str(early)
@@ -260,9 +260,9 @@ def test_a_sweep_that_stops_early_is_simulated() -> None:
 def test_blocks_of_all_variants_cost_as_much_as_all() -> None:
     """Where nothing is named or given up, all looks ask all."""
     profile, looks = Profile(1.0, 0.1, 0.1, 0.0), Looks((10, 20), margin=0.1)
-    assert asked_at_looks(profile, looks, 6, 6)[0] == 6
+    assert measured_at_looks(profile, looks, 6, 6)[0] == 6
     never = UntilWidth((10, 20, 30), 0.01)
-    assert asked_at_looks(profile, never, 6, 6).tolist() == [6, 6, 6]
+    assert measured_at_looks(profile, never, 6, 6).tolist() == [6, 6, 6]
     heads = lp.each_head(lp.load_model("toy-distilled"), "zero")
     assert profile_of(heads, "generate").share < 0.1
     layers = lp.each_layer(lp.load_model("toy-distilled"))
@@ -272,6 +272,6 @@ def test_blocks_of_all_variants_cost_as_much_as_all() -> None:
 def test_screening_asks_those_that_lose_most_and_controls() -> None:
     looks = Looks((20, 40, 80), margin=0.05)
     profile = Profile(0.1, 0.4, 0.4, 0.0)
-    found = asked_at_looks(profile, looks, 40, 12, controls=8)
+    found = measured_at_looks(profile, looks, 40, 12, controls=8)
     assert found[0] == 12
     assert found[1] <= 4

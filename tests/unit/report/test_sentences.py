@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lensprune.ablation.variants import Variant
-from lensprune.results import page
+from lensprune.results import page_text
 from lensprune.results.sentences import task_sentences
 from lensprune.results.text import at_chance_line
 from lensprune.runs.chance import items_to_beat_chance
@@ -50,7 +50,7 @@ def test_items_that_cannot_tell_are_no_guessing() -> None:
 
     def said(*rows: dict[str, object]) -> tuple[str, str]:
         frame = pd.DataFrame(rows)
-        return page._none_critical(frame), page._lead(frame, frame[:0], 0.05)
+        return page_text.none_critical(frame), page_text.lead(frame, frame[:0], 0.05)
 
     line = f"t under default has too few items: 6 can't tell 0.50 from 0.25, and {needed} would in four of five runs."
     for text in said(guessing, few):

@@ -258,7 +258,16 @@ def command(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and so do its children: let them be interrupted all the same."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, tmp_path: Path, record_property: Recorded) -> None:
     out = tmp_path / "run"
     # The first task's cells are stored long before the last task is begun, on the fastest machine too.

@@ -12,6 +12,7 @@ from lensprune.ablation.components import MLP, Attention, Head, KVGroup, Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.errors import UserError
 from lensprune.runs.spec import FORMAT, ExecutionSpec, SweepSpec
+from lensprune.runs.spec_difference import first_difference
 from lensprune.runs.variant_json import variant_from_json, variant_to_json
 from tests.helpers.made_cells import skip, spec
 
@@ -27,7 +28,7 @@ def test_how_it_ran_is_not_part_of_the_digest() -> None:
         one, model="same model, moved", execution=ExecutionSpec(executor="other", batch_tokens=99, data_dir="b")
     )
     assert one.digest == other.digest
-    assert one.first_difference(other) is None
+    assert first_difference(one, other) is None
 
 
 def test_asking_for_the_same_items_in_other_words_is_the_same_sweep() -> None:
@@ -50,7 +51,7 @@ def test_asking_for_the_same_items_in_other_words_is_the_same_sweep() -> None:
     ],
 )
 def test_first_difference_names_what_changed(changes: dict[str, object], words: list[str]) -> None:
-    difference = spec().first_difference(replace(spec(), **changes))  # type: ignore[arg-type]
+    difference = first_difference(spec(), replace(spec(), **changes))  # type: ignore[arg-type]
     assert difference is not None
     assert all(word in difference for word in words), difference
 
@@ -122,7 +123,7 @@ def test_what_a_task_declares_is_kept_and_changes_no_digest() -> None:
     [task] = spec().tasks
     declared = replace(spec(), tasks=(replace(task, kind="reasoning", closed_book="other"),))
     assert declared.digest == spec().digest
-    assert declared.first_difference(spec()) is None
+    assert first_difference(declared, spec()) is None
     assert SweepSpec.from_json(declared.to_json()).tasks[0].closed_book == "other"
     for name, value in (("kind", 3), ("closed_book", ["other"])):
         with pytest.raises(UserError, match=f"{name} is {type(value).__name__}"):

@@ -12,7 +12,7 @@ import lensprune as lp
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.models.tokenizers import encode
-from lensprune.planning import sweep_plan
+from lensprune.planning import counted
 from lensprune.runs.folder import read_spec
 from lensprune.sweeps.thinking_prefix import AFTER_END
 from tests.helpers.chat_models import chat_tokenizer, save_chat_folder
@@ -273,7 +273,7 @@ def test_options_are_read_after_the_clean_models_thinking(
     prefix: dict[str, Any] = {"chat_template": True, "thinking_budget": 9, "thinking_prefix": "clean"}
     planned = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, **prefix)
     less = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, chat_template=True)
-    monkeypatch.setattr(sweep_plan, "thinking_requests", lambda *_: ())
+    monkeypatch.setattr(counted, "thinking_requests", lambda *_: ())
     read = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, **prefix)
     assert read.cells[0].unshared.tokens > less.cells[0].unshared.tokens
     # The clean model reads each prompt once, and writes nine tokens, the end marker and white space after it.
