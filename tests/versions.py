@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only and options.write:
         parser.error("--only would leave rows of the page out: use it without --write")
     interpreters = {_version(path): path for path in options.python}
-    lines = ["| Python | torch | transformers | TransformerLens | |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| Python | torch | transformers | TransformerLens | tests |", "| --- | --- | --- | --- | --- |"]
     worked = True
     for wanted in COMBINATIONS:
         if options.only and wanted.name not in options.only:

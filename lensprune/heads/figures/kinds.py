@@ -43,7 +43,7 @@ def _scatter(scores: pd.DataFrame, score: str | None, effects: Effects, title: s
     return Figure(
         f"heads_by_{score}",
         f"Scatter plots: change of accuracy without each head against its {score.replace('_', ' ')} score",
-        "Δμ without each head against what it does. Dark: q ≤ 0.05; the three largest losses are labelled.",
+        "Δμ without each head against what it does. Diamonds: q ≤ 0.05; the three largest losses are labelled.",
         partial(head_function_scatter, joined, score, title=title),
         lambda: joined[kept],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.made_runs import HOSTILE, N_LAYERS, heads_run, layers_run
 
@@ -179,7 +182,7 @@ def test_the_keyboard_reaches_and_works_the_page(opened: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_both_colour_schemes(opened: Any, scheme: str) -> None:
+def test_text_and_figures_follow_both_colour_schemes(opened: Any, scheme: str) -> None:
     opened.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
@@ -194,6 +197,10 @@ def test_text_can_be_read_in_both_colour_schemes(opened: Any, scheme: str) -> No
     # WCAG 2.2, level AA
     assert min(ratio) >= 4.5
     assert len(ratio) >= 5
+    picture = opened.find_element("css selector", "figure img").screenshot_as_png
+    brightness = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
+    # Most of a figure is its ground.
+    assert np.median(brightness) == 255 if scheme == "light" else 15 < np.median(brightness) < 40
 
 
 @pytest.mark.slow
