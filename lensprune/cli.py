@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lensprune.commands import analyse as analyse_command
 from lensprune.commands import attribute as attribute_command
@@ -48,6 +48,9 @@ from lensprune.sweeps.options import (
 )
 from lensprune.terminal import lasting_streams, stage
 from lensprune.version import __version__
+
+if TYPE_CHECKING:
+    from lensprune.sweeps.selection import VariantSelection
 
 __all__ = ["main"]
 
@@ -217,6 +220,12 @@ def _check_models(arguments: argparse.Namespace) -> None:
             model_kind(name)
 
 
+def _selection(arguments: argparse.Namespace) -> VariantSelection:
+    from lensprune.sweeps.selection import VariantSelection
+
+    return VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads, arguments.at)
+
+
 def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a sweep as keyword arguments of `lensprune.sweep`.
 
@@ -224,13 +233,12 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if not arguments.task:
         raise UserError("no task given: use --task NAME (lensprune tasks lists them)")
-    from lensprune.sweeps.selection import VariantSelection
     from lensprune.tasks import find_task
 
     values = {
         "tasks": arguments.task,
         "protocols": arguments.protocol or ["default"],
-        "variants": VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
+        "variants": _selection(arguments),
         **option_values(arguments, SweepOptions),
     }
     SweepOptions.given(**values)
@@ -254,12 +262,11 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         group(**option_values(arguments, group))
     from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
     from lensprune.output.tables import frame_json, metrics_report
-    from lensprune.sweeps.selection import VariantSelection
 
     table = sweep_lm_eval(
         arguments.model,
         arguments.lm_eval_task,
-        VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
+        _selection(arguments),
         **used,
         out=arguments.out,
     )
