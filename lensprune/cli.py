@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lensprune.commands import analyse as analyse_command
 from lensprune.commands import attribute as attribute_command
@@ -27,6 +27,7 @@ from lensprune.commands import noise as noise_command
 from lensprune.commands import paper as paper_command
 from lensprune.commands import power as power_command
 from lensprune.commands import primitives as primitives_command
+from lensprune.commands import removal as removal_command
 from lensprune.commands import report as report_command
 from lensprune.commands import runs as runs_command
 from lensprune.commands.examples import examples_of
@@ -49,12 +50,16 @@ from lensprune.sweeps.options import (
 from lensprune.terminal import lasting_streams, stage
 from lensprune.version import __version__
 
+if TYPE_CHECKING:
+    from lensprune.sweeps.selection import VariantSelection
+
 __all__ = ["main"]
 
 _Run = Callable[[argparse.Namespace], int]
 _LONGEST_MESSAGE = 600
 _COMPUTING = (
-    "attribute", "delta", "demo", "fidelity", "heads", "noise", "paper", "plan", "primitives", "resume", "sweep",
+    "attribute", "delta", "demo", "fidelity", "heads", "noise", "paper", "plan", "primitives", "removal", "resume",
+    "sweep",
 )  # fmt: skip
 """Commands that run a model, or measure how fast one would run."""
 
@@ -102,6 +107,10 @@ def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser]
     """Each command: its name, what runs it, its help, and what adds its arguments; in the order of the help."""
     modules = {
         "heads": (heads_command, "measure what each attention head does"),
+        "removal": (
+            removal_command,
+            "measure accuracy as heads are removed in the order of rankings, beside random orders",
+        ),
         "delta": (
             delta_command,
             "exchange weights between a base and a distilled model, and measure which ones carry the gain",
@@ -217,6 +226,12 @@ def _check_models(arguments: argparse.Namespace) -> None:
             model_kind(name)
 
 
+def _selection(arguments: argparse.Namespace) -> VariantSelection:
+    from lensprune.sweeps.selection import VariantSelection
+
+    return VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads, arguments.at)
+
+
 def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a sweep as keyword arguments of `lensprune.sweep`.
 
@@ -224,13 +239,12 @@ def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if not arguments.task:
         raise UserError("no task given: use --task NAME (lensprune tasks lists them)")
-    from lensprune.sweeps.selection import VariantSelection
     from lensprune.tasks import find_task
 
     values = {
         "tasks": arguments.task,
         "protocols": arguments.protocol or ["default"],
-        "variants": VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
+        "variants": _selection(arguments),
         **option_values(arguments, SweepOptions),
     }
     SweepOptions.given(**values)
@@ -254,12 +268,11 @@ def _sweep_lm_eval(arguments: argparse.Namespace) -> int:
         group(**option_values(arguments, group))
     from lensprune.adapters.lm_eval_sweep import sweep_lm_eval
     from lensprune.output.tables import frame_json, metrics_report
-    from lensprune.sweeps.selection import VariantSelection
 
     table = sweep_lm_eval(
         arguments.model,
         arguments.lm_eval_task,
-        VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads),
+        _selection(arguments),
         **used,
         out=arguments.out,
     )

@@ -82,7 +82,7 @@ def table(order: str) -> str:
     """All of `WORKS`, on items that are ``drawn`` or the ``first``."""
     heads = [
         "model", "task", "removed", "items × samples", "clean accuracy", "σ of Δμ, independent", "σ of Δμ, common",
-        "variances' ratio", "median over parts (range)",
+        "variance ratio", "median over parts (range)",
     ]  # fmt: skip
     lines = [heads, ["---"] * len(heads), *(row(*work, order=order) for work in WORKS)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -48,13 +48,13 @@ ROWS = (
         (f"{FAULTS}::test_disk_full", f"{FAULTS}::test_a_disk_that_is_really_full_and_really_read_only"),
     ),
     Row(
-        "run folder that may not be written",
+        "read-only run folder",
         "one line, nothing written",
         (f"{FAULTS}::test_a_folder_that_may_not_be_written",),
     ),
     Row(
-        "stored cell that was cut, changed, emptied or renamed",
-        "found by its checksum, named, set aside, computed again",
+        "stored cell that was truncated, changed, emptied or renamed",
+        "found by its checksum, reported, set aside, computed again",
         (f"{FAULTS}::test_a_damaged_cell_is_named_set_aside_and_computed_again",),
     ),
     Row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from lensprune.ablation.kinds import MeanMode
 from lensprune.ablation.optimal import optimal_constants
+from lensprune.ablation.positions import ALL
 from lensprune.ablation.recorded import recorded
 from lensprune.ablation.reference import OPTIMAL_PROMPTS, ReferenceActivations, site_of
 from lensprune.ablation.variants import Variant
@@ -74,7 +76,8 @@ def collect_reference(
         UserError: no prompts, an empty prompt, one that is longer than the model's context, or an unknown mode.
     """
     _check_prompts(model, prompts, mode)
-    ablations = [a for v in variants for a in v.ablations]
+    # A value is the same wherever it is put.
+    ablations = list(dict.fromkeys(replace(a, at=ALL) for v in variants for a in v.ablations))
     means_at = {site_of(a.component) for a in ablations if a.definition.reference in ("mean", "optimal")}
     donor_at = {site_of(a.component) for a in ablations if a.definition.reference == "donor"}
     sums, donor = _collect(model, prompts, means_at, donor_at, random.Random(donor_seed).randrange(len(prompts)), mode)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lensprune.ablation.positions import positions_named
 from lensprune.errors import UserError
 from lensprune.registry import Registry
 
@@ -18,6 +19,7 @@ __all__ = [
     "MLP",
     "Attention",
     "Component",
+    "ComponentAt",
     "Head",
     "KVGroup",
     "Layer",
@@ -143,6 +145,10 @@ class Component:
         """Name of the activation that the component is, or is part of: a hook name, except for `Slot.CONTRIBUTION`."""
         return self.part.slot.site(self.layer)
 
+    def __matmul__(self, at: str) -> ComponentAt:
+        """The component at some positions: ``Head(16, 0) @ "last"``."""
+        return ComponentAt(self.layer, self, positions_named(at).text)
+
     def selected(self, facts: ModelFacts) -> list[int] | None:
         """Indices along the site's first axis after the tokens; ``None``: all."""
         select, index = self.part.select, self.index
@@ -165,6 +171,26 @@ class Component:
 
     def _fields(self) -> dict[str, int]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, order=True)
+class ComponentAt(Component):
+    """A component, to be ablated at some positions only; `Ablation` takes it apart. Made by ``component @ at``.
+
+    Examples:
+        >>> lp.Ablation(lp.Head(2, 3) @ "last", "zero").name
+        'L2.H3@last.zero'
+    """
+
+    component: Component
+    at: str
+
+    def __repr__(self) -> str:
+        return f"{self.component!r} @ {self.at!r}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.component.label}@{self.at}"
 
 
 C = TypeVar("C", bound=type[Component])

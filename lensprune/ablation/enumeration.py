@@ -17,6 +17,7 @@ from lensprune.ablation.components import (
     check_component,
     part_named,
 )
+from lensprune.ablation.positions import ALL
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import AnyModel, ModelFacts
@@ -48,25 +49,33 @@ def _facts(model: ModelOrFacts) -> ModelFacts:
 
 
 def _each(
-    model: ModelOrFacts, part: Part, kind: str, layers: Sequence[int] | None, indices: Sequence[int] | None = None
+    model: ModelOrFacts,
+    part: Part,
+    kind: str,
+    layers: Sequence[int] | None,
+    indices: Sequence[int] | None = None,
+    at: str = ALL,
 ) -> list[Variant]:
     facts = _facts(model)
     variants = []
     for layer in range(facts.n_layers) if layers is None else layers:
         check_component(Layer(layer), facts)
         for component in part.each(facts, layer, indices):
-            ablation = Ablation(component, kind)
+            ablation = Ablation(component, kind, at)
             variants.append(Variant(ablation.name, (ablation,)))
     return variants
 
 
-def each_layer(model: ModelOrFacts, kind: str = "skip", layers: Sequence[int] | None = None) -> list[Variant]:
+def each_layer(
+    model: ModelOrFacts, kind: str = "skip", layers: Sequence[int] | None = None, *, at: str = ALL
+) -> list[Variant]:
     """Make one variant per layer (paper §3: one layer removed at a time).
 
     Args:
         model: a loaded model, or its `ModelFacts`.
         kind: the ablation kind.
         layers: only these layers, 0-based; ``None`` takes all.
+        at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
 
     Returns:
         Variants named like ``L3.skip``, in order of depth.
@@ -78,16 +87,19 @@ def each_layer(model: ModelOrFacts, kind: str = "skip", layers: Sequence[int] | 
         >>> [variant.name for variant in lp.each_layer(model, layers=[0, 2])]
         ['L0.skip', 'L2.skip']
     """
-    return _each(model, part_named("layer"), kind, layers)
+    return _each(model, part_named("layer"), kind, layers, at=at)
 
 
-def each_attention(model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
+def each_attention(
+    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, *, at: str = ALL
+) -> list[Variant]:
     """Make one variant per attention branch.
 
     Args:
         model: a loaded model, or its `ModelFacts`.
         kind: the ablation kind.
         layers: only these layers, 0-based; ``None`` takes all.
+        at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
 
     Returns:
         Variants named like ``L3.attention.zero``, in order of depth.
@@ -99,16 +111,19 @@ def each_attention(model: ModelOrFacts, kind: str = "zero", layers: Sequence[int
         >>> lp.each_attention(model, "mean")[3].name
         'L3.attention.mean'
     """
-    return _each(model, part_named("attention"), kind, layers)
+    return _each(model, part_named("attention"), kind, layers, at=at)
 
 
-def each_mlp(model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None) -> list[Variant]:
+def each_mlp(
+    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, *, at: str = ALL
+) -> list[Variant]:
     """Make one variant per MLP branch.
 
     Args:
         model: a loaded model, or its `ModelFacts`.
         kind: the ablation kind.
         layers: only these layers, 0-based; ``None`` takes all.
+        at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
 
     Returns:
         Variants named like ``L3.mlp.zero``, in order of depth.
@@ -120,11 +135,16 @@ def each_mlp(model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | No
         >>> lp.each_mlp(model)[0].name
         'L0.mlp.zero'
     """
-    return _each(model, part_named("mlp"), kind, layers)
+    return _each(model, part_named("mlp"), kind, layers, at=at)
 
 
 def each_head(
-    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+    model: ModelOrFacts,
+    kind: str = "zero",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    *,
+    at: str = ALL,
 ) -> list[Variant]:
     """Make one variant per query head.
 
@@ -133,6 +153,7 @@ def each_head(
         kind: the ablation kind.
         layers: only these layers, 0-based; ``None`` takes all.
         heads: only these heads of each layer, 0-based; ``None`` takes all.
+        at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
 
     Returns:
         Variants named like ``L3.H1.zero``, layer by layer.
@@ -143,12 +164,19 @@ def each_head(
     Examples:
         >>> len(lp.each_head(model)), lp.each_head(model, layers=[3], heads=[1])[0].name
         (16, 'L3.H1.zero')
+        >>> lp.each_head(model, layers=[3], heads=[1], at="last")[0].name
+        'L3.H1@last.zero'
     """
-    return _each(model, part_named("head"), kind, layers, heads)
+    return _each(model, part_named("head"), kind, layers, heads, at=at)
 
 
 def each_kv_group(
-    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, groups: Sequence[int] | None = None
+    model: ModelOrFacts,
+    kind: str = "zero",
+    layers: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
+    *,
+    at: str = ALL,
 ) -> list[Variant]:
     """Make one variant per key/value group, all its query heads together.
 
@@ -157,6 +185,7 @@ def each_kv_group(
         kind: the ablation kind.
         layers: only these layers, 0-based; ``None`` takes all.
         groups: only these groups of each layer, 0-based; ``None`` takes all.
+        at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
 
     Returns:
         Variants named like ``L3.KV1.zero``, layer by layer.
@@ -168,11 +197,16 @@ def each_kv_group(
         >>> [variant.name for variant in lp.each_kv_group(model, layers=[3])]
         ['L3.KV0.zero', 'L3.KV1.zero']
     """
-    return _each(model, part_named("kv_group"), kind, layers, groups)
+    return _each(model, part_named("kv_group"), kind, layers, groups, at=at)
 
 
 def each_head_and_group(
-    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+    model: ModelOrFacts,
+    kind: str = "zero",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    *,
+    at: str = ALL,
 ) -> list[Variant]:
     """Make one variant per query head, and one per key/value group that one of these heads belongs to.
 
@@ -181,6 +215,7 @@ def each_head_and_group(
         kind: the ablation kind.
         layers: only these layers, 0-based; ``None`` takes all.
         heads: only these query heads of each layer, 0-based; ``None`` takes all.
+        at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
 
     Returns:
         The heads' variants, then the groups'.
@@ -194,7 +229,7 @@ def each_head_and_group(
     """
     facts = _facts(model)
     groups = None if heads is None else sorted({head // facts.heads_per_group for head in heads})
-    return [*each_head(facts, kind, layers, heads), *each_kv_group(facts, kind, layers, groups)]
+    return [*each_head(facts, kind, layers, heads, at=at), *each_kv_group(facts, kind, layers, groups, at=at)]
 
 
 def layer_range(model: ModelOrFacts, first: int, last: int, kind: str = "skip") -> Variant:
@@ -260,6 +295,7 @@ def enumerate_variants(
     kind: str | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    at: str = ALL,
 ) -> list[Variant]:
     """The variants of ``--over``: one of `over_words`.
 
@@ -267,14 +303,15 @@ def enumerate_variants(
         kind: the ablation; ``None`` takes skip for layers and zero for everything else, or the part's default.
         layers: only these layers.
         heads: only these heads, groups or other indices within a layer; only for `indexed_words`.
+        at: which tokens are changed.
     """
     kind = kind or default_kind(over)
     if heads is not None and over not in indexed_words():
         raise UserError(f"heads are given but the sweep is over {over}: use over {', '.join(indexed_words())}")
     if over == HEADS_AND_GROUPS:
-        return each_head_and_group(model, kind, layers, heads)
+        return each_head_and_group(model, kind, layers, heads, at=at)
     [part] = parts_over(over)
-    return _each(model, part, kind, layers, heads)
+    return _each(model, part, kind, layers, heads, at=at)
 
 
 def parse_indices(text: str, size: int, what: str = "layer") -> list[int]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from lensprune.ablation.components import Component, Slot
+from lensprune.ablation.positions import ALL
 from lensprune.ablation.reference import ReferenceActivations, check_variants, replacement
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import HookNeverFired, LensPruneError, UserError, first_line, unknown_name
@@ -83,12 +84,14 @@ class BatchState:
     """What the hooks need to know about the current forward pass; the executor sets it before each pass.
 
     `position_ids` counts each row's tokens from its first real one; padding has position 0. `tokens` are their ids,
-    `items` the id of each row's item (``None`` if it has none).
+    `items` the id of each row's item (``None`` if it has none). `masks`: which tokens each of the variant's
+    selectors of positions (`Variant.at`) chooses.
     """
 
     position_ids: Int[torch.Tensor, "batch pos"] | None = None
     tokens: Int[torch.Tensor, "batch pos"] | None = None
     items: tuple[str | None, ...] = ()
+    masks: Mapping[str, Bool[torch.Tensor, "batch pos"]] = field(default_factory=dict)
 
 
 class VariantHooks:
@@ -183,6 +186,15 @@ class VariantHooks:
         changed[:, :, selected] = value[:, :, selected]
         return changed
 
+    def _at(self, ablation: Ablation, changed: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
+        """The changed activation at the ablation's positions, and the activation elsewhere."""
+        if ablation.at == ALL:
+            return changed
+        mask = self._state.masks.get(ablation.at)
+        if mask is None:
+            raise LensPruneError(f"{ablation.name}: the executor did not set which tokens are at {ablation.at!r}")
+        return torch.where(mask.view(*mask.shape, *[1] * (activation.ndim - 2)), changed, activation)
+
     def _read_residual(self, component: Component) -> HookFunction:
         def read(activation: torch.Tensor, hook: Any) -> None:
             self._residuals[component] = activation
@@ -194,12 +206,12 @@ class VariantHooks:
             residual = self._residuals.pop(ablation.component)
             if ablation.adds_nothing and ablation.replaces_block:
                 return residual
-            return residual + self._replaced(ablation, activation - residual)
+            return self._at(ablation, residual + self._replaced(ablation, activation - residual), activation)
 
         return replace
 
     def _replace(self, ablation: Ablation) -> HookFunction:
         def replace(activation: torch.Tensor, hook: Any) -> torch.Tensor:
-            return self._replaced(ablation, activation)
+            return self._at(ablation, self._replaced(ablation, activation), activation)
 
         return replace

@@ -13,6 +13,7 @@ from lensprune.ablation.choices import (
 )
 from lensprune.ablation.components import (
     Component,
+    ComponentAt,
     Layer,
     Part,
     Slot,
@@ -21,11 +22,14 @@ from lensprune.ablation.components import (
     parts,
 )
 from lensprune.ablation.kinds import AblationKind, ablation_kind
+from lensprune.ablation.positions import ALL, positions_named
 from lensprune.errors import UserError
 from lensprune.models.base import HookFunction, ModelFacts
 
 __all__ = ["CLEAN", "Ablation", "HookName", "Variant", "VariantsLike", "as_variants", "check_names", "variant_named"]
 
+
+_RANGE = re.compile(r"L(\d+)-(\d+)")
 
 HookName: TypeAlias = str | Callable[[str], bool]
 """A hook point's name or, as in TransformerLens, a function that accepts or rejects names."""
@@ -33,25 +37,47 @@ HookName: TypeAlias = str | Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Ablation:
-    """One component, replaced by one kind of ablation.
+    """One component, replaced by one kind of ablation, at all positions or some.
+
+    `at`: the positions, as `lensprune.ablation.positions.positions_named` reads them; ``all`` by default.
+    ``Ablation(component @ at, kind)`` is the same.
 
     Raises:
-        UserError: an unknown kind, or one that the component doesn't allow.
+        UserError: an unknown kind, or one that the component doesn't allow; positions that can't be read.
 
     Examples:
         >>> lp.Ablation(lp.Head(2, 3), "zero").name
         'L2.H3.zero'
+        >>> lp.Ablation(lp.Head(2, 3), "zero", at="-5:") == lp.Ablation(lp.Head(2, 3) @ "-5:", "zero")
+        True
     """
 
     component: Component
     kind: str
+    at: str = ALL
 
     def __post_init__(self) -> None:
+        if isinstance(self.component, ComponentAt):
+            if self.at not in (ALL, self.component.at):
+                raise UserError(f"{self.component.label} has positions already: leave at={self.at!r} out")
+            object.__setattr__(self, "at", self.component.at)
+            object.__setattr__(self, "component", self.component.component)
+        object.__setattr__(self, "at", positions_named(self.at).text)
         check_allowed(self.kind, part_of(self.component), f"{self.component.label} is")
 
     @property
     def name(self) -> str:
-        return f"{self.component.label}.{self.kind}"
+        return f"{self.place}.{self.kind}"
+
+    @property
+    def place(self) -> str:
+        """The component's label, with the positions unless they are all."""
+        return self.component.label if self.at == ALL else f"{self.component.label}@{self.at}"
+
+    @property
+    def how(self) -> str:
+        """The kind, with the positions unless they are all: what several components of one sweep have in common."""
+        return self.kind if self.at == ALL else f"{self.kind}@{self.at}"
 
     @property
     def definition(self) -> AblationKind:
@@ -69,9 +95,15 @@ class Ablation:
 
     @property
     def replaces_block(self) -> bool:
-        """Whether a whole block's contribution is replaced by a value that does not depend on it: it need not run."""
+        """Whether a whole block's contribution is replaced by a value that does not depend on it, at all positions: it
+        need not run."""
         part = self.component.part
-        return part.slot is Slot.CONTRIBUTION and part.is_branch and not self.definition.reads_activation
+        return (
+            self.at == ALL
+            and part.slot is Slot.CONTRIBUTION
+            and part.is_branch
+            and not self.definition.reads_activation
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +144,7 @@ class Variant:
         components = [ablation.component for ablation in self.ablations]
         twice = next((component for component in components if components.count(component) > 1), None)
         if twice is not None:
-            kinds = " and ".join(a.kind for a in self.ablations if a.component == twice)
+            kinds = " and ".join(a.how for a in self.ablations if a.component == twice)
             raise UserError(f"variant {self.name!r} ablates {twice.label} by {kinds}: keep one of them")
 
     @property
@@ -120,7 +152,7 @@ class Variant:
         return not self.ablations and not self.hooks
 
     def _repr_html_(self) -> str:
-        rows: list[tuple[str, str]] = [(ablation.component.label, ablation.kind) for ablation in self.ablations]
+        rows: list[tuple[str, str]] = [(ablation.place, ablation.kind) for ablation in self.ablations]
         rows += [(_called(name), f"hook {_called(function)}") for name, function in self.hooks]
         lines = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows)
         table = f"<table><tr><th>where</th><th>what happens</th></tr>{lines}</table>" if rows else "nothing is changed"
@@ -150,8 +182,13 @@ class Variant:
 
     @property
     def ablation(self) -> str:
-        """The ablation kinds, joined by ``+``; empty for clean."""
-        return "+".join(sorted({a.kind for a in self.ablations}))
+        """The ablation kinds, with their positions (``zero@last``), joined by ``+``; empty for clean."""
+        return "+".join(sorted({a.how for a in self.ablations}))
+
+    @property
+    def at(self) -> tuple[str, ...]:
+        """The positions of the ablations that don't change all."""
+        return tuple(dict.fromkeys(a.at for a in self.ablations if a.at != ALL))
 
     def check(self, facts: ModelFacts) -> None:
         """Raise `UserError` if a component does not exist in the model."""
@@ -189,30 +226,55 @@ def variant_named(name: str) -> Variant:
     """The variant with this name, as given by `each_layer` and its siblings, `layer_range` or a set of components.
 
     A place and a kind of ablation, separated by a dot: ``L12.skip``, ``L12.mlp.zero``, ``L12.H3.mean``,
-    ``L10-14.skip``, ``L1.H0+L2.H3.zero``; or ``clean``. A number with leading zeros means the same place.
+    ``L10-14.skip``, ``L1.H0+L2.H3.zero``; or ``clean``. A place may have positions: ``L12.H3@last.zero``. A number with
+    leading zeros means the same place.
 
     Raises:
         UserError: another form, an unknown place or kind, or a kind that is not for this place.
     """
     if name == CLEAN.name:
         return CLEAN
-    name = re.sub(r"(?<=[A-Z-])0+(?=\d)", "", name)
     place, _, kind = name.rpartition(".")
-    components: list[Component] = []
-    for label in place.split("+"):
-        between = re.fullmatch(r"L(\d+)-(\d+)", label)
-        if between is not None:
-            first, last = int(between[1]), int(between[2])
-            if first > last:
-                raise UserError(f"layer range {first}-{last} is empty: the first layer must not exceed the last")
-            components += [Layer(layer) for layer in range(first, last + 1)]
-            continue
-        labelled = next((component for part in parts() if (component := _labelled(part, label)) is not None), None)
-        if labelled is None:
-            labels = ", ".join(part.label.format_map(_Digits()) for part in parts())
-            raise UserError(f"unknown variant {name!r}: expected a place and an ablation, like {labels} and .zero")
-        components.append(labelled)
-    return Variant(name, tuple(Ablation(component, kind) for component in components))
+    places = _places(place)
+    ablations = [Ablation(component, kind, at) for label, at in places for component in _components(label, name)]
+    canonical = "+".join(label if at == ALL else f"{label}@{positions_named(at).text}" for label, at in places)
+    return Variant(f"{canonical}.{kind}", tuple(ablations))
+
+
+def _places(text: str) -> list[tuple[str, str]]:
+    """Labels and positions of places joined by ``+``, which a regular expression may contain too."""
+    places: list[tuple[str, str]] = []
+    for piece in text.split("+"):
+        label, found, at = piece.partition("@")
+        label = re.sub(r"(?<=[A-Z-])0+(?=\d)", "", label)
+        if places and places[-1][1] != ALL and not _is_place(label):
+            places[-1] = places[-1][0], f"{places[-1][1]}+{piece}"
+        else:
+            places.append((label, at if found else ALL))
+    return places
+
+
+def _is_place(label: str) -> bool:
+    return _RANGE.fullmatch(label) is not None or any(_labelled(part, label) is not None for part in parts())
+
+
+def _components(label: str, name: str) -> list[Component]:
+    """The component with that label, or the layers of a range.
+
+    Raises:
+        UserError: there is none; the message has the `name` of the variant.
+    """
+    between = _RANGE.fullmatch(label)
+    if between is not None:
+        first, last = int(between[1]), int(between[2])
+        if first > last:
+            raise UserError(f"layer range {first}-{last} is empty: the first layer must not exceed the last")
+        return [Layer(layer) for layer in range(first, last + 1)]
+    labelled = next((component for part in parts() if (component := _labelled(part, label)) is not None), None)
+    if labelled is None:
+        labels = ", ".join(part.label.format_map(_Digits()) for part in parts())
+        raise UserError(f"unknown variant {name!r}: expected a place and an ablation, like {labels} and .zero")
+    return [labelled]
 
 
 class _Digits(dict[str, int]):
@@ -260,6 +322,6 @@ def _as_variant(given: Any) -> Variant:
         kinds = {ablation.kind for ablation in given}
         if len(kinds) > 1:
             return Variant("+".join(ablation.name for ablation in given), tuple(given))
-        labels = "+".join(ablation.component.label for ablation in given)
+        labels = "+".join(ablation.place for ablation in given)
         return Variant(f"{labels}.{kinds.pop()}", tuple(given))
     raise UserError(_no_change(given))

@@ -19,6 +19,7 @@ from lensprune.errors import LensPruneError, UserError, first_line, unknown_name
 from lensprune.models.adapt import current_model
 from lensprune.models.base import AnyModel
 from lensprune.offline import is_offline
+from lensprune.sweeps.reached import check_reached
 
 __all__ = ["LmEvalOptions", "run_lm_eval_tasks"]
 
@@ -103,6 +104,7 @@ def run_lm_eval_tasks(
     evaluate(recorder, bootstrap_iters=0)
     results_of: dict[str, dict[str, Any]] = {}
     requests = recorder.requests
+    check_reached(hooked, [[request] for request in requests], variants, f"lm-eval's {', '.join(task_names)}")
     if announce is not None:
         announce(len(requests) * len(variants))
     for answered in executor.run(requests, variants, reference=reference, progress=progress):

@@ -6,6 +6,7 @@ import argparse
 
 from lensprune.ablation.choices import indexed_words, over_words
 from lensprune.ablation.kinds import ablation_kinds
+from lensprune.ablation.positions import ALL
 from lensprune.protocols.registry import protocol_names
 from lensprune.registry import in_words
 from lensprune.sweeps.options import (
@@ -115,6 +116,13 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         "--ablation",
         metavar="KIND",
         help=f"{in_words(list(ablation_kinds()))} (default: skip for layers, else zero)",
+    )
+    removed.add_argument(
+        "--at",
+        default=ALL,
+        metavar="POSITIONS",
+        help="tokens at which it is removed: last, prompt, generated, an index or slice of the prompt (--at=-5:), "
+        "generated[0:3], regex:PATTERN; commas unite several (default: all)",
     )
     add_options(removed, Reference, Screening)
     add_options(parser.add_argument_group("when to stop measuring a variant"), StopEarly)

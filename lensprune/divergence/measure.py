@@ -26,6 +26,7 @@ from lensprune.sweeps.cells import reference_of
 from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import check_before_loading, resolved_variants
+from lensprune.sweeps.reached import check_positions
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
 from lensprune.terminal import progress_bar
@@ -157,6 +158,7 @@ def read_answers(
     changed = tuple(v for v in resolved_variants(hooked.facts, options) if not v.is_clean)
     _check_plain_decoding(hooked, options.generation_config)
     conditions = conditions_of(hooked, loaded, options, text, with_reference=any(v.needs_reference for v in changed))
+    check_positions(hooked, conditions, changed)
     runner = make_executor(options.executor, hooked, options.batch_tokens, options.memory)
     readings = []
     bar: Any

@@ -10,12 +10,15 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.protocols.requests import Request, Response
 
-__all__ = ["AnswerCallback", "Executor", "ProgressCallback", "VariantResponses"]
+__all__ = ["AnswerCallback", "Executor", "ProgressCallback", "VariantResponses", "WorkCallback"]
 
 ProgressCallback = Callable[[int], None]
 """Called with the number of (variant, request) rows finished since the last call."""
 AnswerCallback = Callable[[str, Mapping[int, Response]], None]
 """Called with a variant's name and its answers since the last call, by request index."""
+WorkCallback = Callable[[str, float], None]
+"""Called with a variant's name and how many of its rows were worked off since the last call. Rows count in parts, by
+tokens of the prompt and new tokens; a text that ends early is done with those that it did not need."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Executor(Protocol):
 
     `run` yields each variant once, as soon as all its requests are answered; the order may differ from the one
     given. `reference` supplies the activations that `mean` and `resample` need. `on_answers` gets every answer as soon
-    as it is finished, without waiting for the variant's other answers.
+    as it is finished, without waiting for the variant's other answers. An executor may also take ``on_work``, a
+    `WorkCallback`, so that progress is shown while texts are written.
 
     Raises:
         HookNeverFired: a hook of a variant did not fire.

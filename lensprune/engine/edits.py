@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
@@ -12,14 +12,18 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.ablation.components import Slot, part_of
+from lensprune.ablation.positions import ALL as EVERYWHERE
 from lensprune.ablation.reference import ReferenceActivations, replacement
 from lensprune.ablation.variants import Ablation, Variant
+from lensprune.errors import LensPruneError
 from lensprune.models.base import ModelFacts
 
-__all__ = ["LayerEdits", "RowEdit", "Rows", "edits_by_layer", "first_layer"]
+__all__ = ["LayerEdits", "RowEdit", "Rows", "RowsAt", "edits_by_layer", "first_layer"]
 
 Rows = slice | torch.Tensor
 ALL = slice(None)
+RowsAt = Callable[[str, Rows], Rows | None]
+"""Which of some rows a selector of positions chooses; ``None``: none of them."""
 
 
 def first_layer(variant: Variant, n_layers: int) -> int:
@@ -115,6 +119,22 @@ class LayerEdits:
             edit.write(changed, position_ids)
         return changed
 
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> LayerEdits:
+        """The edits as they apply to `tokens` alone, flat indices in ascending order, which become the rows.
+
+        Rows must be all, or indices.
+        """
+
+        def moved(edit: RowEdit) -> RowEdit | None:
+            if isinstance(edit.rows, slice):
+                assert edit.rows == ALL
+                return edit
+            rows = torch.isin(tokens, edit.rows).nonzero()[:, 0]
+            return replace(edit, rows=rows) if len(rows) else None
+
+        slots = (self.contribution, self.attention, self.mlp, self.heads)
+        return LayerEdits(*([new for edit in edits if (new := moved(edit))] for edits in slots))
+
     def within(self, computed: np.ndarray) -> LayerEdits:
         """The edits of attention, MLP and heads, restricted to the `computed` tokens and renumbered to match.
 
@@ -136,11 +156,18 @@ class LayerEdits:
 
 
 def edits_by_layer(
-    assigned: Iterable[tuple[Variant, Rows]], reference: ReferenceActivations | None, facts: ModelFacts
+    assigned: Iterable[tuple[Variant, Rows]],
+    reference: ReferenceActivations | None,
+    facts: ModelFacts,
+    at: RowsAt | None = None,
 ) -> dict[int, LayerEdits]:
     """Collect the edits of several variants, each on its own rows.
 
+    Args:
+        at: narrows a variant's rows to those that a selector of positions chooses.
+
     Raises:
+        LensPruneError: a variant has positions, and `at` is missing.
         UserError: a component's part is not registered (its ablation would silently change nothing).
     """
     layers: dict[int, LayerEdits] = defaultdict(LayerEdits)
@@ -148,7 +175,14 @@ def edits_by_layer(
         for ablation in variant.ablations:
             component = ablation.component
             part = part_of(component)
-            edit = RowEdit(rows, ablation, reference, component.selected(facts))
+            own: Rows | None = rows
+            if ablation.at != EVERYWHERE:
+                if at is None:
+                    raise LensPruneError(f"{ablation.name}: it is not known which rows are at {ablation.at!r}")
+                own = at(ablation.at, rows)
+            if own is None:
+                continue
+            edit = RowEdit(own, ablation, reference, component.selected(facts))
             layer = layers[component.layer]
             match part.slot:
                 case Slot.CONTRIBUTION:

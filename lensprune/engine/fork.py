@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.attention import TreeAttention
-from lensprune.engine.edits import ALL, LayerEdits, edits_by_layer, first_layer
+from lensprune.engine.edits import ALL, LayerEdits, RowsAt, edits_by_layer, first_layer
 from lensprune.engine.last_layer import TreeQueries, keys_and_values
 from lensprune.engine.layers import LayerStack
+from lensprune.engine.marks import Marks
 from lensprune.engine.tree import PrefixTree
 from lensprune.models.base import ModelFacts
 
@@ -34,6 +35,7 @@ def fork_variants(
     variants: Sequence[Variant],
     reference: ReferenceActivations | None,
     keep_kv: KeepKV | None = None,
+    marks: Marks | None = None,
 ) -> Iterator[tuple[Variant, Float[torch.Tensor, "wanted d_model"]]]:
     """Yield each variant with the residuals that leave its last layer, lowest first changed layer first.
 
@@ -42,11 +44,13 @@ def fork_variants(
         keep_kv: receives the clean model's keys and values up to the highest first changed layer, and each variant's
             above its own first changed layer; up to and including that layer they equal the clean model's. A layer
             that a variant replaces as a whole has none.
+        marks: what the tree's tokens are marked with, for variants with positions.
     """
     forks: dict[int, list[Variant]] = defaultdict(list)
     for variant in variants:
         forks[first_layer(variant, stack.n_layers)].append(variant)
     run = _Pass(stack, facts, tree, wanted)
+    at = None if marks is None else _rows_at(tree, marks, facts)
     hidden = run.embedded
     # Clean layers run only while a later fork needs their residuals, or the caller needs the last keys and values.
     last = max(forks)
@@ -61,11 +65,23 @@ def fork_variants(
         run.save(False)
         for variant in starting:
             keep = None if keep_kv is None else partial(keep_kv, variant)
-            yield variant, run.resume(layer, hidden, edits_by_layer([(variant, ALL)], reference, facts), keep)
+            yield variant, run.resume(layer, hidden, edits_by_layer([(variant, ALL)], reference, facts, at), keep)
         run.forget()
         hidden = following
     for variant in forks.get(stack.n_layers, []):
         yield variant, hidden[0]
+
+
+def _rows_at(tree: PrefixTree, marks: Marks, facts: ModelFacts) -> RowsAt:
+    """The tree's tokens that a selector chooses, sent to the device once."""
+    of_tokens = tree.marks
+
+    @cache
+    def rows(at: str) -> torch.Tensor | None:
+        chosen = marks.chosen(of_tokens, at)
+        return torch.tensor(chosen, device=facts.device) if chosen else None
+
+    return lambda at, _: rows(at)
 
 
 class _Pass:
@@ -111,6 +127,8 @@ class _Pass:
         narrow = layer == self._last and self._narrow
         batch = self._last_batch if narrow else self.batch
         before = hidden[:, self._wanted] if narrow else hidden
+        if narrow and edits is not None:
+            edits = edits.among(self._wanted)
         after = before
         if edits is None or not edits.bypass:
             if narrow:

@@ -10,19 +10,21 @@ hooked executor's, so numbers agree to rounding, not bit for bit.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
-from lensprune.engine.decoding import GroupDecoder, group_variants, request_chunks
+from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses, WorkCallback
+from lensprune.engine.decoding import ChunkSize, GroupDecoder, group_variants, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
+from lensprune.engine.marks import Marks, marked
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.out_of_memory import out_of_memory, release_cached
 from lensprune.engine.probe import checked_stack
@@ -30,7 +32,7 @@ from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.tree import Tokens, build_tree, chunk_sequences
 from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel
+from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.protocols.requests import (
     GenerateRequest,
     LoglikelihoodRequest,
@@ -44,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_VARIANTS = 64
 """Variants per block. A block's answers are held until all its variants are done; each block reruns the clean model."""
+
+SHARE_MARGIN = 1.3
+"""Keys and values are planned for so much more than the last groups held; what doesn't fit then is decoded again."""
 
 
 class ForkedExecutor:
@@ -84,6 +89,7 @@ class ForkedExecutor:
         reference: ReferenceActivations | None = None,
         progress: ProgressCallback | None = None,
         on_answers: AnswerCallback | None = None,
+        on_work: WorkCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
@@ -97,11 +103,19 @@ class ForkedExecutor:
                 len(requests),
                 self._rope_buckets.longest,
             )
-        answers = self._answers(near, [v for v in variants if not v.hooks], reference, progress, on_answers)
+        plain = [v for v in variants if not v.hooks]
+        marks = Marks(self.model, plain)
+        near = {i: marked(request, marks.of(request)) for i, request in near.items()}
+        answers = self._answers(near, plain, marks, reference, progress, on_answers, on_work)
         for variant in variants:
             if variant.hooks:
                 yield from self._hooked.run(
-                    requests, [variant], reference=reference, progress=progress, on_answers=on_answers
+                    requests,
+                    [variant],
+                    reference=reference,
+                    progress=progress,
+                    on_answers=on_answers,
+                    on_work=on_work,
                 )
             else:
                 responses = next(answers)
@@ -109,7 +123,12 @@ class ForkedExecutor:
                     far_requests = [requests[i] for i in far]
                     placed = None if on_answers is None else partial(_placed, far, on_answers)
                     [by_hooks] = self._hooked.run(
-                        far_requests, [variant], reference=reference, progress=progress, on_answers=placed
+                        far_requests,
+                        [variant],
+                        reference=reference,
+                        progress=progress,
+                        on_answers=placed,
+                        on_work=on_work,
                     )
                     responses.update(zip(far, by_hooks.responses, strict=True))
                 yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
@@ -118,36 +137,43 @@ class ForkedExecutor:
         self,
         requests: Mapping[int, Request],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         progress: ProgressCallback | None,
         on_answers: AnswerCallback | None,
+        on_work: WorkCallback | None,
     ) -> Iterator[dict[int, Response]]:
         scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
         generated = {i: r for i, r in requests.items() if isinstance(r, GenerateRequest)}
         for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
             block = variants[begin : begin + CHECKPOINT_VARIANTS]
-            answered = [_Answers(variant.name, progress, on_answers) for variant in block]
-            self._score(scored, block, reference, answered)
-            for done in self._generate(generated, block, reference, answered):
-                yield from (a.responses for a in done)
+            answered = [_Answers(v.name, len(requests), progress, on_answers, on_work) for v in block]
+            self._score(scored, block, marks, reference, answered)
+            for done in self._generate(generated, block, marks, reference, answered):
+                for of_variant in done:
+                    of_variant.worked(len(requests))
+                    yield of_variant.responses
 
     def _generate(
         self,
         requests: dict[int, GenerateRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> Iterator[Sequence[_Answers]]:
         """Decode group by group; yields the answers of each group, in the order of the variants."""
         facts = self.model.facts
-        done = 0
+        done, shares = 0, _Shares(facts)
         while done < len(variants):
-            waiting = variants[done:]
-            chunks = request_chunks(requests, waiting, facts, self.limits)
-            group = next(group_variants(waiting, facts, chunks, self.limits))
+            waiting, limits = variants[done:], shares.widened(self.limits)
+            chunks = request_chunks(requests, waiting, facts, limits)
+            group = next(group_variants(waiting, facts, chunks, limits))
             answers = answered[done : done + len(group)]
             if all(
-                self._fits(partial(self._decode, chunk, group, reference, answers), len(chunk) * len(group))
+                self._fits(
+                    partial(self._decode, chunk, group, marks, reference, answers, shares), len(chunk) * len(group)
+                )
                 for chunk in chunks
             ):
                 done += len(group)
@@ -157,18 +183,32 @@ class ForkedExecutor:
         self,
         requests: dict[int, GenerateRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answers: Sequence[_Answers],
+        shares: _Shares,
     ) -> None:
-        indices = list(requests)
-        decoder = GroupDecoder(self.model, self._stack, variants, list(requests.values()), reference)
-        for variant, request, response in decoder.run():
-            answers[variant].add({indices[request]: response})
+        """Decode one chunk under a group of variants; those that didn't fit into the budget follow."""
+        waiting = list(range(len(variants)))
+        while waiting:
+            asked = {i: r for i, r in requests.items() if any(i not in answers[v].responses for v in waiting)}
+            if not asked:
+                return
+            group, indices = [variants[v] for v in waiting], list(asked)
+            decoder = GroupDecoder(
+                self.model, self._stack, group, list(asked.values()), reference, marks, self.limits.kv_bytes
+            )
+            of_group = [answers[v] for v in waiting]
+            for variant, request, response in decoder.run(partial(_worked, of_group)):
+                of_group[variant].add({indices[request]: response})
+            waiting = [waiting[variant] for variant in decoder.postponed]
+            shares.add(decoder.peak_kv_bytes, list(asked.values()), group, fitted=not waiting)
 
     def _score(
         self,
         requests: dict[int, LoglikelihoodRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> None:
@@ -179,7 +219,8 @@ class ForkedExecutor:
         while waiting:
             chunk = next(chunk_sequences(waiting, self.limits.tokens))
             chunk_requests = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
-            if self._fits(partial(self._score_chunk, chunk, chunk_requests, variants, reference, answered), len(chunk)):
+            score = partial(self._score_chunk, chunk, chunk_requests, variants, marks, reference, answered)
+            if self._fits(score, len(chunk)):
                 finished = set(chunk)
                 waiting = [sequence for sequence in waiting if sequence not in finished]
 
@@ -188,6 +229,7 @@ class ForkedExecutor:
         chunk: Sequence[Tokens],
         requests: dict[int, LoglikelihoodRequest],
         variants: Sequence[Variant],
+        marks: Marks,
         reference: ReferenceActivations | None,
         answered: Sequence[_Answers],
     ) -> None:
@@ -196,8 +238,10 @@ class ForkedExecutor:
         scorer = TreeScorer(tree, requests)
         wanted = scorer.positions.to(facts.device)
         answers = dict(zip([v.name for v in variants], answered, strict=True))
-        for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference):
-            answers[variant.name].add(scorer.score(self._stack, hidden))
+        for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference, marks=marks):
+            of_variant, scores = answers[variant.name], scorer.score(self._stack, hidden)
+            of_variant.add(scores)
+            of_variant.worked(len(scores))
 
     def _fits(self, work: Callable[[], None], size: int) -> bool:
         """Do `work` on `size` rows; if memory runs out, halve the budgets and return ``False``."""
@@ -222,20 +266,57 @@ class ForkedExecutor:
         return False
 
 
+class _Shares:
+    """How much of the most that they could need the last groups of variants held in keys and values: most texts end
+    before their last token, and rows that agree share their histories."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self._facts = facts
+        self._last: deque[float] = deque(maxlen=3)
+
+    def add(self, held: int, requests: Sequence[GenerateRequest], variants: Sequence[Variant], *, fitted: bool) -> None:
+        """A group held so many bytes at its peak, or did not fit: then the most is planned for again."""
+        self._last.append(held / ChunkSize(self._facts, requests).kv_bytes(variants) if fitted else 1.0)
+
+    def widened(self, limits: DecodeLimits) -> DecodeLimits:
+        """Limits on the most that a group could need, with which it probably stays within `limits`."""
+        share = min(1.0, SHARE_MARGIN * max(self._last, default=1.0))
+        return replace(limits, kv_bytes=int(limits.kv_bytes / share))
+
+
 class _Answers:
     """One variant's responses so far; work done again after an error is not reported twice."""
 
-    def __init__(self, variant: str, progress: ProgressCallback | None, on_answers: AnswerCallback | None) -> None:
+    def __init__(
+        self,
+        variant: str,
+        n_requests: int,
+        progress: ProgressCallback | None,
+        on_answers: AnswerCallback | None,
+        on_work: WorkCallback | None,
+    ) -> None:
         self.responses: dict[int, Response] = {}
-        self._variant, self._progress, self._on_answers = variant, progress, on_answers
+        self._left = float(n_requests)
+        self._variant, self._progress, self._on_answers, self._on_work = variant, progress, on_answers, on_work
+
+    def worked(self, rows: float) -> None:
+        """So many rows, or parts of rows, were worked off."""
+        rows = min(rows, self._left)
+        self._left -= rows
+        if rows > 0 and self._on_work is not None:
+            self._on_work(self._variant, rows)
 
     def add(self, responses: Mapping[int, Response]) -> None:
         new = {index: response for index, response in responses.items() if index not in self.responses}
-        self.responses.update(responses)
+        self.responses.update(new)
         if new and self._progress is not None:
             self._progress(len(new))
         if new and self._on_answers is not None:
             self._on_answers(self._variant, new)
+
+
+def _worked(answers: Sequence[_Answers], variant: int, rows: float) -> None:
+    answers[variant].worked(rows)
 
 
 def _placed(places: Sequence[int], on_answers: AnswerCallback, variant: str, answers: Mapping[int, Response]) -> None:

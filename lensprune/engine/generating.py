@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 
@@ -16,7 +17,7 @@ from lensprune.precision import widened
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 from lensprune.protocols.stopping import StopMatcher
 
-__all__ = ["Generation", "Generator"]
+__all__ = ["Generation", "Generator", "RowWork"]
 
 
 class Generation:
@@ -129,3 +130,25 @@ class Generator:
             assert sampled is not None
             chosen[places] = draw(warped(scores, sampled), keys)
         return chosen
+
+
+class RowWork:
+    """How much of each of some rows is done, by tokens: first its prompt, then each new token; see `WorkCallback`."""
+
+    def __init__(self, prompt_tokens: Sequence[float], max_new_tokens: Sequence[int]) -> None:
+        self._prompt, self._new = np.array(prompt_tokens, dtype=float), np.array(max_new_tokens, dtype=float)
+        self._whole = self._prompt + self._new
+
+    @property
+    def prompts(self) -> Float[np.ndarray, " row"]:
+        """Of each row, when its prompt has run."""
+        return self._prompt / self._whole
+
+    def step(self, rows: np.ndarray, ended_at: np.ndarray) -> Float[np.ndarray, " step_row"]:
+        """Of each of `rows`, when it got one more token.
+
+        Args:
+            ended_at: the length of each text that ends with this token; 0 for those that go on.
+        """
+        spared = np.where(ended_at > 0, self._new[rows] - ended_at, 0)
+        return (1 + spared) / self._whole[rows]

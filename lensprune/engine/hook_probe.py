@@ -14,6 +14,7 @@ from jaxtyping import Float
 from lensprune.ablation.hooks import BatchState, VariantHooks, own_hooks
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
+from lensprune.engine.marks import Marks
 from lensprune.models.base import HookedModel, HookFunction, NamedHook
 from lensprune.precision import widened
 from lensprune.protocols.requests import LoglikelihoodRequest, Request
@@ -25,8 +26,8 @@ _NOISE = 10.0
 """Tolerance for a hook's rows, as a multiple of the model's own differences between batched and single rows."""
 _LEAST = 1e-3
 
-_Row = tuple[tuple[int, ...], str | None]
-"""A row's tokens, and its item."""
+_Row = tuple[tuple[int, ...], tuple[int, ...], str | None]
+"""A row's tokens, their `Marks`, and its item."""
 
 
 def rows_are_independent(
@@ -38,7 +39,7 @@ def rows_are_independent(
     Args:
         requests: at least one; the rows are chosen from their inputs.
     """
-    rows = _rows(requests)
+    rows = _rows(requests, Marks(model, [variant]))
     without = replace(variant, hooks=())
 
     def apart(chosen: Variant) -> Float[torch.Tensor, "row d_vocab"]:
@@ -68,7 +69,7 @@ def warn_of_inert_hooks(
     """
     if not variant.hooks:
         return
-    rows, own = _rows(requests), own_hooks(variant)
+    rows, own = _rows(requests, Marks(model, [variant])), own_hooks(variant)
     changed = _logits(model, variant, rows, reference)
     inert: set[int] = set()
     for i in range(len(own)):
@@ -85,12 +86,12 @@ def warn_of_inert_hooks(
         )
 
 
-def _rows(requests: Sequence[Request]) -> list[_Row]:
+def _rows(requests: Sequence[Request], marks: Marks) -> list[_Row]:
     """Up to `_ROWS` different rows of equal length, the most common one."""
     by_length: dict[int, dict[_Row, None]] = defaultdict(dict)
     for request in requests:
         tokens = request.input_ids if isinstance(request, LoglikelihoodRequest) else request.context_ids
-        by_length[len(tokens)][tokens, request.item] = None
+        by_length[len(tokens)][tokens, marks.of(request), request.item] = None
     return max((list(rows) for rows in by_length.values()), key=len)[:_ROWS]
 
 
@@ -108,9 +109,10 @@ def _undone(function: HookFunction) -> HookFunction:
 def _logits(
     model: HookedModel, variant: Variant, rows: Sequence[_Row], reference: ReferenceActivations | None
 ) -> Float[torch.Tensor, "row d_vocab"]:
-    tokens = torch.tensor([row for row, _ in rows], device=model.facts.device)
+    tokens = torch.tensor([row for row, _, _ in rows], device=model.facts.device)
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-    state = BatchState(positions, tokens, tuple(item for _, item in rows))
+    masks = Marks(model, [variant]).masks([own for _, own, _ in rows], tokens)
+    state = BatchState(positions, tokens, tuple(item for _, _, item in rows), masks)
     hooks = VariantHooks(model, variant, state, reference)
     with torch.inference_mode(), model.hooks(hooks.named):
         return widened(model.forward(tokens, torch.ones_like(tokens), positions, logits_to_keep=1)[:, -1])

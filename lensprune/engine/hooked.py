@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 
 from lensprune.ablation.hooks import BatchState, VariantHooks, with_hook_names
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses
+from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses, WorkCallback
 from lensprune.engine.batching import batches_by_length, pad_left
-from lensprune.engine.generating import Generator
+from lensprune.engine.generating import Generator, RowWork
 from lensprune.engine.hook_probe import rows_are_independent
+from lensprune.engine.marks import Marks
 from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.scoring import pad_token_id, score_continuation
 from lensprune.models.base import HookedModel
@@ -53,20 +56,24 @@ class HookedExecutor:
         reference: ReferenceActivations | None = None,
         progress: ProgressCallback | None = None,
         on_answers: AnswerCallback | None = None,
+        on_work: WorkCallback | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
         likelihood = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
         generation = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
         for variant in (with_hook_names(self.model, variant) for variant in variants):
-            state = BatchState()
+            state, marks = BatchState(), Marks(self.model, [variant])
             hooks = VariantHooks(self.model, variant, state, reference)
             responses: dict[int, Response] = {}
             alike = self._alike(variant, requests, reference)
-            scored = self._score(likelihood, state, alike, by_item=bool(variant.hooks))
+            scored = self._score(likelihood, state, marks, alike, by_item=bool(variant.hooks))
             with torch.inference_mode(), self.model.hooks(hooks.named):
-                for answered in (scored, self._generate(generation, state, alike)):
+                worked = partial(_nothing if on_work is None else on_work, variant.name)
+                for answered in (scored, self._generate(generation, state, marks, alike, worked)):
                     for index, response in answered:
+                        if index in likelihood:
+                            worked(1.0)
                         responses[index] = response
                         if progress is not None:
                             progress(1)
@@ -91,22 +98,24 @@ class HookedExecutor:
         self,
         requests: dict[int, LoglikelihoodRequest],
         state: BatchState,
+        marks: Marks,
         alike: Callable[[tuple[int, ...]], Hashable],
         *,
         by_item: bool,
     ) -> Iterator[tuple[int, Response]]:
         """Score log-likelihood requests. With `by_item`, equal inputs of different items get separate rows."""
-        by_input: dict[tuple[tuple[int, ...], str | None], list[int]] = defaultdict(list)
+        by_input: dict[tuple[tuple[int, ...], tuple[int, ...], str | None], list[int]] = defaultdict(list)
         for index, request in requests.items():
-            by_input[request.input_ids, request.item if by_item else None].append(index)
+            by_input[request.input_ids, marks.of(request), request.item if by_item else None].append(index)
         inputs = list(by_input)
-        lengths = [len(row) for row, _ in inputs]
-        labels = [(self._rope_buckets.of_length(len(row)), alike(row)) for row, _ in inputs]
+        lengths = [len(row) for row, _, _ in inputs]
+        labels = [(self._rope_buckets.of_length(len(row)), alike(row)) for row, _, _ in inputs]
         for batch in batches_by_length(lengths, self.max_tokens, labels):
             rows = [inputs[i] for i in batch]
-            padded = pad_left([row for row, _ in rows], pad_token_id(self.model), self.model.facts.device)
+            padded = pad_left([row for row, _, _ in rows], pad_token_id(self.model), self.model.facts.device)
             state.position_ids, state.tokens = padded.position_ids, padded.input_ids
-            state.items = tuple(item for _, item in rows)
+            state.items = tuple(item for _, _, item in rows)
+            state.masks = marks.masks([own for _, own, _ in rows], padded.input_ids)
             kept = max(len(requests[i].continuation_ids) for row in rows for i in by_input[row])
             logits = self.model.forward(
                 padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept
@@ -117,7 +126,12 @@ class HookedExecutor:
                     yield index, score_continuation(row_logits[-len(continuation) :], continuation)
 
     def _generate(
-        self, requests: dict[int, GenerateRequest], state: BatchState, alike: Callable[[tuple[int, ...]], Hashable]
+        self,
+        requests: dict[int, GenerateRequest],
+        state: BatchState,
+        marks: Marks,
+        alike: Callable[[tuple[int, ...]], Hashable],
+        worked: Callable[[float], None],
     ) -> Iterator[tuple[int, Response]]:
         indices, to_generate = list(requests), list(requests.values())
         contexts = [len(r.context_ids) for r in to_generate]
@@ -132,10 +146,14 @@ class HookedExecutor:
             (self._rope_buckets.of(r), r.max_new_tokens if apart else 0, alike(r.context_ids)) for r in to_generate
         ]
         for batch in batches_by_length(lengths, self.max_tokens, labels):
-            yield from self._generate_batch({indices[i]: requests[indices[i]] for i in batch}, state)
+            yield from self._generate_batch({indices[i]: requests[indices[i]] for i in batch}, state, marks, worked)
 
     def _generate_batch(
-        self, requests: dict[int, GenerateRequest], state: BatchState
+        self,
+        requests: dict[int, GenerateRequest],
+        state: BatchState,
+        marks: Marks,
+        worked: Callable[[float], None],
     ) -> Iterator[tuple[int, Response]]:
         device, generator = self.model.facts.device, Generator(self.model)
         generations = {i: generator.start(request) for i, request in requests.items()}
@@ -143,8 +161,12 @@ class HookedExecutor:
         input_ids, mask, positions = padded.input_ids, padded.attention_mask, padded.position_ids
         cache = self.model.new_cache()
         state.items = tuple(r.item for r in requests.values())
-        open_rows = dict(enumerate(requests))
+        open_rows, step = dict(enumerate(requests)), 0
+        state.masks = marks.masks([marks.of(r) for r in requests.values()], input_ids)
+        work = RowWork([len(r.context_ids) for r in requests.values()], [r.max_new_tokens for r in requests.values()])
+        done = float(work.prompts.sum())
         while open_rows:
+            rows, ended_at = np.array(list(open_rows)), np.zeros(len(requests))
             state.position_ids, state.tokens = positions, input_ids
             logits = self.model.forward(input_ids, mask, positions, cache=cache, logits_to_keep=1)[:, -1]
             finite = torch.isfinite(logits).all(-1).tolist()
@@ -156,7 +178,16 @@ class HookedExecutor:
                     tokens[row] = generations[index].last
                 else:
                     del open_rows[row]
+                    ended_at[row] = len(generations[index])
                     yield index, response
+            worked(done + float(work.step(rows, ended_at[rows]).sum()))
+            done = 0.0
             input_ids = torch.tensor(tokens, device=device)[:, None]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             positions = positions[:, -1:] + 1
+            state.masks = marks.masks([[marks.of_generated(step)]] * len(requests), input_ids)
+            step += 1
+
+
+def _nothing(variant: str, rows: float) -> None:
+    """For callers that don't want to know of work."""

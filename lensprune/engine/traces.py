@@ -18,6 +18,7 @@ from lensprune.engine.batching import pad_left
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hook_probe import warn_of_inert_hooks
 from lensprune.engine.layers import LayerStack, UnsupportedByFastPath
+from lensprune.engine.marks import Marks, marked
 from lensprune.engine.probe import checked_stack
 from lensprune.engine.registry import executor_info
 from lensprune.engine.rope import LongRopeBuckets
@@ -83,9 +84,9 @@ def trace_tokens(
         warn_of_inert_hooks(model, variant, requests, reference)
     stack = _layer_stack(model) if shares_work else None
     traces: dict[str, dict[int, TokenTrace]] = {variant.name: {} for variant in variants}
-    rope_buckets = LongRopeBuckets(model)
+    rope_buckets, marks = LongRopeBuckets(model), Marks(model, variants)
     for chunk in _chunks(requests, most_positions, [rope_buckets.of_length(len(r.input_ids)) for r in requests]):
-        for variant, of_chunk in _traced(model, stack, [requests[i] for i in chunk], variants, reference):
+        for variant, of_chunk in _traced(model, stack, [requests[i] for i in chunk], variants, marks, reference):
             traces[variant.name].update(zip(chunk, of_chunk, strict=True))
             if progress is not None:
                 progress(len(chunk))
@@ -106,15 +107,16 @@ def _traced(
     stack: LayerStack | None,
     requests: Sequence[LoglikelihoodRequest],
     variants: Sequence[Variant],
+    marks: Marks,
     reference: ReferenceActivations | None,
 ) -> Iterator[tuple[Variant, list[TokenTrace]]]:
     """Each variant's traces of requests that run in one call, by the fast path where possible."""
     fast = [variant for variant in variants if stack is not None and not variant.hooks]
     slow = [variant for variant in variants if stack is None or variant.hooks]
     if stack is not None and fast:
-        yield from _forked(model, stack, requests, fast, reference)
+        yield from _forked(model, stack, requests, fast, marks, reference)
     if slow:
-        yield from zip(slow, _hooked(model, requests, slow, reference), strict=True)
+        yield from zip(slow, _hooked(model, requests, slow, marks, reference), strict=True)
 
 
 def _chunks(
@@ -179,15 +181,18 @@ def _forked(
     stack: LayerStack,
     requests: Sequence[LoglikelihoodRequest],
     variants: Sequence[Variant],
+    marks: Marks,
     reference: ReferenceActivations | None,
 ) -> Iterator[tuple[Variant, list[TokenTrace]]]:
+    requests = [marked(r, marks.of(r)) for r in requests]
     tree = build_tree([r.input_ids for r in requests])
     scored = scored_positions(tree, requests).to(model.facts.device)
     wanted = scored.positions
     with torch.inference_mode():
         [(_, hidden)] = fork_variants(stack, model.facts, tree, wanted, [CLEAN], None)
         measure = _Measure(stack.logits(hidden), scored)
-        for variant, changed in fork_variants(stack, model.facts, tree, wanted, variants, reference):
+        runs = fork_variants(stack, model.facts, tree, wanted, variants, reference, marks=marks)
+        for variant, changed in runs:
             yield variant, measure.traces(stack.logits(changed))
 
 
@@ -195,6 +200,7 @@ def _hooked(
     model: HookedModel,
     requests: Sequence[LoglikelihoodRequest],
     variants: Sequence[Variant],
+    marks: Marks,
     reference: ReferenceActivations | None,
 ) -> Iterator[list[TokenTrace]]:
     def scored(variant: Variant) -> Float[torch.Tensor, "scored d_vocab"]:
@@ -206,7 +212,8 @@ def _hooked(
     def together(variant: Variant, group: Sequence[LoglikelihoodRequest]) -> Float[torch.Tensor, "scored d_vocab"]:
         padded = pad_left([r.input_ids for r in group], pad_token_id(model), model.facts.device)
         kept = max(len(r.continuation_ids) for r in group)
-        state = BatchState(padded.position_ids, padded.input_ids, tuple(r.item for r in group))
+        masks = marks.masks([marks.of(r) for r in group], padded.input_ids)
+        state = BatchState(padded.position_ids, padded.input_ids, tuple(r.item for r in group), masks)
         hooks = VariantHooks(model, variant, state, reference)
         with torch.inference_mode(), model.hooks(hooks.named):
             logits = model.forward(padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept)

@@ -13,6 +13,8 @@ from itertools import pairwise
 import torch
 from jaxtyping import Int
 
+from lensprune.engine.marks import marks_of, token_of
+
 __all__ = ["Node", "PrefixTree", "build_tree", "chunk_sequences"]
 
 Tokens = tuple[int, ...]
@@ -43,7 +45,10 @@ class Node:
 
 @dataclass
 class PrefixTree:
-    """A forest over distinct sequences: flat tokens, their positions, and for each sequence its node path."""
+    """A forest over distinct sequences: flat tokens, their positions, and for each sequence its node path.
+
+    Tokens may be `marked`: those that differ in their marks are different tokens.
+    """
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -81,7 +86,12 @@ class PrefixTree:
         return len(self.tokens)
 
     def input_ids(self, device: str | torch.device) -> Int[torch.Tensor, "1 flat"]:
-        return torch.tensor([self.tokens], device=device)
+        return torch.tensor([[token_of(token) for token in self.tokens]], device=device)
+
+    @property
+    def marks(self) -> list[int]:
+        """Each flat token's marks."""
+        return [marks_of(token) for token in self.tokens]
 
     def position_ids(self, device: str | torch.device) -> Int[torch.Tensor, "1 flat"]:
         return torch.tensor([self.positions], device=device)

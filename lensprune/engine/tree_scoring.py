@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.engine.layers import LayerStack
+from lensprune.engine.marks import token_of
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import finite_rows
 from lensprune.engine.tree import PrefixTree
@@ -36,14 +37,17 @@ class Scored:
 
 
 def scored_positions(tree: PrefixTree, requests: Sequence[LoglikelihoodRequest]) -> Scored:
-    """Find the scored positions. The tree must hold every request's tokens except the last one of its continuation."""
+    """Find the scored positions. The tree must hold every request's tokens except the last one of its continuation.
+
+    Tokens may be `marked`.
+    """
     flat = [
         position
         for request in requests
         for position in tree.flat_positions(request.input_ids, len(request.continuation_ids))
     ]
     positions, rows = torch.tensor(flat).unique(return_inverse=True)
-    targets = torch.tensor([token for request in requests for token in request.continuation_ids])
+    targets = torch.tensor([token_of(token) for request in requests for token in request.continuation_ids])
     return Scored(positions, rows, targets, [len(request.continuation_ids) for request in requests])
 
 

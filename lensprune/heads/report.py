@@ -22,7 +22,7 @@ from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned, frame_json, of_how_many
 from lensprune.paths import read_texts
-from lensprune.results.concentration import head_tables
+from lensprune.results.concentration import file_part, head_tables
 from lensprune.results.run import Run
 from lensprune.runs.chance import beats_chance
 from lensprune.terminal import stage
@@ -85,9 +85,10 @@ def heads_report(
     if effects_of is not None:
         shown = tables[EFFECTS_FILE] = joined = scores_with_effects(measured, effects_of)
         lines.append(_strongest(joined, most))
-        for ablation in dict.fromkeys(joined["ablation"]):
+        ways = list(dict.fromkeys(joined["ablation"]))
+        for ablation in ways:
             analysed = head_tables(effects_of, ablation)
-            name = f"_{ablation}" if joined["ablation"].nunique() > 1 else ""
+            name = f"_{file_part(ablation, ways)}" if len(ways) > 1 else ""
             tables[f"concentration{name}.csv"] = analysed.concentration
             lines.append(_concentration(analysed.concentration, ablation))
             if any(cell_effects.effects.any() for cell_effects in analysed.effects):

@@ -37,6 +37,7 @@ from lensprune.runs.folder import check_out_folder
 from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.options import FEWSHOT, SweepOptions
 from lensprune.sweeps.prepare import resolved_variants
+from lensprune.sweeps.reached import check_positions
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.screening import screened_controls, screened_count
 from lensprune.sweeps.task_loading import load_tasks
@@ -94,6 +95,7 @@ class CountedSweep:
                 for condition in conditions
             )
             conditions = with_longest_thinking(cast(HookedModel, config), conditions, options)
+        check_positions(cast(HookedModel, config), conditions, variants)
         hypotheses, controls = len(variants) - 1, 0
         if options.screen is not None:
             variants = _evenly_over_depth(variants, screened_count(hypotheses, options.screen))

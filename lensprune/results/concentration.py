@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -66,8 +68,13 @@ def concentration_files(outcomes: Outcomes) -> dict[str, pd.DataFrame]:
         if heads.loc[heads["ablation"] == ablation, "variant"].nunique() < 2:
             continue
         tables = head_tables(outcomes, ablation)
-        name = f"_{ablation}" if len(ways) > 1 else ""
+        name = f"_{file_part(ablation, ways)}" if len(ways) > 1 else ""
         files[f"concentration{name}.csv"] = tables.concentration
         if tables.overlap is not None:
             files[f"overlap{name}.csv"] = tables.overlap
     return files
+
+
+def file_part(ablation: str, ways: Sequence[str]) -> str:
+    """How a file's name mentions an ablation, one of several `ways`; positions such as ``regex:a/b`` get a number."""
+    return ablation if re.fullmatch(r"[\w.+@-]{1,60}", ablation) else f"ablation{ways.index(ablation)}"

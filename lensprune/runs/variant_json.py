@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from lensprune.ablation.components import Component
+from lensprune.ablation.positions import ALL
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import UserError
 from lensprune.runs.hook_hash import hook_hash
@@ -14,12 +15,14 @@ from lensprune.runs.hook_hash import hook_hash
 __all__ = ["variant_from_json", "variant_to_json"]
 
 _OURS = "lensprune."
-_NOT_PLACE = ("ablation", "definition")
+_NOT_PLACE = ("ablation", "at", "definition")
 
 
 def _ablation_to_json(ablation: Ablation) -> dict[str, Any]:
-    """Component and kind; for kinds and parts registered from outside also a hash of their code."""
+    """Component, kind and positions; for kinds and parts registered from outside also a hash of their code."""
     data = {**ablation.component.to_json(), "ablation": ablation.kind}
+    if ablation.at != ALL:
+        data["at"] = ablation.at
     part, kind = ablation.component.part, ablation.definition
     outside: list[Any] = []
     if not part.component.__module__.startswith(_OURS):
@@ -64,7 +67,11 @@ def variant_from_json(data: Mapping[str, Any]) -> Variant:
             "with the same arguments and the same out folder"
         )
     ablations = tuple(
-        Ablation(Component.from_json({k: v for k, v in part.items() if k not in _NOT_PLACE}), part["ablation"])
+        Ablation(
+            Component.from_json({k: v for k, v in part.items() if k not in _NOT_PLACE}),
+            part["ablation"],
+            part.get("at", ALL),
+        )
         for part in data["ablations"]
     )
     return Variant(data["name"], ablations)

@@ -49,7 +49,7 @@ def block_requests(condition: Condition, stopping: Stopping | None) -> tuple[int
     return tuple(sum(len(item.requests) for item in condition.items[a:b]) for a, b in pairwise((0, *stopping.items)))
 
 
-Work = Callable[[tuple[str, str], str, int], float]
+Work = Callable[[tuple[str, str], str, float], float]
 """Of so many requests of one (task, protocol) under a variant."""
 
 

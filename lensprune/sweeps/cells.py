@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +35,13 @@ FEWEST_ANSWERS = 4
 
 
 class CellProgress(Protocol):
-    """Called with a variant's name and the number of its requests that are answered since the last call.
+    """Called with a variant's name and how many of its requests were worked off since the last call, counted as in
+    `lensprune.engine.base.WorkCallback`, or the number answered by an executor that doesn't take ``on_work``.
 
     `known`: their answers were kept from before, and nothing was run.
     """
 
-    def __call__(self, variant: str, rows: int, *, known: bool = False) -> object: ...
+    def __call__(self, variant: str, rows: float, *, known: bool = False) -> object: ...
 
 
 def measure_cells(
@@ -84,6 +86,9 @@ def _answered(
 ) -> Iterator[VariantResponses]:
     """Each variant's answers to all requests; stored answers are read from `log`, and new ones are added to it."""
     requests = condition.requests
+    # A registered executor need not take it.
+    reports = "on_work" in inspect.signature(executor.run).parameters
+    callbacks: dict[str, Any] = {"on_work": progress} if reports else {}
     known = {} if log is None else log.read()
     # Variants with the same missing answers run together.
     together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
@@ -97,10 +102,11 @@ def _answered(
         def keep(name: str, answers: Mapping[int, Response], places: tuple[int, ...] = missing) -> None:
             if log is not None:
                 log.add(name, {places[index]: response for index, response in answers.items()})
-            progress(name, len(answers))
+            if not reports:
+                progress(name, len(answers))
 
         missing_requests = [requests[i] for i in missing]
-        for answered in executor.run(missing_requests, group, reference=reference, on_answers=keep):
+        for answered in executor.run(missing_requests, group, reference=reference, on_answers=keep, **callbacks):
             new = dict(zip(missing, answered.responses, strict=True))
             whole = known.get(answered.variant.name, {}) | new
             yield VariantResponses(answered.variant, tuple(whole[i] for i in range(len(requests))))

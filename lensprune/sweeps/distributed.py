@@ -153,7 +153,7 @@ def measure_on_workers(
     began = time.perf_counter()
     with work_bar({"": total}, shown=progress) as bar:
 
-        def advance(cell: tuple[str, str], variant: str, rows: int) -> None:
+        def advance(cell: tuple[str, str], variant: str, rows: float) -> None:
             bar.done(ready.work(cell, variant, rows), "")
 
         if spec.stopping is not None:

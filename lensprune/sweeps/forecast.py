@@ -47,7 +47,7 @@ class Forecast:
     seconds: float
     memory: int
 
-    def work(self, cell: tuple[str, str], variant: str, rows: int) -> float:
+    def work(self, cell: tuple[str, str], variant: str, rows: float) -> float:
         """Seconds of `rows` requests of one cell."""
         return rows * self.row_seconds[cell][variant]
 

@@ -24,6 +24,7 @@ from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.conditions import Condition, conditions_of
 from lensprune.sweeps.job_spec import sweep_spec, task_spec
 from lensprune.sweeps.options import FEWSHOT, Loading, Splitting, SweepOptions, kinds_of, option_values
+from lensprune.sweeps.reached import check_positions
 from lensprune.sweeps.references import read_reference_text
 from lensprune.sweeps.selection import VariantSelection, with_clean
 from lensprune.sweeps.task_loading import load_tasks
@@ -107,6 +108,8 @@ def prepare(model: ModelOrName, options: SweepOptions, out: Path | None = None) 
     hooked = open_model(model, **option_values(options, Loading, Splitting))
     variants = tuple(with_hook_names(hooked, variant) for variant in resolved_variants(hooked.facts, options))
     conditions = conditions_of(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
+    if options.thinking_prefix is None:
+        check_positions(hooked, conditions, variants)
     spec = sweep_spec(
         model,
         hooked.facts,

@@ -286,7 +286,7 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
 def _advance(bar: WorkBar, foreseen: Forecast | None, cell: tuple[str, str]) -> CellProgress:
     """What tells the bar of answered requests of one (task, protocol)."""
 
-    def advance(variant: str, rows: int, *, known: bool = False) -> None:
+    def advance(variant: str, rows: float, *, known: bool = False) -> None:
         if foreseen is not None:
             (bar.spare if known else bar.done)(foreseen.work(cell, variant, rows), foreseen.kind(cell))
 

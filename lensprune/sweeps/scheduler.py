@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -25,8 +25,8 @@ MAX_LOSSES = 5
 """How many workers may be lost at the same cells without finishing one, or in a row before any is loaded."""
 
 _POLL_SECONDS = 1.0
-Progress = Callable[[tuple[str, str], str, int], object]
-"""What is told of (task, protocol), variant and rows answered."""
+Progress = Callable[[tuple[str, str], str, float], object]
+"""What is told of (task, protocol), variant and rows worked off."""
 _WARN_SECONDS = 60.0
 
 
@@ -63,7 +63,7 @@ class _State:
     ready: Ready | None = None
     unit: Unit | None = None
     left: set[str] = field(default_factory=set)
-    rows: Counter[str] = field(default_factory=Counter)
+    rows: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 class Scheduler:
@@ -105,7 +105,7 @@ class Scheduler:
 
         Args:
             spec: spec of the run; a worker whose spec would give different results is refused.
-            progress: called with (task, protocol), variant and rows answered; with a negative number where a lost
+            progress: called with (task, protocol), variant and rows worked off; with a negative number where a lost
                 worker's answers are discarded.
 
         Raises:
@@ -117,7 +117,7 @@ class Scheduler:
         while queue.cells or any(state.unit is not None for state in self._workers.values()):
             for worker, state in self._workers.items():
                 if state.ready is not None and state.unit is None and (unit := queue.next()) is not None:
-                    state.unit, state.left, state.rows = unit, set(unit.variants), Counter()
+                    state.unit, state.left, state.rows = unit, set(unit.variants), defaultdict(float)
                     state.progress_at = self._clock()
                     self.pool.assign(worker, unit)
             self._listen(queue, (store, spec), progress)
@@ -169,8 +169,8 @@ class Scheduler:
         if update.ready is not None:
             self._check(state, spec)
         if state.unit is not None:
-            state.rows.update(update.rows)
             for variant, rows in update.rows.items():
+                state.rows[variant] += rows
                 progress((state.unit.task, state.unit.protocol), variant, rows)
         for key, table in update.cells:
             # Only cells of this worker's current unit that it has not sent yet: each is stored once.

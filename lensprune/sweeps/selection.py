@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lensprune.ablation.choices import check_allowed, default_kind, indexed_words, parts_over
 from lensprune.ablation.enumeration import enumerate_variants, parse_indices
+from lensprune.ablation.positions import ALL, positions_named
 from lensprune.ablation.variants import CLEAN, Variant, check_names
 from lensprune.errors import UserError
 from lensprune.models.base import ModelFacts
@@ -22,7 +23,8 @@ class VariantSelection:
 
     `over`: ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``, or a registered
     component's word. `ablation`: ``None`` takes skip for layers and zero for everything else. `layers`, `heads` (or
-    other indices within a layer): text like ``0,10,20-29``; ``None`` takes all.
+    other indices within a layer): text like ``0,10,20-29``; ``None`` takes all. `at`: which tokens are changed, like
+    ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
 
     Raises:
         UserError: an unknown name, an invalid combination, or text that is not a list of numbers.
@@ -37,12 +39,14 @@ class VariantSelection:
     ablation: str | None = None
     layers: str | None = None
     heads: str | None = None
+    at: str = ALL
 
     def __post_init__(self) -> None:
         for part in parts_over(self.over):
             check_allowed(self.kind, part, f"{self.over} are")
         if self.heads is not None and self.over not in indexed_words():
             raise UserError(f"heads are given but the sweep is over {self.over}: use over {', '.join(indexed_words())}")
+        positions_named(self.at)
         for text, what in ((self.layers, "layer"), (self.heads, "head")):
             if text is not None:
                 parse_indices(text, _PLENTY, what)
@@ -63,7 +67,7 @@ class VariantSelection:
         heads = None
         if self.heads is not None and part.size is not None:
             heads = parse_indices(self.heads, part.size(facts), part.index_word)
-        return enumerate_variants(facts, self.over, self.ablation, layers, heads)
+        return enumerate_variants(facts, self.over, self.ablation, layers, heads, self.at)
 
 
 def with_clean(variants: Sequence[Variant], facts: ModelFacts) -> tuple[Variant, ...]:

@@ -27,6 +27,7 @@ from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.job_spec import cell_specs
 from lensprune.sweeps.options import SweepOptions, Wording, option_values
 from lensprune.sweeps.prepare import SweepJob
+from lensprune.sweeps.reached import check_positions
 from lensprune.tasks.base import MultipleChoiceFormat
 from lensprune.terminal import progress_bar
 
@@ -56,6 +57,7 @@ def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, 
             condition = _after(job.model, condition, thoughts, job.options)  # noqa: PLW2901
         made.append(condition)
     conditions = tuple(made)
+    check_positions(job.model, conditions, job.variants)
     decoding = GreedyRules(job.model, job.options.generation_config).recorded
     spec = replace(job.spec, cells=cell_specs(conditions), decoding=decoding)
     return replace(job, conditions=conditions, spec=spec)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,7 +37,7 @@ class Ready:
     seconds: Mapping[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
     memory: int = 0
 
-    def work(self, cell: tuple[str, str], variant: str, rows: int) -> float:
+    def work(self, cell: tuple[str, str], variant: str, rows: float) -> float:
         """Seconds of `rows` requests of one (task, protocol) under a variant."""
         return rows * self.seconds[cell][variant]
 
@@ -62,7 +61,7 @@ class Failure:
 class WorkerUpdate:
     """What happened since the last poll: rows answered, by variant; cells finished; `done` when a unit is."""
 
-    rows: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, float] = field(default_factory=dict)
     cells: tuple[tuple[CellKey, pa.Table], ...] = ()
     ready: Ready | None = None
     done: bool = False
@@ -74,8 +73,9 @@ class WorkerUpdate:
 
     def and_then(self, later: WorkerUpdate) -> WorkerUpdate:
         """Combine two updates."""
+        names = dict.fromkeys([*self.rows, *later.rows])
         return WorkerUpdate(
-            Counter(self.rows) + Counter(later.rows),
+            {name: self.rows.get(name, 0.0) + later.rows.get(name, 0.0) for name in names},
             self.cells + later.cells,
             self.ready or later.ready,
             self.done or later.done,
@@ -138,7 +138,7 @@ class CellWorker:
         ready = Ready(spec.to_json(), requests, socket.gethostname(), questions, planned.row_seconds, planned.memory)
         self._updates.put(WorkerUpdate(ready=ready))
 
-        def advance(variant: str, rows: int, *, known: bool = False) -> None:
+        def advance(variant: str, rows: float, *, known: bool = False) -> None:
             self._updates.put(WorkerUpdate(rows={variant: rows}))
 
         while True:

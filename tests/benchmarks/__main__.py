@@ -165,8 +165,8 @@ def table(results: list[dict[str, Any]]) -> str:
 def _condensed(results: list[dict[str, Any]]) -> str:
     """The table of docs/explanation/performance.md."""
     lines = [
-        "| sweep | items × variants | faster than lm-eval, by the clock | by processor time | sharing gives at most "
-        "| peak memory | other outcomes |",
+        "| sweep | items × variants | faster than lm-eval, wall time | processor time | sharing gives at most "
+        "| peak memory | different outcomes |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in results:

@@ -14,11 +14,12 @@ _WANTED = {("layers", "looks"): 0.5, ("heads", "looks"): 0.3, ("heads", "screen"
 def tables(results: Mapping[str, Any]) -> str:
     """What each sweep took beside one of all items, and where their verdicts differ."""
     lines = [
-        "| sweep | clean accuracy | all items: seconds, named | way | seconds | of all | wanted | cells | named |",
+        "| sweep | clean accuracy | all items: seconds, detected | method | seconds | share | target | cells "
+        "| detected |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     differ = [
-        "| sweep | variant | named by | Δμ, all items | Δμ at the stop (n) | Δμ on 100 other items |",
+        "| sweep | variant | detected with | Δμ, all items | Δμ at the stop (n) | Δμ on 100 other items |",
         "|" + "---|" * 6,
     ]
     for name, found in results.items():

@@ -108,6 +108,7 @@ FUNCTIONS: list[Callable[..., Any]] = [
     paper,
     primitives,
     primitives_report,
+    removal_curves,
     sweep_lm_eval,
     task_texts,
     validate_fidelity,
@@ -135,6 +136,7 @@ LIKE_A_SWEEP = {
     "delta": set(DECLARED) - SWEEP_ALONE,
     "fidelity": set(DECLARED) - SWEEP_ALONE - SAMPLED,
     "noise": set(DECLARED) - SWEEP_ALONE,
+    "removal": set(DECLARED) - SWEEP_ALONE | {"reference", "mean_mode"},
     "heads": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "attribute": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
@@ -373,6 +375,7 @@ WITH: dict[str, list[str]] = {
     "ray_address": ["--executor", "ray"],
 }
 """What else has to be given where a sweep takes the option."""
+WITH_OF = {("removal", name): ["--ablation", "mean"] for name in ("reference", "mean_mode")}
 MODEL, TASK = ["--model", "smollm2-135m"], ["--task", "facts"]
 CALLED: dict[str, tuple[str, list[str]]] = {
     "sweep": ("lensprune.sweeps.run.sweep", [*MODEL, *TASK]),
@@ -383,6 +386,7 @@ CALLED: dict[str, tuple[str, list[str]]] = {
     ),
     "fidelity": ("lensprune.divergence.report.fidelity_report", [*MODEL, *TASK]),
     "noise": ("lensprune.sweeps.noise.noise", [*MODEL, *TASK]),
+    "removal": ("lensprune.heads.removal.removal_curves", [*MODEL, *TASK]),
     "heads": ("lensprune.heads.report.heads_report", MODEL),
     "attribute": ("lensprune.attribution.report.attribution_report", [*MODEL, "--method", "dla"]),
     "primitives": ("lensprune.primitives.report.primitives_report", MODEL),
@@ -435,7 +439,11 @@ def test_what_a_command_is_given_reaches_its_function(
         layers_run(tmp_path / "run", n=2, tasks=("facts",), n_layers=2)
         arguments = [str(tmp_path / "run")]
     else:
-        arguments = [*arguments, *WITH.get(option, [])]
+        arguments = [*arguments, *WITH_OF.get((command, option), WITH.get(option, []))]
+    if command == "removal":
+        ranking = tmp_path / "ranking.csv"
+        ranking.write_text("layer,head,value\n0,0,1\n", encoding="utf-8")
+        arguments += ["--ranking", str(ranking)]
     value = SOME_VALUES[option]
     assert main([command, *arguments, *given_as(option)]) == 2
     assert _plain(seen[option]) == _plain(value)

@@ -7,7 +7,7 @@ what equals the clean model is computed once for all variants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,17 +15,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from lensprune.ablation.positions import positions_named
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV
+from lensprune.engine.decoding.groups import kv_bytes_per_token
+from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV, columns_for
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.decoding.shared_histories import SharedHistories, Split
 from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
 from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
-from lensprune.engine.edits import LayerEdits, edits_by_layer, first_layer
+from lensprune.engine.edits import LayerEdits, Rows, edits_by_layer, first_layer
 from lensprune.engine.fork import fork_variants
-from lensprune.engine.generating import Generation, Generator
+from lensprune.engine.generating import Generation, Generator, RowWork
 from lensprune.engine.layers import FlatBatch, LayerStack
+from lensprune.engine.marks import Marks, token_of
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import finite_rows
 from lensprune.models.base import HookedModel
@@ -37,11 +40,17 @@ __all__ = ["GroupDecoder"]
 KEEP_DEAD = 0.25
 """Buffers are compacted once more than this share of their rows has finished."""
 
+WORK_STEPS = 8
+"""Decode steps between reports of progress."""
+
 
 class GroupDecoder:
     """Decodes `requests` under `variants`, all at once.
 
     Rows are numbered variant by variant, lowest first changed layer first; `prompts` holds the requests' contexts.
+    With `marks`, which variants with positions need, the contexts are `marked`.
+    Where keys and values would pass `max_kv_bytes`, the variants that hold the most are `postponed`, and their rows
+    that still run are given up; one variant goes on whatever it needs.
     """
 
     def __init__(
@@ -51,14 +60,20 @@ class GroupDecoder:
         variants: Sequence[Variant],
         requests: Sequence[GenerateRequest],
         reference: ReferenceActivations | None,
+        marks: Marks | None = None,
+        max_kv_bytes: int | None = None,
     ) -> None:
-        self._model, self._stack, self._reference = model, stack, reference
+        self.postponed: list[int] = []
+        """Variants, numbered as given, some of whose rows got no answer."""
+        self.peak_kv_bytes = 0
+        self._max_kv_bytes = max_kv_bytes
+        self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
         self._device = model.facts.device
         n_layers = stack.n_layers
         # Keep each one's index in the caller's lists.
         order = sorted(range(len(variants)), key=lambda i: first_layer(variants[i], n_layers))
         self._variants = [variants[i] for i in order]
-        self._requests = list(requests)
+        self._requests = [replace(r, context_ids=tuple(map(token_of, r.context_ids))) for r in requests]
         self._prompts = PromptSet.of([r.context_ids for r in requests])
         place = {prompt: i for i, prompt in enumerate(self._prompts.prompts)}
         prompt_of = np.array([place[r.context_ids] for r in requests])
@@ -74,33 +89,59 @@ class GroupDecoder:
         self._dense = np.arange(len(self._place))
         self._diverged_place: dict[int, np.ndarray] = {}
         self._most = max(request.max_new_tokens for request in requests)
+        self._order = order
+        self._own_layers = np.array(
+            [sum(self._differs_below(v, layer) for layer in range(n_layers)) for v in range(len(order))]
+        )
 
-    def run(self) -> Iterator[tuple[int, int, GenerateResponse]]:
-        """Yield (variant, request, response), numbered as given, in the order in which rows finish."""
+    def run(
+        self, on_work: Callable[[int, float], None] = lambda variant, rows: None
+    ) -> Iterator[tuple[int, int, GenerateResponse]]:
+        """Yield (variant, request, response), numbered as given, in the order in which rows finish.
+
+        Args:
+            on_work: called with a variant, numbered as given, as a `WorkCallback` is with its name.
+        """
         generator = Generator(self._model)
         generations = [generator.start(self._requests[request]) for _, request in self._place]
         rows = np.arange(len(generations))
         hidden = self._prefill()
+        # What the prompts share is shared by their rows.
+        n_tokens = len(self._prompts.tree) / len(self._requests)
+        work = RowWork([n_tokens] * len(rows), [self._requests[request].max_new_tokens for _, request in self._place])
+        done = np.bincount(self._variant_of, work.prompts)
         while True:
+            if self._step % WORK_STEPS == -1 % WORK_STEPS:
+                self._report(done, on_work)
             tokens, finite = self._choose(hidden, generator, [generations[row] for row in rows])
-            running = np.ones(len(rows), dtype=bool)
+            running, ended_at = np.ones(len(rows), dtype=bool), np.zeros(len(rows))
             for i, row in enumerate(rows):
                 response = generations[row].add(int(tokens[i]), finite=bool(finite[i]))
                 if response is None:
                     tokens[i] = generations[row].last
                 else:
-                    running[i] = False
+                    running[i], ended_at[i] = False, len(generations[row])
                     yield *self._place[row], response
+            done += np.bincount(self._variant_of[rows], work.step(rows, ended_at), len(done))
             rows, tokens = rows[running], tokens[running]
             if not len(rows):
+                self._report(done, on_work)
                 return
+            kept = self._within_budget(rows)
+            rows, tokens = rows[kept], tokens[kept]
             hidden = self._advance(rows, tokens)
+
+    def _report(self, done: np.ndarray, on_work: Callable[[int, float], None]) -> None:
+        """Report what is `done` of each variant's rows, and begin anew."""
+        for variant in np.flatnonzero(done):
+            on_work(self._order[variant], float(done[variant]))
+        done[:] = 0
 
     def forced(self, tokens: Sequence[int], n_prefilled: int = 1) -> Float[torch.Tensor, "variant scored"]:
         """Log-probabilities (nats) around the end of the one request's prompt: of its last tokens and of the first of
         `tokens`, `n_prefilled` in all, from the pass over the prompt, and of the rest of `tokens`, decoded one by one
         whatever is likely."""
-        [prompt] = self._prompts.prompts
+        prompt = self._requests[0].context_ids
         wanted = torch.arange(len(prompt) - n_prefilled, len(prompt), device=self._device)
         hidden_of = self._run_prompts(wanted)
         targets = torch.tensor([*prompt[len(prompt) - n_prefilled + 1 :], tokens[0]], device=self._device)[:, None]
@@ -160,7 +201,7 @@ class GroupDecoder:
             diverged[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
 
         runs = fork_variants(
-            self._stack, self._model.facts, prompts.tree, wanted, self._variants, self._reference, keep
+            self._stack, self._model.facts, prompts.tree, wanted, self._variants, self._reference, keep, self._marks
         )
         hidden_of = {variant.name: hidden for variant, hidden in runs}
         self._attention = DecodeAttention(prompts, clean)
@@ -281,7 +322,11 @@ class GroupDecoder:
         ends = [*starts[1:], len(rows)]
         spans = [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
         assigned = [(self._variants[v], span) for v, span in zip(variants, spans, strict=True)]
-        return edits_by_layer(assigned, self._reference, self._model.facts)
+        return edits_by_layer(assigned, self._reference, self._model.facts, self._rows_at)
+
+    def _rows_at(self, at: str, rows: Rows) -> Rows | None:
+        """The rows, if the selector chooses their newest tokens; all have the same number of generated tokens."""
+        return rows if positions_named(at).in_generated(self._step) else None
 
     def _run_layer(
         self,
@@ -316,19 +361,51 @@ class GroupDecoder:
             return after
         return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 
+    def _within_budget(self, running: np.ndarray) -> Bool[np.ndarray, " row"]:
+        """Which of the running rows may go on; the others' variants are added to `postponed`."""
+        kept, step, most = np.ones(len(running), dtype=bool), self._step + 1, self._max_kv_bytes
+        if most is not None and self._bytes_held(self._dense, running, step) > most:
+            # Those changed lowest hold the most, and come first.
+            for variant in np.unique(self._variant_of[running])[:-1]:
+                if self._bytes_held(running[kept], running[kept], step) <= most:
+                    break
+                kept &= self._variant_of[running] != variant
+                self.postponed.append(self._order[variant])
+            self._drop_rows(np.isin(self._dense, running[kept]), step)
+        self.peak_kv_bytes = max(self.peak_kv_bytes, self._bytes_held(self._dense, running[kept], step))
+        return kept
+
+    def _bytes_held(self, rows: np.ndarray, running: np.ndarray, step: int) -> int:
+        """Keys and values in bytes of the clean model's prompts, of `rows` in the buffers, and of the histories of the
+        `running` rows, with room for token `step`."""
+        prompts, columns, n_layers = self._prompts, columns_for(step, self._most), self._stack.n_layers
+        prefixes = sum(prefix.end - prefix.start for prefix in prompts.prefixes)
+        variants = self._variant_of[rows]
+        widths = np.array(prompts.widths)[prompts.block_of[self._prompt_of[rows]]]
+        tokens = int((self._own_layers[variants] * (widths + columns)).sum())
+        tokens += int(self._own_layers[np.unique(variants)].sum()) * prefixes
+        tokens += len(self._attention.clean) * (len(prompts) * prompts.width + prefixes)
+        history = self._histories.of_row[running] if step else self._prompt_of[running]
+        # A history is needed up to the layer that the last of its rows changes.
+        deepest = np.zeros(history.max() + 1, dtype=np.int64)
+        np.maximum.at(deepest, history, np.minimum(self._first[running] + 1, n_layers))
+        return kv_bytes_per_token(self._model.facts) * (tokens + int(deepest.sum()) * columns)
+
     def _make_room(self, step: Step, split: Split) -> None:
         """Make room for one more token: copy histories that split, and drop finished rows."""
         attention = self._attention
         alive = np.isin(self._dense, step.rows)
         if alive.mean() < 1 - KEEP_DEAD:
-            self._drop_rows(alive)
+            self._drop_rows(alive, self._step)
+        for diverged in attention.diverged.values():
+            diverged.make_room(self._step)
         for layer, clean in attention.clean.items():
             if layer not in attention.histories:
                 attention.histories[layer] = HistoryKV(clean.rest[0], self._most)
             attention.histories[layer].need(step.histories[: step.n_histories[layer]], split, self._step)
 
-    def _drop_rows(self, alive: np.ndarray) -> None:
-        """Remove finished rows from every buffer."""
+    def _drop_rows(self, alive: np.ndarray, n_written: int) -> None:
+        """Keep the `alive` rows of every buffer, with their first `n_written` generated tokens."""
         before = self._held_variants()
         dense = self._dense[alive]
         variants = np.unique(self._variant_of[dense])
@@ -340,6 +417,6 @@ class GroupDecoder:
                 del self._attention.diverged[layer]
                 continue
             rows = torch.from_numpy(np.sort(places[places >= 0])).to(self._device)
-            diverged.keep(rows, torch.from_numpy(kept).to(self._device))
+            diverged.keep(rows, torch.from_numpy(kept).to(self._device), n_written)
         self._dense = dense
         self._index_diverged()

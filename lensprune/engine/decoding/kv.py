@@ -17,12 +17,17 @@ from jaxtyping import Float, Int
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.decoding.shared_histories import Split
 
-__all__ = ["Block", "CleanKV", "HistoryKV", "Pair", "PromptKV", "VariantKV"]
+__all__ = ["Block", "CleanKV", "HistoryKV", "Pair", "PromptKV", "VariantKV", "columns_for"]
 
 GROWTH = 32
-"""Columns added at a time for the generated tokens of histories; few histories reach the maximum length."""
+"""Columns added at a time for generated tokens; few rows and histories reach the maximum length."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def columns_for(step: int, most: int) -> int:
+    """Columns that hold generated tokens 0 to `step` of at most `most`."""
+    return min((step // GROWTH + 1) * GROWTH, most)
 
 
 @dataclass
@@ -71,15 +76,17 @@ class VariantKV:
     """
 
     blocks: list[Block]
+    most: int
     prefixes: list[Pair] = field(default_factory=list)
 
     @classmethod
     def empty(
-        cls, like: PromptKV, n_variants: int, block_of: np.ndarray, widths: tuple[int, ...], columns: int
+        cls, like: PromptKV, n_variants: int, block_of: np.ndarray, widths: tuple[int, ...], most: int
     ) -> VariantKV:
-        """Room for the prompts of `n_variants` variants, one row per request, and for `columns` generated tokens.
+        """Room for the prompts of `n_variants` variants, one row per request.
 
-        All columns are allocated at once: growing a buffer holds it twice for a while and fragments the heap.
+        A CPU takes memory when it is written to, so there all `most` columns of generated tokens are allocated at once:
+        growing a buffer would fragment the heap. Elsewhere they are added as tokens come (`make_room`).
 
         Args:
             block_of: the block of each request.
@@ -90,10 +97,10 @@ class VariantKV:
         blocks = []
         for number, width in enumerate(widths):
             requests = torch.from_numpy(np.flatnonzero(block_of == number)).to(first.device)
-            shape = (n_variants * len(requests), n_kv, width + columns, d_head)
-            blocks.append(Block(width, requests, (first.new_zeros(shape), first.new_zeros(shape))))
-        prefixes = [(k.new_zeros(n_variants, *k.shape), v.new_zeros(n_variants, *v.shape)) for k, v in like.prefixes]
-        return cls(blocks, prefixes)
+            shape = (n_variants * len(requests), n_kv, width + _allocated(first, 0, most), d_head)
+            blocks.append(Block(width, requests, (first.new_empty(shape), first.new_empty(shape))))
+        prefixes = [(k.new_empty(n_variants, *k.shape), v.new_empty(n_variants, *v.shape)) for k, v in like.prefixes]
+        return cls(blocks, most, prefixes)
 
     def fill(self, variant: int, part: PromptKV, prompt_of: Int[torch.Tensor, " request"]) -> None:
         """Write the prompts of the variant with index `variant`."""
@@ -117,12 +124,30 @@ class VariantKV:
             yield block, slice(begin, begin + len(block))
             begin += len(block)
 
-    def keep(self, rows: Int[torch.Tensor, " row"], variants: Int[torch.Tensor, " variant"]) -> None:
-        """Keep only these rows, in ascending order, and these variants."""
+    def keep(self, rows: Int[torch.Tensor, " row"], variants: Int[torch.Tensor, " variant"], step: int) -> None:
+        """Keep only these rows, in ascending order, and these variants; `step` tokens were written so far."""
         kept = [rows[(rows >= span.start) & (rows < span.stop)] - span.start for _, span in self.spans()]
         for block, mine in zip(self.blocks, kept, strict=True):
-            block.rest = block.rest[0][mine], block.rest[1][mine]
+            self._move(block, step, mine)
         self.prefixes = [(k[variants], v[variants]) for k, v in self.prefixes]
+
+    def make_room(self, step: int) -> None:
+        """Make room for generated token `step`."""
+        for block in self.blocks:
+            if block.width + step >= block.rest[0].shape[2]:
+                self._move(block, step)
+
+    def _move(self, block: Block, step: int, rows: Int[torch.Tensor, " row"] | None = None) -> None:
+        """Move a block, or some of its rows, with its first `step` generated tokens to buffers with room for more."""
+        moved = []
+        for old in block.rest:
+            size, n_kv, _, d_head = old.shape
+            room = block.width + _allocated(old, step, self.most)
+            new = old.new_empty(size if rows is None else len(rows), n_kv, room, d_head)
+            filled = old[:, :, : block.width + step]
+            new[:, :, : block.width + step] = filled if rows is None else filled[rows]
+            moved.append(new)
+        block.rest = moved[0], moved[1]
 
     def write(
         self,
@@ -134,6 +159,10 @@ class VariantKV:
         for block, span in self.spans():
             block.rest[0][:, :, block.width + step] = k[span]
             block.rest[1][:, :, block.width + step] = v[span]
+
+
+def _allocated(like: torch.Tensor, step: int, most: int) -> int:
+    return most if like.device.type == "cpu" else columns_for(step, most)
 
 
 class HistoryKV:
@@ -202,7 +231,7 @@ class HistoryKV:
 
     def _resize(self, room: int, step: int) -> None:
         size, _, columns, _ = self.pair[0].shape
-        more = columns if step < columns else min(step + GROWTH, self._most)
+        more = columns if step < columns else columns_for(step, self._most)
         if room == size and more == columns:
             return
         grown = []

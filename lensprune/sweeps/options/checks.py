@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lensprune.ablation.choices import parts_over
 from lensprune.ablation.kinds import ablation_kind, ablation_kinds
+from lensprune.ablation.positions import ALL
 from lensprune.errors import UserError
 from lensprune.registry import in_words
 from lensprune.sweeps.options.ablated import check_ranked, kinds_of
@@ -90,6 +91,11 @@ def check_screening(options: SweepOptions) -> None:
     if isinstance(chosen, VariantSelection):
         for part in parts_over(chosen.over):
             check_ranked(part)
+    at = (chosen.at,) if isinstance(chosen, VariantSelection) else tuple(a for variant in chosen for a in variant.at)
+    if set(at) - {ALL}:
+        raise UserError(
+            f"screen estimates the removal of whole parts, not at {next(a for a in at if a != ALL)!r}: leave screen out"
+        )
     searched = next((kind for kind in kinds_of(chosen) if not ablation_kind(kind).can_be_estimated), None)
     if searched is not None:
         others = [n for n, kind in ablation_kinds().items() if kind.can_be_estimated and not kind.branches_only]

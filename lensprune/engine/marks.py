@@ -1,0 +1,108 @@
+"""Which tokens of a request each selector of positions chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Int
+
+from lensprune.ablation.positions import Spans, positions_named
+from lensprune.ablation.variants import Variant
+from lensprune.models.base import HookedModel
+from lensprune.models.spans import text_of_tokens
+from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
+
+__all__ = ["Marks", "marked", "marks_of", "token_of"]
+
+_BITS = 32
+_TOKEN = 2**_BITS - 1
+
+R = TypeVar("R", bound=Request)
+
+
+def marked(request: R, marks: Sequence[int]) -> R:
+    """The request with its `Marks` joined to the ids of its input tokens.
+
+    Equal ids are then equal tokens that every variant treats alike, so a prefix tree shares no others.
+    """
+    if not marks:
+        return request
+    size = len(request.context_ids)
+    context = _joined(request.context_ids, marks[:size])
+    if isinstance(request, GenerateRequest):
+        return replace(request, context_ids=context)
+    scored = request.continuation_ids
+    return replace(request, context_ids=context, continuation_ids=(*_joined(scored[:-1], marks[size:]), scored[-1]))
+
+
+def _joined(ids: Sequence[int], marks: Sequence[int]) -> tuple[int, ...]:
+    return tuple(token | mark << _BITS for token, mark in zip(ids, marks, strict=True))
+
+
+def token_of(marked_id: int) -> int:
+    """The token's id without its marks."""
+    return marked_id & _TOKEN
+
+
+def marks_of(marked_id: int) -> int:
+    """The marks without the token's id."""
+    return marked_id >> _BITS
+
+
+class Marks:
+    """The tokens that the selectors of some variants choose; a token's marks have bit i set for selector i."""
+
+    def __init__(self, model: HookedModel, variants: Sequence[Variant]) -> None:
+        self.selectors = tuple(dict.fromkeys(at for variant in variants for at in variant.at))
+        self._positions = [positions_named(at) for at in self.selectors]
+
+        @lru_cache(maxsize=256)
+        def read(ids: tuple[int, ...]) -> tuple[str, Spans]:
+            return text_of_tokens(model.tokenizer, ids)
+
+        self._read = read
+
+    def of(self, request: Request) -> tuple[int, ...]:
+        """The marks of each input token: of the prompt, and of the continuation but for its last token. Empty without
+        selectors."""
+        if not self.selectors:
+            return ()
+        context = request.context_ids
+        chosen = [positions.in_prompt(len(context), lambda: self._read(context)) for positions in self._positions]
+        marks = [sum(1 << bit for bit, places in enumerate(chosen) if places[i]) for i in range(len(context))]
+        scored = len(request.input_ids) - len(context) if isinstance(request, LoglikelihoodRequest) else 0
+        return (*marks, *(self.of_generated(step) for step in range(scored)))
+
+    def reaches(self, request: Request, at: str) -> bool:
+        """Whether one of the selectors chooses any token of the request, or may choose one that it generates."""
+        marks = self.of(request)
+        if isinstance(request, GenerateRequest):
+            # The last token is never fed back.
+            marks = (*marks, *(self.of_generated(step) for step in range(request.max_new_tokens - 1)))
+        return bool(self.chosen(marks, at))
+
+    def of_generated(self, step: int) -> int:
+        """The marks of the token that follows the prompt after `step` others."""
+        return sum(1 << bit for bit, positions in enumerate(self._positions) if positions.in_generated(step))
+
+    def masks(
+        self, rows: Sequence[Sequence[int]], padded: Int[torch.Tensor, "batch pos"]
+    ) -> dict[str, Bool[torch.Tensor, "batch pos"]]:
+        """By selector, which tokens of left-padded rows it chooses, given the marks of each row without its padding."""
+        width = padded.shape[1]
+        return {
+            at: torch.tensor(
+                [[False] * (width - len(row)) + [bool(mark >> bit & 1) for mark in row] for row in rows],
+                device=padded.device,
+            )
+            for bit, at in enumerate(self.selectors)
+        }
+
+    def chosen(self, marks: Sequence[int], at: str) -> list[int]:
+        """Indices of the tokens, given their marks, that one of the selectors chooses."""
+        bit = self.selectors.index(at)
+        return [i for i, mark in enumerate(marks) if mark >> bit & 1]
