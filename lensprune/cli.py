@@ -27,6 +27,7 @@ from lensprune.commands import noise as noise_command
 from lensprune.commands import paper as paper_command
 from lensprune.commands import power as power_command
 from lensprune.commands import primitives as primitives_command
+from lensprune.commands import removal as removal_command
 from lensprune.commands import report as report_command
 from lensprune.commands import runs as runs_command
 from lensprune.commands.examples import examples_of
@@ -57,7 +58,8 @@ __all__ = ["main"]
 _Run = Callable[[argparse.Namespace], int]
 _LONGEST_MESSAGE = 600
 _COMPUTING = (
-    "attribute", "delta", "demo", "fidelity", "heads", "noise", "paper", "plan", "primitives", "resume", "sweep",
+    "attribute", "delta", "demo", "fidelity", "heads", "noise", "paper", "plan", "primitives", "removal", "resume",
+    "sweep",
 )  # fmt: skip
 """Commands that run a model, or measure how fast one would run."""
 
@@ -105,6 +107,10 @@ def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser]
     """Each command: its name, what runs it, its help, and what adds its arguments; in the order of the help."""
     modules = {
         "heads": (heads_command, "measure what each attention head does"),
+        "removal": (
+            removal_command,
+            "measure accuracy as heads are removed in the order of rankings, beside random orders",
+        ),
         "delta": (
             delta_command,
             "exchange weights between a base and a distilled model, and measure which ones carry the gain",

@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from lensprune.ablation.components import Component
 from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import UserError
 
-__all__ = ["keep_first", "random_orders", "remove_first"]
+__all__ = [
+    "RANDOM",
+    "OrderPlace",
+    "keep_first",
+    "named_random_orders",
+    "place_in_order",
+    "random_orders",
+    "remove_first",
+]
 
 C = TypeVar("C", bound=Component)
+
+RANDOM = "random"
+_NAME = re.compile(r"(?P<order>\w+)(?:#(?P<index>\d+))?\.(?P<mode>remove|keep)(?P<k>\d+)\.\w+")
+
+
+@dataclass(frozen=True)
+class OrderPlace:
+    """Which variant of an order this is: `mode` and `k` as in `remove_first` and `keep_first`; `index` numbers random
+    orders and is −1 for others."""
+
+    order: str
+    index: int
+    mode: str
+    k: int
+
+
+def place_in_order(name: str) -> OrderPlace | None:
+    """The place of a variant that `remove_first` or `keep_first` named; ``None`` for any other name."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    index = -1 if found["index"] is None else int(found["index"])
+    return OrderPlace(found["order"], index, found["mode"], int(found["k"]))
+
+
+def named_random_orders(components: Sequence[C], orders: int, seed: int = 0) -> dict[str, tuple[C, ...]]:
+    """`random_orders` by the names that `place_in_order` reads: ``random#0``, ``random#1``, …"""
+    return {f"{RANDOM}#{index}": order for index, order in enumerate(random_orders(components, orders, seed))}
 
 
 def random_orders(components: Sequence[C], orders: int, seed: int = 0) -> list[tuple[C, ...]]:

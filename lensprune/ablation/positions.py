@@ -10,10 +10,13 @@ from typing import TypeAlias
 
 from lensprune.errors import UserError, nearest
 
-__all__ = ["ALL", "Positions", "Spans", "positions_named"]
+__all__ = ["ALL", "TOKEN_CLASSES", "Positions", "Spans", "positions_named"]
 
 ALL = "all"
 """Every token; the default."""
+
+TOKEN_CLASSES = ("operand", "operator", "result", "carried", "conclusion", "answer", "words")
+"""Classes of the tokens of worked solutions; `lensprune.primitives.classes` assigns them."""
 
 Spans: TypeAlias = Sequence[tuple[int, int]]
 """The characters that each token covers."""
@@ -21,18 +24,25 @@ Spans: TypeAlias = Sequence[tuple[int, int]]
 _REGEX = "regex:"
 _INDEX = re.compile(r"(-?\d+)|(-?\d+)?:(-?\d+)?")
 _GENERATED = re.compile(r"generated\[(.*)\]")
+_STEP = re.compile(r"step\[\d+\](\.(\w+))?")
 _EXAMPLES = "all, prompt, last, generated, generated[0:3], -5:, 0 or regex:PATTERN"
 
 
 @dataclass(frozen=True)
 class _Part:
     """Some tokens of the prompt or of the text after it (`of`): those from `start` to `stop`, as in a slice, or those
-    that share a character with a match."""
+    that share a character with a match; or those of a class (`of` is ``class``), a step, or a class within a step."""
 
     of: str
     start: int | None = None
     stop: int | None = None
     pattern: re.Pattern[str] | None = None
+    name: str = ""
+
+    def holds(self, token_class: str) -> bool:
+        """Whether the class of a token, like ``result`` or ``step[0].result``, is this one."""
+        step, _, kind = token_class.rpartition(".")
+        return self.name in (token_class, step, kind) and bool(token_class)
 
 
 _NAMED = {"prompt": _Part("prompt"), "last": _Part("prompt", -1), "generated": _Part("generated")}
@@ -68,6 +78,16 @@ class Positions:
                 chosen[place] = True
         return chosen
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The token classes among the parts."""
+        return tuple(part.name for part in self.parts if part.of == "class")
+
+    def in_classes(self, classes: Sequence[str]) -> list[bool]:
+        """Which tokens have one of the classes, given each token's class ("": none)."""
+        own = [part for part in self.parts if part.of == "class"]
+        return [any(part.holds(kind) for part in own) for kind in classes]
+
     def in_generated(self, step: int) -> bool:
         """Whether the token that follows the prompt after `step` others is chosen."""
         return any(
@@ -91,8 +111,9 @@ def positions_named(text: str) -> Positions:
 
     ``all``; ``prompt``; ``last``, the prompt's last token; an index or a slice of the prompt as in Python: ``0``,
     ``-5:``, ``3:7``; ``generated``, the tokens after the prompt, ``generated[2]`` or ``generated[0:3]``, some of them;
-    ``regex:PATTERN``, the prompt's tokens that share a character with a match. Several, separated by commas, are
-    united; a regular expression comes last, since it may contain commas.
+    ``regex:PATTERN``, the prompt's tokens that share a character with a match; in worked solutions whose tokens have
+    classes, one of `TOKEN_CLASSES`, a step ``step[0]``, or a class within a step, ``step[0].result``. Several,
+    separated by commas, are united; a regular expression comes last, since it may contain commas.
 
     Raises:
         UserError: anything else, an empty range, or a regular expression that cannot be read.
@@ -131,10 +152,13 @@ def _parts(name: str, text: str) -> list[_Part]:
             raise UserError(
                 f"positions {text!r}: the regular expression {name.removeprefix(_REGEX)!r} can't be read: {error}"
             ) from None
+    step = _STEP.fullmatch(name)
+    if name in TOKEN_CLASSES or (step is not None and step[2] in (None, *TOKEN_CLASSES)):
+        return [_Part("class", name=name)]
     steps = _GENERATED.fullmatch(name)
     index = _INDEX.fullmatch(steps[1] if steps else name)
     if index is None or name == "":
-        close = nearest(name, [ALL, *_NAMED, _REGEX])
+        close = nearest(name, [ALL, *_NAMED, _REGEX, *TOKEN_CLASSES])
         hint = f"did you mean {' or '.join(close)}?" if close else f"expected {_EXAMPLES}"
         raise UserError(f"positions {text!r}: {name!r} can't be read: {hint}")
     start, stop = _ends(index)

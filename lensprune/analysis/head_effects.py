@@ -80,6 +80,8 @@ def read_effects(
         if key.variant != CLEAN.name
         and _is_removed((cell := outcomes.cell(key, [*_PART_COLUMNS, "item_id", measure])), component, ablation)
     ]
+    # Variants of other names may make the same change; each part counts once.
+    parts = list({(part.ablation, part.layer, part.head): part for part in reversed(parts)}.values())[::-1]
     if not parts:
         raise UserError(f"no {component} was removed{f' by {ablation}' if ablation else ''} on {where}")
     kinds = sorted({part.ablation for part in parts})

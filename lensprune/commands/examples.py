@@ -17,6 +17,10 @@ EXAMPLES = {
         "lensprune heads --model smollm2-135m --out runs/functions",
         "lensprune heads --model smollm2-135m --score induction --run runs/heads",
     ],
+    "removal": [
+        "lensprune removal --model smollm2-135m --task kv_retrieval --protocol generate --ranking runs/functions "
+        "--ranking effect=runs/heads --limit 24 --seed 1 --out runs/removal",
+    ],
     "delta": [
         "lensprune delta --base toy-base --distilled toy-distilled --task arithmetic --component mlp --out runs/d"
     ],

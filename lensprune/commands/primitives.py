@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="how whole sets are ablated: zero, mean or resample (default: as --ablation)",
     )
+    parser.add_argument(
+        "--where",
+        action="store_true",
+        help="also remove the heads that matter at the tokens of one class at a time: operators, results, ...",
+    )
     add_options(parser, Loading)
     add_out(parser, "folder for tables and heatmaps")
     add_json(parser)
@@ -76,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             least_share=arguments.least_share,
             draws=arguments.draws,
             selectivity_ablation=arguments.selectivity_ablation,
+            where=arguments.where,
             as_json=arguments.json,
         )
     )

@@ -16,7 +16,7 @@ from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantRespo
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.engine.generating import Generator, RowWork
 from lensprune.engine.hook_probe import rows_are_independent
-from lensprune.engine.marks import Marks
+from lensprune.engine.marks import Marks, prompt_positions
 from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.scoring import pad_token_id, score_continuation
 from lensprune.models.base import HookedModel
@@ -62,8 +62,9 @@ class HookedExecutor:
         check_variants(variants, self.model.facts, reference)
         likelihood = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
         generation = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
+        in_prompt = prompt_positions(self.model)
         for variant in (with_hook_names(self.model, variant) for variant in variants):
-            state, marks = BatchState(), Marks(self.model, [variant])
+            state, marks = BatchState(), Marks(self.model, [variant], in_prompt)
             hooks = VariantHooks(self.model, variant, state, reference)
             responses: dict[int, Response] = {}
             alike = self._alike(variant, requests, reference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
@@ -10,13 +10,17 @@ from typing import TypeVar
 import torch
 from jaxtyping import Bool, Int
 
-from lensprune.ablation.positions import Spans, positions_named
+from lensprune.ablation.positions import positions_named
 from lensprune.ablation.variants import Variant
+from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.spans import text_of_tokens
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 
-__all__ = ["Marks", "marked", "marks_of", "token_of"]
+__all__ = ["Marks", "marked", "marks_of", "prompt_positions", "token_of"]
+
+InPrompt = Callable[[str, tuple[int, ...]], bytes]
+"""Which tokens of a prompt, given their ids, a selector chooses: a byte each, 0 or 1."""
 
 _BITS = 32
 _TOKEN = 2**_BITS - 1
@@ -53,18 +57,34 @@ def marks_of(marked_id: int) -> int:
     return marked_id >> _BITS
 
 
+def prompt_positions(model: HookedModel) -> InPrompt:
+    """A function of a selector and a prompt that says which tokens are chosen, and remembers it."""
+
+    @lru_cache(maxsize=2**14)
+    def in_prompt(at: str, ids: tuple[int, ...]) -> bytes:
+        return bytes(positions_named(at).in_prompt(len(ids), lambda: text_of_tokens(model.tokenizer, ids)))
+
+    return in_prompt
+
+
+def _classes(request: Request, wanted: str) -> tuple[str, ...]:
+    classes = request.classes if isinstance(request, LoglikelihoodRequest) else ()
+    if not classes:
+        raise UserError(
+            f"positions {wanted!r} are a class of tokens of worked solutions, which only lensprune primitives --where "
+            "knows: use regex:PATTERN"
+        )
+    return classes
+
+
 class Marks:
     """The tokens that the selectors of some variants choose; a token's marks have bit i set for selector i."""
 
-    def __init__(self, model: HookedModel, variants: Sequence[Variant]) -> None:
+    def __init__(self, model: HookedModel, variants: Sequence[Variant], in_prompt: InPrompt | None = None) -> None:
+        """`in_prompt`: what `prompt_positions` returned for the model, to share its results."""
         self.selectors = tuple(dict.fromkeys(at for variant in variants for at in variant.at))
         self._positions = [positions_named(at) for at in self.selectors]
-
-        @lru_cache(maxsize=256)
-        def read(ids: tuple[int, ...]) -> tuple[str, Spans]:
-            return text_of_tokens(model.tokenizer, ids)
-
-        self._read = read
+        self._in_prompt = in_prompt or prompt_positions(model)
 
     def of(self, request: Request) -> tuple[int, ...]:
         """The marks of each input token: of the prompt, and of the continuation but for its last token. Empty without
@@ -72,10 +92,15 @@ class Marks:
         if not self.selectors:
             return ()
         context = request.context_ids
-        chosen = [positions.in_prompt(len(context), lambda: self._read(context)) for positions in self._positions]
+        chosen = [self._in_prompt(at, context) for at in self.selectors]
         marks = [sum(1 << bit for bit, places in enumerate(chosen) if places[i]) for i in range(len(context))]
         scored = len(request.input_ids) - len(context) if isinstance(request, LoglikelihoodRequest) else 0
-        return (*marks, *(self.of_generated(step) for step in range(scored)))
+        marks += [self.of_generated(step) for step in range(scored)]
+        for bit, positions in enumerate(self._positions):
+            if positions.classes:
+                of_class = positions.in_classes(_classes(request, positions.classes[0]))
+                marks = [mark | of_class[i] << bit for i, mark in enumerate(marks)]
+        return tuple(marks)
 
     def reaches(self, request: Request, at: str) -> bool:
         """Whether one of the selectors chooses any token of the request, or may choose one that it generates."""

@@ -2,8 +2,9 @@
 
 from lensprune.heads.agreement import Agreement, importance_agreement
 from lensprune.heads.compensation import Compensation, estimated_compensation, pairwise_compensation
+from lensprune.heads.rankings import Rankings, importance_of, read_rankings
 from lensprune.heads.registry import ScoreOptions, register_head_score
-from lensprune.heads.removal import RemovalCurves, importance_of, removal_curves
+from lensprune.heads.removal import RemovalCurves, removal_curves
 from lensprune.heads.repeats import repeat_effects
 from lensprune.heads.result import HeadTable
 from lensprune.heads.scores import SCORES, head_scores, score_names
@@ -14,6 +15,7 @@ __all__ = [
     "Agreement",
     "Compensation",
     "HeadTable",
+    "Rankings",
     "RemovalCurves",
     "ScoreOptions",
     "estimated_compensation",
@@ -21,6 +23,7 @@ __all__ = [
     "importance_agreement",
     "importance_of",
     "pairwise_compensation",
+    "read_rankings",
     "register_head_score",
     "removal_curves",
     "repeat_effects",

@@ -6,49 +6,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack
 
-import numpy as np
 import pandas as pd
 
 from lensprune.ablation.components import Head
-from lensprune.ablation.orders import keep_first, random_orders, remove_first
+from lensprune.ablation.orders import RANDOM, keep_first, named_random_orders, remove_first
+from lensprune.analysis.removal import removal_curve_table, removal_points
 from lensprune.errors import UserError, unknown_name
-from lensprune.models.adapt import as_hooked_model
-from lensprune.models.base import AnyModel
+from lensprune.heads.rankings import Rankings, shared_items
+from lensprune.models.base import ModelOrName
+from lensprune.output.tables import frame_json
+from lensprune.results.analyses import analysis_named
 from lensprune.results.run import Run
+from lensprune.results.text import analysis_text
 from lensprune.sweeps.options import SweepArguments
 from lensprune.sweeps.run import sweep
 
-__all__ = ["RemovalCurves", "importance_of", "removal_curves"]
+__all__ = ["RemovalCurves", "removal_curves", "removal_report"]
 
-ORDERS = ("important_first", "unimportant_first", "shallow_first", "deep_first", "random")
-
-
-def importance_of(
-    run: Run, task: str | None = None, protocol: str | None = None, measure: str = "correct"
-) -> pd.DataFrame:
-    """Return each head's importance in a run: layer, head, value = −(mean change of `measure`).
-
-    Several (task, protocol) pairs are averaged. Curves on the same items that ranked the heads are optimistic, so rank
-    on different items (another seed, or items beyond the limit).
-
-    Raises:
-        UserError: a name that is not part of the run, or the run removed no heads.
-    """
-    effects = run.effects(task, protocol, measure=measure)
-    frames = [
-        pd.DataFrame({"layer": cell_effects.layers, "head": cell_effects.heads, "value": -cell_effects.effects})
-        for cell_effects in effects
-    ]
-    return pd.concat(frames).groupby(["layer", "head"])[["value"]].mean().reset_index()
+ORDERS = ("important_first", "unimportant_first", "shallow_first", "deep_first", RANDOM)
+LEAST_RANDOM = 20
+"""Random orders, so that p-values can fall below 0.05."""
 
 
 @dataclass(frozen=True)
 class RemovalCurves:
     """Removal curves: the run and its points.
 
-    `table`: one row per (task, protocol, order, seed, k): `seed` numbers the random orders and is −1 for the others;
-    accuracy, accuracy_clean, delta, at_chance. k counts the heads removed (1 or more) or kept (0 or more); the clean
-    model has no row, since each row contains its accuracy.
+    `table`: one row per (task, protocol, order, seed, k), from `lensprune.analysis.removal.removal_points`: `seed`
+    numbers the random orders and is −1 for the others. k counts the heads removed (1 or more) or kept (0 or more); the
+    clean model has no row, since each row contains its accuracy.
     """
 
     mode: Literal["remove", "keep"]
@@ -56,30 +42,12 @@ class RemovalCurves:
     run: Run
 
     def summary(self) -> pd.DataFrame:
-        """Compare each order with the random ones: task, protocol, order, k, accuracy, random_mean, random_low,
-        random_high (range of the middle 95% of random orders), and p_value: one-sided, the share of random orders that
-        do at least as badly (``keep``: at least as well), (1 + such orders) / (1 + random orders)."""
-        keys = ["task", "protocol", "k"]
-        chance = {key: group["accuracy"].to_numpy() for key, group in self._random().groupby(keys)}
-        rows = []
-        for row in self.table[self.table["order"] != "random"].to_dict("records"):
-            random = chance[row["task"], row["protocol"], row["k"]]
-            beyond = random <= row["accuracy"] if self.mode == "remove" else random >= row["accuracy"]
-            low, high = np.quantile(random, [0.025, 0.975])
-            p_value = (1 + int(beyond.sum())) / (1 + len(random))
-            values = [row["task"], row["protocol"], row["order"], row["k"], row["accuracy"]]
-            rows.append([*values, random.mean(), low, high, p_value])
-        columns = [
-            "task", "protocol", "order", "k", "accuracy", "random_mean", "random_low", "random_high", "p_value",
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=columns)
-
-    def _random(self) -> pd.DataFrame:
-        return self.table[self.table["order"] == "random"]
+        """Each order beside the random ones, with intervals: see `lensprune.analysis.removal.removal_curve_table`."""
+        return removal_curve_table(self.table)
 
 
 def removal_curves(
-    model: AnyModel,
+    model: ModelOrName,
     importance: pd.DataFrame | Mapping[str, pd.DataFrame],
     tasks: Sequence[str] | str,
     protocols: Sequence[str] | str = ("default",),
@@ -87,9 +55,13 @@ def removal_curves(
     counts: Sequence[int],
     mode: Literal["remove", "keep"] = "remove",
     orders: Sequence[str] = ("important_first", "deep_first", "shallow_first", "random"),
-    random_seeds: int = 20,
+    random_seeds: int = LEAST_RANDOM,
     seed: int = 0,
     ablation: str = "zero",
+    dtype: str | None = None,
+    device: str | None = None,
+    n_devices: int | None = None,
+    bos: str | None = None,
     **options: Unpack[SweepArguments],
 ) -> RemovalCurves:
     """Remove 1, 2, … heads in several orders, or keep only that many, and measure accuracy.
@@ -103,8 +75,11 @@ def removal_curves(
         mode: ``remove`` the first k of an order, or ``keep`` only the first k.
         orders: any of ``important_first``, ``unimportant_first``, ``shallow_first``, ``deep_first``, ``random``. Ties
             go to the lower layer and head.
-        random_seeds: number of random orders, at least 20, so that p-values can fall below 0.05.
+        random_seeds: number of random orders, at least 20, so that p-values can fall below 0.05. Another number keeps
+            the first ones.
+        seed: of the random orders, and of the sweep (items, examples).
         ablation: how a head is removed.
+        dtype, device, n_devices, bos: for `load_model`, when `model` is a name.
         options: options of `lensprune.sweep` (limit, shots, seed, out, …).
 
     Raises:
@@ -116,31 +91,45 @@ def removal_curves(
     for name in orders:
         if name not in ORDERS:
             raise unknown_name("order", name, ORDERS)
-    if "random" not in orders:
+    if RANDOM not in orders:
         raise UserError("orders need 'random' to compare with: add it")
-    if random_seeds < 20:
+    if random_seeds < LEAST_RANDOM:
         raise UserError(
-            f"random_seeds {random_seeds} is too few to distinguish an order from chance: expected 20 or more"
+            f"{random_seeds} random orders are too few to distinguish an order from chance: expected {LEAST_RANDOM} or "
+            "more"
         )
-    hooked = as_hooked_model(model)
     named = _orders(importance, orders, random_seeds, seed)
-    build = remove_first if mode == "remove" else keep_first
-    run = sweep(hooked, tasks, protocols, build(named, counts, ablation), seed=seed, **options)
-    summary = run.summary()
-    places = {
-        f"{name}.{mode}{k}.{ablation}": (name.split("#")[0], int(name.split("#")[1]) if "#" in name else -1, k)
-        for name in named
-        for k in counts
-    }
-    facts = pd.DataFrame(
-        [places.get(str(variant), ("clean", -1, 0)) for variant in summary["variant"]],
-        columns=["order", "seed", "k"],
-        index=summary.index,
+    variants = (remove_first if mode == "remove" else keep_first)(named, counts, ablation)
+    run = sweep(
+        model,
+        tasks,
+        protocols,
+        variants,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        n_devices=n_devices,
+        bos=bos,
+        **options,
     )
-    columns = ["accuracy", "accuracy_clean", "delta", "at_chance"]
-    table = pd.concat([summary[["task", "protocol"]], facts, summary[columns]], axis=1)
-    table = table[table["order"] != "clean"].reset_index(drop=True)
-    return RemovalCurves(mode, table, run)
+    return RemovalCurves(mode, removal_points(run), run)
+
+
+def removal_report(curves: RemovalCurves, rankings: Rankings | None = None, *, as_json: bool = False) -> str:
+    """The table of the curves, and where its files are; with `rankings`, which of them used the same items.
+
+    Args:
+        as_json: the table alone, with all its columns, as JSON.
+    """
+    table = curves.summary()
+    if as_json:
+        return frame_json(table)
+    parts = [analysis_text(curves.run, analysis_named("removal"), table)]
+    for name, (shared, of) in ({} if rankings is None else shared_items(curves.run, rankings)).items():
+        parts.append(
+            f"ranking {name} comes from {shared} of these {of} items: its curve is optimistic; use another --seed"
+        )
+    return "\n\n".join(parts)
 
 
 def _orders(
@@ -159,9 +148,8 @@ def _orders(
         raise UserError("rankings of different heads can't be compared: give every ranking the same heads")
     order_of = {} if alone else {name: _heads(_sorted(frame)) for name, frame in ranked.items()}
     for name in orders:
-        if name == "random":
-            shuffles = random_orders(by_place, random_seeds, seed)
-            order_of |= {f"random#{index}": order for index, order in enumerate(shuffles)}
+        if name == RANDOM:
+            order_of |= named_random_orders(by_place, random_seeds, seed)
         elif not name.endswith("important_first"):
             order_of[name] = by_place if name == "shallow_first" else by_place[::-1]
         elif alone:

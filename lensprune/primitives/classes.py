@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lensprune.ablation.positions import TOKEN_CLASSES
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.spans import encode_with_spans
 
 __all__ = ["CLASSES", "Mark", "MarkedSolution", "mark_solution", "token_classes", "tokenize_solution"]
 
-CLASSES = ("operand", "operator", "result", "carried", "conclusion", "answer", "words")
+CLASSES = TOKEN_CLASSES
 """``operand``: a number of the question where a step uses it; ``operator``; ``result``: the number after a step's
 ``=``; ``carried``: an earlier result where a later step uses it; ``conclusion``: the words that lead to the final
 answer, after the last step; ``answer``: the final answer; ``words``: everything else, including ``=`` and
@@ -153,11 +154,23 @@ def token_classes(text: str, start: int, marks: Sequence[Mark], spans: Sequence[
 
 @dataclass(frozen=True)
 class MarkedSolution:
-    """A prompt, and the tokens of the solution after it with their classes ("": none)."""
+    """A prompt, and the tokens of the solution after it with their classes ("": none), and the number of the step
+    that each belongs to, from 0 (``None``: none)."""
 
     context_ids: tuple[int, ...]
     solution_ids: tuple[int, ...]
     kinds: tuple[str, ...]
+    steps: tuple[int | None, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class of every token, as in ``step[0].result``; the prompt's have none."""
+        steps = self.steps or (None,) * len(self.kinds)
+        own = (
+            kind if step is None or not kind else f"step[{step}].{kind}"
+            for kind, step in zip(self.kinds, steps, strict=True)
+        )
+        return ("",) * len(self.context_ids) + tuple(own)
 
 
 def tokenize_solution(model: HookedModel, context: str, question: str, solution: str) -> MarkedSolution:
@@ -179,5 +192,11 @@ def tokenize_solution(model: HookedModel, context: str, question: str, solution:
             f"a prompt with its solution has {len(encoded.ids)} tokens, but the context of {model.facts.name} is "
             f"{model.facts.n_ctx}: use fewer shots"
         )
-    kinds = token_classes(text, len(context), mark_solution(question, solution), encoded.spans[front:])
-    return MarkedSolution(encoded.ids[:front], encoded.ids[front:], tuple(kinds))
+    spans = encoded.spans[front:]
+    kinds = token_classes(text, len(context), mark_solution(question, solution), spans)
+    steps = [(len(context) + a, len(context) + b) for a, b in (e.span() for e in _EQUATION.finditer(solution))]
+    step_of = tuple(
+        next((i for i, (a, b) in enumerate(steps) if text[max(start, a) : max(0, min(stop, b))].strip()), None)
+        for start, stop in spans
+    )
+    return MarkedSolution(encoded.ids[:front], encoded.ids[front:], tuple(kinds), step_of)

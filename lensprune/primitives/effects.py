@@ -22,7 +22,7 @@ from lensprune.models.base import HookedModel
 from lensprune.primitives.classes import CLASSES, MarkedSolution
 from lensprune.protocols.requests import LoglikelihoodRequest
 
-__all__ = ["EFFECT_COLUMNS", "MIN_SOLUTIONS", "TokenLosses", "class_effects", "token_losses"]
+__all__ = ["EFFECT_COLUMNS", "MIN_SOLUTIONS", "TokenLosses", "class_effects", "effect_rows", "token_losses"]
 
 EFFECT_COLUMNS = (
     "variant",
@@ -80,7 +80,7 @@ def token_losses(
     reference: ReferenceActivations | None = None,
 ) -> TokenLosses:
     """Score the solutions teacher-forced, under each variant (not including the clean model)."""
-    requests = [LoglikelihoodRequest(solution.context_ids, solution.solution_ids) for solution in solutions]
+    requests = [LoglikelihoodRequest(s.context_ids, s.solution_ids, classes=s.classes) for s in solutions]
     clean, *changed = trace_tokens(model, requests, [CLEAN, *variants], reference=reference)
 
     def joined(traces: Sequence[TokenTrace]) -> np.ndarray:
@@ -121,12 +121,12 @@ def class_effects(
     text_usable = np.isfinite(text.loss).all(axis=1)
     text_units = text.units(text_usable)
     tests = len(variants) * (1 + len(CLASSES))
-    frames = [_row(variants, _TEXT, text, text_usable, np.ones(len(text.kind), bool), tests, seed)]
+    frames = [effect_rows(variants, _TEXT, text, text_usable, np.ones(len(text.kind), bool), tests, seed)]
     frames[0]["text_effect"] = frames[0]["effect"]
     for kind in CLASSES:
         of_class = losses.kind == kind
         wanted = usable & of_class
-        frame = _row(variants, kind, losses, wanted, of_class, tests, seed)
+        frame = effect_rows(variants, kind, losses, wanted, of_class, tests, seed)
         if frame["n_solutions"].iloc[0] >= MIN_SOLUTIONS:
             frame["text_effect"] = frames[0]["effect"]
             frame["contrast"], frame["contrast_p"] = _contrast(losses, usable, of_class, tests, seed)
@@ -143,7 +143,7 @@ def class_effects(
     return table[list(EFFECT_COLUMNS)].astype({"layer": "Int64", "head": "Int64"})
 
 
-def _row(
+def effect_rows(
     variants: Sequence[Variant],
     kind: str,
     losses: TokenLosses,
@@ -152,6 +152,12 @@ def _row(
     tests: int,
     seed: int,
 ) -> pd.DataFrame:
+    """One row per variant: its effect on the `wanted` tokens, of `all_of_it`, which are called `kind`; the columns that
+    compare it with other tokens are NaN.
+
+    Args:
+        tests: number of kinds × variants, for the resolution of p.
+    """
     n_units = len(np.unique(losses.unit[wanted]))
     frame = pd.DataFrame(
         {name: [getattr(v, name) for v in variants] for name in ("component", "layer", "head")}

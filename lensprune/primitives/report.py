@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from lensprune.ablation.enumeration import parse_indices
+from lensprune.ablation.positions import ALL
+from lensprune.analysis.multiplicity import LEVEL
 from lensprune.errors import UserError
 from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model
@@ -16,13 +18,23 @@ from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import write_results
 from lensprune.output.tables import aligned, frame_json
 from lensprune.paths import read_texts
-from lensprune.primitives import CLASSES, Primitives, primitives, selectivity, task_texts
+from lensprune.primitives import (
+    CLASSES,
+    Primitives,
+    primitives,
+    selectivity,
+    task_texts,
+    where_effects,
+)
 from lensprune.primitives.chains import Wording
-from lensprune.primitives.figures import primitives_heatmaps
+from lensprune.primitives.figures import primitives_heatmaps, where_heatmaps
 from lensprune.primitives.verdicts import NOTHING, Thresholds
 from lensprune.terminal import stage
 
 __all__ = ["primitives_report"]
+
+_MOST = 20
+"""Rows of the printed map."""
 
 
 def primitives_report(
@@ -36,6 +48,7 @@ def primitives_report(
     least_share: float = 0.1,
     draws: int = 20,
     selectivity_ablation: Any = None,
+    where: bool = False,
     operands: int = 3,
     largest: int = 9,
     subtract: bool = True,
@@ -55,12 +68,15 @@ def primitives_report(
     Args:
         model: a name or path for `load_model`, or a loaded model.
         out: folder for ``effects.csv``, ``causal.csv``, ``evidence.csv``, ``verdicts.csv``, ``controls.csv``,
-            ``selectivity.csv`` and ``figures/primitives.png``.
+            ``selectivity.csv`` and ``figures/primitives.png``, with `where` also ``where.csv`` and
+            ``figures/where.png``.
         layers: like ``0-3,7``.
         text_file, text_task: general text from a file (separated by blank lines), or another task's right answers.
         least_effect, least_share: thresholds.
         draws: number of random sets of heads to compare with each role's heads; 0 skips `selectivity`.
         selectivity_ablation: ablation for `selectivity`; ``None``: that of `primitives`.
+        where: also remove the heads whose removal costs `least_effect` on some class at the tokens of one class at a
+            time (`where_effects`).
         operands, largest, subtract, limit, shots, ablation, wording, seed: options of `primitives`.
         dtype, device, bos: for `load_model`, when `model` is a name.
         progress: name the stage that runs.
@@ -105,10 +121,23 @@ def primitives_report(
         tables["selectivity.csv"] = selective
         if len(selective):
             lines.append(_selectivity(selective))
+    draw: dict[str, Any] = {"primitives": partial(primitives_heatmaps, result)}
+    if where:
+        heads = _strong_heads(result)
+        if heads:
+            with stage(f"{len(heads)} heads removed at tokens of one class at a time", shown=progress):
+                mapped = where_effects(hooked, result.chain_options, heads, ablation=result.ablation, seed=seed)
+            tables["where.csv"] = mapped
+            draw["where"] = partial(
+                where_heatmaps, mapped, f"{result.model}: nats lost without a head, by where it is removed"
+            )
+            lines.append(_where(mapped))
+        else:
+            lines.append(f"where heads act: no head's removal costs {least_effect:g} nats on any class")
     if result.notes:
         lines.append("\n".join(for_terminal(note) for note in result.notes))
     if out is not None:
-        written = write_results(Path(out), tables, {"primitives": partial(primitives_heatmaps, result)})
+        written = write_results(Path(out), tables, draw)
         lines.append("\n".join(str(path) for path in written))
     return frame_json(result.verdicts) if as_json else "\n\n".join(lines)
 
@@ -141,6 +170,30 @@ def _verdicts(result: Primitives) -> str:
 def _controls(controls: pd.DataFrame) -> str:
     rows = [["role", "named", "with shuffled classes", "by placebo"]]
     return aligned(rows + [[str(cell) for cell in row] for row in controls.itertuples(index=False)])
+
+
+def _strong_heads(result: Primitives) -> list[tuple[int, int]]:
+    """Heads whose removal costs the threshold on some class."""
+    rows = result.effects[(result.effects["component"] == "head") & (result.effects["class"] != "text")]
+    strong = rows[rows["effect"] >= result.thresholds.effect]
+    return sorted({(int(row["layer"]), int(row["head"])) for row in strong.to_dict("records")})
+
+
+def _where(table: pd.DataFrame) -> str:
+    """The strongest effects of a head's removal at the tokens of one class."""
+    overall = table[table["class"] == ALL]
+    whole = overall[overall["at"] == ALL].set_index(["layer", "head"])["effect"]
+    found = overall[(overall["at"] != ALL) & (overall["effect"] > 0) & (overall["q_value"] <= LEVEL)]
+    rows = [["head", "removed at", "nats per token", "95%", "q", "removed everywhere"]]
+    for row in found.sort_values("effect", ascending=False).head(_MOST).to_dict("records"):
+        interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+        cells = [f"L{row['layer']}.H{row['head']}", str(row["at"]), f"{row['effect']:+.2f}", interval]
+        rows.append([*cells, f"{row['q_value']:.2g}", f"{whole[row['layer'], row['head']]:+.2f}"])
+    places = f"{len(overall[overall['at'] != ALL])} heads × places"
+    if len(rows) == 1:
+        return f"where heads act: nothing resolvable among {places}"
+    more = f"; the strongest {_MOST} are shown" if len(found) > _MOST else ""
+    return f"{aligned(rows)}\n{len(found)} of {places} lose tokens{more}"
 
 
 def _selectivity(table: pd.DataFrame) -> str:

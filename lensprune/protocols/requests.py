@@ -30,12 +30,14 @@ GenerationConfigUse = Literal["model", "none"]
 class LoglikelihoodRequest:
     """Sum of log-probabilities of `continuation_ids` after `context_ids` (both non-empty, already truncated).
 
-    `item`: id of the request's item, for custom hooks; it does not affect the response otherwise.
+    `item`: id of the request's item, for custom hooks; it does not affect the response otherwise. `classes`: the class
+    of each token of context and continuation, for ablations at the tokens of a class; empty if they have none.
     """
 
     context_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
     item: str | None = field(default=None, compare=False)
+    classes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def input_ids(self) -> tuple[int, ...]:

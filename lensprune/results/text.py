@@ -13,7 +13,7 @@ from lensprune.errors import UserError
 from lensprune.output.plain_text import for_terminal
 from lensprune.output.results_folder import FIGURES, SUMMARY_TABLE, write_results
 from lensprune.output.tables import aligned, frame_json, frame_rows, of_how_many
-from lensprune.results.analyses import analyses, parse_analysis
+from lensprune.results.analyses import Analysis, analyses, parse_analysis
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
 from lensprune.results.outputs import SCREEN_TABLE
 from lensprune.results.run import Run
@@ -22,7 +22,15 @@ from lensprune.runs.chance import items_to_beat_chance, known_at_chance
 from lensprune.runs.folder import read_spec
 from lensprune.runs.noise import NOISE_NOTE, within_noise
 
-__all__ = ["analyses_list", "analysis_report", "at_chance_line", "run_report", "screen_report", "top_variants"]
+__all__ = [
+    "analyses_list",
+    "analysis_report",
+    "analysis_text",
+    "at_chance_line",
+    "run_report",
+    "screen_report",
+    "top_variants",
+]
 
 _SHOWN = {
     "variant": "variant",
@@ -173,6 +181,11 @@ def analyses_list(folder: str | Path) -> str:
     return aligned(rows)
 
 
+def analysis_text(run: Run, analysis: Analysis, table: pd.DataFrame) -> str:
+    """The title of an analysis of a run, and its table."""
+    return f"{for_terminal(run.spec.model)}: {analysis.title}\n\n{frame_rows(table, analysis.columns)}"
+
+
 def analysis_report(
     folder: str | Path,
     analysis: str,
@@ -199,7 +212,7 @@ def analysis_report(
         if value is not None:
             options[name] = value
     table = chosen.table(run, **options)
-    parts = [f"{for_terminal(run.spec.model)}: {chosen.title}", frame_rows(table, chosen.columns)]
+    parts = [analysis_text(run, chosen, table)]
     if out is not None:
         draw = {} if chosen.draw is None else {chosen.name: chosen.figure_of(table, run.spec).draw}
         parts.append("\n".join(str(path) for path in write_results(Path(out), {f"{chosen.name}.csv": table}, draw)))

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
+from lensprune.ablation.orders import place_in_order
 from lensprune.protocols.base import ItemRequests, Outcome
 from lensprune.runs.questions import storable
 
@@ -91,16 +92,19 @@ def cell_table(
 ) -> pa.Table:
     """Records of one cell, in the order of its items.
 
+    The first k parts of an order are a set also where k is 1: they have no layer and head of their own.
+
     Args:
         requests: the items' requests, which say what was cut from each prompt.
         chances: chance accuracy of each item.
     """
     n = len(outcomes)
+    ordered = place_in_order(variant.name) is not None and variant.layer is not None
     columns: dict[str, Sequence[object]] = {
         "variant": [variant.name] * n,
-        "layer": [variant.layer] * n,
-        "head": [variant.head] * n,
-        "component": [variant.component] * n,
+        "layer": [None if ordered else variant.layer] * n,
+        "head": [None if ordered else variant.head] * n,
+        "component": ["range" if ordered else variant.component] * n,
         "ablation": [variant.ablation] * n,
         "task": [key.task] * n,
         "protocol": [key.protocol] * n,

@@ -1,10 +1,14 @@
-"""Every public name has an example in its docstring, and every example is true."""
+"""Every public name has an example in its docstring, and every example of any docstring is true."""
 
 from __future__ import annotations
 
+import ast
 import doctest
+import importlib
 import inspect
 from collections.abc import Iterator
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +41,30 @@ def examples(name: str, documented: Any, namespace: dict[str, Any]) -> doctest.D
     return doctest.DocTestParser().get_doctest(text, namespace, name, inspect.getsourcefile(documented), 0)
 
 
+def with_examples() -> Iterator[tuple[str, str]]:
+    """Module and qualified name of every function, class and method whose docstring has an example."""
+    root = Path(lp.__path__[0])
+    for path in sorted(root.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if ">>>" in text:
+            module = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+            yield from ((module, name) for name in _named(ast.parse(text), ""))
+
+
+def _named(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
+    for inner in node.body:
+        if isinstance(inner, (ast.FunctionDef, ast.ClassDef)):
+            if ">>>" in (ast.get_docstring(inner) or ""):
+                yield prefix + inner.name
+            if isinstance(inner, ast.ClassDef):
+                yield from _named(inner, f"{prefix}{inner.name}.")
+
+
+EVERYTHING = list(with_examples())
+FURTHER = [found for found in EVERYTHING if found[1] not in lp.__all__]
+"""Those that `lensprune` doesn't export."""
+
+
 @pytest.fixture(scope="module")
 def shared() -> Iterator[dict[str, Any]]:
     """What all examples share; see the docstring of `lensprune`. What they register is removed afterwards."""
@@ -61,6 +89,19 @@ def test_examples(name: str, shared: dict[str, Any]) -> None:
     failed, tried = doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test)
     assert tried == len(test.examples)
     assert failed == 0
+
+
+@pytest.mark.parametrize(("module", "name"), FURTHER, ids=[name for _, name in FURTHER])
+def test_examples_of_names_that_are_not_exported(module: str, name: str, shared: dict[str, Any]) -> None:
+    test = examples(name, attrgetter(name)(importlib.import_module(module)), dict(shared))
+    assert test.examples
+    assert doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test) == (0, len(test.examples))
+
+
+def test_no_example_is_left_out() -> None:
+    found = {name for _, name in EVERYTHING}
+    assert {"qk_attribution", "Run.explore"} <= {name for _, name in FURTHER}
+    assert {name for name in lp.__all__ if name not in CONSTANTS} <= found
 
 
 @pytest.mark.parametrize(("name", "documented"), CONSTANTS.items())

@@ -108,6 +108,7 @@ FUNCTIONS: list[Callable[..., Any]] = [
     paper,
     primitives,
     primitives_report,
+    removal_curves,
     sweep_lm_eval,
     task_texts,
     validate_fidelity,
@@ -135,6 +136,7 @@ LIKE_A_SWEEP = {
     "delta": set(DECLARED) - SWEEP_ALONE,
     "fidelity": set(DECLARED) - SWEEP_ALONE - SAMPLED,
     "noise": set(DECLARED) - SWEEP_ALONE,
+    "removal": set(DECLARED) - SWEEP_ALONE | {"reference", "mean_mode"},
     "heads": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "attribute": {"limit", "shots", "seed", "dtype", "device", "bos"},
     "primitives": {"limit", "shots", "seed", "dtype", "device", "bos"},
@@ -301,6 +303,17 @@ def test_a_value_is_refused_where_it_is_declared(option: str, value: Any, messag
         SweepOptions.given("facts", "generate", "heads", **{option: value})
 
 
+@pytest.mark.parametrize("given", [lambda capitals: [capitals], lambda capitals: capitals])
+def test_a_task_that_is_no_name_is_refused_with_its_name(given: Callable[[Any], Any]) -> None:
+    def capitals() -> None: ...
+
+    with pytest.raises(UserError, match=r"task <function .*>: expected a name, such as 'capitals'"):
+        SweepOptions.given(given(capitals), "generate", "layers")
+    with pytest.raises(UserError, match=r"protocol 3: expected a name$"):
+        SweepOptions.given("capitals", 3, "layers")  # type: ignore[arg-type]
+    assert SweepOptions.given("facts", ["generate"], "layers").tasks == ("facts",)
+
+
 def test_values_are_picked_by_their_group() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser, Workers)
@@ -373,6 +386,7 @@ WITH: dict[str, list[str]] = {
     "ray_address": ["--executor", "ray"],
 }
 """What else has to be given where a sweep takes the option."""
+WITH_OF = {("removal", name): ["--ablation", "mean"] for name in ("reference", "mean_mode")}
 MODEL, TASK = ["--model", "smollm2-135m"], ["--task", "facts"]
 CALLED: dict[str, tuple[str, list[str]]] = {
     "sweep": ("lensprune.sweeps.run.sweep", [*MODEL, *TASK]),
@@ -383,6 +397,7 @@ CALLED: dict[str, tuple[str, list[str]]] = {
     ),
     "fidelity": ("lensprune.divergence.report.fidelity_report", [*MODEL, *TASK]),
     "noise": ("lensprune.sweeps.noise.noise", [*MODEL, *TASK]),
+    "removal": ("lensprune.heads.removal.removal_curves", [*MODEL, *TASK]),
     "heads": ("lensprune.heads.report.heads_report", MODEL),
     "attribute": ("lensprune.attribution.report.attribution_report", [*MODEL, "--method", "dla"]),
     "primitives": ("lensprune.primitives.report.primitives_report", MODEL),
@@ -435,7 +450,11 @@ def test_what_a_command_is_given_reaches_its_function(
         layers_run(tmp_path / "run", n=2, tasks=("facts",), n_layers=2)
         arguments = [str(tmp_path / "run")]
     else:
-        arguments = [*arguments, *WITH.get(option, [])]
+        arguments = [*arguments, *WITH_OF.get((command, option), WITH.get(option, []))]
+    if command == "removal":
+        ranking = tmp_path / "ranking.csv"
+        ranking.write_text("layer,head,value\n0,0,1\n", encoding="utf-8")
+        arguments += ["--ranking", str(ranking)]
     value = SOME_VALUES[option]
     assert main([command, *arguments, *given_as(option)]) == 2
     assert _plain(seen[option]) == _plain(value)

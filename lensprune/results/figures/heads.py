@@ -38,6 +38,8 @@ def head_effect_maps_data(summary: pd.DataFrame, *, q: float = 0.05) -> pd.DataF
     columns = ["task", "protocol", "component", "ablation", "layer", "head", "n", "delta", "q_loss", "q_gain"]
     columns.append("at_chance")
     kept = frame[columns].assign(significant=significant(frame, q))
+    # Variants of other names may make the same change, with the same numbers.
+    kept = kept.drop_duplicates(["task", "protocol", "component", "ablation", "layer", "head"])
     return kept.astype({"layer": int, "head": int}).reset_index(drop=True)
 
 

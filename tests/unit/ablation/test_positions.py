@@ -103,10 +103,30 @@ def test_what_cannot_be_read_is_refused(at: str, message: str) -> None:
         Ablation(lp.Head(0, 0), "zero", at=at)
 
 
+def test_token_classes() -> None:
+    kinds = ["", "step[0].operand", "step[0].result", "step[1].result", "words"]
+
+    def places(at: str) -> list[int]:
+        return [i for i, is_chosen in enumerate(positions_named(at).in_classes(kinds)) if is_chosen]
+
+    assert places("result") == [2, 3]
+    assert places("step[1].result") == [3]
+    assert places("step[0]") == [1, 2]
+    assert places("words,operand") == [1, 4]
+    assert places("last") == places("regex:result") == []
+    model = tiny("llama")
+    request = LoglikelihoodRequest((5, 6), (7, 8, 9), classes=("", *kinds[:4]))
+    assert Marks(model, as_variants("L0.H0@result,0.zero")).of(request) == (1, 0, 0, 1)
+    for unclassed in (LoglikelihoodRequest((5, 6), (7, 8)), GenerateRequest((5, 6), (), 2)):
+        with pytest.raises(UserError, match="'result' are a class of tokens of worked solutions, which only"):
+            Marks(model, as_variants("L0.H0@result.zero")).of(unclassed)
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "L1.H0@last.zero",
+        "L1.H0@step[2].result.zero",
         "L1@-5:.skip",
         "L0-2@0,generated.skip",
         "L1.mlp@regex:a+b.c.mean",

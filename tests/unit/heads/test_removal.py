@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
-from lensprune.ablation import Head, each_head
+from lensprune.ablation import Ablation, Head, Variant, each_head
 from lensprune.ablation.orders import keep_first, random_orders, remove_first
+from lensprune.cli import main
 from lensprune.errors import UserError
-from lensprune.heads.figures.removal import removal_figure
-from lensprune.heads.removal import _orders, importance_of, removal_curves
+from lensprune.heads.rankings import importance_of, read_rankings, shared_items
+from lensprune.heads.removal import _orders, removal_curves
+from lensprune.results.figures.removal import removal_figure
 from lensprune.sweeps.run import sweep
+from tests.helpers.made_runs import heads_run, layers_run
 from tests.helpers.planted.circuits import model_of
 
 HEADS = [Head(layer, head) for layer in range(2) for head in range(4)]
@@ -65,10 +72,11 @@ def test_removal_in_order_of_importance() -> None:
     everything = curves.table[curves.table["k"] == 8]["accuracy"]
     assert everything.nunique() == 1
     summary = curves.summary()
-    assert set(summary["order"]) == {"important_first", "unimportant_first", "deep_first"}
+    assert set(summary["order"]) == {"important_first", "unimportant_first", "deep_first", "random"}
     assert (summary["random_low"] <= summary["random_mean"]).all()
-    assert (summary[summary["k"] == 8]["p_value"] == 1).all()
-    plt.close(removal_figure(curves.table)[0].figure)
+    ranked = summary[summary["order"] != "random"]
+    assert (ranked[ranked["k"] == 8]["p_value"] == 1).all()
+    plt.close(removal_figure(summary)[0].figure)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +107,8 @@ def test_rankings_are_compared_with_each_other_and_with_chance() -> None:
     assert named["deep_first"] == tuple(HEADS[::-1])
     items = {"limit": 2, "shots": 0, "progress": False}
     curves = removal_curves(model, rankings, "arithmetic", "continuation", counts=[2], orders=["random"], **items)
-    assert curves.summary()["order"].tolist() == ["circuit", "others"]
-    axes = removal_figure(curves.table)
+    assert curves.summary()["order"].tolist() == ["circuit", "others", "random"]
+    axes = removal_figure(curves.summary())
     assert axes[0].get_legend_handles_labels()[1][:2] == ["circuit", "others"]
     plt.close(axes[0].figure)
 
@@ -123,3 +131,134 @@ def test_refused_rankings(rankings: dict[str, list[str]], message: str) -> None:
     }
     with pytest.raises(UserError, match=message):
         _orders(frames, ["random"], 20, 0)
+
+
+def test_intervals_ranges_and_p_values_beside_random_orders() -> None:
+    """Of 40 items each head holds five of its own; random order i starts with head i."""
+    order = [HEADS[3], HEADS[0]]
+    shuffles = {f"random#{index}": (HEADS[index], HEADS[0]) for index in range(4)}
+
+    def right(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
+        lost = {HEADS.index(ablation.component) for ablation in variant.ablations}
+        return ~np.isin(np.arange(n) // 5, list(lost & {0, 3}))
+
+    variants = [*remove_first({"mine": order, **shuffles}, [1], "zero"), *keep_first({"mine": order}, [1], "zero")]
+    run = layers_run(variants=variants, right=right, tasks=("facts",), protocols=("generate",), n_layers=2)
+    table = run.plot_data("removal").set_index(["mode", "order"])
+    mine, random = table.loc[("remove", "mine")], table.loc[("remove", "random")]
+    assert (mine["accuracy"], mine["delta"], mine["n"]) == (0.875, -0.125, 40)
+    assert mine["ci_low"] < -0.125 < mine["ci_high"] < 0
+    # Two of the four random orders remove a head that holds items; at least as bad: the same two.
+    assert random["accuracy"] == mine["random_mean"] == pytest.approx(0.9375)
+    assert (mine["random_low"], mine["random_high"]) == (0.875, 1)
+    assert mine["p_value"] == pytest.approx(3 / 5)
+    assert random["n_orders"] == 4
+    assert pd.isna(random["ci_low"])
+    assert pd.isna(random["p_value"])
+    kept = table.loc[("keep", "mine")]
+    assert kept["accuracy"] == 0.875
+    assert pd.isna(kept["p_value"])
+    axes = run.plot("removal")
+    assert [ax.get_xlabel() for ax in axes] == ["parts removed", "parts kept"]
+    plt.close(axes[0].figure)
+    with pytest.raises(UserError, match="removes no parts in order"):
+        layers_run(n=2, n_layers=2).plot_data("removal")
+
+
+def test_rankings_are_read_from_sweeps_scores_and_tables(tmp_path: Path) -> None:
+    swept = heads_run(folder=tmp_path / "heads", tasks=("facts",), protocols=("generate",))
+    values = {"score": ["a", "a", "b", "b"], "value": [0.1, 0.2, 0.4, 0.3]}
+    scores = pd.DataFrame({"layer": 0, "head": [0, 1] * 2, **values})
+    (tmp_path / "functions").mkdir()
+    scores.to_csv(tmp_path / "functions" / "heads.csv", index=False)
+    scores[:2].drop(columns="score").to_csv(tmp_path / "own.csv", index=False)
+    found = read_rankings([str(tmp_path / name) for name in ("heads", "functions", "own.csv")])
+    assert list(found.frames) == ["heads", "a", "b", "own"]
+    assert found.frames["b"]["value"].tolist() == [0.4, 0.3]
+    # The clean model is always right, and head (1, 2) is needed for half of the items.
+    pd.testing.assert_frame_equal(found.frames["heads"], importance_of(swept))
+    best = found.frames["heads"].sort_values("value").iloc[-1]
+    assert (best["layer"], best["head"], best["value"]) == (1, 2, 0.5)
+    assert shared_items(swept, found) == {"heads": (40, 40)}
+    named = read_rankings(
+        [f"effect={tmp_path / 'heads'}", f"b={tmp_path / 'functions'}", f"mine={tmp_path / 'own.csv'}"]
+    )
+    assert list(named.frames) == ["effect", "b", "mine"]
+    assert list(named.runs) == ["effect"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (["nowhere"], "there is no ranking at nowhere: expected the folder of a sweep over heads"),
+        (["own.csv", "own=own.csv"], "ranking 'own' is given twice: name one of them, like other=own.csv"),
+        (["c=scores.csv"], "unknown score in scores.csv 'c'"),
+        (["plain.csv"], "unknown column of plain.csv 'value'"),
+        (["words.csv"], "has a value that is not a number"),
+        (["empty.csv"], "cannot read the ranking empty.csv"),
+    ],
+)
+def test_refused_sources(sources: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "own": "layer,head,value\n0,0,1\n",
+        "scores": "layer,head,score,value\n0,0,a,1\n",
+        "plain": "layer,head\n0,0\n",
+        "words": "layer,head,value\n0,0,high\n",
+        "empty": "",
+    }.items():
+        Path(f"{name}.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_rankings(sources)
+
+
+@pytest.mark.slow
+def test_the_command_measures_resumes_and_says_which_items_ranked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = "arithmetic[operands=3,largest=9,subtract=True]"
+    given = [
+        "--model",
+        "toy-distilled",
+        "--task",
+        task,
+        "--protocol",
+        "continuation",
+        "--limit",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    assert main(["sweep", *given, "--over", "heads", "--layers", "0", "--out", str(tmp_path / "heads")]) == 0
+    removal = ["removal", *given, "--ranking", f"effect={tmp_path / 'heads'}", "--counts", "2"]
+    removal += ["--out", str(tmp_path / "removal")]
+    capsys.readouterr()
+    assert main(removal) == 0
+    first = capsys.readouterr().out
+    assert "ranking effect comes from 4 of these 4 items" in first
+    assert (tmp_path / "removal" / "removal.csv").exists()
+    assert (tmp_path / "removal" / "figures" / "removal.png").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "removal" / "records").iterdir()}
+    assert len(before) == 1 + 21
+    assert main([*removal, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["order"], row["k"], row["n_orders"]) for row in rows] == [("effect", 2, 1), ("random", 2, 20)]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "removal" / "records").iterdir()} == before
+    assert main([*removal, "--counts", "99"]) == 2
+    assert "cannot remove 99 of" in capsys.readouterr().err
+
+
+def test_the_same_change_under_two_names_counts_once() -> None:
+    same = Ablation(Head(1, 2), "zero")
+    named = {"L1.H2.zero": (same,), "mine": (same,), "L0.H1.zero": (Ablation(Head(0, 1), "zero"),)}
+    variants = [Variant(name, ablations) for name, ablations in named.items()]
+    run = heads_run(variants=[*variants, *remove_first({"o": [Head(1, 2)]}, [1])], tasks=("facts",))
+    data = run.plot_data("heads", protocol="generate")
+    assert data.sort_values("layer")[["layer", "head", "delta"]].to_numpy().tolist() == [[0, 1, 0], [1, 2, -0.5]]
+    [effects] = run.effects("facts", "generate")
+    assert effects.variants == ("L1.H2.zero", "L0.H1.zero")
+    [row] = run.records("o.remove1.zero", protocol="generate")[["component", "layer"]].drop_duplicates().to_numpy()
+    assert row[0] == "range"
+    assert pd.isna(row[1])
+    [delta] = run.plot_data("removal", protocol="generate")["delta"]
+    assert delta == -0.5

@@ -223,3 +223,16 @@ def test_lm_eval_ties_a_head_of_its_own_again(tmp_path: Path) -> None:
     assert not torch.equal(own, plain.model.embed_tokens.weight)
     HFLM(pretrained=plain, tokenizer=byte_tokenizer(), batch_size=1)
     assert torch.equal(plain.lm_head.weight, plain.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("family", ["opt", "xglm", "gpt_neo", "afmoe", "laguna", "llama"])
+def test_hooked_scores_are_what_the_softmax_gives_where_attention_is_not_opened(family: str) -> None:
+    model, kept = as_hooked_model(tiny(family)), {}
+    names = [f"blocks.1.attn.hook_{name}" for name in ("attn_scores", "pattern")]
+    hooks = [(name, lambda value, hook, name=name: kept.update({name: value.clone()})) for name in names]
+    with torch.no_grad(), model.hooks(hooks):
+        model.forward(IDS, torch.ones_like(IDS), torch.arange(IDS.shape[1])[None])
+    scores, pattern = (kept[name] for name in names)
+    opened = torch.allclose(scores.softmax(-1), pattern, atol=1e-6)
+    assert opened == (family == "llama")
+    assert torch.equal(scores, pattern) != opened

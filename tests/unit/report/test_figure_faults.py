@@ -19,9 +19,9 @@ from matplotlib.text import Text
 import lensprune as lp
 from lensprune.ablation.components import Head
 from lensprune.analysis.failures import FAILURES
+from lensprune.analysis.removal import removal_curve_table
 from lensprune.attribution.figures.faithfulness import faithfulness_figure
 from lensprune.attribution.figures.token_map import token_map
-from lensprune.heads.figures.removal import removal_figure
 from lensprune.heads.figures.scatter import head_function_scatter
 from lensprune.output.drawing.heatmap import head_heatmaps
 from lensprune.output.drawing.style import name_points, panels, short_tasks
@@ -29,6 +29,7 @@ from lensprune.output.plain_text import in_ranges
 from lensprune.replacement.figures import effect_against_weights, effect_by_depth
 from lensprune.results.figures.depth import delta_by_depth
 from lensprune.results.figures.failures import _LOOKS
+from lensprune.results.figures.removal import removal_figure
 from tests.helpers.made_cells import skip
 from tests.helpers.made_runs import heads_run, layers_run
 
@@ -78,9 +79,14 @@ def shares(component: str = "mlp", n: int = 8) -> pd.DataFrame:
 
 
 def curves() -> pd.DataFrame:
-    rows = [("t", "default", "important_first", -1, k, 0.9 - 0.1 * k, 0.9) for k in range(1, 8)]
-    rows += [("t", "default", "random", seed, k, 0.9 - 0.01 * k * seed, 0.9) for seed in range(3) for k in range(1, 8)]
-    return pd.DataFrame(rows, columns=["task", "protocol", "order", "seed", "k", "accuracy", "accuracy_clean"])
+    rows = [("important_first", -1, k, 0.9 - 0.1 * k) for k in range(1, 8)]
+    rows += [("random", seed, k, 0.9 - 0.01 * k * seed) for seed in range(3) for k in range(1, 8)]
+    points = pd.DataFrame(rows, columns=["order", "seed", "k", "accuracy"])
+    points = points.assign(
+        task="t", protocol="default", mode="remove", n=20, chance=0.0, at_chance=False, accuracy_clean=0.9
+    )
+    delta = points["accuracy"] - 0.9
+    return removal_curve_table(points.assign(delta=delta, ci_low=delta - 0.1, ci_high=delta + 0.1))
 
 
 FIGURES: dict[str, Callable[[], Axes | list[Axes]]] = {

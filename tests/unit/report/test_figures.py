@@ -16,7 +16,6 @@ from lensprune.ablation import Ablation, Head, Variant
 from lensprune.attribution.figures.faithfulness import faithfulness_figure
 from lensprune.attribution.figures.token_map import token_map, token_map_data
 from lensprune.errors import UserError
-from lensprune.heads.figures.removal import removal_data, removal_figure
 from lensprune.heads.figures.scatter import head_function_scatter
 from lensprune.results.analyses import analyses, shown_analyses
 from lensprune.results.figures.protocols import protocol_pairs
@@ -126,18 +125,6 @@ def test_lorenz_data_begin_at_nothing_and_end_at_all(heads: lp.Run) -> None:
     data = heads.plot_data("lorenz", task="facts", protocol="generate")
     assert data["share_of_effect"].iloc[[0, 1, -1]].tolist() == [0, 1, 1]
     assert len(data) == 9
-
-
-def test_removal_data_are_means_and_ranges() -> None:
-    rows = [("t", "default", "important_first", -1, 1, 0.2, 0.9)]
-    rows += [("t", "default", "random", seed, 1, value, 0.9) for seed, value in enumerate([0.4, 0.6, 0.8])]
-    columns = ["task", "protocol", "order", "seed", "k", "accuracy", "accuracy_clean"]
-    table = pd.DataFrame(rows, columns=columns)
-    data = removal_data(table).set_index("order")
-    assert data.loc["random", "accuracy"] == pytest.approx(0.6)
-    assert data.loc["random", "low"] == pytest.approx(0.41)
-    assert data.loc["random", "n_orders"] == 3
-    assert len(removal_figure(table)) == 1
 
 
 def test_head_functions_against_effects() -> None:
