@@ -172,18 +172,18 @@ class _Scores:
 
     @staticmethod
     def _at(logits: Float[torch.Tensor, "probe d_vocab"], token: torch.Tensor) -> Float[torch.Tensor, " probe"]:
-        return logits.double().cpu().gather(1, token[:, None])[:, 0]
+        return logits.cpu().double().gather(1, token[:, None])[:, 0]
 
     def metric(self, logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
         """Logit of `new` minus that of `old`, or minus the mean of `others` if the prompts don't correspond."""
         if self.everywhere:
             return (self._at(logits, self._new) - self._at(logits, self._old)).numpy()
-        others = [row[chosen].mean() for row, chosen in zip(logits.double().cpu(), self._others, strict=True)]
+        others = [row[chosen].mean() for row, chosen in zip(logits.cpu().double(), self._others, strict=True)]
         return (self._at(logits, self._new) - torch.stack(others)).numpy()
 
     def placebo(self, logits: Float[torch.Tensor, "probe d_vocab"]) -> np.ndarray:
         """Logit difference of two random tokens of `others`; NaN with fewer than two."""
-        rows = zip(logits.double().cpu(), self._pairs, strict=True)
+        rows = zip(logits.cpu().double(), self._pairs, strict=True)
         return np.array([float(row[two[0]] - row[two[1]]) if two else np.nan for row, two in rows])
 
     def wholes(

@@ -303,6 +303,17 @@ def test_a_value_is_refused_where_it_is_declared(option: str, value: Any, messag
         SweepOptions.given("facts", "generate", "heads", **{option: value})
 
 
+@pytest.mark.parametrize("given", [lambda capitals: [capitals], lambda capitals: capitals])
+def test_a_task_that_is_no_name_is_refused_with_its_name(given: Callable[[Any], Any]) -> None:
+    def capitals() -> None: ...
+
+    with pytest.raises(UserError, match=r"task <function .*>: expected a name, such as 'capitals'"):
+        SweepOptions.given(given(capitals), "generate", "layers")
+    with pytest.raises(UserError, match=r"protocol 3: expected a name$"):
+        SweepOptions.given("capitals", 3, "layers")  # type: ignore[arg-type]
+    assert SweepOptions.given("facts", ["generate"], "layers").tasks == ("facts",)
+
+
 def test_values_are_picked_by_their_group() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser, Workers)
