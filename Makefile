@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 DATA_DIR ?= $(or $(LENSPRUNE_DATA_DIR),../shared/benchmarks)
 
-.PHONY: versions notice calibration estimates demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer types-and-docs parity families faults audit bench kernels notebooks quick lint style format clean
+.PHONY: versions notice calibration estimates demo docs wheel-test test test-main test-pretend-gpu test-hooked-transformer types-and-more parity families faults audit bench kernels notebooks quick lint style format clean
 
 # Tests run in as many processes as there are cores, at most four, with one thread each: two threads that share a core
 # are far slower than one. A file stays with one process, so that its fixtures are made once.
@@ -23,6 +23,9 @@ COVERED := -m slipcover --branch --source lensprune --json --out build/coverage.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f .mkdocs.yml
+
+HOOKED_TRANSFORMER := OMP_NUM_THREADS=1 $(VENV3)/bin/python -m pytest -q tests/unit/models/test_hooked_transformer.py \
+	tests/unit/attribution/test_hooked_transformer.py tests/integration/test_hooked_transformer_sweep.py
 
 # mypy takes one core for a minute where it has no cache: it runs beside a command, and its messages follow.
 define beside-types
@@ -76,11 +79,11 @@ quick: style
 	@echo "== quick tests, and types beside them"
 	$(call beside-types,$(PYTEST) $(WORKERS) -m "not slow and not real_model" tests/unit)
 
-types-and-docs: $(VENV)/.installed
-	@echo "== types, and documentation into build/site beside them"
-	$(call beside-types,$(DOCS))
+types-and-more: $(VENV)/.installed $(VENV3)/.installed
+	@echo "== types; beside them documentation into build/site, and HookedTransformer with TransformerLens 3.9"
+	$(call beside-types,$(DOCS) && $(HOOKED_TRANSFORMER))
 
-test: style types-and-docs test-main test-pretend-gpu test-hooked-transformer
+test: style types-and-more test-main test-pretend-gpu
 
 test-main: $(VENV)/.installed
 	@echo "== all tests"
@@ -94,9 +97,7 @@ test-pretend-gpu: $(VENV)/.installed
 
 test-hooked-transformer: $(VENV3)/.installed
 	@echo "== HookedTransformer, with TransformerLens 3.9"
-	OMP_NUM_THREADS=1 $(VENV3)/bin/python -m pytest -q tests/unit/models/test_hooked_transformer.py \
-		tests/unit/attribution/test_hooked_transformer.py \
-		tests/integration/test_hooked_transformer_sweep.py
+	$(HOOKED_TRANSFORMER)
 
 # The same processor computes with other kernels under these settings; the numbers then differ by rounding alone.
 KERNELS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41

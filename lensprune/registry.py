@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from lensprune.errors import UserError, unknown_name
 
-__all__ = ["Registry", "in_words", "lazy_names"]
+__all__ = ["Registry", "in_words", "lazy_names", "names_given"]
 
 T = TypeVar("T")
 
@@ -67,6 +67,23 @@ class Registry(Generic[T]):
 
     def rows(self) -> tuple[T, ...]:
         return tuple(self._rows.values())
+
+
+def names_given(what: str, given: object) -> tuple[str, ...]:
+    """One name, or several, as a tuple.
+
+    Args:
+        what: what a name means, in the message.
+
+    Raises:
+        UserError: something that is no name, such as the function of a task, whose own name it proposes.
+    """
+    names = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    for one in names:
+        if not isinstance(one, str):
+            own = getattr(one, "name", None) or getattr(one, "__name__", None)
+            raise UserError(f"{what} {one!r}: expected a name" + (f", such as {own!r}" if isinstance(own, str) else ""))
+    return names
 
 
 def in_words(names: Sequence[str], last: str = "or") -> str:

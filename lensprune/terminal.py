@@ -173,10 +173,16 @@ class TimeLeft:
     Pieces of work count by what they cost, in any unit: by their number alone, cheap pieces at the end (or at the
     beginning) would make the time left twice what it is, or half of it. Each kind of work has its own pace, and one
     that was not done yet that of all.
+
+    Work that is `planned` counts in the seconds that it is expected to take. This pace then weighs as much as a
+    twentieth of all work: what comes before the first piece, such as reading prompts, is not taken for its pace.
     """
 
-    def __init__(self, left: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, left: Mapping[str, float], clock: Callable[[], float] = time.monotonic, *, planned: bool = False
+    ) -> None:
         self.left = dict(left)
+        self._expected = {kind: work / 20 for kind, work in left.items()} if planned else {}
         self._done: dict[str, tuple[float, float]] = {}
         self._clock = clock
         self._at = clock()
@@ -202,10 +208,14 @@ class TimeLeft:
     @property
     def seconds(self) -> float | None:
         """Seconds left when the last work was done; ``None`` before any was."""
-        done, passed = self.done, sum(seconds for _, seconds in self._done.values())
+        known = {
+            kind: (work + self._expected.get(kind, 0.0), seconds + self._expected.get(kind, 0.0))
+            for kind, (work, seconds) in self._done.items()
+        }
+        done, passed = (sum(numbers) for numbers in zip(*known.values(), strict=True)) if known else (0.0, 0.0)
         if done <= 0 or passed <= 0:
             return None
-        paces = {kind: seconds / work for kind, (work, seconds) in self._done.items() if work > 0 and seconds > 0}
+        paces = {kind: seconds / work for kind, (work, seconds) in known.items() if work > 0 and seconds > 0}
         return sum(max(0.0, work) * paces.get(kind, passed / done) for kind, work in self.left.items())
 
 
@@ -255,8 +265,8 @@ def _clock_face(seconds: float) -> str:
 
 @contextmanager
 def work_bar(
-    left: Mapping[str, float], *, shown: bool, clock: Callable[[], float] = time.monotonic
+    left: Mapping[str, float], *, shown: bool, planned: bool = False, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[WorkBar]:
-    """A `WorkBar` on standard error for so much work of each kind, which starts now."""
+    """A `WorkBar` on standard error for so much work of each kind, which starts now; `planned` as for `TimeLeft`."""
     with progress_bar(shown=shown, total=sum(left.values()), bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
-        yield WorkBar(bar, TimeLeft(left, clock))
+        yield WorkBar(bar, TimeLeft(left, clock, planned=planned))

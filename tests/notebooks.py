@@ -24,7 +24,7 @@ SKIPPED = "skip-execution"
 ENVIRONMENT = {"LENSPRUNE_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 _PLOTS = re.compile(r"\.plot\(|\bplt\.|_(scatter|heatmaps?|map|figure)\(|;\s*$")
-_PASSING = re.compile(r"\d+(\.\d+)?( ?ms| ?s| seconds| minutes| min|it/s| rows/s)\b|0x[0-9a-f]+|/\S*/\S+|\d+%\|.*")
+_PASSING = re.compile(r"\d+(\.\d+)?( ?ms| ?s| seconds| minutes| min|it/s| rows/s)\b|\b0x[0-9a-f]+|/\S*/\S+|\d+%\|.*")
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e[-+]?\d+)?|-?\d+e[-+]?\d+")
 
 
@@ -74,13 +74,14 @@ def images(cell: Any) -> int:
 
 
 def _printed(cell: Any) -> list[str]:
-    """The texts of a cell's outputs; of a table, as text. Warnings and progress bars, on stderr, are left out."""
+    """The texts of a cell's outputs; of a table, as text, and of a figure its size and number of axes. Warnings and
+    progress bars, on stderr, are left out."""
     texts: dict[str, str] = {}
     for index, output in enumerate(cell.outputs):
         if output.output_type == "stream":
             if output.name == "stdout":
                 texts["stdout"] = texts.get("stdout", "") + output.text
-        elif "text/plain" in output.get("data", {}) and "image/png" not in output.data:
+        elif "text/plain" in output.get("data", {}):
             texts[str(index)] = output.data["text/plain"] + "\n" + output.data.get("text/html", "")
     return [" ".join(_PASSING.sub("…", text).split()) for text in texts.values()]
 

@@ -132,7 +132,7 @@ def _collect(
 
     for index, (values, usual) in enumerate(recorded(model, prompts, wanted)):
         for site, of_site in sums.items():
-            of_site.add(values[site].double().cpu(), torch.ones_like(usual) if mode == "pooled_all" else usual)
+            of_site.add(values[site].cpu().double(), torch.ones_like(usual) if mode == "pooled_all" else usual)
         if index == donor_index:
             donor = {site: values[site] for site in donor_at}
     return sums, donor

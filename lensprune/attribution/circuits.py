@@ -153,12 +153,12 @@ def circuit_metrics(
         clean_logits, clean, clean_final = writes_of(hooked, graph, batch.clean)
         corrupt_logits, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
         check_additive(corrupt - clean, corrupt_final - clean_final)
-        corrupt_total += float(batch.metric(corrupt_logits).double().sum())
-        clean_total += float(batch.metric(clean_logits).double().sum())
+        corrupt_total += float(batch.metric(corrupt_logits).cpu().double().sum())
+        clean_total += float(batch.metric(clean_logits).cpu().double().sum())
         for place, circuit in enumerate(circuits):
             removed = graph.edges & ~circuit.kept
             out = replace_edges(hooked, graph, batch.clean, removed[None], corrupt)
-            totals[place] += float(batch.metric(out).double().sum())
+            totals[place] += float(batch.metric(out).cpu().double().sum())
             if progress is not None:
                 progress(len(batch.clean))
     n = len(pairs)

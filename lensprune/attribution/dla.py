@@ -70,7 +70,7 @@ class DirectAttribution:
             names = names.where(~inside | is_mlp, names + ".attention").where(~is_mlp, self.parts["part"])
         codes, distinct = pd.factorize(names)
         sums = torch.zeros(len(distinct), self.values.shape[1], dtype=torch.float64)
-        sums.index_add_(0, torch.from_numpy(codes), self.values.double().cpu())
+        sums.index_add_(0, torch.from_numpy(codes), self.values.cpu().double())
         means = MeanSE(len(distinct))
         means.add(sums)
         first = self.parts[~names.duplicated()].reset_index(drop=True)

@@ -130,7 +130,7 @@ def _add_scores(
             per_reader.to(difference.dtype),
             "writer row pos d_model, row pos reader d_model -> writer reader",
         )
-        values[: group.writers, group.start : group.stop] += products.double().cpu()
+        values[: group.writers, group.start : group.stop] += products.cpu().double()
 
 
 def _moves_attention(group: ReaderGroup) -> bool:

@@ -18,7 +18,7 @@ class MeanSE:
 
     def add(self, values: Float[torch.Tensor, "value pair"], start: int = 0) -> None:
         """Add pairs of the quantities `start`, `start` + 1, …"""
-        numbers = values.detach().double().cpu()
+        numbers = values.detach().cpu().double()
         where = slice(start, start + len(numbers))
         self._sum[where] += numbers.sum(1)
         self._squares[where] += numbers.square().sum(1)

@@ -76,7 +76,7 @@ def activation_patching(
         base, source = (batch.clean, batch.corrupt) if direction == "noise" else (batch.corrupt, batch.clean)
         source_logits, donors = capture(hooked, source, {hook_of(target.site, target.layer) for target in chosen})
         base_logits, residuals = capture(hooked, base, {hook_of("resid", target.layer) for target in chosen})
-        unpatched = batch.metric(base_logits).double()
+        unpatched = batch.metric(base_logits).cpu().double()
         base_total += float(unpatched.sum())
         source_total += float(batch.metric(source_logits).sum())
         each = max(1, rows // len(base))
@@ -86,7 +86,7 @@ def activation_patching(
             for start in range(0, len(places), each):
                 chunk = [chosen[place] for place in places[start : start + each]]
                 patched = _patched(hooked, batch, base, residual, donors, chunk)
-                means.add(patched.double() - unpatched, places[start])
+                means.add(patched.cpu().double() - unpatched, places[start])
                 if progress is not None:
                     progress(len(chunk) * len(base))
     n = len(pairs)

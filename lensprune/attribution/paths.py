@@ -68,7 +68,7 @@ def path_patching(
         logits, clean, clean_final = writes_of(hooked, graph, batch.clean)
         _, corrupt, corrupt_final = writes_of(hooked, graph, batch.corrupt)
         check_additive(corrupt - clean, corrupt_final - clean_final)
-        base = batch.metric(logits).double()
+        base = batch.metric(logits).cpu().double()
         parts: Iterator[tuple[int, torch.Tensor]]
         if receiver == "logits":
             check_read_out(hooked, read_out(hooked, clean_final[:, -1]), logits)
@@ -78,7 +78,7 @@ def path_patching(
         else:
             parts = _patched_metrics(hooked, graph, batch, masks, corrupt, rows)
         for start, metrics in parts:
-            means.add(metrics.double() - base, start)
+            means.add(metrics.cpu().double() - base, start)
             if progress is not None:
                 progress(metrics.numel())
     return _effect_table(senders, receiver, means)
@@ -160,7 +160,7 @@ def path_effect(model: AnyModel, pairs: Sequence[PromptPair], path: Sequence[str
             change = _through(hooked, graph, batch, reader, following, change) - clean[following]
         check_read_out(hooked, read_out(hooked, final[:, -1]), logits)
         patched = read_out(hooked, final[:, -1] + change[:, -1])
-        total += float((batch.metric(patched).double() - batch.metric(logits).double()).sum())
+        total += float((batch.metric(patched).cpu().double() - batch.metric(logits).cpu().double()).sum())
     return total / len(pairs)
 
 

@@ -265,8 +265,8 @@ class _Split:
             if self._norm is not None:
                 directions = self._norm.pull_back(directions, self._scale)
             names, written = self._written(directions)
-            by_bias = einsum(towards, bias, "target visible d, d -> target").double().cpu()
-            rests.append(values - einsum(towards, own, "target visible d, visible d -> target").double().cpu())
+            by_bias = einsum(towards, bias, "target visible d, d -> target").cpu().double()
+            rests.append(values - einsum(towards, own, "target visible d, visible d -> target").cpu().double())
             columns.append(torch.cat([written, by_bias[:, None], rests[side][:, None]], 1))
         size = float(self._seen.scores.detach().abs().max()) + 1
         if not float((rests[0] - rests[1]).abs().max()) < tolerance_of(self._seen.q.dtype) * size:
@@ -299,7 +299,7 @@ class _Split:
         total = torch.zeros_like(self._before)
         for name, layer, head, write in self._writes():
             names.append((name, layer, head))
-            columns.append(einsum(directions, write, "target visible d, visible d -> target").double().cpu())
+            columns.append(einsum(directions, write, "target visible d, visible d -> target").cpu().double())
             total += write
         check_sum(total, self._before)
         return names, torch.stack(columns, 1)

@@ -74,8 +74,8 @@ class _Preference:
         clean, corrupt = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
         for batch in pair_batches(pairs, model.facts.device, _PAIRS):
             rows = list(batch.index)
-            clean[rows] = batch.metric(last_logits(model, batch.clean)).double().cpu().numpy()
-            corrupt[rows] = batch.metric(last_logits(model, batch.corrupt)).double().cpu().numpy()
+            clean[rows] = batch.metric(last_logits(model, batch.clean)).cpu().double().numpy()
+            corrupt[rows] = batch.metric(last_logits(model, batch.corrupt)).cpu().double().numpy()
         numbers = []
         for values in (clean, corrupt, clean - corrupt):
             error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")

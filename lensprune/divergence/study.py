@@ -23,6 +23,7 @@ from lensprune.models.base import HookedModel, ModelOrName
 from lensprune.models.load import open_model
 from lensprune.primitives.battery import default_texts, text_rows
 from lensprune.primitives.effects import token_losses
+from lensprune.registry import names_given
 from lensprune.sweeps.options import (
     Execution,
     Generation,
@@ -140,9 +141,9 @@ def validate_fidelity(
     if over not in ("layers", "heads"):
         raise unknown_name("kind of part", over, ("layers", "heads"))
     if "generate" not in protocols:
-        raise UserError("protocols lack generate: fidelity is compared with it")
+        raise UserError("protocols lack generate, with which fidelity is compared: add it")
     given = locals()
-    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    names = names_given("task", tasks)
     hooked = open_model(model, **option_values(given, Loading, Splitting))
     facts = hooked.facts
     variants = each_layer(facts, "skip", layers) if over == "layers" else each_head(facts, "zero", layers)

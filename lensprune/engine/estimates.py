@@ -29,7 +29,7 @@ from lensprune.engine.tree_scoring import Scored, scored_positions
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel, HookFunction
 from lensprune.models.positions import row_index_floor
-from lensprune.precision import widened
+from lensprune.precision import doubled, widened
 from lensprune.protocols.requests import LoglikelihoodRequest
 
 __all__ = ["Slope", "estimate_logprobs", "estimate_measure"]
@@ -316,7 +316,7 @@ class _Estimates:
         hooks = [*self._given, *((name, activations.keep(name)) for name in names)]
         with torch.enable_grad(), self._model.hooks(hooks):
             logprobs = _logprobs(self._model, rows)
-            found = logprobs.detach().double().cpu()
+            found = logprobs.detach().cpu().double()
             weighted = weights(found.numpy())
             if weighted is None:
                 return None
@@ -343,5 +343,5 @@ class _Estimates:
                     part = slice(None) if chosen is None else chosen
                     # Masked positions have no gradient, so padding adds nothing.
                     product = (after - before)[:, :, part] * gradient[:, :, part]
-                    products[index] = product.double().flatten(1).sum(1).cpu()
+                    products[index] = doubled(product).flatten(1).sum(1).cpu()
         return found, products

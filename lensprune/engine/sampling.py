@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from lensprune.precision import doubled, has_float64
 from lensprune.protocols.requests import Sampling
 
 __all__ = ["draw", "gumbel_noise", "noise_key", "warped"]
@@ -31,11 +32,13 @@ def noise_key(sampling: Sampling, item: str | None, position: int) -> int:
 
 
 def gumbel_noise(keys: Sequence[int], n: int, device: torch.device | str) -> Float[torch.Tensor, "row token"]:
-    """Standard Gumbel noise of tokens 0 to `n` − 1, in double precision, one row per key.
+    """Standard Gumbel noise of tokens 0 to `n` − 1, in double precision, one row per key; on the CPU if the device
+    has no float64.
 
     SplitMix64 (Steele, Lea & Flood 2014) seeded with `key`: its i-th number belongs to token i, whatever `n` is. It
     uses integers only, so it is the same on every device; the logarithms may differ by rounding.
     """
+    device = device if has_float64(torch.device(device)) else "cpu"
     tokens = torch.arange(1, n + 1, device=device) * _GOLDEN
     bits = tokens[None] + torch.tensor(list(keys), device=device)[:, None]
     for shift, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
@@ -72,5 +75,5 @@ def draw(scores: Float[torch.Tensor, "row token"], keys: Sequence[int]) -> Int[t
     chosen = []
     for begin in range(0, len(scores), _ROWS):
         part, own = scores[begin : begin + _ROWS], keys[begin : begin + _ROWS]
-        chosen.append((gumbel_noise(own, part.shape[1], part.device) + part).argmax(-1))
-    return torch.cat(chosen)
+        chosen.append((gumbel_noise(own, part.shape[1], part.device) + doubled(part)).argmax(-1))
+    return torch.cat(chosen).to(scores.device)

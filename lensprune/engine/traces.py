@@ -169,7 +169,7 @@ class _Measure:
         behind = shifted[rows, targets]
         regret = torch.where(chosen[rows] == targets, 0.0, (-behind).clamp(min=torch.finfo(torch.float32).tiny))
         columns = [
-            torch.where(finite[rows], c, torch.nan).double().cpu().numpy()
+            torch.where(finite[rows], c, torch.nan).cpu().double().numpy()
             for c in (behind - norm[rows], regret, kl[rows])
         ]
         pieces = [np.split(column, np.cumsum(self._scored.sizes)[:-1]) for column in columns]

@@ -101,7 +101,7 @@ def _reader(
     marked: MarkedSum, totals: dict[str, torch.Tensor]
 ) -> Callable[[int, Float[torch.Tensor, "row head query key"]], None]:
     def read(layer: int, pattern: Float[torch.Tensor, "row head query key"]) -> None:
-        by_head = pattern[0].double().cpu()
+        by_head = pattern[0].cpu().double()
         last = by_head[:, -1]
         totals["operand_attention"][layer] += last[:, list(marked.operands)].sum(-1)
         totals["operator_attention"][layer] += last[:, list(marked.operators)].sum(-1)

@@ -38,16 +38,16 @@ def ov_eigenvalues(model: HookedModel) -> Complex[torch.Tensor, "layer head d_he
         rows = []
         for layer in range(model.facts.n_layers):
             block = block_of(model, layer)
-            written = output_weights(model, layer).double().cpu()
+            written = output_weights(model, layer).cpu().double()
             if "ln1_post" in block._modules:
                 after = frozen_norm(block.ln1_post)
-                written = after.centre(written) * after.weight.double().cpu()
-            to_logits = final.centre(written) * final.weight.double().cpu()
-            read = value_weights(model, layer).double().cpu()
+                written = after.centre(written) * after.weight.cpu().double()
+            to_logits = final.centre(written) * final.weight.cpu().double()
+            read = value_weights(model, layer).cpu().double()
             # OLMo 2 and similar models have none, and read the residual stream itself.
             if "ln1" in block._modules:
                 before = frozen_norm(block.ln1)
-                read = read * before.weight.double().cpu()[None, :, None]
+                read = read * before.weight.cpu().double()[None, :, None]
                 if before.centred:
                     read = read - read.mean(1, keepdim=True)
             rows.append(torch.linalg.eigvals(to_logits @ through @ read))
@@ -60,7 +60,7 @@ def _unembed_embed(model: HookedModel) -> Float[torch.Tensor, "d_model d_model"]
     total = torch.zeros(out.shape[0], back.shape[1], dtype=torch.float64)
     for start in range(0, back.shape[0], _SLICE):
         part = slice(start, start + _SLICE)
-        total += out[:, part].double().cpu() @ back[part].double().cpu()
+        total += out[:, part].cpu().double() @ back[part].cpu().double()
     return total
 
 

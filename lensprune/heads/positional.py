@@ -14,6 +14,7 @@ from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured
 from lensprune.heads.sequences import repeated_random_tokens
 from lensprune.models.base import HookedModel
 from lensprune.models.tokenizers import encode
+from lensprune.precision import doubled
 
 __all__ = ["ATTENTION_STATS", "POSITIONAL", "measure_attention_stats", "measure_positional"]
 
@@ -39,7 +40,7 @@ def measure_positional(model: HookedModel, options: ScoreOptions) -> Measured:
 
     def read(layer: int, pattern: Float[torch.Tensor, "row head query key"]) -> None:
         for name, (query, key) in keys.items():
-            sums[name][layer] += pattern[:, :, query, key].double().mean(-1).sum(0).cpu()
+            sums[name][layer] += doubled(pattern[:, :, query, key]).mean(-1).sum(0).cpu()
 
     for rows in repeated.tokens.split(_ROWS):
         read_patterns(model, rows, read)
@@ -54,12 +55,12 @@ def measure_attention_stats(model: HookedModel, options: ScoreOptions) -> Measur
     queries, over_keys = 0, "row head query key -> head"
 
     def read(layer: int, pattern: Float[torch.Tensor, "row head query key"]) -> None:
-        attention = pattern[:, :, 1:].double()
+        attention = doubled(pattern[:, :, 1:])
         size = pattern.shape[-1]
         sums["attention_sink"][layer] += reduce(attention[..., 0], "row head query -> head", "sum").cpu()
         sums["attention_entropy"][layer] += reduce(torch.special.entr(attention), over_keys, "sum").cpu()
         places = torch.arange(size, device=pattern.device)
-        distance = (places[1:, None] - places[None]).clamp(min=0).double()
+        distance = doubled((places[1:, None] - places[None]).clamp(min=0))
         sums["attention_distance"][layer] += reduce(attention * distance, over_keys, "sum").cpu()
 
     for rows in _texts(model, options):

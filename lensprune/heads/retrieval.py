@@ -16,6 +16,7 @@ from lensprune.heads.registry import HeadScore, Measured, ScoreOptions, measured
 from lensprune.heads.writing import logit_contributions
 from lensprune.models.base import HookedModel
 from lensprune.models.spans import encode_with_spans
+from lensprune.precision import doubled
 from lensprune.protocols import (
     GenerateRequest,
     GenerateResponse,
@@ -59,7 +60,7 @@ def retrieval_scores(
     for index, needle in enumerate(needles):
         copied = torch.zeros(model.facts.n_layers, model.facts.n_heads, len(needle.positions), dtype=torch.bool)
         responses.append(_generate(model, needle, copied))
-        scores[index] = copied.double().mean(-1)
+        scores[index] = doubled(copied).mean(-1)
     return scores, responses
 
 

@@ -52,7 +52,7 @@ def contributions_by_source(
             read = einsum(weights, own, "head d d_model, step d_model -> head step d")
             values = v.repeat_interleave(facts.n_heads // v.shape[1], dim=1).to(weights.dtype)
             worth = einsum(read, values, "head step d, key head d -> head step key")
-            contributions.append((pattern[:, at].to(weights.dtype) * worth).double().cpu())
+            contributions.append((pattern[:, at].to(weights.dtype) * worth).cpu().double())
     return torch.stack(contributions)
 
 

@@ -261,7 +261,7 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     history = SpeedHistory.of_machine()
     foreseen = forecast(job, executor, work, history) if progress else None
     began = time.perf_counter()
-    with work_bar({} if foreseen is None else foreseen.kinds, shown=progress) as bar:
+    with work_bar({} if foreseen is None else foreseen.kinds, shown=progress, planned=True) as bar:
         for condition, variants in work:
             cell, of_cell = (condition.task.task.name, str(condition.protocol)), time.perf_counter()
             before = bar.finished

@@ -39,12 +39,13 @@ class PlacementError(RuntimeError):
 
 @dataclass
 class Settings:
-    """What the pretend GPUs are: their number, compute capability and free bytes."""
+    """What the pretend GPUs are: their number, compute capability and free bytes, and whether they have float64."""
 
     n_devices: int = 1
     capability: tuple[int, int] = (8, 0)
     free: int = 60 * 2**30
     total: int = 80 * 2**30
+    float64: bool = True
 
 
 settings = Settings()
@@ -275,6 +276,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if not on_device:
         # What comes from the device is a copy.
         return out.clone() if any(out is value for value in own) else out
+    if not settings.float64 and any(tensor.dtype == torch.float64 for tensor in _flat([out])):
+        refuse(func, "this device has no float64")
     out = _wrapped(out, place)
     return return_and_correct_aliasing(func, args, kwargs, out) if mine else out
 

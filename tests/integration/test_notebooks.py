@@ -163,6 +163,14 @@ def test_what_may_not(old: str, new: str, output: str) -> None:
     assert re.match("cell 1 holds", found)
 
 
+def test_a_figure_of_another_size_is_seen() -> None:
+    old, new = (_with(f"<Figure size 640x{height} with 1 Axes>", "table") for height in (480, 240))
+    for notebook in (old, new):
+        notebook.cells[0].outputs[0].data["image/png"] = "iVBORw0KGgo="
+    assert list(differences(old, old)) == []
+    assert len(list(differences(old, new))) == 1
+
+
 def test_an_output_that_is_gone_is_seen() -> None:
     silent = _with("")
     silent.cells[0].outputs = []

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lensprune as lp
+from lensprune import precision
 from lensprune.ablation import CLEAN, each_layer
-from lensprune.engine import HookedExecutor
+from lensprune.attribution import PromptPair, activation_patching
+from lensprune.engine import ForkedExecutor, HookedExecutor, sampling
 from lensprune.models import as_hooked_model, load_model
+from lensprune.protocols.requests import GenerateRequest, Sampling
 from lensprune.runs.store import RunStore
-from tests.helpers.pretend_gpu import settings
+from tests.helpers.pretend_gpu import PlacementError, settings
 from tests.helpers.sweeps import sweep
-from tests.helpers.tiny_models import folder, generation_requests, likelihood_requests
+from tests.helpers.tiny_models import folder, generation_requests, likelihood_requests, tiny
 from tests.helpers.tolerances import assert_records_agree, assert_responses_agree
 
 
@@ -56,3 +61,30 @@ def test_layers_over_two_gpus(two_gpus: None) -> None:
     variants = [CLEAN, *each_layer(one)]
     found, expected = (list(HookedExecutor(own).run(requests, variants)) for own in (split, one))
     assert_responses_agree(one, requests, found, expected)
+
+
+@pytest.mark.parametrize("at", ["executors", "patching"])
+def test_a_device_without_float64(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as MPS: what needs float64 is computed on the CPU."""
+    model = tiny("llama")
+    prompts = [r for r in generation_requests(model) if isinstance(r, GenerateRequest)]
+    sampled = [replace(r, sampling=Sampling(0.8, top_k=20), item=str(i)) for i, r in enumerate(prompts)]
+    requests = [*likelihood_requests(model), *prompts, *sampled]
+    variants = [CLEAN, *each_layer(model, layers=[1])]
+
+    def results() -> list[object]:
+        if at == "executors":
+            answered = [*ForkedExecutor(model).run(requests, variants), *HookedExecutor(model).run(requests, variants)]
+            return [response for own in answered for response in own.responses]
+        pair = PromptPair(prompts[0].context_ids, prompts[0].context_ids[::-1], 5, 6)
+        found = activation_patching(model, [pair], ("head", "mlp")).select_dtypes("number")
+        return found.fillna(0).to_numpy().flatten().tolist()
+
+    expected = results()
+    assert len(expected) > 10
+    monkeypatch.setattr(settings, "float64", False)
+    with pytest.raises(PlacementError, match="no float64"):
+        torch.ones(2, device="cuda").double()
+    monkeypatch.setattr(precision, "has_float64", lambda device: device.type == "cpu")
+    monkeypatch.setattr(sampling, "has_float64", lambda device: device.type == "cpu")
+    assert results() == expected

@@ -274,18 +274,18 @@ def test_every_command_is_compared() -> None:
         ("template_date", "20240726", "is not a date"),
         ("template_date", 2024, "template date 2024 is not a date"),
         ("template_date", "2024-07-26", "no prompt is in the chat format"),
-        ("thinking", "on", "thinking on is given, and no prompt is in the chat format"),
+        ("thinking", "on", "thinking on is given, but no prompt is in the chat format"),
         ("thinking", "of", "did you mean off"),
         ("thinking_prefix", "own", "unknown thinking prefix 'own'"),
         ("thinking_prefix", "clean", "needs a thinking budget"),
         ("thinking_budget", 0, "thinking budget 0 is not a usable number of tokens"),
         ("think_tokens", ("<think>",), "expected a start and an end"),
         ("think_tokens", "<think>", "expected a start and an end"),
-        ("template_args", {"effort": "low"}, "a template argument is given, and no prompt is in the chat format"),
+        ("template_args", {"effort": "low"}, "a template argument is given, but no prompt is in the chat format"),
         ("template_args", {"enable_thinking": True}, "choose thinking on, off or auto"),
         ("template_args", {"tools": ["a"]}, "template argument tools is \\['a'\\]: expected text, a number"),
         ("template_args", ["effort"], "are not a mapping of names"),
-        ("fewshot_as_multiturn", True, "fewshot_as_multiturn is given, and no prompt is in the chat format"),
+        ("fewshot_as_multiturn", True, "fewshot_as_multiturn is given, but no prompt is in the chat format"),
         ("system", 3, "system prompt 3 is not text"),
         ("max_new_tokens", 0, "max new tokens 0 is not a usable number of tokens"),
         ("until", ["x", ""], "is not a list of stop strings"),
@@ -301,6 +301,17 @@ def test_every_command_is_compared() -> None:
 def test_a_value_is_refused_where_it_is_declared(option: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SweepOptions.given("facts", "generate", "heads", **{option: value})
+
+
+@pytest.mark.parametrize("given", [lambda capitals: [capitals], lambda capitals: capitals])
+def test_a_task_that_is_no_name_is_refused_with_its_name(given: Callable[[Any], Any]) -> None:
+    def capitals() -> None: ...
+
+    with pytest.raises(UserError, match=r"task <function .*>: expected a name, such as 'capitals'"):
+        SweepOptions.given(given(capitals), "generate", "layers")
+    with pytest.raises(UserError, match=r"protocol 3: expected a name$"):
+        SweepOptions.given("capitals", 3, "layers")  # type: ignore[arg-type]
+    assert SweepOptions.given("facts", ["generate"], "layers").tasks == ("facts",)
 
 
 def test_values_are_picked_by_their_group() -> None:

@@ -92,6 +92,23 @@ def test_each_kind_of_work_has_its_own_pace_once_it_was_done() -> None:
     assert left.seconds == pytest.approx(10.0 + 80 * 0.1)
 
 
+def test_what_comes_before_the_first_piece_is_not_its_pace() -> None:
+    clock = Clock()
+    left = {kind: TimeLeft({"": 300.0}, clock, planned=kind) for kind in (False, True)}
+    # Prompts are read for 45 seconds, and then the first short text of many ends.
+    clock.now = 45.0
+    for one in left.values():
+        one.add(0.1, "")
+    assert left[False].seconds == pytest.approx(299.9 * 450)
+    assert left[True].seconds == pytest.approx(299.9 * 60 / 15.1)
+    # Later, what was measured counts nearly alone.
+    clock.now = 400.0
+    for one in left.values():
+        one.add(199.9, "")
+    assert left[False].seconds == pytest.approx(200)
+    assert left[True].seconds == pytest.approx(100 * 415 / 215)
+
+
 @pytest.mark.parametrize("generates", [False, True])
 def test_each_variants_cost_is_by_its_depth_and_all_add_up(generates: bool) -> None:
     model = tiny("llama")

@@ -11,6 +11,7 @@ from lensprune.ablation.variants import Variant, VariantsLike, as_variants
 from lensprune.engine.registry import BACKENDS
 from lensprune.errors import UserError, unknown_name
 from lensprune.protocols.registry import protocol_named
+from lensprune.registry import names_given
 from lensprune.sweeps.options.ablated import Reference, Screening
 from lensprune.sweeps.options.checks import check_screening, check_stopping, check_wording
 from lensprune.sweeps.options.execution import Execution, Loading, Splitting, Workers, executor_options
@@ -67,8 +68,8 @@ class SweepOptions(
         until = values.pop("until", None)
         return cls(
             until=() if until is None else (until,) if isinstance(until, str) else tuple(until),
-            tasks=(tasks,) if isinstance(tasks, str) else tuple(tasks),
-            protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+            tasks=names_given("task", tasks),
+            protocols=names_given("protocol", protocols),
             variants=variants if isinstance(variants, VariantSelection) else as_variants(variants),
             **values,
             **executor_options(executor or "forked", workers, address),
