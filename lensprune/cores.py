@@ -1,4 +1,4 @@
-"""How many processor cores are free, so that a command computes with as many threads and no more.
+"""How many processor cores are free, so that a command uses that many threads and no more.
 
 Threads of one matrix product wait for each other: two of them that share a core with other processes are many times
 slower than one that has a core to itself.
@@ -66,8 +66,8 @@ def core_quota(read: Callable[[Path], str] = Path.read_text) -> float | None:
 def cores(sample_seconds: float = _SAMPLE_SECONDS) -> Cores:
     """Look at the machine for a moment, in which this process does nothing.
 
-    Without /proc/stat the load average of the last minute stands for what is busy, and where there is none either all
-    cores count as free.
+    Without /proc/stat the load average of the last minute says how many are busy; without that, all cores count as
+    free.
     """
     allowed = _allowed()
     quota = core_quota()
@@ -87,7 +87,7 @@ def cores(sample_seconds: float = _SAMPLE_SECONDS) -> Cores:
 def use_free_cores(
     look: Callable[[], Cores] = cores, environment: MutableMapping[str, str] | None = None
 ) -> str | None:
-    """Let torch compute with as many threads as there are free cores; what to say about it, if anything.
+    """Let torch use one thread per free core; returns what to say about it, if anything.
 
     Nothing is done where ``OMP_NUM_THREADS`` is set already, or all cores are free.
     """

@@ -155,7 +155,7 @@ class ReplayingLM(_HookedLM):
         key = request_key(instance)
         if key not in self._answers:
             raise LensPruneError(
-                f"lm-eval task {instance.task_name!r} asks document {instance.doc_id} differently each time, "
-                "so its requests cannot be shared by variants"
+                f"lm-eval task {instance.task_name!r} makes different requests for document {instance.doc_id} each "
+                "time, so variants cannot share them"
             )
         return self._answers[key]

@@ -57,7 +57,7 @@ def compare(comparison: Comparison, *, losses: bool = False, resamples: int = 20
     """
     base, other = comparison.base, comparison.other
     if base.variants != other.variants or base.differences.shape != other.differences.shape:
-        raise UserError("base and student were not swept over the same parts on the same items")
+        raise UserError("the base and the other model were not swept over the same parts on the same items")
     parts = len(base.variants)
     both = np.concatenate([base.differences, other.differences], axis=1)
     draws = bootstrap_means(both, base.clusters, resamples=resamples, seed=seed)

@@ -29,7 +29,7 @@ class OpenBlock:
 
 def next_block(outcomes: Outcomes, task: str, protocol: str) -> OpenBlock | None:
     """The first block of one (task, protocol) that is still to be measured; ``None`` when every variant is decided and
-    the clean model was asked all items.
+    the clean model was measured on all items.
 
     The clean model is judged (whether it beats chance, how accurate it is) on all items, whenever its variants stop.
     """
@@ -81,6 +81,6 @@ def unfinished(outcomes: Outcomes) -> str:
         return ""
     frame = decisions(outcomes)
     if (frame["decided"] == frame["variants"]).all():
-        return "all variants decided, the clean model not asked all items"
+        return "all variants decided, the clean model not measured on all items"
     text = f"{frame['decided'].sum()} of {frame['variants'].sum()} variants decided"
     return text if len(frame) == 1 else f"{text}, counted on each task and protocol"

@@ -170,7 +170,7 @@ def item_effects(
     cells = outcomes.select(task, protocol)
     if outcomes.spec.screen is not None and component == outcomes.spec.screen["component"]:
         raise UserError(
-            "this run is screened: the heads that it measured were chosen for their effects, so they say "
-            "nothing of all heads; see screen(), or sweep without screen"
+            "this run is screened: the heads that it measured were chosen for their effects, so they don't "
+            "represent all heads; see screen(), or sweep without screen"
         )
     return [read_effects(outcomes, *cell, component=component, ablation=ablation, measure=measure) for cell in cells]

@@ -53,7 +53,7 @@ def mean_intervals(
 ) -> MeanIntervals:
     """95% interval of the mean difference of each variant.
 
-    ** Independent items with bounds −1 and 1 and all differences −1, 0 or 1: Tango's score interval (`tango`).
+    * Independent items with bounds −1 and 1 and all differences −1, 0 or 1: Tango's score interval (`tango`).
     * Other independent items: Student's t with n − 1 degrees of freedom.
     * At least two clusters: Student's t over whole clusters, with (number of clusters − 1) degrees of freedom; the mean
       is the ratio of summed differences to items, with the linearised variance (Cochran 1977, section 6.3). A few

@@ -145,7 +145,7 @@ def protocol_gap(outcomes: Outcomes, task: str | None = None) -> pd.DataFrame:
 
 
 def _on_shared_items(outcomes: Outcomes, a: Group, b: Group) -> tuple[Group, Group]:
-    """Both on the first items, which all variants of both were asked where a sweep stops early."""
+    """Both on the first items, on which all variants of both were measured if a sweep stops early."""
     n = min(len(a.chances), len(b.chances))
     if outcomes.spec.stopping is None or len(a.chances) == len(b.chances):
         return a, b

@@ -33,7 +33,7 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
 
 
 def _table(outcomes: Outcomes, *, whole: bool) -> pd.DataFrame:
-    """`screen_table`; `whole`: on all items that each head was asked, else on those that all heads were."""
+    """`screen_table`; `whole`: on all items that each head was measured on, else on those that all heads were."""
     screen = outcomes.spec.screen
     if screen is None:
         raise UserError("this run was not screened, so all its heads are measured: see summary()")
@@ -78,7 +78,7 @@ def _measured(outcomes: Outcomes, key: CellKey, *, whole: bool) -> dict[str, flo
 def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
     """How reliable the estimates are, judged by randomly drawn control heads: one row per (task, protocol).
 
-    Columns: ``heads``, ``measured``, ``n`` (items, those that all heads were asked), ``controls``, ``rank_correlation``
+    Columns: ``heads``, ``measured``, ``n`` (items that all heads were measured on), ``controls``, ``rank_correlation``
     (Spearman's, between estimate and measurement over the controls), ``top`` (number of strongest heads to find in
     each), ``controls_in_top`` (controls whose measured loss is among the `top` largest of all heads),
     ``expected_missed`` (expected number of unmeasured heads among them) and ``most_missed`` (its upper one-sided 95%

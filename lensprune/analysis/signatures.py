@@ -97,7 +97,7 @@ def signatures(
     the layers of the first 30%, the middle or the last 30% has no row. `layers`: how many layers were removed in
     *first* and in *later*. `task_kind` is the task's kind, as declared when the run was made.
 
-    * ``*early drop``: change in *first* minus change in *later*, under each protocol; below zero if shallow layers are
+    * ``early drop``: change in *first* minus change in *later*, under each protocol; below zero if shallow layers are
       needed more.
     * ``deep loss of generation``: change in *later* under ``generate``.
     * ``likelihood flat, generation drops``: change in *later* under ``generate`` minus that under a likelihood protocol

@@ -54,8 +54,8 @@ def _other_character(character: str, letters: str, random: Random) -> str:
 
 
 def other_operand(doc: Doc, random: Random) -> dict[str, Any]:
-    """Change one operand of a chain to another with as many digits, which changes the result (never to a negative
-    one)."""
+    """Replace one operand of a chain by another with the same number of digits, so that the result changes (never to a
+    negative one)."""
     parts = str(doc["question"]).split()
     numbers, signs = [int(n) for n in parts[::2]], parts[1::2]
     for _ in range(_TRIES):

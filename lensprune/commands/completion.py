@@ -14,7 +14,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("shell", metavar="SHELL", help=f"{', '.join(SHELLS)}; needs the extra completion")
+    parser.add_argument("shell", metavar="SHELL", help=f"{', '.join(SHELLS)}; needs the completion extra")
 
 
 def run(build: Callable[[], argparse.ArgumentParser], arguments: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--direction",
         default="both",
         metavar="WAY",
-        help="forward (into the base), backward (out of the distilled) or both (default: both)",
+        help="forward (into the base), backward (out of the distilled model) or both (default: both)",
     )
     changed.add_argument(
         "--start", default="bottom", metavar="END", help="for cumulative: start at the bottom or top (default: bottom)"
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="A",
-        help="share A of base + A·(distilled − base), 0 to 1 (default: 1)",
+        help="how far to interpolate, A in base + A·(distilled − base), 0 to 1 (default: 1)",
     )
     changed.add_argument(
         "--settings-of",

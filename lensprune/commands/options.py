@@ -101,7 +101,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a task as lm-eval defines and scores it (needs the extra lm-eval)",
+        help="a task as lm-eval defines and scores it (needs the lm-eval extra)",
     )
     add_options(measured, Prefix)
     removed = parser.add_argument_group("what is removed")

@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--renamed-tokens",
         action="store_true",
-        help="accept a pair that spells special tokens of the same ids differently",
+        help="accept models whose special tokens have the same ids but different names",
     )
     add_options(parser, Seed, Rows, Wording, Generation, TokenSampling, Loading)
     parser.add_argument(
-        "--out", default="runs/paper", metavar="FOLDER", help="folder of the study (default: runs/paper)"
+        "--out", default="runs/paper", metavar="FOLDER", help="folder for the study (default: runs/paper)"
     )
 
 

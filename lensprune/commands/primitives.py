@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--operands", type=whole_number, default=3, metavar="N", help="numbers in a chain (default: 3)")
     parser.add_argument("--largest", type=whole_number, default=9, metavar="N", help="largest result (default: 9)")
-    parser.add_argument("--no-subtract", action="store_true", help="chains contain only additions")
+    parser.add_argument("--no-subtract", action="store_true", help="use chains of additions only")
     add_options(parser, Items, limit=24, shots=4)
     parser.add_argument("--layers", metavar="RANGE", help="only heads and MLPs of these layers, like 0-3,7")
     parser.add_argument("--ablation", default="zero", metavar="KIND", help="zero or mean (default: zero)")
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number,
         default=20,
         metavar="N",
-        help="random sets of heads to compare each role's with (default: 20; 0: none)",
+        help="number of random sets to compare each role's heads with (default: 20; 0: none)",
     )
     parser.add_argument(
         "--selectivity-ablation",

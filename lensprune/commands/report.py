@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number,
         default=0,
         metavar="N",
-        help="keep attention patterns of the N heads with the largest losses, on an item each; loads the run's model",
+        help="include attention patterns of the N heads with the largest losses, each on one item of every task and "
+        "protocol; loads the run's model",
     )
     parser.add_argument(
         "--out", metavar="FILE", help="file to write (default: report.html in FOLDER, or against-FOLDER.html in OTHER)"

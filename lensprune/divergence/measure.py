@@ -225,6 +225,6 @@ def _answers(
     if not answers:
         raise UserError(
             f"task {task}: the clean model answers none of {len(cell.items)} items right, so there is no right answer "
-            "to stay on: take more items or an easier task"
+            "to follow: take more items or an easier task"
         )
     return tuple(item_ids), answers

@@ -141,7 +141,7 @@ def validate_fidelity(
     if over not in ("layers", "heads"):
         raise unknown_name("kind of part", over, ("layers", "heads"))
     if "generate" not in protocols:
-        raise UserError("protocols lack generate: fidelity is compared with it")
+        raise UserError("protocols lack generate, with which fidelity is compared: add it")
     given = locals()
     names = names_given("task", tasks)
     hooked = open_model(model, **option_values(given, Loading, Splitting))

@@ -34,8 +34,8 @@ def importance_of(
 ) -> pd.DataFrame:
     """Return each head's importance in a run: layer, head, value = −(mean change of `measure`).
 
-    Several (task, protocol) pairs are averaged. Curves on the same items that ranked the heads are optimistic, so rank
-    on different items (another seed, or items beyond the limit).
+    Several (task, protocol) pairs are averaged. Curves on the items by which the heads were ranked are optimistic, so
+    rank on different items (another seed, or items beyond the limit).
 
     Raises:
         UserError: a name that is not part of the run, or the run removed no heads.

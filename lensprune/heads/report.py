@@ -60,7 +60,7 @@ def heads_report(
         run: a sweep over heads (or its folder) whose effects are shown next to the scores.
         text_file: texts, separated by blank lines, for attention sink, entropy and distance.
         dtype, device, bos: for `load_model`, when `model` is a name.
-        most: heads named for each score.
+        most: heads listed for each score.
         progress: show what is measured.
         as_json: return heads.csv as JSON; with `run`, heads_and_effects.csv.
 

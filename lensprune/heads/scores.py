@@ -66,7 +66,7 @@ def head_scores(
         texts: texts for attention sink, entropy and distance instead of the random tokens.
         limit, shots: items of key-value retrieval and sums, and few-shot examples before each.
         seed: seed of random tokens and generated items.
-        progress: show a bar that names the score which is measured.
+        progress: show a bar that names the score being measured.
 
     Returns:
         One row per (layer, head, score), in this order: layer, head, score, value.

@@ -89,7 +89,7 @@ def _refuse_nan(model: HookedModel, logits: torch.Tensor) -> None:
         )
     raise UserError(
         f"model {model.facts.name} gives logits that are not numbers (NaN) in {model.facts.dtype}, though its "
-        "weights are finite: take another dtype, such as bfloat16 or float32"
+        "weights are finite: use another dtype, such as bfloat16 or float32"
     )
 
 
@@ -107,8 +107,8 @@ def _check_intervention(model: HookedModel, clean: torch.Tensor, z_size: dict[in
         changed = not torch.equal(_logits(model, [(f"blocks.{layer}.attn.hook_z", zero)]), clean)
         if not torch.equal(_logits(model), clean):
             raise LensPruneError(
-                f"{model.facts.name}: after the hook on head {head} of layer {layer} was removed, the logits did not "
-                "come back bit for bit, so a hook left something in place"
+                f"{model.facts.name}: after the hook on head {head} of layer {layer} was removed, the logits were not "
+                "restored bit for bit, so a hook left something in place"
             )
         if changed:
             return
@@ -128,7 +128,7 @@ def _check_cache(model: HookedModel) -> None:
     if length != _POSITIONS:
         raise LensPruneError(
             f"{model.facts.name}: the key/value cache holds {length} of {_POSITIONS} tokens after a forward pass, so "
-            "generation would not see its own prompt: this transformers and this transformer-lens do not fit together"
+            "generation would not see its own prompt: these versions of transformers and transformer-lens don't match"
         )
 
 

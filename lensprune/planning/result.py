@@ -60,9 +60,8 @@ class Plan:
     """What a sweep would cost; printing it prints `text`.
 
     `unshared` is the cost of the hooked executor, `shared` that of the forked one; `memory` (bytes) and `seconds` are
-    those of `executor`. Generations count at their full length; `lengths` has shorter ones, where they may be long. Of
-    a sweep that stops early all this is the most that it may cost; `stops` and `expected_seconds` are what a simulation
-    gives.
+    those of `executor`. Generations count at their full length; `lengths` has shorter ones, where they may be long. For
+    a sweep that stops early all this is an upper bound; `stops` and `expected_seconds` come from a simulation.
 
     Examples:
         >>> plan = lp.plan("toy-distilled", "facts", "continuation", limit=2, flops=1e12, bandwidth=1e11)

@@ -79,9 +79,9 @@ def plan(
 
     Args:
         model: a name or path for `load_model`; its configuration and tokenizer are read.
-        screen: counted as if one set of heads were chosen for all tasks, evenly over depth.
-        lost_more_than, looks, q, until_width: the figures are those of a sweep in which no variant stops early, and
-            beside them stands what a simulation with assumed losses gives (`lensprune.planning.stopping`).
+        screen: counted as if one set of heads were chosen for all tasks, spread evenly over depth.
+        lost_more_than, looks, q, until_width: the figures are those of a sweep in which no variant stops early, next
+            to those of a simulation with assumed losses (`lensprune.planning.stopping`).
         flops: matrix-product FLOP/s; ``None`` measures this machine for a second.
         bandwidth: memory bandwidth for reading weights, bytes/s, which bounds decoding; only with `flops`. Without it,
             only the FLOPs of decoding count, which underestimates its time.

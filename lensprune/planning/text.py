@@ -101,7 +101,7 @@ def _time(plan: Plan) -> str:
 
 
 def _stops(plan: Plan) -> str:
-    """How many variants a sweep that stops early is expected to ask each block of items."""
+    """How many variants a sweep that stops early is expected to measure on each block of items."""
     lines = []
     for one in plan.stops:
         whole = (plan.n_variants - 1) * one.items[-1]

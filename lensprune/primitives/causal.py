@@ -54,13 +54,13 @@ def causal_tests(
     the prompts correspond, `new` in the donor run. The metric is the logit of `new` minus that of `old` if the prompts
     correspond; otherwise the logit of `new` minus the mean of `others`, so that merely losing `old` has no effect.
 
-    ** ``effect``: mean of metric(patched) − metric(clean), logits; positive: the part carries what was changed.
-    ** ``whole``: the mean change that would make `new` as likely as the right answer: metric(donor) − metric(clean), or
+    * ``effect``: mean of metric(patched) − metric(clean), logits; positive: the part carries what was changed.
+    * ``whole``: the mean change that would make `new` as likely as the right answer: metric(donor) − metric(clean), or
       logit(`old`) − logit(`new`) in the clean run. ``share``: ``effect`` / ``whole``, with a 95% interval over chains
       (that of ``effect`` divided by ``whole``; NaN if all chains have the same effect).
     * ``p_value``: sign-flip test over chains, two-sided (`sign_flip_p`, for all places × tests); ``q_value``:
       Benjamini–Hochberg over places × tests of a component.
-    ** ``placebo_…``: the same with the logit difference of two random tokens of `others` as the metric: the effect of a
+    * ``placebo_…``: the same with the logit difference of two random tokens of `others` as the metric: the effect of a
       patch on unrelated tokens. NaN if no probe of the test has two of them.
     * ``n`` of ``n_asked`` probes count; with fewer than `MIN_PROBES` chains the rest is NaN.
     """

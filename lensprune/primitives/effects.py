@@ -100,7 +100,7 @@ def class_effects(
 ) -> pd.DataFrame:
     """The effect of each variant on each class, over the tokens that the clean model predicts (its most likely token).
 
-    ** ``effect``: mean loss over the class's tokens, nats, with a 95% interval over solutions (NaN if all are equal);
+    * ``effect``: mean loss over the class's tokens, nats, with a 95% interval over solutions (NaN if all are equal);
       ``p_value``: sign-flip test over solutions, two-sided (`sign_flip_p`).
     * ``contrast``: mean over solutions of the mean loss over the class's tokens minus that over the solution's other
       predicted tokens; ``contrast_p``: one-sided sign-flip test over solutions, since tokens of one solution are not
@@ -108,7 +108,7 @@ def class_effects(
     * ``text_effect``: mean loss over all tokens of general text; ``specificity``: (mean over solutions of the class
       effect − mean over texts of the text effect) / their pooled standard deviation; ``specificity_p``: one-sided Welch
       test of that difference (if neither group varies, the permutation test's p).
-    ** ``rank_p``: share of this component's parts, including this one, with a specificity at least as large (the
+    * ``rank_p``: share of this component's parts, including this one, with a specificity at least as large (the
       p-value of a randomly drawn part).
     * ``q_value``, ``contrast_q``, ``specificity_q``: Benjamini–Hochberg over parts × classes of one component. The
       underlying p-values are fine enough for a single effect among all parts × classes to be significant.

@@ -33,7 +33,7 @@ _Heads = list[tuple[int, int]]
 
 
 def selectivity(model: AnyModel, result: Primitives, *, draws: int = 20, ablation: str | None = None) -> pd.DataFrame:
-    """Remove all heads of each role together, on as many new chains that were not used to assign roles.
+    """Remove all heads of each role together, on the same number of new chains, not used to assign roles.
 
     Args:
         draws: number of random sets per null.

@@ -83,8 +83,8 @@ def role_evidence(
 def verdict_table(effects: pd.DataFrame, evidence: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     """One row per head or MLP: component, layer, head, ``verdict`` (its roles, largest share first; ``keeps
     coherence``; or ``nothing resolvable``), ``because``, its evidence, and ``also``: tests that its patch
-    moves and whose class suffers without it, though other tokens or general text suffer as much, so that it isn't named
-    for them."""
+    moves and whose class suffers without it, but for which it gets no role, since other tokens or general text suffer
+    as much."""
     rows: list[dict[str, Any]] = []
     text = effects[(effects["class"] == "text") & effects["component"].isin(("head", "mlp"))]
     for part in text.to_dict("records"):

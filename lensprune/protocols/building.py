@@ -69,7 +69,7 @@ def build_requests(
             prompts, described = _plain_prompts(fmt, item, wording.system or ""), True
         if wording.system and not described:
             raise UserError(
-                f"the chat template of {model.facts.name} takes no system message, and a system prompt is given: leave "
+                f"the chat template of {model.facts.name} takes no system message, but a system prompt is given: leave "
                 "it out"
             )
         undescribed += not described

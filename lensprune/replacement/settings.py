@@ -15,7 +15,7 @@ __all__ = ["decoded_alike", "prompted"]
 
 
 def prompted(pair: ModelPair, whose: Host) -> BridgeModel:
-    """The model whose prompts both are asked, with the shorter context of the two: prompts that fit it fit both."""
+    """The model whose prompts both get, with the shorter context of the two: prompts that fit it fit both."""
     model, n_ctx = pair.host(whose), min(pair.base.facts.n_ctx, pair.distilled.facts.n_ctx)
     if model.facts.n_ctx == n_ctx:
         return model
@@ -28,7 +28,7 @@ def prompted(pair: ModelPair, whose: Host) -> BridgeModel:
 def decoded_alike(pair: ModelPair, whose: Host) -> Iterator[None]:
     """Context in which both models end texts, and change logits before a token is chosen, as `whose` does.
 
-    Without it the base with every part of the distilled model could still answer otherwise than the distilled model.
+    Without it the base with every part of the distilled model could still answer differently from the distilled model.
     """
     here, there = (host.module.original_model for host in (pair.host(whose), pair.host(_other(whose))))
     before: tuple[Any, Any] = (there.generation_config, there.config.eos_token_id)

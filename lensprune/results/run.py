@@ -179,9 +179,9 @@ class Run(Outcomes):
         """The run's page, or with `other` that of the comparison of both, to look at in a notebook.
 
         Args:
-            other: a second run, whose maps and answers stand beside this one's.
-            patterns: of how many heads attention patterns are in it, each on one item of a task and protocol; 0 loads
-                no model.
+            other: a second run, whose maps and answers are shown next to this one's.
+            patterns: number of heads whose attention patterns are included, each on one item of every task and
+                protocol; 0 loads no model.
             model: the run's model, for `patterns`; ``None`` loads it by the run's name for it.
 
         Raises:

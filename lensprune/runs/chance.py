@@ -32,7 +32,7 @@ def at_chance(
 
     The model beats chance if both one-sided tests reject at 0.05:
 
-    ** Guesses are right independently with each item's chance (a Poisson-binomial distribution): P(as many or more
+    * Guesses are right independently with each item's chance (a Poisson-binomial distribution): P(as many or more
       right). If the chance is 0 for every item, a single right answer would already reject this, so the rule instead
       requires a lower 95% Clopper–Pearson bound above 0 and at least two right answers, since one can be an accident of
       extraction.

@@ -131,8 +131,8 @@ class Outcomes:
         """Records of one finished cell, in the order of its items; all columns or some.
 
         Args:
-            whole: of a sweep that stops early, all items that this variant was asked; else those that all variants of
-                this task and protocol were, so that they can be compared item by item.
+            whole: of a sweep that stops early, all items that this variant was measured on; else those that all
+                variants of this task and protocol were, so that they can be compared item by item.
         """
         if self.spec.n_blocks == 1:
             return self._store.read(key, columns)

@@ -175,9 +175,9 @@ class SweepSpec:
     of heads sought in each task and protocol (``top``) and of those measured for their estimates (``reach``),
     ``estimates`` of all heads, and what is ``measured`` and why."""
     stopping: Mapping[str, Any] | None = None
-    """When a variant is asked no further (`lensprune.analysis.stopping`): ``items`` at which it is looked at, the last
-    being the cap, and ``margin`` and ``q`` (with ``look``, ``any``, of e-values), or ``width``; ``None``: all are asked
-    all items."""
+    """When a variant is measured no further (`lensprune.analysis.stopping`): ``items`` at which it is looked at, the
+    last being the cap, and ``margin`` and ``q`` (with ``look``, ``any``, of e-values), or ``width``; ``None``: all
+    variants are measured on all items."""
     settings_of: str | None = None
     """Of a weight replacement: whose chat template and `decoding` both models have, ``base`` or ``distilled``."""
     kept_hooks: tuple[str, ...] = ()

@@ -253,7 +253,7 @@ class RunStore:
             raise UserError(f"{self.folder} lacks the questions of {task} under {protocol}: {again}")
         table = questions_from_parquet(path.read_bytes())
         if questions_hash(table) != self._questions_hash(task, protocol):
-            raise UserError(f"{path} holds other questions than those of the run: {again}")
+            raise UserError(f"{path} contains questions other than the run's: {again}")
         return table
 
     def answer_log(self, task: str, protocol: str, block: int = 0) -> AnswerLog:

@@ -68,7 +68,8 @@ def run_pair(
     """Run `preset.pair_sweeps` on both models, `preset.replacements` between them and `preset.thinking` on both, below
     `folder`/pair.
 
-    In sweeps each model is asked as far as its own chat template goes; exchanges have the distilled model's prompts.
+    In sweeps each model is prompted as far as its own chat template allows; exchanges use the distilled model's
+    prompts.
 
     Args:
         generation: how texts are generated, where they are.

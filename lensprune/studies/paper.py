@@ -68,11 +68,11 @@ def paper(
         preset: one of `PRESETS`.
         max_new_tokens, until, until_only, generation_config, temperature, top_p, top_k, samples: of the sweeps in which
             texts are generated.
-        thinking, think_tokens, thinking_budget: of the same. Protocols that score options are then asked in sweeps of
-            their own, without them; the part about thinking has its own settings of thinking.
+        thinking, think_tokens, thinking_budget: of the same. Protocols that score options then run in separate sweeps
+            without them; the part about thinking has its own settings.
         base, distilled: names or paths of the pair that is compared; ``None`` for both takes the preset's own, if it
             has one.
-        renamed_tokens: accept a pair that spells special tokens of the same ids differently.
+        renamed_tokens: accept models whose special tokens have the same ids but different names.
 
     The other arguments are those of `sweep`, for every model of the study.
 

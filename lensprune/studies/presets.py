@@ -49,7 +49,7 @@ class ReplacementPart:
 class ThinkingPart:
     """Sweeps by generation of the base and the distilled model, with thinking on, off, and under `budgets` (tokens).
 
-    `pair` is asked unless others are given; ``None``: the preset's own.
+    `pair` is measured unless other models are given; ``None``: the preset's own.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Preset:
     """The sweeps of a study, and the choices that the paper leaves open.
 
     `pair` is the base and the distilled model that are compared unless others are given; without either the study
-    has no such part. `pair_sweeps` are made on both of them, `replacements` between them, and `thinking` asks both in
-    their own chat formats.
+    has no such part. `pair_sweeps` run on both of them, `replacements` exchange weights between them, and `thinking`
+    measures both in their own chat formats.
     """
 
     name: str
@@ -137,7 +137,7 @@ PRESETS: dict[str, Preset] = {
                 "Tasks are the bundled ones, 20 items each; heads only of layers from 50% to 62% of the depth.",
                 "The distilled pair is the bundled one of 4 layers, on chains of three numbers, which distilling "
                 "taught it, and on retrieval, which both know; 100 items.",
-                "About thinking, toy-base is asked beside the toy that thinks, on chains of four numbers, of which "
+                "For thinking, toy-base is compared with the toy that thinks, on chains of four numbers, of which "
                 "budgets of 7, 13 and 19 tokens leave one, two and all three steps; 100 items.",
                 *_CHOICES,
             ),

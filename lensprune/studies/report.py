@@ -28,7 +28,7 @@ def report(
     in `other`.
 
     Args:
-        patterns: of how many heads attention patterns are kept; not of a replacement.
+        patterns: number of heads whose attention patterns are included; not for a replacement.
         progress: show what is being computed.
 
     Returns:

@@ -57,7 +57,7 @@ _MOVED_SHOWN = {name: _CHANGE_SHOWN[name] for name in ("task", "protocol")} | {
 }
 _THINKING_SHOWN = {
     "role": Column("model"),
-    "way": Column("asked with"),
+    "way": Column("prompted with"),
     "task": Column("task"),
     "n": Column("n", "d"),
     "accuracy": Column("clean accuracy", ".2f"),

@@ -50,7 +50,7 @@ PLAIN, CHAT, OFF, ON = "no chat format", "no thinking known", "thinking off", "t
 
 @dataclass(frozen=True)
 class ThinkingRun:
-    """One sweep: of which model, as ``base`` or ``distilled``, and in which way it was asked."""
+    """One sweep: of which model, as ``base`` or ``distilled``, and in which way it was prompted."""
 
     part: ThinkingPart
     role: str
@@ -67,7 +67,7 @@ def options_for(protocols: Sequence[str], options: Mapping[str, Any]) -> dict[st
 
 
 def parts_apart(part: StudyPart, options: Mapping[str, Any]) -> tuple[StudyPart, ...]:
-    """`part`, or two: where thinking is asked for, what scores options is asked in a sweep of its own, without it."""
+    """`part`, or two: if thinking is requested, protocols that score options get a separate sweep, without it."""
     scored = tuple(name for name in part.protocols if name != "generate")
     if not scored or scored == part.protocols or options_for(scored, options) == dict(options):
         return (part,)
@@ -98,8 +98,8 @@ def fitted(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         return dict(options)
     unthinking = {**options, **_THINKING}
     chat_problem = _problem(config, unthinking)
-    what = "options of thinking" if chat_problem is None else "the chat format"
-    logger.warning(f"{config.facts.name} is asked without {what}: {chat_problem or problem}")
+    what = "thinking options" if chat_problem is None else "the chat format"
+    logger.warning(f"{config.facts.name} is prompted without {what}: {chat_problem or problem}")
     return unthinking if chat_problem is None else {**unthinking, **_CHAT}
 
 
@@ -112,7 +112,7 @@ def _problem(model: HookedModel, options: Mapping[str, Any]) -> UserError | None
 
 
 def ways_of(model: str, budgets: Sequence[int], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """How a model can be asked, by name: without its chat format if it has none, else in it, with thinking off, under
+    """How a model can be prompted, by name: without a chat format if it has none, else in it, with thinking off, under
     each budget, and on, as far as its template goes.
 
     Args:

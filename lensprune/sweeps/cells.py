@@ -151,7 +151,7 @@ def warn_of_one_answer(task: str, protocol: str, outcomes: Sequence[Outcome]) ->
     metrics = {name: sum(o.metrics[name] for o in outcomes) / len(outcomes) for name in outcomes[0].metrics}
     logger.warning(
         f"task {task!r}, {protocol}: {answer!r} is extracted from {count} of the clean model's {len(outcomes)} answers "
-        f"and right in {right}: read their texts, the filter may not fit how this model answers "
+        f"and right in {right}: read the texts, since the filter may not suit how this model answers "
         f"({', '.join(f'{name} {mean:.3f}' for name, mean in sorted(metrics.items()))})"
     )
 

@@ -158,5 +158,5 @@ def _warn_of_open_thinking(
     if any(markers.opened_by(prompt.context) for prompt in scored):
         logger.warning(
             f"task {task.task.name!r}, {protocol}: the chat template opens the thinking ({markers.start}), so the "
-            "options are read inside it, as in lm-eval; thinking_prefix clean puts them behind it"
+            "options are read inside it, as in lm-eval; thinking_prefix clean puts them after it"
         )

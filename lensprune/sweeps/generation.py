@@ -37,7 +37,7 @@ def with_settings(tasks: Sequence[LoadedTask], options: SweepOptions) -> list[Lo
         given |= thinks
     if given and not any(isinstance(fmt, GenerationFormat) for fmt in formats):
         name = next(iter(given)).replace("_", "-")
-        raise UserError(f"--{name} is given, and nothing is generated: choose the protocol generate, or leave it out")
+        raise UserError(f"--{name} is given, but nothing is generated: choose the protocol generate, or leave it out")
     return [_with_settings(task, options) for task in tasks]
 
 
@@ -60,7 +60,7 @@ def _changed(fmt: PromptFormat, options: SweepOptions, task: str) -> PromptForma
         for name, what in (("top_p", "top-p"), ("top_k", "top-k")):
             if numbers[name] is not None:
                 raise UserError(
-                    f"{what} {numbers[name]:g} means nothing to greedy decoding of task {task!r}: give a temperature "
+                    f"{what} {numbers[name]:g} has no effect on greedy decoding of task {task!r}: give a temperature "
                     "above 0 too, or leave it out"
                 )
         if changed.samples > 1:
@@ -95,7 +95,7 @@ def with_samples(
         most = options.max_new_tokens - max(cut)
         hint = f"give at most {most}" if most > 0 else "the longest does not fit by itself"
         raise UserError(
-            f"{len(cut)} of {len(items)} prompts of task {task.task.name!r} and {options.max_new_tokens} new tokens "
+            f"{len(cut)} of {len(items)} prompts of task {task.task.name!r} with {options.max_new_tokens} new tokens "
             f"exceed the context of {model.facts.n_ctx} tokens, by {max(cut)} at most: {hint}"
         )
     use = options.generation_config

@@ -1,4 +1,4 @@
-"""The spec of a run, from what is asked and how it is asked."""
+"""The spec of a run, from what is measured and how."""
 
 from __future__ import annotations
 

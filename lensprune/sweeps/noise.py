@@ -170,7 +170,7 @@ def _other_ways(job: SweepJob, executor: Executor, model: ModelOrName) -> Iterat
 def _in_float32(hooked: HookedModel, model: ModelOrName, options: SweepOptions) -> HookedModel | None:
     """The model loaded again in float32; ``None``, with a warning, if that is not possible."""
     if not isinstance(model, (str, Path)):
-        logger.warning("the noise in float32 is left out: a loaded model can't be loaded again, give its name or path")
+        logger.warning("float32 is not compared: a loaded model can't be loaded again; give its name or path")
         return None
     device = torch.device(hooked.facts.device)
     if device.type == "cuda":
@@ -178,7 +178,7 @@ def _in_float32(hooked: HookedModel, model: ModelOrName, options: SweepOptions) 
         free = _GPU_SHARE * torch.cuda.mem_get_info(device)[0]
         if needed > free:
             logger.warning(
-                f"the noise in float32 is left out: the weights take {needed / 2**30:.1f} GiB, the GPU has "
+                f"float32 is not compared: the weights take {needed / 2**30:.1f} GiB, the GPU has "
                 f"{free / 2**30:.1f} GiB to spare"
             )
             return None

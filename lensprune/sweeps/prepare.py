@@ -75,9 +75,9 @@ def _check_same_stopping(existing: SweepSpec, out: Path | None, stopping: Stoppi
     if isinstance(there, Looks) and isinstance(stopping, Looks) and there.items != stopping.items:
         looks = [",".join(map(str, looks_of.items)) for looks_of in (there, stopping)]
         raise UserError(
-            f"{out} contains another run (looks {looks[0]} there, {looks[1]} here): looks that are added or moved once "
-            "there are results make its error rates wrong; choose another out folder, or from the start looks any, "
-            "which hold whenever you stop"
+            f"{out} contains another run (looks {looks[0]} there, {looks[1]} here): adding or moving looks once there "
+            "are results invalidates the error rates; choose another out folder, or start with looks any, which "
+            "is valid whenever you stop"
         )
     if isinstance(there, AnyLook) and isinstance(stopping, AnyLook) and there.items != stopping.items:
         raise UserError(
@@ -146,12 +146,12 @@ def _check_reference_options(options: SweepOptions) -> None:
     references = {ablation_kind(kind).reference for kind in kinds_of(options.variants)}
     if str(options.reference) != FEWSHOT and not references - {None}:
         raise UserError(
-            f"reference {options.reference} is given, and nothing is replaced by reference activations: choose the "
+            f"reference {options.reference} is given, but nothing is replaced by reference activations: choose the "
             f"ablation {' or '.join(sorted(reference_kinds()))}, or leave the reference out"
         )
     if options.mean_mode != "pooled" and "mean" not in references:
         raise UserError(
-            f"mean mode {options.mean_mode} is given, and nothing is replaced by a mean: choose the ablation mean, or "
+            f"mean mode {options.mean_mode} is given, but nothing is replaced by a mean: choose the ablation mean, or "
             "leave the mode out"
         )
 
@@ -171,6 +171,6 @@ def decoding_of(model: HookedModel, conditions: Sequence[Condition], use: str) -
     if rules.max_new_tokens is not None:
         logger.warning(
             f"the generation config of {model.facts.name} sets max_new_tokens to {rules.max_new_tokens}, which lm-eval "
-            "obeys: here the task's number counts, or --max-new-tokens"
+            "obeys: here the task's number applies, or --max-new-tokens"
         )
     return rules.recorded

@@ -34,14 +34,14 @@ def load_tasks(options: SweepOptions) -> list[LoadedTask]:
             formats.append(fmt)
             if options.thinking == "on" and options.thinking_prefix is None and isinstance(fmt, MultipleChoiceFormat):
                 raise UserError(
-                    f"thinking on is asked, and protocol {protocol} of task {task.name!r} scores options, which leaves "
+                    f"thinking on is given, but protocol {protocol} of task {task.name!r} scores options, which leaves "
                     "no room for thinking: use protocol generate, thinking off, or thinking_prefix clean"
                 )
     if options.thinking_prefix is not None and not any(isinstance(fmt, MultipleChoiceFormat) for fmt in formats):
-        raise UserError("a thinking prefix is given, and no options are scored: add protocol default or continuation")
+        raise UserError("a thinking prefix is given, but no options are scored: add protocol default or continuation")
     if options.primary_metric is not None and not any(isinstance(fmt, GenerationFormat) for fmt in formats):
         raise UserError(
-            f"primary metric {options.primary_metric} is given, and no answer is generated: add protocol generate, or "
+            f"primary metric {options.primary_metric} is given, but no answer is generated: add protocol generate, or "
             "leave it out"
         )
     data_dir = None if options.data_dir is None else Path(options.data_dir)
@@ -79,8 +79,8 @@ def _check_single(task: LoadedTask, protocols: Sequence[str]) -> None:
         fmt = protocol_named(name).format_of(task.task)
         if isinstance(fmt, GenerationFormat) and fmt.samples > 1:
             raise UserError(
-                f"task {task.task.name!r} takes {fmt.samples} samples of an item, and a sweep that stops early counts "
-                "items as right or wrong: give samples 1"
+                f"task {task.task.name!r} takes {fmt.samples} samples per item, but a sweep that stops early counts "
+                "items as right or wrong: set samples to 1"
             )
 
 
@@ -89,13 +89,13 @@ def _check_cap(task: LoadedTask, stopping: Stopping) -> None:
     name, n, cap = task.task.name, len(task.items), stopping.items[-1]
     if isinstance(stopping, AnyLook) and task.items and task.items[0].cluster is not None:
         raise UserError(
-            f"task {name!r} has items in clusters ({task.items[0].cluster!r} and others), and looks any counts items "
+            f"task {name!r} has items in clusters ({task.items[0].cluster!r} and others), but looks any counts items "
             "as independent: plan the looks, like 100,200,400"
         )
     if task.task.by_cluster and len({item.cluster for item in task.items}) > 1:
         raise UserError(
-            f"task {name!r} counts items by {task.items[0].cluster!r} and others: a sweep that stops early takes one "
-            "of them"
+            f"task {name!r} takes items from each cluster ({task.items[0].cluster!r} and others): a sweep that stops "
+            "early takes one cluster"
         )
     if n < cap:
         raise UserError(f"task {name!r} has {n} items, fewer than the last look at {cap}: choose {n} or fewer")

@@ -100,7 +100,7 @@ def _stored(job: SweepJob, run: Outcomes) -> dict[tuple[str, str], dict[str, str
 
 
 def thinking_requests(model: HookedModel, condition: Condition, options: SweepOptions) -> list[GenerateRequest]:
-    """What asks the clean model for its thinking, one request per item.
+    """Requests for the clean model's thinking, one per item.
 
     Raises:
         UserError: options that stand in the prompts themselves (winogrande); prompts that leave too little room for
@@ -116,7 +116,7 @@ def thinking_requests(model: HookedModel, condition: Condition, options: SweepOp
         if any(prompt.context != context for prompt in item.prompts):
             raise UserError(
                 f"task {task!r} has its options in the prompts under protocol {condition.protocol}, so no thinking can "
-                "stand in front of them: leave the thinking prefix out"
+                "precede them: leave the thinking prefix out"
             )
         asked, cut = generate_request(encoder, prefix_token_id(model), model.facts.n_ctx, context, (), room, where)
         cuts += [cut] if cut else []
@@ -132,7 +132,7 @@ def thinking_requests(model: HookedModel, condition: Condition, options: SweepOp
     if cuts:
         most = budget - max(cuts)
         raise UserError(
-            f"{len(cuts)} of {len(requests)} prompts of task {task!r} and a thinking of {budget} tokens exceed the "
+            f"{len(cuts)} of {len(requests)} prompts of task {task!r} with {budget} tokens of thinking exceed the "
             f"context of {model.facts.n_ctx} tokens, by {max(cuts)} at most: "
             + (f"give a thinking budget of at most {most}" if most > 0 else "give fewer examples")
         )

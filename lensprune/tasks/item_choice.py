@@ -112,7 +112,7 @@ def _places(text: str) -> frozenset[int]:
     for part in map(str.strip, text.split(",")):
         low, dash, high = (piece.strip() for piece in part.partition("-"))
         if not low.isdecimal() or (dash and not high.isdecimal()):
-            where = f"at {part!r}" if part else "where nothing stands beside a comma"
+            where = f"at {part!r}" if part else "at an empty entry"
             raise UserError(f"cannot read items {text!r} {where}: write indices and ranges like 17,40-60")
         first, last = int(low), int(high) if dash else int(low)
         if last < first:
@@ -125,7 +125,7 @@ def _places(text: str) -> frozenset[int]:
 
 def _ids(path: str) -> frozenset[str]:
     if not path.strip():
-        raise UserError("items '@' names no file: write its path behind the @, like @hard.txt")
+        raise UserError("items '@' names no file: write its path after the @, like @hard.txt")
     try:
         text = usable_path(path, "file of items").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -139,13 +139,13 @@ def test_settings_are_in_the_spec_and_a_change_is_refused(folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocols": ["default"], "max_new_tokens": 7}, "--max-new-tokens is given, and nothing is generated"),
-        ({"protocols": ["continuation"], "temperature": 0.7}, "--temperature is given, and nothing is generated"),
+        ({"protocols": ["default"], "max_new_tokens": 7}, "--max-new-tokens is given, but nothing is generated"),
+        ({"protocols": ["continuation"], "temperature": 0.7}, "--temperature is given, but nothing is generated"),
         ({"samples": 4}, "4 samples of task 'facts' would be one text 4 times"),
-        ({"top_p": 0.9}, "top-p 0.9 means nothing to greedy decoding of task 'facts'"),
-        ({"top_k": 5, "temperature": 0}, "top-k 5 means nothing to greedy decoding"),
+        ({"top_p": 0.9}, "top-p 0.9 has no effect on greedy decoding of task 'facts'"),
+        ({"top_k": 5, "temperature": 0}, "top-k 5 has no effect on greedy decoding"),
         ({"max_new_tokens": 512}, "512 new tokens leave no room for a prompt"),
-        ({"max_new_tokens": 480, "shots": 2}, r"3 of 3 prompts of task 'facts' and 480 new tokens exceed the context"),
+        ({"max_new_tokens": 480, "shots": 2}, r"3 of 3 prompts of task 'facts' with 480 new tokens exceed the context"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(folder: Path, changes: dict[str, Any], message: str) -> None:

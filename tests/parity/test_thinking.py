@@ -286,7 +286,7 @@ def test_scored_options_are_refused_with_thinking_as_in_lm_eval(folder: Callable
     with pytest.raises(ValueError, match="not compatible with loglikelihood"):
         lm.loglikelihood([instance])
     with pytest.raises(
-        UserError, match="thinking on is asked, and protocol continuation of task 'facts' scores options"
+        UserError, match="thinking on is given, but protocol continuation of task 'facts' scores options"
     ):
         sweep(folder("qwen"), tasks="facts", protocols="continuation", chat_template=True, thinking="on")
 

@@ -27,8 +27,8 @@ def writers_data(table: pd.DataFrame, most: int = 10) -> pd.DataFrame:
 
 
 def writers_figure(table: pd.DataFrame, *, most: int = 10, title: str = "") -> list[Axes]:
-    """Draw the largest contributions to an attention score, one panel per side, the bars of each with ± 1 standard
-    error, and the sum of all others.
+    """Draw the largest contributions to an attention score, one panel per side, each bar with ± 1 standard error, and
+    the sum of all others.
 
     Args:
         table: from `lensprune.attribution.qk.mean_contributions`.

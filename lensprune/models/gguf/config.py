@@ -34,7 +34,7 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
         hint = f"nearest: {', '.join(close)}" if close else f"supported: {', '.join(ARCHITECTURES)}"
         raise UserError(f"GGUF architecture {file.architecture!r} of {file.path.name} is not supported ({hint})")
     if file.get("expert_count"):
-        raise UserError(f"GGUF file {file.path.name} is a mixture of experts, which is not read from GGUF")
+        raise UserError(f"GGUF file {file.path.name} is a mixture of experts, which is not supported in GGUF")
     sizes = {
         "num_hidden_layers": file.require("block_count"),
         "hidden_size": file.require("embedding_length"),
@@ -97,7 +97,7 @@ def _rope(file: GgufFile, default_theta: float) -> dict[str, Any]:
         rope.update(rope_type="linear", factor=factor)
     elif kind not in ("none", "linear"):
         raise UserError(
-            f"GGUF file {file.path.name} scales rotary positions by {kind!r}: none and linear are read from GGUF"
+            f"GGUF file {file.path.name} scales rotary positions by {kind!r}: only none and linear are supported"
         )
     return rope
 

@@ -103,7 +103,7 @@ class _Reader:
         version = self._number("I")
         if version not in _VERSIONS:
             raise UserError(
-                f"GGUF file {self.path.name} has version {version}: versions 2 and 3 are read (little-endian)"
+                f"GGUF file {self.path.name} has version {version}: only versions 2 and 3 (little-endian) are supported"
             )
         n_tensors, n_values = self._number("Q"), self._number("Q")
         # A table entry takes at least 24 bytes, a metadata entry at least 13.

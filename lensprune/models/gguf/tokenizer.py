@@ -82,8 +82,8 @@ def gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
         backend, add_bos = _sentencepiece(file, tokens, gemma=gemma), True
     else:
         raise UserError(
-            f"GGUF file {file.path.name} has a tokenizer of kind {kind!r}, and gpt2 and llama are read: pass "
-            "tokenizer= with the original one"
+            f"GGUF file {file.path.name} has a tokenizer of kind {kind!r}, but only gpt2 and llama are supported: "
+            "pass tokenizer= with the original one"
         )
     _add_special_tokens(file, backend, tokens)
     add_bos = bool(_metadata(file, "add_bos_token", add_bos))
@@ -110,7 +110,7 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[Tokenizer, bool]:
     pre = _metadata(file, "pre", "")
     if pre not in PRE_TOKENIZERS:
         raise UserError(
-            f"GGUF file {file.path.name} splits text by the rule {pre!r}, and the rules known here are "
+            f"GGUF file {file.path.name} splits text by the rule {pre!r}, but the supported rules are "
             f"{', '.join(PRE_TOKENIZERS)}: pass tokenizer= with the original one"
         )
     merges = [_merge(file, merge) for merge in _metadata(file, "merges", [])]

@@ -98,7 +98,7 @@ def _read(file: GgufFile, gguf_name: str, shape: tuple[int, ...], name: str, con
 def _dequantised(file: GgufFile, tensor: GgufTensor) -> np.ndarray:
     if tensor.kind.name not in QUANTIZATIONS:
         raise UserError(
-            f"GGUF file {file.path.name}: tensor {tensor.name!r} has type {tensor.kind.name}, and these are read: "
+            f"GGUF file {file.path.name}: tensor {tensor.name!r} has type {tensor.kind.name}: expected one of "
             f"{', '.join(QUANTIZATIONS)}"
         )
     raw = np.memmap(file.path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(tensor.n_bytes,))

@@ -195,7 +195,7 @@ def handles(
     if intervals:
         shown.append(Line2D([], [], color="0.25", alpha=0.55, linewidth=1.1, label=interval))
     if sizes:
-        shown.append(Line2D([], [], linestyle="none", label="small numbers: items asked"))
+        shown.append(Line2D([], [], linestyle="none", label="small numbers: items measured"))
     if region:
         shown.append(Patch(facecolor=_REGION, edgecolor="0.7", linewidth=0.5, label="accuracy at chance or below"))
     return shown

@@ -11,7 +11,7 @@ __all__ = ["AnswerArguments", "JobArguments", "StudyArguments", "SweepArguments"
 
 
 class AnswerArguments(PromptArguments, total=False):
-    """What is asked, apart from the limit and the seed, and how its answers are generated greedily; see
+    """What is measured, apart from the limit and the seed, and how answers are generated greedily; see
     `lensprune.sweep` for the meaning of each."""
 
     items: str
@@ -29,7 +29,7 @@ class AnswerArguments(PromptArguments, total=False):
 
 
 class JobArguments(AnswerArguments, total=False):
-    """What is asked and how it is run, apart from the seed."""
+    """What is measured and how it is run, apart from the seed."""
 
     limit: int | None
     reference: str | Path

@@ -33,12 +33,12 @@ def check_stopping(options: SweepOptions) -> None:
         raise UserError("lost_more_than and until_width are two ways to stop: choose one")
     if options.samples is not None and options.samples > 1:
         raise UserError(
-            f"a sweep that stops early counts items as right or wrong, and {options.samples} samples of one can be in "
-            "between: leave samples out"
+            f"a sweep that stops early counts items as right or wrong, but {options.samples} samples of an item can "
+            "disagree: leave samples out"
         )
     if ItemChoice.parse(options.items).order != DRAWN:
         raise UserError(
-            f"items {options.items} are given, and a sweep that stops early asks items in the order of a draw: leave "
+            f"items {options.items} are given, but a sweep that stops early takes items in the order of a draw: leave "
             "items out, or choose drawn, which may have an offset"
         )
     if options.limit is None and options.looks in (None, ANY):
@@ -63,7 +63,7 @@ def check_wording(options: SweepOptions) -> None:
     for what, given in requested.items():
         if given and not options.chat_template:
             raise UserError(
-                f"{what} is given, and no prompt is in the chat format: choose the chat template too, or leave it out"
+                f"{what} is given, but no prompt is in the chat format: choose the chat template too, or leave it out"
             )
     if options.thinking_budget is not None and options.thinking == "off":
         raise UserError("a thinking budget is given, but thinking is off: leave one of them out")
@@ -78,7 +78,7 @@ def check_wording(options: SweepOptions) -> None:
     for what, value in sampled.items():
         if value:
             raise UserError(
-                f"{what} {value:g} is given with a thinking prefix, which is one greedy text of each item: leave "
+                f"{what} {value:g} is given with a thinking prefix, which is one greedy text per item: leave "
                 "one of them out"
             )
 

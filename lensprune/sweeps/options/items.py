@@ -27,10 +27,10 @@ def _check_data_dir(folder: str | Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Seed(Group):
-    """The seed of everything random."""
+    """The seed for everything random."""
 
     seed: int = option(
-        0, "seed of few-shot examples and of everything that is drawn or generated", metavar="N", parse=whole_number
+        0, "seed for few-shot examples and everything else drawn or generated", metavar="N", parse=whole_number
     )
 
 

@@ -28,11 +28,15 @@ def test_files_and_lines(tmp_path: Path) -> None:
         subtract=False,
         wording=WORDING,
         draws=20,
+        where=True,
     )
     assert "L1.H6  moves result" in printed
     assert "L0.H0  routes position" in printed
     assert "16 of 27 heads and MLPs: nothing resolvable" in printed
     assert "class operator: predicted in 0 solutions" in printed
+    lines = [line.split()[:2] for line in printed.splitlines()]
+    for found in (["L1.H0", "operator"], ["L1.H2", "operator"], ["L1.H4", "last"], ["L1.H6", "words"]):
+        assert [line for line in lines if line[:1] == found[:1] and line[1] in ("last", "operator", "words")] == [found]
     names = ("effects", "causal", "evidence", "verdicts", "controls", "selectivity")
     tables = {name: pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in names}
     assert len(tables["verdicts"]) == 27
@@ -43,7 +47,9 @@ def test_files_and_lines(tmp_path: Path) -> None:
         "moves result",
         "formats answer",
     }
-    assert (tmp_path / "out" / "figures" / "primitives.png").stat().st_size > 10_000
+    assert set(pd.read_csv(tmp_path / "out" / "where.csv")["at"]) > {"all", "last", "operator"}
+    for name in ("primitives", "where"):
+        assert (tmp_path / "out" / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
 def test_the_command_on_a_random_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,11 +15,12 @@ import pandas as pd
 import pytest
 
 from lensprune.ablation import Ablation, Head, Variant, each_head
-from lensprune.ablation.orders import keep_first, random_orders, remove_first
+from lensprune.ablation.orders import keep_first, named_random_orders, random_orders, remove_first
+from lensprune.analysis.removal import removal_points
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.heads.rankings import importance_of, read_rankings, shared_items
-from lensprune.heads.removal import _orders, removal_curves
+from lensprune.heads.removal import RemovalCurves, _orders, removal_curves
 from lensprune.results.figures.removal import removal_figure
 from lensprune.sweeps.run import sweep
 from tests.helpers.made_runs import heads_run, layers_run
@@ -212,40 +214,39 @@ def test_refused_sources(sources: list[str], message: str, tmp_path: Path, monke
         read_rankings(sources)
 
 
-@pytest.mark.slow
-def test_the_command_measures_resumes_and_says_which_items_ranked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_hands_on_what_it_is_given_and_says_which_items_ranked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = "arithmetic[operands=3,largest=9,subtract=True]"
-    given = [
-        "--model",
-        "toy-distilled",
-        "--task",
-        task,
-        "--protocol",
-        "continuation",
-        "--limit",
-        "4",
-        "--device",
-        "cpu",
-    ]
-    assert main(["sweep", *given, "--over", "heads", "--layers", "0", "--out", str(tmp_path / "heads")]) == 0
-    removal = ["removal", *given, "--ranking", f"effect={tmp_path / 'heads'}", "--counts", "2"]
-    removal += ["--out", str(tmp_path / "removal")]
-    capsys.readouterr()
-    assert main(removal) == 0
-    first = capsys.readouterr().out
-    assert "ranking effect comes from 4 of these 4 items" in first
-    assert (tmp_path / "removal" / "removal.csv").exists()
-    assert (tmp_path / "removal" / "figures" / "removal.png").exists()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "removal" / "records").iterdir()}
-    assert len(before) == 1 + 21
-    assert main([*removal, "--json"]) == 0
+    places = {"tasks": ("facts",), "protocols": ("generate",), "n": 8}
+    heads_run(folder=tmp_path / "heads", **places)
+    orders = {"effect": HEADS, **named_random_orders(HEADS, 2)}
+    curves_of = layers_run(variants=remove_first(orders, [1, 3]), n_layers=2, **places)
+    seen: dict[str, Any] = {}
+
+    def measure(*given: Any, **options: Any) -> RemovalCurves:
+        seen.update(options, rankings=given[1])
+        return RemovalCurves("remove", removal_points(curves_of), curves_of)
+
+    monkeypatch.setattr("lensprune.heads.removal.removal_curves", measure)
+    given = ["removal", "--model", "toy-base", "--task", "facts", "--ranking", f"effect={tmp_path / 'heads'}"]
+    assert main([*given, "--counts", "1,3", "--random-orders", "30", "--keep", "--out", "there"]) == 0
+    assert list(seen["rankings"]) == ["effect"]
+    named = [seen[name] for name in ("counts", "random_seeds", "mode", "orders", "out", "ablation")]
+    assert named == [[1, 3], 30, "keep", ["random"], "there", "zero"]
+    printed = capsys.readouterr().out
+    assert "Removal curves" in printed
+    assert "ranking effect comes from 8 of these 8 items: its curve is optimistic" in printed
+    assert main([*given, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [(row["order"], row["k"], row["n_orders"]) for row in rows] == [("effect", 2, 1), ("random", 2, 20)]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "removal" / "records").iterdir()} == before
-    assert main([*removal, "--counts", "99"]) == 2
-    assert "cannot remove 99 of" in capsys.readouterr().err
+    assert [(row["order"], row["k"], row["n_orders"]) for row in rows] == [
+        ("effect", 1, 1), ("effect", 3, 1), ("random", 1, 2), ("random", 3, 2)
+    ]  # fmt: skip
+    assert seen["mode"] == "remove"
+    assert seen["counts"] == [1, 2, 4, 8, 16]
+    assert main([*given, "--counts", "1,x"]) == 2
+    assert "expected a whole number, not 'x'" in capsys.readouterr().err
+    assert main(given[:-2]) == 2
+    assert "no ranking given: use --ranking FOLDER" in capsys.readouterr().err
 
 
 def test_the_same_change_under_two_names_counts_once() -> None:

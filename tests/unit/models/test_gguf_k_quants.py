@@ -55,7 +55,7 @@ def test_a_type_that_is_not_read_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(gguf_files, "dequantize", lambda raw, kind: np.zeros((len(raw), 256), dtype=np.float32))
     gguf_files.write_gguf(tmp_path / "k.gguf", "llama", GGMLQuantizationType.IQ4_XS)
     file = read_gguf(tmp_path / "k.gguf")
-    with pytest.raises(UserError, match=r"has type IQ4_XS, and these are read: F32, F16"):
+    with pytest.raises(UserError, match=r"has type IQ4_XS: expected one of F32, F16"):
         gguf_model(file, gguf_config(file), torch.float32)
 
 

@@ -66,12 +66,12 @@ def test_options_fit_each_model(folders: dict[str, str], caplog: pytest.LogCaptu
     assert not caplog.text
     chat = fitted(folders["llama"], options)
     assert (chat["chat_template"], chat["thinking"], chat["thinking_budget"]) == (True, "auto", None)
-    assert "is asked without options of thinking: thinking on is requested, but the chat template of" in caplog.text
+    assert "is prompted without thinking options: thinking on is requested, but the chat template of" in caplog.text
     caplog.clear()
     plain = fitted("toy-base", options)
     assert (plain["chat_template"], plain["thinking"], plain["system"]) == (False, "auto", "Be brief.")
     [said] = caplog.messages
-    assert said.startswith("toy-base is asked without the chat format: toy-base has no chat template")
+    assert said.startswith("toy-base is prompted without the chat format: toy-base has no chat template")
 
 
 def test_options_of_thinking_are_for_what_is_generated() -> None:

@@ -183,7 +183,7 @@ def test_a_run_names_at_its_own_level(tmp_path: Path) -> None:
         assert title in ax.get_title("left")
         assert [text.get_text() for text in ax.texts if text.get_gid() == "n"] == ["40", "20", "30"]
         legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-        assert {"paired 95% interval", "small numbers: items asked"} <= set(legend)
+        assert {"paired 95% interval", "small numbers: items measured"} <= set(legend)
 
 
 def test_compared_with_a_run_of_all_items(whole: lp.Run, early: lp.Run) -> None:
@@ -430,7 +430,7 @@ def test_even_looks_up_to_the_limit() -> None:
 def test_other_looks_are_another_run(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sweep(model, out, **EARLY)
-    with pytest.raises(UserError, match=r"looks 20,40,80 there, 20,40,60,80 here.*make its error rates wrong"):
+    with pytest.raises(UserError, match=r"looks 20,40,80 there, 20,40,60,80 here.*invalidates the error rates"):
         sweep(model, out, **{**EARLY, "looks": "20,40,60,80"})
     with pytest.raises(UserError, match="contains another run"):
         sweep(model, out, **{**EARLY, "q": 0.1})

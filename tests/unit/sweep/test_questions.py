@@ -160,7 +160,7 @@ def test_questions_exchanged_behind_the_specs_back_are_noticed(tmp_path: Path) -
     (path,), (stranger,) = question_files(folder), question_files(other)
     path.unlink()
     stranger.rename(folder / "questions" / stranger.name)
-    with pytest.raises(UserError, match=r"holds other questions than those of the run: lensprune resume"):
+    with pytest.raises(UserError, match=r"contains questions other than the run's: lensprune resume"):
         RunStore.open(folder).questions(*PLACE)
     assert not RunStore.is_complete(folder)
     with RunStore.writing(folder, spec()) as store:

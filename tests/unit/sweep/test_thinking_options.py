@@ -302,7 +302,7 @@ def scored_by_hand(model: Any, prompt: str, options: list[str]) -> list[list[flo
     [
         ({"protocols": "generate"}, "no options are scored"),
         ({"executor": "ray"}, "generated in one process"),
-        ({"thinking_budget": 2010}, "3 of 3 prompts of task 'facts' and a thinking of 2010 tokens exceed the context"),
+        ({"thinking_budget": 2010}, "3 of 3 prompts of task 'facts' with 2010 tokens of thinking exceed the context"),
         ({"tasks": "arithmetic", "chat_template": False}, "has no known think tokens"),
     ],
 )
@@ -315,7 +315,7 @@ def test_a_thinking_prefix_that_can_not_be_is_refused(asked: dict[str, Any], mes
 @pytest.mark.parametrize("option", [{"thinking_budget": 9}, {"think_tokens": ("<think>", "</think>")}])
 def test_thinking_is_refused_where_nothing_is_generated(option: dict[str, Any], qwen: Path) -> None:
     name = f"--{next(iter(option)).replace('_', '-')}"
-    with pytest.raises(UserError, match=f"{name} is given, and nothing is generated"):
+    with pytest.raises(UserError, match=f"{name} is given, but nothing is generated"):
         sweep(qwen, tasks="facts", protocols="continuation", chat_template=True, **option)
 
 
