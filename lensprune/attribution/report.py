@@ -167,7 +167,7 @@ def attribution_report(
             if "share" in table:
                 table["share"] = float("nan")
     title = f"{hooked.facts.name}: {method} on {len(pairs)} pair{'s' if len(pairs) > 1 else ''} of {of}"
-    lines = [for_terminal(title), str(preference), result.note, _shown(result, most)]
+    lines = [for_terminal(title), str(preference), result.note, _shown(result, most, kept=out is not None)]
     if out is not None:
         tables = {f"{name}.csv": table for name, table in result.tables.items()}
         draw = {} if result.draw is None else {method: partial(result.draw, title)}
@@ -175,7 +175,7 @@ def attribution_report(
     return frame_json(next(iter(result.tables.values()))) if as_json else "\n\n".join(lines)
 
 
-def _shown(result: MethodResult, most: int) -> str:
+def _shown(result: MethodResult, most: int, *, kept: bool) -> str:
     frame = next(iter(result.tables.values()))
     if "site" in frame:
         places = zip(frame["site"], frame["layer"], frame["head"], strict=True)
@@ -186,7 +186,8 @@ def _shown(result: MethodResult, most: int) -> str:
     columns = result.shown or list(frame.columns)
     rows = [[_cell(column, row[column]) for column in columns] for row in frame.to_dict("records")]
     name = next(iter(result.tables))
-    left = of_how_many(len(frame), total, f"rows, largest {str(result.rank_by).replace('_', ' ')} first", f"{name}.csv")
+    order = f"rows, largest {str(result.rank_by).replace('_', ' ')} first"
+    left = of_how_many(len(frame), total, order, f"{name}.csv", kept=kept)
     return "\n".join(filter(None, [aligned([columns, *rows]), left]))
 
 

@@ -92,13 +92,13 @@ def fidelity_report(
         facts = hooked.facts
         variants = each_layer(facts, "skip", chosen) if over == "layers" else each_head(facts, "zero", chosen)
         shown = fidelity(hooked.module, tasks, variants, limit=limit, seed=seed, progress=progress, **options)
-        tables, lines = {"fidelity.csv": shown}, _weakest(shown)
+        tables, lines = {"fidelity.csv": shown}, _weakest(shown, kept=out is not None)
     if out is not None:
         lines.append("\n".join(str(path) for path in write_results(Path(out), tables, {})))
     return frame_json(shown) if as_json else "\n\n".join(lines)
 
 
-def _weakest(scores: pd.DataFrame) -> list[str]:
+def _weakest(scores: pd.DataFrame, *, kept: bool) -> list[str]:
     parts = []
     for task, of_task in scores.groupby("task", sort=False):
         rows = [["part", "fidelity", "95% interval", "follows to the end", "KL"]]
@@ -108,7 +108,7 @@ def _weakest(scores: pd.DataFrame) -> list[str]:
                 [row["variant"], f"{row['fidelity']:.3f}", interval, f"{row['follow']:.2f}", f"{row['kl']:.3f}"]
             )
         parts.append(f"{for_terminal(str(task))}: parts without which the model's own answers are followed least\n")
-        left = of_how_many(len(rows) - 1, len(of_task), "parts, least followed first", "fidelity.csv")
+        left = of_how_many(len(rows) - 1, len(of_task), "parts, least followed first", "fidelity.csv", kept=kept)
         parts[-1] += "\n".join(filter(None, [aligned(rows), left]))
     return parts
 

@@ -84,7 +84,7 @@ def heads_report(
     }
     if effects_of is not None:
         shown = tables[EFFECTS_FILE] = joined = scores_with_effects(measured, effects_of)
-        lines.append(_strongest(joined, most))
+        lines.append(_strongest(joined, most, kept=out is not None))
         ways = list(dict.fromkeys(joined["ablation"]))
         for ablation in ways:
             analysed = head_tables(effects_of, ablation)
@@ -145,7 +145,7 @@ def _known(value: float, form: str) -> str:
     return "-" if np.isnan(value) else format(value, form)
 
 
-def _strongest(joined: pd.DataFrame, most: int) -> str:
+def _strongest(joined: pd.DataFrame, most: int, *, kept: bool) -> str:
     parts = []
     scores = [name for name in joined.columns if name in SCORES]
     for (task, protocol, ablation), group in joined.groupby(["task", "protocol", "ablation"], sort=False):
@@ -160,6 +160,6 @@ def _strongest(joined: pd.DataFrame, most: int) -> str:
         for row in group.sort_values("delta", kind="stable").head(most).to_dict("records"):
             values = [f"{row[name]:.2f}" for name in scores]
             rows.append([Head(row["layer"], row["head"]).label, f"{row['delta']:+.3f}", *values])
-        left = of_how_many(len(rows) - 1, len(group), "heads, largest losses first", EFFECTS_FILE)
+        left = of_how_many(len(rows) - 1, len(group), "heads, largest losses first", EFFECTS_FILE, kept=kept)
         parts.append("\n".join([title, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)]))
     return "\n\n".join(parts)

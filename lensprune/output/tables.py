@@ -24,17 +24,19 @@ def aligned(rows: list[list[str]]) -> str:
     )
 
 
-def of_how_many(shown: int, total: int, what: str, where: str = "") -> str:
+def of_how_many(shown: int, total: int, what: str, where: str = "", *, kept: bool = True) -> str:
     """What a table leaves out, as a line below it: ``5 of 30 variants, largest losses first; summary.csv has all``;
     empty where it shows all.
 
     Args:
         what: is counted, and in which order it stands.
         where: all of them are.
+        kept: whether that was written; if not, the line says how to have it written.
     """
     if shown >= total:
         return ""
-    return f"{shown} of {total} {what}" + (f"; {where} has all" if where else "")
+    rest = f"; {where} has all" if kept else f"; --out FOLDER writes all to {where}"
+    return f"{shown} of {total} {what}" + (rest if where else "")
 
 
 def metrics_report(table: pd.DataFrame) -> str:

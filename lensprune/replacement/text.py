@@ -54,7 +54,8 @@ def replacement_report(outcomes: ReplacementOutcomes, most: int = 5, *, as_json:
                         f"{row['weight_change_relative']:.3f}",
                     ]
                 )
-        left = of_how_many(len(rows) - 1, len(of_cell), "parts, largest effects of each direction first", SHARES_TABLE)
+        order, kept = "parts, largest effects of each direction first", outcomes.folder is not None
+        left = of_how_many(len(rows) - 1, len(of_cell), order, SHARES_TABLE, kept=kept)
         table = "\n".join("  " + line for line in [*aligned(rows).splitlines(), left] if line)
         correlations = [
             f"{row['direction']} {row['spearman']:+.2f}"

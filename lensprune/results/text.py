@@ -42,8 +42,9 @@ _SHOWN = {
 }
 
 
-def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5) -> str:
-    """The variants with the largest losses under one protocol; for a clean model at chance, a line that says so."""
+def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5, *, kept: bool = True) -> str:
+    """The variants with the largest losses under one protocol; for a clean model at chance, a line that says so.
+    `kept`: whether the summary is in a file."""
     group = summary[(summary["task"] == task) & (summary["protocol"] == protocol)]
     clean = group[group["variant"] == CLEAN.name]
     if clean.empty:
@@ -87,7 +88,7 @@ def top_variants(summary: pd.DataFrame, task: str, protocol: str, most: int = 5)
                 *([NOISE_NOTE if small else ""] if noisy.any() else []),
             ]
         )
-    left = of_how_many(len(rows) - 1, len(changed), "variants, largest losses first", SUMMARY_TABLE)
+    left = of_how_many(len(rows) - 1, len(changed), "variants, largest losses first", SUMMARY_TABLE, kept=kept)
     return "\n".join([head, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)])
 
 
@@ -108,7 +109,7 @@ def at_chance_line(clean: pd.Series) -> str:
     )
 
 
-def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) -> str:
+def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10, *, kept: bool = True) -> str:
     """Heads of a screened sweep by their estimated loss, measured or not, and what the control set says of them."""
     parts = []
     for _, row in quality.iterrows():
@@ -130,18 +131,19 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10) ->
             measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("logprob_margin_change", "delta")]
             measured += ["-" if pd.isna(head["n"]) else str(head["n"])] if own_n else []
             rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
-        left = of_how_many(len(rows) - 1, int(where.sum()), "heads, largest estimated losses first", SCREEN_TABLE)
+        order = "heads, largest estimated losses first"
+        left = of_how_many(len(rows) - 1, int(where.sum()), order, SCREEN_TABLE, kept=kept)
         parts.append("\n".join([*lines, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)]))
     return "\n\n".join(parts)
 
 
 def run_report(run: Run, most: int = 5) -> str:
     """What a finished sweep prints: a sentence per task, the largest losses under each protocol, where files are."""
-    summary = summarise(run)
+    summary, kept = summarise(run), run.folder is not None
     parts = [repr(run), "\n".join(task_sentences(run))]
-    parts += [top_variants(summary, task, protocol, most) for task, protocol in run.cells]
+    parts += [top_variants(summary, task, protocol, most, kept=kept) for task, protocol in run.cells]
     if run.spec.screen is not None:
-        parts += [screen_report(screen_table(run), screen_quality(run)), NOT_OF_ALL_HEADS]
+        parts += [screen_report(screen_table(run), screen_quality(run), kept=kept), NOT_OF_ALL_HEADS]
     if run.folder is not None:
         places = [
             ("table", run.folder / SUMMARY_TABLE),

@@ -124,7 +124,8 @@ def test_what_is_left_out_is_counted() -> None:
     printed = top_variants(summarise(run), "facts", "default")
     assert printed.splitlines()[-1] == "  5 of 10 variants, largest losses first; summary.csv has all"
     assert "of 10 variants" not in top_variants(summarise(run), "facts", "default", most=10)
-    assert "5 of 10 variants" in run_report(run)
+    assert "5 of 10 variants, largest losses first; --out FOLDER writes all to summary.csv" in run_report(run)
+    assert of_how_many(5, 30, "rows", "a.csv", kept=False) == "5 of 30 rows; --out FOLDER writes all to a.csv"
     assert (
         "10 of 20 changes; summary() has all"
         in layers_run(tasks=("facts",), protocols=("default", "generate"))._repr_html_()
