@@ -24,7 +24,7 @@ from lensprune.sweeps.run import sweep
 __all__ = ["RemovalCurves", "removal_curves", "removal_report"]
 
 ORDERS = ("important_first", "unimportant_first", "shallow_first", "deep_first", RANDOM)
-LEAST_RANDOM = 20
+MIN_RANDOM = 20
 """Random orders, so that p-values can fall below 0.05."""
 
 
@@ -55,7 +55,7 @@ def removal_curves(
     counts: Sequence[int],
     mode: Literal["remove", "keep"] = "remove",
     orders: Sequence[str] = ("important_first", "deep_first", "shallow_first", "random"),
-    random_seeds: int = LEAST_RANDOM,
+    random_seeds: int = MIN_RANDOM,
     seed: int = 0,
     ablation: str = "zero",
     dtype: str | None = None,
@@ -93,9 +93,9 @@ def removal_curves(
             raise unknown_name("order", name, ORDERS)
     if RANDOM not in orders:
         raise UserError("orders need 'random' to compare with: add it")
-    if random_seeds < LEAST_RANDOM:
+    if random_seeds < MIN_RANDOM:
         raise UserError(
-            f"{random_seeds} random orders are too few to distinguish an order from chance: expected {LEAST_RANDOM} or "
+            f"{random_seeds} random orders are too few to distinguish an order from chance: expected {MIN_RANDOM} or "
             "more"
         )
     named = _orders(importance, orders, random_seeds, seed)

@@ -15,7 +15,7 @@ from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["removal", "removal_figure"]
 
-_MOST_TICKS = 8
+_MAX_TICKS = 8
 
 
 def removal_figure(table: pd.DataFrame, *, title: str = "") -> list[Axes]:
@@ -60,7 +60,7 @@ def removal_figure(table: pd.DataFrame, *, title: str = "") -> list[Axes]:
                     alpha=0.55,
                 )
         ax.axhline(panel["accuracy_clean"].iloc[0], color="0.5", linewidth=0.9, linestyle=":", label="clean")
-        if len(counts) <= _MOST_TICKS:
+        if len(counts) <= _MAX_TICKS:
             ax.set_xticks(counts)
         described = f"{protocol}, n {panel['n'].max()}" + ("" if known else ": at chance")
         ax.set_title(panel_title(short[str(task)], described), fontsize=10)
