@@ -162,10 +162,10 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
 ) -> None:
     original, failures = getattr(forked_engine, where), iter([False, True, True, False, True])
 
-    def short_of_memory(*arguments: Any) -> Any:
+    def short_of_memory(*arguments: Any, **named: Any) -> Any:
         if next(failures, False):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(forked_engine, where, short_of_memory)
     sweep(folder, tmp_path / "run")

@@ -107,8 +107,8 @@ def stopping(monkeypatch: pytest.MonkeyPatch, after: int, stop: Any) -> list[int
     counted: list[int] = []
     run = decoder.GroupDecoder.run
 
-    def counting(self: decoder.GroupDecoder) -> Iterator[Any]:
-        for answered in run(self):
+    def counting(self: decoder.GroupDecoder, *arguments: Any) -> Iterator[Any]:
+        for answered in run(self, *arguments):
             if len(counted) == after:
                 stop()
             counted.append(answered[0])
