@@ -60,12 +60,13 @@ def resume_or_sweep(model: str, out: Path) -> None:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Process id of a child that does `work`."""
+    """Process id of a child that does `work`, with one thread: a pool of several does not survive a fork."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
+            torch.set_num_threads(1)
             work()
             code = 0
         except BaseException:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
 from lensprune.errors import UserError
-from lensprune.output.drawing.heatmap import label_places
+from lensprune.output.drawing.heatmap import colour_cells, label_places
 from lensprune.output.drawing.style import SIGNED, panels
 from lensprune.output.plain_text import visible
 
@@ -70,11 +69,8 @@ def token_map(effects: pd.DataFrame, tokens: Sequence[str], *, value: str = "eff
         largest = float(grid.abs().to_numpy().max()) or 1.0
         # All rows have the same width, so that tokens line up.
         shown = grid.reindex(layers, columns=range(row.start, row.start + across))
-        sns.heatmap(
-            shown, ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest, cbar_kws={"label": value, "shrink": 0.8},
-            xticklabels=[*(labels[place] for place in row), *[""] * (across - len(row))], yticklabels=False,
-        )  # fmt: skip
-        ax.invert_yaxis()
+        colour_cells(ax, shown, label=value, cmap=SIGNED, vmin=-largest, vmax=largest)
+        ax.set_xticks([place + 0.5 for place in range(len(row))], [labels[place] for place in row])
         ax.set(xlabel="", ylabel="layer")
         ax.set_title(f"{site}, tokens {row.start} to {row.stop - 1}{left if row is rows[0] else ''}", fontsize=9)
         # A token may contain $, which matplotlib would read as math.

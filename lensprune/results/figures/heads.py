@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
 from lensprune.ablation.components import parts
@@ -11,7 +10,7 @@ from lensprune.analysis.critical import significant
 from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise_cells
 from lensprune.errors import UserError
-from lensprune.output.drawing.heatmap import label_places
+from lensprune.output.drawing.heatmap import colour_cells, label_places
 from lensprune.output.drawing.style import SIGNED, panel_title, panels, short_tasks
 from lensprune.registry import in_words
 from lensprune.results.analyses import register_analysis
@@ -77,14 +76,10 @@ def head_effect_maps(
         task, protocol, component, ablation = (str(part) for part in key)
         grid = panel.pivot(index="layer", columns="head", values="delta").reindex(layers, columns=range(width))
         ax.set_facecolor("0.85")
-        sns.heatmap(
-            grid.astype(float), ax=ax, cmap=SIGNED, vmin=-largest, vmax=largest,
-            cbar_kws={"label": "Δμ", "shrink": 0.8}, xticklabels=False, yticklabels=False,
-        )  # fmt: skip
+        colour_cells(ax, grid, label="Δμ", cmap=SIGNED, vmin=-largest, vmax=largest)
         marked = panel[panel["significant"]]
         rows = [layers.index(layer) + 0.5 for layer in marked["layer"]]
         ax.scatter(marked["head"] + 0.5, rows, s=22, color="black", edgecolor="white", linewidth=0.7)
-        ax.invert_yaxis()
         asked = protocol + (f", {ablation}" if frame["ablation"].nunique() > 1 else "")
         ax.set(
             title=panel_title(short[task], asked + _marks(panel)),

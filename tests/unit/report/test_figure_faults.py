@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -220,6 +221,23 @@ def test_what_is_never_negative_has_no_scale_with_two_signs() -> None:
     assert copying == (-0.5, 0.5)
     same = [ax.collections[0].get_clim() for ax in head_heatmaps(frame, label="nats")]
     assert same == [(-2.5, 2.5), (-0.5, 0.5)]
+
+
+def test_maps_are_drawn_once_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: (drawn.append(self), draw(self, renderer))[1])
+    frame = pd.DataFrame(
+        [(layer, h, f"score {n}", n + h) for layer in range(2) for h in range(2) for n in range(3)],
+        columns=["layer", "head", "score", "value"],
+    )
+    first, *_ = head_heatmaps(frame)
+    assert not drawn
+    first.figure.canvas.draw()
+    assert len(drawn) == 1
+    # seaborn's own map can tell.
+    sns.heatmap(np.ones((2, 2)), ax=panels(1)[1][0])
+    assert len(drawn) == 2
 
 
 @pytest.mark.slow
