@@ -10,10 +10,13 @@ from typing import TypeAlias
 
 from lensprune.errors import UserError, nearest
 
-__all__ = ["ALL", "TOKEN_CLASSES", "Positions", "Spans", "positions_named"]
+__all__ = ["ALL", "EDGE", "TOKEN_CLASSES", "Positions", "Spans", "positions_named"]
 
 ALL = "all"
 """Every token; the default."""
+
+EDGE = "<-"
+"""Between destination and source in names of cut attention edges: ``last<-0``."""
 
 TOKEN_CLASSES = ("operand", "operator", "result", "carried", "conclusion", "answer", "words")
 """Classes of the tokens of worked solutions; `lensprune.primitives.classes` assigns them."""
