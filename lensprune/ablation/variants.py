@@ -38,7 +38,7 @@ class Ablation:
     """One component, replaced by one kind of ablation, at all positions or some.
 
     `at`: the positions, as `lensprune.ablation.positions.positions_named` reads them; ``all`` by default.
-    ``Ablation(component @ at, kind)`` is the same. `source`: for ``cut`` alone, which needs it: the tokens that those at
+    ``Ablation(component @ at, kind)`` is the same. `source`: for ``cut``, which needs it: the tokens that those at
     `at` no longer attend to, written likewise.
 
     Raises:

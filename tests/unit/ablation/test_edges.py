@@ -170,13 +170,13 @@ def test_generated_texts_are_those_of_a_mask_without_a_cache(family: str) -> Non
     model = tiny(family)
     prompts = [model.tokenizer.encode(text) for text in ("The cat sat", "A long, long time ago")]
     requests = [GenerateRequest(tuple(prompt), ("\x00",), 8) for prompt in prompts]
-    names = ["L1.H1@generated<-generated[0:2].cut", "L0.attention@last,generated<-4:-1.cut"]
+    names = ["L0.attention@generated<-generated[0:2].cut", "L0.attention@last,generated<-4:-1.cut"]
     clean, *cut = HookedExecutor(model).run(requests, [CLEAN, *as_variants(names)])
     assert all(answered.responses != clean.responses for answered in cut)
     for i, prompt in enumerate(prompts):
         n = len(prompt)
         hooks = [
-            ("blocks.1.attn.hook_attn_scores", masked(1, slice(n, None), slice(n, n + 2))),
+            ("blocks.0.attn.hook_attn_scores", masked(None, slice(n, None), slice(n, n + 2))),
             ("blocks.0.attn.hook_attn_scores", masked(None, slice(n - 1, None), slice(4, n - 1))),
         ]
         for answered, hook in zip(cut, hooks, strict=True):
@@ -261,6 +261,7 @@ def test_models_that_do_not_multiply_by_the_hooked_weights_are_refused(family: s
     check_pattern(tiny("llama"))
 
 
+@pytest.mark.slow
 def test_a_sweep_of_cut_edges(tmp_path: Path) -> None:
     heads = lp.VariantSelection("heads", "cut", layers="1", heads="0-1", at="last", source="regex:[A-Z]")
     run = sweep(folder("llama"), tmp_path / "run", tasks="facts", protocols="continuation", variants=heads)
