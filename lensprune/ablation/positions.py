@@ -122,6 +122,7 @@ def positions_named(text: str) -> Positions:
         UserError: anything else, an empty range, or a regular expression that cannot be read.
 
     Examples:
+        >>> from lensprune.ablation.positions import positions_named
         >>> positions_named("-2:").in_prompt(5, lambda: ("", []))
         [False, False, False, True, True]
     """
