@@ -402,9 +402,9 @@ def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path
         ({"looks": "any"}, "without a loss to test for"),
         ({"lost_more_than": 0.05, "looks": "10,20", "limit": 30}, "limit 30 is not the last of the looks"),
         ({"lost_more_than": 0.05, "until_width": 0.1, "limit": 30}, "choose one"),
-        ({"lost_more_than": 0.05, "looks": "10,20", "items": "0-19"}, "items 0-19 are given, and a sweep that stops"),
-        ({"until_width": 0.1, "limit": 20, "items": "first"}, "items first are given, and a sweep that stops early"),
-        ({"lost_more_than": 0.05, "limit": 20, "items": "first+40"}, r"items first\+40 are given, and a sweep that"),
+        ({"lost_more_than": 0.05, "looks": "10,20", "items": "0-19"}, "items 0-19 are given, but a sweep that stops"),
+        ({"until_width": 0.1, "limit": 20, "items": "first"}, "items first are given, but a sweep that stops early"),
+        ({"lost_more_than": 0.05, "limit": 20, "items": "first+40"}, r"items first\+40 are given, but a sweep that"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:
