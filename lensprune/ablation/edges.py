@@ -7,6 +7,7 @@ whose sources are cut has no weights, so its heads give zero.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 from weakref import WeakSet
 
@@ -88,7 +89,9 @@ def check_pattern(model: HookedModel) -> None:
     hooks += [(f"blocks.{layer}.attn.hook_z", look(layer)) for layer in range(model.facts.n_layers)]
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device=model.facts.device)
     positions = torch.arange(_TOKENS, device=tokens.device)[None]
-    with torch.no_grad(), model.hooks(hooks):
+    with torch.no_grad(), model.hooks(hooks), warnings.catch_warnings():
+        # TransformerLens warns of an edit that the model doesn't read, which the error below says.
+        warnings.filterwarnings("ignore", "A hook on .* returned a modified tensor")
         model.forward(tokens, torch.ones_like(tokens), positions)
     why = ""
     if unread:

@@ -43,8 +43,14 @@ def check_reached(
         if ablation.source is not None and {ablation.at, ablation.source} != {ALL}:
             sees = f"at {ablation.at!r} can attend to one at {ablation.source!r}"
             places[ablation.at, ablation.source] = sees
+    items_without: dict[str, int] = {}
     for (at, source), lacked in places.items():
         without = sum(not any(marks.reaches(request, at, source) for request in requests) for requests in items)
+        if source is None:
+            items_without[at] = without
+        elif without in (items_without.get(at), items_without.get(source)):
+            # Said already of its destinations or sources.
+            continue
         if without == len(items) > 0:
             raise UserError(
                 f"{where}: no token of the {len(items)} items {lacked}, so nothing would change: choose positions "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lensprune.models.model_config import load_model_config
 from lensprune.planning import plan
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest, Request
 from lensprune.runs.variant_json import variant_from_json, variant_to_json
+from lensprune.sweeps.reached import check_reached
 from tests.helpers.logits import last_logits, logits_under_hooks, plain_logits
 from tests.helpers.planted.circuits import LEAK, ids, model_of
 from tests.helpers.sweeps import sweep
@@ -123,10 +125,11 @@ def test_all_attention_against_the_mask_of_transformers() -> None:
     prompt = model.tokenizer.encode("The cat sat on the mat.")
     seen = torch.ones(len(prompt), len(prompt), dtype=torch.bool).tril()
     seen[-4:, 4:11] = False
-    mask = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    mask = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min).to(model.facts.device)
     hf: Any = model.raw_model  # type: ignore[attr-defined]
     with torch.no_grad():
-        expected = hf(input_ids=torch.tensor([prompt]), attention_mask=mask, use_cache=False).logits[0, -1]
+        tokens = torch.tensor([prompt], device=model.facts.device)
+        expected = hf(input_ids=tokens, attention_mask=mask, use_cache=False).logits[0, -1]
     every = "+".join(f"L{layer}.attention@-4:<-regex:cat sat" for layer in range(3))
     clean, cut = last_logits(model, prompt, "clean", f"{every}.cut")
     torch.testing.assert_close(cut, expected, atol=1e-4, rtol=1e-4)
@@ -183,7 +186,7 @@ def test_generated_texts_are_those_of_a_mask_without_a_cache(family: str) -> Non
             response = answered.responses[i]
             assert isinstance(response, GenerateResponse)
             new = list(response.token_ids)
-            logits = logits_under_hooks(model, [*prompt, *new][:-1], [hook])[0, n - 1 :]
+            logits = logits_under_hooks(model, [*prompt, *new][:-1], [hook])[0, n - 1 :].cpu()
             short = logits.max(-1).values - logits[torch.arange(len(new)), new]
             assert float(short.max()) <= rounding(precision(model), size_of(logits), terms=2)
 
@@ -285,6 +288,22 @@ def test_edges_that_no_prompt_has_are_refused() -> None:
     refused("screen estimates the removal of whole parts, not of attention edges as cut", "L0.H0<-0.cut", screen=0.5)
     with pytest.raises(UserError, match="cut does not work with GPTNeo"):
         sweep(folder("gpt_neo"), variants="L0.H0<-0.cut")
+
+
+def test_items_without_an_edge_are_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny("llama")
+    items = [[LoglikelihoodRequest(tuple(model.tokenizer.encode(text)), (7, 8))] for text in ("a1b", "ab1", "abc")]
+    with caplog.at_level(logging.WARNING, "lensprune"):
+        check_reached(model, items, as_variants("L0.H0@last<-regex:1.cut"), "here")
+        assert caplog.messages == [
+            "here: no token of 1 of 3 items is at 'regex:1'; on these, what is removed there changes nothing"
+        ]
+        caplog.clear()
+        check_reached(model, items, as_variants("L0.H0@:2<-regex:[1c].cut"), "here")
+        assert caplog.messages == [
+            "here: no token of 2 of 3 items at ':2' can attend to one at 'regex:[1c]'; on these, what is removed there "
+            "changes nothing"
+        ]
 
 
 def test_a_plan_counts_them_as_the_hooked_executor_runs_them() -> None:
