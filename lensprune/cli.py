@@ -229,7 +229,8 @@ def _check_models(arguments: argparse.Namespace) -> None:
 def _selection(arguments: argparse.Namespace) -> VariantSelection:
     from lensprune.sweeps.selection import VariantSelection
 
-    return VariantSelection(arguments.over, arguments.ablation, arguments.layers, arguments.heads, arguments.at)
+    chosen = arguments.layers, arguments.heads, arguments.at, arguments.source
+    return VariantSelection(arguments.over, arguments.ablation, *chosen)
 
 
 def _sweep_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from lensprune.ablation.components import HEADS_AND_GROUPS, Part, Slot, part_named, parts
 from lensprune.ablation.kinds import ablation_kind, ablation_kinds, kinds_allowed
+from lensprune.ablation.positions import EDGE, positions_named
 from lensprune.errors import UserError, unknown_name
 from lensprune.registry import in_words
 
 __all__ = [
     "branch_names",
     "check_allowed",
+    "check_source",
     "default_kind",
     "head_names",
     "head_words",
@@ -76,4 +78,24 @@ def check_allowed(kind: str, part: Part, what: str) -> None:
         what: names the component and ends in "is" or "are", for the message.
     """
     if not ablation_kind(kind).allows(part):
-        raise UserError(f"{kind} bypasses a residual branch, but {what} not one: use {in_words(kinds_allowed(part))}")
+        cuts = ablation_kind(kind).cuts_edges
+        does = "removes attention edges" if cuts else "bypasses a residual branch"
+        lacked = "neither heads nor attention" if cuts else "not one"
+        raise UserError(f"{kind} {does}, but {what} {lacked}: use {in_words(kinds_allowed(part))}")
+
+
+def check_source(kind: str, at: str, source: str | None) -> None:
+    """Raise `UserError` unless source positions are given, and can be read, exactly if `kind` cuts attention edges."""
+    if not ablation_kind(kind).cuts_edges:
+        if source is not None:
+            cutting = [name for name, row in ablation_kinds().items() if row.cuts_edges]
+            raise UserError(
+                f"source {source!r} is given, but {kind} cuts no attention edges: use {in_words(cutting)}, or leave "
+                "source out"
+            )
+        return
+    if source is None:
+        raise UserError(f"{kind} needs source positions: add source, like 0, -5:-1, regex:PATTERN or all")
+    positions_named(source)
+    if EDGE in at:
+        raise UserError(f"positions {at!r}: {EDGE} separates them from the source in names: write <[-] instead")

@@ -89,6 +89,11 @@ class Part:
         """Whether the part is all that a block or one of its branches adds to the residual stream."""
         return self.slot is not Slot.HEADS and self.select is None
 
+    @property
+    def has_pattern(self) -> bool:
+        """Whether the part is some of a block's heads or all of its attention, so that attention edges can be cut."""
+        return self.slot is Slot.HEADS or (self.slot is Slot.ATTENTION and self.is_branch)
+
     def each(self, facts: ModelFacts, layer: int, indices: Sequence[int] | None = None) -> list[Component]:
         """The components of one layer, or those with the given indices.
 

@@ -55,13 +55,14 @@ def _each(
     layers: Sequence[int] | None,
     indices: Sequence[int] | None = None,
     at: str = ALL,
+    source: str | None = None,
 ) -> list[Variant]:
     facts = _facts(model)
     variants = []
     for layer in range(facts.n_layers) if layers is None else layers:
         check_component(Layer(layer), facts)
         for component in part.each(facts, layer, indices):
-            ablation = Ablation(component, kind, at)
+            ablation = Ablation(component, kind, at, source)
             variants.append(Variant(ablation.name, (ablation,)))
     return variants
 
@@ -91,7 +92,12 @@ def each_layer(
 
 
 def each_attention(
-    model: ModelOrFacts, kind: str = "zero", layers: Sequence[int] | None = None, *, at: str = ALL
+    model: ModelOrFacts,
+    kind: str = "zero",
+    layers: Sequence[int] | None = None,
+    *,
+    at: str = ALL,
+    source: str | None = None,
 ) -> list[Variant]:
     """Make one variant per attention branch.
 
@@ -100,6 +106,7 @@ def each_attention(
         kind: the ablation kind.
         layers: only these layers, 0-based; ``None`` takes all.
         at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
+        source: for ``cut``, which tokens those at `at` no longer attend to, written likewise.
 
     Returns:
         Variants named like ``L3.attention.zero``, in order of depth.
@@ -111,7 +118,7 @@ def each_attention(
         >>> lp.each_attention(model, "mean")[3].name
         'L3.attention.mean'
     """
-    return _each(model, part_named("attention"), kind, layers, at=at)
+    return _each(model, part_named("attention"), kind, layers, at=at, source=source)
 
 
 def each_mlp(
@@ -145,6 +152,7 @@ def each_head(
     heads: Sequence[int] | None = None,
     *,
     at: str = ALL,
+    source: str | None = None,
 ) -> list[Variant]:
     """Make one variant per query head.
 
@@ -154,6 +162,7 @@ def each_head(
         layers: only these layers, 0-based; ``None`` takes all.
         heads: only these heads of each layer, 0-based; ``None`` takes all.
         at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
+        source: for ``cut``, which tokens those at `at` no longer attend to, written likewise.
 
     Returns:
         Variants named like ``L3.H1.zero``, layer by layer.
@@ -166,8 +175,10 @@ def each_head(
         (16, 'L3.H1.zero')
         >>> lp.each_head(model, layers=[3], heads=[1], at="last")[0].name
         'L3.H1@last.zero'
+        >>> lp.each_head(model, "cut", layers=[3], heads=[1], at="last", source="0")[0].name
+        'L3.H1@last<-0.cut'
     """
-    return _each(model, part_named("head"), kind, layers, heads, at=at)
+    return _each(model, part_named("head"), kind, layers, heads, at=at, source=source)
 
 
 def each_kv_group(
@@ -177,6 +188,7 @@ def each_kv_group(
     groups: Sequence[int] | None = None,
     *,
     at: str = ALL,
+    source: str | None = None,
 ) -> list[Variant]:
     """Make one variant per key/value group, all its query heads together.
 
@@ -186,6 +198,7 @@ def each_kv_group(
         layers: only these layers, 0-based; ``None`` takes all.
         groups: only these groups of each layer, 0-based; ``None`` takes all.
         at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
+        source: for ``cut``, which tokens those at `at` no longer attend to, written likewise.
 
     Returns:
         Variants named like ``L3.KV1.zero``, layer by layer.
@@ -197,7 +210,7 @@ def each_kv_group(
         >>> [variant.name for variant in lp.each_kv_group(model, layers=[3])]
         ['L3.KV0.zero', 'L3.KV1.zero']
     """
-    return _each(model, part_named("kv_group"), kind, layers, groups, at=at)
+    return _each(model, part_named("kv_group"), kind, layers, groups, at=at, source=source)
 
 
 def each_head_and_group(
@@ -207,6 +220,7 @@ def each_head_and_group(
     heads: Sequence[int] | None = None,
     *,
     at: str = ALL,
+    source: str | None = None,
 ) -> list[Variant]:
     """Make one variant per query head, and one per key/value group that one of these heads belongs to.
 
@@ -216,6 +230,7 @@ def each_head_and_group(
         layers: only these layers, 0-based; ``None`` takes all.
         heads: only these query heads of each layer, 0-based; ``None`` takes all.
         at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
+        source: for ``cut``, which tokens those at `at` no longer attend to, written likewise.
 
     Returns:
         The heads' variants, then the groups'.
@@ -229,7 +244,10 @@ def each_head_and_group(
     """
     facts = _facts(model)
     groups = None if heads is None else sorted({head // facts.heads_per_group for head in heads})
-    return [*each_head(facts, kind, layers, heads, at=at), *each_kv_group(facts, kind, layers, groups, at=at)]
+    return [
+        *each_head(facts, kind, layers, heads, at=at, source=source),
+        *each_kv_group(facts, kind, layers, groups, at=at, source=source),
+    ]
 
 
 def layer_range(model: ModelOrFacts, first: int, last: int, kind: str = "skip") -> Variant:
@@ -296,6 +314,7 @@ def enumerate_variants(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     at: str = ALL,
+    source: str | None = None,
 ) -> list[Variant]:
     """The variants of ``--over``: one of `over_words`.
 
@@ -304,14 +323,15 @@ def enumerate_variants(
         layers: only these layers.
         heads: only these heads, groups or other indices within a layer; only for `indexed_words`.
         at: which tokens are changed.
+        source: which tokens those at `at` no longer attend to; only for kinds that cut attention edges.
     """
     kind = kind or default_kind(over)
     if heads is not None and over not in indexed_words():
         raise UserError(f"heads are given but the sweep is over {over}: use over {', '.join(indexed_words())}")
     if over == HEADS_AND_GROUPS:
-        return each_head_and_group(model, kind, layers, heads, at=at)
+        return each_head_and_group(model, kind, layers, heads, at=at, source=source)
     [part] = parts_over(over)
-    return _each(model, part, kind, layers, heads, at=at)
+    return _each(model, part, kind, layers, heads, at=at, source=source)
 
 
 def parse_indices(text: str, size: int, what: str = "layer") -> list[int]:

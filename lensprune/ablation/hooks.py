@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 
 from lensprune.ablation.components import Component, Slot
+from lensprune.ablation.edges import check_pattern, pattern_site, without_edges
 from lensprune.ablation.positions import ALL
 from lensprune.ablation.reference import ReferenceActivations, check_variants, replacement
 from lensprune.ablation.variants import Ablation, Variant
@@ -85,13 +86,13 @@ class BatchState:
 
     `position_ids` counts each row's tokens from its first real one; padding has position 0. `tokens` are their ids,
     `items` the id of each row's item (``None`` if it has none). `masks`: which tokens each of the variant's
-    selectors of positions (`Variant.at`) chooses.
+    selectors of positions (`Variant.selectors`) chooses, those in the key/value cache included.
     """
 
     position_ids: Int[torch.Tensor, "batch pos"] | None = None
     tokens: Int[torch.Tensor, "batch pos"] | None = None
     items: tuple[str | None, ...] = ()
-    masks: Mapping[str, Bool[torch.Tensor, "batch pos"]] = field(default_factory=dict)
+    masks: Mapping[str, Bool[torch.Tensor, "batch all_pos"]] = field(default_factory=dict)
 
 
 class VariantHooks:
@@ -103,8 +104,8 @@ class VariantHooks:
     a decode step, only the newest); and ``hook.item``, a tuple with the id of each row's item.
 
     Raises:
-        UserError: a component or hook name that the model lacks, or a missing reference; and, at run time, a custom
-            hook that returns a tensor on another device.
+        UserError: a component or hook name that the model lacks, a missing reference, or cut edges in a model for which
+            `check_pattern` fails; and, at run time, a custom hook that returns a tensor on another device.
     """
 
     def __init__(
@@ -124,8 +125,13 @@ class VariantHooks:
         self._residuals: dict[Component, torch.Tensor] = {}
         writes: list[NamedHook] = []
         reads: list[NamedHook] = []
+        if any(ablation.definition.cuts_edges for ablation in variant.ablations):
+            check_pattern(model)
         for ablation in variant.ablations:
             component = ablation.component
+            if ablation.definition.cuts_edges:
+                writes.append((pattern_site(component.layer), self._cut(ablation)))
+                continue
             match component.part.slot:
                 case Slot.CONTRIBUTION:
                     block = f"blocks.{component.layer}"
@@ -190,10 +196,17 @@ class VariantHooks:
         """The changed activation at the ablation's positions, and the activation elsewhere."""
         if ablation.at == ALL:
             return changed
-        mask = self._state.masks.get(ablation.at)
-        if mask is None:
-            raise LensPruneError(f"{ablation.name}: the executor did not set which tokens are at {ablation.at!r}")
+        mask = self._chosen(ablation.name, ablation.at, activation, activation.shape[1])
         return torch.where(mask.view(*mask.shape, *[1] * (activation.ndim - 2)), changed, activation)
+
+    def _chosen(self, name: str, at: str, like: torch.Tensor, size: int) -> Bool[torch.Tensor, "batch size"]:
+        """Which of the newest `size` tokens of the rows of `like` are at `at`."""
+        if at == ALL:
+            return torch.ones(len(like), size, dtype=torch.bool, device=like.device)
+        mask = self._state.masks.get(at)
+        if mask is None or mask.shape[1] < size:
+            raise LensPruneError(f"{name}: the executor did not set which tokens are at {at!r}")
+        return mask[:, -size:].to(like.device)
 
     def _read_residual(self, component: Component) -> HookFunction:
         def read(activation: torch.Tensor, hook: Any) -> None:
@@ -215,3 +228,14 @@ class VariantHooks:
             return self._at(ablation, self._replaced(ablation, activation), activation)
 
         return replace
+
+    def _cut(self, ablation: Ablation) -> HookFunction:
+        heads, source = ablation.component.selected(self._model.facts), ablation.source
+        assert source is not None
+
+        def cut(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
+            n_queries, n_keys = pattern.shape[2:]
+            destinations = self._chosen(ablation.name, ablation.at, pattern, n_queries)
+            return without_edges(pattern, heads, destinations, self._chosen(ablation.name, source, pattern, n_keys))
+
+        return cut

@@ -94,7 +94,8 @@ class AblationKind:
     `ReferenceActivations` the value uses; they are then collected on reference prompts. `branches_only`: only for
     components that are a whole block or branch. `can_be_estimated`: screening may rank components by attribution
     patching towards the value. `search_passes`: number of forward passes from the component's layer on that `plan`
-    counts per reference prompt to find the value; a backward pass counts as one.
+    counts per reference prompt to find the value; a backward pass counts as one. `cuts_edges`: changes the attention
+    pattern between chosen tokens (`lensprune.ablation.edges`) and replaces no activation.
     """
 
     name: str
@@ -105,10 +106,11 @@ class AblationKind:
     branches_only: bool = False
     can_be_estimated: bool = True
     search_passes: int = 0
+    cuts_edges: bool = False
 
     def allows(self, part: Part) -> bool:
         """Whether components of this part allow this kind."""
-        return part.is_branch or not self.branches_only
+        return part.has_pattern if self.cuts_edges else part.is_branch or not self.branches_only
 
 
 _KINDS: Registry[AblationKind] = Registry("ablation")
@@ -207,6 +209,10 @@ def _optimal(site: AblatedSite) -> torch.Tensor:
     return site.reference.constant(site.component, site.position_ids)
 
 
+def _cut(site: AblatedSite) -> torch.Tensor:
+    raise LensPruneError(f"{site.component.label}: cut changes the attention pattern, and replaces no activation")
+
+
 for _kind in (
     AblationKind("skip", "the branch adds nothing: resid_post = resid_pre", branches_only=True),
     AblationKind("zero", "the activation is 0; for a whole layer or branch, the same as skip"),
@@ -220,6 +226,14 @@ for _kind in (
         can_be_estimated=False,
         # At least one forward and one backward pass per iteration; a line search may take more.
         search_passes=2 * OPTIMAL_ITERATIONS,
+    ),
+    AblationKind(
+        "cut",
+        "attention from some tokens to some others is removed; what is left of the weights is scaled to a sum of 1",
+        _cut,
+        reads_activation=True,
+        can_be_estimated=False,
+        cuts_edges=True,
     ),
 ):
     _KINDS.add(_kind.name, _kind, AblationKind)

@@ -10,10 +10,13 @@ from typing import TypeAlias
 
 from lensprune.errors import UserError, nearest
 
-__all__ = ["ALL", "TOKEN_CLASSES", "Positions", "Spans", "positions_named"]
+__all__ = ["ALL", "EDGE", "TOKEN_CLASSES", "Positions", "Spans", "positions_named"]
 
 ALL = "all"
 """Every token; the default."""
+
+EDGE = "<-"
+"""Between destination and source in names of cut attention edges: ``last<-0``."""
 
 TOKEN_CLASSES = ("operand", "operator", "result", "carried", "conclusion", "answer", "words")
 """Classes of the tokens of worked solutions; `lensprune.primitives.classes` assigns them."""
@@ -119,6 +122,7 @@ def positions_named(text: str) -> Positions:
         UserError: anything else, an empty range, or a regular expression that cannot be read.
 
     Examples:
+        >>> from lensprune.ablation.positions import positions_named
         >>> positions_named("-2:").in_prompt(5, lambda: ("", []))
         [False, False, False, True, True]
     """

@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from lensprune.ablation.choices import (
-    check_allowed,
-)
+from lensprune.ablation.choices import check_allowed, check_source
 from lensprune.ablation.components import (
     Component,
     ComponentAt,
@@ -21,8 +19,8 @@ from lensprune.ablation.components import (
     part_of,
     parts,
 )
-from lensprune.ablation.kinds import AblationKind, ablation_kind
-from lensprune.ablation.positions import ALL, positions_named
+from lensprune.ablation.kinds import AblationKind, ablation_kind, ablation_kinds
+from lensprune.ablation.positions import ALL, EDGE, positions_named
 from lensprune.errors import UserError
 from lensprune.models.base import HookFunction, ModelFacts
 
@@ -40,21 +38,26 @@ class Ablation:
     """One component, replaced by one kind of ablation, at all positions or some.
 
     `at`: the positions, as `lensprune.ablation.positions.positions_named` reads them; ``all`` by default.
-    ``Ablation(component @ at, kind)`` is the same.
+    ``Ablation(component @ at, kind)`` is the same. `source`: for ``cut``, which needs it: the tokens that those at
+    `at` no longer attend to, written likewise.
 
     Raises:
-        UserError: an unknown kind, or one that the component doesn't allow; positions that can't be read.
+        UserError: an unknown kind, or one that the component doesn't allow; positions that can't be read; a source that
+            is missing, or that the kind doesn't take.
 
     Examples:
         >>> lp.Ablation(lp.Head(2, 3), "zero").name
         'L2.H3.zero'
         >>> lp.Ablation(lp.Head(2, 3), "zero", at="-5:") == lp.Ablation(lp.Head(2, 3) @ "-5:", "zero")
         True
+        >>> lp.Ablation(lp.Head(2, 3), "cut", at="last", source="regex:blue").name
+        'L2.H3@last<-regex:blue.cut'
     """
 
     component: Component
     kind: str
     at: str = ALL
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.component, ComponentAt):
@@ -64,20 +67,29 @@ class Ablation:
             object.__setattr__(self, "component", self.component.component)
         object.__setattr__(self, "at", positions_named(self.at).text)
         check_allowed(self.kind, part_of(self.component), f"{self.component.label} is")
+        check_source(self.kind, self.at, self.source)
+        if self.source is not None:
+            object.__setattr__(self, "source", positions_named(self.source).text)
 
     @property
     def name(self) -> str:
         return f"{self.place}.{self.kind}"
 
     @property
+    def where(self) -> str:
+        """The positions as in names, empty for all: ``@last``, ``@last<-0``, ``<-0``."""
+        at = "" if self.at == ALL else f"@{self.at}"
+        return at if self.source is None else f"{at}{EDGE}{self.source}"
+
+    @property
     def place(self) -> str:
         """The component's label, with the positions unless they are all."""
-        return self.component.label if self.at == ALL else f"{self.component.label}@{self.at}"
+        return f"{self.component.label}{self.where}"
 
     @property
     def how(self) -> str:
         """The kind, with the positions unless they are all: what several components of one sweep have in common."""
-        return self.kind if self.at == ALL else f"{self.kind}@{self.at}"
+        return f"{self.kind}{self.where}"
 
     @property
     def definition(self) -> AblationKind:
@@ -190,6 +202,17 @@ class Variant:
         """The positions of the ablations that don't change all."""
         return tuple(dict.fromkeys(a.at for a in self.ablations if a.at != ALL))
 
+    @property
+    def selectors(self) -> tuple[str, ...]:
+        """`at`, and the sources of cut edges, unless they are all tokens."""
+        sources = [a.source for a in self.ablations if a.source is not None and a.source != ALL]
+        return tuple(dict.fromkeys([*self.at, *sources]))
+
+    @property
+    def needs_hooks(self) -> bool:
+        """Whether only the hooked executor runs it: it has custom hooks, or cuts attention edges."""
+        return bool(self.hooks) or any(a.definition.cuts_edges for a in self.ablations)
+
     def check(self, facts: ModelFacts) -> None:
         """Raise `UserError` if a component does not exist in the model."""
         for ablation in self.ablations:
@@ -226,8 +249,8 @@ def variant_named(name: str) -> Variant:
     """The variant with this name, as given by `each_layer` and its siblings, `layer_range` or a set of components.
 
     A place and a kind of ablation, separated by a dot: ``L12.skip``, ``L12.mlp.zero``, ``L12.H3.mean``,
-    ``L10-14.skip``, ``L1.H0+L2.H3.zero``; or ``clean``. A place may have positions: ``L12.H3@last.zero``. A number with
-    leading zeros means the same place.
+    ``L10-14.skip``, ``L1.H0+L2.H3.zero``; or ``clean``. A place may have positions: ``L12.H3@last.zero``, and those of
+    cut edges have a source: ``L12.H3@last<-0.cut``. A number with leading zeros means the same place.
 
     Raises:
         UserError: another form, an unknown place or kind, or a kind that is not for this place.
@@ -235,22 +258,30 @@ def variant_named(name: str) -> Variant:
     if name == CLEAN.name:
         return CLEAN
     place, _, kind = name.rpartition(".")
-    places = _places(place)
-    ablations = [Ablation(component, kind, at) for label, at in places for component in _components(label, name)]
-    canonical = "+".join(label if at == ALL else f"{label}@{positions_named(at).text}" for label, at in places)
-    return Variant(f"{canonical}.{kind}", tuple(ablations))
+    edges = kind in ablation_kinds() and ablation_kind(kind).cuts_edges
+    ablations: list[Ablation] = []
+    canonical: list[str] = []
+    for label, where in _places(place, edges=edges):
+        at, cut, source = where.partition(EDGE) if edges else (where, "", "")
+        positions = at.removeprefix("@") if at else ALL, source if cut else None
+        of_place = [Ablation(component, kind, *positions) for component in _components(label, name)]
+        ablations += of_place
+        canonical.append(f"{label}{of_place[0].where}")
+    return Variant(f"{'+'.join(canonical)}.{kind}", tuple(ablations))
 
 
-def _places(text: str) -> list[tuple[str, str]]:
-    """Labels and positions of places joined by ``+``, which a regular expression may contain too."""
+def _places(text: str, *, edges: bool) -> list[tuple[str, str]]:
+    """Labels and positions (see `Ablation.where`) of places joined by ``+``, which a regular expression may contain
+    too."""
     places: list[tuple[str, str]] = []
     for piece in text.split("+"):
-        label, found, at = piece.partition("@")
+        label = re.split(f"@|{EDGE}" if edges else "@", piece, maxsplit=1)[0]
+        where = piece.removeprefix(label)
         label = re.sub(r"(?<=[A-Z-])0+(?=\d)", "", label)
-        if places and places[-1][1] != ALL and not _is_place(label):
+        if places and places[-1][1] and not _is_place(label):
             places[-1] = places[-1][0], f"{places[-1][1]}+{piece}"
         else:
-            places.append((label, at if found else ALL))
+            places.append((label, where))
     return places
 
 

@@ -124,6 +124,11 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         help="tokens at which it is removed: last, prompt, generated, an index or slice of the prompt (--at=-5:), "
         "generated[0:3], regex:PATTERN; commas unite several (default: all)",
     )
+    removed.add_argument(
+        "--source",
+        metavar="POSITIONS",
+        help="for --ablation cut: tokens that those of --at no longer attend to, written likewise",
+    )
     add_options(removed, Reference, Screening)
     add_options(parser.add_argument_group("when to stop measuring a variant"), StopEarly)
     add_options(add_execution(parser), Workers)

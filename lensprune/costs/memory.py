@@ -73,7 +73,7 @@ def peak_memory(
     """
     worst = Memory(0, 0, 0, 0, 0)
     on_cpu = facts.device.startswith("cpu")
-    hooked = [v for v in variants if v.hooks or not shares_work]
+    hooked = [v for v in variants if v.needs_hooks or not shares_work]
     for of_cell in requests:
         phases: list[Memory] = []
         if hooked:

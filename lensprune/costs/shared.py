@@ -142,10 +142,10 @@ def shared_costs(
     changed layer, whose attention result it takes over, and a layer that is skipped as a whole costs nothing. Decoding
     is an upper bound: every row takes all its new tokens and runs every layer that its variant does not skip, as though
     no two variants wrote the same text.
-    Variants with hooks of the user's own run as the hooked executor runs them.
+    Variants with hooks of the user's own or cut attention edges run as the hooked executor runs them.
     """
     common, apart = _common_and_own(shape, facts, requests, variants, budget)
-    forked = [v.name for v in variants if not v.hooks]
+    forked = [v.name for v in variants if not v.needs_hooks]
     return {name: cost + common * (1 / len(forked)) if name in forked else cost for name, cost in apart.items()}
 
 
@@ -158,10 +158,10 @@ def _common_and_own(
 ) -> tuple[Cost, dict[str, Cost]]:
     """What all forked variants have in common, and what each one adds, by its name."""
     limits = forked_limits(budget)
-    hooked = [v for v in variants if v.hooks]
-    forked = [v for v in variants if not v.hooks]
+    hooked = [v for v in variants if v.needs_hooks]
+    forked = [v for v in variants if not v.needs_hooks]
     alone = unshared_cost(shape, requests, 1, budget) if hooked else Cost()
-    common, apart = Cost(), {v.name: alone if v.hooks else Cost() for v in variants}
+    common, apart = Cost(), {v.name: alone if v.needs_hooks else Cost() for v in variants}
     if not forked:
         return common, apart
     scoring = likelihood_chunks(requests, forked, limits.tokens)

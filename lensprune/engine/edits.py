@@ -167,7 +167,7 @@ def edits_by_layer(
         at: narrows a variant's rows to those that a selector of positions chooses.
 
     Raises:
-        LensPruneError: a variant has positions, and `at` is missing.
+        LensPruneError: a variant has positions, and `at` is missing; or it cuts attention edges.
         UserError: a component's part is not registered (its ablation would silently change nothing).
     """
     layers: dict[int, LayerEdits] = defaultdict(LayerEdits)
@@ -175,6 +175,8 @@ def edits_by_layer(
         for ablation in variant.ablations:
             component = ablation.component
             part = part_of(component)
+            if ablation.definition.cuts_edges:
+                raise LensPruneError(f"{ablation.name}: only hooks can cut attention edges")
             own: Rows | None = rows
             if ablation.at != EVERYWHERE:
                 if at is None:

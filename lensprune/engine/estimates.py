@@ -294,8 +294,9 @@ class _Estimates:
         for index, variant in enumerate(variants):
             if variant.hooks or len(variant.ablations) != 1:
                 raise UserError(f"{variant.name} does not remove exactly one part: only such variants can be estimated")
-            if variant.at:
-                raise UserError(f"{variant.name} removes a part at some positions: only whole parts can be estimated")
+            if variant.at or variant.needs_hooks:
+                what = "a part at some positions" if variant.at else "attention edges"
+                raise UserError(f"{variant.name} removes {what}: only whole parts can be estimated")
             # A layer's removal reads the residual stream before it, and writes the one after it.
             (site, write), *reads = VariantHooks(model, variant, self._state, reference).named
             self._changes[site].append((index, write))

@@ -52,8 +52,8 @@ SHARE_MARGIN = 1.3
 
 
 class ForkedExecutor:
-    """Answers requests by forking variants from the clean model. Variants with custom hooks, and texts long enough for
-    LongRoPE to switch to its long angles, go through `HookedExecutor`.
+    """Answers requests by forking variants from the clean model. Variants with custom hooks or cut attention edges, and
+    texts long enough for LongRoPE to switch to its long angles, go through `HookedExecutor`.
 
     Args:
         model: must be able to run layer by layer; see `LayerStack`.
@@ -103,12 +103,12 @@ class ForkedExecutor:
                 len(requests),
                 self._rope_buckets.longest,
             )
-        plain = [v for v in variants if not v.hooks]
+        plain = [v for v in variants if not v.needs_hooks]
         marks = Marks(self.model, plain)
         near = {i: marked(request, marks.of(request)) for i, request in near.items()}
         answers = self._answers(near, plain, marks, reference, progress, on_answers, on_work)
         for variant in variants:
-            if variant.hooks:
+            if variant.needs_hooks:
                 yield from self._hooked.run(
                     requests,
                     [variant],

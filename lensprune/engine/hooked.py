@@ -186,7 +186,8 @@ class HookedExecutor:
             input_ids = torch.tensor(tokens, device=device)[:, None]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             positions = positions[:, -1:] + 1
-            state.masks = marks.masks([[marks.of_generated(step)]] * len(requests), input_ids)
+            newest = marks.masks([[marks.of_generated(step)]] * len(requests), input_ids)
+            state.masks = {at: torch.cat([mask, newest[at]], dim=1) for at, mask in state.masks.items()}
             step += 1
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Bool, Int
 
-from lensprune.ablation.positions import positions_named
+from lensprune.ablation.positions import ALL, positions_named
 from lensprune.ablation.variants import Variant
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
@@ -82,7 +82,7 @@ class Marks:
 
     def __init__(self, model: HookedModel, variants: Sequence[Variant], in_prompt: InPrompt | None = None) -> None:
         """`in_prompt`: what `prompt_positions` returned for the model, to share its results."""
-        self.selectors = tuple(dict.fromkeys(at for variant in variants for at in variant.at))
+        self.selectors = tuple(dict.fromkeys(at for variant in variants for at in variant.selectors))
         self._positions = [positions_named(at) for at in self.selectors]
         self._in_prompt = in_prompt or prompt_positions(model)
 
@@ -102,13 +102,21 @@ class Marks:
                 marks = [mark | of_class[i] << bit for i, mark in enumerate(marks)]
         return tuple(marks)
 
-    def reaches(self, request: Request, at: str) -> bool:
-        """Whether one of the selectors chooses any token of the request, or may choose one that it generates."""
+    def reaches(self, request: Request, at: str, source: str | None = None) -> bool:
+        """Whether one of the selectors chooses any token of the request, or may choose one that it generates.
+
+        Args:
+            source: the token must also be one that the source chooses, or come after one.
+        """
         marks = self.of(request)
         if isinstance(request, GenerateRequest):
             # The last token is never fed back.
             marks = (*marks, *(self.of_generated(step) for step in range(request.max_new_tokens - 1)))
-        return bool(self.chosen(marks, at))
+        chosen = self.chosen(marks, at)
+        if source is None or not chosen:
+            return bool(chosen)
+        sources = self.chosen(marks, source)
+        return bool(sources) and sources[0] <= chosen[-1]
 
     def of_generated(self, step: int) -> int:
         """The marks of the token that follows the prompt after `step` others."""
@@ -128,6 +136,8 @@ class Marks:
         }
 
     def chosen(self, marks: Sequence[int], at: str) -> list[int]:
-        """Indices of the tokens, given their marks, that one of the selectors chooses."""
+        """Indices of the tokens, given their marks, that one of the selectors chooses, in ascending order."""
+        if at == ALL:
+            return list(range(len(marks)))
         bit = self.selectors.index(at)
         return [i for i, mark in enumerate(marks) if mark >> bit & 1]

@@ -64,8 +64,9 @@ def probed_parts() -> list[Part]:
 
 
 def probed_kinds() -> list[AblationKind]:
-    """The built-in ablation kinds."""
-    return [kind for kind in ablation_kinds().values() if kind.value is None or _is_built_in(kind.value)]
+    """The built-in ablation kinds that the fast path runs."""
+    kinds = [kind for kind in ablation_kinds().values() if not kind.cuts_edges]
+    return [kind for kind in kinds if kind.value is None or _is_built_in(kind.value)]
 
 
 def _is_built_in(defined: object) -> bool:

@@ -69,7 +69,8 @@ def trace_tokens(
 
     Args:
         executor: ``forked`` shares prefixes and the layers below a variant's first change; ``hooked`` is the reference.
-            Variants with custom hooks, and models that ``forked`` can't run, take the ``hooked`` path.
+            Variants with custom hooks or cut attention edges, and models that ``forked`` can't run, take the ``hooked``
+            path.
         most_positions: most scored tokens held at once (at least one request's).
         progress: called with the number of finished (variant, request) pairs.
 
@@ -111,8 +112,8 @@ def _traced(
     reference: ReferenceActivations | None,
 ) -> Iterator[tuple[Variant, list[TokenTrace]]]:
     """Each variant's traces of requests that run in one call, by the fast path where possible."""
-    fast = [variant for variant in variants if stack is not None and not variant.hooks]
-    slow = [variant for variant in variants if stack is None or variant.hooks]
+    fast = [variant for variant in variants if stack is not None and not variant.needs_hooks]
+    slow = [variant for variant in variants if stack is None or variant.needs_hooks]
     if stack is not None and fast:
         yield from _forked(model, stack, requests, fast, marks, reference)
     if slow:

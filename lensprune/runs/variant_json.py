@@ -15,7 +15,7 @@ from lensprune.runs.hook_hash import hook_hash
 __all__ = ["variant_from_json", "variant_to_json"]
 
 _OURS = "lensprune."
-_NOT_PLACE = ("ablation", "at", "definition")
+_NOT_PLACE = ("ablation", "at", "source", "definition")
 
 
 def _ablation_to_json(ablation: Ablation) -> dict[str, Any]:
@@ -23,6 +23,8 @@ def _ablation_to_json(ablation: Ablation) -> dict[str, Any]:
     data = {**ablation.component.to_json(), "ablation": ablation.kind}
     if ablation.at != ALL:
         data["at"] = ablation.at
+    if ablation.source is not None:
+        data["source"] = ablation.source
     part, kind = ablation.component.part, ablation.definition
     outside: list[Any] = []
     if not part.component.__module__.startswith(_OURS):
@@ -71,6 +73,7 @@ def variant_from_json(data: Mapping[str, Any]) -> Variant:
             Component.from_json({k: v for k, v in part.items() if k not in _NOT_PLACE}),
             part["ablation"],
             part.get("at", ALL),
+            part.get("source"),
         )
         for part in data["ablations"]
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lensprune.ablation.choices import reference_kinds
+from lensprune.ablation.edges import check_pattern
 from lensprune.ablation.hooks import with_hook_names
 from lensprune.ablation.kinds import ablation_kind
 from lensprune.ablation.variants import Variant
@@ -107,6 +108,8 @@ def prepare(model: ModelOrName, options: SweepOptions, out: Path | None = None) 
     tasks, text = check_before_loading(options, out)
     hooked = open_model(model, **option_values(options, Loading, Splitting))
     variants = tuple(with_hook_names(hooked, variant) for variant in resolved_variants(hooked.facts, options))
+    if any(ablation.definition.cuts_edges for variant in variants for ablation in variant.ablations):
+        check_pattern(hooked)
     conditions = conditions_of(hooked, tasks, options, text, with_reference=any(v.needs_reference for v in variants))
     if options.thinking_prefix is None:
         check_positions(hooked, conditions, variants)

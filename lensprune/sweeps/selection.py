@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lensprune.ablation.choices import check_allowed, default_kind, indexed_words, parts_over
+from lensprune.ablation.choices import check_allowed, check_source, default_kind, indexed_words, parts_over
 from lensprune.ablation.enumeration import enumerate_variants, parse_indices
 from lensprune.ablation.positions import ALL, positions_named
 from lensprune.ablation.variants import CLEAN, Variant, check_names
@@ -24,7 +24,8 @@ class VariantSelection:
     `over`: ``layers``, ``attention``, ``mlp``, ``heads``, ``kv-groups``, ``heads-and-groups``, or a registered
     component's word. `ablation`: ``None`` takes skip for layers and zero for everything else. `layers`, `heads` (or
     other indices within a layer): text like ``0,10,20-29``; ``None`` takes all. `at`: which tokens are changed, like
-    ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
+    ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`. `source`: for ``cut``, which tokens those
+    at `at` no longer attend to, written likewise.
 
     Raises:
         UserError: an unknown name, an invalid combination, or text that is not a list of numbers.
@@ -40,6 +41,7 @@ class VariantSelection:
     layers: str | None = None
     heads: str | None = None
     at: str = ALL
+    source: str | None = None
 
     def __post_init__(self) -> None:
         for part in parts_over(self.over):
@@ -47,6 +49,7 @@ class VariantSelection:
         if self.heads is not None and self.over not in indexed_words():
             raise UserError(f"heads are given but the sweep is over {self.over}: use over {', '.join(indexed_words())}")
         positions_named(self.at)
+        check_source(self.kind, self.at, self.source)
         for text, what in ((self.layers, "layer"), (self.heads, "head")):
             if text is not None:
                 parse_indices(text, _PLENTY, what)
@@ -67,7 +70,7 @@ class VariantSelection:
         heads = None
         if self.heads is not None and part.size is not None:
             heads = parse_indices(self.heads, part.size(facts), part.index_word)
-        return enumerate_variants(facts, self.over, self.ablation, layers, heads, self.at)
+        return enumerate_variants(facts, self.over, self.ablation, layers, heads, self.at, self.source)
 
 
 def with_clean(variants: Sequence[Variant], facts: ModelFacts) -> tuple[Variant, ...]:

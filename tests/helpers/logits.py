@@ -9,9 +9,12 @@ import torch
 from jaxtyping import Float
 
 from lensprune.ablation import BatchState, Variant, VariantHooks
+from lensprune.ablation.variants import as_variants
+from lensprune.engine.marks import Marks
 from lensprune.models.base import HookedModel, NamedHook
+from lensprune.protocols.requests import GenerateRequest
 
-__all__ = ["hooked_logits", "logits_under_hooks", "plain_logits"]
+__all__ = ["hooked_logits", "last_logits", "logits_under_hooks", "plain_logits"]
 
 Logits = Float[torch.Tensor, "batch pos d_vocab"]
 
@@ -40,3 +43,15 @@ def hooked_logits(model: HookedModel, ids: Sequence[int] | torch.Tensor, variant
     logits = logits_under_hooks(model, ids, hooks.named)
     hooks.check_fired()
     return logits
+
+
+def last_logits(model: HookedModel, prompt: Sequence[int], *variants: str) -> Float[torch.Tensor, "variant d_vocab"]:
+    """What the hooked model gives after `prompt` under each of the variants, which may have positions."""
+    rows, tokens = [], torch.tensor([list(prompt)], device=model.facts.device)
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    for variant in as_variants(list(variants)):
+        marks = Marks(model, [variant])
+        masks = marks.masks([marks.of(GenerateRequest(tuple(prompt), (), 1))], tokens)
+        hooks = VariantHooks(model, variant, BatchState(positions, tokens, (None,), masks))
+        rows.append(logits_under_hooks(model, tokens, hooks.named)[0, -1])
+    return torch.stack(rows)

@@ -60,7 +60,10 @@ BAD = {
     "unknown protocol": (_arguments(["--protocol", "generation"]), "did you mean generate"),
     "unknown part": (_arguments(["--over", "layer"]), "did you mean layers"),
     "unknown ablation": (_arguments(["--ablation", "skp"]), "did you mean skip"),
-    "skip of a head": (_arguments(["--over", "heads", "--ablation", "skip"]), "use zero, mean, resample or optimal"),
+    "skip of a head": (
+        _arguments(["--over", "heads", "--ablation", "skip"]),
+        "zero, mean, resample, optimal or cut",
+    ),
     "heads without heads": (_arguments(["--heads", "0-3"]), "over layers"),
     "layers that are no list": (_arguments(["--layers", "first"]), "numbers and ranges"),
     "layers backwards": (_arguments(["--layers", "9-3"]), "must not exceed"),

@@ -37,8 +37,8 @@ CONSTANTS = {"CLEAN": lp.Variant, "__version__": lp}
 
 
 def examples(name: str, documented: Any, namespace: dict[str, Any]) -> doctest.DocTest:
-    text = inspect.getdoc(documented) or ""
-    return doctest.DocTestParser().get_doctest(text, namespace, name, inspect.getsourcefile(documented), 0)
+    text, file = inspect.getdoc(documented) or "", inspect.getsourcefile(inspect.unwrap(documented))
+    return doctest.DocTestParser().get_doctest(text, namespace, name, file, 0)
 
 
 def with_examples() -> Iterator[tuple[str, str]]:

@@ -38,7 +38,7 @@ def test_words() -> None:
     assert head_words() == ("heads", "kv-groups")
     assert branch_names() == ("layer", "attention", "mlp")
     assert head_names() == ("head", "kv_group")
-    assert list(ablation_kinds()) == ["skip", "zero", "mean", "resample", "optimal"]
+    assert list(ablation_kinds()) == ["skip", "zero", "mean", "resample", "optimal", "cut"]
     assert reference_kinds() == ["mean", "resample", "optimal"]
     assert protocol_names() == ("default", "continuation", "generate")
     assert [protocol_named(name).measure for name in protocol_names()] == [

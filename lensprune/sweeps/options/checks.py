@@ -91,14 +91,21 @@ def check_screening(options: SweepOptions) -> None:
     if isinstance(chosen, VariantSelection):
         for part in parts_over(chosen.over):
             check_ranked(part)
+    kinds = kinds_of(chosen)
+    others = [n for n, kind in ablation_kinds().items() if kind.can_be_estimated and not kind.branches_only]
+    cutting = next((kind for kind in kinds if ablation_kind(kind).cuts_edges), None)
+    if cutting is not None:
+        raise UserError(
+            f"screen estimates the removal of whole parts, not of attention edges as {cutting} does: leave screen out, "
+            f"or use {in_words(others)}"
+        )
     at = (chosen.at,) if isinstance(chosen, VariantSelection) else tuple(a for variant in chosen for a in variant.at)
     if set(at) - {ALL}:
         raise UserError(
             f"screen estimates the removal of whole parts, not at {next(a for a in at if a != ALL)!r}: leave screen out"
         )
-    searched = next((kind for kind in kinds_of(chosen) if not ablation_kind(kind).can_be_estimated), None)
+    searched = next((kind for kind in kinds if not ablation_kind(kind).can_be_estimated), None)
     if searched is not None:
-        others = [n for n, kind in ablation_kinds().items() if kind.can_be_estimated and not kind.branches_only]
         raise UserError(
             f"screen saves nothing with ablation {searched}, whose constants are searched for head by head: use "
             f"{in_words(others)}"

@@ -21,7 +21,7 @@ from lensprune.models.base import HookedModel
 from lensprune.models.spans import text_of_tokens
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodRequest, Request
 from lensprune.runs.variant_json import variant_from_json, variant_to_json
-from tests.helpers.logits import logits_under_hooks
+from tests.helpers.logits import last_logits, logits_under_hooks
 from tests.helpers.planted.circuits import LEAK, ids, model_of
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 from tests.helpers.tolerances import assert_responses_agree
@@ -307,23 +307,12 @@ def test_a_hook_written_by_hand_does_the_same() -> None:
             assert abs(one.logprob - before.logprob) > 1e-4
 
 
-def logits_of(model: HookedModel, text: str, *variants: str) -> torch.Tensor:
-    """Last logits [variant, d_vocab] of a prompt."""
-    rows = []
-    for variant in as_variants(list(variants)):
-        marks, tokens = Marks(model, [variant]), torch.tensor([ids(model, text)])
-        masks = marks.masks([marks.of(GenerateRequest(ids(model, text), (), 1))], tokens)
-        hooks = VariantHooks(model, variant, BatchState(torch.arange(tokens.shape[1])[None], tokens, (None,), masks))
-        rows.append(logits_under_hooks(model, tokens, hooks.named)[0, -1])
-    return torch.stack(rows)
-
-
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
 def test_disjoint_positions_add_up_in_a_linear_model(shape: str) -> None:
     """L0.H1 writes the tokens so far, and L1.H2 adds twice their mean over the positions: 10 · 2 · mean of shares."""
     model = model_of("linear", shape)
-    clean, *parts, whole = logits_of(
-        model, "a b a c", "clean", "L0.H1@0:2.zero", "L0.H1@regex:c.zero", "L0.H1@2,3.zero", "L0.H1.zero"
+    clean, *parts, whole = last_logits(
+        model, ids(model, "a b a c"), "clean", "L0.H1@0:2.zero", "L0.H1@regex:c.zero", "L0.H1@2,3.zero", "L0.H1.zero"
     )
     changes = [clean - part for part in parts]
     a = model.tokenizer.convert_tokens_to_ids("a")
@@ -337,7 +326,7 @@ def test_a_planted_head_is_needed_at_its_position_alone() -> None:
     """In ``<bos> 3 + 4 =``, L0.H3 reads the operand at the operator, and L1.H0 moves it to the end."""
     model = model_of("arithmetic", "llama")
     places = [v.name for at in range(5) for v in lp.each_head(model, at=str(at))]
-    clean, *others = logits_of(model, "3 + 4 =", "clean", *places)
+    clean, *others = last_logits(model, ids(model, "3 + 4 ="), "clean", *places)
     answer = model.tokenizer.convert_tokens_to_ids("3")
     needed = {n for n, logits in zip(places, others, strict=True) if abs(logits[answer] - clean[answer]) > 1}
     assert needed == {"L0.H3@2.zero", "L1.H0@4.zero"}

@@ -60,7 +60,7 @@ def test_table_columns() -> None:
         (lambda m: each_layer(m, "skp"), "skip"),
         (lambda m: enumerate_variants(m, "layer"), "layers"),
         (lambda m: enumerate_variants(m, "layers", heads=[1]), "use over heads, kv-groups"),
-        (lambda m: Ablation(Head(0, 0), "skip"), "zero, mean, resample or optimal"),
+        (lambda m: Ablation(Head(0, 0), "skip"), "zero, mean, resample, optimal or cut"),
         (lambda m: layer_range(m, 2, 1), "empty"),
         (lambda m: cumulative(m, at_most=9), "choose 1 to 3"),
         (lambda m: Ablation(Layer(0), "oblate"), "unknown ablation"),
