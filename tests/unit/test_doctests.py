@@ -93,7 +93,7 @@ def test_examples(name: str, shared: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("module", "name"), FURTHER, ids=[name for _, name in FURTHER])
 def test_examples_of_names_that_are_not_exported(module: str, name: str, shared: dict[str, Any]) -> None:
-    test = examples(name, inspect.unwrap(attrgetter(name)(importlib.import_module(module))), dict(shared))
+    test = examples(name, attrgetter(name)(importlib.import_module(module)), dict(shared))
     assert test.examples
     assert doctest.DocTestRunner(optionflags=FLAGS, verbose=False).run(test) == (0, len(test.examples))
 
