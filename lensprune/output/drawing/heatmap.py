@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import Colormap
 
 from lensprune.errors import UserError
 from lensprune.output.drawing.style import SEQUENTIAL, SIGNED, panels
@@ -73,7 +74,9 @@ def head_heatmaps(
     return axes
 
 
-def colour_cells(ax: Axes, table: pd.DataFrame, *, label: str, shrink: float = 0.8, **look: Any) -> None:
+def colour_cells(
+    ax: Axes, table: pd.DataFrame, *, label: str, cmap: str | Colormap, vmin: float, vmax: float, shrink: float = 0.8
+) -> None:
     """Colour the cells of a table, whose first row is the lowest, and add a bar of the colours; NaN stays blank.
 
     `seaborn.heatmap` draws the whole figure once per panel, to see whether labels overlap: with thirteen panels,
@@ -81,9 +84,9 @@ def colour_cells(ax: Axes, table: pd.DataFrame, *, label: str, shrink: float = 0
 
     Args:
         label: what the values are, beside the bar, which is `shrink` times as high as the map.
-        look: ``cmap``, ``vmin`` and ``vmax`` of `Axes.pcolormesh`.
+        cmap, vmin, vmax: as for `Axes.pcolormesh`.
     """
-    mesh = ax.pcolormesh(np.ma.masked_invalid(table.to_numpy(dtype=float)), **look)
+    mesh = ax.pcolormesh(np.ma.masked_invalid(table.to_numpy(dtype=float)), cmap=cmap, vmin=vmin, vmax=vmax)
     ax.set(xlim=(0, table.shape[1]), ylim=(0, table.shape[0]))
     sns.despine(ax=ax, left=True, bottom=True)
     bar = ax.figure.colorbar(mesh, ax=ax, label=label, shrink=shrink)
