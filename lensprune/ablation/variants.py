@@ -59,6 +59,13 @@ class Ablation:
     at: str = ALL
     source: str | None = None
 
+    def __repr__(self) -> str:
+        """With positions and source only where they are given."""
+        given = {"at": self.at} if self.at != ALL else {}
+        given |= {} if self.source is None else {"source": self.source}
+        more = "".join(f", {name}={value!r}" for name, value in given.items())
+        return f"Ablation(component={self.component!r}, kind={self.kind!r}{more})"
+
     def __post_init__(self) -> None:
         if isinstance(self.component, ComponentAt):
             if self.at not in (ALL, self.component.at):

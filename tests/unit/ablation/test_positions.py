@@ -331,3 +331,18 @@ def test_a_planted_head_is_needed_at_its_position_alone() -> None:
     needed = {n for n, logits in zip(places, others, strict=True) if abs(logits[answer] - clean[answer]) > 1}
     assert needed == {"L0.H3@2.zero", "L1.H0@4.zero"}
     assert float(clean[answer]) == pytest.approx(10, abs=10 * LEAK)
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        lp.Ablation(lp.Layer(1), "skip"),
+        lp.Ablation(lp.Head(0, 1), "zero", at="-2:"),
+        lp.Ablation(lp.Head(0, 1), "cut", source="0"),
+    ],
+)
+def test_an_ablation_is_printed_with_what_it_was_given(ablation: lp.Ablation) -> None:
+    names = {"Ablation": lp.Ablation, "Layer": lp.Layer, "Head": lp.Head}
+    assert eval(repr(ablation), names) == ablation
+    assert ("at=" in repr(ablation)) == (ablation.at != "all")
+    assert ("source=" in repr(ablation)) == (ablation.source is not None)
