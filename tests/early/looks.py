@@ -68,6 +68,7 @@ def _even(n_looks: int) -> tuple[int, ...]:
 PLANS = (
     Plan(_even(5), MARGIN),
     Plan((30, 60, 120, 200), MARGIN),
+    Plan((20, 60, 120, 200), MARGIN),
     Plan((20, 40, 80, 140, 200), MARGIN),
     Plan((50, 100, 200), MARGIN),
     Plan((100, 200), MARGIN),
@@ -79,32 +80,32 @@ PLANS = (
 )
 
 
-def replays(sweep: Recorded, runs: int) -> Float[np.ndarray, "plan 4"]:
-    """For each of `PLANS`: share of the cells, parts detected, parts detected only with looks, only on all items."""
+def replays(sweep: Recorded, runs: int) -> tuple[int, Float[np.ndarray, "plan 3"]]:
+    """Number of parts that are detected by a single look at all items; and for each of `PLANS` the share of the cells,
+    how many of these parts are detected, and how many others."""
     generator, single = np.random.default_rng(0), Looks((len(sweep.right),), MARGIN)
     whole = single.q(look_p(list(sweep.changes.T), sweep.clusters, single, 1)) <= single.level
-    found = np.zeros((len(PLANS), 4))
+    found = np.zeros((len(PLANS), 3))
     every = sorted({n for plan in PLANS for n in plan.items})
     for _ in range(runs):
         order = generator.permutation(len(sweep.right))
-        changes, clusters = list(sweep.changes[order].T), sweep.clusters[order]
-        p_at = {n: look_p(changes, clusters, Looks((n,), MARGIN), 1)[0] for n in every}
+        changes, clusters = sweep.changes[order], sweep.clusters[order]
+        p_at = {n: look_p(list(changes[:n].T), clusters[:n], Looks((n,), MARGIN), 1)[0] for n in every}
         for place, plan in enumerate(PLANS):
             share, named = plan.replayed(np.array([p_at[n] for n in plan.items]))
-            found[place] += share, named.sum(), (named & ~whole).sum(), (whole & ~named).sum()
-    return found / runs
+            found[place] += share, (named & whole).sum(), (named & ~whole).sum()
+    return int(whole.sum()), found / runs
 
 
 def table(sweeps: dict[str, Recorded], runs: int) -> str:
-    """What each plan takes and detects, over the sweeps."""
-    lines = [
-        "| looks | shape | given up below | sweep | cells | detected | not on all items | only on all items |",
-        "|" + "---|" * 8,
-    ]
-    for name, sweep in sweeps.items():
-        for plan, (share, named, more, fewer) in zip(PLANS, replays(sweep, runs), strict=True):
-            row = [",".join(map(str, plan.items)), f"{plan.shape:g}", f"{plan.futility:g}", name]
-            lines.append(f"| {' | '.join([*row, f'{share:.2f}', f'{named:.1f}', f'{more:.2f}', f'{fewer:.2f}'])} |")
+    """What each plan measures and detects, over the sweeps."""
+    found = {name: replays(sweep, runs) for name, sweep in sweeps.items()}
+    titles = [f"{name}: cells | detected of {n} | others" for name, (n, _) in found.items()]
+    lines = [f"| looks | shape | given up below | {' | '.join(titles)} |", "|" + "---|" * (3 + 3 * len(found))]
+    for place, plan in enumerate(PLANS):
+        row = [",".join(map(str, plan.items)), f"{plan.shape:g}", f"{plan.futility:g}"]
+        row += [f"{own:.2f}" for _, rows in found.values() for own in rows[place]]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -114,10 +115,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=100, help="how many orders of the items")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table between the page's marks")
     arguments = parser.parse_args()
-    sweeps = {
-        name: recorded(*SWEEPS[name], arguments.folder / name.replace(" ", "_"))
-        for name in ("layers", "layers, generate")
-    }
+    sweeps = {name: recorded(*own, arguments.folder / name.replace(" ", "_")) for name, own in SWEEPS.items()}
     text = table(sweeps, arguments.times)
     print(text)
     if arguments.write is not None:

@@ -31,7 +31,7 @@ __all__ = ["Recorded", "allocate", "by_quarters", "by_rightness", "resampled", "
 
 MODEL, TASK, ITEMS, LEAST = "smollm2-135m", "facts", 200, 0.1
 """`LEAST`: smallest share of a stratum's items that is measured."""
-_GRID, _SIZE = 1 / 8000, 1 << 15
+_GRID, _SIZE = 1 / 4000, 1 << 14
 """Step and length of the grid on which the law of a weighted loss is computed."""
 
 Strata = Int[np.ndarray, " item"]
@@ -79,30 +79,30 @@ def allocate(
 
 @lru_cache(maxsize=200_000)
 def stratified_p(
-    changed: tuple[int, ...], n: tuple[int, ...], weight: tuple[float, ...], sign: tuple[int, ...]
+    changed: tuple[int, ...], n: tuple[int, ...], weight: tuple[float, ...], sign: tuple[int, ...], margin: float = 0.0
 ) -> float:
-    """One-sided p of a loss from stratified items, by the law of the weighted loss where the accuracy stays the same.
+    """One-sided p of a loss beyond `margin` from stratified items, by the law of the weighted loss if it is the margin.
 
     In each stratum the items can all be lost (`sign` 1) or all be won (−1). The shares of changed items under the null
-    hypothesis are those of greatest likelihood with no loss on balance; equal losses count half (mid-p).
+    hypothesis are those of greatest likelihood with that loss on balance; equal losses count half (mid-p).
 
     Args:
         changed: changed items of `n` measured ones, in each stratum, which has the share `weight` of all items.
     """
     k, m, w, s = (np.array(own, float) for own in (changed, n, weight, sign))
-    if s * w @ (k / m) <= 0:
+    if (margin == 0 and s * w @ (k / m) <= 0) or w[s > 0].sum() <= margin:
         return 1.0
 
     def shares(pull: float) -> Float[np.ndarray, " stratum"]:
         # Where the derivative k / x − (m − k) / (1 − x) + a of the likelihood and the pull on the balance is 0.
         a = pull * s * w
         a = np.where(np.abs(a) < 1e-9, 1e-9, a)
-        return np.clip(((a - m) + np.sqrt((m - a) ** 2 + 4 * a * k)) / (2 * a), 0, 1)
+        return np.clip(((a - m) + np.sqrt(np.maximum((m - a) ** 2 + 4 * a * k, 0))) / (2 * a), 0, 1)
 
-    low, high = -1e6, 0.0
+    low, high = -1e6, 1e6
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if s * w @ shares(middle) < 0 else (low, middle)
+        low, high = (middle, high) if s * w @ shares(middle) < margin else (low, middle)
     steps = np.rint(s * w / m / _GRID).astype(int)
     law = np.ones(_SIZE // 2 + 1, complex)
     for x, own, step in zip(shares(high), n, steps, strict=True):
@@ -170,7 +170,12 @@ def recorded(protocol: str, variants: list[str], folder: Path) -> Recorded:
     records = lp.sweep(MODEL, TASK, protocol, variants, limit=ITEMS, out=folder).records()
     right = {name: own["correct"].to_numpy(float) for name, own in records.groupby("variant", sort=False)}
     clean, asked = right.pop("clean"), records[records["variant"] == "clean"]
-    margin = smallest_gaps(TASK, ITEMS) if protocol == "generate" else asked["logprob_margin"].to_numpy(float)
+    margin = asked["logprob_margin"].to_numpy(float)
+    if protocol == "generate":
+        kept = folder.with_name(f"{folder.name}.npy")
+        if not kept.exists():
+            np.save(kept, smallest_gaps(TASK, ITEMS))
+        margin = np.load(kept)
     changes = np.stack(list(right.values()), axis=1) - clean[:, None]
     return Recorded(clean > 0, margin, changes, np.unique(asked["cluster"], return_inverse=True)[1])
 
