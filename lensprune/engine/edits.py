@@ -132,8 +132,25 @@ class LayerEdits:
             rows = torch.isin(tokens, edit.rows).nonzero()[:, 0]
             return replace(edit, rows=rows) if len(rows) else None
 
-        slots = (self.contribution, self.attention, self.mlp, self.heads)
-        return LayerEdits(*([new for edit in edits if (new := moved(edit))] for edits in slots))
+        return LayerEdits(*([new for edit in edits if (new := moved(edit))] for edits in self._sites))
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[LayerEdits, int]]) -> LayerEdits:
+        """The edits of several parts of a flat batch, each with the token at which the part begins.
+
+        Rows must be slices with bounds.
+        """
+        whole = cls()
+        for edits, begin in parts:
+            for mine, others in zip(whole._sites, edits._sites, strict=True):
+                for edit in others:
+                    assert isinstance(edit.rows, slice)
+                    mine.append(replace(edit, rows=slice(edit.rows.start + begin, edit.rows.stop + begin)))
+        return whole
+
+    @property
+    def _sites(self) -> tuple[list[RowEdit], ...]:
+        return self.contribution, self.attention, self.mlp, self.heads
 
     def within(self, computed: np.ndarray) -> LayerEdits:
         """The edits of attention, MLP and heads, restricted to the `computed` tokens and renumbered to match.
