@@ -42,7 +42,7 @@ from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 
 __all__ = ["GroupDecoder"]
 
-MAX_GROUPS = 4
+MAX_GROUPS = 6
 """Groups in a step: each attends by itself."""
 
 WORK_STEPS = 8
