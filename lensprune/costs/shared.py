@@ -31,8 +31,9 @@ class Chunk:
     `pairs`: (query, key) pairs that attention computes, masked ones included, and `last_pairs` those of the scored
     positions alone; `widest`: pairs of its largest single block; `scored`: distinct positions that are unembedded;
     `rows`: for each generated row of one variant its prompt's length and the number of steps that it may take;
-    `groups`: parts of the variants that fit at once; `kv_bytes`: most keys and values held while it decodes;
-    `kv_read`: positions whose keys and values all decode steps together read, at one layer of one variant.
+    `groups`: how many variants fit at once, group by group, if all texts are long; `kv_bytes`: most keys and values
+    held while it decodes; `kv_read`: positions whose keys and values all decode steps together read, at one layer of
+    one variant.
     """
 
     variants: tuple[Variant, ...]
@@ -42,14 +43,19 @@ class Chunk:
     last_pairs: int
     scored: int
     rows: tuple[tuple[int, int], ...] = ()
-    groups: int = 1
+    groups: tuple[int, ...] = ()
     kv_bytes: int = 0
     kv_read: float = 0.0
 
     @property
     def steps(self) -> int:
         """Decode steps if each row takes all of its own: then no group begins before the one before it has ended."""
-        return self.groups * max((steps for _, steps in self.rows), default=0)
+        return len(self.groups) * max((steps for _, steps in self.rows), default=0)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows in a step, if each row takes all of its own steps."""
+        return max(self.groups, default=0) * len(self.rows)
 
 
 def _pairs(tree: PrefixTree, wanted: Iterable[int]) -> tuple[int, int, int]:
@@ -107,7 +113,7 @@ def decode_chunks(
                 *_pairs(prompts.tree, prompts.last_token.tolist()),
                 len(prompts),
                 rows=tuple((len(request.context_ids), request.max_new_tokens - 1) for request in members),
-                groups=len(groups),
+                groups=tuple(map(len, groups)),
                 kv_bytes=held,
                 kv_read=_positions_read(prompts, members),
             )

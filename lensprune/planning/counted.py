@@ -227,7 +227,7 @@ class CountedSweep:
             return max(batch.rows for of_cell in requests for batch in hooked_batches(of_cell, size) if batch.steps)
         facts, limits = self.model_config.facts, forked_limits(self.budget)
         chunks = (chunk for of_cell in requests for chunk in decode_chunks(of_cell, self.variants, facts, limits))
-        return max(len(chunk.variants) * len(chunk.rows) for chunk in chunks)
+        return max(chunk.rows_at_once for chunk in chunks)
 
     def references(self) -> Cost:
         """The clean model's passes over reference prompts."""
