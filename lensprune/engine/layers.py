@@ -111,7 +111,7 @@ class LayerStack:
             raise UnsupportedByFastPath(f"the model has a custom hook at {model.facts.kept_hooks[0]}")
         if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
             raise UnsupportedByFastPath("parameters of the model were replaced after it was loaded")
-        # A tree of its own over the same tensors, because its attention is replaced for good.
+        # A separate module tree over the same tensors, because its attention is replaced for good.
         raw = unhooked_copy(raw)
         bridge: Any = model.module
         try:

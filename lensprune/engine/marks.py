@@ -59,7 +59,7 @@ def marks_of(marked_id: int) -> int:
 
 
 def prompt_positions(model: HookedModel) -> InPrompt:
-    """A function of a selector and a prompt that says which tokens are chosen, and remembers it."""
+    """A function of a selector and a prompt that says which tokens are chosen, and caches its results."""
 
     @lru_cache(maxsize=2**14)
     def in_prompt(at: str, ids: tuple[int, ...]) -> bytes:
