@@ -262,7 +262,7 @@ class _Answers:
         self._variant, self._progress, self._on_answers, self._on_work = variant, progress, on_answers, on_work
 
     def worked(self, rows: float) -> None:
-        """So many rows, or parts of rows, were worked off."""
+        """Report rows, or fractions of rows, as processed."""
         rows = min(rows, self._left)
         self._left -= rows
         if rows > 0 and self._on_work is not None:

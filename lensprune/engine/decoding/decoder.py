@@ -143,7 +143,7 @@ class GroupDecoder:
         return self._table.order[variant], request
 
     def _report(self, done: np.ndarray, on_work: Callable[[int, float], None]) -> None:
-        """Report what is `done` of each variant's rows, and begin anew."""
+        """Report how much of each variant's rows is `done`, and reset it."""
         for variant in np.flatnonzero(done):
             on_work(self._table.order[variant], float(done[variant]))
         done[:] = 0
@@ -151,7 +151,7 @@ class GroupDecoder:
     def forced(self, tokens: Sequence[int], n_prefilled: int = 1) -> Float[torch.Tensor, "variant scored"]:
         """Log-probabilities (nats) around the end of the one request's prompt: of its last tokens and of the first of
         `tokens`, `n_prefilled` in all, from the pass over the prompt, and of the rest of `tokens`, decoded one by one
-        whatever is likely."""
+        even if the model would choose others."""
         prompt = self._table.requests[0].context_ids
         self._start(torch.arange(len(prompt) - n_prefilled, len(prompt), device=self._device))
         rows, of_variants = self._admit(len(self._table.variants), np.empty(0, dtype=int))
