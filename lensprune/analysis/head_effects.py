@@ -167,10 +167,10 @@ def item_effects(
     Raises:
         UserError: as `read_effects`, a name that is not part of this run, or parts that were chosen by screening.
     """
-    cells = outcomes.select(task, protocol)
+    conditions = outcomes.select(task, protocol)
     if outcomes.spec.screen is not None and component == outcomes.spec.screen["component"]:
         raise UserError(
             "this run is screened: the heads that it measured were chosen for their effects, so they don't "
             "represent all heads; see screen(), or sweep without screen"
         )
-    return [read_effects(outcomes, *cell, component=component, ablation=ablation, measure=measure) for cell in cells]
+    return [read_effects(outcomes, *c, component=component, ablation=ablation, measure=measure) for c in conditions]

@@ -191,18 +191,18 @@ class ForkedExecutor:
         """Decode one chunk under a group of variants; those that didn't fit into the budget follow."""
         waiting = list(range(len(variants)))
         while waiting:
-            asked = {i: r for i, r in requests.items() if any(i not in answers[v].responses for v in waiting)}
-            if not asked:
+            unanswered = {i: r for i, r in requests.items() if any(i not in answers[v].responses for v in waiting)}
+            if not unanswered:
                 return
-            group, indices = [variants[v] for v in waiting], list(asked)
+            group, indices = [variants[v] for v in waiting], list(unanswered)
             decoder = GroupDecoder(
-                self.model, self._stack, group, list(asked.values()), reference, marks, self.limits.kv_bytes
+                self.model, self._stack, group, list(unanswered.values()), reference, marks, self.limits.kv_bytes
             )
             of_group = [answers[v] for v in waiting]
             for variant, request, response in decoder.run(partial(_worked, of_group)):
                 of_group[variant].add({indices[request]: response})
             waiting = [waiting[variant] for variant in decoder.postponed]
-            shares.add(decoder.peak_kv_bytes, list(asked.values()), group, fitted=not waiting)
+            shares.add(decoder.peak_kv_bytes, list(unanswered.values()), group, fitted=not waiting)
 
     def _score(
         self,

@@ -225,7 +225,7 @@ class GroupDecoder:
                 variant = np.searchsorted(held, self._variant_of[mine])
                 prompt = self._prompt_of[mine]
                 members = [np.flatnonzero((prompt >= p.first) & (prompt < p.last)) for p in prompts.prefixes]
-                tables = tables_by_group([(variant[own], len(held), own) for own in members], self._device)
+                tables = tables_by_group([(variant[rows], len(held), rows) for rows in members], self._device)
                 real = [
                     self._real(prompt[block_of[mine] == number], width) for number, width in enumerate(prompts.widths)
                 ]
@@ -282,9 +282,9 @@ class GroupDecoder:
         # Layers that need the same number of histories need the same ones.
         sizes = [int(size) for size in np.unique(step.n_histories) if size]
         of_histories = [self._attention.arrays_of(prompts[step.sample[:size]]) for size in sizes]
-        own, *sent = sent_at_once([of_step, *of_layers, *of_histories], self._device)
+        for_step, *sent = sent_at_once([of_step, *of_layers, *of_histories], self._device)
         self._attention.begin_step(self._step, dict(zip(sizes, sent[len(of_layers) :], strict=True)))
-        return own, [LayerIndex.of(*pair) for pair in zip(masks, sent[: len(of_layers)], strict=True)]
+        return for_step, [LayerIndex.of(*pair) for pair in zip(masks, sent[: len(of_layers)], strict=True)]
 
     def _layer_arrays(self, layer: int, step: Step, edits: LayerEdits | None) -> tuple[np.ndarray, list[np.ndarray]]:
         """Which tokens of one layer's call are computed, and the index arrays of `LayerIndex.of`."""
