@@ -48,7 +48,7 @@ CHECKPOINT_VARIANTS = 64
 """Variants per block. A block's answers are held until all its variants are done; each block reruns the clean model."""
 
 SHARE_MARGIN = 1.3
-"""Keys and values are planned for so much more than the last groups held; what doesn't fit then is decoded again."""
+"""Memory planned for keys and values, over what the last groups held; what still doesn't fit is decoded again."""
 
 
 class ForkedExecutor:
@@ -267,19 +267,19 @@ class ForkedExecutor:
 
 
 class _Shares:
-    """How much of the most that they could need the last groups of variants held in keys and values: most texts end
-    before their last token, and rows that agree share their histories."""
+    """Share of their maximum of keys and values that the last groups of variants held: most texts end early, and rows
+    that agree share their histories."""
 
     def __init__(self, facts: ModelFacts) -> None:
         self._facts = facts
         self._last: deque[float] = deque(maxlen=3)
 
     def add(self, held: int, requests: Sequence[GenerateRequest], variants: Sequence[Variant], *, fitted: bool) -> None:
-        """A group held so many bytes at its peak, or did not fit: then the most is planned for again."""
+        """Record that a group held `held` bytes at its peak, or did not fit: then the maximum is planned for again."""
         self._last.append(held / ChunkSize(self._facts, requests).kv_bytes(variants) if fitted else 1.0)
 
     def widened(self, limits: DecodeLimits) -> DecodeLimits:
-        """Limits on the most that a group could need, with which it probably stays within `limits`."""
+        """Limits on what a group could need at most, chosen so that it probably stays within `limits`."""
         share = min(1.0, SHARE_MARGIN * max(self._last, default=1.0))
         return replace(limits, kv_bytes=int(limits.kv_bytes / share))
 
@@ -300,7 +300,7 @@ class _Answers:
         self._variant, self._progress, self._on_answers, self._on_work = variant, progress, on_answers, on_work
 
     def worked(self, rows: float) -> None:
-        """So many rows, or parts of rows, were worked off."""
+        """Report rows, or fractions of rows, as processed."""
         rows = min(rows, self._left)
         self._left -= rows
         if rows > 0 and self._on_work is not None:

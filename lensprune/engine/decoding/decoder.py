@@ -49,8 +49,8 @@ class GroupDecoder:
 
     Rows are numbered variant by variant, lowest first changed layer first; `prompts` holds the requests' contexts.
     With `marks`, which variants with positions need, the contexts are `marked`.
-    Where keys and values would pass `max_kv_bytes`, the variants that hold the most are `postponed`, and their rows
-    that still run are given up; one variant goes on whatever it needs.
+    If keys and values would exceed `max_kv_bytes`, the variants that hold the most are `postponed`, and their
+    unfinished rows are abandoned; a single variant continues whatever it needs.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class GroupDecoder:
             hidden = self._advance(rows, tokens)
 
     def _report(self, done: np.ndarray, on_work: Callable[[int, float], None]) -> None:
-        """Report what is `done` of each variant's rows, and begin anew."""
+        """Report how much of each variant's rows is `done`, and reset it."""
         for variant in np.flatnonzero(done):
             on_work(self._order[variant], float(done[variant]))
         done[:] = 0
@@ -140,7 +140,7 @@ class GroupDecoder:
     def forced(self, tokens: Sequence[int], n_prefilled: int = 1) -> Float[torch.Tensor, "variant scored"]:
         """Log-probabilities (nats) around the end of the one request's prompt: of its last tokens and of the first of
         `tokens`, `n_prefilled` in all, from the pass over the prompt, and of the rest of `tokens`, decoded one by one
-        whatever is likely."""
+        even if the model would choose others."""
         prompt = self._requests[0].context_ids
         wanted = torch.arange(len(prompt) - n_prefilled, len(prompt), device=self._device)
         hidden_of = self._run_prompts(wanted)
@@ -362,7 +362,7 @@ class GroupDecoder:
         return edits.contribute(hidden, after, batch.position_ids[0, index.source])
 
     def _within_budget(self, running: np.ndarray) -> Bool[np.ndarray, " row"]:
-        """Which of the running rows may go on; the others' variants are added to `postponed`."""
+        """Which of the running rows may continue; the others' variants are added to `postponed`."""
         kept, step, most = np.ones(len(running), dtype=bool), self._step + 1, self._max_kv_bytes
         if most is not None and self._bytes_held(self._dense, running, step) > most:
             # Those changed lowest hold the most, and come first.
