@@ -227,7 +227,7 @@ class CountedSweep:
             return max(batch.rows for each in requests for batch in hooked_batches(each, size) if batch.steps)
         facts, limits = self.model_config.facts, forked_limits(self.budget)
         chunks = (chunk for each in requests for chunk in decode_chunks(each, self.variants, facts, limits))
-        return max(len(chunk.variants) * len(chunk.rows) for chunk in chunks)
+        return max(chunk.rows_at_once for chunk in chunks)
 
     def references(self) -> Cost:
         """The clean model's passes over reference prompts."""
