@@ -158,30 +158,32 @@ class ForkedExecutor:
     ) -> Iterator[tuple[Variant, _Answers]]:
         """Decode chunk by chunk; yields each variant that has all its answers."""
         while waiting:
-            missing = {i: r for i, r in requests.items() if any(i not in own.responses for _, own in waiting)}
+            missing = {i: r for i, r in requests.items() if any(i not in done.responses for _, done in waiting)}
             if not missing:
                 yield from waiting
                 return
             chunk = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)[0]
             indices = list(chunk)
-            asked = [(v, own) for v, own in waiting if any(i not in own.responses for i in indices)]
-            answered = {(v, r) for v, (_, own) in enumerate(asked) for r, i in enumerate(indices) if i in own.responses}
+            decoded = [(v, done) for v, done in waiting if any(i not in done.responses for i in indices)]
+            answered = {
+                (v, r) for v, (_, done) in enumerate(decoded) for r, i in enumerate(indices) if i in done.responses
+            }
             start = partial(
                 GroupDecoder,
                 self.model,
                 self._stack,
-                [variant for variant, _ in asked],
+                [variant for variant, _ in decoded],
                 list(chunk.values()),
                 reference,
                 marks,
                 self.limits,
                 answered,
             )
-            decoding = _Decoding(start, [own for _, own in asked], indices, requests.keys())
-            while not decoding.ended and self._fits(decoding.go_on, len(chunk) * len(asked)):
-                done = [(v, own) for v, own in waiting if requests.keys() <= own.responses.keys()]
-                yield from done
-                waiting = [pair for pair in waiting if pair not in done]
+            decoding = _Decoding(start, [done for _, done in decoded], indices, requests.keys())
+            while not decoding.ended and self._fits(decoding.go_on, len(chunk) * len(decoded)):
+                finished = [(v, done) for v, done in waiting if requests.keys() <= done.responses.keys()]
+                yield from finished
+                waiting = [pair for pair in waiting if pair not in finished]
 
     def _score(
         self,
@@ -296,9 +298,9 @@ class _Decoding:
         if self._rows is None:
             self._rows = self._start().run(partial(_worked, self._answers))
         for variant, request, response in self._rows:
-            own = self._answers[variant]
-            own.add({self._indices[request]: response})
-            if all(index in own.responses for index in self._wanted):
+            done = self._answers[variant]
+            done.add({self._indices[request]: response})
+            if all(index in done.responses for index in self._wanted):
                 return
         self.ended = True
 

@@ -129,12 +129,12 @@ def shown_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = No
 
 def explorer(rows: BrowserRows, runs: Sequence[tuple[str, Outcomes]], patterns: Patterns) -> dict[str, Any]:
     """What the template ``explorer.html`` shows: `rows`, the maps of one or two named runs, and `patterns`."""
-    maps = [{"name": visible(name), "cells": effects_map(outcomes)} for name, outcomes in runs]
+    maps = [{"name": visible(name), "conditions": effects_map(outcomes)} for name, outcomes in runs]
     return {
         "browser_note": _browser_note(rows),
         "patterns_note": patterns.note,
         "two_runs": len(runs) > 1,
-        "has_map": any(one["cells"] for one in maps),
+        "has_map": any(one["conditions"] for one in maps),
         "records_json": json_block({**rows.payload, "maps": maps, "patterns": vars(patterns)}),
     }
 
@@ -196,8 +196,8 @@ def _heads_of_items(outcomes: Outcomes, most: int) -> Iterator[Place]:
             place = next(lost, 0) // outcomes.samples(task, protocol)
             of_place.setdefault(place, []).append((str(row["variant"]), Head(int(row["layer"]), int(row["head"]))))
         questions = outcomes.questions(task, protocol)
-        for place, found in of_place.items():
-            yield task, protocol, Question.from_row(questions.slice(place, 1).to_pylist()[0]), found
+        for place, removed in of_place.items():
+            yield task, protocol, Question.from_row(questions.slice(place, 1).to_pylist()[0]), removed
 
 
 def _item(

@@ -260,8 +260,8 @@ class GroupDecoder:
         arrays = [group.arrays([call.computed[i] for call in calls]) for i, (group, _) in enumerate(running)]
         positions = np.concatenate([group.positions for group, _ in running])
         joined = [[tokens, positions], *([call.source, np.flatnonzero(call.is_computed)] for call in calls)]
-        own, *sent = sent_at_once([*joined, *(array for of_group in arrays for array in of_group)], self._device)
-        (tokens_in, positions_in), indices, sent = own, sent[:n_layers], sent[n_layers:]
+        of_tokens, *sent = sent_at_once([*joined, *(array for of_group in arrays for array in of_group)], self._device)
+        (tokens_in, positions_in), indices, sent = of_tokens, sent[:n_layers], sent[n_layers:]
         batch, embedded = self._stack.begin(tokens_in[None], positions_in[None])
         for (group, span), of_group in zip(running, arrays, strict=True):
             group.send(sent[: len(of_group)], embedded[0, span])
