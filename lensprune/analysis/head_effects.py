@@ -85,7 +85,11 @@ def read_effects(
     # Variants of other names may make the same change; each part counts once.
     parts = list({(part.ablation, part.layer, part.head): part for part in reversed(parts)}.values())[::-1]
     if not parts:
-        raise UserError(f"no {component} was removed{f' by {ablation}' if ablation else ''} on {where}")
+        firsts = (outcomes.cell(key, _PART_COLUMNS).slice(0, 1) for key in outcomes.finished(task, protocol))
+        rows = (row for first in firsts for row in first.to_pylist() if row["layer"] is not None)
+        removed = ", ".join(sorted({f"{row['component']} by {row['ablation']}" for row in rows})) or "none"
+        how = f" by {ablation}" if ablation else ""
+        raise UserError(f"no {component} was removed{how} on {where}; single parts removed there: {removed}")
     kinds = sorted({part.ablation for part in parts})
     if len(kinds) > 1:
         raise UserError(f"{component}s were removed by several ablations on {where}: choose {' or '.join(kinds)}")

@@ -259,9 +259,10 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     # In a sweep that stops early, any variant may lack a later block.
     work = [(c, job.variants if stops else _missing(c, job.variants, finished)) for c in job.conditions]
     history = SpeedHistory.of_machine()
-    foreseen = forecast(job, executor, work, history) if progress else None
+    shown = progress and any(variants for _, variants in work)
+    foreseen = forecast(job, executor, work, history) if shown else None
     began = time.perf_counter()
-    with work_bar({} if foreseen is None else foreseen.kinds, shown=progress, planned=True) as bar:
+    with work_bar({} if foreseen is None else foreseen.kinds, shown=shown, planned=True) as bar:
         for condition, variants in work:
             started, before = time.perf_counter(), bar.finished
             if stops:

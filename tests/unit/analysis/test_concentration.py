@@ -258,8 +258,8 @@ def test_effects_are_read_from_records() -> None:
     assert (read_effects(outcomes, "t", "default", measure="gold_logprob").differences == 0).all()
     plt.close(lorenz_curves(lorenz_data([found])).figure)
     for arguments, message in (
-        ({"component": "mlp"}, "no mlp was removed"),
-        ({"ablation": "mean"}, "by mean"),
+        ({"component": "mlp"}, "no mlp was removed on t under default; single parts removed there: head by zero$"),
+        ({"ablation": "mean"}, "by mean on t under default; single parts removed there: head by zero$"),
         ({"measure": "corect"}, "did you mean correct"),
     ):
         with pytest.raises(UserError, match=message):
