@@ -129,8 +129,8 @@ class Run(Outcomes):
 
         Args:
             kind: ``depth``, ``variants``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``thinking_length``,
-                ``open_closed``, or a plug-in's; ``None`` takes ``depth``, and ``variants`` where no variant changes a
-                single layer's part.
+                ``open_closed``, or a plug-in's; ``None`` takes ``depth``, and ``variants`` where most variants change
+                no single layer's part.
             task, protocol: only this one; ``None`` takes all.
             ax: draw on these axes, one per panel; ``None`` makes a figure.
             options: options of the analysis, such as ``component`` of ``lorenz``; ``lensprune analyse FOLDER`` lists
@@ -156,8 +156,9 @@ class Run(Outcomes):
         return analysis_named(kind or self._main_kind()).table(self, task, protocol, **options)
 
     def _main_kind(self) -> str:
-        """The main analysis of the run."""
-        return "depth" if summaries.summarise(self)["layer"].notna().any() else "variants"
+        """The main analysis of the run: the one that draws more of its variants."""
+        changed = summaries.summarise(self).query("variant != @CLEAN.name")
+        return "depth" if changed["layer"].notna().mean() >= 0.5 else "variants"
 
     def __getattr__(self, name: str) -> Callable[..., pd.DataFrame]:
         if not name.startswith("_"):

@@ -250,6 +250,7 @@ def test_effects_are_read_from_records() -> None:
     plt.close(lorenz_curves(lorenz_data([found])).figure)
     for arguments, message in (
         ({"component": "mlp"}, "no mlp was removed"),
+        ({"component": "layr"}, r"unknown component 'layr': did you mean layer\?"),
         ({"ablation": "mean"}, "by mean"),
         ({"measure": "corect"}, "did you mean correct"),
     ):
