@@ -173,7 +173,9 @@ def test_of_long_prompts_the_end_is_kept(heads: Run, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_reached_is_said_to_be(heads: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_be_reached_is_said_to_be(
+    heads: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = heads_run(n=2)
     assert "can't be loaded (the run's model was given as an object" in attention_patterns(made, 1).note
     assert "has other weights" in attention_patterns(heads, 1, tiny("gpt2").module).note
