@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import numpy as np
 import torch
@@ -18,7 +18,17 @@ from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import LensPruneError
 from lensprune.models.base import ModelFacts
 
-__all__ = ["LayerEdits", "RowEdit", "Rows", "RowsAt", "edits_by_layer", "first_layer"]
+__all__ = [
+    "Edit",
+    "LayerEdits",
+    "RowEdit",
+    "RowReader",
+    "RowValues",
+    "Rows",
+    "RowsAt",
+    "edits_by_layer",
+    "first_layer",
+]
 
 Rows = slice | torch.Tensor
 ALL = slice(None)
@@ -29,6 +39,17 @@ RowsAt = Callable[[str, Rows], Rows | None]
 def first_layer(variant: Variant, n_layers: int) -> int:
     """The lowest layer that a variant changes; `n_layers` for the clean model."""
     return min((a.component.layer for a in variant.ablations), default=n_layers)
+
+
+class Edit(Protocol):
+    """A change of one activation of some rows (tokens) of a flat batch."""
+
+    def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
+        """Change the activation in place."""
+
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> Edit | None:
+        """The edit as it applies to `tokens` alone, flat indices in ascending order, which become the rows; ``None``:
+        to none of them."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,55 @@ class RowEdit:
         else:
             activation[self.rows[:, None], selected] = new[:, selected]
 
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> RowEdit | None:
+        """As `Edit.among`; rows must be all, or indices."""
+        if isinstance(self.rows, slice):
+            assert self.rows == ALL
+            return self
+        rows = torch.isin(tokens, self.rows).nonzero()[:, 0]
+        return replace(self, rows=rows) if len(rows) else None
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """Given values at `rows`, of one head or of the whole activation (``None``)."""
+
+    rows: Int[torch.Tensor, " row"]
+    values: Float[torch.Tensor, "row d"]
+    head: int | None = None
+
+    def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
+        """Write the values."""
+        if self.head is None:
+            activation[self.rows] = self.values
+        else:
+            activation[self.rows, self.head] = self.values
+
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> RowValues | None:
+        """As `Edit.among`."""
+        inside = torch.isin(self.rows, tokens)
+        if not bool(inside.any()):
+            return None
+        return RowValues(torch.searchsorted(tokens, self.rows[inside]), self.values[inside], self.head)
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Keeps the activation of `rows` in `kept` under `name`, and changes nothing."""
+
+    rows: Int[torch.Tensor, " row"]
+    name: Hashable
+    kept: dict[Hashable, torch.Tensor]
+
+    def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
+        """Keep a copy."""
+        self.kept[self.name] = activation[self.rows]
+
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> RowReader:
+        """As `Edit.among`; `tokens` must hold all rows."""
+        assert bool(torch.isin(self.rows, tokens).all())
+        return replace(self, rows=torch.searchsorted(tokens, self.rows))
+
 
 def _index(selected: Sequence[int], device: torch.device) -> slice | torch.Tensor:
     """A slice where possible: sending an index to the device makes the host wait."""
@@ -69,12 +139,12 @@ class LayerEdits:
     """Every edit at one layer, by site."""
 
     contribution: list[RowEdit] = field(default_factory=list)
-    attention: list[RowEdit] = field(default_factory=list)
-    mlp: list[RowEdit] = field(default_factory=list)
-    heads: list[RowEdit] = field(default_factory=list)
+    attention: list[Edit] = field(default_factory=list)
+    mlp: list[Edit] = field(default_factory=list)
+    heads: list[Edit] = field(default_factory=list)
 
     @property
-    def branches(self) -> dict[Slot, list[RowEdit]]:
+    def branches(self) -> dict[Slot, list[Edit]]:
         """The edits of what attention and MLP add to the residual stream, by slot."""
         return {Slot.ATTENTION: self.attention, Slot.MLP: self.mlp}
 
@@ -120,29 +190,43 @@ class LayerEdits:
         return changed
 
     def among(self, tokens: Int[torch.Tensor, " taken"]) -> LayerEdits:
-        """The edits as they apply to `tokens` alone, flat indices in ascending order, which become the rows.
+        """The edits as they apply to `tokens` alone, as `Edit.among`."""
 
-        Rows must be all, or indices.
+        def moved(edits: Sequence[Edit]) -> list[Edit]:
+            return [new for edit in edits if (new := edit.among(tokens)) is not None]
+
+        contribution = [new for edit in self.contribution if (new := edit.among(tokens)) is not None]
+        return LayerEdits(contribution, moved(self.attention), moved(self.mlp), moved(self.heads))
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[LayerEdits, int]]) -> LayerEdits:
+        """The edits of several parts of a flat batch, each with the token at which the part begins.
+
+        All must be ablations, on rows that are slices with bounds.
         """
 
-        def moved(edit: RowEdit) -> RowEdit | None:
-            if isinstance(edit.rows, slice):
-                assert edit.rows == ALL
-                return edit
-            rows = torch.isin(tokens, edit.rows).nonzero()[:, 0]
-            return replace(edit, rows=rows) if len(rows) else None
+        def moved(edit: Edit, begin: int) -> RowEdit:
+            assert isinstance(edit, RowEdit)
+            assert isinstance(edit.rows, slice)
+            return replace(edit, rows=slice(edit.rows.start + begin, edit.rows.stop + begin))
 
-        slots = (self.contribution, self.attention, self.mlp, self.heads)
-        return LayerEdits(*([new for edit in edits if (new := moved(edit))] for edits in slots))
+        whole = cls()
+        for edits, begin in parts:
+            whole.contribution += [moved(edit, begin) for edit in edits.contribution]
+            whole.attention += [moved(edit, begin) for edit in edits.attention]
+            whole.mlp += [moved(edit, begin) for edit in edits.mlp]
+            whole.heads += [moved(edit, begin) for edit in edits.heads]
+        return whole
 
     def within(self, computed: np.ndarray) -> LayerEdits:
         """The edits of attention, MLP and heads, restricted to the `computed` tokens and renumbered to match.
 
-        Rows must be slices with bounds.
+        All must be ablations, on rows that are slices with bounds.
         """
         before = np.cumsum(computed) - computed
 
-        def moved(edit: RowEdit) -> RowEdit | None:
+        def moved(edit: Edit) -> Edit | None:
+            assert isinstance(edit, RowEdit)
             assert isinstance(edit.rows, slice)
             size = int(computed[edit.rows].sum())
             start = int(before[edit.rows.start])
@@ -177,14 +261,14 @@ def edits_by_layer(
             part = part_of(component)
             if ablation.definition.cuts_edges:
                 raise LensPruneError(f"{ablation.name}: only hooks can cut attention edges")
-            own: Rows | None = rows
+            edited: Rows | None = rows
             if ablation.at != EVERYWHERE:
                 if at is None:
                     raise LensPruneError(f"{ablation.name}: it is not known which rows are at {ablation.at!r}")
-                own = at(ablation.at, rows)
-            if own is None:
+                edited = at(ablation.at, rows)
+            if edited is None:
                 continue
-            edit = RowEdit(own, ablation, reference, component.selected(facts))
+            edit = RowEdit(edited, ablation, reference, component.selected(facts))
             layer = layers[component.layer]
             match part.slot:
                 case Slot.CONTRIBUTION:

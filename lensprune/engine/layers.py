@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan, AttentionSettings
-from lensprune.engine.edits import LayerEdits, RowEdit
+from lensprune.engine.edits import Edit, LayerEdits
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.errors import LensPruneError, first_line
 from lensprune.models.base import HookedModel, ModelFacts
@@ -111,7 +111,7 @@ class LayerStack:
             raise UnsupportedByFastPath(f"the model has a custom hook at {model.facts.kept_hooks[0]}")
         if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
             raise UnsupportedByFastPath("parameters of the model were replaced after it was loaded")
-        # A tree of its own over the same tensors, because its attention is replaced for good.
+        # A separate module tree over the same tensors, because its attention is replaced for good.
         raw = unhooked_copy(raw)
         bridge: Any = model.module
         try:
@@ -331,7 +331,7 @@ def _one_module(site: str, alias: Any) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _branch_hook(edits: list[RowEdit], positions: torch.Tensor) -> Callable[..., Any]:
+def _branch_hook(edits: list[Edit], positions: torch.Tensor) -> Callable[..., Any]:
     def replace(module: torch.nn.Module, args: Any, output: Any) -> Any:
         value = output[0] if isinstance(output, tuple) else output
         changed = value.reshape(len(positions), -1).clone()

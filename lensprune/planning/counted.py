@@ -29,7 +29,7 @@ from lensprune.models.base import HookedModel
 from lensprune.models.load import parse_dtype
 from lensprune.models.loading_memory import loading_bytes
 from lensprune.models.model_config import ModelConfig, load_model_config
-from lensprune.planning.result import PlannedCell, PlannedLength, PlannedStop
+from lensprune.planning.result import PlannedCondition, PlannedLength, PlannedStop
 from lensprune.planning.stopping import measured_at_looks, profile_of
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
@@ -46,7 +46,7 @@ from lensprune.sweeps.thinking_prefix import thinking_requests, with_longest_thi
 __all__ = ["CountedSweep"]
 
 _LONG = 512
-"""From so many new tokens on, shorter texts are planned too."""
+"""From this many new tokens on, shorter texts are planned too."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CountedSweep:
     """By condition, what the clean model generates beforehand for a thinking prefix."""
     stopping: Stopping | None
     hypotheses: int
-    """Variants in question, of which screening chooses those in `variants`, with so many `controls`."""
+    """Number of variants in question; screening chooses `variants` among them, with `controls` drawn at random."""
     controls: int = 0
 
     @classmethod
@@ -115,15 +115,15 @@ class CountedSweep:
     def weight_bytes(self) -> int:
         return self.shape.parameters * self.number.itemsize
 
-    def cells(self) -> tuple[PlannedCell, ...]:
+    def planned(self) -> tuple[PlannedCondition, ...]:
         """One for each (task, protocol)."""
-        return tuple(starmap(self._cell, zip(self.conditions, self.thoughts, strict=True)))
+        return tuple(starmap(self._planned, zip(self.conditions, self.thoughts, strict=True)))
 
-    def _cell(self, condition: Condition, thoughts: Sequence[GenerateRequest]) -> PlannedCell:
+    def _planned(self, condition: Condition, thoughts: Sequence[GenerateRequest]) -> PlannedCondition:
         requests, facts, estimates = condition.requests, self.model_config.facts, self._estimates(condition)
         unshared = unshared_cost(self.shape, thoughts, 1, self.budget) + estimates
         shared = shared_cost(self.shape, facts, thoughts, [CLEAN], self.budget) + estimates
-        return PlannedCell(
+        return PlannedCondition(
             task=condition.task.task.name,
             protocol=condition.protocol,
             items=len(condition.items) // condition.samples,
@@ -133,8 +133,8 @@ class CountedSweep:
         )
 
     def _estimates(self, condition: Condition) -> Cost:
-        """Of screening: a forward pass and a backward pass to the activations, each with as many products, which share
-        tokens as the clean model's pass does."""
+        """Cost of screening's estimates: a forward pass, and a backward pass to the activations with as many products.
+        Both share tokens as the clean model's pass does."""
         if not self.screened:
             return Cost()
         return shared_cost(self.shape, self.model_config.facts, condition.requests, [CLEAN], self.budget) * 2
@@ -168,30 +168,30 @@ class CountedSweep:
         return unshared_cost(self.shape, requests, len(variants), self.budget)
 
     def seconds(self, speed: Speed) -> float:
-        """Time of everything."""
-        return self.seconds_of((cell.shared if self.shares_work else cell.unshared for cell in self.cells()), speed)
+        """Seconds of the whole sweep."""
+        return self.seconds_of((one.shared if self.shares_work else one.unshared for one in self.planned()), speed)
 
-    def seconds_of(self, cells: Iterable[Cost], speed: Speed) -> float:
-        """Time of work of this cost, and of the reference prompts."""
-        return estimated_seconds(sum(cells, self.references()), speed, self.weight_bytes, self.number.itemsize)
+    def seconds_of(self, costs: Iterable[Cost], speed: Speed) -> float:
+        """Seconds of work of these costs, and of the reference prompts."""
+        return estimated_seconds(sum(costs, self.references()), speed, self.weight_bytes, self.number.itemsize)
 
-    def correction(self, speed: Speed, cells: Sequence[PlannedCell]) -> Correction:
-        """What this machine took before for such work over what was planned, by the share of each kind."""
+    def correction(self, speed: Speed, planned_conditions: Sequence[PlannedCondition]) -> Correction:
+        """Measured over planned time of earlier work of these kinds on this machine, weighted by planned time."""
         history, facts, executor = SpeedHistory.of_machine(), self.model_config.facts, self.executor
         planned = taken = 0.0
         sweeps = 0
-        for condition, cell in zip(self.conditions, cells, strict=True):
+        for condition, counted in zip(self.conditions, planned_conditions, strict=True):
             key = SpeedKey.of(
                 self.shape, device=facts.device, dtype=facts.dtype, executor=executor, generates=condition.generates
             )
-            cost = cell.shared if self.shares_work else cell.unshared
+            cost = counted.shared if self.shares_work else counted.unshared
             seconds = estimated_seconds(cost, speed, self.weight_bytes, self.number.itemsize)
             known = history.correction(key)
             planned, taken, sweeps = planned + seconds, taken + known.factor * seconds, max(sweeps, known.sweeps)
         return Correction(taken / planned if planned else 1.0, sweeps)
 
     def lengths(self, speed: Speed) -> tuple[PlannedLength, ...]:
-        """The same with an eighth, a quarter and half of the new tokens, and with all; none where texts are short."""
+        """The same sweep with an eighth, a quarter, half and all of the new tokens; empty if texts are short."""
         most = max((r.max_new_tokens for r in self._generated()), default=0)
         if most < _LONG:
             return ()
@@ -201,7 +201,7 @@ class CountedSweep:
         return [r for condition in self.conditions for r in condition.requests if isinstance(r, GenerateRequest)]
 
     def _shortened(self, most: int) -> CountedSweep:
-        """This sweep with at most so many new tokens."""
+        """This sweep with at most `most` new tokens per text."""
         conditions = tuple(
             replace(condition, items=tuple(_shorter(item, most) for item in condition.items))
             for condition in self.conditions
@@ -210,10 +210,10 @@ class CountedSweep:
 
     def _length(self, new_tokens: int, speed: Speed) -> PlannedLength:
         longest = max(len(r.context_ids) + r.max_new_tokens for r in self._generated())
-        cells = (cell.shared if self.shares_work else cell.unshared for cell in self.cells())
+        costs = (one.shared if self.shares_work else one.unshared for one in self.planned())
         return PlannedLength(
             new_tokens=new_tokens,
-            tokens=sum(cells, self.references()).tokens,
+            tokens=sum(costs, self.references()).tokens,
             row_bytes=longest * self.shape.n_layers * self.shape.cached_per_token * self.number.itemsize,
             rows=self._rows_at_once(),
             memory=self.memory().total,
@@ -224,17 +224,17 @@ class CountedSweep:
         requests = [condition.requests for condition in self.conditions]
         if not self.shares_work:
             size = batch_budget(HookedExecutor, self.budget)
-            return max(batch.rows for of_cell in requests for batch in hooked_batches(of_cell, size) if batch.steps)
+            return max(batch.rows for each in requests for batch in hooked_batches(each, size) if batch.steps)
         facts, limits = self.model_config.facts, forked_limits(self.budget)
-        chunks = (chunk for of_cell in requests for chunk in decode_chunks(of_cell, self.variants, facts, limits))
-        return max(len(chunk.variants) * len(chunk.rows) for chunk in chunks)
+        chunks = (chunk for each in requests for chunk in decode_chunks(each, self.variants, facts, limits))
+        return max(chunk.rows_at_once for chunk in chunks)
 
     def references(self) -> Cost:
         """The clean model's passes over reference prompts."""
         return _reference_cost(self.shape, self.conditions, self.variants)
 
     def memory(self) -> Memory:
-        """The largest need at any time."""
+        """Peak memory."""
         work = [([condition.requests for condition in self.conditions], self.variants), (self.thoughts, (CLEAN,))]
         needs = [
             peak_memory(
@@ -269,7 +269,7 @@ def _check_device(name: str) -> None:
 
 
 def _evenly_over_depth(variants: Sequence[Variant], n: int) -> tuple[Variant, ...]:
-    """So many variants evenly over depth, and the clean model.
+    """The clean model, and `n` of the variants, spread evenly over depth.
 
     Which heads screening would choose is not known without weights, and several tasks may choose different ones.
     """
@@ -280,7 +280,7 @@ def _evenly_over_depth(variants: Sequence[Variant], n: int) -> tuple[Variant, ..
 def _reference_cost(shape: ModelShape, conditions: Sequence[Condition], variants: Sequence[Variant]) -> Cost:
     """The clean model on the prompts from which mean and resample take their activations, one at a time.
 
-    Values that are searched for beforehand count with their kind's passes from the layer on.
+    Values that are searched for count with the passes of their kind, from the component's layer on.
     """
     total = Cost()
     searched = {a for variant in variants for a in variant.ablations if a.definition.search_passes}

@@ -53,7 +53,7 @@ def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
     part's weights. `at_chance`: not even the distilled model beats chance.
     """
     rows: list[dict[str, object]] = []
-    for task, protocol in outcomes.cells:
+    for task, protocol in outcomes.conditions:
         group = read_group(outcomes, task, protocol)
         if group is not None and CLEAN.name in group.cells and DISTILLED in group.cells:
             distilled = outcomes.cell(CellKey(DISTILLED, task, protocol), list(CHANCE_COLUMNS))

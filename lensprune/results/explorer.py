@@ -52,7 +52,7 @@ def effects_map(outcomes: Outcomes) -> list[dict[str, Any]]:
     """
     summary = summarise(outcomes)
     changed = summary[(summary["variant"] != CLEAN.name) & summary["layer"].notna() & summary["delta"].notna()]
-    named = set(critical(changed, level_of(outcomes.spec)).index)
+    needed = set(critical(changed, level_of(outcomes.spec)).index)
     several = changed["ablation"].nunique() > 1
     maps = []
     for (task, protocol), group in changed.groupby(["task", "protocol"], sort=False):
@@ -62,7 +62,7 @@ def effects_map(outcomes: Outcomes) -> list[dict[str, Any]]:
             column = "whole layer" if column == "layer" else column
             column += f", {row['ablation']}" if several else ""
             q = None if pd.isna(row["q_loss"]) else round(float(row["q_loss"]), 4)
-            numbers = [round(float(row["delta"]), 4), q, int(index in named)]
+            numbers = [round(float(row["delta"]), 4), q, int(index in needed)]
             parts.append([int(row["layer"]), column, visible(str(row["variant"])), *numbers])
         maps.append({"task": visible(str(task)), "protocol": str(protocol), "parts": parts})
     return maps
@@ -84,7 +84,7 @@ def model_of_run(outcomes: Outcomes, model: ModelOrName | None = None) -> Hooked
     """The model that a run measured: the one given, by name or loaded, else the one that the run names.
 
     Raises:
-        UserError: the run's model was given as an object or can't be loaded, or `model` has other weights.
+        UserError: the run's model was given as an object or can't be loaded, or `model` has different weights.
     """
     spec = outcomes.spec
     if model is None:
@@ -94,7 +94,7 @@ def model_of_run(outcomes: Outcomes, model: ModelOrName | None = None) -> Hooked
     options = {"dtype": spec.dtype, "bos": spec.bos} if isinstance(model, (str, Path)) else {}
     hooked = open_model(model, **options)  # type: ignore[arg-type]
     if hooked.facts.weights_hash != spec.weights_hash:
-        raise UserError(f"the run measured {spec.model}, and {hooked.facts.name} has other weights")
+        raise UserError(f"the run measured {spec.model}, and {hooked.facts.name} has different weights")
     return hooked
 
 
@@ -126,7 +126,7 @@ def attention_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None 
 def check_patterns(most: int, model: ModelOrName | None) -> None:
     """Raise `UserError` for a model for no head, or fewer heads than none."""
     if most < 0 or (most == 0 and model is not None):
-        raise UserError(f"patterns {most} keeps no attention pattern: expected a number of heads from 1 on")
+        raise UserError(f"patterns {most} keeps no attention pattern: expected 1 or more heads")
 
 
 def shown_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = None) -> Patterns:
@@ -143,12 +143,12 @@ def shown_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = No
 
 def explorer(rows: BrowserRows, runs: Sequence[tuple[str, Outcomes]], patterns: Patterns) -> dict[str, Any]:
     """What the template ``explorer.html`` shows: `rows`, the maps of one or two named runs, and `patterns`."""
-    maps = [{"name": visible(name), "cells": effects_map(outcomes)} for name, outcomes in runs]
+    maps = [{"name": visible(name), "conditions": effects_map(outcomes)} for name, outcomes in runs]
     return {
         "browser_note": _browser_note(rows),
         "patterns_note": patterns.note,
         "two_runs": len(runs) > 1,
-        "has_map": any(one["cells"] for one in maps),
+        "has_map": any(one["conditions"] for one in maps),
         "records_json": json_block({**rows.payload, "maps": maps, "patterns": vars(patterns)}),
     }
 
@@ -180,7 +180,7 @@ class Page:
 def _browser_note(rows: BrowserRows) -> str:
     texts = (
         f"Texts are cut at {TEXT_LIMIT} characters, and prompts to their last {rows.prompt_limit}; Run.item and "
-        "Run.records(prompts=True) have them whole."
+        "Run.records(prompts=True) return them whole."
     )
     if rows.shown == rows.total:
         return f"The table holds all {rows.total} records of changed models. {texts}"
@@ -210,8 +210,8 @@ def _heads_of_items(outcomes: Outcomes, most: int) -> Iterator[Place]:
             place = next(lost, 0) // outcomes.samples(task, protocol)
             of_place.setdefault(place, []).append((str(row["variant"]), Head(int(row["layer"]), int(row["head"]))))
         questions = outcomes.questions(task, protocol)
-        for place, found in of_place.items():
-            yield task, protocol, Question.from_row(questions.slice(place, 1).to_pylist()[0]), found
+        for place, removed in of_place.items():
+            yield task, protocol, Question.from_row(questions.slice(place, 1).to_pylist()[0]), removed
 
 
 def _item(

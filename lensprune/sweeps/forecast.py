@@ -33,8 +33,8 @@ Work = Sequence[tuple[Condition, Sequence[Variant]]]
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of one request by (task, protocol) and variant, corrected by what this machine took before; and bytes at
-    the peak.
+    """Seconds of one request by (task, protocol) and variant, corrected by earlier sweeps on this machine; and peak
+    memory (bytes).
 
     Args:
         corrections: by (task, protocol), with the key under which measured times are kept.
@@ -47,17 +47,17 @@ class Forecast:
     seconds: float
     memory: int
 
-    def work(self, cell: tuple[str, str], variant: str, rows: float) -> float:
-        """Seconds of `rows` requests of one cell."""
-        return rows * self.row_seconds[cell][variant]
+    def work(self, condition: tuple[str, str], variant: str, rows: float) -> float:
+        """Seconds of `rows` requests of one (task, protocol) under a variant."""
+        return rows * self.row_seconds[condition][variant]
 
-    def kind(self, cell: tuple[str, str]) -> str:
+    def kind(self, condition: tuple[str, str]) -> str:
         """``score`` or ``generate``."""
-        return self.corrections[cell][0].kind
+        return self.corrections[condition][0].kind
 
-    def remember(self, cell: tuple[str, str], work: float, taken: float, history: SpeedHistory) -> None:
-        """Keep how long `work` seconds of one (task, protocol) took."""
-        key, correction = self.corrections[cell]
+    def remember(self, condition: tuple[str, str], work: float, taken: float, history: SpeedHistory) -> None:
+        """Record that work of one (task, protocol), planned at `work` seconds, took `taken`."""
+        key, correction = self.corrections[condition]
         history.add(key, work / correction.factor, taken)
 
 
@@ -75,7 +75,6 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
     row_seconds, corrections = {}, {}
     kinds: dict[str, float] = defaultdict(float)
     for condition, variants in work:
-        cell = (condition.task.task.name, str(condition.protocol))
         requests = condition.requests
         if shares_work:
             costs = shared_costs(shape, facts, requests, variants, budget)
@@ -85,13 +84,13 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
             shape, device=facts.device, dtype=facts.dtype, executor=executor.name, generates=condition.generates
         )
         correction = history.correction(key)
-        own = {
+        seconds = {
             name: correction.factor * estimated_seconds(cost, speed, weights, number.itemsize)
             for name, cost in costs.items()
         }
-        row_seconds[cell] = {name: of_all / len(requests) for name, of_all in own.items()}
-        corrections[cell] = key, correction
-        kinds[key.kind] += sum(own.values())
+        row_seconds[condition.key] = {name: of_all / len(requests) for name, of_all in seconds.items()}
+        corrections[condition.key] = key, correction
+        kinds[key.kind] += sum(seconds.values())
     memory = peak_memory(
         shape,
         facts,
@@ -112,7 +111,7 @@ def _speed(d_model: int, shape: ModelShape, number: torch.dtype, device: str, th
 
 @dataclass(frozen=True)
 class Spent:
-    """What one process, or `workers`, took for the cells that they measured, beside what was planned for them."""
+    """Planned and measured time and memory of the cells that one process, or `workers`, measured."""
 
     planned_seconds: float
     planned_memory: int
@@ -120,7 +119,7 @@ class Spent:
     peak_memory: int | None
     threads: int
     workers: int = 1
-    """Memory is that of one, `seconds` of all of them side by side."""
+    """Memory is per worker; `seconds` is for all of them in parallel."""
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def planned_and_taken(spent: Spent, *, at_most: bool = False) -> str:
     """One line for the end of a sweep.
 
     Args:
-        at_most: the plan was for the case that no variant stops early.
+        at_most: the plan assumed that no variant stops early.
     """
     used = "" if spent.peak_memory is None else f" and {quantity(spent.peak_memory, 'B')} at the peak"
     each, by = (" per worker", f" with {spent.workers} workers") if spent.workers > 1 else ("", "")
@@ -151,8 +150,8 @@ def planned_and_taken(spent: Spent, *, at_most: bool = False) -> str:
 
 
 def memory_used(device: str) -> int | None:
-    """Bytes at the peak: on a GPU of torch's tensors since the process began, else of the whole process; ``None`` where
-    the system does not tell."""
+    """Peak memory (bytes) since the process began: of torch's tensors on a GPU, otherwise of the whole process;
+    ``None`` if the system does not report it."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(torch.device(device)))
     try:

@@ -138,12 +138,12 @@ def sweep(
         thinking_budget: number of tokens after which the end of thinking is forced; ``None``: never.
         thinking_prefix: ``clean`` scores the options of the likelihood protocols after the clean model's thinking, up
             to the budget, under every variant.
-        max_new_tokens: most new tokens per text, under ``generate``; ``None`` takes the task's number.
+        max_new_tokens: maximum number of new tokens per text, under ``generate``; ``None`` takes the task's number.
         until, until_only: stop strings, in addition to the task's or instead of them.
         generation_config: ``none`` ignores the model's generation config: penalties, suppressed tokens, end tokens.
         temperature: above 0, texts are sampled, with random numbers that depend only on (seed, item, sample,
             position), so variants are coupled to the clean model; ``None`` takes the task's, usually 0.
-        top_p, top_k: what is sampled from; ``None`` takes the task's or the generation config's.
+        top_p, top_k: which tokens are sampled from; ``None`` takes the task's or the generation config's.
         samples: texts per item; Δμ and its interval are then over items, whose outcome is the mean of their samples.
         dtype, device, n_devices, bos: for `load_model`, if `model` is a name.
         executor: ``forked`` or ``hooked``; all executors give the same numbers. ``ray`` distributes the cells to Ray
@@ -245,7 +245,7 @@ def _power_lines(job: SweepJob) -> list[str]:
         return []
     parts = len(job.variants) - 1
     lines = (power_line(n, parts, n_clusters) for n, n_clusters in dict.fromkeys(shapes)) if parts else ()
-    # Clusters may leave the loss as it is to two digits.
+    # Clusters may not change the loss to two digits.
     return list(dict.fromkeys(lines))
 
 
@@ -254,27 +254,27 @@ def _missing(condition: Condition, variants: Sequence[Variant], finished: set[Ce
 
 
 def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool) -> Spent | None:
-    """Measure what is missing; what it took, where `progress` is shown and anything was missing."""
+    """Measure what is missing; return the time and memory taken, if `progress` is shown and anything was missing."""
     finished, stops = store.finished(), job.options.stopping is not None
-    # Of a sweep that stops early any variant may lack a later block.
+    # In a sweep that stops early, any variant may lack a later block.
     work = [(c, job.variants if stops else _missing(c, job.variants, finished)) for c in job.conditions]
     history = SpeedHistory.of_machine()
-    foreseen = forecast(job, executor, work, history) if progress else None
+    shown = progress and any(variants for _, variants in work)
+    foreseen = forecast(job, executor, work, history) if shown else None
     began = time.perf_counter()
-    with work_bar({} if foreseen is None else foreseen.kinds, shown=progress, planned=True) as bar:
+    with work_bar({} if foreseen is None else foreseen.kinds, shown=shown, planned=True) as bar:
         for condition, variants in work:
-            cell, of_cell = (condition.task.task.name, str(condition.protocol)), time.perf_counter()
-            before = bar.finished
+            started, before = time.perf_counter(), bar.finished
             if stops:
                 _execute_blocks(job, executor, store, bar, condition, foreseen)
             elif variants:
-                bar.stage(f"{cell[0]} {cell[1]}")
-                with store.answer_log(*cell) as log:
-                    advance = _advance(bar, foreseen, cell)
+                bar.stage(" ".join(condition.key))
+                with store.answer_log(*condition.key) as log:
+                    advance = _advance(bar, foreseen, condition.key)
                     for key, table in measure_cells(job, condition, variants, executor, advance, log):
                         store.write(key, table)
             if foreseen is not None:
-                foreseen.remember(cell, bar.finished - before, time.perf_counter() - of_cell, history)
+                foreseen.remember(condition.key, bar.finished - before, time.perf_counter() - started, history)
         if stops:
             bar.set_left({})
         if foreseen is None or not bar.finished:
@@ -283,12 +283,12 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     return Spent(foreseen.seconds, foreseen.memory, seconds, used, torch.get_num_threads())
 
 
-def _advance(bar: WorkBar, foreseen: Forecast | None, cell: tuple[str, str]) -> CellProgress:
-    """What tells the bar of answered requests of one (task, protocol)."""
+def _advance(bar: WorkBar, foreseen: Forecast | None, condition: tuple[str, str]) -> CellProgress:
+    """The callback that advances the bar by the answered requests of one (task, protocol)."""
 
     def advance(variant: str, rows: float, *, known: bool = False) -> None:
         if foreseen is not None:
-            (bar.spare if known else bar.done)(foreseen.work(cell, variant, rows), foreseen.kind(cell))
+            (bar.spare if known else bar.done)(foreseen.work(condition, variant, rows), foreseen.kind(condition))
 
     return advance
 
@@ -303,14 +303,13 @@ def _execute_blocks(
 ) -> None:
     """Measure one (task, protocol), block by block."""
     outcomes, stopping = Outcomes(job.spec, store), job.options.stopping
-    requests = {(c.task.task.name, str(c.protocol)): block_requests(c, stopping) for c in job.conditions}
-    cell = (condition.task.task.name, str(condition.protocol))
-    advance = _advance(bar, foreseen, cell)
-    while (block := next_block(outcomes, *cell)) is not None:
-        bar.stage(f"{cell[0]} {cell[1]}, block {block.block + 1}, {decided_so_far(outcomes)}")
+    requests = {c.key: block_requests(c, stopping) for c in job.conditions}
+    advance = _advance(bar, foreseen, condition.key)
+    while (block := next_block(outcomes, *condition.key)) is not None:
+        bar.stage(f"{' '.join(condition.key)}, block {block.block + 1}, {decided_so_far(outcomes)}")
         if foreseen is not None:
             bar.set_left(blocks_left(outcomes, requests, foreseen.work, foreseen.kind))
-        with store.answer_log(*cell, block.block) as log:
+        with store.answer_log(*condition.key, block.block) as log:
             for key, table in measure_block(job, condition, block.block, block.lack, executor, advance, log):
                 store.write(key, table)
 

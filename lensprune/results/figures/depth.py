@@ -21,9 +21,9 @@ from lensprune.results.figures.panels import (
     PAIRED,
     Q,
     bars,
-    cell_panels,
     chance_region,
     changed_label,
+    condition_panels,
     crosses,
     handles,
     heights,
@@ -100,12 +100,12 @@ def delta_by_depth(
     depth = n_layers or int(frame["layer"].max()) + 1
     measured = sorted(set(frame["layer"].astype(int)))
     few = len(measured) * _FEW < depth
-    cells = cell_panels(frame, size=(2.9, 2.35), alone=(6.4, 4.2), title=title, sharey=True, sharex=True)
-    low, high = heights(cells, headroom=0.0 if few else 0.1)
+    panels = condition_panels(frame, size=(2.9, 2.35), alone=(6.4, 4.2), title=title, sharey=True, sharex=True)
+    low, high = heights(panels, headroom=0.0 if few else 0.1)
     several = bool(frame["head"].notna().any())
     region, labelled = False, []
-    cells = [(ax, rows.sort_values(["layer", "head"])) for ax, rows in cells]
-    for ax, rows in cells:
+    panels = [(ax, rows.sort_values(["layer", "head"])) for ax, rows in panels]
+    for ax, rows in panels:
         ax.set(ylim=(low, high))
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
         ax.grid(axis="y", alpha=0.35)
@@ -116,14 +116,14 @@ def delta_by_depth(
             _bands(ax, depth)
         labelled.append((ax, rows, (_heads if several else _layers)(ax, rows, q)))
     set_titles(labelled)
-    axes = [ax for ax, _ in cells]
+    axes = [ax for ax, _ in panels]
     _label(axes, frame, depth)
     known = bool(beats_chance(frame).any())
     noisy = bool((beats_chance(frame) & within_noise(frame)).any())
     shown = {"intervals": known and not several, "sizes": any(_sized(ax) for ax in axes)}
     legend_below(axes, handles(q=q, region=region, pale=several, noisy=noisy, interval=interval, **shown))
     if several:
-        for ax, rows in cells:
+        for ax, rows in panels:
             _name_heads(ax, rows, q)
     return axes
 
@@ -155,23 +155,23 @@ def _bands(ax: Axes, depth: int) -> None:
 
 
 def _layers(ax: Axes, rows: pd.DataFrame, q: float) -> str:
-    """Draw one layer after the other; what the title says of those with a name."""
-    layers, named = rows["layer"].astype(int).to_numpy(), significant(rows, q).to_numpy()
+    """Draw one layer after the other; returns what the title says of those that are significant."""
+    layers, chosen = rows["layer"].astype(int).to_numpy(), significant(rows, q).to_numpy()
     # Layers that were not measured part the line.
     whole = pd.Series(rows["delta"].to_numpy(), layers).reindex(range(layers.min(), layers.max() + 1))
     ax.plot(whole.index, whole, color=look_of(rows)["color"], linewidth=0.9, alpha=0.6, zorder=2, gid="delta")
-    bars(ax, layers, rows, named)
+    bars(ax, layers, rows, chosen)
     crosses(ax, layers, rows)
     sizes_beside(ax, layers, rows)
-    return _said(rows, layers, named)
+    return _said(rows, layers, chosen)
 
 
-def _said(rows: pd.DataFrame, layers: np.ndarray, named: np.ndarray) -> str:
+def _said(rows: pd.DataFrame, layers: np.ndarray, chosen: np.ndarray) -> str:
     if not beats_chance(rows).iloc[0]:
         return ""
-    lost, won = (layers[named & sign] for sign in (rows["delta"] < 0, rows["delta"] > 0))
+    lost, won = (layers[chosen & sign] for sign in (rows["delta"] < 0, rows["delta"] > 0))
     parts = [f"needs {in_ranges(lost)}"] * bool(len(lost)) + [f"better without {in_ranges(won)}"] * bool(len(won))
-    return "; ".join(parts) or "none named"
+    return "; ".join(parts) or "none significant"
 
 
 def _spread(rows: pd.DataFrame) -> np.ndarray:
@@ -182,24 +182,24 @@ def _spread(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _heads(ax: Axes, rows: pd.DataFrame, q: float) -> str:
-    """Draw heads at their layers; what the title says of those with a name."""
-    named = significant(rows, q).to_numpy()
+    """Draw heads at their layers; returns how many are significant, for the title."""
+    strong = significant(rows, q).to_numpy()
     places, look = _spread(rows), look_of(rows)
-    for chosen, alpha, size in ((~named, 0.35, 9), (named, 1.0, 24)):
+    for chosen, alpha, size in ((~strong, 0.35, 9), (strong, 1.0, 24)):
         ax.scatter(places[chosen], rows.loc[chosen, "delta"], s=size, alpha=alpha, linewidths=0, **look)
     crosses(ax, places, rows)
     if not beats_chance(rows).iloc[0]:
         return ""
-    return f"{int(named.sum())} of {len(rows)} named"
+    return f"{int(strong.sum())} of {len(rows)} significant"
 
 
 def _name_heads(ax: Axes, rows: pd.DataFrame, q: float) -> None:
     if not beats_chance(rows).iloc[0] or str(rows["component"].iloc[0]) != "head":
         return
     rows = rows.assign(place=_spread(rows)).sort_values("delta", kind="stable")
-    named = rows[significant(rows, q)]
-    strongest = named.loc[named["delta"].abs().sort_values(ascending=False, kind="stable").index].head(_NAMED_HEADS)
-    shown = strongest if len(named) else rows.head(3)
+    chosen = rows[significant(rows, q)]
+    strongest = chosen.loc[chosen["delta"].abs().sort_values(ascending=False, kind="stable").index].head(_NAMED_HEADS)
+    shown = strongest if len(chosen) else rows.head(3)
     names = [Head(int(layer), int(head)).label for layer, head in zip(shown["layer"], shown["head"], strict=True)]
     name_points(ax, names, shown["place"], shown["delta"], (rows["place"], rows["delta"]))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lensprune.ablation.orders import place_in_order
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.critical import significant
 from lensprune.analysis.stopping import level_of
@@ -17,8 +18,8 @@ from lensprune.results.figures.panels import (
     PAIRED,
     Q,
     bars,
-    cell_panels,
     chance_region,
+    condition_panels,
     handles,
     heights,
     interval_of,
@@ -56,10 +57,10 @@ def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "", interval:
     names = [name for name in largest.index if name in kept]
     frame = data[data["variant"].isin(kept)]
     tall = 1.5 + 0.2 * len(names)
-    cells = cell_panels(frame, size=(3.0, tall), alone=(6.4, tall), title=title, sharey=True, sharex=True)
-    low, high = heights(cells)
+    panels = condition_panels(frame, size=(3.0, tall), alone=(6.4, tall), title=title, sharey=True, sharex=True)
+    low, high = heights(panels)
     region = False
-    for ax, rows in cells:
+    for ax, rows in panels:
         ax.axvline(0, color="0.25", linewidth=0.9, zorder=1)
         ax.grid(axis="x", alpha=0.35)
         region |= chance_region(ax, rows, low, vertical=False)
@@ -74,8 +75,8 @@ def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "", interval:
         ax.tick_params(labelsize=8)
     left = len(largest) - len(names)
     said = f"the {len(names)} largest changes of {len(largest)}" if left else ""
-    set_titles((ax, rows, said if ax is cells[0][0] else "") for ax, rows in cells)
-    axes = [ax for ax, _ in cells]
+    set_titles((ax, rows, said if ax is panels[0][0] else "") for ax, rows in panels)
+    axes = [ax for ax, _ in panels]
     known, sizes = bool(beats_chance(frame).any()), any(text.get_gid() == "n" for ax in axes for text in ax.texts)
     legend_below(axes, handles(q=q, intervals=known, region=region, sizes=sizes, interval=interval))
     return axes
@@ -92,14 +93,20 @@ def _short(name: str) -> str:
     saved=True,
 )
 def variants(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Δμ of variants that change no single layer's part. Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar:
-    paired 95% interval, with planned looks the repeated one; shaded: accuracy at chance or below.
+    """Δμ of variants that change no single layer's part, without removal curves' points.
+
+    Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar: paired 95% interval, with planned looks the repeated
+    one; shaded: accuracy at chance or below.
 
     Raises:
         UserError: there is none.
     """
     summary = summarise_cells(outcomes, task, protocol)
-    chosen = summary[(summary["variant"] != CLEAN.name) & summary["layer"].isna() & summary["delta"].notna()]
+    other = summary["variant"].map(lambda name: name != CLEAN.name and place_in_order(str(name)) is None)
+    chosen = summary[other & summary["layer"].isna() & summary["delta"].notna()]
     if chosen.empty:
-        raise UserError("there is nothing to draw: every measured variant changes a single layer's part; use depth")
+        raise UserError(
+            "there is nothing to draw: every measured variant changes a single layer's part (use depth) or is a point "
+            "of a removal curve (use removal)"
+        )
     return chosen.reset_index(drop=True)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from lensprune.analysis.multiplicity import discrete_bh
 from lensprune.analysis.paired_tests import lower_tail
-from lensprune.analysis.power import named_with, power_line, power_table, smallest_loss
+from lensprune.analysis.power import detection_power, power_line, power_table, smallest_loss
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.results.power import power_report
@@ -30,12 +30,14 @@ def test_against_simulated_sweeps(n: int, parts: int, loss: float, flips: float)
         won = ~lost & (generator.random((n, parts)) < flips / 2)
         found += discrete_bh(lower_tail(won.astype(float) - lost))[0] <= 0.05
     # The others' law enters by its expectation, which costs up to 0.04.
-    assert found / runs == pytest.approx(named_with(loss, n, parts, flips=flips), abs=0.04 + 3 * 0.5 / np.sqrt(runs))
+    assert found / runs == pytest.approx(
+        detection_power(loss, n, parts, flips=flips), abs=0.04 + 3 * 0.5 / np.sqrt(runs)
+    )
 
 
 def test_by_hand_without_flips() -> None:
     """Parts that change nothing cost nothing: five of twelve items must be lost, for 2⁻⁵ is below 0.05 / 1.05."""
-    assert named_with(0.5, 12, 30, flips=0.0) == pytest.approx(stats.binom.sf(4, 12, 0.5))
+    assert detection_power(0.5, 12, 30, flips=0.0) == pytest.approx(stats.binom.sf(4, 12, 0.5))
     found = smallest_loss(12, 30, flips=0.0)
     assert found == 0.5
     assert stats.binom.sf(4, 12, found) >= 0.8 > stats.binom.sf(4, 12, found - 0.01)
@@ -47,14 +49,14 @@ def test_every_p_up_to_the_threshold_counts() -> None:
     lost, won = np.arange(41)[:, None], np.arange(41)[None]
     p = stats.binom.sf(lost - 1, lost + won, 0.5)
     laws = stats.binom.pmf(lost, 40, 0.21) * stats.binom.pmf(won, 40, 0.01)
-    assert named_with(0.2, 40, 1) == pytest.approx(float(laws[p <= 0.05 / 1.05].sum()), abs=2e-6)
-    assert float(laws[p <= 2**-5].sum()) < named_with(0.2, 40, 1) - 0.005
+    assert detection_power(0.2, 40, 1) == pytest.approx(float(laws[p <= 0.05 / 1.05].sum()), abs=2e-6)
+    assert float(laws[p <= 2**-5].sum()) < detection_power(0.2, 40, 1) - 0.005
 
 
 def test_the_largest_numbers_are_computed_without_a_table_of_all_pairs() -> None:
     assert smallest_loss(1_000_000, 30) == 0.01
     with pytest.raises(UserError, match="1000001 is not a number of items: expected 1 to 1000000"):
-        named_with(0.5, 1_000_001, 30)
+        detection_power(0.5, 1_000_001, 30)
 
 
 def test_more_items_find_less_and_more_parts_and_clusters_need_more() -> None:
@@ -88,9 +90,9 @@ def test_a_sweep_prints_each_line_once() -> None:
 
 def test_what_is_no_number() -> None:
     with pytest.raises(UserError, match="0 is not a number of items"):
-        named_with(0.5, 0, 30)
+        detection_power(0.5, 0, 30)
     with pytest.raises(UserError, match=r"flips 1\.5"):
-        named_with(0.5, 10, 30, flips=1.5)
+        detection_power(0.5, 10, 30, flips=1.5)
     with pytest.raises(UserError, match="100000 items are more than"):
         power_report(30, [100000], task="facts")
 

@@ -92,7 +92,7 @@ def test_a_plan_is_corrected_by_what_sweeps_took_and_a_given_speed_is_not(
     SpeedHistory.of_machine().add(key, 2.0, 20.0)
     corrected = lp.plan("toy-distilled", "facts", "continuation", limit=2)
     assert (corrected.correction.factor, corrected.correction.sweeps) == (10.0, 1)
-    assert "of matrix products × 10.00, as 1 sweep took here, with forked" in str(corrected)
+    assert "of matrix products × 10.00 (from 1 earlier sweep here) with forked" in str(corrected)
     assert corrected.seconds > 0
     given = lp.plan("toy-distilled", "facts", "continuation", limit=2, flops=1e12)
     assert given.correction.sweeps == 0
@@ -113,12 +113,15 @@ def test_a_sweep_says_what_was_planned_and_taken_and_keeps_both(
     sweep = ["sweep", "--model", "toy-distilled", "--task", "facts", "--protocol", "continuation", "--over", "layers"]
     out = tmp_path / "run"
     assert cli.main([*sweep, "--limit", "2", "--out", str(out)]) == 0
-    assert "planned: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "planned: " in said
+    assert "| 00:" in said
     [process] = lp.Run.load(out).spec.execution.spent["processes"]
     assert process["planned_seconds"] > 0
     assert process["seconds"] > 0
     assert process["planned_memory"] > 10**8
     assert process["peak_memory"] is None or process["peak_memory"] > 10**8
-    # Nothing is left to measure, so nothing is added.
+    # Nothing is left to measure, so nothing is added and no bar is shown.
     assert cli.main([*sweep, "--limit", "2", "--out", str(out)]) == 0
+    assert "| 00:" not in capsys.readouterr().err
     assert lp.Run.load(out).spec.execution.spent["processes"] == [process]

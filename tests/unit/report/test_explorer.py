@@ -48,7 +48,7 @@ def test_the_map_has_every_change_and_marks_what_is_critical() -> None:
     run = heads_run()
     summary = run.summary().set_index(["task", "protocol", "variant"])
     maps = effects_map(run)
-    assert [(cell["task"], cell["protocol"]) for cell in maps] == run.cells
+    assert [(cell["task"], cell["protocol"]) for cell in maps] == run.conditions
     critical = set()
     for cell in maps:
         assert len(cell["parts"]) == 8
@@ -178,7 +178,7 @@ def test_a_model_that_cannot_be_reached_is_said_to_be(
 ) -> None:
     made = heads_run(n=2)
     assert "can't be loaded (the run's model was given as an object" in attention_patterns(made, 1).note
-    assert "has other weights" in attention_patterns(heads, 1, tiny("gpt2").module).note
+    assert "has different weights" in attention_patterns(heads, 1, tiny("gpt2").module).note
     assert "removes no single head" in attention_patterns(layers_run(n=2), 1).note
     assert "stored with lensprune report --patterns N" in made.explore().html
     with pytest.raises(UserError, match="patterns -1 keeps no attention pattern"):
