@@ -181,13 +181,14 @@ def test_small_multiples_name_what_is_needed_and_where_chance_is() -> None:
 
 
 def test_a_figure_that_leaves_variants_out_says_so() -> None:
-    """One layer beside four sets and a hook: these are drawn, and both titles say how many of how many."""
-    run = layers_run(variants=[skip(2), *sets()], tasks=("facts",), protocols=("default",))
+    """Layers and heads beside four sets and a hook, which are drawn; both titles say how many of how many."""
+    heads = [lp.Variant(a.name, (a,)) for h in range(4) for a in (lp.Ablation(Head(1, h), "zero"),)]
+    run = layers_run(variants=[skip(2), *heads, *sets()], tasks=("facts",), protocols=("default",))
     [sets_only] = listed(run.plot())
     assert [label.get_text() for label in sets_only.get_yticklabels()] == [variant.name for variant in sets()]
     [depth] = listed(run.plot("depth"))
     titles = [cast(Figure, ax.figure).get_suptitle() for ax in (sets_only, depth)]
-    assert titles == [f"{run.spec.model}: 5 of 6 variants", f"{run.spec.model}: 1 of 6 variants"]
+    assert titles == [f"{run.spec.model}: 5 of 10 variants", f"{run.spec.model}: 1 of 10 variants"]
     [ax] = listed(layers_run(variants=[skip(2), skip(3), *sets()[:1]], tasks=("facts",), protocols=("default",)).plot())
     assert ax.get_xlabel().startswith("layer removed")
     [ax] = listed(layers_run(tasks=("facts",), protocols=("default",)).plot())
