@@ -210,6 +210,12 @@ def _check_items(task: Task, items: Mapping[int, Item], source: str) -> None:
         seen.add(item.id)
         for protocol, fmt in task.formats.items():
             _check_doc(fmt, item.doc, f"task {task.name!r}, protocol {protocol}: item {number} of {source}")
+            chance = task.chance(item.doc, protocol)
+            if not 0 <= chance <= 1:
+                raise UserError(
+                    f"task {task.name!r}, protocol {protocol}: the chance of item {number} is {chance:g}, expected a "
+                    "number from 0 to 1, like 0.25"
+                )
             for example in item.fewshot:
                 where = f"task {task.name!r}, protocol {protocol}: few-shot example of item {number}"
                 _check_doc(fmt.example or fmt, example, where)
