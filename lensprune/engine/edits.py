@@ -40,6 +40,11 @@ class RowEdit:
     reference: ReferenceActivations | None
     selected: list[int] | None = None
 
+    @property
+    def skips(self) -> bool:
+        """Whether it leaves the residual as it was before the block."""
+        return self.ablation.adds_nothing and self.ablation.replaces_block
+
     def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
         """Replace, in place, the activation of the ablation's site on the rows."""
         part = activation[self.rows]
@@ -66,12 +71,17 @@ def _index(selected: Sequence[int], device: torch.device) -> slice | torch.Tenso
 
 @dataclass
 class LayerEdits:
-    """Every edit at one layer, by site."""
+    """Every edit at one layer, by site.
+
+    `zeroed`: heads that are set to zero at once, instead of by edits one after another, numbered token × heads + head
+    (see `zeros_apart`).
+    """
 
     contribution: list[RowEdit] = field(default_factory=list)
     attention: list[RowEdit] = field(default_factory=list)
     mlp: list[RowEdit] = field(default_factory=list)
     heads: list[RowEdit] = field(default_factory=list)
+    zeroed: Int[torch.Tensor, " head"] | None = field(default=None, kw_only=True)
 
     @property
     def branches(self) -> dict[Slot, list[RowEdit]]:
@@ -88,6 +98,15 @@ class LayerEdits:
         """Edits of the contribution that do not depend on the block's own computation."""
         return [edit for edit in self.contribution if edit.ablation.replaces_block]
 
+    @property
+    def only_replaces(self) -> bool:
+        """Whether every edit of the contribution is among `replaced`."""
+        return len(self.replaced) == len(self.contribution)
+
+    @property
+    def _by_slot(self) -> tuple[list[RowEdit], ...]:
+        return self.contribution, self.attention, self.mlp, self.heads
+
     def contribute(
         self,
         before: Float[torch.Tensor, "1 tok d_model"],
@@ -100,7 +119,7 @@ class LayerEdits:
         out = after.clone()
         for edit in self.contribution:
             residual = before[0, edit.rows]
-            if edit.ablation.adds_nothing and edit.ablation.replaces_block:
+            if edit.skips:
                 out[0, edit.rows] = residual
             else:
                 contribution = out[0, edit.rows] - residual
@@ -108,16 +127,42 @@ class LayerEdits:
                 out[0, edit.rows] = residual + contribution
         return out
 
+    def add_replacements(
+        self, residual: Float[torch.Tensor, "1 tok d_model"], position_ids: Int[torch.Tensor, " tok"]
+    ) -> None:
+        """Add, in place, what replaces the block's contribution, to a residual that is the one before the block where
+        an edit applies; every edit of the contribution must replace it."""
+        for edit in self.contribution:
+            if not edit.skips:
+                part = residual[0, edit.rows]
+                part += replacement(edit.ablation, edit.reference, position_ids[edit.rows], part)
+
     def edit_z(
         self, z: Float[torch.Tensor, "tok head d_head"], position_ids: Int[torch.Tensor, " tok"]
     ) -> Float[torch.Tensor, "tok head d_head"]:
         """Per-head results with the edited heads replaced."""
+        if self.zeroed is not None:
+            return z.flatten(0, 1).clone().index_fill_(0, self.zeroed, 0.0).view(z.shape)
         if not self.heads:
             return z
         changed = z.clone()
         for edit in self.heads:
             edit.write(changed, position_ids)
         return changed
+
+    def zeros_apart(self, n_heads: int) -> np.ndarray:
+        """The heads to set to zero, as in `zeroed`, if that is all that the edits of heads do; else none.
+
+        Rows must be slices with bounds.
+        """
+        heads = []
+        for edit in self.heads:
+            assert isinstance(edit.rows, slice)
+            if not edit.ablation.adds_nothing:
+                return np.empty(0, dtype=np.int64)
+            selected = np.arange(n_heads) if edit.selected is None else np.array(edit.selected)
+            heads.append((np.arange(edit.rows.start, edit.rows.stop)[:, None] * n_heads + selected).reshape(-1))
+        return np.concatenate(heads) if heads else np.empty(0, dtype=np.int64)
 
     def among(self, tokens: Int[torch.Tensor, " taken"]) -> LayerEdits:
         """The edits as they apply to `tokens` alone, flat indices in ascending order, which become the rows.
@@ -132,8 +177,16 @@ class LayerEdits:
             rows = torch.isin(tokens, edit.rows).nonzero()[:, 0]
             return replace(edit, rows=rows) if len(rows) else None
 
-        slots = (self.contribution, self.attention, self.mlp, self.heads)
-        return LayerEdits(*([new for edit in edits if (new := moved(edit))] for edits in slots))
+        return LayerEdits(*([new for edit in edits if (new := moved(edit))] for edits in self._by_slot))
+
+    def moved(self, by: int) -> LayerEdits:
+        """The edits of rows that come `by` tokens later. Rows must be slices with bounds."""
+
+        def later(edit: RowEdit) -> RowEdit:
+            assert isinstance(edit.rows, slice)
+            return replace(edit, rows=slice(edit.rows.start + by, edit.rows.stop + by))
+
+        return LayerEdits(*([later(edit) for edit in edits] for edits in self._by_slot))
 
     def within(self, computed: np.ndarray) -> LayerEdits:
         """The edits of attention, MLP and heads, restricted to the `computed` tokens and renumbered to match.

@@ -256,56 +256,60 @@ class GroupDecoder:
         split = self._histories.advance(rows, tokens)
         step = Step.of(rows, self._first[rows], self._histories.of_row[rows], self._stack.n_layers)
         self._make_room(step, split)
-        edits = self._edits(rows)
-        (tokens_in, positions, sample, unchanged), layers = self._send(step, tokens, edits)
+        edits = self._edits(step)
+        (tokens_in, positions, unchanged), layers = self._send(step, tokens, edits)
         batch, embedded = self._stack.begin(tokens_in[None], positions[None])
-        row_part, history_part = embedded[0, :0], embedded[0, sample]
+        hidden = embedded[:, : len(step.histories)]
         for layer, index in enumerate(layers):
-            n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-            hidden = torch.cat([row_part, history_part[index.entering], history_part[:n_histories]])
-            hidden = self._run_layer(layer, hidden[None], batch, index, edits.get(layer))[0]
-            row_part, history_part = hidden[:n_rows], hidden[n_rows:]
+            hidden = self._run_layer(layer, hidden, batch, index, edits.get(layer))
         self._attention.tokens = None
-        return torch.cat([row_part, history_part[unchanged]])
+        return torch.cat([hidden[0, step.n_histories[-1] :], hidden[0, unchanged]])
 
     def _send(
         self, step: Step, tokens: np.ndarray, edits: dict[int, LayerEdits]
     ) -> tuple[list[torch.Tensor], list[LayerIndex]]:
-        """Send all indices of a step in one transfer: the rows' tokens and positions, one row per history, the history
-        of each row that no layer changes, and each layer's `LayerIndex`."""
-        masks, of_layers = zip(
-            *(self._layer_arrays(layer, step, edits.get(layer)) for layer in range(self._stack.n_layers)), strict=True
+        """Send all indices of a step in one transfer: the tokens and positions of histories and rows, the history of
+        each row that no layer changes, and each layer's `LayerIndex`."""
+        n_layers = self._stack.n_layers
+        masks, inner, of_layers = zip(
+            *(self._layer_arrays(layer, step, edits.get(layer)) for layer in range(n_layers)), strict=True
         )
-        prompts = self._prompt_of[step.rows]
+        both = np.concatenate([step.sample, np.arange(len(step.rows))])
+        prompts = self._prompt_of[step.rows[both]]
         positions = self._prompts.lengths.numpy()[prompts] + self._step
-        of_step = [tokens, positions, step.sample, step.history_of[step.n_rows[-1] :]]
+        of_step = [tokens[both], positions, step.history_at(n_layers - 1, slice(step.n_rows[-1], None))]
         # Layers that need the same number of histories need the same ones.
         sizes = [int(size) for size in np.unique(step.n_histories) if size]
-        of_histories = [self._attention.arrays_of(prompts[step.sample[:size]]) for size in sizes]
+        n_histories = len(step.histories)
+        of_histories = [self._attention.arrays_of(prompts[n_histories - size : n_histories]) for size in sizes]
         own, *sent = sent_at_once([of_step, *of_layers, *of_histories], self._device)
-        self._attention.begin_step(self._step, dict(zip(sizes, sent[len(of_layers) :], strict=True)))
-        return own, [LayerIndex.of(*pair) for pair in zip(masks, sent[: len(of_layers)], strict=True)]
+        self._attention.begin_step(self._step, dict(zip(sizes, sent[n_layers:], strict=True)))
+        ranges = map(step.tokens, range(n_layers))
+        return own, [LayerIndex.of(*fields) for fields in zip(ranges, masks, inner, sent[:n_layers], strict=True)]
 
-    def _layer_arrays(self, layer: int, step: Step, edits: LayerEdits | None) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Which tokens of one layer's call are computed, and the index arrays of `LayerIndex.of`."""
+    def _layer_arrays(
+        self, layer: int, step: Step, edits: LayerEdits | None
+    ) -> tuple[np.ndarray, LayerEdits | None, list[np.ndarray]]:
+        """Which tokens of one layer's call are computed, their edits, and the index arrays of `LayerIndex.of`."""
         n_before = int(step.n_rows[layer - 1]) if layer else 0
         n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-        source_of = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
-        is_computed = np.ones(len(source_of), dtype=bool)
+        is_computed = np.ones(n_histories + n_rows, dtype=bool)
         for edit in edits.replaced if edits is not None else []:
             is_computed[edit.rows] = False
-        rows = np.flatnonzero(is_computed[:n_rows])
+        rows = np.flatnonzero(is_computed[n_histories:])
         differing = rows[self._first[step.rows[rows]] < layer]
         place = self._diverged_place[layer][step.rows[differing]] if len(differing) else differing
+        entering = slice(n_before, n_rows)
+        inner = edits if edits is None or is_computed.all() else edits.within(is_computed)
         arrays = [
-            source_of,
-            step.history_of[n_before:n_rows],
+            place[:0] if inner is None else inner.zeros_apart(self._model.facts.n_heads),
+            step.history_at(layer - 1, entering) if layer else step.history_of[entering],
             np.flatnonzero(is_computed),
             place,
-            step.history_of[rows[len(differing) :]],
+            step.history_at(layer, rows[len(differing) :]),
             self._attention.histories[layer].places if n_histories else place[:0],
         ]
-        return is_computed, arrays + (self._by_block(layer, place) if self._attention.by_kernel else [])
+        return is_computed, inner, arrays + (self._by_block(layer, place) if self._attention.by_kernel else [])
 
     def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
         """Split diverged rows, given by their places in a layer's buffers, by block, with their places in the block."""
@@ -317,12 +321,14 @@ class GroupDecoder:
             arrays += [inside, place[inside] - span.start]
         return arrays
 
-    def _edits(self, rows: np.ndarray) -> dict[int, LayerEdits]:
-        variants, starts = np.unique(self._variant_of[rows], return_index=True)
-        ends = [*starts[1:], len(rows)]
+    def _edits(self, step: Step) -> dict[int, LayerEdits]:
+        """Each layer's edits, on the tokens of its call."""
+        variants, starts = np.unique(self._variant_of[step.rows], return_index=True)
+        ends = [*starts[1:], len(step.rows)]
         spans = [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
         assigned = [(self._variants[v], span) for v, span in zip(variants, spans, strict=True)]
-        return edits_by_layer(assigned, self._reference, self._model.facts, self._rows_at)
+        of_rows = edits_by_layer(assigned, self._reference, self._model.facts, self._rows_at)
+        return {layer: edits.moved(int(step.n_histories[layer])) for layer, edits in of_rows.items()}
 
     def _rows_at(self, at: str, rows: Rows) -> Rows | None:
         """The rows, if the selector chooses their newest tokens; all have the same number of generated tokens."""
@@ -331,35 +337,55 @@ class GroupDecoder:
     def _run_layer(
         self,
         layer: int,
-        hidden: Float[torch.Tensor, "1 tok d_model"],
+        below: Float[torch.Tensor, "1 tok_below d_model"],
         batch: FlatBatch,
         index: LayerIndex,
         edits: LayerEdits | None,
     ) -> Float[torch.Tensor, "1 tok d_model"]:
-        """One layer on rows and histories; rows whose whole contribution is replaced are left out of its call."""
-        after = hidden
-        if index.is_computed.any():
-            whole = bool(index.is_computed.all())
-            inner = batch.take(index.source if whole else index.source[index.computed], layer)
-            inner_edits = edits if whole or edits is None else edits.within(index.is_computed)
-            self._attention.tokens = LayerTokens(
-                layer=layer,
-                diverged=index.diverged,
-                starting=index.starting,
-                histories=index.histories,
-                blocks=index.blocks,
-            )
-            part = hidden if whole else hidden[:, index.computed]
-            part = self._stack.run_layer(layer, part, inner, self._attention, inner_edits)
-            if whole:
-                after = part
-            else:
-                after = hidden.clone()
-                after[:, index.computed] = part
-        # Rows that were left out already hold the residual before the layer.
-        if edits is None or all(e.ablation.adds_nothing and e.ablation.replaces_block for e in edits.contribution):
+        """One layer on its tokens, given those of the layer below; rows whose whole contribution is replaced are left
+        out of its call."""
+        n, n_entering, n_first = len(index.is_computed), len(index.entering), index.n_computed_first
+        # Histories that no row needs any more are the first ones.
+        staying = below[:, below.shape[1] + n_entering - n :]
+        entering = below[:, index.entering] if n_entering else below[:, :0]
+        replaced = edits is None or edits.only_replaces
+        # Only the others are computed: no need to put them together first.
+        apart = replaced and n_first == staying.shape[1]
+        before = staying if apart or not n_entering else torch.cat([staying, entering], dim=1)
+        if n_first is None:
+            after = before.clone()
+            after[:, index.computed] = self._computed(layer, before[:, index.computed], batch, index)
+        else:
+            rest = entering if apart else before[:, n_first:]
+            after = self._computed(layer, before[:, :n_first], batch, index) if n_first else before[:, :0]
+            after = torch.cat([after, rest], dim=1) if rest.shape[1] else after
+        positions = batch.position_ids[0, index.tokens]
+        if edits is None:
             return after
-        return edits.contribute(hidden, after, batch.position_ids[0, index.source])
+        if not replaced:
+            return edits.contribute(before, after, positions)
+        # Rows that were left out hold the residual before the layer.
+        edits.add_replacements(after, positions)
+        return after
+
+    def _computed(
+        self,
+        layer: int,
+        hidden: Float[torch.Tensor, "1 computed d_model"],
+        batch: FlatBatch,
+        index: LayerIndex,
+    ) -> Float[torch.Tensor, "1 computed d_model"]:
+        """The layer's call, on those of its tokens that it computes, given the residuals before it."""
+        n_first, begin = index.n_computed_first, index.tokens.start
+        taken = index.computed + begin if n_first is None else slice(begin, begin + n_first)
+        self._attention.tokens = LayerTokens(
+            layer=layer,
+            diverged=index.diverged,
+            starting=index.starting,
+            histories=index.histories,
+            blocks=index.blocks,
+        )
+        return self._stack.run_layer(layer, hidden, batch.take(taken, layer), self._attention, index.edits)
 
     def _within_budget(self, running: np.ndarray) -> Bool[np.ndarray, " row"]:
         """Which of the running rows may go on; the others' variants are added to `postponed`."""
@@ -402,7 +428,8 @@ class GroupDecoder:
         for layer, clean in attention.clean.items():
             if layer not in attention.histories:
                 attention.histories[layer] = HistoryKV(clean.rest[0], self._most)
-            attention.histories[layer].need(step.histories[: step.n_histories[layer]], split, self._step)
+            needed = step.histories[len(step.histories) - step.n_histories[layer] :]
+            attention.histories[layer].need(needed, split, self._step)
 
     def _drop_rows(self, alive: np.ndarray, n_written: int) -> None:
         """Keep the `alive` rows of every buffer, with their first `n_written` generated tokens."""
