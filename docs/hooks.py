@@ -107,7 +107,7 @@ def shown(output: dict[str, Any]) -> str:
         return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
     data = output.get("data", {})
     if "text/html" in data:
-        # Without pandas' own look, a table gets that of site.css.
+        # Without pandas' own styling, a table gets that of site.css.
         text = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
         text = re.sub(r'<table border="\d" class="dataframe">', '<table class="dataframe">', text)
         return "<div>\n" + "\n".join(line for line in text.splitlines() if line.strip()) + "\n</div>"

@@ -1,8 +1,8 @@
-"""Attention edges: the weights from one token (the destination, which asks) to another (the source, which is read).
+"""Attention edges: the weights from one token (the destination) to another (the source).
 
 Cutting edges is what scores of −∞ before the softmax do (attention knockout, Geva et al. 2023, arXiv 2304.14767): the
 weights are zero, and the destination's other weights are divided by what is left of their sum. A destination all of
-whose sources are cut has no weights, so its heads give zero.
+whose sources are cut has no weights, so its heads output zero.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def check_pattern(model: HookedModel) -> None:
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device=model.facts.device)
     positions = torch.arange(_TOKENS, device=tokens.device)[None]
     with torch.no_grad(), model.hooks(hooks), warnings.catch_warnings():
-        # TransformerLens warns of an edit that the model doesn't read, which the error below says.
+        # TransformerLens warns of an edit that the model doesn't read; the error below says so already.
         warnings.filterwarnings("ignore", "A hook on .* returned a modified tensor")
         model.forward(tokens, torch.ones_like(tokens), positions)
     why = ""

@@ -106,7 +106,7 @@ def each_attention(
         kind: the ablation kind.
         layers: only these layers, 0-based; ``None`` takes all.
         at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
-        source: for ``cut``, which tokens those at `at` no longer attend to, written likewise.
+        source: for ``cut``, which tokens those at `at` no longer attend to, in the same form.
 
     Returns:
         Variants named like ``L3.attention.zero``, in order of depth.
@@ -162,7 +162,7 @@ def each_head(
         layers: only these layers, 0-based; ``None`` takes all.
         heads: only these heads of each layer, 0-based; ``None`` takes all.
         at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
-        source: for ``cut``, which tokens those at `at` no longer attend to, written likewise.
+        source: for ``cut``, which tokens those at `at` no longer attend to, in the same form.
 
     Returns:
         Variants named like ``L3.H1.zero``, layer by layer.
@@ -198,7 +198,7 @@ def each_kv_group(
         layers: only these layers, 0-based; ``None`` takes all.
         groups: only these groups of each layer, 0-based; ``None`` takes all.
         at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
-        source: for ``cut``, which tokens those at `at` no longer attend to, written likewise.
+        source: for ``cut``, which tokens those at `at` no longer attend to, in the same form.
 
     Returns:
         Variants named like ``L3.KV1.zero``, layer by layer.
@@ -230,7 +230,7 @@ def each_head_and_group(
         layers: only these layers, 0-based; ``None`` takes all.
         heads: only these query heads of each layer, 0-based; ``None`` takes all.
         at: which tokens are changed, like ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`.
-        source: for ``cut``, which tokens those at `at` no longer attend to, written likewise.
+        source: for ``cut``, which tokens those at `at` no longer attend to, in the same form.
 
     Returns:
         The heads' variants, then the groups'.

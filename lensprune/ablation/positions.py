@@ -116,7 +116,7 @@ def positions_named(text: str) -> Positions:
     ``-5:``, ``3:7``; ``generated``, the tokens after the prompt, ``generated[2]`` or ``generated[0:3]``, some of them;
     ``regex:PATTERN``, the prompt's tokens that share a character with a match; in worked solutions whose tokens have
     classes, one of `TOKEN_CLASSES`, a step ``step[0]``, or a class within a step, ``step[0].result``. Several,
-    separated by commas, are united; a regular expression comes last, since it may contain commas.
+    separated by commas, are combined; a regular expression comes last, since it may contain commas.
 
     Raises:
         UserError: anything else, an empty range, or a regular expression that cannot be read.

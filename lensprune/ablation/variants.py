@@ -39,7 +39,7 @@ class Ablation:
 
     `at`: the positions, as `lensprune.ablation.positions.positions_named` reads them; ``all`` by default.
     ``Ablation(component @ at, kind)`` is the same. `source`: for ``cut``, which needs it: the tokens that those at
-    `at` no longer attend to, written likewise.
+    `at` no longer attend to, in the same form.
 
     Raises:
         UserError: an unknown kind, or one that the component doesn't allow; positions that can't be read; a source that
@@ -300,7 +300,7 @@ def _components(label: str, name: str) -> list[Component]:
     """The component with that label, or the layers of a range.
 
     Raises:
-        UserError: there is none; the message has the `name` of the variant.
+        UserError: there is none; the message contains the variant's `name`.
     """
     between = _RANGE.fullmatch(label)
     if between is not None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.errors import UserError
 
-__all__ = ["FLIPS", "POWER_COLUMNS", "named_with", "power_line", "power_table", "smallest_loss"]
+__all__ = ["FLIPS", "POWER_COLUMNS", "detection_power", "power_line", "power_table", "smallest_loss"]
 
 FLIPS = 0.02
 """Share of items whose outcome changes when an unimportant part is removed; half of them are lost."""
@@ -30,7 +30,7 @@ def _tail(lost: np.ndarray, won: np.ndarray) -> Float[np.ndarray, " pair"]:
     return p
 
 
-def _largest_named(n: int, parts: int, flips: float) -> float:
+def _largest_detected(n: int, parts: int, flips: float) -> float:
     """The largest p at which one of `parts` is detected if the others only change items at rate `flips`.
 
     The step-up of `lensprune.analysis.multiplicity.discrete_bh`, with the expected distribution of the other parts.
@@ -60,7 +60,7 @@ def _lost(n: int, rate: float, n_clusters: int | None) -> Float[np.ndarray, " co
     return law
 
 
-def named_with(loss: float, n: int, parts: int, *, flips: float = FLIPS, n_clusters: int | None = None) -> float:
+def detection_power(loss: float, n: int, parts: int, *, flips: float = FLIPS, n_clusters: int | None = None) -> float:
     """Probability that a part whose removal loses a share `loss` of the items gets `q_loss` ≤ 0.05 among `parts` parts.
 
     Args:
@@ -80,12 +80,12 @@ def named_with(loss: float, n: int, parts: int, *, flips: float = FLIPS, n_clust
     for what, share in (("loss", loss), ("flips", flips)):
         if not 0 <= share <= 1:
             raise UserError(f"{what} {share} is not a share of the items: expected 0 to 1")
-    largest = _largest_named(n, parts, flips)
+    largest = _largest_detected(n, parts, flips)
     won = np.arange(int(scipy.stats.binom.isf(_RARE, n, flips / 2)) + 1)
     lost = np.arange(n + 1)
-    named = _tail(lost[:, None], won[None]) <= largest * (1 + 1e-9)
+    detected = _tail(lost[:, None], won[None]) <= largest * (1 + 1e-9)
     weights = np.outer(_lost(n, min(1.0, loss + flips / 2), n_clusters), scipy.stats.binom.pmf(won, n, flips / 2))
-    return float(weights[named].sum())
+    return float(weights[detected].sum())
 
 
 def smallest_loss(
@@ -95,13 +95,13 @@ def smallest_loss(
     every item is.
 
     Args:
-        n, parts, flips, n_clusters: as for `named_with`.
+        n, parts, flips, n_clusters: as for `detection_power`.
     """
     steps = np.arange(1, round(1 / _STEP) + 1) * _STEP
     below, above = -1, len(steps)
     while above - below > 1:
         middle = (below + above) // 2
-        enough = named_with(float(min(1.0, steps[middle])), n, parts, flips=flips, n_clusters=n_clusters) >= power
+        enough = detection_power(float(min(1.0, steps[middle])), n, parts, flips=flips, n_clusters=n_clusters) >= power
         below, above = (below, middle) if enough else (middle, above)
     return float(round(steps[above], 2)) if above < len(steps) else None
 

@@ -136,19 +136,19 @@ class Looks:
         return benjamini_hochberg(np.append(self.repeated_p(p), never))[: p.shape[1]]
 
     def futile(
-        self, p: Float[np.ndarray, "look part"], named: int, hypotheses: int | None = None
+        self, p: Float[np.ndarray, "look part"], detected: int, hypotheses: int | None = None
     ) -> Bool[np.ndarray, " part"]:
         """Parts that can be given up: their predicted P(detected at the last look) is below `FUTILITY`.
 
         The error rates hold whether or not this rule is followed.
 
         Args:
-            named: number of parts detected so far; one more would need a p of (named + 1) · level / parts.
+            detected: number of parts detected so far; one more would need a p of (detected + 1) · level / parts.
             hypotheses: as for `q`.
         """
         if len(p) == len(self.items):
             return np.ones(p.shape[1], bool)
-        needed = self.height_at(self.level * (named + 1) / max(hypotheses or 0, p.shape[1]))
+        needed = self.height_at(self.level * (detected + 1) / max(hypotheses or 0, p.shape[1]))
         share = self.shares[len(p) - 1]
         z = scipy.stats.norm.isf(np.clip(p[-1], 1e-300, 1 - 1e-16))
         likely: np.ndarray = scipy.stats.norm.sf((needed - z / np.sqrt(share)) / np.sqrt(1 / share - 1))
@@ -158,8 +158,8 @@ class Looks:
         self, p: Float[np.ndarray, "look part"], hypotheses: int | None = None
     ) -> tuple[Bool[np.ndarray, " part"], Bool[np.ndarray, " part"]]:
         """Parts that are detected after these looks, and parts that continue; `hypotheses` as for `q`."""
-        named = self.q(p, hypotheses) <= self.level
-        return named, ~named & ~self.futile(p, int(named.sum()), hypotheses)
+        detected = self.q(p, hypotheses) <= self.level
+        return detected, ~detected & ~self.futile(p, int(detected.sum()), hypotheses)
 
     def height_at(self, level: float) -> float:
         """The height that is reached at any look with probability `level` if no loss exceeds the margin."""

@@ -93,7 +93,7 @@ class AnyLook:
         return e_bh(np.append(self.values(changes), never))[: len(changes)]
 
     def open_parts(self, changes: Changes, hypotheses: int) -> Bool[np.ndarray, " part"]:
-        """Parts that are neither named nor given up."""
+        """Parts that are neither detected nor given up."""
         lost, won, n = counts_of(changes)
         given_up = e_values(won, lost, n, -self.margin) >= 1 / FUTILITY
         return ~given_up & (self.q(changes, hypotheses) > self.level)

@@ -127,7 +127,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     removed.add_argument(
         "--source",
         metavar="POSITIONS",
-        help="for --ablation cut: tokens that those of --at no longer attend to, written likewise",
+        help="for --ablation cut: tokens that those of --at no longer attend to, in the same form",
     )
     add_options(removed, Reference, Screening)
     add_options(parser.add_argument_group("when to stop measuring a variant"), StopEarly)

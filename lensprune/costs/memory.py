@@ -124,7 +124,7 @@ def _batch(shape: ModelShape, batch: Batch, bytes_a_number: int) -> Memory:
 def _chunk(shape: ModelShape, chunk: Chunk, bytes_a_number: int, on_cpu: bool) -> Memory:
     # On the CPU scores stay inside a fused kernel.
     scores = 0 if on_cpu else chunk.widest * shape.n_heads * (_FLOAT32 + (_SCORE_COPIES - 1) * bytes_a_number)
-    unembedded = min(max(chunk.scored, len(chunk.variants) * len(chunk.rows)), UNEMBED_ROWS)
+    unembedded = min(max(chunk.scored, chunk.rows_at_once), UNEMBED_ROWS)
     return Memory(
         weights=0,
         activations=chunk.tokens * _token_bytes(shape, bytes_a_number) + scores,

@@ -17,8 +17,8 @@ ProgressCallback = Callable[[int], None]
 AnswerCallback = Callable[[str, Mapping[int, Response]], None]
 """Called with a variant's name and its answers since the last call, by request index."""
 WorkCallback = Callable[[str, float], None]
-"""Called with a variant's name and how many of its rows were worked off since the last call. Rows count in parts, by
-tokens of the prompt and new tokens; a text that ends early is done with those that it did not need."""
+"""Called with a variant's name and how many of its rows were processed since the last call. Fractions of a row count,
+by tokens of the prompt and new tokens; when a text ends early, the tokens that it did not need count as processed."""
 
 
 @dataclass(frozen=True)

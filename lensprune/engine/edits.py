@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import numpy as np
 import torch
@@ -18,7 +18,17 @@ from lensprune.ablation.variants import Ablation, Variant
 from lensprune.errors import LensPruneError
 from lensprune.models.base import ModelFacts
 
-__all__ = ["LayerEdits", "RowEdit", "Rows", "RowsAt", "edits_by_layer", "first_layer"]
+__all__ = [
+    "Edit",
+    "LayerEdits",
+    "RowEdit",
+    "RowReader",
+    "RowValues",
+    "Rows",
+    "RowsAt",
+    "edits_by_layer",
+    "first_layer",
+]
 
 Rows = slice | torch.Tensor
 ALL = slice(None)
@@ -29,6 +39,17 @@ RowsAt = Callable[[str, Rows], Rows | None]
 def first_layer(variant: Variant, n_layers: int) -> int:
     """The lowest layer that a variant changes; `n_layers` for the clean model."""
     return min((a.component.layer for a in variant.ablations), default=n_layers)
+
+
+class Edit(Protocol):
+    """A change of one activation of some rows (tokens) of a flat batch."""
+
+    def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
+        """Change the activation in place."""
+
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> Edit | None:
+        """The edit as it applies to `tokens` alone, flat indices in ascending order, which become the rows; ``None``:
+        to none of them."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,55 @@ class RowEdit:
         else:
             activation[self.rows[:, None], selected] = new[:, selected]
 
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> RowEdit | None:
+        """As `Edit.among`; rows must be all, or indices."""
+        if isinstance(self.rows, slice):
+            assert self.rows == ALL
+            return self
+        rows = torch.isin(tokens, self.rows).nonzero()[:, 0]
+        return replace(self, rows=rows) if len(rows) else None
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """Given values at `rows`, of one head or of the whole activation (``None``)."""
+
+    rows: Int[torch.Tensor, " row"]
+    values: Float[torch.Tensor, "row d"]
+    head: int | None = None
+
+    def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
+        """Write the values."""
+        if self.head is None:
+            activation[self.rows] = self.values
+        else:
+            activation[self.rows, self.head] = self.values
+
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> RowValues | None:
+        """As `Edit.among`."""
+        inside = torch.isin(self.rows, tokens)
+        if not bool(inside.any()):
+            return None
+        return RowValues(torch.searchsorted(tokens, self.rows[inside]), self.values[inside], self.head)
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Keeps the activation of `rows` in `kept` under `name`, and changes nothing."""
+
+    rows: Int[torch.Tensor, " row"]
+    name: Hashable
+    kept: dict[Hashable, torch.Tensor]
+
+    def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
+        """Keep a copy."""
+        self.kept[self.name] = activation[self.rows]
+
+    def among(self, tokens: Int[torch.Tensor, " taken"]) -> RowReader:
+        """As `Edit.among`; `tokens` must hold all rows."""
+        assert bool(torch.isin(self.rows, tokens).all())
+        return replace(self, rows=torch.searchsorted(tokens, self.rows))
+
 
 def _index(selected: Sequence[int], device: torch.device) -> slice | torch.Tensor:
     """A slice where possible: sending an index to the device makes the host wait."""
@@ -78,13 +148,13 @@ class LayerEdits:
     """
 
     contribution: list[RowEdit] = field(default_factory=list)
-    attention: list[RowEdit] = field(default_factory=list)
-    mlp: list[RowEdit] = field(default_factory=list)
-    heads: list[RowEdit] = field(default_factory=list)
-    zeroed: Int[torch.Tensor, " head"] | None = field(default=None, kw_only=True)
+    attention: list[Edit] = field(default_factory=list)
+    mlp: list[Edit] = field(default_factory=list)
+    heads: list[Edit] = field(default_factory=list)
+    zeroed: Int[torch.Tensor, " head"] | None = None
 
     @property
-    def branches(self) -> dict[Slot, list[RowEdit]]:
+    def branches(self) -> dict[Slot, list[Edit]]:
         """The edits of what attention and MLP add to the residual stream, by slot."""
         return {Slot.ATTENTION: self.attention, Slot.MLP: self.mlp}
 
@@ -102,10 +172,6 @@ class LayerEdits:
     def only_replaces(self) -> bool:
         """Whether every edit of the contribution is among `replaced`."""
         return len(self.replaced) == len(self.contribution)
-
-    @property
-    def _by_slot(self) -> tuple[list[RowEdit], ...]:
-        return self.contribution, self.attention, self.mlp, self.heads
 
     def contribute(
         self,
@@ -150,52 +216,59 @@ class LayerEdits:
             edit.write(changed, position_ids)
         return changed
 
-    def zeros_apart(self, n_heads: int) -> np.ndarray:
+    def zeros_apart(self, n_heads: int) -> Int[np.ndarray, " head"]:
         """The heads to set to zero, as in `zeroed`, if that is all that the edits of heads do; else none.
 
-        Rows must be slices with bounds.
+        All must be ablations, on rows that are slices with bounds.
         """
-        heads = []
+        heads = [np.empty(0, dtype=np.int64)]
         for edit in self.heads:
+            assert isinstance(edit, RowEdit)
             assert isinstance(edit.rows, slice)
             if not edit.ablation.adds_nothing:
-                return np.empty(0, dtype=np.int64)
+                return heads[0]
             selected = np.arange(n_heads) if edit.selected is None else np.array(edit.selected)
             heads.append((np.arange(edit.rows.start, edit.rows.stop)[:, None] * n_heads + selected).reshape(-1))
-        return np.concatenate(heads) if heads else np.empty(0, dtype=np.int64)
+        return np.concatenate(heads)
 
     def among(self, tokens: Int[torch.Tensor, " taken"]) -> LayerEdits:
-        """The edits as they apply to `tokens` alone, flat indices in ascending order, which become the rows.
+        """The edits as they apply to `tokens` alone, as `Edit.among`."""
 
-        Rows must be all, or indices.
+        def moved(edits: Sequence[Edit]) -> list[Edit]:
+            return [new for edit in edits if (new := edit.among(tokens)) is not None]
+
+        contribution = [new for edit in self.contribution if (new := edit.among(tokens)) is not None]
+        return LayerEdits(contribution, moved(self.attention), moved(self.mlp), moved(self.heads))
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[LayerEdits, int]]) -> LayerEdits:
+        """The edits of several parts of a flat batch, each with the token at which the part begins.
+
+        All must be ablations, on rows that are slices with bounds.
         """
 
-        def moved(edit: RowEdit) -> RowEdit | None:
-            if isinstance(edit.rows, slice):
-                assert edit.rows == ALL
-                return edit
-            rows = torch.isin(tokens, edit.rows).nonzero()[:, 0]
-            return replace(edit, rows=rows) if len(rows) else None
-
-        return LayerEdits(*([new for edit in edits if (new := moved(edit))] for edits in self._by_slot))
-
-    def moved(self, by: int) -> LayerEdits:
-        """The edits of rows that come `by` tokens later. Rows must be slices with bounds."""
-
-        def later(edit: RowEdit) -> RowEdit:
+        def moved(edit: Edit, begin: int) -> RowEdit:
+            assert isinstance(edit, RowEdit)
             assert isinstance(edit.rows, slice)
-            return replace(edit, rows=slice(edit.rows.start + by, edit.rows.stop + by))
+            return replace(edit, rows=slice(edit.rows.start + begin, edit.rows.stop + begin))
 
-        return LayerEdits(*([later(edit) for edit in edits] for edits in self._by_slot))
+        whole = cls()
+        for edits, begin in parts:
+            whole.contribution += [moved(edit, begin) for edit in edits.contribution]
+            whole.attention += [moved(edit, begin) for edit in edits.attention]
+            whole.mlp += [moved(edit, begin) for edit in edits.mlp]
+            whole.heads += [moved(edit, begin) for edit in edits.heads]
+        return whole
 
     def within(self, computed: np.ndarray) -> LayerEdits:
         """The edits of attention, MLP and heads, restricted to the `computed` tokens and renumbered to match.
 
-        Rows must be slices with bounds.
+        All must be ablations, on rows that are slices with bounds.
         """
         before = np.cumsum(computed) - computed
 
-        def moved(edit: RowEdit) -> RowEdit | None:
+        def moved(edit: Edit) -> Edit | None:
+            assert isinstance(edit, RowEdit)
             assert isinstance(edit.rows, slice)
             size = int(computed[edit.rows].sum())
             start = int(before[edit.rows.start])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -19,12 +20,13 @@ from lensprune.engine.marks import Marks
 from lensprune.engine.tree import PrefixTree
 from lensprune.models.base import ModelFacts
 
-__all__ = ["KeepKV", "fork_variants"]
+__all__ = ["KeepKV", "fork_edits", "fork_variants", "run_edited"]
 
 KeepKV = Callable[[Variant | None, int, torch.Tensor, torch.Tensor], None]
 """Called with variant (``None``: the clean model), layer, and that layer's keys and values [kv_head, tok, d_head]."""
 
 Keep = Callable[[int, torch.Tensor, torch.Tensor], None]
+T = TypeVar("T")
 
 
 def fork_variants(
@@ -36,7 +38,7 @@ def fork_variants(
     reference: ReferenceActivations | None,
     keep_kv: KeepKV | None = None,
     marks: Marks | None = None,
-) -> Iterator[tuple[Variant, Float[torch.Tensor, "wanted d_model"]]]:
+) -> Generator[tuple[Variant, Float[torch.Tensor, "wanted d_model"]], None, None]:
     """Yield each variant with the residuals that leave its last layer, lowest first changed layer first.
 
     Args:
@@ -46,16 +48,52 @@ def fork_variants(
             that a variant replaces as a whole has none.
         marks: what the tree's tokens are marked with, for variants with positions.
     """
-    forks: dict[int, list[Variant]] = defaultdict(list)
-    for variant in variants:
-        forks[first_layer(variant, stack.n_layers)].append(variant)
     run = _Pass(stack, facts, tree, wanted)
     at = None if marks is None else _rows_at(tree, marks, facts)
+
+    def edits_of(variant: Variant) -> dict[int, LayerEdits]:
+        return edits_by_layer([(variant, ALL)], reference, facts, at)
+
+    yield from _forked(run, [(first_layer(v, stack.n_layers), v) for v in variants], edits_of, keep_kv)
+
+
+def fork_edits(
+    stack: LayerStack,
+    facts: ModelFacts,
+    tree: PrefixTree,
+    wanted: Int[torch.Tensor, " wanted"],
+    edits: Sequence[tuple[int, LayerEdits]],
+) -> Iterator[tuple[int, Float[torch.Tensor, "wanted d_model"]]]:
+    """As `fork_variants`, for edits of one layer each; yields each one's index."""
+    run = _Pass(stack, facts, tree, wanted)
+    yield from _forked(run, [(layer, i) for i, (layer, _) in enumerate(edits)], lambda i: dict([edits[i]]), None)
+
+
+def run_edited(
+    stack: LayerStack,
+    facts: ModelFacts,
+    tree: PrefixTree,
+    wanted: Int[torch.Tensor, " wanted"],
+    edits: dict[int, LayerEdits],
+) -> Float[torch.Tensor, "wanted d_model"]:
+    """The residuals that leave the last layer, with edits of any layers."""
+    run = _Pass(stack, facts, tree, wanted)
+    return run.resume(0, run.embedded, edits, None)
+
+
+def _forked(
+    run: _Pass, changes: Sequence[tuple[int, T]], edits_of: Callable[[T], dict[int, LayerEdits]], keep_kv: Any
+) -> Iterator[tuple[T, Float[torch.Tensor, "wanted d_model"]]]:
+    """Each change, given with its first changed layer, and its residuals."""
+    n_layers = run.n_layers
+    forks: dict[int, list[T]] = defaultdict(list)
+    for layer, change in changes:
+        forks[layer].append(change)
     hidden = run.embedded
     # Clean layers run only while a later fork needs their residuals, or the caller needs the last keys and values.
     last = max(forks)
     clean_layers = last + (keep_kv is not None)
-    for layer in range(min(last + 1, stack.n_layers)):
+    for layer in range(min(last + 1, n_layers)):
         starting = forks.get(layer, [])
         following = hidden
         run.save(bool(starting) and layer < clean_layers)
@@ -63,13 +101,13 @@ def fork_variants(
             keep = None if keep_kv is None else partial(keep_kv, None)
             following = run.layer(layer, hidden, None, keep)
         run.save(False)
-        for variant in starting:
-            keep = None if keep_kv is None else partial(keep_kv, variant)
-            yield variant, run.resume(layer, hidden, edits_by_layer([(variant, ALL)], reference, facts, at), keep)
+        for change in starting:
+            keep = None if keep_kv is None else partial(keep_kv, change)
+            yield change, run.resume(layer, hidden, edits_of(change), keep)
         run.forget()
         hidden = following
-    for variant in forks.get(stack.n_layers, []):
-        yield variant, hidden[0]
+    for change in forks.get(n_layers, []):
+        yield change, hidden[0]
 
 
 def _rows_at(tree: PrefixTree, marks: Marks, facts: ModelFacts) -> RowsAt:
@@ -102,6 +140,10 @@ class _Pass:
         self._queries = TreeQueries(tree, wanted)
         # Keys and values of all tokens cost about a sixth of a layer; with many wanted tokens nothing is left to gain.
         self._narrow = 2 * len(wanted) < len(tree)
+
+    @property
+    def n_layers(self) -> int:
+        return self._stack.n_layers
 
     def save(self, on: bool) -> None:
         self._attention.save = on

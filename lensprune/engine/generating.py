@@ -133,7 +133,7 @@ class Generator:
 
 
 class RowWork:
-    """How much of each of some rows is done, by tokens: first its prompt, then each new token; see `WorkCallback`."""
+    """Fraction of each row that is done, by tokens: first its prompt, then each new token; see `WorkCallback`."""
 
     def __init__(self, prompt_tokens: Sequence[float], max_new_tokens: Sequence[int]) -> None:
         self._prompt, self._new = np.array(prompt_tokens, dtype=float), np.array(max_new_tokens, dtype=float)
@@ -141,11 +141,11 @@ class RowWork:
 
     @property
     def prompts(self) -> Float[np.ndarray, " row"]:
-        """Of each row, when its prompt has run."""
+        """Fraction of each row done once its prompt has run."""
         return self._prompt / self._whole
 
     def step(self, rows: np.ndarray, ended_at: np.ndarray) -> Float[np.ndarray, " step_row"]:
-        """Of each of `rows`, when it got one more token.
+        """Fraction of each of `rows` done by one more token.
 
         Args:
             ended_at: the length of each text that ends with this token; 0 for those that go on.

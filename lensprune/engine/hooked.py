@@ -192,4 +192,4 @@ class HookedExecutor:
 
 
 def _nothing(variant: str, rows: float) -> None:
-    """For callers that don't want to know of work."""
+    """For callers that don't ask for progress."""

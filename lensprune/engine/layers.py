@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 
 from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan, AttentionSettings
-from lensprune.engine.edits import LayerEdits, RowEdit
+from lensprune.engine.edits import Edit, LayerEdits
 from lensprune.engine.norms import fuse_norms
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.errors import LensPruneError, first_line
@@ -112,7 +112,7 @@ class LayerStack:
             raise UnsupportedByFastPath(f"the model has a custom hook at {model.facts.kept_hooks[0]}")
         if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
             raise UnsupportedByFastPath("parameters of the model were replaced after it was loaded")
-        # A tree of its own over the same tensors, because its attention and norms are replaced for good.
+        # A separate module tree over the same tensors, because its attention and norms are replaced for good.
         raw = unhooked_copy(raw)
         fuse_norms(raw)
         bridge: Any = model.module
@@ -333,7 +333,7 @@ def _one_module(site: str, alias: Any) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _branch_hook(edits: list[RowEdit], positions: torch.Tensor) -> Callable[..., Any]:
+def _branch_hook(edits: list[Edit], positions: torch.Tensor) -> Callable[..., Any]:
     def replace(module: torch.nn.Module, args: Any, output: Any) -> Any:
         value = output[0] if isinstance(output, tuple) else output
         changed = value.reshape(len(positions), -1).clone()

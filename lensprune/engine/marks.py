@@ -17,7 +17,7 @@ from lensprune.models.base import HookedModel
 from lensprune.models.spans import text_of_tokens
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 
-__all__ = ["Marks", "marked", "marks_of", "prompt_positions", "token_of"]
+__all__ = ["Marks", "joined", "marked", "marks_of", "prompt_positions", "token_of"]
 
 InPrompt = Callable[[str, tuple[int, ...]], bytes]
 """Which tokens of a prompt, given their ids, a selector chooses: a byte each, 0 or 1."""
@@ -36,14 +36,15 @@ def marked(request: R, marks: Sequence[int]) -> R:
     if not marks:
         return request
     size = len(request.context_ids)
-    context = _joined(request.context_ids, marks[:size])
+    context = joined(request.context_ids, marks[:size])
     if isinstance(request, GenerateRequest):
         return replace(request, context_ids=context)
     scored = request.continuation_ids
-    return replace(request, context_ids=context, continuation_ids=(*_joined(scored[:-1], marks[size:]), scored[-1]))
+    return replace(request, context_ids=context, continuation_ids=(*joined(scored[:-1], marks[size:]), scored[-1]))
 
 
-def _joined(ids: Sequence[int], marks: Sequence[int]) -> tuple[int, ...]:
+def joined(ids: Sequence[int], marks: Sequence[int]) -> tuple[int, ...]:
+    """Tokens with their marks, of which `token_of` and `marks_of` give each."""
     return tuple(token | mark << _BITS for token, mark in zip(ids, marks, strict=True))
 
 
@@ -58,7 +59,7 @@ def marks_of(marked_id: int) -> int:
 
 
 def prompt_positions(model: HookedModel) -> InPrompt:
-    """A function of a selector and a prompt that says which tokens are chosen, and remembers it."""
+    """A function of a selector and a prompt that says which tokens are chosen, and caches its results."""
 
     @lru_cache(maxsize=2**14)
     def in_prompt(at: str, ids: tuple[int, ...]) -> bytes:

@@ -133,7 +133,7 @@ def _reference(recorded: Mapping[str, torch.Tensor], variants: Sequence[Variant]
     return ReferenceActivations(
         first=_Derived(recorded, sites, first),
         pooled=_Derived(recorded, sites, pooled),
-        # Another token's, and too few, so that positions go round.
+        # Another token's, and too few, so that positions wrap.
         donor=_Derived(recorded, sites, lambda values: values[0, 3:]),
         optimal=_Derived(recorded, labels, lambda values: -2 * torch.stack([first(values), pooled(values)])),
     )
@@ -201,8 +201,8 @@ def _by_hooks(
     reference: ReferenceActivations,
     of_first: Sequence[NamedHook],
 ) -> Float[torch.Tensor, "variant tok-1"]:
-    """Log-probability of every token but the first under every variant, from one forward pass: each row has hooks of
-    its own."""
+    """Log-probability of every token but the first under every variant, from one forward pass: each row has its
+    own hooks."""
     ids = torch.tensor([text] * len(variants), device=model.facts.device)
     positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
     named = [(name, _on_row(0, function)) for name, function in of_first]
@@ -276,7 +276,7 @@ class ProjectionRecorder:
     def check(
         self, variants: Sequence[Variant], reference: ReferenceActivations, positions: Sequence[torch.Tensor]
     ) -> None:
-        """Whether one of the calls, on rows at some of the `positions`, had what each head's ablation sets."""
+        """Whether one of the calls, on rows at some of the `positions`, contained what each head's ablation sets."""
         for ablation in (a for v in variants for a in v.ablations if a.component.part.slot is Slot.HEADS):
             layer = ablation.component.layer
             calls = [(z, rows) for z in self._received[layer] for rows in positions if len(z) == len(rows)]

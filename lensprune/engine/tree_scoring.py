@@ -57,7 +57,7 @@ class TreeScorer:
     def __init__(self, tree: PrefixTree, requests: dict[int, LoglikelihoodRequest]) -> None:
         self._indices = list(requests)
         self._scored = scored_positions(tree, list(requests.values()))
-        # Sorted by the positions that are unembedded together: here, since a mask on a GPU waits for it.
+        # Sorted here by the positions that are unembedded together: with masks in `score`, a GPU would wait for each.
         batch = self._scored.rows // UNEMBED_ROWS
         order = batch.argsort(stable=True)
         self._sizes = batch.bincount().tolist()
@@ -78,7 +78,7 @@ class TreeScorer:
             logits = stack.logits(hidden)
             local, targets = where
             finite = finite_rows(logits)[local]
-            # Not logsumexp, which rounds differently (7e-6 nats a token over 49,152 tokens on a CPU): the hooked
+            # Not logsumexp, which rounds differently (7e-6 nats per token over 49,152 tokens on a CPU): the hooked
             # executor and lm-eval take log_softmax.
             value = widened(logits).log_softmax(-1)[local, targets]
             logprobs.append(torch.where(finite, value, torch.nan))

@@ -46,7 +46,7 @@ from lensprune.sweeps.thinking_prefix import thinking_requests, with_longest_thi
 __all__ = ["CountedSweep"]
 
 _LONG = 512
-"""From so many new tokens on, shorter texts are planned too."""
+"""From this many new tokens on, shorter texts are planned too."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class CountedSweep:
     """By condition, what the clean model generates beforehand for a thinking prefix."""
     stopping: Stopping | None
     hypotheses: int
-    """Variants in question, of which screening chooses those in `variants`, with so many `controls`."""
+    """Number of variants in question; screening chooses `variants` among them, with `controls` drawn at random."""
     controls: int = 0
 
     @classmethod
@@ -133,8 +133,8 @@ class CountedSweep:
         )
 
     def _estimates(self, condition: Condition) -> Cost:
-        """Of screening: a forward pass and a backward pass to the activations, each with as many products, which share
-        tokens as the clean model's pass does."""
+        """Cost of screening's estimates: a forward pass, and a backward pass to the activations with as many products.
+        Both share tokens as the clean model's pass does."""
         if not self.screened:
             return Cost()
         return shared_cost(self.shape, self.model_config.facts, condition.requests, [CLEAN], self.budget) * 2
@@ -168,15 +168,15 @@ class CountedSweep:
         return unshared_cost(self.shape, requests, len(variants), self.budget)
 
     def seconds(self, speed: Speed) -> float:
-        """Time of everything."""
+        """Seconds of the whole sweep."""
         return self.seconds_of((cell.shared if self.shares_work else cell.unshared for cell in self.cells()), speed)
 
     def seconds_of(self, cells: Iterable[Cost], speed: Speed) -> float:
-        """Time of work of this cost, and of the reference prompts."""
+        """Seconds of cells with these costs, and of the reference prompts."""
         return estimated_seconds(sum(cells, self.references()), speed, self.weight_bytes, self.number.itemsize)
 
     def correction(self, speed: Speed, cells: Sequence[PlannedCell]) -> Correction:
-        """What this machine took before for such work over what was planned, by the share of each kind."""
+        """Measured over planned time of earlier work of these kinds on this machine, weighted by planned time."""
         history, facts, executor = SpeedHistory.of_machine(), self.model_config.facts, self.executor
         planned = taken = 0.0
         sweeps = 0
@@ -191,7 +191,7 @@ class CountedSweep:
         return Correction(taken / planned if planned else 1.0, sweeps)
 
     def lengths(self, speed: Speed) -> tuple[PlannedLength, ...]:
-        """The same with an eighth, a quarter and half of the new tokens, and with all; none where texts are short."""
+        """The same sweep with an eighth, a quarter, half and all of the new tokens; empty if texts are short."""
         most = max((r.max_new_tokens for r in self._generated()), default=0)
         if most < _LONG:
             return ()
@@ -201,7 +201,7 @@ class CountedSweep:
         return [r for condition in self.conditions for r in condition.requests if isinstance(r, GenerateRequest)]
 
     def _shortened(self, most: int) -> CountedSweep:
-        """This sweep with at most so many new tokens."""
+        """This sweep with at most `most` new tokens per text."""
         conditions = tuple(
             replace(condition, items=tuple(_shorter(item, most) for item in condition.items))
             for condition in self.conditions
@@ -227,14 +227,14 @@ class CountedSweep:
             return max(batch.rows for of_cell in requests for batch in hooked_batches(of_cell, size) if batch.steps)
         facts, limits = self.model_config.facts, forked_limits(self.budget)
         chunks = (chunk for of_cell in requests for chunk in decode_chunks(of_cell, self.variants, facts, limits))
-        return max(len(chunk.variants) * len(chunk.rows) for chunk in chunks)
+        return max(chunk.rows_at_once for chunk in chunks)
 
     def references(self) -> Cost:
         """The clean model's passes over reference prompts."""
         return _reference_cost(self.shape, self.conditions, self.variants)
 
     def memory(self) -> Memory:
-        """The largest need at any time."""
+        """Peak memory."""
         work = [([condition.requests for condition in self.conditions], self.variants), (self.thoughts, (CLEAN,))]
         needs = [
             peak_memory(
@@ -269,7 +269,7 @@ def _check_device(name: str) -> None:
 
 
 def _evenly_over_depth(variants: Sequence[Variant], n: int) -> tuple[Variant, ...]:
-    """So many variants evenly over depth, and the clean model.
+    """The clean model, and `n` of the variants, spread evenly over depth.
 
     Which heads screening would choose is not known without weights, and several tasks may choose different ones.
     """
@@ -280,7 +280,7 @@ def _evenly_over_depth(variants: Sequence[Variant], n: int) -> tuple[Variant, ..
 def _reference_cost(shape: ModelShape, conditions: Sequence[Condition], variants: Sequence[Variant]) -> Cost:
     """The clean model on the prompts from which mean and resample take their activations, one at a time.
 
-    Values that are searched for beforehand count with their kind's passes from the layer on.
+    Values that are searched for count with the passes of their kind, from the component's layer on.
     """
     total = Cost()
     searched = {a for variant in variants for a in variant.ablations if a.definition.search_passes}

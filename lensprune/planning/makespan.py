@@ -32,9 +32,9 @@ class GroupTime:
 
 @dataclass(frozen=True)
 class Makespan:
-    """What a sweep by `workers` takes.
+    """Duration of a sweep with `workers` workers.
 
-    `seconds`: until the last worker is done, loading included; `units`: how many were dealt out; `work`: what all
+    `seconds`: until the last worker is done, loading included; `units`: how many were distributed; `work`: what all
     workers together spent on cells and units; `efficiency`: time of one worker over `workers` times this one.
     """
 

@@ -60,7 +60,7 @@ class Plan:
     """What a sweep would cost; printing it prints `text`.
 
     `unshared` is the cost of the hooked executor, `shared` that of the forked one; `memory` (bytes) and `seconds` are
-    those of `executor`. Generations count at their full length; `lengths` has shorter ones, where they may be long. For
+    those of `executor`. Generations count at their full length; `lengths` has shorter ones, if they may be long. For
     a sweep that stops early all this is an upper bound; `stops` and `expected_seconds` come from a simulation.
 
     Examples:
@@ -81,10 +81,10 @@ class Plan:
     speed: Speed
     seconds: float
     workers: int | None = None
-    """Of a distributed sweep; every other figure is for one process."""
+    """Number of workers of a distributed sweep; every other figure is for one process."""
     lengths: tuple[PlannedLength, ...] = ()
     correction: Correction = field(default_factory=Correction)
-    """What sweeps on this machine took over what was planned for them; `seconds` and `lengths` have it in them."""
+    """Measured over planned time of earlier sweeps on this machine; `seconds` and `lengths` include it."""
     stops: tuple[PlannedStop, ...] = ()
     expected_seconds: float | None = None
     text: str = field(default="", repr=False, compare=False)

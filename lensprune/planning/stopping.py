@@ -1,4 +1,4 @@
-"""What a sweep that stops early would cost: its looks are simulated, with losses that are assumed."""
+"""What a sweep that stops early would cost: its looks are simulated under assumed losses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lensprune.protocols.registry import protocol_named
 __all__ = ["Profile", "measured_at_looks", "profile_of"]
 
 _SIMULATED = 10
-"""Sweeps that are simulated."""
+"""Number of simulated sweeps."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Losses as they are assumed: a `share` of the parts loses from `least` to `most` of the items, evenly spread, the
-    others nothing; of a further share `flips` half are lost and half are won."""
+    """Assumed losses: a `share` of the parts loses from `least` to `most` of the items, evenly spread, the others none;
+    a further share `flips` of the items changes, half lost and half won."""
 
     share: float
     least: float
@@ -36,7 +36,7 @@ class Profile:
         )
 
     def losses(self, parts: int) -> Float[np.ndarray, " part"]:
-        """Of so many parts, largest first."""
+        """Losses of `parts` parts, largest first."""
         losing = round(self.share * parts)
         return np.append(np.linspace(self.most, self.least, losing), np.zeros(parts - losing))
 
@@ -47,8 +47,8 @@ _GENERATE = Profile(1.0, 0.0, 0.3, 0.2)
 
 
 def profile_of(variants: Sequence[Variant], protocol: str) -> Profile:
-    """What is assumed of these variants: few single heads matter, a third of the layers, and where texts are generated
-    most of them, with many answers that change either way."""
+    """The profile assumed for these variants: few single heads matter; a third of the layers do, or most of them where
+    texts are generated, with many answers that change either way."""
     parts = [ablation.component.part for variant in variants for ablation in variant.ablations]
     if parts and all(part.slot is Slot.HEADS for part in parts) and all(len(v.ablations) < 2 for v in variants):
         return _HEADS
@@ -61,9 +61,9 @@ def measured_at_looks(
     """How many parts are measured on each block of items, as the mean over simulated sweeps.
 
     Args:
-        parts: all that are in question.
-        measured: how many are measured; with fewer than `parts` they are the `controls`, which lose nothing, and
-            those that lose most, as screening would have it.
+        parts: number of parts in question.
+        measured: how many of them are measured; if fewer than `parts`, the `controls`, which lose nothing, and those
+            that lose most, as screening would choose them.
     """
     losses = profile.losses(parts)
     losses = np.append(losses[: measured - controls], np.zeros(controls)) if measured < parts else losses

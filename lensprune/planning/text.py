@@ -91,13 +91,13 @@ def plan_report(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> str:
-    """The time, and how it was corrected by what this machine took before."""
+    """The time, with its correction by earlier sweeps on this machine."""
     known, most = plan.correction, duration(plan.seconds)
     said = most if plan.expected_seconds is None else f"about {duration(plan.expected_seconds)}, at most {most},"
     if not known.sweeps:
         return f"{said} of matrix products"
     sweeps = "sweep" if known.sweeps == 1 else "sweeps"
-    return f"{said} of matrix products × {known.factor:.2f}, as {known.sweeps} {sweeps} took here,"
+    return f"{said} of matrix products × {known.factor:.2f} (from {known.sweeps} earlier {sweeps} here)"
 
 
 def _stops(plan: Plan) -> str:
@@ -118,7 +118,7 @@ def _stops(plan: Plan) -> str:
 
 
 def _workers_line(plan: Plan) -> str:
-    """The simulated time by `plan.workers`; nothing for a sweep in one process."""
+    """The simulated time with `plan.workers`; nothing for a sweep in one process."""
     if plan.workers is None:
         return ""
     most = "at most " if plan.stops else ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,22 +20,29 @@ from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import AnyModel, HookedModel
 from lensprune.models.tokenizers import encode
-from lensprune.primitives.causal import MIN_PROBES, causal_tests
+from lensprune.primitives.causal import causal_table
 from lensprune.primitives.chains import Chain, ChainOptions, Wording, draw_chains
 from lensprune.primitives.classes import CLASSES, MarkedSolution, tokenize_solution
 from lensprune.primitives.effects import MIN_SOLUTIONS, TokenLosses, class_effects, token_losses
-from lensprune.primitives.probes import TESTS, make_probes
+from lensprune.primitives.patches import MIN_PROBES, PatchEffects, measure_patches
+from lensprune.primitives.probes import TESTS, Probe, make_probes
 from lensprune.primitives.result import Primitives
+from lensprune.primitives.stages import Stages
+from lensprune.primitives.survival import place_index, same_answer, stable_chains, stable_pairs, survival_table
 from lensprune.primitives.verdicts import MIN_KNOWN, ROLES, Thresholds, role_evidence, verdict_table
 from lensprune.tasks import load_task
 from lensprune.tasks.base import GenerationFormat
 from lensprune.tasks.prompts import build_context, format_of
-from lensprune.terminal import stage
+from lensprune.terminal import progress_bar
 
 __all__ = ["default_texts", "marked_chains", "primitives", "reference_for", "task_texts", "text_rows"]
 
 _REFERENCE = 16
+_TOGETHER = 32
+"""Variants, or places, whose results are kept together."""
 _LONGEST_TEXT = 128
+OTHER_WORDING = Wording(ask=" = ?", end=";", conclusion=" In total,", between="\n")
+"""Chains in which roles that were found in the default wording are tested again."""
 
 
 def primitives(
@@ -51,6 +59,7 @@ def primitives(
     wording: Wording | None = None,
     thresholds: Thresholds | None = None,
     seed: int = 0,
+    keep: Path | None = None,
     progress: bool = False,
 ) -> Primitives:
     """Find the roles of heads and MLPs in chains of sums: carry an operand or operator, route to a position, compute or
@@ -74,7 +83,8 @@ def primitives(
             bundled word problems.
         wording: how chains are written.
         seed: of chains, pairs, shuffles and bootstraps.
-        progress: name the stage that runs.
+        keep: a folder for what was measured, so that a stopped call continues when it is repeated.
+        progress: show a bar.
 
     Raises:
         UserError: an option out of range, or prompts longer than the model's context.
@@ -86,43 +96,171 @@ def primitives(
     if ablation not in ("zero", "mean"):
         raise UserError(f"primitives does not support ablation {ablation!r}: choose zero or mean")
     chain_options = ChainOptions(operands, largest, subtract, limit, shots, words, seed)
-    front = chain_options.examples()
-    solutions = marked_chains(hooked, chain_options.chains(), words, front)
     rows = text_rows(hooked, default_texts(max(limit, 12)) if texts is None else texts)
     variants = [
         *each_head(hooked.facts, ablation, layers),
         *each_mlp(hooked.facts, ablation, layers),
         *each_layer(hooked.facts, "skip", layers),
     ]
+    kept = Stages(keep, hooked.facts)
     reference = reference_for(hooked, chain_options, variants)
-    with stage(f"{len(variants)} parts removed from {len(solutions)} solutions", shown=progress):
-        losses = token_losses(hooked, solutions, variants, reference)
-    with stage(f"{len(variants)} parts removed from general text", shown=progress):
-        text = token_losses(hooked, rows, variants, reference)
+    solutions = marked_chains(hooked, chain_options.chains(), words, chain_options.examples())
+    losses = _losses(hooked, solutions, variants, reference, (kept, "solutions", chain_options), progress)
+    text = _losses(hooked, rows, variants, reference, (kept, "text", chain_options), progress)
     effects = class_effects(losses, text, variants, seed=seed)
-    shuffled = class_effects(_shuffled(losses, seed), text, variants, seed=seed)
-    chains = draw_chains(limit, operands, largest, subtract, seed, distinct=True)
-    probes, missed = make_probes(hooked, chains, words, front, seed)
+    probes, missed = _probes(hooked, chain_options)
     places = _places(effects, bounds)
-    with stage(f"{len(places)} parts patched", shown=progress):
-        causal = causal_tests(hooked, probes, places, seed)
+    patched = _patches(hooked, probes, places, seed, kept, progress)
+    causal = causal_table(probes, places, patched, seed)
     evidence = role_evidence(effects, causal, bounds)
+    shuffled = class_effects(_shuffled(losses, seed), text, variants, seed=seed)
+    controls = {
+        "shuffled": role_evidence(shuffled, causal, bounds),
+        "placebo": role_evidence(effects, causal, bounds, placebo=True),
+    }
+    named = evidence[evidence["named"]]
+    own = sorted({_variant_index(variants, row) for row in named.to_dict("records")})
+    transferred: dict[str, pd.DataFrame] = {}
+    for name, others in _other_chains(chain_options).items() if own else ():
+        try:
+            tried = marked_chains(hooked, others.chains(), others.wording, others.examples())
+            of_others, _ = _probes(hooked, others, fewer=True)
+        except UserError:
+            # The prompts are too long, or there are no two chains: not testable.
+            continue
+        some = [variants[i] for i in own]
+        again = class_effects(
+            _losses(hooked, tried, some, reference, (kept, "solutions", others), progress),
+            text.among(own), some, seed=seed,
+        )  # fmt: skip
+        where = sorted({places[place_index(places, row)] for row in named.to_dict("records")})
+        moved = _patches(hooked, of_others, where, seed, kept, progress)
+        transferred[name] = role_evidence(again, causal_table(of_others, where, moved, seed), bounds)
     return Primitives(
         model=hooked.facts.name,
         effects=effects,
         causal=causal,
         evidence=evidence,
         verdicts=verdict_table(effects, evidence, bounds),
-        controls=_controls(
-            evidence,
-            role_evidence(shuffled, causal, bounds),
-            role_evidence(effects, causal, bounds, placebo=True),
+        controls=_controls(evidence, controls["shuffled"], controls["placebo"]),
+        survival=survival_table(
+            named,
+            controls,
+            transferred,
+            _of_named(named, solutions, losses, text, variants, probes, patched, places, bounds, seed),
+            bounds,
         ),
         thresholds=bounds,
         chain_options=chain_options,
         ablation=ablation,
         notes=tuple(_notes(effects, causal, missed)),
     )
+
+
+def _probes(model: HookedModel, options: ChainOptions, *, fewer: bool = False) -> tuple[list[Probe], dict[str, int]]:
+    chains = draw_chains(
+        options.limit,
+        options.operands,
+        options.largest,
+        options.subtract,
+        options.seed,
+        distinct=True,
+        fewer=fewer,
+    )
+    return make_probes(model, chains, options.wording, options.examples(), options.seed)
+
+
+def _other_chains(options: ChainOptions) -> dict[str, ChainOptions]:
+    """Chains of another wording, unless the wording is the caller's own, and of another range."""
+    others = {"other_range": replace(options, largest=7 if options.largest > 7 else 9)}
+    if options.wording == Wording():
+        others["other_wording"] = replace(options, wording=OTHER_WORDING)
+    return others
+
+
+def _variant_index(variants: Sequence[Variant], row: Mapping[Any, Any]) -> int:
+    """The variant that removes a row's part."""
+    part = (row["component"], int(row["layer"]), None if pd.isna(row["head"]) else int(row["head"]))
+    return next(i for i, v in enumerate(variants) if (v.component, v.layer, v.head) == part)
+
+
+def _of_named(
+    named: pd.DataFrame,
+    solutions: Sequence[MarkedSolution],
+    losses: TokenLosses,
+    text: TokenLosses,
+    variants: Sequence[Variant],
+    probes: Sequence[Probe],
+    patched: PatchEffects,
+    places: Sequence[PatchTarget],
+    bounds: Thresholds,
+    seed: int,
+) -> dict[str, list[float]]:
+    """`same_answer` and the stability of each named role, for `survival_table`."""
+    tokens = np.array([token for solution in solutions for token in solution.solution_ids])
+    columns: dict[str, list[float]] = {
+        name: [] for name in ("same_answer", "same_answer_p", "stable_chains", "stable_pairs")
+    }
+    for row in named.to_dict("records"):
+        variant, place = _variant_index(variants, row), place_index(places, row)
+        own = losses.among([variant])
+        contrast, p = same_answer(own, tokens, row["class"], tests=len(named), seed=seed)
+        columns["same_answer"].append(float(contrast[0]))
+        columns["same_answer_p"].append(float(p[0]))
+        stable = stable_chains(own, text.among([variant]), row["class"], bounds.effect, seed)
+        columns["stable_chains"].append(float(stable[0]))
+        columns["stable_pairs"].append(float(stable_pairs(probes, patched, row["test"], bounds.share, seed)[place]))
+    return columns
+
+
+def _losses(
+    model: HookedModel,
+    rows: Sequence[MarkedSolution],
+    variants: Sequence[Variant],
+    reference: ReferenceActivations | None,
+    stage: tuple[Stages, str, ChainOptions],
+    progress: bool,
+) -> TokenLosses:
+    """`token_losses`, kept some variants at a time. The chains determine the reference."""
+    kept, name, chain_options = stage
+    done: list[TokenLosses] = []
+    with progress_bar(
+        shown=progress, total=len(variants) * len(rows), unit="text", description=f"parts removed from {name}"
+    ) as bar:
+        for start in range(0, len(variants), _TOGETHER):
+            some = variants[start : start + _TOGETHER]
+
+            def measured(some: Sequence[Variant] = some) -> Mapping[str, np.ndarray]:
+                return vars(token_losses(model, rows, some, reference, progress=bar.update))
+
+            before = bar.n
+            arrays = kept.get(name, (rows, [variant.name for variant in some], chain_options), measured)
+            done.append(TokenLosses(**arrays))
+            bar.update(len(some) * len(rows) - (bar.n - before))
+    return replace(done[0], loss=np.concatenate([one.loss for one in done], axis=1))
+
+
+def _patches(
+    model: HookedModel,
+    probes: Sequence[Probe],
+    places: Sequence[PatchTarget],
+    seed: int,
+    kept: Stages,
+    progress: bool,
+) -> PatchEffects:
+    """`measure_patches`, kept some places at a time."""
+    done: list[PatchEffects] = []
+    with progress_bar(shown=progress, total=len(places), unit="part", description="parts patched") as bar:
+        for start in range(0, max(1, len(places)), _TOGETHER):
+            some = places[start : start + _TOGETHER]
+
+            def measured(some: Sequence[PatchTarget] = some) -> Mapping[str, np.ndarray]:
+                return vars(measure_patches(model, probes, some, seed))
+
+            done.append(PatchEffects(**kept.get("patches", (probes, some, seed), measured)))
+            bar.update(len(some))
+    both = ("effect", "placebo")
+    return replace(done[0], **{name: np.concatenate([getattr(one, name) for one in done], axis=1) for name in both})
 
 
 def marked_chains(

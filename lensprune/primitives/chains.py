@@ -81,11 +81,15 @@ class Chain:
         return self.question(wording) + "".join(pieces[name] for name in names[: names.index(before)])
 
 
-def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, distinct: bool = False) -> list[Chain]:
+def draw_chains(
+    n: int, operands: int, largest: int, subtract: bool, seed: int, *, distinct: bool = False, fewer: bool = False
+) -> list[Chain]:
     """Draw `n` different chains with numbers from 1 to `largest` and results from 0 to `largest`.
 
     Args:
         distinct: no number occurs twice among operands and results, so that a number's source is unambiguous.
+
+        fewer: return those that there are, if they are fewer.
 
     Raises:
         UserError: there are fewer such chains.
@@ -102,7 +106,7 @@ def draw_chains(n: int, operands: int, largest: int, subtract: bool, seed: int, 
         values: Sequence[int] = (*chain.numbers, *chain.results)
         if all(0 <= value <= largest for value in values) and not (distinct and len(set(values)) < len(values)):
             chains[chain] = None
-    if len(chains) < n:
+    if len(chains) < n and not fewer:
         raise UserError(
             f"there are only {len(chains)} chains of {operands} numbers with results up to {largest}, and {n} were "
             "requested: request fewer, or allow larger results"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.analysis.intervals import mean_intervals
 from lensprune.analysis.multiplicity import benjamini_hochberg
 from lensprune.analysis.randomization import TOLERANCE, sign_flip_p
+from lensprune.engine.base import ProgressCallback
 from lensprune.engine.traces import TokenTrace, trace_tokens
 from lensprune.models.base import HookedModel
 from lensprune.primitives.classes import CLASSES, MarkedSolution
@@ -65,6 +66,15 @@ class TokenLosses:
     kind: np.ndarray
     predicted: Bool[np.ndarray, " tok"]
 
+    @property
+    def usable(self) -> Bool[np.ndarray, " tok"]:
+        """Tokens of some class that the clean model predicts, with a finite loss under every variant."""
+        return self.predicted & (self.kind != "") & np.isfinite(self.loss).all(axis=1)
+
+    def among(self, variants: Sequence[int]) -> TokenLosses:
+        """The losses under some of the variants, by index."""
+        return replace(self, loss=self.loss[:, list(variants)])
+
     def units(self, wanted: Bool[np.ndarray, " tok"]) -> Float[np.ndarray, "unit variant"]:
         """Mean loss of the wanted tokens of each unit that has any."""
         codes = np.unique(self.unit[wanted], return_inverse=True)[1]
@@ -78,10 +88,12 @@ def token_losses(
     solutions: Sequence[MarkedSolution],
     variants: Sequence[Variant],
     reference: ReferenceActivations | None = None,
+    *,
+    progress: ProgressCallback | None = None,
 ) -> TokenLosses:
     """Score the solutions teacher-forced, under each variant (not including the clean model)."""
     requests = [LoglikelihoodRequest(s.context_ids, s.solution_ids, classes=s.classes) for s in solutions]
-    clean, *changed = trace_tokens(model, requests, [CLEAN, *variants], reference=reference)
+    clean, *changed = trace_tokens(model, requests, [CLEAN, *variants], reference=reference, progress=progress)
 
     def joined(traces: Sequence[TokenTrace]) -> np.ndarray:
         return np.concatenate([trace.logprob for trace in traces])
@@ -117,7 +129,7 @@ def class_effects(
 
     The class ``text`` has one row per variant too: its effect on general text.
     """
-    usable = losses.predicted & (losses.kind != "") & np.isfinite(losses.loss).all(axis=1)
+    usable = losses.usable
     text_usable = np.isfinite(text.loss).all(axis=1)
     text_units = text.units(text_usable)
     tests = len(variants) * (1 + len(CLASSES))

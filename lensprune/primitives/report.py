@@ -68,8 +68,9 @@ def primitives_report(
     Args:
         model: a name or path for `load_model`, or a loaded model.
         out: folder for ``effects.csv``, ``causal.csv``, ``evidence.csv``, ``verdicts.csv``, ``controls.csv``,
-            ``selectivity.csv`` and ``figures/primitives.png``, with `where` also ``where.csv`` and
-            ``figures/where.png``.
+            ``survival.csv``, ``selectivity.csv`` and ``figures/primitives.png``, with `where` also ``where.csv`` and
+            ``figures/where.png``. What was measured is kept in ``stages``: a stopped call continues when it is
+            repeated.
         layers: like ``0-3,7``.
         text_file, text_task: general text from a file (separated by blank lines), or another task's right answers.
         least_effect, least_share: thresholds.
@@ -109,12 +110,16 @@ def primitives_report(
         wording=wording,
         thresholds=thresholds,
         seed=seed,
+        keep=None if out is None else Path(out) / "stages",
         progress=progress,
     )
     tables = {
-        f"{name}.csv": getattr(result, name) for name in ("effects", "causal", "evidence", "verdicts", "controls")
+        f"{name}.csv": getattr(result, name)
+        for name in ("effects", "causal", "evidence", "verdicts", "controls", "survival")
     }
     lines = [for_terminal(_title(result)), _known(result), _verdicts(result), _controls(result.controls)]
+    if len(result.survival):
+        lines.append(_survival(result.survival))
     if draws:
         with stage(f"each role's heads and {draws} random sets removed", shown=progress):
             selective = selectivity(hooked, result, draws=draws, ablation=selectivity_ablation)
@@ -161,15 +166,30 @@ def _verdicts(result: Primitives) -> str:
     named = result.verdicts[result.verdicts["verdict"] != NOTHING]
     rows = [["part", "what it does", "because", "its patch also moves"]]
     for row in named.to_dict("records"):
-        part = f"L{row['layer']}.{'mlp' if pd.isna(row['head']) else 'H' + str(row['head'])}"
-        rows.append([part, str(row["verdict"]), str(row["because"]), str(row["also"])])
+        rows.append([_part(row), str(row["verdict"]), str(row["because"]), str(row["also"])])
     rest = len(result.verdicts) - len(named)
     return f"{aligned(rows)}\n{rest} of {len(result.verdicts)} heads and MLPs: {NOTHING}"
+
+
+def _part(row: dict[Any, Any]) -> str:
+    return f"L{row['layer']}.{'mlp' if pd.isna(row['head']) else 'H' + str(row['head'])}"
 
 
 def _controls(controls: pd.DataFrame) -> str:
     rows = [["role", "named", "with shuffled classes", "by placebo"]]
     return aligned(rows + [[str(cell) for cell in row] for row in controls.itertuples(index=False)])
+
+
+def _survival(table: pd.DataFrame) -> str:
+    rows = [["role", "part", "test", "same answer", "bootstraps: chains", "pairs", "falls to", "not testable"]]
+    for row in table.to_dict("records"):
+        numbers = [
+            "" if pd.isna(row[name]) else f"{row[name]:{form}}"
+            for name, form in (("same_answer", "+.2f"), ("stable_chains", ".0%"), ("stable_pairs", ".0%"))
+        ]
+        rows.append([str(row["role"]), _part(row), str(row["test"]), *numbers, str(row["fell"]), str(row["untested"])])
+    held = int((table["fell"] == "").sum())
+    return f"{aligned(rows)}\n{held} of {len(table)} roles by test survive every control that is testable"
 
 
 def _strong_heads(result: Primitives) -> list[tuple[int, int]]:

@@ -21,7 +21,8 @@ class Primitives:
     test), see `causal_tests`; parts whose removal costs less than the threshold everywhere are not tested.
     `evidence`: one row per (part, role, test). `verdicts`: one row per head or MLP. `controls`: one row per role, with
     the number of parts that have it, and the numbers with shuffled token classes and with each patch judged by its
-    placebo.
+    placebo. `survival`: one row per named (part, role, test), with the controls to which it falls, see
+    `survival_table`.
     `thresholds`, `chain_options`, `ablation`: how it was measured. `notes`: what could not be measured.
     """
 
@@ -31,6 +32,7 @@ class Primitives:
     evidence: pd.DataFrame
     verdicts: pd.DataFrame
     controls: pd.DataFrame
+    survival: pd.DataFrame
     thresholds: Thresholds
     chain_options: ChainOptions
     ablation: str

@@ -73,7 +73,7 @@ def where_effects(
     sizes[ALL] = sum(len(s.context_ids) + len(s.solution_ids) - 1 for s in solutions)
     variants = [v for v, a in zip(variants, ablations, strict=True) if sizes[a.at]]
     losses = token_losses(hooked, solutions, variants, reference_for(hooked, chain_options, variants))
-    usable = losses.predicted & (losses.kind != "") & np.isfinite(losses.loss).all(axis=1)
+    usable = losses.usable
     frames = []
     for kind in (ALL, *CLASSES):
         of_kind = np.ones(len(losses.kind), bool) if kind == ALL else losses.kind == kind

@@ -50,7 +50,7 @@ def _colours() -> dict[str, Any]:
 
 def _gain_label(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    unclear = "" if bool(first["gain_is_clear"]) else ", not clear of 0"
+    unclear = "" if bool(first["gain_is_clear"]) else ", interval includes 0"
     return f"whole gain {first['gain']:+.2f} (n {first['n']}{unclear})"
 
 

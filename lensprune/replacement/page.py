@@ -98,7 +98,7 @@ def replacement_page(outcomes: ReplacementOutcomes) -> str:
 def _note(row: pd.Series) -> str:
     if bool(row["at_chance"]):
         return "at chance: not even the distilled model beats guessing"
-    return "" if bool(row["gain_is_clear"]) else "not clear of 0, so there are no shares of it"
+    return "" if bool(row["gain_is_clear"]) else "its interval includes 0, so no shares are given"
 
 
 def write_replacement_report(outcomes: ReplacementOutcomes, path: str | Path | None = None) -> Path:

@@ -236,7 +236,7 @@ def _notes(pair: ModelPair) -> list[str]:
         notes.append(f"{component}: {state}")
     ends = [sorted(eos_token_ids(model)) for model in (pair.base, pair.distilled)]
     if ends[0] != ends[1]:
-        notes.append(f"texts end at other tokens: {ends[0]} in base, {ends[1]} in distilled")
+        notes.append(f"texts end at different tokens: {ends[0]} in base, {ends[1]} in distilled")
     contexts = (pair.base.facts.n_ctx, pair.distilled.facts.n_ctx)
     if contexts[0] != contexts[1]:
         notes.append(f"contexts of {contexts[0]} and {contexts[1]} tokens: prompts are cut to the shorter")

@@ -37,7 +37,7 @@ def replacement_report(outcomes: ReplacementOutcomes, most: int = 5, *, as_json:
             )
             continue
         if not bool(first["gain_is_clear"]):
-            head += "; the gain is not clear of 0, so there are no shares of it"
+            head += "; the interval of the gain includes 0, so no shares are given"
         rows = [["direction", "part", "accuracy", "effect", "95% interval", "share of gain", "‖ΔW‖/‖W‖"]]
         for _, ranked in of_cell.groupby("direction", sort=False):
             for _, row in ranked.sort_values("effect", ascending=False, kind="stable").head(most).iterrows():

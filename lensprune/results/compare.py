@@ -29,7 +29,7 @@ _COMPARED = (
     "primary_metric", "seed",
 )  # fmt: skip
 _SECTIONS = [
-    ("runs", "The two runs"), ("clean", "Whole models"), ("figures", "Figures"), ("changes", "Changes"),
+    ("runs", "The two runs"), ("clean", "Clean models"), ("figures", "Figures"), ("changes", "Changes"),
     ("map", "Maps of effects"), ("items", "Items"),
 ]  # fmt: skip
 _CLEAN_SHOWN = {

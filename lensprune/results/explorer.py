@@ -43,7 +43,7 @@ def effects_map(outcomes: Outcomes) -> list[dict[str, Any]]:
     """
     summary = summarise(outcomes)
     changed = summary[(summary["variant"] != CLEAN.name) & summary["layer"].notna() & summary["delta"].notna()]
-    named = set(critical(changed, level_of(outcomes.spec)).index)
+    needed = set(critical(changed, level_of(outcomes.spec)).index)
     several = changed["ablation"].nunique() > 1
     maps = []
     for (task, protocol), group in changed.groupby(["task", "protocol"], sort=False):
@@ -53,7 +53,7 @@ def effects_map(outcomes: Outcomes) -> list[dict[str, Any]]:
             column = "whole layer" if column == "layer" else column
             column += f", {row['ablation']}" if several else ""
             q = None if pd.isna(row["q_loss"]) else round(float(row["q_loss"]), 4)
-            numbers = [round(float(row["delta"]), 4), q, int(index in named)]
+            numbers = [round(float(row["delta"]), 4), q, int(index in needed)]
             parts.append([int(row["layer"]), column, visible(str(row["variant"])), *numbers])
         maps.append({"task": visible(str(task)), "protocol": str(protocol), "parts": parts})
     return maps
@@ -75,7 +75,7 @@ def model_of_run(outcomes: Outcomes, model: ModelOrName | None = None) -> Hooked
     """The model that a run measured: the one given, by name or loaded, else the one that the run names.
 
     Raises:
-        UserError: the run's model was given as an object or can't be loaded, or `model` has other weights.
+        UserError: the run's model was given as an object or can't be loaded, or `model` has different weights.
     """
     spec = outcomes.spec
     if model is None:
@@ -85,7 +85,7 @@ def model_of_run(outcomes: Outcomes, model: ModelOrName | None = None) -> Hooked
     options = {"dtype": spec.dtype, "bos": spec.bos} if isinstance(model, (str, Path)) else {}
     hooked = open_model(model, **options)  # type: ignore[arg-type]
     if hooked.facts.weights_hash != spec.weights_hash:
-        raise UserError(f"the run measured {spec.model}, and {hooked.facts.name} has other weights")
+        raise UserError(f"the run measured {spec.model}, and {hooked.facts.name} has different weights")
     return hooked
 
 
@@ -121,7 +121,7 @@ def shown_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = No
         UserError: a model for no head, or fewer heads than none.
     """
     if most < 0 or (most == 0 and model is not None):
-        raise UserError(f"patterns {most} keeps no attention pattern: expected a number of heads from 1 on")
+        raise UserError(f"patterns {most} keeps no attention pattern: expected 1 or more heads")
     if most or not (summarise(outcomes)["component"] == _HEAD).any():
         return attention_patterns(outcomes, most, model)
     return Patterns("Attention patterns are stored with lensprune report --patterns N, for N heads.")
@@ -166,7 +166,7 @@ class Page:
 def _browser_note(rows: BrowserRows) -> str:
     texts = (
         f"Texts are cut at {TEXT_LIMIT} characters, and prompts to their last {rows.prompt_limit}; Run.item and "
-        "Run.records(prompts=True) have them whole."
+        "Run.records(prompts=True) return them whole."
     )
     if rows.shown == rows.total:
         return f"The table holds all {rows.total} records of changed models. {texts}"

@@ -23,7 +23,7 @@ def noise_report(table: pd.DataFrame, out: str | Path | None = None, *, as_json:
     floors = [["task", "protocol", "Δμ within noise"]]
     for (task, protocol), group in table.groupby(["task", "protocol"], sort=False):
         floors.append([str(task), str(protocol), f"up to {group['flipped'].max():.3f}"])
-    parts = ["items that the clean model answers otherwise, by how it is run", aligned(rows), aligned(floors)]
+    parts = ["items that the clean model answers differently, by how it is run", aligned(rows), aligned(floors)]
     if out is not None:
         from lensprune.output.results_folder import write_results
 

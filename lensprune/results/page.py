@@ -122,7 +122,7 @@ def write_report(
 
     Args:
         path: the file; ``None`` takes ``report.html`` in the run's folder.
-        most_records: how many records the page's browser of items holds; records.csv has all.
+        most_records: how many records the page's item browser holds; records.csv has all.
         patterns, model: as `run_page`.
         progress: show a progress bar.
 

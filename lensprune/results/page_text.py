@@ -39,7 +39,7 @@ def _too_few(changed: pd.DataFrame) -> str:
 def none_critical(changed: pd.DataFrame) -> str:
     tested = int(beats_chance(changed).sum())
     if not tested:
-        return f"None can be named: {_NOT_ABOVE}.{_too_few(changed)}"
+        return f"None can be detected: {_NOT_ABOVE}.{_too_few(changed)}"
     most = changed.loc[beats_chance(changed), "n"].max()
     return (
         f"None among {counted(tested, 'change')} on tasks above chance, with up to {counted(int(most), 'item')} each."

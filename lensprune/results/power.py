@@ -71,7 +71,7 @@ def power_report(
         rows.append([str(n), str(n_clusters) if counted is not None else "–", smallest])
     head = (
         f"{for_terminal(name)}: smallest loss of accuracy that is detected (q of a loss ≤ 0.05) in 80% of sweeps over "
-        f"{parts} variant{'' if parts == 1 else 's'}, each of which also changes {flips:.0%} of the items by accident"
+        f"{parts} variant{'' if parts == 1 else 's'}, each of which also changes {flips:.0%} of the items at random"
     )
     text = frame_json(table) if as_json else f"{head}\n{aligned(rows)}"
     if out is None:

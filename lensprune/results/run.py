@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from lensprune.ablation.orders import place_in_order
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis import critical, depth, head_effects, head_groups, screening
 from lensprune.analysis import protocol_gap as gaps
@@ -129,8 +130,8 @@ class Run(Outcomes):
 
         Args:
             kind: ``depth``, ``variants``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``thinking_length``,
-                ``open_closed``, or a plug-in's; ``None`` takes ``depth``, and ``variants`` where no variant changes a
-                single layer's part.
+                ``open_closed``, or a plug-in's; ``None`` takes ``removal`` of removal curves, else ``depth``, and
+                ``variants`` where no variant changes a single layer's part.
             task, protocol: only this one; ``None`` takes all.
             ax: draw on these axes, one per panel; ``None`` makes a figure.
             options: options of the analysis, such as ``component`` of ``lorenz``; ``lensprune analyse FOLDER`` lists
@@ -157,6 +158,8 @@ class Run(Outcomes):
 
     def _main_kind(self) -> str:
         """The main analysis of the run."""
+        if any(place_in_order(name) is not None for name in self.spec.variant_names):
+            return "removal"
         return "depth" if summaries.summarise(self)["layer"].notna().any() else "variants"
 
     def __getattr__(self, name: str) -> Callable[..., pd.DataFrame]:

@@ -33,7 +33,7 @@ def _sentence(rows: pd.DataFrame, level: float) -> str:
     known = rows[beats_chance(rows)]
     protocols = list(dict.fromkeys(known["protocol"]))
     silent = [str(p) for p in dict.fromkeys(rows["protocol"]) if p not in protocols]
-    at_chance = f"under {_joined(silent)} the clean model is not known to beat chance, so nothing is named"
+    at_chance = f"under {_joined(silent)} the clean model is not known to beat chance, so nothing can be detected"
     if not protocols:
         return at_chance
     changed = known[known["variant"] != CLEAN.name]

@@ -40,7 +40,7 @@ class _Feeder:
     def __init__(self, digest: Any) -> None:
         self._digest = digest
         self._package: str | None = None
-        # The objects too: another one could come to have the id of one that is gone.
+        # The objects too: a later one could reuse the id of one that is gone.
         self._seen: dict[int, tuple[int, object]] = {}
 
     def feed(self, value: object) -> None:

@@ -15,7 +15,7 @@ __all__ = ["NOISE_COLUMNS", "NOISE_NOTE", "noise_floor", "noise_lines", "noise_t
 
 NOISE_NOTE = "within noise"
 NOISE_COLUMNS = ("task", "protocol", "way", "n", "lost", "won", "flipped", "items")
-"""`way`: how the clean model was run again; `lost`, `won`: items that it then has wrong and right, otherwise than in
+"""`way`: how the clean model was run again; `lost`, `won`: items that it then gets wrong and right, unlike in
 the run; `flipped`: both, as a share of the `n` items; `items`: their ids. Where items have several samples, each text
 counts instead."""
 
@@ -57,7 +57,7 @@ def _rows(spec: SweepSpec) -> list[dict[str, Any]]:
 
 
 def noise_floor(spec: SweepSpec, task: str, protocol: str) -> float:
-    """The largest share of items that flip by a way of running; NaN where the noise was not measured."""
+    """The largest share of items that flip in any way of running; NaN where the noise was not measured."""
     table = noise_table(spec)
     here = table[(table["task"] == task) & (table["protocol"] == protocol)]
     return float(here["flipped"].max()) if len(here) else np.nan
@@ -76,6 +76,6 @@ def noise_lines(spec: SweepSpec) -> list[str]:
         floor = f"a Δμ up to {rows['flipped'].max():.3f} may be that alone" if rows["flipped"].any() else "none"
         lines.append(
             f"{for_terminal(str(task))}, {protocol}: of {rows['n'].iloc[0]} items the clean model in {spec.dtype} "
-            f"answers otherwise: {ways}; {floor}"
+            f"answers differently: {ways}; {floor}"
         )
     return lines

@@ -75,8 +75,8 @@ SCHEMA = pa.schema(
 (``eos``, ``stop_string``, ``length`` or ``non_finite``), null where nothing is generated. `chance` is the expected
 accuracy of an uninformed guess on this item under this protocol; log-probabilities are in nats and null under
 generate; `option_logprobs` has one for each option of the item's `lensprune.runs.questions.Question`;
-`truncated_tokens` were cut on the left of the prompt; `thinking` and `n_thinking_tokens` are null where none is told
-apart from the answer, `text`, and `n_tokens` counts both."""
+`truncated_tokens` were cut on the left of the prompt; `thinking` and `n_thinking_tokens` are null where thinking is
+not separated from the answer, `text`; `n_tokens` counts both."""
 
 
 def _storable(text: str | None) -> str | None:
@@ -92,7 +92,7 @@ def cell_table(
 ) -> pa.Table:
     """Records of one cell, in the order of its items.
 
-    The first k parts of an order are a set also where k is 1: they have no layer and head of their own.
+    The first k parts of an order are a set even if k is 1: their layer and head are null.
 
     Args:
         requests: the items' requests, which say what was cut from each prompt.

@@ -95,8 +95,8 @@ class ExecutionSpec:
     noise: Mapping[str, Any] = field(default_factory=dict)
     """By task, protocol and way of running: items that the clean model loses and wins (`lensprune.runs.noise`)."""
     spent: Mapping[str, Any] = field(default_factory=dict)
-    """``processes``: for each that measured cells to the end what was planned for these and what they took, in seconds
-    and bytes at the peak, and its threads."""
+    """``processes``: for each process that measured cells to the end, planned and measured time (s) and peak memory
+    (bytes), and its threads."""
 
     def and_spent(self, process: Mapping[str, Any]) -> ExecutionSpec:
         """The same, with one more process."""
@@ -157,8 +157,7 @@ class SweepSpec:
     """``clean``: options are scored after the clean model's thinking, which is stored with the questions."""
     keep_eos: bool = False
     appended: str = ""
-    """What the tokenizer by itself puts behind a prompt, such as EOS; with `keep_eos` the prompts end in it, without it
-    is left out."""
+    """What the tokenizer by itself appends to a prompt, such as EOS: kept with `keep_eos`, otherwise left out."""
     decoding: Mapping[str, Any] = field(default_factory=dict)
     """Under ``generate``: what the model's generation config decides about a text (`GreedyRules.recorded`)."""
     max_new_tokens: int | None = None
@@ -175,11 +174,11 @@ class SweepSpec:
     of heads sought in each task and protocol (``top``) and of those measured for their estimates (``reach``),
     ``estimates`` of all heads, and what is ``measured`` and why."""
     stopping: Mapping[str, Any] | None = None
-    """When a variant is measured no further (`lensprune.analysis.stopping`): ``items`` at which it is looked at, the
-    last being the cap, and ``margin`` and ``q`` (with ``look``, ``any``, of e-values), or ``width``; ``None``: all
+    """When a variant stops (`lensprune.analysis.stopping`): the numbers of ``items`` at its looks, the last being the
+    cap, and ``margin`` and ``q`` (with ``look``, ``any``, of e-values), or ``width``; ``None``: all
     variants are measured on all items."""
     settings_of: str | None = None
-    """Of a weight replacement: whose chat template and `decoding` both models have, ``base`` or ``distilled``."""
+    """In a weight replacement: whose chat template and `decoding` both models use, ``base`` or ``distilled``."""
     kept_hooks: tuple[str, ...] = ()
     """Hook points with custom hooks that are part of the model, with ``keep_hooks``."""
     versions: Mapping[str, str] = field(default_factory=library_versions)

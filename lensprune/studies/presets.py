@@ -103,8 +103,8 @@ _CHOICES = (
     "Greedy decoding with the task's stop strings and limit.",
     "Intervals are paired over items; q is the false discovery rate of one-sided tests within a task and protocol.",
     "Early layers are the first 30% of the depth; a loss of less than 0.05 counts as none.",
-    "Base and distilled model answer the same items, with the same prompts; about thinking, each in its own chat "
-    "format, or without one where it has none.",
+    "Base and distilled model answer the same items, with the same prompts; for thinking, each in its own chat "
+    "format if it has one.",
     "Exchanged weights are copied whole, in both directions; cumulative exchanges begin at the bottom; prompts and "
     "decoding are then the distilled model's for both.",
 )
@@ -185,9 +185,9 @@ PRESETS: dict[str, Preset] = {
             ),
             (
                 "200 items per task (mmlu: 200 per subject), 100 for heads and groups.",
-                "The distilled pair is the one that is given: its layers on 200 items of gsm8k_cot and of retrieval, "
+                "The distilled pair is the one given: its layers on 200 items of gsm8k_cot and of retrieval, "
                 "exchanges on 100 of gsm8k_cot.",
-                "About thinking, 100 items of gsm8k without examples; 4,096 new tokens, budgets of 256 and 1,024.",
+                "For thinking, 100 items of gsm8k without examples; 4,096 new tokens, budgets of 256 and 1,024.",
                 *_CHOICES,
             ),
             None,

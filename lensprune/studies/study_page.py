@@ -75,7 +75,7 @@ def _signatures(runs: list[tuple[StudyPart, Run]]) -> tuple[pd.DataFrame, str]:
             try:
                 frames.append(run.signatures())
             except UserError as error:
-                missing = f"Nothing can be said from {part.name}: {error}."
+                missing = f"No verdict from {part.name}: {error}."
     kept = [frame for frame in frames if len(frame)]
     # Two sweeps may ask the same of the same items; the evidence is one all the same.
     rows = pd.concat(kept).drop_duplicates(["signature", "task", "protocol", "ablation"]) if kept else frames[0]

@@ -50,7 +50,7 @@ def block_requests(condition: Condition, stopping: Stopping | None) -> tuple[int
 
 
 Work = Callable[[tuple[str, str], str, float], float]
-"""Of so many requests of one (task, protocol) under a variant."""
+"""The work of a number of requests of one (task, protocol) under a variant."""
 
 
 def blocks_left(

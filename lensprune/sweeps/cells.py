@@ -35,10 +35,10 @@ FEWEST_ANSWERS = 4
 
 
 class CellProgress(Protocol):
-    """Called with a variant's name and how many of its requests were worked off since the last call, counted as in
+    """Called with a variant's name and how many of its requests were processed since the last call, counted as in
     `lensprune.engine.base.WorkCallback`, or the number answered by an executor that doesn't take ``on_work``.
 
-    `known`: their answers were kept from before, and nothing was run.
+    `known`: their answers were stored already, and nothing was run.
     """
 
     def __call__(self, variant: str, rows: float, *, known: bool = False) -> object: ...
@@ -115,7 +115,7 @@ def _answered(
 def warn_of_cut_off(task: str, protocol: str, outcomes: Sequence[Outcome], max_new_tokens: int) -> None:
     """Warn where more than a tenth of a whole model's answers are cut off, and say what helps.
 
-    A text may run out of new tokens, or end by itself inside its thinking, which more new tokens don't mend.
+    A text may run out of new tokens, or end by itself inside its thinking, which more new tokens don't fix.
     """
     cut = [outcome for outcome in outcomes if outcome.failure == "cut_off"]
     if len(cut) <= MAX_CUT_OFF * len(outcomes):

@@ -1,4 +1,4 @@
-"""What a sweep asks: the requests of each (task, protocol), with chance levels and reference prompts."""
+"""The requests of each (task, protocol) of a sweep, with chance levels and reference prompts."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ __all__ = ["DEMO_LIMIT", "DEMO_MODEL", "DEMO_PROTOCOLS", "demo"]
 
 DEMO_MODEL = "smollm2-135m"
 DEMO_PROTOCOLS = ("continuation", "generate")
-"""The likelihood of the answer's text, and generated text; with ``default`` it would take half as long again."""
+"""The likelihood of the answer's text, and generated text; ``default`` would add half the time."""
 DEMO_LIMIT = 48
-"""Items per task: enough to name layers on each of them, in a few minutes on two cores."""
+"""Items per task: enough to find critical layers on each of them, in a few minutes on two cores."""
 
 
 def demo(out: str | Path = "runs/demo", *, progress: bool = True) -> Run:

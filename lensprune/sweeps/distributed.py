@@ -138,7 +138,7 @@ def measure_on_workers(
         ready: a loaded worker, which says what each request will take.
 
     Returns:
-        What it took, where `progress` is shown and anything was missing.
+        Time and memory taken, if `progress` is shown and anything was missing.
     """
     finished = store.finished()
     groups = [
@@ -176,8 +176,8 @@ def _measure_blocks(
     bar: WorkBar,
     advance: Progress,
 ) -> None:
-    """A block of every task and protocol that has one left, then the next, because verdicts need all cells of a block;
-    the clean model first, with which the others are compared wherever the sweep is stopped."""
+    """Measure a block of every task and protocol that has one left, then the next, because verdicts need all cells of a
+    block. The clean model comes first: the others are compared with it wherever the sweep is stopped."""
     while True:
         next_blocks = {cell: block for cell in outcomes.cells if (block := next_block(outcomes, *cell)) is not None}
         if not next_blocks:

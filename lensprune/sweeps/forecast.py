@@ -33,8 +33,8 @@ Work = Sequence[tuple[Condition, Sequence[Variant]]]
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of one request by (task, protocol) and variant, corrected by what this machine took before; and bytes at
-    the peak.
+    """Seconds of one request by (task, protocol) and variant, corrected by earlier sweeps on this machine; and peak
+    memory (bytes).
 
     Args:
         corrections: by (task, protocol), with the key under which measured times are kept.
@@ -56,7 +56,7 @@ class Forecast:
         return self.corrections[cell][0].kind
 
     def remember(self, cell: tuple[str, str], work: float, taken: float, history: SpeedHistory) -> None:
-        """Keep how long `work` seconds of one (task, protocol) took."""
+        """Record that work of one (task, protocol), planned at `work` seconds, took `taken`."""
         key, correction = self.corrections[cell]
         history.add(key, work / correction.factor, taken)
 
@@ -112,7 +112,7 @@ def _speed(d_model: int, shape: ModelShape, number: torch.dtype, device: str, th
 
 @dataclass(frozen=True)
 class Spent:
-    """What one process, or `workers`, took for the cells that they measured, beside what was planned for them."""
+    """Planned and measured time and memory of the cells that one process, or `workers`, measured."""
 
     planned_seconds: float
     planned_memory: int
@@ -120,7 +120,7 @@ class Spent:
     peak_memory: int | None
     threads: int
     workers: int = 1
-    """Memory is that of one, `seconds` of all of them side by side."""
+    """Memory is per worker; `seconds` is for all of them in parallel."""
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def planned_and_taken(spent: Spent, *, at_most: bool = False) -> str:
     """One line for the end of a sweep.
 
     Args:
-        at_most: the plan was for the case that no variant stops early.
+        at_most: the plan assumed that no variant stops early.
     """
     used = "" if spent.peak_memory is None else f" and {quantity(spent.peak_memory, 'B')} at the peak"
     each, by = (" per worker", f" with {spent.workers} workers") if spent.workers > 1 else ("", "")
@@ -151,8 +151,8 @@ def planned_and_taken(spent: Spent, *, at_most: bool = False) -> str:
 
 
 def memory_used(device: str) -> int | None:
-    """Bytes at the peak: on a GPU of torch's tensors since the process began, else of the whole process; ``None`` where
-    the system does not tell."""
+    """Peak memory (bytes) since the process began: of torch's tensors on a GPU, otherwise of the whole process;
+    ``None`` if the system does not report it."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(torch.device(device)))
     try:

@@ -18,7 +18,7 @@ __all__ = ["with_samples", "with_settings"]
 
 
 _OF_THINKING = ("thinking_budget", "think_tokens")
-"""Options of prompts that mean something to generated texts alone."""
+"""Options of prompts that affect only generated texts."""
 
 
 def with_settings(tasks: Sequence[LoadedTask], options: SweepOptions) -> list[LoadedTask]:

@@ -39,7 +39,7 @@ def task_spec(task: LoadedTask) -> TaskSpec:
 
 
 _ASKED = ("sampling", "forced_end", "thinking")
-"""What else a generation may be asked."""
+"""What else a generation request may contain."""
 
 
 def _request_json(request: Request) -> list[object]:

@@ -49,7 +49,7 @@ def check_reached(
         if source is None:
             items_without[at] = without
         elif without in (items_without.get(at), items_without.get(source)):
-            # Said already of its destinations or sources.
+            # Already reported for its destinations or sources.
             continue
         if without == len(items) > 0:
             raise UserError(

@@ -138,12 +138,12 @@ def sweep(
         thinking_budget: number of tokens after which the end of thinking is forced; ``None``: never.
         thinking_prefix: ``clean`` scores the options of the likelihood protocols after the clean model's thinking, up
             to the budget, under every variant.
-        max_new_tokens: most new tokens per text, under ``generate``; ``None`` takes the task's number.
+        max_new_tokens: maximum number of new tokens per text, under ``generate``; ``None`` takes the task's number.
         until, until_only: stop strings, in addition to the task's or instead of them.
         generation_config: ``none`` ignores the model's generation config: penalties, suppressed tokens, end tokens.
         temperature: above 0, texts are sampled, with random numbers that depend only on (seed, item, sample,
             position), so variants are coupled to the clean model; ``None`` takes the task's, usually 0.
-        top_p, top_k: what is sampled from; ``None`` takes the task's or the generation config's.
+        top_p, top_k: which tokens are sampled from; ``None`` takes the task's or the generation config's.
         samples: texts per item; Δμ and its interval are then over items, whose outcome is the mean of their samples.
         dtype, device, n_devices, bos: for `load_model`, if `model` is a name.
         executor: ``forked`` or ``hooked``; all executors give the same numbers. ``ray`` distributes the cells to Ray
@@ -245,7 +245,7 @@ def _power_lines(job: SweepJob) -> list[str]:
         return []
     parts = len(job.variants) - 1
     lines = (power_line(n, parts, n_clusters) for n, n_clusters in dict.fromkeys(shapes)) if parts else ()
-    # Clusters may leave the loss as it is to two digits.
+    # Clusters may not change the loss to two digits.
     return list(dict.fromkeys(lines))
 
 
@@ -254,9 +254,9 @@ def _missing(condition: Condition, variants: Sequence[Variant], finished: set[Ce
 
 
 def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool) -> Spent | None:
-    """Measure what is missing; what it took, where `progress` is shown and anything was missing."""
+    """Measure what is missing; return the time and memory taken, if `progress` is shown and anything was missing."""
     finished, stops = store.finished(), job.options.stopping is not None
-    # Of a sweep that stops early any variant may lack a later block.
+    # In a sweep that stops early, any variant may lack a later block.
     work = [(c, job.variants if stops else _missing(c, job.variants, finished)) for c in job.conditions]
     history = SpeedHistory.of_machine()
     foreseen = forecast(job, executor, work, history) if progress else None
@@ -284,7 +284,7 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
 
 
 def _advance(bar: WorkBar, foreseen: Forecast | None, cell: tuple[str, str]) -> CellProgress:
-    """What tells the bar of answered requests of one (task, protocol)."""
+    """The callback that advances the bar by the answered requests of one (task, protocol)."""
 
     def advance(variant: str, rows: float, *, known: bool = False) -> None:
         if foreseen is not None:

@@ -26,7 +26,7 @@ MAX_LOSSES = 5
 
 _POLL_SECONDS = 1.0
 Progress = Callable[[tuple[str, str], str, float], object]
-"""What is told of (task, protocol), variant and rows worked off."""
+"""Called with (task, protocol), variant and number of rows processed."""
 _WARN_SECONDS = 60.0
 
 
@@ -105,12 +105,12 @@ class Scheduler:
 
         Args:
             spec: spec of the run; a worker whose spec would give different results is refused.
-            progress: called with (task, protocol), variant and rows worked off; with a negative number where a lost
+            progress: called with (task, protocol), variant and rows processed; with a negative number where a lost
                 worker's answers are discarded.
 
         Raises:
-            UserError, HookNeverFired, LensPruneError: as a worker met it; a worker with other numbers; cells at
-                which workers are lost again and again.
+            UserError, HookNeverFired, LensPruneError: as a worker raised it; a worker that would give other numbers;
+                cells at which workers are lost again and again.
         """
         for state in self._workers.values():
             self._check(state, spec)

@@ -25,7 +25,7 @@ class VariantSelection:
     component's word. `ablation`: ``None`` takes skip for layers and zero for everything else. `layers`, `heads` (or
     other indices within a layer): text like ``0,10,20-29``; ``None`` takes all. `at`: which tokens are changed, like
     ``last`` or ``-5:``; see `lensprune.ablation.positions.positions_named`. `source`: for ``cut``, which tokens those
-    at `at` no longer attend to, written likewise.
+    at `at` no longer attend to, in the same form.
 
     Raises:
         UserError: an unknown name, an invalid combination, or text that is not a list of numbers.

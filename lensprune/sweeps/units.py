@@ -41,7 +41,7 @@ class UnitQueue:
     def __init__(
         self, groups: Sequence[tuple[str, str, Sequence[str]]], workers: int, blocks: Sequence[int] | None = None
     ) -> None:
-        """`groups`: (task, protocol, names of the variants that are missing); `blocks`: of the items of each."""
+        """`groups`: (task, protocol, names of the variants that are missing); `blocks`: the block of items of each."""
         self._groups = deque(
             (task, protocol, list(names), _part(len(names), workers), block)
             for (task, protocol, names), block in zip(groups, blocks or [0] * len(groups), strict=True)

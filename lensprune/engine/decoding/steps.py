@@ -1,17 +1,14 @@
-"""The plan of one decode step: running rows, the histories that they need, and indices for each layer."""
+"""The plan of one decode step: running rows, and the histories that they need."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
 
-from lensprune.engine.edits import LayerEdits
-
-__all__ = ["LayerIndex", "Step", "sent_at_once"]
+__all__ = ["Step", "sent_at_once"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +16,8 @@ class Step:
     """The running rows of one step, sorted by first changed layer, and the histories that they need.
 
     `histories` are sorted by the highest first changed layer of their rows; `history_of` is each row's index into
-    them, and `sample` one row per history. The tokens of layer l's call are the last `n_histories[l]` histories, which
-    are needed there, and then the first `n_rows[l]` rows, which are changed at or below it: a range of all histories
-    and rows, so that what belongs to the tokens need not be gathered.
+    them, and `sample` one row per history. At layer l, the first `n_rows[l]` rows are changed there or below, and the
+    last `n_histories[l]` histories are needed.
     """
 
     rows: np.ndarray
@@ -49,52 +45,9 @@ class Step:
             n_histories=len(order) - np.searchsorted(first[last][order], layers, side="left"),
         )
 
-    def tokens(self, layer: int) -> slice:
-        """The tokens of a layer's call, among all histories and rows."""
-        n = len(self.histories)
-        return slice(n - int(self.n_histories[layer]), n + int(self.n_rows[layer]))
-
-    def history_at(self, layer: int, rows: np.ndarray | slice) -> np.ndarray:
-        """The history of each of `rows`, among those that are needed at the layer."""
-        return self.history_of[rows] - (len(self.histories) - int(self.n_histories[layer]))
-
-
-@dataclass(frozen=True)
-class LayerIndex:
-    """Where the tokens of one layer's call come from.
-
-    `tokens`: their range among the step's (see `Step`); `is_computed`, `computed`: those whose contribution is not
-    replaced as a whole; `edits` of these; `entering`: the history of each row that changes at this very layer, among
-    those of the layer below; the other fields as in `LayerTokens`.
-    """
-
-    tokens: slice
-    is_computed: np.ndarray
-    edits: LayerEdits | None
-    entering: Int[torch.Tensor, " entering"]
-    computed: Int[torch.Tensor, " computed"]
-    diverged: Int[torch.Tensor, " diverged"]
-    starting: Int[torch.Tensor, " starting"]
-    histories: Int[torch.Tensor, " history"]
-    blocks: list[tuple[torch.Tensor, torch.Tensor]]
-
-    @classmethod
-    def of(
-        cls, tokens: slice, is_computed: np.ndarray, edits: LayerEdits | None, indices: Sequence[torch.Tensor]
-    ) -> LayerIndex:
-        """Build from an array for the edits' `zeros_apart`, those for `entering` to `histories`, in field order, and a
-        pair per block."""
-        zeroed, entering, computed, diverged, starting, histories, *blocks = indices
-        if edits is not None and len(zeroed):
-            edits = replace(edits, heads=[], zeroed=zeroed)
-        pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
-        return cls(tokens, is_computed, edits, entering, computed, diverged, starting, histories, pairs)
-
-    @property
-    def n_computed_first(self) -> int | None:
-        """How many tokens are computed, if they are the first ones."""
-        n = int(self.is_computed.sum())
-        return n if self.is_computed[:n].all() else None
+    def needed(self, layer: int) -> slice:
+        """The histories that are needed at the layer."""
+        return slice(len(self.histories) - int(self.n_histories[layer]), None)
 
 
 def sent_at_once(groups: Sequence[Sequence[np.ndarray]], device: torch.device | str) -> list[list[torch.Tensor]]:

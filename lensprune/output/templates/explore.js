@@ -1,7 +1,7 @@
 "use strict";
 // Maps of effects, differences of texts, attention patterns, and filters that stay in the address.
 
-// Only one of the buttons in `box` is a tab stop; arrow keys move between them, `columns` in a line.
+// Only one of the buttons in `box` is a tab stop; arrow keys move between them, `columns` per row.
 function roving(box, columns) {
   const buttons = Array.from(box.querySelectorAll("button"));
   buttons.forEach((button, i) => { button.tabIndex = i ? -1 : 0; });
@@ -60,7 +60,7 @@ function effectsMap(name, cell, most, show) {
     for (const column of columns) {
       const part = cell.parts.find((one) => one[0] === layer && one[1] === column), place = line.insertCell();
       if (!part) continue;
-      const [, , variant, delta, q, named] = part, button = element("button", signed(delta, 2), named ? "critical" : "");
+      const [, , variant, delta, q, critical] = part, button = element("button", signed(delta, 2), critical ? "critical" : "");
       button.setAttribute("aria-label", `${variant}: Δμ ${signed(delta, 3)}${q === null ? "" : `, q ${q}`}; show its items`);
       button.title = variant;
       place.className = delta < 0 ? "loses" : "gains";
@@ -74,7 +74,7 @@ function effectsMap(name, cell, most, show) {
   return box;
 }
 
-// Words and blanks of two texts, as [-1 only before, 0 in both, 1 only after; text], by their longest common sequence.
+// Words and white space of two texts, as [-1 only before, 0 in both, 1 only after; text], by their longest common sequence.
 function difference(before, after) {
   const a = before.match(/\s+|[^\s]+/g) ?? [], b = after.match(/\s+|[^\s]+/g) ?? [];
   const longest = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
@@ -108,7 +108,7 @@ function showAttention(box, stored, note, item, variant) {
   const own = stored.find((one) => one.task === item.task && one.protocol === item.protocol && one.item === item.name && one.heads[variant]);
   if (!own) {
     const others = stored.filter((one) => one.task === item.task && one.protocol === item.protocol && one.heads[variant]);
-    box.append(element("div", others.length ? `The attention pattern of ${variant} is stored on item ${others[0].item}.` : note, "soft"));
+    box.append(element("div", others.length ? `The attention pattern of ${variant} is stored for item ${others[0].item}.` : note, "soft"));
     return;
   }
   const bytes = atob(own.heads[variant]), said = element("output", "", "soft");
@@ -129,7 +129,7 @@ function showAttention(box, stored, note, item, variant) {
   if (tokens.length) choose(tokens.length - 1);
 }
 
-// What is chosen in a form stands in the address, by the words that the form shows, so that a link opens the same view.
+// What is chosen in a form is kept in the address, in the words that the form shows, so that a link opens the same view.
 let address = new URLSearchParams();
 
 function readAddress() {

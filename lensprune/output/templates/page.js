@@ -10,7 +10,7 @@ function sortTable(table, column, button) {
   const numeric = head.classList.contains("number");
   rows.sort(([a], [b]) => {
     if (!numeric) return up ? a.localeCompare(b, "en", { numeric: true }) : b.localeCompare(a, "en", { numeric: true });
-    if (a === "" || b === "") return (a === "") - (b === "");  // what is missing stays below
+    if (a === "" || b === "") return (a === "") - (b === "");  // missing values stay at the end
     return up ? Number(a) - Number(b) : Number(b) - Number(a);
   });
   for (const [, row] of rows) table.tBodies[0].append(row);
@@ -127,7 +127,7 @@ function browse(data) {
     if (note.textContent) box.append(note);
   }
 
-  // What was asked is built when it is opened, in a line of its own below the item's.
+  // The question is built when it is opened, in a row of its own below the item's.
   function opener(line, row) {
     const button = document.createElement("button");
     button.type = "button";

@@ -154,23 +154,23 @@ def _bands(ax: Axes, depth: int) -> None:
 
 
 def _layers(ax: Axes, rows: pd.DataFrame, q: float) -> str:
-    """Draw one layer after the other; what the title says of those with a name."""
-    layers, named = rows["layer"].astype(int).to_numpy(), significant(rows, q).to_numpy()
+    """Draw one layer after the other; returns what the title says of those that are significant."""
+    layers, chosen = rows["layer"].astype(int).to_numpy(), significant(rows, q).to_numpy()
     # Layers that were not measured part the line.
     whole = pd.Series(rows["delta"].to_numpy(), layers).reindex(range(layers.min(), layers.max() + 1))
     ax.plot(whole.index, whole, color=look_of(rows)["color"], linewidth=0.9, alpha=0.6, zorder=2, gid="delta")
-    bars(ax, layers, rows, named)
+    bars(ax, layers, rows, chosen)
     crosses(ax, layers, rows)
     sizes_beside(ax, layers, rows)
-    return _said(rows, layers, named)
+    return _said(rows, layers, chosen)
 
 
-def _said(rows: pd.DataFrame, layers: np.ndarray, named: np.ndarray) -> str:
+def _said(rows: pd.DataFrame, layers: np.ndarray, chosen: np.ndarray) -> str:
     if not beats_chance(rows).iloc[0]:
         return ""
-    lost, won = (layers[named & sign] for sign in (rows["delta"] < 0, rows["delta"] > 0))
+    lost, won = (layers[chosen & sign] for sign in (rows["delta"] < 0, rows["delta"] > 0))
     parts = [f"needs {in_ranges(lost)}"] * bool(len(lost)) + [f"better without {in_ranges(won)}"] * bool(len(won))
-    return "; ".join(parts) or "none named"
+    return "; ".join(parts) or "none significant"
 
 
 def _spread(rows: pd.DataFrame) -> np.ndarray:
@@ -181,24 +181,24 @@ def _spread(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _heads(ax: Axes, rows: pd.DataFrame, q: float) -> str:
-    """Draw heads at their layers; what the title says of those with a name."""
-    named = significant(rows, q).to_numpy()
+    """Draw heads at their layers; returns how many are significant, for the title."""
+    strong = significant(rows, q).to_numpy()
     places, look = _spread(rows), look_of(rows)
-    for chosen, alpha, size in ((~named, 0.35, 9), (named, 1.0, 24)):
+    for chosen, alpha, size in ((~strong, 0.35, 9), (strong, 1.0, 24)):
         ax.scatter(places[chosen], rows.loc[chosen, "delta"], s=size, alpha=alpha, linewidths=0, **look)
     crosses(ax, places, rows)
     if not beats_chance(rows).iloc[0]:
         return ""
-    return f"{int(named.sum())} of {len(rows)} named"
+    return f"{int(strong.sum())} of {len(rows)} significant"
 
 
 def _name_heads(ax: Axes, rows: pd.DataFrame, q: float) -> None:
     if not beats_chance(rows).iloc[0] or str(rows["component"].iloc[0]) != "head":
         return
     rows = rows.assign(place=_spread(rows)).sort_values("delta", kind="stable")
-    named = rows[significant(rows, q)]
-    strongest = named.loc[named["delta"].abs().sort_values(ascending=False, kind="stable").index].head(_NAMED_HEADS)
-    shown = strongest if len(named) else rows.head(3)
+    chosen = rows[significant(rows, q)]
+    strongest = chosen.loc[chosen["delta"].abs().sort_values(ascending=False, kind="stable").index].head(_NAMED_HEADS)
+    shown = strongest if len(chosen) else rows.head(3)
     names = [Head(int(layer), int(head)).label for layer, head in zip(shown["layer"], shown["head"], strict=True)]
     name_points(ax, names, shown["place"], shown["delta"], (rows["place"], rows["delta"]))
 

@@ -1,4 +1,4 @@
-"""Small multiples of a summary: one panel per (task, protocol), with its title, its named parts and where chance is."""
+"""Small multiples of a summary: one panel per (task, protocol), with its title, significant parts and chance."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 Q = 0.05
-"""Parts with a q up to this are named."""
+"""Parts with a q up to this are significant."""
 PAIRED = "paired 95% interval"
 _ACROSS = 3
 _MAX_SIZES = 40
@@ -86,16 +86,16 @@ def cell_panels(
 
 
 def set_titles(panels: Iterable[tuple[Axes, pd.DataFrame, str]]) -> None:
-    """Head each panel with task and protocol, the clean accuracy and what is named."""
+    """Head each panel with task and protocol, the clean accuracy and a line on what is significant."""
     panels_of = list(panels)
     short = short_tasks(list(dict.fromkeys(str(rows["task"].iloc[0]) for _, rows, _ in panels_of)))
-    for ax, rows, named in panels_of:
+    for ax, rows, line in panels_of:
         first = rows.iloc[0]
         longest = rows.sort_values("n", kind="stable").iloc[-1]
         clean = f"clean {longest['accuracy_clean']:.2f}, n {sizes_of(rows)}"
         if not beats_chance(rows).iloc[0]:
             clean += f": at chance ({first['chance']:.2f})"
-        lines = [f"{short[str(first['task'])]}, {first['protocol']}", clean, *textwrap.wrap(named, _TITLE_WIDTH)]
+        lines = [f"{short[str(first['task'])]}, {first['protocol']}", clean, *textwrap.wrap(line, _TITLE_WIDTH)]
         ax.set_title("\n".join(lines), fontsize=8.5, loc="left")
 
 
@@ -128,19 +128,19 @@ def look_of(rows: pd.DataFrame) -> dict[str, Any]:
     return {"color": colour if beats_chance(rows).iloc[0] else GREY, "marker": marker}
 
 
-def bars(ax: Axes, places: Any, rows: pd.DataFrame, named: Any, *, vertical: bool = True) -> None:
-    """Draw Δμ of `rows` at `places`: a point, filled where it is `named`, and its 95% interval, which a panel at chance
+def bars(ax: Axes, places: Any, rows: pd.DataFrame, filled: Any, *, vertical: bool = True) -> None:
+    """Draw Δμ of `rows` at `places`: a point, full where it is `filled`, and its 95% interval, which a panel at chance
     lacks."""
     look = look_of(rows)
     values, low, high = (rows[name].to_numpy(float) for name in ("delta", "ci_low", "ci_high"))
     if beats_chance(rows).iloc[0]:
         lines = ax.vlines if vertical else ax.hlines
         lines(places, low, high, color=look["color"], linewidth=1.1, alpha=0.55, zorder=2)
-    for chosen, face in ((~named, "white"), (named, look["color"])):
+    for chosen, face in ((~filled, "white"), (filled, look["color"])):
         x, y = (places[chosen], values[chosen]) if vertical else (values[chosen], places[chosen])
         ax.plot(
             x, y, linestyle="none", markersize=4.5, markerfacecolor=face, markeredgewidth=1.1, zorder=3,
-            gid="named" if face != "white" else "others", **look,
+            gid="significant" if face != "white" else "others", **look,
         )  # fmt: skip
 
 
@@ -183,11 +183,11 @@ def handles(
     sizes: bool = False,
     interval: str = PAIRED,
 ) -> list[Line2D | Patch]:
-    """What the legend of such panels says; `pale`: points without a name are pale rather than hollow; `noisy`: some are
+    """What the legend of such panels says; `pale`: the other points are pale rather than hollow; `noisy`: some are
     crossed; `sizes`: numbers of items are written beside them; `interval`: what the bars are."""
     look: dict[str, Any] = {"color": "0.25", "marker": "o", "markersize": 4.5, "linestyle": "none"}
     shown: list[Line2D | Patch] = [
-        Line2D([], [], label=f"named: q ≤ {q:g}", **look),
+        Line2D([], [], label=f"q ≤ {q:g}", **look),
         Line2D([], [], label="others", **look, **({"alpha": 0.35} if pale else {"markerfacecolor": "white"})),
     ]
     if noisy:

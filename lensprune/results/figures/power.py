@@ -26,7 +26,7 @@ def smallest_losses(table: pd.DataFrame, *, title: str = "") -> Axes:
         raise UserError("there is nothing to draw: with so few items no loss can be detected")
     _, [ax] = panels(1, size=(5.2, 3.8), columns=1, title=title)
     ax.plot(known["n"], known["smallest_loss"], color="black", marker="o", markersize=4)
-    ax.set(xscale="log", yscale="log", xlabel="items", ylabel="smallest loss named in 80% of sweeps")
+    ax.set(xscale="log", yscale="log", xlabel="items", ylabel="smallest loss detected in 80% of sweeps")
     for axis, values in ((ax.xaxis, known["n"]), (ax.yaxis, known["smallest_loss"])):
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_locator(NullLocator())

@@ -68,7 +68,7 @@ def _line(ax: Axes, protocol: str, rows: pd.DataFrame) -> None:
 
 
 register_analysis(
-    title="Length of the thinking",
+    title="Length of thinking",
     draw=lambda lengths, spec: length_by_depth(lengths, title=spec.model),
     alt=lambda lengths: (
         f"Line chart: change of the thinking's length against the layer that was changed, for "

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lensprune.ablation.orders import place_in_order
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.critical import significant
 from lensprune.analysis.stopping import level_of
@@ -91,14 +92,20 @@ def _short(name: str) -> str:
     saved=True,
 )
 def variants(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
-    """Δμ of variants that change no single layer's part. Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar:
-    paired 95% interval, with planned looks the repeated one; shaded: accuracy at chance or below.
+    """Δμ of variants that change no single layer's part, without removal curves' points.
+
+    Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar: paired 95% interval, with planned looks the repeated
+    one; shaded: accuracy at chance or below.
 
     Raises:
         UserError: there is none.
     """
     summary = summarise_cells(outcomes, task, protocol)
-    chosen = summary[(summary["variant"] != CLEAN.name) & summary["layer"].isna() & summary["delta"].notna()]
+    other = summary["variant"].map(lambda name: name != CLEAN.name and place_in_order(str(name)) is None)
+    chosen = summary[other & summary["layer"].isna() & summary["delta"].notna()]
     if chosen.empty:
-        raise UserError("there is nothing to draw: every measured variant changes a single layer's part; use depth")
+        raise UserError(
+            "there is nothing to draw: every measured variant changes a single layer's part (use depth) or is a point "
+            "of a removal curve (use removal)"
+        )
     return chosen.reset_index(drop=True)

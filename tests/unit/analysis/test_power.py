@@ -12,7 +12,7 @@ from scipy import stats
 
 from lensprune.analysis.multiplicity import discrete_bh
 from lensprune.analysis.paired_tests import lower_tail
-from lensprune.analysis.power import named_with, power_line, power_table, smallest_loss
+from lensprune.analysis.power import detection_power, power_line, power_table, smallest_loss
 from lensprune.cli import main
 from lensprune.errors import UserError
 from lensprune.results.power import power_report
@@ -30,12 +30,14 @@ def test_against_simulated_sweeps(n: int, parts: int, loss: float, flips: float)
         won = ~lost & (generator.random((n, parts)) < flips / 2)
         found += discrete_bh(lower_tail(won.astype(float) - lost))[0] <= 0.05
     # The others' law enters by its expectation, which costs up to 0.04.
-    assert found / runs == pytest.approx(named_with(loss, n, parts, flips=flips), abs=0.04 + 3 * 0.5 / np.sqrt(runs))
+    assert found / runs == pytest.approx(
+        detection_power(loss, n, parts, flips=flips), abs=0.04 + 3 * 0.5 / np.sqrt(runs)
+    )
 
 
 def test_by_hand_without_flips() -> None:
     """Parts that change nothing cost nothing: five of twelve items must be lost, for 2⁻⁵ is below 0.05 / 1.05."""
-    assert named_with(0.5, 12, 30, flips=0.0) == pytest.approx(stats.binom.sf(4, 12, 0.5))
+    assert detection_power(0.5, 12, 30, flips=0.0) == pytest.approx(stats.binom.sf(4, 12, 0.5))
     found = smallest_loss(12, 30, flips=0.0)
     assert found == 0.5
     assert stats.binom.sf(4, 12, found) >= 0.8 > stats.binom.sf(4, 12, found - 0.01)
@@ -73,9 +75,9 @@ def test_a_sweep_prints_each_line_once() -> None:
 
 def test_what_is_no_number() -> None:
     with pytest.raises(UserError, match="0 is not a number of items"):
-        named_with(0.5, 0, 30)
+        detection_power(0.5, 0, 30)
     with pytest.raises(UserError, match=r"flips 1\.5"):
-        named_with(0.5, 10, 30, flips=1.5)
+        detection_power(0.5, 10, 30, flips=1.5)
     with pytest.raises(UserError, match="100000 items are more than"):
         power_report(30, [100000], task="facts")
 

@@ -92,7 +92,7 @@ def test_a_plan_is_corrected_by_what_sweeps_took_and_a_given_speed_is_not(
     SpeedHistory.of_machine().add(key, 2.0, 20.0)
     corrected = lp.plan("toy-distilled", "facts", "continuation", limit=2)
     assert (corrected.correction.factor, corrected.correction.sweeps) == (10.0, 1)
-    assert "of matrix products × 10.00, as 1 sweep took here, with forked" in str(corrected)
+    assert "of matrix products × 10.00 (from 1 earlier sweep here) with forked" in str(corrected)
     assert corrected.seconds > 0
     given = lp.plan("toy-distilled", "facts", "continuation", limit=2, flops=1e12)
     assert given.correction.sweeps == 0

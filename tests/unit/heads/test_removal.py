@@ -160,7 +160,10 @@ def test_intervals_ranges_and_p_values_beside_random_orders() -> None:
     kept = table.loc[("keep", "mine")]
     assert kept["accuracy"] == 0.875
     assert pd.isna(kept["p_value"])
-    axes = run.plot("removal")
+    with pytest.raises(UserError, match="point of a removal curve"):
+        run.plot_data("variants")
+    # Curves are what such a run is drawn as.
+    axes = run.plot()
     assert [ax.get_xlabel() for ax in axes] == ["parts removed", "parts kept"]
     plt.close(axes[0].figure)
     with pytest.raises(UserError, match="removes no parts in order"):

@@ -258,7 +258,7 @@ def test_a_sweep_that_stops_early_is_simulated() -> None:
 
 
 def test_blocks_of_all_variants_cost_as_much_as_all() -> None:
-    """Where nothing is named or given up, all looks ask all."""
+    """Where nothing is detected or given up, all looks ask all."""
     profile, looks = Profile(1.0, 0.1, 0.1, 0.0), Looks((10, 20), margin=0.1)
     assert measured_at_looks(profile, looks, 6, 6)[0] == 6
     never = UntilWidth((10, 20, 30), 0.01)

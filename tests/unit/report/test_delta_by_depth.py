@@ -51,7 +51,7 @@ def test_points_are_the_tables_deltas(summary: pd.DataFrame) -> None:
         points = {
             float(x): round(float(y), 6)
             for line in ax.lines
-            if line.get_gid() in ("named", "others")
+            if line.get_gid() in ("significant", "others")
             for x, y in np.asarray(line.get_xydata())
         }
         assert points == {0.0: -0.3, 2.0: -0.1}

@@ -174,7 +174,7 @@ def test_small_multiples_name_what_is_needed_and_where_chance_is() -> None:
         [region] = [patch for patch in ax.patches if patch.get_gid() == "chance"]
         assert region.get_extents().transformed(ax.transData.inverted()).y1 == pytest.approx(0.25 - 1.0)
         assert [text.get_text() for text in ax.texts] == ["first 30%", "middle", "last 30%"]
-        named = next(line for line in ax.lines if line.get_gid() == "named")
+        named = next(line for line in ax.lines if line.get_gid() == "significant")
         assert 0 in np.asarray(named.get_xdata()).tolist()
     [deltas] = [line for line in axes[1].lines if line.get_gid() == "delta"]
     assert np.asarray(deltas.get_ydata()).tolist() == [-1.0, *[-0.5] * 9]

@@ -29,10 +29,10 @@ def test_no_loss_that_is_certain_and_a_model_at_chance_are_said() -> None:
     [said] = task_sentences(layers_run(tasks=("facts",), right=right))
     assert said == (
         "facts: the model needs none of 10 layers under generate (q ≤ 0.05); under default the clean model is not "
-        "known to beat chance, so nothing is named."
+        "known to beat chance, so nothing can be detected."
     )
     [silent] = task_sentences(layers_run(tasks=("facts",), protocols=("default",), right=right))
-    assert silent == "facts: under default the clean model is not known to beat chance, so nothing is named."
+    assert silent == "facts: under default the clean model is not known to beat chance, so nothing can be detected."
 
 
 def test_heads_are_named_the_strongest_first() -> None:

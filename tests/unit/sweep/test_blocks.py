@@ -174,7 +174,7 @@ def test_a_run_names_at_its_own_level(tmp_path: Path) -> None:
     assert isinstance(ax, Axes)
     assert ax.get_title("left").endswith("needs 0–1")
     legend = [text.get_text() for text in ax.figure.legends[0].get_texts()]
-    assert "named: q ≤ 0.5" in legend
+    assert "q ≤ 0.5" in legend
     assert "repeated 95% interval" in legend
     assert not [text for text in ax.texts if text.get_gid() == "n"]
     changed = run.summary().query("variant != 'clean'").assign(n=[40, 20, 30])

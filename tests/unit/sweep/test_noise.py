@@ -1,4 +1,4 @@
-"""Items that the clean model answers otherwise in half precision, against sweeps in both number types."""
+"""Items that the clean model answers differently in half precision, against sweeps in both number types."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_items_that_flip(model: Path, other: pd.Series, tmp_path: Path, capsys: 
     """The noise of a sweep in bfloat16: where its own clean answers and the stranger's differ."""
     asked: dict[str, Any] = {"tasks": TASK, "protocols": PROTOCOL, "variants": FIRST_LAYER, **ASKED}
     run = sweep(model, tmp_path / "run", dtype="bfloat16", progress=True, **asked)
-    assert "of 12 items the clean model in bfloat16 answers otherwise" in capsys.readouterr().err
+    assert "of 12 items the clean model in bfloat16 answers differently" in capsys.readouterr().err
     half = run.records("clean").set_index("item_id")["correct"]
     changed = half != other
     assert changed.any()
