@@ -303,14 +303,14 @@ def edits_by_layer(
             part = part_of(component)
             if ablation.definition.cuts_edges:
                 raise LensPruneError(f"{ablation.name}: only hooks can cut attention edges")
-            own: Rows | None = rows
+            edited: Rows | None = rows
             if ablation.at != EVERYWHERE:
                 if at is None:
                     raise LensPruneError(f"{ablation.name}: it is not known which rows are at {ablation.at!r}")
-                own = at(ablation.at, rows)
-            if own is None:
+                edited = at(ablation.at, rows)
+            if edited is None:
                 continue
-            edit = RowEdit(own, ablation, reference, component.selected(facts))
+            edit = RowEdit(edited, ablation, reference, component.selected(facts))
             layer = layers[component.layer]
             match part.slot:
                 case Slot.CONTRIBUTION:

@@ -158,31 +158,32 @@ class ForkedExecutor:
     ) -> Iterator[tuple[Variant, _Answers]]:
         """Decode chunk by chunk; yields each variant that has all its answers."""
         while waiting:
-            missing = {i: r for i, r in requests.items() if any(i not in own.responses for _, own in waiting)}
+            missing = {i: r for i, r in requests.items() if any(i not in done.responses for _, done in waiting)}
             if not missing:
                 yield from waiting
                 return
             chunk = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)[0]
             indices = list(chunk)
-            asked = [(v, own) for v, own in waiting if any(i not in own.responses for i in indices)]
-            answered = {(v, r) for v, (_, own) in enumerate(asked) for r, i in enumerate(indices) if i in own.responses}
-            decoder = GroupDecoder(
+            decoded = [(v, done) for v, done in waiting if any(i not in done.responses for i in indices)]
+            answered = {
+                (v, r) for v, (_, done) in enumerate(decoded) for r, i in enumerate(indices) if i in done.responses
+            }
+            start = partial(
+                GroupDecoder,
                 self.model,
                 self._stack,
-                [variant for variant, _ in asked],
+                [variant for variant, _ in decoded],
                 list(chunk.values()),
                 reference,
                 marks,
                 self.limits,
                 answered,
             )
-            answers = [own for _, own in asked]
-            rows = decoder.run(partial(_worked, answers))
-            decode = partial(_decode_on, rows, answers, indices, requests.keys())
-            while not decoder.ended and self._fits(decode, len(chunk) * len(asked)):
-                done = [(v, own) for v, own in waiting if requests.keys() <= own.responses.keys()]
-                yield from done
-                waiting = [pair for pair in waiting if pair not in done]
+            decoding = _Decoding(start, [done for _, done in decoded], indices, requests.keys())
+            while not decoding.ended and self._fits(decoding.go_on, len(chunk) * len(decoded)):
+                finished = [(v, done) for v, done in waiting if requests.keys() <= done.responses.keys()]
+                yield from finished
+                waiting = [pair for pair in waiting if pair not in finished]
 
     def _score(
         self,
@@ -277,21 +278,31 @@ class _Answers:
             self._on_answers(self._variant, new)
 
 
-def _decode_on(
-    rows: Iterator[tuple[int, int, GenerateResponse]],
-    answers: Sequence[_Answers],
-    indices: Sequence[int],
-    wanted: Collection[int],
-) -> None:
-    """Take answers from a decoder until a variant has all that are `wanted`, or no row is left.
+class _Decoding:
+    """Takes a decoder's answers; `indices` are those of its requests, and a variant is complete with all `wanted`."""
 
-    Args:
-        indices: of the decoder's requests.
-    """
-    for variant, request, response in rows:
-        answers[variant].add({indices[request]: response})
-        if all(index in answers[variant].responses for index in wanted):
-            return
+    def __init__(
+        self,
+        start: Callable[[], GroupDecoder],
+        answers: Sequence[_Answers],
+        indices: Sequence[int],
+        wanted: Collection[int],
+    ) -> None:
+        self.ended = False
+        """Whether all rows have ended."""
+        self._start, self._answers, self._indices, self._wanted = start, answers, indices, wanted
+        self._rows: Iterator[tuple[int, int, GenerateResponse]] | None = None
+
+    def go_on(self) -> None:
+        """Decode until a variant is complete, or all rows have ended."""
+        if self._rows is None:
+            self._rows = self._start().run(partial(_worked, self._answers))
+        for variant, request, response in self._rows:
+            done = self._answers[variant]
+            done.add({self._indices[request]: response})
+            if all(index in done.responses for index in self._wanted):
+                return
+        self.ended = True
 
 
 def _worked(answers: Sequence[_Answers], variant: int, rows: float) -> None:

@@ -71,8 +71,6 @@ class GroupDecoder:
         answered: Collection[tuple[int, int]] = (),
     ) -> None:
         self.peak_kv_bytes = 0
-        self.ended = False
-        """Whether `run` has yielded all rows."""
         self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
         self._limits, self._answered = limits, answered
         self._device = model.facts.device
@@ -119,7 +117,6 @@ class GroupDecoder:
             if n_new or n_steps % WORK_STEPS == 0 or not len(rows):
                 self._report(done, on_work)
             if hidden is None or not len(rows):
-                self.ended = True
                 return
             n_steps += 1
             tokens, finite = self._choose(hidden, generator, [generations[int(row)] for row in rows])

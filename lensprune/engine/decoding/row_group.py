@@ -92,7 +92,7 @@ class RowGroup:
                 variant = np.searchsorted(held, table.variant_of(mine))
                 prompt, block = table.prompt_of(mine), table.block_of(mine)
                 members = [np.flatnonzero((prompt >= p.first) & (prompt < p.last)) for p in prompts.prefixes]
-                tables = tables_by_group([(variant[own], len(held), own) for own in members], self._device)
+                tables = tables_by_group([(variant[rows], len(held), rows) for rows in members], self._device)
                 real = [self._real(prompt[block == number], width) for number, width in enumerate(prompts.widths)]
                 lengths = prompts.lengths[torch.from_numpy(prompt)].to(self._device)
                 begins = [None if mask is None else (~mask).sum(1) for mask in real]

@@ -98,8 +98,8 @@ class RowTable:
         Those of the clean model's prompts are not among them.
         """
         variants = self.variant_of(rows)
-        own = self.own_layers[variants]
-        tokens = own * np.array(self.prompts.widths)[self.block_of(rows)]
-        tokens += (own + np.minimum(self.first_of(rows) + 1, self.n_layers)) * self.most
+        layers = self.own_layers[variants]
+        tokens = layers * np.array(self.prompts.widths)[self.block_of(rows)]
+        tokens += (layers + np.minimum(self.first_of(rows) + 1, self.n_layers)) * self.most
         prefixes = int(self.own_layers[np.unique(variants)].sum()) * self.prompts.shared_tokens
         return kv_bytes_per_token(facts) * (int(tokens.sum()) + prefixes)
