@@ -12,7 +12,7 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, mean_intervals
 from lensprune.analysis.summary import Group, read_group
 from lensprune.replacement.outcomes import ReplacementOutcomes
-from lensprune.replacement.pair import WeightChange
+from lensprune.replacement.parts import WeightChange
 from lensprune.replacement.variants import DISTILLED, Replacement
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import computed_once

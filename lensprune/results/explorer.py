@@ -7,27 +7,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.critical import critical
 from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise
-from lensprune.engine.patterns import read_patterns
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel, ModelOrName
-from lensprune.models.load import open_model
-from lensprune.models.spans import encode_with_spans
 from lensprune.output.html import json_block, write_page
 from lensprune.output.plain_text import visible
 from lensprune.results.browser_rows import TEXT_LIMIT, BrowserRows
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import Question
 from lensprune.runs.records import CellKey
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensprune.models.base import HookedModel, ModelOrName
 
 __all__ = ["Page", "Patterns", "attention_patterns", "effects_map", "explorer", "model_of_run", "shown_patterns"]
 
@@ -77,6 +77,8 @@ def model_of_run(outcomes: Outcomes, model: ModelOrName | None = None) -> Hooked
     Raises:
         UserError: the run's model was given as an object or can't be loaded, or `model` has different weights.
     """
+    from lensprune.models.load import open_model
+
     spec = outcomes.spec
     if model is None:
         if spec.execution.model is None:
@@ -203,6 +205,9 @@ def _heads_of_items(outcomes: Outcomes, most: int) -> Iterator[Place]:
 def _item(
     model: HookedModel, task: str, protocol: str, question: Question, heads: Sequence[tuple[str, Head]]
 ) -> dict[str, Any]:
+    from lensprune.engine.patterns import read_patterns
+    from lensprune.models.spans import encode_with_spans
+
     # Blanks at the end of a prompt belong to the option that is scored.
     text = question.prompt.rstrip() if question.options else question.prompt
     encoded = encode_with_spans(model, text)
@@ -234,6 +239,8 @@ def _item(
 def _packed(pattern: torch.Tensor, cut: int) -> str:
     """Weights [query, key] from the last queries' rows, below the diagonal, as bytes in base64; those of the first
     `cut` keys are summed."""
+    import torch
+
     if cut:
         last = torch.cat([pattern[cut:, :cut].sum(1, keepdim=True), pattern[cut:, cut:]], 1)
         pattern = torch.cat([torch.zeros(1, last.shape[1]).index_fill(1, torch.tensor([0]), 1.0), last])
