@@ -248,6 +248,8 @@ class DecodeAttention:
         kv.write(self.step, k, v)
         parts = []
         for (block, span), real in zip(kv.spans(), rows.real, strict=True):
+            if not len(block):
+                continue
             end = block.width + self.step + 1
             begin = _first_seen(end, settings.window)
             allowed = None
