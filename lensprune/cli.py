@@ -109,7 +109,7 @@ def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser]
         "heads": (heads_command, "measure what each attention head does"),
         "removal": (
             removal_command,
-            "measure accuracy as heads are removed in the order of rankings, beside random orders",
+            "measure accuracy as heads are removed in the order of rankings, next to random orders",
         ),
         "delta": (
             delta_command,

@@ -81,8 +81,10 @@ def names_given(what: str, given: object) -> tuple[str, ...]:
     names = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     for one in names:
         if not isinstance(one, str):
-            own = getattr(one, "name", None) or getattr(one, "__name__", None)
-            raise UserError(f"{what} {one!r}: expected a name" + (f", such as {own!r}" if isinstance(own, str) else ""))
+            name = getattr(one, "name", None) or getattr(one, "__name__", None)
+            raise UserError(
+                f"{what} {one!r}: expected a name" + (f", such as {name!r}" if isinstance(name, str) else "")
+            )
     return names
 
 

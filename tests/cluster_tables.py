@@ -111,8 +111,8 @@ def plan_of(place: Path, name: str, over: str, ablation: str) -> Plan:
 def plan_lines(found: Plan) -> list[str]:
     memory, shared = found.memory, found.shared
     return [
-        f"- {found.n_variants} variants × {len(found.cells)} (task, protocol) = {found.n_cells} cells, "
-        f"{sum(cell.items for cell in found.cells) * found.n_variants} records",
+        f"- {found.n_variants} variants × {len(found.conditions)} (task, protocol) = {found.n_cells} cells, "
+        f"{sum(cell.items for cell in found.conditions) * found.n_variants} records",
         f"- {quantity(found.unshared.tokens)} tokens without sharing, {quantity(shared.tokens)} with it; "
         f"{quantity(shared.flops, 'FLOPs')}",
         f"- memory of one worker: {quantity(memory.total, 'B')}, of which weights {quantity(memory.weights, 'B')}",

@@ -46,11 +46,11 @@ def without_edges(
     Args:
         heads: only these; ``None``: all.
     """
-    own = pattern if heads is None else pattern[:, heads]
-    kept = own.masked_fill(destinations[:, None, :, None] & sources[:, None, None, :], 0)
+    before = pattern if heads is None else pattern[:, heads]
+    kept = before.masked_fill(destinations[:, None, :, None] & sources[:, None, None, :], 0)
     total = widened(kept).sum(-1, keepdim=True)
-    scaled = (widened(kept) / total.masked_fill(total == 0, 1)).to(own.dtype)
-    new = torch.where((kept != own).any(-1, keepdim=True), scaled, own)
+    scaled = (widened(kept) / total.masked_fill(total == 0, 1)).to(before.dtype)
+    new = torch.where((kept != before).any(-1, keepdim=True), scaled, before)
     if heads is None:
         return new
     changed = pattern.clone()

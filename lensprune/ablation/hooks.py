@@ -113,8 +113,8 @@ class VariantHooks:
     ) -> None:
         check_variants([variant], model.facts, reference)
         variant = with_hook_names(model, variant)
-        own, known = own_hooks(variant), model.hook_names()
-        for name, _ in own:
+        custom, known = own_hooks(variant), model.hook_names()
+        for name, _ in custom:
             if name not in known:
                 raise unknown_name("hook", name, known)
         self._variant = variant
@@ -141,7 +141,7 @@ class VariantHooks:
                     writes.append((component.site, self._replace(ablation)))
                 case unknown:
                     assert_never(unknown)
-        informed = [(name, self._informed(name, hook)) for name, hook in own]
+        informed = [(name, self._informed(name, hook)) for name, hook in custom]
         self.named: Sequence[NamedHook] = [
             (name, self._counted(function)) for name, function in [*writes, *informed, *reads]
         ]

@@ -41,11 +41,11 @@ class OrderPlace:
 
 def place_in_order(name: str) -> OrderPlace | None:
     """The place of a variant that `remove_first` or `keep_first` named; ``None`` for any other name."""
-    found = _NAME.fullmatch(name)
-    if found is None:
+    match = _NAME.fullmatch(name)
+    if match is None:
         return None
-    index = -1 if found["index"] is None else int(found["index"])
-    return OrderPlace(found["order"], index, found["mode"], int(found["k"]))
+    index = -1 if match["index"] is None else int(match["index"])
+    return OrderPlace(match["order"], index, match["mode"], int(match["k"]))
 
 
 def named_random_orders(components: Sequence[C], orders: int, seed: int = 0) -> dict[str, tuple[C, ...]]:

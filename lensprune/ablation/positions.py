@@ -88,8 +88,8 @@ class Positions:
 
     def in_classes(self, classes: Sequence[str]) -> list[bool]:
         """Which tokens have one of the classes, given each token's class ("": none)."""
-        own = [part for part in self.parts if part.of == "class"]
-        return [any(part.holds(kind) for part in own) for kind in classes]
+        kinds = [part for part in self.parts if part.of == "class"]
+        return [any(part.holds(kind) for part in kinds) for kind in classes]
 
     def in_generated(self, step: int) -> bool:
         """Whether the token that follows the prompt after `step` others is chosen."""

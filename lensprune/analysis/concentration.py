@@ -157,7 +157,7 @@ def concentration_of(effects: ItemEffects, *, top: Sequence[int] = TOP, seed: in
 def concentration_table(effects: Sequence[ItemEffects], *, top: Sequence[int] = TOP, seed: int = 0) -> pd.DataFrame:
     """`concentration_of` every (task, protocol), in one table."""
     return pd.concat(
-        [concentration_of(cell_effects, top=top, seed=seed) for cell_effects in effects], ignore_index=True
+        [concentration_of(of_condition, top=top, seed=seed) for of_condition in effects], ignore_index=True
     )
 
 

@@ -49,8 +49,8 @@ def critical_layers(
         UserError: a name that is not part of this run, or `q` outside 0 to 1.
     """
     q = level_of(outcomes.spec) if q is None else q
-    cells = set(outcomes.select(task, protocol))
+    conditions = set(outcomes.select(task, protocol))
     summary = critical(summarise(outcomes) if q <= LEVEL else summary_at(outcomes, q), q)
-    here = [cell in cells for cell in zip(summary["task"], summary["protocol"], strict=True)]
+    here = [condition in conditions for condition in zip(summary["task"], summary["protocol"], strict=True)]
     chosen = summary[pd.Series(here, summary.index, dtype=bool) & summary["component"].isin(branch_names())]
     return chosen.sort_values("delta", kind="stable")[_COLUMNS].reset_index(drop=True)

@@ -59,9 +59,10 @@ def decisions(outcomes: Outcomes) -> pd.DataFrame:
     """Progress of a sweep that stops early, for each `task` and `protocol`: the number of changed `variants`, how many
     are `decided`, and whether nothing is left to measure (`finished`)."""
     n = len(outcomes.spec.variants) - 1
-    blocks = {cell: next_block(outcomes, *cell) for cell in outcomes.cells}
+    blocks = {condition: next_block(outcomes, *condition) for condition in outcomes.conditions}
     rows = [
-        (*cell, n, n if block is None else n - len(block.undecided), block is None) for cell, block in blocks.items()
+        (*condition, n, n if block is None else n - len(block.undecided), block is None)
+        for condition, block in blocks.items()
     ]
     return pd.DataFrame(rows, columns=["task", "protocol", "variants", "decided", "finished"])
 

@@ -48,8 +48,8 @@ def depth_bands(outcomes: Outcomes, task: str | None = None, protocol: str | Non
     """
     rows = []
     n_layers = outcomes.spec.n_layers
-    for cell_task, cell_protocol in outcomes.select(task, protocol):
-        group = read_group(outcomes, cell_task, cell_protocol)
+    for one_task, one_protocol in outcomes.select(task, protocol):
+        group = read_group(outcomes, one_task, one_protocol)
         if group is None or group.clean is None:
             continue
         parts: dict[tuple[str, str, str], list[str]] = {}
@@ -66,8 +66,8 @@ def depth_bands(outcomes: Outcomes, task: str | None = None, protocol: str | Non
             interval = mean_intervals(differences.mean(axis=1, keepdims=True), group.clusters)
             rows.append(
                 [
-                    cell_task,
-                    cell_protocol,
+                    one_task,
+                    one_protocol,
                     component,
                     ablation,
                     band,

@@ -28,7 +28,8 @@ class ItemEffects:
     """`differences[i, p]`: measure of item i with part p removed, minus the clean model's; negative: p was needed.
 
     `layers`, `heads`: location of each part (no head for a whole branch). `item_ids`: the items with finite values, in
-    order. `at_chance`: the clean model does not beat guessing, on all items that it was measured on.
+    order. `at_chance`: the clean model does not beat guessing, on all items that it was measured on. `closed_book`: the
+    task that has the same items without their context.
     """
 
     task: str
@@ -41,6 +42,7 @@ class ItemEffects:
     clusters: Int[np.ndarray, " item"] | None
     at_chance: bool
     item_ids: tuple[str, ...]
+    closed_book: str | None = None
 
     @property
     def effects(self) -> Float[np.ndarray, " part"]:
@@ -83,7 +85,11 @@ def read_effects(
     # Variants of other names may make the same change; each part counts once.
     parts = list({(part.ablation, part.layer, part.head): part for part in reversed(parts)}.values())[::-1]
     if not parts:
-        raise UserError(f"no {component} was removed{f' by {ablation}' if ablation else ''} on {where}")
+        firsts = (outcomes.cell(key, _PART_COLUMNS).slice(0, 1) for key in outcomes.finished(task, protocol))
+        rows = (row for first in firsts for row in first.to_pylist() if row["layer"] is not None)
+        removed = ", ".join(sorted({f"{row['component']} by {row['ablation']}" for row in rows})) or "none"
+        how = f" by {ablation}" if ablation else ""
+        raise UserError(f"no {component} was removed{how} on {where}; single parts removed there: {removed}")
     kinds = sorted({part.ablation for part in parts})
     if len(kinds) > 1:
         raise UserError(f"{component}s were removed by several ablations on {where}: choose {' or '.join(kinds)}")
@@ -104,6 +110,7 @@ def read_effects(
         clusters=pd.factorize(names)[0][finite] if names.notna().all() else None,
         at_chance=cell_at_chance(outcomes.cell(CellKey(CLEAN.name, task, protocol), CHANCE_COLUMNS, whole=True)),
         item_ids=tuple(clean.column("item_id").to_numpy(zero_copy_only=False)[::samples][finite]),
+        closed_book=next(spec.closed_book for spec in outcomes.spec.tasks if spec.name == task),
     )
 
 
@@ -167,10 +174,10 @@ def item_effects(
     Raises:
         UserError: as `read_effects`, a name that is not part of this run, or parts that were chosen by screening.
     """
-    cells = outcomes.select(task, protocol)
+    conditions = outcomes.select(task, protocol)
     if outcomes.spec.screen is not None and component == outcomes.spec.screen["component"]:
         raise UserError(
             "this run is screened: the heads that it measured were chosen for their effects, so they don't "
             "represent all heads; see screen(), or sweep without screen"
         )
-    return [read_effects(outcomes, *cell, component=component, ablation=ablation, measure=measure) for cell in cells]
+    return [read_effects(outcomes, *c, component=component, ablation=ablation, measure=measure) for c in conditions]

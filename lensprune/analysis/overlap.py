@@ -151,7 +151,7 @@ def on_disjoint_items(
 
     On the same items both sides share sampling noise, which makes identical parts look correlated.
     """
-    names = [ranking.task.partition("[")[0].removesuffix("_open") for ranking in (a, b)]
+    names = [(effects.closed_book or effects.task).partition("[")[0] for effects in (a, b)]
     shared = sorted(set(a.item_ids) & set(b.item_ids)) if names[0] == names[1] else []
     if len(shared) < 2:
         return a.effects, b.effects

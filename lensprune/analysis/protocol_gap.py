@@ -130,14 +130,14 @@ def protocol_gap(outcomes: Outcomes, task: str | None = None) -> pd.DataFrame:
     Raises:
         UserError: a name that is not part of this run, or a single protocol.
     """
-    cells = outcomes.select(task)
+    conditions = outcomes.select(task)
     if len(outcomes.spec.protocols) < 2:
         raise UserError(
             f"this run has one protocol, {outcomes.spec.protocols[0]}: sweep with two or more to compare them"
         )
     by_task: dict[str, list[Group]] = {}
-    for cell in cells:
-        group = read_group(outcomes, *cell)
+    for condition in conditions:
+        group = read_group(outcomes, *condition)
         if group is not None and group.clean is not None:
             by_task.setdefault(group.task, []).append(group)
     pairs = [pair for groups in by_task.values() for pair in combinations(groups, 2)]

@@ -1,4 +1,4 @@
-"""Accuracy after removing the first k parts of several orders, or all but the first k, beside random orders."""
+"""Accuracy after removing the first k parts of several orders, or all but the first k, next to random orders."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def removal_curve_table(points: pd.DataFrame) -> pd.DataFrame:
         row = {"task": task, "protocol": protocol, "mode": mode, "order": order, "k": k, "n": first["n"]}
         row |= {name: first[name] for name in ("chance", "at_chance", "accuracy_clean")}
         row |= {"n_orders": len(group), "accuracy": accuracy, "delta": group["delta"].mean()}
-        own = order != RANDOM
-        row |= {name: first[name] if own else np.nan for name in ("ci_low", "ci_high")}
-        rows.append({**row, **_beside(random.get((task, protocol, mode, k)), accuracy if own else None, str(mode))})
+        ranked = order != RANDOM
+        row |= {name: first[name] if ranked else np.nan for name in ("ci_low", "ci_high")}
+        rows.append({**row, **_beside(random.get((task, protocol, mode, k)), accuracy if ranked else None, str(mode))})
     return pd.DataFrame(rows).astype({"at_chance": "boolean"})
 
 

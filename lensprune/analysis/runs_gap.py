@@ -61,22 +61,22 @@ def runs_gap(a: Outcomes, b: Outcomes, task: str | None = None, protocol: str | 
         UserError: a name that is not part of `a`, or the runs share no finished change on a task and protocol.
     """
     frames = []
-    for cell in a.select(task, protocol):
-        if cell not in b.cells:
+    for condition in a.select(task, protocol):
+        if condition not in b.conditions:
             continue
-        gap = _cell_gap(a, b, *cell)
+        gap = _condition_gap(a, b, *condition)
         if gap is None or gap.empty:
             continue
         unclear = known_at_chance(gap)
         for marked, text in ((unclear, "at chance"), (gap["floor"] & ~unclear, "near chance")):
             gap.loc[marked, "note"] = (gap.loc[marked, "note"] + f", {text}").str.strip(", ")
-        frames.append(gap.assign(task=cell[0], protocol=cell[1]))
+        frames.append(gap.assign(task=condition[0], protocol=condition[1]))
     if not frames:
         raise UserError("the two runs share no finished change on a task and protocol: there is nothing to compare")
     return pd.concat(frames, ignore_index=True)
 
 
-def _cell_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame | None:
+def _condition_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.DataFrame | None:
     """The gap on one task and protocol with its `note`; ``None`` if a run has not finished its clean cell."""
     first, second = read_group(a, task, protocol), read_group(b, task, protocol)
     if first is None or second is None or first.clean is None or second.clean is None:

@@ -116,8 +116,8 @@ def signatures(
     if not accuracy_margin > 0:
         raise UserError(f"margin {accuracy_margin} is not a loss of accuracy: expected a number above 0")
     groups: dict[str, dict[str, Group]] = {}
-    for cell in outcomes.select(task):
-        group = read_group(outcomes, *cell)
+    for condition in outcomes.select(task):
+        group = read_group(outcomes, *condition)
         if group is not None and group.clean is not None:
             groups.setdefault(group.task, {})[group.protocol] = group
     kinds = {spec.name: spec.kind for spec in outcomes.spec.tasks}

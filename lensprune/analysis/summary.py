@@ -318,13 +318,13 @@ def summary_at(outcomes: Outcomes, level: float) -> pd.DataFrame:
     stopping = stopping_of(outcomes.spec.stopping)
     hypotheses = n_ranked(outcomes.spec) if stopping is None else hypotheses_of(outcomes.spec)
     rows: list[dict[str, object]] = []
-    for task, protocol in outcomes.cells:
+    for task, protocol in outcomes.conditions:
         group = read_group(outcomes, task, protocol, whole=True)
         if group is not None:
             rows.extend(_rows(group, level, stopping, hypotheses))
     frame = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
-    floors = {cell: noise_floor(outcomes.spec, *cell) for cell in outcomes.cells}
-    frame["noise"] = [floors[cell] for cell in zip(frame["task"], frame["protocol"], strict=True)]
+    floors = {condition: noise_floor(outcomes.spec, *condition) for condition in outcomes.conditions}
+    frame["noise"] = [floors[condition] for condition in zip(frame["task"], frame["protocol"], strict=True)]
     floats = [c for c in SUMMARY_COLUMNS if c.startswith(("delta", "ci_", "p_value", "q_", "accuracy", "noise"))]
     kinds = {"layer": "Int64", "head": "Int64", "at_chance": "boolean", **dict.fromkeys(floats, "float64")}
     return frame.astype(kinds)
@@ -336,7 +336,7 @@ def summarise_cells(outcomes: Outcomes, task: str | None = None, protocol: str |
     Raises:
         UserError: a name that is not part of this run.
     """
-    cells = set(outcomes.select(task, protocol))
+    conditions = set(outcomes.select(task, protocol))
     summary = summarise(outcomes)
-    here = [cell in cells for cell in zip(summary["task"], summary["protocol"], strict=True)]
+    here = [condition in conditions for condition in zip(summary["task"], summary["protocol"], strict=True)]
     return summary[pd.Series(here, summary.index, dtype=bool)]

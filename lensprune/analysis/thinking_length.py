@@ -38,10 +38,11 @@ def thinking_length(outcomes: Outcomes, task: str | None = None, protocol: str |
     Raises:
         UserError: a name that is not part of this run, or no text in it contains thinking.
     """
+    separated = outcomes.spec.think_tokens is not None
     tables = [
         _lengths(outcomes, group)
-        for cell in outcomes.select(task, protocol)
-        if (group := read_group(outcomes, *cell)) is not None and group.clean is not None
+        for condition in outcomes.select(task, protocol)
+        if separated and (group := read_group(outcomes, *condition)) is not None and group.clean is not None
     ]
     kept = [table for table in tables if len(table) and (table["tokens"] > 0).any()]
     if not kept:

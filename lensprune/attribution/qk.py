@@ -258,15 +258,15 @@ class _Split:
         gradients = [torch.autograd.grad(t, [self._seen.q, self._seen.k], retain_graph=True) for t in targets]
         names: list[tuple[str, int, int | None]] = []
         columns, rests = [], []
-        for side, (matrix, bias, own) in enumerate(self._projections):
+        for side, (matrix, bias, seen) in enumerate(self._projections):
             per_head = [of[side][0, self._seen.visible].transpose(0, 1) for of in gradients]
-            towards = torch.stack([self._own(gradient) for gradient in per_head]).to(own.dtype)
+            towards = torch.stack([self._own(gradient) for gradient in per_head]).to(seen.dtype)
             directions = towards @ matrix.T
             if self._norm is not None:
                 directions = self._norm.pull_back(directions, self._scale)
             names, written = self._written(directions)
             by_bias = einsum(towards, bias, "target visible d, d -> target").cpu().double()
-            rests.append(values - einsum(towards, own, "target visible d, visible d -> target").cpu().double())
+            rests.append(values - einsum(towards, seen, "target visible d, visible d -> target").cpu().double())
             columns.append(torch.cat([written, by_bias[:, None], rests[side][:, None]], 1))
         size = float(self._seen.scores.detach().abs().max()) + 1
         if not float((rests[0] - rests[1]).abs().max()) < tolerance_of(self._seen.q.dtype) * size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from lensprune.commands.options import add_json, add_out
 from lensprune.errors import UserError
@@ -24,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write and print."""
+    from lensprune.runs.folder import read_spec
+
+    # Before the libraries that draw, which take seconds to import.
+    read_spec(Path(arguments.folder))
     from lensprune.results.text import analyses_list, analysis_report
     from lensprune.terminal import stage
 

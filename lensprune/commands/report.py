@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from lensprune.sweeps.options import whole_number
 
@@ -28,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page and print where it is."""
+    from lensprune.runs.folder import read_spec
+
+    # Before the libraries that draw, which take seconds to import.
+    for folder in filter(None, (arguments.folder, arguments.other)):
+        read_spec(Path(folder))
     from lensprune.studies.report import report
 
     print(report(arguments.folder, arguments.other, out=arguments.out, patterns=arguments.patterns))

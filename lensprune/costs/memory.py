@@ -74,17 +74,17 @@ def peak_memory(
     worst = Memory(0, 0, 0, 0, 0)
     on_cpu = facts.device.startswith("cpu")
     hooked = [v for v in variants if v.needs_hooks or not shares_work]
-    for of_cell in requests:
+    for of_condition in requests:
         phases: list[Memory] = []
         if hooked:
             size = batch_budget(HookedExecutor, budget)
-            phases += [_batch(shape, batch, bytes_a_number) for batch in hooked_batches(of_cell, size)]
+            phases += [_batch(shape, batch, bytes_a_number) for batch in hooked_batches(of_condition, size)]
         if len(hooked) < len(variants):
             limits = forked_limits(budget)
             forked = [v for v in variants if v not in hooked]
             chunks = [
-                *likelihood_chunks(of_cell, forked, limits.tokens),
-                *decode_chunks(of_cell, forked, facts, limits),
+                *likelihood_chunks(of_condition, forked, limits.tokens),
+                *decode_chunks(of_condition, forked, facts, limits),
             ]
             phases += [_chunk(shape, chunk, bytes_a_number, on_cpu) for chunk in chunks]
         worst = max([worst, *phases], key=lambda memory: memory.total)
@@ -124,7 +124,7 @@ def _batch(shape: ModelShape, batch: Batch, bytes_a_number: int) -> Memory:
 def _chunk(shape: ModelShape, chunk: Chunk, bytes_a_number: int, on_cpu: bool) -> Memory:
     # On the CPU scores stay inside a fused kernel.
     scores = 0 if on_cpu else chunk.widest * shape.n_heads * (_FLOAT32 + (_SCORE_COPIES - 1) * bytes_a_number)
-    unembedded = min(max(chunk.scored, len(chunk.variants) * len(chunk.rows)), UNEMBED_ROWS)
+    unembedded = min(max(chunk.scored, chunk.rows_at_once), UNEMBED_ROWS)
     return Memory(
         weights=0,
         activations=chunk.tokens * _token_bytes(shape, bytes_a_number) + scores,

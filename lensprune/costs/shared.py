@@ -15,7 +15,7 @@ from lensprune.costs.unshared import batch_budget, unshared_cost
 from lensprune.engine.decoding.groups import ChunkSize, group_variants, request_chunks
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.edits import first_layer
-from lensprune.engine.forked import ForkedExecutor
+from lensprune.engine.forked import CHECKPOINT_VARIANTS, ForkedExecutor
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
 from lensprune.models.base import ModelFacts
@@ -31,8 +31,9 @@ class Chunk:
     `pairs`: (query, key) pairs that attention computes, masked ones included, and `last_pairs` those of the scored
     positions alone; `widest`: pairs of its largest single block; `scored`: distinct positions that are unembedded;
     `rows`: for each generated row of one variant its prompt's length and the number of steps that it may take;
-    `kv_bytes`: keys and values held while it decodes; `kv_read`: positions whose keys and values all decode steps
-    together read, at one layer of one variant.
+    `groups`: how many variants fit at once, group by group, if all texts are long; `kv_bytes`: most keys and values
+    held while it decodes; `kv_read`: positions whose keys and values all decode steps together read, at one layer of
+    one variant.
     """
 
     variants: tuple[Variant, ...]
@@ -42,13 +43,19 @@ class Chunk:
     last_pairs: int
     scored: int
     rows: tuple[tuple[int, int], ...] = ()
+    groups: tuple[int, ...] = ()
     kv_bytes: int = 0
     kv_read: float = 0.0
 
     @property
     def steps(self) -> int:
-        """Decode steps until the longest row is done."""
-        return max((steps for _, steps in self.rows), default=0)
+        """Decode steps if each row takes all of its own: then no group begins before the one before it has ended."""
+        return len(self.groups) * max((steps for _, steps in self.rows), default=0)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows in a step, if each row takes all of its own steps."""
+        return max(self.groups, default=0) * len(self.rows)
 
 
 def _pairs(tree: PrefixTree, wanted: Iterable[int]) -> tuple[int, int, int]:
@@ -87,20 +94,28 @@ def likelihood_chunks(requests: Sequence[Request], variants: Sequence[Variant], 
 def decode_chunks(
     requests: Sequence[Request], variants: Sequence[Variant], facts: ModelFacts, limits: DecodeLimits
 ) -> Iterator[Chunk]:
-    """The groups of variants and prompts that the forked executor decodes together."""
+    """The variants and prompts that each decoder of the forked executor is given."""
     generated = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
     if not generated:
         return
-    chunks = request_chunks(generated, variants, facts, limits)
-    for group in group_variants(variants, facts, chunks, limits):
-        for chunk in chunks:
+    for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
+        # In the order in which they are admitted.
+        block = sorted(variants[begin : begin + CHECKPOINT_VARIANTS], key=lambda v: first_layer(v, facts.n_layers))
+        for chunk in request_chunks(generated, block, facts, limits):
             members = list(chunk.values())
             prompts = PromptSet.of([request.context_ids for request in members])
-            rows = tuple((len(request.context_ids), request.max_new_tokens - 1) for request in members)
-            size = ChunkSize(facts, members).kv_bytes(group)
-            pairs = _pairs(prompts.tree, prompts.last_token.tolist())
+            size, groups = ChunkSize(facts, members), list(group_variants(block, facts, [chunk], limits))
+            # Groups overlap where texts end early, within the limit.
+            held = max([min(size.kv_bytes(block), limits.kv_bytes), *map(size.kv_bytes, groups)])
             yield Chunk(
-                tuple(group), len(prompts.tree), *pairs, len(prompts), rows, size, _positions_read(prompts, members)
+                tuple(block),
+                len(prompts.tree),
+                *_pairs(prompts.tree, prompts.last_token.tolist()),
+                len(prompts),
+                rows=tuple((len(request.context_ids), request.max_new_tokens - 1) for request in members),
+                groups=tuple(map(len, groups)),
+                kv_bytes=held,
+                kv_read=_positions_read(prompts, members),
             )
 
 
@@ -167,7 +182,7 @@ def _common_and_own(
     scoring = likelihood_chunks(requests, forked, limits.tokens)
     for chunk in (*scoring, *decode_chunks(requests, forked, facts, limits)):
         clean, costs = _forked(shape, chunk)
-        # All rows of a group take a step together, which reads the weights once.
+        # All running rows take a step together, which reads the weights once.
         common += replace(clean, passes=float(chunk.steps))
         for variant, *parts in zip(chunk.variants, costs, _decoded(shape, chunk), strict=True):
             apart[variant.name] += sum(parts, Cost())

@@ -198,6 +198,26 @@ class LayerEdits:
         contribution = [new for edit in self.contribution if (new := edit.among(tokens)) is not None]
         return LayerEdits(contribution, moved(self.attention), moved(self.mlp), moved(self.heads))
 
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[LayerEdits, int]]) -> LayerEdits:
+        """The edits of several parts of a flat batch, each with the token at which the part begins.
+
+        All must be ablations, on rows that are slices with bounds.
+        """
+
+        def moved(edit: Edit, begin: int) -> RowEdit:
+            assert isinstance(edit, RowEdit)
+            assert isinstance(edit.rows, slice)
+            return replace(edit, rows=slice(edit.rows.start + begin, edit.rows.stop + begin))
+
+        whole = cls()
+        for edits, begin in parts:
+            whole.contribution += [moved(edit, begin) for edit in edits.contribution]
+            whole.attention += [moved(edit, begin) for edit in edits.attention]
+            whole.mlp += [moved(edit, begin) for edit in edits.mlp]
+            whole.heads += [moved(edit, begin) for edit in edits.heads]
+        return whole
+
     def within(self, computed: np.ndarray) -> LayerEdits:
         """The edits of attention, MLP and heads, restricted to the `computed` tokens and renumbered to match.
 
@@ -241,14 +261,14 @@ def edits_by_layer(
             part = part_of(component)
             if ablation.definition.cuts_edges:
                 raise LensPruneError(f"{ablation.name}: only hooks can cut attention edges")
-            own: Rows | None = rows
+            edited: Rows | None = rows
             if ablation.at != EVERYWHERE:
                 if at is None:
                     raise LensPruneError(f"{ablation.name}: it is not known which rows are at {ablation.at!r}")
-                own = at(ablation.at, rows)
-            if own is None:
+                edited = at(ablation.at, rows)
+            if edited is None:
                 continue
-            edit = RowEdit(own, ablation, reference, component.selected(facts))
+            edit = RowEdit(edited, ablation, reference, component.selected(facts))
             layer = layers[component.layer]
             match part.slot:
                 case Slot.CONTRIBUTION:

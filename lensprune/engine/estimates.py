@@ -76,9 +76,9 @@ def estimate_logprobs(
     with gradient_rule(model, rule):
         for batch in batches_by_length(lengths, max_tokens, [rope_buckets.of(request) for request in requests]):
             rows = _padded(model, [requests[i] for i in batch])
-            found = estimates.of(rows, lambda logprobs: np.ones(len(logprobs)))
-            assert found is not None
-            clean[batch], estimated[:, batch] = found
+            of_batch = estimates.of(rows, lambda logprobs: np.ones(len(logprobs)))
+            assert of_batch is not None
+            clean[batch], estimated[:, batch] = of_batch
             if progress is not None:
                 progress(len(batch))
     return clean, estimated
@@ -129,18 +129,20 @@ def estimate_measure(
                     """The derivatives, or ``None`` if some groups turned out to have none and were dropped from
                     `left`."""
                     slopes = []
-                    for i, own in zip(list(left), np.split(logprobs, sizes), strict=True):
-                        values[i], derivative = slope(i, own)
-                        if not (np.isfinite(own).all() and np.isfinite(values[i]) and np.isfinite(derivative).all()):
+                    for i, of_request in zip(list(left), np.split(logprobs, sizes), strict=True):
+                        values[i], derivative = slope(i, of_request)
+                        if not (
+                            np.isfinite(of_request).all() and np.isfinite(values[i]) and np.isfinite(derivative).all()
+                        ):
                             values[i] = np.nan
                             left.remove(i)
                         slopes.append(derivative)
                     # A value that is not finite would spread to every request that shares its tokens.
                     return np.concatenate(slopes) if len(slopes) == len(left) else None
 
-                found = estimates.of(rows, weights)
-                if found is not None:
-                    total += found[1].sum(1).numpy()
+                estimated = estimates.of(rows, weights)
+                if estimated is not None:
+                    total += estimated[1].sum(1).numpy()
                     break
             if progress is not None:
                 progress(sum(len(groups[i]) for i in chunk))
@@ -317,8 +319,8 @@ class _Estimates:
         hooks = [*self._given, *((name, activations.keep(name)) for name in names)]
         with torch.enable_grad(), self._model.hooks(hooks):
             logprobs = _logprobs(self._model, rows)
-            found = logprobs.detach().cpu().double()
-            weighted = weights(found.numpy())
+            clean = logprobs.detach().cpu().double()
+            weighted = weights(clean.numpy())
             if weighted is None:
                 return None
             factors = torch.as_tensor(weighted, dtype=logprobs.dtype, device=logprobs.device)
@@ -345,4 +347,4 @@ class _Estimates:
                     # Masked positions have no gradient, so padding adds nothing.
                     product = (after - before)[:, :, part] * gradient[:, :, part]
                     products[index] = doubled(product).flatten(1).sum(1).cpu()
-        return found, products
+        return clean, products

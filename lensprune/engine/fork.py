@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ def fork_variants(
     reference: ReferenceActivations | None,
     keep_kv: KeepKV | None = None,
     marks: Marks | None = None,
-) -> Iterator[tuple[Variant, Float[torch.Tensor, "wanted d_model"]]]:
+) -> Generator[tuple[Variant, Float[torch.Tensor, "wanted d_model"]], None, None]:
     """Yield each variant with the residuals that leave its last layer, lowest first changed layer first.
 
     Args:

@@ -10,9 +10,8 @@ hooked executor's, so numbers agree to rounding, not bit for bit.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -20,7 +19,7 @@ import torch
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses, WorkCallback
-from lensprune.engine.decoding import ChunkSize, GroupDecoder, group_variants, request_chunks
+from lensprune.engine.decoding import GroupDecoder, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
@@ -32,9 +31,10 @@ from lensprune.engine.rope import LongRopeBuckets
 from lensprune.engine.tree import Tokens, build_tree, chunk_sequences
 from lensprune.engine.tree_scoring import TreeScorer
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel, ModelFacts
+from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import (
     GenerateRequest,
+    GenerateResponse,
     LoglikelihoodRequest,
     Request,
     Response,
@@ -47,9 +47,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_VARIANTS = 64
 """Variants per block. A block's answers are held until all its variants are done; each block reruns the clean model."""
 
-SHARE_MARGIN = 1.3
-"""Memory planned for keys and values, over what the last groups held; what still doesn't fit is decoded again."""
-
 
 class ForkedExecutor:
     """Answers requests by forking variants from the clean model. Variants with custom hooks or cut attention edges, and
@@ -58,7 +55,7 @@ class ForkedExecutor:
     Args:
         model: must be able to run layer by layer; see `LayerStack`.
         max_tokens: distinct tokens in one flat row.
-        max_rows: rows (variant × request) in one decode step.
+        max_rows: rows (variant × request) in one decode step; a variant's rows begin together.
         max_kv_bytes: keys and values held while decoding; a single row may need more.
 
     If memory runs out, the budgets (`limits`) are halved, with a warning in the log, and the work continues.
@@ -91,7 +88,7 @@ class ForkedExecutor:
         on_answers: AnswerCallback | None = None,
         on_work: WorkCallback | None = None,
     ) -> Iterator[VariantResponses]:
-        """Yield the responses of each variant, in the order given. See `Executor`."""
+        """Yield the responses of each variant as soon as they are complete. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
         near = {i: request for i, request in enumerate(requests) if self._rope_buckets.of(request) == 0}
         far = [i for i in range(len(requests)) if i not in near]
@@ -106,7 +103,20 @@ class ForkedExecutor:
         plain = [v for v in variants if not v.needs_hooks]
         marks = Marks(self.model, plain)
         near = {i: marked(request, marks.of(request)) for i, request in near.items()}
-        answers = self._answers(near, plain, marks, reference, progress, on_answers, on_work)
+        for variant, responses in self._answers(near, plain, marks, reference, progress, on_answers, on_work):
+            if far:
+                far_requests = [requests[i] for i in far]
+                placed = None if on_answers is None else partial(_placed, far, on_answers)
+                [by_hooks] = self._hooked.run(
+                    far_requests,
+                    [variant],
+                    reference=reference,
+                    progress=progress,
+                    on_answers=placed,
+                    on_work=on_work,
+                )
+                responses.update(zip(far, by_hooks.responses, strict=True))
+            yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
         for variant in variants:
             if variant.needs_hooks:
                 yield from self._hooked.run(
@@ -117,21 +127,6 @@ class ForkedExecutor:
                     on_answers=on_answers,
                     on_work=on_work,
                 )
-            else:
-                responses = next(answers)
-                if far:
-                    far_requests = [requests[i] for i in far]
-                    placed = None if on_answers is None else partial(_placed, far, on_answers)
-                    [by_hooks] = self._hooked.run(
-                        far_requests,
-                        [variant],
-                        reference=reference,
-                        progress=progress,
-                        on_answers=placed,
-                        on_work=on_work,
-                    )
-                    responses.update(zip(far, by_hooks.responses, strict=True))
-                yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 
     def _answers(
         self,
@@ -142,67 +137,53 @@ class ForkedExecutor:
         progress: ProgressCallback | None,
         on_answers: AnswerCallback | None,
         on_work: WorkCallback | None,
-    ) -> Iterator[dict[int, Response]]:
+    ) -> Iterator[tuple[Variant, dict[int, Response]]]:
         scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
         generated = {i: r for i, r in requests.items() if isinstance(r, GenerateRequest)}
         for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
             block = variants[begin : begin + CHECKPOINT_VARIANTS]
             answered = [_Answers(v.name, len(requests), progress, on_answers, on_work) for v in block]
             self._score(scored, block, marks, reference, answered)
-            for done in self._generate(generated, block, marks, reference, answered):
-                for of_variant in done:
-                    of_variant.worked(len(requests))
-                    yield of_variant.responses
+            waiting = list(zip(block, answered, strict=True))
+            for variant, of_variant in self._generate(generated, waiting, marks, reference):
+                of_variant.worked(len(requests))
+                yield variant, of_variant.responses
 
     def _generate(
         self,
         requests: dict[int, GenerateRequest],
-        variants: Sequence[Variant],
+        waiting: list[tuple[Variant, _Answers]],
         marks: Marks,
         reference: ReferenceActivations | None,
-        answered: Sequence[_Answers],
-    ) -> Iterator[Sequence[_Answers]]:
-        """Decode group by group; yields the answers of each group, in the order of the variants."""
-        facts = self.model.facts
-        done, shares = 0, _Shares(facts)
-        while done < len(variants):
-            waiting, limits = variants[done:], shares.widened(self.limits)
-            chunks = request_chunks(requests, waiting, facts, limits)
-            group = next(group_variants(waiting, facts, chunks, limits))
-            answers = answered[done : done + len(group)]
-            if all(
-                self._fits(
-                    partial(self._decode, chunk, group, marks, reference, answers, shares), len(chunk) * len(group)
-                )
-                for chunk in chunks
-            ):
-                done += len(group)
-                yield answers
-
-    def _decode(
-        self,
-        requests: dict[int, GenerateRequest],
-        variants: Sequence[Variant],
-        marks: Marks,
-        reference: ReferenceActivations | None,
-        answers: Sequence[_Answers],
-        shares: _Shares,
-    ) -> None:
-        """Decode one chunk under a group of variants; those that didn't fit into the budget follow."""
-        waiting = list(range(len(variants)))
+    ) -> Iterator[tuple[Variant, _Answers]]:
+        """Decode chunk by chunk; yields each variant that has all its answers."""
         while waiting:
-            asked = {i: r for i, r in requests.items() if any(i not in answers[v].responses for v in waiting)}
-            if not asked:
+            missing = {i: r for i, r in requests.items() if any(i not in done.responses for _, done in waiting)}
+            if not missing:
+                yield from waiting
                 return
-            group, indices = [variants[v] for v in waiting], list(asked)
-            decoder = GroupDecoder(
-                self.model, self._stack, group, list(asked.values()), reference, marks, self.limits.kv_bytes
+            chunk = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)[0]
+            indices = list(chunk)
+            decoded = [(v, done) for v, done in waiting if any(i not in done.responses for i in indices)]
+            answered = {
+                (v, r) for v, (_, done) in enumerate(decoded) for r, i in enumerate(indices) if i in done.responses
+            }
+            start = partial(
+                GroupDecoder,
+                self.model,
+                self._stack,
+                [variant for variant, _ in decoded],
+                list(chunk.values()),
+                reference,
+                marks,
+                self.limits,
+                answered,
             )
-            of_group = [answers[v] for v in waiting]
-            for variant, request, response in decoder.run(partial(_worked, of_group)):
-                of_group[variant].add({indices[request]: response})
-            waiting = [waiting[variant] for variant in decoder.postponed]
-            shares.add(decoder.peak_kv_bytes, list(asked.values()), group, fitted=not waiting)
+            decoding = _Decoding(start, [done for _, done in decoded], indices, requests.keys())
+            while not decoding.ended and self._fits(decoding.go_on, len(chunk) * len(decoded)):
+                finished = [(v, done) for v, done in waiting if requests.keys() <= done.responses.keys()]
+                yield from finished
+                waiting = [pair for pair in waiting if pair not in finished]
 
     def _score(
         self,
@@ -266,24 +247,6 @@ class ForkedExecutor:
         return False
 
 
-class _Shares:
-    """Share of their maximum of keys and values that the last groups of variants held: most texts end early, and rows
-    that agree share their histories."""
-
-    def __init__(self, facts: ModelFacts) -> None:
-        self._facts = facts
-        self._last: deque[float] = deque(maxlen=3)
-
-    def add(self, held: int, requests: Sequence[GenerateRequest], variants: Sequence[Variant], *, fitted: bool) -> None:
-        """Record that a group held `held` bytes at its peak, or did not fit: then the maximum is planned for again."""
-        self._last.append(held / ChunkSize(self._facts, requests).kv_bytes(variants) if fitted else 1.0)
-
-    def widened(self, limits: DecodeLimits) -> DecodeLimits:
-        """Limits on what a group could need at most, chosen so that it probably stays within `limits`."""
-        share = min(1.0, SHARE_MARGIN * max(self._last, default=1.0))
-        return replace(limits, kv_bytes=int(limits.kv_bytes / share))
-
-
 class _Answers:
     """One variant's responses so far; work done again after an error is not reported twice."""
 
@@ -313,6 +276,33 @@ class _Answers:
             self._progress(len(new))
         if new and self._on_answers is not None:
             self._on_answers(self._variant, new)
+
+
+class _Decoding:
+    """Takes a decoder's answers; `indices` are those of its requests, and a variant is complete with all `wanted`."""
+
+    def __init__(
+        self,
+        start: Callable[[], GroupDecoder],
+        answers: Sequence[_Answers],
+        indices: Sequence[int],
+        wanted: Collection[int],
+    ) -> None:
+        self.ended = False
+        """Whether all rows have ended."""
+        self._start, self._answers, self._indices, self._wanted = start, answers, indices, wanted
+        self._rows: Iterator[tuple[int, int, GenerateResponse]] | None = None
+
+    def go_on(self) -> None:
+        """Decode until a variant is complete, or all rows have ended."""
+        if self._rows is None:
+            self._rows = self._start().run(partial(_worked, self._answers))
+        for variant, request, response in self._rows:
+            done = self._answers[variant]
+            done.add({self._indices[request]: response})
+            if all(index in done.responses for index in self._wanted):
+                return
+        self.ended = True
 
 
 def _worked(answers: Sequence[_Answers], variant: int, rows: float) -> None:

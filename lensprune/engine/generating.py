@@ -121,9 +121,9 @@ class Generator:
         for places in drawn.values():
             scores, keys = widened(logits[places]), []
             for i, place in enumerate(places):
-                own, row = rows[place].request.sampling, rows[place]
-                assert own is not None
-                keys.append(noise_key(own, row.request.item, len(row)))
+                sampling, row = rows[place].request.sampling, rows[place]
+                assert sampling is not None
+                keys.append(noise_key(sampling, row.request.item, len(row)))
                 if place in changed:
                     scores[i] = changed[place]
             sampled = rows[places[0]].request.sampling

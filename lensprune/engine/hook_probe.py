@@ -69,17 +69,17 @@ def warn_of_inert_hooks(
     """
     if not variant.hooks:
         return
-    rows, own = _rows(requests, Marks(model, [variant])), own_hooks(variant)
+    rows, hooks = _rows(requests, Marks(model, [variant])), own_hooks(variant)
     changed = _logits(model, variant, rows, reference)
     inert: set[int] = set()
-    for i in range(len(own)):
+    for i in range(len(hooks)):
         # Together with the inert ones so far: of two hooks that do the same, one is needed.
-        without = [(name, _undone(hook) if j in inert | {i} else hook) for j, (name, hook) in enumerate(own)]
+        without = [(name, _undone(hook) if j in inert | {i} else hook) for j, (name, hook) in enumerate(hooks)]
         if torch.equal(changed, _logits(model, replace(variant, hooks=tuple(without)), rows, reference)):
             inert.add(i)
     if inert:
         warnings.warn(
-            f"{variant.name}: hooks at {_named([own[i] for i in sorted(inert)])} ran and changed no logit of "
+            f"{variant.name}: hooks at {_named([hooks[i] for i in sorted(inert)])} ran and changed no logit of "
             f"{len(rows)} prompt{'s' if len(rows) > 1 else ''}: to change something, a hook must return the new "
             "activation, and the model must read it there",
             stacklevel=2,
@@ -111,7 +111,7 @@ def _logits(
 ) -> Float[torch.Tensor, "row d_vocab"]:
     tokens = torch.tensor([row for row, _, _ in rows], device=model.facts.device)
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-    masks = Marks(model, [variant]).masks([own for _, own, _ in rows], tokens)
+    masks = Marks(model, [variant]).masks([row_marks for _, row_marks, _ in rows], tokens)
     state = BatchState(positions, tokens, tuple(item for _, _, item in rows), masks)
     hooks = VariantHooks(model, variant, state, reference)
     with torch.inference_mode(), model.hooks(hooks.named):

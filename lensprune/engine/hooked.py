@@ -116,7 +116,7 @@ class HookedExecutor:
             padded = pad_left([row for row, _, _ in rows], pad_token_id(self.model), self.model.facts.device)
             state.position_ids, state.tokens = padded.position_ids, padded.input_ids
             state.items = tuple(item for _, _, item in rows)
-            state.masks = marks.masks([own for _, own, _ in rows], padded.input_ids)
+            state.masks = marks.masks([row_marks for _, row_marks, _ in rows], padded.input_ids)
             kept = max(len(requests[i].continuation_ids) for row in rows for i in by_input[row])
             logits = self.model.forward(
                 padded.input_ids, padded.attention_mask, padded.position_ids, logits_to_keep=kept

@@ -74,6 +74,6 @@ def draw(scores: Float[torch.Tensor, "row token"], keys: Sequence[int]) -> Int[t
     """Sample one token per row from softmax(`scores`); `keys` holds one `noise_key` per row."""
     chosen = []
     for begin in range(0, len(scores), _ROWS):
-        part, own = scores[begin : begin + _ROWS], keys[begin : begin + _ROWS]
-        chosen.append((gumbel_noise(own, part.shape[1], part.device) + doubled(part)).argmax(-1))
+        part, part_keys = scores[begin : begin + _ROWS], keys[begin : begin + _ROWS]
+        chosen.append((gumbel_noise(part_keys, part.shape[1], part.device) + doubled(part)).argmax(-1))
     return torch.cat(chosen).to(scores.device)

@@ -82,7 +82,7 @@ def importance_agreement(
     job = prepare(hooked, SweepOptions.given(tasks, protocols, removals, seed=seed, **given))
     executor = make_executor(job.options.executor, hooked)
     frames, rows = [], []
-    for condition, (task, protocol) in zip(job.conditions, run.cells, strict=True):
+    for condition, (task, protocol) in zip(job.conditions, run.conditions, strict=True):
         measure = protocol_named(protocol).measure
         ways = {kind: run.effects(task, protocol, ablation=kind, measure=measure)[0].effects for kind in ablations}
         for kind in estimated:

@@ -75,7 +75,7 @@ def pairwise_compensation(
     hooked = as_hooked_model(model)
     removed = [*((head,) for head in chosen), *combinations(chosen, 2)]
     run = sweep(hooked, tasks, protocols, [_variant(subset, ablation) for subset in removed], seed=seed, **options)
-    tables = [_table(run, task, protocol, chosen, measure, ablation) for task, protocol in run.cells]
+    tables = [_table(run, task, protocol, chosen, measure, ablation) for task, protocol in run.conditions]
     return Compensation(pd.concat(tables, ignore_index=True), run)
 
 

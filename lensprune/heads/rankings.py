@@ -42,8 +42,8 @@ def importance_of(
     """
     effects = run.effects(task, protocol, measure=measure)
     frames = [
-        pd.DataFrame({"layer": cell_effects.layers, "head": cell_effects.heads, "value": -cell_effects.effects})
-        for cell_effects in effects
+        pd.DataFrame({"layer": of_condition.layers, "head": of_condition.heads, "value": -of_condition.effects})
+        for of_condition in effects
     ]
     return pd.concat(frames).groupby(["layer", "head"])[["value"]].mean().reset_index()
 
@@ -112,9 +112,9 @@ def shared_items(measured: Run, rankings: Rankings) -> dict[str, tuple[int, int]
     shared = {}
     for name, run in rankings.runs.items():
         prompts = [
-            (measured.questions(*cell)["prompt"].to_pylist(), set(run.questions(*cell)["prompt"].to_pylist()))
-            for cell in measured.cells
-            if cell in run.cells
+            (measured.questions(*condition)["prompt"].to_pylist(), set(run.questions(*condition)["prompt"].to_pylist()))
+            for condition in measured.conditions
+            if condition in run.conditions
         ]
         seen = sum(prompt in theirs for mine, theirs in prompts for prompt in mine)
         if seen:

@@ -91,7 +91,7 @@ def heads_report(
             name = f"_{file_part(ablation, ways)}" if len(ways) > 1 else ""
             tables[f"concentration{name}.csv"] = analysed.concentration
             lines.append(_concentration(analysed.concentration, ablation))
-            if any(cell_effects.effects.any() for cell_effects in analysed.effects):
+            if any(of_condition.effects.any() for of_condition in analysed.effects):
                 draw[f"lorenz{name}"] = partial(effects_of.plot, "lorenz", component="head", ablation=ablation)
             if analysed.overlap is not None:
                 tables[f"overlap{name}.csv"] = analysed.overlap

@@ -43,13 +43,13 @@ def contributions_by_source(
         for layer in range(facts.n_layers):
             pattern, v, z = (kept[f"blocks.{layer}.attn.{hook}"][0] for hook in ("hook_pattern", "hook_v", "hook_z"))
             weights = output_weights(model, layer).to(norm.weight.dtype)
-            own = towards
+            direction = towards
             block = block_of(model, layer)
             if "ln1_post" in block._modules:
                 after = frozen_norm(block.ln1_post)
                 whole = einsum(z[at].to(weights.dtype), weights, "step head d, head d d_model -> step d_model")
-                own = after.pull_back(towards, after.scale(whole))
-            read = einsum(weights, own, "head d d_model, step d_model -> head step d")
+                direction = after.pull_back(towards, after.scale(whole))
+            read = einsum(weights, direction, "head d d_model, step d_model -> head step d")
             values = v.repeat_interleave(facts.n_heads // v.shape[1], dim=1).to(weights.dtype)
             worth = einsum(read, values, "head step d, key head d -> head step key")
             contributions.append((pattern[:, at].to(weights.dtype) * worth).cpu().double())

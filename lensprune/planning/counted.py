@@ -29,7 +29,7 @@ from lensprune.models.base import HookedModel
 from lensprune.models.load import parse_dtype
 from lensprune.models.loading_memory import loading_bytes
 from lensprune.models.model_config import ModelConfig, load_model_config
-from lensprune.planning.result import PlannedCell, PlannedLength, PlannedStop
+from lensprune.planning.result import PlannedCondition, PlannedLength, PlannedStop
 from lensprune.planning.stopping import measured_at_looks, profile_of
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
@@ -115,15 +115,15 @@ class CountedSweep:
     def weight_bytes(self) -> int:
         return self.shape.parameters * self.number.itemsize
 
-    def cells(self) -> tuple[PlannedCell, ...]:
+    def planned(self) -> tuple[PlannedCondition, ...]:
         """One for each (task, protocol)."""
-        return tuple(starmap(self._cell, zip(self.conditions, self.thoughts, strict=True)))
+        return tuple(starmap(self._planned, zip(self.conditions, self.thoughts, strict=True)))
 
-    def _cell(self, condition: Condition, thoughts: Sequence[GenerateRequest]) -> PlannedCell:
+    def _planned(self, condition: Condition, thoughts: Sequence[GenerateRequest]) -> PlannedCondition:
         requests, facts, estimates = condition.requests, self.model_config.facts, self._estimates(condition)
         unshared = unshared_cost(self.shape, thoughts, 1, self.budget) + estimates
         shared = shared_cost(self.shape, facts, thoughts, [CLEAN], self.budget) + estimates
-        return PlannedCell(
+        return PlannedCondition(
             task=condition.task.task.name,
             protocol=condition.protocol,
             items=len(condition.items) // condition.samples,
@@ -169,22 +169,22 @@ class CountedSweep:
 
     def seconds(self, speed: Speed) -> float:
         """Seconds of the whole sweep."""
-        return self.seconds_of((cell.shared if self.shares_work else cell.unshared for cell in self.cells()), speed)
+        return self.seconds_of((one.shared if self.shares_work else one.unshared for one in self.planned()), speed)
 
-    def seconds_of(self, cells: Iterable[Cost], speed: Speed) -> float:
-        """Seconds of cells with these costs, and of the reference prompts."""
-        return estimated_seconds(sum(cells, self.references()), speed, self.weight_bytes, self.number.itemsize)
+    def seconds_of(self, costs: Iterable[Cost], speed: Speed) -> float:
+        """Seconds of work of these costs, and of the reference prompts."""
+        return estimated_seconds(sum(costs, self.references()), speed, self.weight_bytes, self.number.itemsize)
 
-    def correction(self, speed: Speed, cells: Sequence[PlannedCell]) -> Correction:
+    def correction(self, speed: Speed, planned_conditions: Sequence[PlannedCondition]) -> Correction:
         """Measured over planned time of earlier work of these kinds on this machine, weighted by planned time."""
         history, facts, executor = SpeedHistory.of_machine(), self.model_config.facts, self.executor
         planned = taken = 0.0
         sweeps = 0
-        for condition, cell in zip(self.conditions, cells, strict=True):
+        for condition, counted in zip(self.conditions, planned_conditions, strict=True):
             key = SpeedKey.of(
                 self.shape, device=facts.device, dtype=facts.dtype, executor=executor, generates=condition.generates
             )
-            cost = cell.shared if self.shares_work else cell.unshared
+            cost = counted.shared if self.shares_work else counted.unshared
             seconds = estimated_seconds(cost, speed, self.weight_bytes, self.number.itemsize)
             known = history.correction(key)
             planned, taken, sweeps = planned + seconds, taken + known.factor * seconds, max(sweeps, known.sweeps)
@@ -210,10 +210,10 @@ class CountedSweep:
 
     def _length(self, new_tokens: int, speed: Speed) -> PlannedLength:
         longest = max(len(r.context_ids) + r.max_new_tokens for r in self._generated())
-        cells = (cell.shared if self.shares_work else cell.unshared for cell in self.cells())
+        costs = (one.shared if self.shares_work else one.unshared for one in self.planned())
         return PlannedLength(
             new_tokens=new_tokens,
-            tokens=sum(cells, self.references()).tokens,
+            tokens=sum(costs, self.references()).tokens,
             row_bytes=longest * self.shape.n_layers * self.shape.cached_per_token * self.number.itemsize,
             rows=self._rows_at_once(),
             memory=self.memory().total,
@@ -224,10 +224,10 @@ class CountedSweep:
         requests = [condition.requests for condition in self.conditions]
         if not self.shares_work:
             size = batch_budget(HookedExecutor, self.budget)
-            return max(batch.rows for of_cell in requests for batch in hooked_batches(of_cell, size) if batch.steps)
+            return max(batch.rows for each in requests for batch in hooked_batches(each, size) if batch.steps)
         facts, limits = self.model_config.facts, forked_limits(self.budget)
-        chunks = (chunk for of_cell in requests for chunk in decode_chunks(of_cell, self.variants, facts, limits))
-        return max(len(chunk.variants) * len(chunk.rows) for chunk in chunks)
+        chunks = (chunk for each in requests for chunk in decode_chunks(each, self.variants, facts, limits))
+        return max(chunk.rows_at_once for chunk in chunks)
 
     def references(self) -> Cost:
         """The clean model's passes over reference prompts."""

@@ -84,11 +84,13 @@ def planned_times(plan: Plan) -> list[GroupTime]:
     weights, number = plan.memory.weights, plan.memory.weights // plan.shape.parameters
     shares_work = executor_info(plan.executor).shares_work
     groups = []
-    for cell in plan.cells:
-        cost = cell.shared if shares_work else cell.unshared
+    for condition in plan.conditions:
+        cost = condition.shared if shares_work else condition.unshared
         whole = plan.correction.factor * estimated_seconds(cost, plan.speed, weights, number)
         clean = whole / plan.n_variants if shares_work else 0.0
-        groups.append(GroupTime(cell.task, cell.protocol, plan.n_variants, (whole - clean) / plan.n_variants, clean))
+        groups.append(
+            GroupTime(condition.task, condition.protocol, plan.n_variants, (whole - clean) / plan.n_variants, clean)
+        )
     return groups
 
 

@@ -14,11 +14,11 @@ from lensprune.costs.shape import ModelShape
 from lensprune.costs.speed import Speed
 from lensprune.engine.registry import executor_info
 
-__all__ = ["Plan", "PlannedCell", "PlannedLength", "PlannedStop"]
+__all__ = ["Plan", "PlannedCondition", "PlannedLength", "PlannedStop"]
 
 
 @dataclass(frozen=True)
-class PlannedCell:
+class PlannedCondition:
     """One (task, protocol): its size, and its cost in all variants without and with sharing."""
 
     task: str
@@ -75,7 +75,7 @@ class Plan:
     device: str
     executor: str
     n_variants: int
-    cells: tuple[PlannedCell, ...]
+    conditions: tuple[PlannedCondition, ...]
     reference: Cost
     memory: Memory
     speed: Speed
@@ -92,15 +92,15 @@ class Plan:
 
     @property
     def n_cells(self) -> int:
-        return len(self.cells) * self.n_variants
+        return len(self.conditions) * self.n_variants
 
     @property
     def unshared(self) -> Cost:
-        return sum((cell.unshared for cell in self.cells), Cost()) + self.reference
+        return sum((condition.unshared for condition in self.conditions), Cost()) + self.reference
 
     @property
     def shared(self) -> Cost:
-        return sum((cell.shared for cell in self.cells), Cost()) + self.reference
+        return sum((condition.shared for condition in self.conditions), Cost()) + self.reference
 
     @property
     def cost(self) -> Cost:
@@ -117,10 +117,10 @@ class Plan:
             "sweep_memory": self.memory.total,
         }
         rows = []
-        for cell in self.cells:
-            row: dict[str, Any] = {"task": cell.task, "protocol": cell.protocol}
-            row |= {"items": cell.items, "requests": cell.requests}
-            for name, cost in (("hooked", cell.unshared), ("forked", cell.shared)):
+        for condition in self.conditions:
+            row: dict[str, Any] = {"task": condition.task, "protocol": condition.protocol}
+            row |= {"items": condition.items, "requests": condition.requests}
+            for name, cost in (("hooked", condition.unshared), ("forked", condition.shared)):
                 row |= {f"tokens_{name}": cost.tokens, f"flops_{name}": cost.flops}
             rows.append(row | sweep)
         return pd.DataFrame(rows)

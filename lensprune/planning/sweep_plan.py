@@ -106,10 +106,10 @@ def plan(
     given_speed = _given_speed(flops, bandwidth)
     counted = CountedSweep.of(model, options, None if out is None else Path(out))
     shape, facts, number = counted.shape, counted.model_config.facts, counted.number
-    cells, references = counted.cells(), counted.references()
+    conditions, references = counted.planned(), counted.references()
     speed = given_speed or measure_speed(shape, number, facts.device)
     # A speed that is given is another machine's.
-    correction = Correction() if given_speed else counted.correction(speed, cells)
+    correction = Correction() if given_speed else counted.correction(speed, conditions)
     planned = Plan(
         model=facts.name,
         shape=shape,
@@ -117,7 +117,7 @@ def plan(
         device=facts.device,
         executor=options.executor,
         n_variants=len(counted.variants),
-        cells=cells,
+        conditions=conditions,
         reference=references,
         memory=counted.memory(),
         speed=speed,

@@ -46,10 +46,10 @@ def _length_rows(plan: Plan) -> list[list[str]]:
 
 def _cell_rows(plan: Plan) -> list[list[str]]:
     rows = [["task", "protocol", "items", "requests", "tokens hooked", "tokens forked", "FLOPs forked"]]
-    for cell in plan.cells:
-        unshared, shared = cell.unshared, cell.shared
-        numbers = [str(cell.items), str(cell.requests), quantity(unshared.tokens), quantity(shared.tokens)]
-        rows.append([cell.task, cell.protocol, *numbers, quantity(shared.flops)])
+    for condition in plan.conditions:
+        unshared, shared = condition.unshared, condition.shared
+        numbers = [str(condition.items), str(condition.requests), quantity(unshared.tokens), quantity(shared.tokens)]
+        rows.append([condition.task, condition.protocol, *numbers, quantity(shared.flops)])
     return rows
 
 
@@ -61,9 +61,8 @@ def plan_report(plan: Plan) -> str:
         f"{for_terminal(plan.model)}: {shape.n_layers} layers, {quantity(shape.parameters)} parameters, "
         f"{quantity(shape.flops_per_token)}FLOP per token; {plan.dtype} on {for_terminal(plan.device)}"
     )
-    cells = (
-        f"{plan.n_cells} cells: {plan.n_variants} variants × {len(plan.cells)} (task, protocol); nothing has been run"
-    )
+    counts = f"{plan.n_variants} variants × {len(plan.conditions)} (task, protocol)"
+    cells = f"{plan.n_cells} cells: {counts}; nothing has been run"
     if plan.reference != Cost():
         cells += f"; {quantity(plan.reference.tokens)} tokens are reference prompts"
     parts = [("weights", memory.weights), ("activations", memory.activations), ("logits", memory.logits)]

@@ -166,11 +166,11 @@ class MarkedSolution:
     def classes(self) -> tuple[str, ...]:
         """The class of every token, as in ``step[0].result``; the prompt's have none."""
         steps = self.steps or (None,) * len(self.kinds)
-        own = (
+        of_solution = (
             kind if step is None or not kind else f"step[{step}].{kind}"
             for kind, step in zip(self.kinds, steps, strict=True)
         )
-        return ("",) * len(self.context_ids) + tuple(own)
+        return ("",) * len(self.context_ids) + tuple(of_solution)
 
 
 def tokenize_solution(model: HookedModel, context: str, question: str, solution: str) -> MarkedSolution:

@@ -203,17 +203,17 @@ def _where(table: pd.DataFrame) -> str:
     """The strongest effects of a head's removal at the tokens of one class."""
     overall = table[table["class"] == ALL]
     whole = overall[overall["at"] == ALL].set_index(["layer", "head"])["effect"]
-    found = overall[(overall["at"] != ALL) & (overall["effect"] > 0) & (overall["q_value"] <= LEVEL)]
+    losing = overall[(overall["at"] != ALL) & (overall["effect"] > 0) & (overall["q_value"] <= LEVEL)]
     rows = [["head", "removed at", "nats per token", "95%", "q", "removed everywhere"]]
-    for row in found.sort_values("effect", ascending=False).head(_MOST).to_dict("records"):
+    for row in losing.sort_values("effect", ascending=False).head(_MOST).to_dict("records"):
         interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
         cells = [f"L{row['layer']}.H{row['head']}", str(row["at"]), f"{row['effect']:+.2f}", interval]
         rows.append([*cells, f"{row['q_value']:.2g}", f"{whole[row['layer'], row['head']]:+.2f}"])
     places = f"{len(overall[overall['at'] != ALL])} heads × places"
     if len(rows) == 1:
         return f"where heads act: nothing resolvable among {places}"
-    more = f"; the strongest {_MOST} are shown" if len(found) > _MOST else ""
-    return f"{aligned(rows)}\n{len(found)} of {places} lose tokens{more}"
+    more = f"; the strongest {_MOST} are shown" if len(losing) > _MOST else ""
+    return f"{aligned(rows)}\n{len(losing)} of {places} lose tokens{more}"
 
 
 def _selectivity(table: pd.DataFrame) -> str:

@@ -69,7 +69,10 @@ def where_effects(
     variants = [Variant(a.name, (a,)) for a in ablations]
     marks = Marks(hooked, variants)
     of_solutions = [marks.of(LoglikelihoodRequest(s.context_ids, s.solution_ids, classes=s.classes)) for s in solutions]
-    sizes = {place: sum(len(marks.chosen(own, place)) for own in of_solutions) for place in marks.selectors}
+    sizes = {
+        place: sum(len(marks.chosen(solution_marks, place)) for solution_marks in of_solutions)
+        for place in marks.selectors
+    }
     sizes[ALL] = sum(len(s.context_ids) + len(s.solution_ids) - 1 for s in solutions)
     variants = [v for v, a in zip(variants, ablations, strict=True) if sizes[a.at]]
     losses = token_losses(hooked, solutions, variants, reference_for(hooked, chain_options, variants))

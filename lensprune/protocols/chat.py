@@ -78,13 +78,13 @@ def thinking_arguments(
     offered = _variables(tokenizer)
     if ENABLE_THINKING in offered:
         return {**given, ENABLE_THINKING: thinking == "on"}
-    asked = f"thinking {thinking} is requested, but the chat template of {model_name}"
+    refusal = f"thinking {thinking} is requested, but the chat template of {model_name}"
     prompt, _ = chat_prompt(tokenizer, "", "?", template_args=given)
     if markers is not None and markers.opened_by(prompt):
         if thinking == "on":
             return given
-        raise UserError(f"{asked} begins every answer with {markers.start}: use thinking auto")
-    raise UserError(f"{asked} has no {ENABLE_THINKING}: {_offer(offered)}")
+        raise UserError(f"{refusal} begins every answer with {markers.start}: use thinking auto")
+    raise UserError(f"{refusal} has no {ENABLE_THINKING}: {_offer(offered)}")
 
 
 def _offer(offered: Sequence[str]) -> str:

@@ -60,8 +60,8 @@ def replacement_figure_of(
     if kind not in REPLACEMENT_KINDS:
         raise unknown_kind(kind, REPLACEMENT_KINDS)
     shares = gain_shares(outcomes)
-    cells = set(outcomes.select(task, protocol))
-    shares = shares[[cell in cells for cell in zip(shares["task"], shares["protocol"], strict=True)]]
+    conditions = set(outcomes.select(task, protocol))
+    shares = shares[[condition in conditions for condition in zip(shares["task"], shares["protocol"], strict=True)]]
     if shares.empty:
         raise UserError("there is nothing to draw: no replacement was measured")
     return REPLACEMENT_KINDS[kind](outcomes, shares.reset_index(drop=True))

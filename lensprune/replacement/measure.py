@@ -14,8 +14,8 @@ from lensprune.engine.base import Executor
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.load import open_model
 from lensprune.protocols import score_items
-from lensprune.replacement.pair import Host, ModelPair, WeightChange, model_pair, weight_change
-from lensprune.replacement.parts import COMPONENTS, enumerate_parts, whole_model
+from lensprune.replacement.pair import ModelPair, model_pair, weight_change
+from lensprune.replacement.parts import COMPONENTS, Host, WeightChange, enumerate_parts, whole_model
 from lensprune.replacement.result import ReplacementRun
 from lensprune.replacement.settings import decoded_alike, prompted
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements

@@ -10,7 +10,7 @@ from typing import Self
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import UserError
 from lensprune.output.files import write_atomically, write_error
-from lensprune.replacement.pair import WeightChange
+from lensprune.replacement.parts import WeightChange
 from lensprune.replacement.variants import DISTILLED, Replacement
 from lensprune.runs.cell_store import CellStore
 from lensprune.runs.outcomes import Outcomes

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -17,12 +17,10 @@ from lensprune.models.base import HookedModel
 from lensprune.models.bridge import BridgeModel
 from lensprune.precision import widened
 from lensprune.replacement.in_place import replaced
-from lensprune.replacement.parts import Part
+from lensprune.replacement.parts import Host, Part, WeightChange
 from lensprune.replacement.tensors import part_tensors, plain_attention, require_bridge, twin_tensors, weights_are_tied
 
-__all__ = ["Host", "ModelPair", "WeightChange", "check_tokenizers", "model_pair", "weight_change"]
-
-Host = Literal["base", "distilled"]
+__all__ = ["ModelPair", "check_tokenizers", "model_pair", "weight_change"]
 
 _NOT_FUNCTION = frozenset(
     {
@@ -39,14 +37,6 @@ _NOT_FUNCTION = frozenset(
 
 _PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Relative tolerance of logits, by their `accumulation_dtype`; half precision sums in the same order too."""
-
-
-@dataclass(frozen=True)
-class WeightChange:
-    """Frobenius norm of distilled − base over a part's weights, and relative to the base's."""
-
-    absolute: float
-    relative: float
 
 
 @dataclass(frozen=True)

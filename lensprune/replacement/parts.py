@@ -11,7 +11,10 @@ from lensprune.ablation.components import Attention, Head, check_component
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import ModelFacts
 
-__all__ = ["COMPONENTS", "ComponentName", "Part", "enumerate_parts", "whole_model"]
+__all__ = ["COMPONENTS", "ComponentName", "Host", "Part", "WeightChange", "enumerate_parts", "whole_model"]
+
+Host = Literal["base", "distilled"]
+"""Which of the two models."""
 
 ComponentName = Literal["attention_output", "attention", "mlp", "layer", "head", "norms", "embed", "unembed"]
 """``attention_output``: the attention's output projection. ``attention``: all its projections (and norms inside it).
@@ -21,6 +24,14 @@ final one. ``embed``: token and position embeddings. ``unembed``: the matrix tha
 
 COMPONENTS: tuple[str, ...] = get_args(ComponentName)
 _WITHOUT_LAYER = ("embed", "unembed")
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """Frobenius norm of distilled − base over a part's weights, and relative to the base's."""
+
+    absolute: float
+    relative: float
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class ReplacementRun(ReplacementOutcomes):
         return folder
 
     def __repr__(self) -> str:
-        return f"ReplacementRun({self.title}: {len(self.replacements)} replacements, {len(self.cells)} cells each)"
+        return f"ReplacementRun({self.title}: {len(self.replacements)} replacements, {len(self.conditions)} cells each)"
 
     def _repr_html_(self) -> str:
         shares = self.shares()

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from lensprune.models.bridge import BridgeModel
-from lensprune.replacement.pair import Host, ModelPair
+from lensprune.replacement.pair import ModelPair
+from lensprune.replacement.parts import Host
 
 __all__ = ["decoded_alike", "prompted"]
 

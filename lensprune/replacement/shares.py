@@ -12,7 +12,7 @@ from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.intervals import CONFIDENCE, bootstrap_means, mean_intervals
 from lensprune.analysis.summary import Group, read_group
 from lensprune.replacement.outcomes import ReplacementOutcomes
-from lensprune.replacement.pair import WeightChange
+from lensprune.replacement.parts import WeightChange
 from lensprune.replacement.variants import DISTILLED, Replacement
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
 from lensprune.runs.outcomes import computed_once
@@ -53,7 +53,7 @@ def gain_shares(outcomes: ReplacementOutcomes) -> pd.DataFrame:
     part's weights. `at_chance`: not even the distilled model beats chance.
     """
     rows: list[dict[str, object]] = []
-    for task, protocol in outcomes.cells:
+    for task, protocol in outcomes.conditions:
         group = read_group(outcomes, task, protocol)
         if group is not None and CLEAN.name in group.cells and DISTILLED in group.cells:
             distilled = outcomes.cell(CellKey(DISTILLED, task, protocol), list(CHANCE_COLUMNS))

@@ -24,14 +24,14 @@ def replacement_report(outcomes: ReplacementOutcomes, most: int = 5, *, as_json:
         return frame_json(shares)
     ranks = weights_against_effect(shares)
     parts = [f"{for_terminal(outcomes.base)} → {for_terminal(outcomes.distilled)}: " + "; ".join(outcomes.notes)]
-    for (task, protocol), of_cell in shares.groupby(["task", "protocol"], sort=False):
-        first = of_cell.iloc[0]
+    for (task, protocol), of_condition in shares.groupby(["task", "protocol"], sort=False):
+        first = of_condition.iloc[0]
         head = (
             f"{for_terminal(str(task))}, {protocol}: base {first['accuracy_base']:.3f}, distilled "
             f"{first['accuracy_distilled']:.3f}, gain {first['gain']:+.3f} "
             f"[{first['gain_ci_low']:+.3f}, {first['gain_ci_high']:+.3f}], n {first['n']}"
         )
-        if not beats_chance(of_cell).iloc[0]:
+        if not beats_chance(of_condition).iloc[0]:
             parts.append(
                 f"{head}\n  at chance: not even the distilled model beats guessing here, so parts are not ranked"
             )
@@ -39,7 +39,7 @@ def replacement_report(outcomes: ReplacementOutcomes, most: int = 5, *, as_json:
         if not bool(first["gain_is_clear"]):
             head += "; the interval of the gain includes 0, so no shares are given"
         rows = [["direction", "part", "accuracy", "effect", "95% interval", "share of gain", "‖ΔW‖/‖W‖"]]
-        for _, ranked in of_cell.groupby("direction", sort=False):
+        for _, ranked in of_condition.groupby("direction", sort=False):
             for _, row in ranked.sort_values("effect", ascending=False, kind="stable").head(most).iterrows():
                 share = "-" if pd.isna(row["share"]) else f"{row['share']:.0%}"
                 interval = "" if pd.isna(row["share"]) else f" [{row['share_ci_low']:.0%}, {row['share_ci_high']:.0%}]"
@@ -55,7 +55,7 @@ def replacement_report(outcomes: ReplacementOutcomes, most: int = 5, *, as_json:
                     ]
                 )
         order, kept = "parts, largest effects of each direction first", outcomes.folder is not None
-        left = of_how_many(len(rows) - 1, len(of_cell), order, SHARES_TABLE, kept=kept)
+        left = of_how_many(len(rows) - 1, len(of_condition), order, SHARES_TABLE, kept=kept)
         table = "\n".join("  " + line for line in [*aligned(rows).splitlines(), left] if line)
         correlations = [
             f"{row['direction']} {row['spearman']:+.2f}"

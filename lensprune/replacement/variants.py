@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lensprune.errors import UserError, unknown_name
-from lensprune.replacement.pair import Host
-from lensprune.replacement.parts import Part
+from lensprune.replacement.parts import Host, Part
 
 __all__ = ["DIRECTIONS", "DISTILLED", "MODES", "Replacement", "enumerate_replacements"]
 

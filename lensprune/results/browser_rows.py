@@ -120,22 +120,22 @@ class _Rows:
         beside = {} if self._other is None else _beside(self._outcomes, self._other, key)
         base = self._clean_records[: len(measured)]
         index = self._names.index
-        cell, variant = index("cells", place), index("variants", key.variant)
+        condition, variant = index("conditions", place), index("variants", key.variant)
         for i in _chosen(measured, base, share):
             record = measured[i]
-            item = self._item(cell, i, record, base[i])
-            self.rows.append([cell, item, variant, record["layer"], *_answer(record, index)])
+            item = self._item(condition, i, record, base[i])
+            self.rows.append([condition, item, variant, record["layer"], *_answer(record, index)])
             if self._other is not None:
                 self.rows[-1].append(_answer(beside[i], index) if i in beside else None)
 
-    def _item(self, cell: int, i: int, record: Record, before: Record) -> str:
-        """The name of record `i` of a cell; its question and the clean model's answer are kept once."""
+    def _item(self, condition: int, i: int, record: Record, before: Record) -> str:
+        """The name of record `i` of a task and protocol; its question and the clean model's answer are kept once."""
         item = visible(str(record["item_id"])) + (f", sample {record['sample']}" if self._samples > 1 else "")
-        if item not in self._clean.setdefault(cell, {}):
+        if item not in self._clean.setdefault(condition, {}):
             question = Question.from_row(self._stored_questions.slice(i // self._samples, 1).to_pylist()[0])
             self.questions.append(_shown(question))
             answer = _answer(before, self._names.index)
-            self._clean[cell][item] = [visible(record["target"]), *answer, len(self.questions) - 1]
+            self._clean[condition][item] = [visible(record["target"]), *answer, len(self.questions) - 1]
         return item
 
     def payload(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class _Rows:
         return {
             **self._names.lists,
             "questions": self.questions,
-            "clean": {str(cell): answers for cell, answers in self._clean.items()},
+            "clean": {str(condition): answers for condition, answers in self._clean.items()},
             "rows": self.rows,
             "two": self._other is not None,
         }
@@ -153,7 +153,7 @@ class _Names:
     """Lists of names, each name once, and their indices."""
 
     def __init__(self) -> None:
-        self.lists: dict[str, list[Any]] = {"variants": [], "cells": [], "failures": []}
+        self.lists: dict[str, list[Any]] = {"variants": [], "conditions": [], "failures": []}
         self._indices: dict[tuple[str, Any], int] = {}
 
     def index(self, kind: str, value: Any) -> int:

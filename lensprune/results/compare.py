@@ -63,8 +63,8 @@ def _clean(a: Outcomes, b: Outcomes) -> pd.DataFrame:
         frame = summarise(run)
         sides.append(frame.loc[frame["variant"] == "clean", ["task", "protocol", "n", "accuracy"]])
     both = sides[0].merge(sides[1], on=["task", "protocol"], suffixes=("_a", "_b"))
-    cells = both[["task", "protocol"]].itertuples(index=False)
-    return both.assign(items=[_items(shared_items(a, b, *cell)) for cell in cells])
+    conditions = both[["task", "protocol"]].itertuples(index=False)
+    return both.assign(items=[_items(shared_items(a, b, *condition)) for condition in conditions])
 
 
 def _items(places: tuple[Sized, Sized] | None) -> str:
@@ -158,9 +158,11 @@ def _lead(gap: pd.DataFrame, clear: int) -> str:
 
 
 def _only(run: Outcomes, other: Outcomes, letter: str) -> str:
-    cells = [f"{task} under {protocol}" for task, protocol in run.cells if (task, protocol) not in other.cells]
+    missing = [
+        f"{task} under {protocol}" for task, protocol in run.conditions if (task, protocol) not in other.conditions
+    ]
     variants = len(set(run.spec.variant_names) - set(other.spec.variant_names))
-    parts = [f"tasks and protocols: {', '.join(cells)}"] * bool(cells) + [f"{variants} variants"] * bool(variants)
+    parts = [f"tasks and protocols: {', '.join(missing)}"] * bool(missing) + [f"{variants} variants"] * bool(variants)
     return visible(f"Only in {letter}: {'; '.join(parts)}.") if parts else ""
 
 

@@ -7,27 +7,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from lensprune.ablation.components import Head
 from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.critical import critical
 from lensprune.analysis.stopping import level_of
 from lensprune.analysis.summary import summarise
-from lensprune.engine.patterns import read_patterns
 from lensprune.errors import UserError
-from lensprune.models.base import HookedModel, ModelOrName
-from lensprune.models.load import open_model
-from lensprune.models.spans import encode_with_spans
 from lensprune.output.html import json_block, write_page
 from lensprune.output.plain_text import visible
 from lensprune.results.browser_rows import TEXT_LIMIT, BrowserRows
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import Question
 from lensprune.runs.records import CellKey
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensprune.models.base import HookedModel, ModelOrName
 
 __all__ = ["Page", "Patterns", "attention_patterns", "effects_map", "explorer", "model_of_run", "shown_patterns"]
 
@@ -77,6 +77,8 @@ def model_of_run(outcomes: Outcomes, model: ModelOrName | None = None) -> Hooked
     Raises:
         UserError: the run's model was given as an object or can't be loaded, or `model` has different weights.
     """
+    from lensprune.models.load import open_model
+
     spec = outcomes.spec
     if model is None:
         if spec.execution.model is None:
@@ -129,12 +131,12 @@ def shown_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = No
 
 def explorer(rows: BrowserRows, runs: Sequence[tuple[str, Outcomes]], patterns: Patterns) -> dict[str, Any]:
     """What the template ``explorer.html`` shows: `rows`, the maps of one or two named runs, and `patterns`."""
-    maps = [{"name": visible(name), "cells": effects_map(outcomes)} for name, outcomes in runs]
+    maps = [{"name": visible(name), "conditions": effects_map(outcomes)} for name, outcomes in runs]
     return {
         "browser_note": _browser_note(rows),
         "patterns_note": patterns.note,
         "two_runs": len(runs) > 1,
-        "has_map": any(one["cells"] for one in maps),
+        "has_map": any(one["conditions"] for one in maps),
         "records_json": json_block({**rows.payload, "maps": maps, "patterns": vars(patterns)}),
     }
 
@@ -196,13 +198,16 @@ def _heads_of_items(outcomes: Outcomes, most: int) -> Iterator[Place]:
             place = next(lost, 0) // outcomes.samples(task, protocol)
             of_place.setdefault(place, []).append((str(row["variant"]), Head(int(row["layer"]), int(row["head"]))))
         questions = outcomes.questions(task, protocol)
-        for place, found in of_place.items():
-            yield task, protocol, Question.from_row(questions.slice(place, 1).to_pylist()[0]), found
+        for place, removed in of_place.items():
+            yield task, protocol, Question.from_row(questions.slice(place, 1).to_pylist()[0]), removed
 
 
 def _item(
     model: HookedModel, task: str, protocol: str, question: Question, heads: Sequence[tuple[str, Head]]
 ) -> dict[str, Any]:
+    from lensprune.engine.patterns import read_patterns
+    from lensprune.models.spans import encode_with_spans
+
     # Blanks at the end of a prompt belong to the option that is scored.
     text = question.prompt.rstrip() if question.options else question.prompt
     encoded = encode_with_spans(model, text)
@@ -234,6 +239,8 @@ def _item(
 def _packed(pattern: torch.Tensor, cut: int) -> str:
     """Weights [query, key] from the last queries' rows, below the diagonal, as bytes in base64; those of the first
     `cut` keys are summed."""
+    import torch
+
     if cut:
         last = torch.cat([pattern[cut:, :cut].sum(1, keepdim=True), pattern[cut:, cut:]], 1)
         pattern = torch.cat([torch.zeros(1, last.shape[1]).index_fill(1, torch.tensor([0]), 1.0), last])

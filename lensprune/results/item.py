@@ -98,9 +98,9 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
             of this run; questions that are missing from the run folder.
     """
     wanted = str(item_id)
-    of_cell = {cell: outcomes.questions(*cell) for cell in outcomes.select(task, protocol)}
-    ids = {cell: table.column("item_id").to_pylist() for cell, table in of_cell.items()}
-    places = {cell: item_ids.index(wanted) for cell, item_ids in ids.items() if wanted in item_ids}
+    of_condition = {condition: outcomes.questions(*condition) for condition in outcomes.select(task, protocol)}
+    ids = {condition: table.column("item_id").to_pylist() for condition, table in of_condition.items()}
+    places = {condition: item_ids.index(wanted) for condition, item_ids in ids.items() if wanted in item_ids}
     if not places:
         raise _unknown(wanted, list(dict.fromkeys(name for item_ids in ids.values() for name in item_ids)))
     tasks = list(dict.fromkeys(name for name, _ in places))
@@ -114,7 +114,7 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
         if (place := places.get((key.task, key.protocol))) is not None
         for row in _samples(outcomes, key, place)
     ]
-    questions = {p: Question.from_row(of_cell[t, p].slice(i, 1).to_pylist()[0]) for (t, p), i in places.items()}
+    questions = {p: Question.from_row(of_condition[t, p].slice(i, 1).to_pylist()[0]) for (t, p), i in places.items()}
     # Left to itself, pandas makes NaN of an answer that was not found.
     answers = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)
     numbers = {"correct": bool, "gold_logprob": float, "logprob_margin": float, "n_tokens": int}
@@ -122,7 +122,7 @@ def item_of(outcomes: Outcomes, item_id: str | int, task: str | None = None, pro
 
 
 def _samples(outcomes: Outcomes, key: CellKey, place: int) -> list[dict[str, Any]]:
-    """The records of the item at this place of a cell's questions."""
+    """The records of the item at this place of the questions of its task and protocol."""
     samples = outcomes.samples(key.task, key.protocol)
     return outcomes.cell(key, _COLUMNS, whole=True).slice(place * samples, samples).to_pylist()
 

@@ -23,10 +23,12 @@ _NOT_ABOVE = "on no task is the clean model known to beat chance"
 
 def _too_few(changed: pd.DataFrame) -> str:
     """A sentence on the task whose clean accuracy the fewest more items would tell from chance; empty if none."""
-    cells = changed.drop_duplicates(["task", "protocol"])
-    pairs = zip(cells["accuracy_clean"], cells["chance"], strict=True)
-    cells = cells.assign(needed=pd.Series([items_to_beat_chance(*pair) for pair in pairs], cells.index, dtype=float))
-    few = cells[cells["needed"] > cells["n"]].sort_values("needed")
+    conditions = changed.drop_duplicates(["task", "protocol"])
+    pairs = zip(conditions["accuracy_clean"], conditions["chance"], strict=True)
+    conditions = conditions.assign(
+        needed=pd.Series([items_to_beat_chance(*pair) for pair in pairs], conditions.index, dtype=float)
+    )
+    few = conditions[conditions["needed"] > conditions["n"]].sort_values("needed")
     if few.empty:
         return ""
     row = few.iloc[0]

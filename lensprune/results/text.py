@@ -115,11 +115,11 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10, *,
     for _, row in quality.iterrows():
         where = (table["task"] == row["task"]) & (table["protocol"] == row["protocol"])
         controls, own_n = int(row["controls"]), table.loc[where, "n"].dropna().nunique() > 1
-        cell = f"{for_terminal(str(row['task']))}, {row['protocol']}"
+        condition = f"{for_terminal(str(row['task']))}, {row['protocol']}"
         shared = f" (on the {row['n']} items that all heads were measured on)" if own_n else ""
         lines = [
-            f"{cell}: {row['measured']} of {row['heads']} heads are measured: {row['measured'] - controls} chosen by "
-            f"their estimates and {controls} drawn at random; the others are only estimated",
+            f"{condition}: {row['measured']} of {row['heads']} heads are measured: {row['measured'] - controls} chosen "
+            f"by their estimates and {controls} drawn at random; the others are only estimated",
             f"on the random ones, the rank correlation of estimate and measurement is {row['rank_correlation']:.2f}"
             f"{shared}; "
             f"{row['controls_in_top']} of them are among the {row['top']} heads that lose most: about "
@@ -141,7 +141,7 @@ def run_report(run: Run, most: int = 5) -> str:
     """What a finished sweep prints: a sentence per task, the largest losses under each protocol, where files are."""
     summary, kept = summarise(run), run.folder is not None
     parts = [repr(run), "\n".join(task_sentences(run))]
-    parts += [top_variants(summary, task, protocol, most, kept=kept) for task, protocol in run.cells]
+    parts += [top_variants(summary, task, protocol, most, kept=kept) for task, protocol in run.conditions]
     if run.spec.screen is not None:
         parts += [screen_report(screen_table(run), screen_quality(run), kept=kept), NOT_OF_ALL_HEADS]
     if run.folder is not None:

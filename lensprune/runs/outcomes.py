@@ -49,13 +49,13 @@ class Outcomes:
         return cls(store.spec, store, Path(folder))
 
     @property
-    def cells(self) -> list[tuple[str, str]]:
+    def conditions(self) -> list[tuple[str, str]]:
         """(task, protocol) pairs."""
-        return [(cell.task, cell.protocol) for cell in self.spec.cells]
+        return [(condition.task, condition.protocol) for condition in self.spec.cells]
 
     def samples(self, task: str, protocol: str) -> int:
         """Number of records per item in the cells of one (task, protocol)."""
-        return next(cell.samples for cell in self.spec.cells if (cell.task, cell.protocol) == (task, protocol))
+        return next(c.samples for c in self.spec.cells if (c.task, c.protocol) == (task, protocol))
 
     @property
     def n_finished(self) -> int:
@@ -101,7 +101,7 @@ class Outcomes:
         task = None if task is None else self.task_named(task)
         if protocol is not None and protocol not in self.spec.protocols:
             raise unknown_name("protocol of this run", protocol, self.spec.protocols)
-        return [(t, p) for t, p in self.cells if task in (None, t) and protocol in (None, p)]
+        return [(t, p) for t, p in self.conditions if task in (None, t) and protocol in (None, p)]
 
     def ranked(self, task: str | None = None, protocol: str | None = None) -> list[tuple[str, str]]:
         """The (task, protocol) pairs of `select` on which the clean model is known to beat chance.
@@ -109,7 +109,7 @@ class Outcomes:
         Raises:
             UserError: a name that is not part of this run.
         """
-        return [cell for cell in self.select(task, protocol) if self._beats_chance(*cell)]
+        return [condition for condition in self.select(task, protocol) if self._beats_chance(*condition)]
 
     def _beats_chance(self, task: str, protocol: str) -> bool:
         key = CellKey(CLEAN.name, task, protocol)
@@ -120,7 +120,7 @@ class Outcomes:
     def finished(self, task: str | None = None, protocol: str | None = None) -> list[CellKey]:
         """Cells (variant, task, protocol) that are measured, by task and protocol and then in the spec's order."""
         stored = self._store.finished()
-        keys = (CellKey(v, *cell) for cell in self.select(task, protocol) for v in self.spec.variant_names)
+        keys = (CellKey(v, *condition) for condition in self.select(task, protocol) for v in self.spec.variant_names)
         return [key for key in keys if key in stored]
 
     def is_stored(self, key: CellKey) -> bool:
@@ -144,15 +144,15 @@ class Outcomes:
 
     def _shared_blocks(self, key: CellKey) -> int:
         """Blocks that all cells of the same task and protocol have of which any is stored."""
-        stored, cell = self._store.finished(), (key.task, key.protocol)
-        known = self._shared.get(cell)
+        stored, condition = self._store.finished(), (key.task, key.protocol)
+        known = self._shared.get(condition)
         if known is None or known[0] != len(stored):
             mine = (
                 stored_key
                 for stored_key in stored
-                if not stored_key.block and (stored_key.task, stored_key.protocol) == cell
+                if not stored_key.block and (stored_key.task, stored_key.protocol) == condition
             )
-            known = self._shared[cell] = len(stored), min(self._blocks(stored_key, stored) for stored_key in mine)
+            known = self._shared[condition] = len(stored), min(self._blocks(stored_key, stored) for stored_key in mine)
         return known[1]
 
     def questions(self, task: str, protocol: str) -> pa.Table:

@@ -60,7 +60,7 @@ def run_pair(
     pair: tuple[str, str],
     folder: Path,
     generation: Mapping[str, Any],
-    own: Sequence[Mapping[str, Any]],
+    options_of_pair: Sequence[Mapping[str, Any]],
     *,
     renamed_tokens: bool = False,
     **options: Unpack[StudyArguments],
@@ -73,7 +73,7 @@ def run_pair(
 
     Args:
         generation: how texts are generated, where they are.
-        own: `options` as they fit the base and the distilled model (`fitted`).
+        options_of_pair: `options` as they fit the base and the distilled model (`fitted`).
         renamed_tokens: as for `measure_replacement`.
         options: of `sweep`.
 
@@ -85,7 +85,7 @@ def run_pair(
     sweeps = []
     for part in [apart for whole in preset.pair_sweeps for apart in parts_apart(whole, options)]:
         runs = []
-        for role, model, fitted_options in zip(("base", "distilled"), pair, own, strict=True):
+        for role, model, fitted_options in zip(("base", "distilled"), pair, options_of_pair, strict=True):
             run = sweep(
                 model,
                 part.tasks,
@@ -113,7 +113,7 @@ def run_pair(
             limit=one.limit,
             out=home / one.name,
             renamed_tokens=renamed_tokens,
-            **options_for(one.protocols, own[1]),
+            **options_for(one.protocols, options_of_pair[1]),
             **(generation if "generate" in one.protocols else {}),
         )
         result.report()

@@ -92,7 +92,7 @@ def paper(
     pair = chosen_pair(chosen, base, distilled)
     # What can be refused is refused before hours of sweeps.
     check_wording(model, options)
-    own = None if pair is None else [fitted(name, options) for name in pair]
+    options_of_pair = None if pair is None else [fitted(name, options) for name in pair]
     if pair is None:
         logger.warning(NO_PAIR)
     elif chosen.replacements:
@@ -115,8 +115,10 @@ def paper(
             write_report(run)
             runs.append((part, run))
         pair_result = None
-        if pair is not None and own is not None:
-            pair_result = run_pair(chosen, pair, folder, generation, own, renamed_tokens=renamed_tokens, **options)
+        if pair is not None and options_of_pair is not None:
+            pair_result = run_pair(
+                chosen, pair, folder, generation, options_of_pair, renamed_tokens=renamed_tokens, **options
+            )
     except KeyboardInterrupt:
         # A sweep's own message would resume only that sweep.
         raise KeyboardInterrupt(f"stopped: rerun the command to resume the study in {folder}") from None

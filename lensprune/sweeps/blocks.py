@@ -57,7 +57,7 @@ def blocks_left(
     outcomes: Outcomes,
     requests: Mapping[tuple[str, str], tuple[int, ...]],
     work: Work,
-    kind: Callable[[tuple[str, str]], str] = lambda cell: "",
+    kind: Callable[[tuple[str, str]], str] = lambda condition: "",
 ) -> dict[str, float]:
     """The work of each kind that is left if no further variant is decided before the last look.
 
@@ -66,12 +66,12 @@ def blocks_left(
         kind: of the work of one (task, protocol).
     """
     left: dict[str, float] = defaultdict(float)
-    for cell in outcomes.cells:
-        if (block := next_block(outcomes, *cell)) is not None:
-            sizes = requests[cell]
+    for condition in outcomes.conditions:
+        if (block := next_block(outcomes, *condition)) is not None:
+            sizes = requests[condition]
             later = sum(sizes[block.block + 1 :])
-            left[kind(cell)] += sum(work(cell, name, sizes[block.block]) for name in block.lack)
-            left[kind(cell)] += sum(work(cell, name, later) for name in (CLEAN.name, *block.undecided))
+            left[kind(condition)] += sum(work(condition, name, sizes[block.block]) for name in block.lack)
+            left[kind(condition)] += sum(work(condition, name, later) for name in (CLEAN.name, *block.undecided))
     return dict(left)
 
 

@@ -45,6 +45,11 @@ class Condition:
     """What the tokenizer appends to a prompt."""
 
     @property
+    def key(self) -> tuple[str, str]:
+        """(task, protocol)."""
+        return self.task.task.name, str(self.protocol)
+
+    @property
     def requests(self) -> list[Request]:
         """Requests of all items, concatenated."""
         return [request for item in self.items for request in item.requests]
@@ -84,7 +89,7 @@ class Condition:
 
 def questions_of(conditions: Sequence[Condition]) -> dict[tuple[str, str], pa.Table]:
     """The questions of every (task, protocol), for `lensprune.runs.store.open_store`."""
-    return {(a.task.task.name, a.protocol): a.questions for a in conditions}
+    return {condition.key: condition.questions for condition in conditions}
 
 
 def _reference_prompts(

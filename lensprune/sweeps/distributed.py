@@ -81,7 +81,7 @@ def run_on_ray(
         scheduler = Scheduler(pool, size, stall_seconds)
         ready = scheduler.first_ready()
         spec = _spec(SweepSpec.from_json(ready.spec, f"the spec of the worker on {ready.host}"), options)
-        questions = {cell: questions_from_parquet(data) for cell, data in ready.questions.items()}
+        questions = {condition: questions_from_parquet(data) for condition, data in ready.questions.items()}
         with open_store(folder, spec, questions) as store:
             try:
                 spent = measure_on_workers(scheduler, size, ready, store, spec, progress)
@@ -153,8 +153,8 @@ def measure_on_workers(
     began = time.perf_counter()
     with work_bar({"": total}, shown=progress) as bar:
 
-        def advance(cell: tuple[str, str], variant: str, rows: float) -> None:
-            bar.done(ready.work(cell, variant, rows), "")
+        def advance(condition: tuple[str, str], variant: str, rows: float) -> None:
+            bar.done(ready.work(condition, variant, rows), "")
 
         if spec.stopping is not None:
             _measure_blocks(scheduler, size, ready, Outcomes(spec, store), store, bar, advance)
@@ -179,16 +179,14 @@ def _measure_blocks(
     """Measure a block of every task and protocol that has one left, then the next, because verdicts need all cells of a
     block. The clean model comes first: the others are compared with it wherever the sweep is stopped."""
     while True:
-        next_blocks = {cell: block for cell in outcomes.cells if (block := next_block(outcomes, *cell)) is not None}
+        next_blocks = {c: block for c in outcomes.conditions if (block := next_block(outcomes, *c)) is not None}
         if not next_blocks:
             return
         bar.set_left(blocks_left(outcomes, ready.requests, ready.work))
         bar.stage(f"{size} workers, {decided_so_far(outcomes)}")
         blocks = [block.block for block in next_blocks.values()]
         for clean in (True, False):
-            groups = [
-                (*cell, [n for n in block.lack if (n == CLEAN.name) is clean]) for cell, block in next_blocks.items()
-            ]
+            groups = [(*c, [n for n in block.lack if (n == CLEAN.name) is clean]) for c, block in next_blocks.items()]
             scheduler.run(UnitQueue(groups, size, blocks), store, outcomes.spec, advance)
 
 

@@ -47,17 +47,17 @@ class Forecast:
     seconds: float
     memory: int
 
-    def work(self, cell: tuple[str, str], variant: str, rows: float) -> float:
-        """Seconds of `rows` requests of one cell."""
-        return rows * self.row_seconds[cell][variant]
+    def work(self, condition: tuple[str, str], variant: str, rows: float) -> float:
+        """Seconds of `rows` requests of one (task, protocol) under a variant."""
+        return rows * self.row_seconds[condition][variant]
 
-    def kind(self, cell: tuple[str, str]) -> str:
+    def kind(self, condition: tuple[str, str]) -> str:
         """``score`` or ``generate``."""
-        return self.corrections[cell][0].kind
+        return self.corrections[condition][0].kind
 
-    def remember(self, cell: tuple[str, str], work: float, taken: float, history: SpeedHistory) -> None:
+    def remember(self, condition: tuple[str, str], work: float, taken: float, history: SpeedHistory) -> None:
         """Record that work of one (task, protocol), planned at `work` seconds, took `taken`."""
-        key, correction = self.corrections[cell]
+        key, correction = self.corrections[condition]
         history.add(key, work / correction.factor, taken)
 
 
@@ -75,7 +75,6 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
     row_seconds, corrections = {}, {}
     kinds: dict[str, float] = defaultdict(float)
     for condition, variants in work:
-        cell = (condition.task.task.name, str(condition.protocol))
         requests = condition.requests
         if shares_work:
             costs = shared_costs(shape, facts, requests, variants, budget)
@@ -85,13 +84,13 @@ def forecast(job: SweepJob, executor: Executor, work: Work, history: SpeedHistor
             shape, device=facts.device, dtype=facts.dtype, executor=executor.name, generates=condition.generates
         )
         correction = history.correction(key)
-        own = {
+        seconds = {
             name: correction.factor * estimated_seconds(cost, speed, weights, number.itemsize)
             for name, cost in costs.items()
         }
-        row_seconds[cell] = {name: of_all / len(requests) for name, of_all in own.items()}
-        corrections[cell] = key, correction
-        kinds[key.kind] += sum(own.values())
+        row_seconds[condition.key] = {name: of_all / len(requests) for name, of_all in seconds.items()}
+        corrections[condition.key] = key, correction
+        kinds[key.kind] += sum(seconds.values())
     memory = peak_memory(
         shape,
         facts,

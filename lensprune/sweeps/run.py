@@ -259,22 +259,22 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     # In a sweep that stops early, any variant may lack a later block.
     work = [(c, job.variants if stops else _missing(c, job.variants, finished)) for c in job.conditions]
     history = SpeedHistory.of_machine()
-    foreseen = forecast(job, executor, work, history) if progress else None
+    shown = progress and any(variants for _, variants in work)
+    foreseen = forecast(job, executor, work, history) if shown else None
     began = time.perf_counter()
-    with work_bar({} if foreseen is None else foreseen.kinds, shown=progress, planned=True) as bar:
+    with work_bar({} if foreseen is None else foreseen.kinds, shown=shown, planned=True) as bar:
         for condition, variants in work:
-            cell, of_cell = (condition.task.task.name, str(condition.protocol)), time.perf_counter()
-            before = bar.finished
+            started, before = time.perf_counter(), bar.finished
             if stops:
                 _execute_blocks(job, executor, store, bar, condition, foreseen)
             elif variants:
-                bar.stage(f"{cell[0]} {cell[1]}")
-                with store.answer_log(*cell) as log:
-                    advance = _advance(bar, foreseen, cell)
+                bar.stage(" ".join(condition.key))
+                with store.answer_log(*condition.key) as log:
+                    advance = _advance(bar, foreseen, condition.key)
                     for key, table in measure_cells(job, condition, variants, executor, advance, log):
                         store.write(key, table)
             if foreseen is not None:
-                foreseen.remember(cell, bar.finished - before, time.perf_counter() - of_cell, history)
+                foreseen.remember(condition.key, bar.finished - before, time.perf_counter() - started, history)
         if stops:
             bar.set_left({})
         if foreseen is None or not bar.finished:
@@ -283,12 +283,12 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     return Spent(foreseen.seconds, foreseen.memory, seconds, used, torch.get_num_threads())
 
 
-def _advance(bar: WorkBar, foreseen: Forecast | None, cell: tuple[str, str]) -> CellProgress:
+def _advance(bar: WorkBar, foreseen: Forecast | None, condition: tuple[str, str]) -> CellProgress:
     """The callback that advances the bar by the answered requests of one (task, protocol)."""
 
     def advance(variant: str, rows: float, *, known: bool = False) -> None:
         if foreseen is not None:
-            (bar.spare if known else bar.done)(foreseen.work(cell, variant, rows), foreseen.kind(cell))
+            (bar.spare if known else bar.done)(foreseen.work(condition, variant, rows), foreseen.kind(condition))
 
     return advance
 
@@ -303,14 +303,13 @@ def _execute_blocks(
 ) -> None:
     """Measure one (task, protocol), block by block."""
     outcomes, stopping = Outcomes(job.spec, store), job.options.stopping
-    requests = {(c.task.task.name, str(c.protocol)): block_requests(c, stopping) for c in job.conditions}
-    cell = (condition.task.task.name, str(condition.protocol))
-    advance = _advance(bar, foreseen, cell)
-    while (block := next_block(outcomes, *cell)) is not None:
-        bar.stage(f"{cell[0]} {cell[1]}, block {block.block + 1}, {decided_so_far(outcomes)}")
+    requests = {c.key: block_requests(c, stopping) for c in job.conditions}
+    advance = _advance(bar, foreseen, condition.key)
+    while (block := next_block(outcomes, *condition.key)) is not None:
+        bar.stage(f"{' '.join(condition.key)}, block {block.block + 1}, {decided_so_far(outcomes)}")
         if foreseen is not None:
             bar.set_left(blocks_left(outcomes, requests, foreseen.work, foreseen.kind))
-        with store.answer_log(*cell, block.block) as log:
+        with store.answer_log(*condition.key, block.block) as log:
             for key, table in measure_block(job, condition, block.block, block.lack, executor, advance, log):
                 store.write(key, table)
 

@@ -97,7 +97,7 @@ class Scheduler:
             LensPruneError: workers can't load it, or are lost before they have.
         """
         while self._first_ready is None:
-            self._listen(None, None, lambda cell, variant, rows: None)
+            self._listen(None, None, lambda condition, variant, rows: None)
         return self._first_ready
 
     def run(self, queue: UnitQueue, store: CellStore, spec: SweepSpec, progress: Progress) -> None:

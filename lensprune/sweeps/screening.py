@@ -167,8 +167,8 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
     fraction = options.screen
     assert fraction is not None
     screen = None if existing is None else existing.screen
-    asked = (fraction, options.screen_rule or "plain")
-    if screen is None or (screen["fraction"], rule_of(screen)) != asked or not _screens(screen, heads):
+    wanted = (fraction, options.screen_rule or "plain")
+    if screen is None or (screen["fraction"], rule_of(screen)) != wanted or not _screens(screen, heads):
         rows = _estimates(job, heads, executor, progress)
         _, why = choose(heads, rows, fraction, options.seed)
         screen = {

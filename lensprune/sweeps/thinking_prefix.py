@@ -52,7 +52,7 @@ def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, 
     made = []
     for condition in job.conditions:
         if not condition.generates:
-            place = (condition.task.task.name, condition.protocol)
+            place = condition.key
             thoughts = texts.get(place) or _generated(job, condition, executor, progress)
             condition = _after(job.model, condition, thoughts, job.options)  # noqa: PLW2901
         made.append(condition)
@@ -85,11 +85,11 @@ def _markers(model: HookedModel, options: SweepOptions) -> ThinkingMarkers:
 
 
 def _stored(job: SweepJob, run: Outcomes) -> dict[tuple[str, str], dict[str, str]]:
-    """The thinking in a run's questions, of the cells whose items and prompts are those of `job`."""
+    """The thinking in a run's questions, of the conditions whose items and prompts are those of `job`."""
     stored = {}
     for condition in job.conditions:
-        place = (condition.task.task.name, condition.protocol)
-        if condition.generates or place not in run.cells:
+        place = condition.key
+        if condition.generates or place not in run.conditions:
             continue
         rows = run.questions(*place).select(["item_id", "prompt"]).to_pylist()
         prompts = {row["item_id"]: row["prompt"] for row in rows}
@@ -118,11 +118,11 @@ def thinking_requests(model: HookedModel, condition: Condition, options: SweepOp
                 f"task {task!r} has its options in the prompts under protocol {condition.protocol}, so no thinking can "
                 "precede them: leave the thinking prefix out"
             )
-        asked, cut = generate_request(encoder, prefix_token_id(model), model.facts.n_ctx, context, (), room, where)
+        request, cut = generate_request(encoder, prefix_token_id(model), model.facts.n_ctx, context, (), room, where)
         cuts += [cut] if cut else []
         requests.append(
             replace(
-                asked,
+                request,
                 thinking=markers.in_answer_to(context),
                 forced_end=markers.forced_after(budget),
                 item=item.item.id,

@@ -37,9 +37,9 @@ class Ready:
     seconds: Mapping[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
     memory: int = 0
 
-    def work(self, cell: tuple[str, str], variant: str, rows: float) -> float:
+    def work(self, condition: tuple[str, str], variant: str, rows: float) -> float:
         """Seconds of `rows` requests of one (task, protocol) under a variant."""
-        return rows * self.seconds[cell][variant]
+        return rows * self.seconds[condition][variant]
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class CellWorker:
         job = prepare(model, options)
         executor = make_executor(options.executor, job.model, options.batch_tokens, options.memory)
         spec = replace(job.spec, execution=replace(job.spec.execution, executor=executor.name))
-        condition_of = {(condition.task.task.name, str(condition.protocol)): condition for condition in job.conditions}
+        condition_of = {condition.key: condition for condition in job.conditions}
         variants = {variant.name: variant for variant in job.variants}
         stopping = job.options.stopping
-        requests = {pair: block_requests(condition, stopping) for pair, condition in condition_of.items()}
-        questions = {cell: questions_to_parquet(table) for cell, table in questions_of(job.conditions).items()}
+        requests = {key: block_requests(condition, stopping) for key, condition in condition_of.items()}
+        questions = {key: questions_to_parquet(table) for key, table in questions_of(job.conditions).items()}
         work = [(condition, job.variants) for condition in job.conditions]
         planned = forecast(job, executor, work, SpeedHistory.of_machine())
         ready = Ready(spec.to_json(), requests, socket.gethostname(), questions, planned.row_seconds, planned.memory)

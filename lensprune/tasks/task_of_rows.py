@@ -57,9 +57,9 @@ def task(
         >>> lp.load_task("capitals").items[0].doc["capital"]
         'Paris'
     """
-    asked, answered = _text(prompt, "prompt"), _text(answer, "answer")
+    prompt_of, answer_of = _text(prompt, "prompt"), _text(answer, "answer")
     choices = None if options is None else _options(options)
-    formats = _open(asked, answered, max_new_tokens) if choices is None else _closed(asked, answered, choices)
+    formats = _open(prompt_of, answer_of, max_new_tokens) if choices is None else _closed(prompt_of, answer_of, choices)
 
     def register(rows: F) -> F:
         task_name = str(name or getattr(rows, "__name__", ""))

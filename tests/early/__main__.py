@@ -21,15 +21,17 @@ from lensprune.analysis.multiplicity import benjamini_hochberg
 from tests.early.tables import apart, tables
 from tests.helpers.markdown import write_between
 
-MODEL, MARGIN, ITEMS = "smollm2-135m", 0.05, 200
-LOOKS = "40,80,120,160,200"
-"""Fixed before any of these sweeps was run."""
+MODEL, MARGIN = "smollm2-135m", 0.05
+LOOKS = 5
+"""Equally spaced. Fixed before any of these sweeps was run."""
 EVERY, STRONGEST = 10, 24
 """Of a sweep of all items over heads, which would take long: heads that are measured (`some_heads`)."""
 OTHERS = 100
-"""Items beside the `ITEMS` that are asked of variants on which two sweeps disagree."""
+"""Items beside those of the sweep that are asked of variants on which two sweeps disagree."""
 RESULTS = Path(__file__).parent / "results.json"
 _KV = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
+FEWER = {(_KV, "continuation"): 120}
+"""Items of sweeps that would take longer than 25 minutes on 200."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Work:
     task: str
     protocol: str
     over: str
+    items: int = 200
+
+    @property
+    def looks(self) -> str:
+        return ",".join(str(self.items * look // LOOKS) for look in range(1, LOOKS + 1))
 
     @property
     def name(self) -> str:
@@ -47,14 +54,14 @@ class Work:
     @property
     def modes(self) -> dict[str, dict[str, Any]]:
         """Options by the name of the way to measure."""
-        whole, early = {"looks": str(ITEMS)}, {"looks": LOOKS}
+        whole, early = {"looks": str(self.items)}, {"looks": self.looks}
         if self.over == "heads":
             return {"looks": early, "all": whole, "screen": {**early, "screen": 0.1}}
         return {"all": whole, "looks": early}
 
 
 WORKS = tuple(
-    Work(task, protocol, over)
+    Work(task, protocol, over, FEWER.get((task, protocol), 200))
     for over in ("layers", "heads")
     for protocol in ("continuation", "generate")
     for task in ("facts", _KV)
@@ -94,25 +101,25 @@ def some_heads(model: Any, work: Work, early: Mapping[str, Any]) -> dict[str, An
     heads = list(early["delta"])
     sample = heads[::EVERY]
     strongest = [name for name in sorted(heads, key=early["delta"].__getitem__) if name not in sample][:STRONGEST]
-    timed, others = (measured(model, work, {"looks": str(ITEMS)}, names) for names in (sample, strongest))
+    timed, others = (measured(model, work, {"looks": str(work.items)}, names) for names in (sample, strongest))
     p = {**timed["p"], **others["p"]}
     q = benjamini_hochberg(np.array([p.get(name, 1.0) for name in heads]))
     return {
         **timed,
         "seconds": round(timed["seconds"] * len(heads) / len(sample), 1),
-        "cells": ITEMS * len(heads),
+        "cells": work.items * len(heads),
         "variants": len(heads),
         "measured": len(p),
         "named": [name for name, own in zip(heads, q, strict=True) if own <= 0.05],
         "p": p,
         "delta": {**timed["delta"], **others["delta"]},
-        "n": dict.fromkeys(p, ITEMS),
+        "n": dict.fromkeys(p, work.items),
     }
 
 
 def on_others(model: Any, work: Work, names: list[str]) -> dict[str, float]:
     """Δμ of these variants on items that no sweep of `work` asked."""
-    options = {"items": f"drawn+{ITEMS}", "limit": OTHERS, "progress": False}
+    options = {"items": f"drawn+{work.items}", "limit": OTHERS, "progress": False}
     summary = lp.sweep(model, work.task, work.protocol, names, **options).summary().set_index("variant")
     return {name: round(float(summary.loc[name, "delta"]), 4) for name in names}
 

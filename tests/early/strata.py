@@ -14,18 +14,24 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
 import lensprune as lp
+from lensprune.ablation.variants import CLEAN
 from lensprune.analysis.multiplicity import benjamini_hochberg, discrete_bh
 from lensprune.analysis.paired_tests import lower_tail
+from lensprune.engine import make_executor
+from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.prepare import prepare
+from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.markdown import write_between
 
 __all__ = ["Recorded", "allocate", "by_quarters", "by_rightness", "resampled", "stratified_p"]
 
 MODEL, TASK, ITEMS, LEAST = "smollm2-135m", "facts", 200, 0.1
 """`LEAST`: smallest share of a stratum's items that is measured."""
-_GRID, _SIZE = 1 / 8000, 1 << 15
+_GRID, _SIZE = 1 / 4000, 1 << 14
 """Step and length of the grid on which the law of a weighted loss is computed."""
 
 Strata = Int[np.ndarray, " item"]
@@ -38,6 +44,7 @@ class Recorded:
     right: Bool[np.ndarray, " item"]
     margin: Float[np.ndarray, " item"]
     changes: Float[np.ndarray, "item variant"]
+    clusters: Int[np.ndarray, " item"]
 
 
 def by_quarters(sweep: Recorded) -> Strata:
@@ -72,30 +79,30 @@ def allocate(
 
 @lru_cache(maxsize=200_000)
 def stratified_p(
-    changed: tuple[int, ...], n: tuple[int, ...], weight: tuple[float, ...], sign: tuple[int, ...]
+    changed: tuple[int, ...], n: tuple[int, ...], weight: tuple[float, ...], sign: tuple[int, ...], margin: float = 0.0
 ) -> float:
-    """One-sided p of a loss from stratified items, by the law of the weighted loss where the accuracy stays the same.
+    """One-sided p of a loss beyond `margin` from stratified items, by the law of the weighted loss if it is the margin.
 
     In each stratum the items can all be lost (`sign` 1) or all be won (−1). The shares of changed items under the null
-    hypothesis are those of greatest likelihood with no loss on balance; equal losses count half (mid-p).
+    hypothesis are those of greatest likelihood with that loss on balance; equal losses count half (mid-p).
 
     Args:
         changed: changed items of `n` measured ones, in each stratum, which has the share `weight` of all items.
     """
     k, m, w, s = (np.array(own, float) for own in (changed, n, weight, sign))
-    if s * w @ (k / m) <= 0:
+    if (margin == 0 and s * w @ (k / m) <= 0) or w[s > 0].sum() <= margin:
         return 1.0
 
     def shares(pull: float) -> Float[np.ndarray, " stratum"]:
         # Where the derivative k / x − (m − k) / (1 − x) + a of the likelihood and the pull on the balance is 0.
         a = pull * s * w
         a = np.where(np.abs(a) < 1e-9, 1e-9, a)
-        return np.clip(((a - m) + np.sqrt((m - a) ** 2 + 4 * a * k)) / (2 * a), 0, 1)
+        return np.clip(((a - m) + np.sqrt(np.maximum((m - a) ** 2 + 4 * a * k, 0))) / (2 * a), 0, 1)
 
-    low, high = -1e6, 0.0
+    low, high = -1e6, 1e6
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if s * w @ shares(middle) < 0 else (low, middle)
+        low, high = (middle, high) if s * w @ shares(middle) < margin else (low, middle)
     steps = np.rint(s * w / m / _GRID).astype(int)
     law = np.ones(_SIZE // 2 + 1, complex)
     for x, own, step in zip(shares(high), n, steps, strict=True):
@@ -149,21 +156,47 @@ def resampled(
     return float(errors[1] / errors[0]), rates / runs
 
 
+_LAYERS = [f"L{i}.skip" for i in range(30)]
 SWEEPS = {
-    "layers": [f"L{i}.skip" for i in range(30)],
-    "every third head": [f"L{i // 9}.H{i % 9}.zero" for i in range(0, 270, 3)],
+    "layers": ("continuation", _LAYERS),
+    "every third head": ("continuation", [f"L{i // 9}.H{i % 9}.zero" for i in range(0, 270, 3)]),
+    "layers, generate": ("generate", _LAYERS),
 }
+"""Protocol and variants."""
 
 
-def recorded(variants: list[str], folder: Path) -> Recorded:
-    """The sweep in `folder`, run first if it is not there."""
-    if not (folder / "spec.json").exists():
-        lp.sweep(MODEL, TASK, "continuation", variants, limit=ITEMS, out=folder)
-    records = lp.Run.load(folder).records()
+def recorded(protocol: str, variants: list[str], folder: Path) -> Recorded:
+    """The sweep in `folder`, resumed if it is not complete."""
+    records = lp.sweep(MODEL, TASK, protocol, variants, limit=ITEMS, out=folder).records()
     right = {name: own["correct"].to_numpy(float) for name, own in records.groupby("variant", sort=False)}
-    clean = right.pop("clean")
-    margin = records.loc[records["variant"] == "clean", "logprob_margin"].to_numpy(float)
-    return Recorded(clean > 0, margin, np.stack(list(right.values()), axis=1) - clean[:, None])
+    clean, asked = right.pop("clean"), records[records["variant"] == "clean"]
+    margin = asked["logprob_margin"].to_numpy(float)
+    if protocol == "generate":
+        kept = folder.with_name(f"{folder.name}.npy")
+        if not kept.exists():
+            np.save(kept, smallest_gaps(TASK, ITEMS))
+        margin = np.load(kept)
+    changes = np.stack(list(right.values()), axis=1) - clean[:, None]
+    return Recorded(clean > 0, margin, changes, np.unique(asked["cluster"], return_inverse=True)[1])
+
+
+def smallest_gaps(task: str, items: int) -> Float[np.ndarray, " item"]:
+    """Smallest difference between the logits of the best and the second token over the tokens that the clean model
+    generates, for each item of a sweep with that limit."""
+    model = lp.load_model(MODEL, device="cpu")
+    options = SweepOptions.given(tasks=(task,), protocols=("generate",), variants=VariantSelection(), limit=items)
+    job = prepare(model, options)
+    (condition,) = job.conditions
+    (answers,) = make_executor("forked", job.model, None, None).run(condition.requests, [CLEAN])
+    gaps = []
+    for request, response in zip(condition.requests, answers.responses, strict=True):
+        ids = torch.tensor([[*request.context_ids, *response.token_ids]])
+        with torch.no_grad():
+            logits = job.model.forward(ids, torch.ones_like(ids), torch.arange(ids.shape[1])[None])
+        best = logits[0, len(request.context_ids) - 1 : -1].float().topk(2)
+        assert best.indices[:, 0].tolist() == list(response.token_ids), request.item
+        gaps.append(float((best.values[:, 0] - best.values[:, 1]).min()))
+    return np.array(gaps)
 
 
 def table(sweeps: dict[str, Recorded], runs: int) -> str:
@@ -201,7 +234,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=400, help="how often the items are resampled")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table between the page's marks")
     arguments = parser.parse_args()
-    sweeps = {name: recorded(own, arguments.folder / name.replace(" ", "_")) for name, own in SWEEPS.items()}
+    sweeps = {name: recorded(*own, arguments.folder / name.replace(" ", "_")) for name, own in SWEEPS.items()}
     text = table(sweeps, arguments.times)
     if arguments.write is not None:
         write_between(arguments.write, "strata", text)

@@ -102,7 +102,7 @@ def spec(
         "chat_template": False,
         "tasks": tuple(TaskSpec(name, 0, 0, 4, "i" * 64) for name in tasks),
         "protocols": tuple(protocols),
-        "cells": tuple(CellSpec(name, protocol, "p" * 64, QUESTIONS_HASH) for name in tasks for protocol in protocols),
+        "cells": tuple(CellSpec(t, p, "p" * 64, QUESTIONS_HASH) for t in tasks for p in protocols),
         "variants": tuple(variant_to_json(v) for v in variants),
     }
     return SweepSpec(**{**values, **changes})  # type: ignore[arg-type]

@@ -178,16 +178,18 @@ def assert_responses_agree(
     expected: Sequence[VariantResponses],
     reference: ReferenceActivations | None = None,
 ) -> None:
-    """All responses agree: log-probabilities within rounding, and the same greedy choices.
+    """All responses agree, in whatever order: log-probabilities within rounding, and the same greedy choices.
 
     A choice may differ from the expected one only where both tokens are within rounding of the largest logit, by a
     forward pass over the expected tokens. After such a token a row is no longer compared. `DECIDED` of the generations
     must be equal to their end, and as large a share of the flags of log-likelihoods.
     """
-    assert [f.variant.name for f in found] == [e.variant.name for e in expected]
+    by_name = {f.variant.name: f for f in found}
+    assert sorted(f.variant.name for f in found) == sorted(e.variant.name for e in expected)
     rows: Counter[type] = Counter()
     undecided: dict[type, list[tuple[str, int]]] = defaultdict(list)
-    for mine, other in zip(found, expected, strict=True):
+    for other in expected:
+        mine = by_name[other.variant.name]
         assert len(mine.responses) == len(other.responses) == len(requests)
         if any(isinstance(r, LoglikelihoodResponse) and not math.isnan(r.logprob) for r in other.responses):
             assert_logprobs_agree(mine.responses, other.responses, precision(model))

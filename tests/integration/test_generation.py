@@ -114,10 +114,10 @@ def test_protocols_of_a_sampled_run_are_paired_item_by_item(sampled: lp.Run) -> 
 def test_settings_are_in_the_spec_and_a_change_is_refused(folder: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"tasks": ["facts"], "protocols": ["generate"]}
     first = sweep(folder, tmp_path / "run", **asked, max_new_tokens=4, until=["x", "yz"])
-    [cell] = first.spec.cells
+    [condition] = first.spec.cells
     own = lp.load_task("facts").task.formats["generate"].until  # type: ignore[union-attr]
     settings = {"max_new_tokens": 4, "until": [*own, "x", "yz"], "generation_config": "model"}
-    assert cell.generation == {**settings, "temperature": 0.0, "samples": 1}
+    assert condition.generation == {**settings, "temperature": 0.0, "samples": 1}
     for changes, said in (
         ({"max_new_tokens": 5, "until": ["x", "yz"]}, r"max_new_tokens 4 there, 5 here"),
         ({"max_new_tokens": 4, "until": ["x"]}, r"until \["),

@@ -89,6 +89,16 @@ def test_data_and_analysis_load_no_drawing_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
+def test_pages_load_no_model_library() -> None:
+    code = (
+        "import sys, lensprune.studies.report\n"
+        "print([name for name in ('torch', 'transformers', 'transformer_lens') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def test_no_lazy_package_exports_the_name_of_its_own_module() -> None:
     """Importing the module would put it in the name's place."""
     root = Path(lensprune.__file__).parent

@@ -280,6 +280,8 @@ def test_public_names_are_found_whatever_is_imported_first() -> None:
         ["delta", "--base", "nope", "--distilled", "nope", "--task", "facts"],
         ["heads", "--model", "nope"],
         ["resume", "nowhere"],
+        ["report", "nowhere"],
+        ["analyse", "nowhere", "critical_layers"],
     ],
     ids=" ".join,
 )

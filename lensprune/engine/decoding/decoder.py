@@ -1,34 +1,39 @@
-"""Decoding of a group of variants on a set of prompts, all rows (variant × request) in one step.
+"""Decoding of many variants on a set of prompts, all rows (variant × request) in one step.
 
 Each step runs the layers once. The tokens of a layer's call are the rows whose variant is changed at or below that
 layer, and one token for each history (prompt and generated tokens) that a row has whose variant is changed above it:
 what equals the clean model is computed once for all variants.
+
+Not all variants fit into memory at once. The prompts' pass is therefore lazy: it stops after some variants, whose rows
+are decoded; as rows end and free their keys and values, it goes on and a further group of variants joins the running
+steps. The clean model goes through the prompts once, whatever the number of groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from lensprune.ablation.positions import positions_named
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
+from lensprune.engine.attention import AttentionPlan, AttentionSettings
 from lensprune.engine.decoding.groups import kv_bytes_per_token
-from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV, columns_for
-from lensprune.engine.decoding.prompts import PromptSet
-from lensprune.engine.decoding.shared_histories import SharedHistories, Split
-from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
-from lensprune.engine.decoding.steps import LayerIndex, Step, sent_at_once
-from lensprune.engine.edits import LayerEdits, Rows, edits_by_layer, first_layer
+from lensprune.engine.decoding.kv import CleanKV, PromptKV
+from lensprune.engine.decoding.row_group import RowGroup
+from lensprune.engine.decoding.rows import RowTable
+from lensprune.engine.decoding.step_attention import DecodeAttention
+from lensprune.engine.decoding.steps import sent_at_once
+from lensprune.engine.edits import LayerEdits
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.generating import Generation, Generator, RowWork
 from lensprune.engine.layers import FlatBatch, LayerStack
-from lensprune.engine.marks import Marks, token_of
+from lensprune.engine.limits import DecodeLimits
+from lensprune.engine.marks import Marks
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.scoring import finite_rows
 from lensprune.models.base import HookedModel
@@ -37,20 +42,21 @@ from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 
 __all__ = ["GroupDecoder"]
 
-KEEP_DEAD = 0.25
-"""Buffers are compacted once more than this share of their rows has finished."""
+MAX_GROUPS = 6
+"""Groups in a step: each attends by itself."""
 
 WORK_STEPS = 8
 """Decode steps between reports of progress."""
 
+Hidden = Float[torch.Tensor, "row d_model"]
+
 
 class GroupDecoder:
-    """Decodes `requests` under `variants`, all at once.
+    """Decodes `requests` under `variants`, as many rows at once as `limits` allow.
 
-    Rows are numbered variant by variant, lowest first changed layer first; `prompts` holds the requests' contexts.
-    With `marks`, which variants with positions need, the contexts are `marked`.
-    If keys and values would exceed `max_kv_bytes`, the variants that hold the most are `postponed`, and their
-    unfinished rows are abandoned; a single variant continues whatever it needs.
+    With `marks`, which variants with positions need, the contexts are `marked`. `answered` are the (variant, request)
+    that need no rows. Keys and values stay within the limits whatever is generated, but for those of a single variant,
+    which may need more.
     """
 
     def __init__(
@@ -61,38 +67,23 @@ class GroupDecoder:
         requests: Sequence[GenerateRequest],
         reference: ReferenceActivations | None,
         marks: Marks | None = None,
-        max_kv_bytes: int | None = None,
+        limits: DecodeLimits | None = None,
+        answered: Collection[tuple[int, int]] = (),
     ) -> None:
-        self.postponed: list[int] = []
-        """Variants, numbered as given, some of whose rows got no answer."""
         self.peak_kv_bytes = 0
-        self._max_kv_bytes = max_kv_bytes
         self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
+        self._limits, self._answered = limits, answered
         self._device = model.facts.device
-        n_layers = stack.n_layers
-        # Keep each one's index in the caller's lists.
-        order = sorted(range(len(variants)), key=lambda i: first_layer(variants[i], n_layers))
-        self._variants = [variants[i] for i in order]
-        self._requests = [replace(r, context_ids=tuple(map(token_of, r.context_ids))) for r in requests]
-        self._prompts = PromptSet.of([r.context_ids for r in requests])
-        place = {prompt: i for i, prompt in enumerate(self._prompts.prompts)}
-        prompt_of = np.array([place[r.context_ids] for r in requests])
-        firsts = np.array([first_layer(v, n_layers) for v in self._variants])
-        n_requests = len(requests)
-        self._variant_of = np.repeat(np.arange(len(order)), n_requests)
-        self._prompt_of = np.tile(prompt_of, len(order))
-        self._first = np.repeat(firsts, n_requests)
-        self._place = [(order[v], r) for v in range(len(order)) for r in range(n_requests)]
-        self._replaces = [{a.component.layer for a in v.ablations if a.replaces_block} for v in self._variants]
-        self._histories = SharedHistories(self._prompt_of)
-        # Rows that have a place in the buffers, and each row's place at each layer.
-        self._dense = np.arange(len(self._place))
-        self._diverged_place: dict[int, np.ndarray] = {}
-        self._most = max(request.max_new_tokens for request in requests)
-        self._order = order
-        self._own_layers = np.array(
-            [sum(self._differs_below(v, layer) for layer in range(n_layers)) for v in range(len(order))]
-        )
+        self._table = RowTable.of(variants, requests, stack.n_layers)
+        # Padded prompts are taken from every layer of every variant.
+        prompts = self._table.prompts
+        self._prompts = replace(prompts, rest=prompts.rest.to(self._device), real=prompts.real.to(self._device))
+        self._clean: CleanKV = {}
+        self._groups: list[RowGroup] = []
+        self._admitted = 0
+        """Variants whose prompts have run: the first ones of the table."""
+        self._largest = 0
+        """Variants that fit while nothing else runs."""
 
     def run(
         self, on_work: Callable[[int, float], None] = lambda variant, rows: None
@@ -102,62 +93,78 @@ class GroupDecoder:
         Args:
             on_work: called with a variant, numbered as given, as a `WorkCallback` is with its name.
         """
-        generator = Generator(self._model)
-        generations = [generator.start(self._requests[request]) for _, request in self._place]
-        rows = np.arange(len(generations))
-        hidden = self._prefill()
+        table, generator = self._table, Generator(self._model)
+        generations: dict[int, Generation] = {}
         # What the prompts share is shared by their rows.
-        n_tokens = len(self._prompts.tree) / len(self._requests)
-        work = RowWork([n_tokens] * len(rows), [self._requests[request].max_new_tokens for _, request in self._place])
-        done = np.bincount(self._variant_of, work.prompts)
+        n_tokens = len(table.prompts.tree) / len(table.requests)
+        request_of = table.request_of(np.arange(len(table)))
+        work = RowWork([n_tokens] * len(table), [table.requests[request].max_new_tokens for request in request_of])
+        done, n_steps = np.zeros(len(table.variants)), 0
+        prompt_of_request = torch.from_numpy(table.prompt_of_request).to(self._device)
+        self._start(self._prompts.last_token.to(self._device))
+        rows, hidden = np.empty(0, dtype=int), None
         while True:
-            if self._step % WORK_STEPS == -1 % WORK_STEPS:
+            if n_new := self._fitting(rows):
+                new, of_variants = self._admit(n_new, rows)
+                done += np.bincount(table.variant_of(new), work.prompts[new], len(done))
+                wanted = [place for place, row in enumerate(new) if self._place(row) not in self._answered]
+                of_rows = torch.cat([residuals[prompt_of_request] for residuals in of_variants])
+                if len(wanted) < len(new):
+                    new, of_rows = new[wanted], of_rows[torch.tensor(wanted, device=of_rows.device)]
+                for row in new:
+                    generations[int(row)] = generator.start(table.requests[request_of[row]])
+                rows, hidden = np.concatenate([rows, new]), of_rows if hidden is None else torch.cat([hidden, of_rows])
+            if n_new or n_steps % WORK_STEPS == 0 or not len(rows):
                 self._report(done, on_work)
-            tokens, finite = self._choose(hidden, generator, [generations[row] for row in rows])
+            if hidden is None or not len(rows):
+                return
+            n_steps += 1
+            tokens, finite = self._choose(hidden, generator, [generations[int(row)] for row in rows])
             running, ended_at = np.ones(len(rows), dtype=bool), np.zeros(len(rows))
             for i, row in enumerate(rows):
-                response = generations[row].add(int(tokens[i]), finite=bool(finite[i]))
+                generation = generations[int(row)]
+                response = generation.add(int(tokens[i]), finite=bool(finite[i]))
                 if response is None:
-                    tokens[i] = generations[row].last
+                    tokens[i] = generation.last
                 else:
-                    running[i], ended_at[i] = False, len(generations[row])
-                    yield *self._place[row], response
-            done += np.bincount(self._variant_of[rows], work.step(rows, ended_at), len(done))
+                    running[i], ended_at[i] = False, len(generation)
+                    del generations[int(row)]
+                    yield *self._place(row), response
+            done += np.bincount(table.variant_of(rows), work.step(rows, ended_at), len(done))
             rows, tokens = rows[running], tokens[running]
-            if not len(rows):
-                self._report(done, on_work)
-                return
-            kept = self._within_budget(rows)
-            rows, tokens = rows[kept], tokens[kept]
-            hidden = self._advance(rows, tokens)
+            hidden = self._advance(rows, tokens) if len(rows) else None
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Variant and request of a row, numbered as given."""
+        variant, request = divmod(int(row), len(self._table.requests))
+        return self._table.order[variant], request
 
     def _report(self, done: np.ndarray, on_work: Callable[[int, float], None]) -> None:
         """Report how much of each variant's rows is `done`, and reset it."""
         for variant in np.flatnonzero(done):
-            on_work(self._order[variant], float(done[variant]))
+            on_work(self._table.order[variant], float(done[variant]))
         done[:] = 0
 
     def forced(self, tokens: Sequence[int], n_prefilled: int = 1) -> Float[torch.Tensor, "variant scored"]:
         """Log-probabilities (nats) around the end of the one request's prompt: of its last tokens and of the first of
         `tokens`, `n_prefilled` in all, from the pass over the prompt, and of the rest of `tokens`, decoded one by one
         even if the model would choose others."""
-        prompt = self._requests[0].context_ids
-        wanted = torch.arange(len(prompt) - n_prefilled, len(prompt), device=self._device)
-        hidden_of = self._run_prompts(wanted)
+        prompt = self._table.requests[0].context_ids
+        self._start(torch.arange(len(prompt) - n_prefilled, len(prompt), device=self._device))
+        rows, of_variants = self._admit(len(self._table.variants), np.empty(0, dtype=int))
         targets = torch.tensor([*prompt[len(prompt) - n_prefilled + 1 :], tokens[0]], device=self._device)[:, None]
         prefilled = [
-            widened(self._stack.logits(hidden_of[v.name])).log_softmax(-1).gather(1, targets)[:, 0]
-            for v in self._variants
+            widened(self._stack.logits(hidden)).log_softmax(-1).gather(1, targets)[:, 0] for hidden in of_variants
         ]
-        scores, rows = [torch.stack(prefilled)], np.arange(len(self._place))
+        scores = [torch.stack(prefilled)]
         for before, token in pairwise(tokens):
             hidden = self._advance(rows, np.full(len(rows), before))
             scores.append(widened(self._stack.logits(hidden)).log_softmax(-1)[:, token, None])
-        return torch.cat(scores, 1)[np.argsort([variant for variant, _ in self._place])]
+        return torch.cat(scores, 1)[np.argsort(self._table.order)]
 
     def _choose(
         self,
-        hidden: Float[torch.Tensor, "row d_model"],
+        hidden: Hidden,
         generator: Generator,
         rows: Sequence[Generation],
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -169,254 +176,184 @@ class GroupDecoder:
             finite.append(finite_rows(logits))
         return torch.cat(tokens).cpu().numpy(), torch.cat(finite).cpu().numpy()
 
-    def _prefill(self) -> Float[torch.Tensor, "row d_model"]:
-        """Run all prompts and keep keys and values; returns the residual of each row's last prompt token."""
-        hidden_of = self._run_prompts(self._prompts.last_token.to(self._device))
-        prompt_of = torch.from_numpy(self._prompt_of[: len(self._requests)]).to(self._device)
-        return torch.cat([hidden_of[v.name][prompt_of] for v in self._variants])
-
-    def _run_prompts(self, wanted: Int[torch.Tensor, " wanted"]) -> dict[str, Float[torch.Tensor, "wanted d_model"]]:
-        """Run all prompts and keep keys and values; returns each variant's residuals of the `wanted` flat tokens."""
-        prompts, n_layers = self._prompts, self._stack.n_layers
-        clean: CleanKV = {}
-        diverged: dict[int, VariantKV] = {}
-        # Padded prompts are taken from every layer of every variant.
-        on_device = replace(prompts, rest=prompts.rest.to(self._device), real=prompts.real.to(self._device))
-        n_requests = len(self._requests)
-        prompt_of = torch.from_numpy(self._prompt_of[:n_requests]).to(self._device)
-        block_of = prompts.block_of[self._prompt_of[:n_requests]]
-        number = {variant.name: i for i, variant in enumerate(self._variants)}
-        holding = [
-            [v for v in range(len(self._variants)) if self._differs_below(v, layer)] for layer in range(n_layers)
-        ]
+    def _start(self, wanted: Int[torch.Tensor, " wanted"]) -> None:
+        """Begin the prompts' pass, which returns each variant's residuals of the `wanted` flat tokens."""
 
         def keep(variant: Variant | None, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-            part = PromptKV.of(on_device, k, v)
+            part = PromptKV.of(self._prompts, k, v)
             if variant is None:
-                clean[layer] = part
-                return
-            # Straight into the buffers: collecting them first would hold all variants' prompts twice.
-            if layer not in diverged:
-                diverged[layer] = VariantKV.empty(part, len(holding[layer]), block_of, prompts.widths, self._most)
-            diverged[layer].fill(holding[layer].index(number[variant.name]), part, prompt_of)
+                self._clean[layer] = part
+            else:
+                self._groups[-1].keep(variant, layer, part)
 
-        runs = fork_variants(
-            self._stack, self._model.facts, prompts.tree, wanted, self._variants, self._reference, keep, self._marks
-        )
-        hidden_of = {variant.name: hidden for variant, hidden in runs}
-        self._attention = DecodeAttention(prompts, clean)
-        self._step = -1
-        self._attention.diverged.update(diverged)
-        self._index_diverged()
-        return hidden_of
-
-    def _index_diverged(self) -> None:
-        """Work out which rows have a place in each layer's buffers, and group them by variant and shared prefix."""
-        prompts, attention = self._prompts, self._attention
-        block_of = prompts.block_of[self._prompt_of]
-        memo: dict[tuple[int, ...], tuple[np.ndarray, DivergedRows]] = {}
-        for layer in attention.diverged:
-            held = tuple(v for v in self._held_variants() if self._differs_below(v, layer))
-            if held not in memo:
-                mine = self._dense[np.isin(self._variant_of[self._dense], held)]
-                mine = mine[np.argsort(block_of[mine], kind="stable")]
-                place = np.full(len(self._place), -1)
-                place[mine] = np.arange(len(mine))
-                variant = np.searchsorted(held, self._variant_of[mine])
-                prompt = self._prompt_of[mine]
-                members = [np.flatnonzero((prompt >= p.first) & (prompt < p.last)) for p in prompts.prefixes]
-                tables = tables_by_group([(variant[own], len(held), own) for own in members], self._device)
-                real = [
-                    self._real(prompt[block_of[mine] == number], width) for number, width in enumerate(prompts.widths)
-                ]
-                lengths = prompts.lengths[torch.from_numpy(prompt)].to(self._device)
-                begins = [None if mask is None else (~mask).sum(1) for mask in real]
-                memo[held] = place, DivergedRows(real, begins, tables, lengths)
-            self._diverged_place[layer], attention.diverged_rows[layer] = memo[held]
-
-    def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width+generated"] | None:
-        """Which columns of a block are not padding, by its rows' prompts; ``None`` if there is no padding."""
-        real = self._prompts.real[torch.from_numpy(prompt), -width:]
-        if bool(real.all()):
-            return None
-        return torch.cat([real, real.new_ones(len(real), self._most)], dim=1).to(self._device)
-
-    def _held_variants(self) -> list[int]:
-        return [int(v) for v in np.unique(self._variant_of[self._dense])]
-
-    def _differs_below(self, variant: int, layer: int) -> bool:
-        """Whether the variant has keys and values of its own at this layer."""
-        return first_layer(self._variants[variant], self._stack.n_layers) < layer and (
-            layer not in self._replaces[variant]
+        self._passes = fork_variants(
+            self._stack,
+            self._model.facts,
+            self._prompts.tree,
+            wanted,
+            self._table.variants,
+            self._reference,
+            keep,
+            self._marks,
         )
 
-    def _advance(self, rows: np.ndarray, tokens: np.ndarray) -> Float[torch.Tensor, "row d_model"]:
+    def _fitting(self, running: np.ndarray) -> int:
+        """How many of the waiting variants may join the running rows."""
+        table, limits, first = self._table, self._limits, self._admitted
+        waiting = len(table.variants) - first
+        if limits is None or not waiting:
+            return waiting
+        self._groups = [group for group, _ in self._running(running)]
+        if len(self._groups) == MAX_GROUPS:
+            return 0
+        fitting = 0
+        for last in range(first, first + waiting):
+            rows = np.concatenate([running, table.rows_of(range(first, last + 1))])
+            held = table.most_kv_bytes(rows, self._model.facts) + self._clean_bytes(last)
+            if len(rows) > limits.rows or held > limits.kv_bytes:
+                break
+            fitting += 1
+        if not len(running):
+            self._largest = max(1, fitting)
+            return self._largest
+        # Small groups would use up the number of groups.
+        return fitting if fitting >= min(waiting, self._largest / MAX_GROUPS) else 0
+
+    def _admit(self, n_variants: int, running: np.ndarray) -> tuple[np.ndarray, list[Float[torch.Tensor, "wanted d"]]]:
+        """Run the prompts of the next variants; returns their rows, and each variant's `wanted` residuals."""
+        for group, span in self._running(running):
+            group.compact(running[span])
+        variants = range(self._admitted, self._admitted + n_variants)
+        group = RowGroup(self._table, variants, self._clean, self._reference, self._model.facts)
+        self._groups.append(group)
+        self._admitted = variants.stop
+        hidden = [next(self._passes)[1] for _ in variants]
+        if variants.stop == len(self._table.variants):
+            # Free the residuals from which further variants would have begun.
+            self._passes.close()
+        group.prompts_done()
+        return self._table.rows_of(variants), hidden
+
+    def _running(self, rows: np.ndarray) -> list[tuple[RowGroup, slice]]:
+        """The groups of the running rows, with each one's span."""
+        variants = self._table.variant_of(rows)
+        bounds = [np.searchsorted(variants, (group.variants.start, group.variants.stop)) for group in self._groups]
+        spans = [slice(int(begin), int(end)) for begin, end in bounds]
+        return [(group, span) for group, span in zip(self._groups, spans, strict=True) if span.stop > span.start]
+
+    def _clean_bytes(self, last: int) -> int:
+        """Bytes of the clean model's prompts up to the first changed layer of variant `last`."""
+        prompts = self._table.prompts
+        n_layers = min(self._table.n_layers, int(self._table.firsts[last]) + 1)
+        tokens = len(prompts) * prompts.width + prompts.shared_tokens
+        return kv_bytes_per_token(self._model.facts) * n_layers * tokens
+
+    def _advance(self, rows: np.ndarray, tokens: np.ndarray) -> Hidden:
         """Feed the rows' newest tokens; returns the residuals that leave the last layer."""
-        self._step += 1
-        split = self._histories.advance(rows, tokens)
-        step = Step.of(rows, self._first[rows], self._histories.of_row[rows], self._stack.n_layers)
-        self._make_room(step, split)
-        edits = self._edits(rows)
-        (tokens_in, positions, sample, unchanged), layers = self._send(step, tokens, edits)
-        batch, embedded = self._stack.begin(tokens_in[None], positions[None])
-        row_part, history_part = embedded[0, :0], embedded[0, sample]
-        for layer, index in enumerate(layers):
-            n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-            hidden = torch.cat([row_part, history_part[index.entering], history_part[:n_histories]])
-            hidden = self._run_layer(layer, hidden[None], batch, index, edits.get(layer))[0]
-            row_part, history_part = hidden[:n_rows], hidden[n_rows:]
-        self._attention.tokens = None
-        return torch.cat([row_part, history_part[unchanged]])
-
-    def _send(
-        self, step: Step, tokens: np.ndarray, edits: dict[int, LayerEdits]
-    ) -> tuple[list[torch.Tensor], list[LayerIndex]]:
-        """Send all indices of a step in one transfer: the rows' tokens and positions, one row per history, the history
-        of each row that no layer changes, and each layer's `LayerIndex`."""
-        masks, of_layers = zip(
-            *(self._layer_arrays(layer, step, edits.get(layer)) for layer in range(self._stack.n_layers)), strict=True
-        )
-        prompts = self._prompt_of[step.rows]
-        positions = self._prompts.lengths.numpy()[prompts] + self._step
-        of_step = [tokens, positions, step.sample, step.history_of[step.n_rows[-1] :]]
-        # Layers that need the same number of histories need the same ones.
-        sizes = [int(size) for size in np.unique(step.n_histories) if size]
-        of_histories = [self._attention.arrays_of(prompts[step.sample[:size]]) for size in sizes]
-        own, *sent = sent_at_once([of_step, *of_layers, *of_histories], self._device)
-        self._attention.begin_step(self._step, dict(zip(sizes, sent[len(of_layers) :], strict=True)))
-        return own, [LayerIndex.of(*pair) for pair in zip(masks, sent[: len(of_layers)], strict=True)]
-
-    def _layer_arrays(self, layer: int, step: Step, edits: LayerEdits | None) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Which tokens of one layer's call are computed, and the index arrays of `LayerIndex.of`."""
-        n_before = int(step.n_rows[layer - 1]) if layer else 0
-        n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-        source_of = np.concatenate([np.arange(n_rows), step.sample[:n_histories]])
-        is_computed = np.ones(len(source_of), dtype=bool)
-        for edit in edits.replaced if edits is not None else []:
-            is_computed[edit.rows] = False
-        rows = np.flatnonzero(is_computed[:n_rows])
-        differing = rows[self._first[step.rows[rows]] < layer]
-        place = self._diverged_place[layer][step.rows[differing]] if len(differing) else differing
-        arrays = [
-            source_of,
-            step.history_of[n_before:n_rows],
-            np.flatnonzero(is_computed),
-            place,
-            step.history_of[rows[len(differing) :]],
-            self._attention.histories[layer].places if n_histories else place[:0],
-        ]
-        return is_computed, arrays + (self._by_block(layer, place) if self._attention.by_kernel else [])
-
-    def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
-        """Split diverged rows, given by their places in a layer's buffers, by block, with their places in the block."""
-        if not len(place):
-            return [place] * 2 * len(self._prompts.widths)
-        arrays = []
-        for _, span in self._attention.diverged[layer].spans():
-            inside = np.flatnonzero((place >= span.start) & (place < span.stop))
-            arrays += [inside, place[inside] - span.start]
-        return arrays
-
-    def _edits(self, rows: np.ndarray) -> dict[int, LayerEdits]:
-        variants, starts = np.unique(self._variant_of[rows], return_index=True)
-        ends = [*starts[1:], len(rows)]
-        spans = [slice(int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
-        assigned = [(self._variants[v], span) for v, span in zip(variants, spans, strict=True)]
-        return edits_by_layer(assigned, self._reference, self._model.facts, self._rows_at)
-
-    def _rows_at(self, at: str, rows: Rows) -> Rows | None:
-        """The rows, if the selector chooses their newest tokens; all have the same number of generated tokens."""
-        return rows if positions_named(at).in_generated(self._step) else None
+        running, n_layers = self._running(rows), self._stack.n_layers
+        self._groups = [group for group, _ in running]
+        held = sum(group.kv_bytes(rows[span]) for group, span in running) + self._clean_bytes(self._admitted - 1)
+        self.peak_kv_bytes = max(self.peak_kv_bytes, held)
+        for group, span in running:
+            group.begin(rows[span], tokens[span])
+        calls = [_LayerCall.of(running, layer) for layer in range(n_layers)]
+        arrays = [group.arrays([call.computed[i] for call in calls]) for i, (group, _) in enumerate(running)]
+        positions = np.concatenate([group.positions for group, _ in running])
+        joined = [[tokens, positions], *([call.source, np.flatnonzero(call.is_computed)] for call in calls)]
+        of_tokens, *sent = sent_at_once([*joined, *(array for of_group in arrays for array in of_group)], self._device)
+        (tokens_in, positions_in), indices, sent = of_tokens, sent[:n_layers], sent[n_layers:]
+        batch, embedded = self._stack.begin(tokens_in[None], positions_in[None])
+        for (group, span), of_group in zip(running, arrays, strict=True):
+            group.send(sent[: len(of_group)], embedded[0, span])
+            sent = sent[len(of_group) :]
+        for layer, (call, index) in enumerate(zip(calls, indices, strict=True)):
+            hidden = _joined([group.enter(layer) for group in self._groups])
+            hidden = self._run_layer(layer, hidden[None], batch, call, index)[0]
+            for group, part in zip(self._groups, hidden.split(call.sizes), strict=True):
+                group.leave(layer, part)
+        return torch.cat([part for group in self._groups for part in group.residuals()])
 
     def _run_layer(
         self,
         layer: int,
         hidden: Float[torch.Tensor, "1 tok d_model"],
         batch: FlatBatch,
-        index: LayerIndex,
-        edits: LayerEdits | None,
+        call: _LayerCall,
+        indices: Sequence[torch.Tensor],
     ) -> Float[torch.Tensor, "1 tok d_model"]:
         """One layer on rows and histories; rows whose whole contribution is replaced are left out of its call."""
-        after = hidden
-        if index.is_computed.any():
-            whole = bool(index.is_computed.all())
-            inner = batch.take(index.source if whole else index.source[index.computed], layer)
-            inner_edits = edits if whole or edits is None else edits.within(index.is_computed)
-            self._attention.tokens = LayerTokens(
-                layer=layer,
-                diverged=index.diverged,
-                starting=index.starting,
-                histories=index.histories,
-                blocks=index.blocks,
-            )
-            part = hidden if whole else hidden[:, index.computed]
-            part = self._stack.run_layer(layer, part, inner, self._attention, inner_edits)
+        source, computed = indices
+        after, edits = hidden, call.edits
+        if call.is_computed.any():
+            whole = bool(call.is_computed.all())
+            inner = batch.take(source if whole else source[computed], layer)
+            inner_edits = edits if whole or edits is None else edits.within(call.is_computed)
+            part = hidden if whole else hidden[:, computed]
+            part = self._stack.run_layer(layer, part, inner, self._attention(call), inner_edits)
             if whole:
                 after = part
             else:
                 after = hidden.clone()
-                after[:, index.computed] = part
+                after[:, computed] = part
         # Rows that were left out already hold the residual before the layer.
         if edits is None or all(e.ablation.adds_nothing and e.ablation.replaces_block for e in edits.contribution):
             return after
-        return edits.contribute(hidden, after, batch.position_ids[0, index.source])
+        return edits.contribute(hidden, after, batch.position_ids[0, source])
 
-    def _within_budget(self, running: np.ndarray) -> Bool[np.ndarray, " row"]:
-        """Which of the running rows may continue; the others' variants are added to `postponed`."""
-        kept, step, most = np.ones(len(running), dtype=bool), self._step + 1, self._max_kv_bytes
-        if most is not None and self._bytes_held(self._dense, running, step) > most:
-            # Those changed lowest hold the most, and come first.
-            for variant in np.unique(self._variant_of[running])[:-1]:
-                if self._bytes_held(running[kept], running[kept], step) <= most:
-                    break
-                kept &= self._variant_of[running] != variant
-                self.postponed.append(self._order[variant])
-            self._drop_rows(np.isin(self._dense, running[kept]), step)
-        self.peak_kv_bytes = max(self.peak_kv_bytes, self._bytes_held(self._dense, running[kept], step))
-        return kept
+    def _attention(self, call: _LayerCall) -> AttentionPlan:
+        sizes = [int(computed.sum()) for computed in call.computed]
+        parts = [(group.attention, size) for group, size in zip(self._groups, sizes, strict=True) if size]
+        return parts[0][0] if len(parts) == 1 else _JoinedAttention(parts)
 
-    def _bytes_held(self, rows: np.ndarray, running: np.ndarray, step: int) -> int:
-        """Keys and values in bytes of the clean model's prompts, of `rows` in the buffers, and of the histories of the
-        `running` rows, with room for token `step`."""
-        prompts, columns, n_layers = self._prompts, columns_for(step, self._most), self._stack.n_layers
-        prefixes = sum(prefix.end - prefix.start for prefix in prompts.prefixes)
-        variants = self._variant_of[rows]
-        widths = np.array(prompts.widths)[prompts.block_of[self._prompt_of[rows]]]
-        tokens = int((self._own_layers[variants] * (widths + columns)).sum())
-        tokens += int(self._own_layers[np.unique(variants)].sum()) * prefixes
-        tokens += len(self._attention.clean) * (len(prompts) * prompts.width + prefixes)
-        history = self._histories.of_row[running] if step else self._prompt_of[running]
-        # A history is needed up to the layer that the last of its rows changes.
-        deepest = np.zeros(history.max() + 1, dtype=np.int64)
-        np.maximum.at(deepest, history, np.minimum(self._first[running] + 1, n_layers))
-        return kv_bytes_per_token(self._model.facts) * (tokens + int(deepest.sum()) * columns)
 
-    def _make_room(self, step: Step, split: Split) -> None:
-        """Make room for one more token: copy histories that split, and drop finished rows."""
-        attention = self._attention
-        alive = np.isin(self._dense, step.rows)
-        if alive.mean() < 1 - KEEP_DEAD:
-            self._drop_rows(alive, self._step)
-        for diverged in attention.diverged.values():
-            diverged.make_room(self._step)
-        for layer, clean in attention.clean.items():
-            if layer not in attention.histories:
-                attention.histories[layer] = HistoryKV(clean.rest[0], self._most)
-            attention.histories[layer].need(step.histories[: step.n_histories[layer]], split, self._step)
+@dataclass(frozen=True)
+class _LayerCall:
+    """The tokens of one layer's call, those of each group in one piece.
 
-    def _drop_rows(self, alive: np.ndarray, n_written: int) -> None:
-        """Keep the `alive` rows of every buffer, with their first `n_written` generated tokens."""
-        before = self._held_variants()
-        dense = self._dense[alive]
-        variants = np.unique(self._variant_of[dense])
-        for layer, diverged in list(self._attention.diverged.items()):
-            places = self._diverged_place[layer][dense]
-            held = [v for v in before if self._differs_below(v, layer)]
-            kept = np.flatnonzero(np.isin(held, variants))
-            if not len(kept):
-                del self._attention.diverged[layer]
-                continue
-            rows = torch.from_numpy(np.sort(places[places >= 0])).to(self._device)
-            diverged.keep(rows, torch.from_numpy(kept).to(self._device), n_written)
-        self._dense = dense
-        self._index_diverged()
+    `source`: index of the token in the step's batch; `computed`: by group, which of its tokens are computed, and
+    `is_computed` of all in a row; `sizes`: by group, the number of tokens.
+    """
+
+    source: Int[np.ndarray, " tok"]
+    computed: list[Bool[np.ndarray, " group_tok"]]
+    is_computed: Bool[np.ndarray, " tok"]
+    edits: LayerEdits | None
+
+    @classmethod
+    def of(cls, groups: Sequence[tuple[RowGroup, slice]], layer: int) -> _LayerCall:
+        sources, computed, edits, begin = [], [], [], 0
+        for group, span in groups:
+            row_of, is_computed = group.tokens_of(layer)
+            sources.append(span.start + row_of)
+            computed.append(is_computed)
+            if layer in group.edits:
+                edits.append((group.edits[layer], begin))
+            begin += len(row_of)
+        joined = LayerEdits.joined(edits) if edits else None
+        return cls(np.concatenate(sources), computed, np.concatenate(computed), joined)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(computed) for computed in self.computed]
+
+
+@dataclass(frozen=True)
+class _JoinedAttention:
+    """Attention of each group's tokens by itself; `parts`: the groups' plans, and how many tokens each has."""
+
+    parts: Sequence[tuple[DecodeAttention, int]]
+
+    def attend(
+        self,
+        q: Float[torch.Tensor, "head tok d_head"],
+        k: Float[torch.Tensor, "kv_head tok d_head"],
+        v: Float[torch.Tensor, "kv_head tok d_head"],
+        settings: AttentionSettings,
+    ) -> Float[torch.Tensor, "tok head d_head"]:
+        sizes = [size for _, size in self.parts]
+        pieces = zip(self.parts, *(t.split(sizes, dim=1) for t in (q, k, v)), strict=True)
+        return torch.cat([plan.attend(*of_group, settings) for (plan, _), *of_group in pieces])
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

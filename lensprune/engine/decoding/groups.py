@@ -33,7 +33,7 @@ class ChunkSize:
     def __init__(self, facts: ModelFacts, requests: Sequence[GenerateRequest]) -> None:
         prompts = PromptSet.of([request.context_ids for request in requests])
         generated = max(request.max_new_tokens for request in requests)
-        prefixes = sum(prefix.end - prefix.start for prefix in prompts.prefixes)
+        prefixes = prompts.shared_tokens
         self._facts = facts
         place = {prompt: i for i, prompt in enumerate(prompts.prompts)}
         blocks = prompts.block_of[[place[request.context_ids] for request in requests]]

@@ -143,5 +143,10 @@ class PromptSet:
     def width(self) -> int:
         return self.rest.shape[1]
 
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens of all shared prefixes."""
+        return sum(prefix.end - prefix.start for prefix in self.prefixes)
+
     def __len__(self) -> int:
         return len(self.prompts)

@@ -1,4 +1,4 @@
-"""The plan of one decode step: running rows, the histories that they need, and indices for each layer."""
+"""The plan of one decode step: running rows, and the histories that they need."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
 
-__all__ = ["LayerIndex", "Step", "sent_at_once"]
+__all__ = ["Step", "sent_at_once"]
 
 
 @dataclass(frozen=True)
@@ -45,32 +44,6 @@ class Step:
             n_rows=np.searchsorted(first, layers, side="right"),
             n_histories=np.searchsorted(-first[last][order], -layers, side="right"),
         )
-
-
-@dataclass(frozen=True)
-class LayerIndex:
-    """Where the tokens of one layer's call come from.
-
-    `source`: index of the token in the step's batch; `entering`: the history of each row that changes at this very
-    layer; `is_computed`, `computed`: the tokens whose contribution is not replaced as a whole; the other fields as in
-    `LayerTokens`.
-    """
-
-    is_computed: np.ndarray
-    source: Int[torch.Tensor, " tok"]
-    entering: Int[torch.Tensor, " entering"]
-    computed: Int[torch.Tensor, " computed"]
-    diverged: Int[torch.Tensor, " diverged"]
-    starting: Int[torch.Tensor, " starting"]
-    histories: Int[torch.Tensor, " history"]
-    blocks: list[tuple[torch.Tensor, torch.Tensor]]
-
-    @classmethod
-    def of(cls, is_computed: np.ndarray, indices: Sequence[torch.Tensor]) -> LayerIndex:
-        """Build from the arrays for `source` to `histories`, in field order, followed by a pair per block."""
-        source, entering, computed, diverged, starting, histories, *blocks = indices
-        pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
-        return cls(is_computed, source, entering, computed, diverged, starting, histories, pairs)
 
 
 def sent_at_once(groups: Sequence[Sequence[np.ndarray]], device: torch.device | str) -> list[list[torch.Tensor]]:

@@ -26,27 +26,27 @@ const signed = (number, digits) => (number < 0 ? "−" : "+") + Math.abs(number)
 
 // One map per run: layers down, parts across. A part shows its items, a layer those of all its parts.
 function drawMaps(data, show) {
-  const box = document.getElementById("maps"), chooser = document.getElementById("map-filters")?.elements.cell;
-  if (!box || !data.maps.some((run) => run.cells.length)) return;
-  const names = [...new Set(data.maps.flatMap((run) => run.cells.map((cell) => `${cell.task}, ${cell.protocol}`)))];
+  const box = document.getElementById("maps"), chooser = document.getElementById("map-filters")?.elements.condition;
+  if (!box || !data.maps.some((run) => run.conditions.length)) return;
+  const names = [...new Set(data.maps.flatMap((run) => run.conditions.map((condition) => `${condition.task}, ${condition.protocol}`)))];
   for (const name of names) chooser.append(new Option(name));
-  const most = Math.max(...data.maps.flatMap((run) => run.cells.flatMap((cell) => cell.parts.map((p) => Math.abs(p[3])))), 1e-9);
-  const draw = () => box.replaceChildren(...data.maps.flatMap((run) => run.cells
-    .filter((cell) => `${cell.task}, ${cell.protocol}` === chooser.value).map((cell) => effectsMap(run.name, cell, most, show))));
+  const most = Math.max(...data.maps.flatMap((run) => run.conditions.flatMap((condition) => condition.parts.map((p) => Math.abs(p[3])))), 1e-9);
+  const draw = () => box.replaceChildren(...data.maps.flatMap((run) => run.conditions
+    .filter((condition) => `${condition.task}, ${condition.protocol}` === chooser.value).map((condition) => effectsMap(run.name, condition, most, show))));
   chooser.form.addEventListener("submit", (event) => event.preventDefault());
   keepInAddress(chooser.form);
   chooser.form.addEventListener("input", draw);
   draw();
 }
 
-function effectsMap(name, cell, most, show) {
+function effectsMap(name, condition, most, show) {
   const table = document.createElement("table"), box = document.createElement("div");
   box.className = "scroll";
   table.className = "map";
   table.createCaption().textContent = `${name ? `${name}: ` : ""}Δμ, critical in bold`;
-  table.ariaLabel = `${name} Δμ on ${cell.task}, ${cell.protocol}`;
-  const columns = [...new Set(cell.parts.map((part) => part[1]))];
-  const layers = [...new Set(cell.parts.map((part) => part[0]))].sort((a, b) => a - b);
+  table.ariaLabel = `${name} Δμ on ${condition.task}, ${condition.protocol}`;
+  const columns = [...new Set(condition.parts.map((part) => part[1]))];
+  const layers = [...new Set(condition.parts.map((part) => part[0]))].sort((a, b) => a - b);
   const head = table.createTHead().insertRow();
   for (const column of ["layer", ...columns]) head.append(Object.assign(element("th", column), { scope: "col" }));
   const body = table.createTBody();
@@ -54,18 +54,18 @@ function effectsMap(name, cell, most, show) {
     const line = body.insertRow(), title = Object.assign(document.createElement("th"), { scope: "row" });
     const all = element("button", String(layer));
     all.setAttribute("aria-label", `layer ${layer}: show its items`);
-    all.addEventListener("click", () => show({ task: cell.task, protocol: cell.protocol }, { layer: `layer ${layer}` }));
+    all.addEventListener("click", () => show({ task: condition.task, protocol: condition.protocol }, { layer: `layer ${layer}` }));
     title.append(all);
     line.append(title);
     for (const column of columns) {
-      const part = cell.parts.find((one) => one[0] === layer && one[1] === column), place = line.insertCell();
+      const part = condition.parts.find((one) => one[0] === layer && one[1] === column), place = line.insertCell();
       if (!part) continue;
       const [, , variant, delta, q, critical] = part, button = element("button", signed(delta, 2), critical ? "critical" : "");
       button.setAttribute("aria-label", `${variant}: Δμ ${signed(delta, 3)}${q === null ? "" : `, q ${q}`}; show its items`);
       button.title = variant;
       place.className = delta < 0 ? "loses" : "gains";
       place.style.setProperty("--share", String(Math.abs(delta) / most));
-      button.addEventListener("click", () => show({ task: cell.task, protocol: cell.protocol }, { variant }));
+      button.addEventListener("click", () => show({ task: condition.task, protocol: condition.protocol }, { variant }));
       place.append(button);
     }
   }

@@ -65,7 +65,7 @@ function browse(data) {
   const field = (name) => form.elements[name], digits = (number) => number.toFixed(2).replace("-", "−");
   const fill = (name, values) => values.forEach((value, i) => field(name).append(new Option(value, String(i))));
   const distinct = (values) => [...new Set(values)];
-  const tasks = distinct(data.cells.map((cell) => cell[0])), protocols = distinct(data.cells.map((cell) => cell[1]));
+  const tasks = distinct(data.conditions.map((condition) => condition[0])), protocols = distinct(data.conditions.map((condition) => condition[1]));
   const layers = distinct(data.rows.map((row) => row[3]).filter((layer) => layer !== null)).sort((a, b) => a - b);
   fill("task", tasks);
   fill("protocol", protocols);
@@ -86,7 +86,7 @@ function browse(data) {
   }
 
   function fits(row) {
-    const [task, protocol] = data.cells[row[0]];
+    const [task, protocol] = data.conditions[row[0]];
     const is = (name, value) => field(name).value === "" || field(name).value === String(value);
     const typed = field("text").value.toLowerCase();
     const clean = cleanOf(row);
@@ -98,7 +98,7 @@ function browse(data) {
   }
 
   const keys = [
-    (row) => row[1], (row) => data.cells[row[0]].join(" "), (row) => data.variants[row[2]], outcome,
+    (row) => row[1], (row) => data.conditions[row[0]].join(" "), (row) => data.variants[row[2]], outcome,
     (row) => cleanOf(row)[0] ?? "", (row) => cleanOf(row)[2] ?? "", (row) => row[TEXT] ?? "",
     ...(data.two ? [(row) => `${agreement(row)} ${otherOf(row, TEXT) ?? ""}`] : []),
     (row) => data.failures[row[FAILURE]],
@@ -166,7 +166,7 @@ function browse(data) {
       showDifference(box, `From the clean model's text to the changed model's${data.two ? ", in A" : ""}:`, before, row[TEXT]);
       showDifference(box, "From the changed model's text in A to that in B:", row[TEXT], otherOf(row, TEXT));
     }
-    const [task, protocol] = data.cells[row[0]], name = row[1].replace(/, sample \d+$/, "");
+    const [task, protocol] = data.conditions[row[0]], name = row[1].replace(/, sample \d+$/, "");
     showAttention(box, data.patterns.items, data.patterns.note, { task, protocol, name }, data.variants[row[2]]);
     if (!options.length) return;
     const table = document.createElement("table"), head = table.createTHead().insertRow(), body = table.createTBody();
@@ -196,7 +196,7 @@ function browse(data) {
     for (const row of chosen.slice(page * PAGE, (page + 1) * PAGE)) {
       const line = body.insertRow(), clean = cleanOf(row), what = outcome(row);
       opener(line, row);
-      cell(line, data.cells[row[0]].join(", "));
+      cell(line, data.conditions[row[0]].join(", "));
       cell(line, data.variants[row[2]]);
       cell(line, what, what === "lost" ? "wrong" : what === "won" ? "right" : "");
       cell(line, clean[0] ?? "", "answer");

@@ -33,21 +33,21 @@ def lorenz_data(effects: Sequence[ItemEffects], *, seed: int = 0) -> pd.DataFram
         UserError: nothing to draw: every effect is 0.
     """
     frames = []
-    for cell_effects in effects:
-        if not np.any(cell_effects.effects != 0):
+    for of_condition in effects:
+        if not np.any(of_condition.effects != 0):
             continue
-        sums, _ = unit_sums(cell_effects.differences, cell_effects.clusters)
+        sums, _ = unit_sums(of_condition.differences, of_condition.clusters)
         noise = null_effects(sums, _DRAWS, seed)
         low, high = np.nanquantile(lorenz(noise), [0.025, 0.975], axis=0)
         curve = {
-            "share_of_parts": np.linspace(0, 1, len(cell_effects.variants) + 1),
-            "share_of_effect": lorenz(cell_effects.effects),
+            "share_of_parts": np.linspace(0, 1, len(of_condition.variants) + 1),
+            "share_of_effect": lorenz(of_condition.effects),
         }
         place = {
-            "task": cell_effects.task,
-            "protocol": cell_effects.protocol,
-            "measure": cell_effects.measure,
-            "at_chance": cell_effects.at_chance,
+            "task": of_condition.task,
+            "protocol": of_condition.protocol,
+            "measure": of_condition.measure,
+            "at_chance": of_condition.at_chance,
         }
         frames.append(pd.DataFrame({**place, **curve, "null_low": low, "null_high": high}))
     if not frames:

@@ -21,9 +21,9 @@ from lensprune.results.figures.panels import (
     PAIRED,
     Q,
     bars,
-    cell_panels,
     chance_region,
     changed_label,
+    condition_panels,
     crosses,
     handles,
     heights,
@@ -99,12 +99,12 @@ def delta_by_depth(
     depth = n_layers or int(frame["layer"].max()) + 1
     measured = sorted(set(frame["layer"].astype(int)))
     few = len(measured) * _FEW < depth
-    cells = cell_panels(frame, size=(2.9, 2.35), alone=(6.4, 4.2), title=title, sharey=True, sharex=True)
-    low, high = heights(cells, headroom=0.0 if few else 0.1)
+    panels = condition_panels(frame, size=(2.9, 2.35), alone=(6.4, 4.2), title=title, sharey=True, sharex=True)
+    low, high = heights(panels, headroom=0.0 if few else 0.1)
     several = bool(frame["head"].notna().any())
     region, labelled = False, []
-    cells = [(ax, rows.sort_values(["layer", "head"])) for ax, rows in cells]
-    for ax, rows in cells:
+    panels = [(ax, rows.sort_values(["layer", "head"])) for ax, rows in panels]
+    for ax, rows in panels:
         ax.set(ylim=(low, high))
         ax.axhline(0, color="0.25", linewidth=0.9, zorder=1)
         ax.grid(axis="y", alpha=0.35)
@@ -115,14 +115,14 @@ def delta_by_depth(
             _bands(ax, depth)
         labelled.append((ax, rows, (_heads if several else _layers)(ax, rows, q)))
     set_titles(labelled)
-    axes = [ax for ax, _ in cells]
+    axes = [ax for ax, _ in panels]
     _label(axes, frame, depth)
     known = bool(beats_chance(frame).any())
     noisy = bool((beats_chance(frame) & within_noise(frame)).any())
     shown = {"intervals": known and not several, "sizes": any(_sized(ax) for ax in axes)}
     legend_below(axes, handles(q=q, region=region, pale=several, noisy=noisy, interval=interval, **shown))
     if several:
-        for ax, rows in cells:
+        for ax, rows in panels:
             _name_heads(ax, rows, q)
     return axes
 

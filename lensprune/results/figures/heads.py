@@ -80,9 +80,9 @@ def head_effect_maps(
         marked = panel[panel["significant"]]
         rows = [layers.index(layer) + 0.5 for layer in marked["layer"]]
         ax.scatter(marked["head"] + 0.5, rows, s=22, color="black", edgecolor="white", linewidth=0.7)
-        asked = protocol + (f", {ablation}" if frame["ablation"].nunique() > 1 else "")
+        shown = protocol + (f", {ablation}" if frame["ablation"].nunique() > 1 else "")
         ax.set(
-            title=panel_title(short[task], asked + _marks(panel)),
+            title=panel_title(short[task], shown + _marks(panel)),
             xlabel=words.get(component, component),
             ylabel="layer" if len(layers) == depth else f"layer ({len(layers)} of {depth} swept)",
         )

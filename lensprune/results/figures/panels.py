@@ -25,9 +25,9 @@ __all__ = [
     "Panel",
     "Q",
     "bars",
-    "cell_panels",
     "chance_region",
     "changed_label",
+    "condition_panels",
     "crosses",
     "handles",
     "heights",
@@ -66,7 +66,7 @@ def interval_of(spec: SweepSpec) -> str:
     return names.get(type(stopping_of(spec.stopping)), PAIRED)
 
 
-def cell_panels(
+def condition_panels(
     frame: pd.DataFrame, *, size: tuple[float, float], alone: tuple[float, float], title: str = "", **shared: bool
 ) -> list[Panel]:
     """Axes and rows of each (task, protocol) of a summary: tasks downwards and protocols across, where every task has

@@ -18,8 +18,8 @@ from lensprune.results.figures.panels import (
     PAIRED,
     Q,
     bars,
-    cell_panels,
     chance_region,
+    condition_panels,
     handles,
     heights,
     interval_of,
@@ -56,10 +56,10 @@ def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "", interval:
     names = [name for name in largest.index if name in kept]
     frame = data[data["variant"].isin(kept)]
     tall = 1.5 + 0.2 * len(names)
-    cells = cell_panels(frame, size=(3.0, tall), alone=(6.4, tall), title=title, sharey=True, sharex=True)
-    low, high = heights(cells)
+    panels = condition_panels(frame, size=(3.0, tall), alone=(6.4, tall), title=title, sharey=True, sharex=True)
+    low, high = heights(panels)
     region = False
-    for ax, rows in cells:
+    for ax, rows in panels:
         ax.axvline(0, color="0.25", linewidth=0.9, zorder=1)
         ax.grid(axis="x", alpha=0.35)
         region |= chance_region(ax, rows, low, vertical=False)
@@ -74,8 +74,8 @@ def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "", interval:
         ax.tick_params(labelsize=8)
     left = len(largest) - len(names)
     said = f"the {len(names)} largest changes of {len(largest)}" if left else ""
-    set_titles((ax, rows, said if ax is cells[0][0] else "") for ax, rows in cells)
-    axes = [ax for ax, _ in cells]
+    set_titles((ax, rows, said if ax is panels[0][0] else "") for ax, rows in panels)
+    axes = [ax for ax, _ in panels]
     known, sizes = bool(beats_chance(frame).any()), any(text.get_gid() == "n" for ax in axes for text in ax.texts)
     legend_below(axes, handles(q=q, intervals=known, region=region, sizes=sizes, interval=interval))
     return axes

@@ -194,6 +194,15 @@ def test_halves_keep_clusters_whole() -> None:
     assert first[0] + second[0] == pytest.approx(5)
 
 
+def test_a_task_is_halved_with_the_one_that_it_declares_as_its_closed_book_twin() -> None:
+    a = effects_of(np.arange(8.0).reshape(8, 1), "reading[hops=2]")
+    for task, closed_book, halved in (("with_text[hops=2]", a.task, True), ("reading_open", None, False)):
+        twin = replace(a, task=task, closed_book=closed_book)
+        [first], [second] = on_disjoint_items(a, twin)
+        assert first + second == pytest.approx(7)
+        assert (first != 3.5) == halved, task
+
+
 def test_jaccard_by_hand() -> None:
     a, b = np.array([5.0, -4, 0, 0]), np.array([5.0, 0, 3, 0])
     of_a, of_b, shared, jaccard, expected, p_value = jaccard_top_k(a, b, 2)
@@ -249,8 +258,8 @@ def test_effects_are_read_from_records() -> None:
     assert (read_effects(outcomes, "t", "default", measure="gold_logprob").differences == 0).all()
     plt.close(lorenz_curves(lorenz_data([found])).figure)
     for arguments, message in (
-        ({"component": "mlp"}, "no mlp was removed"),
-        ({"ablation": "mean"}, "by mean"),
+        ({"component": "mlp"}, "no mlp was removed on t under default; single parts removed there: head by zero$"),
+        ({"ablation": "mean"}, "by mean on t under default; single parts removed there: head by zero$"),
         ({"measure": "corect"}, "did you mean correct"),
     ):
         with pytest.raises(UserError, match=message):

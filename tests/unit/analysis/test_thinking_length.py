@@ -52,7 +52,9 @@ class Cells(dict):  # type: ignore[type-arg]
 
 
 def run(*cells: tuple[CellKey, object]) -> Run:
-    return Run(spec((CLEAN, skip(0), skip(1)), protocols=("generate",)), Cells(cells))  # type: ignore[arg-type]
+    return Run(
+        spec((CLEAN, skip(0), skip(1)), protocols=("generate",), think_tokens=("<think>", "</think>")), Cells(cells)
+    )  # type: ignore[arg-type]
 
 
 def test_the_change_is_paired_item_by_item() -> None:

@@ -113,12 +113,15 @@ def test_a_sweep_says_what_was_planned_and_taken_and_keeps_both(
     sweep = ["sweep", "--model", "toy-distilled", "--task", "facts", "--protocol", "continuation", "--over", "layers"]
     out = tmp_path / "run"
     assert cli.main([*sweep, "--limit", "2", "--out", str(out)]) == 0
-    assert "planned: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "planned: " in said
+    assert "| 00:" in said
     [process] = lp.Run.load(out).spec.execution.spent["processes"]
     assert process["planned_seconds"] > 0
     assert process["seconds"] > 0
     assert process["planned_memory"] > 10**8
     assert process["peak_memory"] is None or process["peak_memory"] > 10**8
-    # Nothing is left to measure, so nothing is added.
+    # Nothing is left to measure, so nothing is added and no bar is shown.
     assert cli.main([*sweep, "--limit", "2", "--out", str(out)]) == 0
+    assert "| 00:" not in capsys.readouterr().err
     assert lp.Run.load(out).spec.execution.spent["processes"] == [process]

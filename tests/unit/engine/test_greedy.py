@@ -92,7 +92,7 @@ def test_what_greedy_decoding_has_not_is_refused_by_name(
     with pytest.raises(UserError, match=rf"sets {name} to {value!r}"):
         sweep(model.module, ["arithmetic"], ["generate"], mlp(model), limit=2, shots=0, progress=False)
     assert len(
-        sweep(model.module, ["arithmetic"], ["continuation"], mlp(model), limit=2, shots=0, progress=False).cells
+        sweep(model.module, ["arithmetic"], ["continuation"], mlp(model), limit=2, shots=0, progress=False).conditions
     )
 
 

@@ -114,19 +114,20 @@ def test_keys_and_values_held_are_those_that_were_planned(chosen: slice, monkeyp
     ]
     planned = ChunkSize(model.facts, requests).kv_bytes(variants)
     held: list[int] = []
-    make_room = GroupDecoder._make_room
+    advance = GroupDecoder._advance
 
-    def counted(self: GroupDecoder, *args: Any) -> None:
-        make_room(self, *args)
-        attention = self._attention
-        pairs = [kv.pair for kv in attention.histories.values()]
-        for diverged in attention.diverged.values():
+    def counted(self: GroupDecoder, *args: Any) -> torch.Tensor:
+        hidden = advance(self, *args)
+        [group] = self._groups
+        pairs = [kv.pair for kv in group.attention.histories.values()]
+        for diverged in group.attention.diverged.values():
             pairs += [*diverged.prefixes, *(block.rest for block in diverged.blocks)]
-        for clean in attention.clean.values():
+        for clean in self._clean.values():
             pairs += [clean.rest, *clean.prefixes]
         held.append(sum(t.numel() * t.element_size() for pair in pairs for t in pair))
+        return hidden
 
-    monkeypatch.setattr(GroupDecoder, "_make_room", counted)
+    monkeypatch.setattr(GroupDecoder, "_advance", counted)
     list(ForkedExecutor(model).run(requests, variants))
     # Buffers of histories have a quarter of room to spare.
     assert max(held) <= 1.25 * planned
@@ -145,7 +146,7 @@ def test_out_of_memory_halves_the_budgets_and_goes_on(
     requests = [*likelihood_requests(model), *generation_requests(model)]
     expected = list(HookedExecutor(model).run(requests, variants))
     executor = ForkedExecutor(model, max_tokens=256)
-    run_layer, prefill = LayerStack.run_layer, GroupDecoder._prefill
+    run_layer, admit = LayerStack.run_layer, GroupDecoder._admit
 
     def small_layer(self: LayerStack, layer: int, hidden: torch.Tensor, *args: Any) -> torch.Tensor:
         # Fails in the midst of a chunk, when some variants are done.
@@ -153,13 +154,13 @@ def test_out_of_memory_halves_the_budgets_and_goes_on(
             raise error
         return run_layer(self, layer, hidden, *args)
 
-    def small_prefill(self: GroupDecoder) -> torch.Tensor:
-        if len(self._place) > 3:
+    def small_admit(self: GroupDecoder, *args: Any) -> Any:
+        if len(self._table) > 3:
             raise error
-        return prefill(self)
+        return admit(self, *args)
 
     monkeypatch.setattr(LayerStack, "run_layer", small_layer)
-    monkeypatch.setattr(GroupDecoder, "_prefill", small_prefill)
+    monkeypatch.setattr(GroupDecoder, "_admit", small_admit)
     done: list[int] = []
     with caplog.at_level(logging.WARNING):
         found = list(executor.run(requests, variants, progress=done.append))

@@ -200,8 +200,8 @@ def test_long_generations_are_planned_by_length(llama_8b: Path, monkeypatch: pyt
     # Samples are rows of their own.
     sampled = planned(llama_8b, **options, max_new_tokens=256, temperature=0.6, samples=4)
     once = planned(llama_8b, **options, max_new_tokens=256)
-    assert sampled.cells[0].items == once.cells[0].items
-    assert sampled.cells[0].requests == 4 * once.cells[0].requests
+    assert sampled.conditions[0].items == once.conditions[0].items
+    assert sampled.conditions[0].requests == 4 * once.conditions[0].requests
 
 
 def test_numbers_for_people() -> None:
@@ -216,10 +216,10 @@ def test_screening_is_counted_with_its_estimates(llama_8b: Path) -> None:
     assert (whole.n_variants, screened.n_variants) == (1 + heads, 1 + 155 + 51)
     clean = planned(llama_8b, variants=[lp.CLEAN, *lp.each_layer(facts_of(llama_8b))[-1:]], protocols=["default"])
     # The clean model's share is a little less than that of both: without the last layer, the head alone runs again.
-    once = clean.cells[0].shared.flops
+    once = clean.conditions[0].shared.flops
     # A forward and a backward pass beside a share of the heads, which lie evenly over depth; 2 % for uneven thirds.
-    left = screened.cells[0].shared.flops - 2 * once
-    assert left / whole.cells[0].shared.flops == pytest.approx(207 / 1025, rel=0.02)
+    left = screened.conditions[0].shared.flops - 2 * once
+    assert left / whole.conditions[0].shared.flops == pytest.approx(207 / 1025, rel=0.02)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.errors import UserError
 from lensprune.replacement import COMPONENTS, Part
 from lensprune.replacement.outcomes import ReplacementOutcomes
-from lensprune.replacement.pair import WeightChange
+from lensprune.replacement.parts import WeightChange
 from lensprune.replacement.shares import gain_shares, share_intervals
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.cell_store import MemoryStore

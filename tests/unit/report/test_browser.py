@@ -207,7 +207,7 @@ def test_text_and_figures_follow_both_colour_schemes(opened: Any, scheme: str) -
 def test_the_map_leads_to_items_and_the_address_keeps_what_is_chosen(opened: Any) -> None:
     afresh(opened)
     press = "document.querySelector('table.map button[title=\"L3.skip\"]').click()"
-    choose(opened, "#map-filters", "cell", "arithmetic, generate")
+    choose(opened, "#map-filters", "condition", "arithmetic, generate")
     opened.execute_script(press)
     assert count(opened) == "40 records, page 1 of 1"
     assert set(texts(opened, "#browser td:nth-child(2)")) == {"arithmetic, generate"}

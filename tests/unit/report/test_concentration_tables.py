@@ -29,14 +29,14 @@ def test_a_head_sweep_leaves_concentration_and_overlap(tmp_path: Path) -> None:
     run.save()
     table = pd.read_csv(tmp_path / "run" / "concentration.csv")
     cells = [tuple(pair) for pair in table[["task", "protocol"]].drop_duplicates().to_numpy().tolist()]
-    assert cells == run.cells
+    assert cells == run.conditions
     # One head of eight holds all of the effect.
     value = table[table["task"] == "facts"].groupby("statistic")["value"].first()
     assert value["share_top_1"] == 1
     assert value["participation_ratio"] == pytest.approx(1)
     assert value["gini"] == pytest.approx(7 / 8)
     shared = pd.read_csv(tmp_path / "run" / "overlap.csv")
-    assert len(shared) == len(run.cells) * (len(run.cells) - 1) // 2
+    assert len(shared) == len(run.conditions) * (len(run.conditions) - 1) // 2
     # The other seven tie, so each side has one strongest head: the same.
     assert shared["k"].tolist() == [4] * len(shared)
     assert shared["shared"].tolist() == [1] * len(shared)

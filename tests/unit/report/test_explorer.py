@@ -48,7 +48,7 @@ def test_the_map_has_every_change_and_marks_what_is_critical() -> None:
     run = heads_run()
     summary = run.summary().set_index(["task", "protocol", "variant"])
     maps = effects_map(run)
-    assert [(cell["task"], cell["protocol"]) for cell in maps] == run.cells
+    assert [(cell["task"], cell["protocol"]) for cell in maps] == run.conditions
     critical = set()
     for cell in maps:
         assert len(cell["parts"]) == 8

@@ -76,7 +76,7 @@ def test_a_question_is_in_the_page_once_with_the_options_log_probabilities(tmp_p
         prompt, options, total, gold, reference = held["questions"][clean[7]]
         assert prompt.startswith(f"{row[1].removeprefix('item ')}: ")
         assert reference == ["A"]
-        if held["cells"][row[0]][1] == "generate":
+        if held["conditions"][row[0]][1] == "generate":
             assert (options, total, gold, clean[6], row[9]) == ([], 0, None, None, None)
         else:
             assert (options, total, gold) == ([" A", " B"], 2, 0)
@@ -104,7 +104,7 @@ def test_the_browser_is_capped_and_says_so(tmp_path: Path) -> None:
     run = layers_run(tmp_path / "run", tasks=("facts",))
     rows = browser_rows(run, 100)
     assert (rows.shown, rows.total) == (100, 40 * 2 * N_LAYERS)
-    clean, cells = rows.payload["clean"], rows.payload["cells"]
+    clean, cells = rows.payload["clean"], rows.payload["conditions"]
     lost = [row for row in rows.payload["rows"] if clean[str(row[0])][row[1]][3] != row[6]]
     # 20 cells share 100 rows; in the 11 that lose anything all five are losses.
     assert len(lost) == 5 * 11

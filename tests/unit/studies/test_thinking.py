@@ -131,4 +131,4 @@ def test_a_study_with_thinking_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     scored, generated = (lp.Run.load(tmp_path / "study" / name).spec for name in ("layers", "layers-generate"))
     assert (scored.protocols, scored.thinking, scored.chat_template) == (("default",), "auto", True)
     assert (generated.protocols, generated.thinking, generated.chat_template) == (("generate",), "on", True)
-    assert generated.cells[0].generation["max_new_tokens"] == 40
+    assert generated.conditions[0].generation["max_new_tokens"] == 40

@@ -148,7 +148,7 @@ def test_a_killed_sweep_asks_only_for_the_rest(whole: lp.Run, tmp_path: Path, mo
             lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
 
     assert wait(fork(killed)) == -signal.SIGKILL
-    assert not list((out / "records").glob("*.parquet"))
+    assert len(list((out / "records").glob("*.parquet"))) < ROWS // 6
     counted = stopping(monkeypatch, -1, interrupt)
     same_as(lp.resume(out, progress=False), whole)
     assert len(counted) == ROWS - 20

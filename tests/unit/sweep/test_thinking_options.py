@@ -275,12 +275,12 @@ def test_options_are_read_after_the_clean_models_thinking(
     less = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, chat_template=True)
     monkeypatch.setattr(counted, "thinking_requests", lambda *_: ())
     read = lp.plan(str(folder), "facts", "continuation", limit=3, shots=0, device="cpu", flops=1e9, **prefix)
-    assert read.cells[0].unshared.tokens > less.cells[0].unshared.tokens
+    assert read.conditions[0].unshared.tokens > less.conditions[0].unshared.tokens
     # The clean model reads each prompt once, and writes nine tokens, the end marker and white space after it.
     lengths = [len(encode(lp.as_hooked_model(model), prompt)) for prompt in one["prompt"]]
     steps = 9 + 1 + AFTER_END - 1
-    assert planned.cells[0].unshared.tokens - read.cells[0].unshared.tokens == sum(lengths) + 3 * steps
-    assert planned.cells[0].shared.passes == steps
+    assert planned.conditions[0].unshared.tokens - read.conditions[0].unshared.tokens == sum(lengths) + 3 * steps
+    assert planned.conditions[0].shared.passes == steps
 
 
 def scored_by_hand(model: Any, prompt: str, options: list[str]) -> list[list[float]]:

@@ -1,0 +1,257 @@
+"""Rows that began together: their keys and values, and what they contribute to a decode step.
+
+All rows of a group have as many generated tokens, so their buffers end at the same column and nothing is masked for
+the sake of other groups. A step computes the layers over the tokens of all groups at once; only attention is computed
+group by group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from lensprune.ablation.positions import positions_named
+from lensprune.ablation.reference import ReferenceActivations
+from lensprune.ablation.variants import Variant
+from lensprune.engine.decoding.groups import kv_bytes_per_token
+from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV, columns_for
+from lensprune.engine.decoding.rows import RowTable
+from lensprune.engine.decoding.shared_histories import SharedHistories, Split
+from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
+from lensprune.engine.decoding.steps import Step
+from lensprune.engine.edits import Rows, edits_by_layer
+from lensprune.models.base import ModelFacts
+
+__all__ = ["RowGroup"]
+
+KEEP_DEAD = 0.25
+"""Buffers are compacted once more than this share of their rows has finished."""
+
+
+class RowGroup:
+    """The rows of consecutive variants, from their prompts' pass to their last token.
+
+    First, `keep` receives the keys and values of the variants' prompts, and `prompts_done` follows. Each step then is
+    `begin`, `send`, and for each layer `enter` and `leave`.
+    """
+
+    def __init__(
+        self,
+        table: RowTable,
+        variants: range,
+        clean: CleanKV,
+        reference: ReferenceActivations | None,
+        facts: ModelFacts,
+    ) -> None:
+        """`clean`: the clean model's prompts, at the layers at which the variants may need them."""
+        self.variants = variants
+        self.step = -1
+        """Number of the newest generated token; −1 before the first."""
+        self._table, self._clean, self._reference, self._facts = table, clean, reference, facts
+        self._device = torch.device(facts.device)
+        self._number = {table.variants[v].name: v for v in variants}
+        self._holding = [[v for v in variants if table.differs_below(v, layer)] for layer in range(table.n_layers)]
+        self._diverged: dict[int, VariantKV] = {}
+        # Rows that have a place in the buffers, and each row's place at each layer.
+        self._dense = table.rows_of(variants)
+        self._diverged_place: dict[int, np.ndarray] = {}
+        self._histories = SharedHistories(table.prompt_of(np.arange(len(table))))
+
+    def keep(self, variant: Variant, layer: int, part: PromptKV) -> None:
+        """Keep keys and values of a variant's prompts."""
+        # Straight into the buffers: collecting them first would hold all variants' prompts twice.
+        table, holding = self._table, self._holding[layer]
+        if layer not in self._diverged:
+            blocks = table.prompts.block_of[table.prompt_of_request]
+            widths = table.prompts.widths
+            self._diverged[layer] = VariantKV.empty(part, len(holding), blocks, widths, table.most)
+        prompt_of = torch.from_numpy(table.prompt_of_request).to(self._device)
+        self._diverged[layer].fill(holding.index(self._number[variant.name]), part, prompt_of)
+
+    def prompts_done(self) -> None:
+        """All prompts have run."""
+        self.attention = DecodeAttention(self._table.prompts, self._clean)
+        self.attention.diverged.update(self._diverged)
+        self._index_diverged()
+
+    def _index_diverged(self) -> None:
+        """Work out which rows have a place in each layer's buffers, and group them by variant and shared prefix."""
+        table, attention = self._table, self.attention
+        prompts = table.prompts
+        memo: dict[tuple[int, ...], tuple[np.ndarray, DivergedRows]] = {}
+        for layer in attention.diverged:
+            held = tuple(v for v in self._held_variants() if table.differs_below(v, layer))
+            if held not in memo:
+                mine = self._dense[np.isin(table.variant_of(self._dense), held)]
+                mine = mine[np.argsort(table.block_of(mine), kind="stable")]
+                place = np.full(len(table), -1)
+                place[mine] = np.arange(len(mine))
+                variant = np.searchsorted(held, table.variant_of(mine))
+                prompt, block = table.prompt_of(mine), table.block_of(mine)
+                members = [np.flatnonzero((prompt >= p.first) & (prompt < p.last)) for p in prompts.prefixes]
+                tables = tables_by_group([(variant[rows], len(held), rows) for rows in members], self._device)
+                real = [self._real(prompt[block == number], width) for number, width in enumerate(prompts.widths)]
+                lengths = prompts.lengths[torch.from_numpy(prompt)].to(self._device)
+                begins = [None if mask is None else (~mask).sum(1) for mask in real]
+                memo[held] = place, DivergedRows(real, begins, tables, lengths)
+            self._diverged_place[layer], attention.diverged_rows[layer] = memo[held]
+
+    def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width+generated"] | None:
+        """Which columns of a block are not padding, by its rows' prompts; ``None`` if there is no padding."""
+        real = self._table.prompts.real[torch.from_numpy(prompt), -width:]
+        if bool(real.all()):
+            return None
+        return torch.cat([real, real.new_ones(len(real), self._table.most)], dim=1).to(self._device)
+
+    def _held_variants(self) -> list[int]:
+        return [int(v) for v in np.unique(self._table.variant_of(self._dense))]
+
+    def begin(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        """Begin a step: `tokens` are the newest ones of `rows`, which are all rows that still run."""
+        self.step += 1
+        split = self._histories.advance(rows, tokens)
+        self._now = Step.of(rows, self._table.first_of(rows), self._histories.of_row[rows], self._table.n_layers)
+        self._make_room(split)
+        variants, starts = np.unique(self._table.variant_of(rows), return_index=True)
+        spans = [slice(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+        assigned = [(self._table.variants[v], span) for v, span in zip(variants, spans, strict=True)]
+        self.edits = edits_by_layer(assigned, self._reference, self._facts, self._rows_at)
+        """Edits of the rows, by layer; rows are counted from the group's first one."""
+
+    def _rows_at(self, at: str, rows: Rows) -> Rows | None:
+        """The rows, if the selector chooses their newest tokens; all have the same number of generated tokens."""
+        return rows if positions_named(at).in_generated(self.step) else None
+
+    @property
+    def positions(self) -> Int[np.ndarray, " row"]:
+        """Of the rows' newest tokens."""
+        return self._table.prompts.lengths.numpy()[self._table.prompt_of(self._now.rows)] + self.step
+
+    def tokens_of(self, layer: int) -> tuple[np.ndarray, Bool[np.ndarray, " tok"]]:
+        """The tokens of one layer's call, each by a row that it is the newest token of, and which are computed: those
+        whose contribution is not replaced as a whole."""
+        step = self._now
+        row_of = np.concatenate([np.arange(step.n_rows[layer]), step.sample[: step.n_histories[layer]]])
+        is_computed = np.ones(len(row_of), dtype=bool)
+        edits = self.edits.get(layer)
+        for edit in edits.replaced if edits is not None else []:
+            is_computed[edit.rows] = False
+        return row_of, is_computed
+
+    def arrays(self, computed: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """Index arrays that a step needs on the device, given which tokens of each layer are computed; see `send`."""
+        step = self._now
+        prompts = self._table.prompt_of(step.rows)
+        of_layers = [self._layer_arrays(layer, is_computed) for layer, is_computed in enumerate(computed)]
+        # Layers that need the same number of histories need the same ones.
+        self._sizes = [int(size) for size in np.unique(step.n_histories) if size]
+        of_histories = [self.attention.arrays_of(prompts[step.sample[:size]]) for size in self._sizes]
+        return [[step.sample, step.history_of[step.n_rows[-1] :]], *of_layers, *of_histories]
+
+    def _layer_arrays(self, layer: int, is_computed: np.ndarray) -> list[np.ndarray]:
+        """Histories of the rows that change at this very layer, and the fields of `LayerTokens`, pairs one by one."""
+        step = self._now
+        n_before = int(step.n_rows[layer - 1]) if layer else 0
+        n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
+        rows = np.flatnonzero(is_computed[:n_rows])
+        differing = rows[self._table.first_of(step.rows[rows]) < layer]
+        place = self._diverged_place[layer][step.rows[differing]] if len(differing) else differing
+        arrays = [
+            step.history_of[n_before:n_rows],
+            place,
+            step.history_of[rows[len(differing) :]],
+            self.attention.histories[layer].places if n_histories else place[:0],
+        ]
+        return arrays + (self._by_block(layer, place) if self.attention.by_kernel else [])
+
+    def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
+        """Split diverged rows, given by their places in a layer's buffers, by block, with their places in the block."""
+        if not len(place):
+            return [place] * 2 * len(self._table.prompts.widths)
+        arrays = []
+        for _, span in self.attention.diverged[layer].spans():
+            inside = np.flatnonzero((place >= span.start) & (place < span.stop))
+            arrays += [inside, place[inside] - span.start]
+        return arrays
+
+    def send(self, sent: Sequence[Sequence[torch.Tensor]], embedded: Float[torch.Tensor, "row d_model"]) -> None:
+        """Take over the `arrays`, now on the device, and the embedded newest tokens of the rows."""
+        (sample, self._unchanged), *others = sent
+        n_layers = self._table.n_layers
+        self._entering, self._tokens = [], []
+        for layer, (entering, diverged, starting, histories, *blocks) in enumerate(others[:n_layers]):
+            self._entering.append(entering)
+            pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
+            self._tokens.append(LayerTokens(layer, diverged, starting, histories, pairs))
+        self.attention.begin_step(self.step, dict(zip(self._sizes, others[n_layers:], strict=True)))
+        self._row_part, self._history_part = embedded[:0], embedded[sample]
+
+    def enter(self, layer: int) -> Float[torch.Tensor, "tok d_model"]:
+        """The residuals that enter a layer, of the tokens of `tokens_of`."""
+        self.attention.tokens = self._tokens[layer]
+        entering, unchanged = self._entering[layer], self._history_part[: self._now.n_histories[layer]]
+        return torch.cat([self._row_part, self._history_part[entering], unchanged])
+
+    def leave(self, layer: int, hidden: Float[torch.Tensor, "tok d_model"]) -> None:
+        """Take over the residuals after a layer."""
+        n_rows = int(self._now.n_rows[layer])
+        self._row_part, self._history_part = hidden[:n_rows], hidden[n_rows:]
+
+    def residuals(self) -> list[Float[torch.Tensor, "some_rows d_model"]]:
+        """The residuals of the rows, in their order, after the last layer."""
+        self.attention.tokens = None
+        return [self._row_part, self._history_part[self._unchanged]]
+
+    def kv_bytes(self, running: np.ndarray) -> int:
+        """Keys and values in bytes, without the clean model's prompts, as the `running` rows take one more token."""
+        table, step = self._table, self.step + 1
+        columns = columns_for(step, table.most)
+        variants = table.variant_of(self._dense)
+        widths = np.array(table.prompts.widths)[table.block_of(self._dense)]
+        tokens = int((table.own_layers[variants] * (widths + columns)).sum())
+        tokens += int(table.own_layers[np.unique(variants)].sum()) * table.prompts.shared_tokens
+        history = self._histories.of_row[running] if step else table.prompt_of(running)
+        # A history is needed up to the layer that the last of its rows changes.
+        deepest = np.zeros(history.max() + 1, dtype=np.int64)
+        np.maximum.at(deepest, history, np.minimum(table.first_of(running) + 1, table.n_layers))
+        return kv_bytes_per_token(self._facts) * (tokens + int(deepest.sum()) * columns)
+
+    def _make_room(self, split: Split) -> None:
+        """Make room for one more token: copy histories that split, and drop finished rows."""
+        attention, step = self.attention, self._now
+        alive = np.isin(self._dense, step.rows)
+        if alive.mean() < 1 - KEEP_DEAD:
+            self._drop_rows(alive, self.step)
+        for diverged in attention.diverged.values():
+            diverged.make_room(self.step)
+        for layer in range(int((step.n_histories > 0).sum())):
+            if layer not in attention.histories:
+                attention.histories[layer] = HistoryKV(attention.clean[layer].rest[0], self._table.most)
+        for layer, history in attention.histories.items():
+            history.need(step.histories[: step.n_histories[layer]], split, self.step)
+
+    def compact(self, running: np.ndarray) -> None:
+        """Free the memory of all rows that don't run any more, between two steps."""
+        alive = np.isin(self._dense, running)
+        if not alive.all():
+            self._drop_rows(alive, self.step + 1)
+
+    def _drop_rows(self, alive: np.ndarray, n_written: int) -> None:
+        """Keep the `alive` rows of every buffer, with their first `n_written` generated tokens."""
+        before = self._held_variants()
+        dense = self._dense[alive]
+        variants = np.unique(self._table.variant_of(dense))
+        for layer, diverged in list(self.attention.diverged.items()):
+            places = self._diverged_place[layer][dense]
+            held = [v for v in before if self._table.differs_below(v, layer)]
+            kept = np.flatnonzero(np.isin(held, variants))
+            if not len(kept):
+                del self.attention.diverged[layer]
+                continue
+            rows = torch.from_numpy(np.sort(places[places >= 0])).to(self._device)
+            diverged.keep(rows, torch.from_numpy(kept).to(self._device), n_written)
+        self._dense = dense
+        self._index_diverged()
