@@ -43,6 +43,7 @@ from lensprune.sweeps.options import (
     SweepOptions,
     Workers,
     add_options,
+    decimal,
     flag_of,
     given_options,
     option_values,
@@ -57,6 +58,7 @@ __all__ = ["main"]
 
 _Run = Callable[[argparse.Namespace], int]
 _LONGEST_MESSAGE = 600
+_REQUIRED = "the following arguments are required: "
 _COMPUTING = (
     "attribute", "delta", "demo", "fidelity", "heads", "noise", "paper", "plan", "primitives", "removal", "resume",
     "sweep",
@@ -68,7 +70,12 @@ class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument like any other invalid input, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        missing = message.removeprefix(_REQUIRED)
+        if missing == message:
+            raise UserError(message)
+        names = missing.split(", ")
+        helps = {name: action.help for action in self._actions for name in (action.metavar, *action.option_strings)}
+        raise UserError("; ".join(f"{name} is missing: {helps[name]}" for name in names))
 
 
 def _one_line(message: str) -> str:
@@ -109,7 +116,7 @@ def _commands() -> list[tuple[str, _Run, str, Callable[[argparse.ArgumentParser]
         "heads": (heads_command, "measure what each attention head does"),
         "removal": (
             removal_command,
-            "measure accuracy as heads are removed in the order of rankings, beside random orders",
+            "measure accuracy as heads are removed in the order of rankings, next to random orders",
         ),
         "delta": (
             delta_command,
@@ -152,12 +159,12 @@ def _add_plan(planned: argparse.ArgumentParser) -> None:
     add_sweep_options(planned)
     planned.add_argument_group("the machine").add_argument(
         "--flops",
-        type=float,
+        type=decimal,
         metavar="N",
         help="matrix-product FLOP/s, like 400e12 (default: measured on this machine)",
     )
     planned.add_argument(
-        "--bandwidth", type=float, metavar="N", help="memory bandwidth for reading weights, in bytes/s, like 3e12"
+        "--bandwidth", type=decimal, metavar="N", help="memory bandwidth for reading weights, in bytes/s, like 3e12"
     )
     add_json(planned)
 
@@ -336,16 +343,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code or 1
 
 
+def _commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    return {name: inner for action in parser._subparsers._group_actions for name, inner in action.choices.items()}  # type: ignore
+
+
+def _check_flags(command: str, parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Reject unknown options, with the nearest, and two options that set the same value.
+
+    argparse first reports what is missing, suggests nothing, and lets the last of two options win.
+    """
+    known, used = parser._option_string_actions, dict[str, str]()
+    for word in words:
+        flag = word.partition("=")[0]
+        if not flag.startswith("--") or flag == "--" or " " in flag:
+            continue
+        if flag not in known:
+            raise unknown_name(f"option of {command}", flag, [name for name in known if name.startswith("--")])
+        other = used.setdefault(known[flag].dest, flag)
+        if other != flag:
+            raise UserError(f"{other} can't be combined with {flag}: leave one of them out")
+
+
 def _run(given: Sequence[str]) -> int:
     try:
         parser = _parser()
-        commands = [name for action in parser._subparsers._group_actions for name in action.choices]  # type: ignore
+        commands = list(_commands_of(parser))
         if given and not given[0].startswith("-") and given[0] not in commands:
             raise unknown_name("command", given[0], commands)
         lost = next((word for word in given if word.endswith("=--")), None)
         if lost is not None:
             # argparse takes these hyphens for the end of the options, and would return a list.
             raise UserError(f"{lost.removesuffix('=--')} has no usable value: '--' is not one")
+        if given and given[0] in commands:
+            _check_flags(given[0], _commands_of(parser)[given[0]], given[1:])
         arguments = parser.parse_args(given)
         if arguments.subcommand is None:
             parser.print_help()

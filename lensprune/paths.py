@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lensprune.errors import UserError, first_line
+from lensprune.errors import UserError, first_line, nearest
 
-__all__ = ["read_texts", "usable_path"]
+__all__ = ["nearest_path", "read_texts", "usable_path"]
 
 _SHOWN = 60
 
@@ -33,6 +33,16 @@ def usable_path(given: str | Path, what: str) -> Path:
     return path
 
 
+def nearest_path(path: Path) -> str:
+    """What to add to the message that `path` does not exist: the names beside it that are spelled most like it, or
+    nothing."""
+    try:
+        close = nearest(path.name, [other.name for other in path.parent.iterdir()])
+    except OSError:
+        return ""
+    return f"; did you mean {' or '.join(str(path.parent / name) for name in close)}?" if close else ""
+
+
 def read_texts(path: Path) -> list[str]:
     """Texts of a UTF-8 file, separated by blank lines.
 
@@ -43,7 +53,8 @@ def read_texts(path: Path) -> list[str]:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        raise UserError(f"cannot read {path}: {reason}") from None
+        hint = nearest_path(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read {path}: {reason}{hint}") from None
     texts = [text.strip() for text in content.split("\n\n") if text.strip()]
     if not texts:
         raise UserError(f"{path} contains no text")

@@ -17,6 +17,7 @@ __all__ = [
     "head_words",
     "indexed_words",
     "over_words",
+    "part_names",
     "parts_over",
     "reference_kinds",
 ]
@@ -49,6 +50,11 @@ def indexed_words() -> tuple[str, ...]:
 def head_words() -> tuple[str, ...]:
     """The words for heads, or groups of heads, that can be ranked together."""
     return tuple(part.over for part in parts() if part.slot is Slot.HEADS)
+
+
+def part_names() -> tuple[str, ...]:
+    """Names of all kinds of parts."""
+    return tuple(part.name for part in parts())
 
 
 def branch_names() -> tuple[str, ...]:

@@ -176,6 +176,12 @@ class VariantHooks:
                     f"{self._variant.name}: the hook at {name} returned a tensor on {changed.device} for an activation "
                     f"on {activation.device}: return one on the activation's device"
                 )
+            # A smaller tensor would be broadcast.
+            if isinstance(changed, torch.Tensor) and changed.shape != activation.shape:
+                raise UserError(
+                    f"{self._variant.name}: the hook at {name} returned a tensor of shape {list(changed.shape)} for an "
+                    f"activation of shape {list(activation.shape)}: return one of the activation's shape"
+                )
             return changed
 
         return informed

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from lensprune.ablation.reference import CONTRIBUTION
 from lensprune.models.base import HookedModel, NamedHook
+from lensprune.precision import doubled
 
 __all__ = ["ActivationRecorder", "ordinary_positions", "recorded"]
 
@@ -54,7 +55,7 @@ class ActivationRecorder:
         return ordinary_positions(torch.stack(self.norms))
 
     def _measure(self, activation: torch.Tensor, hook: Any) -> None:
-        self.norms.append(activation[0].detach().double().norm(dim=-1).cpu())
+        self.norms.append(doubled(activation[0].detach()).norm(dim=-1).cpu())
 
     def _keep(self, site: str) -> Any:
         def keep(activation: torch.Tensor, hook: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lensprune.ablation.components import Component, Slot
 from lensprune.ablation.kinds import AblatedSite, MeanMode
@@ -55,11 +55,10 @@ class ReferenceActivations:
             return pooled.expand(*position_ids.shape, *pooled.shape)
         if self.mode == "pooled":
             first = self._get(self.first, site).to(position_ids.device)
-            return torch.stack([first, pooled])[(position_ids > 0).long()]
+            return torch.where(_broadcast(position_ids > 0, pooled), pooled, first)
         table = self._get(self.per_position, site).to(position_ids.device)
         values = table[position_ids.clamp(0, len(table) - 1)]
-        calibrated = (position_ids < len(table)).view(*position_ids.shape, *[1] * pooled.ndim)
-        return torch.where(calibrated, values, pooled)
+        return torch.where(_broadcast(position_ids < len(table), pooled), values, pooled)
 
     def resample(self, site: str, position_ids: Int[torch.Tensor, "*rows"]) -> Float[torch.Tensor, "*rows ..."]:
         """Donor activation of `site` for tokens at `position_ids`."""
@@ -72,13 +71,21 @@ class ReferenceActivations:
         self, component: Component, position_ids: Int[torch.Tensor, "*rows"]
     ) -> Float[torch.Tensor, "*rows ..."]:
         """The optimal constant of `component` for tokens at `position_ids`: the first token's, or the others'."""
-        return self._get(self.optimal, component.label).to(position_ids.device)[(position_ids > 0).long()]
+        first, others = self._get(self.optimal, component.label).to(position_ids.device)
+        return torch.where(_broadcast(position_ids > 0, others), others, first)
 
     @staticmethod
     def _get(table: Mapping[str, torch.Tensor], site: str) -> torch.Tensor:
         if site not in table:
             raise UserError(f"the reference has no activations for {site}: collect it for this variant")
         return table[site]
+
+
+def _broadcast(
+    chosen: Bool[torch.Tensor, "*rows"], activation: Float[torch.Tensor, ...]
+) -> Bool[torch.Tensor, "*rows ..."]:
+    """What holds of tokens, in a shape that goes with one activation per token."""
+    return chosen.view(*chosen.shape, *[1] * activation.ndim)
 
 
 def check_variants(variants: Sequence[Variant], facts: ModelFacts, reference: ReferenceActivations | None) -> None:

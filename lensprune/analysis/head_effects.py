@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from jaxtyping import Float, Int
 
+from lensprune.ablation.choices import part_names
 from lensprune.ablation.variants import CLEAN
 from lensprune.errors import LensPruneError, UserError, unknown_name
 from lensprune.runs.chance import CHANCE_COLUMNS, cell_at_chance
@@ -84,6 +85,8 @@ def read_effects(
     ]
     # Variants of other names may make the same change; each part counts once.
     parts = list({(part.ablation, part.layer, part.head): part for part in reversed(parts)}.values())[::-1]
+    if not parts and component not in part_names():
+        raise unknown_name("component", component, part_names())
     if not parts:
         firsts = (outcomes.cell(key, _PART_COLUMNS).slice(0, 1) for key in outcomes.finished(task, protocol))
         rows = (row for first in firsts for row in first.to_pylist() if row["layer"] is not None)

@@ -55,9 +55,11 @@ def mean_intervals(
 
     * Independent items with bounds −1 and 1 and all differences −1, 0 or 1: Tango's score interval (`tango`).
     * Other independent items: Student's t with n − 1 degrees of freedom.
-    * At least two clusters: Student's t over whole clusters, with (number of clusters − 1) degrees of freedom; the mean
-      is the ratio of summed differences to items, with the linearised variance (Cochran 1977, section 6.3). A few
-      clusters can look alike by accident, so the interval always contains that for independent items.
+    * At least two clusters: Student's t over whole clusters; the mean is the ratio of summed differences to items. With
+      h the clusters' shares of the items, the squared residual of each is divided by 1 − h, since a large cluster pulls
+      the mean towards itself (Bell & McCaffrey 2002), and there are 1 / Σh² − 1 degrees of freedom, at least 1, since
+      large clusters count for more (Kish 1965, section 11.7). Equal clusters: their number − 1. A few clusters can look
+      alike by accident, so the interval always contains that for independent items.
     * If every unit has the same mean c, there is no variance. With 97.5% confidence, at most a share
       e = 1 − 0.025^(1/`n_units`) of the population differs from the observed units (Clopper & Pearson 1934), at worst
       by reaching a bound, so the interval is [c − e (c − lowest), c + e (highest − c)]. Without bounds it is NaN.
@@ -96,16 +98,19 @@ def _by_student(
     """Student's t interval over independent units of these sizes, or the interval for units that are all alike."""
     n_units = len(sizes)
     delta = sums.sum(axis=0) / sizes.sum()
-    residuals = sums - delta * sizes[:, None]
+    shares = sizes / sizes.sum()
+    # Equal sizes have no rounding: their effective number is exact.
+    freedom = max(1.0, n_units - 1 if np.ptp(sizes) == 0 else 1 / (shares**2).sum() - 1)
+    residuals = sums / sizes[:, None] - delta
     lowest, highest = bounds or (np.nan, np.nan)
     unseen = 1 - _TAIL ** (1 / n_units)
     alike = np.ptp(sums / sizes[:, None], axis=0) <= _EQUAL
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.sqrt(n_units / np.float64(n_units - 1) * (residuals**2).sum(axis=0)) / sizes.sum()
-        half = scipy.stats.t.ppf(1 - _TAIL, n_units - 1) * error
+        error = np.sqrt((shares**2 / (1 - shares)) @ residuals**2)
+        half = scipy.stats.t.ppf(1 - _TAIL, freedom) * error
         low = np.where(alike, delta - unseen * (delta - lowest), np.fmax(delta - half, lowest))
         high = np.where(alike, delta + unseen * (highest - delta), np.fmin(delta + half, highest))
-        p = scipy.stats.t.cdf(delta / error, n_units - 1)
+        p = scipy.stats.t.cdf(delta / error, freedom)
         # All units alike: one minus the confidence at which the upper end is 0.
         p = np.where(alike, np.where(delta < 0, (highest / (highest - delta)) ** n_units, 1.0), p)
     return MeanIntervals(delta, low, high, p, n_units)

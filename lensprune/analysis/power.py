@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import scipy
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lensprune.analysis.multiplicity import LEVEL
 from lensprune.errors import UserError
@@ -22,6 +22,9 @@ POWER = 0.8
 POWER_COLUMNS = ("n", "n_clusters", "parts", "flips", "power", "smallest_loss")
 _STEP = 0.01
 _RARE = 1e-6
+_ROUNDING = 1 + 1e-9
+_HALVINGS = 60
+_MOST = 1_000_000
 
 
 def _tail(lost: np.ndarray, won: np.ndarray) -> Float[np.ndarray, " pair"]:
@@ -31,19 +34,33 @@ def _tail(lost: np.ndarray, won: np.ndarray) -> Float[np.ndarray, " pair"]:
 
 
 def _largest_detected(n: int, parts: int, flips: float) -> float:
-    """The largest p at which one of `parts` is detected if the others only change items at rate `flips`.
+    """The p up to which one of `parts` is detected if the others only change items at rate `flips`.
 
     The step-up of `lensprune.analysis.multiplicity.discrete_bh`, with the expected distribution of the other parts.
     """
-    changed = np.arange(int(scipy.stats.binom.isf(_RARE, n, flips)) + 1)
+    likely = scipy.stats.binom.isf([1 - _RARE, _RARE], n, flips).astype(int)
+    changed = np.arange(likely[0], likely[1] + 1)
     weights = scipy.stats.binom.pmf(changed, n, flips)
-    laws = [_tail(np.arange(n_changed, -1, -1), np.arange(n_changed + 1)) for n_changed in changed]
-    values = np.unique(np.concatenate([0.5 ** np.arange(n + 1), *laws]))
-    values = values[values <= LEVEL]
-    reached = [np.append(0.0, law)[np.searchsorted(law, values * (1 + 1e-9), side="right")] for law in laws]
-    needed = (1 + LEVEL) * (values + (parts - 1) * (weights @ np.stack(reached)))
-    allowed = values[needed <= LEVEL]
-    return float(allowed[-1]) if len(allowed) else 0.0
+    # The smallest p of a part with this many changed items is 2^-changed; logarithms, since it may underflow.
+    below, above = -(n + 2.0), float(np.log2(LEVEL))
+    for _ in range(_HALVINGS):
+        middle = (below + above) / 2
+        p = 2.0**middle
+        fewest = scipy.stats.binom.isf(p * _ROUNDING, changed, 0.5) + 1
+        reached = weights @ np.where(fewest <= changed, _tail(fewest, changed - fewest), 0.0)
+        enough = (1 + LEVEL) * (p + (parts - 1) * reached) <= LEVEL
+        below, above = (middle, above) if enough else (below, middle)
+    return float(2.0**below)
+
+
+def _fewest_lost(won: Int[np.ndarray, " count"], n: int, largest: float) -> Int[np.ndarray, " count"]:
+    """How many of n items must be lost for a p of at most `largest`; n + 1 if all are too few."""
+    below, above = np.full(won.shape, -1), np.full(won.shape, n + 1)
+    while (above - below > 1).any():
+        middle = (below + above) // 2
+        enough = _tail(middle, won) <= largest * _ROUNDING
+        below, above = np.where(enough, below, middle), np.where(enough, middle, above)
+    return above
 
 
 def _lost(n: int, rate: float, n_clusters: int | None) -> Float[np.ndarray, " count"]:
@@ -56,8 +73,8 @@ def _lost(n: int, rate: float, n_clusters: int | None) -> Float[np.ndarray, " co
     law = np.ones(1)
     for size in (len(cluster) for cluster in np.array_split(counts[:-1], n_clusters)):
         pmf = scipy.stats.betabinom.pmf(np.arange(size + 1), size, rate * wide, (1 - rate) * wide)
-        law = np.convolve(law, pmf)
-    return law
+        law = scipy.signal.fftconvolve(law, pmf)
+    return np.maximum(law, 0.0)
 
 
 def detection_power(loss: float, n: int, parts: int, *, flips: float = FLIPS, n_clusters: int | None = None) -> float:
@@ -72,20 +89,18 @@ def detection_power(loss: float, n: int, parts: int, *, flips: float = FLIPS, n_
             clusters.
 
     Raises:
-        UserError: `n`, `parts` or `n_clusters` is below 1, or a share is outside 0 to 1.
+        UserError: `n`, `parts` or `n_clusters` is below 1 or above 1,000,000, or a share is outside 0 to 1.
     """
     for what, value in (("items", n), ("parts", parts), ("clusters", 1 if n_clusters is None else n_clusters)):
-        if value < 1:
-            raise UserError(f"{value} is not a number of {what}: expected 1 or more")
+        if not 1 <= value <= _MOST:
+            raise UserError(f"{value} is not a number of {what}: expected 1 to {_MOST}")
     for what, share in (("loss", loss), ("flips", flips)):
         if not 0 <= share <= 1:
             raise UserError(f"{what} {share} is not a share of the items: expected 0 to 1")
     largest = _largest_detected(n, parts, flips)
     won = np.arange(int(scipy.stats.binom.isf(_RARE, n, flips / 2)) + 1)
-    lost = np.arange(n + 1)
-    detected = _tail(lost[:, None], won[None]) <= largest * (1 + 1e-9)
-    weights = np.outer(_lost(n, min(1.0, loss + flips / 2), n_clusters), scipy.stats.binom.pmf(won, n, flips / 2))
-    return float(weights[detected].sum())
+    enough = np.cumsum(_lost(n, min(1.0, loss + flips / 2), n_clusters)[::-1])[::-1]
+    return float(np.append(enough, 0.0)[_fewest_lost(won, n, largest)] @ scipy.stats.binom.pmf(won, n, flips / 2))
 
 
 def smallest_loss(

@@ -1,4 +1,4 @@
-"""Accuracy after removing the first k parts of several orders, or all but the first k, beside random orders."""
+"""Accuracy after removing the first k parts of several orders, or all but the first k, next to random orders."""
 
 from __future__ import annotations
 

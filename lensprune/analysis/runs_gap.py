@@ -58,8 +58,11 @@ def runs_gap(a: Outcomes, b: Outcomes, task: str | None = None, protocol: str | 
         The columns `GAP_COLUMNS` with `task`, `protocol` and `note`.
 
     Raises:
-        UserError: a name that is not part of `a`, or the runs share no finished change on a task and protocol.
+        UserError: a name that is not part of `a`, `b` is no run, or the runs share no finished change on a task and
+            protocol.
     """
+    if not isinstance(b, Outcomes):
+        raise UserError(f"{b!r} is not a run to compare with: expected a Run, like Run.load('runs/first')")
     frames = []
     for condition in a.select(task, protocol):
         if condition not in b.conditions:
@@ -87,7 +90,8 @@ def _condition_gap(a: Outcomes, b: Outcomes, task: str, protocol: str) -> pd.Dat
         return paired_gap(first, second, ranked).assign(note="")
     if not len(places[0]):
         return _unpaired(a, b, task, protocol).assign(note="different items: not paired")
-    note = f"{len(places[0])} items shared, of {len(first.chances)} and {len(second.chances)}"
+    n = len(places[0])
+    note = f"{n} item{'' if n == 1 else 's'} shared, of {len(first.chances)} and {len(second.chances)}"
     if a.spec.stopping is not None or b.spec.stopping is not None:
         note += " that all variants answered"
     some = [read_group(run, task, protocol, items) for run, items in zip((a, b), places, strict=True)]

@@ -148,6 +148,7 @@ def _attribute(model: HookedModel, batch: PairBatch, tokens: torch.Tensor) -> tu
         bias = direction @ norm.bias + factor * _unembedding_bias(model, batch)
         values = torch.cat([values, bias[None]])
     total = values.sum(0)
+    raw = raw.to(total)
     error = float((total - batch.metric(raw)).abs().max() / raw.abs().max().clamp(min=1e-30))
     if not error < tolerance_of(logits.dtype):
         raise LensPruneError(

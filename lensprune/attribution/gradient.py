@@ -18,6 +18,7 @@ from lensprune.engine.gradients import gradient_rule
 from lensprune.errors import UserError, unknown_name
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import AnyModel, HookedModel
+from lensprune.precision import doubled
 
 __all__ = ["attribution_patching", "metric_gradients"]
 
@@ -65,7 +66,7 @@ def attribution_patching(
             source_total += float(batch.metric(source_logits).sum())
             products = {}
             for name in names:
-                product = ((donors[name] - activations[name]) * gradients[name]).double().sum(-1).cpu()
+                product = doubled((donors[name] - activations[name]) * gradients[name]).sum(-1).cpu()
                 products[name] = product if by_position else product.sum(1, keepdim=True)
             for place, target in enumerate(chosen):
                 at_site = products[hook_of(target.site, target.layer)][:, max(target.position, 0)]

@@ -115,13 +115,18 @@ def pair_from_texts(model: AnyModel, clean: str, corrupt: str, answer: str, wron
         The pair as the model's token ids.
 
     Raises:
-        UserError: prompts of unequal length, or answers without a differing token.
+        UserError: prompts of unequal length or without a difference, or answers without a differing token.
 
     Examples:
         >>> pair = lp.pair_from_texts(model, "3 + 4 =", "5 + 4 =", " 7", " 9")
         >>> len(pair.clean) == len(pair.corrupt), pair.answer != pair.wrong
         (True, True)
     """
+    for what, text in (("answer", answer), ("wrong answer", wrong)):
+        if not text:
+            raise UserError(f"the {what} is empty: expected the prompt's continuation, like ' 7'")
+    if clean == corrupt:
+        raise UserError(f"both prompts are {clean!r}: expected prompts that differ in what decides the answer")
     hooked = as_hooked_model(model)
     rows = []
     for prompt, text in ((clean, answer), (corrupt, wrong)):

@@ -11,6 +11,7 @@ from lensprune.attribution.runs import edit_hook, run_from
 from lensprune.errors import LensPruneError
 from lensprune.models.base import HookedModel
 from lensprune.models.weights import final_norm, unembedding
+from lensprune.precision import doubled
 
 __all__ = ["check_read_out", "linear_read_out", "read_out", "tolerance_of"]
 
@@ -55,7 +56,7 @@ def linear_read_out(
     model: HookedModel, final: Float[torch.Tensor, "row d_model"], logits: Float[torch.Tensor, "row d_vocab"]
 ) -> tuple[float, Float[torch.Tensor, "row d_vocab"]]:
     """The factor between unembedding and logits (Cohere's ``logit_scale``, 1 over Granite's ``logits_scaling``, mostly
-    1), and the logits before the cap, float64.
+    1), and the logits before the cap, `doubled`.
 
     The factor is measured, since families name and define it differently: `logits` are those of `final`.
 
@@ -64,9 +65,9 @@ def linear_read_out(
     """
     module: Any = model.module
     with torch.no_grad():
-        unscaled = (final_norm(model).module(final[:, None])[:, 0] @ unembedding(model) + module.b_U).double()
+        unscaled = doubled(final_norm(model).module(final[:, None])[:, 0] @ unembedding(model) + module.b_U)
         cap = _logit_cap(module)
-        observed = logits.double()
+        observed = doubled(logits)
         if cap:
             near = observed.abs() < _UNSATURATED * cap
             target, uncapped = torch.atanh(observed[near] / cap) * cap, unscaled[near]
@@ -74,7 +75,7 @@ def linear_read_out(
             target, uncapped = observed, unscaled
         scale = float((target * uncapped).sum() / uncapped.square().sum().clamp(min=1e-30))
         raw = scale * unscaled
-        check_read_out(model, (torch.tanh(raw / cap) * cap if cap else raw).to(logits.dtype), logits)
+        check_read_out(model, (torch.tanh(raw / cap) * cap if cap else raw).to(logits), logits)
     return scale, raw
 
 

@@ -46,14 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--destination",
-        type=int,
+        type=whole_number,
         default=-1,
         metavar="POSITION",
         help="for qk: the token that attends (default: -1, the last)",
     )
     parser.add_argument(
         "--source",
-        type=int,
+        type=whole_number,
         metavar="POSITION",
         help="for qk: the token attended to (default: the most attended one after the first)",
     )

@@ -16,6 +16,7 @@ from lensprune.sweeps.options import (
     Rows,
     Splitting,
     TokenSampling,
+    decimal,
     option_values,
 )
 
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     changed.add_argument("--heads", metavar="LIST", help="heads, like 0-8, for --component head (default: all)")
     changed.add_argument(
         "--alpha",
-        type=float,
+        type=decimal,
         default=1.0,
         metavar="A",
         help="how far to interpolate, A in base + A·(distilled − base), 0 to 1 (default: 1)",

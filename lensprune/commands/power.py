@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lensprune.commands.options import add_json
-from lensprune.sweeps.options import Rows, add_options, option_values
+from lensprune.sweeps.options import Rows, add_options, decimal, option_values, whole_number
 
 __all__ = ["add_arguments", "run"]
 
@@ -14,18 +14,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument(
         "--parts",
-        type=int,
+        type=whole_number,
         required=True,
         metavar="N",
         help="number of variants tested together: the sweep's layers or heads",
     )
-    parser.add_argument("--n", type=int, action="append", metavar="N", help="number of items; repeat for several")
+    parser.add_argument(
+        "--n", type=whole_number, action="append", metavar="N", help="number of items; repeat for several"
+    )
     parser.add_argument("--task", metavar="TASK", help="take the clusters and the number of items from this task")
     add_options(parser, Rows)
-    parser.add_argument("--clusters", type=int, metavar="N", help="number of clusters of items")
+    parser.add_argument("--clusters", type=whole_number, metavar="N", help="number of clusters of items")
     parser.add_argument(
         "--flips",
-        type=float,
+        type=decimal,
         metavar="SHARE",
         help="share of items that every part changes by chance (default: 0.02)",
     )

@@ -15,7 +15,7 @@ from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.engine.scoring import pad_token_id
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
-from lensprune.precision import widened
+from lensprune.precision import doubled, widened
 
 __all__ = ["angular_distance", "layer_similarity"]
 
@@ -59,8 +59,8 @@ def layer_similarity(model: HookedModel, prompts: Sequence[Sequence[int]]) -> pd
     def compare(layer: int, mask: torch.Tensor, value: torch.Tensor, hook: Any) -> None:
         pre, post = before.pop(layer), value
         cosine = torch.nn.functional.cosine_similarity(widened(pre), widened(post), dim=-1).clamp(-1, 1)
-        cosines[layer] += float(cosine[mask].double().sum())
-        angles[layer] += float(angular_distance(pre[:, -1], post[:, -1]).double().sum())
+        cosines[layer] += float(doubled(cosine[mask]).sum())
+        angles[layer] += float(doubled(angular_distance(pre[:, -1], post[:, -1])).sum())
 
     for batch in batches_by_length([len(prompt) for prompt in prompts], _MAX_TOKENS):
         padded = pad_left([tuple(prompts[i]) for i in batch], pad_token_id(model), model.facts.device)

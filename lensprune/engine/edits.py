@@ -61,6 +61,11 @@ class RowEdit:
     reference: ReferenceActivations | None
     selected: list[int] | None = None
 
+    @property
+    def skips(self) -> bool:
+        """Whether it leaves the residual as it was before the block."""
+        return self.ablation.adds_nothing and self.ablation.replaces_block
+
     def write(self, activation: Float[torch.Tensor, "tok ..."], position_ids: Int[torch.Tensor, " tok"]) -> None:
         """Replace, in place, the activation of the ablation's site on the rows."""
         part = activation[self.rows]
@@ -136,12 +141,17 @@ def _index(selected: Sequence[int], device: torch.device) -> slice | torch.Tenso
 
 @dataclass
 class LayerEdits:
-    """Every edit at one layer, by site."""
+    """Every edit at one layer, by site.
+
+    `zeroed`: heads that are set to zero at once, instead of by edits one after another, numbered token × heads + head
+    (see `zeros_apart`).
+    """
 
     contribution: list[RowEdit] = field(default_factory=list)
     attention: list[Edit] = field(default_factory=list)
     mlp: list[Edit] = field(default_factory=list)
     heads: list[Edit] = field(default_factory=list)
+    zeroed: Int[torch.Tensor, " head"] | None = None
 
     @property
     def branches(self) -> dict[Slot, list[Edit]]:
@@ -158,6 +168,11 @@ class LayerEdits:
         """Edits of the contribution that do not depend on the block's own computation."""
         return [edit for edit in self.contribution if edit.ablation.replaces_block]
 
+    @property
+    def only_replaces(self) -> bool:
+        """Whether every edit of the contribution is among `replaced`."""
+        return len(self.replaced) == len(self.contribution)
+
     def contribute(
         self,
         before: Float[torch.Tensor, "1 tok d_model"],
@@ -170,7 +185,7 @@ class LayerEdits:
         out = after.clone()
         for edit in self.contribution:
             residual = before[0, edit.rows]
-            if edit.ablation.adds_nothing and edit.ablation.replaces_block:
+            if edit.skips:
                 out[0, edit.rows] = residual
             else:
                 contribution = out[0, edit.rows] - residual
@@ -178,16 +193,43 @@ class LayerEdits:
                 out[0, edit.rows] = residual + contribution
         return out
 
+    def add_replacements(
+        self, residual: Float[torch.Tensor, "1 tok d_model"], position_ids: Int[torch.Tensor, " tok"]
+    ) -> None:
+        """Add, in place, what replaces the block's contribution, to a residual that is the one before the block where
+        an edit applies; every edit of the contribution must replace it."""
+        for edit in self.contribution:
+            if not edit.skips:
+                part = residual[0, edit.rows]
+                part += replacement(edit.ablation, edit.reference, position_ids[edit.rows], part)
+
     def edit_z(
         self, z: Float[torch.Tensor, "tok head d_head"], position_ids: Int[torch.Tensor, " tok"]
     ) -> Float[torch.Tensor, "tok head d_head"]:
         """Per-head results with the edited heads replaced."""
+        if self.zeroed is not None:
+            return z.flatten(0, 1).clone().index_fill_(0, self.zeroed, 0.0).view(z.shape)
         if not self.heads:
             return z
         changed = z.clone()
         for edit in self.heads:
             edit.write(changed, position_ids)
         return changed
+
+    def zeros_apart(self, n_heads: int) -> Int[np.ndarray, " head"]:
+        """The heads to set to zero, as in `zeroed`, if that is all that the edits of heads do; else none.
+
+        All must be ablations, on rows that are slices with bounds.
+        """
+        heads = [np.empty(0, dtype=np.int64)]
+        for edit in self.heads:
+            assert isinstance(edit, RowEdit)
+            assert isinstance(edit.rows, slice)
+            if not edit.ablation.adds_nothing:
+                return heads[0]
+            selected = np.arange(n_heads) if edit.selected is None else np.array(edit.selected)
+            heads.append((np.arange(edit.rows.start, edit.rows.stop)[:, None] * n_heads + selected).reshape(-1))
+        return np.concatenate(heads)
 
     def among(self, tokens: Int[torch.Tensor, " taken"]) -> LayerEdits:
         """The edits as they apply to `tokens` alone, as `Edit.among`."""

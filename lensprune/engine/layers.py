@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan, AttentionSettings
 from lensprune.engine.edits import Edit, LayerEdits
+from lensprune.engine.norms import fuse_norms
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.errors import LensPruneError, first_line
 from lensprune.models.base import HookedModel, ModelFacts
@@ -53,8 +54,8 @@ class FlatBatch:
     position_ids: Int[torch.Tensor, "1 tok"]
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def take(self, index: Int[torch.Tensor, " taken"], layer: int) -> FlatBatch:
-        """The tokens at `index`, in that order, with the arguments of one layer's call."""
+    def take(self, index: Int[torch.Tensor, " taken"] | slice, layer: int) -> FlatBatch:
+        """The tokens at `index`, in that order, with the arguments of one layer's call; views if it is a range."""
         size = self.position_ids.shape[1]
         position_ids = self.position_ids[:, index]
 
@@ -111,8 +112,9 @@ class LayerStack:
             raise UnsupportedByFastPath(f"the model has a custom hook at {model.facts.kept_hooks[0]}")
         if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
             raise UnsupportedByFastPath("parameters of the model were replaced after it was loaded")
-        # A separate module tree over the same tensors, because its attention is replaced for good.
+        # A separate module tree over the same tensors, because its attention and norms are replaced for good.
         raw = unhooked_copy(raw)
+        fuse_norms(raw)
         bridge: Any = model.module
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))
@@ -284,7 +286,7 @@ class LayerStack:
                 if branch_edits:
                     edit = heard(slot.value, _branch_hook(branch_edits, positions))
                     stack.callback(self._branches[slot][layer].register_forward_hook(edit).remove)
-            if edits.heads:
+            if edits.heads or edits.zeroed is not None:
                 edit = heard("hook_z", self._heads_hook(edits, positions))
                 stack.callback(self._projections[layer].register_forward_pre_hook(edit).remove)
             after = self._layers[layer](hidden, **arguments)

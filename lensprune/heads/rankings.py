@@ -11,13 +11,15 @@ import pandas as pd
 
 from lensprune.errors import UserError, first_line, unknown_name
 from lensprune.heads.report import SCORES_FILE
-from lensprune.paths import usable_path
+from lensprune.paths import nearest_path, usable_path
+from lensprune.registry import in_words
 from lensprune.results.run import Run
 from lensprune.runs.folder import SPEC_FILE
 
 __all__ = ["Rankings", "importance_of", "read_rankings", "shared_items"]
 
 _COLUMNS = ("layer", "head", "value")
+_SHOWN_COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,16 @@ def _tables(file: Path, name: str | None) -> dict[str, pd.DataFrame]:
     except FileNotFoundError:
         raise UserError(
             f"there is no ranking at {file}: expected the folder of a sweep over heads or of lensprune heads --out, or "
-            "a CSV file with columns layer, head and value"
+            f"a CSV file with columns layer, head and value{nearest_path(file)}"
         ) from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"cannot read the ranking {file}: {first_line(error)}") from None
     for column in _COLUMNS:
         if column not in table:
-            raise unknown_name(f"column of {file.name}", column, table.columns)
+            found = ", ".join(map(str, table.columns[:_SHOWN_COLUMNS]))
+            raise UserError(
+                f"the ranking {file} has no column {column!r}: expected {in_words(_COLUMNS, 'and')}, found {found}"
+            )
         if not pd.api.types.is_numeric_dtype(table[column]):
             raise UserError(f"the ranking {file} has a {column} that is not a number")
     if "score" not in table:

@@ -42,7 +42,7 @@ class RemovalCurves:
     run: Run
 
     def summary(self) -> pd.DataFrame:
-        """Each order beside the random ones, with intervals: see `lensprune.analysis.removal.removal_curve_table`."""
+        """Each order next to the random ones, with intervals: see `lensprune.analysis.removal.removal_curve_table`."""
         return removal_curve_table(self.table)
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from lensprune.ablation.components import Head
 from lensprune.heads.figures.kinds import unit_scores
 from lensprune.heads.scores import SCORES, head_scores
-from lensprune.heads.table import check_same_model, scores_with_effects, top_heads
+from lensprune.heads.table import check_same_model, effects_of_heads, scores_with_effects, top_heads
 from lensprune.models.base import ModelOrName
 from lensprune.models.load import open_model
 from lensprune.output.drawing.heatmap import head_heatmaps
@@ -68,6 +68,9 @@ def heads_report(
         UserError: as `head_scores` and `scores_with_effects`, or a file that cannot be read or written.
     """
     effects_of = run if isinstance(run, Run) or run is None else Run.load(run)
+    if effects_of is not None:
+        # Before the scores, which take minutes.
+        effects_of_heads(effects_of)
     texts = None if text_file is None else read_texts(Path(text_file))
     with stage("loading the model", shown=progress):
         hooked = open_model(model, dtype=dtype, device=device, bos=bos)

@@ -8,7 +8,7 @@ from lensprune.errors import UserError, unknown_name
 from lensprune.models.base import ModelFacts
 from lensprune.results.run import Run
 
-__all__ = ["check_same_model", "scores_with_effects", "top_heads"]
+__all__ = ["check_same_model", "effects_of_heads", "scores_with_effects", "top_heads"]
 
 _EFFECTS = [
     "task", "protocol", "ablation", "n", "accuracy_clean", "delta", "ci_low", "ci_high", "q_loss", "q_gain",
@@ -33,6 +33,19 @@ def check_same_model(run: Run, facts: ModelFacts) -> None:
     )
 
 
+def effects_of_heads(run: Run) -> pd.DataFrame:
+    """The rows of the run's summary that remove a single head.
+
+    Raises:
+        UserError: there is none.
+    """
+    summary = run.summary()
+    effects = summary[summary["component"] == "head"]
+    if effects.empty:
+        raise UserError("the run removes no single head: sweep over heads first")
+    return effects
+
+
 def scores_with_effects(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
     """Join head functions with a sweep over heads.
 
@@ -47,10 +60,7 @@ def scores_with_effects(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
     Raises:
         UserError: the run removed no single head, or belongs to a model of another shape.
     """
-    summary = run.summary()
-    effects = summary[summary["component"] == "head"]
-    if effects.empty:
-        raise UserError("the run removes no single head: sweep over heads first")
+    effects = effects_of_heads(run)
     wide = scores.pivot(index=["layer", "head"], columns="score", values="value")
     wide = wide[list(dict.fromkeys(scores["score"]))]
     places = set(zip(effects["layer"].astype(int), effects["head"].astype(int), strict=True))

@@ -15,7 +15,7 @@ from lensprune.engine.scoring import eos_token_ids
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.models.bridge import BridgeModel
-from lensprune.precision import widened
+from lensprune.precision import doubled, widened
 from lensprune.replacement.in_place import replaced
 from lensprune.replacement.parts import Host, Part, WeightChange
 from lensprune.replacement.tensors import part_tensors, plain_attention, require_bridge, twin_tensors, weights_are_tied
@@ -206,8 +206,8 @@ def weight_change(pair: ModelPair, parts: Sequence[Part]) -> WeightChange:
             key = (tensor.data_ptr(), tuple(tensor.shape))
             if key not in seen:
                 seen.add(key)
-                old = tensor.detach().double()
-                changed += float((there[name].detach().double() - old).pow(2).sum())
+                old = doubled(tensor.detach())
+                changed += float((doubled(there[name].detach()) - old).pow(2).sum())
                 size += float(old.pow(2).sum())
     return WeightChange(changed**0.5, (changed / size) ** 0.5 if size else float("nan"))
 

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
     from lensprune.models.base import HookedModel, ModelOrName
 
-__all__ = ["Page", "Patterns", "attention_patterns", "effects_map", "explorer", "model_of_run", "shown_patterns"]
+__all__ = [
+    "Page",
+    "Patterns",
+    "attention_patterns",
+    "check_patterns",
+    "effects_map",
+    "explorer",
+    "model_of_run",
+    "shown_patterns",
+]
 
 MAX_TOKENS = 160
 """Of a prompt whose pattern is kept, from its end; what goes to earlier ones is summed."""
@@ -116,14 +125,19 @@ def attention_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None 
     )
 
 
+def check_patterns(most: int, model: ModelOrName | None) -> None:
+    """Raise `UserError` for a model for no head, or fewer heads than none."""
+    if most < 0 or (most == 0 and model is not None):
+        raise UserError(f"patterns {most} keeps no attention pattern: expected 1 or more heads")
+
+
 def shown_patterns(outcomes: Outcomes, most: int, model: ModelOrName | None = None) -> Patterns:
     """`attention_patterns`, or for no head a note on how to store them.
 
     Raises:
-        UserError: a model for no head, or fewer heads than none.
+        UserError: as `check_patterns`.
     """
-    if most < 0 or (most == 0 and model is not None):
-        raise UserError(f"patterns {most} keeps no attention pattern: expected 1 or more heads")
+    check_patterns(most, model)
     if most or not (summarise(outcomes)["component"] == _HEAD).any():
         return attention_patterns(outcomes, most, model)
     return Patterns("Attention patterns are stored with lensprune report --patterns N, for N heads.")

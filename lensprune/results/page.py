@@ -34,7 +34,7 @@ from lensprune.output.plain_text import csv_text, visible, write_csv_parts
 from lensprune.results.analyses import Analysis, analyses, shown_analyses
 from lensprune.results.browser_rows import MAX_RECORDS, browser_rows
 from lensprune.results.concentration import concentration_files
-from lensprune.results.explorer import explorer, shown_patterns
+from lensprune.results.explorer import check_patterns, explorer, shown_patterns
 from lensprune.results.page_text import counted, facts, lead, none_critical, notes, tests_in_words
 from lensprune.runs.chance import known_at_chance
 from lensprune.runs.noise import NOISE_NOTE, within_noise
@@ -130,8 +130,10 @@ def write_report(
         The page.
 
     Raises:
-        UserError: a run in memory without `path`, a folder that does not exist, or one that can't be written to.
+        UserError: as `check_patterns`; a run in memory without `path`, a folder that does not exist, or one that can't
+            be written to.
     """
+    check_patterns(patterns, model)
     if path is None and outcomes.folder is None:
         raise UserError("this run is in memory: name the file to write its report to")
     target = Path(path) if path is not None else outcomes.folder / REPORT_FILE  # type: ignore[operator]

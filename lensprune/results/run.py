@@ -131,7 +131,7 @@ class Run(Outcomes):
         Args:
             kind: ``depth``, ``variants``, ``heads``, ``protocols``, ``lorenz``, ``failures``, ``thinking_length``,
                 ``open_closed``, or a plug-in's; ``None`` takes ``removal`` of removal curves, else ``depth``, and
-                ``variants`` where no variant changes a single layer's part.
+                ``variants`` where more variants are sets or hooks than it draws.
             task, protocol: only this one; ``None`` takes all.
             ax: draw on these axes, one per panel; ``None`` makes a figure.
             options: options of the analysis, such as ``component`` of ``lorenz``; ``lensprune analyse FOLDER`` lists
@@ -157,10 +157,15 @@ class Run(Outcomes):
         return analysis_named(kind or self._main_kind()).table(self, task, protocol, **options)
 
     def _main_kind(self) -> str:
-        """The main analysis of the run."""
+        """The main analysis of the run: of the two that draw single parts and sets, the one that draws more."""
         if any(place_in_order(name) is not None for name in self.spec.variant_names):
             return "removal"
-        return "depth" if summaries.summarise(self)["layer"].notna().any() else "variants"
+        summary = summaries.summarise(self)
+        changed = summary[summary["variant"] != CLEAN.name].drop_duplicates("variant")
+        # Depth draws one kind of part and ablation.
+        kinds = changed.loc[changed["layer"].notna(), ["component", "ablation"]]
+        drawn = int((kinds == kinds.iloc[0]).all(axis=1).sum()) if len(kinds) else 0
+        return "depth" if drawn and drawn >= len(changed) - len(kinds) else "variants"
 
     def __getattr__(self, name: str) -> Callable[..., pd.DataFrame]:
         if not name.startswith("_"):

@@ -85,11 +85,11 @@ class Outcomes:
         if name in names:
             return name
         try:
-            known = find_task(name).name
+            known = find_task(str(name)).name
         except UserError:
             known = name
         if known not in names:
-            raise unknown_name("task of this run", name, names)
+            raise unknown_name("task of this run", str(name), names)
         return known
 
     def select(self, task: str | None = None, protocol: str | None = None) -> list[tuple[str, str]]:

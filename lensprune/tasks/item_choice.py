@@ -9,7 +9,7 @@ from random import Random
 from typing import Literal
 
 from lensprune.errors import UserError, first_line, nearest, unknown_name
-from lensprune.paths import usable_path
+from lensprune.paths import nearest_path, usable_path
 
 __all__ = ["DRAWN", "FIRST", "ItemChoice", "draw_order"]
 
@@ -127,7 +127,10 @@ def _ids(path: str) -> frozenset[str]:
     if not path.strip():
         raise UserError("items '@' names no file: write its path after the @, like @hard.txt")
     try:
-        text = usable_path(path, "file of items").read_text(encoding="utf-8")
+        place = usable_path(path, "file of items")
+        text = place.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"file of items {path} does not exist{nearest_path(place)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"file of items {path} can't be read: {first_line(error)}") from None
     ids = frozenset(line.strip() for line in text.splitlines() if line.strip())

@@ -13,7 +13,7 @@ from lensprune.errors import UserError
 from lensprune.tasks.base import Doc, GenerationFormat, Item, LoadedTask, PromptFormat, RowRequest, Rows, Task
 from lensprune.tasks.fewshot import LM_EVAL_SEED, FewshotDraw
 from lensprune.tasks.item_choice import DRAWN, ItemChoice
-from lensprune.tasks.nulls import WatchedRow
+from lensprune.tasks.nulls import MissingColumn, WatchedRow
 from lensprune.tasks.own_answers import check_own_answers
 from lensprune.tasks.registry import get_task
 from lensprune.tasks.yaml_task import register_yaml
@@ -210,6 +210,12 @@ def _check_items(task: Task, items: Mapping[int, Item], source: str) -> None:
         seen.add(item.id)
         for protocol, fmt in task.formats.items():
             _check_doc(fmt, item.doc, f"task {task.name!r}, protocol {protocol}: item {number} of {source}")
+            chance = task.chance(item.doc, protocol)
+            if not 0 <= chance <= 1:
+                raise UserError(
+                    f"task {task.name!r}, protocol {protocol}: the chance of item {number} is {chance:g}, expected a "
+                    "number from 0 to 1, like 0.25"
+                )
             for example in item.fewshot:
                 where = f"task {task.name!r}, protocol {protocol}: few-shot example of item {number}"
                 _check_doc(fmt.example or fmt, example, where)
@@ -223,7 +229,7 @@ def _check_doc(fmt: PromptFormat, row: Doc, where: str) -> None:
     try:
         problem = _check_text(fmt.context(doc), "prompt") or _check_answer(fmt, doc)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        problem = str(error) if isinstance(error, (UserError, MissingColumn)) else f"{type(error).__name__}: {error}"
     if problem:
         raise UserError(f"{where} cannot be used ({problem})")
 

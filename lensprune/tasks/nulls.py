@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Null", "WatchedRow", "is_null", "null_error"]
+from lensprune.errors import unknown_name
+
+__all__ = ["MissingColumn", "Null", "WatchedRow", "is_null", "null_error"]
+
+
+class MissingColumn(KeyError):
+    """A row lacks a column; the message has the nearest one."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def is_null(value: Any) -> bool:
@@ -29,6 +38,9 @@ class WatchedRow(dict[str, Any]):
         self._prefix = prefix
 
     def __getitem__(self, column: str) -> Any:
+        if column not in self:
+            columns = [f"{self._prefix}{known}" for known in self]
+            raise MissingColumn(str(unknown_name("column", f"{self._prefix}{column}", columns)))
         value = super().__getitem__(column)
         name = f"{self._prefix}{column}"
         if is_null(value) or (isinstance(value, (list, tuple)) and any(is_null(part) for part in value)):

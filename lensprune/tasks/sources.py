@@ -11,6 +11,7 @@ from typing import Any
 from lensprune.errors import UserError, nearest
 from lensprune.offline import is_offline
 from lensprune.packaged import data_folder
+from lensprune.paths import nearest_path
 from lensprune.tasks.base import Doc, RowRequest, Rows
 
 __all__ = ["Dataset", "hub_rows", "read_rows", "require_columns", "sharing"]
@@ -26,7 +27,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file{nearest_path(path)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:

@@ -146,7 +146,7 @@ def _checked(rows: Any, name: str) -> Sequence[Doc]:
     docs = [] if isinstance(rows, (str, Mapping)) or not hasattr(rows, "__iter__") else list(rows)
     wrong = next((row for row in docs if not isinstance(row, Mapping)), None)
     if not docs or wrong is not None:
-        given = type(rows if wrong is None else wrong).__name__
+        given = type(rows if wrong is None else wrong).__name__ if wrong is not None or rows else "no rows"
         raise UserError(
             f"task {name!r}: its function returned {given}, expected a list of one or more rows like {{'x': 1}}"
         )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lensprune.errors import UserError, nearest
+from lensprune.paths import nearest_path
 from lensprune.tasks.base import Doc
 from lensprune.tasks.templates import text_of
 
@@ -190,6 +191,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: the file includes itself")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file{nearest_path(path)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

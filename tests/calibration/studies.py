@@ -102,6 +102,21 @@ def cluster_intervals(scale: float = 1.0) -> list[Row]:
     return rows
 
 
+def unequal_clusters(scale: float = 1.0) -> list[Row]:
+    """One cluster that holds about half of the items; rates of loss are beta with mean 0.2 and correlation 1/6."""
+    rows, runs = [], round(3000 * scale)
+    for large, small, count in ((40, 3, 11), (50, 5, 9), (30, 1, 30)):
+        sizes = [large, *[small] * count]
+        generator, clusters = np.random.default_rng(large), np.repeat(np.arange(len(sizes)), sizes)
+        rates = generator.beta(1, 4, size=(len(sizes), runs))
+        lost = -(generator.random((len(clusters), runs)) < rates[clusters]).astype(float)
+        now = mean_intervals(lost, clusters)
+        covered = [_covered(*own, -0.2) for own in (before.percentile_interval(lost, clusters), (now.low, now.high))]
+        world = f"a cluster of {large} and {count} of {small}"
+        rows.append(Row("interval of Δμ, clusters", world, "coverage", *covered, "≥ 0.93", runs))
+    return rows
+
+
 def _covered(low: np.ndarray, high: np.ndarray, truth: float) -> float:
     return float(np.mean((low <= truth) & (truth <= high)))
 
@@ -425,4 +440,5 @@ STUDIES: tuple[Callable[[float], list[Row]], ...] = (
     sequential.until_width,
     sequential.any_look,
     sequential.any_look_interval,
+    unequal_clusters,
 )

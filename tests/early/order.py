@@ -61,7 +61,9 @@ def one_sweep(
         means = np.array([there.mean(axis=0) for there in others])
         between = (weight[:, None] * (means - weight @ means) ** 2).sum(axis=0).mean() / n_all
         variance = [between + (weight**2 * spread**2 / np.maximum(m, 1)).sum() for m in asked]
-        looks = Informed(looks.items, looks.margin, looks.level, tuple(np.round(variance[-1] / np.array(variance), 2)))
+        information = np.round(variance[-1] / np.array(variance), 2)
+        if (np.diff(information) > 0).all():
+            looks = Informed(looks.items, looks.margin, looks.level, tuple(information))
     sign = np.array([1 if sweep.right[strata == h].all() else -1 for h in range(n_strata)])
     lines = [np.flatnonzero(strata[items] == h) for h in range(n_strata)]
     p = np.full((len(looks.items), own.shape[1]), np.nan)

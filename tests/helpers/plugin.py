@@ -118,7 +118,7 @@ def _register() -> None:
     @lp.register_executor("backwards")
     def backwards(model: HookedModel, budget: Any) -> Any:
         """By hooks, the last variant first."""
-        return _Backwards(model)
+        return Backwards(model)
 
     @lp.register_head_score(range="0 to 1", source="here")
     def place(model: HookedModel, options: ScoreOptions) -> torch.Tensor:
@@ -184,7 +184,9 @@ def _bars(table: pd.DataFrame, spec: SweepSpec) -> Axes:
     return axes
 
 
-class _Backwards(HookedExecutor):
+class Backwards(HookedExecutor):
+    """An executor that does without ``on_work``."""
+
     name = "backwards"
 
     def run(self, requests: Any, variants: Any, **options: Any) -> Any:

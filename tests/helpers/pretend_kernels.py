@@ -110,11 +110,19 @@ def emulated(
         kernel("aten.histc")
         return wrapped(aten.histc(unwrapped(x).float(), bins, min, max).to(x.dtype), x)
 
+    def fused_rms_norm(x: Any, shape: Any, weight: Any, epsilon: float | None) -> Any:
+        kernel("aten._fused_rms_norm")
+        own = torch.nn.functional.rms_norm(unwrapped(x), shape, unwrapped(weight), epsilon)
+        rstd = torch.rsqrt(unwrapped(x).float().pow(2).mean(-1, keepdim=True) + (epsilon or 0.0))
+        return wrapped(own, x), wrapped(rstd, x)
+
     return {
         aten._scaled_dot_product_flash_attention.default: flash,
         aten._scaled_dot_product_efficient_attention.default: efficient,
         aten._flash_attention_forward.default: packed,
         aten.histc.default: histc,
+        # Which torch's norms call from 2.9 on; before, they consist of other operators.
+        aten._fused_rms_norm.default: fused_rms_norm,
     }
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
 from tests.pretend_gpu.counts import CHANGES, FAMILIES, counted_attention, counted_decoding, counted_scoring
 
 MAX_WAITS = 4
 MAX_KERNELS = 60
+MAX_STEP_KERNELS = 45
+"""Per layer."""
 
 
 @pytest.mark.parametrize("changes", CHANGES)
@@ -18,6 +22,8 @@ def test_waits_of_a_decode_step_are_fewer_than_layers(family: str, changes: str)
     for step in steps:
         assert step.kernels > 10 * (MAX_WAITS + 1)
         assert 0 < step.syncs <= MAX_WAITS, step.layers.syncs + step.choice.syncs
+    if family == "llama":
+        assert median(step.kernels for step in steps) <= MAX_STEP_KERNELS * (MAX_WAITS + 1)
 
 
 def test_waits_of_scoring() -> None:

@@ -12,10 +12,18 @@ import torch
 import lensprune as lp
 from lensprune import precision
 from lensprune.ablation import CLEAN, each_layer
-from lensprune.attribution import PromptPair, activation_patching
+from lensprune.attribution import (
+    PromptPair,
+    activation_patching,
+    attribution_patching,
+    direct_logit_attribution,
+)
+from lensprune.divergence.similarity import layer_similarity
 from lensprune.engine import ForkedExecutor, HookedExecutor, sampling
 from lensprune.models import as_hooked_model, load_model
 from lensprune.protocols.requests import GenerateRequest, Sampling
+from lensprune.replacement.pair import model_pair, weight_change
+from lensprune.replacement.parts import Part
 from lensprune.runs.store import RunStore
 from tests.helpers.pretend_gpu import PlacementError, settings
 from tests.helpers.sweeps import sweep
@@ -63,7 +71,7 @@ def test_layers_over_two_gpus(two_gpus: None) -> None:
     assert_responses_agree(one, requests, found, expected)
 
 
-@pytest.mark.parametrize("at", ["executors", "patching"])
+@pytest.mark.parametrize("at", ["executors", "patching", "gradients", "direct", "similarity", "weights"])
 def test_a_device_without_float64(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as MPS: what needs float64 is computed on the CPU."""
     model = tiny("llama")
@@ -76,12 +84,22 @@ def test_a_device_without_float64(at: str, monkeypatch: pytest.MonkeyPatch) -> N
         if at == "executors":
             answered = [*ForkedExecutor(model).run(requests, variants), *HookedExecutor(model).run(requests, variants)]
             return [response for own in answered for response in own.responses]
+        if at == "weights":
+            models = model_pair(model, as_hooked_model(load_model(folder("llama", 1))))
+            changes = [weight_change(models, [Part("mlp", layer)]) for layer in range(model.facts.n_layers)]
+            return [number for change in changes for number in (change.absolute, change.relative)]
         pair = PromptPair(prompts[0].context_ids, prompts[0].context_ids[::-1], 5, 6)
-        found = activation_patching(model, [pair], ("head", "mlp")).select_dtypes("number")
-        return found.fillna(0).to_numpy().flatten().tolist()
+        if at == "direct":
+            return list(direct_logit_attribution(model, [pair]).values.flatten().tolist())
+        found = {
+            "patching": lambda: activation_patching(model, [pair], ("head", "mlp")),
+            "gradients": lambda: attribution_patching(model, [pair], ("head", "mlp")),
+            "similarity": lambda: layer_similarity(model, [prompt.context_ids for prompt in prompts]),
+        }[at]()
+        return list(found.select_dtypes("number").fillna(0).to_numpy().flatten().tolist())
 
     expected = results()
-    assert len(expected) > 10
+    assert len(set(map(str, expected))) > 4
     monkeypatch.setattr(settings, "float64", False)
     with pytest.raises(PlacementError, match="no float64"):
         torch.ones(2, device="cuda").double()

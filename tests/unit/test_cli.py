@@ -51,6 +51,26 @@ BAD = {
     "no task": (["sweep", "--model", "smollm2-135m"], "no task given"),
     "option without value": (["sweep", "--model"], "--model"),
     "unknown option": (_arguments(["--colour", "red"]), "--colour"),
+    "misspelled option": (_arguments(["--limt", "5"]), "unknown option of sweep '--limt': did you mean --limit"),
+    "misspelled option before a missing one": (["sweep", "--modle", "toy-base"], "'--modle': did you mean --model"),
+    "missing option": (
+        ["attribute", "--model", "toy-base"],
+        "--method is missing: dla (direct logit attribution), lens",
+    ),
+    "two options for one value": (
+        _arguments(["--items", "1,2", "--items-file", "ids.txt"]),
+        "--items can't be combined with --items-file: leave one of them out",
+    ),
+    "and in the other order": (
+        _arguments(["--items-file=ids.txt", "--items=1,2"]),
+        "--items-file can't be combined with --items: leave one of them out",
+    ),
+    "no whole number": (["power", "--parts", "many"], "--parts: expected a whole number, not 'many'"),
+    "no number": (["plan", *SWEEP[1:], "--flops", "fast"], "--flops: expected a number like 0.1, not 'fast'"),
+    "too many items": (
+        ["power", "--parts", "3", "--n", "1000000000"],
+        "is not a number of items: expected 1 to 1000000",
+    ),
     "abbreviated option": (["sweep", "--mod", "x"], "--mod"),
     "unknown task": (_arguments(["--task", "kv_retreival"]), "did you mean kv_retrieval"),
     "task twice": ([*SWEEP, "--task", "kv_retrieval"], "given twice"),

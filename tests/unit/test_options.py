@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Unpack, get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
@@ -272,7 +273,7 @@ def test_every_command_is_compared() -> None:
         ("screen_rule", "relp", "screen rule relp is given, but nothing is screened"),
         ("template_date", "26 Jul 2024", "template date '26 Jul 2024' is not a date: expected one like 2024-07-26"),
         ("template_date", "20240726", "is not a date"),
-        ("template_date", 2024, "template date 2024 is not a date"),
+        ("template_date", 2024, "template_date 2024 is of type int: expected text"),
         ("template_date", "2024-07-26", "no prompt is in the chat format"),
         ("thinking", "on", "thinking on is given, but no prompt is in the chat format"),
         ("thinking", "of", "did you mean off"),
@@ -286,7 +287,7 @@ def test_every_command_is_compared() -> None:
         ("template_args", {"tools": ["a"]}, "template argument tools is \\['a'\\]: expected text, a number"),
         ("template_args", ["effort"], "are not a mapping of names"),
         ("fewshot_as_multiturn", True, "fewshot_as_multiturn is given, but no prompt is in the chat format"),
-        ("system", 3, "system prompt 3 is not text"),
+        ("system", 3, "system 3 is of type int: expected text"),
         ("max_new_tokens", 0, "max new tokens 0 is not a usable number of tokens"),
         ("until", ["x", ""], "is not a list of stop strings"),
         ("until", "", "is not a list of stop strings"),
@@ -296,11 +297,25 @@ def test_every_command_is_compared() -> None:
         ("top_p", 0.0, "top-p 0 is not possible: expected a number from above 0 to 1"),
         ("top_k", -1, "top-k -1 is not a usable number of tokens"),
         ("samples", 0, "samples 0 is not a usable number of samples"),
+        ("limit", "8", "limit '8' is of type str: expected a whole number"),
+        ("limit", 8.0, "limit 8.0 is of type float: expected a whole number"),
+        ("limit", True, "limit True is of type bool: expected a whole number"),
+        ("seed", None, "seed None is of type NoneType: expected a whole number"),
+        ("items", [1, 2], r"items \[1, 2\] is of type list: expected text"),
+        ("temperature", "hot", "temperature 'hot' is of type str: expected a number"),
+        ("chat_template", "yes", "chat_template 'yes' is of type str: expected True or False"),
+        ("data_dir", 3, "data_dir 3 is of type int: expected text or a path"),
     ],
 )
 def test_a_value_is_refused_where_it_is_declared(option: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SweepOptions.given("facts", "generate", "heads", **{option: value})
+
+
+def test_numbers_of_other_libraries_are_taken_as_pythons_own() -> None:
+    given = SweepOptions.given("facts", "generate", "heads", limit=np.int64(8), temperature=np.float32(0.5), top_p=1)
+    assert [type(value) for value in (given.limit, given.temperature, given.top_p)] == [int, float, float]
+    assert (given.limit, given.temperature, given.top_p) == (8, 0.5, 1.0)
 
 
 @pytest.mark.parametrize("given", [lambda capitals: [capitals], lambda capitals: capitals])

@@ -256,92 +256,154 @@ class GroupDecoder:
         self.peak_kv_bytes = max(self.peak_kv_bytes, held)
         for group, span in running:
             group.begin(rows[span], tokens[span])
-        calls = [_LayerCall.of(running, layer) for layer in range(n_layers)]
-        arrays = [group.arrays([call.computed[i] for call in calls]) for i, (group, _) in enumerate(running)]
-        positions = np.concatenate([group.positions for group, _ in running])
-        joined = [[tokens, positions], *([call.source, np.flatnonzero(call.is_computed)] for call in calls)]
-        of_tokens, *sent = sent_at_once([*joined, *(array for of_group in arrays for array in of_group)], self._device)
-        (tokens_in, positions_in), indices, sent = of_tokens, sent[:n_layers], sent[n_layers:]
+        steps = [group.now for group in self._groups]
+        starts = np.cumsum([0, *(len(step.histories) for step in steps)])
+        history_of = np.concatenate([start + step.history_of for start, step in zip(starts, steps, strict=False)])
+        calls, begin, n_rows = [], 0, 0
+        for layer in range(n_layers):
+            calls.append(_LayerCall.of(self._groups, layer, history_of[n_rows:], begin))
+            begin, n_rows = calls[-1].tokens.start, calls[-1].tokens.stop - int(starts[-1])
+        arrays = [group.arrays() for group in self._groups]
+        # All histories, then all rows.
+        row_of = np.concatenate([*(span.start + group.now.sample for group, span in running), np.arange(len(rows))])
+        positions = np.concatenate([group.positions for group in self._groups])
+        of_step = [tokens[row_of], positions[row_of], history_of[n_rows:] - begin]
+        of_calls = [call.arrays(self._model.facts.n_heads) for call in calls]
+        of_groups = [array for of_group in arrays for array in of_group]
+        (tokens_in, positions_in, unchanged), *sent = sent_at_once([of_step, *of_calls, *of_groups], self._device)
         batch, embedded = self._stack.begin(tokens_in[None], positions_in[None])
-        for (group, span), of_group in zip(running, arrays, strict=True):
-            group.send(sent[: len(of_group)], embedded[0, span])
+        indices, sent = sent[:n_layers], sent[n_layers:]
+        for group, of_group in zip(self._groups, arrays, strict=True):
+            group.send(sent[: len(of_group)])
             sent = sent[len(of_group) :]
+        hidden = embedded[:, : starts[-1]]
         for layer, (call, index) in enumerate(zip(calls, indices, strict=True)):
-            hidden = _joined([group.enter(layer) for group in self._groups])
-            hidden = self._run_layer(layer, hidden[None], batch, call, index)[0]
-            for group, part in zip(self._groups, hidden.split(call.sizes), strict=True):
-                group.leave(layer, part)
-        return torch.cat([part for group in self._groups for part in group.residuals()])
+            hidden = self._run_layer(layer, hidden, batch, call, index)
+        for group in self._groups:
+            group.attention.tokens = None
+        n_histories = calls[-1].n_histories
+        return torch.cat([hidden[0, n_histories:], hidden[0, unchanged]])
 
     def _run_layer(
         self,
         layer: int,
-        hidden: Float[torch.Tensor, "1 tok d_model"],
+        below: Float[torch.Tensor, "1 tok_below d_model"],
         batch: FlatBatch,
         call: _LayerCall,
         indices: Sequence[torch.Tensor],
     ) -> Float[torch.Tensor, "1 tok d_model"]:
-        """One layer on rows and histories; rows whose whole contribution is replaced are left out of its call."""
-        source, computed = indices
-        after, edits = hidden, call.edits
-        if call.is_computed.any():
-            whole = bool(call.is_computed.all())
-            inner = batch.take(source if whole else source[computed], layer)
-            inner_edits = edits if whole or edits is None else edits.within(call.is_computed)
-            part = hidden if whole else hidden[:, computed]
-            part = self._stack.run_layer(layer, part, inner, self._attention(call), inner_edits)
-            if whole:
-                after = part
-            else:
-                after = hidden.clone()
-                after[:, computed] = part
-        # Rows that were left out already hold the residual before the layer.
-        if edits is None or all(e.ablation.adds_nothing and e.ablation.replaces_block for e in edits.contribution):
-            return after
-        return edits.contribute(hidden, after, batch.position_ids[0, source])
+        """One layer on its tokens, given those of the layer below; rows whose whole contribution is replaced are left
+        out of its call."""
+        (entering_at, computed, zeroed), n, n_first = indices, len(call.is_computed), call.n_first
+        # Histories that no row needs any more are the first ones.
+        staying = below[:, below.shape[1] + len(entering_at) - n :]
+        entering = below[:, entering_at] if len(entering_at) else below[:, :0]
+        edits, inner, begin = call.edits, call.inner, call.tokens.start
+        if inner is not None and len(zeroed):
+            inner = replace(inner, heads=[], zeroed=zeroed)
+        replaced = edits is None or edits.only_replaces
+        # Only the others are computed: no need to put them together first.
+        apart = replaced and n_first == staying.shape[1]
+        before = staying if apart or not len(entering_at) else torch.cat([staying, entering], dim=1)
 
-    def _attention(self, call: _LayerCall) -> AttentionPlan:
-        sizes = [int(computed.sum()) for computed in call.computed]
-        parts = [(group.attention, size) for group, size in zip(self._groups, sizes, strict=True) if size]
-        return parts[0][0] if len(parts) == 1 else _JoinedAttention(parts)
+        def run(hidden: torch.Tensor, taken: slice | torch.Tensor) -> torch.Tensor:
+            return self._stack.run_layer(layer, hidden, batch.take(taken, layer), self._attention(layer, call), inner)
+
+        if n_first is None:
+            after = before.clone()
+            after[:, computed] = run(before[:, computed], begin + computed)
+        else:
+            rest = entering if apart else before[:, n_first:]
+            after = run(before[:, :n_first], slice(begin, begin + n_first)) if n_first else before[:, :0]
+            after = torch.cat([after, rest], dim=1) if rest.shape[1] else after
+        if edits is None:
+            return after
+        positions = batch.position_ids[0, call.tokens]
+        if not replaced:
+            return edits.contribute(before, after, positions)
+        # Rows that were left out hold the residual before the layer.
+        edits.add_replacements(after, positions)
+        return after
+
+    def _attention(self, layer: int, call: _LayerCall) -> AttentionPlan:
+        parts = [(group, *sizes) for group, sizes in zip(self._groups, call.sizes, strict=True) if any(sizes)]
+        for group, *_ in parts:
+            group.attention.tokens = group.tokens[layer]
+        plans = [(group.attention, n_histories, n_rows) for group, n_histories, n_rows in parts]
+        return plans[0][0] if len(plans) == 1 else _JoinedAttention(plans)
 
 
 @dataclass(frozen=True)
 class _LayerCall:
-    """The tokens of one layer's call, those of each group in one piece.
+    """The tokens of one layer's call: of all groups, the histories that are needed there, and then the rows that are
+    changed there or below.
 
-    `source`: index of the token in the step's batch; `computed`: by group, which of its tokens are computed, and
-    `is_computed` of all in a row; `sizes`: by group, the number of tokens.
+    Groups follow each other by the layers that they change, so these are the last of all histories and the first of all
+    rows: `tokens` is their range, and what belongs to them need not be gathered.
+
+    `is_computed`: the tokens whose contribution is not replaced as a whole; `sizes`: by group, the numbers of histories
+    and of computed rows; `entering`: the history, as a token of the layer below, of each row that changes at this very
+    layer; `edits` of all tokens, and `inner` of the computed ones.
     """
 
-    source: Int[np.ndarray, " tok"]
-    computed: list[Bool[np.ndarray, " group_tok"]]
+    tokens: slice
     is_computed: Bool[np.ndarray, " tok"]
+    sizes: list[tuple[int, int]]
+    entering: Int[np.ndarray, " entering"]
     edits: LayerEdits | None
+    inner: LayerEdits | None
 
     @classmethod
-    def of(cls, groups: Sequence[tuple[RowGroup, slice]], layer: int) -> _LayerCall:
-        sources, computed, edits, begin = [], [], [], 0
-        for group, span in groups:
-            row_of, is_computed = group.tokens_of(layer)
-            sources.append(span.start + row_of)
-            computed.append(is_computed)
-            if layer in group.edits:
-                edits.append((group.edits[layer], begin))
-            begin += len(row_of)
-        joined = LayerEdits.joined(edits) if edits else None
-        return cls(np.concatenate(sources), computed, np.concatenate(computed), joined)
+    def of(cls, groups: Sequence[RowGroup], layer: int, history_of: np.ndarray, begin: int) -> _LayerCall:
+        """Args:
+        history_of: of each row, but for those that are changed below.
+        begin: the first history that the layer below needs.
+        """
+        steps = [group.now for group in groups]
+        n_histories = sum(int(step.n_histories[layer]) for step in steps)
+        n_all = sum(len(step.histories) for step in steps)
+        of_rows = [group.computed(layer) for group in groups]
+        sizes = [(int(step.n_histories[layer]), int(own.sum())) for step, own in zip(steps, of_rows, strict=True)]
+        starts = np.cumsum([n_histories, *map(len, of_rows)])
+        edits = [
+            (group.edits[layer], int(at)) for group, at in zip(groups, starts, strict=False) if layer in group.edits
+        ]
+        whole = LayerEdits.joined(edits) if edits else None
+        is_computed = np.concatenate([np.ones(n_histories, dtype=bool), *of_rows])
+        n_entering = sum(int(step.n_rows[layer] - (step.n_rows[layer - 1] if layer else 0)) for step in steps)
+        return cls(
+            slice(n_all - n_histories, n_all + len(is_computed) - n_histories),
+            is_computed,
+            sizes,
+            history_of[:n_entering] - begin,
+            whole,
+            whole if whole is None or is_computed.all() else whole.within(is_computed),
+        )
 
     @property
-    def sizes(self) -> list[int]:
-        return [len(computed) for computed in self.computed]
+    def n_histories(self) -> int:
+        return sum(n_histories for n_histories, _ in self.sizes)
+
+    @property
+    def n_first(self) -> int | None:
+        """How many tokens are computed, if they are the first ones."""
+        n = int(self.is_computed.sum())
+        return n if self.is_computed[:n].all() else None
+
+    def arrays(self, n_heads: int) -> list[np.ndarray]:
+        """What the device needs: `entering`, the computed tokens, and the heads that are zeroed."""
+        zeroed = self.entering[:0] if self.inner is None else self.inner.zeros_apart(n_heads)
+        return [self.entering, np.flatnonzero(self.is_computed), zeroed]
 
 
 @dataclass(frozen=True)
 class _JoinedAttention:
-    """Attention of each group's tokens by itself; `parts`: the groups' plans, and how many tokens each has."""
+    """Attention of each group's tokens by itself; `parts`: the groups' plans, and how many histories and rows each has.
 
-    parts: Sequence[tuple[DecodeAttention, int]]
+    The tokens are all groups' histories, and then all groups' rows.
+    """
+
+    parts: Sequence[tuple[DecodeAttention, int, int]]
 
     def attend(
         self,
@@ -350,10 +412,18 @@ class _JoinedAttention:
         v: Float[torch.Tensor, "kv_head tok d_head"],
         settings: AttentionSettings,
     ) -> Float[torch.Tensor, "tok head d_head"]:
-        sizes = [size for _, size in self.parts]
-        pieces = zip(self.parts, *(t.split(sizes, dim=1) for t in (q, k, v)), strict=True)
-        return torch.cat([plan.attend(*of_group, settings) for (plan, _), *of_group in pieces])
+        history, row = 0, sum(n_histories for _, n_histories, _ in self.parts)
+        of_histories, of_rows = [], []
+        for plan, n_histories, n_rows in self.parts:
+            spans = [slice(history, history + n_histories), slice(row, row + n_rows)]
+            spans = [span for span in spans if span.stop > span.start]
+            own_q, own_k, own_v = (_joined([t[:, span] for span in spans]) for t in (q, k, v))
+            z = plan.attend(own_q, own_k, own_v, settings)
+            of_histories.append(z[:n_histories])
+            of_rows.append(z[n_histories:])
+            history, row = history + n_histories, row + n_rows
+        return torch.cat([*of_histories, *of_rows])
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)

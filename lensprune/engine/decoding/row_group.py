@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from lensprune.ablation.positions import positions_named
 from lensprune.ablation.reference import ReferenceActivations
@@ -35,7 +35,7 @@ class RowGroup:
     """The rows of consecutive variants, from their prompts' pass to their last token.
 
     First, `keep` receives the keys and values of the variants' prompts, and `prompts_done` follows. Each step then is
-    `begin`, `send`, and for each layer `enter` and `leave`.
+    `begin` and `send`, and `tokens` for each layer.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class RowGroup:
         """Begin a step: `tokens` are the newest ones of `rows`, which are all rows that still run."""
         self.step += 1
         split = self._histories.advance(rows, tokens)
-        self._now = Step.of(rows, self._table.first_of(rows), self._histories.of_row[rows], self._table.n_layers)
+        self.now = Step.of(rows, self._table.first_of(rows), self._histories.of_row[rows], self._table.n_layers)
         self._make_room(split)
         variants, starts = np.unique(self._table.variant_of(rows), return_index=True)
         spans = [slice(int(a), int(b)) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
@@ -128,42 +128,37 @@ class RowGroup:
     @property
     def positions(self) -> Int[np.ndarray, " row"]:
         """Of the rows' newest tokens."""
-        return self._table.prompts.lengths.numpy()[self._table.prompt_of(self._now.rows)] + self.step
+        return self._table.prompts.lengths.numpy()[self._table.prompt_of(self.now.rows)] + self.step
 
-    def tokens_of(self, layer: int) -> tuple[np.ndarray, Bool[np.ndarray, " tok"]]:
-        """The tokens of one layer's call, each by a row that it is the newest token of, and which are computed: those
-        whose contribution is not replaced as a whole."""
-        step = self._now
-        row_of = np.concatenate([np.arange(step.n_rows[layer]), step.sample[: step.n_histories[layer]]])
-        is_computed = np.ones(len(row_of), dtype=bool)
+    def computed(self, layer: int) -> Bool[np.ndarray, " row"]:
+        """Which of the rows that are changed at the layer or below are computed there: those whose contribution is not
+        replaced as a whole."""
+        is_computed = np.ones(self.now.n_rows[layer], dtype=bool)
         edits = self.edits.get(layer)
         for edit in edits.replaced if edits is not None else []:
             is_computed[edit.rows] = False
-        return row_of, is_computed
+        return is_computed
 
-    def arrays(self, computed: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        """Index arrays that a step needs on the device, given which tokens of each layer are computed; see `send`."""
-        step = self._now
-        prompts = self._table.prompt_of(step.rows)
-        of_layers = [self._layer_arrays(layer, is_computed) for layer, is_computed in enumerate(computed)]
+    def arrays(self) -> list[list[np.ndarray]]:
+        """Index arrays that a step needs on the device; see `send`."""
+        step, n_layers = self.now, self._table.n_layers
+        prompts = self._table.prompt_of(step.rows[step.sample])
         # Layers that need the same number of histories need the same ones.
-        self._sizes = [int(size) for size in np.unique(step.n_histories) if size]
-        of_histories = [self.attention.arrays_of(prompts[step.sample[:size]]) for size in self._sizes]
-        return [[step.sample, step.history_of[step.n_rows[-1] :]], *of_layers, *of_histories]
+        sizes = {int(step.n_histories[layer]): step.needed(layer) for layer in range(n_layers)}
+        self._sizes = [size for size in sizes if size]
+        of_histories = [self.attention.arrays_of(prompts[sizes[size]]) for size in self._sizes]
+        return [*map(self._layer_arrays, range(n_layers)), *of_histories]
 
-    def _layer_arrays(self, layer: int, is_computed: np.ndarray) -> list[np.ndarray]:
-        """Histories of the rows that change at this very layer, and the fields of `LayerTokens`, pairs one by one."""
-        step = self._now
-        n_before = int(step.n_rows[layer - 1]) if layer else 0
-        n_rows, n_histories = int(step.n_rows[layer]), int(step.n_histories[layer])
-        rows = np.flatnonzero(is_computed[:n_rows])
+    def _layer_arrays(self, layer: int) -> list[np.ndarray]:
+        """The fields of `LayerTokens`, pairs one by one."""
+        step = self.now
+        rows = np.flatnonzero(self.computed(layer))
         differing = rows[self._table.first_of(step.rows[rows]) < layer]
         place = self._diverged_place[layer][step.rows[differing]] if len(differing) else differing
         arrays = [
-            step.history_of[n_before:n_rows],
             place,
-            step.history_of[rows[len(differing) :]],
-            self.attention.histories[layer].places if n_histories else place[:0],
+            step.history_of[rows[len(differing) :]] - step.needed(layer).start,
+            self.attention.histories[layer].places if step.n_histories[layer] else place[:0],
         ]
         return arrays + (self._by_block(layer, place) if self.attention.by_kernel else [])
 
@@ -177,33 +172,15 @@ class RowGroup:
             arrays += [inside, place[inside] - span.start]
         return arrays
 
-    def send(self, sent: Sequence[Sequence[torch.Tensor]], embedded: Float[torch.Tensor, "row d_model"]) -> None:
-        """Take over the `arrays`, now on the device, and the embedded newest tokens of the rows."""
-        (sample, self._unchanged), *others = sent
+    def send(self, sent: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Take over the `arrays`, now on the device."""
         n_layers = self._table.n_layers
-        self._entering, self._tokens = [], []
-        for layer, (entering, diverged, starting, histories, *blocks) in enumerate(others[:n_layers]):
-            self._entering.append(entering)
+        self.tokens = []
+        """By layer."""
+        for layer, (diverged, starting, histories, *blocks) in enumerate(sent[:n_layers]):
             pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
-            self._tokens.append(LayerTokens(layer, diverged, starting, histories, pairs))
-        self.attention.begin_step(self.step, dict(zip(self._sizes, others[n_layers:], strict=True)))
-        self._row_part, self._history_part = embedded[:0], embedded[sample]
-
-    def enter(self, layer: int) -> Float[torch.Tensor, "tok d_model"]:
-        """The residuals that enter a layer, of the tokens of `tokens_of`."""
-        self.attention.tokens = self._tokens[layer]
-        entering, unchanged = self._entering[layer], self._history_part[: self._now.n_histories[layer]]
-        return torch.cat([self._row_part, self._history_part[entering], unchanged])
-
-    def leave(self, layer: int, hidden: Float[torch.Tensor, "tok d_model"]) -> None:
-        """Take over the residuals after a layer."""
-        n_rows = int(self._now.n_rows[layer])
-        self._row_part, self._history_part = hidden[:n_rows], hidden[n_rows:]
-
-    def residuals(self) -> list[Float[torch.Tensor, "some_rows d_model"]]:
-        """The residuals of the rows, in their order, after the last layer."""
-        self.attention.tokens = None
-        return [self._row_part, self._history_part[self._unchanged]]
+            self.tokens.append(LayerTokens(layer, diverged, starting, histories, pairs))
+        self.attention.begin_step(self.step, dict(zip(self._sizes, sent[n_layers:], strict=True)))
 
     def kv_bytes(self, running: np.ndarray) -> int:
         """Keys and values in bytes, without the clean model's prompts, as the `running` rows take one more token."""
@@ -221,7 +198,7 @@ class RowGroup:
 
     def _make_room(self, split: Split) -> None:
         """Make room for one more token: copy histories that split, and drop finished rows."""
-        attention, step = self.attention, self._now
+        attention, step = self.attention, self.now
         alive = np.isin(self._dense, step.rows)
         if alive.mean() < 1 - KEEP_DEAD:
             self._drop_rows(alive, self.step)
@@ -231,7 +208,7 @@ class RowGroup:
             if layer not in attention.histories:
                 attention.histories[layer] = HistoryKV(attention.clean[layer].rest[0], self._table.most)
         for layer, history in attention.histories.items():
-            history.need(step.histories[: step.n_histories[layer]], split, self.step)
+            history.need(step.histories[step.needed(layer)], split, self.step)
 
     def compact(self, running: np.ndarray) -> None:
         """Free the memory of all rows that don't run any more, between two steps."""

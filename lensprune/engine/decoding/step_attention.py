@@ -75,12 +75,12 @@ class DivergedRows:
 
 @dataclass
 class LayerTokens:
-    """Describes the tokens of one layer's call: diverged rows first, then rows about to diverge, then histories.
+    """Describes the tokens of one layer's call: histories first, then diverged rows, then rows about to diverge.
 
-    `diverged`: place of each diverged row in the layer's `VariantKV`; `starting`: for each row whose variant changes at
-    this very layer, the history (by its number among `histories`) whose attention it takes over; `histories`: the
-    places, in the layer's `HistoryKV`, of the step's histories that are needed here. `blocks`, if rows attend by a
-    kernel: which of the diverged rows are in each block of the `VariantKV`, and their places there.
+    `histories`: the places, in the layer's `HistoryKV`, of the step's histories that are needed here; `diverged`: place
+    of each diverged row in the layer's `VariantKV`; `starting`: for each row whose variant changes at this very layer,
+    the history (by its number among `histories`) whose attention it takes over. `blocks`, if rows attend by a kernel:
+    which of the diverged rows are in each block of the `VariantKV`, and their places there.
     """
 
     layer: int
@@ -89,22 +89,27 @@ class LayerTokens:
     histories: Int[torch.Tensor, " history"]
     blocks: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
+    @property
+    def diverged_range(self) -> tuple[int, int]:
+        """Where the diverged rows begin and end among the tokens."""
+        n = len(self.histories)
+        return n, n + len(self.diverged)
+
 
 @dataclass(frozen=True)
 class _ByPrompt:
-    """Histories grouped by prompt and by shared prefix, with their prompts and the prompts' lengths."""
+    """Histories grouped by prompt and by shared prefix, with their prompts."""
 
     rest: Table
     prefixes: list[Table]
     prompts: Int[torch.Tensor, " history"]
-    lengths: Int[torch.Tensor, " history"]
 
     @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor], lengths: Int[torch.Tensor, " prompt"]) -> _ByPrompt:
+    def of(cls, tensors: Sequence[torch.Tensor]) -> _ByPrompt:
         """From the arrays of `DecodeAttention.arrays_of`, on the device."""
         prompts, *fields = tensors
         rest, *prefixes = (Table(*fields[i : i + 4]) for i in range(0, len(fields), 4))
-        return cls(rest, prefixes, prompts, lengths[prompts])
+        return cls(rest, prefixes, prompts)
 
 
 @dataclass
@@ -144,7 +149,7 @@ class DecodeAttention:
         """Set the step. `by_prompt` maps the number of histories in a layer's call to `arrays_of` their prompts, on the
         device."""
         self.step = step
-        self._by_prompt = {size: _ByPrompt.of(tensors, self._lengths) for size, tensors in by_prompt.items()}
+        self._by_prompt = {size: _ByPrompt.of(tensors) for size, tensors in by_prompt.items()}
 
     def attend(
         self,
@@ -158,13 +163,14 @@ class DecodeAttention:
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
         if self._in_few_calls(q.dtype, settings):
             return self._attend_in_few_calls(tokens, q, k, v, settings)
-        n_diverged, n_before = len(tokens.diverged), len(tokens.diverged) + len(tokens.starting)
+        begin, end = tokens.diverged_range
         parts = []
-        if n_diverged:
-            parts.append(self._attend_diverged(tokens, q[:n_diverged], k[:n_diverged], v[:n_diverged], settings))
-        if len(tokens.histories):
-            z = self._attend_histories(tokens, q[n_before:], k[n_before:], v[n_before:], settings)
-            parts.extend([z[tokens.starting], z])
+        if begin:
+            parts.append(self._attend_histories(tokens, q[:begin], k[:begin], v[:begin], settings))
+        if begin < end:
+            parts.append(self._attend_diverged(tokens, q[begin:end], k[begin:end], v[begin:end], settings))
+        if len(tokens.starting):
+            parts.append(parts[0][tokens.starting])
         return torch.cat(parts).to(q.dtype)
 
     @property
@@ -181,15 +187,14 @@ class DecodeAttention:
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
     ) -> Float[torch.Tensor, "tok head d_head"]:
         """Shared prefixes as in `__call__`; a row's other keys, and the merge, by one kernel call per block of rows."""
-        n_diverged, n_before = len(tokens.diverged), len(tokens.diverged) + len(tokens.starting)
+        begin, end = tokens.diverged_range
         z = q.new_empty(q.shape)
-        if n_diverged:
-            self._diverged_by_kernel(tokens, q, k, v, z, settings)
-        if len(tokens.histories):
-            of_histories = z[n_before:]
-            self._histories_by_kernel(tokens, q[n_before:], k[n_before:], v[n_before:], of_histories, settings)
-            if len(tokens.starting):
-                z[n_diverged:n_before] = of_histories[tokens.starting]
+        if begin < end:
+            self._diverged_by_kernel(tokens, q[begin:end], k[begin:end], v[begin:end], z[begin:end], settings)
+        if begin:
+            self._histories_by_kernel(tokens, q[:begin], k[:begin], v[:begin], z[:begin], settings)
+        if len(tokens.starting):
+            torch.index_select(z[:begin], 0, tokens.starting, out=z[end:])
         return z
 
     def _diverged_by_kernel(
@@ -201,14 +206,14 @@ class DecodeAttention:
         z: torch.Tensor,
         settings: AttentionSettings,
     ) -> None:
-        """Write to `z` the attention of diverged rows; all tensors cover all tokens."""
+        """Write to `z` the attention of diverged rows; all tensors cover these only."""
         assert self._rows_kernel is not None
         attend_rows, row_keys = self._rows_kernel
         diverged, rows = self.diverged[tokens.layer], self.diverged_rows[tokens.layer]
         seen = None
         if diverged.prefixes:
             padded = q.new_empty(len(diverged), *q.shape[1:])
-            padded[tokens.diverged] = q[: len(tokens.diverged)]
+            padded[tokens.diverged] = q
             seen = _seen_prefixes(padded, rows.prefixes, diverged.prefixes, settings)
         for (block, span), begins, (calls, places) in zip(diverged.spans(), rows.begins, tokens.blocks, strict=True):
             keys = row_keys(*block.rest, places, block.width + self.step + 1, begins, calls)
@@ -243,6 +248,8 @@ class DecodeAttention:
         kv.write(self.step, k, v)
         parts = []
         for (block, span), real in zip(kv.spans(), rows.real, strict=True):
+            if not len(block):
+                continue
             end = block.width + self.step + 1
             begin = _first_seen(end, settings.window)
             allowed = None
@@ -254,17 +261,13 @@ class DecodeAttention:
         total = torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
         for number, (table, (prefix_k, prefix_v)) in enumerate(zip(rows.prefixes, kv.prefixes, strict=True)):
             if table:
-                positions = self._positions(number, rows.lengths, settings)
+                positions = rows.lengths + self.step if self._hides(number, settings) else None
                 _merge_table(total, q, table, prefix_k, prefix_v, settings, positions=positions)
         return total[0][tokens.diverged]
 
-    def _positions(
-        self, prefix: int, lengths: Int[torch.Tensor, " row"], settings: AttentionSettings
-    ) -> Int[torch.Tensor, " row"] | None:
-        """Position of each row's newest token if the window may hide part of a shared prefix, else ``None``."""
-        if settings.window is None or self._longest_with[prefix] + self.step < settings.window:
-            return None
-        return lengths + self.step
+    def _hides(self, prefix: int, settings: AttentionSettings) -> bool:
+        """Whether the window may hide part of a shared prefix."""
+        return settings.window is not None and self._longest_with[prefix] + self.step >= settings.window
 
     def _attend_histories(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -285,7 +288,9 @@ class DecodeAttention:
             _merge_table(total, q, by_prompt.rest, *rest, settings, allowed=allowed)
         for number, (table, (prefix_k, prefix_v)) in enumerate(zip(by_prompt.prefixes, clean.prefixes, strict=True)):
             if table:
-                positions = self._positions(number, by_prompt.lengths, settings)
+                positions = None
+                if self._hides(number, settings):
+                    positions = self._lengths[by_prompt.prompts] + self.step
                 _merge_table(total, q, table, prefix_k[None], prefix_v[None], settings, positions=positions)
         return total[0]
 

@@ -16,8 +16,8 @@ class Step:
     """The running rows of one step, sorted by first changed layer, and the histories that they need.
 
     `histories` are sorted by the highest first changed layer of their rows; `history_of` is each row's index into
-    them, and `sample` one row per history. `n_rows[l]` rows are changed at or below layer l, and `n_histories[l]`
-    histories are needed at layer l.
+    them, and `sample` one row per history. At layer l, the first `n_rows[l]` rows are changed there or below, and the
+    last `n_histories[l]` histories are needed.
     """
 
     rows: np.ndarray
@@ -32,7 +32,7 @@ class Step:
         numbers, from_end = np.unique(history[::-1], return_index=True)
         # Rows are sorted by first changed layer, so a history's last row has the highest.
         last = len(rows) - 1 - from_end
-        order = np.argsort(-first[last], kind="stable")
+        order = np.argsort(first[last], kind="stable")
         place = np.empty(numbers.max() + 1, dtype=np.int64)
         place[numbers[order]] = np.arange(len(order))
         layers = np.arange(n_layers)
@@ -42,8 +42,12 @@ class Step:
             history_of=place[history],
             sample=last[order],
             n_rows=np.searchsorted(first, layers, side="right"),
-            n_histories=np.searchsorted(-first[last][order], -layers, side="right"),
+            n_histories=len(order) - np.searchsorted(first[last][order], layers, side="left"),
         )
+
+    def needed(self, layer: int) -> slice:
+        """The histories that are needed at the layer."""
+        return slice(len(self.histories) - int(self.n_histories[layer]), None)
 
 
 def sent_at_once(groups: Sequence[Sequence[np.ndarray]], device: torch.device | str) -> list[list[torch.Tensor]]:

@@ -31,6 +31,7 @@ from lensprune.results.figures.panels import (
     look_of,
     set_titles,
     sizes_beside,
+    titled,
 )
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.noise import within_noise
@@ -213,7 +214,7 @@ def _alt(data: pd.DataFrame) -> str:
 @register_analysis(
     title="Δμ against depth",
     draw=lambda data, spec: delta_by_depth(
-        data, n_layers=spec.n_layers, q=level_of(spec), title=spec.model, interval=interval_of(spec)
+        data, n_layers=spec.n_layers, q=level_of(spec), title=titled(data, spec), interval=interval_of(spec)
     ),
     alt=_alt,
     saved=True,
@@ -221,5 +222,6 @@ def _alt(data: pd.DataFrame) -> str:
 def depth(outcomes: Outcomes, task: str | None = None, protocol: str | None = None) -> pd.DataFrame:
     """Δμ against depth. Filled: q of a loss or gain ≤ 0.05, or ≤ the run's own q; bar: paired 95% interval, with
     planned looks the repeated one; shaded: accuracy at chance or below; grey: the clean model is at chance; crossed:
-    within the noise of half precision."""
+    within the noise of half precision. Other kinds of parts and ablations, sets and hooks are left out, and the title
+    says so."""
     return delta_by_depth_data(summarise_cells(outcomes, task, protocol))

@@ -36,6 +36,7 @@ __all__ = [
     "set_titles",
     "sizes_beside",
     "sizes_of",
+    "titled",
 ]
 
 Q = 0.05
@@ -58,6 +59,12 @@ def changed_label(frame: pd.DataFrame) -> str:
     """Label of the layer axis in a figure of what changing the parts of `frame` does."""
     part, kind = str(frame["component"].iloc[0]).replace("_", "-"), frame["ablation"].iloc[0]
     return f"changed layer ({kind})" if part == "layer" else f"layer of the changed {part} ({kind})"
+
+
+def titled(data: pd.DataFrame, spec: SweepSpec) -> str:
+    """The model, and how many of the run's variants the rows of `data` are, where others are left out."""
+    shown, swept = data["variant"].nunique(), len(spec.variants) - 1
+    return spec.model if shown >= swept else f"{spec.model}: {shown} of {swept} variants"
 
 
 def interval_of(spec: SweepSpec) -> str:

@@ -25,6 +25,7 @@ from lensprune.results.figures.panels import (
     interval_of,
     set_titles,
     sizes_beside,
+    titled,
 )
 from lensprune.runs.chance import beats_chance
 from lensprune.runs.outcomes import Outcomes
@@ -87,7 +88,7 @@ def _short(name: str) -> str:
 
 @register_analysis(
     title="Δμ of sets and hooks",
-    draw=lambda data, spec: variant_bars(data, q=level_of(spec), title=spec.model, interval=interval_of(spec)),
+    draw=lambda data, spec: variant_bars(data, q=level_of(spec), title=titled(data, spec), interval=interval_of(spec)),
     alt=lambda data: f"Points with 95% intervals: change of accuracy under {data['variant'].nunique()} variants",
     saved=True,
 )

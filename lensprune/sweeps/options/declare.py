@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from lensprune.errors import UserError, unknown_name
+from lensprune.registry import in_words
 
 Check = Callable[[Any], None]
 
@@ -99,14 +104,46 @@ class Group:
     """Base class of all groups: building one checks its values.
 
     Raises:
-        UserError: an invalid value.
+        UserError: an invalid value, or one of another type than declared, if that is a number, text or flag.
     """
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for declared in fields(self):
             check, value = declared.metadata.get("check"), getattr(self, declared.name)
+            value = _of_type(declared.name, value, hints[declared.name])
+            # Numbers of other libraries are numbers, but can't be written as JSON.
+            object.__setattr__(self, declared.name, value)
             if check is not None and value is not None:
                 check(value)
+
+
+_SIMPLE: dict[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+    Path: (PathLike, "a path"),
+    NoneType: (NoneType, "nothing"),
+}
+"""Types of options whose values are checked, what counts as one, and its name in a message."""
+
+
+def _of_type(name: str, value: Any, hint: Any) -> Any:
+    """The value, numbers as Python's own; `UserError` for one of a type that isn't declared.
+
+    Containers and other classes are not checked.
+    """
+    declared = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if not all(kind in _SIMPLE for kind in declared):
+        return value
+    # Python's True is a whole number.
+    possible = [kind for kind in declared if (kind is bool) == isinstance(value, bool)]
+    of = [kind for kind in possible if isinstance(value, _SIMPLE[kind][0])]
+    if not of:
+        expected = in_words([_SIMPLE[kind][1] for kind in declared if kind is not NoneType])
+        raise UserError(f"{name} {value!r} is of type {type(value).__name__}: expected {expected}")
+    return of[0](value) if of[0] in (int, float) else value
 
 
 def help_of(declared: Field[Any]) -> str:

@@ -28,7 +28,7 @@ def test_more_parts_are_found_and_few_of_them_falsely() -> None:
     assert all(within(row, 0.05) for row in rates)
 
 
-@pytest.mark.parametrize("study", [studies.outcome_intervals, studies.cluster_intervals])
+@pytest.mark.parametrize("study", [studies.outcome_intervals, studies.cluster_intervals, studies.unequal_clusters])
 def test_intervals_cover(study: Callable[[float], list[Row]]) -> None:
     rows = study(0.5)
     assert min(row.before for row in rows) < 0.9

@@ -259,6 +259,7 @@ def test_effects_are_read_from_records() -> None:
     plt.close(lorenz_curves(lorenz_data([found])).figure)
     for arguments, message in (
         ({"component": "mlp"}, "no mlp was removed on t under default; single parts removed there: head by zero$"),
+        ({"component": "layr"}, r"unknown component 'layr': did you mean layer\?"),
         ({"ablation": "mean"}, "by mean on t under default; single parts removed there: head by zero$"),
         ({"measure": "corect"}, "did you mean correct"),
     ):

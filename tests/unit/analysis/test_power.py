@@ -44,6 +44,21 @@ def test_by_hand_without_flips() -> None:
     assert smallest_loss(4, 30) is None
 
 
+def test_every_p_up_to_the_threshold_counts() -> None:
+    """One part alone: all pairs of lost and won items with an exact p of at most 0.05 / 1.05, not only p = 2⁻ᵏ."""
+    lost, won = np.arange(41)[:, None], np.arange(41)[None]
+    p = stats.binom.sf(lost - 1, lost + won, 0.5)
+    laws = stats.binom.pmf(lost, 40, 0.21) * stats.binom.pmf(won, 40, 0.01)
+    assert detection_power(0.2, 40, 1) == pytest.approx(float(laws[p <= 0.05 / 1.05].sum()), abs=2e-6)
+    assert float(laws[p <= 2**-5].sum()) < detection_power(0.2, 40, 1) - 0.005
+
+
+def test_the_largest_numbers_are_computed_without_a_table_of_all_pairs() -> None:
+    assert smallest_loss(1_000_000, 30) == 0.01
+    with pytest.raises(UserError, match="1000001 is not a number of items: expected 1 to 1000000"):
+        detection_power(0.5, 1_000_001, 30)
+
+
 def test_more_items_find_less_and_more_parts_and_clusters_need_more() -> None:
     table = power_table([12, 50, 200, 1000], 30)
     assert (np.diff(table["smallest_loss"]) < 0).all()

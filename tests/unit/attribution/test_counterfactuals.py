@@ -131,6 +131,10 @@ def test_answers_that_begin_alike_join_the_prompt() -> None:
         pair_from_texts(model, "2 + 9 =", "2 + 8 =", " 1", " 10")
     with pytest.raises(UserError, match="must correspond"):
         pair_from_texts(model, "2 + 9 =", "2 + 88 =", " 1", " 2")
+    with pytest.raises(UserError, match=r"both prompts are '2 \+ 9 =': expected prompts that differ"):
+        pair_from_texts(model, "2 + 9 =", "2 + 9 =", " 11", " 10")
+    with pytest.raises(UserError, match="the wrong answer is empty: expected the prompt's continuation"):
+        pair_from_texts(model, "2 + 9 =", "2 + 8 =", " 11", "")
 
 
 def test_refusals() -> None:

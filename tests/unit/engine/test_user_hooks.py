@@ -63,6 +63,13 @@ def test_the_first_position_is_the_first_token_whatever_the_batch(function: Any)
             assert ours == alone
 
 
+@pytest.mark.parametrize("change", [lambda value, hook: value[:, :1], lambda value, hook: value.mean()])
+def test_a_result_of_another_shape_is_refused(change: Any) -> None:
+    """Both would be broadcast: every token would get the first one's value, or one number."""
+    with pytest.raises(UserError, match=rf"mine: the hook at {SITE} returned a tensor of shape \[.*of shape \[.*"):
+        answers(Variant("mine", hooks=((SITE, change),)), 2048)
+
+
 def test_a_hook_is_told_the_tokens_and_their_positions() -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     points = []

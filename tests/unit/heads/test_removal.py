@@ -198,7 +198,7 @@ def test_rankings_are_read_from_sweeps_scores_and_tables(tmp_path: Path) -> None
         (["nowhere"], "there is no ranking at nowhere: expected the folder of a sweep over heads"),
         (["own.csv", "own=own.csv"], "ranking 'own' is given twice: name one of them, like other=own.csv"),
         (["c=scores.csv"], "unknown score in scores.csv 'c'"),
-        (["plain.csv"], "unknown column of plain.csv 'value'"),
+        (["plain.csv"], "plain.csv has no column 'value': expected layer, head and value, found layer, head"),
         (["words.csv"], "has a value that is not a number"),
         (["empty.csv"], "cannot read the ranking empty.csv"),
     ],

@@ -120,6 +120,9 @@ def test_refusals(tmp_path: Path) -> None:
         scores_with_effects(scores, layers)
     with pytest.raises(UserError, match="cannot read"):
         heads_report(model, text_file=tmp_path / "missing.txt")
+    # Before anything is measured: the name of a score is looked at later.
+    with pytest.raises(UserError, match="removes no single head"):
+        heads_report(model, run=layers, scores=["no such score"], progress=False)
 
 
 def test_a_sweep_of_another_model_is_refused(head_run: Run) -> None:

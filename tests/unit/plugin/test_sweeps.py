@@ -27,8 +27,9 @@ from lensprune.heads import HeadTable, ScoreOptions
 from lensprune.models.base import HookedModel
 from lensprune.protocols import LoglikelihoodRequest, LoglikelihoodResponse
 from lensprune.protocols import registry as protocols
+from lensprune.terminal import WorkBar
 from tests.helpers.families import FAMILIES
-from tests.helpers.plugin import LIMIT, TASK, assert_same_and_changed, numbers, refused, sweep
+from tests.helpers.plugin import LIMIT, TASK, Backwards, assert_same_and_changed, numbers, refused, sweep
 from tests.helpers.tiny_models import generation_requests, likelihood_requests, tiny
 from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree
 
@@ -129,6 +130,27 @@ def test_own_executor_runs_and_is_named(folder: Path, tmp_path: Path) -> None:
     assert run.spec.execution.executor == "backwards"
     assert_same_and_changed(run, sweep(folder))
     assert lp.resume(tmp_path / "run", progress=False).spec.execution.executor == "backwards"
+
+
+@pytest.mark.slow
+def test_progress_of_an_own_executor_is_by_answers_or_by_what_it_reports(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reporting(self: Any, requests: Any, variants: Any, *, on_work: Any = None, **options: Any) -> Any:
+        return super(Backwards, self).run(requests, variants, on_work=on_work, **options)
+
+    def progress() -> list[float]:
+        works: list[float] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(WorkBar, "done", lambda self, work, kind: works.append(work))
+            sweep(folder, protocols="generate", executor="backwards", progress=True)
+        return works
+
+    by_answers = progress()
+    monkeypatch.setattr(Backwards, "run", reporting)
+    reported = progress()
+    assert sum(reported) == pytest.approx(sum(by_answers))
+    assert 0 < min(reported) < min(by_answers)
 
 
 def test_plan_counts_them(folder: Path) -> None:

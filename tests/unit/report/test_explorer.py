@@ -173,12 +173,17 @@ def test_of_long_prompts_the_end_is_kept(heads: Run, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_reached_is_said_to_be(heads: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_be_reached_is_said_to_be(
+    heads: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = heads_run(n=2)
     assert "can't be loaded (the run's model was given as an object" in attention_patterns(made, 1).note
     assert "has different weights" in attention_patterns(heads, 1, tiny("gpt2").module).note
     assert "removes no single head" in attention_patterns(layers_run(n=2), 1).note
     assert "stored with lensprune report --patterns N" in made.explore().html
+    with pytest.raises(UserError, match="patterns -1 keeps no attention pattern"):
+        made.report(tmp_path / "none.html", patterns=-1)
+    assert not (tmp_path / "records.csv").exists()
     with pytest.raises(UserError, match="patterns 0 keeps no attention pattern"):
         made.explore(model="toy-base")
     assert main(["report", str(heads.folder), "--patterns", "1"]) == 0

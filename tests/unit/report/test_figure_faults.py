@@ -180,6 +180,21 @@ def test_small_multiples_name_what_is_needed_and_where_chance_is() -> None:
     assert np.asarray(deltas.get_ydata()).tolist() == [-1.0, *[-0.5] * 9]
 
 
+def test_a_figure_that_leaves_variants_out_says_so() -> None:
+    """Layers and heads beside four sets and a hook, which are drawn; both titles say how many of how many."""
+    heads = [lp.Variant(a.name, (a,)) for h in range(4) for a in (lp.Ablation(Head(1, h), "zero"),)]
+    run = layers_run(variants=[skip(2), *heads, *sets()], tasks=("facts",), protocols=("default",))
+    [sets_only] = listed(run.plot())
+    assert [label.get_text() for label in sets_only.get_yticklabels()] == [variant.name for variant in sets()]
+    [depth] = listed(run.plot("depth"))
+    titles = [cast(Figure, ax.figure).get_suptitle() for ax in (sets_only, depth)]
+    assert titles == [f"{run.spec.model}: 5 of 10 variants", f"{run.spec.model}: 1 of 10 variants"]
+    [ax] = listed(layers_run(variants=[skip(2), skip(3), *sets()[:1]], tasks=("facts",), protocols=("default",)).plot())
+    assert ax.get_xlabel().startswith("layer removed")
+    [ax] = listed(layers_run(tasks=("facts",), protocols=("default",)).plot())
+    assert " of " not in cast(Figure, ax.figure).get_suptitle()
+
+
 def test_only_measured_layers_have_a_row() -> None:
     variants = [
         lp.Variant(a.name, (a,)) for layer in (2, 20) for h in range(4) for a in (lp.Ablation(Head(layer, h), "zero"),)

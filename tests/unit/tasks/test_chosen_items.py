@@ -69,6 +69,11 @@ def test_two_runs_over_some_of_the_same_items_are_paired_on_them() -> None:
     assert gap["n"].tolist() == [10]
     assert gap["gap"].tolist() == [0.0]
     assert gap["note"].iloc[0].startswith("10 items shared, of 20 and 20")
+    c = lp.sweep(model, "facts", variants="L1.skip", items="19-24", shots=0, progress=False)
+    assert a.compare(c)["note"].iloc[0].startswith("1 item shared, of 20 and 6")
+    for other in ("runs/first", None):
+        with pytest.raises(UserError, match="is not a run to compare with: expected a Run"):
+            a.compare(other)  # type: ignore[arg-type]
 
 
 def test_the_command_takes_them_and_resumes_with_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +104,7 @@ def test_the_command_takes_them_and_resumes_with_their_file(tmp_path: Path, monk
         ("99999999999", "is out of range"),
         ("@", "items '@' names no file"),
         ("@ ", "items '@' names no file"),
-        ("@nowhere.txt", "file of items nowhere.txt can't be read"),
+        ("@nowhere.txt", "file of items nowhere.txt does not exist"),
         ("99999", r"task 'facts' has items 0 to \d+, not 99999"),
         ("first+99999", r"first\+99999 leaves none of the \d+ items"),
     ],

@@ -93,7 +93,7 @@ def test_without_a_few_shot_split_an_item_never_sees_itself(tmp_path: Path, writ
     [
         ("answerKey", "E", r"item 2 of .*test\.jsonl cannot be used \(ValueError"),
         ("choices", {"text": ["one"], "label": ["B"]}, r"1 options, expected 2 or more"),
-        ("choices", {"label": ["A", "B"]}, r"KeyError: 'text'"),
+        ("choices", {"label": ["A", "B"]}, r"unknown column 'choices\.text': did you mean choices\.label\?"),
         ("choices", {"text": [1, 2], "label": ["A", "B"]}, r"the option is int, expected text"),
     ],
 )

@@ -41,8 +41,13 @@ def test_a_broken_file_is_named_with_its_line(content: bytes, reason: str, tmp_p
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"no such file$"):
         read_rows(tmp_path / "absent.jsonl")
+    (tmp_path / "absence.jsonl").touch()
+    with pytest.raises(UserError, match=r"no such file; did you mean .*absence\.jsonl\?"):
+        read_rows(tmp_path / "absent.jsonl")
+    with pytest.raises(UserError, match=r"no such file$"):
+        read_rows(tmp_path / "nowhere" / "absent.jsonl")
     with pytest.raises(UserError, match="cannot be read"):
         read_rows(tmp_path)
 

@@ -98,10 +98,11 @@ def _decorated(rows: Any, **changes: Any) -> Callable[[], Any]:
         (_decorated([], prompt="What?"), "prompt 'What\\?' contains no column"),
         (_decorated([], answer="y"), "answer 'y' contains no column"),
         (_decorated([], prompt="{x"), "can't be read"),
-        (_decorated([]), "returned list, expected a list of one or more rows"),
+        (_decorated([]), "returned no rows, expected a list of one or more rows"),
         (_decorated("rows"), "returned str"),
         (_decorated([{"x": 1, "y": 2}, "row"]), "returned str"),
-        (_decorated([{"x": 1}]), "KeyError: 'y'"),
+        (_decorated([{"x": 1}]), "unknown column 'y': choose one of: x"),
+        (_decorated([{"x": 1, "why": 2}]), r"unknown column 'y': did you mean why\?"),
         (_decorated([{"x": 1, "y": "a"}], options=["b", "c"]), "'a' is not one of the options"),
         (
             _decorated([{"x": 1, "y": "a", "z": "abc"}], options="z"),

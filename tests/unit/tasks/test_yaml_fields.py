@@ -257,5 +257,5 @@ def test_included_files_lie_below_the_files_own_fields(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="includes itself"):
         load_task(str(path))
     path.write_text("include: nowhere.yaml\ntask: top\n")
-    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such file"):
         load_task(str(path))

@@ -198,14 +198,26 @@ def test_a_file_that_is_no_task_is_refused(text: str, reason: str, tmp_path: Pat
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"none\.yaml: no such file$"):
         load_task(str(tmp_path / "none.yaml"))
+    (tmp_path / "one.yaml").touch()
+    with pytest.raises(UserError, match=r"no such file; did you mean .*one\.yaml\?"):
+        load_task(str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match="cannot be read"):
+        register_yaml(tmp_path)
 
 
 @pytest.mark.parametrize("template", ["{{ missing }}", "{{ a.__class__.__mro__ }}", "{{ a / 0 }}"])
 def test_a_template_that_fails_on_a_row_names_field_and_item(template: str, sums: Path) -> None:
     with pytest.raises(UserError, match=r"item 1 of .*test\.jsonl cannot be used .*doc_to_text"):
         load_task(str(write(sums, OPEN, doc_to_text=template)))
+
+
+@pytest.mark.parametrize("chance", [2, -0.5, float("nan")])
+def test_a_chance_that_is_no_probability_is_refused(chance: float, sums: Path) -> None:
+    """A negative one would be beaten by a model that is never right, NaN would count as 0."""
+    with pytest.raises(UserError, match=rf"the chance of item 1 is {chance:g}, expected a number from 0 to 1"):
+        load_task(str(write(sums, OPEN, chance=chance)))
 
 
 def test_kind_and_closed_book_are_declared(sums: Path) -> None:
