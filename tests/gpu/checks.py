@@ -102,9 +102,9 @@ def suite(device: str) -> Measured:
 def _by_both(
     model: HookedModel, requests: Sequence[Request], variants: Sequence[Variant], reference: Any
 ) -> Iterator[tuple[VariantResponses, VariantResponses]]:
-    """Each variant's responses, forked and hooked."""
+    """Each variant's responses, forked and hooked, which may finish variants in another order."""
     runs = [own(model).run(requests, variants, reference=reference) for own in (ForkedExecutor, HookedExecutor)]
-    yield from zip(*runs, strict=True)
+    yield from zip(*(sorted(run, key=lambda answered: answered.variant.name) for run in runs), strict=True)
 
 
 @check(90)
