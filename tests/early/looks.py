@@ -97,11 +97,29 @@ def replays(sweep: Recorded, runs: int) -> tuple[int, Float[np.ndarray, "plan 3"
     return int(whole.sum()), found / runs
 
 
+HEADING = [
+    "looks",
+    "shape",
+    "given up below",
+    "layers: cells",
+    "detected",
+    "others",
+    "every third head: cells",
+    "detected",
+    "others",
+    "layers, generate: cells",
+    "detected",
+    "others",
+]
+"""Three columns for each of `SWEEPS`."""
+
+
 def table(sweeps: dict[str, Recorded], runs: int) -> str:
     """What each plan measures and detects, over the sweeps."""
     found = {name: replays(sweep, runs) for name, sweep in sweeps.items()}
-    titles = [f"{name}: cells | detected of {n} | others" for name, (n, _) in found.items()]
-    lines = [f"| looks | shape | given up below | {' | '.join(titles)} |", "|" + "---|" * (3 + 3 * len(found))]
+    lines = [f"| {' | '.join(HEADING)} |", "|" + "---|" * len(HEADING)]
+    everything = " | ".join(f"1 | {n} | 0" for n, _ in found.values())
+    lines.append(f"| all items at once | – | – | {everything} |")
     for place, plan in enumerate(PLANS):
         row = [",".join(map(str, plan.items)), f"{plan.shape:g}", f"{plan.futility:g}"]
         row += [f"{own:.2f}" for _, rows in found.values() for own in rows[place]]
