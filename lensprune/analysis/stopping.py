@@ -34,7 +34,7 @@ __all__ = [
 
 STEP = 25
 """Number of items between two looks that are not planned."""
-MOST = 40
+MAX_STEPS = 40
 
 
 Changes = Sequence[Float[np.ndarray, " item"]]
@@ -100,8 +100,8 @@ class AnyLook:
 
 
 def _every_step(cap: int) -> tuple[int, ...]:
-    """Every `STEP` items, or less often so that there are at most `MOST` looks."""
-    step = max(STEP, -(-cap // MOST))
+    """Every `STEP` items, or less often so that there are at most `MAX_STEPS` looks."""
+    step = max(STEP, -(-cap // MAX_STEPS))
     return (*range(step, cap, step), cap)
 
 

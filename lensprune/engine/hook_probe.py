@@ -24,7 +24,7 @@ __all__ = ["rows_are_independent", "warn_of_inert_hooks"]
 _ROWS = 3
 _NOISE = 10.0
 """Tolerance for a hook's rows, as a multiple of the model's own differences between batched and single rows."""
-_LEAST = 1e-3
+_MIN_CHANGE = 1e-3
 
 _Row = tuple[tuple[int, ...], tuple[int, ...], str | None]
 """A row's tokens, their `Marks`, and its item."""
@@ -50,7 +50,7 @@ def rows_are_independent(
     if len(rows) == 1 or torch.equal(changed, clean):
         return True
     noise = (clean - apart(without)).abs().max().nan_to_num()
-    if (changed - apart(variant)).abs().max().nan_to_num() <= _NOISE * noise + _LEAST:
+    if (changed - apart(variant)).abs().max().nan_to_num() <= _NOISE * noise + _MIN_CHANGE:
         return True
     warnings.warn(
         f"{variant.name}: what the hooks at {_named(own_hooks(variant))} do to a prompt depends on the rest of its "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,7 +147,9 @@ def primitives(
             named,
             controls,
             transferred,
-            _of_named(named, solutions, losses, text, variants, probes, patched, places, bounds, seed),
+            _of_named(
+                named, _Removed(variants, solutions, losses, text), _Patched(probes, places, patched), bounds, seed
+            ),
             bounds,
         ),
         thresholds=bounds,
@@ -184,32 +186,42 @@ def _variant_index(variants: Sequence[Variant], row: Mapping[Any, Any]) -> int:
     return next(i for i, v in enumerate(variants) if (v.component, v.layer, v.head) == part)
 
 
+@dataclass(frozen=True)
+class _Removed:
+    """What solutions and general text lose without the part of each variant."""
+
+    variants: Sequence[Variant]
+    solutions: Sequence[MarkedSolution]
+    losses: TokenLosses
+    text: TokenLosses
+
+
+@dataclass(frozen=True)
+class _Patched:
+    """What patching each place moves in each probe."""
+
+    probes: Sequence[Probe]
+    places: Sequence[PatchTarget]
+    effects: PatchEffects
+
+
 def _of_named(
-    named: pd.DataFrame,
-    solutions: Sequence[MarkedSolution],
-    losses: TokenLosses,
-    text: TokenLosses,
-    variants: Sequence[Variant],
-    probes: Sequence[Probe],
-    patched: PatchEffects,
-    places: Sequence[PatchTarget],
-    bounds: Thresholds,
-    seed: int,
+    named: pd.DataFrame, removed: _Removed, patched: _Patched, bounds: Thresholds, seed: int
 ) -> dict[str, list[float]]:
     """`same_answer` and the stability of each named role, for `survival_table`."""
-    tokens = np.array([token for solution in solutions for token in solution.solution_ids])
+    tokens = np.array([token for solution in removed.solutions for token in solution.solution_ids])
     columns: dict[str, list[float]] = {
         name: [] for name in ("same_answer", "same_answer_p", "stable_chains", "stable_pairs")
     }
     for row in named.to_dict("records"):
-        variant, place = _variant_index(variants, row), place_index(places, row)
-        own = losses.among([variant])
-        contrast, p = same_answer(own, tokens, row["class"], tests=len(named), seed=seed)
+        variant, place = _variant_index(removed.variants, row), place_index(patched.places, row)
+        losses, text = removed.losses.among([variant]), removed.text.among([variant])
+        contrast, p = same_answer(losses, tokens, row["class"], tests=len(named), seed=seed)
         columns["same_answer"].append(float(contrast[0]))
         columns["same_answer_p"].append(float(p[0]))
-        stable = stable_chains(own, text.among([variant]), row["class"], bounds.effect, seed)
-        columns["stable_chains"].append(float(stable[0]))
-        columns["stable_pairs"].append(float(stable_pairs(probes, patched, row["test"], bounds.share, seed)[place]))
+        columns["stable_chains"].append(float(stable_chains(losses, text, row["class"], bounds.effect, seed)[0]))
+        by_place = stable_pairs(patched.probes, patched.effects, row["test"], bounds.share, seed)
+        columns["stable_pairs"].append(float(by_place[place]))
     return columns
 
 

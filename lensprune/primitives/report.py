@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from lensprune.ablation.components import Head
 from lensprune.ablation.enumeration import parse_indices
 from lensprune.ablation.positions import ALL
 from lensprune.analysis.multiplicity import LEVEL
@@ -33,7 +34,7 @@ from lensprune.terminal import stage
 
 __all__ = ["primitives_report"]
 
-_MOST = 20
+_MAX_ROWS = 20
 """Rows of the printed map."""
 
 
@@ -205,14 +206,14 @@ def _where(table: pd.DataFrame) -> str:
     whole = overall[overall["at"] == ALL].set_index(["layer", "head"])["effect"]
     losing = overall[(overall["at"] != ALL) & (overall["effect"] > 0) & (overall["q_value"] <= LEVEL)]
     rows = [["head", "removed at", "nats per token", "95%", "q", "removed everywhere"]]
-    for row in losing.sort_values("effect", ascending=False).head(_MOST).to_dict("records"):
+    for row in losing.sort_values("effect", ascending=False).head(_MAX_ROWS).to_dict("records"):
         interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-        cells = [f"L{row['layer']}.H{row['head']}", str(row["at"]), f"{row['effect']:+.2f}", interval]
+        cells = [Head(int(row["layer"]), int(row["head"])).label, str(row["at"]), f"{row['effect']:+.2f}", interval]
         rows.append([*cells, f"{row['q_value']:.2g}", f"{whole[row['layer'], row['head']]:+.2f}"])
     places = f"{len(overall[overall['at'] != ALL])} heads × places"
     if len(rows) == 1:
         return f"where heads act: nothing resolvable among {places}"
-    more = f"; the strongest {_MOST} are shown" if len(losing) > _MOST else ""
+    more = f"; the strongest {_MAX_ROWS} are shown" if len(losing) > _MAX_ROWS else ""
     return f"{aligned(rows)}\n{len(losing)} of {places} lose tokens{more}"
 
 

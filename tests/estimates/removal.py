@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 import lensprune as lp
 from lensprune.ablation.enumeration import each_head, each_layer, each_mlp
@@ -24,6 +24,7 @@ from lensprune.sweeps.screening import estimated_effects
 __all__ = ["SETTINGS", "Setting", "removal_rows"]
 
 OVER = {"heads": each_head, "mlp": each_mlp, "layers": each_layer}
+ANY = "any"
 HEADER = [
     "model, task",
     "parts",
@@ -72,7 +73,7 @@ SETTINGS = tuple(
 
 
 def removal_rows(settings: Sequence[Setting]) -> Iterator[list[str]]:
-    """A header, then one row per setting and rule.
+    """A header, then one row per setting and rule, and one for the three rules together (`best_ranks`).
 
     ``ρ``: Spearman's, of estimated and measured change of the margin, and with Δμ. ``tenth`` … ``× 3``: share found of
     the tenth of the parts whose removal costs most margin when as many, or 1.5, 2 and 3 times as many, of the largest
@@ -92,20 +93,38 @@ def removal_rows(settings: Sequence[Setting]) -> Iterator[list[str]]:
             run.effects(measure=measure, component=variants[0].component)[0].effects
             for measure in ("logprob_margin", "correct")
         )
+        estimates: dict[str, np.ndarray] = {}
+        costs: list[float] = []
         for rule in GRADIENT_RULES:
             started = time.process_time()
-            estimates = _estimates(model, setting, variants, options, rule)
-            cost = (time.process_time() - started) / exact
+            estimates[rule] = _estimates(model, setting, variants, options, rule)
+            costs.append((time.process_time() - started) / exact)
+        estimates[ANY] = best_ranks(list(estimates.values()))
+        for (rule, estimate), cost in zip(estimates.items(), [*costs, sum(costs)], strict=True):
             yield [
                 f"{setting.model}, `{setting.task}`" if rule == "plain" else "",
                 f"{len(variants)} {setting.over}",
                 rule,
-                _correlation(estimates, margins),
-                _correlation(estimates, accuracies),
-                *(f"{found_share(estimates, margins, factor):.2f}" for factor in (1, 1.5, 2, 3)),
-                str(measured_for(estimates, margins, 0.9)),
+                *figures_of(estimate, margins, accuracies),
                 f"{cost:.3f}",
             ]
+
+
+def best_ranks(estimates: Sequence[np.ndarray]) -> np.ndarray:
+    """Each part's best rank under any of the rules, and between equal ones the mean rank: lower ones are measured
+    first."""
+    ranks = np.array([rankdata(estimate) for estimate in estimates])
+    return ranks.min(0) + ranks.mean(0) / ranks.size
+
+
+def figures_of(estimates: np.ndarray, margins: np.ndarray, accuracies: np.ndarray) -> list[str]:
+    """The columns of a row from ``ρ with margin`` to ``for 0.9``."""
+    return [
+        _correlation(estimates, margins),
+        _correlation(estimates, accuracies),
+        *(f"{found_share(estimates, margins, factor):.2f}" for factor in (1, 1.5, 2, 3)),
+        str(measured_for(estimates, margins, 0.9)),
+    ]
 
 
 def _estimates(

@@ -68,6 +68,19 @@ def test_controls_name_nothing(shape: str) -> None:
     assert controls["named_with_shuffled_classes"].sum() == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_planted_roles_survive_every_control(shape: str) -> None:
+    survival = battery(shape).survival
+    assert set(zip(survival["layer"], survival["head"], strict=True)) == ROLES_BY_CONSTRUCTION.keys() - {(0, 4)}
+    assert survival["fell"].eq("").all()
+    tested = survival.groupby("role")["untested"].agg(", ".join)
+    # Other wordings have tokens that the model lacks.
+    assert survival["untested"].str.contains("other wording").all()
+    for role in ("computes result", "moves result"):
+        assert tested[role].replace("other wording", "").strip(", ") == ""
+
+
 def test_shares_are_those_of_the_construction() -> None:
     """Each operand has its own head, so each moves a third of the operand probes; routers carry no operand."""
     table = battery("llama").causal

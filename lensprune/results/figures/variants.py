@@ -32,7 +32,7 @@ from lensprune.runs.outcomes import Outcomes
 
 __all__ = ["variant_bars", "variants"]
 
-MOST = 40
+MAX_BARS = 40
 """Variants that are drawn."""
 _LONGEST = 40
 
@@ -53,7 +53,7 @@ def variant_bars(data: pd.DataFrame, *, q: float = Q, title: str = "", interval:
     if data.empty:
         raise UserError("there is nothing to draw: no variant is measured")
     largest = data.assign(size=data["delta"].abs()).groupby("variant", sort=False)["size"].max()
-    kept = set(largest.sort_values(ascending=False, kind="stable").index[:MOST])
+    kept = set(largest.sort_values(ascending=False, kind="stable").index[:MAX_BARS])
     names = [name for name in largest.index if name in kept]
     frame = data[data["variant"].isin(kept)]
     tall = 1.5 + 0.2 * len(names)
