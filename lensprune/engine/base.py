@@ -32,10 +32,10 @@ class VariantResponses:
 class Executor(Protocol):
     """Runs requests under variants.
 
-    `run` yields each variant once, as soon as all its requests are answered; the order may differ from the one
-    given. `reference` supplies the activations that `mean` and `resample` need. `on_answers` gets every answer as soon
-    as it is finished, without waiting for the variant's other answers. An executor may also take ``on_work``, a
-    `WorkCallback`, so that progress is shown while texts are written.
+    `run` yields each variant once, in the order given. `reference` supplies the activations that `mean` and `resample`
+    need. `on_answers` gets every answer as soon as it is finished, without waiting for the variant's other answers or
+    for earlier variants. An executor may also take ``on_work``, a `WorkCallback`, so that progress is shown while texts
+    are written.
 
     Raises:
         HookNeverFired: a hook of a variant did not fire.

@@ -88,7 +88,7 @@ class ForkedExecutor:
         on_answers: AnswerCallback | None = None,
         on_work: WorkCallback | None = None,
     ) -> Iterator[VariantResponses]:
-        """Yield the responses of each variant as soon as they are complete. See `Executor`."""
+        """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
         near = {i: request for i, request in enumerate(requests) if self._rope_buckets.of(request) == 0}
         far = [i for i in range(len(requests)) if i not in near]
@@ -103,30 +103,20 @@ class ForkedExecutor:
         plain = [v for v in variants if not v.needs_hooks]
         marks = Marks(self.model, plain)
         near = {i: marked(request, marks.of(request)) for i, request in near.items()}
-        for variant, responses in self._answers(near, plain, marks, reference, progress, on_answers, on_work):
-            if far:
-                far_requests = [requests[i] for i in far]
-                placed = None if on_answers is None else partial(_placed, far, on_answers)
-                [by_hooks] = self._hooked.run(
-                    far_requests,
-                    [variant],
-                    reference=reference,
-                    progress=progress,
-                    on_answers=placed,
-                    on_work=on_work,
-                )
-                responses.update(zip(far, by_hooks.responses, strict=True))
-            yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
+        by_forking = self._answers(near, plain, marks, reference, progress, on_answers, on_work)
+        by_hooks = partial(
+            self._hooked.run, reference=reference, progress=progress, on_answers=on_answers, on_work=on_work
+        )
         for variant in variants:
             if variant.needs_hooks:
-                yield from self._hooked.run(
-                    requests,
-                    [variant],
-                    reference=reference,
-                    progress=progress,
-                    on_answers=on_answers,
-                    on_work=on_work,
-                )
+                yield from by_hooks(requests, [variant])
+                continue
+            responses = next(by_forking)
+            if far:
+                placed = None if on_answers is None else partial(_placed, far, on_answers)
+                [rest] = by_hooks([requests[i] for i in far], [variant], on_answers=placed)
+                responses.update(zip(far, rest.responses, strict=True))
+            yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 
     def _answers(
         self,
@@ -137,7 +127,8 @@ class ForkedExecutor:
         progress: ProgressCallback | None,
         on_answers: AnswerCallback | None,
         on_work: WorkCallback | None,
-    ) -> Iterator[tuple[Variant, dict[int, Response]]]:
+    ) -> Iterator[dict[int, Response]]:
+        """Yield each variant's answers, in the order given."""
         scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
         generated = {i: r for i, r in requests.items() if isinstance(r, GenerateRequest)}
         for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
@@ -145,9 +136,9 @@ class ForkedExecutor:
             answered = [_Answers(v.name, len(requests), progress, on_answers, on_work) for v in block]
             self._score(scored, block, marks, reference, answered)
             waiting = list(zip(block, answered, strict=True))
-            for variant, of_variant in self._generate(generated, waiting, marks, reference):
+            for of_variant in self._generate(generated, waiting, marks, reference):
                 of_variant.worked(len(requests))
-                yield variant, of_variant.responses
+                yield of_variant.responses
 
     def _generate(
         self,
@@ -155,12 +146,12 @@ class ForkedExecutor:
         waiting: list[tuple[Variant, _Answers]],
         marks: Marks,
         reference: ReferenceActivations | None,
-    ) -> Iterator[tuple[Variant, _Answers]]:
-        """Decode chunk by chunk; yields each variant that has all its answers."""
+    ) -> Iterator[_Answers]:
+        """Decode chunk by chunk; yields each variant's answers when it and those before it have all."""
         while waiting:
             missing = {i: r for i, r in requests.items() if any(i not in done.responses for _, done in waiting)}
             if not missing:
-                yield from waiting
+                yield from (done for _, done in waiting)
                 return
             chunk = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)[0]
             indices = list(chunk)
@@ -180,10 +171,11 @@ class ForkedExecutor:
                 answered,
             )
             decoding = _Decoding(start, [done for _, done in decoded], indices, requests.keys())
-            while not decoding.ended and self._fits(decoding.go_on, len(chunk) * len(decoded)):
-                finished = [(v, done) for v, done in waiting if requests.keys() <= done.responses.keys()]
-                yield from finished
-                waiting = [pair for pair in waiting if pair not in finished]
+            # No more rows than the limits allow run at once.
+            n_rows = min(len(chunk) * len(decoded), self.limits.rows)
+            while not decoding.ended and self._fits(decoding.go_on, n_rows):
+                while waiting and requests.keys() <= waiting[0][1].responses.keys():
+                    yield waiting.pop(0)[1]
 
     def _score(
         self,

@@ -225,7 +225,7 @@ def test_the_probe_sees_and_names_every_kind_of_part_in_every_way(kind: str, mon
         if ablation.replaces_block:
             # There is no place for keys and values of a layer that should not have run.
             named += "|is not in list"
-        for module in ("fork", "decoding.decoder"):
+        for module in ("fork", "decoding.row_group"):
             with monkeypatch.context() as patch:
                 patch.setattr(f"lensprune.engine.{module}.edits_by_layer", without)
                 with pytest.raises(UnsupportedByFastPath, match=named):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lensprune.ablation import CLEAN, Ablation, Layer, Variant, each_head, each_layer
+from lensprune.ablation import CLEAN, Ablation, Attention, Layer, Variant, each_head, each_layer
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.base import VariantResponses
 from lensprune.engine.decoding import ChunkSize, decoder, kv
@@ -123,19 +123,35 @@ def test_waiting_variants_join_as_rows_end(
 
 
 def test_a_variant_is_complete_before_the_last_ones_begin() -> None:
-    """Its cell can be stored."""
-    model, variants, requests, _ = by_hooks("llama")
-    variants, requests = variants[:3], requests[:4]
+    """Its cell can be stored, where those given before it are complete."""
+    model, (clean, *changed), requests, _ = by_hooks("llama")
+    # The deepest first change is decoded last.
+    variants, requests = [*changed[:2], clean], requests[:4]
     told: list[str] = []
     texts = [r for r in requests if isinstance(r, GenerateRequest)]
     budget = max(ChunkSize(model.facts, texts).kv_bytes([v]) for v in variants)
     answers = ForkedExecutor(model, max_kv_bytes=budget).run(
         requests, variants, on_answers=lambda name, new: told.extend([name] * len(new))
     )
-    first = next(answers).variant.name
-    assert told.count(first) == len(requests)
+    assert next(answers).variant == variants[0]
+    assert told.count(variants[0].name) == len(requests)
     assert len(set(told)) < len(variants)
-    assert {first, *(answered.variant.name for answered in answers)} == {v.name for v in variants}
+    assert [answered.variant for answered in answers] == variants[1:]
+
+
+def test_variants_come_in_the_order_given_and_their_answers_as_they_end() -> None:
+    """Those by hooks too, in their places."""
+    model, (clean, shallow, deep, *_), requests, _ = by_hooks("llama")
+    texts = [r for r in requests if isinstance(r, GenerateRequest)][:4]
+    cut = Variant("cut", (Ablation(Attention(1), "cut", at="last", source="0"),))
+    assert cut.needs_hooks
+    variants, told = [clean, cut, deep, shallow], []
+    budget = max(ChunkSize(model.facts, texts).kv_bytes([v]) for v in variants)
+    executor = ForkedExecutor(model, max_kv_bytes=budget)
+    answers = executor.run(texts, variants, on_answers=lambda name, new: told.extend([name] * len(new)))
+    assert next(answers).variant == clean
+    assert told[: len(texts)] == [shallow.name] * len(texts)
+    assert [answered.variant for answered in answers] == variants[1:]
 
 
 def test_a_single_variant_goes_on_beyond_the_budget() -> None:

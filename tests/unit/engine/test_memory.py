@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -154,10 +155,10 @@ def test_out_of_memory_halves_the_budgets_and_goes_on(
             raise error
         return run_layer(self, layer, hidden, *args)
 
-    def small_admit(self: GroupDecoder, *args: Any) -> Any:
-        if len(self._table) > 3:
+    def small_admit(self: GroupDecoder, n_variants: int, running: np.ndarray) -> Any:
+        if n_variants * len(self._table.requests) + len(running) > 3:
             raise error
-        return admit(self, *args)
+        return admit(self, n_variants, running)
 
     monkeypatch.setattr(LayerStack, "run_layer", small_layer)
     monkeypatch.setattr(GroupDecoder, "_admit", small_admit)
