@@ -107,9 +107,9 @@ class Analysis:
 _TAKEN = frozenset(
     [
         "cell",
-        "cells",
         "compare",
         "concentration",
+        "conditions",
         "copy_to",
         "critical_layers",
         "depth_bands",
