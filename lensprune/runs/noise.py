@@ -35,7 +35,7 @@ def noise_table(spec: SweepSpec) -> pd.DataFrame:
 
 def _rows(spec: SweepSpec) -> list[dict[str, Any]]:
     items_of = {task.name: task.n_items for task in spec.tasks}
-    sizes = {(c.task, c.protocol): c.samples * items_of[c.task] for c in spec.cells}
+    sizes = {(c.task, c.protocol): c.samples * items_of[c.task] for c in spec.conditions}
     rows: list[dict[str, Any]] = []
     for task, of_task in spec.execution.noise.items():
         for protocol, ways in of_task.items():

@@ -51,11 +51,11 @@ class Outcomes:
     @property
     def conditions(self) -> list[tuple[str, str]]:
         """(task, protocol) pairs."""
-        return [(condition.task, condition.protocol) for condition in self.spec.cells]
+        return [(condition.task, condition.protocol) for condition in self.spec.conditions]
 
     def samples(self, task: str, protocol: str) -> int:
         """Number of records per item in the cells of one (task, protocol)."""
-        return next(c.samples for c in self.spec.cells if (c.task, c.protocol) == (task, protocol))
+        return next(c.samples for c in self.spec.conditions if (c.task, c.protocol) == (task, protocol))
 
     @property
     def n_finished(self) -> int:
@@ -70,7 +70,7 @@ class Outcomes:
     @property
     def n_expected(self) -> int:
         """How many cells (variant, task, protocol) the spec has."""
-        return len(self.spec.cells) * len(self.spec.variants)
+        return len(self.spec.conditions) * len(self.spec.variants)
 
     def task_named(self, name: str) -> str:
         """The name of a task in this run's records.

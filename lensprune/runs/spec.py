@@ -14,9 +14,9 @@ from typing import Any, get_origin, get_type_hints
 from lensprune.errors import UserError
 from lensprune.version import __version__
 
-__all__ = ["FORMAT", "CellSpec", "ExecutionSpec", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
+__all__ = ["FORMAT", "ConditionSpec", "ExecutionSpec", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
 
-FORMAT = 5
+FORMAT = 6
 """Version of the run folder's layout."""
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")
@@ -51,7 +51,7 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
-class CellSpec:
+class ConditionSpec:
     """The requests of one (task, protocol)."""
 
     task: str
@@ -126,7 +126,7 @@ class SweepSpec:
     chat_template: bool
     tasks: tuple[TaskSpec, ...]
     protocols: tuple[str, ...]
-    cells: tuple[CellSpec, ...]
+    conditions: tuple[ConditionSpec, ...]
     variants: tuple[Mapping[str, Any], ...]
     shots: int | None = None
     seed: int = 0
@@ -248,7 +248,7 @@ class SweepSpec:
                 **{
                     **data,
                     "tasks": tuple(TaskSpec(**t) for t in data["tasks"]),
-                    "cells": tuple(CellSpec(**c) for c in data["cells"]),
+                    "conditions": tuple(ConditionSpec(**c) for c in data["conditions"]),
                     "protocols": tuple(data["protocols"]),
                     "variants": tuple(data["variants"]),
                     "kept_hooks": tuple(data.get("kept_hooks", ())),

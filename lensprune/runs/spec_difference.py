@@ -25,7 +25,7 @@ _MEANINGS = {
     "weights_hash": "the model's weights",
     "config_hash": "the model's configuration",
     "tokenizer_hash": "the tokenizer",
-    "cells": "the prompts",
+    "conditions": "the prompts",
     "template_date": "the chat template's date (template_date)",
     "template_args": "the chat template's arguments (template_args)",
     "system": "the system prompt",

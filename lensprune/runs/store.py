@@ -85,7 +85,7 @@ class RunStore:
         store = cls(path, read_spec(path))
         if store._scan_quietly() or store.finished() != set(store.expected()):
             return False
-        places = [(condition.task, condition.protocol) for condition in store.spec.cells]
+        places = [(condition.task, condition.protocol) for condition in store.spec.conditions]
         return all(p in store._question_files and store._fits(store._question_files[p], *p) for p in places)
 
     @classmethod
@@ -154,14 +154,14 @@ class RunStore:
         """Every cell of the spec, by task and protocol, then block, then variant."""
         return [
             CellKey(name, condition.task, condition.protocol, block)
-            for condition in self.spec.cells
+            for condition in self.spec.conditions
             for block in range(self.spec.n_blocks)
             for name in self.spec.variant_names
         ]
 
     def _scan_quietly(self) -> list[Path]:
         """Find the stored cells and questions; return the files that are not intact files of this run."""
-        stems = {questions_stem(c.task, c.protocol): (c.task, c.protocol) for c in self.spec.cells}
+        stems = {questions_stem(c.task, c.protocol): (c.task, c.protocol) for c in self.spec.conditions}
         self._question_files, strangers = whole_files(self.questions_folder, stems)
         cells = {cell_stem(key): key for key in self.expected()}
         self._files, others = whole_files(self.records_folder, cells)
@@ -260,7 +260,7 @@ class RunStore:
         return AnswerLog(self.folder / "answers" / f"{questions_stem(task, protocol)}.{block}.jsonl", self._advice)
 
     def _questions_hash(self, task: str, protocol: str) -> str | None:
-        conditions = self.spec.cells
+        conditions = self.spec.conditions
         return next((c.questions_hash for c in conditions if (c.task, c.protocol) == (task, protocol)), None)
 
     def _fits(self, path: Path, task: str, protocol: str) -> bool:

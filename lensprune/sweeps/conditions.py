@@ -66,7 +66,7 @@ class Condition:
 
     @property
     def generation(self) -> dict[str, Any]:
-        """The generation settings for the spec (`CellSpec.generation`)."""
+        """The generation settings for the spec (`ConditionSpec.generation`)."""
         request = next((request for request in self.requests if isinstance(request, GenerateRequest)), None)
         if request is None:
             return {}

@@ -94,7 +94,7 @@ def run_on_ray(
                 if folder is not None:
                     run.save()
             except KeyboardInterrupt:
-                total = len(spec.cells) * len(spec.variants) if spec.stopping is None else None
+                total = len(spec.conditions) * len(spec.variants) if spec.stopping is None else None
                 by_calling = "sweep" if spec.has_hooks else None
                 raise KeyboardInterrupt(stopped_message(store, total, by_calling)) from None
     return run
@@ -143,7 +143,7 @@ def measure_on_workers(
     finished = store.finished()
     groups = [
         (c.task, c.protocol, [n for n in spec.variant_names if CellKey(n, c.task, c.protocol) not in finished])
-        for c in spec.cells
+        for c in spec.conditions
     ]
     requests = ready.requests
     if spec.stopping is None:

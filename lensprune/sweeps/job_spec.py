@@ -14,13 +14,13 @@ from lensprune.paths import usable_path
 from lensprune.protocols.base import ItemRequests
 from lensprune.protocols.requests import GenerateRequest, Request
 from lensprune.runs.questions import questions_hash
-from lensprune.runs.spec import CellSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
+from lensprune.runs.spec import ConditionSpec, ExecutionSpec, SweepSpec, TaskSpec, canonical_json
 from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import FEWSHOT, Execution, Generation, Splitting, SweepOptions, option_values
 from lensprune.sweeps.references import prompts_hash
 from lensprune.tasks.base import LoadedTask
 
-__all__ = ["cell_specs", "sweep_spec", "task_spec"]
+__all__ = ["condition_specs", "sweep_spec", "task_spec"]
 
 
 def _hash(value: object) -> str:
@@ -94,7 +94,7 @@ def sweep_spec(
         chat_template=options.chat_template,
         tasks=tuple(task_spec(task) for task in tasks),
         protocols=options.protocols,
-        cells=cell_specs(conditions),
+        conditions=condition_specs(conditions),
         variants=tuple(variants),
         shots=options.shots,
         seed=options.seed,
@@ -137,10 +137,10 @@ def _full_items(items: str) -> str:
     return f"@{usable_path(items[1:], 'file of items').resolve()}" if items.startswith("@") else items
 
 
-def cell_specs(conditions: Sequence[Condition]) -> tuple[CellSpec, ...]:
+def condition_specs(conditions: Sequence[Condition]) -> tuple[ConditionSpec, ...]:
     """The spec's entry for each (task, protocol)."""
     return tuple(
-        CellSpec(
+        ConditionSpec(
             condition.task.task.name,
             condition.protocol,
             _prompts_hash(condition.items),

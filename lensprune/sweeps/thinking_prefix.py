@@ -24,7 +24,7 @@ from lensprune.protocols.thinking import ThinkingMarkers
 from lensprune.runs.folder import check_out_folder
 from lensprune.runs.outcomes import Outcomes
 from lensprune.sweeps.conditions import Condition
-from lensprune.sweeps.job_spec import cell_specs
+from lensprune.sweeps.job_spec import condition_specs
 from lensprune.sweeps.options import SweepOptions, Wording, option_values
 from lensprune.sweeps.prepare import SweepJob
 from lensprune.sweeps.reached import check_positions
@@ -59,7 +59,7 @@ def with_clean_thinking(job: SweepJob, executor: Executor, folder: Path | None, 
     conditions = tuple(made)
     check_positions(job.model, conditions, job.variants)
     decoding = GreedyRules(job.model, job.options.generation_config).recorded
-    spec = replace(job.spec, cells=cell_specs(conditions), decoding=decoding)
+    spec = replace(job.spec, conditions=condition_specs(conditions), decoding=decoding)
     return replace(job, conditions=conditions, spec=spec)
 
 

@@ -16,7 +16,7 @@ from lensprune.runs.cell_store import CellStore
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import QUESTIONS, Question, questions_hash
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.spec import CellSpec, SweepSpec, TaskSpec
+from lensprune.runs.spec import ConditionSpec, SweepSpec, TaskSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.tasks.base import Item
 
@@ -102,7 +102,7 @@ def spec(
         "chat_template": False,
         "tasks": tuple(TaskSpec(name, 0, 0, 4, "i" * 64) for name in tasks),
         "protocols": tuple(protocols),
-        "cells": tuple(CellSpec(t, p, "p" * 64, QUESTIONS_HASH) for t in tasks for p in protocols),
+        "conditions": tuple(ConditionSpec(t, p, "p" * 64, QUESTIONS_HASH) for t in tasks for p in protocols),
         "variants": tuple(variant_to_json(v) for v in variants),
     }
     return SweepSpec(**{**values, **changes})  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def outcomes_of(
     tasks, protocols = (list(dict.fromkeys(column)) for column in zip(*cells, strict=True))
     made = replace(
         spec(tasks=tasks, protocols=protocols, **changes),
-        cells=tuple(CellSpec(*cell, "p" * 64, QUESTIONS_HASH) for cell in cells),
+        conditions=tuple(ConditionSpec(*cell, "p" * 64, QUESTIONS_HASH) for cell in cells),
         variants=tuple({"name": name} for name in names),
     )
     return Outcomes(made, store)

@@ -16,7 +16,7 @@ from lensprune.results.run import Run
 from lensprune.runs.cell_store import CellStore, MemoryStore
 from lensprune.runs.questions import questions_hash
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.spec import CellSpec, TaskSpec
+from lensprune.runs.spec import ConditionSpec, TaskSpec
 from lensprune.runs.store import RunStore
 from lensprune.tasks import get_task
 from tests.helpers.made_cells import outcome, questions, requests, skip, spec
@@ -46,7 +46,7 @@ def layers_run(
     asked = {(task, p): questions(n, text, scored=p != "generate") for task in tasks for p in protocols}
     made = replace(
         spec(chosen, tasks, protocols, n_layers=n_layers),
-        cells=tuple(CellSpec(*place, "p" * 64, questions_hash(table)) for place, table in asked.items()),
+        conditions=tuple(ConditionSpec(*place, "p" * 64, questions_hash(table)) for place, table in asked.items()),
         tasks=tuple(TaskSpec(name, 0, 0, n, items_hash, *_declared(name)) for name in tasks),
     )
 

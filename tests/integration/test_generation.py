@@ -114,7 +114,7 @@ def test_protocols_of_a_sampled_run_are_paired_item_by_item(sampled: lp.Run) -> 
 def test_settings_are_in_the_spec_and_a_change_is_refused(folder: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"tasks": ["facts"], "protocols": ["generate"]}
     first = sweep(folder, tmp_path / "run", **asked, max_new_tokens=4, until=["x", "yz"])
-    [condition] = first.spec.cells
+    [condition] = first.spec.conditions
     own = lp.load_task("facts").task.formats["generate"].until  # type: ignore[union-attr]
     settings = {"max_new_tokens": 4, "until": [*own, "x", "yz"], "generation_config": "model"}
     assert condition.generation == {**settings, "temperature": 0.0, "samples": 1}
@@ -132,7 +132,7 @@ def test_settings_are_in_the_spec_and_a_change_is_refused(folder: Path, tmp_path
     again = lp.resume(tmp_path / "run", progress=False)
     assert again.spec.digest == first.spec.digest
     only = sweep(folder, None, **asked, max_new_tokens=4, until=["x"], until_only=True)
-    assert only.spec.cells[0].generation["until"] == ["x"]
+    assert only.spec.conditions[0].generation["until"] == ["x"]
     assert set(only.records()["stop_reason"]) == {"length"}
 
 

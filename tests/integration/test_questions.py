@@ -162,10 +162,10 @@ def test_another_right_answer_to_the_same_prompt_is_another_run(
 def test_a_folder_of_the_layout_before_is_one_line(run: lp.Run, tmp_path: Path) -> None:
     assert run.folder is not None
     spec = json.loads((run.folder / "spec.json").read_text(encoding="utf-8"))
-    for cell in spec["cells"]:
+    for cell in spec["conditions"]:
         del cell["questions_hash"]
     (tmp_path / "spec.json").write_text(json.dumps({**spec, "format": 3}), encoding="utf-8")
-    with pytest.raises(UserError, match=r"has format 3: this version of lensprune reads format 5"):
+    with pytest.raises(UserError, match=r"has format 3: this version of lensprune reads format 6"):
         lp.Run.load(tmp_path)
 
 

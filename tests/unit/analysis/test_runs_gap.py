@@ -15,7 +15,7 @@ from lensprune.results.run import Run
 from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.questions import questions_hash
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.spec import CellSpec, TaskSpec
+from lensprune.runs.spec import ConditionSpec, TaskSpec
 from tests.helpers.made_cells import outcome, questions, requests, skip, spec
 from tests.helpers.made_runs import layers_run
 
@@ -26,7 +26,7 @@ def some(items: Sequence[int], lost: Sequence[int], text: str = "What is it?") -
     variants = [CLEAN, skip(0)]
     made = replace(
         spec(variants, ["t"], ["default"], n_layers=3),
-        cells=(CellSpec("t", "default", "p" * 64, questions_hash(table)),),
+        conditions=(ConditionSpec("t", "default", "p" * 64, questions_hash(table)),),
         tasks=(TaskSpec("t", 0, 0, len(items), f"{hash((tuple(items), text)):064x}"),),
     )
     store = MemoryStore()

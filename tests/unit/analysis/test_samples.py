@@ -18,7 +18,7 @@ from lensprune.runs.chance import at_chance
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.questions import questions_hash
 from lensprune.runs.records import CellKey, cell_table
-from lensprune.runs.spec import CellSpec
+from lensprune.runs.spec import ConditionSpec
 from tests.helpers.made_cells import outcome, questions, requests, skip, spec
 
 ITEMS, SAMPLES = 12, 3
@@ -38,7 +38,7 @@ def outcomes() -> Outcomes:
         table = questions(ITEMS, scored=protocol == "default")
         asked["t", protocol] = table
         generation = {"samples": samples} if samples > 1 else {}
-        cells.append(CellSpec("t", protocol, "p" * 64, questions_hash(table), generation=generation))
+        cells.append(ConditionSpec("t", protocol, "p" * 64, questions_hash(table), generation=generation))
         for variant in VARIANTS:
             key = CellKey(variant.name, "t", protocol)
             made = [
@@ -49,7 +49,7 @@ def outcomes() -> Outcomes:
             repeated = [request for request in requests(ITEMS) for _ in range(samples)]
             store.write(key, cell_table(key, variant, made, repeated, [0.25] * len(made)))
     store.keep_questions(asked)
-    return Outcomes(replace(spec(VARIANTS, ("t",), ("default", "generate")), cells=tuple(cells)), store)
+    return Outcomes(replace(spec(VARIANTS, ("t",), ("default", "generate")), conditions=tuple(cells)), store)
 
 
 def test_the_summary_counts_items(outcomes: Outcomes) -> None:

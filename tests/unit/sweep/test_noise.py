@@ -128,7 +128,7 @@ def test_small_changes_are_marked_in_table_and_figure() -> None:
 
 def test_texts_count_where_items_have_several_samples() -> None:
     spec = made(["item 3"]).spec
-    sampled = replace(spec, cells=tuple(replace(cell, generation={"samples": 2}) for cell in spec.cells))
+    sampled = replace(spec, conditions=tuple(replace(cell, generation={"samples": 2}) for cell in spec.conditions))
     assert noise_table(sampled)[["n", "flipped"]].to_numpy().tolist() == [[80, 1 / 80]]
 
 

@@ -99,7 +99,7 @@ def test_a_template_date_is_recorded_and_resumed(tmp_path: Path) -> None:
     assert "chat template: yes, dated 2031-01-02" in page
     usual = sweep(folder, **asked)
     assert usual.spec.template_date == "2024-07-26"
-    assert usual.spec.cells[0].prompts_hash != again.spec.cells[0].prompts_hash
+    assert usual.spec.conditions[0].prompts_hash != again.spec.conditions[0].prompts_hash
     # Another date would ask other prompts: it is named.
     with pytest.raises(UserError, match=r'date \(template_date\): "2031-01-02" there, "2024-07-26" here'):
         sweep(folder, out, **asked)

@@ -154,8 +154,8 @@ def test_damaged_questions_are_set_aside_and_written_again(tmp_path: Path) -> No
 def test_questions_exchanged_behind_the_specs_back_are_noticed(tmp_path: Path) -> None:
     folder, other = tmp_path / "run", tmp_path / "other"
     for place, table in ((folder, questions(4)), (other, questions(4, "Another?"))):
-        cell = replace(spec().cells[0], questions_hash=questions_hash(table))
-        with RunStore.writing(place, spec(cells=(cell,))) as store:
+        cell = replace(spec().conditions[0], questions_hash=questions_hash(table))
+        with RunStore.writing(place, spec(conditions=(cell,))) as store:
             store.keep_questions({PLACE: table})
     (path,), (stranger,) = question_files(folder), question_files(other)
     path.unlink()

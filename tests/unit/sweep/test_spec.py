@@ -41,13 +41,13 @@ def test_asking_for_the_same_items_in_other_words_is_the_same_sweep() -> None:
     [
         ({"dtype": "bfloat16"}, ["dtype", "float32", "bfloat16"]),
         (
-            {"template_date": "2031-01-02", "cells": (replace(spec().cells[0], prompts_hash="q" * 64),)},
+            {"template_date": "2031-01-02", "conditions": (replace(spec().conditions[0], prompts_hash="q" * 64),)},
             ["the chat template's date (template_date)", "null there", "2031-01-02"],
         ),
         ({"variants": tuple(variant_to_json(v) for v in (CLEAN, skip(0)))}, ["variants", "3 there", "2 here"]),
         ({"protocols": ("default", "generate")}, ["protocols", "generate"]),
         ({"tasks": (replace(spec().tasks[0], shots=3),)}, ["tasks of t", "shots", "0 there", "3 here"]),
-        ({"cells": (replace(spec().cells[0], prompts_hash="q" * 64),)}, ["prompts", "t default"]),
+        ({"conditions": (replace(spec().conditions[0], prompts_hash="q" * 64),)}, ["prompts", "t default"]),
     ],
 )
 def test_first_difference_names_what_changed(changes: dict[str, object], words: list[str]) -> None:

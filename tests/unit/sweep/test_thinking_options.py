@@ -82,7 +82,7 @@ def test_a_budget_is_part_of_the_spec(qwen: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="thinking_budget: 5 there, 4 here"):
         sweep(qwen, tmp_path / "run", **ASKED, thinking_budget=4)
     other = sweep(qwen, **ASKED, thinking_budget=4)
-    assert other.spec.cells[0].prompts_hash != run.spec.cells[0].prompts_hash
+    assert other.spec.conditions[0].prompts_hash != run.spec.conditions[0].prompts_hash
     with pytest.raises(
         UserError, match="thinking budget of 4096 tokens and the 1 that end it leave no room for an answer in 8 new"
     ):
