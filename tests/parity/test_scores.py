@@ -23,7 +23,7 @@ from lensprune.ablation.components import Layer
 from lensprune.ablation.variants import CLEAN, Ablation, Variant
 from lensprune.engine import make_executor
 from lensprune.engine.base import Executor
-from lensprune.models import BridgeModel, as_hooked_model, load_model
+from lensprune.models import BridgeModel, as_hooked_model
 from lensprune.protocols import GenerateRequest, ItemRequests, Outcome, build_requests, score_items
 from lensprune.protocols.aggregation import aggregate
 from lensprune.tasks.base import GenerationFormat, LoadedTask, ProtocolName, Task
@@ -76,8 +76,8 @@ CASES = (
 
 
 @pytest.fixture(scope="module")
-def model() -> BridgeModel:
-    return as_hooked_model(load_model("smollm2-135m", device="cpu"))
+def model(smollm2: Any) -> BridgeModel:
+    return as_hooked_model(smollm2)
 
 
 @pytest.fixture(scope="module")

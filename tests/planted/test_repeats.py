@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from scipy.stats import mannwhitneyu, spearmanr
 
 from lensprune.errors import UserError
 from lensprune.heads import head_scores, repeat_effects
-from lensprune.models import load_model
 from tests.helpers.planted.circuits import model_of
 from tests.helpers.planted.models import SHAPES
 
@@ -25,12 +26,10 @@ def test_only_zero_needs_no_reference() -> None:
         repeat_effects(model_of("induction", "llama"), ablation="mean")
 
 
-@pytest.mark.real_model
 @pytest.mark.slow
-def test_induction_heads_of_the_real_model_are_needed() -> None:
-    model = load_model("smollm2-135m", device="cpu")
-    effects = repeat_effects(model, sequences=1)
-    scores = head_scores(model, ["induction"], sequences=1, length=25)
+def test_induction_heads_of_the_real_model_are_needed(smollm2: Any) -> None:
+    effects = repeat_effects(smollm2, sequences=1)
+    scores = head_scores(smollm2, ["induction"], sequences=1, length=25)
     joined = effects.merge(scores[scores["score"] == "induction"], on=["layer", "head"])
     best = joined.sort_values("value", ascending=False).head(10)
     others = joined.drop(best.index)["effect"]

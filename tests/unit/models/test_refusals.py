@@ -164,7 +164,7 @@ def test_offline_with_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LENSPRUNE_OFFLINE", "1")
     monkeypatch.setenv("LENSPRUNE_CACHE", str(tmp_path))
     message = refused("smollm2-135m")
-    assert "LENSPRUNE_OFFLINE forbids fetching it" in message
+    assert "LENSPRUNE_OFFLINE or HF_HUB_OFFLINE forbids fetching it" in message
     assert str(tmp_path) in message
     assert list(tmp_path.iterdir()) == []
 
