@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import lensprune as lp
 from lensprune import cli
 from lensprune.analysis.sequential import Looks
 from lensprune.analysis.stopping import UntilWidth
+from lensprune.costs import speed
 from lensprune.costs.speed import Speed, estimated_seconds, measure_speed
 from lensprune.errors import UserError
 from lensprune.models.model_config import load_model_config
@@ -154,11 +157,23 @@ def test_command(llama_8b: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 @pytest.mark.slow
 def test_a_measured_rate_is_a_rate(llama_8b: Path) -> None:
     shape = planned(llama_8b, limit=1).shape
-    speed = measure_speed(shape, torch.float32, "cpu")
-    assert speed.measured
-    assert 1e8 < speed.flops < 1e14
-    assert speed.bandwidth is not None
-    assert 1e8 < speed.bandwidth < 1e14
+    measured = measure_speed(shape, torch.float32, "cpu")
+    assert measured.measured
+    assert 1e8 < measured.flops < 1e14
+    assert measured.bandwidth is not None
+    assert 1e8 < measured.bandwidth < 1e14
+
+
+def test_a_pause_while_measuring_makes_a_machine_no_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, clock = itertools.count(), [0.0]
+
+    def product() -> torch.Tensor:
+        clock[0] += 0.2 if next(calls) == 4 else 0.002
+        return torch.empty(0)
+
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    # With the pause in the mean it would be 140.
+    assert speed._rate(product, torch.device("cpu"), 0.1) == pytest.approx(500)
 
 
 def test_decoding_is_bound_by_reading_weights(llama_8b: Path) -> None:
