@@ -174,15 +174,16 @@ class TimeLeft:
     beginning) would make the time left twice what it is, or half of it. Each kind of work has its own pace, and one
     that was not done yet that of all.
 
-    Work that is `planned` counts in the seconds that it is expected to take. This pace then weighs as much as a
-    twentieth of all work: what comes before the first piece, such as reading prompts, is not taken for its pace.
+    Work that is `planned` counts in the seconds that it is expected to take. This pace then weighs as much as a fifth
+    of all work of a kind: what comes before the first piece, such as reading prompts, or a first task that is slower
+    than the others, is not taken for the pace of all.
     """
 
     def __init__(
         self, left: Mapping[str, float], clock: Callable[[], float] = time.monotonic, *, planned: bool = False
     ) -> None:
         self.left = dict(left)
-        self._expected = {kind: work / 20 for kind, work in left.items()} if planned else {}
+        self._expected = {kind: work / 5 for kind, work in left.items()} if planned else {}
         self._done: dict[str, tuple[float, float]] = {}
         self._clock = clock
         self._at = clock()
