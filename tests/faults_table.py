@@ -39,17 +39,17 @@ ROWS = (
     ),
     Row(
         "Ctrl-C",
-        "exit code 130 and a line that says how to resume",
+        "exit code 130 and a line on how to resume",
         (f"{FAULTS}::test_ctrl_c_stops_cleanly_and_says_how_to_go_on",),
     ),
     Row(
         "disk full, at a write, a sync or a rename, and a file system that is really full",
-        "one line; after making room the same command resumes",
+        "one-line error; free space and rerun to resume",
         (f"{FAULTS}::test_disk_full", f"{FAULTS}::test_a_disk_that_is_really_full_and_really_read_only"),
     ),
     Row(
         "read-only run folder",
-        "one line, nothing written",
+        "one-line error, nothing written",
         (f"{FAULTS}::test_a_folder_that_may_not_be_written",),
     ),
     Row(
@@ -59,7 +59,7 @@ ROWS = (
     ),
     Row(
         "weights or rows changed under a run",
-        "refused with the difference; the folder stays as it is",
+        "refused, naming the difference; the folder stays as it is",
         (f"{FAULTS}::test_what_changed_under_a_run_is_named",),
     ),
     Row(
@@ -67,9 +67,11 @@ ROWS = (
         "the budget halves and the sweep continues",
         (f"{FAULTS}::test_out_of_memory_halves_the_budget_and_goes_on",),
     ),
-    Row("NaN in the weights", "one line that names the weight", (f"{FAULTS}::test_weights_that_are_not_numbers",)),
-    Row("clock that goes backwards", "nothing", (f"{FAULTS}::test_a_clock_that_goes_backwards",)),
-    Row("hub that is unreachable", "one line", (f"{FAULTS}::test_a_hub_that_is_unreachable",)),
+    Row(
+        "NaN in the weights", "one-line error that names the weight", (f"{FAULTS}::test_weights_that_are_not_numbers",)
+    ),
+    Row("clock set back", "nothing", (f"{FAULTS}::test_a_clock_that_goes_backwards",)),
+    Row("unreachable hub", "one-line error", (f"{FAULTS}::test_a_hub_that_is_unreachable",)),
     Row(
         "Ray worker that is killed or hangs",
         "another one takes its cells",
@@ -81,28 +83,34 @@ ROWS = (
         ("tests/unit/sweep/test_crew.py::test_workers_that_die_and_hang_at_random_lose_nothing",),
     ),
     Row(
-        "variant names that try to leave the run folder",
-        "a file inside it",
+        "variant names that would leave the run folder",
+        "a file inside the folder",
         ("tests/unit/sweep/test_store.py::test_any_variant_name_stays_inside_the_folder",),
     ),
-    Row("mutated GGUF files", "loaded, or one line", (f"{FUZZ}::test_gguf_files", f"{FUZZ}::test_gguf_metadata")),
-    Row("mutated safetensors files", "loaded, or one line", (f"{FUZZ}::test_safetensors_files",)),
-    Row("mutated configuration and tokenizer files", "loaded, or one line", (f"{FUZZ}::test_json_files_of_a_model",)),
+    Row(
+        "mutated GGUF files", "loaded, or a one-line error", (f"{FUZZ}::test_gguf_files", f"{FUZZ}::test_gguf_metadata")
+    ),
+    Row("mutated safetensors files", "loaded, or a one-line error", (f"{FUZZ}::test_safetensors_files",)),
+    Row(
+        "mutated configuration and tokenizer files",
+        "loaded, or a one-line error",
+        (f"{FUZZ}::test_json_files_of_a_model",),
+    ),
     Row(
         "odd options, words and model names on the command line",
-        "a result, or one line and exit code 2",
+        "a result, or a one-line error and exit code 2",
         (f"{BAD}::test_options", f"{BAD}::test_words", f"{BAD}::test_model_names"),
     ),
     Row(
         "task files with wrong rows, or no rows",
-        "a result, or one line that names the task",
+        "a result, or a one-line error that names the task",
         (
             f"{BAD}::test_rows_with_a_wrong_column",
             f"{BAD}::test_files_that_are_no_rows",
             f"{BAD}::test_prompts_of_gsm8k",
         ),
     ),
-    Row("spec files that were edited", "one line; the folder stays as it is", (f"{BAD}::test_spec_files",)),
+    Row("spec files that were edited", "one-line error; the folder stays as it is", (f"{BAD}::test_spec_files",)),
 )
 
 
@@ -141,7 +149,7 @@ class Outcomes:
             seen.passed += 1
             self._counts.add(report.nodeid)
         if report.when == "teardown" and report.nodeid in self._counts:
-            # What a fixture records behind its test is in this report alone.
+            # What a fixture records after its test is in this report alone.
             recorded = dict(report.user_properties)
             seen.tried += int(str(recorded.get("tried", 1)))
             if "records_lost" in recorded:

@@ -23,8 +23,8 @@ FAILURES = tuple(kind for kind in get_args(Failure) if kind != "none")
 def failure_counts(
     outcomes: Outcomes, task: str | None = None, protocol: str | None = None, *, component: str | None = None
 ) -> pd.DataFrame:
-    """One row per layer and kind of failure: task, protocol, component, ablation, layer (−1: the clean model), n,
-    failure (``none``: right), count, share.
+    """One row per layer and kind of failure: variant, task, protocol, component, ablation, layer (missing for the clean
+    model), n, failure (``none``: right), count, share.
 
     Args:
         component: ``layer``, ``attention`` or ``mlp``; ``None`` takes the first of these that the run removes.
@@ -41,15 +41,16 @@ def failure_counts(
         raise UserError(f"there is nothing to draw: the run removes no single {what}")
     first = branches.iloc[0]
     kind = (branches["component"] == first["component"]) & (branches["ablation"] == first["ablation"])
-    wanted = {str(row.variant): int(row.layer) for row in branches[kind].itertuples()}
-    wanted[CLEAN.name] = -1
+    wanted: dict[str, int | None] = {str(row.variant): int(row.layer) for row in branches[kind].itertuples()}
+    wanted[CLEAN.name] = None
     rows = []
     for key in outcomes.finished(task, protocol):
         if key.variant not in wanted:
             continue
         failures = outcomes.cell(key, ["failure"]).column("failure").to_pylist()
         counted = Counter(failures)
-        place = (key.task, key.protocol, first["component"], first["ablation"], wanted[key.variant], len(failures))
+        removed = (first["component"], first["ablation"], wanted[key.variant])
+        place = (key.variant, key.task, key.protocol, *removed, len(failures))
         rows += [(*place, name, counted[name], counted[name] / max(1, len(failures))) for name in ("none", *FAILURES)]
-    columns = ["task", "protocol", "component", "ablation", "layer", "n", "failure", "count", "share"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["variant", "task", "protocol", "component", "ablation", "layer", "n", "failure", "count", "share"]
+    return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64"})

@@ -12,7 +12,9 @@ from lensprune.output.plain_text import for_terminal
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["aligned", "frame_json", "frame_rows", "metrics_report", "of_how_many"]
+__all__ = ["aligned", "frame_json", "frame_rows", "heading", "metrics_report", "of_how_many"]
+
+_HEADINGS = {"delta": "Δ", "ci_low": "95% from", "ci_high": "to", "p_value": "p", "q_value": "q"}
 
 
 def aligned(rows: list[list[str]]) -> str:
@@ -47,10 +49,15 @@ def metrics_report(table: pd.DataFrame) -> str:
     return aligned(rows)
 
 
+def heading(column: str) -> str:
+    """A column's heading in a table that is read: ``ci_low`` is ``95% from``, ``random_mean`` is ``random mean``."""
+    return _HEADINGS.get(column, column.replace("_", " "))
+
+
 def frame_rows(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
     """A frame as aligned text: the columns in `columns` with their number formats, or all if it is empty."""
     shown = columns or dict.fromkeys(map(str, frame.columns), "")
-    rows = [[name.replace("_", " ") for name in shown]]
+    rows = [[heading(name) for name in shown]]
     known = frame.astype(object).where(frame.notna(), None)
     for record in known.to_dict("records"):
         rows.append([_cell(record[name], form) for name, form in shown.items()])

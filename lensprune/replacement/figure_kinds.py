@@ -24,9 +24,9 @@ _DRAWN = [
 def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
     return Figure(
         "replacements_by_depth",
-        "Line chart: what each replaced part brings to accuracy, one line per direction",
-        "What each replaced part brings: put into the base, and missing from the distilled model. Band: paired 95% "
-        "interval; dashes: the whole gain, distilled − base.",
+        "Line chart: the effect of each replaced part on accuracy, one line per direction",
+        "The effect of each part on accuracy: added to the base, and missing from the distilled model. Band: paired "
+        "95% interval; dashes: the whole gain, distilled − base.",
         partial(effect_by_depth, shares, n_layers=outcomes.spec.n_layers, title=outcomes.title),
         lambda: shares[_DRAWN],
     )
@@ -35,8 +35,8 @@ def _depth(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
 def _weights(outcomes: ReplacementOutcomes, shares: pd.DataFrame) -> Figure:
     return Figure(
         "replacements_by_weight_change",
-        "Scatter plot: what each replaced part brings against how much its weights changed",
-        "What each replaced part brings against ‖ΔW‖, how much its weights changed. Bars: paired 95% intervals.",
+        "Scatter plot: the effect of each replaced part against how much its weights changed",
+        "The effect of each replaced part against ‖ΔW‖, how much its weights changed. Bars: paired 95% intervals.",
         partial(effect_against_weights, shares, title=outcomes.title),
         lambda: shares[[*_DRAWN, "weight_change", "weight_change_relative"]],
     )

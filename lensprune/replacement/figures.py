@@ -111,7 +111,7 @@ def effect_by_depth(shares: pd.DataFrame, *, n_layers: int, title: str = "") -> 
         # Below the panel: inside it there is no corner that a line or a band may not reach.
         ax.legend(handles=handles, fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axes.append(ax)
-    axes[0].set_ylabel("accuracy that the part brings (Δμ)")
+    axes[0].set_ylabel("effect of the part on accuracy (Δμ)")
     if single and bool(shares["head"].notna().any()):
         _name_largest(axes, shares, "layer")
     return axes
@@ -148,6 +148,6 @@ def effect_against_weights(shares: pd.DataFrame, *, title: str = "") -> list[Axe
         ax.set_xlabel("‖ΔW‖ of the replaced part")
         ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         axes.append(ax)
-    axes[0].set_ylabel("accuracy that the part brings (Δμ)")
+    axes[0].set_ylabel("effect of the part on accuracy (Δμ)")
     _name_largest(axes, shares, "weight_change")
     return axes

@@ -35,7 +35,7 @@ _PARTS_SHOWN = {
     "task": Column("task"),
     "protocol": Column("protocol"),
     "accuracy": Column("accuracy", ".3f"),
-    "effect": Column("brings", "+.3f"),
+    "effect": Column("effect", "+.3f"),
     "ci_low": Column("95% from", "+.3f"),
     "ci_high": Column("to", "+.3f"),
     "share": Column("share of gain", ".0%"),

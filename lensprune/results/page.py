@@ -31,6 +31,7 @@ from lensprune.output.html import (
     write_page,
 )
 from lensprune.output.plain_text import csv_text, visible, write_csv_parts
+from lensprune.output.tables import heading
 from lensprune.results.analyses import Analysis, analyses, shown_analyses
 from lensprune.results.browser_rows import MAX_RECORDS, browser_rows
 from lensprune.results.concentration import concentration_files
@@ -238,7 +239,7 @@ def _section(
     analysis: Analysis, frame: pd.DataFrame, outcomes: Outcomes, step: Callable[[str], object]
 ) -> dict[str, Any]:
     """What the page shows of one analysis: its figure, or its text, and the columns that it names."""
-    columns = {name: Column(name.replace("_", " "), form) for name, form in analysis.columns.items()}
+    columns = {name: Column(heading(name), form) for name, form in analysis.columns.items()}
     figure = None
     step(f"figure: {analysis.title}")
     if analysis.draw is not None:

@@ -61,7 +61,7 @@ def _kind(changed: pd.DataFrame) -> str:
 
 def _needed(needed: pd.DataFrame, changed: pd.DataFrame, what: str, first: bool) -> str:
     """``3 of 30 layers (0–1, 29)``, or ``12 (…)`` after the first."""
-    of = f" of {len(changed)} {what}" if first else ""
+    of = f" of {len(changed)} {what if len(changed) > 1 else what[:-1]}" if first else ""
     if needed.empty:
         return f"none{of}"
     return f"{len(needed)}{of} ({_names(needed, what)})"

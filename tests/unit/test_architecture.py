@@ -15,7 +15,7 @@ import pytest
 
 import lensprune
 from lensprune.results.run import Run
-from tests.unit.test_options import FUNCTIONS
+from tests.helpers.options import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,6 +19,8 @@ _LOOKS = {
 }  # fmt: skip
 """Place in the palette, without green, which would say that all is well; and the hatching that tells kinds apart in
 grey print."""
+_CLEAN = -1
+"""Place of the clean model among the layers."""
 
 
 def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
@@ -40,9 +42,9 @@ def failures_by_layer(counts: pd.DataFrame, *, title: str = "") -> list[Axes]:
     palette = colours(10)
     short = short_tasks(list(dict.fromkeys(str(task) for (task, _), _ in groups)))
     for ax, ((task, protocol), panel) in zip(axes, groups, strict=True):
-        wide = panel.pivot(index="layer", columns="failure", values="share")
+        wide = panel.assign(layer=panel["layer"].fillna(_CLEAN)).pivot(index="layer", columns="failure", values="share")
         apart = -max(2, round(0.1 * len(wide)))
-        places = [layer if layer >= 0 else apart for layer in wide.index]
+        places = [layer if layer != _CLEAN else apart for layer in wide.index]
         bottom = pd.Series(0.0, index=wide.index)
         for kind in kinds:
             colour, hatch = _LOOKS[kind]

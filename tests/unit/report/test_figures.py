@@ -102,11 +102,13 @@ def test_protocols_ring_only_what_differs(layers: lp.Run) -> None:
 
 def test_failures_add_up(layers: lp.Run) -> None:
     counts = layers.plot_data("failures")
-    sums = counts.groupby(["task", "protocol", "layer"])["share"].sum()
+    sums = counts.groupby(["task", "protocol", "variant"])["share"].sum()
     assert sums.tolist() == pytest.approx([1.0] * 4 * (N_LAYERS + 1))
     lost = counts[(counts["layer"] == 0) & (counts["failure"] == "wrong_answer")]
     assert lost["share"].tolist() == [1.0] * 4
-    assert counts[(counts["layer"] == -1) & (counts["failure"] == "none")]["share"].tolist() == [1.0] * 4
+    clean = counts[counts["variant"] == lp.CLEAN.name]
+    assert clean["layer"].isna().all()
+    assert clean[clean["failure"] == "none"]["share"].tolist() == [1.0] * 4
 
 
 def test_closed_and_open_book() -> None:

@@ -22,6 +22,12 @@ def test_what_each_protocol_needs_and_what_costs_most() -> None:
     assert second.startswith("arithmetic: the model needs 1 of 10 layers (0) under default")
 
 
+def test_one_layer_alone_is_singular() -> None:
+    assert task_sentences(layers_run(n_layers=1))[0].startswith(
+        "facts: the model needs 1 of 1 layer (0) under default and 1 (0) under generate"
+    )
+
+
 def test_no_loss_that_is_certain_and_a_model_at_chance_are_said() -> None:
     def right(task: str, protocol: str, variant: Variant, n: int) -> np.ndarray:
         return np.arange(n) % 4 == 0 if protocol == "default" else np.ones(n, bool)
