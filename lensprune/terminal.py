@@ -140,13 +140,16 @@ def progress_bar(
     leave: bool = True,
     bar_format: str | None = None,
 ) -> Any:
-    """A tqdm bar on standard error that never stops the work: without a reader, it isn't drawn."""
+    """A tqdm bar on standard error that never stops the work: without a reader, it isn't drawn, nor if there is nothing
+    to do."""
     from tqdm.auto import tqdm
 
     stream = sys.stderr if isinstance(sys.stderr, LastingStream) else LastingStream(sys.stderr)
+    # Without a total, tqdm writes the unit right after the number.
+    unit = unit if total else f" {unit}"
     return tqdm(
-        total=total, unit=unit, desc=description, disable=not shown, file=stream, dynamic_ncols=True, smoothing=0.1,
-        leave=leave, bar_format=bar_format,
+        total=total, unit=unit, desc=description, disable=not shown or total == 0, file=stream, dynamic_ncols=True,
+        smoothing=0.1, leave=leave, bar_format=bar_format,
     )  # fmt: skip
 
 

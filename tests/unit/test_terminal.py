@@ -79,6 +79,16 @@ def test_a_bar_without_a_reader_lets_the_work_go_on(monkeypatch: pytest.MonkeyPa
     assert done == [0, 1, 2] * 2
 
 
+def test_bars_without_a_total_or_with_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(shown=True) as bar:
+        bar.update(3)
+    assert "3 row [" in capsys.readouterr().err
+    with progress_bar(shown=True, total=0) as bar:
+        bar.set_description("nothing")
+        bar.update(0)
+    assert capsys.readouterr().err == ""
+
+
 def test_main_leaves_the_streams_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout, sys.stderr
     assert cli.main(["models"]) == 0
