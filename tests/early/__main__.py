@@ -30,7 +30,7 @@ OTHERS = 100
 """Items beside those of the sweep that are asked of variants on which two sweeps disagree."""
 RESULTS = Path(__file__).parent / "results.json"
 _KV = "kv_retrieval[pairs=4,ending=reopened,answer=text]"
-FEWER = {(_KV, "continuation"): 120}
+FEWER = {(_KV, "continuation", "layers"): 120, (_KV, "continuation", "heads"): 120, (_KV, "generate", "heads"): 120}
 """Items of sweeps that would take longer than 25 minutes on 200."""
 
 
@@ -61,7 +61,7 @@ class Work:
 
 
 WORKS = tuple(
-    Work(task, protocol, over, FEWER.get((task, protocol), 200))
+    Work(task, protocol, over, FEWER.get((task, protocol, over), 200))
     for over in ("layers", "heads")
     for protocol in ("continuation", "generate")
     for task in ("facts", _KV)
