@@ -166,8 +166,8 @@ def _condensed(results: list[dict[str, Any]]) -> str:
     """The table of docs/explanation/performance.md."""
     lines = [
         "| sweep | items × variants | faster than lm-eval, wall time | processor time | sharing gives at most "
-        "| peak memory | different outcomes |",
-        "|---|---|---|---|---|---|---|",
+        "| of the matrix rate | peak memory | different outcomes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         if r["peer"] != "lm-eval":
@@ -175,10 +175,10 @@ def _condensed(results: list[dict[str, Any]]) -> str:
         what = "heads" if "heads" in r["work"] else "layers"
         shots = "" if r["shots"] is None else f", {r['shots']}-shot"
         task = f"{what}: {r['task']} `{r['protocol']}`{shots}"
-        bound = f"{r['bound']:.1f}×"
+        bound = f"{r['bound']:.1f}× | {r['matmul_share']:.0%}"
         if r["found_of_top"] is not None:
             task += f", screened ({r['found_of_top']:.0%} of the strongest tenth found)"
-            bound = "—"
+            bound = "— | —"
         size = f"{r['items']} × {r['variants']}"
         different = f"{r['different']} of {r['compared']}"
         times = f"{r['ratio']:.1f}× | {r['cpu_ratio']:.1f}×"
