@@ -70,7 +70,7 @@ ROWS = (
     Row(
         "NaN in the weights", "one-line error that names the weight", (f"{FAULTS}::test_weights_that_are_not_numbers",)
     ),
-    Row("clock set back", "nothing", (f"{FAULTS}::test_a_clock_that_goes_backwards",)),
+    Row("clock set back", "no effect", (f"{FAULTS}::test_a_clock_that_goes_backwards",)),
     Row("unreachable hub", "one-line error", (f"{FAULTS}::test_a_hub_that_is_unreachable",)),
     Row(
         "Ray worker that is killed or hangs",

@@ -162,7 +162,7 @@ def read_answers(
     runner = make_executor(options.executor, hooked, options.batch_tokens, options.memory)
     readings = []
     bar: Any
-    with progress_bar(shown=progress) as bar:
+    with progress_bar(shown=progress, total=len(conditions[0].requests)) as bar:
         for cell in conditions:
             task = cell.task.task.name
             bar.reset(total=len(cell.requests))

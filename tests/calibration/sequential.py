@@ -162,7 +162,7 @@ def any_look(scale: float = 1.0) -> list[Row]:
             f"{text}; before: planned looks",
             "items of a part that loses",
             *(items / runs),
-            "1.6 to 2 times",
+            "small",
             runs,
         ),
     ]
