@@ -20,11 +20,11 @@ def screen_table(outcomes: Outcomes) -> pd.DataFrame:
     """One row per (task, protocol, head) with its estimate, and its measurement if it was measured.
 
     Columns: ``task``, ``protocol``, ``variant``, ``layer``, ``head``, ``estimate`` (mean change in nats, see
-    `lensprune.sweeps.screening.estimated_effects`), ``rank`` (1: largest estimated loss), ``status`` (``measured:
-    strongest``, ``measured: strongest elsewhere``, under another task or protocol, ``measured: control`` or
-    ``estimated``), ``n`` (items that it was measured on), ``delta`` (measured Δμ) and ``logprob_margin_change``
-    (measured mean change of the margin, nats, on items where it is finite; NaN under a protocol without one). Heads
-    that were only estimated have no value there.
+    `lensprune.sweeps.screening.estimated_effects`; if heads are ranked by several rules, by the one that ranks this
+    head best), ``rank`` (1: largest estimated loss), ``status`` (``measured: strongest``, ``measured: strongest
+    elsewhere``, under another task or protocol, ``measured: control`` or ``estimated``), ``n`` (items that it was
+    measured on), ``delta`` (measured Δμ) and ``logprob_margin_change`` (measured mean change of the margin, nats, on
+    items where it is finite; NaN under a protocol without one). Heads that were only estimated have no value there.
 
     Raises:
         UserError: the sweep measured all its heads.
@@ -38,7 +38,6 @@ def _table(outcomes: Outcomes, *, whole: bool) -> pd.DataFrame:
     if screen is None:
         raise UserError("this run was not screened, so all its heads are measured: see summary()")
     frame = pd.DataFrame(screen["estimates"])
-    frame["rank"] = frame.groupby(["task", "protocol"])["estimate"].rank(method="first").astype(int)
     frame["status"] = [
         "estimated"
         if name not in screen["measured"]
@@ -79,7 +78,7 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
     """How reliable the estimates are, judged by randomly drawn control heads: one row per (task, protocol).
 
     Columns: ``heads``, ``measured``, ``n`` (items that all heads were measured on), ``controls``, ``rank_correlation``
-    (Spearman's, between estimate and measurement over the controls), ``top`` (number of strongest heads to find in
+    (Spearman's, between rank and measurement over the controls), ``top`` (number of strongest heads to find in
     each), ``controls_in_top`` (controls whose measured loss is among the `top` largest of all heads),
     ``expected_missed`` (expected number of unmeasured heads among them) and ``most_missed`` (its upper one-sided 95%
     Clopper–Pearson bound). A control has weight (unmeasured + controls) / controls, for itself and its share of the
@@ -96,7 +95,7 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
         measured = group.dropna(subset=[column])
         controls = measured[measured["status"] == "measured: control"]
         inside, expected, most = missed(measured.sort_values([column, "rank"], kind="stable"), len(group), top)
-        varied = len(controls) > 2 and controls[column].nunique() > 1 and controls["estimate"].nunique() > 1
+        varied = len(controls) > 2 and controls[column].nunique() > 1
         rows.append(
             {
                 "task": task,
@@ -105,7 +104,7 @@ def screen_quality(outcomes: Outcomes) -> pd.DataFrame:
                 "measured": len(measured),
                 "n": measured["n"].min(),
                 "controls": len(controls),
-                "rank_correlation": float(scipy.stats.spearmanr(controls["estimate"], controls[column])[0])
+                "rank_correlation": float(scipy.stats.spearmanr(controls["rank"], controls[column])[0])
                 if varied
                 else math.nan,
                 "top": top,

@@ -39,7 +39,7 @@ from lensprune.sweeps.options import FEWSHOT, SweepOptions
 from lensprune.sweeps.prepare import resolved_variants
 from lensprune.sweeps.reached import check_positions
 from lensprune.sweeps.references import read_reference_text
-from lensprune.sweeps.screening import screened_controls, screened_count
+from lensprune.sweeps.screening import rules_of, screened_controls, screened_count
 from lensprune.sweeps.task_loading import load_tasks
 from lensprune.sweeps.thinking_prefix import thinking_requests, with_longest_thinking
 
@@ -61,7 +61,8 @@ class CountedSweep:
     shares_work: bool
     budget: int | DecodeLimits | None
     number: torch.dtype
-    screened: bool
+    screening: int
+    """Number of passes that estimate the heads: 0 measures all of them, and there is one for each gradient rule."""
     loading: int
     thoughts: tuple[Sequence[GenerateRequest], ...]
     """By condition, what the clean model generates beforehand for a thinking prefix."""
@@ -96,18 +97,18 @@ class CountedSweep:
             )
             conditions = with_longest_thinking(cast(HookedModel, config), conditions, options)
         check_positions(cast(HookedModel, config), conditions, variants)
-        hypotheses, controls = len(variants) - 1, 0
+        hypotheses, controls, screening = len(variants) - 1, 0, 0
         if options.screen is not None:
-            variants = _evenly_over_depth(variants, screened_count(hypotheses, options.screen))
-            controls = screened_controls(hypotheses, options.screen)
+            rule = options.screen_rule or "plain"
+            variants = _evenly_over_depth(variants, screened_count(hypotheses, options.screen, rule))
+            controls, screening = screened_controls(hypotheses, options.screen, rule), len(rules_of(rule))
         weight_bytes = shape.parameters * number.itemsize
         budget = budgets(config.facts, options.batch_tokens, options.memory)
         free = gpu_limits(config.facts, weight_bytes) if shares_work and options.memory is None else None
         if free is not None:
             budget = free if options.batch_tokens is None else replace(free, tokens=options.batch_tokens)
-        screened = options.screen is not None
         return cls(
-            config, shape, conditions, variants, options.executor, shares_work, budget, number, screened,
+            config, shape, conditions, variants, options.executor, shares_work, budget, number, screening,
             loading_bytes(model, number), thoughts, options.stopping, hypotheses, controls,
         )  # fmt: skip
 
@@ -133,11 +134,12 @@ class CountedSweep:
         )
 
     def _estimates(self, condition: Condition) -> Cost:
-        """Cost of screening's estimates: a forward pass, and a backward pass to the activations with as many products.
-        Both share tokens as the clean model's pass does."""
-        if not self.screened:
+        """Cost of screening's estimates: by each rule a forward pass, and a backward pass to the activations with as
+        many products. Both share tokens as the clean model's pass does."""
+        if not self.screening:
             return Cost()
-        return shared_cost(self.shape, self.model_config.facts, condition.requests, [CLEAN], self.budget) * 2
+        passes = 2 * self.screening
+        return shared_cost(self.shape, self.model_config.facts, condition.requests, [CLEAN], self.budget) * passes
 
     def stops(self) -> tuple[PlannedStop, ...]:
         """What a sweep that stops early is expected to cost on each (task, protocol); none for any other."""

@@ -16,7 +16,7 @@ from lensprune.version import __version__
 
 __all__ = ["FORMAT", "ConditionSpec", "ExecutionSpec", "SweepSpec", "TaskSpec", "canonical_json", "library_versions"]
 
-FORMAT = 6
+FORMAT = 7
 """Version of the run folder's layout."""
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "transformer-lens")

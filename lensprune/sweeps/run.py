@@ -36,7 +36,7 @@ from lensprune.sweeps.forecast import Forecast, Spent, forecast, memory_used, pl
 from lensprune.sweeps.noise import with_noise
 from lensprune.sweeps.options import FEWSHOT, SweepOptions, executor_options, option_values
 from lensprune.sweeps.prepare import SweepJob, prepare
-from lensprune.sweeps.screening import rule_of, screened
+from lensprune.sweeps.screening import screened
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.thinking_prefix import with_clean_thinking
 from lensprune.tasks.item_choice import DRAWN
@@ -154,8 +154,8 @@ def sweep(
         memory: memory to use besides the model's weights, like ``4GB``, instead of the default budgets.
         screen: share of the parts to measure: those with the largest estimated loss (`lensprune.sweeps.screening`),
             plus a random control set. `Run.screen` has both.
-        screen_rule: gradient rule of the estimates, ``plain`` (the default), ``relp`` or ``gim``
-            (`lensprune.engine.gradient_rules`).
+        screen_rule: gradient rule of the estimates, ``plain`` (the default), ``relp`` or ``gim``, or ``any``, the best
+            rank under these three (`lensprune.engine.gradient_rules`).
         lost_more_than: test which variants lose more accuracy than this. Each is measured on blocks of items until it
             is detected, at false discovery rate `q`, or given up (`lensprune.analysis.sequential`).
         looks: ends of these blocks, like ``"100,200,400"``; ``None``: four, up to `limit`; ``any``: e-values, whose
@@ -378,7 +378,7 @@ def _options_of(spec: SweepSpec) -> SweepOptions:
         "reference": execution.reference_file,
         "device": None if execution.n_devices else spec.device,
         "screen": None if spec.screen is None else float(spec.screen["fraction"]),
-        "screen_rule": None if spec.screen is None else rule_of(spec.screen),
+        "screen_rule": None if spec.screen is None else str(spec.screen["rule"]),
         **_stopping_options(spec),
     }
     return SweepOptions(**{name: value for name, value in values.items() if value is not None})

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.stats import rankdata
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import CLEAN, Variant
 from lensprune.engine.base import Executor, ProgressCallback
 from lensprune.engine.estimates import Slope, estimate_measure
+from lensprune.engine.gradient_rules import GRADIENT_RULES
 from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols import score_items
@@ -29,23 +31,27 @@ from lensprune.runs.spec import SweepSpec
 from lensprune.runs.variant_json import variant_to_json
 from lensprune.sweeps.cells import reference_of
 from lensprune.sweeps.conditions import Condition
-from lensprune.sweeps.options import check_ranked
+from lensprune.sweeps.options import ANY_RULE, check_ranked
 from lensprune.sweeps.prepare import SweepJob
 from lensprune.terminal import progress_bar
 
 __all__ = [
     "MIN_CONTROLS",
+    "best_ranks",
     "choose",
     "estimated_effects",
-    "rule_of",
+    "rules_of",
     "screened",
     "screened_controls",
     "screened_count",
     "values_and_estimates",
 ]
 
-MARGIN = 1.5
-"""Multiple of the requested number of heads to measure because of their estimates."""
+_MARGINS = {ANY_RULE: 2.0}
+_MARGIN = 1.5
+"""Multiple of the requested number of heads to measure because of their estimates, by rule: the best of three ranks
+finds less in the first places and more in all (docs/explanation/estimates.md)."""
+_Groups = list[list[LoglikelihoodRequest]]
 _STEP = 1e-6
 """Step in nats by which a log-probability is moved for the derivative of a margin."""
 MIN_CONTROLS = 8
@@ -95,10 +101,23 @@ def values_and_estimates(
     Args:
         given: a variant that is applied first; the items' measure is that of the model with it.
     """
-    measured = _margins if protocol_named(condition.protocol).measure == "logprob_margin" else _texts
-    groups, slope = measured(condition, executor)
+    asked = _asked(condition, executor)
+    return _estimated(model, condition, asked, variants, reference, progress, rule=rule, given=given)
+
+
+def _estimated(
+    model: HookedModel,
+    condition: Condition,
+    asked: tuple[_Groups, Slope],
+    variants: Sequence[Variant],
+    reference: ReferenceActivations | None,
+    progress: ProgressCallback | None,
+    *,
+    rule: str,
+    given: Variant = CLEAN,
+) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, " variant"]]:
     values, total = estimate_measure(
-        model, groups, slope, variants, rule=rule, given=given, reference=reference, progress=progress
+        model, *asked, variants, rule=rule, given=given, reference=reference, progress=progress
     )
     finite = int(np.isfinite(values).sum())
     if not finite:
@@ -109,7 +128,10 @@ def values_and_estimates(
     return values, total / finite
 
 
-_Groups = list[list[LoglikelihoodRequest]]
+def _asked(condition: Condition, executor: Executor) -> tuple[_Groups, Slope]:
+    """What estimates are of: requests, and the measure of each item with its slope."""
+    likelihood = protocol_named(condition.protocol).measure == "logprob_margin"
+    return (_margins if likelihood else _texts)(condition, executor)
 
 
 def _margins(condition: Condition, executor: Executor) -> tuple[_Groups, Slope]:
@@ -167,16 +189,18 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
     fraction = options.screen
     assert fraction is not None
     screen = None if existing is None else existing.screen
-    wanted = (fraction, options.screen_rule or "plain")
-    if screen is None or (screen["fraction"], rule_of(screen)) != wanted or not _screens(screen, heads):
+    rule = options.screen_rule or "plain"
+    wanted = (fraction, rule)
+    if screen is None or (screen["fraction"], screen["rule"]) != wanted or not _screens(screen, heads):
         rows = _estimates(job, heads, executor, progress)
-        _, why = choose(heads, rows, fraction, options.seed)
+        _, why = choose(heads, rows, fraction, options.seed, rule=rule)
+        top, reach, _ = _sizes(len(heads), fraction, rule)
         screen = {
             "fraction": fraction,
-            "rule": options.screen_rule or "plain",
+            "rule": rule,
             "component": heads[0].component,
-            "top": _sizes(len(heads), fraction)[0],
-            "reach": _sizes(len(heads), fraction)[1],
+            "top": top,
+            "reach": reach,
             "estimates": rows,
             "measured": why,
         }
@@ -185,75 +209,99 @@ def screened(job: SweepJob, executor: Executor, existing: SweepSpec | None, prog
     return replace(job, variants=chosen, spec=spec)
 
 
-def rule_of(screen: Mapping[str, Any]) -> str:
-    """The gradient rule of a spec's screening; older runs have the plain rule."""
-    return str(screen.get("rule", "plain"))
-
-
 def _screens(screen: Mapping[str, Any], heads: Sequence[Variant]) -> bool:
     """Whether these are the estimated heads, or those chosen from them."""
     names = {head.name for head in heads}
     return names in ({row["variant"] for row in screen["estimates"]}, set(screen["measured"]))
 
 
+def rules_of(rule: str) -> tuple[str, ...]:
+    """The gradient rules that a way to rank needs."""
+    return GRADIENT_RULES if rule == ANY_RULE else (rule,)
+
+
+def best_ranks(estimates: Sequence[Float[np.ndarray, " part"]]) -> Float[np.ndarray, " part"]:
+    """Each part's best rank (1: largest estimated loss) in any of the estimates, and between equal ones the mean rank:
+    parts with lower numbers come first."""
+    ranks = np.array([rankdata(estimate) for estimate in estimates])
+    return ranks.min(0) + ranks.mean(0) / ranks.size
+
+
 def _estimates(job: SweepJob, heads: Sequence[Variant], executor: Executor, progress: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    total = sum(len(condition.requests) for condition in job.conditions)
+    rules = rules_of(job.options.screen_rule or "plain")
+    total = sum(len(condition.requests) for condition in job.conditions) * len(rules)
     with progress_bar(shown=progress, total=total, unit="request") as bar:
         for condition in job.conditions:
             task = condition.task.task.name
             bar.set_description(f"screening {task} {condition.protocol}")
-            reference = reference_of(job.model, condition, heads, job.options)
-            effects = estimated_effects(
-                job.model, condition, heads, executor, reference, bar.update, rule=job.options.screen_rule or "plain"
-            )
-            for head, effect in zip(heads, effects, strict=True):
-                place = {"layer": head.layer, "head": head.head}
+            reference, asked = reference_of(job.model, condition, heads, job.options), _asked(condition, executor)
+            by_rule = [
+                _estimated(job.model, condition, asked, heads, reference, bar.update, rule=rule)[1] for rule in rules
+            ]
+            for head, effect, rank in zip(heads, *_ranked(by_rule), strict=True):
                 rows.append(
                     {
                         "task": task,
                         "protocol": condition.protocol,
                         "variant": head.name,
-                        **place,
+                        "layer": head.layer,
+                        "head": head.head,
                         "estimate": float(effect),
+                        "rank": int(rank),
                     }
                 )
     return rows
 
 
-def _sizes(n_heads: int, fraction: float) -> tuple[int, int, int]:
+def _ranked(
+    by_rule: Sequence[Float[np.ndarray, " head"]],
+) -> tuple[Float[np.ndarray, " head"], Int[np.ndarray, " head"]]:
+    """Each head's estimate by the rule that ranks it best, and its place: 1 comes first."""
+    best = np.argmin([rankdata(effects) for effects in by_rule], axis=0)
+    order = by_rule[0] if len(by_rule) == 1 else best_ranks(by_rule)
+    return np.array(by_rule)[best, np.arange(len(best))], rankdata(order, method="ordinal")
+
+
+def _sizes(n_heads: int, fraction: float, rule: str) -> tuple[int, int, int]:
     """Number of heads requested in one (task, protocol), of those measured for their estimates, and of controls."""
     size = max(1, math.ceil(fraction * n_heads))
-    return size, math.ceil(MARGIN * size), max(MIN_CONTROLS, size // 2)
+    return size, math.ceil(_MARGINS.get(rule, _MARGIN) * size), max(MIN_CONTROLS, size // 2)
 
 
-def screened_count(n_heads: int, fraction: float) -> int:
+def screened_count(n_heads: int, fraction: float, rule: str = "plain") -> int:
     """How many of `n_heads` heads a screened sweep measures on one task under one protocol."""
-    return min(n_heads, sum(_sizes(n_heads, fraction)[1:]))
+    return min(n_heads, sum(_sizes(n_heads, fraction, rule)[1:]))
 
 
-def screened_controls(n_heads: int, fraction: float) -> int:
+def screened_controls(n_heads: int, fraction: float, rule: str = "plain") -> int:
     """How many of these are drawn at random."""
-    _, strongest, controls = _sizes(n_heads, fraction)
+    _, strongest, controls = _sizes(n_heads, fraction, rule)
     return min(max(0, n_heads - strongest), controls)
 
 
 def choose(
-    variants: Sequence[Variant], estimates: Sequence[Mapping[str, Any]], fraction: float, seed: int
+    variants: Sequence[Variant],
+    estimates: Sequence[Mapping[str, Any]],
+    fraction: float,
+    seed: int,
+    *,
+    rule: str = "plain",
 ) -> tuple[list[Variant], dict[str, str]]:
     """The variants to measure, in their order, and why: ``strongest`` or ``control``.
 
-    The strongest are `MARGIN` times the `fraction` of the variants with the largest estimated loss in any (task,
-    protocol), to allow for estimation error. Controls are drawn from the others.
+    The strongest are those that rank first in any (task, protocol): 1.5 times the `fraction` of the variants, or twice
+    under ``any``, to allow for estimation error. Controls are drawn from the others.
 
     Args:
-        estimates: rows with ``task``, ``protocol``, ``variant`` and ``estimate``.
+        estimates: rows with ``task``, ``protocol``, ``variant`` and ``rank``.
+        rule: the way to rank.
     """
-    _, size, most = _sizes(len(variants), fraction)
+    _, size, most = _sizes(len(variants), fraction, rule)
     frame = pd.DataFrame(estimates)
     strongest: set[str] = set()
     for _, group in frame.groupby(["task", "protocol"], sort=False):
-        strongest.update(group.sort_values("estimate", kind="stable")["variant"].head(size))
+        strongest.update(group.sort_values("rank", kind="stable")["variant"].head(size))
     others = [variant.name for variant in variants if variant.name not in strongest]
     controls = set(random.Random(f"screen {seed}").sample(others, min(len(others), most)))
     chosen = [variant for variant in variants if variant.name in strongest | controls]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import rankdata
 
 from lensprune.costs.shape import ModelShape, model_shape
 from lensprune.costs.shared import shared_cost
@@ -118,8 +119,8 @@ class ScreenedSide(OurSide):
         heads = self._variants[1:]
         effects = estimated_effects(self._model, condition, heads, self._executor)
         rows = [
-            {"task": "", "protocol": "", "variant": head.name, "estimate": effect}
-            for head, effect in zip(heads, effects, strict=True)
+            {"task": "", "protocol": "", "variant": head.name, "rank": rank}
+            for head, rank in zip(heads, rankdata(effects, method="ordinal"), strict=True)
         ]
         assert self._work.screen is not None
         return [head.name for head in choose(heads, rows, self._work.screen, seed=0)[0]]

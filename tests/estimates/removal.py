@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 
 import lensprune as lp
 from lensprune.ablation.enumeration import each_head, each_layer, each_mlp
@@ -17,14 +17,13 @@ from lensprune.ablation.variants import Variant
 from lensprune.engine.gradient_rules import GRADIENT_RULES
 from lensprune.engine.registry import make_executor
 from lensprune.models import as_hooked_model
-from lensprune.sweeps.options import SweepOptions
+from lensprune.sweeps.options import ANY_RULE, SweepOptions
 from lensprune.sweeps.prepare import prepare
-from lensprune.sweeps.screening import estimated_effects
+from lensprune.sweeps.screening import best_ranks, estimated_effects
 
 __all__ = ["SETTINGS", "Setting", "removal_rows"]
 
 OVER = {"heads": each_head, "mlp": each_mlp, "layers": each_layer}
-ANY = "any"
 HEADER = [
     "model, task",
     "parts",
@@ -57,13 +56,12 @@ CHAINS, SUMS, PAIRS = (
     "arithmetic",
     "kv_retrieval[pairs=4,ending=reopened,answer=text]",
 )
-BRANCHES = ("mlp", "layers")
 SETTINGS = tuple(
     Setting(model, task, "continuation", limit, shots, over)
     for model, task, limit, shots, parts in (
         ("smollm2-135m", "facts", 12, 0, tuple(OVER)),
-        ("smollm2-135m", SUMS, 8, 2, BRANCHES),
-        ("smollm2-135m", PAIRS, 6, 0, BRANCHES),
+        ("smollm2-135m", SUMS, 8, 2, tuple(OVER)),
+        ("smollm2-135m", PAIRS, 6, 0, tuple(OVER)),
         ("toy-distilled", CHAINS, 40, 2, tuple(OVER)),
         ("toy-distilled", PAIRS, 40, 2, tuple(OVER)),
         ("toy-base", CHAINS, 40, 2, tuple(OVER)),
@@ -99,7 +97,7 @@ def removal_rows(settings: Sequence[Setting]) -> Iterator[list[str]]:
             started = time.process_time()
             estimates[rule] = _estimates(model, setting, variants, options, rule)
             costs.append((time.process_time() - started) / exact)
-        estimates[ANY] = best_ranks(list(estimates.values()))
+        estimates[ANY_RULE] = best_ranks(list(estimates.values()))
         for (rule, estimate), cost in zip(estimates.items(), [*costs, sum(costs)], strict=True):
             yield [
                 f"{setting.model}, `{setting.task}`" if rule == "plain" else "",
@@ -108,13 +106,6 @@ def removal_rows(settings: Sequence[Setting]) -> Iterator[list[str]]:
                 *figures_of(estimate, margins, accuracies),
                 f"{cost:.3f}",
             ]
-
-
-def best_ranks(estimates: Sequence[np.ndarray]) -> np.ndarray:
-    """Each part's best rank under any of the rules, and between equal ones the mean rank: lower ones are measured
-    first."""
-    ranks = np.array([rankdata(estimate) for estimate in estimates])
-    return ranks.min(0) + ranks.mean(0) / ranks.size
 
 
 def figures_of(estimates: np.ndarray, margins: np.ndarray, accuracies: np.ndarray) -> list[str]:

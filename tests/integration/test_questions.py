@@ -165,7 +165,7 @@ def test_a_folder_of_the_layout_before_is_one_line(run: lp.Run, tmp_path: Path) 
     for cell in spec["conditions"]:
         del cell["questions_hash"]
     (tmp_path / "spec.json").write_text(json.dumps({**spec, "format": 3}), encoding="utf-8")
-    with pytest.raises(UserError, match=r"has format 3: this version of lensprune reads format 6"):
+    with pytest.raises(UserError, match=r"has format 3: this version of lensprune reads format 7"):
         lp.Run.load(tmp_path)
 
 

@@ -17,6 +17,8 @@ from lensprune.ablation.enumeration import each_head, each_layer
 from lensprune.analysis.screening import screen_quality, screen_table
 from lensprune.cli import main
 from lensprune.engine.estimates import estimate_logprobs
+from lensprune.engine.gradient_rules import GRADIENT_RULES
+from lensprune.engine.registry import make_executor
 from lensprune.errors import UserError
 from lensprune.protocols.requests import LoglikelihoodRequest
 from lensprune.results.concentration import NOT_OF_ALL_HEADS
@@ -26,7 +28,7 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import prepare
-from lensprune.sweeps.screening import choose, screened_count
+from lensprune.sweeps.screening import best_ranks, choose, estimated_effects, screened_count
 from lensprune.sweeps.selection import VariantSelection
 from tests.helpers.families import save_folder
 from tests.helpers.made_cells import outcomes_of, table
@@ -121,6 +123,31 @@ def test_estimates_are_the_margins_first_order_change(folder: Path, screened: lp
     assert_tensors_agree(found, wanted, torch.float32, size=size_of(before), at_most=1e-5)
 
 
+def test_any_takes_the_best_rank_under_three_rules(folder: Path) -> None:
+    """Twice the requested heads, in the order of their best ranks; each estimate is by the rule that ranks it best."""
+    run = sweep(folder, tasks=["facts"], protocols=["continuation"], screen_rule="any")
+    found = run.screen().sort_values("rank")
+    options = SweepOptions.given("facts", "continuation", VariantSelection("heads"), limit=4, shots=1, device="cpu")
+    job = prepare(str(folder), options)
+    [condition], heads, executor = job.conditions, each_head(job.model), make_executor("forked", job.model)
+    by_rule = [estimated_effects(job.model, condition, heads, executor, rule=rule) for rule in GRADIENT_RULES]
+    order = [heads[i].name for i in np.argsort(best_ranks(by_rule), kind="stable")]
+    assert found["variant"].tolist() == order
+    assert order != [heads[i].name for i in np.argsort(by_rule[0], kind="stable")]
+    places = np.array([np.argsort(np.argsort(estimates)) for estimates in by_rule])
+    best = {head.name: by_rule[places[:, i].argmin()][i] for i, head in enumerate(heads)}
+    assert dict(zip(found["variant"], found["estimate"], strict=True)) == pytest.approx(best)
+    assert (found["status"] == "measured: strongest").sum() == 8
+    assert len(run.spec.variants) - 1 == screened_count(32, 0.1, "any") == 16
+    assert run.spec.screen is not None
+    assert (run.spec.screen["rule"], run.spec.screen["top"]) == ("any", 4)
+
+
+def test_best_ranks_by_hand() -> None:
+    """Ranks 1 2 3 4 and 4 2 1 3: the best are 1 2 1 3, and the first and third have mean ranks of 2.5 and 2."""
+    assert best_ranks([np.array([-4.0, -3, -2, -1]), np.array([0.0, -2, -3, -1])]).argsort().tolist() == [2, 0, 1, 3]
+
+
 @pytest.mark.slow
 def test_goes_on_where_it_stopped_without_estimating_again(
     folder: Path, screened: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,8 +214,9 @@ def test_a_screened_run_says_nothing_of_all_heads(screened: lp.Run) -> None:
 def test_choice_and_quality_by_hand() -> None:
     heads = each_head(replace(tiny("llama").facts, n_layers=8), "zero")
     assert len(heads) == 32
+    place = {"task": "t", "protocol": "default"}
     rows = [
-        {"task": "t", "protocol": "default", "variant": h.name, "layer": h.layer, "head": h.head, "estimate": float(i)}
+        {**place, "variant": h.name, "layer": h.layer, "head": h.head, "estimate": float(i), "rank": i + 1}
         for i, h in enumerate(heads)
     ]
     chosen, why = choose(heads, rows, 0.1, seed=0)

@@ -31,7 +31,7 @@ from lensprune.sweeps.options import (
         ("memory", "much", "cannot read an amount of memory"),
         ("data_dir", "nowhere", "data folder nowhere does not exist"),
         ("screen", 2.0, "screen 2 is not a share"),
-        ("screen_rule", "relb", "did you mean relp"),
+        ("screen_rule", "relb", "unknown screen rule 'relb': did you mean relp"),
         ("screen_rule", "relp", "screen rule relp is given, but nothing is screened"),
         ("template_date", "26 Jul 2024", "template date '26 Jul 2024' is not a date: expected one like 2024-07-26"),
         ("template_date", "20240726", "is not a date"),

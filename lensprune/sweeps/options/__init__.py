@@ -5,7 +5,7 @@ A group is a frozen dataclass whose fields are made by `option`. Commands make t
 the declarations.
 """
 
-from lensprune.sweeps.options.ablated import FEWSHOT, Reference, Screening, check_ranked, kinds_of
+from lensprune.sweeps.options.ablated import ANY_RULE, FEWSHOT, Reference, Screening, check_ranked, kinds_of
 from lensprune.sweeps.options.arguments import AnswerArguments, JobArguments, StudyArguments, SweepArguments
 from lensprune.sweeps.options.declare import (
     Group,
@@ -26,6 +26,7 @@ from lensprune.sweeps.options.stopping import StopEarly
 from lensprune.sweeps.options.sweep import SweepOptions
 
 __all__ = [
+    "ANY_RULE",
     "FEWSHOT",
     "AnswerArguments",
     "Execution",

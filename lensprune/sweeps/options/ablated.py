@@ -11,7 +11,7 @@ from lensprune.ablation.choices import head_words, reference_kinds
 from lensprune.ablation.components import Part, Slot
 from lensprune.ablation.kinds import MeanMode
 from lensprune.ablation.variants import Variant
-from lensprune.engine.gradient_rules import GRADIENT_RULES, check_rule
+from lensprune.engine.gradient_rules import GRADIENT_RULES
 from lensprune.errors import UserError
 from lensprune.registry import in_words
 from lensprune.sweeps.options.declare import Group, decimal, one_of, option
@@ -19,6 +19,10 @@ from lensprune.sweeps.selection import VariantSelection
 
 FEWSHOT = "fewshot"
 """The default for `reference`: each task's own few-shot examples."""
+ANY_RULE = "any"
+"""Ranks heads by their best rank under any gradient rule."""
+SCREEN_RULES = (*GRADIENT_RULES, ANY_RULE)
+"""How a screened sweep can rank heads."""
 
 
 def _check_share(fraction: float) -> None:
@@ -58,9 +62,12 @@ class Screening(Group):
     )
     screen_rule: str | None = option(
         None,
-        lambda: f"gradient rule for the estimates: {in_words(GRADIENT_RULES)} (default: plain)",
+        lambda: (
+            f"gradient rule for the estimates: {in_words(GRADIENT_RULES, 'or')}, or {ANY_RULE}, which takes each "
+            "head's best rank (default: plain)"
+        ),
         metavar="NAME",
-        check=check_rule,
+        check=one_of(SCREEN_RULES, "screen rule"),
     )
 
 

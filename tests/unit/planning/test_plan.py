@@ -235,6 +235,12 @@ def test_screening_is_counted_with_its_estimates(llama_8b: Path) -> None:
     # A forward and a backward pass beside a share of the heads, which lie evenly over depth; 2 % for uneven thirds.
     left = screened.conditions[0].shared.flops - 2 * once
     assert left / whole.conditions[0].shared.flops == pytest.approx(207 / 1025, rel=0.02)
+    # The best of three rules: three such pairs of passes, and twice the strongest tenth instead of 1.5 times.
+    options: dict[str, Any] = {"tasks": ["facts"], "protocols": ["default"], "screen": 0.1, "screen_rule": "any"}
+    best = planned(llama_8b, variants="heads", **options)
+    assert best.n_variants == 1 + 206 + 51
+    left = best.conditions[0].shared.flops - 6 * once
+    assert left / whole.conditions[0].shared.flops == pytest.approx(258 / 1025, rel=0.02)
 
 
 @pytest.mark.slow
