@@ -110,7 +110,7 @@ def at_chance_line(clean: pd.Series) -> str:
 
 
 def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10, *, kept: bool = True) -> str:
-    """Heads of a screened sweep by their estimated loss, measured or not, and what the control set says of them."""
+    """Heads of a screened sweep by rank, measured or not, and what the control set says of them."""
     parts = []
     for _, row in quality.iterrows():
         where = (table["task"] == row["task"]) & (table["protocol"] == row["protocol"])
@@ -131,7 +131,7 @@ def screen_report(table: pd.DataFrame, quality: pd.DataFrame, most: int = 10, *,
             measured = ["-" if pd.isna(head[c]) else f"{head[c]:+.3f}" for c in ("logprob_margin_change", "delta")]
             measured += ["-" if pd.isna(head["n"]) else str(head["n"])] if own_n else []
             rows.append([str(head["variant"]), f"{head['estimate']:+.3f}", *measured, str(head["status"])])
-        order = "heads, largest estimated losses first"
+        order = "heads, those ranked highest first"
         left = of_how_many(len(rows) - 1, int(where.sum()), order, SCREEN_TABLE, kept=kept)
         parts.append("\n".join([*lines, *("  " + line for line in [*aligned(rows).splitlines(), left] if line)]))
     return "\n\n".join(parts)
