@@ -79,8 +79,8 @@ def estimated_effects(
         rule: gradient rule (`lensprune.engine.gradient_rules`).
 
     Raises:
-        UserError: a variant that does not remove exactly one part, a rule that the model does not support, or no finite
-            number at all.
+        UserError: a variant that does not remove exactly one part, a rule that the model does not support, no finite
+            number at all, or none for some variant.
     """
     return values_and_estimates(model, condition, variants, executor, reference, progress, rule=rule)[1]
 
@@ -125,7 +125,14 @@ def _estimated(
             f"{condition.task.task.name} under {condition.protocol}: "
             "no item gives a finite estimate, so parts can't be ranked"
         )
-    return values, total / finite
+    changes = total / finite
+    if not np.isfinite(changes).all():
+        name = variants[int(np.flatnonzero(~np.isfinite(changes))[0])].name
+        raise UserError(
+            f"{condition.task.task.name} under {condition.protocol}: rule {rule} gives {name} no finite estimate, so "
+            f"parts can't be ranked; the model is in {model.facts.dtype}: use float32, or another rule"
+        )
+    return values, changes
 
 
 def _asked(condition: Condition, executor: Executor) -> tuple[_Groups, Slope]:

@@ -143,6 +143,15 @@ def test_any_takes_the_best_rank_under_three_rules(folder: Path) -> None:
     assert (run.spec.screen["rule"], run.spec.screen["top"]) == ("any", 4)
 
 
+def test_an_estimate_that_is_not_finite_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflown(*args: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        return np.ones(4), np.array([-1.0, np.inf, *[-0.5] * 30])
+
+    monkeypatch.setattr("lensprune.sweeps.screening.estimate_measure", overflown)
+    with pytest.raises(UserError, match=r"rule plain gives L0\.H1\.zero no finite estimate, .* in float32: use"):
+        sweep(folder, tasks=["facts"], protocols=["continuation"])
+
+
 def test_best_ranks_by_hand() -> None:
     """Ranks 1 2 3 4 and 4 2 1 3: the best are 1 2 1 3, and the first and third have mean ranks of 2.5 and 2."""
     assert best_ranks([np.array([-4.0, -3, -2, -1]), np.array([0.0, -2, -3, -1])]).argsort().tolist() == [2, 0, 1, 3]

@@ -62,10 +62,7 @@ class Screening(Group):
     )
     screen_rule: str | None = option(
         None,
-        lambda: (
-            f"gradient rule for the estimates: {in_words(GRADIENT_RULES, 'or')}, or {ANY_RULE}, which takes each "
-            "head's best rank (default: plain)"
-        ),
+        lambda: f"gradient rule for the estimates: {in_words(SCREEN_RULES)}, each head's best rank (default: plain)",
         metavar="NAME",
         check=one_of(SCREEN_RULES, "screen rule"),
     )
