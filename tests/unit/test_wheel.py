@@ -40,6 +40,7 @@ def test_every_module_is_in_it_and_no_test(wheel: zipfile.ZipFile) -> None:
     assert "lensprune = lensprune.cli:main" in wheel.read(entry).decode()
 
 
+@pytest.mark.slow
 def test_the_source_distribution_makes_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     sdist = pytest.importorskip("hatchling.builders.sdist", reason="hatchling is not installed")
     builders = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")

@@ -72,6 +72,7 @@ def test_a_right_answer_counts_as_right_whatever_its_spelling() -> None:
     assert not at_chance(np.ones(20, bool), np.zeros(20), targets, given)
 
 
+@pytest.mark.slow
 def test_shuffled_size() -> None:
     """Answers that have nothing to do with the right ones beat chance in about 5% of runs."""
     generator = np.random.default_rng(1)

@@ -53,6 +53,7 @@ def test_every_p_up_to_the_threshold_counts() -> None:
     assert float(laws[p <= 2**-5].sum()) < detection_power(0.2, 40, 1) - 0.005
 
 
+@pytest.mark.slow
 def test_the_largest_numbers_are_computed_without_a_table_of_all_pairs() -> None:
     assert smallest_loss(1_000_000, 30) == 0.01
     with pytest.raises(UserError, match="1000001 is not a number of items: expected 1 to 1000000"):

@@ -237,6 +237,7 @@ def test_fewer_cells_for_the_same_power() -> None:
     assert shares[2].now < 0.45
 
 
+@pytest.mark.slow
 def test_the_rate_at_the_boundary_holds_where_peeking_breaks_it() -> None:
     for row in sequential.at_the_boundary(0.3):
         assert row.before > 0.06
@@ -251,6 +252,7 @@ def test_widths_cost_no_coverage() -> None:
             assert row.now >= 0.93 - 3 * np.sqrt(0.93 * 0.07 / row.runs)
 
 
+@pytest.mark.slow
 def test_any_look() -> None:
     rate, items = sequential.any_look(0.2)
     assert rate.before > 0.07

@@ -81,6 +81,7 @@ def test_the_variable_switches_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_plan_is_corrected_by_what_sweeps_took_and_a_given_speed_is_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_the_line_of_one_process_and_of_workers() -> None:
     assert "workers" not in alone.stored
 
 
+@pytest.mark.slow
 def test_a_sweep_says_what_was_planned_and_taken_and_keeps_both(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

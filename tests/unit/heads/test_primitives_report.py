@@ -52,6 +52,7 @@ def test_files_and_lines(tmp_path: Path) -> None:
         assert (tmp_path / "out" / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_command_on_a_random_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_folder("llama", tmp_path / "tiny")
     task = "kv_retrieval[pairs=2]"

@@ -83,6 +83,7 @@ def test_effects_concentrate_on_the_planted_heads(head_run: Run) -> None:
     assert frame.loc["share_top_2", "n_parts"] == 8
 
 
+@pytest.mark.slow
 def test_report_writes_what_it_names(head_run: Run, tmp_path: Path) -> None:
     text = heads_report(model_of("arithmetic", "llama"), tmp_path, scores=SCORES, run=head_run.folder, limit=3, most=2)
     assert "L0.H3 1.00" in text

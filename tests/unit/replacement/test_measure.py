@@ -284,6 +284,7 @@ def test_unembedding_of_a_tied_model() -> None:
         )
 
 
+@pytest.mark.slow
 def test_command(family_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(family_folder("llama"))
     arguments = ["delta", "--base", folder, "--distilled", folder, "--task", "facts", "--limit", "2", "--shots", "0"]

@@ -103,6 +103,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LENSPRUNE_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @CASES
 @given(options=st.lists(st.tuples(st.sampled_from(OPTIONS), ODD_TEXT), min_size=1, max_size=3))
 def test_options(options: list[tuple[str, str]], folder: Path, count_cases: Callable[[], None]) -> None:
@@ -120,6 +121,7 @@ def test_options(options: list[tuple[str, str]], folder: Path, count_cases: Call
         assert list(place.iterdir()) == []
 
 
+@pytest.mark.slow
 @CASES
 @given(words=st.lists(ODD_TEXT, max_size=4))
 def test_words(words: list[str], count_cases: Callable[[], None]) -> None:

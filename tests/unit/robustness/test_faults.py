@@ -193,6 +193,7 @@ def test_weights_that_are_not_numbers(tmp_path: Path, share: str, record_propert
     record_property("tried", 1)
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards(
     folder: Path, whole: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Recorded
 ) -> None:

@@ -378,6 +378,7 @@ def test_screened_heads_stop_early_too(model: Path, whole: lp.Run) -> None:
     assert (q > benjamini_hochberg(p)).any()
 
 
+@pytest.mark.slow
 def test_rows_come_in_the_order_of_the_draw_even_where_all_are_asked(model: Path) -> None:
     run = sweep(
         model,

@@ -56,6 +56,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lensprune.sweeps.noise._in_float32", lambda *given: strange)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stranger")
 def test_items_that_flip(model: Path, other: pd.Series, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The noise of a sweep in bfloat16: where its own clean answers and the stranger's differ."""
@@ -146,6 +147,7 @@ def test_a_loaded_model_is_not_loaded_again(caplog: pytest.LogCaptureFixture) ->
     assert "float32 is not compared" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--task", TASK, "--limit", "4", "--shots", "0", "--dtype", "bfloat16", "--device", "cpu"]
     assert main(["noise", "--model", str(model), *options, "--out", str(tmp_path / "noise")]) == 0

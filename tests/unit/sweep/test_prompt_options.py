@@ -61,6 +61,7 @@ def lose_a_cell(out: Path) -> None:
     next((out / "records").glob("*L0*")).unlink()
 
 
+@pytest.mark.slow
 def test_items_among_their_own_examples_are_left_out_of_a_sweep_and_of_the_resumed_one(
     overlapping: str, tmp_path: Path
 ) -> None:

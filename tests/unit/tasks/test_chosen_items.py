@@ -76,6 +76,7 @@ def test_two_runs_over_some_of_the_same_items_are_paired_on_them() -> None:
             a.compare(other)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_command_takes_them_and_resumes_with_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ids.txt").write_text("\n".join(item.id for item in items("3,5")))
