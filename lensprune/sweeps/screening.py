@@ -266,8 +266,7 @@ def _ranked(
 ) -> tuple[Float[np.ndarray, " head"], Int[np.ndarray, " head"]]:
     """Each head's estimate by the rule that ranks it best, and its place: 1 comes first."""
     best = np.argmin([rankdata(effects) for effects in by_rule], axis=0)
-    order = by_rule[0] if len(by_rule) == 1 else best_ranks(by_rule)
-    return np.array(by_rule)[best, np.arange(len(best))], rankdata(order, method="ordinal")
+    return np.array(by_rule)[best, np.arange(len(best))], rankdata(best_ranks(by_rule), method="ordinal")
 
 
 def _sizes(n_heads: int, fraction: float, rule: str) -> tuple[int, int, int]:

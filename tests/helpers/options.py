@@ -18,9 +18,7 @@ from lensprune.models.model_config import load_model_config
 from lensprune.primitives.battery import primitives, task_texts
 from lensprune.primitives.report import primitives_report
 from lensprune.studies.paper import paper
-from lensprune.sweeps.options import (
-    SweepOptions,
-)
+from lensprune.sweeps.options import SweepOptions
 
 __all__ = ["DECLARED", "FUNCTIONS"]
 
