@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 
 from lensprune.engine.kernels import Packed, Partial, flash_packed, fused_attention, is_recent_gpu
 from lensprune.engine.tree import Node, PrefixTree
+from lensprune.engine.windows import WindowedRuns
 from lensprune.precision import accumulation_dtype, widened
 
 __all__ = [
@@ -153,6 +154,7 @@ class TreeAttention:
         self._positions = tree.position_ids(device)[0]
         self._longest = max(tree.positions) + 1
         self._packed: tuple[Packed, list[Packed]] | None = None
+        self._windowed: WindowedRuns | None = None
         if is_recent_gpu(torch.device(device)):
             within = Packed.of([(slice(n.start, n.end), slice(n.start, n.end)) for n in tree.nodes], device)
             levels = [
@@ -160,6 +162,8 @@ class TreeAttention:
                 for nodes in levels_that_branch(tree)
             ]
             self._packed = within, [Packed.of(blocks, device) for blocks in levels]
+            spans = [slice(n.start, n.end) for n in tree.nodes]
+            self._windowed = WindowedRuns(tree, [(span, span, node) for node, span in enumerate(spans)], device)
         self.saved: torch.Tensor | None = None
         self.save = False
         self.keep_kv: Callable[[torch.Tensor, torch.Tensor], None] | None = None
@@ -184,9 +188,12 @@ class TreeAttention:
         window = settings.window
         if window is not None and self._longest <= window:
             window = None
-        if self._packed is not None and window is None and settings.softcap is None:
+        if self._packed is not None and self._windowed is not None and settings.softcap is None:
             flat = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-            z = attend_in_few_calls(*self._packed, *flat, settings.scaling)
+            if window is None:
+                z = attend_in_few_calls(*self._packed, *flat, settings.scaling)
+            else:
+                z = self._windowed.attend(*flat, settings.scaling, window)
             if z is not None:
                 return z
         wide = accumulation_dtype(q.dtype)

@@ -133,6 +133,7 @@ class _Pass:
     ) -> None:
         self._stack = stack
         self._wanted = wanted
+        stack.refresh()
         self.batch, self.embedded = stack.begin(tree.input_ids(facts.device), tree.position_ids(facts.device))
         self._attention = TreeAttention(tree, facts.device)
         self._last = stack.n_layers - 1

@@ -24,6 +24,8 @@ _MAX_FLASH_WIDTH = 256
 _ALIGNED = 16
 
 packed_kernel = torch.ops.aten._flash_attention_forward
+_TAKES_WINDOWS = "window_size_left" in {own.name for own in packed_kernel.default._schema.arguments}
+"""Older releases of torch don't."""
 
 Partial = tuple[torch.Tensor, torch.Tensor]
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, bool, torch.Tensor | None], Partial]
@@ -128,7 +130,7 @@ def _additive(allowed: torch.Tensor, repeat: int, n_queries: int, dtype: torch.d
 
 @dataclass(frozen=True)
 class Packed:
-    """Blocks of queries and the block of keys of each, back to back: tokens `queries` see tokens `keys`.
+    """Blocks of queries and the keys of each, back to back: tokens `queries` see tokens `keys`.
 
     `ends_q` and `ends_k` are the blocks' bounds, starting at 0; `most_q` and `most_k` are the largest block sizes.
     """
@@ -141,12 +143,13 @@ class Packed:
     most_k: int
 
     @classmethod
-    def of(cls, blocks: Sequence[tuple[slice, slice]], device: str | torch.device) -> Packed:
-        """From (queries, keys) of each block."""
+    def of(cls, blocks: Sequence[tuple[slice, slice | list[slice]]], device: str | torch.device) -> Packed:
+        """From queries and keys, in one or several spans, of each block."""
         sides = []
-        for spans in zip(*blocks, strict=True):
-            index = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-            sizes = [span.stop - span.start for span in spans]
+        for side in zip(*blocks, strict=True):
+            pieces = [own if isinstance(own, list) else [own] for own in side]
+            index = torch.cat([torch.arange(span.start, span.stop) for spans in pieces for span in spans])
+            sizes = [sum(span.stop - span.start for span in spans) for spans in pieces]
             ends = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32)
             sides.append((index.to(device), ends.to(device), max(sizes)))
         (queries, ends_q, most_q), (keys, ends_k, most_k) = sides
@@ -161,10 +164,16 @@ def flash_packed(
     scaling: float,
     *,
     causal: bool = False,
+    window: int | None = None,
 ) -> Partial | None:
-    """All blocks in one call: output [query, head, d_head] and log-sum-exp [query, head]."""
-    if not is_recent_gpu(q.device) or not _flash_takes(q):
+    """All blocks in one call: output [query, head, d_head] and log-sum-exp [query, head].
+
+    With `causal`, a block's last query is at its last key; with `window`, a query sees so many keys, its own included.
+    """
+    if not is_recent_gpu(q.device) or not _flash_takes(q) or (window is not None and not _TAKES_WINDOWS):
         return None
+    # The kernel counts the keys before the query's own.
+    sides = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
     out, lse, *_ = packed_kernel(
         q[packed.queries],
         k[packed.keys],
@@ -177,6 +186,7 @@ def flash_packed(
         causal,
         False,
         scale=scaling,
+        **sides,
     )
     # Older releases of torch pad it per block.
     return (out, lse.T) if lse.shape == (out.shape[1], out.shape[0]) else None

@@ -18,9 +18,10 @@ from lensprune.engine.attention import (
 from lensprune.engine.kernels import Packed, is_recent_gpu
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.tree import PrefixTree
+from lensprune.engine.windows import Run, WindowedRuns
 from lensprune.precision import accumulation_dtype
 
-__all__ = ["KeysAndValues", "TreeQueries", "keys_and_values", "packed_blocks"]
+__all__ = ["KeysAndValues", "TreeQueries", "keys_and_values", "packed_blocks", "runs_of"]
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -75,9 +76,11 @@ class TreeQueries:
         self._masks: dict[int | None, list[torch.Tensor | None]] = {}
         self._longest = max(tree.positions) + 1
         self._packed: tuple[Packed, list[Packed]] | None = None
+        self._windowed: WindowedRuns | None = None
         if is_recent_gpu(self._device):
             within, *levels = [blocks for blocks in packed_blocks(tree, wanted) if blocks]
             self._packed = Packed.of(within, self._device), [Packed.of(blocks, self._device) for blocks in levels]
+            self._windowed = WindowedRuns(tree, runs_of(tree, wanted), self._device)
         self.keys_values: KeysAndValues | None = None
         self.saved: torch.Tensor | None = None
 
@@ -96,9 +99,12 @@ class TreeQueries:
         assert self.keys_values is not None
         k, v = self.keys_values
         window = settings.window if settings.window is None or settings.window < self._longest else None
-        if self._packed is not None and window is None and settings.softcap is None:
+        if self._packed is not None and self._windowed is not None and settings.softcap is None:
             flat = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-            z = attend_in_few_calls(*self._packed, *flat, settings.scaling)
+            if window is None:
+                z = attend_in_few_calls(*self._packed, *flat, settings.scaling)
+            else:
+                z = self._windowed.attend(*flat, settings.scaling, window)
             if z is not None:
                 return z
         wide = accumulation_dtype(q.dtype)
@@ -123,17 +129,22 @@ class TreeQueries:
         return self._masks[window]
 
 
+def runs_of(tree: PrefixTree, wanted: Int[torch.Tensor, " wanted"]) -> list[Run]:
+    """`wanted` as runs of neighbours in a node, in order."""
+    flat = wanted.tolist()
+    node_of = torch.searchsorted(torch.tensor([node.end for node in tree.nodes]), wanted, right=True).tolist()
+    begins = [i for i in range(len(flat)) if not i or node_of[i] != node_of[i - 1] or flat[i] != flat[i - 1] + 1]
+    return [
+        (slice(low, high), slice(flat[low], flat[high - 1] + 1), node_of[low])
+        for low, high in zip(begins, [*begins[1:], len(flat)], strict=True)
+    ]
+
+
 def packed_blocks(tree: PrefixTree, wanted: Int[torch.Tensor, " wanted"]) -> Iterator[list[tuple[slice, slice]]]:
     """Blocks (wanted tokens, keys) of the calls that give the attention of `wanted`: every run of neighbours in a node
     against itself, which is causal, then against what precedes it in the node, then what is below a node that branches
     against that node, by depth."""
-    flat = wanted.tolist()
-    node_of = torch.searchsorted(torch.tensor([node.end for node in tree.nodes]), wanted, right=True).tolist()
-    begins = [i for i in range(len(flat)) if not i or node_of[i] != node_of[i - 1] or flat[i] != flat[i - 1] + 1]
-    runs = [
-        (slice(low, high), slice(flat[low], flat[high - 1] + 1), tree.nodes[node_of[low]].start)
-        for low, high in zip(begins, [*begins[1:], len(flat)], strict=True)
-    ]
+    runs = [(queries, keys, tree.nodes[node].start) for queries, keys, node in runs_of(tree, wanted)]
     yield [(queries, keys) for queries, keys, _ in runs]
     yield [(queries, slice(start, keys.start)) for queries, keys, start in runs if start < keys.start]
     for nodes in levels_that_branch(tree):

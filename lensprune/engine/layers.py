@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan, AttentionSettings
 from lensprune.engine.edits import Edit, LayerEdits
-from lensprune.engine.norms import fuse_norms
+from lensprune.engine.norms import FusedNorms
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.errors import LensPruneError, first_line
 from lensprune.models.base import HookedModel, ModelFacts
@@ -114,7 +114,7 @@ class LayerStack:
             raise UnsupportedByFastPath("parameters of the model were replaced after it was loaded")
         # A separate module tree over the same tensors, because its attention and norms are replaced for good.
         raw = unhooked_copy(raw)
-        fuse_norms(raw)
+        self._norms = FusedNorms(raw)
         bridge: Any = model.module
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))
@@ -222,6 +222,10 @@ class LayerStack:
             config = getattr(module, "config", None)
             if config is not None and hasattr(config, "_attn_implementation"):
                 config._attn_implementation_internal = ATTENTION_NAME
+
+    def refresh(self) -> None:
+        """Compute again what depends on weights alone, which may have been changed in place since the last run."""
+        self._norms.refresh()
 
     @property
     def n_layers(self) -> int:

@@ -87,7 +87,7 @@ def emulated(
 
     def packed(
         q: Any, k: Any, v: Any, ends_q: Any, ends_k: Any, most_q: int, most_k: int, dropout: float, causal: bool,
-        debug: bool, *, scale: Any = None, **rest: Any,
+        debug: bool, *, scale: Any = None, window_size_left: int | None = None, window_size_right: int | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
         name = "aten._flash_attention_forward"
         flash_takes(name, q, k, v)
@@ -101,7 +101,17 @@ def emulated(
         out, lse = torch.empty_like(q), torch.empty(q.shape[1], len(q))
         for (begin_q, end_q), (begin_k, end_k) in zip(blocks_q, blocks_k, strict=True):
             own = q[begin_q:end_q], k[begin_k:end_k], v[begin_k:end_k]
-            part, norm = _attention(*(t.transpose(0, 1)[None] for t in own), scale, causal, None)
+            bias = None
+            if not causal and (window_size_left, window_size_right) != (None, None):
+                raise NotImplementedError("a window that isn't causal")
+            if causal:
+                # Positions are counted back from the last query and the last key.
+                back = torch.arange(end_k - begin_k - 1, -1, -1) - torch.arange(end_q - begin_q - 1, -1, -1)[:, None]
+                hidden = back < 0
+                if window_size_left is not None:
+                    hidden |= back > window_size_left
+                bias = torch.where(hidden, -torch.inf, 0.0)
+            part, norm = _attention(*(t.transpose(0, 1)[None] for t in own), scale, False, bias)
             out[begin_q:end_q], lse[:, begin_q:end_q] = part[0].transpose(0, 1), norm[0]
         return wrapped(out, like), wrapped(lse, like), None, None, None
 
@@ -144,11 +154,11 @@ def attend_rows(
         call = i if keys.calls is None else int(keys.calls[i])
         for own, fresh in zip((last.k, last.v), new, strict=True):
             own[int(last.index[i]), :, last.end - 1] = fresh[call]
-        begin = 0 if keys.begins is None else int(keys.begins[row])
+        begin = max(keys.first, 0 if keys.begins is None else int(keys.begins[row]))
         k, v = (t[row, :, begin : keys.end] for t in (keys.k, keys.v))
         if more is not None:
             other = int(more.index[i])
-            k, v = (torch.cat([t, own[other, :, : more.end]], 1) for t, own in ((k, more.k), (v, more.v)))
+            k, v = (torch.cat([t, own[other, :, more.first : more.end]], 1) for t, own in ((k, more.k), (v, more.v)))
         scores = torch.einsum("grd,gkd->grk", q[call].unflatten(0, (n_kv, -1)).float(), k.float()) * scaling
         lse = scores.logsumexp(-1)
         out = torch.einsum("grk,gkd->grd", torch.exp(scores - lse[..., None]), v.float()).flatten(0, 1)

@@ -73,9 +73,10 @@ def test_executors(family: str, executor: Any) -> None:
     assert_responses_agree(cpu, requests(cpu), found, expected, reference)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_takes_the_gpus_kernels(dtype: str) -> None:
-    own = model("cuda", "llama", dtype)
+def test_half_precision_takes_the_gpus_kernels(dtype: str, family: str) -> None:
+    own = model("cuda", family, dtype)
     requests = [r for r in likelihood_requests(own) if isinstance(r, LoglikelihoodRequest)]
     variants = [CLEAN, *each_layer(own, layers=[1]), *each_head(own, layers=[0], heads=[1])]
     hooked = list(HookedExecutor(own).run(requests, variants))

@@ -10,8 +10,8 @@ from tests.pretend_gpu.counts import CHANGES, FAMILIES, counted_attention, count
 
 MAX_WAITS = 4
 MAX_KERNELS = 60
-MAX_STEP_KERNELS = 45
-"""Per layer."""
+MAX_STEP_KERNELS = {"llama": 45, "gpt2": 45, "gemma3": 90, "mixtral": 65}
+"""Per layer skipped. Gemma 3 has six norms and windows, Mixtral experts."""
 
 
 @pytest.mark.parametrize("changes", CHANGES)
@@ -22,8 +22,8 @@ def test_waits_of_a_decode_step_are_fewer_than_layers(family: str, changes: str)
     for step in steps:
         assert step.kernels > 10 * (MAX_WAITS + 1)
         assert 0 < step.syncs <= MAX_WAITS, step.layers.syncs + step.choice.syncs
-    if family == "llama":
-        assert median(step.kernels for step in steps) <= MAX_STEP_KERNELS * (MAX_WAITS + 1)
+    if family == "llama" or changes == "layers skip":
+        assert median(step.kernels for step in steps) <= MAX_STEP_KERNELS[family] * (MAX_WAITS + 1)
 
 
 def test_waits_of_scoring() -> None:
@@ -35,10 +35,11 @@ def test_waits_of_scoring() -> None:
     assert first.syncs.total() <= MAX_WAITS + 1
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_attention_takes_as_many_kernels_for_many_questions_as_for_few(family: str) -> None:
     few, many = (counted_attention(family, MAX_WAITS + 1, n_questions) for n_questions in (10, 40))
     for calls, more in zip(few, many, strict=True):
         assert [call.kernels for call in calls] == [call.kernels for call in more]
-        assert 10 < max(call.kernels.total() for call in more) <= MAX_KERNELS
-        assert not any(call.syncs for call in more)
+        assert 5 < max(call.kernels.total() for call in more) <= MAX_KERNELS
+        # The first call under a window sends its tables.
+        assert not any(call.syncs for call in more[family == "gemma3" :])

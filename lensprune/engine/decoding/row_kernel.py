@@ -29,7 +29,7 @@ class RowKeys:
     """Keys and values [row, kv_head, column, d_head], of which row `index[i]` is the i-th query's, up to `end`.
 
     `begins`, by row, is the first column that is not padding; ``None``: there is no padding. `calls`: the indices of
-    the queries' tokens in the call; ``None``: all of them in order.
+    the queries' tokens in the call; ``None``: all of them in order. No query sees columns before `first`.
     """
 
     k: Float[torch.Tensor, "row kv_head column d_head"]
@@ -38,6 +38,7 @@ class RowKeys:
     end: int
     begins: Int[torch.Tensor, " row"] | None = None
     calls: Int[torch.Tensor, " query"] | None = None
+    first: int = 0
 
 
 def attend_rows(
@@ -73,8 +74,9 @@ def attend_rows(
         k_new, v_new, k_new.stride(0), k_new.stride(1), v_new.stride(0), v_new.stride(1),
         z, z.stride(0), z.stride(1),
         none if keys.calls is None else keys.calls,
-        keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.end,
-        second.k, second.v, *second.k.stride()[:3], second.index, second.end,
+        keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.first,
+        keys.end,
+        second.k, second.v, *second.k.stride()[:3], second.index, second.first, second.end,
         out, lse, out.stride(0), out.stride(1), lse.stride(0), 0 if seen is None else lse.stride(1), seen_from,
         scaling,
         HAS_CALLS=keys.calls is not None,
@@ -89,15 +91,19 @@ def attend_rows(
     )  # fmt: skip
 
 
-# They change from step to step; specialising on them would recompile the kernel again and again.
-@triton.jit(do_not_specialize=["a_end", "b_end", "seen_from"])
+# Numbers that change from step to step, and tables whose addresses are aligned by chance: specialising on them would
+# recompile the kernel again and again.
+_CHANGING = ["a_first", "a_end", "b_first", "b_end", "seen_from", "calls", "a_index", "a_begins", "b_index", "seen_lse"]
+
+
+@triton.jit(do_not_specialize=_CHANGING)
 def _kernel(
     q, q_row, q_head,
     k_new, v_new, k_new_row, k_new_head, v_new_row, v_new_head,
     z, z_row, z_head,
     calls,
-    a_k, a_v, a_row, a_head, a_column, a_index, a_begins, a_end,
-    b_k, b_v, b_row, b_head, b_column, b_index, b_end,
+    a_k, a_v, a_row, a_head, a_column, a_index, a_begins, a_first, a_end,
+    b_k, b_v, b_row, b_head, b_column, b_index, b_first, b_end,
     seen_out, seen_lse, out_row, out_head, lse_row, lse_head, seen_from,
     scaling,
     HAS_CALLS: tl.constexpr,
@@ -142,9 +148,9 @@ def _kernel(
         norm = so_far + other
         total = total * so_far[:, None] + out.to(tl.float32) * other[:, None]
 
-    begin = 0
+    begin = a_first
     if HAS_BEGINS:
-        begin = tl.load(a_begins + mine).to(tl.int32)
+        begin = tl.maximum(begin, tl.load(a_begins + mine).to(tl.int32))
     end = a_end
     if not HAS_MORE:
         end = a_end - 1
@@ -157,7 +163,7 @@ def _kernel(
         theirs = tl.load(b_index + i)
         keys, values = b_k + theirs * b_row + kv * b_head, b_v + theirs * b_row + kv * b_head
         most, norm, total = _columns(
-            query, keys, values, b_column, 0, b_end - 1, scaling, most, norm, total, d, real_d, COLUMNS
+            query, keys, values, b_column, b_first, b_end - 1, scaling, most, norm, total, d, real_d, COLUMNS
         )
         last_k, last_v = keys + (b_end - 1) * b_column, values + (b_end - 1) * b_column
     tl.store(last_k + d, key, mask=real_d)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,14 @@ from lensprune.engine.kernels import Partial, is_recent_gpu
 from lensprune.precision import accumulation_dtype, widened
 
 __all__ = ["DecodeAttention", "DivergedRows", "LayerTokens", "Table", "tables_by_group"]
+
+
+class _Keys(NamedTuple):
+    """Keys and values of groups of rows, and which row sees which key (``None``: all)."""
+
+    k: Float[torch.Tensor, "group kv_head key d_head"]
+    v: Float[torch.Tensor, "group kv_head key d_head"]
+    allowed: Bool[torch.Tensor, "#group #row key"] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,18 +106,19 @@ class LayerTokens:
 
 @dataclass(frozen=True)
 class _ByPrompt:
-    """Histories grouped by prompt and by shared prefix, with their prompts."""
+    """Histories grouped by prompt and by shared prefix, with their prompts and these prompts' lengths."""
 
     rest: Table
     prefixes: list[Table]
     prompts: Int[torch.Tensor, " history"]
+    lengths: Int[torch.Tensor, " history"]
 
     @classmethod
     def of(cls, tensors: Sequence[torch.Tensor]) -> _ByPrompt:
         """From the arrays of `DecodeAttention.arrays_of`, on the device."""
-        prompts, *fields = tensors
+        prompts, lengths, *fields = tensors
         rest, *prefixes = (Table(*fields[i : i + 4]) for i in range(0, len(fields), 4))
-        return cls(rest, prefixes, prompts)
+        return cls(rest, prefixes, prompts, lengths)
 
 
 @dataclass
@@ -131,15 +140,15 @@ class DecodeAttention:
         device = next(iter(self.clean.values())).rest[0].device if self.clean else torch.device("cpu")
         self._real = None if bool(self.prompts.real.all()) else self.prompts.real.to(device)
         self._begins = None if self._real is None else (~self._real).sum(1)
-        self._lengths = self.prompts.lengths.to(device)
-        self._longest = int(self.prompts.lengths.max())
-        self._longest_with = [int(self.prompts.lengths[p.first : p.last].max()) for p in self.prompts.prefixes]
+        lengths = [self.prompts.lengths[p.first : p.last] for p in self.prompts.prefixes]
+        self._lengths_with = [(int(own.min()), int(own.max())) for own in lengths]
         self._rows_kernel = rows_kernel(device)
         self._by_prompt: dict[int, _ByPrompt] = {}
 
     def arrays_of(self, prompts: Int[np.ndarray, " history"]) -> list[np.ndarray]:
         """Index arrays that attention needs on the device for histories of these prompts; see `begin_step`."""
-        arrays = [prompts, *_table_arrays(prompts, len(self.prompts), np.arange(len(prompts)))]
+        lengths = self.prompts.lengths.numpy()[prompts]
+        arrays = [prompts, lengths, *_table_arrays(prompts, len(self.prompts), np.arange(len(prompts)))]
         for prefix in self.prompts.prefixes:
             members = np.flatnonzero((prompts >= prefix.first) & (prompts < prefix.last))
             arrays += _table_arrays(np.zeros(len(members), dtype=np.int64), 1, members)
@@ -161,7 +170,7 @@ class DecodeAttention:
         tokens = self.tokens
         assert tokens is not None
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-        if self._in_few_calls(q.dtype, settings):
+        if self._rows_kernel is not None and settings.softcap is None and q.dtype != torch.float64:
             return self._attend_in_few_calls(tokens, q, k, v, settings)
         begin, end = tokens.diverged_range
         parts = []
@@ -177,11 +186,6 @@ class DecodeAttention:
     def by_kernel(self) -> bool:
         """Whether rows may attend by a kernel, so that `LayerTokens.blocks` is needed."""
         return self._rows_kernel is not None
-
-    def _in_few_calls(self, dtype: torch.dtype, settings: AttentionSettings) -> bool:
-        if self._rows_kernel is None or settings.softcap is not None or dtype == torch.float64:
-            return False
-        return settings.window is None or self._longest + self.step < settings.window
 
     def _attend_in_few_calls(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -214,9 +218,10 @@ class DecodeAttention:
         if diverged.prefixes:
             padded = q.new_empty(len(diverged), *q.shape[1:])
             padded[tokens.diverged] = q
-            seen = _seen_prefixes(padded, rows.prefixes, diverged.prefixes, settings)
+            seen = self._seen_prefixes(padded, rows.prefixes, diverged.prefixes, rows.lengths, settings)
         for (block, span), begins, (calls, places) in zip(diverged.spans(), rows.begins, tokens.blocks, strict=True):
-            keys = row_keys(*block.rest, places, block.width + self.step + 1, begins, calls)
+            end = block.width + self.step + 1
+            keys = row_keys(*block.rest, places, end, begins, calls, _first_seen(end, settings.window))
             attend_rows(q, (k, v), z, keys, settings.scaling, seen=seen, seen_from=span.start)
 
     def _histories_by_kernel(
@@ -235,9 +240,11 @@ class DecodeAttention:
         seen = None
         if clean.prefixes:
             pairs = [(prefix_k[None], prefix_v[None]) for prefix_k, prefix_v in clean.prefixes]
-            seen = _seen_prefixes(q, by_prompt.prefixes, pairs, settings)
-        generated = row_keys(*self.histories[tokens.layer].pair, tokens.histories, self.step + 1)
-        rest = row_keys(*clean.rest, by_prompt.prompts, self.prompts.width, self._begins)
+            seen = self._seen_prefixes(q, by_prompt.prefixes, pairs, by_prompt.lengths, settings)
+        end, width = self.step + 1, self.prompts.width
+        first, first_of_rest = (_first_seen(size, settings.window) for size in (end, width + end))
+        generated = row_keys(*self.histories[tokens.layer].pair, tokens.histories, end, first=first)
+        rest = row_keys(*clean.rest, by_prompt.prompts, width, self._begins, first=first_of_rest)
         attend_rows(q, (k, v), z, rest, settings.scaling, more=generated, seen=seen)
 
     def _attend_diverged(
@@ -259,15 +266,54 @@ class DecodeAttention:
                 _one_query(q[span], block.rest[0][:, :, begin:end], block.rest[1][:, :, begin:end], settings, allowed)
             )
         total = torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
-        for number, (table, (prefix_k, prefix_v)) in enumerate(zip(rows.prefixes, kv.prefixes, strict=True)):
+        for number, (table, pair) in enumerate(zip(rows.prefixes, kv.prefixes, strict=True)):
             if table:
-                positions = rows.lengths + self.step if self._hides(number, settings) else None
-                _merge_table(total, q, table, prefix_k, prefix_v, settings, positions=positions)
+                keys = self._of_prefix(number, pair, table, rows.lengths, settings)
+                _merge_table(total, q, table, keys, settings)
         return total[0][tokens.diverged]
 
-    def _hides(self, prefix: int, settings: AttentionSettings) -> bool:
-        """Whether the window may hide part of a shared prefix."""
-        return settings.window is not None and self._longest_with[prefix] + self.step >= settings.window
+    def _of_prefix(
+        self, number: int, pair: Pair, table: Table, lengths: Int[torch.Tensor, " row"], settings: AttentionSettings
+    ) -> _Keys:
+        """A shared prefix's keys and values as far as the window lets any row see them; `lengths` of rows' prompts."""
+        k, v = pair
+        if settings.window is None:
+            return _Keys(k, v)
+        shortest, longest = self._lengths_with[number]
+        begin, end = (_first_seen(length + self.step + 1, settings.window) for length in (shortest, longest))
+        k, v = k[:, :, begin:], v[:, :, begin:]
+        if begin == end or not k.shape[2]:
+            return _Keys(k, v)
+        first = lengths[table.index] + (self.step + 1 - settings.window - begin)
+        return _Keys(k, v, torch.arange(k.shape[2], device=k.device) >= first[..., None])
+
+    def _seen_prefixes(
+        self,
+        q: Float[torch.Tensor, "row head d_head"],
+        tables: Sequence[Table],
+        prefixes: Sequence[Pair],
+        lengths: Int[torch.Tensor, " row"],
+        settings: AttentionSettings,
+    ) -> Partial | None:
+        """Attention of each row to its shared prefix: output [row, head, d_head] and log-sum-exp [row, head]; ``None``
+        if no row sees any of it."""
+        parts = []
+        for number, (table, pair) in enumerate(zip(tables, prefixes, strict=True)):
+            if table:
+                k, v, allowed = self._of_prefix(number, pair, table, lengths, settings)
+                if k.shape[2]:
+                    out, lse = partial_attention(q[table.index].transpose(1, 2), k, v, settings, allowed=allowed)
+                    here = table.group, slice(None), table.place
+                    parts.append((table.members, out[here].to(q.dtype), lse[here]))
+        if not parts:
+            return None
+        if len(parts) == 1 and len(parts[0][0]) == len(q):
+            # One prefix for all rows, as of few-shot examples: they are in order.
+            return parts[0][1:]
+        total = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
+        for members, *part in parts:
+            total[0][members], total[1][members] = part
+        return total
 
     def _attend_histories(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -284,14 +330,12 @@ class DecodeAttention:
         begin = _first_seen(width + end, settings.window)
         if begin < width:
             allowed = None if self._real is None else self._real[:, None, begin:]
-            rest = clean.rest[0][:, :, begin:], clean.rest[1][:, :, begin:]
-            _merge_table(total, q, by_prompt.rest, *rest, settings, allowed=allowed)
+            rest = _Keys(clean.rest[0][:, :, begin:], clean.rest[1][:, :, begin:], allowed)
+            _merge_table(total, q, by_prompt.rest, rest, settings)
         for number, (table, (prefix_k, prefix_v)) in enumerate(zip(by_prompt.prefixes, clean.prefixes, strict=True)):
             if table:
-                positions = None
-                if self._hides(number, settings):
-                    positions = self._lengths[by_prompt.prompts] + self.step
-                _merge_table(total, q, table, prefix_k[None], prefix_v[None], settings, positions=positions)
+                keys = self._of_prefix(number, (prefix_k[None], prefix_v[None]), table, by_prompt.lengths, settings)
+                _merge_table(total, q, table, keys, settings)
         return total[0]
 
 
@@ -305,29 +349,6 @@ def rows_kernel(device: torch.device) -> tuple[Callable[..., None], Callable[...
         # Builds of torch without Triton; the numbers are the same.
         return None
     return attend_rows, RowKeys
-
-
-def _seen_prefixes(
-    q: Float[torch.Tensor, "row head d_head"],
-    tables: Sequence[Table],
-    prefixes: Sequence[Pair],
-    settings: AttentionSettings,
-) -> Partial:
-    """Attention of each row to its shared prefix: output [row, head, d_head] and log-sum-exp [row, head]."""
-    parts = []
-    for table, (k, v) in zip(tables, prefixes, strict=True):
-        if table:
-            seen, norm = partial_attention(q[table.index].transpose(1, 2), k, v, settings)
-            parts.append(
-                (table.members, seen[table.group, :, table.place].to(q.dtype), norm[table.group, :, table.place])
-            )
-    if len(parts) == 1 and len(parts[0][0]) == len(q):
-        # One prefix for all rows, as of few-shot examples: they are in order.
-        return parts[0][1:]
-    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
-    for members, *part in parts:
-        out[members], lse[members] = part
-    return out, lse
 
 
 def _first_seen(end: int, window: int | None) -> int:
@@ -353,21 +374,13 @@ def _merge_table(
     total: Partial,
     q: Float[torch.Tensor, "row head d_head"],
     table: Table,
-    k: Float[torch.Tensor, "group kv_head key d_head"],
-    v: Float[torch.Tensor, "group kv_head key d_head"],
+    keys: _Keys,
     settings: AttentionSettings,
-    *,
-    allowed: Bool[torch.Tensor, "group 1 key"] | None = None,
-    positions: Int[torch.Tensor, " row"] | None = None,
 ) -> None:
-    """Merge, in place, attention of each group's rows to the group's keys.
-
-    With `positions` the keys are those of positions 0, 1, … and the window applies.
-    """
-    if positions is not None:
-        assert settings.window is not None
-        first = positions[table.index] - settings.window + 1
-        allowed = torch.arange(k.shape[2], device=k.device) >= first[..., None]
+    """Merge, in place, attention of each group's rows to the group's keys."""
+    k, v, allowed = keys
+    if not k.shape[2]:
+        return
     out, lse = partial_attention(q[table.index].transpose(1, 2), k, v, settings, allowed=allowed)
     here = total[0][table.members], total[1][table.members]
     merge_into(here, (widened(out[table.group, :, table.place]), lse[table.group, :, table.place]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -28,6 +30,7 @@ from lensprune.ablation import (
 from lensprune.ablation.kinds import MeanMode
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.decoding.prompts import PromptSet, length_blocks, shared_groups
+from lensprune.engine.decoding.step_attention import DecodeAttention
 from lensprune.engine.scoring import finite_rows
 from lensprune.models import as_hooked_model, load_model
 from lensprune.protocols import build_requests
@@ -87,6 +90,28 @@ def test_long_rows_outgrow_their_buffers_and_outlive_the_rest(family: str) -> No
     expected = list(HookedExecutor(model).run(requests, chosen))
     assert max(len(r.token_ids) for e in expected for r in e.responses if isinstance(r, GenerateResponse)) > 64
     assert_responses_agree(model, requests, list(ForkedExecutor(model).run(requests, chosen)), expected)
+
+
+@pytest.mark.parametrize("window", [8, 44, 70])
+def test_windows_that_end_within_a_shared_prefix(window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = as_hooked_model(load_model(save_folder("gemma3", tmp_path, sliding_window=window)))
+    prefix, rng = tuple(range(5, 55)), Random(0)
+    rests = [tuple(rng.randrange(60, 200) for _ in range(length)) for length in (1, 2, 3, 9, 14)]
+    requests: list[Request] = [GenerateRequest(prefix + rest, ("\x00",), 10) for rest in rests]
+    chosen = [CLEAN, *each_layer(model)]
+    seen: Counter[str] = Counter()
+    of_prefix = DecodeAttention._of_prefix
+
+    def counted(self: Any, *args: Any) -> Any:
+        keys = of_prefix(self, *args)
+        if args[-1].window is not None:
+            seen["part" if keys.allowed is not None else str(keys.k.shape[2])] += 1
+        return keys
+
+    monkeypatch.setattr(DecodeAttention, "_of_prefix", counted)
+    found = list(ForkedExecutor(model).run(requests, chosen))
+    assert_responses_agree(model, requests, found, list(HookedExecutor(model).run(requests, chosen)))
+    assert set(seen) == {8: {"part", "0"}, 44: {"part"}, 70: {"50", "part"}}[window]
 
 
 def test_stop_strings_and_eos_end_rows_as_in_the_hooked_executor() -> None:

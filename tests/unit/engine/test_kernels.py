@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lensprune.engine import attention, kernels
+from lensprune.engine import attention, kernels, windows
 from lensprune.engine.attention import AttentionSettings, TreeAttention, partial_attention
 from lensprune.engine.kernels import Packed, flash_packed
 from lensprune.engine.tree import build_tree
@@ -34,6 +34,8 @@ def by_block(
     most_k: int,
     *rest: Any,
     scale: float,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the GPU's kernel for packed blocks is said to do, one block after another."""  # fmt: skip
     _, causal, _ = rest
@@ -45,7 +47,15 @@ def by_block(
         own = [
             t[None, a:b].transpose(1, 2) for t, a, b in ((q, begin_q, end_q), (k, begin_k, end_k), (v, begin_k, end_k))
         ]
-        part_out, part_lse = partial_attention(*own, settings, causal=causal)
+        allowed = None
+        if window_size_left is not None:
+            # Counted from the block's last query and last key.
+            assert causal
+            assert window_size_right == 0
+            before = torch.arange(end_q - begin_q)[:, None] + int(end_k - begin_k - end_q + begin_q)
+            before = before - torch.arange(end_k - begin_k)
+            allowed = ((before >= 0) & (before <= window_size_left))[None]
+        part_out, part_lse = partial_attention(*own, settings, causal=causal and allowed is None, allowed=allowed)
         out[begin_q:end_q], lse[:, begin_q:end_q] = part_out[0].transpose(0, 1), part_lse[0]
     return out, lse
 
@@ -87,8 +97,11 @@ def test_as_products_give(
         assert_tensors_agree(lse, expected_lse, dtype)
 
 
+@pytest.mark.parametrize("window", [None, 20, 150])
 @pytest.mark.parametrize(("n_heads", "n_kv", "d_head"), [(8, 2, 64), (9, 3, 64), (4, 4, 128)])
-def test_a_tree_in_few_calls(n_heads: int, n_kv: int, d_head: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_in_few_calls(
+    n_heads: int, n_kv: int, d_head: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if DEVICE == "cpu":
         # How blocks are packed and merged is tested everywhere, the kernel itself on a GPU.
         monkeypatch.setattr(kernels, "is_recent_gpu", lambda device: True)
@@ -106,13 +119,21 @@ def test_a_tree_in_few_calls(n_heads: int, n_kv: int, d_head: int, monkeypatch: 
     torch.manual_seed(0)
     q = heads(n_heads, len(tree), d_head, dtype=torch.bfloat16)
     k, v = (heads(n_kv, len(tree), d_head, dtype=torch.bfloat16) for _ in range(2))
-    settings = AttentionSettings(d_head**-0.5, None, None)
+    settings = AttentionSettings(d_head**-0.5, window, None)
+    # Three calls or four, not one.
+    monkeypatch.setattr(windows, "ROOM", 0.5 if window == 20 else 2)
+    monkeypatch.setattr(windows, "LEAST_ROOM", 0)
     plan = TreeAttention(tree, DEVICE)
     found = plan.attend(q, k, v, settings)
+    if window is not None:
+        assert len(plan._windowed._calls[window]) in (3, 4)  # type: ignore[union-attr]
     assert flash_packed(*(t.transpose(0, 1) for t in (q, k, v)), plan._packed[0], 0.1, causal=True) is not None  # type: ignore[index]
     products(monkeypatch)
     monkeypatch.setattr(plan, "_packed", None)
     expected = plan.attend(q.double(), k.double(), v.double(), settings)
+    for limited in () if window is None else (None, window + 1):
+        other = plan.attend(q.double(), k.double(), v.double(), AttentionSettings(d_head**-0.5, limited, None))
+        assert (other - expected).norm() > 3e-2 * expected.norm()
     assert (found.double() - expected).norm() < 1e-2 * expected.norm()
 
 

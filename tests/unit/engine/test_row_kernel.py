@@ -50,8 +50,12 @@ def expected(
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS_OF)
-@pytest.mark.parametrize(("n_heads", "n_kv", "d_head"), [(4, 2, 8), (9, 3, 64), (4, 4, 24), (2, 1, 80)])
-def test_as_products_give(kernel: ModuleType, dtype: torch.dtype, n_heads: int, n_kv: int, d_head: int) -> None:
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv", "d_head", "first"), [(4, 2, 8, 0), (9, 3, 64, 33), (4, 4, 24, 0), (2, 1, 80, 75)]
+)
+def test_as_products_give(
+    kernel: ModuleType, dtype: torch.dtype, n_heads: int, n_kv: int, d_head: int, first: int
+) -> None:
     torch.manual_seed(0)
     q, z = rows(7, n_heads, d_head, dtype=dtype), torch.zeros(7, n_heads, d_head, dtype=dtype, device=DEVICE)
     new = rows(7, n_kv, d_head, dtype=dtype), rows(7, n_kv, d_head, dtype=dtype)
@@ -61,11 +65,11 @@ def test_as_products_give(kernel: ModuleType, dtype: torch.dtype, n_heads: int, 
     seen = rows(12, n_heads, d_head, dtype=dtype), torch.randn(12, n_heads, device=DEVICE)
     seen[1][5] = -torch.inf
     seen[0][5] = 0
-    keys = kernel.RowKeys(k, v, index, end, begins, calls)
+    keys = kernel.RowKeys(k, v, index, end, begins, calls, first)
     kernel.attend_rows(q, new, z, keys, d_head**-0.5, seen=seen, seen_from=3)
     assert torch.equal(k[index, :, end - 1], new[0][calls])
     assert torch.equal(v[index, :, end - 1], new[1][calls])
-    allowed = torch.arange(end, device=DEVICE) >= begins[index][:, None]
+    allowed = torch.arange(end, device=DEVICE) >= begins[index][:, None].clamp(min=first)
     want = expected(
         q[calls], k[index][:, :, :end], v[index][:, :, :end], allowed, (seen[0][index + 3], seen[1][index + 3])
     )
@@ -74,8 +78,8 @@ def test_as_products_give(kernel: ModuleType, dtype: torch.dtype, n_heads: int, 
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS_OF)
-@pytest.mark.parametrize("step", [0, 5, 39])
-def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int) -> None:
+@pytest.mark.parametrize(("step", "firsts"), [(0, (0, 0)), (5, (0, 0)), (39, (0, 0)), (5, (50, 0)), (39, (70, 21))])
+def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int, firsts: tuple[int, int]) -> None:
     torch.manual_seed(1)
     q, z = rows(7, 4, 16, dtype=dtype), torch.empty(7, 4, 16, dtype=dtype, device=DEVICE)
     new = rows(7, 2, 16, dtype=dtype), rows(7, 2, 16, dtype=dtype)
@@ -84,18 +88,18 @@ def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int) -
     index, places = torch.tensor([[1, 1, 0, 3, 2, 2, 8], [10, 3, 2, 5, 6, 7, 0]], device=DEVICE)
     begins = torch.randint(0, 70, (9,), device=DEVICE)
     seen = rows(7, 4, 16, dtype=dtype), torch.randn(7, 4, device=DEVICE)
-    keys, more = kernel.RowKeys(k, v, index, 70, begins), kernel.RowKeys(more_k, more_v, places, step + 1)
+    keys = kernel.RowKeys(k, v, index, 70, begins, first=firsts[0])
+    more = kernel.RowKeys(more_k, more_v, places, step + 1, first=firsts[1])
     kernel.attend_rows(q, new, z, keys, 0.25, more=more, seen=seen)
     assert torch.equal(more_k[places, :, step], new[0])
     both = [torch.cat([own[index], their[places][:, :, : step + 1]], 2) for own, their in ((k, more_k), (v, more_v))]
-    allowed = torch.cat(
-        [torch.arange(70, device=DEVICE) >= begins[index][:, None], begins.new_ones(7, step + 1) > 0], 1
-    )
+    columns, later = torch.arange(70, device=DEVICE), torch.arange(step + 1, device=DEVICE)
+    allowed = torch.cat([columns >= begins[index][:, None].clamp(min=firsts[0]), (later >= firsts[1]).expand(7, -1)], 1)
     assert_tensors_agree(z, expected(q, *both, allowed, seen), dtype, roundings=ROUNDINGS_OF[dtype])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "gemma3", "mistral"])
 def test_same_tokens_as_hooked(kernel: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
