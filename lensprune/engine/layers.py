@@ -20,6 +20,7 @@ from lensprune.engine.attention import ATTENTION_NAME, AttentionPlan, AttentionS
 from lensprune.engine.edits import Edit, LayerEdits
 from lensprune.engine.norms import FusedNorms
 from lensprune.engine.out_of_memory import out_of_memory
+from lensprune.engine.rotary import fuse_rotary
 from lensprune.errors import LensPruneError, first_line
 from lensprune.models.base import HookedModel, ModelFacts
 from lensprune.models.bridge import unhooked_copy
@@ -112,9 +113,10 @@ class LayerStack:
             raise UnsupportedByFastPath(f"the model has a custom hook at {model.facts.kept_hooks[0]}")
         if not {p.data_ptr() for p in raw.parameters()} <= {p.data_ptr() for p in model.module.parameters()}:
             raise UnsupportedByFastPath("parameters of the model were replaced after it was loaded")
-        # A separate module tree over the same tensors, because its attention and norms are replaced for good.
+        # A separate module tree over the same tensors, because parts of it are replaced for good.
         raw = unhooked_copy(raw)
         self._norms = FusedNorms(raw)
+        fuse_rotary(raw, torch.device(model.facts.device))
         bridge: Any = model.module
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))

@@ -21,6 +21,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.helpers import pretend_kernels
 
@@ -420,6 +421,14 @@ def _triton_checked(plain: Callable[..., None]) -> Callable[..., None]:
     return attend_rows
 
 
+def _rotate(*tensors: Any) -> tuple[torch.Tensor, ...]:
+    """`rotate` for tensors on the device, computed as models do."""
+    _all_on_one("rotate", tensors)
+    _kernel("triton.rotate")
+    turned = apply_rotary_pos_emb(*unwrapped(tensors))
+    return tuple(PretendTensor(own, tensors[0].place) for own in turned)
+
+
 def _held(keys: Any) -> Any:
     return type(keys)(**{f.name: unwrapped(getattr(keys, f.name)) for f in fields(keys)})
 
@@ -437,9 +446,11 @@ def install() -> None:
     )
     _patch_cuda()
     torch.Generator = PretendGenerator  # type: ignore[misc]
+    from lensprune.engine import rotary_kernel
     from lensprune.engine.decoding import row_kernel
 
     row_kernel.attend_rows = _triton_checked(pretend_kernels.attend_rows)
+    rotary_kernel.rotate = _rotate
     _Names().__enter__()
 
 
