@@ -34,11 +34,12 @@ def tables(results: Mapping[str, Any]) -> str:
             row = [name, f"{whole['clean']:.2f}", before, words, f"{early['seconds']:.0f}", f"{share:.2f}", wanted]
             lines.append(f"| {' | '.join([*row, f'{cells:.2f}', str(len(early['named']))])} |")
             for variant in apart(whole, early):
-                by = "all items" if variant in whole["named"] else words
+                by = f"all items, not {words}" if variant in whole["named"] else f"{words}, not all items"
                 all_items = whole["delta"].get(variant)
                 row = [name, variant, by, "–" if all_items is None else f"{all_items:+.3f}"]
+                measured = variant in early["delta"]
                 row += [
-                    f"{early['delta'][variant]:+.3f} ({early['n'][variant]})",
+                    f"{early['delta'][variant]:+.3f} ({early['n'][variant]})" if measured else "not measured",
                     f"{found['others'][variant]:+.3f}" if variant in found.get("others", {}) else "–",
                 ]
                 differ.append(f"| {' | '.join(row)} |")
@@ -46,6 +47,5 @@ def tables(results: Mapping[str, Any]) -> str:
 
 
 def apart(whole: Mapping[str, Any], early: Mapping[str, Any]) -> list[str]:
-    """Variants that only one of the two sweeps names, of those that both ask about."""
-    both = set(whole["named"]) ^ set(early["named"])
-    return [name for name in early["delta"] if name in both]
+    """Variants that only one of the two sweeps names, those left out by screening included."""
+    return sorted(set(whole["named"]) ^ set(early["named"]))
