@@ -72,7 +72,7 @@ def _attend_with_plan(
 ) -> tuple[torch.Tensor, None]:
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     sinks = kwargs.get("s_aux") is not None
-    settings = AttentionSettings(scaling, kwargs.get("sliding_window"), kwargs.get("softcap"), sinks=sinks)
+    settings = AttentionSettings(scaling, kwargs.get("sliding_window") or None, kwargs.get("softcap"), sinks=sinks)
     # Contiguous, as from transformers' own functions: AFMoE takes a view of it.
     return attention_mask.attend(query[0], key[0], value[0], settings)[None].contiguous(), None
 

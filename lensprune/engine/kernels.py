@@ -25,7 +25,7 @@ _ALIGNED = 16
 
 packed_kernel = torch.ops.aten._flash_attention_forward
 _TAKES_WINDOWS = "window_size_left" in {own.name for own in packed_kernel.default._schema.arguments}
-"""Older releases of torch don't."""
+"""Whether this release of torch's kernel takes windows."""
 
 Partial = tuple[torch.Tensor, torch.Tensor]
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, bool, torch.Tensor | None], Partial]
@@ -168,7 +168,8 @@ def flash_packed(
 ) -> Partial | None:
     """All blocks in one call: output [query, head, d_head] and log-sum-exp [query, head].
 
-    With `causal`, a block's last query is at its last key; with `window`, a query sees so many keys, its own included.
+    With `causal`, a block's last query is at its last key; with `window`, it sees at most that many keys, its own
+    included.
     """
     if not is_recent_gpu(q.device) or not _flash_takes(q) or (window is not None and not _TAKES_WINDOWS):
         return None

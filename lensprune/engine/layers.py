@@ -226,7 +226,7 @@ class LayerStack:
                 config._attn_implementation_internal = ATTENTION_NAME
 
     def refresh(self) -> None:
-        """Compute again what depends on weights alone, which may have been changed in place since the last run."""
+        """Recompute what depends on weights alone, which may have been changed in place since the last run."""
         self._norms.refresh()
 
     @property

@@ -17,7 +17,7 @@ class FusedNorms:
     """The RMS norms below a module, which use torch's kernel where it gives the same bits on the CPU as their own.
 
     On a GPU, the kernel may add up squares in another order. Weights that a norm changes before it multiplies by them
-    are computed once: call `refresh` before other weights are used.
+    are computed once: call `refresh` after weights have changed.
     """
 
     def __init__(self, root: torch.nn.Module) -> None:
@@ -29,7 +29,7 @@ class FusedNorms:
                 continue
             if len(inspect.signature(module.forward).parameters) != 1:
                 continue
-            for kind in (_Norm, _GemmasNorm):
+            for kind in (_Norm, _GemmaNorm):
                 if _same(module, kind, epsilon, tensors["weight"]):
                     norm = kind(tensors["weight"], epsilon)
                     module.forward = norm
@@ -55,7 +55,7 @@ class _Norm:
         return self.weight * rms_norm(x, self.weight.shape, None, self.epsilon)
 
 
-class _GemmasNorm(_Norm):
+class _GemmaNorm(_Norm):
     """In float32, with weights that are differences from 1."""
 
     @torch.inference_mode(False)

@@ -17,16 +17,17 @@ from lensprune.engine.kernels import is_recent_gpu
 __all__ = ["fuse_rotary", "rotary_kernel"]
 
 _NAME = "apply_rotary_pos_emb"
-"""What every family's module calls the function that turns queries and keys."""
+"""What every family's module calls the function that rotates queries and keys."""
 
 Rotated = tuple[torch.Tensor, torch.Tensor]
 
 
 def fuse_rotary(root: torch.nn.Module, device: torch.device) -> int:
-    """Let the attention modules below `root` turn queries and keys by one kernel, where there is one for the device and
-    the module's formula is the one that the kernel computes; returns how many.
+    """Let the attention modules below `root` rotate queries and keys by one kernel, where the device has one and the
+    module's formula is the one that it computes; returns how many.
 
-    Modules of other models, which share the functions, are left as they are.
+    Modules of other models, which share the functions, are left as they are, and so are modules with a forward of their
+    own.
     """
     kernel = rotary_kernel(device)
     if kernel is None:
@@ -35,9 +36,11 @@ def fuse_rotary(root: torch.nn.Module, device: torch.device) -> int:
     for module in root.modules():
         forward = inspect.unwrap(type(module).forward)
         own = getattr(forward, "__globals__", {}).get(_NAME)
-        if own is None or _NAME not in forward.__code__.co_names or not _is_plain(own):
+        if own is None or "forward" in vars(module):
             continue
-        names = {**forward.__globals__, _NAME: partial(_turned, kernel, own)}
+        if _NAME not in forward.__code__.co_names or not _is_plain(own):
+            continue
+        names = {**forward.__globals__, _NAME: partial(_rotated, kernel, own)}
         made = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
         made.__kwdefaults__ = forward.__kwdefaults__
         module.forward = MethodType(made, module)
@@ -57,7 +60,7 @@ def rotary_kernel(device: torch.device) -> Callable[..., Rotated] | None:
     return rotate
 
 
-def _turned(
+def _rotated(
     kernel: Callable[..., Rotated],
     own: Callable[..., Rotated],
     q: torch.Tensor,
@@ -86,11 +89,11 @@ def _is_plain(own: Callable[..., Any]) -> bool:
     shapes = ((1, 3, 5, 8), (1, 2, 5, 8), (1, 5, 8), (1, 5, 8))
     q, k, cos, sin = (torch.randn(*shape, generator=generator).bfloat16() for shape in shapes)
     try:
-        found = own(q, k, cos, sin)
+        found_q, found_k = own(q, k, cos, sin)
     except Exception:
-        # Angles of another form.
+        # Angles or results of another form.
         return False
-    return all(torch.equal(f, _plain(x, cos, sin)) for f, x in zip(found, (q, k), strict=True))
+    return torch.equal(found_q, _plain(q, cos, sin)) and torch.equal(found_k, _plain(k, cos, sin))
 
 
 def _plain(

@@ -26,7 +26,10 @@ def rotate(
     _, n_heads, n_tokens, d_head = q.shape
     n_kv = k.shape[1]
     new_q, new_k = torch.empty_like(q), torch.empty_like(k)
-    if n_tokens:
+    if not n_tokens:
+        return new_q, new_k
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device_of(q):
         _kernel[n_tokens, triton.cdiv(n_heads, _HEADS) + triton.cdiv(n_kv, _HEADS)](
             q, q.stride(1), q.stride(2), new_q, new_q.stride(1), new_q.stride(2),
             k, k.stride(1), k.stride(2), new_k, new_k.stride(1), new_k.stride(2),
@@ -63,20 +66,20 @@ def _kernel(
     sin_1, sin_2 = tl.load(sin, mask=real, other=0.0), tl.load(sin + HALF, mask=real, other=0.0)
     if block < of_queries:
         head = block * HEADS + tl.arange(0, HEADS)
-        _turn(
+        _rotate_heads(
             q + token * q_token, q_head, new_q + token * new_q_token, new_q_head,
             head, N_HEADS, d, cos_1, cos_2, sin_1, sin_2, HALF,
         )  # fmt: skip
     else:
         head = (block - of_queries) * HEADS + tl.arange(0, HEADS)
-        _turn(
+        _rotate_heads(
             k + token * k_token, k_head, new_k + token * new_k_token, new_k_head,
             head, N_KV, d, cos_1, cos_2, sin_1, sin_2, HALF,
         )  # fmt: skip
 
 
 @triton.jit
-def _turn(
+def _rotate_heads(
     x, x_head, new, new_head, head, n_heads, d, cos_1, cos_2, sin_1, sin_2, HALF: tl.constexpr
 ):  # fmt: skip
     real = (head < n_heads)[:, None] & (d < HALF)[None]

@@ -1,6 +1,6 @@
 """Attention of a prefix tree's tokens under a sliding window, in few calls of a GPU's kernel.
 
-Blocks of keys that are merged by log-sum-exp don't serve here, since the kernel takes one window for all blocks and
+Blocks of keys that are merged by log-sum-exp don't work here, since the kernel takes one window for all blocks and
 counts it from the last key. So each run of neighbours gets its keys in one piece: those before it that its first token
 sees, along its path, and its own.
 """
@@ -21,7 +21,8 @@ Run = tuple[slice, slice, int]
 """Queries, the same tokens as flat indices, and their node."""
 
 ROOM, LEAST_ROOM = 4, 2**13
-"""Keys that one call copies: at most so many times the tree's tokens, or so many."""
+"""One call copies the keys of at most `ROOM` times the tree's tokens, or of `LEAST_ROOM` if that is more; a single run
+may exceed it."""
 
 
 class WindowedRuns:

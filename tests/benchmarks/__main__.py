@@ -113,7 +113,7 @@ def run_work(work: Work, setting: Setting, data_dir: Path, repeats: int) -> Resu
         bound=done["unshared_flops"] / done["shared_flops"],
         matmul_share=done["shared_flops"] / ((mine.wall if setting.on_gpu else mine.cpu) * done["matmul_flops"]),
         compared=len(compared),
-        different=sum(a != b for a, b in compared),
+        different=sum(differs(mine, theirs) for mine, theirs in compared),
         found_of_top=recall,
     )
 
@@ -135,6 +135,11 @@ def _same_items(work: Work, mine: list[Any], theirs: list[Any]) -> list[tuple[An
     size, own = len(theirs) // subjects, len(mine) // subjects
     kept = [outcome for i in range(subjects) for outcome in mine[i * own : i * own + size]]
     return list(zip(kept, theirs, strict=True))
+
+
+def differs(mine: dict[str, float], theirs: dict[str, float]) -> bool:
+    """Whether any of the peer's metrics of an item is another or missing; ours may have more."""
+    return not theirs or any(mine.get(name) != value for name, value in theirs.items())
 
 
 def _median(runs: list[Times]) -> Times:

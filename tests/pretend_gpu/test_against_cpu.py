@@ -84,6 +84,7 @@ def test_half_precision_takes_the_gpus_kernels(dtype: str, family: str) -> None:
         forked = list(ForkedExecutor(own).run([*requests, *requests_for(own, 3)], variants))
     assert counts.kernels["aten._flash_attention_forward"]
     assert counts.kernels["triton.attend_rows"]
+    assert counts.kernels["triton.rotate"]
     by_hooks = {answered.variant.name: answered.responses for answered in hooked}
     assert {answered.variant.name for answered in forked} == set(by_hooks)
     for answered in forked:

@@ -11,7 +11,7 @@ from tests.pretend_gpu.counts import CHANGES, FAMILIES, counted_attention, count
 MAX_WAITS = 4
 MAX_KERNELS = 60
 MAX_STEP_KERNELS = {"llama": 36, "gpt2": 36, "gemma3": 80, "mixtral": 55}
-"""Per layer skipped. Gemma 3 has six norms and windows, Mixtral experts."""
+"""Per layer, with layers skipped. Gemma 3 has six norms and windows, Mixtral experts."""
 
 
 @pytest.mark.parametrize("changes", CHANGES)

@@ -69,26 +69,28 @@ def attend_rows(
     out, lse = (z, z) if seen is None else seen
     (k_new, v_new), none = new, keys.index
     d_room = max(_MIN_DOT, triton.next_power_of_2(d_head))
-    _kernel[n_queries, n_kv](
-        q, q.stride(0), q.stride(1),
-        k_new, v_new, k_new.stride(0), k_new.stride(1), v_new.stride(0), v_new.stride(1),
-        z, z.stride(0), z.stride(1),
-        none if keys.calls is None else keys.calls,
-        keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.first,
-        keys.end,
-        second.k, second.v, *second.k.stride()[:3], second.index, second.first, second.end,
-        out, lse, out.stride(0), out.stride(1), lse.stride(0), 0 if seen is None else lse.stride(1), seen_from,
-        scaling,
-        HAS_CALLS=keys.calls is not None,
-        HAS_BEGINS=keys.begins is not None,
-        HAS_MORE=more is not None,
-        HAS_SEEN=seen is not None,
-        GROUP=n_heads // n_kv,
-        GROUP_ROOM=max(_MIN_DOT, triton.next_power_of_2(n_heads // n_kv)),
-        D_HEAD=d_head,
-        D_ROOM=d_room,
-        COLUMNS=max(_MIN_DOT, min(_MAX_COLUMNS, _TILE_BYTES // (d_room * keys.k.itemsize))),
-    )  # fmt: skip
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device_of(q):
+        _kernel[n_queries, n_kv](
+            q, q.stride(0), q.stride(1),
+            k_new, v_new, k_new.stride(0), k_new.stride(1), v_new.stride(0), v_new.stride(1),
+            z, z.stride(0), z.stride(1),
+            none if keys.calls is None else keys.calls,
+            keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.first,
+            keys.end,
+            second.k, second.v, *second.k.stride()[:3], second.index, second.first, second.end,
+            out, lse, out.stride(0), out.stride(1), lse.stride(0), 0 if seen is None else lse.stride(1), seen_from,
+            scaling,
+            HAS_CALLS=keys.calls is not None,
+            HAS_BEGINS=keys.begins is not None,
+            HAS_MORE=more is not None,
+            HAS_SEEN=seen is not None,
+            GROUP=n_heads // n_kv,
+            GROUP_ROOM=max(_MIN_DOT, triton.next_power_of_2(n_heads // n_kv)),
+            D_HEAD=d_head,
+            D_ROOM=d_room,
+            COLUMNS=max(_MIN_DOT, min(_MAX_COLUMNS, _TILE_BYTES // (d_room * keys.k.itemsize))),
+        )  # fmt: skip
 
 
 # Numbers that change from step to step, and tables whose addresses are aligned by chance: specialising on them would

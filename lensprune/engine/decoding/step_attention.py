@@ -190,7 +190,7 @@ class DecodeAttention:
     def _attend_in_few_calls(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
     ) -> Float[torch.Tensor, "tok head d_head"]:
-        """Shared prefixes as in `__call__`; a row's other keys, and the merge, by one kernel call per block of rows."""
+        """Shared prefixes as in `attend`; a row's other keys, and the merge, by one kernel call per block of rows."""
         begin, end = tokens.diverged_range
         z = q.new_empty(q.shape)
         if begin < end:

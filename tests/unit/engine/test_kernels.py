@@ -126,7 +126,11 @@ def test_a_tree_in_few_calls(
     plan = TreeAttention(tree, DEVICE)
     found = plan.attend(q, k, v, settings)
     if window is not None:
-        assert len(plan._windowed._calls[window]) in (3, 4)  # type: ignore[union-attr]
+        assert plan._windowed is not None
+        by_kernel = plan._windowed.attend(*(t.transpose(0, 1) for t in (q, k, v)), settings.scaling, window)
+        assert by_kernel is not None
+        assert torch.equal(by_kernel, found)
+        assert len(plan._windowed._calls[window]) in (3, 4)
     assert flash_packed(*(t.transpose(0, 1) for t in (q, k, v)), plan._packed[0], 0.1, causal=True) is not None  # type: ignore[index]
     products(monkeypatch)
     monkeypatch.setattr(plan, "_packed", None)

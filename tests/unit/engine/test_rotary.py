@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_models_that_use_it(family: str, dtype: str, calls: list[int]) -> None:
     own = model.raw_model  # type: ignore[attr-defined]
     fused = unhooked_copy(own)
     n_layers = model.facts.n_layers
-    # Phi-3's function turns a part of each head, and all of it here; its formula is written in another way.
+    # Phi-3's function can rotate a part of each head; here it rotates all of it.
     assert fuse_rotary(fused, CPU) == n_layers
     ids = torch.arange(3, 20, device=model.facts.device)[None]
     with torch.inference_mode():
@@ -106,9 +107,9 @@ def test_without_a_kernel_nothing_is_replaced() -> None:
     ("own", "plain"),
     [
         (modeling_llama.apply_rotary_pos_emb, True),
-        # Neighbours are turned, not halves.
+        # Neighbours are rotated, not halves.
         (modeling_cohere.apply_rotary_pos_emb, False),
-        # A part of each head is turned, or all of it.
+        # A part of each head is rotated, or all of it.
         (modeling_gpt_neox.apply_rotary_pos_emb, True),
         (lambda q, k, freqs: (q, k), False),
         (lambda q, k, cos, sin: (q, k), False),
@@ -127,3 +128,32 @@ def test_gradients_take_the_models_own(calls: list[int]) -> None:
     assert not calls
     assert embedded.grad is not None
     assert embedded.grad.abs().max() > 0
+
+
+def test_a_launch_is_on_the_tensors_device(kernel: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's own choice is the current device."""
+    events: list[Any] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        events.append(tensor)
+        yield
+        events.append("left")
+
+    class Launched:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *args, **options: events.append("launched")
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    row_kernel = pytest.importorskip("lensprune.engine.decoding.row_kernel")
+    for module in (kernel, row_kernel):
+        monkeypatch.setattr(module, "_kernel", Launched())
+    q, k, index = torch.zeros(1, 2, 3, 16), torch.zeros(1, 1, 3, 16), torch.arange(2)
+    kernel.rotate(q, k, torch.zeros(1, 3, 16), torch.zeros(1, 3, 16))
+    keys = row_kernel.RowKeys(*(torch.zeros(2, 1, 4, 16) for _ in range(2)), index, 4)
+    row_kernel.attend_rows(q[0], (k[0], k[0]), torch.empty_like(q[0]), keys, 1.0)
+    assert [e if isinstance(e, str) else e.shape for e in events] == [q.shape, "launched", "left"] + [
+        q[0].shape,
+        "launched",
+        "left",
+    ]
