@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -143,11 +144,15 @@ def _matmul_rate(shape: ModelShape, facts: ModelFacts) -> float:
         return measure_speed(shape, getattr(torch, facts.dtype), str(facts.device)).flops
     width = facts.d_model
     left, right = torch.randn(512, width), torch.randn(4 * width, width)
-    watch, count = Stopwatch(), 0
-    while watch.read().cpu < 1:
-        torch.nn.functional.linear(left, right)
-        count += 1
-    return count * 2 * 512 * 4 * width * width / watch.read().cpu
+    rates = []
+    # A second at a time, since the machine's speed varies.
+    for _ in range(7):
+        watch, count = Stopwatch(), 0
+        while watch.read().cpu < 1:
+            torch.nn.functional.linear(left, right)
+            count += 1
+        rates.append(count * 2 * 512 * 4 * width * width / watch.read().cpu)
+    return median(rates)
 
 
 def _loaded(work: Work, data_dir: Path) -> LoadedTask:
