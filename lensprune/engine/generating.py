@@ -15,6 +15,7 @@ from lensprune.engine.scoring import eos_token_ids
 from lensprune.models.base import HookedModel
 from lensprune.precision import widened
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
+from lensprune.protocols.stop_strings import StopStrings
 from lensprune.protocols.stopping import StopMatcher
 
 __all__ = ["Generation", "Generator", "RowWork"]
@@ -84,6 +85,8 @@ class Generator:
     def __init__(self, model: HookedModel) -> None:
         self._model = model
         self._rules: dict[str, GreedyRules] = {}
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
+        self._eos: dict[str, frozenset[int]] = {}
 
     def start(self, request: GenerateRequest) -> Generation:
         """A generation with no token yet.
@@ -92,8 +95,13 @@ class Generator:
             UserError: the model's generation config applies and has an unsupported setting.
         """
         self._rules_of(request)
-        eos = eos_token_ids(self._model, request.generation_config)
-        return Generation(request, StopMatcher(self._model.tokenizer, request.until, eos, request.thinking))
+        until, config = request.until, request.generation_config
+        # Tokenizers take long to say what their special tokens are.
+        if until not in self._stops:
+            self._stops[until] = StopStrings(self._model.tokenizer, until)
+        if config not in self._eos:
+            self._eos[config] = eos_token_ids(self._model, config)
+        return Generation(request, StopMatcher(self._stops[until], self._eos[config], request.thinking))
 
     def _rules_of(self, request: GenerateRequest) -> GreedyRules:
         config = request.generation_config

@@ -6,19 +6,10 @@ from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from lensprune.errors import UserError
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, StopReason, Thinking
+from lensprune.protocols.stop_strings import StopStrings, with_eos_string
 
-__all__ = ["StopMatcher", "cut_at_stops", "generated_text", "read_generation", "with_eos_string"]
-
-
-def with_eos_string(tokenizer: PreTrainedTokenizerBase, until: Sequence[str]) -> tuple[str, ...]:
-    """Append the tokenizer's EOS string to the stop strings, as lm-eval's ``handle_stop_sequences`` does."""
-    eos_id = tokenizer.eos_token_id
-    if not isinstance(eos_id, int):
-        return tuple(until)
-    eos = str(tokenizer.decode([eos_id], skip_special_tokens=False))
-    return tuple(until) if not eos or eos in until else (*until, eos)
+__all__ = ["StopMatcher", "cut_at_stops", "generated_text", "read_generation"]
 
 
 def cut_at_stops(text: str, stops: Sequence[str]) -> str:
@@ -110,34 +101,21 @@ class StopMatcher:
     line, and then has no answer.
 
     Args:
-        tokenizer: the model's original tokenizer.
-        until: stop strings, in lm-eval's order.
+        stops: stop strings, and the model's original tokenizer.
         eos_ids: ids that end a row (the generation config's and the tokenizer's).
         thinking: where the thinking is; ``None`` without thinking.
-
-    Raises:
-        UserError: a stop string is empty; it would end every row after one token.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        until: Sequence[str],
-        eos_ids: Collection[int],
-        thinking: Thinking | None = None,
-    ) -> None:
-        if any(not stop for stop in until):
-            raise UserError("a stop string is empty: give at least one character, or leave it out")
-        self._tokenizer = tokenizer
-        self._stops = with_eos_string(tokenizer, until)
-        self._request = GenerateRequest((), tuple(until), 0, thinking=thinking)
+    def __init__(self, stops: StopStrings, eos_ids: Collection[int], thinking: Thinking | None = None) -> None:
+        self._tokenizer, self._stops = stops.tokenizer, stops
+        self._request = GenerateRequest((), stops.until, 0, thinking=thinking)
         self._eos_ids = frozenset(eos_ids)
         self._ids: list[int] = []
         # No stop string starts before this token.
         self._begin = 0
         # A token has at least one byte, so a stop string ending in the last token starts within this many tokens.
         # The margin keeps it clear of the window's first token, whose leading space some decoders drop.
-        self._window = 4 + max((len(stop.encode()) for stop in self._stops), default=0)
+        self._window = 4 + stops.longest
         self._thinks = thinking is not None and thinking.opened
         # Whether the answer has a character other than white space yet.
         self._begun = thinking is None
@@ -152,14 +130,14 @@ class StopMatcher:
         self._ids.append(token_id)
         if token_id in self._eos_ids:
             return "eos"
-        if self._is_thinking() or not self._stops:
+        if self._is_thinking() or (self._begun and not self._stops.may_end_with(token_id)):
             return None
         # Special tokens are kept here: a stop string may be the spelling of one (``<|im_end|>``).
         if self._request.thinking is not None:
             return "stop_string" if self._stops_after_thinking() else None
         start = max(0, len(self._ids) - self._window)
         _, tail = _split(self._tokenizer, self._ids[start:], self._begin - start, skip_special_tokens=False)
-        return "stop_string" if any(stop in tail for stop in self._stops) else None
+        return "stop_string" if self._stops.in_text(tail) else None
 
     def _stops_after_thinking(self) -> bool:
         """Whether the answer contains a stop string, ignoring leading white space."""
@@ -170,7 +148,7 @@ class StopMatcher:
         if not self._begun:
             self._begun = bool(tail)
             self._begin = len(self._ids) - self._begun
-        return any(stop in tail for stop in self._stops)
+        return self._stops.in_text(tail)
 
     def force(self, token_id: int) -> None:
         """Add a token that doesn't end the row, neither by itself nor as part of a stop string."""
@@ -211,7 +189,7 @@ class StopMatcher:
         if self._request.thinking is not None:
             return read_generation(self._tokenizer, self._request, self._ids, reason)
         kept, rest = _split(self._tokenizer, self._ids, self._begin, skip_special_tokens=True)
-        return GenerateResponse(kept + cut_at_stops(rest, self._stops), self.token_ids, reason)
+        return GenerateResponse(kept + cut_at_stops(rest, self._stops.strings), self.token_ids, reason)
 
     def text(self) -> str:
         """The answer so far, without special tokens and cut before the first stop string."""

@@ -17,6 +17,7 @@ from lensprune.errors import UserError
 from lensprune.models import as_hooked_model, load_model
 from lensprune.protocols import GenerateRequest, ItemRequests, LoglikelihoodRequest, build_requests
 from lensprune.protocols.requests import GenerateResponse
+from lensprune.protocols.stop_strings import StopStrings
 from lensprune.protocols.stopping import StopMatcher
 from lensprune.tasks import ProtocolName, load_task, registry, task_names
 from tests.helpers import toy_task
@@ -212,7 +213,7 @@ def answered(folder: Path, ids: list[int], until: list[str]) -> GenerateResponse
     [request] = asked.requests
     assert isinstance(request, GenerateRequest)
     tokenizer = chat_tokenizer("qwen")
-    matcher = StopMatcher(tokenizer, until, {tokenizer.eos_token_id}, request.thinking)
+    matcher = StopMatcher(StopStrings(tokenizer, until), {tokenizer.eos_token_id}, request.thinking)
     reason = next((reason for token in ids if (reason := matcher.push(token)) is not None), "length")
     return matcher.response(reason)  # type: ignore[arg-type]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lensprune.errors import UserError
-from lensprune.protocols.stopping import StopMatcher, cut_at_stops, with_eos_string
+from lensprune.protocols.stop_strings import StopStrings
+from lensprune.protocols.stopping import StopMatcher, cut_at_stops
 from tests.helpers.families import byte_tokenizer
 
 BYTES = byte_tokenizer()
@@ -45,7 +44,7 @@ def feed(matcher: StopMatcher, ids: list[int]) -> tuple[str | None, int]:
 
 
 def test_stops_on_eos_and_keeps_its_token():
-    matcher = StopMatcher(BYTES, ["\n\n"], {EOS})
+    matcher = StopMatcher(StopStrings(BYTES, ["\n\n"]), {EOS})
     ids = [*BYTES.encode("ab"), EOS, *BYTES.encode("never")]
     assert feed(matcher, ids) == ("eos", 3)
     assert matcher.token_ids == tuple(ids[:3])
@@ -55,7 +54,7 @@ def test_stops_on_eos_and_keeps_its_token():
 def test_stop_string_over_token_borders():
     ids = MERGED.encode("18\n\nQuestion: next")
     assert any(MERGED.decode([i]) == "n:" for i in ids), "the stop string must end inside a merged token"
-    matcher = StopMatcher(MERGED, ["Question:"], {MERGED.eos_token_id})
+    matcher = StopMatcher(StopStrings(MERGED, ["Question:"]), {MERGED.eos_token_id})
     reason, used = feed(matcher, ids)
     assert reason == "stop_string"
     assert MERGED.decode(ids[:used]).endswith("Question:")
@@ -64,7 +63,7 @@ def test_stop_string_over_token_borders():
 
 def test_stop_string_inside_one_token_cuts_inside_it():
     ids = MERGED.encode("ax\n\nb")
-    matcher = StopMatcher(MERGED, ["\n"], {MERGED.eos_token_id})
+    matcher = StopMatcher(StopStrings(MERGED, ["\n"]), {MERGED.eos_token_id})
     reason, _ = feed(matcher, ids)
     assert reason == "stop_string"
     assert matcher.text() == "ax"
@@ -73,7 +72,7 @@ def test_stop_string_inside_one_token_cuts_inside_it():
 def test_partial_unicode_does_not_stop_early():
     stop = "→"
     ids = BYTES.encode("é → x")
-    matcher = StopMatcher(BYTES, [stop], {EOS})
+    matcher = StopMatcher(StopStrings(BYTES, [stop]), {EOS})
     reason, used = feed(matcher, ids)
     assert (reason, used) == ("stop_string", len("é →".encode()))
     assert matcher.text() == "é "
@@ -81,14 +80,14 @@ def test_partial_unicode_does_not_stop_early():
 
 def test_text_of_an_unfinished_character_is_the_tokenizers_own():
     ids = BYTES.encode("a→")[:-1]
-    matcher = StopMatcher(BYTES, ["\n"], {EOS})
+    matcher = StopMatcher(StopStrings(BYTES, ["\n"]), {EOS})
     assert feed(matcher, ids)[0] is None
     assert matcher.text() == BYTES.decode(ids)
 
 
 def test_stop_string_that_spells_a_special_token():
     special = MERGED.convert_tokens_to_ids("<|stop|>")
-    matcher = StopMatcher(MERGED, ["<|stop|>"], {MERGED.eos_token_id})
+    matcher = StopMatcher(StopStrings(MERGED, ["<|stop|>"]), {MERGED.eos_token_id})
     assert feed(matcher, [*MERGED.encode("ab"), special]) == ("stop_string", 3)
     assert matcher.text() == "ab"
 
@@ -96,25 +95,15 @@ def test_stop_string_that_spells_a_special_token():
 def test_eos_spelled_in_letters_stops_and_is_cut():
     ids = [token for character in "ab<eos>cd" for token in BYTES.encode(character)]
     assert EOS not in ids
-    matcher = StopMatcher(BYTES, [], {EOS})
+    matcher = StopMatcher(StopStrings(BYTES, []), {EOS})
     assert feed(matcher, ids) == ("stop_string", len("ab<eos>"))
     assert matcher.text() == "ab"
 
 
 def test_special_tokens_are_left_out_of_the_text():
-    matcher = StopMatcher(BYTES, ["zz"], {EOS})
+    matcher = StopMatcher(StopStrings(BYTES, ["zz"]), {EOS})
     assert feed(matcher, [*BYTES.encode("a"), SPECIAL, *BYTES.encode("b")])[0] is None
     assert matcher.text() == "ab"
-
-
-def test_empty_stop_string_is_refused():
-    with pytest.raises(UserError, match="stop string is empty"):
-        StopMatcher(BYTES, ["\n", ""], {EOS})
-
-
-def test_eos_string_is_added_once():
-    assert with_eos_string(BYTES, ["\n"]) == ("\n", "<eos>")
-    assert with_eos_string(BYTES, ["<eos>", "\n"]) == ("<eos>", "\n")
 
 
 def test_cut_goes_through_the_stops_in_order():
@@ -128,7 +117,7 @@ def test_cut_goes_through_the_stops_in_order():
 )
 def test_stops_exactly_when_the_text_first_holds_a_stop_string(text: str, stops: list[str]):
     ids = MERGED.encode(text)
-    matcher = StopMatcher(MERGED, stops, {MERGED.eos_token_id})
+    matcher = StopMatcher(StopStrings(MERGED, stops), {MERGED.eos_token_id})
     first = next((n for n in range(1, len(ids) + 1) if any(s in MERGED.decode(ids[:n]) for s in stops)), None)
     reason, used = feed(matcher, ids)
     assert (reason, used) == (("stop_string", first) if first else (None, len(ids)))

@@ -10,6 +10,7 @@ import pytest
 from lensprune.errors import UserError
 from lensprune.protocols import GenerateRequest, build_requests, score_items
 from lensprune.protocols.requests import ForcedEnd, GenerateResponse, Thinking
+from lensprune.protocols.stop_strings import StopStrings
 from lensprune.protocols.stopping import StopMatcher
 from lensprune.protocols.thinking import markers_of
 from tests.helpers.chat_models import chat_tokenizer
@@ -27,8 +28,7 @@ def written(
     markers = markers_of(tokenizer, "toy")
     assert markers is not None
     matcher = StopMatcher(
-        tokenizer,
-        until,
+        StopStrings(tokenizer, until),
         {EOS},
         Thinking(markers.start_ids, markers.end_ids, markers.forced_ids[: -len(markers.end_ids)], opened),
     )
@@ -188,7 +188,7 @@ def test_an_answer_that_thinking_leaves_no_room_for_is_cut_off() -> None:
 
 def followed(request: GenerateRequest, tokenizer: Any, says: str) -> GenerateResponse:
     """A loop in which the model says `says`, byte by byte, and the request's forced end is put in."""
-    matcher = StopMatcher(tokenizer, request.until, {EOS}, request.thinking)
+    matcher = StopMatcher(StopStrings(tokenizer, request.until), {EOS}, request.thinking)
     told, forced = iter(tokenizer.encode(says, add_special_tokens=False)), request.forced_end
     assert forced is not None
     waiting: list[int] = []
