@@ -182,40 +182,40 @@ class HistoryKV:
     def __len__(self) -> int:
         return self.pair[0].shape[0]
 
-    def need(self, numbers: np.ndarray, split: Split, steps: int) -> None:
+    def need(self, numbers: np.ndarray, split: Split, steps: int) -> Int[np.ndarray, "2 copied"] | None:
         """Give each of the histories a place, with room for token number `steps`.
 
-        A history that begins as a copy gets its earlier tokens from its source; places of histories that are no
-        longer needed are freed.
+        Histories that stay keep their places, and places of histories that are no longer needed are freed.
+
+        Returns:
+            The places to `copy` from and to, of histories that begin as copies of others; ``None`` if nothing changed.
         """
         if not len(split.target) and steps < self.pair[0].shape[2] and np.array_equal(numbers, self._numbers):
-            return
-        place, copies, room = self._assign(numbers, split)
+            return None
+        place_of, source_of = np.full((2, 1 + max(a.max(initial=0) for a in (numbers, self._numbers, *split))), -1)
+        place_of[self._numbers], source_of[split.target] = self.places, split.source
+        copied = source_of[numbers] >= 0
+        places = np.where(copied, -1, place_of[numbers])
+        sources, new = place_of[source_of[numbers[copied]]], places < 0
+        used = np.zeros(len(self), dtype=bool)
+        # A place that is copied from is not given away.
+        used[places[~new]] = used[sources] = True
+        free, n_new, room = np.flatnonzero(~used), int(new.sum()), len(self)
+        if n_new > len(free):
+            room = max(int(used.sum()) + n_new, room + room // 4)
+            free = np.concatenate([free, np.arange(len(self), room)])
+        places[new] = free[:n_new]
         self._resize(room, steps)
-        for source, target in copies:
+        self._numbers, self.places = numbers, places
+        return np.stack([sources, places[copied]])
+
+    def copy(self, places: Int[torch.Tensor, "2 copied"], steps: int) -> None:
+        """Copy the first `steps` tokens between the places that `need` returned."""
+        if places.shape[1]:
             for tensor in self.pair:
-                tensor[target, :, :steps] = tensor[source, :, :steps]
-        self._numbers, self.places = numbers, np.array(place, dtype=np.int64)
+                written = tensor[:, :, :steps]
+                written[places[1]] = written[places[0]]
         self._shrink()
-
-    def _assign(self, numbers: np.ndarray, split: Split) -> tuple[list[int], list[tuple[int, int]], int]:
-        """A place for each history, the (from, to) places of those that begin as copies, and how many are needed.
-
-        Histories that stay keep their places; a place that is copied from is not reused.
-        """
-        place = dict(zip(self._numbers.tolist(), self.places.tolist(), strict=True))
-        source = dict(zip(split.target.tolist(), split.source.tolist(), strict=True))
-        stay = {n: place[n] for n in numbers.tolist() if n in place and n not in source}
-        new = [n for n in numbers.tolist() if n not in stay]
-        used = {*stay.values(), *(place[source[n]] for n in new if n in source)}
-        free = [i for i in range(len(self)) if i not in used]
-        room = len(self)
-        if len(new) > len(free):
-            room = max(len(used) + len(new), len(self) + len(self) // 4)
-            free.extend(range(len(self), room))
-        given = dict(zip(new, free, strict=False))
-        copies = [(place[source[n]], given[n]) for n in new if n in source]
-        return [stay[n] if n in stay else given[n] for n in numbers.tolist()], copies, room
 
     def _shrink(self) -> None:
         """Drop unused places once they are more than half."""

@@ -21,7 +21,7 @@ from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV
 from lensprune.engine.decoding.rows import RowTable
 from lensprune.engine.decoding.shared_histories import SharedHistories, Split
 from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
-from lensprune.engine.decoding.steps import Step
+from lensprune.engine.decoding.steps import Step, sent_at_once
 from lensprune.engine.edits import Rows, edits_by_layer
 from lensprune.models.base import ModelFacts
 
@@ -207,8 +207,15 @@ class RowGroup:
         for layer in range(int((step.n_histories > 0).sum())):
             if layer not in attention.histories:
                 attention.histories[layer] = HistoryKV(attention.clean[layer].rest[0], self._table.most)
-        for layer, history in attention.histories.items():
-            history.need(step.histories[step.needed(layer)], split, self.step)
+        needed = [
+            (history, history.need(step.histories[step.needed(layer)], split, self.step))
+            for layer, history in attention.histories.items()
+        ]
+        changed = [(history, places) for history, places in needed if places is not None]
+        if changed:
+            [sent] = sent_at_once([[places for _, places in changed]], self._device)
+            for (history, _), places in zip(changed, sent, strict=True):
+                history.copy(places, self.step)
 
     def compact(self, running: np.ndarray) -> None:
         """Free the memory of all rows that don't run any more, between two steps."""

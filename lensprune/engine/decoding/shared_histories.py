@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,7 @@ __all__ = ["SharedHistories", "Split"]
 Ints = np.ndarray
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """Histories that begin as copies of others."""
 
     source: Ints
