@@ -14,7 +14,7 @@ from lensprune.engine.sampling import draw, noise_key, warped
 from lensprune.engine.scoring import eos_token_ids
 from lensprune.models.base import HookedModel
 from lensprune.precision import widened
-from lensprune.protocols.requests import GenerateRequest, GenerateResponse
+from lensprune.protocols.requests import ForcedEnd, GenerateRequest, GenerateResponse, StopReason
 from lensprune.protocols.stop_strings import StopStrings
 from lensprune.protocols.stopping import StopMatcher
 
@@ -28,12 +28,14 @@ class Generation:
     `Thinking`, an end is forced only on thinking that has begun.
     """
 
-    def __init__(self, request: GenerateRequest, matcher: StopMatcher) -> None:
+    def __init__(self, request: GenerateRequest, matcher: StopMatcher, *, takes_likeliest: bool) -> None:
         self.request = request
         self._matcher = matcher
         self._end = request.forced_end
         """``None`` once the marker is written or forced, or where there was no thinking to end."""
         self._begun = request.thinking is None or request.thinking.opened
+        self.takes_likeliest = takes_likeliest
+        """Whether the next token, unless it is forced, is the one with the highest logit."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -62,21 +64,25 @@ class Generation:
         """
         if not finite:
             return self._matcher.response("non_finite")
-        end, forced, reason = self._end, self.forced, None
-        if end is None or forced is None:
-            reason = self._matcher.push(chosen)
-            marked = end is not None and self._matcher.ends_in(end.marker_ids)
-            thinking = self.request.thinking
-            self._begun |= thinking is not None and self._matcher.ends_in(thinking.start_ids)
-            marked |= end is not None and len(self) == end.after and not self._begun
-        else:
-            self._matcher.force(forced)
-            marked = len(self) == end.after + len(end.forced_ids)
-        if marked:
-            self._end = None
-        if reason is None and len(self) >= self.request.max_new_tokens:
+        reason = self._matcher.push(chosen) if self._end is None else self._add_before_end(self._end, chosen)
+        if reason is None and len(self._matcher) >= self.request.max_new_tokens:
             reason = "length"
         return None if reason is None else self._matcher.response(reason)
+
+    def _add_before_end(self, end: ForcedEnd, chosen: int) -> StopReason | None:
+        """As `add`, while an end may have to be forced; returns why the text ends."""
+        reason, forced = None, self.forced
+        if forced is None:
+            reason = self._matcher.push(chosen)
+            thinking = self.request.thinking
+            self._begun |= thinking is not None and self._matcher.ends_in(thinking.start_ids)
+            done = self._matcher.ends_in(end.marker_ids) or (len(self) == end.after and not self._begun)
+        else:
+            self._matcher.force(forced)
+            done = len(self) == end.after + len(end.forced_ids)
+        if done:
+            self._end = None
+        return reason
 
 
 class Generator:
@@ -94,14 +100,15 @@ class Generator:
         Raises:
             UserError: the model's generation config applies and has an unsupported setting.
         """
-        self._rules_of(request)
+        plain = request.sampling is None and not self._rules_of(request).settings
         until, config = request.until, request.generation_config
         # Tokenizers take long to say what their special tokens are.
         if until not in self._stops:
             self._stops[until] = StopStrings(self._model.tokenizer, until)
         if config not in self._eos:
             self._eos[config] = eos_token_ids(self._model, config)
-        return Generation(request, StopMatcher(self._stops[until], self._eos[config], request.thinking))
+        matcher = StopMatcher(self._stops[until], self._eos[config], request.thinking)
+        return Generation(request, matcher, takes_likeliest=plain)
 
     def _rules_of(self, request: GenerateRequest) -> GreedyRules:
         config = request.generation_config
@@ -117,7 +124,7 @@ class Generator:
         drawn: dict[tuple[float, float, int], list[int]] = defaultdict(list)
         changed: dict[int, Float[torch.Tensor, " d_vocab"]] = {}
         for place, row in enumerate(rows):
-            if row.forced is not None:
+            if row.takes_likeliest or row.forced is not None:
                 continue
             rules, sampling = self._rules_of(row.request), row.request.sampling
             if rules.settings:

@@ -94,7 +94,7 @@ class GroupDecoder:
             on_work: called with a variant, numbered as given, as a `WorkCallback` is with its name.
         """
         table, generator = self._table, Generator(self._model)
-        generations: dict[int, Generation] = {}
+        generations: list[Generation] = []
         # What the prompts share is shared by their rows.
         n_tokens = len(table.prompts.tree) / len(table.requests)
         request_of = table.request_of(np.arange(len(table)))
@@ -111,27 +111,24 @@ class GroupDecoder:
                 of_rows = torch.cat([residuals[prompt_of_request] for residuals in of_variants])
                 if len(wanted) < len(new):
                     new, of_rows = new[wanted], of_rows[torch.tensor(wanted, device=of_rows.device)]
-                for row in new:
-                    generations[int(row)] = generator.start(table.requests[request_of[row]])
+                generations += [generator.start(table.requests[request]) for request in request_of[new]]
                 rows, hidden = np.concatenate([rows, new]), of_rows if hidden is None else torch.cat([hidden, of_rows])
             if n_new or n_steps % WORK_STEPS == 0 or not len(rows):
                 self._report(done, on_work)
             if hidden is None or not len(rows):
                 return
             n_steps += 1
-            tokens, finite = self._choose(hidden, generator, [generations[int(row)] for row in rows])
+            chosen, finite = self._choose(hidden, generator, generations)
             running, ended_at = np.ones(len(rows), dtype=bool), np.zeros(len(rows))
-            for i, row in enumerate(rows):
-                generation = generations[int(row)]
-                response = generation.add(int(tokens[i]), finite=bool(finite[i]))
-                if response is None:
-                    tokens[i] = generation.last
-                else:
+            for i, generation in enumerate(generations):
+                response = generation.add(chosen[i], finite=finite[i])
+                if response is not None:
                     running[i], ended_at[i] = False, len(generation)
-                    del generations[int(row)]
-                    yield *self._place(row), response
+                    yield *self._place(rows[i]), response
             done += np.bincount(table.variant_of(rows), work.step(rows, ended_at), len(done))
-            rows, tokens = rows[running], tokens[running]
+            if not running.all():
+                rows, generations = rows[running], [generations[i] for i in np.flatnonzero(running)]
+            tokens = np.array([generation.last for generation in generations])
             hidden = self._advance(rows, tokens) if len(rows) else None
 
     def _place(self, row: int) -> tuple[int, int]:
@@ -167,14 +164,14 @@ class GroupDecoder:
         hidden: Hidden,
         generator: Generator,
         rows: Sequence[Generation],
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[list[int], list[bool]]:
         """Next token of each row, and whether its logits are finite."""
         tokens, finite = [], []
         for begin in range(0, len(hidden), UNEMBED_ROWS):
             logits = self._stack.logits(hidden[begin : begin + UNEMBED_ROWS])
             tokens.append(generator.choose(logits, rows[begin : begin + UNEMBED_ROWS]))
             finite.append(finite_rows(logits))
-        return torch.cat(tokens).cpu().numpy(), torch.cat(finite).cpu().numpy()
+        return torch.cat(tokens).tolist(), torch.cat(finite).tolist()
 
     def _start(self, wanted: Int[torch.Tensor, " wanted"]) -> None:
         """Begin the prompts' pass, which returns each variant's residuals of the `wanted` flat tokens."""
