@@ -404,18 +404,18 @@ def _triton_checked(plain: Callable[..., None]) -> Callable[..., None]:
 
     def attend_rows(q: Any, new: Any, z: Any, keys: Any, scaling: float, **options: Any) -> None:
         more, seen = options.get("more"), options.get("seen")
-        tensors = [q, *new, z, *(seen or ())]
-        tensors += [getattr(k, f.name) for k in (keys, more) if k is not None for f in fields(k)]
+        tensors = [q, *new, z]
+        tensors += [getattr(k, f.name) for k in (keys, more, seen) if k is not None for f in fields(k)]
         tensors = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
         _all_on_one("attend_rows", tensors)
-        for tensor in (q, *new, z, keys.k, keys.v, *(() if seen is None else seen[:1])):
+        for tensor in (q, *new, z, keys.k, keys.v, *(() if seen is None else [seen.out])):
             if tensor.stride(-1) != 1:
                 refuse("attend_rows", f"strides {tensor.stride()} of what the kernel reads along the last dimension")
         _kernel("triton.attend_rows")
         if more is not None:
             options["more"] = _held(more)
         if seen is not None:
-            options["seen"] = unwrapped(tuple(seen))
+            options["seen"] = _held(seen)
         plain(unwrapped(q), unwrapped(tuple(new)), unwrapped(z), _held(keys), scaling, **options)
 
     return attend_rows

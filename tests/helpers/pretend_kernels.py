@@ -144,7 +144,7 @@ def attend_rows(
     scaling: float,
     *,
     more: Any = None,
-    seen: tuple[torch.Tensor, torch.Tensor] | None = None,
+    seen: Any = None,
     seen_from: int = 0,
 ) -> None:
     """What `row_kernel.attend_rows` does, one query after another."""
@@ -164,8 +164,9 @@ def attend_rows(
         out = torch.einsum("grk,gkd->grd", torch.exp(scores - lse[..., None]), v.float()).flatten(0, 1)
         lse = lse.flatten()
         if seen is not None:
-            place = i if keys.calls is None else row + seen_from
-            both = torch.logaddexp(lse, seen[1][place])
+            their = i if keys.calls is None else row + seen_from
+            here = int(seen.group[their]), slice(None), int(seen.place[their])
+            both = torch.logaddexp(lse, seen.lse[here])
             out = out * torch.exp(lse - both)[:, None]
-            out += seen[0][place].float() * torch.exp(seen[1][place] - both)[:, None]
+            out += seen.out[here].float() * torch.exp(seen.lse[here] - both)[:, None]
         z[call] = out.to(z.dtype)

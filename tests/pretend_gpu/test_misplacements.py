@@ -13,6 +13,7 @@ from lensprune.engine import ForkedExecutor
 from lensprune.engine.attention import AttentionSettings, partial_attention
 from lensprune.engine.decoding import decoder, step_attention
 from lensprune.engine.decoding.kv import VariantKV
+from lensprune.engine.decoding.row_keys import RowKeys
 from lensprune.engine.kernels import Packed, flash_packed
 from lensprune.engine.tree import PrefixTree
 from tests.helpers.generation import REFERENCE_PROMPTS
@@ -222,14 +223,13 @@ def test_a_planted_misplacement_is_found(plant: Callable[..., None], monkeypatch
 
 
 def test_a_row_kernel_s_argument_on_the_cpu_is_found() -> None:
-    found = step_attention.rows_kernel(torch.device("cuda", 0))
-    assert found is not None
-    attend_rows, row_keys = found
+    attend_rows = step_attention.rows_kernel(torch.device("cuda", 0))
+    assert attend_rows is not None
     q, k, v = (gpu(2, 4, 8) for _ in range(3))
     keys = [gpu(3, 4, 9, 8) for _ in range(2)]
     index = torch.tensor([0, 2], device="cuda")
-    attend_rows(q, (k, v), torch.empty_like(q), row_keys(*keys, index, 9), 0.3)
+    attend_rows(q, (k, v), torch.empty_like(q), RowKeys(*keys, index, 9), 0.3)
     with pytest.raises(PlacementError):
-        attend_rows(q, (k, v), torch.empty_like(q), row_keys(*keys, index.cpu(), 9), 0.3)
+        attend_rows(q, (k, v), torch.empty_like(q), RowKeys(*keys, index.cpu(), 9), 0.3)
     with pytest.raises(PlacementError, match="strides"):
-        attend_rows(q.transpose(1, 2), (k, v), torch.empty_like(q), row_keys(*keys, index, 9), 0.3)
+        attend_rows(q.transpose(1, 2), (k, v), torch.empty_like(q), RowKeys(*keys, index, 9), 0.3)

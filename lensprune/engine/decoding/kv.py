@@ -192,6 +192,7 @@ class HistoryKV:
         """
         if not len(split.target) and steps < self.pair[0].shape[2] and np.array_equal(numbers, self._numbers):
             return None
+        self._shrink()
         place_of, source_of = np.full((2, 1 + max(a.max(initial=0) for a in (numbers, self._numbers, *split))), -1)
         place_of[self._numbers], source_of[split.target] = self.places, split.source
         copied = source_of[numbers] >= 0
@@ -215,7 +216,6 @@ class HistoryKV:
             for tensor in self.pair:
                 written = tensor[:, :, :steps]
                 written[places[1]] = written[places[0]]
-        self._shrink()
 
     def _shrink(self) -> None:
         """Drop unused places once they are more than half."""

@@ -21,7 +21,7 @@ from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV
 from lensprune.engine.decoding.rows import RowTable
 from lensprune.engine.decoding.shared_histories import SharedHistories, Split
 from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
-from lensprune.engine.decoding.steps import Step, sent_at_once
+from lensprune.engine.decoding.steps import Step
 from lensprune.engine.edits import Rows, edits_by_layer
 from lensprune.models.base import ModelFacts
 
@@ -147,7 +147,7 @@ class RowGroup:
         sizes = {int(step.n_histories[layer]): step.needed(layer) for layer in range(n_layers)}
         self._sizes = [size for size in sizes if size]
         of_histories = [self.attention.arrays_of(prompts[sizes[size]]) for size in self._sizes]
-        return [*map(self._layer_arrays, range(n_layers)), *of_histories]
+        return [*map(self._layer_arrays, range(n_layers)), *of_histories, [places for _, places in self._copied]]
 
     def _layer_arrays(self, layer: int) -> list[np.ndarray]:
         """The fields of `LayerTokens`, pairs one by one."""
@@ -174,7 +174,9 @@ class RowGroup:
 
     def send(self, sent: Sequence[Sequence[torch.Tensor]]) -> None:
         """Take over the `arrays`, now on the device."""
-        n_layers = self._table.n_layers
+        n_layers, (*sent, copied) = self._table.n_layers, sent
+        for (history, _), places in zip(self._copied, copied, strict=True):
+            history.copy(places, self.step)
         self.tokens = []
         """By layer."""
         for layer, (diverged, starting, histories, *blocks) in enumerate(sent[:n_layers]):
@@ -211,11 +213,7 @@ class RowGroup:
             (history, history.need(step.histories[step.needed(layer)], split, self.step))
             for layer, history in attention.histories.items()
         ]
-        changed = [(history, places) for history, places in needed if places is not None]
-        if changed:
-            [sent] = sent_at_once([[places for _, places in changed]], self._device)
-            for (history, _), places in zip(changed, sent, strict=True):
-                history.copy(places, self.step)
+        self._copied = [(history, places) for history, places in needed if places is not None]
 
     def compact(self, running: np.ndarray) -> None:
         """Free the memory of all rows that don't run any more, between two steps."""

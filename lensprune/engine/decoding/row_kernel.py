@@ -6,39 +6,20 @@ GPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from lensprune.engine.kernels import Partial
+from lensprune.engine.decoding.row_keys import RowKeys, Seen
 
-__all__ = ["RowKeys", "attend_rows"]
+__all__ = ["attend_rows"]
 
 _MAX_COLUMNS, _TILE_BYTES = 64, 2**14
 """Keys per tile, and bytes per tile: the keys and values of a tile must fit into shared memory."""
 
 _MIN_DOT = 16
 """Smallest number of rows and columns in a tensor-core matrix product."""
-
-
-@dataclass(frozen=True)
-class RowKeys:
-    """Keys and values [row, kv_head, column, d_head], of which row `index[i]` is the i-th query's, up to `end`.
-
-    `begins`, by row, is the first column that is not padding; ``None``: there is no padding. `calls`: the indices of
-    the queries' tokens in the call; ``None``: all of them in order. No query sees columns before `first`.
-    """
-
-    k: Float[torch.Tensor, "row kv_head column d_head"]
-    v: Float[torch.Tensor, "row kv_head column d_head"]
-    index: Int[torch.Tensor, " query"]
-    end: int
-    begins: Int[torch.Tensor, " row"] | None = None
-    calls: Int[torch.Tensor, " query"] | None = None
-    first: int = 0
 
 
 def attend_rows(
@@ -49,7 +30,7 @@ def attend_rows(
     scaling: float,
     *,
     more: RowKeys | None = None,
-    seen: Partial | None = None,
+    seen: Seen | None = None,
     seen_from: int = 0,
 ) -> None:
     """Attention of one query per row, written to `z`; the new token's key and value are stored too.
@@ -57,8 +38,8 @@ def attend_rows(
     Args:
         new: key and value of each query's own token. They go to the last column, before `end`, of `more`, or of `keys`
             without `more`.
-        seen: attention to other keys, to be merged: output [row, head, d_head] and log-sum-exp [row, head], of row
-            `keys.index[i] + seen_from` for the i-th query, or of row i without `keys.calls`.
+        seen: attention to other keys, to be merged: that of row `keys.index[i] + seen_from` for the i-th query, or of
+            row i without `keys.calls`.
     """
     n_queries = len(keys.index)
     if not n_queries:
@@ -66,8 +47,9 @@ def attend_rows(
     _, n_heads, d_head = q.shape
     n_kv = keys.k.shape[1]
     second = keys if more is None else more
-    out, lse = (z, z) if seen is None else seen
     (k_new, v_new), none = new, keys.index
+    out, lse, group, place = (z, z, none, none) if seen is None else (seen.out, seen.lse, seen.group, seen.place)
+    strides = [0] * 6 if seen is None else [*out.stride()[:3], *lse.stride()]
     d_room = max(_MIN_DOT, triton.next_power_of_2(d_head))
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device_of(q):
@@ -79,7 +61,7 @@ def attend_rows(
             keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.first,
             keys.end,
             second.k, second.v, *second.k.stride()[:3], second.index, second.first, second.end,
-            out, lse, out.stride(0), out.stride(1), lse.stride(0), 0 if seen is None else lse.stride(1), seen_from,
+            out, lse, *strides, group, place, seen_from,
             scaling,
             HAS_CALLS=keys.calls is not None,
             HAS_BEGINS=keys.begins is not None,
@@ -95,7 +77,8 @@ def attend_rows(
 
 # Numbers that change from step to step, and tables whose addresses are aligned by chance: specialising on them would
 # recompile the kernel again and again.
-_CHANGING = ["a_first", "a_end", "b_first", "b_end", "seen_from", "calls", "a_index", "a_begins", "b_index", "seen_lse"]
+_CHANGING = ["a_first", "a_end", "b_first", "b_end", "seen_from", "out_group", "lse_group", "lse_head", "lse_place"]
+_CHANGING += ["calls", "a_index", "a_begins", "b_index", "seen_lse", "seen_group", "seen_place"]
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -106,7 +89,8 @@ def _kernel(
     calls,
     a_k, a_v, a_row, a_head, a_column, a_index, a_begins, a_first, a_end,
     b_k, b_v, b_row, b_head, b_column, b_index, b_first, b_end,
-    seen_out, seen_lse, out_row, out_head, lse_row, lse_head, seen_from,
+    seen_out, seen_lse, out_group, out_head, out_place, lse_group, lse_head, lse_place,
+    seen_group, seen_place, seen_from,
     scaling,
     HAS_CALLS: tl.constexpr,
     HAS_BEGINS: tl.constexpr,
@@ -142,8 +126,11 @@ def _kernel(
         row = i
         if HAS_CALLS:
             row = mine + seen_from
-        lse = tl.load(seen_lse + row * lse_row + head * lse_head, mask=real_head, other=float("-inf"))
-        out = tl.load(seen_out + row * out_row + head[:, None] * out_head + d[None], mask=here, other=0.0)
+        group, place = tl.load(seen_group + row), tl.load(seen_place + row)
+        their_lse = seen_lse + group * lse_group + place * lse_place
+        their_out = seen_out + group * out_group + place * out_place
+        lse = tl.load(their_lse + head * lse_head, mask=real_head, other=float("-inf"))
+        out = tl.load(their_out + head[:, None] * out_head + d[None], mask=here, other=0.0)
         before = most
         most = tl.maximum(before, lse)
         so_far, other = tl.exp(before - most), tl.exp(lse - most)

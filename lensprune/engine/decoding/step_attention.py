@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.decoding.kv import CleanKV, HistoryKV, Pair, VariantKV
 from lensprune.engine.decoding.prompts import PromptSet
+from lensprune.engine.decoding.row_keys import RowKeys, Seen
 from lensprune.engine.decoding.steps import sent_at_once
 from lensprune.engine.kernels import Partial, is_recent_gpu
 from lensprune.precision import accumulation_dtype, widened
@@ -142,7 +143,8 @@ class DecodeAttention:
         self._begins = None if self._real is None else (~self._real).sum(1)
         lengths = [self.prompts.lengths[p.first : p.last] for p in self.prompts.prefixes]
         self._lengths_with = [(int(own.min()), int(own.max())) for own in lengths]
-        self._rows_kernel = rows_kernel(device)
+        self._attend_rows = rows_kernel(device)
+        self._in_order: Pair = (torch.empty(0, dtype=torch.long, device=device),) * 2
         self._by_prompt: dict[int, _ByPrompt] = {}
 
     def arrays_of(self, prompts: Int[np.ndarray, " history"]) -> list[np.ndarray]:
@@ -170,7 +172,7 @@ class DecodeAttention:
         tokens = self.tokens
         assert tokens is not None
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-        if self._rows_kernel is not None and settings.softcap is None and q.dtype != torch.float64:
+        if self._attend_rows is not None and settings.softcap is None and q.dtype != torch.float64:
             return self._attend_in_few_calls(tokens, q, k, v, settings)
         begin, end = tokens.diverged_range
         parts = []
@@ -185,7 +187,7 @@ class DecodeAttention:
     @property
     def by_kernel(self) -> bool:
         """Whether rows may attend by a kernel, so that `LayerTokens.blocks` is needed."""
-        return self._rows_kernel is not None
+        return self._attend_rows is not None
 
     def _attend_in_few_calls(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -211,8 +213,7 @@ class DecodeAttention:
         settings: AttentionSettings,
     ) -> None:
         """Write to `z` the attention of diverged rows; all tensors cover these only."""
-        assert self._rows_kernel is not None
-        attend_rows, row_keys = self._rows_kernel
+        assert self._attend_rows is not None
         diverged, rows = self.diverged[tokens.layer], self.diverged_rows[tokens.layer]
         seen = None
         if diverged.prefixes:
@@ -221,8 +222,8 @@ class DecodeAttention:
             seen = self._seen_prefixes(padded, rows.prefixes, diverged.prefixes, rows.lengths, settings)
         for (block, span), begins, (calls, places) in zip(diverged.spans(), rows.begins, tokens.blocks, strict=True):
             end = block.width + self.step + 1
-            keys = row_keys(*block.rest, places, end, begins, calls, _first_seen(end, settings.window))
-            attend_rows(q, (k, v), z, keys, settings.scaling, seen=seen, seen_from=span.start)
+            keys = RowKeys(*block.rest, places, end, begins, calls, _first_seen(end, settings.window))
+            self._attend_rows(q, (k, v), z, keys, settings.scaling, seen=seen, seen_from=span.start)
 
     def _histories_by_kernel(
         self,
@@ -234,8 +235,7 @@ class DecodeAttention:
         settings: AttentionSettings,
     ) -> None:
         """Write to `z` the attention of the histories' newest tokens; all tensors cover these only."""
-        assert self._rows_kernel is not None
-        attend_rows, row_keys = self._rows_kernel
+        assert self._attend_rows is not None
         clean, by_prompt = self.clean[tokens.layer], self._by_prompt[len(tokens.histories)]
         seen = None
         if clean.prefixes:
@@ -243,9 +243,9 @@ class DecodeAttention:
             seen = self._seen_prefixes(q, by_prompt.prefixes, pairs, by_prompt.lengths, settings)
         end, width = self.step + 1, self.prompts.width
         first, first_of_rest = (_first_seen(size, settings.window) for size in (end, width + end))
-        generated = row_keys(*self.histories[tokens.layer].pair, tokens.histories, end, first=first)
-        rest = row_keys(*clean.rest, by_prompt.prompts, width, self._begins, first=first_of_rest)
-        attend_rows(q, (k, v), z, rest, settings.scaling, more=generated, seen=seen)
+        generated = RowKeys(*self.histories[tokens.layer].pair, tokens.histories, end, first=first)
+        rest = RowKeys(*clean.rest, by_prompt.prompts, width, self._begins, first=first_of_rest)
+        self._attend_rows(q, (k, v), z, rest, settings.scaling, more=generated, seen=seen)
 
     def _attend_diverged(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -294,26 +294,33 @@ class DecodeAttention:
         prefixes: Sequence[Pair],
         lengths: Int[torch.Tensor, " row"],
         settings: AttentionSettings,
-    ) -> Partial | None:
-        """Attention of each row to its shared prefix: output [row, head, d_head] and log-sum-exp [row, head]; ``None``
-        if no row sees any of it."""
+    ) -> Seen | None:
+        """Attention of each row to its shared prefix; ``None`` if no row sees any of it."""
         parts = []
         for number, (table, pair) in enumerate(zip(tables, prefixes, strict=True)):
             if table:
                 k, v, allowed = self._of_prefix(number, pair, table, lengths, settings)
                 if k.shape[2]:
                     out, lse = partial_attention(q[table.index].transpose(1, 2), k, v, settings, allowed=allowed)
-                    here = table.group, slice(None), table.place
-                    parts.append((table.members, out[here].to(q.dtype), lse[here]))
+                    parts.append((table, out, lse))
         if not parts:
             return None
-        if len(parts) == 1 and len(parts[0][0]) == len(q):
-            # One prefix for all rows, as of few-shot examples: they are in order.
-            return parts[0][1:]
+        if len(parts) == 1 and len(parts[0][0].members) == len(q):
+            # One prefix for all rows, as of few-shot examples.
+            table, out, lse = parts[0]
+            return Seen(out, lse, table.group, table.place)
         total = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
-        for members, *part in parts:
-            total[0][members], total[1][members] = part
-        return total
+        for table, *part in parts:
+            for whole, own in zip(total, part, strict=True):
+                whole[table.members] = own[table.group, :, table.place].to(whole.dtype)
+        return Seen(total[0][:, :, None], total[1][:, :, None], *self._numbers(len(q)))
+
+    def _numbers(self, n: int) -> Pair:
+        """The numbers from 0 on, and as many zeros."""
+        if len(self._in_order[0]) < n:
+            order = torch.arange(2 * n, device=self._in_order[0].device)
+            self._in_order = order, torch.zeros_like(order)
+        return self._in_order[0][:n], self._in_order[1][:n]
 
     def _attend_histories(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -339,16 +346,16 @@ class DecodeAttention:
         return total[0]
 
 
-def rows_kernel(device: torch.device) -> tuple[Callable[..., None], Callable[..., Any]] | None:
+def rows_kernel(device: torch.device) -> Callable[..., None] | None:
     """The kernel that attends to a row's own keys in one call on this device; ``None`` if there is none."""
     if not is_recent_gpu(device):
         return None
     try:
-        from lensprune.engine.decoding.row_kernel import RowKeys, attend_rows
+        from lensprune.engine.decoding.row_kernel import attend_rows
     except ImportError:
         # Builds of torch without Triton; the numbers are the same.
         return None
-    return attend_rows, RowKeys
+    return attend_rows
 
 
 def _first_seen(end: int, window: int | None) -> int:

@@ -14,6 +14,7 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
 
 from lensprune.engine import rotary
+from lensprune.engine.decoding.row_keys import RowKeys
 from lensprune.engine.rotary import fuse_rotary
 from lensprune.models.bridge import unhooked_copy
 from tests import DEVICE
@@ -150,7 +151,7 @@ def test_a_launch_is_on_the_tensors_device(kernel: ModuleType, monkeypatch: pyte
         monkeypatch.setattr(module, "_kernel", Launched())
     q, k, index = torch.zeros(1, 2, 3, 16), torch.zeros(1, 1, 3, 16), torch.arange(2)
     kernel.rotate(q, k, torch.zeros(1, 3, 16), torch.zeros(1, 3, 16))
-    keys = row_kernel.RowKeys(*(torch.zeros(2, 1, 4, 16) for _ in range(2)), index, 4)
+    keys = RowKeys(*(torch.zeros(2, 1, 4, 16) for _ in range(2)), index, 4)
     row_kernel.attend_rows(q[0], (k[0], k[0]), torch.empty_like(q[0]), keys, 1.0)
     assert [e if isinstance(e, str) else e.shape for e in events] == [q.shape, "launched", "left"] + [
         q[0].shape,

@@ -13,6 +13,7 @@ from lensprune.ablation import collect_reference
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.decoding import step_attention
+from lensprune.engine.decoding.row_keys import RowKeys, Seen
 from tests import DEVICE
 from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, variants_for
 from tests.helpers.tiny_models import tiny
@@ -36,6 +37,18 @@ def kernel() -> ModuleType:
 
 def rows(n: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(n, *shape, device=DEVICE).to(dtype)
+
+
+def in_groups(out: torch.Tensor, lse: torch.Tensor) -> Seen:
+    """The rows' outputs and log-sum-exps, put into places of three groups, with the memory's order of places and heads
+    exchanged, and other numbers between them."""
+    n, n_heads, d_head = out.shape
+    group = torch.arange(n, device=DEVICE) % 3
+    place = torch.randperm(n, device=DEVICE)
+    wide = out.new_full((3, n, n_heads, d_head), 7.0).transpose(1, 2)
+    norms = lse.new_full((3, n_heads, n), 7.0)
+    wide[group, :, place], norms[group, :, place] = out, lse
+    return Seen(wide, norms, group, place)
 
 
 def expected(
@@ -65,8 +78,8 @@ def test_as_products_give(
     seen = rows(12, n_heads, d_head, dtype=dtype), torch.randn(12, n_heads, device=DEVICE)
     seen[1][5] = -torch.inf
     seen[0][5] = 0
-    keys = kernel.RowKeys(k, v, index, end, begins, calls, first)
-    kernel.attend_rows(q, new, z, keys, d_head**-0.5, seen=seen, seen_from=3)
+    keys = RowKeys(k, v, index, end, begins, calls, first)
+    kernel.attend_rows(q, new, z, keys, d_head**-0.5, seen=in_groups(*seen), seen_from=3)
     assert torch.equal(k[index, :, end - 1], new[0][calls])
     assert torch.equal(v[index, :, end - 1], new[1][calls])
     allowed = torch.arange(end, device=DEVICE) >= begins[index][:, None].clamp(min=first)
@@ -88,9 +101,9 @@ def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int, f
     index, places = torch.tensor([[1, 1, 0, 3, 2, 2, 8], [10, 3, 2, 5, 6, 7, 0]], device=DEVICE)
     begins = torch.randint(0, 70, (9,), device=DEVICE)
     seen = rows(7, 4, 16, dtype=dtype), torch.randn(7, 4, device=DEVICE)
-    keys = kernel.RowKeys(k, v, index, 70, begins, first=firsts[0])
-    more = kernel.RowKeys(more_k, more_v, places, step + 1, first=firsts[1])
-    kernel.attend_rows(q, new, z, keys, 0.25, more=more, seen=seen)
+    keys = RowKeys(k, v, index, 70, begins, first=firsts[0])
+    more = RowKeys(more_k, more_v, places, step + 1, first=firsts[1])
+    kernel.attend_rows(q, new, z, keys, 0.25, more=more, seen=in_groups(*seen))
     assert torch.equal(more_k[places, :, step], new[0])
     both = [torch.cat([own[index], their[places][:, :, : step + 1]], 2) for own, their in ((k, more_k), (v, more_v))]
     columns, later = torch.arange(70, device=DEVICE), torch.arange(step + 1, device=DEVICE)
@@ -108,8 +121,8 @@ def test_same_tokens_as_hooked(kernel: ModuleType, family: str, monkeypatch: pyt
         calls += 1
         kernel.attend_rows(*args, **kwargs)
 
-    def always(device: torch.device) -> tuple[Callable[..., None], Callable[..., Any]]:
-        return counted, kernel.RowKeys
+    def always(device: torch.device) -> Callable[..., None]:
+        return counted
 
     monkeypatch.setattr(step_attention, "rows_kernel", always)
     model = tiny(family)
