@@ -115,8 +115,9 @@ class LayerStack:
             raise UnsupportedByFastPath("parameters of the model were replaced after it was loaded")
         # A separate module tree over the same tensors, because parts of it are replaced for good.
         raw = unhooked_copy(raw)
-        self._norms = FusedNorms(raw)
-        fuse_rotary(raw, torch.device(model.facts.device))
+        device = torch.device(model.facts.device)
+        self._norms = FusedNorms(raw, device)
+        fuse_rotary(raw, device)
         bridge: Any = model.module
         try:
             self._layers = list(raw.get_submodule(bridge.adapter.component_mapping["blocks"].name))

@@ -89,7 +89,7 @@ def _pytest(paths: Sequence[str], *options: str) -> Measured:
 @check(90)
 def kernels(device: str) -> Measured:
     """The package's kernels against products in double precision, and against the models' own (pytest)."""
-    return _pytest([f"tests/unit/engine/test_{name}.py" for name in ("kernels", "row_kernel", "rotary")])
+    return _pytest([f"tests/unit/engine/test_{name}.py" for name in ("kernels", "row_kernel", "rotary", "norms")])
 
 
 @check(240)

@@ -429,6 +429,19 @@ def _rotate(*tensors: Any) -> tuple[torch.Tensor, ...]:
     return tuple(PretendTensor(own, tensors[0].place) for own in turned)
 
 
+def _rms_norm(x: Any, weight: Any, epsilon: float, *, rounds_first: bool) -> torch.Tensor:
+    """`norm_kernel.rms_norm` for tensors on the device, computed by torch."""
+    _all_on_one("rms_norm", (x, weight))
+    if x.stride(-1) != 1 or x.shape[:-3].numel() != 1:
+        refuse("rms_norm", f"shape {tuple(x.shape)} with strides {x.stride()}")
+    _kernel("triton.rms_norm")
+    own, factor = unwrapped((x, weight))
+    wide = torch.nn.functional.rms_norm(own.float(), factor.shape, None, epsilon)
+    if rounds_first:
+        wide = wide.to(own.dtype).float()
+    return PretendTensor((wide * factor.float()).to(own.dtype), x.place)
+
+
 def _held(keys: Any) -> Any:
     return type(keys)(**{f.name: unwrapped(getattr(keys, f.name)) for f in fields(keys)})
 
@@ -446,11 +459,12 @@ def install() -> None:
     )
     _patch_cuda()
     torch.Generator = PretendGenerator  # type: ignore[misc]
-    from lensprune.engine import rotary_kernel
+    from lensprune.engine import norm_kernel, rotary_kernel
     from lensprune.engine.decoding import row_kernel
 
     row_kernel.attend_rows = _triton_checked(pretend_kernels.attend_rows)
     rotary_kernel.rotate = _rotate
+    norm_kernel.rms_norm = _rms_norm
     _Names().__enter__()
 
 

@@ -147,14 +147,13 @@ def test_a_launch_is_on_the_tensors_device(kernel: ModuleType, monkeypatch: pyte
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     row_kernel = pytest.importorskip("lensprune.engine.decoding.row_kernel")
-    for module in (kernel, row_kernel):
+    norm_kernel = pytest.importorskip("lensprune.engine.norm_kernel")
+    for module in (kernel, row_kernel, norm_kernel):
         monkeypatch.setattr(module, "_kernel", Launched())
     q, k, index = torch.zeros(1, 2, 3, 16), torch.zeros(1, 1, 3, 16), torch.arange(2)
     kernel.rotate(q, k, torch.zeros(1, 3, 16), torch.zeros(1, 3, 16))
     keys = RowKeys(*(torch.zeros(2, 1, 4, 16) for _ in range(2)), index, 4)
     row_kernel.attend_rows(q[0], (k[0], k[0]), torch.empty_like(q[0]), keys, 1.0)
-    assert [e if isinstance(e, str) else e.shape for e in events] == [q.shape, "launched", "left"] + [
-        q[0].shape,
-        "launched",
-        "left",
-    ]
+    norm_kernel.rms_norm(k, torch.ones(16), 1e-6, rounds_first=True)
+    shapes = [event if isinstance(event, str) else event.shape for event in events]
+    assert shapes == [part for tensor in (q, q[0], k) for part in (tensor.shape, "launched", "left")]
