@@ -100,15 +100,15 @@ class Generator:
         Raises:
             UserError: the model's generation config applies and has an unsupported setting.
         """
-        plain = request.sampling is None and not self._rules_of(request).settings
-        until, config = request.until, request.generation_config
+        settings = self._rules_of(request).settings
+        until, config = tuple(request.until), request.generation_config
         # Tokenizers take long to say what their special tokens are.
         if until not in self._stops:
             self._stops[until] = StopStrings(self._model.tokenizer, until)
         if config not in self._eos:
             self._eos[config] = eos_token_ids(self._model, config)
         matcher = StopMatcher(self._stops[until], self._eos[config], request.thinking)
-        return Generation(request, matcher, takes_likeliest=plain)
+        return Generation(request, matcher, takes_likeliest=request.sampling is None and not settings)
 
     def _rules_of(self, request: GenerateRequest) -> GreedyRules:
         config = request.generation_config

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Response,
     )
     from lensprune.protocols.scoring import score_answer
+    from lensprune.protocols.stop_strings import StopStrings
     from lensprune.protocols.stopping import StopMatcher
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Request",
     "Response",
     "StopMatcher",
+    "StopStrings",
     "aggregate",
     "ask_prompt",
     "build_requests",
@@ -48,5 +50,16 @@ __all__ = [
 
 __getattr__ = lazy_names(
     __name__,
-    ("registry", "requests", "base", "degenerate", "stopping", "scoring", "aggregation", "encoding", "building"),
+    (
+        "registry",
+        "requests",
+        "base",
+        "degenerate",
+        "stop_strings",
+        "stopping",
+        "scoring",
+        "aggregation",
+        "encoding",
+        "building",
+    ),
 )

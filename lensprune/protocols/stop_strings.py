@@ -6,14 +6,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers.decoders import Decoder
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lensprune.errors import UserError
 
 __all__ = ["StopStrings", "with_eos_string"]
 
-_LOCAL = {"ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip"}
-"""Decoders that append a token's text to what is before it, unless a character is spread over several tokens."""
+_OF_TOKENS = {"ByteFallback", "Metaspace", "Replace", "Strip"}
+_OF_TEXTS = {"ByteLevel", "Fuse"}
+"""Decoders of one token after another, and those that join the tokens' texts. What they append for a token depends on
+earlier tokens only where a character is spread over several."""
 
 _UNFINISHED = "\ufffd"
 """What bytes that aren't a whole character are decoded to."""
@@ -48,7 +51,8 @@ class StopStrings:
         self.strings = with_eos_string(tokenizer, until)
         self.longest = max((len(stop.encode()) for stop in self.strings), default=0)
         """In bytes."""
-        self._before = _ids_before(tokenizer)
+        # Bytes that aren't a character alone may be one after others.
+        self._before = [] if any(_UNFINISHED in stop for stop in self.strings) else _ids_before(tokenizer)
         self._completing: dict[int, bool] = {}
 
     def in_text(self, text: str) -> bool:
@@ -67,7 +71,7 @@ class StopStrings:
         return known
 
     def _may_complete(self, token_id: int) -> bool:
-        text = self._text_of(token_id)
+        text = self._text_of(token_id) if self.strings else ""
         if text is None:
             return True
         # A string that wasn't there before ends within the token's text.
@@ -91,7 +95,7 @@ def _ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if own.decode is not PreTrainedTokenizerFast.decode or own._decode is not PreTrainedTokenizerFast._decode:
         return []
     decoder = tokenizer.backend_tokenizer.decoder
-    if decoder is None or not _is_local(json.loads(decoder.__getstate__())):
+    if decoder is None or not _is_local(decoder):
         return []
     spaced, before = (tokenizer.encode(text, add_special_tokens=False) for text in (f"{_BEFORE} .", _BEFORE))
     # Some tokenizers remove the space before a full stop.
@@ -99,8 +103,15 @@ def _ids_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return before if kept and str(tokenizer.decode(before)).strip() == _BEFORE else []
 
 
-def _is_local(decoder: dict[str, Any]) -> bool:
-    kinds = [part["type"] for part in decoder.get("decoders", [decoder])]
-    # After all tokens are fused, a replacement may take characters of several.
-    fused = kinds.index("Fuse") if "Fuse" in kinds else len(kinds)
-    return set(kinds) <= _LOCAL and "Replace" not in kinds[fused:]
+def _is_local(decoder: Decoder) -> bool:
+    try:
+        described: dict[str, Any] = json.loads(decoder.__getstate__())
+    except Exception:
+        # Of a decoder that is written in Python; the library has no narrower error.
+        return False
+    parts = described.get("decoders", [described])
+    kinds = [part["type"] for part in parts]
+    joined = next((i for i, kind in enumerate(kinds) if kind in _OF_TEXTS), len(kinds))
+    # In a text, a replacement may take characters of several tokens, and what is stripped from the end reappear.
+    later = [part for part in parts[joined:] if part["type"] == "Replace" or part.get("stop")]
+    return set(kinds) <= _OF_TOKENS | _OF_TEXTS and not later

@@ -190,9 +190,9 @@ class HistoryKV:
         Returns:
             The places to `copy` from and to, of histories that begin as copies of others; ``None`` if nothing changed.
         """
+        self._shrink()
         if not len(split.target) and steps < self.pair[0].shape[2] and np.array_equal(numbers, self._numbers):
             return None
-        self._shrink()
         place_of, source_of = np.full((2, 1 + max(a.max(initial=0) for a in (numbers, self._numbers, *split))), -1)
         place_of[self._numbers], source_of[split.target] = self.places, split.source
         copied = source_of[numbers] >= 0

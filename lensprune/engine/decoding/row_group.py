@@ -173,7 +173,7 @@ class RowGroup:
         return arrays
 
     def send(self, sent: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Take over the `arrays`, now on the device."""
+        """Take over the `arrays`, now on the device, and copy what histories that split have in common."""
         n_layers, (*sent, copied) = self._table.n_layers, sent
         for (history, _), places in zip(self._copied, copied, strict=True):
             history.copy(places, self.step)
@@ -199,7 +199,7 @@ class RowGroup:
         return kv_bytes_per_token(self._facts) * (tokens + int(deepest.sum()) * columns)
 
     def _make_room(self, split: Split) -> None:
-        """Make room for one more token: copy histories that split, and drop finished rows."""
+        """Make room for one more token: drop finished rows, and choose places for histories that split; see `send`."""
         attention, step = self.attention, self.now
         alive = np.isin(self._dense, step.rows)
         if alive.mean() < 1 - KEEP_DEAD:

@@ -39,3 +39,15 @@ def test_each_history_holds_its_rows_tokens(seed: int, n_rows: int, n_prompts: i
         if not len(rows):
             break
     assert copied == 0 or n_rows > 1
+
+
+def test_places_are_freed_when_histories_end():
+    n_rows = 200
+    histories, kv = SharedHistories(np.zeros(n_rows, dtype=int)), HistoryKV(torch.zeros(1, 2, 1, 3), 40)
+    rows = np.arange(n_rows)
+    for step in range(4):
+        split = histories.advance(rows, rows)
+        kv.need(np.unique(histories.of_row[rows]), split, step)
+        if step == 1:
+            rows = rows[:5]
+    assert len(kv) == 5

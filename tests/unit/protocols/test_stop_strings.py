@@ -39,11 +39,22 @@ LLAMA = sentence_pieces(
 REPLACED_LATE = sentence_pieces(
     decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " ")])
 )
+REPLACED_AFTER_BYTES = sentence_pieces(
+    decoders.Sequence([decoders.ByteFallback(), decoders.ByteLevel(), decoders.Replace("b:", "Q:")])
+)
+STRIPPED = sentence_pieces(
+    decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 0, 1)])
+)
 SUFFIXED = sentence_pieces(decoders.BPEDecoder(suffix="a"))
 CLEANED = sentence_pieces(decoders.Metaspace(), clean_up=True)
 METASPACE = sentence_pieces(decoders.Metaspace())
 LOCAL = {"bytes": BYTES, "llama": LLAMA, "metaspace": METASPACE}
-OTHER = {"replaced late": REPLACED_LATE, "suffixed": SUFFIXED, "cleaned": CLEANED}
+OTHER = {
+    "replaced late": REPLACED_LATE,
+    "replaced after bytes": REPLACED_AFTER_BYTES,
+    "suffixed": SUFFIXED,
+    "cleaned": CLEANED,
+}
 
 
 def id_of(tokenizer: PreTrainedTokenizerFast, piece: str) -> int:
@@ -53,15 +64,24 @@ def id_of(tokenizer: PreTrainedTokenizerFast, piece: str) -> int:
     return found
 
 
+def units_of(tokenizer: PreTrainedTokenizerFast, alphabet: str) -> list[list[int]]:
+    """Tokens of the letters alone, and the bytes of a character, whole and, if that leaves other bytes as they are,
+    in part."""
+    units = [[i] for i in range(len(tokenizer)) if tokenizer.decode([i]).strip(alphabet) == ""]
+    if tokenizer is not BYTES:
+        return [*units, [id_of(tokenizer, f"<0x{byte:02X}>") for byte in "→".encode()]]
+    arrow = tokenizer.encode("→", add_special_tokens=False)
+    return [*units, arrow, arrow[:1], arrow[2:]]
+
+
 @pytest.mark.parametrize("name", [*LOCAL, *OTHER])
 @given(data=st.data())
 def test_a_text_ends_where_decoding_it_anew_for_each_token_says(name: str, data: st.DataObject):
     tokenizer = {**LOCAL, **OTHER}[name]
     alphabet = "abQ:→\n .'s"
     stops = data.draw(st.lists(st.text(alphabet=alphabet, min_size=1, max_size=3), min_size=1, max_size=3))
-    wanted = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip(alphabet) == ""]
-    some = st.sampled_from([*wanted, *(tokenizer.get_vocab().get(f"<0x{b:02X}>", 9) for b in "→".encode())])
-    ids = data.draw(st.lists(some, max_size=25))
+    units = data.draw(st.lists(st.sampled_from(units_of(tokenizer, alphabet)), max_size=25))
+    ids = [token for unit in units for token in unit]
     strings = StopStrings(tokenizer, stops)
     decoding, filtering = (StopMatcher(strings, set()) for _ in range(2))
     for token in ids:
@@ -88,10 +108,10 @@ def test_few_tokens_can_complete_a_stop_string(name: str):
     assert not decoded.called
 
 
-@pytest.mark.parametrize("name", OTHER)
-def test_all_tokens_can_where_a_token_may_change_the_text_before_it(name: str):
-    strings = StopStrings(OTHER[name], ["Q:"])
-    assert all(strings.may_end_with(i) for i in range(len(OTHER[name])))
+@pytest.mark.parametrize("tokenizer", [*OTHER.values(), STRIPPED], ids=[*OTHER, "stripped"])
+def test_all_tokens_can_where_a_token_may_change_the_text_before_it(tokenizer: PreTrainedTokenizerFast):
+    strings = StopStrings(tokenizer, ["Q:"])
+    assert all(strings.may_end_with(i) for i in range(len(tokenizer)))
 
 
 def test_a_string_that_a_later_token_uncovers():
@@ -100,6 +120,34 @@ def test_a_string_that_a_later_token_uncovers():
     assert (CLEANED.decode(ids[:2]), CLEANED.decode(ids)) == ("b '", "b's")
     matcher = StopMatcher(StopStrings(CLEANED, ["b'"]), set())
     assert [matcher.push(token) for token in ids] == [None, None, "stop_string"]
+
+
+def test_bytes_that_are_no_character():
+    # After an unfinished character, a letter's byte is one more unknown character.
+    ids = [id_of(LLAMA, piece) for piece in ("<0xE2>", "<0x41>")]
+    assert [LLAMA.decode(ids[:n]) for n in (1, 2)] == ["\ufffd", "\ufffd\ufffd"]
+    matcher = StopMatcher(StopStrings(LLAMA, ["\ufffd\ufffd"]), set())
+    assert [matcher.push(token) for token in ids] == [None, "stop_string"]
+
+
+def test_a_decoder_that_is_written_in_python():
+    class Backwards:
+        def decode_chain(self, tokens: list[str]) -> list[str]:
+            return tokens[::-1]
+
+    tokenizer = sentence_pieces(decoders.Fuse())
+    tokenizer.backend_tokenizer.decoder = decoders.Decoder.custom(Backwards())
+    assert StopStrings(tokenizer, ["Q"]).may_end_with(id_of(tokenizer, "a"))
+
+
+@pytest.mark.parametrize("decoder", [decoders.BPEDecoder("a"), decoders.Fuse()])
+def test_without_stop_strings_nothing_is_decoded(decoder: decoders.Decoder):
+    tokenizer = sentence_pieces(decoder)
+    tokenizer.eos_token = None
+    matcher = StopMatcher(StopStrings(tokenizer, []), set())
+    with mock.patch.object(type(tokenizer), "decode") as decoded:
+        assert matcher.push(id_of(tokenizer, "a")) is None
+    assert not decoded.called
 
 
 def test_empty_stop_string_is_refused():
