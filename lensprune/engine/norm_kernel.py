@@ -11,11 +11,11 @@ __all__ = ["rms_norm"]
 
 
 def rms_norm(
-    x: Float[torch.Tensor, "*1 group tok d"], weight: Float[torch.Tensor, " d"], epsilon: float, *, rounds_first: bool
-) -> Float[torch.Tensor, "*1 group tok d"]:
+    x: Float[torch.Tensor, "*one group tok d"], weight: Float[torch.Tensor, " d"], epsilon: float, *, rounds_first: bool
+) -> Float[torch.Tensor, "*one group tok d"]:
     """`x`, divided by its root mean square, times `weight`, all in float32.
 
-    The last dimension must be contiguous.
+    Dimensions before the last three must have size 1, and the last one must be contiguous.
 
     Args:
         epsilon: added to the mean square.
