@@ -8,12 +8,14 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 
+import torch
+
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, LoglikelihoodRequest, Request
 from tests.helpers.families import save_folder
 
-__all__ = ["TEXTS", "double", "folder", "generation_requests", "likelihood_requests", "scratch", "tiny"]
+__all__ = ["TEXTS", "double", "folder", "generation_requests", "likelihood_requests", "logits_of", "scratch", "tiny"]
 
 TEXTS = (
     "The cat sat on the mat.",
@@ -67,3 +69,10 @@ def likelihood_requests(model: HookedModel) -> list[Request]:
 
 def generation_requests(model: HookedModel, new_tokens: int = 6) -> list[Request]:
     return [GenerateRequest(tuple(model.tokenizer.encode(text)), ("\x00",), new_tokens) for text in TEXTS]
+
+
+def logits_of(*modules: torch.nn.Module) -> list[torch.Tensor]:
+    """Each module's logits of the same few tokens."""
+    ids = torch.arange(3, 40, device=next(modules[0].parameters()).device)[None]
+    with torch.inference_mode():
+        return [module(input_ids=ids, use_cache=False).logits for module in modules]

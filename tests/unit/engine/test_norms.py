@@ -14,7 +14,7 @@ from lensprune.engine.norms import FusedNorms
 from lensprune.models import as_hooked_model, load_model
 from lensprune.models.bridge import unhooked_copy
 from tests import DEVICE
-from tests.helpers.tiny_models import folder, likelihood_requests, tiny
+from tests.helpers.tiny_models import folder, likelihood_requests, logits_of, tiny
 from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree
 
 CPU = torch.device("cpu")
@@ -33,9 +33,7 @@ def test_the_bits_of_the_models_own(family: str, per_layer: int, dtype: str) -> 
     fused = unhooked_copy(own)
     replaced = FusedNorms(fused, CPU).norms
     assert len(replaced) == per_layer * model.facts.n_layers + bool(per_layer)
-    ids = torch.arange(3, 40)[None]
-    with torch.inference_mode():
-        expected, found = (module(input_ids=ids, use_cache=False).logits for module in (own, fused))
+    expected, found = logits_of(own, fused)
     assert expected.abs().max() > 0.01
     assert torch.equal(found, expected)
     assert not any("forward" in vars(module) for module in own.modules())
@@ -100,9 +98,7 @@ def test_models_that_use_a_gpus_kernel(
     own = model.raw_model  # type: ignore[attr-defined]
     fused = unhooked_copy(own)
     FusedNorms(fused, CPU)
-    ids = torch.arange(3, 40, device=model.facts.device)[None]
-    with torch.inference_mode():
-        expected, found = (module(input_ids=ids, use_cache=False).logits for module in (own, fused))
+    expected, found = logits_of(own, fused)
     assert counted.calls == per_layer * model.facts.n_layers + bool(per_layer)
     assert_tensors_agree(found, expected, torch.float32)
 
