@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses, WorkCallback
+from lensprune.engine.base import AnswerCallback, KnownAnswers, ProgressCallback, VariantResponses, WorkCallback
 from lensprune.engine.decoding import GroupDecoder, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
@@ -87,6 +87,7 @@ class ForkedExecutor:
         progress: ProgressCallback | None = None,
         on_answers: AnswerCallback | None = None,
         on_work: WorkCallback | None = None,
+        known: KnownAnswers | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
@@ -103,18 +104,25 @@ class ForkedExecutor:
         plain = [v for v in variants if not v.needs_hooks]
         marks = Marks(self.model, plain)
         near = {i: marked(request, marks.of(request)) for i, request in near.items()}
-        by_forking = self._answers(near, plain, marks, reference, progress, on_answers, on_work)
+        known = {} if known is None else known
+
+        def begin(variant: Variant) -> _Answers:
+            return _Answers(variant.name, near, known.get(variant.name, {}), progress, on_answers, on_work)
+
+        by_forking = self._answers(near, plain, marks, reference, begin)
         by_hooks = partial(
             self._hooked.run, reference=reference, progress=progress, on_answers=on_answers, on_work=on_work
         )
         for variant in variants:
             if variant.needs_hooks:
-                yield from by_hooks(requests, [variant])
+                yield from by_hooks(requests, [variant], known=known)
                 continue
             responses = next(by_forking)
             if far:
                 placed = None if on_answers is None else partial(_placed, far, on_answers)
-                [rest] = by_hooks([requests[i] for i in far], [variant], on_answers=placed)
+                before = known.get(variant.name, {})
+                far_known = {variant.name: {place: before[i] for place, i in enumerate(far) if i in before}}
+                [rest] = by_hooks([requests[i] for i in far], [variant], on_answers=placed, known=far_known)
                 responses.update(zip(far, rest.responses, strict=True))
             yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 
@@ -124,18 +132,14 @@ class ForkedExecutor:
         variants: Sequence[Variant],
         marks: Marks,
         reference: ReferenceActivations | None,
-        progress: ProgressCallback | None,
-        on_answers: AnswerCallback | None,
-        on_work: WorkCallback | None,
+        begin: Callable[[Variant], _Answers],
     ) -> Iterator[dict[int, Response]]:
-        """Yield each variant's answers, in the order given."""
+        """Yield each variant's answers, which `begin` has begun, in the order given."""
         scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
         generated = {i: r for i, r in requests.items() if isinstance(r, GenerateRequest)}
-        for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
-            block = variants[begin : begin + CHECKPOINT_VARIANTS]
-            answered = [_Answers(v.name, len(requests), progress, on_answers, on_work) for v in block]
-            self._score(scored, block, marks, reference, answered)
-            waiting = list(zip(block, answered, strict=True))
+        for first in range(0, len(variants), CHECKPOINT_VARIANTS):
+            waiting = [(variant, begin(variant)) for variant in variants[first : first + CHECKPOINT_VARIANTS]]
+            self._score(scored, waiting, marks, reference)
             for of_variant in self._generate(generated, waiting, marks, reference):
                 of_variant.worked(len(requests))
                 yield of_variant.responses
@@ -148,14 +152,14 @@ class ForkedExecutor:
         reference: ReferenceActivations | None,
     ) -> Iterator[_Answers]:
         """Decode chunk by chunk; yields each variant's answers when it and those before it have all."""
-        while waiting:
-            missing = {i: r for i, r in requests.items() if any(i not in done.responses for _, done in waiting)}
-            if not missing:
-                yield from (done for _, done in waiting)
+        while True:
+            yield from _complete(waiting, requests)
+            if not waiting:
                 return
+            missing = {i: r for i, r in requests.items() if any(done.lacks([i]) for _, done in waiting)}
             chunk = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)[0]
             indices = list(chunk)
-            decoded = [(v, done) for v, done in waiting if any(i not in done.responses for i in indices)]
+            decoded = [(v, done) for v, done in waiting if done.lacks(indices)]
             answered = {
                 (v, r) for v, (_, done) in enumerate(decoded) for r, i in enumerate(indices) if i in done.responses
             }
@@ -174,16 +178,14 @@ class ForkedExecutor:
             # No more rows than the limits allow run at once.
             n_rows = min(len(chunk) * len(decoded), self.limits.rows)
             while not decoding.ended and self._fits(decoding.go_on, n_rows):
-                while waiting and requests.keys() <= waiting[0][1].responses.keys():
-                    yield waiting.pop(0)[1]
+                yield from _complete(waiting, requests)
 
     def _score(
         self,
         requests: dict[int, LoglikelihoodRequest],
-        variants: Sequence[Variant],
+        variants: Sequence[tuple[Variant, _Answers]],
         marks: Marks,
         reference: ReferenceActivations | None,
-        answered: Sequence[_Answers],
     ) -> None:
         by_input: dict[Tokens, list[int]] = defaultdict(list)
         for index, request in requests.items():
@@ -192,8 +194,10 @@ class ForkedExecutor:
         while waiting:
             chunk = next(chunk_sequences(waiting, self.limits.tokens))
             chunk_requests = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
-            score = partial(self._score_chunk, chunk, chunk_requests, variants, marks, reference, answered)
-            if self._fits(score, len(chunk)):
+            # Chunks are those of an undisturbed run, whatever is known, so that numbers are too.
+            lacking = [(v, done) for v, done in variants if done.lacks(chunk_requests)]
+            score = partial(self._score_chunk, chunk, chunk_requests, lacking, marks, reference)
+            if not lacking or self._fits(score, len(chunk)):
                 finished = set(chunk)
                 waiting = [sequence for sequence in waiting if sequence not in finished]
 
@@ -201,20 +205,22 @@ class ForkedExecutor:
         self,
         chunk: Sequence[Tokens],
         requests: dict[int, LoglikelihoodRequest],
-        variants: Sequence[Variant],
+        variants: Sequence[tuple[Variant, _Answers]],
         marks: Marks,
         reference: ReferenceActivations | None,
-        answered: Sequence[_Answers],
     ) -> None:
         facts = self.model.facts
         tree = build_tree(chunk)
         scorer = TreeScorer(tree, requests)
         wanted = scorer.positions.to(facts.device)
-        answers = dict(zip([v.name for v in variants], answered, strict=True))
-        for variant, hidden in fork_variants(self._stack, facts, tree, wanted, variants, reference, marks=marks):
+        answers = {variant.name: done for variant, done in variants}
+        forked = fork_variants(
+            self._stack, facts, tree, wanted, [variant for variant, _ in variants], reference, marks=marks
+        )
+        for variant, hidden in forked:
             of_variant, scores = answers[variant.name], scorer.score(self._stack, hidden)
+            of_variant.worked(len(scores.keys() - of_variant.responses.keys()))
             of_variant.add(scores)
-            of_variant.worked(len(scores))
 
     def _fits(self, work: Callable[[], None], size: int) -> bool:
         """Do `work` on `size` rows; if memory runs out, halve the budgets and return ``False``."""
@@ -240,19 +246,27 @@ class ForkedExecutor:
 
 
 class _Answers:
-    """One variant's responses so far; work done again after an error is not reported twice."""
+    """One variant's responses to `requests` so far, the `known` ones included.
+
+    Neither these nor work done again after an error are reported.
+    """
 
     def __init__(
         self,
         variant: str,
-        n_requests: int,
+        requests: Collection[int],
+        known: Mapping[int, Response],
         progress: ProgressCallback | None,
         on_answers: AnswerCallback | None,
         on_work: WorkCallback | None,
     ) -> None:
-        self.responses: dict[int, Response] = {}
-        self._left = float(n_requests)
+        self.responses = {index: known[index] for index in requests if index in known}
+        self._left = float(len(requests) - len(self.responses))
         self._variant, self._progress, self._on_answers, self._on_work = variant, progress, on_answers, on_work
+
+    def lacks(self, indices: Iterable[int]) -> bool:
+        """Whether one of these requests has no response yet."""
+        return any(index not in self.responses for index in indices)
 
     def worked(self, rows: float) -> None:
         """Report rows, or fractions of rows, as processed."""
@@ -292,9 +306,15 @@ class _Decoding:
         for variant, request, response in self._rows:
             done = self._answers[variant]
             done.add({self._indices[request]: response})
-            if all(index in done.responses for index in self._wanted):
+            if not done.lacks(self._wanted):
                 return
         self.ended = True
+
+
+def _complete(waiting: list[tuple[Variant, _Answers]], requests: Collection[int]) -> Iterator[_Answers]:
+    """Take away the first of the waiting variants while they lack nothing, and yield their answers."""
+    while waiting and not waiting[0][1].lacks(requests):
+        yield waiting.pop(0)[1]
 
 
 def _worked(answers: Sequence[_Answers], variant: int, rows: float) -> None:

@@ -12,7 +12,7 @@ import torch
 from lensprune.ablation.hooks import BatchState, VariantHooks, with_hook_names
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import AnswerCallback, ProgressCallback, VariantResponses, WorkCallback
+from lensprune.engine.base import AnswerCallback, KnownAnswers, ProgressCallback, VariantResponses, WorkCallback
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.engine.generating import Generator, RowWork
 from lensprune.engine.hook_probe import rows_are_independent
@@ -57,17 +57,21 @@ class HookedExecutor:
         progress: ProgressCallback | None = None,
         on_answers: AnswerCallback | None = None,
         on_work: WorkCallback | None = None,
+        known: KnownAnswers | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
-        likelihood = {i: r for i, r in enumerate(requests) if isinstance(r, LoglikelihoodRequest)}
-        generation = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
         in_prompt = prompt_positions(self.model)
         for variant in (with_hook_names(self.model, variant) for variant in variants):
             state, marks = BatchState(), Marks(self.model, [variant], in_prompt)
             hooks = VariantHooks(self.model, variant, state, reference)
-            responses: dict[int, Response] = {}
-            alike = self._alike(variant, requests, reference)
+            before = {} if known is None else known.get(variant.name, {})
+            responses: dict[int, Response] = {i: before[i] for i in range(len(requests)) if i in before}
+            missing = {i: request for i, request in enumerate(requests) if i not in responses}
+            likelihood = {i: r for i, r in missing.items() if isinstance(r, LoglikelihoodRequest)}
+            generation = {i: r for i, r in missing.items() if isinstance(r, GenerateRequest)}
+            # Of all requests, so that the answer is that of an undisturbed run.
+            alike = self._alike(variant, requests if missing else (), reference)
             scored = self._score(likelihood, state, marks, alike, by_item=bool(variant.hooks))
             with torch.inference_mode(), self.model.hooks(hooks.named):
                 worked = partial(_nothing if on_work is None else on_work, variant.name)
@@ -80,7 +84,7 @@ class HookedExecutor:
                             progress(1)
                         if on_answers is not None:
                             on_answers(variant.name, {index: response})
-            if requests:
+            if missing:
                 hooks.check_fired()
             yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 

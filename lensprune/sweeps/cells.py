@@ -86,27 +86,30 @@ def _answered(
 ) -> Iterator[VariantResponses]:
     """Each variant's answers to all requests; stored answers are read from `log`, and new ones are added to it."""
     requests = condition.requests
-    # A registered executor need not take it.
-    reports = "on_work" in inspect.signature(executor.run).parameters
-    callbacks: dict[str, Any] = {"on_work": progress} if reports else {}
     known = {} if log is None else log.read()
-    # Variants with the same missing answers run together.
+    # A registered executor need not take these.
+    takes = inspect.signature(executor.run).parameters
+    given: dict[str, Any] = {"on_work": progress, "known": known}
+    given = {name: value for name, value in given.items() if name in takes}
+    # Variants with the same missing answers run together; all do if the executor knows what is missing.
     together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
     for variant in variants:
         kept = known.get(variant.name, {})
         if kept:
             progress(variant.name, len(kept), known=True)
+        if "known" in given:
+            kept = {}
         together[tuple(i for i in range(len(requests)) if i not in kept)].append(variant)
     for missing, group in together.items():
 
         def keep(name: str, answers: Mapping[int, Response], places: tuple[int, ...] = missing) -> None:
             if log is not None:
                 log.add(name, {places[index]: response for index, response in answers.items()})
-            if not reports:
+            if "on_work" not in given:
                 progress(name, len(answers))
 
         missing_requests = [requests[i] for i in missing]
-        for answered in executor.run(missing_requests, group, reference=reference, on_answers=keep, **callbacks):
+        for answered in executor.run(missing_requests, group, reference=reference, on_answers=keep, **given):
             new = dict(zip(missing, answered.responses, strict=True))
             whole = known.get(answered.variant.name, {}) | new
             yield VariantResponses(answered.variant, tuple(whole[i] for i in range(len(requests))))

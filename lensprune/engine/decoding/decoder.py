@@ -72,9 +72,10 @@ class GroupDecoder:
     ) -> None:
         self.peak_kv_bytes = 0
         self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
-        self._limits, self._answered = limits, answered
+        self._limits = limits
         self._device = model.facts.device
         self._table = RowTable.of(variants, requests, stack.n_layers)
+        self._is_wanted = np.array([self._place(row) not in answered for row in range(len(self._table))])
         # Padded prompts are taken from every layer of every variant.
         prompts = self._table.prompts
         self._prompts = replace(prompts, rest=prompts.rest.to(self._device), real=prompts.real.to(self._device))
@@ -100,17 +101,15 @@ class GroupDecoder:
         request_of = table.request_of(np.arange(len(table)))
         work = RowWork([n_tokens] * len(table), [table.requests[request].max_new_tokens for request in request_of])
         done, n_steps = np.zeros(len(table.variants)), 0
-        prompt_of_request = torch.from_numpy(table.prompt_of_request).to(self._device)
         self._start(self._prompts.last_token.to(self._device))
         rows, hidden = np.empty(0, dtype=int), None
         while True:
             if n_new := self._fitting(rows):
                 new, of_variants = self._admit(n_new, rows)
                 done += np.bincount(table.variant_of(new), work.prompts[new], len(done))
-                wanted = [place for place, row in enumerate(new) if self._place(row) not in self._answered]
-                of_rows = torch.cat([residuals[prompt_of_request] for residuals in of_variants])
-                if len(wanted) < len(new):
-                    new, of_rows = new[wanted], of_rows[torch.tensor(wanted, device=of_rows.device)]
+                nth = table.variant_of(new) - (self._admitted - n_new)
+                places = torch.from_numpy(nth * len(table.prompts) + table.prompt_of(new))
+                of_rows = torch.cat(of_variants)[places.to(self._device)]
                 generations += [generator.start(table.requests[request]) for request in request_of[new]]
                 rows, hidden = np.concatenate([rows, new]), of_rows if hidden is None else torch.cat([hidden, of_rows])
             if n_new or n_steps % WORK_STEPS == 0 or not len(rows):
@@ -135,6 +134,11 @@ class GroupDecoder:
         """Variant and request of a row, numbered as given."""
         variant, request = divmod(int(row), len(self._table.requests))
         return self._table.order[variant], request
+
+    def _rows_of(self, variants: range) -> np.ndarray:
+        """The rows of consecutive variants, without those that are answered."""
+        rows = self._table.rows_of(variants)
+        return rows[self._is_wanted[rows]]
 
     def _report(self, done: np.ndarray, on_work: Callable[[int, float], None]) -> None:
         """Report how much of each variant's rows is `done`, and reset it."""
@@ -205,7 +209,7 @@ class GroupDecoder:
             return 0
         fitting = 0
         for last in range(first, first + waiting):
-            rows = np.concatenate([running, table.rows_of(range(first, last + 1))])
+            rows = np.concatenate([running, self._rows_of(range(first, last + 1))])
             held = table.most_kv_bytes(rows, self._model.facts) + self._clean_bytes(last)
             if len(rows) > limits.rows or held > limits.kv_bytes:
                 break
@@ -221,7 +225,8 @@ class GroupDecoder:
         for group, span in self._running(running):
             group.compact(running[span])
         variants = range(self._admitted, self._admitted + n_variants)
-        group = RowGroup(self._table, variants, self._clean, self._reference, self._model.facts)
+        rows = self._rows_of(variants)
+        group = RowGroup(self._table, variants, rows, self._clean, self._reference, self._model.facts)
         self._groups.append(group)
         self._admitted = variants.stop
         hidden = [next(self._passes)[1] for _ in variants]
@@ -229,7 +234,7 @@ class GroupDecoder:
             # Free the residuals from which further variants would have begun.
             self._passes.close()
         group.prompts_done()
-        return self._table.rows_of(variants), hidden
+        return rows, hidden
 
     def _running(self, rows: np.ndarray) -> list[tuple[RowGroup, slice]]:
         """The groups of the running rows, with each one's span."""

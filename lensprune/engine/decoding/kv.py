@@ -7,7 +7,7 @@ have the same prompt and the same generated tokens share one history, whatever t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,10 +57,9 @@ CleanKV = dict[int, PromptKV]
 @dataclass
 class Block:
     """Keys and values of rows whose prompts have rests of at most `width` tokens: [row, kv_head, width + generated,
-    d_head] each; `requests` of each variant were put into it."""
+    d_head] each."""
 
     width: int
-    requests: Int[torch.Tensor, " request"]
     rest: Pair
 
     def __len__(self) -> int:
@@ -81,35 +80,40 @@ class VariantKV:
 
     @classmethod
     def empty(
-        cls, like: PromptKV, n_variants: int, block_of: np.ndarray, widths: tuple[int, ...], most: int
+        cls, like: PromptKV, n_variants: int, sizes: Sequence[int], widths: Sequence[int], most: int
     ) -> VariantKV:
-        """Room for the prompts of `n_variants` variants, one row per request.
+        """Room for the prompts of `n_variants` variants.
 
         A CPU takes memory when it is written to, so there all `most` columns of generated tokens are allocated at once:
         growing a buffer would fragment the heap. Elsewhere they are added as tokens come (`make_room`).
 
         Args:
-            block_of: the block of each request.
+            sizes: rows of each block.
             widths: the width of each block.
         """
         first = like.rest[0]
         _, n_kv, _, d_head = first.shape
         blocks = []
-        for number, width in enumerate(widths):
-            requests = torch.from_numpy(np.flatnonzero(block_of == number)).to(first.device)
-            shape = (n_variants * len(requests), n_kv, width + _allocated(first, 0, most), d_head)
-            blocks.append(Block(width, requests, (first.new_empty(shape), first.new_empty(shape))))
+        for size, width in zip(sizes, widths, strict=True):
+            shape = (size, n_kv, width + _allocated(first, 0, most), d_head)
+            blocks.append(Block(width, (first.new_empty(shape), first.new_empty(shape))))
         prefixes = [(k.new_empty(n_variants, *k.shape), v.new_empty(n_variants, *v.shape)) for k, v in like.prefixes]
         return cls(blocks, most, prefixes)
 
-    def fill(self, variant: int, part: PromptKV, prompt_of: Int[torch.Tensor, " request"]) -> None:
-        """Write the prompts of the variant with index `variant`."""
-        for block in self.blocks:
-            n, width = len(block.requests), block.width
+    def fill(
+        self, variant: int, part: PromptKV, firsts: Sequence[int], prompts: Sequence[Int[torch.Tensor, " row"]]
+    ) -> None:
+        """Write the prompts of the variant with index `variant`.
+
+        Args:
+            firsts: its first row in each block.
+            prompts: the prompts of its rows in each block, as indices into `part`.
+        """
+        for block, first, of_rows in zip(self.blocks, firsts, prompts, strict=True):
             for whole, mine in zip(block.rest, part.rest, strict=True):
                 # Rests are aligned on the right.
-                begin = mine.shape[2] - width
-                whole[variant * n : (variant + 1) * n, :, :width] = mine[prompt_of[block.requests], :, begin:]
+                begin = mine.shape[2] - block.width
+                whole[first : first + len(of_rows), :, : block.width] = mine[of_rows, :, begin:]
         for whole_prefix, part_prefix in zip(self.prefixes, part.prefixes, strict=True):
             for whole, mine in zip(whole_prefix, part_prefix, strict=True):
                 whole[variant] = mine

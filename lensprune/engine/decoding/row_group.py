@@ -32,7 +32,7 @@ KEEP_DEAD = 0.25
 
 
 class RowGroup:
-    """The rows of consecutive variants, from their prompts' pass to their last token.
+    """Rows of consecutive variants, from their prompts' pass to their last token.
 
     First, `keep` receives the keys and values of the variants' prompts, and `prompts_done` follows. Each step then is
     `begin` and `send`, and `tokens` for each layer.
@@ -42,11 +42,13 @@ class RowGroup:
         self,
         table: RowTable,
         variants: range,
+        rows: Int[np.ndarray, " row"],
         clean: CleanKV,
         reference: ReferenceActivations | None,
         facts: ModelFacts,
     ) -> None:
-        """`clean`: the clean model's prompts, at the layers at which the variants may need them."""
+        """`rows`: those of the variants that are wanted; `clean`: the clean model's prompts, at the layers at which the
+        variants may need them."""
         self.variants = variants
         self.step = -1
         """Number of the newest generated token; −1 before the first."""
@@ -56,7 +58,9 @@ class RowGroup:
         self._holding = [[v for v in variants if table.differs_below(v, layer)] for layer in range(table.n_layers)]
         self._diverged: dict[int, VariantKV] = {}
         # Rows that have a place in the buffers, and each row's place at each layer.
-        self._dense = table.rows_of(variants)
+        self._dense = rows
+        self._prompts: dict[int, list[Int[torch.Tensor, " row"]]] = {}
+        """Of each variant's rows, by block; while prompts run."""
         self._diverged_place: dict[int, np.ndarray] = {}
         self._histories = SharedHistories(table.prompt_of(np.arange(len(table))))
 
@@ -64,17 +68,34 @@ class RowGroup:
         """Keep keys and values of a variant's prompts."""
         # Straight into the buffers: collecting them first would hold all variants' prompts twice.
         table, holding = self._table, self._holding[layer]
+        if not self._prompts:
+            self._prompts = self._prompts_by_block()
         if layer not in self._diverged:
-            blocks = table.prompts.block_of[table.prompt_of_request]
-            widths = table.prompts.widths
-            self._diverged[layer] = VariantKV.empty(part, len(holding), blocks, widths, table.most)
-        prompt_of = torch.from_numpy(table.prompt_of_request).to(self._device)
-        self._diverged[layer].fill(holding.index(self._number[variant.name]), part, prompt_of)
+            sizes = self._n_rows(holding)
+            self._diverged[layer] = VariantKV.empty(part, len(holding), sizes, table.prompts.widths, table.most)
+        number = self._number[variant.name]
+        place = holding.index(number)
+        self._diverged[layer].fill(place, part, self._n_rows(holding[:place]), self._prompts[number])
+
+    def _prompts_by_block(self) -> dict[int, list[Int[torch.Tensor, " row"]]]:
+        table, prompts = self._table, {}
+        for variant in self.variants:
+            mine = self._dense[table.variant_of(self._dense) == variant]
+            prompt_of, block_of = table.prompt_of(mine), table.block_of(mine)
+            blocks = [prompt_of[block_of == block] for block in range(len(table.prompts.widths))]
+            prompts[variant] = [torch.from_numpy(block).to(self._device) for block in blocks]
+        return prompts
+
+    def _n_rows(self, variants: Sequence[int]) -> list[int]:
+        """How many rows variants have in each block."""
+        n_blocks = len(self._table.prompts.widths)
+        return [sum(len(self._prompts[variant][block]) for variant in variants) for block in range(n_blocks)]
 
     def prompts_done(self) -> None:
         """All prompts have run."""
         self.attention = DecodeAttention(self._table.prompts, self._clean)
         self.attention.diverged.update(self._diverged)
+        self._prompts = {}
         self._index_diverged()
 
     def _index_diverged(self) -> None:
