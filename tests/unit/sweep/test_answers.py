@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 import lensprune as lp
+from lensprune.engine import ForkedExecutor
 from lensprune.engine.decoding import decoder
 from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse
 from lensprune.runs import answers
@@ -122,19 +123,50 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def watch_runs(monkeypatch: pytest.MonkeyPatch, *, takes_known: bool) -> list[tuple[int, int]]:
+    """A list to which each run of the executor adds how many requests and variants it gets.
+
+    Without `takes_known`, the executor has only the parameters that every executor must have.
+    """
+    runs: list[tuple[int, int]] = []
+    run = ForkedExecutor.run
+
+    def plain(
+        self: Any, requests: Any, variants: Any, *, reference: Any = None, progress: Any = None, on_answers: Any = None
+    ) -> Any:
+        runs.append((len(requests), len(variants)))
+        return run(self, requests, variants, reference=reference, progress=progress, on_answers=on_answers)
+
+    def knowing(self: Any, requests: Any, variants: Any, *, known: Any = None, on_work: Any = None, **rest: Any) -> Any:
+        runs.append((len(requests), len(variants)))
+        return run(self, requests, variants, known=known, on_work=on_work, **rest)
+
+    monkeypatch.setattr(ForkedExecutor, "run", knowing if takes_known else plain)
+    return runs
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("takes_known", [True, False])
 @pytest.mark.parametrize("after", [1, 17, ROWS - 1])
 def test_a_stopped_sweep_asks_only_for_the_rest(
-    whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, takes_known: bool
 ) -> None:
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
         stopping(patched, after, interrupt)
         with pytest.raises(KeyboardInterrupt, match="cells and answers of unfinished ones are stored; resume with"):
             lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
+    n_missing = 5 - len(list((out / "records").glob("*.parquet")))
     counted = stopping(monkeypatch, -1, interrupt)
+    runs = watch_runs(monkeypatch, takes_known=takes_known)
     same_as(lp.resume(out, progress=False), whole)
     assert len(counted) == ROWS - after
+    if takes_known:
+        assert runs == [(6, n_missing)]
+    else:
+        # Only variants that lack the same texts run together.
+        assert sum(variants for _, variants in runs) == n_missing
+        assert min(requests for requests, _ in runs) < 6
 
 
 @pytest.mark.slow
