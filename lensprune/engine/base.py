@@ -18,7 +18,7 @@ AnswerCallback = Callable[[str, Mapping[int, Response]], None]
 """Called with a variant's name and its answers since the last call, by request index."""
 KnownAnswers = Mapping[str, Mapping[int, Response]]
 """Answers from before, by variant's name and request index."""
-WorkCallback = Callable[[str, float], None]
+WorkCallback = Callable[[str, float], object]
 """Called with a variant's name and how many of its rows were processed since the last call. Fractions of a row count,
 by tokens of the prompt and new tokens; when a text ends early, the tokens that it did not need count as processed."""
 
@@ -38,7 +38,8 @@ class Executor(Protocol):
     need. `on_answers` gets every answer as soon as it is finished, without waiting for the variant's other answers or
     for earlier variants. An executor may also take ``on_work``, a `WorkCallback`, so that progress is shown while texts
     are written, and ``known``, `KnownAnswers`: these are not asked for again and not reported to the callbacks, but are
-    among the responses. Without ``known``, variants that lack different answers are run one after another.
+    among the responses. Without ``known``, variants that lack different answers are run one after another. With
+    ``checkpoint``, it gets a file to keep the state of decoding in.
 
     Raises:
         HookNeverFired: a hook of a variant did not fire.

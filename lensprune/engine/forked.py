@@ -19,7 +19,7 @@ import torch
 from lensprune.ablation.reference import ReferenceActivations, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import AnswerCallback, KnownAnswers, ProgressCallback, VariantResponses, WorkCallback
-from lensprune.engine.decoding import GroupDecoder, request_chunks
+from lensprune.engine.decoding import Checkpoint, GroupDecoder, Saved, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
@@ -88,6 +88,7 @@ class ForkedExecutor:
         on_answers: AnswerCallback | None = None,
         on_work: WorkCallback | None = None,
         known: KnownAnswers | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         check_variants(variants, self.model.facts, reference)
@@ -107,9 +108,10 @@ class ForkedExecutor:
         known = {} if known is None else known
 
         def begin(variant: Variant) -> _Answers:
-            return _Answers(variant.name, near, known.get(variant.name, {}), progress, on_answers, on_work)
+            on_known = None if checkpoint is None else checkpoint.on_known
+            return _Answers(variant.name, near, known.get(variant.name, {}), progress, on_answers, on_work, on_known)
 
-        by_forking = self._answers(near, plain, marks, reference, begin)
+        by_forking = self._answers(near, plain, marks, reference, begin, checkpoint)
         by_hooks = partial(
             self._hooked.run, reference=reference, progress=progress, on_answers=on_answers, on_work=on_work
         )
@@ -133,6 +135,7 @@ class ForkedExecutor:
         marks: Marks,
         reference: ReferenceActivations | None,
         begin: Callable[[Variant], _Answers],
+        checkpoint: Checkpoint | None,
     ) -> Iterator[dict[int, Response]]:
         """Yield each variant's answers, which `begin` has begun, in the order given."""
         scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
@@ -140,7 +143,7 @@ class ForkedExecutor:
         for first in range(0, len(variants), CHECKPOINT_VARIANTS):
             waiting = [(variant, begin(variant)) for variant in variants[first : first + CHECKPOINT_VARIANTS]]
             self._score(scored, waiting, marks, reference)
-            for of_variant in self._generate(generated, waiting, marks, reference):
+            for of_variant in self._generate(generated, waiting, marks, reference, checkpoint):
                 of_variant.worked(len(requests))
                 yield of_variant.responses
 
@@ -150,16 +153,23 @@ class ForkedExecutor:
         waiting: list[tuple[Variant, _Answers]],
         marks: Marks,
         reference: ReferenceActivations | None,
+        checkpoint: Checkpoint | None,
     ) -> Iterator[_Answers]:
         """Decode chunk by chunk; yields each variant's answers when it and those before it have all."""
+        of_name = {pair[0].name: pair for pair in waiting}
+        saved = None if checkpoint is None else checkpoint.take(requests, of_name)
         while True:
-            yield from _complete(waiting, requests)
-            if not waiting:
-                return
-            missing = {i: r for i, r in requests.items() if any(done.lacks([i]) for _, done in waiting)}
-            chunk = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)[0]
-            indices = list(chunk)
-            decoded = [(v, done) for v, done in waiting if done.lacks(indices)]
+            if saved is not None:
+                # Some of these may be complete.
+                indices, decoded = saved.about["requests"], [of_name[name] for name in saved.about["variants"]]
+            else:
+                yield from _complete(waiting, requests)
+                if not waiting:
+                    return
+                missing = {i: r for i, r in requests.items() if any(done.lacks([i]) for _, done in waiting)}
+                chunks = request_chunks(missing, [v for v, _ in waiting], self.model.facts, self.limits)
+                indices = list(chunks[0])
+                decoded = [(v, done) for v, done in waiting if done.lacks(indices)]
             answered = {
                 (v, r) for v, (_, done) in enumerate(decoded) for r, i in enumerate(indices) if i in done.responses
             }
@@ -168,15 +178,19 @@ class ForkedExecutor:
                 self.model,
                 self._stack,
                 [variant for variant, _ in decoded],
-                list(chunk.values()),
+                [requests[i] for i in indices],
                 reference,
                 marks,
                 self.limits,
                 answered,
             )
-            decoding = _Decoding(start, [done for _, done in decoded], indices, requests.keys())
+            if checkpoint is not None:
+                checkpoint.requests = indices
+            run = partial(_started, start, checkpoint, saved)
+            decoding = _Decoding(run, [done for _, done in decoded], indices, requests.keys())
+            saved = None
             # No more rows than the limits allow run at once.
-            n_rows = min(len(chunk) * len(decoded), self.limits.rows)
+            n_rows = min(len(indices) * len(decoded), self.limits.rows)
             while not decoding.ended and self._fits(decoding.go_on, n_rows):
                 yield from _complete(waiting, requests)
 
@@ -259,21 +273,23 @@ class _Answers:
         progress: ProgressCallback | None,
         on_answers: AnswerCallback | None,
         on_work: WorkCallback | None,
+        on_known: WorkCallback | None = None,
     ) -> None:
         self.responses = {index: known[index] for index in requests if index in known}
         self._left = float(len(requests) - len(self.responses))
-        self._variant, self._progress, self._on_answers, self._on_work = variant, progress, on_answers, on_work
+        self._variant, self._progress, self._on_answers = variant, progress, on_answers
+        self._on_work, self._on_known = on_work, on_known
 
     def lacks(self, indices: Iterable[int]) -> bool:
         """Whether one of these requests has no response yet."""
         return any(index not in self.responses for index in indices)
 
-    def worked(self, rows: float) -> None:
-        """Report rows, or fractions of rows, as processed."""
-        rows = min(rows, self._left)
+    def worked(self, rows: float, known: bool = False) -> None:
+        """Report rows, or fractions of rows, as processed; `known`: before this run."""
+        rows, report = min(rows, self._left), self._on_known if known else self._on_work
         self._left -= rows
-        if rows > 0 and self._on_work is not None:
-            self._on_work(self._variant, rows)
+        if rows > 0 and report is not None:
+            report(self._variant, rows)
 
     def add(self, responses: Mapping[int, Response]) -> None:
         new = {index: response for index, response in responses.items() if index not in self.responses}
@@ -289,7 +305,7 @@ class _Decoding:
 
     def __init__(
         self,
-        start: Callable[[], GroupDecoder],
+        start: Callable[..., Iterator[tuple[int, int, GenerateResponse]]],
         answers: Sequence[_Answers],
         indices: Sequence[int],
         wanted: Collection[int],
@@ -302,7 +318,7 @@ class _Decoding:
     def go_on(self) -> None:
         """Decode until a variant is complete, or all rows have ended."""
         if self._rows is None:
-            self._rows = self._start().run(partial(_worked, self._answers))
+            self._rows = self._start(partial(_worked, self._answers))
         for variant, request, response in self._rows:
             done = self._answers[variant]
             done.add({self._indices[request]: response})
@@ -317,8 +333,14 @@ def _complete(waiting: list[tuple[Variant, _Answers]], requests: Collection[int]
         yield waiting.pop(0)[1]
 
 
-def _worked(answers: Sequence[_Answers], variant: int, rows: float) -> None:
-    answers[variant].worked(rows)
+def _started(
+    start: Callable[[], GroupDecoder], checkpoint: Checkpoint | None, saved: Saved | None, on_work: Callable[..., None]
+) -> Iterator[tuple[int, int, GenerateResponse]]:
+    return start().run(on_work, checkpoint, saved)
+
+
+def _worked(answers: Sequence[_Answers], variant: int, rows: float, known: bool) -> None:
+    answers[variant].worked(rows, known)
 
 
 def _placed(places: Sequence[int], on_answers: AnswerCallback, variant: str, answers: Mapping[int, Response]) -> None:

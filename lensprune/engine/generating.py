@@ -159,6 +159,10 @@ class RowWork:
         """Fraction of each row done once its prompt has run."""
         return self._prompt / self._whole
 
+    def so_far(self, rows: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, " step_row"]:
+        """Fraction of each of `rows` done with its prompt and so many new tokens."""
+        return (self._prompt[rows] + lengths) / self._whole[rows]
+
     def step(self, rows: np.ndarray, ended_at: np.ndarray) -> Float[np.ndarray, " step_row"]:
         """Fraction of each of `rows` done by one more token.
 

@@ -136,7 +136,7 @@ class HookedExecutor:
         state: BatchState,
         marks: Marks,
         alike: Callable[[tuple[int, ...]], Hashable],
-        worked: Callable[[float], None],
+        worked: Callable[[float], object],
     ) -> Iterator[tuple[int, Response]]:
         indices, to_generate = list(requests), list(requests.values())
         contexts = [len(r.context_ids) for r in to_generate]
@@ -158,7 +158,7 @@ class HookedExecutor:
         requests: dict[int, GenerateRequest],
         state: BatchState,
         marks: Marks,
-        worked: Callable[[float], None],
+        worked: Callable[[float], object],
     ) -> Iterator[tuple[int, Response]]:
         device, generator = self.model.facts.device, Generator(self.model)
         generations = {i: generator.start(request) for i, request in requests.items()}

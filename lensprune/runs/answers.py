@@ -2,7 +2,8 @@
 
 One file per (task, protocol) and block, ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl``, appended to every few seconds. A
 line is a checksum and one answer; a line that a kill cut short doesn't fit its checksum and is ignored. The file is
-removed once its cells are stored.
+removed once its cells are stored, as is the file beside it that holds texts which are being written, see
+`lensprune.engine.decoding.Checkpoint`.
 """
 
 from __future__ import annotations
@@ -54,8 +55,14 @@ class AnswerLog:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is None:
             self._path.unlink(missing_ok=True)
+            self.checkpoint_path.unlink(missing_ok=True)
         else:
             self.write()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the state of unfinished texts may be kept."""
+        return self._path.with_suffix(".decoding")
 
     def read(self) -> Answers:
         """The answers in the file."""

@@ -119,7 +119,7 @@ class RunStore:
 
     def _begin(self, is_new: bool) -> None:
         try:
-            for place in (self.folder, self.records_folder, self.questions_folder):
+            for place in (self.folder, self.records_folder, self.questions_folder, self.folder / "answers"):
                 for leftover in place.glob(f"{TEMPORARY_PREFIX}*"):
                     leftover.unlink()
             if is_new:

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import Executor, VariantResponses
+from lensprune.engine.decoding import Checkpoint
 from lensprune.errors import LensPruneError
 from lensprune.models.base import HookedModel
 from lensprune.protocols import score_items
@@ -63,8 +65,7 @@ def measure_cells(
     """
     task = condition.task.task.name
     waiting = {variant.name for variant in variants}
-    reference = reference_of(job.model, condition, variants, job.options)
-    for answered in _answered(condition, variants, executor, reference, progress, log):
+    for answered in _answered(job, condition, variants, executor, progress, log):
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
         if answered.variant.is_clean and condition.generates:
             warn_of_one_answer(task, condition.protocol, outcomes)
@@ -77,10 +78,10 @@ def measure_cells(
 
 
 def _answered(
+    job: SweepJob,
     condition: Condition,
     variants: Sequence[Variant],
     executor: Executor,
-    reference: ReferenceActivations | None,
     progress: CellProgress,
     log: AnswerLog | None,
 ) -> Iterator[VariantResponses]:
@@ -91,11 +92,18 @@ def _answered(
     takes = inspect.signature(executor.run).parameters
     given: dict[str, Any] = {"on_work": progress, "known": known}
     given = {name: value for name, value in given.items() if name in takes}
+    wanted = {variant.name for variant in variants}
+    if log is not None and condition.generates and "checkpoint" in takes:
+        checkpoint = Checkpoint(log.checkpoint_path, log.write, partial(progress, known=True))
+        given["checkpoint"] = checkpoint
+        # What is stored of running texts may need variants whose cells are stored, too.
+        variants = [v for v in job.variants if v.name in wanted | checkpoint.variants]
+    reference = reference_of(job.model, condition, variants, job.options)
     # Variants with the same missing answers run together; all do if the executor knows what is missing.
     together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
     for variant in variants:
         kept = known.get(variant.name, {})
-        if kept:
+        if kept and variant.name in wanted:
             progress(variant.name, len(kept), known=True)
         if "known" in given:
             kept = {}
@@ -110,6 +118,11 @@ def _answered(
 
         missing_requests = [requests[i] for i in missing]
         for answered in executor.run(missing_requests, group, reference=reference, on_answers=keep, **given):
+            if answered.variant.name not in wanted:
+                continue
+            if "checkpoint" in given and log is not None:
+                # Its cell is about to be stored, which a stored state may not know of.
+                log.write()
             new = dict(zip(missing, answered.responses, strict=True))
             whole = known.get(answered.variant.name, {}) | new
             yield VariantResponses(answered.variant, tuple(whole[i] for i in range(len(requests))))

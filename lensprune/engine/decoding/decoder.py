@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.engine.attention import AttentionPlan, AttentionSettings
+from lensprune.engine.decoding.checkpoint import Array, Checkpoint, Saved, numbered
 from lensprune.engine.decoding.groups import kv_bytes_per_token
 from lensprune.engine.decoding.kv import CleanKV, PromptKV
 from lensprune.engine.decoding.row_group import RowGroup
@@ -35,7 +37,9 @@ from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.marks import Marks
 from lensprune.engine.memory import UNEMBED_ROWS
+from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.scoring import finite_rows
+from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.precision import widened
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
@@ -70,7 +74,7 @@ class GroupDecoder:
         limits: DecodeLimits | None = None,
         answered: Collection[tuple[int, int]] = (),
     ) -> None:
-        self.peak_kv_bytes = 0
+        self.peak_kv_bytes = self._held = 0
         self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
         self._limits = limits
         self._device = model.facts.device
@@ -87,12 +91,18 @@ class GroupDecoder:
         """Variants that fit while nothing else runs."""
 
     def run(
-        self, on_work: Callable[[int, float], None] = lambda variant, rows: None
+        self,
+        on_work: Callable[[int, float, bool], None] = lambda variant, rows, known: None,
+        checkpoint: Checkpoint | None = None,
+        saved: Saved | None = None,
     ) -> Iterator[tuple[int, int, GenerateResponse]]:
         """Yield (variant, request, response), numbered as given, in the order in which rows finish.
 
         Args:
-            on_work: called with a variant, numbered as given, as a `WorkCallback` is with its name.
+            on_work: called with a variant, numbered as given, as a `WorkCallback` is with its name, and whether the
+                work had been done before.
+            checkpoint: keeps the state from time to time.
+            saved: the state to begin with, of a decoder of the same variants and requests.
         """
         table, generator = self._table, Generator(self._model)
         generations: list[Generation] = []
@@ -101,8 +111,18 @@ class GroupDecoder:
         request_of = table.request_of(np.arange(len(table)))
         work = RowWork([n_tokens] * len(table), [table.requests[request].max_new_tokens for request in request_of])
         done, n_steps = np.zeros(len(table.variants)), 0
-        self._start(self._prompts.last_token.to(self._device))
         rows, hidden = np.empty(0, dtype=int), None
+        if saved is not None:
+            try:
+                rows, hidden, generations = self._restore(saved, generator)
+            except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                if out_of_memory(error):
+                    raise
+                raise UserError(f"{saved.path} is not of this run: delete it, and rerun to resume") from error
+            saved.close()
+            so_far = work.so_far(rows, np.array([len(generation) for generation in generations]))
+            self._report(np.bincount(table.variant_of(rows), so_far, len(done)), on_work, known=True)
+        self._start(self._prompts.last_token.to(self._device))
         while True:
             if n_new := self._fitting(rows):
                 new, of_variants = self._admit(n_new, rows)
@@ -116,6 +136,8 @@ class GroupDecoder:
                 self._report(done, on_work)
             if hidden is None or not len(rows):
                 return
+            if checkpoint is not None and checkpoint.due(self._held):
+                checkpoint.write(*self._state(rows, hidden, generations))
             n_steps += 1
             chosen, finite = self._choose(hidden, generator, generations)
             running, ended_at = np.ones(len(rows), dtype=bool), np.zeros(len(rows))
@@ -140,11 +162,60 @@ class GroupDecoder:
         rows = self._table.rows_of(variants)
         return rows[self._is_wanted[rows]]
 
-    def _report(self, done: np.ndarray, on_work: Callable[[int, float], None]) -> None:
+    def _report(self, done: np.ndarray, on_work: Callable[[int, float, bool], None], *, known: bool = False) -> None:
         """Report how much of each variant's rows is `done`, and reset it."""
         for variant in np.flatnonzero(done):
-            on_work(self._table.order[variant], float(done[variant]))
+            on_work(self._table.order[variant], float(done[variant]), known)
         done[:] = 0
+
+    def _state(
+        self, rows: np.ndarray, hidden: Hidden, generations: Sequence[Generation]
+    ) -> tuple[dict[str, Any], Iterator[tuple[str, Array]]]:
+        """What `_restore` needs, before tokens are chosen: facts for the file, and arrays by name."""
+        groups = [(group, rows[span]) for group, span in self._running(rows)]
+
+        def arrays() -> Iterator[tuple[str, Array]]:
+            yield "rows", rows
+            yield "hidden", hidden
+            yield "lengths", np.array([len(generation) for generation in generations])
+            yield "tokens", np.array([token for generation in generations for token in generation.token_ids], dtype=int)
+            for layer, part in self._clean.items():
+                yield from numbered(f"clean.{layer}", part.state())
+            for number, (group, running) in enumerate(groups):
+                group.compact(running)
+                yield from ((f"group.{number}.{name}", array) for name, array in group.state())
+
+        about = {
+            "variants": [variant.name for variant in self._table.variants],
+            "admitted": self._admitted,
+            "largest": self._largest,
+            "groups": [(group.variants.start, group.variants.stop) for group, _ in groups],
+        }
+        return about, arrays()
+
+    def _restore(self, saved: Saved, generator: Generator) -> tuple[np.ndarray, Hidden, list[Generation]]:
+        """Take a state over; returns the rows that run, without those that are answered since, the residuals that their
+        next tokens come from, and their texts."""
+        table, about, device = self._table, saved.about, self._device
+        self._admitted, self._largest = about["admitted"], about["largest"]
+        for layer in range(table.n_layers):
+            if tensors := saved.tensors(f"clean.{layer}", device):
+                self._clean[layer] = PromptKV.restored(tensors)
+        for number, bounds in enumerate(about["groups"]):
+            rows = saved.array(f"group.{number}.rows")
+            group = RowGroup(table, range(*bounds), rows, self._clean, self._reference, self._model.facts)
+            group.restore(saved, f"group.{number}")
+            self._groups.append(group)
+        rows, ends = saved.array("rows"), np.cumsum(saved.array("lengths"))
+        texts = np.split(saved.array("tokens"), ends[:-1])
+        kept = np.flatnonzero(self._is_wanted[rows])
+        generations = []
+        for row in kept:
+            generation = generator.start(table.requests[rows[row] % len(table.requests)])
+            for token in texts[row].tolist():
+                generation.add(token)
+            generations.append(generation)
+        return rows[kept], saved.tensor("hidden", device)[torch.from_numpy(kept).to(device)], generations
 
     def forced(self, tokens: Sequence[int], n_prefilled: int = 1) -> Float[torch.Tensor, "variant scored"]:
         """Log-probabilities (nats) around the end of the one request's prompt: of its last tokens and of the first of
@@ -178,7 +249,10 @@ class GroupDecoder:
         return torch.cat(tokens).tolist(), torch.cat(finite).tolist()
 
     def _start(self, wanted: Int[torch.Tensor, " wanted"]) -> None:
-        """Begin the prompts' pass, which returns each variant's residuals of the `wanted` flat tokens."""
+        """Begin the prompts' pass, which returns the residuals of the `wanted` flat tokens for each variant whose
+        prompts have not run."""
+        if self._admitted == len(self._table.variants):
+            return
 
         def keep(variant: Variant | None, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
             part = PromptKV.of(self._prompts, k, v)
@@ -192,7 +266,7 @@ class GroupDecoder:
             self._model.facts,
             self._prompts.tree,
             wanted,
-            self._table.variants,
+            self._table.variants[self._admitted :],
             self._reference,
             keep,
             self._marks,
@@ -255,7 +329,7 @@ class GroupDecoder:
         running, n_layers = self._running(rows), self._stack.n_layers
         self._groups = [group for group, _ in running]
         held = sum(group.kv_bytes(rows[span]) for group, span in running) + self._clean_bytes(self._admitted - 1)
-        self.peak_kv_bytes = max(self.peak_kv_bytes, held)
+        self.peak_kv_bytes, self._held = max(self.peak_kv_bytes, held), held
         for group, span in running:
             group.begin(rows[span], tokens[span])
         steps = [group.now for group in self._groups]

@@ -49,6 +49,17 @@ class PromptKV:
         spans = [slice(prefix.start, prefix.end) for prefix in prompts.prefixes]
         return cls((rest[0], rest[1]), [(k[:, span].clone(), v[:, span].clone()) for span in spans])
 
+    def state(self) -> Iterator[torch.Tensor]:
+        """All tensors, in the order that `restored` takes."""
+        yield from self.rest
+        for pair in self.prefixes:
+            yield from pair
+
+    @classmethod
+    def restored(cls, tensors: Sequence[torch.Tensor]) -> PromptKV:
+        rest, *prefixes = _pairs(tensors)
+        return cls(rest, prefixes)
+
 
 CleanKV = dict[int, PromptKV]
 """By layer."""
@@ -118,6 +129,21 @@ class VariantKV:
             for whole, mine in zip(whole_prefix, part_prefix, strict=True):
                 whole[variant] = mine
 
+    def state(self, n_written: int) -> Iterator[torch.Tensor]:
+        """All tensors, with the first `n_written` generated tokens, in the order that `restored` takes."""
+        for block in self.blocks:
+            for tensor in block.rest:
+                yield tensor[:, :, : block.width + n_written]
+        for pair in self.prefixes:
+            yield from pair
+
+    @classmethod
+    def restored(cls, tensors: Sequence[torch.Tensor], widths: Sequence[int], most: int) -> VariantKV:
+        """With no room for further tokens until `make_room`."""
+        pairs = _pairs(tensors)
+        blocks = [Block(width, rest) for width, rest in zip(widths, pairs, strict=False)]
+        return cls(blocks, most, pairs[len(widths) :])
+
     def __len__(self) -> int:
         return sum(map(len, self.blocks))
 
@@ -165,6 +191,10 @@ class VariantKV:
             block.rest[1][:, :, block.width + step] = v[span]
 
 
+def _pairs(tensors: Sequence[torch.Tensor]) -> list[Pair]:
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
 def _allocated(like: torch.Tensor, step: int, most: int) -> int:
     return most if like.device.type == "cpu" else columns_for(step, most)
 
@@ -185,6 +215,18 @@ class HistoryKV:
 
     def __len__(self) -> int:
         return self.pair[0].shape[0]
+
+    def state(self, n_written: int) -> Iterator[torch.Tensor]:
+        """All tensors, with the first `n_written` generated tokens, in the order that `restored` takes."""
+        yield from (tensor[:, :, :n_written] for tensor in self.pair)
+        yield from map(torch.from_numpy, (self.places, self._numbers))
+
+    @classmethod
+    def restored(cls, tensors: Sequence[torch.Tensor], most: int) -> HistoryKV:
+        k, v, places, numbers = tensors
+        made = cls(k, most)
+        made.pair, made.places, made._numbers = (k, v), places.cpu().numpy(), numbers.cpu().numpy()
+        return made
 
     def need(self, numbers: np.ndarray, split: Split, steps: int) -> Int[np.ndarray, "2 copied"] | None:
         """Give each of the histories a place, with room for token number `steps`.

@@ -7,7 +7,7 @@ group by group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from lensprune.ablation.positions import positions_named
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
+from lensprune.engine.decoding.checkpoint import Array, Saved, numbered
 from lensprune.engine.decoding.groups import kv_bytes_per_token
 from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV, columns_for
 from lensprune.engine.decoding.rows import RowTable
@@ -97,6 +98,30 @@ class RowGroup:
         self.attention.diverged.update(self._diverged)
         self._prompts = {}
         self._index_diverged()
+
+    def state(self) -> Iterator[tuple[str, Array]]:
+        """What `restore` needs between two steps; all rows must be running, see `compact`."""
+        attention, n_written = self.attention, self.step + 1
+        yield "step", np.array([self.step, self._histories.size])
+        yield "rows", self._dense
+        yield "history_of_row", self._histories.of_row[self._dense]
+        for layer, diverged in attention.diverged.items():
+            yield from numbered(f"diverged.{layer}", diverged.state(n_written))
+        for layer, history in attention.histories.items():
+            yield from numbered(f"history.{layer}", history.state(n_written))
+
+    def restore(self, saved: Saved, prefix: str) -> None:
+        """Take a state over in place of the prompts' pass; `prefix` is that of its names in `saved`."""
+        table = self._table
+        self.step, self._histories.size = map(int, saved.array(f"{prefix}.step"))
+        self._histories.of_row[self._dense] = saved.array(f"{prefix}.history_of_row")
+        for layer in range(table.n_layers):
+            if tensors := saved.tensors(f"{prefix}.diverged.{layer}", self._device):
+                self._diverged[layer] = VariantKV.restored(tensors, table.prompts.widths, table.most)
+        self.prompts_done()
+        for layer in range(table.n_layers):
+            if tensors := saved.tensors(f"{prefix}.history.{layer}", self._device):
+                self.attention.histories[layer] = HistoryKV.restored(tensors, table.most)
 
     def _index_diverged(self) -> None:
         """Work out which rows have a place in each layer's buffers, and group them by variant and shared prefix."""
