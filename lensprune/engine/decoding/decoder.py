@@ -172,7 +172,7 @@ class GroupDecoder:
         self, rows: np.ndarray, hidden: Hidden, generations: Sequence[Generation]
     ) -> tuple[dict[str, Any], Iterator[tuple[str, Array]]]:
         """What `_restore` needs, before tokens are chosen: facts for the file, and arrays by name."""
-        groups = [(group, rows[span]) for group, span in self._running(rows)]
+        groups = [group for group, _ in self._running(rows)]
 
         def arrays() -> Iterator[tuple[str, Array]]:
             yield "rows", rows
@@ -181,15 +181,14 @@ class GroupDecoder:
             yield "tokens", np.array([token for generation in generations for token in generation.token_ids], dtype=int)
             for layer, part in self._clean.items():
                 yield from numbered(f"clean.{layer}", part.state())
-            for number, (group, running) in enumerate(groups):
-                group.compact(running)
+            for number, group in enumerate(groups):
                 yield from ((f"group.{number}.{name}", array) for name, array in group.state())
 
         about = {
             "variants": [variant.name for variant in self._table.variants],
             "admitted": self._admitted,
             "largest": self._largest,
-            "groups": [(group.variants.start, group.variants.stop) for group, _ in groups],
+            "groups": [(group.variants.start, group.variants.stop) for group in groups],
         }
         return about, arrays()
 

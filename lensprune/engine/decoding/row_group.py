@@ -100,7 +100,8 @@ class RowGroup:
         self._index_diverged()
 
     def state(self) -> Iterator[tuple[str, Array]]:
-        """What `restore` needs between two steps; all rows must be running, see `compact`."""
+        """What `restore` needs, between two steps. Rows that have ended and still have a place are part of it: without
+        them, the rest might be rounded differently."""
         attention, n_written = self.attention, self.step + 1
         yield "step", np.array([self.step, self._histories.size])
         yield "rows", self._dense

@@ -7,6 +7,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps, self.stop_at = 0, -1
         self.answers: Answers = {}
+        self.answers_before_state: Answers = {}
         self.worked: Counter[str] = Counter()
         advance = GroupDecoder._advance
 
@@ -89,10 +91,13 @@ class Watched:
         def worked(name: str, rows: float) -> None:
             self.worked[name] += rows  # type: ignore[assignment]
 
+        def before_write() -> None:
+            self.answers_before_state = {name: dict(answers) for name, answers in self.answers.items()}
+
         saved = None
         if path is not None:
             # A state is due whenever the clock has moved on by 5 seconds.
-            saved = Checkpoint(path, on_known=worked, clock=lambda: 5.0 * (self.steps // every))
+            saved = Checkpoint(path, before_write, worked, clock=lambda: 5.0 * (self.steps // every))
         return list(
             executor.run(
                 requests,
@@ -149,3 +154,173 @@ def test_it_goes_on_where_it_was(
     for variant in variants:
         missing = len(requests) - len(known.get(variant.name, {}))
         assert watched.worked[variant.name] == pytest.approx(missing)
+
+
+def stopped(watched: Watched, executor: ForkedExecutor, path: Path, at: int = 9, every: int = 2) -> Answers:
+    """The answers of a run that is stopped before step `at`, with a state from before its last even step."""
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    with pytest.raises(Stopped):
+        watched.run(executor, requests, variants, None, at, None, path, every)
+    return watched.answers
+
+
+def test_half_precision_and_scores_beside_texts(watched: Watched, tmp_path: Path) -> None:
+    model = tiny("llama", dtype="bfloat16")
+    executor = ForkedExecutor(model)
+    requests, variants = [*likelihood_requests(model), *texts_of(model)], [CLEAN, *each_layer(model)]
+    expected = watched.run(executor, requests, variants, None)
+    n_steps, path = watched.steps, tmp_path / "state"
+    with pytest.raises(Stopped):
+        watched.run(executor, requests, variants, None, 9, None, path, 2)
+    # With the same rows in the same steps, each bit is the same.
+    known = watched.answers_before_state
+    assert sum(map(len, known.values())) > len(variants)
+    assert watched.run(executor, requests, variants, None, -1, known, path) == expected
+    assert watched.steps == n_steps - 8
+
+
+def test_texts_that_ended_after_the_state_was_stored_are_not_written_again(watched: Watched, tmp_path: Path) -> None:
+    executor = ForkedExecutor(tiny("llama"))
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    expected = watched.run(executor, requests, variants, None)
+    n_steps = watched.steps
+    # The clean model is complete, and its texts were running when the state was stored.
+    known = stopped(watched, executor, tmp_path / "state")
+    known[CLEAN.name] = dict(enumerate(expected[0].responses))
+    assert watched.run(executor, requests, variants, None, -1, known, tmp_path / "state") == expected
+    assert watched.steps == n_steps - 8
+    assert CLEAN.name not in watched.answers
+    assert CLEAN.name not in watched.worked
+
+
+@pytest.mark.parametrize("lacking", ["a request", "a variant"])
+def test_a_state_of_other_requests_or_variants_is_passed_over(lacking: str, watched: Watched, tmp_path: Path) -> None:
+    executor = ForkedExecutor(tiny("llama"))
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    if lacking == "a request":
+        requests = requests[:-1]
+    else:
+        variants = variants[:-1]
+    expected = watched.run(executor, requests, variants, None)
+    n_steps = watched.steps
+    stopped(watched, executor, tmp_path / "state")
+    assert watched.run(executor, requests, variants, None, -1, None, tmp_path / "state") == expected
+    assert watched.steps == n_steps
+
+
+def rewritten(path: Path, name: str, data: bytes) -> None:
+    """Change one entry of the file, with the right checksum."""
+    with zipfile.ZipFile(path) as file:
+        entries = {entry: file.read(entry) for entry in file.namelist()}
+    assert name in entries
+    with zipfile.ZipFile(path, "w") as file:
+        for entry, before in entries.items():
+            file.writestr(entry, data if entry == name else before)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit flipped", "not a zip", "another version"])
+def test_a_damaged_state_is_passed_over(
+    damage: str, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor, path = ForkedExecutor(tiny("llama")), tmp_path / "state"
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    expected = watched.run(executor, requests, variants, None)
+    n_steps = watched.steps
+    known = stopped(watched, executor, path)
+    data = path.read_bytes()
+    if damage == "cut short":
+        path.write_bytes(data[:-100])
+    elif damage == "a bit flipped":
+        path.write_bytes(data[:5000] + bytes([data[5000] ^ 4]) + data[5001:])
+    elif damage == "not a zip":
+        path.write_bytes(b"")
+    else:
+        with zipfile.ZipFile(path) as file:
+            about = file.read("about.json")
+        rewritten(path, "about.json", about.replace(checkpoint.__version__.encode(), b"0.0.1"))
+    assert watched.run(executor, requests, variants, None, -1, known, path) == expected
+    assert watched.steps == n_steps
+    assert ("state is damaged: unfinished texts begin again" in caplog.text) == (damage != "another version")
+
+
+@pytest.mark.parametrize("changed", ["tokens", "group.0.history_of_row", "group.0.step"])
+def test_a_state_that_does_not_fit_is_one_line(changed: str, watched: Watched, tmp_path: Path) -> None:
+    executor, path = ForkedExecutor(tiny("llama")), tmp_path / "state"
+    known = stopped(watched, executor, path)
+    with zipfile.ZipFile(path) as file:
+        other = file.read("clean.0.0.npy")
+    rewritten(path, f"{changed}.npy", other)
+    with pytest.raises(UserError, match="state is not of this run: delete it, and rerun to resume"):
+        watched.run(executor, texts_of(executor.model), [CLEAN, *each_layer(executor.model)], None, -1, known, path)
+
+
+def test_out_of_memory_after_resuming_begins_texts_again(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, path = ForkedExecutor(tiny("llama")), tmp_path / "state"
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    expected = watched.run(executor, requests, variants, None)
+    known = stopped(watched, executor, path)
+    choose, failed = GroupDecoder._choose, []
+
+    def full(decoder: GroupDecoder, *args: Any) -> Any:
+        if len(failed) < 1:
+            failed.append(decoder)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return choose(decoder, *args)
+
+    monkeypatch.setattr(GroupDecoder, "_choose", full)
+    assert watched.run(executor, requests, variants, None, -1, known, path) == expected
+    for variant in variants:
+        missing = len(requests) - len(known.get(variant.name, {}))
+        assert watched.worked[variant.name] == pytest.approx(missing)
+
+
+def test_a_disk_that_refuses_it_is_said_once(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor, path = ForkedExecutor(tiny("llama")), tmp_path / "state"
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    expected = watched.run(executor, requests, variants, None)
+    stopped(watched, executor, path)
+    monkeypatch.setattr(zipfile.ZipFile, "open", refused)
+    path.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert watched.run(executor, requests, variants, None, -1, None, path) == expected
+    assert caplog.text.count("the disk is full; if the run is stopped, unfinished texts begin again") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def refused(*args: Any, **kwargs: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+def test_when_a_state_is_due(tmp_path: Path) -> None:
+    now = 100.0
+    kept = Checkpoint(tmp_path / "state", clock=lambda: now)
+
+    def slow(*args: Any) -> Any:
+        nonlocal now
+        now += 1.0
+        yield "a", torch.zeros(3)
+
+    def times(until: float) -> list[float]:
+        """When states are stored, each in a second, from the beginning on."""
+        nonlocal now
+        found = []
+        while now < 100 + until:
+            now += 0.5
+            if kept.due(1):
+                found.append(now - 100)
+                kept.write({}, slow())
+        return found
+
+    stored = times(4000)
+    # Soon at first; then so that writing takes a fortieth of the time, and then a twentieth of the time so far.
+    assert stored[:3] == [5.0, 46.0, 87.0]
+    late = [b - a for a, b in pairwise(stored) if a > 2000]
+    assert min(late) > 0.05 * 2000
+    assert max(late) < 0.06 * 4000
+    now += 1000
+    assert kept.due(checkpoint.MAX_BYTES)
+    assert not kept.due(checkpoint.MAX_BYTES + 1)

@@ -14,10 +14,11 @@ import pytest
 
 import lensprune as lp
 from lensprune.engine import ForkedExecutor
-from lensprune.engine.decoding import decoder
+from lensprune.engine.decoding import Checkpoint, decoder
 from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse
 from lensprune.runs import answers
 from lensprune.runs.answers import AnswerLog
+from lensprune.runs.store import RunStore
 from tests.helpers.killing import fork, wait
 
 GIVEN = {
@@ -184,3 +185,51 @@ def test_a_killed_sweep_asks_only_for_the_rest(whole: lp.Run, tmp_path: Path, mo
     counted = stopping(monkeypatch, -1, interrupt)
     same_as(lp.resume(out, progress=False), whole)
     assert len(counted) == ROWS - 20
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list to which each decode step adds its rows."""
+    steps: list[int] = []
+    advance = decoder.GroupDecoder._advance
+
+    def counted(self: decoder.GroupDecoder, rows: Any, tokens: Any) -> Any:
+        if self._limits is not None:
+            steps.append(len(rows))
+        return advance(self, rows, tokens)
+
+    monkeypatch.setattr(decoder.GroupDecoder, "_advance", counted)
+    return steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", ["in mid-text", "after a cell was stored"])
+def test_a_killed_sweep_goes_on_in_the_middle_of_its_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
+) -> None:
+    options = SWEEP | {"variants": lp.VariantSelection("attention", "mean"), "max_new_tokens": 40}
+    steps, out, stored_at = count_steps(monkeypatch), tmp_path / "run", 2
+    whole = lp.sweep("toy-distilled", CHAINS, "generate", out=tmp_path / "whole", **options)
+    n_steps = len(steps)
+
+    def kill_here(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def due(self: Checkpoint, kv_bytes: int) -> bool:
+        if kill == "in mid-text" and len(steps) == stored_at + 2:
+            kill_here()
+        return len(steps) == stored_at
+
+    def killed() -> None:
+        steps.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoint, "due", due)
+            write = RunStore.write
+            if kill == "after a cell was stored":
+                patched.setattr(RunStore, "write", lambda *cell: kill_here(write(*cell)))
+            lp.sweep("toy-distilled", CHAINS, "generate", out=out, **options)
+
+    assert wait(fork(killed)) == -signal.SIGKILL
+    assert len(list((out / "records").glob("*.parquet"))) == (kill != "in mid-text")
+    steps.clear()
+    same_as(lp.resume(out, progress=False), whole)
+    assert len(steps) == n_steps - stored_at > 0
