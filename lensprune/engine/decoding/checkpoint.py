@@ -44,9 +44,13 @@ class Saved:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._zip = zipfile.ZipFile(path)
-        if self._zip.testzip() is not None:
-            raise zipfile.BadZipFile("a checksum doesn't match")
-        self.about: dict[str, Any] = json.loads(self._zip.read(_ABOUT))
+        try:
+            if self._zip.testzip() is not None:
+                raise zipfile.BadZipFile("a checksum doesn't match")
+            self.about: dict[str, Any] = json.loads(self._zip.read(_ABOUT))
+        except BaseException:
+            self._zip.close()
+            raise
 
     def close(self) -> None:
         self._zip.close()
@@ -109,16 +113,21 @@ class Checkpoint:
         if saved is None:
             return None
         about = saved.about
-        given = all(i in requests for i in about["requests"]) and all(v in variants for v in about["variants"])
-        return saved if given else None
+        if all(i in requests for i in about["requests"]) and all(v in variants for v in about["variants"]):
+            return saved
+        saved.close()
+        return None
 
-    def due(self, kv_bytes: int) -> bool:
-        """Whether it is time to store a state with so many bytes of keys and values."""
-        return self._active and kv_bytes <= MAX_BYTES and self._clock() >= self._due_at
+    def due(self) -> bool:
+        """Whether it is time to store a state."""
+        return self._active and self._clock() >= self._due_at
 
-    def write(self, about: Mapping[str, Any], arrays: Iterable[tuple[str, Array]]) -> None:
-        """Replace the file. If it can't be written, warn, and write no more."""
+    def write(self, about: Mapping[str, Any], arrays: Iterable[tuple[str, Array]], kv_bytes: int) -> None:
+        """Replace the file, unless the state has too many bytes. If it can't be written, warn, and write no more."""
         began = self._clock()
+        if kv_bytes > MAX_BYTES:
+            self._wait(0.0)
+            return
         self._before_write()
         try:
             self._path.parent.mkdir(exist_ok=True)
@@ -142,7 +151,10 @@ class Checkpoint:
         except (OSError, zipfile.BadZipFile, KeyError, ValueError):
             logger.warning(f"{self._path} is damaged: unfinished texts begin again")
             return None
-        return saved if saved.about.get("version") == __version__ else None
+        if saved.about.get("version") == __version__:
+            return saved
+        saved.close()
+        return None
 
 
 def numbered(name: str, arrays: Iterable[Array]) -> Iterator[tuple[str, Array]]:

@@ -74,7 +74,7 @@ class GroupDecoder:
         limits: DecodeLimits | None = None,
         answered: Collection[tuple[int, int]] = (),
     ) -> None:
-        self.peak_kv_bytes = self._held = 0
+        self.peak_kv_bytes = 0
         self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
         self._limits = limits
         self._device = model.facts.device
@@ -112,16 +112,12 @@ class GroupDecoder:
         work = RowWork([n_tokens] * len(table), [table.requests[request].max_new_tokens for request in request_of])
         done, n_steps = np.zeros(len(table.variants)), 0
         rows, hidden = np.empty(0, dtype=int), None
-        if saved is not None:
-            try:
-                rows, hidden, generations = self._restore(saved, generator)
-            except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                if out_of_memory(error):
-                    raise
-                raise UserError(f"{saved.path} is not of this run: delete it, and rerun to resume") from error
-            saved.close()
+        if saved is not None and saved.about["prompts"] == table.prompts.fingerprint:
+            rows, hidden, generations = self._restored(saved, generator)
             so_far = work.so_far(rows, np.array([len(generation) for generation in generations]))
             self._report(np.bincount(table.variant_of(rows), so_far, len(done)), on_work, known=True)
+        if saved is not None:
+            saved.close()
         self._start(self._prompts.last_token.to(self._device))
         while True:
             if n_new := self._fitting(rows):
@@ -135,9 +131,11 @@ class GroupDecoder:
             if n_new or n_steps % WORK_STEPS == 0 or not len(rows):
                 self._report(done, on_work)
             if hidden is None or not len(rows):
-                return
-            if checkpoint is not None and checkpoint.due(self._held):
-                checkpoint.write(*self._state(rows, hidden, generations))
+                if self._admitted == len(table.variants):
+                    return
+                continue
+            if checkpoint is not None and checkpoint.due():
+                checkpoint.write(*self._state(rows, hidden, generations), self._kv_bytes(rows))
             n_steps += 1
             chosen, finite = self._choose(hidden, generator, generations)
             running, ended_at = np.ones(len(rows), dtype=bool), np.zeros(len(rows))
@@ -171,7 +169,7 @@ class GroupDecoder:
     def _state(
         self, rows: np.ndarray, hidden: Hidden, generations: Sequence[Generation]
     ) -> tuple[dict[str, Any], Iterator[tuple[str, Array]]]:
-        """What `_restore` needs, before tokens are chosen: facts for the file, and arrays by name."""
+        """What `_restored` needs, before tokens are chosen: facts for the file, and arrays by name."""
         groups = [group for group, _ in self._running(rows)]
 
         def arrays() -> Iterator[tuple[str, Array]]:
@@ -186,15 +184,28 @@ class GroupDecoder:
 
         about = {
             "variants": [variant.name for variant in self._table.variants],
+            "prompts": self._table.prompts.fingerprint,
             "admitted": self._admitted,
             "largest": self._largest,
             "groups": [(group.variants.start, group.variants.stop) for group in groups],
         }
         return about, arrays()
 
-    def _restore(self, saved: Saved, generator: Generator) -> tuple[np.ndarray, Hidden, list[Generation]]:
+    def _restored(self, saved: Saved, generator: Generator) -> tuple[np.ndarray, Hidden, list[Generation]]:
         """Take a state over; returns the rows that run, without those that are answered since, the residuals that their
-        next tokens come from, and their texts."""
+        next tokens come from, and their texts.
+
+        Raises:
+            UserError: it is not of this run.
+        """
+        try:
+            return self._restore(saved, generator)
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            raise UserError(f"{saved.path} is not of this run: delete it, and rerun to resume") from error
+
+    def _restore(self, saved: Saved, generator: Generator) -> tuple[np.ndarray, Hidden, list[Generation]]:
         table, about, device = self._table, saved.about, self._device
         self._admitted, self._largest = about["admitted"], about["largest"]
         for layer in range(table.n_layers):
@@ -323,12 +334,16 @@ class GroupDecoder:
         tokens = len(prompts) * prompts.width + prompts.shared_tokens
         return kv_bytes_per_token(self._model.facts) * n_layers * tokens
 
+    def _kv_bytes(self, rows: np.ndarray) -> int:
+        """Keys and values in bytes, as the running rows take one more token."""
+        of_groups = sum(group.kv_bytes(rows[span]) for group, span in self._running(rows))
+        return of_groups + self._clean_bytes(self._admitted - 1)
+
     def _advance(self, rows: np.ndarray, tokens: np.ndarray) -> Hidden:
         """Feed the rows' newest tokens; returns the residuals that leave the last layer."""
         running, n_layers = self._running(rows), self._stack.n_layers
         self._groups = [group for group, _ in running]
-        held = sum(group.kv_bytes(rows[span]) for group, span in running) + self._clean_bytes(self._admitted - 1)
-        self.peak_kv_bytes, self._held = max(self.peak_kv_bytes, held), held
+        self.peak_kv_bytes = max(self.peak_kv_bytes, self._kv_bytes(rows))
         for group, span in running:
             group.begin(rows[span], tokens[span])
         steps = [group.now for group in self._groups]

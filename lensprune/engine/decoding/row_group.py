@@ -56,7 +56,8 @@ class RowGroup:
         self._table, self._clean, self._reference, self._facts = table, clean, reference, facts
         self._device = torch.device(facts.device)
         self._number = {table.variants[v].name: v for v in variants}
-        self._holding = [[v for v in variants if table.differs_below(v, layer)] for layer in range(table.n_layers)]
+        present = [int(v) for v in np.unique(table.variant_of(rows))]
+        self._holding = [[v for v in present if table.differs_below(v, layer)] for layer in range(table.n_layers)]
         self._diverged: dict[int, VariantKV] = {}
         # Rows that have a place in the buffers, and each row's place at each layer.
         self._dense = rows
@@ -68,13 +69,15 @@ class RowGroup:
     def keep(self, variant: Variant, layer: int, part: PromptKV) -> None:
         """Keep keys and values of a variant's prompts."""
         # Straight into the buffers: collecting them first would hold all variants' prompts twice.
-        table, holding = self._table, self._holding[layer]
+        table, holding, number = self._table, self._holding[layer], self._number[variant.name]
+        if number not in holding:
+            # No row of it runs.
+            return
         if not self._prompts:
             self._prompts = self._prompts_by_block()
         if layer not in self._diverged:
             sizes = self._n_rows(holding)
             self._diverged[layer] = VariantKV.empty(part, len(holding), sizes, table.prompts.widths, table.most)
-        number = self._number[variant.name]
         place = holding.index(number)
         self._diverged[layer].fill(place, part, self._n_rows(holding[:place]), self._prompts[number])
 

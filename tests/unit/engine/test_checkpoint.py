@@ -193,6 +193,40 @@ def test_texts_that_ended_after_the_state_was_stored_are_not_written_again(watch
     assert CLEAN.name not in watched.worked
 
 
+def test_variants_that_joined_and_ended_after_the_state_was_stored(watched: Watched, tmp_path: Path) -> None:
+    """Their cells may be stored; the prompts of the others, which still wait, follow."""
+    model = tiny("llama")
+    requests, variants = texts_of(model), variants_of(model)
+    reference = collect_reference(model, REFERENCE_PROMPTS, variants)
+    executor = ForkedExecutor(model, max_kv_bytes=int(0.5 * ChunkSize(model.facts, requests).kv_bytes(variants)))
+    expected = watched.run(executor, requests, variants, reference)
+    with pytest.raises(Stopped):
+        watched.run(executor, requests, variants, reference, 3, None, tmp_path / "state", 2)
+    for name in (variant.name for variant in variants):
+        kept = tmp_path / f"without {name}"
+        kept.write_bytes((tmp_path / "state").read_bytes())
+        [answers] = [answered.responses for answered in expected if answered.variant.name == name]
+        known = {name: dict(enumerate(answers))}
+        assert watched.run(executor, requests, variants, reference, -1, known, kept) == expected
+        assert name not in watched.answers
+    known = {a.variant.name: dict(enumerate(a.responses)) for a in expected if a.variant not in variants[1::3]}
+    assert watched.run(executor, requests, variants, reference, -1, known, tmp_path / "state") == expected
+    assert set(watched.answers) == {variant.name for variant in variants[1::3]}
+
+
+def test_another_layout_of_the_prompts_is_passed_over(watched: Watched, tmp_path: Path) -> None:
+    """Which variants have positions may change it: they mark tokens of the prompts."""
+    executor = ForkedExecutor(tiny("llama"))
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    other = [replace(request, context_ids=request.context_ids[::-1]) for request in requests]
+    with pytest.raises(Stopped):
+        watched.run(executor, other, variants, None, 3, None, tmp_path / "state")
+    expected = watched.run(executor, requests, variants, None)
+    n_steps = watched.steps
+    assert watched.run(executor, requests, variants, None, -1, None, tmp_path / "state") == expected
+    assert watched.steps == n_steps
+
+
 @pytest.mark.parametrize("lacking", ["a request", "a variant"])
 def test_a_state_of_other_requests_or_variants_is_passed_over(lacking: str, watched: Watched, tmp_path: Path) -> None:
     executor = ForkedExecutor(tiny("llama"))
@@ -310,9 +344,9 @@ def test_when_a_state_is_due(tmp_path: Path) -> None:
         found = []
         while now < 100 + until:
             now += 0.5
-            if kept.due(1):
+            if kept.due():
                 found.append(now - 100)
-                kept.write({}, slow())
+                kept.write({}, slow(), 1)
         return found
 
     stored = times(4000)
@@ -322,5 +356,9 @@ def test_when_a_state_is_due(tmp_path: Path) -> None:
     assert min(late) > 0.05 * 2000
     assert max(late) < 0.06 * 4000
     now += 1000
-    assert kept.due(checkpoint.MAX_BYTES)
-    assert not kept.due(checkpoint.MAX_BYTES + 1)
+    before = (tmp_path / "state").read_bytes()
+    kept.write({"more": 1}, slow(), checkpoint.MAX_BYTES + 1)
+    assert not kept.due()
+    assert (tmp_path / "state").read_bytes() == before
+    kept.write({"more": 1}, slow(), checkpoint.MAX_BYTES)
+    assert (tmp_path / "state").read_bytes() != before

@@ -214,7 +214,7 @@ def test_a_killed_sweep_goes_on_in_the_middle_of_its_texts(
     def kill_here(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def due(self: Checkpoint, kv_bytes: int) -> bool:
+    def due(self: Checkpoint) -> bool:
         if kill == "in mid-text" and len(steps) == stored_at + 2:
             kill_here()
         return len(steps) == stored_at
