@@ -19,6 +19,7 @@ from tests.helpers.markdown import write_between
 
 FAULTS = "tests/unit/robustness/test_faults.py"
 FUZZ = "tests/unit/robustness/test_model_files_fuzz.py"
+ANSWERS = "tests/unit/sweep/test_answers.py"
 BAD = "tests/unit/robustness/test_bad_input.py"
 
 
@@ -36,6 +37,14 @@ ROWS = (
         "kill -9 at random moments and at every step of a write",
         "resumed; the records are bit-identical to those of an undisturbed run",
         ("tests/unit/robustness/test_kill.py::test_killed_at_any_moment_and_resumed",),
+    ),
+    Row(
+        "kill -9 while texts are written",
+        "resumed in the middle of the texts; the records are those of an undisturbed run",
+        (
+            f"{ANSWERS}::test_a_killed_sweep_asks_only_for_the_rest",
+            f"{ANSWERS}::test_a_killed_sweep_goes_on_in_the_middle_of_its_texts",
+        ),
     ),
     Row(
         "Ctrl-C",
@@ -56,6 +65,11 @@ ROWS = (
         "stored cell that was truncated, changed, emptied or renamed",
         "found by its checksum, reported, set aside, computed again",
         (f"{FAULTS}::test_a_damaged_cell_is_named_set_aside_and_computed_again",),
+    ),
+    Row(
+        "stored state of running texts that was truncated, changed or emptied",
+        "found by its checksums, reported, and these texts begin again",
+        ("tests/unit/engine/test_checkpoint.py::test_a_damaged_state_is_passed_over",),
     ),
     Row(
         "weights or rows changed under a run",

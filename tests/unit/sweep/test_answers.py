@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
     return lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
 
 
-def same_as(run: lp.Run, whole: lp.Run) -> None:
+def same_as(run: lp.Run, whole: lp.Run) -> int:
+    """Fails unless the records are the same; returns how many are missing."""
     pd.testing.assert_frame_equal(run.records(), whole.records())
     assert whole.records()["correct"].nunique() == 2
     assert run.folder is not None
     assert not list((run.folder / "answers").glob("*"))
+    return len(whole.records()) - len(run.records())
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, after: int, stop: Any) -> list[int]:
@@ -171,7 +173,9 @@ def test_a_stopped_sweep_asks_only_for_the_rest(
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_asks_only_for_the_rest(whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_sweep_asks_only_for_the_rest(
+    whole: lp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
     out = tmp_path / "run"
 
     def killed() -> None:
@@ -183,7 +187,7 @@ def test_a_killed_sweep_asks_only_for_the_rest(whole: lp.Run, tmp_path: Path, mo
     assert wait(fork(killed)) == -signal.SIGKILL
     assert len(list((out / "records").glob("*.parquet"))) < ROWS // 6
     counted = stopping(monkeypatch, -1, interrupt)
-    same_as(lp.resume(out, progress=False), whole)
+    record_property("records_lost", same_as(lp.resume(out, progress=False), whole))
     assert len(counted) == ROWS - 20
 
 
@@ -204,7 +208,7 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", ["in mid-text", "after a cell was stored"])
 def test_a_killed_sweep_goes_on_in_the_middle_of_its_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str, record_property: Callable[[str, object], None]
 ) -> None:
     options = SWEEP | {"variants": lp.VariantSelection("attention", "mean"), "max_new_tokens": 40}
     steps, out, stored_at = count_steps(monkeypatch), tmp_path / "run", 2
@@ -231,5 +235,5 @@ def test_a_killed_sweep_goes_on_in_the_middle_of_its_texts(
     assert wait(fork(killed)) == -signal.SIGKILL
     assert len(list((out / "records").glob("*.parquet"))) == (kill != "in mid-text")
     steps.clear()
-    same_as(lp.resume(out, progress=False), whole)
+    record_property("records_lost", same_as(lp.resume(out, progress=False), whole))
     assert len(steps) == n_steps - stored_at > 0
