@@ -23,6 +23,7 @@ from lensprune.runs.cell_store import CellStore
 from lensprune.runs.folder import check_out_folder
 from lensprune.runs.records import CellKey, cell_table
 from lensprune.runs.store import open_store, stopped_message
+from lensprune.sweeps.answering import answers_of, rows_done
 from lensprune.sweeps.cells import warn_of_cut_off
 from lensprune.sweeps.conditions import Condition, conditions_of, questions_of
 from lensprune.sweeps.job_spec import sweep_spec
@@ -31,7 +32,7 @@ from lensprune.sweeps.prepare import decoding_of
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.sweeps.task_loading import load_tasks
 from lensprune.tasks.item_choice import DRAWN
-from lensprune.terminal import progress_bar
+from lensprune.terminal import WorkBar, work_bar
 
 __all__ = ["measure_replacement"]
 
@@ -210,13 +211,13 @@ def _execute(
     executors = {h: make_executor(options.executor, pair.host(h), options.batch_tokens, options.memory) for h in hosts}
     plain = {"base": CLEAN, "distilled": Variant(DISTILLED)}
     rows = sum(len(part.requests) for part in conditions) * (2 + len(replacements))
-    with progress_bar(shown=progress, total=rows) as bar:
+    with work_bar({"": rows}, shown=progress) as bar:
         for host in hosts:
-            bar.set_description(plain[host].name)
+            bar.stage(plain[host].name)
             _measure(executors[host], plain[host], conditions, store, bar)
         for group in _by_parts(replacements):
             names = [replacement.name for replacement in group]
-            bar.set_description(group[0].label)
+            bar.stage(group[0].label)
             if _missing(names, conditions, store):
                 with pair.replaced(group[0].parts, group[0].alpha):
                     for replacement in group:
@@ -241,16 +242,17 @@ def _missing(names: Sequence[str], conditions: Sequence[Condition], store: CellS
 
 
 def _measure(
-    executor: Executor, variant: Variant | Replacement, conditions: Sequence[Condition], store: CellStore, bar: Any
+    executor: Executor, variant: Variant | Replacement, conditions: Sequence[Condition], store: CellStore, bar: WorkBar
 ) -> None:
     """Run the model in its current state, and store its outcomes under the variant's name."""
     for condition in conditions:
         key = CellKey(variant.name, condition.task.task.name, condition.protocol)
         if key in store.finished():
-            bar.update(len(condition.requests))
+            bar.spare(len(condition.requests), "")
             continue
-        [answered] = executor.run(condition.requests, [CLEAN], progress=bar.update)
-        outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
-        if isinstance(variant, Variant) and condition.generates:
-            warn_of_cut_off(key.task, key.protocol, outcomes, condition.generation["max_new_tokens"])
-        store.write(key, cell_table(key, variant, outcomes, condition.items, condition.chances))
+        with store.answer_log(key.task, key.protocol) as log:
+            [answered] = answers_of(condition.requests, [Variant(variant.name)], executor, rows_done(bar), log)
+            outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
+            if isinstance(variant, Variant) and condition.generates:
+                warn_of_cut_off(key.task, key.protocol, outcomes, condition.generation["max_new_tokens"])
+            store.write(key, cell_table(key, variant, outcomes, condition.items, condition.chances))

@@ -310,7 +310,7 @@ def stopped_message(store: CellStore, total: int | None, by_calling: str | None 
     """
     if not isinstance(store, RunStore):
         return "stopped; nothing is stored, because the run has no out folder"
-    unfinished = " and answers of unfinished ones" if any(store.folder.glob("answers/*.jsonl")) else ""
+    unfinished = " and answers of unfinished ones" if any(store.folder.glob("answers/[!.]*")) else ""
     done = f"stopped: {_counted(store.stored(), total)}{unfinished} are stored; resume "
     if by_calling is not None:
         return f"{done}by calling {by_calling} again with the same arguments and out folder"

@@ -16,7 +16,8 @@ from lensprune.engine.base import Executor
 from lensprune.runs.answers import AnswerLog
 from lensprune.runs.outcomes import Outcomes
 from lensprune.runs.records import CellKey
-from lensprune.sweeps.cells import CellProgress, measure_cells
+from lensprune.sweeps.answering import AnswerProgress
+from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.prepare import SweepJob
 
@@ -29,7 +30,7 @@ def measure_block(
     block: int,
     names: Sequence[str],
     executor: Executor,
-    progress: CellProgress,
+    progress: AnswerProgress,
     log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
     """As `measure_cells`, for one block of the items."""

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from lensprune.ablation.collect import collect_reference
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import Executor, VariantResponses
-from lensprune.engine.decoding import Checkpoint
+from lensprune.engine.base import Executor
 from lensprune.errors import LensPruneError
 from lensprune.models.base import HookedModel
 from lensprune.protocols import score_items
 from lensprune.protocols.base import Outcome
-from lensprune.protocols.requests import Response
 from lensprune.runs.answers import AnswerLog
 from lensprune.runs.records import CellKey, cell_table
+from lensprune.sweeps.answering import AnswerProgress, answers_of
 from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import SweepOptions
 from lensprune.sweeps.prepare import SweepJob
 
-__all__ = ["CellProgress", "measure_cells", "reference_of", "warn_of_cut_off", "warn_of_one_answer"]
+__all__ = ["measure_cells", "reference_of", "warn_of_cut_off", "warn_of_one_answer"]
 
 logger = logging.getLogger("lensprune")
 
@@ -36,22 +33,12 @@ FEWEST_ANSWERS = 4
 """With fewer answers, it is not informative that half of them are equal."""
 
 
-class CellProgress(Protocol):
-    """Called with a variant's name and how many of its requests were processed since the last call, counted as in
-    `lensprune.engine.base.WorkCallback`, or the number answered by an executor that doesn't take ``on_work``.
-
-    `known`: their answers were stored already, and nothing was run.
-    """
-
-    def __call__(self, variant: str, rows: float, *, known: bool = False) -> object: ...
-
-
 def measure_cells(
     job: SweepJob,
     condition: Condition,
     variants: Sequence[Variant],
     executor: Executor,
-    progress: CellProgress,
+    progress: AnswerProgress,
     log: AnswerLog | None = None,
 ) -> Iterator[tuple[CellKey, pa.Table]]:
     """Yield the records of each variant on one (task, protocol), as soon as they are measured.
@@ -65,7 +52,12 @@ def measure_cells(
     """
     task = condition.task.task.name
     waiting = {variant.name for variant in variants}
-    for answered in _answered(job, condition, variants, executor, progress, log):
+
+    def reference(chosen: Sequence[Variant]) -> ReferenceActivations | None:
+        return reference_of(job.model, condition, chosen, job.options)
+
+    answers = answers_of(condition.requests, variants, executor, progress, log, every=job.variants, reference=reference)
+    for answered in answers:
         outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
         if answered.variant.is_clean and condition.generates:
             warn_of_one_answer(task, condition.protocol, outcomes)
@@ -75,57 +67,6 @@ def measure_cells(
         waiting.discard(answered.variant.name)
     if waiting:
         raise LensPruneError(f"executor {executor.name} gave no answer for {', '.join(sorted(waiting))} on {task}")
-
-
-def _answered(
-    job: SweepJob,
-    condition: Condition,
-    variants: Sequence[Variant],
-    executor: Executor,
-    progress: CellProgress,
-    log: AnswerLog | None,
-) -> Iterator[VariantResponses]:
-    """Each variant's answers to all requests; stored answers are read from `log`, and new ones are added to it."""
-    requests = condition.requests
-    known = {} if log is None else log.read()
-    # A registered executor need not take these.
-    takes = inspect.signature(executor.run).parameters
-    given: dict[str, Any] = {"on_work": progress, "known": known}
-    given = {name: value for name, value in given.items() if name in takes}
-    wanted = {variant.name for variant in variants}
-    if log is not None and condition.generates and "checkpoint" in takes:
-        checkpoint = Checkpoint(log.checkpoint_path, log.write, partial(progress, known=True))
-        given["checkpoint"] = checkpoint
-        # What is stored of running texts may need variants whose cells are stored, too.
-        variants = [v for v in job.variants if v.name in wanted | checkpoint.variants]
-    reference = reference_of(job.model, condition, variants, job.options)
-    # Variants with the same missing answers run together; all do if the executor knows what is missing.
-    together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
-    for variant in variants:
-        kept = known.get(variant.name, {})
-        if kept and variant.name in wanted:
-            progress(variant.name, len(kept), known=True)
-        if "known" in given:
-            kept = {}
-        together[tuple(i for i in range(len(requests)) if i not in kept)].append(variant)
-    for missing, group in together.items():
-
-        def keep(name: str, answers: Mapping[int, Response], places: tuple[int, ...] = missing) -> None:
-            if log is not None:
-                log.add(name, {places[index]: response for index, response in answers.items()})
-            if "on_work" not in given:
-                progress(name, len(answers))
-
-        missing_requests = [requests[i] for i in missing]
-        for answered in executor.run(missing_requests, group, reference=reference, on_answers=keep, **given):
-            if answered.variant.name not in wanted:
-                continue
-            if "checkpoint" in given and log is not None:
-                # Its cell is about to be stored, which a stored state may not know of.
-                log.write()
-            new = dict(zip(missing, answered.responses, strict=True))
-            whole = known.get(answered.variant.name, {}) | new
-            yield VariantResponses(answered.variant, tuple(whole[i] for i in range(len(requests))))
 
 
 def warn_of_cut_off(task: str, protocol: str, outcomes: Sequence[Outcome], max_new_tokens: int) -> None:

@@ -22,12 +22,13 @@ from lensprune.models.load import open_model
 from lensprune.protocols import score_items
 from lensprune.runs.noise import NOISE_COLUMNS, noise_table
 from lensprune.runs.spec import SweepSpec
+from lensprune.sweeps.answering import answers_of, rows_done
 from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.options import Loading, Splitting, SweepOptions, option_values
 from lensprune.sweeps.prepare import SweepJob, prepare
 from lensprune.sweeps.selection import VariantSelection
 from lensprune.tasks.item_choice import DRAWN
-from lensprune.terminal import progress_bar
+from lensprune.terminal import WorkBar, work_bar
 
 __all__ = ["HALF", "noise", "with_noise"]
 
@@ -127,15 +128,15 @@ def _measured(job: SweepJob, executor: Executor, model: ModelOrName, progress: b
     ways = list(_other_ways(job, executor, model))
     flips: dict[str, dict[str, Any]] = {}
     total = (1 + len(ways)) * sum(len(condition.requests) for condition in job.conditions)
-    with progress_bar(shown=progress, total=total, unit="request") as bar:
+    with work_bar({"": total}, shown=progress) as bar:
         for condition in job.conditions:
             task = condition.task.task.name
-            bar.set_description(f"noise of {task} {condition.protocol}")
-            clean = _answered(executor, condition, bar.update)
+            bar.stage(f"noise of {task} {condition.protocol}")
+            clean = _answered(executor, condition, bar)
             names = [of_item.item.id for of_item in condition.items]
             rows = {}
             for name, other in ways:
-                changed = _answered(other, condition, bar.update)
+                changed = _answered(other, condition, bar)
                 rows[name] = {
                     "lost": [item for item, flag in zip(names, clean & ~changed, strict=True) if flag],
                     "won": [item for item, flag in zip(names, ~clean & changed, strict=True) if flag],
@@ -144,9 +145,9 @@ def _measured(job: SweepJob, executor: Executor, model: ModelOrName, progress: b
     return flips
 
 
-def _answered(executor: Executor, condition: Condition, progress: Any) -> Bool[ndarray, " item"]:
+def _answered(executor: Executor, condition: Condition, bar: WorkBar) -> Bool[ndarray, " item"]:
     """Whether the clean model is right on each item."""
-    [answered] = executor.run(condition.requests, [CLEAN], progress=progress)
+    [answered] = answers_of(condition.requests, [CLEAN], executor, rows_done(bar))
     outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)
     return array([outcome.correct for outcome in outcomes], bool)
 

@@ -29,8 +29,9 @@ from lensprune.runs.records import CellKey
 from lensprune.runs.spec import SweepSpec
 from lensprune.runs.store import RunStore, open_store, stopped_message
 from lensprune.runs.variant_json import variant_from_json
+from lensprune.sweeps.answering import AnswerProgress
 from lensprune.sweeps.blocks import block_requests, blocks_left, decided_so_far, measure_block
-from lensprune.sweeps.cells import CellProgress, measure_cells
+from lensprune.sweeps.cells import measure_cells
 from lensprune.sweeps.conditions import Condition, questions_of
 from lensprune.sweeps.forecast import Forecast, Spent, forecast, memory_used, planned_and_taken
 from lensprune.sweeps.noise import with_noise
@@ -283,7 +284,7 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
     return Spent(foreseen.seconds, foreseen.memory, seconds, used, torch.get_num_threads())
 
 
-def _advance(bar: WorkBar, foreseen: Forecast | None, condition: tuple[str, str]) -> CellProgress:
+def _advance(bar: WorkBar, foreseen: Forecast | None, condition: tuple[str, str]) -> AnswerProgress:
     """The callback that advances the bar by the answered requests of one (task, protocol)."""
 
     def advance(variant: str, rows: float, *, known: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from lensprune.ablation.variants import CLEAN
 from lensprune.engine.base import Executor
@@ -23,13 +23,14 @@ from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Gene
 from lensprune.protocols.thinking import ThinkingMarkers
 from lensprune.runs.folder import check_out_folder
 from lensprune.runs.outcomes import Outcomes
+from lensprune.sweeps.answering import answers_of, rows_done
 from lensprune.sweeps.conditions import Condition
 from lensprune.sweeps.job_spec import condition_specs
 from lensprune.sweeps.options import SweepOptions, Wording, option_values
 from lensprune.sweeps.prepare import SweepJob
 from lensprune.sweeps.reached import check_positions
 from lensprune.tasks.base import MultipleChoiceFormat
-from lensprune.terminal import progress_bar
+from lensprune.terminal import work_bar
 
 __all__ = ["thinking_requests", "with_clean_thinking", "with_longest_thinking"]
 
@@ -143,10 +144,9 @@ def _generated(job: SweepJob, condition: Condition, executor: Executor, progress
     """The clean model's thinking on each item, by id."""
     model, task, budget = job.model, condition.task.task.name, job.options.thinking_budget or 0
     markers, requests = _markers(model, job.options), thinking_requests(model, condition, job.options)
-    bar: Any
-    with progress_bar(shown=progress, total=len(requests)) as bar:
-        bar.set_description(f"{task} thinking")
-        [answered] = executor.run(requests, [CLEAN], progress=bar.update)
+    with work_bar({"": len(requests)}, shown=progress) as bar:
+        bar.stage(f"{task} thinking")
+        [answered] = answers_of(requests, [CLEAN], executor, rows_done(bar))
     thoughts = {
         item.item.id: _thought(model, request, response, markers, budget)
         for item, request, response in zip(condition.items, requests, answered.responses, strict=True)

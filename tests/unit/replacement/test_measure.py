@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import lensprune as lp
 from lensprune import cli
 from lensprune.ablation.variants import CLEAN, Variant
+from lensprune.engine.decoding import Checkpoint, GroupDecoder
 from lensprune.errors import UserError
 from lensprune.replacement import COMPONENTS, Part
 from lensprune.replacement.outcomes import ReplacementOutcomes
@@ -23,6 +24,7 @@ from lensprune.replacement.shares import gain_shares, share_intervals
 from lensprune.replacement.variants import DISTILLED, Replacement, enumerate_replacements
 from lensprune.runs.cell_store import MemoryStore
 from lensprune.runs.records import CellKey, cell_table
+from lensprune.terminal import WorkBar
 from tests.helpers.chat_models import chat_tokenizer, save_chat_folder
 from tests.helpers.families import hf_model
 from tests.helpers.made_cells import outcome, outcomes_of, requests
@@ -259,6 +261,46 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(again.shares()) == 6
     with pytest.raises(UserError, match="contains another run"):
         lp.measure_replacement(pair[1], pair[0], "facts", **options)
+
+
+@pytest.mark.slow
+def test_goes_on_in_the_middle_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = fresh("llama", 0), fresh("llama", 1)
+    options: dict[str, Any] = {"component": "mlp", "limit": 4, "shots": 0, "max_new_tokens": 12}
+    steps: list[int] = []
+    advance = GroupDecoder._advance
+    stored_at = stop_at = -1
+
+    def counted(self: GroupDecoder, rows: Any, tokens: Any) -> Any:
+        if self._limits is not None:
+            if len(steps) == stop_at:
+                raise KeyboardInterrupt
+            steps.append(len(rows))
+        return advance(self, rows, tokens)
+
+    monkeypatch.setattr(GroupDecoder, "_advance", counted)
+    monkeypatch.setattr(Checkpoint, "due", lambda self: len(steps) == stored_at)
+    reported: list[float] = []
+    monkeypatch.setattr(WorkBar, "done", lambda self, work, kind: reported.append(work))
+    whole = lp.measure_replacement(*pair, "arithmetic", "generate", progress=False, **options).records()
+    # Two models and six exchanges, in tokens.
+    assert sum(reported) == pytest.approx(8 * 4)
+    assert len(reported) > 2 * 8
+    n_steps, out = len(steps), tmp_path / "run"
+    # In the third exchange.
+    stored_at, stop_at = n_steps * 9 // 16, n_steps * 9 // 16 + 3
+    steps.clear()
+    with pytest.raises(KeyboardInterrupt, match="and answers of unfinished ones are stored"):
+        lp.measure_replacement(*pair, "arithmetic", "generate", progress=False, out=out, **options)
+    assert list((out / "answers").glob("*.decoding"))
+    steps.clear()
+    reported.clear()
+    stored_at, n_stored, stop_at = -1, stored_at, -1
+    again = lp.measure_replacement(*pair, "arithmetic", "generate", progress=False, out=out, **options)
+    pd.testing.assert_frame_equal(again.records(), whole)
+    assert len(steps) == n_steps - n_stored
+    assert 0 < sum(reported) < 4 * 4
+    assert not list((out / "answers").iterdir())
 
 
 @pytest.mark.parametrize(
