@@ -15,7 +15,7 @@ from lensprune.costs.unshared import batch_budget, unshared_cost
 from lensprune.engine.decoding.groups import ChunkSize, group_variants, request_chunks
 from lensprune.engine.decoding.prompts import PromptSet
 from lensprune.engine.edits import first_layer
-from lensprune.engine.forked import CHECKPOINT_VARIANTS, ForkedExecutor
+from lensprune.engine.forked import BLOCK_VARIANTS, ForkedExecutor
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.tree import PrefixTree, Tokens, build_tree, chunk_sequences
 from lensprune.models.base import ModelFacts
@@ -98,9 +98,9 @@ def decode_chunks(
     generated = {i: r for i, r in enumerate(requests) if isinstance(r, GenerateRequest)}
     if not generated:
         return
-    for begin in range(0, len(variants), CHECKPOINT_VARIANTS):
+    for begin in range(0, len(variants), BLOCK_VARIANTS):
         # In the order in which they are admitted.
-        block = sorted(variants[begin : begin + CHECKPOINT_VARIANTS], key=lambda v: first_layer(v, facts.n_layers))
+        block = sorted(variants[begin : begin + BLOCK_VARIANTS], key=lambda v: first_layer(v, facts.n_layers))
         for chunk in request_chunks(generated, block, facts, limits):
             members = list(chunk.values())
             prompts = PromptSet.of([request.context_ids for request in members])

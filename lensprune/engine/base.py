@@ -38,8 +38,9 @@ class Executor(Protocol):
     need. `on_answers` gets every answer as soon as it is finished, without waiting for the variant's other answers or
     for earlier variants. An executor may also take ``on_work``, a `WorkCallback`, so that progress is shown while texts
     are written, and ``known``, `KnownAnswers`: these are not asked for again and not reported to the callbacks, but are
-    among the responses. Without ``known``, variants that lack different answers are run one after another. With
-    ``checkpoint``, it gets a file to keep the state of decoding in.
+    among the responses. Without ``known``, variants that lack different answers are run one after another. An executor
+    that takes ``known`` and ``checkpoint`` gets a `lensprune.engine.decoding.Checkpoint`, a file in which it may keep
+    the state of texts that are being written; some of its variants may then lack nothing.
 
     Raises:
         HookNeverFired: a hook of a variant did not fire.

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
-from lensprune.ablation.reference import ReferenceActivations, check_variants
+from lensprune.ablation.reference import ReferenceActivations, check_names, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import AnswerCallback, KnownAnswers, ProgressCallback, VariantResponses, WorkCallback
 from lensprune.engine.decoding import Checkpoint, GroupDecoder, Saved, request_chunks
@@ -44,7 +45,7 @@ __all__ = ["UNEMBED_ROWS", "ForkedExecutor"]
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_VARIANTS = 64
+BLOCK_VARIANTS = 64
 """Variants per block. A block's answers are held until all its variants are done; each block reruns the clean model."""
 
 
@@ -91,7 +92,10 @@ class ForkedExecutor:
         checkpoint: Checkpoint | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
-        check_variants(variants, self.model.facts, reference)
+        known = {} if known is None else known
+        lacking = {v.name for v in variants if any(i not in known.get(v.name, {}) for i in range(len(requests)))}
+        check_names(variants)
+        check_variants([v for v in variants if v.name in lacking], self.model.facts, reference)
         near = {i: request for i, request in enumerate(requests) if self._rope_buckets.of(request) == 0}
         far = [i for i in range(len(requests)) if i not in near]
         if far:
@@ -105,13 +109,15 @@ class ForkedExecutor:
         plain = [v for v in variants if not v.needs_hooks]
         marks = Marks(self.model, plain)
         near = {i: marked(request, marks.of(request)) for i, request in near.items()}
-        known = {} if known is None else known
+        blocks = _blocks(plain, lacking, frozenset() if checkpoint is None else checkpoint.variants)
 
         def begin(variant: Variant) -> _Answers:
             on_known = None if checkpoint is None else checkpoint.on_known
             return _Answers(variant.name, near, known.get(variant.name, {}), progress, on_answers, on_work, on_known)
 
-        by_forking = self._answers(near, plain, marks, reference, begin, checkpoint)
+        # One variant for each selector.
+        beside = list({at: v.name for v in reversed(plain) for at in v.selectors}.values())
+        by_forking = self._answers(near, blocks, marks, reference, begin, checkpoint, beside)
         by_hooks = partial(
             self._hooked.run, reference=reference, progress=progress, on_answers=on_answers, on_work=on_work
         )
@@ -131,19 +137,20 @@ class ForkedExecutor:
     def _answers(
         self,
         requests: Mapping[int, Request],
-        variants: Sequence[Variant],
+        blocks: Iterable[Sequence[Variant]],
         marks: Marks,
         reference: ReferenceActivations | None,
         begin: Callable[[Variant], _Answers],
         checkpoint: Checkpoint | None,
+        beside: Sequence[str],
     ) -> Iterator[dict[int, Response]]:
-        """Yield each variant's answers, which `begin` has begun, in the order given."""
+        """Yield each variant's answers, which `begin` has begun, in the order given, block by block."""
         scored = {i: r for i, r in requests.items() if isinstance(r, LoglikelihoodRequest)}
         generated = {i: r for i, r in requests.items() if isinstance(r, GenerateRequest)}
-        for first in range(0, len(variants), CHECKPOINT_VARIANTS):
-            waiting = [(variant, begin(variant)) for variant in variants[first : first + CHECKPOINT_VARIANTS]]
+        for block in blocks:
+            waiting = [(variant, begin(variant)) for variant in block]
             self._score(scored, waiting, marks, reference)
-            for of_variant in self._generate(generated, waiting, marks, reference, checkpoint):
+            for of_variant in self._generate(generated, waiting, marks, reference, checkpoint, beside):
                 of_variant.worked(len(requests))
                 yield of_variant.responses
 
@@ -154,10 +161,11 @@ class ForkedExecutor:
         marks: Marks,
         reference: ReferenceActivations | None,
         checkpoint: Checkpoint | None,
+        beside: Sequence[str],
     ) -> Iterator[_Answers]:
         """Decode chunk by chunk; yields each variant's answers when it and those before it have all."""
         of_name = {pair[0].name: pair for pair in waiting}
-        saved = None if checkpoint is None else checkpoint.take(requests, of_name)
+        saved = None if checkpoint is None else checkpoint.take(requests, of_name, self.limits)
         while True:
             if saved is not None:
                 # Some of these may be complete.
@@ -184,10 +192,8 @@ class ForkedExecutor:
                 self.limits,
                 answered,
             )
-            if checkpoint is not None:
-                checkpoint.requests = indices
-            run = partial(_started, start, checkpoint, saved)
-            decoding = _Decoding(run, [done for _, done in decoded], indices, requests.keys())
+            given = (checkpoint, saved, {"requests": indices, "beside": beside})
+            decoding = _Decoding(start, given, [done for _, done in decoded], indices, requests.keys())
             saved = None
             # No more rows than the limits allow run at once.
             n_rows = min(len(indices) * len(decoded), self.limits.rows)
@@ -305,20 +311,22 @@ class _Decoding:
 
     def __init__(
         self,
-        start: Callable[..., Iterator[tuple[int, int, GenerateResponse]]],
+        start: Callable[[], GroupDecoder],
+        given: tuple[Checkpoint | None, Saved | None, dict[str, Any]],
         answers: Sequence[_Answers],
         indices: Sequence[int],
         wanted: Collection[int],
     ) -> None:
         self.ended = False
         """Whether all rows have ended."""
-        self._start, self._answers, self._indices, self._wanted = start, answers, indices, wanted
+        self._start, self._given = start, given
+        self._answers, self._indices, self._wanted = answers, indices, wanted
         self._rows: Iterator[tuple[int, int, GenerateResponse]] | None = None
 
     def go_on(self) -> None:
         """Decode until a variant is complete, or all rows have ended."""
         if self._rows is None:
-            self._rows = self._start(partial(_worked, self._answers))
+            self._rows = self._start().run(partial(_worked, self._answers), *self._given)
         for variant, request, response in self._rows:
             done = self._answers[variant]
             done.add({self._indices[request]: response})
@@ -333,10 +341,20 @@ def _complete(waiting: list[tuple[Variant, _Answers]], requests: Collection[int]
         yield waiting.pop(0)[1]
 
 
-def _started(
-    start: Callable[[], GroupDecoder], checkpoint: Checkpoint | None, saved: Saved | None, on_work: Callable[..., None]
-) -> Iterator[tuple[int, int, GenerateResponse]]:
-    return start().run(on_work, checkpoint, saved)
+def _blocks(variants: Iterable[Variant], lacking: Container[str], together: Collection[str]) -> Iterator[list[Variant]]:
+    """Split variants, in their order, so that few of a block are `lacking` an answer, and all those `together` are in
+    one block."""
+    block: list[Variant] = []
+    n_lacking = n_together = 0
+    for variant in variants:
+        if n_lacking == BLOCK_VARIANTS and variant.name in lacking and n_together in (0, len(together)):
+            yield block
+            block, n_lacking = [], 0
+        block.append(variant)
+        n_lacking = min(BLOCK_VARIANTS, n_lacking + (variant.name in lacking))
+        n_together += variant.name in together
+    if block:
+        yield block
 
 
 def _worked(answers: Sequence[_Answers], variant: int, rows: float, known: bool) -> None:

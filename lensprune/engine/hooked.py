@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lensprune.ablation.hooks import BatchState, VariantHooks, with_hook_names
-from lensprune.ablation.reference import ReferenceActivations, check_variants
+from lensprune.ablation.reference import ReferenceActivations, check_names, check_variants
 from lensprune.ablation.variants import Variant
 from lensprune.engine.base import AnswerCallback, KnownAnswers, ProgressCallback, VariantResponses, WorkCallback
 from lensprune.engine.batching import batches_by_length, pad_left
@@ -60,18 +60,24 @@ class HookedExecutor:
         known: KnownAnswers | None = None,
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
-        check_variants(variants, self.model.facts, reference)
+        known = {} if known is None else known
+        lacking = [v for v in variants if any(i not in known.get(v.name, {}) for i in range(len(requests)))]
+        check_names(variants)
+        check_variants(lacking, self.model.facts, reference)
         in_prompt = prompt_positions(self.model)
         for variant in (with_hook_names(self.model, variant) for variant in variants):
             state, marks = BatchState(), Marks(self.model, [variant], in_prompt)
             hooks = VariantHooks(self.model, variant, state, reference)
-            before = {} if known is None else known.get(variant.name, {})
+            before = known.get(variant.name, {})
             responses: dict[int, Response] = {i: before[i] for i in range(len(requests)) if i in before}
             missing = {i: request for i, request in enumerate(requests) if i not in responses}
+            if requests and not missing:
+                yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
+                continue
             likelihood = {i: r for i, r in missing.items() if isinstance(r, LoglikelihoodRequest)}
             generation = {i: r for i, r in missing.items() if isinstance(r, GenerateRequest)}
             # Of all requests, so that the answer is that of an undisturbed run.
-            alike = self._alike(variant, requests if missing else (), reference)
+            alike = self._alike(variant, requests, reference)
             scored = self._score(likelihood, state, marks, alike, by_item=bool(variant.hooks))
             with torch.inference_mode(), self.model.hooks(hooks.named):
                 worked = partial(_nothing if on_work is None else on_work, variant.name)
@@ -84,7 +90,7 @@ class HookedExecutor:
                             progress(1)
                         if on_answers is not None:
                             on_answers(variant.name, {index: response})
-            if missing:
+            if requests:
                 hooks.check_fired()
             yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
 

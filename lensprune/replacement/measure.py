@@ -222,6 +222,8 @@ def _execute(
                 with pair.replaced(group[0].parts, group[0].alpha):
                     for replacement in group:
                         _measure(executors[replacement.host], replacement, conditions, store, bar)
+    for condition in conditions:
+        store.forget_answers(*condition.key)
 
 
 def _by_parts(replacements: Sequence[Replacement]) -> list[list[Replacement]]:

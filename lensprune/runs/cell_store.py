@@ -46,6 +46,10 @@ class CellStore(Protocol):
         """The log for answers of unfinished cells of one (task, protocol), if they are kept."""
         ...
 
+    def forget_answers(self, task: str, protocol: str) -> None:
+        """Remove what is left of answers, once all cells of one (task, protocol) are stored."""
+        ...
+
     def keep_execution(self, execution: ExecutionSpec) -> None:
         """Replace how the run was executed, which no number depends on."""
         ...
@@ -76,6 +80,9 @@ class MemoryStore:
 
     def answer_log(self, task: str, protocol: str, block: int = 0) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def forget_answers(self, task: str, protocol: str) -> None:
+        """Nothing to do: none are kept."""
 
     def keep_execution(self, execution: ExecutionSpec) -> None:
         """Nothing to do: the run's spec has it."""

@@ -46,7 +46,8 @@ class RunStore:
     CHECKSUM one of the file's bytes: name and contents appear together, in one rename. The questions of a (task,
     protocol), which all its cells share, are ``questions/TASK.PROTOCOL.ID.CHECKSUM.parquet``, written before any cell;
     the spec has their hash. A file that doesn't match its name is moved to ``damaged/`` and counts as missing.
-    ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl`` contains answers of unfinished cells, see `AnswerLog`.
+    ``answers/TASK.PROTOCOL.ID.BLOCK.jsonl`` contains answers of unfinished cells, see `AnswerLog`, and ``….decoding``
+    texts that are being written, see `lensprune.engine.decoding.Checkpoint`.
     """
 
     def __init__(self, folder: Path, spec: SweepSpec) -> None:
@@ -258,6 +259,11 @@ class RunStore:
 
     def answer_log(self, task: str, protocol: str, block: int = 0) -> AnswerLog:
         return AnswerLog(self.folder / "answers" / f"{questions_stem(task, protocol)}.{block}.jsonl", self._advice)
+
+    def forget_answers(self, task: str, protocol: str) -> None:
+        # A run that was killed after its last cell leaves them, and one whose answers aren't needed any more.
+        for path in (self.folder / "answers").glob(f"{questions_stem(task, protocol)}.*"):
+            path.unlink(missing_ok=True)
 
     def _questions_hash(self, task: str, protocol: str) -> str | None:
         conditions = self.spec.conditions

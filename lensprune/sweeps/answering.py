@@ -58,16 +58,26 @@ def answers_of(
         reference: returns the reference activations that the variants need.
     """
     known = {} if log is None else log.read()
+    wanted = {variant.name for variant in variants}
+
+    def report(name: str, rows: float) -> None:
+        if name in wanted:
+            progress(name, rows)
+
     # A registered executor need not take these.
     takes = inspect.signature(executor.run).parameters
-    given: dict[str, Any] = {"on_work": progress, "known": known}
+    given: dict[str, Any] = {"on_work": report, "known": known}
     given = {name: value for name, value in given.items() if name in takes}
-    wanted = {variant.name for variant in variants}
-    if log is not None and "checkpoint" in takes and any(isinstance(r, GenerateRequest) for r in requests):
+    if (
+        log is not None
+        and {"known", "checkpoint"} <= takes.keys()
+        and any(isinstance(r, GenerateRequest) for r in requests)
+    ):
         checkpoint = Checkpoint(log.checkpoint_path, log.write, partial(progress, known=True))
         given["checkpoint"] = checkpoint
-        variants = [v for v in every or variants if v.name in wanted | checkpoint.variants]
-    activations = reference(variants)
+        needed = wanted | checkpoint.variants | checkpoint.beside
+        variants = [v for v in every or variants if v.name in needed]
+    activations = reference([v for v in variants if len(known.get(v.name, {})) < len(requests)])
     # Variants with the same missing answers run together; all do if the executor knows what is missing.
     together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
     for variant in variants:
@@ -83,13 +93,13 @@ def answers_of(
             if log is not None:
                 log.add(name, {places[index]: response for index, response in answers.items()})
             if "on_work" not in given:
-                progress(name, len(answers))
+                report(name, len(answers))
 
         missing_requests = [requests[i] for i in missing]
         for answered in executor.run(missing_requests, group, reference=activations, on_answers=keep, **given):
             if answered.variant.name not in wanted:
                 continue
-            if "checkpoint" in given and log is not None:
+            if log is not None:
                 # Its cell is about to be stored, which the state of running texts may not know of.
                 log.write()
             new = dict(zip(missing, answered.responses, strict=True))

@@ -162,6 +162,8 @@ def measure_on_workers(
             bar.stage(f"{size} workers")
             scheduler.run(UnitQueue(groups, size), store, spec, advance)
         bar.set_left({})
+        for condition in spec.conditions:
+            store.forget_answers(condition.task, condition.protocol)
         if not progress or not bar.finished:
             return None
     return Spent(total / size, ready.memory, time.perf_counter() - began, None, threads=1, workers=size)

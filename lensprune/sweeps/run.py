@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -274,6 +275,7 @@ def _execute(job: SweepJob, executor: Executor, store: CellStore, progress: bool
                     advance = _advance(bar, foreseen, condition.key)
                     for key, table in measure_cells(job, condition, variants, executor, advance, log):
                         store.write(key, table)
+            store.forget_answers(*condition.key)
             if foreseen is not None:
                 foreseen.remember(condition.key, bar.finished - before, time.perf_counter() - started, history)
         if stops:
@@ -360,6 +362,7 @@ def resume(
     if RunStore.is_complete(path) or (spec.stopping is not None and decided(Run.load(path))):
         run = Run.load(path)
         run.save()
+        shutil.rmtree(path / "answers", ignore_errors=True)
         return run
     options = replace(_options_of(spec), **execution)
     if spec.execution.model is None:

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lensprune.engine.limits import DecodeLimits
+from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.output.files import write_atomically, write_error
 from lensprune.version import __version__
 
@@ -28,9 +30,12 @@ logger = logging.getLogger("lensprune")
 MAX_BYTES = 2**31
 """More keys and values than this are not stored."""
 
-MIN_SECONDS, MAX_SHARE, MAX_LOSS = 5.0, 0.025, 0.05
-"""Seconds from one state to the next: enough that writing takes a small share of the time, and few where little would
-be lost, as a share of the time so far."""
+MIN_SECONDS, MAX_SECONDS, MAX_SHARE, MAX_LOSS = 5.0, 600.0, 0.025, 0.05
+"""Seconds from one state to the next: at least, and for its share of the time so far at most; so many that writing
+takes a small share of the time, and that few would be lost, as a share of the time so far."""
+
+CAREFUL_SPEED = 2e8
+"""Bytes per second that are assumed before the first write; a laptop's disk takes several times as many."""
 
 _ABOUT = "about.json"
 _BFLOAT16 = "bfloat16"
@@ -48,6 +53,10 @@ class Saved:
             if self._zip.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum doesn't match")
             self.about: dict[str, Any] = json.loads(self._zip.read(_ABOUT))
+            for name in ("variants", "beside"):
+                frozenset(self.about[name])
+            if not {"version", "requests", "types", "rows", "kv_bytes", "is_single"} <= self.about.keys():
+                raise zipfile.BadZipFile("it lacks facts")
         except BaseException:
             self._zip.close()
             raise
@@ -77,7 +86,7 @@ class Saved:
 class Checkpoint:
     """The file for some requests under some variants, read at the start and replaced from time to time.
 
-    A damaged file gives a warning, and counts as none, as one of another version does.
+    A file that can't be read gives a warning, and counts as none, as one of another version does.
 
     Args:
         path: the file; neither it nor its folder need exist.
@@ -85,6 +94,9 @@ class Checkpoint:
         on_known: a `WorkCallback` for what the stored state spares.
         clock: returns the time in seconds; replaced by tests.
     """
+
+    speed = CAREFUL_SPEED
+    """Bytes per second of the last write by this process."""
 
     def __init__(
         self,
@@ -95,63 +107,74 @@ class Checkpoint:
     ) -> None:
         self._path, self._before_write, self._clock = path, before_write, clock
         self.on_known = on_known
-        self.requests: Sequence[int] = ()
-        """Indices of the requests that are being decoded."""
         self._saved = self._read()
-        self._began = self._due_at = clock()
-        self._wait(0.0)
-        self._active = True
+        self._began, self._active = clock(), True
+        self._due_at = self._began + MIN_SECONDS
 
     @property
     def variants(self) -> frozenset[str]:
-        """Names of the variants that the stored state needs, until it is taken."""
+        """Names of the variants of the stored state, until it is taken."""
         return frozenset() if self._saved is None else frozenset(self._saved.about["variants"])
 
-    def take(self, requests: Container[int], variants: Container[str]) -> Saved | None:
-        """The stored state, once; ``None`` if there is none, or not all that it needs is given."""
-        saved, self._saved = self._saved, None
-        if saved is None:
+    @property
+    def beside(self) -> frozenset[str]:
+        """Names of the variants that must be given besides, so that the prompts have the same marks."""
+        return frozenset() if self._saved is None else frozenset(self._saved.about["beside"])
+
+    def take(self, requests: Container[int], variants: Container[str], limits: DecodeLimits) -> Saved | None:
+        """The stored state, once, if it is of these requests and variants and within the limits."""
+        saved = self._saved
+        if saved is None or not all(v in variants for v in saved.about["variants"]):
             return None
+        self._saved = None
         about = saved.about
-        if all(i in requests for i in about["requests"]) and all(v in variants for v in about["variants"]):
+        fits = about["rows"] <= limits.rows and about["kv_bytes"] <= limits.kv_bytes
+        if (fits or about["is_single"]) and all(i in requests for i in about["requests"]):
             return saved
         saved.close()
         return None
 
     def due(self) -> bool:
-        """Whether it is time to store a state."""
+        """Whether it is time to store a state, if it isn't too large."""
         return self._active and self._clock() >= self._due_at
 
     def write(self, about: Mapping[str, Any], arrays: Iterable[tuple[str, Array]], kv_bytes: int) -> None:
-        """Replace the file, unless the state has too many bytes. If it can't be written, warn, and write no more."""
+        """Replace the file, unless the state has too many bytes, or writing it would take too long for so short a run.
+
+        If it can't be written, warn, and write no more: the state before it remains.
+        """
         began = self._clock()
-        if kv_bytes > MAX_BYTES:
-            self._wait(0.0)
+        self._due_at = began + MIN_SECONDS
+        if kv_bytes > MAX_BYTES or kv_bytes / self.speed > MAX_SHARE * (began - self._began):
             return
         self._before_write()
         try:
             self._path.parent.mkdir(exist_ok=True)
-            write_atomically(self._path, partial(_fill, {**about, "requests": list(self.requests)}, arrays))
-        except OSError as error:
+            write_atomically(self._path, partial(_fill, about, arrays))
+        except Exception as error:
+            if not (isinstance(error, OSError) or out_of_memory(error)):
+                raise
             self._active = False
-            self._path.unlink(missing_ok=True)
-            logger.warning(f"{write_error(error, self._path)}; if the run is stopped, unfinished texts begin again")
-        self._wait(self._clock() - began)
-
-    def _wait(self, seconds: float) -> None:
-        """Choose when the next state is due, after a write that took so long."""
+            reason = write_error(error, self._path) if isinstance(error, OSError) else f"{self._path}: out of memory"
+            logger.warning(f"{reason}; texts that are being written are no longer kept, should the run be stopped")
+            return
         now = self._clock()
-        self._due_at = now + max(MIN_SECONDS, seconds / MAX_SHARE, (now - self._began) * MAX_LOSS)
+        if now > began:
+            Checkpoint.speed = kv_bytes / (now - began)
+        share, loss = (now - began) / MAX_SHARE, (now - self._began) * MAX_LOSS
+        self._due_at = now + max(MIN_SECONDS, share, min(loss, MAX_SECONDS))
 
     def _read(self) -> Saved | None:
         try:
             saved = Saved(self._path)
         except FileNotFoundError:
             return None
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError):
-            logger.warning(f"{self._path} is damaged: unfinished texts begin again")
+        except Exception as error:
+            # Whatever the zip's and NumPy's formats make of damaged bytes.
+            reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+            logger.warning(f"cannot read {self._path} ({reason}): unfinished texts begin again")
             return None
-        if saved.about.get("version") == __version__:
+        if saved.about["version"] == __version__:
             return saved
         saved.close()
         return None
@@ -167,7 +190,8 @@ def _in_numpy(array: Array) -> np.ndarray:
         return array
     # NumPy has no bfloat16.
     tensor = array.detach().view(torch.int16) if array.dtype == torch.bfloat16 else array.detach()
-    return tensor.cpu().numpy()
+    # NumPy writes views in small pieces.
+    return tensor.cpu().contiguous().numpy()
 
 
 def _fill(about: Mapping[str, Any], arrays: Iterable[tuple[str, Array]], path: Path) -> None:

@@ -11,7 +11,8 @@ steps. The clean model goes through the prompts once, whatever the number of gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -39,12 +40,14 @@ from lensprune.engine.marks import Marks
 from lensprune.engine.memory import UNEMBED_ROWS
 from lensprune.engine.out_of_memory import out_of_memory
 from lensprune.engine.scoring import finite_rows
-from lensprune.errors import UserError
+from lensprune.errors import first_line
 from lensprune.models.base import HookedModel
 from lensprune.precision import widened
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse
 
 __all__ = ["GroupDecoder"]
+
+logger = logging.getLogger("lensprune")
 
 MAX_GROUPS = 6
 """Groups in a step: each attends by itself."""
@@ -95,6 +98,7 @@ class GroupDecoder:
         on_work: Callable[[int, float, bool], None] = lambda variant, rows, known: None,
         checkpoint: Checkpoint | None = None,
         saved: Saved | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[int, int, GenerateResponse]]:
         """Yield (variant, request, response), numbered as given, in the order in which rows finish.
 
@@ -102,7 +106,9 @@ class GroupDecoder:
             on_work: called with a variant, numbered as given, as a `WorkCallback` is with its name, and whether the
                 work had been done before.
             checkpoint: keeps the state from time to time.
-            saved: the state to begin with, of a decoder of the same variants and requests.
+            saved: the state to begin with, of a decoder of the same variants and requests; one that isn't is passed
+                over, with a warning if it can't be read.
+            about: what else the checkpoint's file should say.
         """
         table, generator = self._table, Generator(self._model)
         generations: list[Generation] = []
@@ -112,12 +118,10 @@ class GroupDecoder:
         work = RowWork([n_tokens] * len(table), [table.requests[request].max_new_tokens for request in request_of])
         done, n_steps = np.zeros(len(table.variants)), 0
         rows, hidden = np.empty(0, dtype=int), None
-        if saved is not None and saved.about["prompts"] == table.prompts.fingerprint:
-            rows, hidden, generations = self._restored(saved, generator)
+        if saved is not None and (restored := self._restored(saved, generator)) is not None:
+            rows, hidden, generations = restored
             so_far = work.so_far(rows, np.array([len(generation) for generation in generations]))
             self._report(np.bincount(table.variant_of(rows), so_far, len(done)), on_work, known=True)
-        if saved is not None:
-            saved.close()
         self._start(self._prompts.last_token.to(self._device))
         while True:
             if n_new := self._fitting(rows):
@@ -135,7 +139,8 @@ class GroupDecoder:
                     return
                 continue
             if checkpoint is not None and checkpoint.due():
-                checkpoint.write(*self._state(rows, hidden, generations), self._kv_bytes(rows))
+                facts, arrays = self._state(rows, hidden, generations)
+                checkpoint.write({**facts, **(about or {})}, arrays, self._kv_bytes(rows))
             n_steps += 1
             chosen, finite = self._choose(hidden, generator, generations)
             running, ended_at = np.ones(len(rows), dtype=bool), np.zeros(len(rows))
@@ -184,30 +189,39 @@ class GroupDecoder:
 
         about = {
             "variants": [variant.name for variant in self._table.variants],
-            "prompts": self._table.prompts.fingerprint,
+            "table": self._table.fingerprint,
+            "rows": len(rows),
+            "is_single": len(np.unique(self._table.variant_of(rows))) == 1,
+            "kv_bytes": self._table.most_kv_bytes(rows, self._model.facts) + self._clean_bytes(self._admitted - 1),
             "admitted": self._admitted,
             "largest": self._largest,
             "groups": [(group.variants.start, group.variants.stop) for group in groups],
         }
         return about, arrays()
 
-    def _restored(self, saved: Saved, generator: Generator) -> tuple[np.ndarray, Hidden, list[Generation]]:
+    def _restored(self, saved: Saved, generator: Generator) -> tuple[np.ndarray, Hidden, list[Generation]] | None:
         """Take a state over; returns the rows that run, without those that are answered since, the residuals that their
-        next tokens come from, and their texts.
-
-        Raises:
-            UserError: it is not of this run.
-        """
+        next tokens come from, and their texts. ``None`` if the state is of another table or can't be read."""
+        if saved.about["table"] != self._table.fingerprint:
+            saved.close()
+            return None
         try:
             return self._restore(saved, generator)
-        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
+            # A file that only speeds up must not stop the run, whatever is wrong with it.
             if out_of_memory(error):
                 raise
-            raise UserError(f"{saved.path} is not of this run: delete it, and rerun to resume") from error
+            logger.warning(f"{saved.path} is not of this run ({first_line(error)}): unfinished texts begin again")
+            self._admitted, self._largest, self._clean, self._groups = 0, 0, {}, []
+            return None
+        finally:
+            saved.close()
 
     def _restore(self, saved: Saved, generator: Generator) -> tuple[np.ndarray, Hidden, list[Generation]]:
         table, about, device = self._table, saved.about, self._device
         self._admitted, self._largest = about["admitted"], about["largest"]
+        if not 0 < self._admitted <= len(table.variants):
+            raise ValueError(f"{self._admitted} variants")
         for layer in range(table.n_layers):
             if tensors := saved.tensors(f"clean.{layer}", device):
                 self._clean[layer] = PromptKV.restored(tensors)

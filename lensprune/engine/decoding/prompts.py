@@ -6,17 +6,14 @@ the rests.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from lensprune.engine.marks import token_of
 from lensprune.engine.tree import PrefixTree, Tokens, common_prefix
 
 __all__ = ["PromptSet", "SharedPrefix", "length_blocks", "shared_groups"]
@@ -141,14 +138,6 @@ class PromptSet:
             widths=widths,
             last_token=ends - 1,
         )
-
-    @cached_property
-    def fingerprint(self) -> int:
-        """Of the prompts and their layout; equal wherever keys and values can be exchanged."""
-        prompts = [token_of(token) for prompt in self.prompts for token in prompt]
-        layout = [self.lengths, self.rest, self.last_token, self.block_of, self.widths, prompts]
-        parts = [np.asarray(part, dtype=np.int64).reshape(-1) for part in layout]
-        return zlib.crc32(np.concatenate([*parts, [len(part) for part in parts]]).tobytes())
 
     @property
     def width(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,6 +51,16 @@ class RowTable:
             prompt_of_request=np.array([place[request.context_ids] for request in requests]),
             n_layers=n_layers,
         )
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """Of the prompts, their layout and the requests; where it is equal, keys and values can be exchanged."""
+        prompts = self.prompts
+        tokens = [token_of(token) for prompt in prompts.prompts for token in prompt]
+        layout = [prompts.lengths, prompts.rest, prompts.last_token, prompts.block_of, prompts.widths, tokens]
+        generated = [request.max_new_tokens for request in self.requests]
+        parts = [np.asarray(part, dtype=np.int64).reshape(-1) for part in (*layout, self.prompt_of_request, generated)]
+        return zlib.crc32(np.concatenate([*parts, [len(part) for part in parts]]).tobytes())
 
     def __len__(self) -> int:
         return len(self.variants) * len(self.requests)

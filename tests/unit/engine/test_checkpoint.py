@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import zipfile
 from collections import Counter
@@ -11,16 +13,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lensprune.ablation import CLEAN, Ablation, Layer, Variant, collect_reference, each_head, each_layer, each_mlp
 from lensprune.ablation.reference import ReferenceActivations
-from lensprune.engine import ForkedExecutor
+from lensprune.engine import ForkedExecutor, forked
 from lensprune.engine.decoding import ChunkSize, checkpoint, kv
 from lensprune.engine.decoding.checkpoint import Checkpoint
 from lensprune.engine.decoding.decoder import GroupDecoder
-from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import ForcedEnd, GenerateRequest, Request, Response, Sampling, Thinking
 from tests.helpers.generation import REFERENCE_PROMPTS, requests_for
@@ -61,6 +63,7 @@ class Watched:
         self.answers: Answers = {}
         self.answers_before_state: Answers = {}
         self.worked: Counter[str] = Counter()
+        self.spared = 0.0
         advance = GroupDecoder._advance
 
         def watched(decoder: GroupDecoder, rows: Any, tokens: Any) -> Any:
@@ -83,7 +86,7 @@ class Watched:
         path: Path | None = None,
         every: int = 1,
     ) -> Any:
-        self.steps, self.stop_at, self.answers, self.worked = 0, stop_at, {}, Counter()
+        self.steps, self.stop_at, self.answers, self.worked, self.spared = 0, stop_at, {}, Counter(), 0.0
 
         def answered(name: str, new: Any) -> None:
             self.answers.setdefault(name, {}).update(new)
@@ -91,13 +94,17 @@ class Watched:
         def worked(name: str, rows: float) -> None:
             self.worked[name] += rows  # type: ignore[assignment]
 
+        def known_work(name: str, rows: float) -> None:
+            self.spared += rows
+            worked(name, rows)
+
         def before_write() -> None:
             self.answers_before_state = {name: dict(answers) for name, answers in self.answers.items()}
 
         saved = None
         if path is not None:
             # A state is due whenever the clock has moved on by 5 seconds.
-            saved = Checkpoint(path, before_write, worked, clock=lambda: 5.0 * (self.steps // every))
+            saved = Checkpoint(path, before_write, known_work, clock=lambda: 5.0 * (self.steps // every))
         return list(
             executor.run(
                 requests,
@@ -114,6 +121,7 @@ class Watched:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     monkeypatch.setattr(checkpoint, "MAX_LOSS", 0.0)
+    monkeypatch.setattr(Checkpoint, "speed", checkpoint.CAREFUL_SPEED)
     return Watched(monkeypatch)
 
 
@@ -274,18 +282,114 @@ def test_a_damaged_state_is_passed_over(
         rewritten(path, "about.json", about.replace(checkpoint.__version__.encode(), b"0.0.1"))
     assert watched.run(executor, requests, variants, None, -1, known, path) == expected
     assert watched.steps == n_steps
-    assert ("state is damaged: unfinished texts begin again" in caplog.text) == (damage != "another version")
+    assert ("(it is damaged): unfinished texts begin again" in caplog.text) == (damage != "another version")
 
 
-@pytest.mark.parametrize("changed", ["tokens", "group.0.history_of_row", "group.0.step"])
-def test_a_state_that_does_not_fit_is_one_line(changed: str, watched: Watched, tmp_path: Path) -> None:
+@pytest.mark.parametrize("about", [b"[]", b"{}", b"[" * 100_000, b'{"variants": [["a"]], "beside": []}', b"\xff"])
+def test_facts_that_are_none_are_passed_over(
+    about: bytes, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped(watched, ForkedExecutor(tiny("llama")), tmp_path / "state")
+    rewritten(tmp_path / "state", "about.json", about)
+    assert Checkpoint(tmp_path / "state").variants == frozenset()
+    assert "(it is damaged): unfinished texts begin again" in caplog.text
+
+
+def test_any_flipped_bit_is_found(watched: Watched, tmp_path: Path) -> None:
+    """In the arrays as in the zip's own tables; a file with one that changes nothing may be read."""
+    path, rng = tmp_path / "state", np.random.default_rng(0)
+    stopped(watched, ForkedExecutor(tiny("llama")), path)
+    data, found = path.read_bytes(), 0
+    places = [*rng.integers(0, len(data), 100), *rng.integers(len(data) - 4000, len(data), 100)]
+    for place in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << int(rng.integers(8))]) + data[place + 1 :])
+        found += not Checkpoint(path).variants
+    assert found > 0.7 * len(places)
+
+
+def test_a_file_that_may_not_be_read_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").mkdir()
+    Checkpoint(tmp_path / "state")
+    assert "state (Is a directory): unfinished texts begin again" in caplog.text
+
+
+@pytest.mark.parametrize("changed", ["tokens", "group.0.history_of_row", "group.0.step", "group.0.rows", "about"])
+def test_a_state_that_does_not_fit_is_passed_over(
+    changed: str, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     executor, path = ForkedExecutor(tiny("llama")), tmp_path / "state"
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    expected = watched.run(executor, requests, variants, None)
+    n_steps = watched.steps
     known = stopped(watched, executor, path)
     with zipfile.ZipFile(path) as file:
-        other = file.read("clean.0.0.npy")
-    rewritten(path, f"{changed}.npy", other)
-    with pytest.raises(UserError, match="state is not of this run: delete it, and rerun to resume"):
-        watched.run(executor, texts_of(executor.model), [CLEAN, *each_layer(executor.model)], None, -1, known, path)
+        other, about = file.read("clean.0.0.npy"), json.loads(file.read("about.json"))
+    if changed == "about":
+        rewritten(path, "about.json", json.dumps({**about, "admitted": -1}).encode())
+    else:
+        rewritten(path, f"{changed}.npy", other)
+    assert watched.run(executor, requests, variants, None, -1, known, path) == expected
+    assert watched.steps == n_steps
+    assert "state is not of this run (" in caplog.text
+    for variant in variants:
+        missing = len(requests) - len(known.get(variant.name, {}))
+        assert watched.worked[variant.name] == pytest.approx(missing)
+
+
+@pytest.mark.parametrize("what", ["rows", "bytes"])
+def test_a_state_larger_than_the_budgets_is_passed_over(what: str, watched: Watched, tmp_path: Path) -> None:
+    """As where a run was killed for its memory and is given less."""
+    model, path = tiny("llama"), tmp_path / "state"
+    requests, variants = texts_of(model), [CLEAN, *each_layer(model)]
+    expected = watched.run(ForkedExecutor(model), requests, variants, None)
+    known = stopped(watched, ForkedExecutor(model), path)
+    with zipfile.ZipFile(path) as file:
+        about = json.loads(file.read("about.json"))
+    limit = {"rows": {"max_rows": about["rows"]}, "bytes": {"max_kv_bytes": about["kv_bytes"]}}[what]
+    less = {name: value - 1 for name, value in limit.items()}
+    kept = tmp_path / "copy"
+    kept.write_bytes(path.read_bytes())
+    assert watched.run(ForkedExecutor(model, **less), requests, variants, None, -1, known) == expected
+    without = watched.steps
+    assert watched.run(ForkedExecutor(model, **less), requests, variants, None, -1, known, path) == expected
+    assert watched.steps == without
+    assert watched.run(ForkedExecutor(model, **limit), requests, variants, None, -1, known, kept) == expected
+    assert watched.steps < without
+
+
+def test_blocks_of_variants_hold_those_of_the_state_together(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where cells before them are complete, among them one with positions, or one before them is missing again."""
+    monkeypatch.setattr(forked, "BLOCK_VARIANTS", 3)
+    model, path = tiny("llama"), tmp_path / "state"
+    last = Variant("last", (Ablation(Layer(1), "skip", at="last"),))
+    requests, variants = texts_of(model)[:6], [last, CLEAN, *each_layer(model), *each_mlp(model), *each_head(model)[:2]]
+    executor = ForkedExecutor(model)
+    expected = watched.run(executor, requests, variants, None)
+    n_steps = watched.steps
+    watched.run(executor, requests, variants[:3], None)
+    first_block = watched.steps
+    # In the second block.
+    with pytest.raises(Stopped):
+        watched.run(executor, requests, variants, None, first_block + 5, None, path, first_block + 4)
+    answers = watched.answers_before_state
+    complete = {name for name, own in answers.items() if len(own) == len(requests)}
+    assert complete >= {variant.name for variant in variants[:3]}
+    kept = path.read_bytes()
+    assert {v.name for v in variants if v.name in Checkpoint(path).variants} == {v.name for v in variants[3:6]}
+    assert Checkpoint(path).beside == {"last"}
+    for lost in ([], [variants[1].name], ["L0.skip", "clean"]):
+        path.write_bytes(kept)
+        known = {name: own for name, own in answers.items() if name not in lost}
+        given = [v for v in variants if v.name not in complete or v.name in (*lost, "last")]
+        found = {a.variant: a.responses for a in watched.run(executor, requests, given, None, -1, known, path)}
+        assert list(found) == given
+        assert all(found[whole.variant] == whole.responses for whole in expected if whole.variant in found)
+        assert watched.spared > 0
+    assert n_steps > 2 * first_block
 
 
 def test_out_of_memory_after_resuming_begins_texts_again(
@@ -310,26 +414,45 @@ def test_out_of_memory_after_resuming_begins_texts_again(
         assert watched.worked[variant.name] == pytest.approx(missing)
 
 
-def test_a_disk_that_refuses_it_is_said_once(
-    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EROFS, "Read-only file system"), "the file system is read-only"),
+        (MemoryError(), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+    ],
+)
+def test_a_state_that_cannot_be_written_is_said_once(
+    error: Exception,
+    said: str,
+    watched: Watched,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     executor, path = ForkedExecutor(tiny("llama")), tmp_path / "state"
     requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
     expected = watched.run(executor, requests, variants, None)
     stopped(watched, executor, path)
-    monkeypatch.setattr(zipfile.ZipFile, "open", refused)
-    path.unlink()
+    before, calls = path.read_bytes(), []
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_fill", refused)
     with caplog.at_level(logging.WARNING):
         assert watched.run(executor, requests, variants, None, -1, None, path) == expected
-    assert caplog.text.count("the disk is full; if the run is stopped, unfinished texts begin again") == 1
-    assert not list(tmp_path.iterdir())
+    assert caplog.text.count(f"{said}; texts that are being written are no longer kept, should the run be stopped") == 1
+    assert len(calls) == 1
+    # The state before it still serves.
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+    assert executor.limits == ForkedExecutor(executor.model).limits
 
 
-def refused(*args: Any, **kwargs: Any) -> Any:
-    raise OSError(28, "No space left on device")
-
-
-def test_when_a_state_is_due(tmp_path: Path) -> None:
+def test_when_a_state_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "speed", checkpoint.CAREFUL_SPEED)
     now = 100.0
     kept = Checkpoint(tmp_path / "state", clock=lambda: now)
 
@@ -360,5 +483,22 @@ def test_when_a_state_is_due(tmp_path: Path) -> None:
     kept.write({"more": 1}, slow(), checkpoint.MAX_BYTES + 1)
     assert not kept.due()
     assert (tmp_path / "state").read_bytes() == before
+    # It would take a minute, of some hours.
+    monkeypatch.setattr(Checkpoint, "speed", checkpoint.MAX_BYTES / 60)
     kept.write({"more": 1}, slow(), checkpoint.MAX_BYTES)
     assert (tmp_path / "state").read_bytes() != before
+
+
+def test_a_short_run_writes_only_what_takes_little_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(Checkpoint, "speed", 1e8)
+    kept = Checkpoint(tmp_path / "state", clock=lambda: now)
+    for seconds in (5.0, 10.0, 39.0):
+        now = seconds
+        assert kept.due()
+        kept.write({}, [], 10**8)
+        assert not kept.due()
+        assert not (tmp_path / "state").exists()
+    now = 45.0
+    kept.write({}, [], 10**8)
+    assert (tmp_path / "state").exists()

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import lensprune as lp
 from lensprune import cli
 from lensprune.ablation.variants import CLEAN, Variant
-from lensprune.engine.decoding import Checkpoint, GroupDecoder
+from lensprune.engine.decoding import Checkpoint, GroupDecoder, checkpoint
 from lensprune.errors import UserError
 from lensprune.replacement import COMPONENTS, Part
 from lensprune.replacement.outcomes import ReplacementOutcomes
@@ -280,6 +280,7 @@ def test_goes_on_in_the_middle_of_texts(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(GroupDecoder, "_advance", counted)
     monkeypatch.setattr(Checkpoint, "due", lambda self: len(steps) == stored_at)
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", np.inf)
     reported: list[float] = []
     monkeypatch.setattr(WorkBar, "done", lambda self, work, kind: reported.append(work))
     whole = lp.measure_replacement(*pair, "arithmetic", "generate", progress=False, **options).records()

@@ -13,12 +13,15 @@ import pandas as pd
 import pytest
 
 import lensprune as lp
+from lensprune.ablation import CLEAN
 from lensprune.engine import ForkedExecutor
-from lensprune.engine.decoding import Checkpoint, decoder
-from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse
+from lensprune.engine.base import VariantResponses
+from lensprune.engine.decoding import Checkpoint, checkpoint, decoder
+from lensprune.protocols.requests import GenerateRequest, GenerateResponse, LoglikelihoodResponse
 from lensprune.runs import answers
 from lensprune.runs.answers import AnswerLog
 from lensprune.runs.store import RunStore
+from lensprune.sweeps.answering import answers_of
 from tests.helpers.killing import fork, wait
 
 GIVEN = {
@@ -227,6 +230,7 @@ def test_a_killed_sweep_goes_on_in_the_middle_of_its_texts(
         steps.clear()
         with monkeypatch.context() as patched:
             patched.setattr(Checkpoint, "due", due)
+            patched.setattr(checkpoint, "MAX_SHARE", math.inf)
             write = RunStore.write
             if kill == "after a cell was stored":
                 patched.setattr(RunStore, "write", lambda *cell: kill_here(write(*cell)))
@@ -237,3 +241,65 @@ def test_a_killed_sweep_goes_on_in_the_middle_of_its_texts(
     steps.clear()
     record_property("records_lost", same_as(lp.resume(out, progress=False), whole))
     assert len(steps) == n_steps - stored_at > 0
+
+
+@pytest.mark.slow
+def test_answers_of_a_stored_cell_are_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under any executor: another one may find the state of texts that this variant wrote."""
+    out = tmp_path / "run"
+    write = RunStore.write
+
+    def killed() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(answers, "SECONDS_BETWEEN_WRITES", math.inf)
+            patched.setattr(RunStore, "write", lambda *cell: kill_after(write(*cell)))
+            lp.sweep("toy-distilled", CHAINS, "generate", out=out, executor="hooked", **SWEEP)
+
+    def kill_after(written: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert wait(fork(killed)) == -signal.SIGKILL
+    [path] = (out / "answers").iterdir()
+    assert {name: set(own) for name, own in AnswerLog(path).read().items()} == {"clean": set(range(6))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", ["resume", "the same command"])
+def test_what_a_kill_after_the_last_cell_leaves_is_removed(tmp_path: Path, again: str) -> None:
+    out = tmp_path / "run"
+    whole = lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
+    [questions] = (out / "questions").iterdir()
+    stem = questions.name.rpartition(".")[0].rpartition(".")[0]
+    left = [out / "answers" / f"{stem}.0.{ending}" for ending in ("jsonl", "decoding")]
+    (out / "answers").mkdir(exist_ok=True)
+    for path in left:
+        path.write_bytes(b"left")
+    if again == "resume":
+        run = lp.resume(out, progress=False)
+    else:
+        run = lp.sweep("toy-distilled", CHAINS, "generate", out=out, **SWEEP)
+    same_as(run, whole)
+
+
+def test_a_checkpoint_goes_only_to_executors_that_know_answers(tmp_path: Path) -> None:
+    given: list[dict[str, Any]] = []
+
+    class OnlyCheckpoint:
+        name = "only checkpoint"
+
+        def run(self, requests: Any, variants: Any, *, checkpoint: Any = None, **rest: Any) -> Iterator[Any]:
+            given.append({"checkpoint": checkpoint, **rest})
+            yield from (VariantResponses(v, (GIVEN[5],) * len(requests)) for v in variants)
+
+    class Both(OnlyCheckpoint):
+        def run(
+            self, requests: Any, variants: Any, *, known: Any = None, checkpoint: Any = None, **rest: Any
+        ) -> Iterator[Any]:
+            yield from super().run(requests, variants, checkpoint=checkpoint, known=known, **rest)
+
+    requests = [GenerateRequest((1, 2), ("x",), 3)] * 2
+    for executor in (OnlyCheckpoint(), Both()):
+        list(answers_of(requests, [CLEAN], executor, lambda *_, **__: None, log(tmp_path)))
+    assert given[0]["checkpoint"] is None
+    assert isinstance(given[1]["checkpoint"], Checkpoint)
+    assert given[1]["known"] == {}
