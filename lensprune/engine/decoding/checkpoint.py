@@ -31,11 +31,12 @@ MAX_BYTES = 2**31
 """More keys and values than this are not stored."""
 
 MIN_SECONDS, MAX_SECONDS, MAX_SHARE, MAX_LOSS = 5.0, 600.0, 0.025, 0.05
-"""Seconds from one state to the next: at least, and for its share of the time so far at most; so many that writing
-takes a small share of the time, and that few would be lost, as a share of the time so far."""
+"""The next state is due after `MIN_SECONDS`; later after a share `MAX_LOSS` of the time so far, or after `MAX_SECONDS`; in
+any case only once writing takes no more than a share `MAX_SHARE` of the time."""
 
-CAREFUL_SPEED = 2e8
-"""Bytes per second that are assumed before the first write; a laptop's disk takes several times as many."""
+CAREFUL_SPEED, MEASURED_SECONDS = 2e8, 0.1
+"""Bytes per second that are assumed at first (a laptop's disk takes several times as many), and how long a write must
+take at least for its speed to count."""
 
 _ABOUT = "about.json"
 _BFLOAT16 = "bfloat16"
@@ -53,9 +54,9 @@ class Saved:
             if self._zip.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum doesn't match")
             self.about: dict[str, Any] = json.loads(self._zip.read(_ABOUT))
-            for name in ("variants", "beside"):
-                frozenset(self.about[name])
-            if not {"version", "requests", "types", "rows", "kv_bytes", "is_single"} <= self.about.keys():
+            names = [*self.about["variants"], *self.about["beside"]]
+            facts = {"version", "requests", "types", "table", "rows", "kv_bytes", "is_single"}
+            if not all(isinstance(name, str) for name in names) or not facts <= self.about.keys():
                 raise zipfile.BadZipFile("it lacks facts")
         except BaseException:
             self._zip.close()
@@ -96,7 +97,7 @@ class Checkpoint:
     """
 
     speed = CAREFUL_SPEED
-    """Bytes per second of the last write by this process."""
+    """Bytes per second of the last large write by this process."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class Checkpoint:
             logger.warning(f"{reason}; texts that are being written are no longer kept, should the run be stopped")
             return
         now = self._clock()
-        if now > began:
+        if now - began > MEASURED_SECONDS:
             Checkpoint.speed = kv_bytes / (now - began)
         share, loss = (now - began) / MAX_SHARE, (now - self._began) * MAX_LOSS
         self._due_at = now + max(MIN_SECONDS, share, min(loss, MAX_SECONDS))
