@@ -31,8 +31,8 @@ MAX_BYTES = 2**31
 """More keys and values than this are not stored."""
 
 MIN_SECONDS, MAX_SECONDS, MAX_SHARE, MAX_LOSS = 5.0, 600.0, 0.025, 0.05
-"""The next state is due after `MIN_SECONDS`; later after a share `MAX_LOSS` of the time so far, or after `MAX_SECONDS`; in
-any case only once writing takes no more than a share `MAX_SHARE` of the time."""
+"""The next state is due after `MIN_SECONDS`; later after a share `MAX_LOSS` of the time so far, or `MAX_SECONDS`. It is
+never due before writing takes no more than a share `MAX_SHARE` of the time."""
 
 CAREFUL_SPEED, MEASURED_SECONDS = 2e8, 0.1
 """Bytes per second that are assumed at first (a laptop's disk takes several times as many), and how long a write must
