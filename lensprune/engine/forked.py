@@ -109,7 +109,8 @@ class ForkedExecutor:
         plain = [v for v in variants if not v.needs_hooks]
         marks = Marks(self.model, plain)
         near = {i: marked(request, marks.of(request)) for i, request in near.items()}
-        blocks = _blocks(plain, lacking, frozenset() if checkpoint is None else checkpoint.variants)
+        of_state = frozenset() if checkpoint is None else checkpoint.variants
+        blocks = _blocks(plain, lacking, of_state if of_state <= {v.name for v in plain} else frozenset())
 
         def begin(variant: Variant) -> _Answers:
             on_known = None if checkpoint is None else checkpoint.on_known

@@ -236,17 +236,23 @@ def test_another_layout_of_the_prompts_is_passed_over(watched: Watched, tmp_path
 
 
 @pytest.mark.parametrize("lacking", ["a request", "a variant"])
-def test_a_state_of_other_requests_or_variants_is_passed_over(lacking: str, watched: Watched, tmp_path: Path) -> None:
+def test_a_state_of_other_requests_or_variants_is_passed_over(
+    lacking: str, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     executor = ForkedExecutor(tiny("llama"))
     requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
     if lacking == "a request":
         requests = requests[:-1]
     else:
         variants = variants[:-1]
+        monkeypatch.setattr(forked, "BLOCK_VARIANTS", 2)
     expected = watched.run(executor, requests, variants, None)
     n_steps = watched.steps
-    stopped(watched, executor, tmp_path / "state")
+    with monkeypatch.context() as patched:
+        patched.setattr(forked, "BLOCK_VARIANTS", 64)
+        stopped(watched, executor, tmp_path / "state")
     assert watched.run(executor, requests, variants, None, -1, None, tmp_path / "state") == expected
+    # In blocks of two, as without the state.
     assert watched.steps == n_steps
 
 
