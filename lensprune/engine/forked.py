@@ -342,18 +342,23 @@ def _complete(waiting: list[tuple[Variant, _Answers]], requests: Collection[int]
         yield waiting.pop(0)[1]
 
 
-def _blocks(variants: Iterable[Variant], lacking: Container[str], together: Collection[str]) -> Iterator[list[Variant]]:
-    """Split variants, in their order, so that few of a block are `lacking` an answer, and all those `together` are in
-    one block."""
+def _blocks(variants: Iterable[Variant], lacking: Container[str], of_state: Collection[str]) -> Iterator[list[Variant]]:
+    """Split variants, in their order, into blocks of which at most `BLOCK_VARIANTS` are `lacking` an answer.
+
+    All those `of_state` are in one block, which ends with them: texts of a further variant would be written apart.
+    """
     block: list[Variant] = []
-    n_lacking = n_together = 0
+    n_lacking, left = 0, set(of_state)
     for variant in variants:
-        if n_lacking == BLOCK_VARIANTS and variant.name in lacking and n_together in (0, len(together)):
+        begun = len(left) < len(of_state)
+        if variant.name in lacking and (not left if begun else n_lacking == BLOCK_VARIANTS):
             yield block
             block, n_lacking = [], 0
+            if begun:
+                of_state = ()
         block.append(variant)
-        n_lacking = min(BLOCK_VARIANTS, n_lacking + (variant.name in lacking))
-        n_together += variant.name in together
+        left.discard(variant.name)
+        n_lacking += variant.name in lacking
     if block:
         yield block
 

@@ -398,6 +398,27 @@ def test_blocks_of_variants_hold_those_of_the_state_together(
     assert n_steps > 2 * first_block
 
 
+@pytest.mark.parametrize(
+    ("lacking", "of_state", "blocks"),
+    [
+        ("abcdefgh", "", ["abc", "def", "gh"]),
+        ("bcdefgh", "", ["abcd", "efg", "h"]),
+        ("abcdefgh", "abc", ["abc", "def", "gh"]),
+        # One of the state's variants is complete, or one before them lacks an answer.
+        ("acdefgh", "abc", ["abc", "def", "gh"]),
+        ("abefgh", "def", ["abcdef", "gh"]),
+        ("abcdefgh", "cde", ["abcde", "fgh"]),
+        ("gh", "def", ["abcdef", "gh"]),
+        ("", "def", ["abcdefgh"]),
+        ("abcdefgh", "fgh", ["abc", "defgh"]),
+    ],
+)
+def test_blocks_by_hand(lacking: str, of_state: str, blocks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forked, "BLOCK_VARIANTS", 3)
+    found = list(forked._blocks([Variant(name) for name in "abcdefgh"], lacking, of_state))
+    assert ["".join(variant.name for variant in block) for block in found] == blocks
+
+
 def test_out_of_memory_after_resuming_begins_texts_again(
     watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
