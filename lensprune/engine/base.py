@@ -10,7 +10,15 @@ from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
 from lensprune.protocols.requests import Request, Response
 
-__all__ = ["AnswerCallback", "Executor", "KnownAnswers", "ProgressCallback", "VariantResponses", "WorkCallback"]
+__all__ = [
+    "AnswerCallback",
+    "Executor",
+    "KnownAnswers",
+    "ProgressCallback",
+    "VariantResponses",
+    "WorkCallback",
+    "lacking",
+]
 
 ProgressCallback = Callable[[int], None]
 """Called with the number of (variant, request) rows finished since the last call."""
@@ -40,7 +48,8 @@ class Executor(Protocol):
     are written, and ``known``, `KnownAnswers`: these are not asked for again and not reported to the callbacks, but are
     among the responses. Without ``known``, variants that lack different answers are run one after another. An executor
     that takes ``known`` and ``checkpoint`` gets a `lensprune.engine.decoding.Checkpoint`, a file in which it may keep
-    the state of texts that are being written; some of its variants may then lack nothing.
+    the state of texts that are being written. It may then also be given variants whose answers are all known, without
+    the reference that these would need; their responses are wanted all the same.
 
     Raises:
         HookNeverFired: a hook of a variant did not fire.
@@ -59,3 +68,8 @@ class Executor(Protocol):
         progress: ProgressCallback | None = None,
         on_answers: AnswerCallback | None = None,
     ) -> Iterator[VariantResponses]: ...
+
+
+def lacking(n_requests: int, variants: Sequence[Variant], known: KnownAnswers) -> set[str]:
+    """Names of the variants that have no answer yet to some of so many requests."""
+    return {v.name for v in variants if any(i not in known.get(v.name, {}) for i in range(n_requests))}

@@ -19,8 +19,15 @@ import torch
 
 from lensprune.ablation.reference import ReferenceActivations, check_names, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import AnswerCallback, KnownAnswers, ProgressCallback, VariantResponses, WorkCallback
-from lensprune.engine.decoding import Checkpoint, GroupDecoder, Saved, request_chunks
+from lensprune.engine.base import (
+    AnswerCallback,
+    KnownAnswers,
+    ProgressCallback,
+    VariantResponses,
+    WorkCallback,
+    lacking,
+)
+from lensprune.engine.decoding import Checkpoint, GroupDecoder, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
 from lensprune.engine.limits import DecodeLimits
@@ -93,9 +100,9 @@ class ForkedExecutor:
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         known = {} if known is None else known
-        lacking = {v.name for v in variants if any(i not in known.get(v.name, {}) for i in range(len(requests)))}
+        incomplete = lacking(len(requests), variants, known)
         check_names(variants)
-        check_variants([v for v in variants if v.name in lacking], self.model.facts, reference)
+        check_variants([v for v in variants if v.name in incomplete], self.model.facts, reference)
         near = {i: request for i, request in enumerate(requests) if self._rope_buckets.of(request) == 0}
         far = [i for i in range(len(requests)) if i not in near]
         if far:
@@ -109,8 +116,9 @@ class ForkedExecutor:
         plain = [v for v in variants if not v.needs_hooks]
         marks = Marks(self.model, plain)
         near = {i: marked(request, marks.of(request)) for i, request in near.items()}
-        of_state = frozenset() if checkpoint is None else checkpoint.variants
-        blocks = _blocks(plain, lacking, of_state if of_state <= {v.name for v in plain} else frozenset())
+        if checkpoint is not None and not checkpoint.variants <= {v.name for v in plain}:
+            checkpoint.drop()
+        blocks = _blocks(plain, incomplete, frozenset() if checkpoint is None else checkpoint.variants)
 
         def begin(variant: Variant) -> _Answers:
             on_known = None if checkpoint is None else checkpoint.on_known
@@ -193,7 +201,8 @@ class ForkedExecutor:
                 self.limits,
                 answered,
             )
-            given = (checkpoint, saved, {"requests": indices, "beside": beside})
+            facts = {"requests": indices, "beside": beside}
+            given = {"checkpoint": checkpoint, "saved": saved, "about": facts}
             decoding = _Decoding(start, given, [done for _, done in decoded], indices, requests.keys())
             saved = None
             # No more rows than the limits allow run at once.
@@ -216,9 +225,9 @@ class ForkedExecutor:
             chunk = next(chunk_sequences(waiting, self.limits.tokens))
             chunk_requests = {i: requests[i] for sequence in chunk for i in by_input[sequence]}
             # Chunks are those of an undisturbed run, whatever is known, so that numbers are too.
-            lacking = [(v, done) for v, done in variants if done.lacks(chunk_requests)]
-            score = partial(self._score_chunk, chunk, chunk_requests, lacking, marks, reference)
-            if not lacking or self._fits(score, len(chunk)):
+            scored = [(v, done) for v, done in variants if done.lacks(chunk_requests)]
+            score = partial(self._score_chunk, chunk, chunk_requests, scored, marks, reference)
+            if not scored or self._fits(score, len(chunk)):
                 finished = set(chunk)
                 waiting = [sequence for sequence in waiting if sequence not in finished]
 
@@ -308,12 +317,13 @@ class _Answers:
 
 
 class _Decoding:
-    """Takes a decoder's answers; `indices` are those of its requests, and a variant is complete with all `wanted`."""
+    """Takes the answers of a decoder, whose `run` is `given` some arguments; `indices` are those of its requests, and a
+    variant is complete with all `wanted`."""
 
     def __init__(
         self,
         start: Callable[[], GroupDecoder],
-        given: tuple[Checkpoint | None, Saved | None, dict[str, Any]],
+        given: Mapping[str, Any],
         answers: Sequence[_Answers],
         indices: Sequence[int],
         wanted: Collection[int],
@@ -327,7 +337,7 @@ class _Decoding:
     def go_on(self) -> None:
         """Decode until a variant is complete, or all rows have ended."""
         if self._rows is None:
-            self._rows = self._start().run(partial(_worked, self._answers), *self._given)
+            self._rows = self._start().run(partial(_worked, self._answers), **self._given)
         for variant, request, response in self._rows:
             done = self._answers[variant]
             done.add({self._indices[request]: response})
@@ -342,23 +352,26 @@ def _complete(waiting: list[tuple[Variant, _Answers]], requests: Collection[int]
         yield waiting.pop(0)[1]
 
 
-def _blocks(variants: Iterable[Variant], lacking: Container[str], of_state: Collection[str]) -> Iterator[list[Variant]]:
-    """Split variants, in their order, into blocks of which at most `BLOCK_VARIANTS` are `lacking` an answer.
+def _blocks(
+    variants: Iterable[Variant], incomplete: Container[str], of_state: Collection[str]
+) -> Iterator[list[Variant]]:
+    """Split variants, in their order, into blocks of which at most `BLOCK_VARIANTS` are `incomplete`; more only
+    where that keeps those `of_state` together.
 
-    All those `of_state` are in one block, which ends with them: texts of a further variant would be written apart.
+    A block ends with the last `of_state`: texts of a further variant would be written apart from theirs.
     """
     block: list[Variant] = []
     n_lacking, left = 0, set(of_state)
     for variant in variants:
         begun = len(left) < len(of_state)
-        if variant.name in lacking and (not left if begun else n_lacking == BLOCK_VARIANTS):
+        if variant.name in incomplete and (not left if begun else n_lacking == BLOCK_VARIANTS):
             yield block
             block, n_lacking = [], 0
             if begun:
                 of_state = ()
         block.append(variant)
         left.discard(variant.name)
-        n_lacking += variant.name in lacking
+        n_lacking += variant.name in incomplete
     if block:
         yield block
 

@@ -12,7 +12,14 @@ import torch
 from lensprune.ablation.hooks import BatchState, VariantHooks, with_hook_names
 from lensprune.ablation.reference import ReferenceActivations, check_names, check_variants
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import AnswerCallback, KnownAnswers, ProgressCallback, VariantResponses, WorkCallback
+from lensprune.engine.base import (
+    AnswerCallback,
+    KnownAnswers,
+    ProgressCallback,
+    VariantResponses,
+    WorkCallback,
+    lacking,
+)
 from lensprune.engine.batching import batches_by_length, pad_left
 from lensprune.engine.generating import Generator, RowWork
 from lensprune.engine.hook_probe import rows_are_independent
@@ -61,19 +68,19 @@ class HookedExecutor:
     ) -> Iterator[VariantResponses]:
         """Yield the responses of each variant, in the order given. See `Executor`."""
         known = {} if known is None else known
-        lacking = [v for v in variants if any(i not in known.get(v.name, {}) for i in range(len(requests)))]
+        incomplete = lacking(len(requests), variants, known)
         check_names(variants)
-        check_variants(lacking, self.model.facts, reference)
+        check_variants([v for v in variants if v.name in incomplete], self.model.facts, reference)
         in_prompt = prompt_positions(self.model)
         for variant in (with_hook_names(self.model, variant) for variant in variants):
-            state, marks = BatchState(), Marks(self.model, [variant], in_prompt)
-            hooks = VariantHooks(self.model, variant, state, reference)
             before = known.get(variant.name, {})
             responses: dict[int, Response] = {i: before[i] for i in range(len(requests)) if i in before}
-            missing = {i: request for i, request in enumerate(requests) if i not in responses}
-            if requests and not missing:
+            if requests and variant.name not in incomplete:
                 yield VariantResponses(variant, tuple(responses[i] for i in range(len(requests))))
                 continue
+            state, marks = BatchState(), Marks(self.model, [variant], in_prompt)
+            hooks = VariantHooks(self.model, variant, state, reference)
+            missing = {i: request for i, request in enumerate(requests) if i not in responses}
             likelihood = {i: r for i, r in missing.items() if isinstance(r, LoglikelihoodRequest)}
             generation = {i: r for i, r in missing.items() if isinstance(r, GenerateRequest)}
             # Of all requests, so that the answer is that of an undisturbed run.

@@ -252,6 +252,7 @@ def _measure(
         if key in store.finished():
             bar.spare(len(condition.requests), "")
             continue
+        # One cell at a time: if an earlier one is missing again, what is kept of a later one is lost.
         with store.answer_log(key.task, key.protocol) as log:
             [answered] = answers_of(condition.requests, [Variant(variant.name)], executor, rows_done(bar), log)
             outcomes = score_items(condition.task, condition.protocol, condition.items, answered.responses)

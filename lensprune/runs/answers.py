@@ -14,18 +14,28 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from lensprune.output.files import write_error
 from lensprune.protocols.requests import GenerateResponse, LoglikelihoodResponse, Response
 
-__all__ = ["AnswerLog", "Answers"]
+__all__ = ["AnswerLog", "Answers", "remove_answers"]
 
 SECONDS_BETWEEN_WRITES = 5.0
 
 Answers = dict[str, dict[int, Response]]
 """By variant, and by the request's index within its (task, protocol)."""
+
+
+def remove_answers(folder: Path, stem: str = "") -> None:
+    """Remove what is left in the ``answers`` of a run folder, once all cells of it, or of the files that begin with
+    `stem`, are stored: a run that was killed after its last cell leaves them, and so do answers that another run
+    needed. A folder that may not be changed is left as it is."""
+    for path in (folder / "answers").glob(f"{stem}*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 class AnswerLog:

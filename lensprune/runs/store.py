@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from lensprune.errors import LensPruneError, UserError
 from lensprune.output.files import TEMPORARY_PREFIX, sync_folder, write_atomically, write_error
-from lensprune.runs.answers import AnswerLog
+from lensprune.runs.answers import AnswerLog, remove_answers
 from lensprune.runs.cell_store import CellStore, MemoryStore, Questions
 from lensprune.runs.folder import (
     LOCK_FILE,
@@ -261,9 +261,7 @@ class RunStore:
         return AnswerLog(self.folder / "answers" / f"{questions_stem(task, protocol)}.{block}.jsonl", self._advice)
 
     def forget_answers(self, task: str, protocol: str) -> None:
-        # A run that was killed after its last cell leaves them, and one whose answers aren't needed any more.
-        for path in (self.folder / "answers").glob(f"{questions_stem(task, protocol)}.*"):
-            path.unlink(missing_ok=True)
+        remove_answers(self.folder, f"{questions_stem(task, protocol)}.")
 
     def _questions_hash(self, task: str, protocol: str) -> str | None:
         conditions = self.spec.conditions

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from lensprune.ablation.reference import ReferenceActivations
 from lensprune.ablation.variants import Variant
-from lensprune.engine.base import Executor, VariantResponses
+from lensprune.engine.base import Executor, VariantResponses, lacking
 from lensprune.engine.decoding import Checkpoint
 from lensprune.protocols.requests import GenerateRequest, Request, Response
 from lensprune.runs.answers import AnswerLog
@@ -48,7 +48,7 @@ def answers_of(
     every: Sequence[Variant] | None = None,
     reference: Callable[[Sequence[Variant]], ReferenceActivations | None] = lambda variants: None,
 ) -> Iterator[VariantResponses]:
-    """Yield each variant's answers, in the order given, as an `Executor` does.
+    """Yield each variant's answers: in the order given, or by what they lack where the executor doesn't take ``known``.
 
     Args:
         log: answers in it are read, not requested again; new ones are added, and texts that are being written are kept
@@ -56,34 +56,40 @@ def answers_of(
         every: all variants that were ever run with this log, in the same order; ``None``: `variants`. The state of
             running texts may need some of which no answer is missing.
         reference: returns the reference activations that the variants need.
+
+    Raises:
+        UserError: as the executor; or answers can't be stored.
     """
     known = {} if log is None else log.read()
     wanted = {variant.name for variant in variants}
 
-    def report(name: str, rows: float) -> None:
+    def report(name: str, rows: float, *, known: bool = False) -> None:
         if name in wanted:
-            progress(name, rows)
+            progress(name, rows, known=known)
 
     # A registered executor need not take these.
     takes = inspect.signature(executor.run).parameters
     given: dict[str, Any] = {"on_work": report, "known": known}
     given = {name: value for name, value in given.items() if name in takes}
-    if (
-        log is not None
-        and {"known", "checkpoint"} <= takes.keys()
-        and any(isinstance(r, GenerateRequest) for r in requests)
-    ):
-        checkpoint = Checkpoint(log.checkpoint_path, log.write, partial(progress, known=True))
+    generates = any(isinstance(request, GenerateRequest) for request in requests)
+    if log is not None and generates and {"known", "checkpoint"} <= takes.keys():
+        checkpoint = Checkpoint(log.checkpoint_path, log.write, partial(report, known=True))
         given["checkpoint"] = checkpoint
-        needed = wanted | checkpoint.variants | checkpoint.beside
-        variants = [v for v in every or variants if v.name in needed]
-    activations = reference([v for v in variants if len(known.get(v.name, {})) < len(requests)])
+        others = (checkpoint.variants | checkpoint.beside) - wanted
+        with_others = [v for v in every or variants if v.name in wanted | others]
+        if len(with_others) == len(wanted | others) and not others & lacking(len(requests), with_others, known):
+            variants = with_others
+        else:
+            # Their cells were stored by workers, or are of another exchange: no answer is known.
+            checkpoint.drop()
+    incomplete = lacking(len(requests), variants, known)
+    activations = reference([variant for variant in variants if variant.name in incomplete])
     # Variants with the same missing answers run together; all do if the executor knows what is missing.
     together: dict[tuple[int, ...], list[Variant]] = defaultdict(list)
     for variant in variants:
         kept = known.get(variant.name, {})
-        if kept and variant.name in wanted:
-            progress(variant.name, len(kept), known=True)
+        if kept:
+            report(variant.name, len(kept), known=True)
         if "known" in given:
             kept = {}
         together[tuple(i for i in range(len(requests)) if i not in kept)].append(variant)
@@ -96,10 +102,14 @@ def answers_of(
                 report(name, len(answers))
 
         missing_requests = [requests[i] for i in missing]
+        if requests and not missing:
+            for variant in group:
+                yield VariantResponses(variant, tuple(known[variant.name][i] for i in range(len(requests))))
+            continue
         for answered in executor.run(missing_requests, group, reference=activations, on_answers=keep, **given):
             if answered.variant.name not in wanted:
                 continue
-            if log is not None:
+            if log is not None and generates:
                 # Its cell is about to be stored, which the state of running texts may not know of.
                 log.write()
             new = dict(zip(missing, answered.responses, strict=True))

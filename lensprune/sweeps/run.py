@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from lensprune.errors import UserError
 from lensprune.models.adapt import as_hooked_model
 from lensprune.models.base import ModelOrName
 from lensprune.results.run import Run
+from lensprune.runs.answers import remove_answers
 from lensprune.runs.cell_store import CellStore
 from lensprune.runs.folder import check_out_folder, read_spec
 from lensprune.runs.noise import noise_lines
@@ -362,7 +362,7 @@ def resume(
     if RunStore.is_complete(path) or (spec.stopping is not None and decided(Run.load(path))):
         run = Run.load(path)
         run.save()
-        shutil.rmtree(path / "answers", ignore_errors=True)
+        remove_answers(path)
         return run
     options = replace(_options_of(spec), **execution)
     if spec.execution.model is None:

@@ -117,8 +117,9 @@ def table(result: Result, n_tokens: int) -> str:
             f"| {killed.after:.0f} s | {killed.texts} of {result.texts} | {killed.resumed:.0f} s | {more:.0f} s "
             f"| {result.start:.0f} s | {lost:.0%} | {killed.differing} |"
         )
-    rows = f"{result.texts} texts of up to {n_tokens} tokens, all of them at once"
-    return "\n".join([*lines, "", f"{rows}; undisturbed {result.undisturbed:.0f} s."])
+    return "\n".join(
+        [*lines, "", f"{result.texts} texts of up to {n_tokens} tokens; undisturbed {result.undisturbed:.0f} s."]
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

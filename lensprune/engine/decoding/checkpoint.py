@@ -32,11 +32,11 @@ MAX_BYTES = 2**31
 
 MIN_SECONDS, MAX_SECONDS, MAX_SHARE, MAX_LOSS = 5.0, 600.0, 0.025, 0.05
 """The next state is due after `MIN_SECONDS`; later after a share `MAX_LOSS` of the time so far, or `MAX_SECONDS`. It is
-never due before writing takes no more than a share `MAX_SHARE` of the time."""
+is written so rarely that this takes at most a share `MAX_SHARE` of the time."""
 
-CAREFUL_SPEED, MEASURED_SECONDS = 2e8, 0.1
-"""Bytes per second that are assumed at first (a laptop's disk takes several times as many), and how long a write must
-take at least for its speed to count."""
+CAREFUL_SPEED, MEASURED_BYTES = 2e8, 2**26
+"""Bytes per second that are assumed at first (a laptop's disk takes several times as many), and how large a state must
+be for its speed to count."""
 
 _ABOUT = "about.json"
 _BFLOAT16 = "bfloat16"
@@ -55,7 +55,7 @@ class Saved:
                 raise zipfile.BadZipFile("a checksum doesn't match")
             self.about: dict[str, Any] = json.loads(self._zip.read(_ABOUT))
             names = [*self.about["variants"], *self.about["beside"]]
-            facts = {"version", "requests", "types", "table", "rows", "kv_bytes", "is_single"}
+            facts = {"version", "requests", "types", "table", "rows", "kv_bytes"}
             if not all(isinstance(name, str) for name in names) or not facts <= self.about.keys():
                 raise zipfile.BadZipFile("it lacks facts")
         except BaseException:
@@ -87,7 +87,7 @@ class Saved:
 class Checkpoint:
     """The file for some requests under some variants, read at the start and replaced from time to time.
 
-    A file that can't be read gives a warning, and counts as none, as one of another version does.
+    A file that can't be read counts as none, with a warning; one of another version, without.
 
     Args:
         path: the file; neither it nor its folder need exist.
@@ -130,14 +130,23 @@ class Checkpoint:
         self._saved = None
         about = saved.about
         fits = about["rows"] <= limits.rows and about["kv_bytes"] <= limits.kv_bytes
-        if (fits or about["is_single"]) and all(i in requests for i in about["requests"]):
+        # A single row may take more than the limits.
+        if not fits and len(about["requests"]) > 1:
+            logger.warning(f"{self._path} needs more memory than this run may use: unfinished texts begin again")
+        elif all(i in requests for i in about["requests"]):
             return saved
         saved.close()
         return None
 
+    def drop(self) -> None:
+        """Forget the stored state, which is of no use here."""
+        if self._saved is not None:
+            self._saved.close()
+        self._saved = None
+
     def due(self) -> bool:
-        """Whether it is time to store a state, if it isn't too large."""
-        return self._active and self._clock() >= self._due_at
+        """Whether it is time to store a state: not while a stored one is still to be taken."""
+        return self._active and self._saved is None and self._clock() >= self._due_at
 
     def write(self, about: Mapping[str, Any], arrays: Iterable[tuple[str, Array]], kv_bytes: int) -> None:
         """Replace the file, unless the state has too many bytes, or writing it would take too long for so short a run.
@@ -149,6 +158,7 @@ class Checkpoint:
         if kv_bytes > MAX_BYTES or kv_bytes / self.speed > MAX_SHARE * (began - self._began):
             return
         self._before_write()
+        began = self._clock()
         try:
             self._path.parent.mkdir(exist_ok=True)
             write_atomically(self._path, partial(_fill, about, arrays))
@@ -160,7 +170,7 @@ class Checkpoint:
             logger.warning(f"{reason}; texts that are being written are no longer kept, should the run be stopped")
             return
         now = self._clock()
-        if now - began > MEASURED_SECONDS:
+        if kv_bytes >= MEASURED_BYTES and now > began:
             Checkpoint.speed = kv_bytes / (now - began)
         share, loss = (now - began) / MAX_SHARE, (now - self._began) * MAX_LOSS
         self._due_at = now + max(MIN_SECONDS, share, min(loss, MAX_SECONDS))
@@ -200,6 +210,7 @@ def _fill(about: Mapping[str, Any], arrays: Iterable[tuple[str, Array]], path: P
     with zipfile.ZipFile(path, "w") as file:
         for name, array in arrays:
             types[name] = str(array.dtype).removeprefix("torch.")
-            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            # With a date of its own, since a zip knows none before 1980.
+            with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, _in_numpy(array), allow_pickle=False)
-        file.writestr(_ABOUT, json.dumps({**about, "version": __version__, "types": types}))
+        file.writestr(zipfile.ZipInfo(_ABOUT), json.dumps({**about, "version": __version__, "types": types}))

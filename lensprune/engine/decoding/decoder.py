@@ -176,6 +176,9 @@ class GroupDecoder:
     ) -> tuple[dict[str, Any], Iterator[tuple[str, Array]]]:
         """What `_restored` needs, before tokens are chosen: facts for the file, and arrays by name."""
         groups = [group for group, _ in self._running(rows)]
+        # Of the variants that wait, at least one will run at a time.
+        waiting = range(self._admitted, len(self._table.variants))
+        alone = [rows, *(own for v in waiting if len(own := self._rows_of(range(v, v + 1))))]
 
         def arrays() -> Iterator[tuple[str, Array]]:
             yield "rows", rows
@@ -190,9 +193,8 @@ class GroupDecoder:
         about = {
             "variants": [variant.name for variant in self._table.variants],
             "table": self._table.fingerprint,
-            "rows": len(rows),
-            "is_single": len(np.unique(self._table.variant_of(rows))) == 1,
-            "kv_bytes": self._table.most_kv_bytes(rows, self._model.facts) + self._clean_bytes(self._admitted - 1),
+            "rows": max(len(own) for own in alone),
+            "kv_bytes": max(self._most_kv_bytes(own) for own in alone),
             "admitted": self._admitted,
             "largest": self._largest,
             "groups": [(group.variants.start, group.variants.stop) for group in groups],
@@ -308,8 +310,7 @@ class GroupDecoder:
         fitting = 0
         for last in range(first, first + waiting):
             rows = np.concatenate([running, self._rows_of(range(first, last + 1))])
-            held = table.most_kv_bytes(rows, self._model.facts) + self._clean_bytes(last)
-            if len(rows) > limits.rows or held > limits.kv_bytes:
+            if len(rows) > limits.rows or self._most_kv_bytes(rows, last) > limits.kv_bytes:
                 break
             fitting += 1
         if not len(running):
@@ -347,6 +348,11 @@ class GroupDecoder:
         n_layers = min(self._table.n_layers, int(self._table.firsts[last]) + 1)
         tokens = len(prompts) * prompts.width + prompts.shared_tokens
         return kv_bytes_per_token(self._model.facts) * n_layers * tokens
+
+    def _most_kv_bytes(self, rows: np.ndarray, last: int | None = None) -> int:
+        """Most bytes of keys and values that the rows may come to, whose last variant, in the table, is `last`."""
+        last = int(self._table.variant_of(rows[-1:])[0]) if last is None else last
+        return self._table.most_kv_bytes(rows, self._model.facts) + self._clean_bytes(last)
 
     def _kv_bytes(self, rows: np.ndarray) -> int:
         """Keys and values in bytes, as the running rows take one more token."""

@@ -301,21 +301,28 @@ def test_facts_that_are_none_are_passed_over(
     assert "(it is damaged): unfinished texts begin again" in caplog.text
 
 
-def test_any_flipped_bit_is_found(watched: Watched, tmp_path: Path) -> None:
-    """In the arrays as in the zip's own tables; a file with one that changes nothing may be read."""
+def test_a_flipped_bit_is_found_or_changes_nothing(watched: Watched, tmp_path: Path) -> None:
+    """In the arrays as in the zip's own tables."""
+
+    def arrays() -> dict[str, bytes]:
+        saved = Checkpoint(path)._saved
+        assert saved is not None
+        return {name: saved.array(name).tobytes() for name in saved.about["types"]}
+
     path, rng = tmp_path / "state", np.random.default_rng(0)
     stopped(watched, ForkedExecutor(tiny("llama")), path)
-    data, found = path.read_bytes(), 0
+    data, whole, found = path.read_bytes(), arrays(), 0
     places = [*rng.integers(0, len(data), 100), *rng.integers(len(data) - 4000, len(data), 100)]
     for place in places:
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << int(rng.integers(8))]) + data[place + 1 :])
-        found += not Checkpoint(path).variants
+        if Checkpoint(path).variants:
+            assert arrays() == whole
+        else:
+            found += 1
     assert found > 0.7 * len(places)
 
 
-def test_a_file_that_may_not_be_read_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "state").mkdir()
     Checkpoint(tmp_path / "state")
     assert "state (Is a directory): unfinished texts begin again" in caplog.text
@@ -363,6 +370,35 @@ def test_a_state_larger_than_the_budgets_is_passed_over(what: str, watched: Watc
     assert watched.steps == without
     assert watched.run(ForkedExecutor(model, **limit), requests, variants, None, -1, known, kept) == expected
     assert watched.steps < without
+
+
+def test_texts_of_waiting_variants_must_fit_as_well(watched: Watched, tmp_path: Path) -> None:
+    """The chunk of requests was chosen for larger budgets."""
+    model, path = tiny("llama"), tmp_path / "state"
+    requests, variants = texts_of(model), [CLEAN, *each_layer(model)]
+    expected = watched.run(ForkedExecutor(model), requests, variants, None)
+    # One variant after another.
+    one = ForkedExecutor(model, max_kv_bytes=max(ChunkSize(model.facts, requests).kv_bytes([v]) for v in variants))
+    with pytest.raises(Stopped):
+        watched.run(one, requests, variants, None, 39, None, path, 1)
+    about = Checkpoint(path)._saved.about  # type: ignore[union-attr]
+    assert about["admitted"] < len(variants)
+    less = ForkedExecutor(model, max_kv_bytes=about["kv_bytes"] // 2)
+    known = watched.answers
+    found, peaks = [], []
+    advance = GroupDecoder._advance
+
+    def watch_peak(decoder: GroupDecoder, rows: Any, tokens: Any) -> Any:
+        hidden = advance(decoder, rows, tokens)
+        peaks.append(decoder.peak_kv_bytes)
+        return hidden
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(GroupDecoder, "_advance", watch_peak)
+        found = watched.run(less, requests, variants, None, -1, known, path)
+    assert found == expected
+    assert watched.spared == 0
+    assert 0 < max(peaks) <= about["kv_bytes"] // 2
 
 
 def test_blocks_of_variants_hold_those_of_the_state_together(
@@ -520,6 +556,12 @@ def test_a_short_run_writes_only_what_takes_little_of_its_time(tmp_path: Path, m
     now = 0.0
     monkeypatch.setattr(Checkpoint, "speed", 1e8)
     kept = Checkpoint(tmp_path / "state", clock=lambda: now)
+
+    def in_a_second() -> Any:
+        nonlocal now
+        now += 1
+        yield "a", torch.zeros(3)
+
     for seconds in (5.0, 10.0, 39.0):
         now = seconds
         assert kept.due()
@@ -527,5 +569,11 @@ def test_a_short_run_writes_only_what_takes_little_of_its_time(tmp_path: Path, m
         assert not kept.due()
         assert not (tmp_path / "state").exists()
     now = 45.0
-    kept.write({}, [], 10**8)
+    kept.write({}, in_a_second(), 10**8)
     assert (tmp_path / "state").exists()
+    assert Checkpoint.speed == 1e8
+    # A small state says nothing of the disk's speed.
+    kept.write({}, in_a_second(), 10**4)
+    assert Checkpoint.speed == 1e8
+    kept.write({}, in_a_second(), 7 * 10**7)
+    assert Checkpoint.speed == 7e7

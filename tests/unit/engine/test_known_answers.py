@@ -14,6 +14,7 @@ from lensprune.ablation import CLEAN, Ablation, Attention, Layer, Variant, colle
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.decoding import ChunkSize, decoder
 from lensprune.engine.decoding.decoder import GroupDecoder
+from lensprune.errors import UserError
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import (
     GenerateRequest,
@@ -102,6 +103,25 @@ def test_only_what_is_missing_is_run_and_reported(executor: Any, family: str) ->
         for mine, whole in zip(filled, expected, strict=True):
             if mine.variant in forked:
                 assert scores(mine.responses) == scores(whole.responses)
+
+
+@pytest.mark.parametrize("executor", [HookedExecutor, ForkedExecutor])
+def test_complete_variants_need_no_reference(executor: Any) -> None:
+    """Whether they run by hooks or not."""
+    model = tiny("llama")
+    requests = [*likelihood_requests(model)[:2], *requests_for(model)[:2]]
+    cut = Variant("cut too", (Ablation(Attention(1), "cut", at="last", source="0"), Ablation(Layer(2), "mean")))
+    variants = [*each_layer(model, "mean"), CLEAN, cut]
+    known: Known = {v.name: {i: GIVEN[type(r)] for i, r in enumerate(requests)} for v in variants if v != CLEAN}
+    expected = next(executor(model).run(requests, [CLEAN]))
+    found = list(executor(model).run(requests, variants, known=known))
+    assert [a.variant for a in found] == variants
+    for answered in found:
+        own = known.get(answered.variant.name)
+        assert answered.responses == (expected.responses if own is None else tuple(own.values()))
+    del known[variants[1].name][0]
+    with pytest.raises(UserError, match=r"L1\S*mean needs reference activations"):
+        list(executor(model).run(requests, variants, known=known))
 
 
 def scores(responses: Sequence[Response]) -> list[LoglikelihoodResponse]:

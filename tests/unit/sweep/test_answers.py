@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 
 import lensprune as lp
-from lensprune.ablation import CLEAN
+from lensprune.ablation import CLEAN, Variant
 from lensprune.engine import ForkedExecutor
 from lensprune.engine.base import VariantResponses
 from lensprune.engine.decoding import Checkpoint, checkpoint, decoder
@@ -102,11 +104,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> lp.Run:
 
 def same_as(run: lp.Run, whole: lp.Run) -> int:
     """Fails unless the records are the same; returns how many are missing."""
+    missing = len(whole.records()) - len(run.records())
     pd.testing.assert_frame_equal(run.records(), whole.records())
     assert whole.records()["correct"].nunique() == 2
     assert run.folder is not None
     assert not list((run.folder / "answers").glob("*"))
-    return len(whole.records()) - len(run.records())
+    return missing
 
 
 def stopping(monkeypatch: pytest.MonkeyPatch, after: int, stop: Any) -> list[int]:
@@ -114,8 +117,8 @@ def stopping(monkeypatch: pytest.MonkeyPatch, after: int, stop: Any) -> list[int
     counted: list[int] = []
     run = decoder.GroupDecoder.run
 
-    def counting(self: decoder.GroupDecoder, *arguments: Any) -> Iterator[Any]:
-        for answered in run(self, *arguments):
+    def counting(self: decoder.GroupDecoder, *arguments: Any, **given: Any) -> Iterator[Any]:
+        for answered in run(self, *arguments, **given):
             if len(counted) == after:
                 stop()
             counted.append(answered[0])
@@ -171,7 +174,7 @@ def test_a_stopped_sweep_asks_only_for_the_rest(
         assert runs == [(6, n_missing)]
     else:
         # Only variants that lack the same texts run together.
-        assert sum(variants for _, variants in runs) == n_missing
+        assert sum(requests * variants for requests, variants in runs) == ROWS - after
         assert min(requests for requests, _ in runs) < 6
 
 
@@ -303,3 +306,57 @@ def test_a_checkpoint_goes_only_to_executors_that_know_answers(tmp_path: Path) -
     assert given[0]["checkpoint"] is None
     assert isinstance(given[1]["checkpoint"], Checkpoint)
     assert given[1]["known"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["forked", "hooked", "without known"])
+def test_a_complete_variant_whose_cell_is_missing_needs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    """Killed between its last answer and its cell, a mean ablation's reference is not collected again."""
+    out = tmp_path / "run"
+    options = SWEEP | {"variants": lp.VariantSelection("attention", "mean"), "executor": executor.split(maxsplit=1)[0]}
+    if executor == "without known":
+        options["executor"] = "forked"
+        watch_runs(monkeypatch, takes_known=False)
+    whole = lp.sweep("toy-distilled", CHAINS, "generate", out=tmp_path / "whole", **options)
+    stored: list[object] = []
+
+    def stop_at_the_second(self: RunStore, *cell: Any) -> None:
+        if stored:
+            raise KeyboardInterrupt
+        stored.append(write(self, *cell))
+
+    write = RunStore.write
+    with monkeypatch.context() as patched:
+        patched.setattr(RunStore, "write", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            lp.sweep("toy-distilled", CHAINS, "generate", out=out, **options)
+    [path] = (out / "answers").glob("*.jsonl")
+    assert max(len(own) for name, own in AnswerLog(path).read().items() if name != "clean") == 6
+    same_as(lp.resume(out, progress=False), whole)
+
+
+def test_a_state_of_variants_that_workers_stored_is_dropped(tmp_path: Path) -> None:
+    """No answer of theirs is known: they are not written again."""
+    kept, variants = log(tmp_path), [CLEAN, Variant("a"), Variant("b")]
+    kept.checkpoint_path.parent.mkdir()
+    about = {"variants": ["clean", "a"], "beside": [], "requests": [0], "table": 0, "rows": 1, "kv_bytes": 1}
+    with zipfile.ZipFile(kept.checkpoint_path, "w") as file:
+        file.writestr("about.json", json.dumps({**about, "types": {}, "version": lp.__version__}))
+    given: list[list[str]] = []
+
+    class Knowing:
+        name = "knowing"
+
+        def run(self, requests: Any, variants: Any, *, known: Any, checkpoint: Any, **rest: Any) -> Iterator[Any]:
+            given.append([v.name for v in variants] + sorted(checkpoint.variants))
+            yield from (VariantResponses(v, (GIVEN[5],) * len(requests)) for v in variants)
+
+    requests = [GenerateRequest((1, 2), ("x",), 3)]
+    found = answers_of(requests, variants[1:], Knowing(), lambda *_, **__: None, kept, every=variants)
+    assert [answered.variant.name for answered in found] == ["a", "b"]
+    kept.add("clean", {0: GIVEN[5]})
+    kept.write()
+    list(answers_of(requests, variants[1:], Knowing(), lambda *_, **__: None, kept, every=variants))
+    assert given == [["a", "b"], ["clean", "a", "b", "a", "clean"]]
