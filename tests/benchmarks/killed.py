@@ -63,6 +63,8 @@ def save_model(folder: Path) -> Path:
     path = made / "generation_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps({**config, "eos_token_id": [2, *ENDINGS]}), encoding="utf-8")
+    # Its pages would be written to disk while the sweep waits for its own.
+    os.sync()
     return made
 
 
