@@ -94,7 +94,7 @@ ROWS = (
     Row(
         "workers that die and hang at random (simulated)",
         "every cell is stored once",
-        ("tests/unit/sweep/test_crew.py::test_workers_that_die_and_hang_at_random_lose_nothing",),
+        ("tests/unit/sweep/test_scheduler.py::test_workers_that_die_and_hang_at_random_lose_nothing",),
     ),
     Row(
         "variant names that would leave the run folder",

@@ -1,4 +1,4 @@
-"""The page of pitfalls: a table whose every row names tests that exist."""
+"""Tables of tests name tests that exist: the page of pitfalls, and those that commands fill in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from tests import families_table, faults_table
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = ["library", "what one expects", "what happens", "what lensprune does", "test"]
@@ -39,6 +41,14 @@ def test_every_row_is_whole_and_names_tests_that_exist(row: list[str]) -> None:
     for file, name in named:
         assert name in defined_in(ROOT / "tests" / file), f"{file} has no {name}"
         assert name.rpartition("::")[2].startswith("test_")
+
+
+@pytest.mark.parametrize(
+    "named", [*(test for row in faults_table.ROWS for test in row.tests), *families_table.CHECKS.values()]
+)
+def test_tables_that_commands_fill_in_name_tests_that_exist(named: str) -> None:
+    file, _, name = named.partition("::")
+    assert name in defined_in(ROOT / file), f"{file} has no {name}"
 
 
 def test_a_test_that_is_gone_is_seen() -> None:

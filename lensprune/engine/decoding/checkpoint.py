@@ -210,7 +210,7 @@ def _fill(about: Mapping[str, Any], arrays: Iterable[tuple[str, Array]], path: P
     with zipfile.ZipFile(path, "w") as file:
         for name, array in arrays:
             types[name] = str(array.dtype).removeprefix("torch.")
-            # With a date of its own, since a zip knows none before 1980.
+            # With a fixed date: zips know none before 1980, which a machine's clock may show.
             with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, _in_numpy(array), allow_pickle=False)
         file.writestr(zipfile.ZipInfo(_ABOUT), json.dumps({**about, "version": __version__, "types": types}))

@@ -514,6 +514,19 @@ def test_a_state_that_cannot_be_written_is_said_once(
     assert executor.limits == ForkedExecutor(executor.model).limits
 
 
+def test_a_clock_that_zips_do_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They count from 1980 on; a machine's clock may stand before."""
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    with zipfile.ZipFile(tmp_path / "zip", "w") as file, pytest.raises(ValueError, match="1980"):
+        file.writestr("a", b"")
+    now = 0.0
+    kept = Checkpoint(tmp_path / "state", clock=lambda: now)
+    now = 5.0
+    kept.write({}, [("a", torch.ones(3))], 1)
+    with zipfile.ZipFile(tmp_path / "state") as written:
+        assert written.namelist() == ["a.npy", "about.json"]
+
+
 def test_when_a_state_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "speed", checkpoint.CAREFUL_SPEED)
     now = 100.0
