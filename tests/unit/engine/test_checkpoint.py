@@ -256,6 +256,16 @@ def test_a_state_of_other_requests_or_variants_is_passed_over(
     assert watched.steps == n_steps
 
 
+def whole_and_stopped(watched: Watched, path: Path) -> Any:
+    """An executor with its requests and variants, their answers and steps in a whole run, and the answers of one that
+    is `stopped`."""
+    executor = ForkedExecutor(tiny("llama"))
+    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
+    expected = watched.run(executor, requests, variants, None)
+    n_steps = watched.steps
+    return executor, requests, variants, expected, n_steps, stopped(watched, executor, path)
+
+
 def rewritten(path: Path, name: str, data: bytes) -> None:
     """Change one entry of the file, with the right checksum."""
     with zipfile.ZipFile(path) as file:
@@ -270,11 +280,8 @@ def rewritten(path: Path, name: str, data: bytes) -> None:
 def test_a_damaged_state_is_passed_over(
     damage: str, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor, path = ForkedExecutor(tiny("llama")), tmp_path / "state"
-    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
-    expected = watched.run(executor, requests, variants, None)
-    n_steps = watched.steps
-    known = stopped(watched, executor, path)
+    path = tmp_path / "state"
+    executor, requests, variants, expected, n_steps, known = whole_and_stopped(watched, path)
     data = path.read_bytes()
     if damage == "cut short":
         path.write_bytes(data[:-100])
@@ -332,11 +339,8 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, caplog: pytest.LogC
 def test_a_state_that_does_not_fit_is_passed_over(
     changed: str, watched: Watched, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor, path = ForkedExecutor(tiny("llama")), tmp_path / "state"
-    requests, variants = texts_of(executor.model), [CLEAN, *each_layer(executor.model)]
-    expected = watched.run(executor, requests, variants, None)
-    n_steps = watched.steps
-    known = stopped(watched, executor, path)
+    path = tmp_path / "state"
+    executor, requests, variants, expected, n_steps, known = whole_and_stopped(watched, path)
     with zipfile.ZipFile(path) as file:
         other, about = file.read("clean.0.0.npy"), json.loads(file.read("about.json"))
     if changed == "about":
