@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 from lensprune.ablation import (
     CLEAN,
@@ -22,7 +23,7 @@ from lensprune.ablation import (
 from lensprune.models.base import HookedModel
 from lensprune.protocols.requests import GenerateRequest, Request
 
-__all__ = ["REFERENCE_PROMPTS", "requests_for", "variants_for"]
+__all__ = ["REFERENCE_PROMPTS", "requests_for", "requests_for_windows", "variants_for"]
 
 REFERENCE_PROMPTS = [[10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33, 34, 35]]
 PREFIXES = (
@@ -38,6 +39,18 @@ def requests_for(model: HookedModel, new_tokens: int = 14) -> list[Request]:
     texts = [prefix + ending for prefix in PREFIXES for ending in ENDINGS] + [PREFIXES[0], "Alone"]
     requests = [GenerateRequest(tuple(encode(text)), ("\x00",), new_tokens - i % 4 * 3) for i, text in enumerate(texts)]
     return [*requests, replace(requests[2], max_new_tokens=2), replace(requests[2], until=("e", "\x00"))]
+
+
+def requests_for_windows(new_tokens: int = 10) -> list[Request]:
+    """Prompts of token ids: two shared prefixes, of 50 and 40 tokens, with 1 to 14 tokens after them, and one alone."""
+    rng = Random(0)
+    rests = [tuple(rng.randrange(60, 200) for _ in range(length)) for length in (1, 2, 3, 9, 14, 6)]
+    prompts = [
+        *(tuple(range(5, 55)) + rest for rest in rests[:5]),
+        *(tuple(range(15, 55)) + rest for rest in rests[1:4]),
+        rests[5],
+    ]
+    return [GenerateRequest(prompt, ("\x00",), new_tokens) for prompt in prompts]
 
 
 def variants_for(model: HookedModel) -> list[Variant]:

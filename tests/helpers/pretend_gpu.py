@@ -403,19 +403,17 @@ def _triton_checked(plain: Callable[..., None]) -> Callable[..., None]:
     """`attend_rows` for tensors on the device, as checked as a launch, computed by `plain` on what they hold."""
 
     def attend_rows(q: Any, new: Any, z: Any, keys: Any, scaling: float, **options: Any) -> None:
-        more, seen = options.get("more"), options.get("seen")
+        others = {name: own for name in ("more", "seen", "edges") if (own := options.get(name)) is not None}
         tensors = [q, *new, z]
-        tensors += [getattr(k, f.name) for k in (keys, more, seen) if k is not None for f in fields(k)]
+        tensors += [getattr(own, f.name) for own in (keys, *others.values()) for f in fields(own)]
         tensors = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
         _all_on_one("attend_rows", tensors)
-        for tensor in (q, *new, z, keys.k, keys.v, *(() if seen is None else [seen.out])):
+        read = [t for own in (keys, *others.values()) for t in (getattr(own, name, None) for name in ("k", "v", "out"))]
+        for tensor in (q, *new, z, *(tensor for tensor in read if tensor is not None)):
             if tensor.stride(-1) != 1:
                 refuse("attend_rows", f"strides {tensor.stride()} of what the kernel reads along the last dimension")
         _kernel("triton.attend_rows")
-        if more is not None:
-            options["more"] = _held(more)
-        if seen is not None:
-            options["seen"] = _held(seen)
+        options.update({name: _held(own) for name, own in others.items()})
         plain(unwrapped(q), unwrapped(tuple(new)), unwrapped(z), _held(keys), scaling, **options)
 
     return attend_rows

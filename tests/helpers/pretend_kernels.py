@@ -145,7 +145,8 @@ def attend_rows(
     *,
     more: Any = None,
     seen: Any = None,
-    seen_from: int = 0,
+    edges: Any = None,
+    row_from: int = 0,
 ) -> None:
     """What `row_kernel.attend_rows` does, one query after another."""
     n_kv = keys.k.shape[1]
@@ -159,12 +160,17 @@ def attend_rows(
         if more is not None:
             other = int(more.index[i])
             k, v = (torch.cat([t, own[other, :, more.first : more.end]], 1) for t, own in ((k, more.k), (v, more.v)))
+        their = i if keys.calls is None else row + row_from
+        if edges is not None:
+            start, size, *lengths = edges.spans[their].tolist()
+            seen_from, all_see = (min(max(length + edges.shift, 0), size) for length in lengths)
+            group, columns = int(edges.group[their]), slice(start + seen_from, start + all_see)
+            k, v = (torch.cat([t, own[group, :, columns]], 1) for t, own in ((k, edges.k), (v, edges.v)))
         scores = torch.einsum("grd,gkd->grk", q[call].unflatten(0, (n_kv, -1)).float(), k.float()) * scaling
         lse = scores.logsumexp(-1)
         out = torch.einsum("grk,gkd->grd", torch.exp(scores - lse[..., None]), v.float()).flatten(0, 1)
         lse = lse.flatten()
         if seen is not None:
-            their = i if keys.calls is None else row + seen_from
             here = int(seen.group[their]), slice(None), int(seen.place[their])
             both = torch.logaddexp(lse, seen.lse[here])
             out = out * torch.exp(lse - both)[:, None]

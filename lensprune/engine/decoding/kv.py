@@ -8,7 +8,7 @@ have the same prompt and the same generated tokens share one history, whatever t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,11 +34,12 @@ def columns_for(step: int, most: int) -> int:
 class PromptKV:
     """One model's keys and values of a prompt set at one layer.
 
-    `rest`: [prompt, kv_head, width, d_head] each, zero where padded; `prefixes`: [kv_head, length, d_head] each.
+    `rest`: [prompt, kv_head, width, d_head] each, zero where padded; `shared`: [kv_head, shared, d_head] each, of all
+    shared prefixes, one after another.
     """
 
     rest: Pair
-    prefixes: list[Pair]
+    shared: Pair
 
     @classmethod
     def of(cls, prompts: PromptSet, k: torch.Tensor, v: torch.Tensor) -> PromptKV:
@@ -47,18 +48,17 @@ class PromptKV:
         padded = ~prompts.real.to(k.device)[:, None, :, None]
         rest = tuple(t[:, index].transpose(0, 1).masked_fill(padded, 0) for t in (k, v))
         spans = [slice(prefix.start, prefix.end) for prefix in prompts.prefixes]
-        return cls((rest[0], rest[1]), [(k[:, span].clone(), v[:, span].clone()) for span in spans])
+        shared = tuple(torch.cat([t[:, :0], *(t[:, span] for span in spans)], dim=1) for t in (k, v))
+        return cls((rest[0], rest[1]), (shared[0], shared[1]))
 
     def state(self) -> Iterator[torch.Tensor]:
         """All tensors, in the order that `restored` takes."""
-        yield from self.rest
-        for pair in self.prefixes:
-            yield from pair
+        yield from (*self.rest, *self.shared)
 
     @classmethod
     def restored(cls, tensors: Sequence[torch.Tensor]) -> PromptKV:
-        rest, *prefixes = _pairs(tensors)
-        return cls(rest, prefixes)
+        rest, shared = _pairs(tensors)
+        return cls(rest, shared)
 
 
 CleanKV = dict[int, PromptKV]
@@ -81,13 +81,13 @@ class Block:
 class VariantKV:
     """Keys and values, at one layer, of the rows whose variant already differs from the clean model below it.
 
-    Rows are numbered through the blocks; within a block, those of one variant follow those of another. `prefixes`
-    [variant, kv_head, length, d_head].
+    Rows are numbered through the blocks; within a block, those of one variant follow those of another. `shared`
+    [variant, kv_head, shared, d_head] each holds the shared prefixes, one after another.
     """
 
     blocks: list[Block]
     most: int
-    prefixes: list[Pair] = field(default_factory=list)
+    shared: Pair
 
     @classmethod
     def empty(
@@ -108,8 +108,8 @@ class VariantKV:
         for size, width in zip(sizes, widths, strict=True):
             shape = (size, n_kv, width + _allocated(first, 0, most), d_head)
             blocks.append(Block(width, (first.new_empty(shape), first.new_empty(shape))))
-        prefixes = [(k.new_empty(n_variants, *k.shape), v.new_empty(n_variants, *v.shape)) for k, v in like.prefixes]
-        return cls(blocks, most, prefixes)
+        k, v = like.shared
+        return cls(blocks, most, (k.new_empty(n_variants, *k.shape), v.new_empty(n_variants, *v.shape)))
 
     def fill(
         self, variant: int, part: PromptKV, firsts: Sequence[int], prompts: Sequence[Int[torch.Tensor, " row"]]
@@ -125,24 +125,21 @@ class VariantKV:
                 # Rests are aligned on the right.
                 begin = mine.shape[2] - block.width
                 whole[first : first + len(of_rows), :, : block.width] = mine[of_rows, :, begin:]
-        for whole_prefix, part_prefix in zip(self.prefixes, part.prefixes, strict=True):
-            for whole, mine in zip(whole_prefix, part_prefix, strict=True):
-                whole[variant] = mine
+        for whole, mine in zip(self.shared, part.shared, strict=True):
+            whole[variant] = mine
 
     def state(self, n_written: int) -> Iterator[torch.Tensor]:
         """All tensors, with the first `n_written` generated tokens, in the order that `restored` takes."""
         for block in self.blocks:
             for tensor in block.rest:
                 yield tensor[:, :, : block.width + n_written]
-        for pair in self.prefixes:
-            yield from pair
+        yield from self.shared
 
     @classmethod
     def restored(cls, tensors: Sequence[torch.Tensor], widths: Sequence[int], most: int) -> VariantKV:
         """With no room for further tokens until `make_room`."""
-        pairs = _pairs(tensors)
-        blocks = [Block(width, rest) for width, rest in zip(widths, pairs, strict=False)]
-        return cls(blocks, most, pairs[len(widths) :])
+        *rests, shared = _pairs(tensors)
+        return cls([Block(width, rest) for width, rest in zip(widths, rests, strict=True)], most, shared)
 
     def __len__(self) -> int:
         return sum(map(len, self.blocks))
@@ -159,7 +156,7 @@ class VariantKV:
         kept = [rows[(rows >= span.start) & (rows < span.stop)] - span.start for _, span in self.spans()]
         for block, mine in zip(self.blocks, kept, strict=True):
             self._move(block, step, mine)
-        self.prefixes = [(k[variants], v[variants]) for k, v in self.prefixes]
+        self.shared = self.shared[0][variants], self.shared[1][variants]
 
     def make_room(self, step: int) -> None:
         """Make room for generated token `step`."""

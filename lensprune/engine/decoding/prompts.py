@@ -148,5 +148,11 @@ class PromptSet:
         """Tokens of all shared prefixes."""
         return sum(prefix.end - prefix.start for prefix in self.prefixes)
 
+    @property
+    def shared_columns(self) -> list[slice]:
+        """Where each shared prefix is among all of them, one after another."""
+        ends = np.cumsum([0, *(prefix.end - prefix.start for prefix in self.prefixes)])
+        return [slice(int(start), int(end)) for start, end in pairwise(ends)]
+
     def __len__(self) -> int:
         return len(self.prompts)

@@ -21,7 +21,8 @@ from lensprune.engine.decoding.groups import kv_bytes_per_token
 from lensprune.engine.decoding.kv import CleanKV, HistoryKV, PromptKV, VariantKV, columns_for
 from lensprune.engine.decoding.rows import RowTable
 from lensprune.engine.decoding.shared_histories import SharedHistories, Split
-from lensprune.engine.decoding.step_attention import DecodeAttention, DivergedRows, LayerTokens, tables_by_group
+from lensprune.engine.decoding.step_attention import DecodeAttention
+from lensprune.engine.decoding.step_tables import DivergedRows, LayerTokens
 from lensprune.engine.decoding.steps import Step
 from lensprune.engine.edits import Rows, edits_by_layer
 from lensprune.models.base import ModelFacts
@@ -130,7 +131,6 @@ class RowGroup:
     def _index_diverged(self) -> None:
         """Work out which rows have a place in each layer's buffers, and group them by variant and shared prefix."""
         table, attention = self._table, self.attention
-        prompts = table.prompts
         memo: dict[tuple[int, ...], tuple[np.ndarray, DivergedRows]] = {}
         for layer in attention.diverged:
             held = tuple(v for v in self._held_variants() if table.differs_below(v, layer))
@@ -140,21 +140,9 @@ class RowGroup:
                 place = np.full(len(table), -1)
                 place[mine] = np.arange(len(mine))
                 variant = np.searchsorted(held, table.variant_of(mine))
-                prompt, block = table.prompt_of(mine), table.block_of(mine)
-                members = [np.flatnonzero((prompt >= p.first) & (prompt < p.last)) for p in prompts.prefixes]
-                tables = tables_by_group([(variant[rows], len(held), rows) for rows in members], self._device)
-                real = [self._real(prompt[block == number], width) for number, width in enumerate(prompts.widths)]
-                lengths = prompts.lengths[torch.from_numpy(prompt)].to(self._device)
-                begins = [None if mask is None else (~mask).sum(1) for mask in real]
-                memo[held] = place, DivergedRows(real, begins, tables, lengths)
+                prompt = table.prompt_of(mine)
+                memo[held] = place, DivergedRows.of(table.prompts, prompt, variant, table.most, self._device)
             self._diverged_place[layer], attention.diverged_rows[layer] = memo[held]
-
-    def _real(self, prompt: np.ndarray, width: int) -> Bool[torch.Tensor, "row width+generated"] | None:
-        """Which columns of a block are not padding, by its rows' prompts; ``None`` if there is no padding."""
-        real = self._table.prompts.real[torch.from_numpy(prompt), -width:]
-        if bool(real.all()):
-            return None
-        return torch.cat([real, real.new_ones(len(real), self._table.most)], dim=1).to(self._device)
 
     def _held_variants(self) -> list[int]:
         return [int(v) for v in np.unique(self._table.variant_of(self._dense))]
@@ -210,14 +198,16 @@ class RowGroup:
             step.history_of[rows[len(differing) :]] - step.needed(layer).start,
             self.attention.histories[layer].places if step.n_histories[layer] else place[:0],
         ]
-        return arrays + (self._by_block(layer, place) if self.attention.by_kernel else [])
+        return arrays + (self._for_kernel(layer, place) if len(place) and self.attention.by_kernel else [])
 
-    def _by_block(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
-        """Split diverged rows, given by their places in a layer's buffers, by block, with their places in the block."""
-        if not len(place):
-            return [place] * 2 * len(self._table.prompts.widths)
-        arrays = []
-        for _, span in self.attention.diverged[layer].spans():
+    def _for_kernel(self, layer: int, place: np.ndarray) -> list[np.ndarray]:
+        """`queries` and then `blocks` of `LayerTokens`, of diverged rows given by their places in a layer's buffers."""
+        diverged, arrays = self.attention.diverged[layer], []
+        row_at = np.zeros(len(diverged), dtype=np.int64)
+        row_at[place] = np.arange(len(place))
+        for index in self.attention.diverged_rows[layer].queries:
+            arrays.append(row_at[index])
+        for _, span in diverged.spans():
             inside = np.flatnonzero((place >= span.start) & (place < span.stop))
             arrays += [inside, place[inside] - span.start]
         return arrays
@@ -229,9 +219,11 @@ class RowGroup:
             history.copy(places, self.step)
         self.tokens = []
         """By layer."""
-        for layer, (diverged, starting, histories, *blocks) in enumerate(sent[:n_layers]):
+        n_prefixes = len(self._table.prompts.prefixes)
+        for layer, (diverged, starting, histories, *rest) in enumerate(sent[:n_layers]):
+            queries, blocks = rest[:n_prefixes], rest[n_prefixes:]
             pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
-            self.tokens.append(LayerTokens(layer, diverged, starting, histories, pairs))
+            self.tokens.append(LayerTokens(layer, diverged, starting, histories, pairs, queries))
         self.attention.begin_step(self.step, dict(zip(self._sizes, sent[n_layers:], strict=True)))
 
     def kv_bytes(self, running: np.ndarray) -> int:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 
-from lensprune.engine.decoding.row_keys import RowKeys, Seen
+from lensprune.engine.decoding.row_keys import RowKeys, Seen, WindowEdges
 
 __all__ = ["attend_rows"]
 
@@ -31,15 +31,17 @@ def attend_rows(
     *,
     more: RowKeys | None = None,
     seen: Seen | None = None,
-    seen_from: int = 0,
+    edges: WindowEdges | None = None,
+    row_from: int = 0,
 ) -> None:
     """Attention of one query per row, written to `z`; the new token's key and value are stored too.
 
     Args:
         new: key and value of each query's own token. They go to the last column, before `end`, of `more`, or of `keys`
             without `more`.
-        seen: attention to other keys, to be merged: that of row `keys.index[i] + seen_from` for the i-th query, or of
+        seen: attention to other keys, to be merged: that of row `keys.index[i] + row_from` for the i-th query, or of
             row i without `keys.calls`.
+        edges: further keys, with rows numbered as in `seen`.
     """
     n_queries = len(keys.index)
     if not n_queries:
@@ -50,6 +52,11 @@ def attend_rows(
     (k_new, v_new), none = new, keys.index
     out, lse, group, place = (z, z, none, none) if seen is None else (seen.out, seen.lse, seen.group, seen.place)
     strides = [0] * 6 if seen is None else [*out.stride()[:3], *lse.stride()]
+    edge_k, edge_v, edge_group, spans = (z, z, none, none)
+    edge_strides, shift = [0] * 3, 0
+    if edges is not None:
+        edge_k, edge_v, edge_group, spans = edges.k, edges.v, edges.group, edges.spans
+        edge_strides, shift = [*edges.k.stride()[:3]], edges.shift
     d_room = max(_MIN_DOT, triton.next_power_of_2(d_head))
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device_of(q):
@@ -61,12 +68,14 @@ def attend_rows(
             keys.k, keys.v, *keys.k.stride()[:3], keys.index, none if keys.begins is None else keys.begins, keys.first,
             keys.end,
             second.k, second.v, *second.k.stride()[:3], second.index, second.first, second.end,
-            out, lse, *strides, group, place, seen_from,
+            out, lse, *strides, group, place, row_from,
+            edge_k, edge_v, *edge_strides, edge_group, spans, shift,
             scaling,
             HAS_CALLS=keys.calls is not None,
             HAS_BEGINS=keys.begins is not None,
             HAS_MORE=more is not None,
             HAS_SEEN=seen is not None,
+            HAS_EDGES=edges is not None,
             GROUP=n_heads // n_kv,
             GROUP_ROOM=max(_MIN_DOT, triton.next_power_of_2(n_heads // n_kv)),
             D_HEAD=d_head,
@@ -77,8 +86,9 @@ def attend_rows(
 
 # Numbers that change from step to step, and tables whose addresses are aligned by chance: specialising on them would
 # recompile the kernel again and again.
-_CHANGING = ["a_first", "a_end", "b_first", "b_end", "seen_from", "out_group", "lse_group", "lse_head", "lse_place"]
+_CHANGING = ["a_first", "a_end", "b_first", "b_end", "row_from", "out_group", "lse_group", "lse_head", "lse_place"]
 _CHANGING += ["calls", "a_index", "a_begins", "b_index", "seen_lse", "seen_group", "seen_place"]
+_CHANGING += ["edge_group", "edge_spans", "shift"]
 
 
 @triton.jit(do_not_specialize=_CHANGING)
@@ -90,12 +100,14 @@ def _kernel(
     a_k, a_v, a_row, a_head, a_column, a_index, a_begins, a_first, a_end,
     b_k, b_v, b_row, b_head, b_column, b_index, b_first, b_end,
     seen_out, seen_lse, out_group, out_head, out_place, lse_group, lse_head, lse_place,
-    seen_group, seen_place, seen_from,
+    seen_group, seen_place, row_from,
+    edge_k, edge_v, edge_groups, edge_head, edge_column, edge_group, edge_spans, shift,
     scaling,
     HAS_CALLS: tl.constexpr,
     HAS_BEGINS: tl.constexpr,
     HAS_MORE: tl.constexpr,
     HAS_SEEN: tl.constexpr,
+    HAS_EDGES: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_ROOM: tl.constexpr,
     D_HEAD: tl.constexpr,
@@ -122,10 +134,10 @@ def _kernel(
     most = tl.sum(query.to(tl.float32) * key[None].to(tl.float32), 1) * scaling
     norm = tl.full((GROUP_ROOM,), 1.0, tl.float32)
     total = tl.zeros((GROUP_ROOM, D_ROOM), tl.float32) + value[None].to(tl.float32)
+    row = i
+    if HAS_CALLS:
+        row = mine + row_from
     if HAS_SEEN:
-        row = i
-        if HAS_CALLS:
-            row = mine + seen_from
         group, place = tl.load(seen_group + row), tl.load(seen_place + row)
         their_lse = seen_lse + group * lse_group + place * lse_place
         their_out = seen_out + group * out_group + place * out_place
@@ -136,6 +148,17 @@ def _kernel(
         so_far, other = tl.exp(before - most), tl.exp(lse - most)
         norm = so_far + other
         total = total * so_far[:, None] + out.to(tl.float32) * other[:, None]
+
+    if HAS_EDGES:
+        span = edge_spans + 4 * row
+        start, size = tl.load(span), tl.load(span + 1)
+        low = tl.minimum(tl.maximum(tl.load(span + 2) + shift, 0), size)
+        high = tl.minimum(tl.maximum(tl.load(span + 3) + shift, 0), size)
+        place = tl.load(edge_group + row) * edge_groups + kv * edge_head + start * edge_column
+        most, norm, total = _columns(
+            query, edge_k + place, edge_v + place, edge_column, low.to(tl.int32), high.to(tl.int32), scaling,
+            most, norm, total, d, real_d, COLUMNS,
+        )  # fmt: skip
 
     begin = a_first
     if HAS_BEGINS:

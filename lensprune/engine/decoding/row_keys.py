@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 
-__all__ = ["RowKeys", "Seen"]
+__all__ = ["RowKeys", "Seen", "WindowEdges"]
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,19 @@ class Seen:
     lse: Float[torch.Tensor, "group head place"]
     group: Int[torch.Tensor, " row"]
     place: Int[torch.Tensor, " row"]
+
+
+@dataclass(frozen=True)
+class WindowEdges:
+    """Keys and values of shared prefixes that, under a sliding window, some rows of a prefix see and others don't.
+
+    `spans`, as `shared_spans`, says which columns of `k` and `v` are a row's prefix, and how long its prompt and the
+    longest one are. A row sees its prefix from column (its length + `shift`) on, if that is not negative; the columns
+    that the row with the longest prompt sees, too, don't belong to the edge.
+    """
+
+    k: Float[torch.Tensor, "group kv_head shared d_head"]
+    v: Float[torch.Tensor, "group kv_head shared d_head"]
+    group: Int[torch.Tensor, " row"]
+    spans: Int[torch.Tensor, "row 4"]
+    shift: int

@@ -18,12 +18,12 @@ from jaxtyping import Bool, Float, Int
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.decoding.kv import CleanKV, HistoryKV, Pair, VariantKV
 from lensprune.engine.decoding.prompts import PromptSet
-from lensprune.engine.decoding.row_keys import RowKeys, Seen
-from lensprune.engine.decoding.steps import sent_at_once
+from lensprune.engine.decoding.row_keys import RowKeys, Seen, WindowEdges
+from lensprune.engine.decoding.step_tables import DivergedRows, HistoriesByPrompt, LayerTokens, Table, shared_spans
 from lensprune.engine.kernels import Partial, is_recent_gpu
 from lensprune.precision import accumulation_dtype, widened
 
-__all__ = ["DecodeAttention", "DivergedRows", "LayerTokens", "Table", "tables_by_group"]
+__all__ = ["DecodeAttention"]
 
 
 class _Keys(NamedTuple):
@@ -32,94 +32,6 @@ class _Keys(NamedTuple):
     k: Float[torch.Tensor, "group kv_head key d_head"]
     v: Float[torch.Tensor, "group kv_head key d_head"]
     allowed: Bool[torch.Tensor, "#group #row key"] | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Members of groups, padded to the largest group with member 0.
-
-    `group` and `place` say where each of `members`, which ascend, is in `index`.
-    """
-
-    index: Int[torch.Tensor, "group place"]
-    group: Int[torch.Tensor, " member"]
-    place: Int[torch.Tensor, " member"]
-    members: Int[torch.Tensor, " member"]
-
-    def __bool__(self) -> bool:
-        return len(self.members) > 0
-
-
-def tables_by_group(grouped: Sequence[tuple[np.ndarray, int, np.ndarray]], device: str | torch.device) -> list[Table]:
-    """Tables of (the group that each member belongs to, number of groups, members), in one transfer."""
-    if not grouped:
-        return []
-    return [Table(*tensors) for tensors in sent_at_once([_table_arrays(*group) for group in grouped], device)]
-
-
-def _table_arrays(group_of: np.ndarray, n_groups: int, members: np.ndarray) -> list[np.ndarray]:
-    """The fields of a `Table`, of ascending members."""
-    order = np.argsort(group_of, kind="stable")
-    counts = np.bincount(group_of, minlength=n_groups)
-    place = np.empty_like(group_of)
-    place[order] = np.arange(len(group_of)) - np.repeat(np.cumsum(counts) - counts, counts)
-    index = np.zeros((n_groups, counts.max(initial=0)), dtype=np.int64)
-    index[group_of, place] = members
-    return [index, group_of, place, members]
-
-
-@dataclass(frozen=True)
-class DivergedRows:
-    """Describes the rows of one layer's `VariantKV`; valid until rows are dropped from it.
-
-    `real`, by block, marks the columns that are not padding (``None``: no padding), and `begins` is the first such
-    column; `prefixes` holds, for each shared prefix, its rows by variant; `lengths` are those of the rows' prompts.
-    """
-
-    real: list[Bool[torch.Tensor, "row width+generated"] | None]
-    begins: list[Int[torch.Tensor, " row"] | None]
-    prefixes: list[Table]
-    lengths: Int[torch.Tensor, " row"]
-
-
-@dataclass
-class LayerTokens:
-    """Describes the tokens of one layer's call: histories first, then diverged rows, then rows about to diverge.
-
-    `histories`: the places, in the layer's `HistoryKV`, of the step's histories that are needed here; `diverged`: place
-    of each diverged row in the layer's `VariantKV`; `starting`: for each row whose variant changes at this very layer,
-    the history (by its number among `histories`) whose attention it takes over. `blocks`, if rows attend by a kernel:
-    which of the diverged rows are in each block of the `VariantKV`, and their places there.
-    """
-
-    layer: int
-    diverged: Int[torch.Tensor, " diverged"]
-    starting: Int[torch.Tensor, " starting"]
-    histories: Int[torch.Tensor, " history"]
-    blocks: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
-
-    @property
-    def diverged_range(self) -> tuple[int, int]:
-        """Where the diverged rows begin and end among the tokens."""
-        n = len(self.histories)
-        return n, n + len(self.diverged)
-
-
-@dataclass(frozen=True)
-class _ByPrompt:
-    """Histories grouped by prompt and by shared prefix, with their prompts and these prompts' lengths."""
-
-    rest: Table
-    prefixes: list[Table]
-    prompts: Int[torch.Tensor, " history"]
-    lengths: Int[torch.Tensor, " history"]
-
-    @classmethod
-    def of(cls, tensors: Sequence[torch.Tensor]) -> _ByPrompt:
-        """From the arrays of `DecodeAttention.arrays_of`, on the device."""
-        prompts, lengths, *fields = tensors
-        rest, *prefixes = (Table(*fields[i : i + 4]) for i in range(0, len(fields), 4))
-        return cls(rest, prefixes, prompts, lengths)
 
 
 @dataclass
@@ -143,24 +55,21 @@ class DecodeAttention:
         self._begins = None if self._real is None else (~self._real).sum(1)
         lengths = [self.prompts.lengths[p.first : p.last] for p in self.prompts.prefixes]
         self._lengths_with = [(int(own.min()), int(own.max())) for own in lengths]
+        self._shared_columns = self.prompts.shared_columns
+        self._shared_spans = shared_spans(self.prompts)
         self._attend_rows = rows_kernel(device)
         self._in_order: Pair = (torch.empty(0, dtype=torch.long, device=device),) * 2
-        self._by_prompt: dict[int, _ByPrompt] = {}
+        self._by_prompt: dict[int, HistoriesByPrompt] = {}
 
     def arrays_of(self, prompts: Int[np.ndarray, " history"]) -> list[np.ndarray]:
         """Index arrays that attention needs on the device for histories of these prompts; see `begin_step`."""
-        lengths = self.prompts.lengths.numpy()[prompts]
-        arrays = [prompts, lengths, *_table_arrays(prompts, len(self.prompts), np.arange(len(prompts)))]
-        for prefix in self.prompts.prefixes:
-            members = np.flatnonzero((prompts >= prefix.first) & (prompts < prefix.last))
-            arrays += _table_arrays(np.zeros(len(members), dtype=np.int64), 1, members)
-        return arrays
+        return HistoriesByPrompt.arrays(self.prompts, self._shared_spans, prompts)
 
     def begin_step(self, step: int, by_prompt: Mapping[int, Sequence[torch.Tensor]]) -> None:
         """Set the step. `by_prompt` maps the number of histories in a layer's call to `arrays_of` their prompts, on the
         device."""
         self.step = step
-        self._by_prompt = {size: _ByPrompt.of(tensors) for size, tensors in by_prompt.items()}
+        self._by_prompt = {size: HistoriesByPrompt.sent(tensors) for size, tensors in by_prompt.items()}
 
     def attend(
         self,
@@ -186,7 +95,7 @@ class DecodeAttention:
 
     @property
     def by_kernel(self) -> bool:
-        """Whether rows may attend by a kernel, so that `LayerTokens.blocks` is needed."""
+        """Whether rows may attend by a kernel, so that `blocks` and `queries` of `LayerTokens` are needed."""
         return self._attend_rows is not None
 
     def _attend_in_few_calls(
@@ -215,15 +124,12 @@ class DecodeAttention:
         """Write to `z` the attention of diverged rows; all tensors cover these only."""
         assert self._attend_rows is not None
         diverged, rows = self.diverged[tokens.layer], self.diverged_rows[tokens.layer]
-        seen = None
-        if diverged.prefixes:
-            padded = q.new_empty(len(diverged), *q.shape[1:])
-            padded[tokens.diverged] = q
-            seen = self._seen_prefixes(padded, rows.prefixes, diverged.prefixes, rows.lengths, settings)
+        seen = self._seen_prefixes(q, tokens.queries, rows.prefixes, len(diverged), diverged.shared, settings)
+        edges = self._window_edges(diverged.shared, rows.variant, rows.spans, settings)
         for (block, span), begins, (calls, places) in zip(diverged.spans(), rows.begins, tokens.blocks, strict=True):
             end = block.width + self.step + 1
             keys = RowKeys(*block.rest, places, end, begins, calls, _first_seen(end, settings.window))
-            self._attend_rows(q, (k, v), z, keys, settings.scaling, seen=seen, seen_from=span.start)
+            self._attend_rows(q, (k, v), z, keys, settings.scaling, seen=seen, edges=edges, row_from=span.start)
 
     def _histories_by_kernel(
         self,
@@ -237,15 +143,15 @@ class DecodeAttention:
         """Write to `z` the attention of the histories' newest tokens; all tensors cover these only."""
         assert self._attend_rows is not None
         clean, by_prompt = self.clean[tokens.layer], self._by_prompt[len(tokens.histories)]
-        seen = None
-        if clean.prefixes:
-            pairs = [(prefix_k[None], prefix_v[None]) for prefix_k, prefix_v in clean.prefixes]
-            seen = self._seen_prefixes(q, by_prompt.prefixes, pairs, by_prompt.lengths, settings)
+        shared, prefixes = (clean.shared[0][None], clean.shared[1][None]), by_prompt.prefixes
+        queries = [None if len(table.members) == len(q) else table.index for table in prefixes]
+        seen = self._seen_prefixes(q, queries, prefixes, len(q), shared, settings)
+        edges = self._window_edges(shared, self._numbers(len(q))[1], by_prompt.spans, settings)
         end, width = self.step + 1, self.prompts.width
         first, first_of_rest = (_first_seen(size, settings.window) for size in (end, width + end))
         generated = RowKeys(*self.histories[tokens.layer].pair, tokens.histories, end, first=first)
         rest = RowKeys(*clean.rest, by_prompt.prompts, width, self._begins, first=first_of_rest)
-        self._attend_rows(q, (k, v), z, rest, settings.scaling, more=generated, seen=seen)
+        self._attend_rows(q, (k, v), z, rest, settings.scaling, more=generated, seen=seen, edges=edges)
 
     def _attend_diverged(
         self, tokens: LayerTokens, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: AttentionSettings
@@ -266,17 +172,17 @@ class DecodeAttention:
                 _one_query(q[span], block.rest[0][:, :, begin:end], block.rest[1][:, :, begin:end], settings, allowed)
             )
         total = torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
-        for number, (table, pair) in enumerate(zip(rows.prefixes, kv.prefixes, strict=True)):
+        for number, table in enumerate(rows.prefixes):
             if table:
-                keys = self._of_prefix(number, pair, table, rows.lengths, settings)
+                keys = self._of_prefix(number, kv.shared, table, rows.lengths, settings)
                 _merge_table(total, q, table, keys, settings)
         return total[0][tokens.diverged]
 
     def _of_prefix(
-        self, number: int, pair: Pair, table: Table, lengths: Int[torch.Tensor, " row"], settings: AttentionSettings
+        self, number: int, shared: Pair, table: Table, lengths: Int[torch.Tensor, " row"], settings: AttentionSettings
     ) -> _Keys:
         """A shared prefix's keys and values as far as the window lets any row see them; `lengths` of rows' prompts."""
-        k, v = pair
+        k, v = (t[:, :, self._shared_columns[number]] for t in shared)
         if settings.window is None:
             return _Keys(k, v)
         shortest, longest = self._lengths_with[number]
@@ -289,31 +195,55 @@ class DecodeAttention:
 
     def _seen_prefixes(
         self,
-        q: Float[torch.Tensor, "row head d_head"],
+        q: Float[torch.Tensor, "tok head d_head"],
+        queries: Sequence[Int[torch.Tensor, "group place"] | None],
         tables: Sequence[Table],
-        prefixes: Sequence[Pair],
-        lengths: Int[torch.Tensor, " row"],
+        n_rows: int,
+        shared: Pair,
         settings: AttentionSettings,
     ) -> Seen | None:
-        """Attention of each row to its shared prefix; ``None`` if no row sees any of it."""
+        """Attention of each of `n_rows` to what all rows of its shared prefix see of it; ``None`` if that is nothing.
+
+        Args:
+            queries: for each prefix, the tokens whose queries take the places of its table; ``None``: all, in order,
+                which then are its only group.
+        """
         parts = []
-        for number, (table, pair) in enumerate(zip(tables, prefixes, strict=True)):
-            if table:
-                k, v, allowed = self._of_prefix(number, pair, table, lengths, settings)
-                if k.shape[2]:
-                    out, lse = partial_attention(q[table.index].transpose(1, 2), k, v, settings, allowed=allowed)
-                    parts.append((table, out, lse))
+        for number, (index, table) in enumerate(zip(queries, tables, strict=True)):
+            columns, (_, longest) = self._shared_columns[number], self._lengths_with[number]
+            begin = columns.start + _first_seen(longest + self.step + 1, settings.window)
+            if table and begin < columns.stop:
+                k, v = (t[:, :, begin : columns.stop] for t in shared)
+                grouped = q[None] if index is None else q[index]
+                parts.append((table, *partial_attention(grouped.transpose(1, 2), k, v, settings)))
         if not parts:
             return None
-        if len(parts) == 1 and len(parts[0][0].members) == len(q):
+        if len(parts) == 1 and len(parts[0][0].members) == n_rows:
             # One prefix for all rows, as of few-shot examples.
             table, out, lse = parts[0]
             return Seen(out, lse, table.group, table.place)
-        total = torch.zeros_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
+        shape = n_rows, *q.shape[1:]
+        total = q.new_zeros(shape), q.new_full(shape[:2], -torch.inf, dtype=accumulation_dtype(q.dtype))
         for table, *part in parts:
             for whole, own in zip(total, part, strict=True):
                 whole[table.members] = own[table.group, :, table.place].to(whole.dtype)
-        return Seen(total[0][:, :, None], total[1][:, :, None], *self._numbers(len(q)))
+        return Seen(total[0][:, :, None], total[1][:, :, None], *self._numbers(n_rows))
+
+    def _window_edges(
+        self,
+        shared: Pair,
+        group: Int[torch.Tensor, " row"],
+        spans: Int[torch.Tensor, "row 4"],
+        settings: AttentionSettings,
+    ) -> WindowEdges | None:
+        """What `_seen_prefixes` leaves out, of rows in these groups of `shared`; ``None`` if that is nothing."""
+        if settings.window is None:
+            return None
+        shift = self.step + 1 - settings.window
+        for columns, (shortest, longest) in zip(self._shared_columns, self._lengths_with, strict=True):
+            if max(0, shortest + shift) < min(columns.stop - columns.start, longest + shift):
+                return WindowEdges(*shared, group, spans, shift)
+        return None
 
     def _numbers(self, n: int) -> Pair:
         """The numbers from 0 on, and as many zeros."""
@@ -339,9 +269,10 @@ class DecodeAttention:
             allowed = None if self._real is None else self._real[:, None, begin:]
             rest = _Keys(clean.rest[0][:, :, begin:], clean.rest[1][:, :, begin:], allowed)
             _merge_table(total, q, by_prompt.rest, rest, settings)
-        for number, (table, (prefix_k, prefix_v)) in enumerate(zip(by_prompt.prefixes, clean.prefixes, strict=True)):
+        shared = clean.shared[0][None], clean.shared[1][None]
+        for number, table in enumerate(by_prompt.prefixes):
             if table:
-                keys = self._of_prefix(number, (prefix_k[None], prefix_v[None]), table, by_prompt.lengths, settings)
+                keys = self._of_prefix(number, shared, table, by_prompt.lengths, settings)
                 _merge_table(total, q, table, keys, settings)
         return total[0]
 

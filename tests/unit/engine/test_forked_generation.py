@@ -36,8 +36,9 @@ from lensprune.models import as_hooked_model, load_model
 from lensprune.protocols import build_requests
 from lensprune.protocols.requests import GenerateRequest, GenerateResponse, Request
 from lensprune.tasks import load_task
+from tests import DEVICE
 from tests.helpers.families import FAMILIES, GATED_CONFIGS, save_folder
-from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, variants_for
+from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, requests_for_windows, variants_for
 from tests.helpers.tiny_models import tiny
 from tests.helpers.tolerances import assert_responses_agree
 
@@ -95,9 +96,7 @@ def test_long_rows_outgrow_their_buffers_and_outlive_the_rest(family: str) -> No
 @pytest.mark.parametrize("window", [8, 44, 70])
 def test_windows_that_end_within_a_shared_prefix(window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = as_hooked_model(load_model(save_folder("gemma3", tmp_path, sliding_window=window)))
-    prefix, rng = tuple(range(5, 55)), Random(0)
-    rests = [tuple(rng.randrange(60, 200) for _ in range(length)) for length in (1, 2, 3, 9, 14)]
-    requests: list[Request] = [GenerateRequest(prefix + rest, ("\x00",), 10) for rest in rests]
+    requests = requests_for_windows()
     chosen = [CLEAN, *each_layer(model)]
     seen: Counter[str] = Counter()
     of_prefix = DecodeAttention._of_prefix
@@ -111,7 +110,9 @@ def test_windows_that_end_within_a_shared_prefix(window: int, tmp_path: Path, mo
     monkeypatch.setattr(DecodeAttention, "_of_prefix", counted)
     found = list(ForkedExecutor(model).run(requests, chosen))
     assert_responses_agree(model, requests, found, list(HookedExecutor(model).run(requests, chosen)))
-    assert set(seen) == {8: {"part", "0"}, 44: {"part"}, 70: {"50", "part"}}[window]
+    # Elsewhere rows attend by a kernel.
+    if DEVICE == "cpu":
+        assert set(seen) == {8: {"part", "0"}, 44: {"part"}, 70: {"40", "50", "part"}}[window]
 
 
 def test_stop_strings_and_eos_end_rows_as_in_the_hooked_executor() -> None:

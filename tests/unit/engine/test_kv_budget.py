@@ -41,11 +41,11 @@ def by_hooks(family: str) -> tuple[HookedModel, list[Variant], list[Request], li
 
 def held_by(running: GroupDecoder) -> int:
     """Bytes of all tensors of keys and values."""
-    pairs = [pair for clean in running._clean.values() for pair in (clean.rest, *clean.prefixes)]
+    pairs = [pair for clean in running._clean.values() for pair in (clean.rest, clean.shared)]
     for group in running._groups:
         pairs += [history.pair for history in group.attention.histories.values()]
         for diverged in group.attention.diverged.values():
-            pairs += [*diverged.prefixes, *(block.rest for block in diverged.blocks)]
+            pairs += [diverged.shared, *(block.rest for block in diverged.blocks)]
     return sum(tensor.numel() * tensor.element_size() for pair in pairs for tensor in pair)
 
 

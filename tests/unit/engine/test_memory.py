@@ -122,9 +122,9 @@ def test_keys_and_values_held_are_those_that_were_planned(chosen: slice, monkeyp
         [group] = self._groups
         pairs = [kv.pair for kv in group.attention.histories.values()]
         for diverged in group.attention.diverged.values():
-            pairs += [*diverged.prefixes, *(block.rest for block in diverged.blocks)]
+            pairs += [diverged.shared, *(block.rest for block in diverged.blocks)]
         for clean in self._clean.values():
-            pairs += [clean.rest, *clean.prefixes]
+            pairs += [clean.rest, clean.shared]
         held.append(sum(t.numel() * t.element_size() for pair in pairs for t in pair))
         return hidden
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from lensprune.ablation import collect_reference
+from lensprune.ablation import CLEAN, collect_reference, each_head, each_layer
 from lensprune.engine import ForkedExecutor, HookedExecutor
 from lensprune.engine.attention import AttentionSettings, merge_into, partial_attention
 from lensprune.engine.decoding import step_attention
-from lensprune.engine.decoding.row_keys import RowKeys, Seen
+from lensprune.engine.decoding.row_keys import RowKeys, Seen, WindowEdges
+from lensprune.models import as_hooked_model, load_model
 from tests import DEVICE
-from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, variants_for
+from tests.helpers.families import save_folder
+from tests.helpers.generation import REFERENCE_PROMPTS, requests_for, requests_for_windows, variants_for
 from tests.helpers.tiny_models import tiny
 from tests.helpers.tolerances import assert_responses_agree, assert_tensors_agree
 
@@ -79,7 +83,7 @@ def test_as_products_give(
     seen[1][5] = -torch.inf
     seen[0][5] = 0
     keys = RowKeys(k, v, index, end, begins, calls, first)
-    kernel.attend_rows(q, new, z, keys, d_head**-0.5, seen=in_groups(*seen), seen_from=3)
+    kernel.attend_rows(q, new, z, keys, d_head**-0.5, seen=in_groups(*seen), row_from=3)
     assert torch.equal(k[index, :, end - 1], new[0][calls])
     assert torch.equal(v[index, :, end - 1], new[1][calls])
     allowed = torch.arange(end, device=DEVICE) >= begins[index][:, None].clamp(min=first)
@@ -109,6 +113,62 @@ def test_two_places_of_keys(kernel: ModuleType, dtype: torch.dtype, step: int, f
     columns, later = torch.arange(70, device=DEVICE), torch.arange(step + 1, device=DEVICE)
     allowed = torch.cat([columns >= begins[index][:, None].clamp(min=firsts[0]), (later >= firsts[1]).expand(7, -1)], 1)
     assert_tensors_agree(z, expected(q, *both, allowed, seen), dtype, roundings=ROUNDINGS_OF[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDINGS_OF)
+@pytest.mark.parametrize("by_place", [True, False])
+@pytest.mark.parametrize("shift", [-90, -45, -20, 20])
+def test_edges_of_windows(kernel: ModuleType, dtype: torch.dtype, by_place: bool, shift: int) -> None:
+    torch.manual_seed(2)
+    q, z = rows(5, 4, 16, dtype=dtype), torch.empty(5, 4, 16, dtype=dtype, device=DEVICE)
+    new = rows(5, 2, 16, dtype=dtype), rows(5, 2, 16, dtype=dtype)
+    k, v = rows(9, 2, 8, 16, dtype=dtype), rows(9, 2, 8, 16, dtype=dtype)
+    # Prefixes of 20, 70 and 0 columns for each of three variants, with something else between them.
+    shared_k, shared_v = rows(3, 2, 100, 16, dtype=dtype), rows(3, 2, 100, 16, dtype=dtype)
+    n_rows = 9 if by_place else 5
+    spans = torch.tensor([[0, 20, 25, 60], [25, 70, 80, 140], [0, 0, 50, 50]], device=DEVICE)
+    spans = spans[torch.arange(n_rows, device=DEVICE) % 3]
+    spans[:, 2] += torch.arange(n_rows, device=DEVICE)
+    group = torch.arange(n_rows, device=DEVICE) % 2 + 1
+    index = torch.tensor([6, 2, 3, 0, 1], device=DEVICE)
+    calls = torch.tensor([1, 0, 4, 2, 3], device=DEVICE) if by_place else None
+    seen = rows(n_rows, 4, 16, dtype=dtype), torch.randn(n_rows, 4, device=DEVICE)
+    keys = RowKeys(k, v, index, 8, calls=calls)
+    edges = WindowEdges(shared_k, shared_v, group, spans, shift)
+    kernel.attend_rows(q, new, z, keys, 0.25, seen=in_groups(*seen), edges=edges, row_from=2 if by_place else 0)
+    of_call = torch.arange(5, device=DEVICE) if calls is None else calls
+    row = index + 2 if by_place else of_call
+    start, size, length, longest = spans[row].T
+    columns = torch.arange(100, device=DEVICE) - start[:, None]
+    low, high = ((limit + shift).clamp(min=0).minimum(size)[:, None] for limit in (length, longest))
+    allowed = (columns >= low) & (columns < high)
+    assert bool(allowed.any()) == (shift < 0)
+    assert not bool(allowed.all())
+    own = torch.ones(5, 8, dtype=torch.bool, device=DEVICE)
+    both = [torch.cat([mine[index], their[group[row]]], 2) for mine, their in ((k, shared_k), (v, shared_v))]
+    before = seen[0][row], seen[1][row]
+    want = expected(q[of_call], *both, torch.cat([own, allowed], 1), before)
+    assert_tensors_agree(z[of_call], want, dtype, roundings=ROUNDINGS_OF[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [8, 44, 70])
+def test_same_tokens_as_hooked_under_windows(
+    kernel: ModuleType, window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edges: Counter[str] = Counter()
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        found, seen = kwargs["edges"], kwargs["seen"]
+        edges[f"{'edges' if found is not None else 'none'}, {'prefix' if seen is not None else 'nothing'}"] += 1
+        kernel.attend_rows(*args, **kwargs)
+
+    monkeypatch.setattr(step_attention, "rows_kernel", lambda device: counted)
+    model = as_hooked_model(load_model(save_folder("gemma3", tmp_path, sliding_window=window)))
+    requests, chosen = requests_for_windows(), [CLEAN, *each_layer(model), *each_head(model, layers=[1])]
+    found = list(ForkedExecutor(model).run(requests, chosen))
+    assert_responses_agree(model, requests, found, list(HookedExecutor(model).run(requests, chosen)))
+    assert set(edges) >= {8: {"edges, nothing", "none, nothing"}, 44: {"edges, prefix"}, 70: {"edges, prefix"}}[window]
 
 
 @pytest.mark.slow
