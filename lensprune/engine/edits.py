@@ -206,9 +206,9 @@ class LayerEdits:
     def edit_z(
         self, z: Float[torch.Tensor, "tok head d_head"], position_ids: Int[torch.Tensor, " tok"]
     ) -> Float[torch.Tensor, "tok head d_head"]:
-        """Per-head results with the edited heads replaced."""
+        """Per-head results with the edited heads replaced; `zeroed` ones are replaced in `z` itself."""
         if self.zeroed is not None:
-            return z.flatten(0, 1).clone().index_fill_(0, self.zeroed, 0.0).view(z.shape)
+            return z.flatten(0, 1).index_fill_(0, self.zeroed, 0.0).view(z.shape)
         if not self.heads:
             return z
         changed = z.clone()

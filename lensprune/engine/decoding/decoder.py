@@ -369,15 +369,15 @@ class GroupDecoder:
         steps = [group.now for group in self._groups]
         starts = np.cumsum([0, *(len(step.histories) for step in steps)])
         history_of = np.concatenate([start + step.history_of for start, step in zip(starts, steps, strict=False)])
-        calls, begin, n_rows = [], 0, 0
+        calls, below, n_rows = [], slice(0, int(starts[-1])), 0
         for layer in range(n_layers):
-            calls.append(_LayerCall.of(self._groups, layer, history_of[n_rows:], begin))
-            begin, n_rows = calls[-1].tokens.start, calls[-1].tokens.stop - int(starts[-1])
+            calls.append(_LayerCall.of(self._groups, layer, history_of[n_rows:], below))
+            below, n_rows = calls[-1].tokens, calls[-1].tokens.stop - int(starts[-1])
         arrays = [group.arrays() for group in self._groups]
         # All histories, then all rows.
         row_of = np.concatenate([*(span.start + group.now.sample for group, span in running), np.arange(len(rows))])
         positions = np.concatenate([group.positions for group in self._groups])
-        of_step = [tokens[row_of], positions[row_of], history_of[n_rows:] - begin]
+        of_step = [tokens[row_of], positions[row_of], history_of[n_rows:] - below.start]
         of_calls = [call.arrays(self._model.facts.n_heads) for call in calls]
         of_groups = [array for of_group in arrays for array in of_group]
         (tokens_in, positions_in, unchanged), *sent = sent_at_once([of_step, *of_calls, *of_groups], self._device)
@@ -404,17 +404,12 @@ class GroupDecoder:
     ) -> Float[torch.Tensor, "1 tok d_model"]:
         """One layer on its tokens, given those of the layer below; rows whose whole contribution is replaced are left
         out of its call."""
-        (entering_at, computed, zeroed), n, n_first = indices, len(call.is_computed), call.n_first
-        # Histories that no row needs any more are the first ones.
-        staying = below[:, below.shape[1] + len(entering_at) - n :]
-        entering = below[:, entering_at] if len(entering_at) else below[:, :0]
+        (taken_from, computed, zeroed), n_first = indices, call.n_first
         edits, inner, begin = call.edits, call.inner, call.tokens.start
         if inner is not None and len(zeroed):
             inner = replace(inner, heads=[], zeroed=zeroed)
-        replaced = edits is None or edits.only_replaces
-        # Only the others are computed: no need to put them together first.
-        apart = replaced and n_first == staying.shape[1]
-        before = staying if apart or not len(entering_at) else torch.cat([staying, entering], dim=1)
+        taken = below.index_select(1, taken_from) if len(taken_from) else below[:, :0]
+        before = below[:, below.shape[1] - call.n_staying :] if call.entering_apart else taken
 
         def run(hidden: torch.Tensor, taken: slice | torch.Tensor) -> torch.Tensor:
             return self._stack.run_layer(layer, hidden, batch.take(taken, layer), self._attention(layer, call), inner)
@@ -423,13 +418,13 @@ class GroupDecoder:
             after = before.clone()
             after[:, computed] = run(before[:, computed], begin + computed)
         else:
-            rest = entering if apart else before[:, n_first:]
+            rest = taken if call.entering_apart and len(call.entering) else before[:, n_first:]
             after = run(before[:, :n_first], slice(begin, begin + n_first)) if n_first else before[:, :0]
             after = torch.cat([after, rest], dim=1) if rest.shape[1] else after
         if edits is None:
             return after
         positions = batch.position_ids[0, call.tokens]
-        if not replaced:
+        if not edits.only_replaces:
             return edits.contribute(before, after, positions)
         # Rows that were left out hold the residual before the layer.
         edits.add_replacements(after, positions)
@@ -452,22 +447,24 @@ class _LayerCall:
     rows: `tokens` is their range, and what belongs to them need not be gathered.
 
     `is_computed`: the tokens whose contribution is not replaced as a whole; `sizes`: by group, the numbers of histories
-    and of computed rows; `entering`: the history, as a token of the layer below, of each row that changes at this very
-    layer; `edits` of all tokens, and `inner` of the computed ones.
+    and of computed rows; `edits` of all tokens, and `inner` of the computed ones. The first `n_staying` tokens are the
+    last ones of the layer below, and rows that change at this very layer follow, each `entering` from a token of the
+    layer below, its history.
     """
 
     tokens: slice
     is_computed: Bool[np.ndarray, " tok"]
     sizes: list[tuple[int, int]]
+    n_below: int
     entering: Int[np.ndarray, " entering"]
     edits: LayerEdits | None
     inner: LayerEdits | None
 
     @classmethod
-    def of(cls, groups: Sequence[RowGroup], layer: int, history_of: np.ndarray, begin: int) -> _LayerCall:
+    def of(cls, groups: Sequence[RowGroup], layer: int, history_of: np.ndarray, below: slice) -> _LayerCall:
         """Args:
         history_of: of each row, but for those that are changed below.
-        begin: the first history that the layer below needs.
+        below: the `tokens` of the layer below.
         """
         steps = [group.now for group in groups]
         n_histories = sum(int(step.n_histories[layer]) for step in steps)
@@ -485,7 +482,8 @@ class _LayerCall:
             slice(n_all - n_histories, n_all + len(is_computed) - n_histories),
             is_computed,
             sizes,
-            history_of[:n_entering] - begin,
+            below.stop - below.start,
+            history_of[:n_entering] - below.start,
             whole,
             whole if whole is None or is_computed.all() else whole.within(is_computed),
         )
@@ -500,10 +498,24 @@ class _LayerCall:
         n = int(self.is_computed.sum())
         return n if self.is_computed[:n].all() else None
 
+    @property
+    def n_staying(self) -> int:
+        return len(self.is_computed) - len(self.entering)
+
+    @property
+    def entering_apart(self) -> bool:
+        """Whether no row enters that is computed, so that there is nothing to put together before the layer."""
+        only_replaced = self.edits is None or self.edits.only_replaces
+        return not len(self.entering) or (only_replaced and self.n_first == self.n_staying)
+
     def arrays(self, n_heads: int) -> list[np.ndarray]:
-        """What the device needs: `entering`, the computed tokens, and the heads that are zeroed."""
+        """What the device needs: the tokens of the layer below that are taken from it, which are `entering` if those
+        come apart, or else all; the computed tokens; and the heads that are zeroed."""
+        taken = self.entering
+        if not self.entering_apart:
+            taken = np.concatenate([np.arange(self.n_below - self.n_staying, self.n_below), taken])
         zeroed = self.entering[:0] if self.inner is None else self.inner.zeros_apart(n_heads)
-        return [self.entering, np.flatnonzero(self.is_computed), zeroed]
+        return [taken, np.flatnonzero(self.is_computed), zeroed]
 
 
 @dataclass(frozen=True)

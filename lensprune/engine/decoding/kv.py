@@ -199,30 +199,35 @@ def _allocated(like: torch.Tensor, step: int, most: int) -> int:
 class HistoryKV:
     """The clean model's keys and values of generated tokens at one layer, for the histories that are needed there.
 
-    `pair` is [place, kv_head, generated, d_head] each; `places` holds the places of the most recently needed histories.
+    `places` holds the places of the most recently needed histories.
     """
 
     def __init__(self, like: torch.Tensor, most: int) -> None:
         """`like` is any [*, kv_head, *, d_head]; `most` tokens are generated at most."""
-        shape = (0, like.shape[1], 0, like.shape[3])
-        self.pair: Pair = (like.new_zeros(shape), like.new_zeros(shape))
+        # Keys and values in one tensor take half as many calls to copy.
+        self._both = like.new_zeros(2, 0, like.shape[1], 0, like.shape[3])
         self._most = most
         self.places = np.empty(0, dtype=np.int64)
         self._numbers = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        return self.pair[0].shape[0]
+        return self._both.shape[1]
+
+    @property
+    def pair(self) -> Pair:
+        """Keys and values [place, kv_head, generated, d_head]."""
+        return self._both[0], self._both[1]
 
     def state(self, n_written: int) -> Iterator[torch.Tensor]:
         """All tensors, with the first `n_written` generated tokens, in the order that `restored` takes."""
-        yield from (tensor[:, :, :n_written] for tensor in self.pair)
+        yield self._both[:, :, :, :n_written]
         yield from map(torch.from_numpy, (self.places, self._numbers))
 
     @classmethod
     def restored(cls, tensors: Sequence[torch.Tensor], most: int) -> HistoryKV:
-        k, v, places, numbers = tensors
-        made = cls(k, most)
-        made.pair, made.places, made._numbers = (k, v), places.cpu().numpy(), numbers.cpu().numpy()
+        both, places, numbers = tensors
+        made = cls(both[0], most)
+        made._both, made.places, made._numbers = both, places.cpu().numpy(), numbers.cpu().numpy()
         return made
 
     def need(self, numbers: np.ndarray, split: Split, steps: int) -> Int[np.ndarray, "2 copied"] | None:
@@ -234,7 +239,7 @@ class HistoryKV:
             The places to `copy` from and to, of histories that begin as copies of others; ``None`` if nothing changed.
         """
         self._shrink()
-        if not len(split.target) and steps < self.pair[0].shape[2] and np.array_equal(numbers, self._numbers):
+        if not len(split.target) and steps < self._both.shape[3] and np.array_equal(numbers, self._numbers):
             return None
         place_of, source_of = np.full((2, 1 + max(a.max(initial=0) for a in (numbers, self._numbers, *split))), -1)
         place_of[self._numbers], source_of[split.target] = self.places, split.source
@@ -256,15 +261,13 @@ class HistoryKV:
     def copy(self, places: Int[torch.Tensor, "2 copied"], steps: int) -> None:
         """Copy the first `steps` tokens between the places that `need` returned."""
         if places.shape[1]:
-            for tensor in self.pair:
-                written = tensor[:, :, :steps]
-                written[places[1]] = written[places[0]]
+            written = self._both[:, :, :, :steps]
+            written[:, places[1]] = written[:, places[0]]
 
     def _shrink(self) -> None:
         """Drop unused places once they are more than half."""
         if len(self) > 2 * len(self.places) + 8:
-            kept = torch.from_numpy(self.places).to(self.pair[0].device)
-            self.pair = self.pair[0][kept], self.pair[1][kept]
+            self._both = self._both[:, torch.from_numpy(self.places).to(self._both.device)]
             self.places = np.arange(len(self.places))
 
     def write(self, places: torch.Tensor, step: int, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -273,13 +276,10 @@ class HistoryKV:
         self.pair[1][places, :, step] = v
 
     def _resize(self, room: int, step: int) -> None:
-        size, _, columns, _ = self.pair[0].shape
+        _, size, n_kv, columns, d_head = self._both.shape
         more = columns if step < columns else columns_for(step, self._most)
         if room == size and more == columns:
             return
-        grown = []
-        for old in self.pair:
-            new = old.new_zeros(room, old.shape[1], more, old.shape[3])
-            new[:size, :, :columns] = old
-            grown.append(new)
-        self.pair = grown[0], grown[1]
+        grown = self._both.new_zeros(2, room, n_kv, more, d_head)
+        grown[:, :size, :, :columns] = self._both
+        self._both = grown
