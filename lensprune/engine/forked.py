@@ -30,6 +30,7 @@ from lensprune.engine.base import (
 from lensprune.engine.decoding import Checkpoint, GroupDecoder, request_chunks
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.hooked import HookedExecutor
+from lensprune.engine.layer_graphs import check_graphs
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.marks import Marks, marked
 from lensprune.engine.memory import UNEMBED_ROWS
@@ -65,21 +66,33 @@ class ForkedExecutor:
         max_tokens: distinct tokens in one flat row.
         max_rows: rows (variant × request) in one decode step; a variant's rows begin together.
         max_kv_bytes: keys and values held while decoding; a single row may need more.
+        graphs: whether decode steps replay CUDA graphs; the executor then is called ``forked-graphs``.
 
     If memory runs out, the budgets (`limits`) are halved, with a warning in the log, and the work continues.
 
     Raises:
         UnsupportedByFastPath: the model cannot, or its numbers differ from the hooked executor's on a probe.
+        UserError: `graphs` on a device without them, or on several.
     """
 
     name = "forked"
 
     def __init__(
-        self, model: HookedModel, max_tokens: int = 8192, max_rows: int = 384, max_kv_bytes: int = 15 * 2**26
+        self,
+        model: HookedModel,
+        max_tokens: int = 8192,
+        max_rows: int = 384,
+        max_kv_bytes: int = 15 * 2**26,
+        *,
+        graphs: bool = False,
     ) -> None:
         for what, value in (("tokens", max_tokens), ("rows", max_rows), ("bytes", max_kv_bytes)):
             if value <= 0:
                 raise UserError(f"the batch budget must be a positive number of {what}, not {value}")
+        if graphs:
+            check_graphs(model)
+            self.name = "forked-graphs"
+        self._by_graphs = graphs
         self.model = model
         self.limits = DecodeLimits(max_rows, max_kv_bytes, max_tokens)
         self._hooked = HookedExecutor(model, min(max_tokens, 2048))
@@ -200,6 +213,7 @@ class ForkedExecutor:
                 marks,
                 self.limits,
                 answered,
+                by_graphs=self._by_graphs,
             )
             facts = {"requests": indices, "beside": beside}
             given = {"checkpoint": checkpoint, "saved": saved, "about": facts}

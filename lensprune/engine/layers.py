@@ -57,22 +57,29 @@ class FlatBatch:
 
     def take(self, index: Int[torch.Tensor, " taken"] | slice, layer: int) -> FlatBatch:
         """The tokens at `index`, in that order, with the arguments of one layer's call; views if it is a range."""
-        size = self.position_ids.shape[1]
         position_ids = self.position_ids[:, index]
 
         def pick(value: Any) -> Any:
             if value is self.position_ids:
                 return position_ids
-            if isinstance(value, torch.Tensor):
-                if value.ndim >= 2 and value.shape[:2] == (1, size):
-                    return value[:, index]
-                return value[index] if value.shape == (size,) else value
-            if isinstance(value, (tuple, list)):
-                return type(value)(pick(v) for v in value)
-            return value
+            if not self.is_by_token(value):
+                return value
+            return value[:, index] if value.ndim > 1 else value[index]
 
-        arguments = {name: pick(value) for name, value in self.arguments[layer].items()}
-        return FlatBatch(position_ids, {layer: arguments})
+        return FlatBatch(position_ids, {layer: self.mapped(layer, pick)})
+
+    def is_by_token(self, value: Any) -> bool:
+        """Whether an argument is a tensor [1, tok, ...] or [tok]."""
+        size = self.position_ids.shape[1]
+        return isinstance(value, torch.Tensor) and (value.shape[:2] == (1, size) or value.shape == (size,))
+
+    def mapped(self, layer: int, change: Callable[[Any], Any]) -> dict[str, Any]:
+        """The arguments of one layer's call with `change` applied to each value, in tuples and lists, too."""
+
+        def walk(value: Any) -> Any:
+            return type(value)(map(walk, value)) if isinstance(value, (tuple, list)) else change(value)
+
+        return {name: walk(value) for name, value in self.arguments[layer].items()}
 
 
 class AttentionRecorder:
@@ -255,6 +262,8 @@ class LayerStack:
                 if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                     arguments.update(arguments.pop(name, {}))
             arguments.pop(next(iter(signature.parameters)))
+            # An attention plan takes its place.
+            arguments.pop("attention_mask", None)
             batch.arguments[layer] = arguments
         return batch, calls[0][0][0]
 

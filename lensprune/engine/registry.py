@@ -125,6 +125,16 @@ def make_executor(name: str, model: AnyModel, max_tokens: int | None = None, mem
 @register_executor("forked", shares_work=True)
 def _forked(model: HookedModel, budget: int | DecodeLimits | None) -> Executor:
     """Fast: every variant resumes from the clean model."""
+    return _by_forking(model, budget, graphs=False)
+
+
+@register_executor("forked-graphs", shares_work=True)
+def _forked_graphs(model: HookedModel, budget: int | DecodeLimits | None) -> Executor:
+    """Forked, with decode steps that replay CUDA graphs; not yet measured on a GPU."""
+    return _by_forking(model, budget, graphs=True)
+
+
+def _by_forking(model: HookedModel, budget: int | DecodeLimits | None, *, graphs: bool) -> Executor:
     from lensprune.engine.forked import ForkedExecutor
     from lensprune.engine.layers import UnsupportedByFastPath
     from lensprune.engine.limits import DecodeLimits
@@ -139,10 +149,10 @@ def _forked(model: HookedModel, budget: int | DecodeLimits | None) -> Executor:
     elif limits is not None:
         options = {"max_tokens": limits}
     try:
-        return ForkedExecutor(model, **options)
+        return ForkedExecutor(model, **options, graphs=graphs)
     except UnsupportedByFastPath as reason:
         warnings.warn(
-            f"the forked executor cannot run this model; using the hooked executor instead: {reason}", stacklevel=3
+            f"the forked executor cannot run this model; using the hooked executor instead: {reason}", stacklevel=4
         )
     return _hooked(model, budget)
 

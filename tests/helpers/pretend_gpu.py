@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from tests.helpers import pretend_kernels
+from tests.helpers import pretend_graphs, pretend_kernels
 
 __all__ = ["Counts", "PlacementError", "PretendTensor", "counting", "install", "settings"]
 
@@ -83,11 +83,13 @@ def _line() -> str:
 
 
 def _kernel(name: str) -> None:
-    for counts in _counts:
+    for counts in () if pretend_graphs.at_work() else _counts:
         counts.kernels[name] += 1
 
 
 def _wait(cause: str) -> None:
+    if pretend_graphs.capturing():
+        refuse(cause, "operation not permitted when stream is capturing")
     for counts in _counts:
         counts.syncs[f"{cause} at {_line()}"] += 1
 
@@ -218,6 +220,11 @@ _ALSO_ZERO_DIM = _operators("where.self masked_fill.Tensor masked_fill_.Tensor f
 EMULATED: dict[Any, Callable[..., Any]] = {}
 
 
+def computed(work: Callable[[], Any]) -> Any:
+    """What a kernel gives, which graphs compute anew."""
+    return pretend_graphs.computed(work, lambda made: unwrapped(list(_flat([made]))))
+
+
 def refuse(what: Any, why: str) -> None:
     """Raise `PlacementError`."""
     raise PlacementError(f"{what}: {why}")
@@ -255,7 +262,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     others = [t for t in tensors if not isinstance(t, PretendTensor) and t.device.type == "cpu"]
     if (emulated := EMULATED.get(func)) is not None:
         _all_on_one(func, tensors)
-        return emulated(*args, **kwargs)
+        return computed(lambda: emulated(*args, **kwargs))
     # Those that consist of others are taken apart, so that each part is checked.
     if func.namespace in ("aten", "prims") and (made := func.decompose(*args, **kwargs)) is not NotImplemented:
         return made
@@ -264,12 +271,12 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     place = (target.index or 0) if target is not None else (mine[0].place if mine else 0)
     on_device = bool(mine) if target is None else target.type == SPARE
     _check(func, args, mine, others)
-    if _counts:
+    if _counts or pretend_graphs.capturing():
         _count(func, args, mine, others, on_device, target)
     if device is not None and target is not None and target.type == SPARE:
         kwargs["device"] = CPU
     own = [unwrapped(value) for value in args]
-    out = func(*own, **{name: unwrapped(value) for name, value in kwargs.items()})
+    out = pretend_graphs.recorded(func, own, {name: unwrapped(value) for name, value in kwargs.items()})
     if func is aten._local_scalar_dense.default:
         return out
     if func is aten.copy_.default:
@@ -423,8 +430,7 @@ def _rotate(*tensors: Any) -> tuple[torch.Tensor, ...]:
     """`rotate` for tensors on the device, computed as models do."""
     _all_on_one("rotate", tensors)
     _kernel("triton.rotate")
-    turned = apply_rotary_pos_emb(*unwrapped(tensors))
-    return tuple(PretendTensor(own, tensors[0].place) for own in turned)
+    return computed(lambda: _wrapped(apply_rotary_pos_emb(*unwrapped(tensors)), tensors[0].place))
 
 
 def _rms_norm(x: Any, weight: Any, epsilon: float, *, rounds_first: bool) -> torch.Tensor:
@@ -433,11 +439,8 @@ def _rms_norm(x: Any, weight: Any, epsilon: float, *, rounds_first: bool) -> tor
     if x.stride(-1) != 1 or x.shape[:-3].numel() != 1:
         refuse("rms_norm", f"shape {tuple(x.shape)} with strides {x.stride()}")
     _kernel("triton.rms_norm")
-    own, factor = unwrapped((x, weight))
-    wide = torch.nn.functional.rms_norm(own.float(), factor.shape, None, epsilon)
-    if rounds_first:
-        wide = wide.to(own.dtype).float()
-    return PretendTensor((wide * factor.float()).to(own.dtype), x.place)
+    own = *unwrapped((x, weight)), epsilon, rounds_first
+    return computed(lambda: PretendTensor(pretend_kernels.rms_norm(*own), x.place))
 
 
 def _held(keys: Any) -> Any:
@@ -456,6 +459,7 @@ def install() -> None:
         pretend_kernels.emulated(unwrapped, lambda own, like: PretendTensor(own, like.place), _kernel, refuse)
     )
     _patch_cuda()
+    pretend_graphs.install(_kernel)
     torch.Generator = PretendGenerator  # type: ignore[misc]
     from lensprune.engine import norm_kernel, rotary_kernel
     from lensprune.engine.decoding import row_kernel

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["attend_rows", "emulated"]
+__all__ = ["attend_rows", "emulated", "rms_norm"]
 
 aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
@@ -176,3 +176,11 @@ def attend_rows(
             out = out * torch.exp(lse - both)[:, None]
             out += seen.out[here].float() * torch.exp(seen.lse[here] - both)[:, None]
         z[call] = out.to(z.dtype)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, rounds_first: bool) -> torch.Tensor:
+    """What `norm_kernel.rms_norm` does."""
+    wide = torch.nn.functional.rms_norm(x.float(), weight.shape, None, epsilon)
+    if rounds_first:
+        wide = wide.to(x.dtype).float()
+    return (wide * weight.float()).to(x.dtype)

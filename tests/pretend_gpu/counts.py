@@ -30,7 +30,15 @@ from tests.helpers.markdown import write_between
 from tests.helpers.pretend_gpu import Counts, counting
 from tests.helpers.tiny_models import scratch
 
-__all__ = ["CHANGES", "FAMILIES", "StepCounts", "counted_attention", "counted_decoding", "counted_scoring"]
+__all__ = [
+    "CHANGES",
+    "FAMILIES",
+    "StepCounts",
+    "counted_attention",
+    "counted_decoding",
+    "counted_scoring",
+    "with_graphs",
+]
 
 FAMILIES = ("llama", "gpt2", "gemma3", "mixtral")
 CHANGES = ("layers skip", "layers mean", "heads zero")
@@ -69,15 +77,22 @@ def variants_of(own: HookedModel, changes: str) -> list[Variant]:
     return [CLEAN, *(each_layer if what == "layers" else each_head)(own, kind)]
 
 
-def counted_decoding(family: str, n_layers: int, changes: str) -> list[StepCounts]:
+def counted_decoding(
+    family: str, n_layers: int, changes: str, n_tokens: int = 6, *, graphs: bool = False
+) -> list[StepCounts]:
     """Counts of each decode step of four prompts with a shared prefix, under a sweep over layers or heads."""
     own = model(family, n_layers)
-    requests = [GenerateRequest(tuple(own.tokenizer.encode(_PREFIX + q)), ("\x00",), 6) for q in _QUESTIONS]
-    executor = ForkedExecutor(own)
+    requests = [GenerateRequest(tuple(own.tokenizer.encode(_PREFIX + q)), ("\x00",), n_tokens) for q in _QUESTIONS]
+    executor = ForkedExecutor(own, graphs=graphs)
     with _counted(GroupDecoder, "_advance") as layers, _counted(GroupDecoder, "_choose") as choices:
         _run(executor, requests, changes)
     # The first tokens are chosen after the prompts' pass.
     return [StepCounts(*pair) for pair in zip(layers, choices[1:], strict=True)]
+
+
+def with_graphs(family: str, n_layers: int, changes: str) -> list[StepCounts]:
+    """Counts of the last ten of 20 decode steps that replay graphs, when those are captured."""
+    return counted_decoding(family, n_layers, changes, 20, graphs=True)[-10:]
 
 
 def counted_scoring(family: str, n_layers: int, changes: str) -> list[Counts]:
@@ -140,20 +155,24 @@ def table(n_layers: int = 5) -> str:
     """Markdown: medians over decode steps; of scoring, the most that any layer's attention takes."""
     lines = [
         "| model | kernels per layer and decode step: layers skipped | layers replaced by means | heads zeroed "
-        "| waits per step | kernels of attention: 10 questions | 40 questions |",
-        "|---|---|---|---|---|---|---|",
+        "| waits per step | with graphs: layers skipped | layers replaced by means | heads zeroed "
+        "| kernels of attention: 10 questions | 40 questions |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for family in FAMILIES:
-        kernels, syncs = [], []
+        kernels, syncs, launches = [], [], []
         for changes in CHANGES:
             steps = counted_decoding(family, n_layers, changes)
             kernels.append(f"{median(step.kernels for step in steps) / n_layers:.0f}")
             syncs += [step.syncs for step in steps]
+            replayed = with_graphs(family, n_layers, changes)
+            launches.append(f"{median(step.kernels for step in replayed) / n_layers:.0f}")
         attention = []
         for n_questions in (10, 40):
             calls = [call for calls in counted_attention(family, n_layers, n_questions) for call in calls]
             attention.append(str(max(call.kernels.total() for call in calls)))
-        lines.append(f"| {family} | {' | '.join(kernels)} | {max(syncs)} | {' | '.join(attention)} |")
+        row = [family, *kernels, str(max(syncs)), *launches, *attention]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 

@@ -34,6 +34,7 @@ from lensprune.engine.decoding.steps import sent_at_once
 from lensprune.engine.edits import LayerEdits
 from lensprune.engine.fork import fork_variants
 from lensprune.engine.generating import Generation, Generator, RowWork
+from lensprune.engine.layer_graphs import LayerGraphs
 from lensprune.engine.layers import FlatBatch, LayerStack
 from lensprune.engine.limits import DecodeLimits
 from lensprune.engine.marks import Marks
@@ -62,8 +63,8 @@ class GroupDecoder:
     """Decodes `requests` under `variants`, as many rows at once as `limits` allow.
 
     With `marks`, which variants with positions need, the contexts are `marked`. `answered` are the (variant, request)
-    that need no rows. Keys and values stay within the limits whatever is generated, but for those of a single variant,
-    which may need more.
+    that need no rows. With `by_graphs`, steps replay CUDA graphs. Keys and values stay within the limits whatever is
+    generated, but for those of a single variant, which may need more.
     """
 
     def __init__(
@@ -76,11 +77,15 @@ class GroupDecoder:
         marks: Marks | None = None,
         limits: DecodeLimits | None = None,
         answered: Collection[tuple[int, int]] = (),
+        *,
+        by_graphs: bool = False,
     ) -> None:
         self.peak_kv_bytes = 0
         self._model, self._stack, self._reference, self._marks = model, stack, reference, marks
         self._limits = limits
         self._device = model.facts.device
+        graphs = LayerGraphs(stack, torch.device(self._device)) if by_graphs else None
+        self._run_one = stack.run_layer if graphs is None else graphs.run_layer
         self._table = RowTable.of(variants, requests, stack.n_layers)
         self._is_wanted = np.array([self._place(row) not in answered for row in range(len(self._table))])
         # Padded prompts are taken from every layer of every variant.
@@ -412,7 +417,7 @@ class GroupDecoder:
         before = below[:, below.shape[1] - call.n_staying :] if call.entering_apart else taken
 
         def run(hidden: torch.Tensor, taken: slice | torch.Tensor) -> torch.Tensor:
-            return self._stack.run_layer(layer, hidden, batch.take(taken, layer), self._attention(layer, call), inner)
+            return self._run_one(layer, hidden, batch.take(taken, layer), self._attention(layer, call), inner)
 
         if n_first is None:
             after = before.clone()
