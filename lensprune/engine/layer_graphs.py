@@ -13,7 +13,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,7 +40,13 @@ MAX_TOKENS = 4096
 
 LEAST_STEP = 16
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-12}
+MAX_SIZES = 6
+"""Sizes whose graphs are kept: each takes memory of its own, and a step needs a few of them."""
+
+IDLE_STEPS = 8
+"""Decode steps for which a size was not used before another may take its place."""
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float64: 1e-12}
 """Largest difference from the layer's own numbers, by the largest of these: some kernels add in any order."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -75,8 +82,8 @@ class LayerGraphs:
     def __init__(self, stack: LayerStack, device: torch.device) -> None:
         self._stack, self._device = stack, device
         self._calls: Counter[tuple[int, int]] = Counter()
-        self._graphs: dict[tuple[int, int], _LayerGraph] = {}
-        self._buffers: dict[Any, torch.Tensor] = {}
+        self._n_calls = 0
+        self._sizes: dict[int, _Size] = {}
         self._takes_z: dict[int, bool] = {}
         self._pool: Any = None
         self.failed = ""
@@ -93,20 +100,28 @@ class LayerGraphs:
         """As `LayerStack.run_layer`; valid until the next but one layer runs."""
         by_graph = not self.failed and hidden.shape[1] <= MAX_TOKENS
         if by_graph and (edits is None or not any(edits.branches.values())):
-            call = _Call.of(hidden, batch, layer, plan, edits)
-            if (graph := self._graph(layer, call)) is not None:
-                return graph.run(call)
-            size = graph_size(hidden.shape[1])
-            if not self.failed and self._calls[layer, size] > CALLS_BEFORE and self._may_replay(layer, call):
-                return self._captured(layer, size, call)
+            call, size = _Call.of(hidden, batch, layer, plan, edits), graph_size(hidden.shape[1])
             self._calls[layer, size] += 1
+            may_replay = self._calls[layer, size] > CALLS_BEFORE and self._may_replay(layer, call)
+            if may_replay and (of_size := self._of_size(size)) is not None:
+                if layer not in of_size.graphs:
+                    return self._captured(layer, of_size, call)
+                if of_size.graphs[layer].constants == call.constants:
+                    return of_size.graphs[layer].run(call)
         return self._stack.run_layer(layer, hidden, batch, plan, edits)
 
-    def _graph(self, layer: int, call: _Call) -> _LayerGraph | None:
-        graph = self._graphs.get((layer, graph_size(call.n_tokens)))
-        if graph is None or graph.constants != call.constants or (call.edits_heads and not self._takes_z[layer]):
-            return None
-        return graph
+    def _of_size(self, size: int) -> _Size | None:
+        """What is kept for calls of this size; ``None`` if there is no room, since others are in use."""
+        self._n_calls += 1
+        if size not in self._sizes:
+            if len(self._sizes) == MAX_SIZES:
+                oldest = min(self._sizes.values(), key=lambda own: own.used_at)
+                if oldest.used_at > self._n_calls - IDLE_STEPS * self._stack.n_layers:
+                    return None
+                del self._sizes[oldest.n_tokens]
+            self._sizes[size] = _Size(size)
+        self._sizes[size].used_at = self._n_calls
+        return self._sizes[size]
 
     def _may_replay(self, layer: int, call: _Call) -> bool:
         if layer not in self._takes_z:
@@ -136,33 +151,32 @@ class LayerGraphs:
             return False
         return projected[0].data_ptr() == z[0].data_ptr() and projected[0].numel() == z[0].numel()
 
-    def _captured(self, layer: int, size: int, call: _Call) -> torch.Tensor:
-        """The layer's own result for the call, from which a graph is captured and compared with it."""
-        padded = call.padded(size, self._buffer)
+    def _captured(self, layer: int, of_size: _Size, call: _Call) -> torch.Tensor:
+        """The layer's own result for the call, with which a graph that is captured now is compared."""
+        padded = call.padded(of_size.n_tokens, of_size.buffer)
         watched = _Watched(call)
         own = self._stack.run_layer(layer, padded.hidden, padded.batch, watched)
         try:
-            graph = self._capture(layer, size, padded, watched, own)
+            of_size.graphs[layer] = self._capture(layer, of_size, padded, watched, own)
         except Exception as error:
             if out_of_memory(error):
                 raise
             self.failed = first_line(error) or type(error).__name__
             logger.warning(f"decode steps run without CUDA graphs: layer {layer} can't be captured ({self.failed})")
-        else:
-            self._graphs[layer, size] = graph
+            self._sizes = {}
         return own[:, : call.n_tokens]
 
-    def _capture(self, layer: int, size: int, padded: _Call, watched: _Watched, own: torch.Tensor) -> _LayerGraph:
+    def _capture(self, layer: int, of_size: _Size, padded: _Call, watched: _Watched, own: torch.Tensor) -> _LayerGraph:
         if watched.calls != 1:
             raise NotCapturable(f"it attends {watched.calls} times")
-        qkv = tuple(self._buffer(f"qkv {i}", t) for i, t in enumerate(watched.qkv))
-        z = self._buffer("z", watched.z)
+        qkv = tuple(of_size.buffer(f"qkv {i}", t) for i, t in enumerate(watched.qkv))
+        z = of_size.buffer("z", watched.z)
         # The layer after this one reads this one's result.
-        out = self._buffer(f"out {layer % 2}", own)
+        out = of_size.buffer(f"out {layer % 2}", own)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         seam = _Seam(self._pool, qkv, z)
-        current, stream = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        current, stream = torch.cuda.current_stream(self._device), _stream(self._device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream), seam:
             out.copy_(self._stack.run_layer(layer, padded.hidden, padded.batch, seam))
@@ -176,12 +190,28 @@ class LayerGraphs:
                 raise NotCapturable(f"its graph gives another {what}")
         return graph
 
-    def _buffer(self, name: str, like: torch.Tensor) -> torch.Tensor:
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """For captures, which can't be made on the usual one. Libraries keep memory for each stream."""
+    return torch.cuda.Stream(device)
+
+
+@dataclass
+class _Size:
+    """Graphs for calls of up to `n_tokens`, by layer, and the tensors that they read and write."""
+
+    n_tokens: int
+    used_at: int = 0
+    graphs: dict[int, _LayerGraph] = field(default_factory=dict)
+    buffers: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    def buffer(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """A tensor at a fixed address, which layers share, of this shape and type."""
         key = name, like.shape, like.dtype
-        if key not in self._buffers:
-            self._buffers[key] = like.new_zeros(like.shape)
-        return self._buffers[key]
+        if key not in self.buffers:
+            self.buffers[key] = like.new_zeros(like.shape)
+        return self.buffers[key]
 
 
 @dataclass(frozen=True)

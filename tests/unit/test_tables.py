@@ -46,7 +46,7 @@ def test_words() -> None:
         "logprob_margin",
         "correct",
     ]
-    assert executor_names() == ("forked", "hooked")
+    assert executor_names() == ("forked", "forked-graphs", "hooked")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
