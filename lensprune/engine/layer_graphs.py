@@ -38,7 +38,8 @@ CALLS_BEFORE = 2
 MAX_TOKENS = 4096
 """With more tokens a layer takes the GPU longer than the host, and what is computed for nobody costs time."""
 
-LEAST_STEP = 16
+LEAST_STEP = 64
+"""Fewer tokens more take a GPU no longer."""
 
 MAX_SIZES = 6
 """Sizes whose graphs are kept: each takes memory of its own, and a step needs a few of them."""
@@ -57,7 +58,7 @@ class NotCapturable(LensPruneError):
 
 
 def graph_size(n_tokens: int) -> int:
-    """Tokens of the graph that a call of so many takes: at most a quarter more, or 15."""
+    """Tokens of the graph that a call of so many takes: at most a quarter more, or 63."""
     step = max(LEAST_STEP, 2 ** (n_tokens.bit_length() - 3))
     return -(-n_tokens // step) * step
 

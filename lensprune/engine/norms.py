@@ -96,7 +96,12 @@ class _GemmaNorm(_Norm):
     @torch.inference_mode(False)
     @torch.no_grad()
     def refresh(self) -> None:
-        self.factor = 1.0 + self.weight.float()
+        factor = 1.0 + self.weight.float()
+        if "factor" in vars(self) and self.factor.device == factor.device:
+            # Graphs may hold the address.
+            self.factor.copy_(factor)
+        else:
+            self.factor = factor
 
     def _in_torch(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x.float(), self.factor.shape, self.factor, self.epsilon).type_as(x)

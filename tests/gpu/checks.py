@@ -21,7 +21,7 @@ import torch
 import lensprune as lp
 from lensprune.ablation import CLEAN, Variant, collect_reference, each_head, each_layer
 from lensprune.attribution import edge_attribution
-from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses, make_executor
+from lensprune.engine import ForkedExecutor, HookedExecutor, VariantResponses, layer_graphs, make_executor
 from lensprune.engine.decoding.decoder import GroupDecoder
 from lensprune.engine.estimates import estimate_logprobs
 from lensprune.engine.memory import limits_for_memory
@@ -144,6 +144,40 @@ def generations(device: str) -> Measured:
     return {"equal": same, "compared": compared}
 
 
+@check(90)
+def graphs(device: str) -> Measured:
+    """Steps that replay CUDA graphs: texts equal to those without, and times as fast as without."""
+    same = compared = 0
+    measured: Measured = {}
+    with mock.patch.object(layer_graphs, "CALLS_BEFORE", 0):
+        for family in FAMILIES:
+            model = loaded(device, family)
+            requests, variants = requests_for(model, 16), [CLEAN, *each_layer(model), *each_head(model, layers=[1])]
+            replayed = mock.Mock(side_effect=layer_graphs._LayerGraph.replayed)
+            with mock.patch.object(layer_graphs._LayerGraph, "replayed", lambda *args, run=replayed: run(*args)):
+                found = list(ForkedExecutor(model, graphs=True).run(requests, variants))
+            assert replayed.call_count > 20, f"{family}: {replayed.call_count} replays, see the log"
+            for mine, other in zip(found, ForkedExecutor(model).run(requests, variants), strict=True):
+                compared += len(requests)
+                same += sum(a == b for a, b in zip(mine.responses, other.responses, strict=True))
+    assert same >= 0.9 * compared, f"{same} of {compared}"
+    model = loaded(device, TRAINED, "bfloat16")
+    prompts = [r.context_ids for r in _long_texts(model, 16, 200)]
+    requests, variants = [GenerateRequest(p, ("\x00",), 128) for p in prompts], [CLEAN, *each_layer(model)]
+    for by_graphs in (False, True, False, True):
+        executor, start = ForkedExecutor(model, graphs=by_graphs), time.perf_counter()
+        list(executor.run(requests, variants))
+        torch.cuda.synchronize(device)
+        measured[executor.name] = time.perf_counter() - start
+    faster = measured["forked"] / measured["forked-graphs"]
+    return {
+        "equal": same,
+        "compared": compared,
+        "seconds": measured,
+        "times as fast": faster,
+    }
+
+
 @check(120)
 def trained_models(device: str) -> Measured:
     """Trained models on the GPU and on the CPU in float32: records with other outcomes, largest difference in nats."""
@@ -234,8 +268,8 @@ def memory_within_budget(device: str) -> Measured:
     """What a sweep takes besides the weights, against the amount that was given."""
     model = loaded(device, TRAINED, "bfloat16")
     measured: Measured = {}
-    for amount in ("1GB", "4GB"):
-        executor = make_executor("forked", model, memory=amount)
+    for amount, name in (("1GB", "forked"), ("4GB", "forked"), ("4GB", "forked-graphs")):
+        executor = make_executor(name, model, memory=amount)
         requests = [*_long_texts(model, 400, 200)]
         generated = [GenerateRequest(r.context_ids, ("\x00",), 32) for r in requests[:200]]
         _free()
@@ -243,14 +277,14 @@ def memory_within_budget(device: str) -> Measured:
         torch.cuda.reset_peak_memory_stats(device)
         list(executor.run([*requests, *generated], [CLEAN, *each_layer(model)[::6]]))
         peak = torch.cuda.max_memory_allocated(device) - before
-        measured[amount] = peak
+        measured[f"{amount}, {name}"] = peak
         assert 0 < peak <= float(amount.removesuffix("GB")) * 1e9, (amount, peak)
     return measured
 
 
 @check(60)
 def launches_and_waits(device: str) -> Measured:
-    """Kernel launches per layer and decode step, and waits of the host per step, in the steps of a layer sweep."""
+    """Launches per layer and decode step, without graphs, and waits of the host per step, in a layer sweep."""
     model = loaded(device, TRAINED, "bfloat16")
     prompts = [r.context_ids for r in _long_texts(model, 16, 60)]
     requests, variants = [GenerateRequest(p, ("\x00",), 6) for p in prompts], [CLEAN, *each_layer(model)]

@@ -91,7 +91,7 @@ def counted_decoding(
 
 
 def with_graphs(family: str, n_layers: int, changes: str) -> list[StepCounts]:
-    """Counts of the last ten of 20 decode steps that replay graphs, when those are captured."""
+    """Counts of the last ten of 20 decode steps that replay graphs, when most are captured."""
     return counted_decoding(family, n_layers, changes, 20, graphs=True)[-10:]
 
 

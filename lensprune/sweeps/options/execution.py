@@ -52,7 +52,10 @@ class Execution(Group):
 
     executor: str = option(
         "forked",
-        lambda: f"{in_words(executor_names())}, with the same results: forked is fast, hooked is the reference",
+        lambda: (
+            f"{in_words(executor_names())}, with the same results: forked is fast, hooked is the reference, "
+            "forked-graphs is for GPUs and not measured yet"
+        ),
         metavar="NAME",
     )
     batch_tokens: int | None = option(None, "tokens per batch", metavar="N", parse=whole_number, check=_check_batch)

@@ -103,6 +103,21 @@ def test_models_that_use_a_gpus_kernel(
     assert_tensors_agree(found, expected, torch.float32)
 
 
+def test_what_is_made_of_weights_keeps_its_address() -> None:
+    fused = FusedNorms(unhooked_copy(tiny("gemma3").raw_model), CPU)  # type: ignore[attr-defined]
+    norm = fused.norms[0]
+    address, before = norm.factor.data_ptr(), norm.factor.clone()
+    with torch.no_grad():
+        norm.weight.add_(0.5)
+    try:
+        fused.refresh()
+    finally:
+        with torch.no_grad():
+            norm.weight.sub_(0.5)
+    assert norm.factor.data_ptr() == address
+    assert_tensors_agree(norm.factor, before + 0.5, torch.float32)
+
+
 def test_weights_that_change_between_runs() -> None:
     model = as_hooked_model(load_model(folder("gemma3")))
     executor, requests = ForkedExecutor(model), likelihood_requests(model)
