@@ -373,7 +373,7 @@ class _Names(TorchFunctionMode):
             # Its parts resize an empty tensor, which a wrapper can't follow.
             if _counts:
                 _kernel("aten.arange.default")
-            return PretendTensor(func(*args, **{**kwargs, "device": CPU}), place.index or 0)
+            return computed(lambda: PretendTensor(func(*args, **{**kwargs, "device": CPU}), place.index or 0))
         if func is torch.Tensor.new_tensor and isinstance(args[0], PretendTensor):
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(args[0])
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], PretendTensor):
